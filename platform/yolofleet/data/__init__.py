@@ -1,0 +1,1 @@
+"""COCO reading and checking, shards, the sample order, streaming, augmentation."""

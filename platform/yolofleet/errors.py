@@ -1,0 +1,18 @@
+"""The error that a user can cure, and the exit codes of every command."""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_WORK_FAILED = 1
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Wrong input or surroundings that the user can put right; shown as one message, without a traceback.
+
+    The message names what is wrong, where (file, key, shard, sample), the value seen, and the cure.
+    """
+
+
+class WorkError(Exception):
+    """The work itself failed although its input was right (exit code 1), shown without a traceback."""

@@ -1,0 +1,1 @@
+"""Letterboxed inference, NMS, COCO average precision, reports and the detector package."""

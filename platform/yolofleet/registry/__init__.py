@@ -1,0 +1,1 @@
+"""The MLflow Model Registry: package, register, resolve."""
