@@ -1,0 +1,157 @@
+"""An append-only log of JSON rows: how a row is written, where its lines lie, and how they are read back.
+
+A row is one line of JSON and counts from its newline on: an unfinished last line, left by a process that was killed,
+is no row. On a disk a log is one file, ``NAME.jsonl``. An object store has no append, so there a log is a chain of
+parts, ``NAME.jsonl``, ``NAME-00001.jsonl``, ..., and only the last part is ever put again: what is sent for each new
+row stays bounded however long the run. Reading is the same for both. JSON knows no NaN or infinity; they are written
+as the strings that protobuf's JSON mapping uses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectNotFoundError, Storage
+
+Row = dict[str, Any]
+
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class CorruptLogError(UserError):
+    """A log holds a line that is no row although rows follow it."""
+
+
+def encode_row(row: Mapping[str, Any]) -> bytes:
+    """Return the row as one line of JSON, newline included.
+
+    Raises:
+        TypeError: A value is neither text, number, boolean, None nor a list or mapping of these.
+    """
+    text = json.dumps(_without_non_finite(row), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode() + b"\n"
+
+
+def _without_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _without_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_non_finite(item) for item in value]
+    return value
+
+
+def decode_row(line: bytes) -> Row | None:
+    """Return the row of one line (without its newline), or None where the line holds no JSON object."""
+    try:
+        row = json.loads(line)
+    except ValueError:  # also UnicodeDecodeError
+        return None
+    if not isinstance(row, dict):
+        return None
+    return {key: _NON_FINITE.get(value, value) if isinstance(value, str) else value for key, value in row.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One object of a log's chain."""
+
+    key: str
+    size_bytes: int
+
+
+def part_key(name: str, index: int) -> str:
+    """Return the key of the log's part ``index``."""
+    return f"{name}.jsonl" if index == 0 else f"{name}-{index:05d}.jsonl"
+
+
+def list_parts(storage: Storage, name: str) -> list[Part]:
+    """Return the parts of a log, in order; none where nothing was written yet."""
+    is_part = re.compile(re.escape(name) + r"(-\d{5,})?\.jsonl")
+    if (path := storage.local_path(part_key(name, 0))) is not None:  # one folder, instead of the walk that list() is
+        found = [Part(entry.name, entry.stat().st_size) for entry in path.parent.glob(f"{name}*.jsonl")]
+    else:
+        found = [Part(entry.key, entry.size_bytes) for entry in storage.list(name)]
+    return sorted((part for part in found if is_part.fullmatch(part.key)), key=lambda part: (len(part.key), part.key))
+
+
+def part_index(name: str, part: Part) -> int:
+    """Return the place of a part in its log's chain."""
+    return int(part.key.removesuffix(".jsonl").removeprefix(name).lstrip("-") or 0)
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a log has been read: the bytes before it, and the last line among them.
+
+    The line tells on the next read whether the log was cut and written anew in between.
+    """
+
+    offset_bytes: int = 0
+    last_line: bytes = b""
+
+
+def read_rows(storage: Storage, name: str) -> list[Row]:
+    """Return every row of a log, oldest first.
+
+    Raises:
+        CorruptLogError: A line is no row although rows follow it.
+    """
+    return read_new_rows(storage, name, Cursor())[0]
+
+
+def read_new_rows(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], Cursor]:
+    """Return the rows after ``cursor`` and the cursor behind them; from the start if the log was cut in between."""
+    try:
+        parts = list_parts(storage, name)
+        if not _still_holds(storage, parts, cursor):
+            cursor = Cursor()
+        data = _read_from(storage, parts, cursor.offset_bytes)
+    except ObjectNotFoundError:  # cut and written anew while being read; the next read sees the new log
+        return [], Cursor()
+    lines = data.split(b"\n")[:-1]  # behind the last newline there is no row yet
+    rows = [decode_row(line) for line in lines]
+    while rows and rows[-1] is None:  # what a lost disk cache leaves at the end: zeros, halves of lines
+        rows.pop()
+    lines = lines[: len(rows)]
+    for position, row in enumerate(rows):
+        if row is None:
+            where = cursor.offset_bytes + sum(len(line) + 1 for line in lines[:position])
+            raise CorruptLogError(
+                f"{storage.url}/{name}.jsonl: the line at byte {where} is not a JSON row: {lines[position][:80]!r}; "
+                "rows follow it, so it was not an interrupted write: repair or remove the line"
+            )
+    if not lines:
+        return [], cursor
+    end = cursor.offset_bytes + sum(len(line) + 1 for line in lines)
+    return [row for row in rows if row is not None], Cursor(end, lines[-1] + b"\n")
+
+
+def _still_holds(storage: Storage, parts: list[Part], cursor: Cursor) -> bool:
+    start = cursor.offset_bytes - len(cursor.last_line)
+    if cursor.offset_bytes > sum(part.size_bytes for part in parts):
+        return False
+    return _read_from(storage, parts, start, len(cursor.last_line)) == cursor.last_line
+
+
+def _read_from(storage: Storage, parts: list[Part], offset_bytes: int, length: int | None = None) -> bytes:
+    """Return ``length`` bytes (default: all) from ``offset_bytes`` of the chain of parts."""
+    return b"".join(_pieces(storage, parts, offset_bytes, length))
+
+
+def _pieces(storage: Storage, parts: list[Part], offset_bytes: int, length: int | None) -> Iterator[bytes]:
+    total = sum(part.size_bytes for part in parts)
+    end_bytes = total if length is None else min(total, offset_bytes + length)
+    begin = 0
+    for part in parts:
+        first, last = max(begin, offset_bytes), min(begin + part.size_bytes, end_bytes)
+        if first < last:
+            yield storage.get_range(part.key, first - begin, last - first)
+        begin += part.size_bytes

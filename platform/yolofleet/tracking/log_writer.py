@@ -1,0 +1,247 @@
+"""Writing a log of JSON rows: by real appends on a disk, by putting its last part again in an object store.
+
+``append`` never waits for a network and never fails for the storage's sake: training must not stop for its own
+diary. Rows that could not be written are kept and written with the next ones; ``flush`` returns when everything is
+stored and is where a broken storage is told. One writer a log: the last line is repaired on opening.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from yolofleet.storage import Storage, StorageError
+from yolofleet.tracking.json_lines import Row, decode_row, encode_row, list_parts, part_index, part_key
+
+logger = logging.getLogger(__name__)
+
+PART_BYTES = 4 << 20
+"""An object part that has reached this size is closed; the next row begins a new one."""
+PUT_INTERVAL_SECONDS = 3.0
+"""Pause between two puts of the last part."""
+CLOSE_TIMEOUT_SECONDS = 5.0
+"""How long closing waits for the putting thread, which has nothing left to put by then."""
+
+
+class LogWriter(ABC):
+    """The one writer of a log."""
+
+    @abstractmethod
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a row; it is kept in memory while the storage does not take it."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Return when every row is stored durably.
+
+        Raises:
+            StorageError: The storage does not take the rows; they are kept.
+        """
+
+    @abstractmethod
+    def truncate(self, keep: Callable[[Row], bool]) -> None:
+        """Remove the rows for which ``keep`` is false."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flush and release what is held."""
+
+
+def open_log(storage: Storage, name: str) -> LogWriter:
+    """Open the log ``name`` for writing; an unfinished last line is removed."""
+    on_disk = storage.local_path(part_key(name, 0)) is not None
+    return FileLogWriter(storage, name) if on_disk else ObjectLogWriter(storage, name)
+
+
+def truncate_parts(storage: Storage, name: str, keep: Callable[[Row], bool]) -> None:
+    """Remove the rows for which ``keep`` is false from a log that nobody writes at the moment."""
+    for part in reversed(list_parts(storage, name)):  # the newest first: a stop in between leaves no gap
+        data = storage.get(part.key)
+        lines = data.split(b"\n")[:-1]
+        kept = b"".join(line + b"\n" for line in lines if (row := decode_row(line)) is not None and keep(row))
+        if not kept:
+            storage.delete(part.key)
+        elif kept != data:
+            storage.put(part.key, kept)
+
+
+def end_of_last_row(data: bytes) -> int:
+    """Return the number of bytes up to the end of the last line that holds a row."""
+    end = data.rfind(b"\n") + 1
+    while end > 0:
+        begin = data.rfind(b"\n", 0, end - 1) + 1
+        if decode_row(data[begin : end - 1]) is not None:
+            break
+        end = begin
+    return end
+
+
+class FileLogWriter(LogWriter):
+    """A log on a disk: every row is one append, which survives the death of the process."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self._name = name
+        self._lock = threading.Lock()
+        self._pending: list[bytes] = []
+        self._path, self._descriptor = self._open()
+
+    def _open(self) -> tuple[Path, int]:
+        parts = list_parts(self._storage, self._name)
+        path = self._storage.local_path(parts[-1].key if parts else part_key(self._name, 0))
+        if path is None:
+            raise ValueError(f"{self._storage.url} is not on a disk")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(descriptor, end_of_last_row(path.read_bytes()))
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be opened for writing: {error.strerror}") from error
+        return path, descriptor
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write the row with one append; with the next one if the disk refuses it."""
+        line = encode_row(row)
+        with self._lock:
+            first_failure = not self._pending
+            self._pending.append(line)
+            try:
+                self._write_pending()
+            except OSError as error:
+                if first_failure:
+                    logger.warning("%s: %s; rows are kept in memory until it can be written", self._path, error)
+
+    def _write_pending(self) -> None:
+        """Write whole lines or nothing: a half line would spoil the one that is appended after it."""
+        data = b"".join(self._pending)
+        if not data:
+            return
+        size_bytes = os.fstat(self._descriptor).st_size
+        try:
+            written = os.write(self._descriptor, data)
+            while written < len(data):
+                written += os.write(self._descriptor, data[written:])
+        except OSError:
+            os.ftruncate(self._descriptor, size_bytes)
+            raise
+        self._pending.clear()
+
+    def flush(self) -> None:
+        """Write what the disk refused before, and sync."""
+        with self._lock:
+            try:
+                self._write_pending()
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise StorageError(f"{self._path}: rows could not be written: {error.strerror}") from error
+
+    def truncate(self, keep: Callable[[Row], bool]) -> None:
+        """Rewrite the file without the rows for which ``keep`` is false."""
+        self.flush()
+        with self._lock:
+            os.close(self._descriptor)
+            truncate_parts(self._storage, self._name, keep)
+            self._path, self._descriptor = self._open()
+
+    def close(self) -> None:
+        """Flush and close the file; closing twice is no error."""
+        if self._descriptor < 0:
+            return
+        try:
+            self.flush()
+        finally:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class ObjectLogWriter(LogWriter):
+    """A log in an object store: rows gather in memory and a thread puts the last part every few seconds."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        name: str,
+        *,
+        put_interval_seconds: float = PUT_INTERVAL_SECONDS,
+        part_bytes: int = PART_BYTES,
+    ) -> None:
+        self._storage = storage
+        self._name = name
+        self._put_interval_seconds = put_interval_seconds
+        self._part_bytes = part_bytes
+        self._lock = threading.Lock()  # guards the memory; never held during a request
+        self._put_lock = threading.Lock()  # one put at a time, so that an older state never follows a newer one
+        self._pending: list[bytes] = []
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._part_index, self._part = self._newest_part()
+
+    def _newest_part(self) -> tuple[int, bytes]:
+        parts = list_parts(self._storage, self._name)
+        if not parts:
+            return 0, b""
+        data = self._storage.get(parts[-1].key)
+        return part_index(self._name, parts[-1]), data[: end_of_last_row(data)]
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add the row to what the thread puts next."""
+        line = encode_row(row)
+        with self._lock:
+            self._pending.append(line)
+            if self._thread is None and not self._closing.is_set():
+                self._thread = threading.Thread(target=self._put_regularly, name=f"log-{self._name}", daemon=True)
+                self._thread.start()
+
+    def _put_regularly(self) -> None:
+        failing = False
+        while not self._closing.wait(self._put_interval_seconds):
+            try:
+                self._put_pending()
+                failing = False
+            except StorageError as error:
+                if not failing:
+                    logger.warning("%s; rows are kept in memory until it can be written", error)
+                failing = True
+
+    def _put_pending(self) -> None:
+        with self._put_lock:
+            while True:
+                with self._lock:
+                    if not self._pending:
+                        return
+                    if len(self._part) >= self._part_bytes:
+                        self._part_index, self._part = self._part_index + 1, b""
+                    taken, size_bytes = 0, len(self._part)
+                    while taken < len(self._pending) and size_bytes < self._part_bytes:
+                        size_bytes += len(self._pending[taken])
+                        taken += 1
+                    grown = self._part + b"".join(self._pending[:taken])
+                self._storage.put(part_key(self._name, self._part_index), grown)
+                with self._lock:
+                    self._part = grown
+                    del self._pending[:taken]
+
+    def flush(self) -> None:
+        """Put the rows that wait."""
+        self._put_pending()
+
+    def truncate(self, keep: Callable[[Row], bool]) -> None:
+        """Put the parts again without the rows for which ``keep`` is false."""
+        self.flush()
+        with self._put_lock:
+            truncate_parts(self._storage, self._name, keep)
+            self._part_index, self._part = self._newest_part()
+
+    def close(self) -> None:
+        """Flush and end the thread."""
+        self._closing.set()
+        try:
+            self.flush()
+        finally:
+            if self._thread is not None:
+                self._thread.join(timeout=CLOSE_TIMEOUT_SECONDS)

@@ -1,0 +1,229 @@
+"""The run directory: all that is known of one training run, and where every start of it begins.
+
+    <storage>/<name>/
+        run.json        format of the directory and the run's identity, written once
+        job.yaml        the job as it was started
+        metrics.jsonl   one row a report: {"time": ..., "step": ..., NAME: VALUE, ...}
+        events.jsonl    what happened: {"time": ..., "kind": ..., ...}
+        checkpoints/    (yolofleet.training)
+        model/          the detector package of the best weights
+        report/         pictures and pages
+
+MLflow holds a copy of it (yolofleet.tracking.mirror); nothing ever reads MLflow to go on.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
+from yolofleet.tracking.json_lines import Cursor, Row, list_parts, read_new_rows, read_rows
+from yolofleet.tracking.log_writer import LogWriter, open_log
+
+FORMAT = 1
+IDENTITY_KEY = "run.json"
+JOB_KEY = "job.yaml"
+METRICS = "metrics"
+EVENTS = "events"
+MODEL_PREFIX = "model"
+REPORT_PREFIX = "report"
+PACKAGE_INDEX = "detector.json"
+"""Written last into ``model/``: a half-copied package is not a package."""
+
+
+class RunDirectory:
+    """One run's directory, for its one writer and any number of readers.
+
+    Args:
+        storage: The storage whose root is the run directory, ``<storage>/<name>``.
+        source: Who writes the events where two processes do (say ``driver`` beside the training workers); each source
+            has a file of its own, ``events.SOURCE.jsonl``, because an object store has no append.
+    """
+
+    def __init__(self, storage: Storage, *, source: str | None = None) -> None:
+        if source is not None and not source.isalpha():
+            raise ValueError(f"an event source is one word of letters, not {source!r}")
+        self.storage = storage
+        self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
+        self._writers: dict[str, LogWriter] = {}
+
+    @classmethod
+    def open(cls, storage_url: str | Path, name: str, *, source: str | None = None) -> RunDirectory:
+        """Open the run ``name`` below ``storage_url``; nothing is written yet."""
+        return cls(open_storage(storage_url).child(name), source=source)
+
+    @property
+    def url(self) -> str:
+        """Where the run directory is: a path or an ``s3://`` URL."""
+        return self.storage.url
+
+    @property
+    def name(self) -> str:
+        """The run's name: the directory's last part."""
+        return self.url.rstrip("/").rpartition("/")[2]
+
+    @cached_property
+    def identity(self) -> str:
+        """The run's identity: made on first use and kept in ``run.json``, wherever the directory moves.
+
+        Raises:
+            UserError: The directory was written by a newer yolofleet, or ``run.json`` is damaged.
+        """
+        fresh = {"format": FORMAT, "id": uuid.uuid4().hex, "created": utc_now()}
+        try:
+            found = self.storage.get(IDENTITY_KEY)
+        except ObjectNotFoundError:
+            self.storage.put_if_absent(IDENTITY_KEY, json.dumps(fresh).encode() + b"\n")
+            found = self.storage.get(IDENTITY_KEY)  # another process may have been first
+        return _checked_identity(found, f"{self.url}/{IDENTITY_KEY}")
+
+    def exists(self) -> bool:
+        """Return whether a run was ever started here."""
+        return self.storage.exists(JOB_KEY) or self.storage.exists(IDENTITY_KEY)
+
+    def job_text(self) -> str | None:
+        """Return the job as it was started (YAML), or None before the first start."""
+        try:
+            return self.storage.get(JOB_KEY).decode()
+        except ObjectNotFoundError:
+            return None
+
+    def write_job(self, text: str) -> None:
+        """Keep the job's YAML; who may replace it is for the caller to judge."""
+        self.storage.put(JOB_KEY, text.encode())
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add a row of numbers; ``time`` is added. Neither waits for the storage nor fails for its sake.
+
+        Raises:
+            ValueError: The row has no whole, non-negative ``step``.
+            TypeError: A value is not plain (text, number, boolean, None).
+        """
+        step = row.get("step")
+        if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            raise ValueError(f"a metrics row needs a whole step of at least 0, this one has step={step!r}: {dict(row)}")
+        self._writer(METRICS).append({"time": utc_now(), **row})
+
+    def append_event(self, kind: str, **fields: Any) -> None:
+        """Add an event: its kind, the time, and what else is known of it."""
+        self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **fields})
+
+    def metrics(self) -> list[Row]:
+        """Return all stored metrics rows, oldest first."""
+        return read_rows(self.storage, METRICS)
+
+    def new_metrics(self, cursor: Cursor) -> tuple[list[Row], Cursor]:
+        """Return the rows stored since ``cursor`` (``Cursor()``: all), and the cursor for the next call."""
+        return read_new_rows(self.storage, METRICS, cursor)
+
+    def events(self) -> list[Row]:
+        """Return all stored events of all sources, oldest first."""
+        rows = [row for name in self._event_logs() for row in read_rows(self.storage, name)]
+        return sorted(rows, key=lambda row: str(row.get("time", "")))
+
+    def events_size_bytes(self) -> int:
+        """Return the size of all event logs: it tells cheaply whether there is something new."""
+        return sum(part.size_bytes for name in self._event_logs() for part in list_parts(self.storage, name))
+
+    def truncate_metrics_after(self, step: int) -> None:
+        """Remove the rows of later steps: a run that goes on from a checkpoint writes them again."""
+        self._writer(METRICS).truncate(lambda row: int(row.get("step", 0)) <= step)
+
+    def save_model(self, package: Path) -> None:
+        """Copy a detector package into ``model/``, its ``detector.json`` last.
+
+        Raises:
+            UserError: The folder holds no ``detector.json``.
+        """
+        files = sorted(path for path in package.rglob("*") if path.is_file())
+        keys = {path: f"{MODEL_PREFIX}/{path.relative_to(package).as_posix()}" for path in files}
+        index = package / PACKAGE_INDEX
+        if index not in keys:
+            raise UserError(f"{package}: holds no {PACKAGE_INDEX}, so it is not a detector package")
+        for path in [*(path for path in files if path != index), index]:
+            self.storage.put(keys[path], path)
+
+    def has_model(self) -> bool:
+        """Return whether ``model/`` holds a whole detector package."""
+        return self.storage.exists(f"{MODEL_PREFIX}/{PACKAGE_INDEX}")
+
+    def fetch_model(self, folder: Path) -> Path:
+        """Return a local folder with the run's detector package: ``model/`` itself, or its copy in ``folder``.
+
+        Raises:
+            UserError: The run has no model yet.
+        """
+        index_key = f"{MODEL_PREFIX}/{PACKAGE_INDEX}"
+        if not self.storage.exists(index_key):
+            raise UserError(f"{self.url}: the run has no model yet (no {index_key}); let the training end first")
+        if (local := self.storage.local_path(index_key)) is not None:
+            return local.parent
+        for entry in self.storage.list(f"{MODEL_PREFIX}/"):
+            self.storage.download(entry.key, folder / entry.key.removeprefix(f"{MODEL_PREFIX}/"))
+        return folder
+
+    def flush(self) -> None:
+        """Return when all rows and events are stored durably.
+
+        Raises:
+            StorageError: The storage does not take them; they are kept and tried again.
+        """
+        for writer in self._writers.values():
+            writer.flush()
+
+    def close(self) -> None:
+        """Flush and release the logs; a later append opens them again."""
+        while self._writers:
+            self._writers.popitem()[1].close()
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _writer(self, name: str) -> LogWriter:
+        if name not in self._writers:
+            self._writers[name] = open_log(self.storage, name)
+        return self._writers[name]
+
+    def _event_logs(self) -> list[str]:
+        folder = self.storage.local_path(JOB_KEY)
+        if folder is not None:
+            keys = [path.name for path in folder.parent.glob(f"{EVENTS}*.jsonl")]
+        else:
+            keys = [entry.key for entry in self.storage.list(EVENTS)]
+        return sorted(key.removesuffix(".jsonl") for key in keys if _is_first_part(key))
+
+
+def utc_now() -> str:
+    """Return the time now in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _is_first_part(key: str) -> bool:
+    return key.endswith(".jsonl") and not key.removesuffix(".jsonl").rpartition("-")[2].isdigit()
+
+
+def _checked_identity(data: bytes, where: str) -> str:
+    try:
+        document = json.loads(data)
+        format_number, identity = int(document["format"]), str(document["id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{where}: is damaged ({error}); restore it from a copy, or use another run name") from error
+    if format_number > FORMAT:
+        raise UserError(
+            f"{where}: the run directory has format {format_number}, this yolofleet reads up to {FORMAT}; "
+            "upgrade yolofleet"
+        )
+    return identity

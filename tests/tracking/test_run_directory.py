@@ -1,0 +1,233 @@
+"""The run directory survives kills, disks and object stores without losing or doubling a row."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolofleet.errors import UserError
+from yolofleet.storage import Storage, StorageError, open_storage
+from yolofleet.tracking.json_lines import CorruptLogError, Cursor, list_parts, read_new_rows, read_rows
+from yolofleet.tracking.log_writer import ObjectLogWriter
+from yolofleet.tracking.run_directory import RunDirectory
+
+NewStorage = Callable[[], Storage]
+
+
+def steps(run: RunDirectory) -> list[int]:
+    return [row["step"] for row in run.metrics()]
+
+
+def test_rows_come_back_in_order_and_with_a_time(new_storage: NewStorage) -> None:
+    with RunDirectory(new_storage()) as run:
+        for step in range(5):
+            run.append_metrics({"step": step, "loss": 1.0 / (step + 1), "phase": "träin\n"})
+    rows = RunDirectory(new_storage()).metrics()
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[3]["loss"] == 0.25 and rows[3]["phase"] == "träin\n"
+    assert all(row["time"].endswith("Z") for row in rows)
+
+
+def test_non_finite_numbers_survive_and_the_file_stays_json(tmp_path: Path) -> None:
+    with RunDirectory(open_storage(tmp_path)) as run:
+        run.append_metrics({"step": 1, "a": math.nan, "b": math.inf, "c": -math.inf})
+    json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    (row,) = run.metrics()
+    assert math.isnan(row["a"]) and row["b"] == math.inf and row["c"] == -math.inf
+
+
+def test_a_torn_last_line_is_ignored_and_then_repaired(tmp_path: Path) -> None:
+    with RunDirectory(open_storage(tmp_path)) as run:
+        run.append_metrics({"step": 1})
+        run.append_metrics({"step": 2})
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_bytes()
+    for torn in (b'{"step":3,"los', b'{"step":3}', b"\0\0\0\0", b'\0\0\0\n{"st\n'):
+        log.write_bytes(whole + torn)
+        assert steps(RunDirectory(open_storage(tmp_path))) == [1, 2]
+        with RunDirectory(open_storage(tmp_path)) as again:
+            again.append_metrics({"step": 3})
+        assert steps(again) == [1, 2, 3]
+
+
+def test_every_cut_of_a_log_reads_as_a_prefix(tmp_path: Path) -> None:
+    with RunDirectory(open_storage(tmp_path)) as run:
+        for step in range(3):
+            run.append_metrics({"step": step, "text": "ä"})
+    log = tmp_path / "metrics.jsonl"
+    whole = log.read_bytes()
+    for size in range(len(whole) + 1):
+        log.write_bytes(whole[:size])
+        assert steps(run) == list(range(whole[:size].count(b"\n")))
+
+
+def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step":1}\nrubbish\n{"step":2}\n')
+    with pytest.raises(CorruptLogError, match=r"metrics\.jsonl: the line at byte 11.*rubbish"):
+        RunDirectory(open_storage(tmp_path)).metrics()
+
+
+def test_resume_removes_later_steps(new_storage: NewStorage) -> None:
+    with RunDirectory(new_storage()) as run:
+        for step in range(1, 8):
+            run.append_metrics({"step": step, "attempt": 1})
+    with RunDirectory(new_storage()) as run:
+        run.truncate_metrics_after(4)
+        run.append_metrics({"step": 5, "attempt": 2})
+    assert steps(run) == [1, 2, 3, 4, 5]
+    assert run.metrics()[-1]["attempt"] == 2
+
+
+def test_a_metrics_row_needs_a_step(tmp_path: Path) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    for wrong in ({}, {"step": -1}, {"step": 1.5}, {"step": True}):
+        with pytest.raises(ValueError, match="step"):
+            run.append_metrics(wrong)
+
+
+def test_events_of_two_sources_are_merged_by_time(new_storage: NewStorage) -> None:
+    trainer, driver = RunDirectory(new_storage()), RunDirectory(new_storage(), source="driver")
+    trainer.append_event("started", step=0)
+    driver.append_event("worker_died", rank=1, signal=9)
+    trainer.append_event("resumed", step=3)
+    trainer.close()
+    driver.close()
+    events = RunDirectory(new_storage()).events()
+    assert {event["kind"] for event in events} == {"started", "worker_died", "resumed"}
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+    assert RunDirectory(new_storage()).events_size_bytes() > 0
+    with pytest.raises(ValueError, match="one word"):
+        RunDirectory(new_storage(), source="node-7")
+
+
+def test_identity_is_made_once(new_storage: NewStorage) -> None:
+    assert not RunDirectory(new_storage()).exists()
+    first = RunDirectory(new_storage()).identity
+    assert RunDirectory(new_storage()).identity == first
+    assert RunDirectory(new_storage()).exists()
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"format": 2, "id": "x"}')
+    with pytest.raises(UserError, match=r"format 2.*upgrade"):
+        _ = RunDirectory(open_storage(tmp_path)).identity
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        _ = RunDirectory(open_storage(tmp_path)).identity
+
+
+def test_job_text_round_trips(new_storage: NewStorage) -> None:
+    run = RunDirectory(new_storage())
+    assert run.job_text() is None
+    run.write_job("name: ä\n")
+    assert RunDirectory(new_storage()).job_text() == "name: ä\n"
+
+
+def test_model_is_saved_and_fetched(new_storage: NewStorage, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "extra").mkdir(parents=True)
+    run = RunDirectory(new_storage())
+    with pytest.raises(UserError, match="no model yet"):
+        run.fetch_model(tmp_path / "copy")
+    with pytest.raises(UserError, match=r"detector\.json"):
+        run.save_model(package)
+    (package / "detector.json").write_text("{}")
+    (package / "extra" / "model.safetensors").write_bytes(b"weights")
+    run.save_model(package)
+    folder = RunDirectory(new_storage()).fetch_model(tmp_path / "copy")
+    assert (folder / "extra" / "model.safetensors").read_bytes() == b"weights"
+    assert run.has_model()
+
+
+def test_a_cursor_sees_only_what_is_new_and_starts_again_after_a_cut(new_storage: NewStorage) -> None:
+    run = RunDirectory(new_storage())
+    for step in range(1, 5):
+        run.append_metrics({"step": step})
+    run.flush()
+    rows, cursor = run.new_metrics(Cursor())
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert run.new_metrics(cursor) == ([], cursor)
+    run.append_metrics({"step": 5})
+    run.flush()
+    rows, cursor = run.new_metrics(cursor)
+    assert [row["step"] for row in rows] == [5]
+    run.truncate_metrics_after(3)
+    for step in range(4, 9):
+        run.append_metrics({"step": step, "attempt": 2})
+    run.flush()
+    assert [row["step"] for row in run.new_metrics(cursor)[0]] == [1, 2, 3, 4, 5, 6, 7, 8]
+    run.close()
+
+
+def test_an_object_log_grows_in_bounded_parts(object_storage: Any) -> None:
+    storage = object_storage
+    writer = ObjectLogWriter(storage, "metrics", part_bytes=200)
+    for step in range(100):
+        writer.append({"step": step})
+    writer.close()
+    assert len(list_parts(storage, "metrics")) > 3
+    assert max(storage.put_bytes) <= 220
+    assert [row["step"] for row in read_rows(storage, "metrics")] == list(range(100))
+    again = ObjectLogWriter(storage, "metrics", part_bytes=200)
+    again.truncate(lambda row: row["step"] <= 30)
+    again.append({"step": 31})
+    again.close()
+    rows, cursor = read_new_rows(storage, "metrics", Cursor())
+    assert [row["step"] for row in rows] == list(range(32))
+    assert read_new_rows(storage, "metrics", cursor)[0] == []
+
+
+def test_an_object_log_copied_to_a_disk_goes_on_there(tmp_path: Path, object_storage: Any) -> None:
+    storage = object_storage
+    writer = ObjectLogWriter(storage, "metrics", part_bytes=60)
+    for step in range(10):
+        writer.append({"step": step})
+    writer.close()
+    for key, data in storage.objects.items():
+        (tmp_path / key).write_bytes(data)
+    with RunDirectory(open_storage(tmp_path)) as run:
+        run.append_metrics({"step": 10})
+    assert steps(run) == list(range(11))
+
+
+def test_an_object_store_that_is_down_loses_nothing(object_storage: Any) -> None:
+    storage = object_storage
+    writer = ObjectLogWriter(storage, "metrics", put_interval_seconds=0.01)
+    writer.append({"step": 1})
+    writer.flush()
+    storage.down = True
+    writer.append({"step": 2})
+    with pytest.raises(StorageError, match="down"):
+        writer.flush()
+    storage.down = False
+    writer.append({"step": 3})
+    writer.close()
+    assert [row["step"] for row in read_rows(storage, "metrics")] == [1, 2, 3]
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    run.append_metrics({"step": 1})
+    real_write = os.write
+
+    def half_then_full(descriptor: int, data: bytes) -> int:
+        if len(data) > 4:
+            return real_write(descriptor, data[:-4])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("yolofleet.tracking.log_writer.os.write", half_then_full)
+        run.append_metrics({"step": 2})
+        run.append_metrics({"step": 3})
+        with pytest.raises(StorageError, match="No space"):
+            run.flush()
+        assert steps(run) == [1]
+    run.append_metrics({"step": 4})
+    run.close()
+    assert steps(run) == [1, 2, 3, 4]
