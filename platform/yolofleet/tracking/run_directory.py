@@ -3,8 +3,10 @@
     <storage>/<name>/
         run.json        format of the directory and the run's identity, written once
         job.yaml        the job as it was started
+        facts.json      what else is known of the run: dataset digests, model figures, versions
         metrics.jsonl   one row a report: {"time": ..., "step": ..., NAME: VALUE, ...}
-        events.jsonl    what happened: {"time": ..., "kind": ..., ...}
+        events.jsonl    what happened: {"time": ..., "kind": ..., ...}; the last of the kinds in STATUS_OF_EVENT
+                        tells how the run stands
         checkpoints/    (yolofleet.training)
         model/          the detector package of the best weights
         report/         pictures and pages
@@ -31,12 +33,21 @@ from yolofleet.tracking.log_writer import LogWriter, open_log
 FORMAT = 1
 IDENTITY_KEY = "run.json"
 JOB_KEY = "job.yaml"
+FACTS_KEY = "facts.json"
 METRICS = "metrics"
 EVENTS = "events"
 MODEL_PREFIX = "model"
 REPORT_PREFIX = "report"
 PACKAGE_INDEX = "detector.json"
 """Written last into ``model/``: a half-copied package is not a package."""
+STATUS_OF_EVENT = {
+    "started": "RUNNING",
+    "resumed": "RUNNING",
+    "finished": "FINISHED",
+    "failed": "FAILED",
+    "stopped": "KILLED",
+}
+"""Event kinds that say how the run stands, and MLflow's word for it."""
 
 
 class RunDirectory:
@@ -99,6 +110,32 @@ class RunDirectory:
     def write_job(self, text: str) -> None:
         """Keep the job's YAML; who may replace it is for the caller to judge."""
         self.storage.put(JOB_KEY, text.encode())
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `record_facts` was told, {} before that.
+
+        Raises:
+            UserError: ``facts.json`` is damaged.
+        """
+        try:
+            found = json.loads(self.storage.get(FACTS_KEY))
+        except ObjectNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(
+                f"{self.url}/{FACTS_KEY}: is damaged ({error}); remove it, the next start writes it"
+            ) from error
+        return dict(found)
+
+    def record_facts(self, **facts: Any) -> None:
+        """Keep facts of the run (plain JSON values) beside those that are known already."""
+        merged = {**self.facts(), **facts}
+        self.storage.put(FACTS_KEY, json.dumps(merged, indent=2, sort_keys=True).encode() + b"\n")
+
+    def status(self) -> str | None:
+        """Return how the run stands by its events (RUNNING, FINISHED, FAILED, KILLED), None before the first."""
+        kinds = [str(event.get("kind")) for event in self.events()]
+        return next((STATUS_OF_EVENT[kind] for kind in reversed(kinds) if kind in STATUS_OF_EVENT), None)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a row of numbers; ``time`` is added. Neither waits for the storage nor fails for its sake.

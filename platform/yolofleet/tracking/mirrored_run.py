@@ -1,0 +1,224 @@
+"""One pass of the mirror: bring one MLflow run level with its run directory.
+
+The run directory holds everything and the server tells what it has already, so a pass needs no memory of its own: it
+finds its run by the directory's identity (a tag), asks the server for the last step of each metric and sends only
+later ones. That matters because MLflow keeps both rows when a step is logged twice. A pass may be repeated, cut off
+anywhere, or made against an empty server: the result is the same. Rows of one metric come in the order of their steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from yolofleet.specs.document import parse_yaml
+from yolofleet.tracking.json_lines import Cursor, Row, encode_row
+from yolofleet.tracking.mlflow_store import experiment_id, open_client
+from yolofleet.tracking.run_directory import FACTS_KEY, JOB_KEY, REPORT_PREFIX, RunDirectory
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
+
+IDENTITY_TAG = "yolofleet.run_id"
+LOCATION_TAG = "yolofleet.run_directory"
+FACT_TAG_PREFIX = "yolofleet."
+MOST_METRICS_IN_BATCH = 1000
+MOST_PARAMS_IN_BATCH = 100
+LONGEST_PARAM = 6000
+LONGEST_TAG = 5000
+LONGEST_NAME = 250
+
+
+class MirroredRun:
+    """A run directory's MLflow run.
+
+    Args:
+        run: The run directory; it is only read.
+        tracking_uri: The MLflow server or database.
+        experiment: The experiment of the run.
+    """
+
+    def __init__(self, run: RunDirectory, tracking_uri: str, experiment: str) -> None:
+        self.run = run
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.run_id: str | None = None
+        self._client: MlflowClient | None = None
+        self._last_steps: dict[str, int] = {}
+        self._cursor = Cursor()
+        self._uploaded: dict[str, tuple[int, ...]] = {}
+        self._sent_facts: dict[str, Any] | None = None
+        self._status: str | None = None
+        self._events_size_bytes = -1
+
+    def sync(self) -> str:
+        """Send what the server lacks and return the MLflow run's id.
+
+        Raises:
+            TrackingError: The tracking URI or the experiment cannot be used.
+            Exception: Whatever MLflow and its drivers raise when the server does not answer; call again later.
+        """
+        try:
+            client, run_id = self._connect()
+            self._send_metrics(client, run_id)
+            self._send_facts(client, run_id)
+            self._send_files(client, run_id)
+            self._send_events(client, run_id)
+        except BaseException:
+            self._client = None  # ask the server anew what it holds: a lost answer is no lost request
+            raise
+        return run_id
+
+    def _connect(self) -> tuple[MlflowClient, str]:
+        """Find or make the MLflow run, and learn what it holds."""
+        if self._client is not None and self.run_id is not None:
+            return self._client, self.run_id
+        client = open_client(self.tracking_uri)
+        experiment = experiment_id(client, self.experiment)
+        found = find_run(client, experiment, self.run.identity)
+        if found is None:
+            tags = {IDENTITY_TAG: self.run.identity, LOCATION_TAG: self.run.url}
+            found = client.create_run(experiment, run_name=self.run.name, tags=tags)
+        self._last_steps = last_steps(found)
+        self._cursor, self._uploaded, self._sent_facts, self._events_size_bytes = Cursor(), {}, None, -1
+        self._status = found.info.status
+        self._send_params(client, found)
+        self._client, self.run_id = client, str(found.info.run_id)
+        return client, self.run_id
+
+    def _send_params(self, client: MlflowClient, found: Run) -> None:
+        """Send the job's settings; MLflow lets no parameter change, so a later edit shows in ``job.yaml`` only."""
+        from mlflow.entities import Param
+
+        document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{JOB_KEY}") or {}
+        values = flat_params(document)
+        params = [Param(key, value) for key, value in values.items() if key not in found.data.params]
+        for start in range(0, len(params), MOST_PARAMS_IN_BATCH):
+            client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
+
+    def _send_facts(self, client: MlflowClient, run_id: str) -> None:
+        """Send the facts as tags, which may change, and the directory's present place with them."""
+        from mlflow.entities import RunTag
+
+        facts = self.run.facts()
+        if facts == self._sent_facts:
+            return
+        tags = [RunTag(LOCATION_TAG, self.run.url)]
+        tags += [RunTag(valid_name(FACT_TAG_PREFIX + key), _text(value)[:LONGEST_TAG]) for key, value in facts.items()]
+        for start in range(0, len(tags), MOST_PARAMS_IN_BATCH):
+            client.log_batch(run_id, tags=tags[start : start + MOST_PARAMS_IN_BATCH])
+        self._sent_facts = facts
+
+    def _send_metrics(self, client: MlflowClient, run_id: str) -> None:
+        rows, cursor = self.run.new_metrics(self._cursor)
+        batch: list[Metric] = []
+        for metric in self._unsent(rows):
+            batch.append(metric)
+            if len(batch) == MOST_METRICS_IN_BATCH:
+                client.log_batch(run_id, metrics=batch)
+                batch = []
+        if batch:
+            client.log_batch(run_id, metrics=batch)
+        self._cursor = cursor
+
+    def _unsent(self, rows: list[Row]) -> Iterator[Metric]:
+        from mlflow.entities import Metric
+
+        for row in rows:
+            step, milliseconds = int(row.get("step", 0)), unix_milliseconds(str(row.get("time", "")))
+            for key, value in numbers(row):
+                if step > self._last_steps.get(key, -1):
+                    self._last_steps[key] = step
+                    yield Metric(key, value, milliseconds, step)
+
+    def _send_files(self, client: MlflowClient, run_id: str) -> None:
+        """Upload the job, the facts and the report's files, each when it has changed."""
+        storage = self.run.storage
+        keys = [key for key in (JOB_KEY, FACTS_KEY) if storage.exists(key)]
+        sizes = {key: storage.size_bytes(key) for key in keys}
+        sizes |= {entry.key: entry.size_bytes for entry in storage.list(f"{REPORT_PREFIX}/")}
+        for key, size_bytes in sizes.items():
+            path = storage.local_path(key)
+            state = (size_bytes,) if path is None else (size_bytes, path.stat().st_mtime_ns)
+            if self._uploaded.get(key) == state:
+                continue
+            with TemporaryDirectory(prefix="yolofleet-mirror-") as folder:
+                if path is None:
+                    path = Path(folder, key.rpartition("/")[2])
+                    storage.download(key, path)
+                client.log_artifact(run_id, str(path), key.rpartition("/")[0] or None)
+            self._uploaded[key] = state
+
+    def _send_events(self, client: MlflowClient, run_id: str) -> None:
+        """Upload the events when there are new ones, and say how the run stands."""
+        size_bytes = self.run.events_size_bytes()
+        if size_bytes == self._events_size_bytes:
+            return
+        events = self.run.events()
+        if events:
+            client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
+        status = self.run.status() or "RUNNING"
+        if status != self._status:
+            if status == "RUNNING":
+                client.update_run(run_id, status=status)
+            else:
+                ended = unix_milliseconds(str(events[-1].get("time", "")))
+                client.set_terminated(run_id, status=status, end_time=ended)
+            self._status = status
+        self._events_size_bytes = size_bytes
+
+
+def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None:
+    """Return the MLflow run of a run directory, the oldest if there are several, or None."""
+    found = client.search_runs(
+        [experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'", max_results=1, order_by=["attributes.start_time ASC"]
+    )
+    return found[0] if found else None
+
+
+def last_steps(run: Run) -> dict[str, int]:
+    """Return for each metric of an MLflow run the last step that the server holds."""
+    return {metric.key: int(metric.step) for metric in run.data.to_proto().metrics}
+
+
+def numbers(row: Row) -> Iterator[tuple[str, float]]:
+    """Yield the names and values of a metrics row that MLflow can draw: its numbers, except step and time."""
+    for key, value in row.items():
+        if key not in ("step", "time") and isinstance(value, int | float) and not isinstance(value, bool):
+            yield valid_name(key), float(value)
+
+
+def valid_name(name: str) -> str:
+    """Return the name with what MLflow forbids in names replaced by ``_``."""
+    return re.sub(r"[^/\w.\- :]", "_", name)[:LONGEST_NAME]
+
+
+def unix_milliseconds(time: str) -> int:
+    """Return an ISO 8601 time as MLflow counts it; 0 (1970) for a row without a readable time."""
+    try:
+        return math.floor(datetime.fromisoformat(time).timestamp() * 1000)
+    except ValueError:
+        return 0
+
+
+def flat_params(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a job's leaves as text by dotted path: ``{"data": {"side": 640}}`` -> ``{"data.side": "640"}``."""
+    leaves: dict[str, str] = {}
+    for key, value in document.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            leaves |= flat_params(value, f"{path}.")
+        else:
+            leaves[valid_name(path)] = _text(value)[:LONGEST_PARAM]
+    return leaves
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

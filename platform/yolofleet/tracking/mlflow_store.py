@@ -1,0 +1,225 @@
+"""Reaching an MLflow tracking server or database: which one, is it there, and a client that cannot block for minutes.
+
+MLflow's own defaults wait minutes for a server that is away (seven retries of two minutes each). `open_client` lowers
+them unless the user's environment says otherwise, and `check_reachable` answers within its time whatever happens.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, urlsplit
+
+from yolofleet.errors import UserError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+Result = TypeVar("Result")
+
+CHECK_TIMEOUT_SECONDS = 20.0
+CONNECT_TIMEOUT_SECONDS = 5.0
+SQLITE_PREFIX = "sqlite:///"
+SQLITE_MAGIC = b"SQLite format 3\0"
+STORE_FOLDER = "_mlflow"
+"""Beside the runs; no run can have this name, for run names start with a letter or digit."""
+DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+"""Set where the user's environment does not set them."""
+
+
+class TrackingError(UserError):
+    """The MLflow tracking URI is wrong, or nothing answers there."""
+
+
+def default_tracking_uri(storage_url: str) -> str | None:
+    """Return the URI of the sqlite database beside the runs of a folder; None for a remote storage."""
+    scheme = urlsplit(storage_url).scheme
+    if scheme not in ("", "file"):
+        return None
+    folder = Path(urlsplit(storage_url).path if scheme == "file" else storage_url).expanduser().absolute()
+    return f"{SQLITE_PREFIX}{folder / STORE_FOLDER / 'mlflow.db'}"
+
+
+def sqlite_path(tracking_uri: str) -> Path | None:
+    """Return the absolute path of a ``sqlite:///`` URI's database, None for any other URI."""
+    if not tracking_uri.startswith(SQLITE_PREFIX):
+        return None
+    return Path(tracking_uri.removeprefix(SQLITE_PREFIX)).expanduser().absolute()
+
+
+def shown(tracking_uri: str) -> str:
+    """Return the URI as messages may show it: without a password."""
+    parts = urlsplit(tracking_uri)
+    if parts.password is None:
+        return tracking_uri
+    return tracking_uri.replace(f":{parts.password}@", ":***@", 1)
+
+
+def check_uri(tracking_uri: str) -> None:
+    """Raise `TrackingError` for a URI that MLflow cannot serve."""
+    scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
+    if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
+        raise TrackingError(f"{shown(tracking_uri)}: a host is missing; write http://HOST:PORT")
+    if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
+        raise TrackingError(
+            f"{tracking_uri}: a database file is missing; write sqlite:///PATH, with a fourth / if absolute"
+        )
+    if scheme not in ("http", "https", "sqlite", "databricks", *DATABASE_SCHEMES):
+        raise TrackingError(
+            f"{shown(tracking_uri)}: not an MLflow tracking URI; use http://HOST:PORT, https://HOST, "
+            "sqlite:///PATH/mlflow.db or postgresql://USER@HOST/DATABASE"
+        )
+
+
+def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SECONDS) -> None:
+    """Make sure that MLflow answers at ``tracking_uri``; returns or raises within ``timeout_seconds``.
+
+    Raises:
+        TrackingError: The URI is wrong, or nothing that speaks MLflow answers there in time.
+    """
+    check_uri(tracking_uri)
+    if (database := sqlite_path(tracking_uri)) is not None:
+        _check_sqlite(database)
+        return
+    try:
+        _within(timeout_seconds, lambda: _probe(tracking_uri))
+    except TimeoutError as error:
+        raise TrackingError(
+            f"MLflow at {shown(tracking_uri)} gave no answer within {timeout_seconds:g} s; check tracking.uri, the "
+            "server and the network"
+        ) from error
+
+
+def open_client(tracking_uri: str) -> MlflowClient:
+    """Return a client whose calls end within seconds when the server is away; makes a sqlite database if need be.
+
+    Raises:
+        TrackingError: The URI is wrong.
+    """
+    check_uri(tracking_uri)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    database = sqlite_path(tracking_uri)
+    if database is None:
+        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    absolute_uri = f"{SQLITE_PREFIX}{database}"
+    with _first_use_lock(database):
+        return MlflowClient(tracking_uri=absolute_uri, registry_uri=absolute_uri)
+
+
+def experiment_id(client: MlflowClient, name: str) -> str:
+    """Return the id of the experiment ``name``, made if need be.
+
+    Artifacts of a sqlite store lie beside its database: MLflow's default is a folder wherever the process was started.
+
+    Raises:
+        TrackingError: The experiment was deleted on the server.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        database = sqlite_path(client.tracking_uri)
+        location = None if database is None else (database.parent / "artifacts" / quote(name, safe=" ")).as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another process was first
+    if found.lifecycle_stage != "active":
+        raise TrackingError(
+            f"the MLflow experiment '{name}' at {shown(client.tracking_uri)} was deleted; restore it with "
+            f"`mlflow experiments restore -x {found.experiment_id}`, or set another tracking.experiment"
+        )
+    return str(found.experiment_id)
+
+
+def _probe(tracking_uri: str) -> None:
+    parts = urlsplit(tracking_uri)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_SECONDS).close()
+        except OSError as error:
+            raise TrackingError(
+                f"nothing answers at {shown(tracking_uri)} ({error}); start it with `mlflow server`, or correct "
+                "tracking.uri"
+            ) from error
+    client = open_client(tracking_uri)
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow, requests and every database driver have errors of their own
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(
+            f"MLflow at {shown(tracking_uri)} does not work: {reason}; check tracking.uri, the credentials "
+            "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN) and the server's "
+            "--allowed-hosts"
+        ) from error
+
+
+def _check_sqlite(database: Path) -> None:
+    try:
+        if database.exists():
+            with database.open("r+b") as file:
+                head = file.read(len(SQLITE_MAGIC))
+            if head not in (b"", SQLITE_MAGIC):
+                raise TrackingError(f"{database}: is not an sqlite database; correct tracking.uri")
+        else:
+            database.parent.mkdir(parents=True, exist_ok=True)
+            if not os.access(database.parent, os.W_OK):
+                raise TrackingError(f"{database.parent}: cannot be written; set tracking.uri to a place of your own")
+    except OSError as error:
+        raise TrackingError(
+            f"{database}: cannot be used for MLflow ({error.strerror}); correct tracking.uri"
+        ) from error
+
+
+@contextmanager
+def _first_use_lock(database: Path) -> Iterator[None]:
+    """Let one process at a time open the database: the first one makes its tables."""
+    _check_sqlite(database)
+    descriptor = os.open(database.with_name(f"{database.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # which also unlocks
+
+
+def _within(timeout_seconds: float, action: Callable[[], Result]) -> Result:
+    """Return what ``action`` returns or raises, or raise TimeoutError; a stuck one is left behind in its thread."""
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="mlflow-check", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError
+    return results[0]

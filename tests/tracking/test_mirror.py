@@ -1,0 +1,206 @@
+"""The mirror loses nothing, doubles nothing, waits for nobody and can be rebuilt."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolofleet.storage import open_storage
+from yolofleet.tracking.mirror import Mirror, sync_now
+from yolofleet.tracking.mirrored_run import flat_params, numbers
+from yolofleet.tracking.mlflow_store import default_tracking_uri, open_client
+from yolofleet.tracking.run_directory import RunDirectory
+
+EXPERIMENT = "shapes / first try"
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new MLflow database: making its tables takes seconds, copying it does not."""
+    folder = tmp_path_factory.mktemp("store")
+    open_client(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def storage_folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A storage folder whose store exists already; nothing may appear in the current folder."""
+    runs = tmp_path / "runs with spaces"
+    (runs / "_mlflow").mkdir(parents=True)
+    shutil.copy(empty_store, runs / "_mlflow" / "mlflow.db")
+    current = tmp_path / "current"
+    current.mkdir()
+    monkeypatch.chdir(current)
+    yield runs
+    assert list(current.iterdir()) == []
+
+
+def new_run(storage_folder: Path, num_steps: int) -> RunDirectory:
+    run = RunDirectory.open(storage_folder, "demo")
+    run.write_job("name: demo\ndata: {train: shapes, image_size: 64}\nworkers: [1, 2]\n")
+    run.record_facts(**{"data.train.digest": "sha256:0a1b"})
+    run.append_event("started")
+    for step in range(1, num_steps + 1):
+        run.append_metrics({"step": step, "loss/box": 1 / step, "phase": "warm-up", "AP(50)": 0.5})
+    run.storage.put("report/detections.png", b"picture")
+    run.flush()
+    return run
+
+
+def history(uri: str, run_id: str, key: str = "loss/box") -> list[int]:
+    return [metric.step for metric in open_client(uri).get_metric_history(run_id, key)]
+
+
+def uri_of(storage_folder: Path) -> str:
+    uri = default_tracking_uri(str(storage_folder))
+    assert uri is not None
+    return uri
+
+
+def wait_until(condition: Callable[[], object], timeout_seconds: float = 30.0) -> None:
+    end = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_everything_arrives_once(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 1200), uri_of(storage_folder)
+    run_id = sync_now(run, uri, EXPERIMENT)
+    client = open_client(uri)
+    found = client.get_run(run_id)
+    assert found.data.params == {"name": "demo", "data.train": "shapes", "data.image_size": "64", "workers": "[1, 2]"}
+    assert found.data.tags["yolofleet.data.train.digest"] == "sha256:0a1b"
+    assert found.data.metrics == {"loss/box": pytest.approx(1 / 1200), "AP_50_": 0.5}
+    assert found.info.status == "RUNNING"
+    paths = {item.path for item in client.list_artifacts(run_id)} | {
+        item.path for item in client.list_artifacts(run_id, "report")
+    }
+    assert paths == {"job.yaml", "facts.json", "events.jsonl", "report", "report/detections.png"}
+    assert history(uri, run_id) == list(range(1, 1201))
+    assert sync_now(RunDirectory.open(storage_folder, "demo"), uri, EXPERIMENT) == run_id
+    assert history(uri, run_id) == list(range(1, 1201))
+
+
+def test_artifacts_lie_beside_the_database(storage_folder: Path) -> None:
+    sync_now(new_run(storage_folder, 1), uri_of(storage_folder), EXPERIMENT)
+    assert list((storage_folder / "_mlflow" / "artifacts").rglob("detections.png"))
+
+
+def test_a_resumed_run_sends_no_step_twice(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 8), uri_of(storage_folder)
+    run_id = sync_now(run, uri, EXPERIMENT)
+    run.close()
+    again = RunDirectory.open(storage_folder, "demo")
+    again.truncate_metrics_after(5)
+    again.append_event("resumed", step=5)
+    for step in range(6, 13):
+        again.append_metrics({"step": step, "loss/box": 1 / step})
+    again.append_event("finished")
+    again.close()
+    assert sync_now(again, uri, EXPERIMENT) == run_id
+    assert history(uri, run_id) == list(range(1, 13))
+    assert open_client(uri).get_run(run_id).info.status == "FINISHED"
+
+
+def test_a_run_that_goes_on_is_running_again(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 1), uri_of(storage_folder)
+    for kind, status in (("failed", "FAILED"), ("resumed", "RUNNING"), ("stopped", "KILLED")):
+        run.append_event(kind)
+        run.flush()
+        assert open_client(uri).get_run(sync_now(run, uri, EXPERIMENT)).info.status == status
+
+
+def test_a_batch_whose_answer_was_lost_is_not_doubled(storage_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    run, uri = new_run(storage_folder, 2500), uri_of(storage_folder)
+    log_batch, calls = mlflow.MlflowClient.log_batch, []
+
+    def losing(self: Any, *arguments: Any, **named: Any) -> None:
+        log_batch(self, *arguments, **named)
+        calls.append(named)
+        if len(calls) in (3, 4):
+            raise ConnectionError("the answer was lost")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", losing)
+    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.01)
+    mirror.start()
+    wait_until(lambda: len(calls) > 6)
+    assert mirror.close()
+    assert mirror.run_id is not None
+    assert history(uri, mirror.run_id) == list(range(1, 2501))
+
+
+def test_a_server_that_is_away_and_comes_back(storage_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    run, uri = new_run(storage_folder, 5), uri_of(storage_folder)
+    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02)
+    mirror.start()
+    wait_until(lambda: mirror.run_id)
+    attempts: list[int] = []
+
+    def refused(*_: Any, **__: Any) -> None:
+        attempts.append(1)
+        raise ConnectionError("nobody there")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", refused)
+        for step in range(6, 20):
+            begin = time.monotonic()
+            run.append_metrics({"step": step, "loss/box": 1 / step})
+            assert time.monotonic() - begin < 1.0
+        wait_until(lambda: len(attempts) > 2)
+    for step in range(20, 30):
+        run.append_metrics({"step": step, "loss/box": 1 / step})
+    run.flush()
+    assert mirror.close()
+    assert mirror.run_id is not None
+    assert history(uri, mirror.run_id) == list(range(1, 30))
+
+
+def test_closing_does_not_wait_for_a_server_that_hangs(
+    storage_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import mlflow
+
+    run, uri = new_run(storage_folder, 2), uri_of(storage_folder)
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: time.sleep(5))
+    mirror = Mirror(run, uri, EXPERIMENT)
+    mirror.start()
+    assert mirror.close(timeout_seconds=0.2) is False
+    assert "--sync" in caplog.text
+    monkeypatch.undo()
+    run_id = sync_now(run, uri, EXPERIMENT)
+    assert history(uri, run_id) == [1, 2]
+
+
+def test_a_lost_store_is_rebuilt(storage_folder: Path, empty_store: Path, tmp_path: Path) -> None:
+    run, uri = new_run(storage_folder, 7), uri_of(storage_folder)
+    first = sync_now(run, uri, EXPERIMENT)
+    second = sync_now(run, uri, EXPERIMENT, rebuild=True)
+    assert first != second
+    assert history(uri, second) == list(range(1, 8))
+    shutil.copy(empty_store, tmp_path / "other.db")
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert history(other, sync_now(run, other, EXPERIMENT)) == list(range(1, 8))
+
+
+def test_a_moved_run_directory_is_the_same_run(storage_folder: Path) -> None:
+    uri = uri_of(storage_folder)
+    run_id = sync_now(new_run(storage_folder, 2), uri, EXPERIMENT)
+    (storage_folder / "demo").rename(storage_folder / "renamed")
+    moved = RunDirectory(open_storage(storage_folder / "renamed"))
+    assert sync_now(moved, uri, EXPERIMENT) == run_id
+
+
+def test_only_finite_names_and_numbers_reach_mlflow() -> None:
+    row = {"step": 3, "time": "x", "a": 1, "b": True, "c": "text", "d": None, "AP of <tree>": 0.5}
+    assert dict(numbers(row)) == {"a": 1.0, "AP of _tree_": 0.5}
+    assert flat_params({"a": {"b": [1, None]}, "c": None}) == {"a.b": "[1, null]", "c": "null"}
