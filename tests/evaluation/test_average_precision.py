@@ -1,0 +1,142 @@
+"""The twelve figures equal pycocotools' to the last digit, and the odd cases have answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.judged import CATEGORY_IDS, pycocotools_judge, random_problem
+from yolofleet.errors import UserError
+from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
+
+
+@settings(deadline=None, max_examples=12)
+@given(seed=st.integers(0, 2**31), crowds=st.booleans())
+def test_the_twelve_figures_are_those_of_pycocotools(seed: int, crowds: bool) -> None:
+    ground_truth, detections = random_problem(seed, crowds=crowds)
+    if not detections:
+        return
+    judge = pycocotools_judge(ground_truth, detections)
+    ours = coco_average_precision(ground_truth, detections)
+    theirs = [None if value == -1 else float(value) for value in judge.stats]
+    assert list(ours.figures) == list(FIGURE_NAMES)
+    assert list(ours.figures.values()) == theirs
+    precision = judge.eval["precision"]
+    for position, entry in enumerate(ours.per_class):
+        measured = precision[:, :, position, 0, 2]
+        assert entry.ap == (float(np.mean(measured)) if (measured > -1).all() else None)
+
+
+def test_more_than_a_hundred_detections_an_image_are_cut_as_pycocotools_cuts() -> None:
+    ground_truth, detections = random_problem(5, num_images=3, max_detections=500)
+    judge = pycocotools_judge(ground_truth, detections)
+    ours = coco_average_precision(ground_truth, detections)
+    assert ours.figures["AP"] == float(judge.stats[0])
+    assert ours.figures["AR_100"] == float(judge.stats[8])
+
+
+def test_annotation_id_0_is_an_object_like_any_other() -> None:
+    ground_truth, detections = random_problem(1)
+    expected = coco_average_precision(ground_truth, detections)
+    from_zero = [{**annotation, "id": number} for number, annotation in enumerate(ground_truth["annotations"])]
+    same_id = [{**annotation, "id": 1} for annotation in ground_truth["annotations"]]
+    for renumbered in (from_zero, same_id):
+        assert coco_average_precision({**ground_truth, "annotations": renumbered}, detections) == expected
+
+
+def perfect(ground_truth: dict[str, Any]) -> list[dict[str, Any]]:
+    keys = ("image_id", "category_id", "bbox")
+    return [{**{key: entry[key] for key in keys}, "score": 0.9} for entry in ground_truth["annotations"]]
+
+
+def test_perfect_detections_are_worth_1_and_false_ones_on_an_empty_image_cost() -> None:
+    ground_truth, _ = random_problem(2, crowds=False)
+    detections = perfect(ground_truth)
+    assert coco_average_precision(ground_truth, detections).figures["AP"] == pytest.approx(1.0)
+    empty_image = {"id": 77_777, "width": 10, "height": 10}
+    with_empty = {**ground_truth, "images": [*ground_truth["images"], empty_image]}
+    assert coco_average_precision(with_empty, detections).figures["AP"] == pytest.approx(1.0)
+    wrong = [
+        {"image_id": 77_777, "category_id": category_id, "bbox": [0, 0, 5, 5], "score": 0.99}
+        for category_id in CATEGORY_IDS
+    ]
+    assert coco_average_precision(with_empty, detections + wrong).figures["AP"] < 0.99
+
+
+def test_no_detections_at_all_is_worth_0() -> None:
+    ground_truth, _ = random_problem(3)
+    result = coco_average_precision(ground_truth, [])
+    assert result.figures["AP"] == 0.0
+    assert result.figures["AR_100"] == 0.0
+    assert result.per_class[-1].ap is None  # a class without objects was not measured
+    assert result.num_detections == 0
+
+
+def test_without_ground_truth_nothing_is_measured() -> None:
+    ground_truth, detections = random_problem(4)
+    for document in (
+        {**ground_truth, "annotations": []},
+        {**ground_truth, "annotations": [{**entry, "iscrowd": 1} for entry in ground_truth["annotations"]]},
+    ):
+        result = coco_average_precision(document, detections)
+        assert set(result.figures.values()) == {None}
+        assert all(entry.ap is None and entry.best_confidence is None for entry in result.per_class)
+        assert result.num_objects == 0
+    nothing = coco_average_precision({"images": [], "categories": [], "annotations": []}, [])
+    assert set(nothing.figures.values()) == {None} and nothing.per_class == ()
+
+
+def test_area_and_crowd_may_be_left_out() -> None:
+    ground_truth, _ = random_problem(6, crowds=False)
+    short = [{key: entry[key] for key in ("image_id", "category_id", "bbox")} for entry in ground_truth["annotations"]]
+    result = coco_average_precision({**ground_truth, "annotations": short}, perfect(ground_truth))
+    assert result.figures["AP"] == pytest.approx(1.0)
+
+
+def test_the_operating_point_is_where_f1_is_best() -> None:
+    ground_truth, _ = random_problem(8, crowds=False)
+    good = perfect(ground_truth)
+    noise = [{**entry, "bbox": [900.0, 900.0, 5.0, 5.0], "score": 0.3} for entry in good for _ in range(3)]
+    result = coco_average_precision(ground_truth, good + noise)
+    for entry in result.per_class:
+        if entry.num_objects:
+            assert entry.best_confidence == pytest.approx(0.9)
+            assert entry.best_f1 == pytest.approx(1.0)
+            assert len(result.curves[entry.category_id]) == 101
+
+
+def test_nothing_given_is_changed() -> None:
+    ground_truth, detections = random_problem(9)
+    before = repr((ground_truth, detections))
+    coco_average_precision(ground_truth, detections)
+    assert repr((ground_truth, detections)) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"image_id": 123_456}, "image_id 123456 is not an image of this dataset"),
+        ({"bbox": [1, 2, 3]}, "four finite numbers"),
+        ({"bbox": [1, 2, 3, float("nan")]}, "four finite numbers"),
+        ({"bbox": None}, "four finite numbers"),
+        ({"score": "high"}, "score is 'high'"),
+        ({"score": True}, "score is True"),
+    ],
+)
+def test_bad_records_are_named(change: dict[str, Any], words: str) -> None:
+    ground_truth, detections = random_problem(10)
+    detections[4] = {**detections[4], **change}
+    with pytest.raises(UserError, match=f"(record|detection) 5 of {len(detections)}: .*{words}"):
+        coco_average_precision(ground_truth, detections)
+
+
+def test_records_without_their_keys_are_named() -> None:
+    ground_truth, _ = random_problem(11)
+    with pytest.raises(UserError, match="no category_id and no score"):
+        coco_average_precision(ground_truth, [{"image_id": 1, "bbox": [0, 0, 1, 1]}])
+    with pytest.raises(UserError, match="not an object"):
+        coco_average_precision(ground_truth, ["hello"])  # type: ignore[list-item]
