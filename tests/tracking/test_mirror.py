@@ -44,7 +44,7 @@ def new_run(storage_folder: Path, num_steps: int) -> RunDirectory:
     run = RunDirectory.open(storage_folder, "demo")
     run.write_job("name: demo\ndata: {train: shapes, image_size: 64}\nworkers: [1, 2]\n")
     run.record_facts(**{"data.train.digest": "sha256:0a1b"})
-    run.append_event("started")
+    run.append_event("start")
     for step in range(1, num_steps + 1):
         run.append_metrics({"step": step, "loss/box": 1 / step, "phase": "warm-up", "AP(50)": 0.5})
     run.storage.put("report/detections.png", b"picture")
@@ -98,10 +98,10 @@ def test_a_resumed_run_sends_no_step_twice(storage_folder: Path) -> None:
     run.close()
     again = RunDirectory.open(storage_folder, "demo")
     again.truncate_metrics_after(5)
-    again.append_event("resumed", step=5)
+    again.append_event("start", step=5)
     for step in range(6, 13):
         again.append_metrics({"step": step, "loss/box": 1 / step})
-    again.append_event("finished")
+    again.append_event("end")
     again.close()
     assert sync_now(again, uri, EXPERIMENT) == run_id
     assert history(uri, run_id) == list(range(1, 13))
@@ -110,7 +110,7 @@ def test_a_resumed_run_sends_no_step_twice(storage_folder: Path) -> None:
 
 def test_a_run_that_goes_on_is_running_again(storage_folder: Path) -> None:
     run, uri = new_run(storage_folder, 1), uri_of(storage_folder)
-    for kind, status in (("failed", "FAILED"), ("resumed", "RUNNING"), ("stopped", "KILLED")):
+    for kind, status in (("failed", "FAILED"), ("start", "RUNNING"), ("stopped", "KILLED")):
         run.append_event(kind)
         run.flush()
         assert open_client(uri).get_run(sync_now(run, uri, EXPERIMENT)).info.status == status

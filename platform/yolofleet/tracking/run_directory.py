@@ -17,6 +17,7 @@ MLflow holds a copy of it (yolofleet.tracking.mirror); nothing ever reads MLflow
 from __future__ import annotations
 
 import json
+import threading
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -41,9 +42,8 @@ REPORT_PREFIX = "report"
 PACKAGE_INDEX = "detector.json"
 """Written last into ``model/``: a half-copied package is not a package."""
 STATUS_OF_EVENT = {
-    "started": "RUNNING",
-    "resumed": "RUNNING",
-    "finished": "FINISHED",
+    "start": "RUNNING",
+    "end": "FINISHED",
     "failed": "FAILED",
     "stopped": "KILLED",
 }
@@ -65,6 +65,7 @@ class RunDirectory:
         self.storage = storage
         self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
         self._writers: dict[str, LogWriter] = {}
+        self._writers_lock = threading.Lock()  # the thread that saves checkpoints tells of them too
 
     @classmethod
     def open(cls, storage_url: str | Path, name: str, *, source: str | None = None) -> RunDirectory:
@@ -213,13 +214,19 @@ class RunDirectory:
         Raises:
             StorageError: The storage does not take them; they are kept and tried again.
         """
-        for writer in self._writers.values():
+        with self._writers_lock:
+            writers = list(self._writers.values())
+        for writer in writers:
             writer.flush()
 
     def close(self) -> None:
         """Flush and release the logs; a later append opens them again."""
-        while self._writers:
-            self._writers.popitem()[1].close()
+        while True:
+            with self._writers_lock:
+                if not self._writers:
+                    return
+                _, writer = self._writers.popitem()
+            writer.close()
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -230,9 +237,10 @@ class RunDirectory:
         self.close()
 
     def _writer(self, name: str) -> LogWriter:
-        if name not in self._writers:
-            self._writers[name] = open_log(self.storage, name)
-        return self._writers[name]
+        with self._writers_lock:
+            if name not in self._writers:
+                self._writers[name] = open_log(self.storage, name)
+            return self._writers[name]
 
     def _event_logs(self) -> list[str]:
         folder = self.storage.local_path(JOB_KEY)
