@@ -1,9 +1,10 @@
 """COCO average precision: the twelve figures, every class, and the precision-recall curves.
 
-The figures equal pycocotools' to the last digit, crowds included: the same numbers are summed in the same order. (faster-coco-eval
-leaves out a rounding term in the precision and differs in the last digit.) Two things differ from feeding files to pycocotools by hand: objects are
-numbered here, because annotation id 0 means "unmatched" there and such an object can never be found; and where there is nothing to measure (no object of a size,
-no ground truth at all) a figure is None instead of -1.
+The figures equal pycocotools' to the last digit, crowds included: the same numbers are summed in the same order.
+(faster-coco-eval leaves out a rounding term in the precision and differs in the last digit.) Two things differ from
+feeding files to pycocotools by hand: objects are numbered here, because annotation id 0 means "unmatched" there and
+such an object can never be found; and where there is nothing to measure (no object of a size, no ground truth at all)
+a figure is None instead of -1.
 """
 
 from __future__ import annotations
