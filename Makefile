@@ -1,0 +1,72 @@
+# Two commands do everything: `make demo` and `make test`. Nothing is left outside this folder.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
+export XDG_CACHE_HOME := $(CURDIR)/.cache
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: help install demo check lint types unit test test-full bench clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(INSTALLED)  ## Make the virtual environment with every pinned dependency
+
+# torch first and by itself: its build (CPU or CUDA) is chosen by where pip runs, everything else must not change it.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,export,search]'
+	@touch $@
+
+demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes
+	$(BIN)/yolofleet train jobs/quickstart.yaml
+	$(BIN)/yolofleet predict models:/quickstart@candidate demo/images/val/images/00000{1,2,3,4}.jpg \
+	    --tracking-uri sqlite:///demo/runs/mlflow.db --out demo/pictures
+
+demo/images/%/annotations.json: | $(INSTALLED)
+	$(BIN)/yolofleet data synth demo/images/$* $(SYNTH_$*)
+SYNTH_train := --images 1200 --seed 1
+SYNTH_val := --images 200 --seed 2
+
+demo/shards/%/manifest.json: demo/images/%/annotations.json
+	$(BIN)/yolofleet data shard demo/images/$*/annotations.json demo/images/$*/images demo/shards/$*
+.PRECIOUS: demo/images/%/annotations.json demo/shards/%/manifest.json
+
+check: lint types unit  ## Lint, types and unit tests (two minutes)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+unit: $(INSTALLED)
+	$(BIN)/pytest -q -m "not slow and not system"
+
+test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
+	$(BIN)/pytest -q -m "not slow" --durations=10
+
+test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
+	$(BIN)/pytest --durations=0
+
+bench: $(INSTALLED)  ## Ratios against named peers
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## Remove the environment, the demo and all caches
+	rm -rf $(VENV) demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

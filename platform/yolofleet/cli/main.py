@@ -1,0 +1,65 @@
+"""``yolofleet``: every command, and the one place where an error becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from yolofleet import __version__
+from yolofleet.cli import data, evaluate, models, predict, registry, train
+from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+
+app = typer.Typer(
+    name="yolofleet",
+    help="Train YOLOv7 detectors on a cluster, search their scaling factors, and release proven models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(data.app, name="data")
+app.add_typer(models.app, name="models")
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.add_typer(registry.app, name="registry")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(f"yolofleet {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except UserError as error:
+        return _told(f"error: {error}", EXIT_USER_ERROR)
+    except WorkError as error:
+        return _told(f"failed: {error}", EXIT_WORK_FAILED)
+    except KeyboardInterrupt:
+        return _told("stopped; the same command goes on from the newest checkpoint", 130)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own: a wrong option or argument
+            error.show()
+            return EXIT_USER_ERROR
+        raise
+    return result if isinstance(result, int) else EXIT_DONE
+
+
+def _told(message: str, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,140 @@
+"""Watching a run from outside: a progress bar where there is a terminal, plain lines where there is none.
+
+The run directory is all that is looked at, so it works the same for a run of this process, of Ray, or of another host.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from yolofleet.tracking.run_directory import RunDirectory
+
+POLL_SECONDS = 0.5
+PLAIN_LINE_SECONDS = 10.0
+
+
+class Display(Protocol):
+    """Shows rows of metrics."""
+
+    def show(self, row: dict[str, Any]) -> None:
+        """Show one row."""
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+
+
+@contextmanager
+def following(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[None]:
+    """Show the run's new rows on stderr for the length of a with block."""
+    from yolofleet.tracking.json_lines import Cursor
+
+    _, cursor = run.new_metrics(Cursor())
+    display: Display = _Bar(num_steps, done_steps) if sys.stderr.isatty() else _Lines(num_steps)
+    ended = threading.Event()
+
+    def watch() -> None:
+        nonlocal cursor
+        while True:
+            last = ended.wait(POLL_SECONDS)
+            try:
+                rows, cursor = run.new_metrics(cursor)
+            except Exception as error:  # the display must never end a run
+                display.show({"problem": f"the run directory cannot be read: {error}"})
+                rows = []
+            for row in rows:
+                display.show(row)
+            if last:
+                return
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(timeout=10)
+        display.close()
+
+
+def described(row: dict[str, Any]) -> str:
+    """Return a row of metrics as one short line."""
+    if "problem" in row:
+        return str(row["problem"])
+    if "val_AP" in row:
+        ap50, ap = (row.get(name) for name in ("val_AP50", "val_AP"))
+        return f"step {row['step']}: validation AP50 {_figure(ap50)}, AP {_figure(ap)}"
+    return (
+        f"loss {row.get('loss', float('nan')):.4f} (box {row.get('loss_box', 0):.4f}, "
+        f"objectness {row.get('loss_objectness', 0):.4f}, class {row.get('loss_classification', 0):.4f}), "
+        f"learning rate {row.get('learning_rate', 0):.2e}, {row.get('samples_per_second', 0):.1f} images/s"
+    )
+
+
+def _figure(value: Any) -> str:
+    return "none" if value is None else f"{value:.4f}"
+
+
+class _Lines:
+    """Plain lines, a few a minute."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._next = 0.0
+        self._first: tuple[int, float] | None = None
+
+    def show(self, row: dict[str, Any]) -> None:
+        judged = "val_AP" in row or "problem" in row
+        if not judged and time.monotonic() < self._next and row["step"] < self._num_steps:
+            return
+        prefix = "" if judged else f"step {row['step']}/{self._num_steps}{self._remaining(row['step'])}: "
+        print(f"{prefix}{described(row)}", file=sys.stderr, flush=True)
+        if not judged:
+            self._next = time.monotonic() + PLAIN_LINE_SECONDS
+
+    def _remaining(self, step: int) -> str:
+        """Return the time left at the pace since the first row."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = self._first or (step, now)
+            return ""
+        seconds = (now - self._first[1]) / (step - self._first[0]) * (self._num_steps - step)
+        return f" ({seconds / 60:.0f} min left)" if seconds >= 90 else f" ({seconds:.0f} s left)"
+
+    def close(self) -> None:
+        """Nothing to put back."""
+
+
+class _Bar:
+    """A progress bar with rate, losses, learning rate and the time left."""
+
+    def __init__(self, num_steps: int, done_steps: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("[bold]training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}"),
+            console=self._console,
+        )
+        self._task = self._progress.add_task("starting workers", total=num_steps, completed=done_steps)
+        self._progress.start()
+
+    def show(self, row: dict[str, Any]) -> None:
+        if "val_AP" in row or "problem" in row:
+            self._console.print(described(row))
+            return
+        self._progress.update(self._task, completed=row["step"], description=described(row))
+
+    def close(self) -> None:
+        """Stop redrawing."""
+        self._progress.stop()

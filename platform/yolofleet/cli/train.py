@@ -1,0 +1,99 @@
+"""``yolofleet train``: from a job to a registered model; run again, it goes on where it stood."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.training.preflight import Readiness
+
+
+def train(
+    job: Annotated[Path, typer.Argument(help="The job spec (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. data.image_size=320.")
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
+    ] = "ray",
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> int:
+    """Train a model, judge it, and register it. The same command goes on with a run that was stopped."""
+    from yolofleet.errors import UserError
+    from yolofleet.registry.release import release, release_record
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.tracking.mirror import Mirror
+    from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
+    from yolofleet.training.preflight import check_job
+
+    if launcher not in ("ray", "process"):
+        raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
+    spec = JobSpec.load(job, overrides or [])
+    tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
+    if tracking_uri is not None:
+        check_reachable(tracking_uri)
+    ready = check_job(spec)
+    if ready.finished and (record := release_record(ready.run)) is not None:
+        _show(record, "this run is finished already; nothing was done", as_json=json_output)
+        return 0
+
+    mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment) if tracking_uri is not None else None
+    if mirror is not None:
+        mirror.start()
+    try:
+        if not ready.finished:
+            _run(spec, launcher, ready)
+        record = release(spec, ready, tracking_uri)
+    finally:
+        if mirror is not None:
+            ready.run.flush()
+            mirror.close()
+    _show(record, "done", as_json=json_output)
+    return 0
+
+
+def _run(spec: JobSpec, launcher: str, ready: Readiness) -> None:
+    from yolofleet.cli.progress import following
+
+    if ready.done_steps:
+        typer.echo(f"going on from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}", err=True)
+    else:
+        typer.echo(f"training {ready.num_steps} steps: {ready.run.url}", err=True)
+    with following(ready.run, ready.num_steps, ready.done_steps):
+        if launcher == "ray":
+            from yolofleet.training.launch import run_on_ray
+
+            run_on_ray(spec)
+        else:
+            from yolofleet.training.process import run_in_process
+
+            run_in_process(spec)
+
+
+def _show(record: dict[str, Any], headline: str, *, as_json: bool) -> None:
+    """Print a line for each thing that the run made."""
+    if as_json:
+        typer.echo(json.dumps(record, indent=1))
+        return
+    figures = record["figures"]
+    lines = {
+        "result": f"AP50 {_percent(figures['AP50'])}, AP {_percent(figures['AP'])} on {record['num_images']} images, "
+        f"by the deployed model of step {record['step']}",
+        "run directory": record["run"],
+        "model": record["model"] or "not registered (tracking.register_as is not set)",
+        "report": record["report"],
+        "pictures": record["pictures"],
+        "MLflow": record["mlflow"] or "not used (tracking.uri is not set)",
+    }
+    typer.echo(headline)
+    for name, text in lines.items():
+        typer.echo(f"  {name:<14} {text}")
+
+
+def _percent(value: float | None) -> str:
+    return "none (no objects)" if value is None else f"{value:.4f}"

@@ -1,0 +1,220 @@
+"""The job spec: everything that decides a training run, checked before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from yolofleet.errors import UserError
+from yolofleet.specs.base import Spec
+from yolofleet.specs.hyperparameters import HyperparameterOverrides, Hyperparameters, RecipeName, merged
+from yolofleet.specs.model import ModelChoice
+
+JOB_FORMAT = 1
+BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+# What may change between two starts of one run: how it is executed and watched, not what it computes.
+EXECUTION_KEYS = ("cluster", "storage", "checkpoint", "tracking")
+
+
+def _bytes(value: Any) -> Any:
+    """Read sizes such as ``200GB``; plain numbers are bytes."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
+    if match is None or match[2].upper() not in BYTE_UNITS:
+        raise ValueError(f"{value!r} is not a size; write a number of bytes, or e.g. 500MB, 200GB, 1TB")
+    return int(float(match[1]) * BYTE_UNITS[match[2].upper()])
+
+
+Count = Annotated[int, Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
+Url = Annotated[str, Field(min_length=1)]
+
+
+class CacheSpec(Spec):
+    """The node's shard cache on local disk."""
+
+    path: Url
+    """Folder of the cache."""
+    max_bytes: Bytes = 100 * 10**9
+    """It never holds more than this; the shards used longest ago go first."""
+
+
+class DataSpec(Spec):
+    """Which shards to train on and to evaluate on."""
+
+    train: Url
+    """Folder or s3:// URL of the training shards."""
+    val: Url
+    """Folder or s3:// URL of the validation shards."""
+    image_size: Annotated[int, Field(ge=32)] = 640
+    """Side of the square that the network sees, in pixels; a multiple of the model's largest stride."""
+    cache: CacheSpec | None = None
+    """Shard cache for remote data; without one, shards are kept in the system's temporary folder."""
+    loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
+    """Threads that decode and augment, per worker."""
+    most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """A run that had to skip more than this share of its samples stops."""
+
+
+class ClusterSpec(Spec):
+    """What Ray is asked for."""
+
+    workers: Count | tuple[Count, Count] = 1
+    """Number of workers, or [fewest, most] for a run that grows and shrinks with the cluster."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that each worker gets; 0 trains on the CPU."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that each worker gets."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Worker-group failures that a run survives."""
+    start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long the workers may take to start."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(
+                f"workers [{self.fewest_workers}, {self.most_workers}]: the first is the fewest, the second the most"
+            )
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The number of workers below which the run waits."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers that the run uses."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+class CheckpointSpec(Spec):
+    """How often the state is saved, and how much of it is kept."""
+
+    every_steps: Count = 500
+    """Steps between two checkpoints: the most that any failure costs."""
+    keep: Count = 3
+    """Checkpoints kept; the best and the newest are always among them."""
+
+
+class EvaluationSpec(Spec):
+    """How the model is judged on the validation set."""
+
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between two evaluations; the last step is always evaluated."""
+    batch_size: Count = 32
+    """Images that pass the network together."""
+    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """Detections below this score are dropped (the published evaluation's value)."""
+    iou: Annotated[float, Field(gt=0, lt=1)] = 0.65
+    """Overlap from which the weaker of two detections is dropped."""
+    max_detections: Count = 300
+    """Detections kept per image."""
+
+
+class TrackingSpec(Spec):
+    """Where MLflow is, and what it shall be told."""
+
+    uri: Url | None = None
+    """MLflow tracking URI; by default an sqlite database beside the runs when storage is a folder."""
+    experiment: Annotated[str, Field(min_length=1)] = "yolofleet"
+    """MLflow experiment."""
+    register_as: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] | None = None
+    """Name in the Model Registry; without one the model stays in the run directory."""
+
+
+class JobSpec(Spec):
+    """A training run."""
+
+    format: Annotated[int, Field(ge=1)] = JOB_FORMAT
+    """Version of this file format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    """Name of the run: letters, digits, '.', '_' and '-'. The same name goes on with the same run."""
+    model: ModelChoice
+    """Which model."""
+    data: DataSpec
+    recipe: RecipeName = "p5"
+    """Published hyper-parameters to start from: p5, p6 or tiny."""
+    hyperparameters: dict[str, Any] = Field(default_factory=dict)
+    """Hyper-parameters that differ from the recipe's."""
+    epochs: Annotated[float, Field(gt=0)] = 300.0
+    """Passes over the training set."""
+    global_batch_size: Count = 64
+    """Samples of one optimiser step, over all workers."""
+    micro_batch_size: Count = 16
+    """Samples that pass the network together; the global batch is a whole number of them."""
+    precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass."""
+    strategy: Literal["ddp"] = "ddp"
+    """How the work is divided among workers."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Decides the sample order, the augmentation and the initial weights."""
+    log_every_steps: Count = 10
+    """Steps between two rows of metrics."""
+    record_samples: bool = False
+    """Write the digest of every micro-batch that the network saw to the run directory, as proof of the order."""
+    cluster: ClusterSpec = ClusterSpec()
+    storage: Url = "runs"
+    """Folder or s3:// URL under which the run directory lies."""
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    tracking: TrackingSpec = TrackingSpec()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.format > JOB_FORMAT:
+            raise ValueError(f"format {self.format} is newer than this version reads ({JOB_FORMAT}); upgrade yolofleet")
+        if self.global_batch_size % self.micro_batch_size:
+            low = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
+            near = [str(size) for size in (low, low + self.micro_batch_size) if size]
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}; use {' or '.join(near)}"
+            )
+        if self.cluster.most_workers > self.num_micro_batches:
+            raise ValueError(
+                f"cluster.workers asks for {self.cluster.most_workers} workers, but a global batch of "
+                f"{self.global_batch_size} holds only {self.num_micro_batches} micro-batches of "
+                f"{self.micro_batch_size}; use fewer workers or a smaller micro_batch_size"
+            )
+        return self
+
+    @field_validator("hyperparameters")
+    @classmethod
+    def _known(cls, overrides: dict[str, Any]) -> dict[str, Any]:
+        try:
+            HyperparameterOverrides.parse(overrides, source="")
+        except UserError as error:
+            raise ValueError(str(error).splitlines()[0].removeprefix(": ")) from None
+        return overrides
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of one global batch."""
+        return self.global_batch_size // self.micro_batch_size
+
+    def resolved_hyperparameters(self) -> Hyperparameters:
+        """Return the recipe with this job's overrides."""
+        return merged(self.recipe, self.hyperparameters)
+
+    def num_steps(self, num_samples: int) -> int:
+        """Return the steps of the whole run over a training set of ``num_samples``."""
+        return max(1, math.ceil(self.epochs * num_samples / self.global_batch_size))
+
+    def computation(self) -> dict[str, Any]:
+        """Return the part that decides what is computed: two starts of one run must agree in it."""
+        document = self.document()
+        return {key: value for key, value in document.items() if key not in EXECUTION_KEYS}
+
+    def digest(self) -> str:
+        """Return the sha256 of `computation`, which names the run's identity."""
+        text = json.dumps(self.computation(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()

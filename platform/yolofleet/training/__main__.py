@@ -1,0 +1,33 @@
+"""``torchrun --nproc-per-node N -m yolofleet.training JOB.yaml [key=value ...]``."""
+
+from __future__ import annotations
+
+import sys
+
+from yolofleet.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.preflight import check_job
+from yolofleet.training.process import run_in_process
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job of the first argument with the overrides of the others."""
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__, file=sys.stderr)
+        return EXIT_USER_ERROR
+    try:
+        job = JobSpec.load(arguments[0], arguments[1:])
+        check_job(job)
+        outcome = run_in_process(job)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except WorkError as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return EXIT_WORK_FAILED
+    print(f"done: step {outcome.step}, best AP {outcome.best_ap}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

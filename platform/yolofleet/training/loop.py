@@ -1,0 +1,260 @@
+"""The training loop: build, restore; each step's micro-batches, optimiser, average; judge, save, report.
+
+It runs the same in one plain process, under torchrun and under Ray Train; ``group`` says which of the workers this is,
+``evaluate`` judges the averaged model and ``report`` takes rows of metrics. The gradient of a step is the sum over its
+micro-batches of loss x micro_batch_size, whichever worker computes them, so any number of workers gives the same run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from yolofleet.data.stream import MicroBatch
+from yolofleet.errors import WorkError
+from yolofleet.losses import DetectionLoss
+from yolofleet.losses.gains import scaled_gains
+from yolofleet.models import build_model
+from yolofleet.specs.hyperparameters import Hyperparameters
+from yolofleet.specs.job import JobSpec
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.batch_norm import MicroBatchStatistics
+from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.ema import WeightAverage
+from yolofleet.training.group import WorkerGroup, owned_micro_batches
+from yolofleet.training.input import open_dataset, training_stream
+from yolofleet.training.optimizer import apply_settings, build_optimizer
+from yolofleet.training.precision import Precision
+from yolofleet.training.progress import Milestones, Pace
+from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
+from yolofleet.training.schedule import Schedule
+from yolofleet.training.state import RunState, restore, save
+
+MOST_NON_FINITE_STEPS = 10
+"""Steps in a row with a loss or gradient that is no number, before the run stops."""
+FEWEST_SAMPLES_TO_JUDGE = 200
+"""Samples that must have been seen before the share of skipped ones can stop a run."""
+
+Evaluate = Callable[[nn.Module], Mapping[str, float | None] | None]
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        step: Steps done.
+        best_step: The step whose averaged model was judged best.
+        best_ap: Its AP.
+    """
+
+    step: int
+    best_step: int | None
+    best_ap: float | None
+
+
+def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
+    """Train from where the run directory stands to the end of the job.
+
+    Args:
+        job: What to compute.
+        run: Where its state is; only the first worker writes metrics and checkpoints there.
+        group: This worker's place.
+        evaluate: Judges a model on the validation set; every worker takes part, the first one gets the figures.
+        report: Takes rows of metrics (first worker only).
+
+    Raises:
+        UserError: The job does not fit the data or the checkpoint.
+        WorkError: The loss is no number for too many steps, or too many samples cannot be read.
+    """
+    hyperparameters = job.resolved_hyperparameters()
+    precision = Precision(job.precision, group.device)
+    dataset = open_dataset(job.data, job.data.train)
+    owned = owned_micro_batches(job.num_micro_batches, group.rank, group.world_size)
+
+    torch.manual_seed(job.seed)
+    model = build_model(job.model, num_classes=len(dataset.classes)).to(group.device, precision.parameters).train()
+    loss = build_loss(model, hyperparameters, job.data.image_size)
+    optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
+    statistics = MicroBatchStatistics(model)
+    average = WeightAverage(model, hyperparameters)
+    schedule = Schedule(hyperparameters, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
+    milestones = Milestones(
+        num_steps=schedule.num_steps,
+        log_every_steps=job.log_every_steps,
+        checkpoint_every_steps=job.checkpoint.every_steps,
+        evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
+    )
+
+    samples = SampleLog(run.storage, group.rank, record_digests=job.record_samples)
+    store = CheckpointStore(
+        run.storage.child("checkpoints"), job.checkpoint.keep, told=run.append_event, before_commit=run.flush
+    )
+    state = restore(store, job, group, model, average, optimizer, precision)
+    statistics.reload()
+    if group.is_first:
+        run.truncate_metrics_after(state.step)
+        forget_from(run.storage.child(FOLDER), state.step)
+        run.append_event("start", step=state.step, num_steps=schedule.num_steps, workers=group.world_size)
+    group.barrier()
+
+    network: nn.Module = model
+    if group.world_size > 1:
+        network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    stream = training_stream(job, dataset, hyperparameters)
+    terms = _Terms(group)
+    pace = Pace()
+    batches = stream.micro_batches(state.step, list(owned))
+    try:
+        while state.step < schedule.num_steps:
+            apply_settings(optimizer, schedule.at(state.step))
+            statistics.begin_step()
+            keys: list[str] = []
+            for position in range(len(owned)):
+                batch = _next(batches, pace)
+                samples.observe(batch)
+                keys += batch.keys
+                last = position == len(owned) - 1
+                with _synchronised(network, last), precision.context():
+                    images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
+                    predictions = network(images)
+                result = loss(predictions, batch.targets.to(group.device), images.shape[-2:])
+                with _synchronised(network, last):
+                    # Workers average their gradients; times their number it is the sum over all micro-batches.
+                    precision.backward(result.total * group.world_size)
+                statistics.add_micro_batch()
+                terms.add(result, len(batch.skipped))
+                pace.samples += len(batch.keys)
+
+            norm = precision.gradient_norm(model, optimizer)
+            finite = bool(torch.isfinite(norm))
+            statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
+            precision.step(optimizer, finite)
+            optimizer.zero_grad(set_to_none=True)
+            if finite:
+                state.num_updates += 1
+                average.update(state.num_updates)
+            state.count_step(finite)
+            if state.non_finite_in_a_row > MOST_NON_FINITE_STEPS:
+                raise _gone_wrong(state, store, keys)
+
+            if milestones.logs(state.step):
+                row = terms.take(job.num_micro_batches) | pace.take()
+                _check_skipped(job, state, row)
+                if group.is_first:
+                    settings = schedule.at(state.step - 1)
+                    report(
+                        {
+                            "step": state.step,
+                            "epoch": state.step / schedule.steps_per_epoch,
+                            "learning_rate": settings.learning_rate,
+                            "momentum": settings.momentum,
+                            "gradient_norm": float(norm),
+                            "non_finite_steps": state.non_finite_steps,
+                        }
+                        | row
+                    )
+            if milestones.evaluates(state.step):
+                figures = evaluate(average.model)
+                state.judge(figures)
+                if group.is_first and figures is not None:
+                    report({"step": state.step} | {f"val_{name}": value for name, value in figures.items()})
+            if milestones.saves(state.step):
+                samples.flush()
+                group.barrier()
+                if group.is_first:
+                    save(store, state, job, model, average, optimizer, precision)
+                pace.pause()
+    finally:
+        batches.close()
+        samples.close()
+        store.wait()
+    if group.is_first:
+        run.append_event("end", step=state.step)
+        run.flush()
+    return Outcome(state.step, state.best_step, state.best_ap)
+
+
+def build_loss(model: nn.Module, hyperparameters: Hyperparameters, image_size: int) -> DetectionLoss:
+    """Return the loss that fits the model's heads, with gains scaled as published."""
+    anchors: torch.Tensor = model.anchors  # type: ignore[assignment]
+    num_classes: int = model.num_classes  # type: ignore[assignment]
+    auxiliary = int(model.num_auxiliary_levels) > 0  # type: ignore[arg-type]
+    return DetectionLoss(
+        anchors=anchors,
+        strides=model.strides,
+        num_classes=num_classes,
+        hyperparameters=scaled_gains(hyperparameters.document(), num_classes, len(anchors), image_size),
+        assigner="coarse_to_fine" if auxiliary else "none",
+    )
+
+
+def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
+    begin = time.perf_counter()
+    batch = next(batches)
+    pace.data_wait_seconds += time.perf_counter() - begin
+    return batch
+
+
+def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
+    """Let workers exchange gradients only in the last micro-batch of a step."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return contextlib.nullcontext()
+
+
+class _Terms:
+    """The loss terms and skipped samples of all workers since the last row of metrics."""
+
+    NAMES = ("loss", "loss_box", "loss_objectness", "loss_classification")
+
+    def __init__(self, group: WorkerGroup) -> None:
+        self._group = group
+        self._sums = torch.zeros(len(self.NAMES) + 2, dtype=torch.float64, device=group.device)
+
+    @torch.no_grad()
+    def add(self, result: Any, num_skipped: int) -> None:
+        box, objectness, classification = (
+            term.detach().double().reshape(()) for term in (result.box, result.objectness, result.classification)
+        )
+        self._sums[:4] += torch.stack([box + objectness + classification, box, objectness, classification])
+        self._sums[4] += 1
+        self._sums[5] += num_skipped
+
+    def take(self, num_micro_batches: int) -> dict[str, float]:
+        """Return the means over all workers' micro-batches; a collective, so every worker calls it."""
+        self._group.sum(self._sums)
+        *terms, count, skipped = self._sums.tolist()
+        self._sums.zero_()
+        return {name: term / count for name, term in zip(self.NAMES, terms, strict=True)} | {"skipped_samples": skipped}
+
+
+def _check_skipped(job: JobSpec, state: RunState, row: dict[str, float]) -> None:
+    state.skipped_samples += int(row["skipped_samples"])
+    row["skipped_samples"] = state.skipped_samples
+    seen = state.step * job.global_batch_size
+    if seen >= FEWEST_SAMPLES_TO_JUDGE and state.skipped_samples > job.data.most_skipped_share * seen:
+        raise WorkError(
+            f"{state.skipped_samples} of {seen} samples could not be read, more than data.most_skipped_share = "
+            f"{job.data.most_skipped_share}; the run directory's samples/ names each with its reason. Run "
+            f"'yolofleet data inspect {job.data.train}', or raise the share"
+        )
+
+
+def _gone_wrong(state: RunState, store: CheckpointStore, keys: list[str]) -> WorkError:
+    store.wait()
+    steps = store.steps()
+    good = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+    shown = ", ".join(keys[:16]) + (f" and {len(keys) - 16} more" if len(keys) > 16 else "")
+    return WorkError(
+        f"step {state.step}: loss or gradient was no finite number for {state.non_finite_in_a_row} steps in a row; "
+        f"{good}. Samples of the last step on this worker: {shown}. Lower hyperparameters.lr0 or use precision fp32"
+    )

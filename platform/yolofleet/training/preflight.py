@@ -1,0 +1,123 @@
+"""Everything about a job that can be known to be wrong before the first worker starts."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.errors import UserError
+from yolofleet.models import build_model
+from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.job import JobSpec
+from yolofleet.storage import StorageError
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.input import open_dataset
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a job will do.
+
+    Attributes:
+        run: Its run directory.
+        num_steps: Steps of the whole run.
+        done_steps: Steps of the newest checkpoint; 0 for a fresh run.
+        train: The training set.
+        val: The validation set.
+    """
+
+    run: RunDirectory
+    num_steps: int
+    done_steps: int
+    train: ShardDataset
+    val: ShardDataset
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.done_steps >= self.num_steps
+
+
+def check_job(job: JobSpec) -> Readiness:
+    """Check a job against its data, its model, its storage and what its run directory already holds.
+
+    Raises:
+        UserError: Something cannot work; says what and how to put it right.
+    """
+    train = open_dataset(job.data, job.data.train)
+    val = open_dataset(job.data, job.data.val)
+    _check_classes(job, train, val)
+    _check_model(job, len(train.classes))
+    run = RunDirectory.open(job.storage, job.name)
+    _claim(job, run)
+    steps = CheckpointStore(run.storage.child("checkpoints")).steps()
+    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val)
+
+
+def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:
+    names, expected = ([f"{entry.id}:{entry.name}" for entry in dataset.classes] for dataset in (val, train))
+    if not expected:
+        raise UserError(f"{job.data.train}: the dataset has no classes, so there is nothing to detect")
+    if sum(train.manifest.class_counts) == 0:
+        raise UserError(f"{job.data.train}: no boxes to learn from (crowd regions do not count)")
+    if names != expected:
+        changes = [line for line in difflib.ndiff(expected, names) if line[0] in "+-"][:6]
+        raise UserError(
+            f"{job.data.val}: its classes differ from those of {job.data.train}: {', '.join(changes)}; "
+            "shard both from annotations with the same categories"
+        )
+
+
+def _check_model(job: JobSpec, num_classes: int) -> None:
+    import torch
+
+    with torch.device("meta"):
+        model = build_model(job.model, num_classes=num_classes)
+    stride = max(model.strides)
+    if job.data.image_size % stride:
+        low = job.data.image_size // stride * stride
+        near = " or ".join(str(size) for size in (low, low + stride) if size)
+        raise UserError(
+            f"data.image_size {job.data.image_size} is not a multiple of the model's largest stride {stride}; "
+            f"use {near}"
+        )
+
+
+def _claim(job: JobSpec, run: RunDirectory) -> None:
+    """Write the job into a fresh run directory, or check that the one there is of the same job."""
+    before = run.job_text()
+    if before is None:
+        try:
+            run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+        except StorageError as error:
+            raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
+        return
+    recorded = parse_yaml(before, source=f"{run.url}/job.yaml")
+    changes = _differences(_computation(recorded), job.computation())
+    if changes:
+        raise UserError(
+            f"run '{job.name}' in {job.storage} was started with another spec: {'; '.join(changes[:6])}. "
+            "Use another name for the new spec, or the spec as it was to go on"
+        )
+    run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+
+
+def _computation(document: dict[str, Any]) -> dict[str, Any]:
+    """Return the computing part of a recorded job as this version would write it."""
+    return JobSpec.parse(document, source="job.yaml of the run").computation()
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if before == now else [f"{path} was {before}, now {now}"]

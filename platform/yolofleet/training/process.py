@@ -1,0 +1,58 @@
+"""Training without Ray: in this process, or as one of torchrun's."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from yolofleet.errors import UserError
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.loop import Outcome
+from yolofleet.training.worker import run_worker
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def run_in_process(job: JobSpec) -> Outcome:
+    """Run the job here; as one worker of several where torchrun's environment (RANK, WORLD_SIZE) says so.
+
+    Raises:
+        UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = local_device(job)
+    if world_size > job.num_micro_batches:
+        raise UserError(
+            f"{world_size} processes were started, but a global batch of {job.global_batch_size} holds only "
+            f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
+        )
+    if world_size == 1:
+        return run_worker(job, WorkerGroup(device=device))
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    try:
+        return run_worker(job, WorkerGroup(rank, world_size, device))
+    finally:
+        dist.destroy_process_group()
+
+
+def local_device(job: JobSpec) -> torch.device:
+    """Return the device that this process computes on.
+
+    Raises:
+        UserError: The job asks for a GPU and this machine has none.
+    """
+    if job.cluster.gpus_per_worker == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"cluster.gpus_per_worker is {job.cluster.gpus_per_worker:g}, but torch finds no GPU here; "
+            "set cluster.gpus_per_worker=0 to train on the CPU"
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device

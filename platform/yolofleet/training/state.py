@@ -1,0 +1,132 @@
+"""The state of a run between two steps, to and from a checkpoint."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import yolofleet
+from yolofleet.errors import UserError
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.checkpoint import Checkpoint, CheckpointStore
+from yolofleet.training.ema import WeightAverage
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.optimizer import load_momentum_state, momentum_state
+from yolofleet.training.precision import Precision
+
+
+@dataclass
+class RunState:
+    """Where a run stands; everything else follows from the job and the step.
+
+    Attributes:
+        step: Steps done.
+        num_updates: Steps in which the optimiser moved (the others were skipped).
+        non_finite_steps: Steps skipped because loss or gradient was no finite number.
+        non_finite_in_a_row: Those among the newest steps.
+        skipped_samples: Samples that could not be read, over all workers.
+        best_step: Step of the best evaluation so far.
+        best_ap: Its AP.
+    """
+
+    step: int = 0
+    num_updates: int = 0
+    non_finite_steps: int = 0
+    non_finite_in_a_row: int = 0
+    skipped_samples: int = 0
+    best_step: int | None = None
+    best_ap: float | None = None
+
+    def count_step(self, finite: bool) -> None:
+        """Note a step done."""
+        self.step += 1
+        self.non_finite_steps += not finite
+        self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + 1
+
+    def judge(self, figures: Mapping[str, float | None] | None) -> None:
+        """Note an evaluation; a later one that is as good replaces the earlier."""
+        ap = None if figures is None else figures.get("AP")
+        if ap is not None and (self.best_ap is None or ap >= self.best_ap):
+            self.best_step, self.best_ap = self.step, ap
+
+
+def save(
+    store: CheckpointStore,
+    state: RunState,
+    job: JobSpec,
+    model: nn.Module,
+    average: WeightAverage,
+    optimizer: torch.optim.SGD,
+    precision: Precision,
+) -> None:
+    """Take a checkpoint of everything that a restart needs."""
+    tensors = {
+        "weights": model.state_dict(),
+        "average": average.model.state_dict(),
+        "moments": momentum_state(model, optimizer),
+    }
+    document = {
+        "run": vars(state),
+        "loss_scale": precision.state(),
+        "job_digest": job.digest(),
+        "versions": {
+            "yolofleet": yolofleet.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    store.save(state.step, tensors, document, best_step=state.best_step)
+
+
+def restore(
+    store: CheckpointStore,
+    job: JobSpec,
+    group: WorkerGroup,
+    model: nn.Module,
+    average: WeightAverage,
+    optimizer: torch.optim.SGD,
+    precision: Precision,
+) -> RunState:
+    """Load the newest whole checkpoint into everything, or leave a fresh run as it is.
+
+    The first worker chooses the checkpoint, so that all go on from the same.
+    """
+    found = store.newest() if group.is_first else None
+    step = group.first_value(found.step if found is not None else -1)
+    if step < 0:
+        return RunState()
+    checkpoint = found if found is not None else store.load(step)
+    _check_same_job(checkpoint, job, store)
+    load_strictly(model, checkpoint.tensors["weights"])
+    load_strictly(average.model, checkpoint.tensors["average"])
+    load_momentum_state(model, optimizer, checkpoint.tensors["moments"])
+    precision.load_state(checkpoint.state["loss_scale"])
+    return RunState(**checkpoint.state["run"])
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load a state that must fit the model in every name and shape (batch norm's pass counters are not in it).
+
+    Raises:
+        UserError: It does not; names the first differences.
+    """
+    counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
+    try:
+        model.load_state_dict(counters | tensors, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:6]]
+        raise UserError(f"the checkpoint does not fit the job's model: {' '.join(lines)}") from error
+
+
+def _check_same_job(checkpoint: Checkpoint, job: JobSpec, store: CheckpointStore) -> None:
+    recorded: Any = checkpoint.state.get("job_digest")
+    if recorded != job.digest():
+        raise UserError(
+            f"{store.storage.url}/step-{checkpoint.step}: was taken under another job spec (digest "
+            f"{str(recorded)[:12]}, this job has {job.digest()[:12]}); use another run name, or the job as it was"
+        )

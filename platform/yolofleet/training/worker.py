@@ -1,0 +1,27 @@
+"""What one worker does, whoever started it: its own process, torchrun or Ray Train."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from yolofleet.specs.job import JobSpec
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.loop import Outcome, train
+from yolofleet.training.validation import Validation
+
+
+def run_worker(job: JobSpec, group: WorkerGroup) -> Outcome:
+    """Take part in the job's run from where its run directory stands to its end."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if group.device.type == "cpu":
+        torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
+    with RunDirectory.open(job.storage, job.name) as run:
+
+        def report(row: dict[str, Any]) -> None:
+            run.append_metrics(row)
+
+        return train(job, run, group, evaluate=Validation(job, group), report=report)

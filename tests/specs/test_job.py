@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yolofleet.errors import UserError
+from yolofleet.specs.hyperparameters import Hyperparameters, merged, recipe
+from yolofleet.specs.job import JobSpec
+
+JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
+MINIMAL: dict[str, Any] = {"name": "run", "model": {"name": "yolov7-tiny"}, "data": {"train": "a", "val": "b"}}
+
+
+def parse(**changes: Any) -> JobSpec:
+    return JobSpec.parse(MINIMAL | changes, source="job.yaml")
+
+
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_job_of_the_project_is_valid(path: Path) -> None:
+    job = JobSpec.load(path)
+    assert JobSpec.parse(job.document(), source="again") == job
+
+
+def test_there_are_jobs() -> None:
+    assert JOBS
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"micro_batchsize": 16}, ["micro_batchsize", "unknown key", "did you mean 'micro_batch_size'", "16"]),
+        ({"data": {"train": "a", "val": "b", "imagesize": 1}}, ["data.imagesize", "did you mean 'image_size'"]),
+        ({"epochs": "many"}, ["epochs", '"many"']),
+        ({"recipe": "p7"}, ["recipe", '"p7"', "p5", "did you mean"]),
+        ({"global_batch_size": 60}, ["60", "micro_batch_size 16", "48 or 64"]),
+        ({"cluster": {"workers": 8}}, ["8 workers", "4 micro-batches"]),
+        ({"cluster": {"workers": [3, 2]}}, ["workers", "fewest"]),
+        ({"cluster": {"workers": 0}}, ["cluster.workers", "0"]),
+        ({"hyperparameters": {"lr": 0.1}}, ["hyperparameters", "lr", "unknown key"]),
+        ({"hyperparameters": {"lr0": -1}}, ["hyperparameters", "lr0", "-1"]),
+        ({"name": "../up"}, ["name", "../up"]),
+        ({"format": 99}, ["format 99", "upgrade"]),
+        ({"data": {"train": "a", "val": "b", "cache": {"path": "c", "max_bytes": "many"}}}, ["'many' is not a size"]),
+        ({"model": {"name": "a", "spec": "b"}}, ["model", "one of the two"]),
+    ],
+)
+def test_errors_name_file_key_value_and_cure(changes: dict[str, Any], parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(**changes)
+    message = str(caught.value)
+    assert message.startswith("job.yaml: ")
+    for part in parts:
+        assert part in message
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        parse(epochs="x", seed=-1, recipe="p9")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_sizes_may_carry_units() -> None:
+    job = parse(data={"train": "a", "val": "b", "cache": {"path": "c", "max_bytes": "1.5GB"}})
+    assert job.data.cache is not None
+    assert job.data.cache.max_bytes == 1_500_000_000
+
+
+def test_recipes_differ_where_the_published_ones_do() -> None:
+    p5, p6, tiny = recipe("p5"), recipe("p6"), recipe("tiny")
+    assert (p5.lrf, p6.lrf, tiny.lrf) == (0.1, 0.2, 0.01)
+    assert (p5.cls, tiny.cls, p5.obj, tiny.obj) == (0.3, 0.5, 0.7, 1.0)
+    assert (p5.scale, tiny.scale, p5.mixup, tiny.mixup) == (0.9, 0.5, 0.15, 0.05)
+    for values in (p5, p6, tiny):
+        assert (values.lr0, values.momentum, values.weight_decay, values.box) == (0.01, 0.937, 0.0005, 0.05)
+
+
+def test_every_hyperparameter_is_documented() -> None:
+    assert [name for name, field in Hyperparameters.model_fields.items() if not field.description] == []
+
+
+@given(st.sampled_from(["p5", "p6", "tiny"]), st.floats(1e-5, 1.0))
+def test_an_override_changes_its_value_only(name: Any, lr0: float) -> None:
+    assert merged(name, {"lr0": lr0}) == recipe(name).model_copy(update={"lr0": lr0})
+
+
+def test_identity_is_what_is_computed_not_how() -> None:
+    assert parse().digest() == parse(storage="elsewhere", cluster={"workers": 2}).digest()
+    assert parse().digest() != parse(seed=1).digest()

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from yolofleet.specs.hyperparameters import recipe
+from yolofleet.training.schedule import Schedule, averaging_decay, scaled_weight_decay
+
+# Origin: the published implementation, commit a207844, run on a CPU (schedule.json of the golden numbers).
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())
+
+
+@pytest.mark.parametrize("case", GOLDEN["cosine"], ids=lambda case: f"{case['hyp']}-{case['epochs']}")
+def test_cosine_equals_the_published_one(case: dict) -> None:
+    name = "tiny" if case["lrf"] == 0.01 else "p6" if case["lrf"] == 0.2 else "p5"
+    schedule = Schedule(recipe(name), num_steps=case["epochs"] * 100, steps_per_epoch=100)
+    for epoch, factor in case["factor_at_epoch"].items():
+        assert schedule.factor(int(epoch)) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize("case", GOLDEN["warmup_p5"], ids=lambda case: f"{case['total_batch']}-{case['ni']}")
+def test_warmup_equals_the_published_one(case: dict) -> None:
+    steps = case["batches_per_epoch"]
+    settings = Schedule(recipe("p5"), num_steps=300 * steps, steps_per_epoch=steps).at(case["ni"])
+    assert settings.learning_rate == pytest.approx(case["lr_weights"], rel=1e-9, abs=1e-12)
+    assert settings.bias_learning_rate == pytest.approx(case["lr_bias"], rel=1e-9)
+    assert settings.momentum == pytest.approx(case["momentum"], rel=1e-9)
+
+
+def test_averaging_decay_equals_the_published_one() -> None:
+    for updates, decay in GOLDEN["ema_decay"].items():
+        assert averaging_decay(recipe("p5"), int(updates)) == pytest.approx(decay, rel=1e-12)
+
+
+def test_weight_decay_is_the_published_one_at_the_nominal_batch() -> None:
+    assert scaled_weight_decay(recipe("p5"), 64) == 0.0005
+    assert scaled_weight_decay(recipe("p5"), 128) == 0.001
+
+
+@given(st.integers(1, 5000), st.floats(0.3, 500.0), st.sampled_from(["p5", "p6", "tiny"]))
+def test_any_run_warms_up_within_its_first_half_and_ends_low(num_steps: int, steps_per_epoch: float, name) -> None:
+    schedule = Schedule(recipe(name), num_steps, steps_per_epoch)
+    assert schedule.warmup_steps <= num_steps / 2
+    rates = [schedule.at(step).learning_rate for step in range(0, num_steps, max(1, num_steps // 50))]
+    assert all(0 <= rate <= schedule.hyperparameters.lr0 for rate in rates)
+    assert 0.8 <= schedule.at(num_steps - 1).momentum <= 0.937
