@@ -1,0 +1,258 @@
+"""Evaluation: pictures through the network, detections judged by COCO AP.
+
+In two halves, so that ranks can share the work: `collect_detections` turns a rank's batches into one plain tensor, the
+caller gathers the tensors of all ranks, and `score_detections` judges them once. `evaluate` does both in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.letterbox import Letterbox
+from yolofleet.errors import UserError
+from yolofleet.evaluation.average_precision import (
+    AveragePrecision,
+    ClassFigures,
+    Figures,
+    coco_average_precision,
+)
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.nms import non_maximum_suppression
+
+CONFIDENCE = 0.001  # the published evaluation's thresholds
+IOU = 0.65
+MAX_DETECTIONS = 300
+COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
+
+
+class Batch(Protocol):
+    """What evaluation needs of a batch of letterboxed pictures.
+
+    Attributes:
+        images: (B, 3, H, W) uint8.
+        image_ids: the dataset's id of each picture.
+        letterboxes: how each picture was brought to (H, W).
+    """
+
+    @property
+    def images(self) -> Tensor: ...  # noqa: D102
+    @property
+    def image_ids(self) -> Sequence[int]: ...  # noqa: D102
+    @property
+    def letterboxes(self) -> Sequence[Letterbox]: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """What a model, or a file of detections, is worth on a dataset.
+
+    Attributes:
+        judged: figures, classes and curves.
+        detections: what was judged, as it would be written to a COCO result file.
+        skipped: (key, reason) of each picture that could not be read; it counts as one without detections.
+    """
+
+    judged: AveragePrecision
+    detections: Detections
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """The twelve COCO figures by name; None where there was nothing to measure."""
+        return self.judged.figures
+
+    @property
+    def per_class(self) -> tuple[ClassFigures, ...]:
+        """The figures of each class."""
+        return self.judged.per_class
+
+    @property
+    def num_images(self) -> int:
+        """Images judged, skipped ones included."""
+        return self.judged.num_images
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns everything but curves and detections as plain JSON values."""
+        skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
+        return {**self.judged.as_json(), "skipped": skipped}
+
+
+@torch.inference_mode()
+def collect_detections(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    device: str | torch.device = "cpu",
+    *,
+    confidence: float = CONFIDENCE,
+    iou: float = IOU,
+    max_detections: int = MAX_DETECTIONS,
+    classes: Sequence[int] | None = None,
+    precision: torch.dtype | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Runs a model over batches; the model's training mode is left as it was.
+
+    Args:
+        model: gives decoded predictions (B, N, 5 + C) in evaluation mode; it lies on `device`.
+        batches: letterboxed pictures.
+        device: where the model lies.
+        confidence: candidates below are dropped; each class above it makes a detection of its own.
+        iou: overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: kept per picture.
+        classes: class indices to keep (None: all).
+        precision: bfloat16 or float16 to compute in on an accelerator; None: as the weights are.
+        on_batch: called after each batch with the number of its pictures.
+
+    Returns:
+        (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original picture, score, class index.
+        Float64 holds every id below 2^53 exactly, so tensors of several ranks can be gathered as they are.
+    """
+    device = torch.device(device)
+    was_training = model.training
+    model.eval()
+    collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batch at all gives a tensor, too
+    try:
+        for batch in batches:
+            images = batch.images.to(device, non_blocking=True).float() / 255  # (B, 3, H, W)
+            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                decoded = model(images)
+            found = non_maximum_suppression(
+                decoded, confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
+            )
+            rows = [
+                _rows(image_id, letterbox, detections.cpu().double())
+                for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, found, strict=True)
+            ]
+            collected += rows
+            if on_batch is not None:
+                on_batch(len(rows))
+    finally:
+        model.train(was_training)
+    return torch.cat(collected)
+
+
+def _rows(image_id: int, letterbox: Letterbox, detections: Tensor) -> Tensor:
+    """One picture's detections (k, 6) in the letterboxed picture -> (k, 7) in the original one."""
+    ids = torch.full((len(detections), 1), float(image_id), dtype=torch.float64)
+    return torch.cat((ids, letterbox.undo(detections[:, :4]), detections[:, 4:]), dim=1)
+
+
+def score_detections(
+    rows: Tensor,
+    ground_truth: Mapping[str, Any],
+    category_ids: Sequence[int] | None = None,
+    *,
+    skipped: Sequence[tuple[str, str]] = (),
+) -> EvaluationResult:
+    """Judges the gathered detections of all ranks.
+
+    Args:
+        rows: (D, 7) as `collect_detections` gives, in any order of the images.
+        ground_truth: the dataset's annotations as a COCO document.
+        category_ids: the dataset's category id of each class index; None: the ground truth's categories in their order.
+        skipped: (key, reason) of pictures that could not be read.
+
+    Returns:
+        The figures; equal however many ranks took part.
+
+    Raises:
+        UserError: a detection belongs to no image of the ground truth.
+    """
+    if category_ids is None:
+        category_ids = [category["id"] for category in ground_truth["categories"]]
+    detections = Detections.from_tensor(rows, category_ids)
+    judged = coco_average_precision(ground_truth, detections)
+    return EvaluationResult(judged=judged, detections=detections, skipped=tuple(skipped))
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: ShardDataset,
+    *,
+    image_size: int,
+    classes: Sequence[tuple[int, str]] | None = None,
+    batch_size: int = 16,
+    device: str | torch.device = "cpu",
+    confidence: float = CONFIDENCE,
+    iou: float = IOU,
+    max_detections: int = MAX_DETECTIONS,
+    precision: torch.dtype | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """Evaluates a model on a dataset, in this process.
+
+    Args:
+        model: a detector of yolofleet.models on `device`.
+        dataset: the shards to look at, every image once.
+        image_size: long side of the network's input in pixels.
+        classes: (category id, name) of each class index of the model, if they may differ from the dataset's; they are
+            brought together by `category_ids_for`.
+        batch_size: pictures that pass the network together.
+        device: where the model lies.
+        confidence: lowest score that counts.
+        iou: overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: kept per picture.
+        precision: bfloat16 or float16 to compute in on an accelerator.
+        on_batch: called after each batch with the number of its pictures.
+
+    Returns:
+        Figures, classes, detections and what was skipped.
+
+    Raises:
+        UserError: model and dataset have no class in common, or the dataset cannot be read.
+    """
+    from yolofleet.data.stream import EvaluationStream  # pulls in the readers, which scoring alone never needs
+
+    ids = category_ids_for(dataset.classes if classes is None else classes, dataset.classes)
+    strides: Sequence[int] = model.strides  # type: ignore[assignment]
+    stream = EvaluationStream(dataset, image_size=image_size, stride=max(strides), batch_size=batch_size)
+    rows = collect_detections(
+        model,
+        stream,
+        device,
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+        classes=[index for index, category_id in enumerate(ids) if category_id is not None],
+        precision=precision,
+        on_batch=on_batch,
+    )
+    known_ids = [-1 if category_id is None else category_id for category_id in ids]
+    return score_detections(rows, dataset.annotations(), known_ids, skipped=stream.skipped)
+
+
+def category_ids_for(
+    model_classes: Sequence[tuple[int, str]], dataset_classes: Sequence[tuple[int, str]]
+) -> list[int | None]:
+    """Finds each class of a model among the classes of a dataset: the same id and name, or else the same name.
+
+    Args:
+        model_classes: (category id, name) of each class index.
+        dataset_classes: (category id, name).
+
+    Returns:
+        The dataset's category id of each class index; None for a class that the dataset does not have.
+
+    Raises:
+        UserError: no class is in both.
+    """
+    pairs = set(dataset_classes)
+    by_name = {name: category_id for category_id, name in reversed(dataset_classes)}
+    found = [category_id if (category_id, name) in pairs else by_name.get(name) for category_id, name in model_classes]
+    if all(category_id is None for category_id in found):
+        raise UserError(
+            f"model and dataset have no class in common: the model knows {_listed(model_classes)}, "
+            f"the dataset has {_listed(dataset_classes)}"
+        )
+    return found
+
+
+def _listed(classes: Sequence[tuple[int, str]]) -> str:
+    names = ", ".join(name for _, name in classes[:6])
+    return f"{names} and {len(classes) - 6} more" if len(classes) > 6 else names
