@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from yolofleet.storage import ObjectNotFoundError, StorageError, checked_key, open_storage
 
 

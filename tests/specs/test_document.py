@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+
 from yolofleet.specs.document import DocumentError, apply_overrides, parse_yaml, read_yaml
 
 
@@ -27,7 +28,7 @@ def test_words_that_look_a_little_like_numbers_stay_words() -> None:
     ],
 )
 def test_bad_yaml_is_told_with_its_place(text: str, part: str) -> None:
-    with pytest.raises(DocumentError, match="file.yaml") as caught:
+    with pytest.raises(DocumentError, match=r"file\.yaml") as caught:
         parse_yaml(text, source="file.yaml")
     assert part in str(caught.value)
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from yolofleet.errors import UserError
 from yolofleet.specs.hyperparameters import Hyperparameters, merged, recipe
 from yolofleet.specs.job import JobSpec

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from yolofleet.specs.hyperparameters import recipe
 from yolofleet.training.schedule import Schedule, averaging_decay, scaled_weight_decay
 

@@ -75,7 +75,7 @@ class CheckpointStore:
         self._failure: Exception | None = None
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, best_step: int | None
+        self, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, best_step: int | None = None
     ) -> None:
         """Take a checkpoint; it is written in the background, after the one before it has been."""
         snapshot = {file: {name: _copied(tensor) for name, tensor in group.items()} for file, group in tensors.items()}

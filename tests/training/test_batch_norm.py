@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from yolofleet.training.batch_norm import MicroBatchStatistics
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.03), nn.Conv2d(4, 2, 1)).double().train()
+
+
+def alone(tensor: torch.Tensor) -> None:
+    """One worker has nothing to sum."""
+
+
+def test_one_micro_batch_is_ordinary_batch_norm() -> None:
+    plain, ours = network(), network()
+    statistics = MicroBatchStatistics(ours)
+    for step in range(3):
+        images = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+        plain(images)
+        statistics.begin_step()
+        ours(images)
+        statistics.add_micro_batch()
+        statistics.finish_step(1, alone, accept=True)
+    torch.testing.assert_close(ours[1].running_mean, plain[1].running_mean, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours[1].running_var, plain[1].running_var, rtol=1e-12, atol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 4))
+def test_the_division_among_workers_does_not_matter(num_micro_batches: int, num_workers: int) -> None:
+    batches = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(num_micro_batches)]
+    whole = network()
+    statistics = MicroBatchStatistics(whole)
+    statistics.begin_step()
+    for images in batches:
+        whole(images)
+        statistics.add_micro_batch()
+    statistics.finish_step(num_micro_batches, alone, accept=True)
+
+    workers = [network() for _ in range(min(num_workers, num_micro_batches))]
+    parts = [MicroBatchStatistics(worker) for worker in workers]
+    sums = []
+    for rank, (worker, part) in enumerate(zip(workers, parts, strict=True)):
+        part.begin_step()
+        for images in batches[rank :: len(workers)]:
+            worker(images)
+            part.add_micro_batch()
+        part.finish_step(1, lambda flat: sums.append(flat.clone()), accept=True)
+        part.reload()
+    total = torch.stack(sums).sum(0)
+    part = parts[0]
+    fresh = network()
+    again = MicroBatchStatistics(fresh)
+    again.begin_step()
+    again.finish_step(num_micro_batches, lambda flat: flat.copy_(total), accept=True)
+    torch.testing.assert_close(fresh[1].running_var, whole[1].running_var, rtol=1e-12, atol=0)
+    torch.testing.assert_close(fresh[1].running_mean, whole[1].running_mean, rtol=1e-12, atol=1e-15)
+
+
+def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
+    model = network()
+    before = model[1].running_var.clone()
+    statistics = MicroBatchStatistics(model)
+    statistics.begin_step()
+    model(torch.full((2, 3, 8, 8), float("nan"), dtype=torch.float64))
+    statistics.add_micro_batch()
+    statistics.finish_step(1, alone, accept=False)
+    assert torch.equal(model[1].running_var, before)
+    statistics.begin_step()
+    model(torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    statistics.add_micro_batch()
+    statistics.finish_step(1, alone, accept=True)
+    assert torch.isfinite(model[1].running_var).all()

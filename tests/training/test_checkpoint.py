@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolofleet.errors import UserError
+from yolofleet.storage import StorageError, open_storage
+from yolofleet.training.checkpoint import CheckpointStore
+
+
+class Told:
+    def __init__(self) -> None:
+        self.events: list[tuple[str, dict]] = []
+
+    def __call__(self, kind: str, **fields: object) -> None:
+        self.events.append((kind, fields))
+
+    def kinds(self) -> list[str]:
+        return [kind for kind, _ in self.events]
+
+
+def store(folder: Path, keep: int = 3) -> tuple[CheckpointStore, Told]:
+    told = Told()
+    return CheckpointStore(open_storage(folder), keep, told=told), told
+
+
+def save(checkpoints: CheckpointStore, step: int, best_step: int | None = None) -> None:
+    checkpoints.save(step, {"weights": {"w": torch.full((3,), float(step))}}, {"run": {"x": step}}, best_step=best_step)
+    checkpoints.wait()
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    checkpoints, told = store(tmp_path)
+    tensors = {"weights": {"w": torch.randn(4, 5)}, "moments": {"w": torch.randn(4, 5).double()}}
+    checkpoints.save(7, tensors, {"run": {"step": 7}})
+    tensors["weights"]["w"].zero_()  # training goes on while the snapshot is written
+    checkpoints.wait()
+    found = checkpoints.newest()
+    assert found is not None
+    assert (found.step, found.state["run"]) == (7, {"step": 7})
+    assert found.tensors["weights"]["w"].abs().sum() > 0
+    assert torch.equal(found.tensors["moments"]["w"], tensors["moments"]["w"])
+    assert told.kinds() == ["checkpoint"]
+
+
+def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
+    assert store(tmp_path)[0].newest() is None
+
+
+@settings(max_examples=25, deadline=None)
+@given(damage=st.sampled_from(["flip", "cut", "gone", "uncommitted", "nonsense"]), file=st.integers(0, 1))
+def test_a_damaged_checkpoint_is_passed_over_and_told(damage: str, file: int, tmp_path_factory) -> None:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpoints, told = store(folder)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    victim = folder / "step-2" / ["weights.safetensors", "state.json"][file]
+    data = bytearray(victim.read_bytes())
+    if damage == "flip":
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(data)
+    elif damage == "cut":
+        victim.write_bytes(data[:-1])
+    elif damage == "gone":
+        victim.unlink()
+    elif damage == "uncommitted":
+        (folder / "step-2" / "COMMITTED").unlink()
+    else:
+        (folder / "step-2" / "COMMITTED").write_text("{")
+    found = checkpoints.newest()
+    assert found is not None and found.step == 1
+    assert ("checkpoint_passed_over" in told.kinds()) == (damage != "uncommitted")
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    checkpoints, _ = store(tmp_path, keep=2)
+    for step in range(1, 7):
+        save(checkpoints, step, best_step=2)
+    assert checkpoints.steps() == [2, 5, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-5", "step-6"]
+
+
+def test_a_storage_that_takes_nothing_costs_the_checkpoint_not_the_run(tmp_path: Path, monkeypatch) -> None:
+    checkpoints, told = store(tmp_path)
+
+    def full(key: str, data: object) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(checkpoints.storage, "put", full)
+    save(checkpoints, 1)
+    assert told.kinds() == ["checkpoint_failed"]
+    monkeypatch.undo()
+    save(checkpoints, 2)
+    assert checkpoints.steps() == [2]
+
+
+def test_an_unforeseen_failure_is_not_lost_in_its_thread(tmp_path: Path) -> None:
+    checkpoints, _ = store(tmp_path)
+    checkpoints.save(1, {"weights": {}}, {"run": {"x": object()}})
+    with pytest.raises(TypeError):
+        checkpoints.wait()
+
+
+def test_a_newer_format_is_refused_with_the_cure(tmp_path: Path) -> None:
+    checkpoints, _ = store(tmp_path)
+    save(checkpoints, 1)
+    commit = tmp_path / "step-1" / "COMMITTED"
+    commit.write_text(json.dumps(json.loads(commit.read_text()) | {"format": 99}))
+    with pytest.raises(UserError, match="upgrade"):
+        checkpoints.newest()
