@@ -1,0 +1,202 @@
+"""Pictures with boxes and labels that one can read, at any size of picture.
+
+Line width, font and padding follow the picture's size. A label sits on top of its box, inside it or below it where
+there is no room above, and always wholly inside the picture; where that can be had it covers no label drawn before.
+Colours are far apart in hue and alternate in lightness; a class keeps its colour in every picture.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import importlib.util
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]
+
+GOLDEN_RATIO = 0.618033988749895
+SMALLEST_LONG_SIDE = 480  # smaller pictures are enlarged: a label of legible size would cover them
+SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner pictures get a dark margin: no label would fit into them
+MARGIN = (24, 26, 30)
+JPEG_QUALITY = 92
+
+
+def class_colour(category_id: int) -> Colour:
+    """A colour for a class: equal ids get equal colours, and neighbouring ids lie far apart."""
+    hue = (0.02 + category_id * GOLDEN_RATIO) % 1.0
+    lightness, saturation = ((0.50, 0.95), (0.62, 0.85), (0.40, 0.90))[category_id % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: NDArray[np.uint8], records: Sequence[Mapping[str, Any]], *, names: Mapping[int, str] | None = None
+) -> Image.Image:
+    """Draws detections or ground truth on a picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is left as it is.
+        records: each with category_id, bbox x, y, width, height in pixels and, where there is one, score; the name is
+            category_name or the one in `names`. A true `iscrowd` makes a dashed box.
+        names: category id -> name.
+
+    Returns:
+        The picture, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
+    """
+    factor = max(1, -(-SMALLEST_LONG_SIDE // max(image.shape[:2])))
+    height, width = image.shape[0] * factor, image.shape[1] * factor
+    picture = Image.new("RGB", (max(width, SMALLEST_WIDTH), max(height, SMALLEST_HEIGHT)), MARGIN)
+    picture.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    canvas = ImageDraw.Draw(picture)
+    line = max(3, round(max(height, width) / 260))
+    font = _font(max(13, round(min(max(picture.size) / 48, min(picture.size) / 12))))
+    ordered = sorted(records, key=lambda record: float(record.get("score", 1.0)))  # the surest on top
+    for record in ordered:
+        _draw_box(canvas, _corners(record, factor, width, height), line, record)
+    occupied: list[Rectangle] = []
+    for record in reversed(ordered):
+        text = _label(record, names or {})
+        occupied.append(
+            _draw_label(canvas, _corners(record, factor, width, height), text, record, font, line, occupied)
+        )
+    return picture
+
+
+def encode(picture: Image.Image, extension: str = "jpg") -> bytes:
+    """Returns the bytes of a JPEG (`jpg`) or PNG (`png`) file."""
+    buffer = BytesIO()
+    if extension == "png":
+        picture.save(buffer, "PNG")
+    else:
+        picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour resolution: thin red lines
+    return buffer.getvalue()
+
+
+def contact_sheet(pictures: Sequence[Image.Image], *, columns: int = 4, cell: int = 420) -> Image.Image:
+    """Puts pictures side by side on one sheet, each scaled into a square of `cell` pixels."""
+    rows = max(1, -(-len(pictures) // columns))
+    gap = 8
+    width, height = columns * (cell + gap) + gap, rows * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, height), MARGIN)
+    for place, picture in enumerate(pictures):
+        scale = cell / max(picture.size)
+        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+        small = picture.resize(size, Image.Resampling.LANCZOS)
+        left = gap + (place % columns) * (cell + gap) + (cell - small.width) // 2
+        top = gap + (place // columns) * (cell + gap) + (cell - small.height) // 2
+        sheet.paste(small, (left, top))
+    return sheet
+
+
+def _corners(record: Mapping[str, Any], factor: int, width: int, height: int) -> Rectangle:
+    """The box in the enlarged picture, clipped to it: x1, y1, x2, y2."""
+    x, y, box_width, box_height = (float(value) * factor for value in record["bbox"])
+    left, right = sorted((min(max(x, 0), width - 1), min(max(x + box_width, 0), width - 1)))
+    top, bottom = sorted((min(max(y, 0), height - 1), min(max(y + box_height, 0), height - 1)))
+    return left, top, right, bottom
+
+
+def _draw_box(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, record: Mapping[str, Any]) -> None:
+    """A box in its colour inside a thin dark one, so that it is seen on any background."""
+    left, top, right, bottom = corners
+    colour = class_colour(int(record["category_id"]))
+    if record.get("iscrowd"):
+        _draw_dashed(canvas, corners, line, colour)
+        return
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
+    canvas.rectangle(corners, outline=colour, width=line)
+
+
+def _draw_dashed(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, colour: Colour) -> None:
+    left, top, right, bottom = corners
+    dash = 5 * line
+    for start in np.arange(left, right, 2 * dash):
+        for y in (top, bottom):
+            canvas.line((start, y, min(start + dash, right), y), fill=colour, width=line)
+    for start in np.arange(top, bottom, 2 * dash):
+        for x in (left, right):
+            canvas.line((x, start, x, min(start + dash, bottom)), fill=colour, width=line)
+
+
+def _draw_label(
+    canvas: ImageDraw.ImageDraw,
+    corners: Rectangle,
+    text: str,
+    record: Mapping[str, Any],
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    line: int,
+    occupied: Sequence[Rectangle],
+) -> Rectangle:
+    """Draws a label where there is room for it and returns the place."""
+    colour = class_colour(int(record["category_id"]))
+    padding = max(2, line)
+    text = _shortened(canvas, text, font, canvas.im.size[0] - 2 * padding - 1)
+    text_left, text_top, text_right, text_bottom = canvas.textbbox((0, 0), text, font=font)
+    width, height = text_right - text_left + 2 * padding, text_bottom - text_top + 2 * padding
+    left, top = _place(corners, (width, height), canvas.im.size, occupied)
+    canvas.rectangle((left, top, left + width, top + height), fill=colour)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    fill = (0, 0, 0) if luminance > 130 else (255, 255, 255)
+    canvas.text((left + padding - text_left, top + padding - text_top), text, fill=fill, font=font)
+    return left, top, left + width, top + height
+
+
+def _place(
+    corners: Rectangle, size: tuple[float, float], picture: tuple[int, int], occupied: Sequence[Rectangle]
+) -> tuple[float, float]:
+    """Top left corner of a label: above its box, inside it, below it; the first of these that covers no other label."""
+    left, top, right, bottom = corners
+    width, height = size
+    wishes = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]
+    wishes += [(left, bottom), (left, bottom - height), (right - width, bottom - height)]
+    inside = [
+        (max(0.0, min(x, picture[0] - 1 - width)), max(0.0, min(y, picture[1] - 1 - height)))
+        for x, y in wishes
+        if -0.5 <= y <= picture[1] - height
+    ] or [(max(0.0, min(left, picture[0] - 1 - width)), max(0.0, min(top, picture[1] - 1 - height)))]
+    for x, y in inside:
+        if not any(_cover((x, y, x + width, y + height), other) for other in occupied):
+            return x, y
+    return inside[0]
+
+
+def _shortened(
+    canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float
+) -> str:
+    """The text, with its middle left out if it is wider than the picture."""
+    kept = len(text)
+    while kept > 8 and canvas.textlength(text, font=font) > room:
+        kept -= 2
+        text = text[: kept // 2 - 3] + "…" + text[-5:]
+    return text
+
+
+def _cover(first: Rectangle, second: Rectangle) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
+def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    category_id = int(record["category_id"])
+    name = str(record.get("category_name") or names.get(category_id, category_id))
+    if record.get("iscrowd"):
+        name += " (crowd)"
+    return f"{name} {float(record['score']):.2f}" if "score" in record else name
+
+
+@lru_cache(maxsize=16)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """DejaVu Sans as matplotlib brings it (Latin, Greek, Cyrillic and more); where it is not there, Pillow's own."""
+    package = importlib.util.find_spec("matplotlib")
+    if package is not None and package.origin is not None:
+        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+        if path.is_file():
+            return ImageFont.truetype(str(path), size)
+    return ImageFont.load_default(size)
