@@ -1,0 +1,179 @@
+"""The blocks of the YOLOv7 family: each row of a table written out as layers.
+
+The order of the layers is the order of the published weights. Sources: paper Figure 2 (ELAN, E-ELAN), section 5.1
+(tiny, P5 and P6 models); where the paper is silent, the published implementation's graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from yolofleet.models import baseline_blocks
+from yolofleet.models.graph import BlockBuilder, BlockGraph, Feature
+from yolofleet.models.reparameterize import elan_rep
+from yolofleet.specs.blocks import (
+    ConvRow,
+    DownRow,
+    DownSampling,
+    ElanRow,
+    MergeDownRow,
+    MergeUpRow,
+    PoolsRow,
+    ReorgRow,
+    Row,
+    SppcspcRow,
+    SppTinyRow,
+    UpConcatRow,
+)
+
+Outputs = Feature | dict[str, Feature]
+BlockFunction = Callable[[BlockBuilder, Row], Outputs]
+
+
+def build_block(row: Row, inputs: list[tuple[int, int]], activation: str) -> BlockGraph:
+    """Write one row out as layers.
+
+    Args:
+        row: The row of the table.
+        inputs: Channels and stride of each of its inputs.
+        activation: The table's activation.
+
+    Raises:
+        GraphError: Channels or strides do not fit.
+    """
+    net = BlockBuilder(inputs, row.activation or activation)
+    outputs = BLOCKS[type(row)](net, row)
+    return net.finish(outputs if isinstance(outputs, dict) else {"": outputs})
+
+
+def conv(net: BlockBuilder, row: ConvRow) -> Feature:
+    """Convolution, batch norm, activation; RepConv without identity where the widths differ."""
+    return net.conv(net.inputs[0], row.out, row.kernel, row.stride, rep="planned" if row.rep else "none")
+
+
+def reorg(net: BlockBuilder, row: ReorgRow) -> Feature:
+    """Space to depth by 2."""
+    return net.reorg(net.inputs[0])
+
+
+def elan(net: BlockBuilder, row: ElanRow) -> Outputs:
+    """Efficient layer aggregation; with two groups the extended one (paper Figure 2 c, d)."""
+    if row.groups == 1:
+        return _elan_branch(net, row)
+    if row.merge == "grouped":
+        return _elan_grouped(net, row)
+    first = _elan_branch(net, row)
+    second = _elan_branch(net, row)
+    return {"": net.add(second, first), "second": second}
+
+
+def _elan_branch(net: BlockBuilder, row: ElanRow) -> Feature:
+    x = net.inputs[0]
+    shortcut = net.conv(x, row.hidden)
+    chain = [net.conv(x, row.hidden)]
+    for position in range(row.stack):
+        chain.append(net.conv(chain[-1], row.chain or row.hidden, 3, rep=elan_rep(row.rep, position)))
+    return net.conv(net.concat([*_tapped(chain, row), chain[0], shortcut]), row.out)
+
+
+def _elan_grouped(net: BlockBuilder, row: ElanRow) -> Outputs:
+    """Expand (the groups side by side), shuffle, merge cardinality: the two branches as group convolutions."""
+    x, groups = net.inputs[0], row.groups
+    shortcut = net.conv(x, row.hidden * groups)
+    chain = [net.conv(x, row.hidden * groups)]
+    for position in range(row.stack):
+        width = (row.chain or row.hidden) * groups
+        chain.append(net.conv(chain[-1], width, 3, groups=groups, rep=elan_rep(row.rep, position)))
+    parts = [*_tapped(chain, row), chain[0], shortcut]
+    shuffled = net.shuffle(net.concat(parts), tuple(part.channels // groups for part in parts), groups)
+    closing = net.conv(shuffled, row.out * groups, groups=groups)
+    return {"": net.merge_groups(closing, groups), "second": net.second_half(closing)}
+
+
+def _tapped(chain: list[Feature], row: ElanRow) -> list[Feature]:
+    """Return the stacked convolutions that are concatenated, the last one first."""
+    return chain[1:][::-1] if row.taps == "all" else chain[2::2][::-1]
+
+
+def down(net: BlockBuilder, row: DownRow) -> Feature:
+    """Halve the resolution."""
+    parts = _down_parts(net, row.method, row.out)
+    return parts[0] if len(parts) == 1 else net.concat(parts)
+
+
+def merge_down(net: BlockBuilder, row: MergeDownRow) -> Feature:
+    """Bottom-up merge: [below, beside] -> down-sampled below, then beside."""
+    return net.concat([*_down_parts(net, row.method, row.out), net.inputs[1]])
+
+
+def _down_parts(net: BlockBuilder, method: DownSampling, out: int | None) -> list[Feature]:
+    """Down-sample the first input; parts are left for the caller to concatenate."""
+    x = net.inputs[0]
+    out = out or x.channels
+    match method:
+        case "pool":
+            return [net.pool(x, 2, stride=2)]
+        case "conv":
+            return [net.conv(x, out, 3, stride=2)]
+        case "pool_conv":
+            pooled = net.conv(net.pool(x, 2, stride=2), out // 2)
+            return [net.conv(net.conv(x, out // 2), out // 2, 3, stride=2), pooled]
+        case "split":
+            strided = net.conv(net.conv(x, x.channels), out // 2, 3, stride=2)
+            return [net.concat([strided, net.conv(net.pool(x, 2, stride=2), out // 2)])]
+
+
+def merge_up(net: BlockBuilder, row: MergeUpRow) -> Feature:
+    """Top-down merge: [lateral, upper] -> both narrowed, the upper one doubled in size."""
+    lateral, upper = net.inputs
+    doubled = net.upsample(net.conv(upper, row.out))
+    return net.concat([net.conv(lateral, row.out), doubled])
+
+
+def up_concat(net: BlockBuilder, row: UpConcatRow) -> Feature:
+    """Double the size of the first input, concatenate the second as it is."""
+    return net.concat([net.upsample(net.inputs[0]), net.inputs[1]])
+
+
+def sppcspc(net: BlockBuilder, row: SppcspcRow) -> Feature:
+    """Pyramid pooling on one of two cross-stage paths."""
+    x, width = net.inputs[0], row.out
+    opening = net.conv(x, width)
+    shortcut = net.conv(x, width)
+    path = net.conv(net.conv(opening, width, 3), width)
+    pooled = net.concat([path, *(net.pool(path, side) for side in (5, 9, 13))])
+    path = net.conv(net.conv(pooled, width), width, 3)
+    return net.conv(net.concat([path, shortcut]), width)
+
+
+def spp_tiny(net: BlockBuilder, row: SppTinyRow) -> Feature:
+    """Pyramid pooling of yolov7-tiny: no 3x3 convolutions."""
+    x, width = net.inputs[0], row.out
+    shortcut = net.conv(x, width)
+    path = net.conv(x, width)
+    pools = [net.pool(path, side) for side in (5, 9, 13)]
+    pooled = net.conv(net.concat([*reversed(pools), path]), width)
+    return net.conv(net.concat([pooled, shortcut]), width)
+
+
+def pools(net: BlockBuilder, row: PoolsRow) -> Feature:
+    """Max pools of the input, then the input."""
+    x = net.inputs[0]
+    return net.concat([*(net.pool(x, side) for side in row.sizes), x])
+
+
+_OWN: dict[type[Row], Callable[..., Outputs]] = {
+    ConvRow: conv,
+    ReorgRow: reorg,
+    ElanRow: elan,
+    DownRow: down,
+    MergeDownRow: merge_down,
+    MergeUpRow: merge_up,
+    UpConcatRow: up_concat,
+    SppcspcRow: sppcspc,
+    SppTinyRow: spp_tiny,
+    PoolsRow: pools,
+}
+BLOCKS: Mapping[type[Row], Callable[..., Outputs]] = MappingProxyType({**_OWN, **baseline_blocks.BLOCKS})
+"""The function of each kind of row."""

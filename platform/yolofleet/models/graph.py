@@ -1,0 +1,145 @@
+"""A block as a small graph of layers: the builder that block functions write into."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from yolofleet.errors import UserError
+from yolofleet.models.layers import (
+    Add,
+    Concat,
+    Conv,
+    Layer,
+    MergeGroups,
+    Pool,
+    Reorg,
+    SecondHalf,
+    Shuffle,
+    Upsample,
+)
+
+Rep = Literal["none", "planned", "identity"]
+"""Whether a convolution is a RepConv, and whether its identity branch follows the plan or is forced."""
+
+
+class GraphError(UserError):
+    """A block table does not make a valid graph; names the block and the numbers."""
+
+
+class Feature(NamedTuple):
+    """A feature map inside a block."""
+
+    number: int
+    channels: int
+    stride: int
+
+
+class Node(NamedTuple):
+    """One layer and the features it reads, by number: the block's inputs count from 0, then its nodes."""
+
+    layer: Layer
+    inputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockGraph:
+    """A block, ready to be computed or counted."""
+
+    inputs: tuple[Feature, ...]
+    nodes: tuple[Node, ...]
+    outputs: dict[str, Feature]
+    """The block's result under the empty name, and its taps."""
+
+
+class BlockBuilder:
+    """Collects the layers of one block."""
+
+    def __init__(self, inputs: Sequence[tuple[int, int]], activation: str) -> None:
+        """Start a block.
+
+        Args:
+            inputs: Channels and stride (pixels of the image a cell) of each input.
+            activation: Activation of its convolutions.
+        """
+        self.inputs = tuple(Feature(number, *shape) for number, shape in enumerate(inputs))
+        self._activation = activation
+        self._nodes: list[Node] = []
+        self._planned: list[int] = []
+
+    def conv(
+        self, x: Feature, out: int, kernel: int = 1, stride: int = 1, *, groups: int = 1, rep: Rep = "none"
+    ) -> Feature:
+        """Add a convolution with batch norm and activation."""
+        if x.channels % groups or out % groups:
+            raise GraphError(f"{x.channels} channels in and {out} out do not divide into {groups} groups")
+        may_have_identity = rep != "none" and x.channels == out and stride == 1
+        identity = may_have_identity and rep == "identity"
+        layer = Conv(x.channels, out, kernel, stride, groups, self._activation, rep != "none", identity)
+        feature = self._add(layer, (x,), out, x.stride * stride)
+        if may_have_identity and rep == "planned":
+            self._planned.append(len(self._nodes) - 1)
+        return feature
+
+    def pool(self, x: Feature, kernel: int, stride: int = 1) -> Feature:
+        """Add a max pool."""
+        return self._add(Pool(kernel, stride), (x,), x.channels, x.stride * stride)
+
+    def upsample(self, x: Feature) -> Feature:
+        """Double the size."""
+        if x.stride % 2:
+            raise GraphError(f"a map of stride {x.stride} cannot be doubled in size")
+        return self._add(Upsample(), (x,), x.channels, x.stride // 2)
+
+    def concat(self, features: Iterable[Feature]) -> Feature:
+        """Concatenate channels."""
+        parts = tuple(features)
+        if len({part.stride for part in parts}) > 1:
+            raise GraphError(f"maps of strides {', '.join(str(part.stride) for part in parts)} cannot be concatenated")
+        return self._add(Concat(), parts, sum(part.channels for part in parts), parts[0].stride)
+
+    def add(self, x: Feature, y: Feature) -> Feature:
+        """Add two maps."""
+        if x.channels != y.channels or x.stride != y.stride:
+            raise GraphError(
+                f"channel mismatch: {x.channels} channels at stride {x.stride} cannot be added to {y.channels} "
+                f"at stride {y.stride}"
+            )
+        return self._add(Add(), (x, y), x.channels, x.stride)
+
+    def second_half(self, x: Feature) -> Feature:
+        """Take the second half of the channels."""
+        if x.channels % 2:
+            raise GraphError(f"{x.channels} channels cannot be halved")
+        return self._add(SecondHalf(), (x,), x.channels // 2, x.stride)
+
+    def reorg(self, x: Feature) -> Feature:
+        """Turn 2x2 pixels into channels."""
+        return self._add(Reorg(), (x,), 4 * x.channels, x.stride * 2)
+
+    def shuffle(self, x: Feature, segments: tuple[int, ...], groups: int) -> Feature:
+        """Bring the channels of each group together; ``segments`` are the widths a group has in each part."""
+        return self._add(Shuffle(segments, groups), (x,), x.channels, x.stride)
+
+    def merge_groups(self, x: Feature, groups: int) -> Feature:
+        """Add the groups of channels."""
+        return self._add(MergeGroups(groups), (x,), x.channels // groups, x.stride)
+
+    def finish(self, outputs: dict[str, Feature]) -> BlockGraph:
+        """Decide the identity branches that follow the plan, and return the block."""
+        for index in self._planned:
+            if self._may_keep_identity(index):
+                node = self._nodes[index]
+                assert isinstance(node.layer, Conv)
+                self._nodes[index] = Node(node.layer._replace(identity=True), node.inputs)
+        return BlockGraph(self.inputs, tuple(self._nodes), outputs)
+
+    def _may_keep_identity(self, index: int) -> bool:
+        """Tell whether RepConv may have an identity branch: not where its result is added or concatenated (4.1)."""
+        feature = index + len(self.inputs)
+        return not any(feature in node.inputs and isinstance(node.layer, Add | Concat) for node in self._nodes)
+
+    def _add(self, layer: Layer, inputs: tuple[Feature, ...], channels: int, stride: int) -> Feature:
+        self._nodes.append(Node(layer, tuple(feature.number for feature in inputs)))
+        return Feature(len(self.inputs) + len(self._nodes) - 1, channels, stride)

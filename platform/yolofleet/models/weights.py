@@ -1,0 +1,188 @@
+"""Weights from elsewhere: published state dicts, and weights of a model with other classes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yolofleet.errors import UserError
+from yolofleet.models.checkpoint_reader import read_checkpoint
+from yolofleet.models.detector import Detector
+from yolofleet.models.official_names import head_prefix, official_parameter_names
+
+__all__ = [
+    "LoadedWeights",
+    "WeightsError",
+    "load_official_state_dict",
+    "official_parameter_names",
+    "read_checkpoint",
+    "transfer_state_dict",
+]
+
+MOST_NAMED = 5
+COUNTERS = "num_batches_tracked"
+
+
+class WeightsError(UserError):
+    """Weights that do not belong to the model: what is missing, what is left over, which shapes differ."""
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """What became of a state dict."""
+
+    loaded: tuple[str, ...]
+    """Our names of the tensors taken over."""
+    kept: tuple[str, ...]
+    """Our names of the tensors that the state dict says nothing about: left as they were, or made neutral."""
+
+
+def load_official_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedWeights:
+    """Load a published state dict (``model.N....`` names) into a model; all or nothing.
+
+    Both published layouts are understood: the training one, and the deployment one without implicit knowledge and
+    auxiliary heads. There, implicit knowledge is made neutral (add 0, multiply by 1), which computes the same, and
+    auxiliary heads keep their fresh weights. Anchors are taken over where the state dict has them.
+
+    Args:
+        model: A fresh model of the same kind and number of classes.
+        state: Published name -> tensor, of any float precision.
+
+    Returns:
+        Which tensors were loaded and which were not in the state dict.
+
+    Raises:
+        WeightsError: The state dict is another model's, or of another number of classes.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    deploy_layout = f"{head_prefix(model)}.m.0.weight" not in state or not any(".ia." in name for name in state)
+    prefix = head_prefix(model, deploy_layout=deploy_layout)
+    names = official_parameter_names(model, deploy_layout=deploy_layout)
+    if not deploy_layout or prefix == head_prefix(model):
+        names = _without_absent_extras(names, state)
+    _check_names(model, names, state, prefix)
+    _check_shapes(model, names, state, prefix)
+    target = model.state_dict()
+    with torch.no_grad():
+        for official, ours in names.items():
+            if official in state:
+                target[ours].copy_(state[official])
+        loaded = {ours for official, ours in names.items() if official in state}
+        _make_implicit_neutral(model, loaded)
+    if _take_anchors(model, state, prefix):
+        loaded.add("anchors")
+    return LoadedWeights(tuple(sorted(loaded)), tuple(sorted(set(target) - loaded)))
+
+
+def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedWeights:
+    """Take over every weight whose name and shape fit, e.g. to fine-tune on other classes.
+
+    With another number of classes that is everything but the last layer (the prediction convolutions and the implicit
+    multiplication of each level), which keeps its fresh weights.
+
+    Args:
+        model: The model to start.
+        state: Our names or published ones -> tensor.
+
+    Raises:
+        WeightsError: Nothing but the last layer may differ; anything else that does not fit is another model's.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if any(name.startswith("model.") for name in state):
+        state = _in_our_names(model, state)
+    target = model.state_dict()
+    last = {name for name in target if _is_last_layer(name)}
+    fitting = {name for name in target if name in state and state[name].shape == target[name].shape}
+    missing = sorted(set(target) - fitting - last)
+    if missing:
+        left_over = sorted(name for name in state if name not in fitting and not _is_last_layer(name))
+        raise WeightsError(_mismatch(model, missing, left_over))
+    with torch.no_grad():
+        for name in fitting:
+            target[name].copy_(state[name])
+    return LoadedWeights(tuple(sorted(fitting)), tuple(sorted(set(target) - fitting)))
+
+
+def _is_last_layer(name: str) -> bool:
+    return name.startswith(("head.lead.", "head.auxiliary.", "head.multiply."))
+
+
+def _in_our_names(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    names = official_parameter_names(model)
+    return {names[name]: tensor for name, tensor in state.items() if name in names} | {"anchors": model.anchors}
+
+
+def _without_absent_extras(names: dict[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Leave out the names of the batch counters where the state dict has none of them."""
+    if any(name.endswith(COUNTERS) for name in state):
+        return names
+    return {official: ours for official, ours in names.items() if not official.endswith(COUNTERS)}
+
+
+def _check_names(model: Detector, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
+    ignored = (f"{prefix}.anchors", f"{prefix}.anchor_grid")
+    missing = [name for name in names if name not in state]
+    left_over = [name for name in state if name not in names and name not in ignored]
+    if missing or left_over:
+        raise WeightsError(_mismatch(model, missing, left_over))
+
+
+def _mismatch(model: Detector, missing: list[str], left_over: list[str]) -> str:
+    return (
+        f"these are not weights of {model.table.name}: "
+        f"{_first(missing)} missing, {_first(left_over)} left over; choose the model that they belong to"
+    )
+
+
+def _first(names: list[str]) -> str:
+    shown = ", ".join(names[:MOST_NAMED])
+    more = ", ..." if len(names) > MOST_NAMED else ""
+    return f"{len(names)} ({shown}{more})" if names else "none"
+
+
+def _check_shapes(model: Detector, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
+    target = model.state_dict()
+    wrong = [o for o, ours in names.items() if o in state and state[o].shape != target[ours].shape]
+    if not wrong:
+        return
+    if all(name.startswith(prefix) for name in wrong):
+        num_values = state[f"{prefix}.m.0.weight"].shape[0] // model.table.num_anchors
+        raise WeightsError(
+            f"these weights of {model.table.name} predict {num_values - 5} classes, the model {model.num_classes}; "
+            f"build it with num_classes={num_values - 5}, or take over all but the last layer with "
+            "yolofleet.models.weights.transfer_state_dict(model, state)"
+        )
+    shown = "; ".join(
+        f"{name}: {tuple(state[name].shape)}, the model has {tuple(target[names[name]].shape)}"
+        for name in wrong[:MOST_NAMED]
+    )
+    raise WeightsError(f"these are not weights of {model.table.name}: {len(wrong)} tensors differ in shape: {shown}")
+
+
+def _make_implicit_neutral(model: Detector, loaded: set[str]) -> None:
+    for name, neutral in (("add", 0.0), ("multiply", 1.0)):
+        for level, module in enumerate(getattr(model.head, name)):
+            if f"head.{name}.{level}.value" not in loaded:
+                module.value.fill_(neutral)
+
+
+def _take_anchors(model: Detector, state: Mapping[str, Tensor], prefix: str) -> bool:
+    """Take over the published anchors, kept in cells (``anchors``) or in pixels (``anchor_grid``)."""
+    if f"{prefix}.anchor_grid" in state:
+        anchors = state[f"{prefix}.anchor_grid"].float()
+    elif f"{prefix}.anchors" in state:
+        anchors = state[f"{prefix}.anchors"].float()
+        anchors = anchors * torch.tensor(model.strides).view(-1, *[1] * (anchors.dim() - 1))
+    else:
+        return False
+    if anchors.numel() != model.anchors.numel() or not bool((anchors > 0).all()):
+        warnings.warn(f"{prefix}: its anchors are not usable; those of the table stay", stacklevel=3)
+        return False
+    model.anchors.copy_(anchors.view_as(model.anchors))
+    rows = tuple(tuple(level.flatten().tolist()) for level in model.anchors)
+    model.table = model.table.model_copy(update={"anchors": rows})
+    return True

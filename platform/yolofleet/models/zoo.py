@@ -1,0 +1,158 @@
+"""The zoo: the tables beside this file, and the way from a model choice to the table it means."""
+
+from __future__ import annotations
+
+import difflib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from yolofleet.errors import UserError
+from yolofleet.models.reparameterize import reparameterized
+from yolofleet.models.scaling import scaled
+from yolofleet.specs.base import SpecError
+from yolofleet.specs.blocks import ElanRow
+from yolofleet.specs.document import read_yaml
+from yolofleet.specs.model import AuxiliarySpec, DerivedTable, ModelChoice, ModelTable
+
+ZOO = Path(__file__).parent / "zoo"
+MOST_DERIVATIONS = 8
+PARTS = ("table", "head", "auxiliary")
+
+
+@cache
+def zoo_names() -> tuple[str, ...]:
+    """Return the names of all models of the zoo."""
+    return tuple(sorted(path.stem for path in ZOO.glob("*.yaml")))
+
+
+@cache
+def zoo_table(name: str) -> ModelTable:
+    """Return a model of the zoo.
+
+    Raises:
+        UserError: No model has that name; the nearest names are given.
+    """
+    if name not in zoo_names():
+        near = difflib.get_close_matches(name.lower(), zoo_names(), n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise UserError(f"model: no model is called '{name}'.{hint} Known: {', '.join(zoo_names())}")
+    return load_table(ZOO / f"{name}.yaml")
+
+
+def load_table(path: str | Path) -> ModelTable:
+    """Read a block table, or one derived from another.
+
+    Raises:
+        UserError: The file cannot be read, or a key or value does not fit.
+    """
+    return _load(Path(path), ())
+
+
+def resolve(choice: str | Path | ModelChoice | ModelTable) -> ModelTable:
+    """Return the table that a choice means, scaled and re-parameterised as it says.
+
+    Args:
+        choice: A model's name, a job's model choice, a table, or the path of a YAML table.
+
+    Raises:
+        UserError: The model is not known, a factor is impossible, or a place of RepConv does not exist.
+    """
+    if isinstance(choice, ModelTable):
+        return choice
+    if not isinstance(choice, ModelChoice):
+        return _named(choice)
+    table = zoo_table(choice.name) if choice.name is not None else load_table(str(choice.spec))
+    if choice.activation is not None:
+        table = table.model_copy(update={"activation": choice.activation})
+    if choice.auxiliary is not None:
+        table = _with_auxiliary(table, choice.auxiliary)
+    if choice.reverse_residual is not None:
+        table = _with_reversed_residuals(table, choice.reverse_residual)
+    if choice.reparameterize is not None:
+        table = reparameterized(table, choice.reparameterize)
+    return scaled(table, depth=choice.depth, transition_width=choice.transition_width, hidden_width=choice.hidden_width)
+
+
+def _named(choice: str | Path) -> ModelTable:
+    """Return the table of a name, or of a path where it looks like one."""
+    is_path = isinstance(choice, Path) or choice.endswith((".yaml", ".yml")) or "/" in choice
+    return load_table(choice) if is_path else zoo_table(choice)
+
+
+def _load(path: Path, above: tuple[Path, ...]) -> ModelTable:
+    path = path.resolve()
+    if path in above or len(above) >= MOST_DERIVATIONS:
+        circle = " -> ".join(table.name for table in (*above, path))
+        raise SpecError(f"{path}: base: tables derive from each other in a circle: {circle}")
+    document = read_yaml(path)
+    if not isinstance(document, dict) or "base" not in document:
+        return ModelTable.parse(document, source=str(path))
+    derived = DerivedTable.parse(document, source=str(path))
+    if derived.base.endswith((".yaml", ".yml")) or "/" in derived.base:
+        base = _load(path.parent / derived.base, (*above, path))
+    elif path.parent == ZOO:
+        base = _load(ZOO / f"{derived.base}.yaml", (*above, path))
+    else:
+        base = zoo_table(derived.base)
+    table = ModelTable.parse(_changed(base, derived, str(path)), source=str(path))
+    return scaled(
+        table, depth=derived.depth, transition_width=derived.transition_width, hidden_width=derived.hidden_width
+    )
+
+
+def _changed(base: ModelTable, derived: DerivedTable, source: str) -> dict[str, Any]:
+    """Return the base as a plain document, with the derived table's changes."""
+    document = base.document()
+    document["name"] = derived.name
+    document.pop("note", None)
+    if derived.note is not None:
+        document["note"] = derived.note
+    for selector, fields in derived.change.items():
+        if selector in PARTS:
+            _change(document if selector == "table" else document.setdefault(selector, {}), fields)
+            continue
+        rows = [row for row in document["blocks"] if selector in (row.get("name"), row["block"])]
+        if not rows:
+            raise SpecError(
+                f"{source}: change.{selector}: {base.name} has no row of that name or kind, "
+                f"and it is none of {', '.join(PARTS)}"
+            )
+        for row in rows:
+            _change(row, fields)
+    return document
+
+
+def _change(target: dict[str, Any], fields: dict[str, Any]) -> None:
+    for key, value in fields.items():
+        if value is None:
+            target.pop(key, None)
+        else:
+            target[key] = value
+
+
+def _with_auxiliary(table: ModelTable, choice: str) -> ModelTable:
+    """Return the table without auxiliary head, or with one on whole blocks or on the second group of each (Table 8)."""
+    if choice == "none":
+        return table.model_copy(update={"auxiliary": None})
+    if table.auxiliary is None:
+        raise UserError(f"model {table.name}: auxiliary: it has no auxiliary head to place; only 'none' is possible")
+    grouped = {row.name for row in table.blocks if isinstance(row, ElanRow) and row.groups > 1}
+    names = [reference.partition(".")[0] for reference in table.auxiliary.inputs]
+    if choice == "partial" and not grouped.intersection(names):
+        raise UserError(f"model {table.name}: auxiliary: partial needs E-ELAN blocks (two groups); try yolov7-e6e")
+    inputs = tuple(f"{name}.second" if choice == "partial" and name in grouped else name for name in names)
+    return table.model_copy(update={"auxiliary": AuxiliarySpec(inputs=inputs, out=table.auxiliary.out)})
+
+
+def _with_reversed_residuals(table: ModelTable, reverse: bool) -> ModelTable:
+    """Return the table with dark blocks reversed, 3x3 before 1x1 (paper Figure 7)."""
+    rows = tuple(
+        row.model_copy(update={"reverse": reverse})
+        if row.block == "dark" or (row.block == "csp" and row.residual == "dark")
+        else row
+        for row in table.blocks
+    )
+    if rows == table.blocks and reverse:
+        raise UserError(f"model {table.name}: reverse_residual: it has no dark blocks to reverse")
+    return table.model_copy(update={"blocks": rows})

@@ -1,0 +1,137 @@
+"""The model spec: what a job says about its model, and the block table that a model is."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from yolofleet.specs.base import Spec
+from yolofleet.specs.blocks import Activation, BlockRow, References, Transition
+
+Factor = Annotated[float, Field(ge=0.05, le=16)]
+Pixels = Annotated[float, Field(gt=0)]
+AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2)]
+Reparameterize = Literal["planned", "none"] | tuple[str, ...]
+
+
+class ModelChoice(Spec):
+    """What a job says about its model; the number of classes comes from the data."""
+
+    name: str | None = None
+    """A model of the zoo (``yolofleet models list``)."""
+    spec: str | None = None
+    """Path of a block table of one's own, instead of a name."""
+    depth: Factor = 1.0
+    """Multiplies the stacked convolutions of every block; the transition width follows (paper section 3.2)."""
+    transition_width: Factor | None = None
+    """Multiplies the widths between blocks, instead of the factor that follows from the depth."""
+    hidden_width: Factor | None = None
+    """Multiplies the widths inside blocks, which compound scaling leaves alone."""
+    reparameterize: Reparameterize | None = None
+    """Where RepConv stands: planned, none, or a list of places; as the table says unless given."""
+    reverse_residual: bool | None = None
+    """Put the 3x3 before the 1x1 in residual blocks (paper Figure 7)."""
+    auxiliary: Literal["none", "full", "partial"] | None = None
+    """Auxiliary heads: none, on whole blocks, or on the second group of E-ELAN blocks (paper Table 8)."""
+    activation: Activation | None = None
+    """Another activation than the table's."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.name is None) == (self.spec is None):
+            raise ValueError("a model is given by its name or by its spec (a path), one of the two")
+        return self
+
+
+class HeadSpec(Spec):
+    """The lead head: one 1x1 prediction convolution a level."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+    inputs: References = Field(alias="from")
+    """The row of each level, finest first."""
+    implicit: bool = True
+    """Implicit knowledge: a learned vector added before and one multiplied after each prediction (YOLOR)."""
+
+
+class AuxiliarySpec(Spec):
+    """The auxiliary head, in training only: a 3x3 convolution and a prediction a level (paper section 4.2)."""
+
+    model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
+    inputs: References = Field(alias="from")
+    """The row of each level; ``name.second`` taps one group of an E-ELAN block (partial auxiliary head)."""
+    out: tuple[Transition, ...]
+    """Channels of the 3x3 convolution of each level."""
+
+
+class ModelTable(Spec):
+    """A model as a table of blocks."""
+
+    format: Literal[1] = 1
+    """Version of the table format."""
+    name: str
+    """What the model is called."""
+    note: str | None = None
+    """What a reader should know."""
+    image_size: Annotated[int, Field(ge=32, le=8192)]
+    """Side of the square that cost is counted at, in pixels."""
+    activation: Activation
+    """Activation of every convolution unless its row says otherwise."""
+    batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-3
+    """Added to the variance in batch norm."""
+    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1)]
+    """The rows, in the order of computation."""
+    head: HeadSpec
+    """Lead head."""
+    auxiliary: AuxiliarySpec | None = None
+    """Auxiliary head."""
+    anchors: Annotated[tuple[AnchorRow, ...], Field(min_length=1)]
+    """Anchor widths and heights of each level, in pixels: [w, h, w, h, ...]."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Self:
+        num_levels = len(self.head.inputs)
+        if len(self.anchors) != num_levels:
+            raise ValueError(f"head has {num_levels} levels but there are anchors for {len(self.anchors)}")
+        if len({len(level) for level in self.anchors}) != 1 or len(self.anchors[0]) % 2:
+            raise ValueError("every level needs the same number of anchors, each a width and a height")
+        if self.auxiliary is not None and not len(self.auxiliary.inputs) == len(self.auxiliary.out) == num_levels:
+            raise ValueError(
+                f"auxiliary needs {num_levels} rows and {num_levels} widths as the head has, "
+                f"not {len(self.auxiliary.inputs)} and {len(self.auxiliary.out)}"
+            )
+        names = [row.name for row in self.blocks if row.name is not None]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two rows are called {', '.join(twice)}; each name is given once")
+        return self
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the lead head."""
+        return len(self.head.inputs)
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchors of each level."""
+        return len(self.anchors[0]) // 2
+
+
+class DerivedTable(Spec):
+    """A model as a scaling of a base plus what differs."""
+
+    format: Literal[1] = 1
+    """Version of the table format."""
+    name: str
+    """What the model is called."""
+    note: str | None = None
+    """What a reader should know."""
+    base: str
+    """Name or path of the table it starts from."""
+    change: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What differs: fields by row name, by kind of block, or under ``table``, ``head``, ``auxiliary``."""
+    depth: Factor = 1.0
+    """As in a job's model; applied after the changes."""
+    transition_width: Factor | None = None
+    """As in a job's model."""
+    hidden_width: Factor | None = None
+    """As in a job's model."""
