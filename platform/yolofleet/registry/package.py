@@ -1,0 +1,136 @@
+"""Building a registered version: a detector package with the code that runs it, as an MLflow pyfunc without pickle.
+
+MLmodel, requirements.txt, ...       MLflow's description: signature, environment, where what is
+code/yolofleet_inference_DIGEST/     the inference code, under a name of its own
+data/detector/                       the detector package: detector.json, model.safetensors
+evidence.json                        what is known of the detector: figures, data, job
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from yolofleet import __version__
+from yolofleet.errors import UserError
+from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pinned
+
+if TYPE_CHECKING:
+    from mlflow.models import ModelSignature
+
+SERVED_MODULE = "yolofleet.registry.served_detector"
+EVIDENCE_NAME = "evidence.json"
+EVIDENCE_FORMAT = 1
+DETECTOR_FOLDER = "data/detector"
+EXECUTABLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt", ".bin", ".py", ".so")
+"""Files that run code when they are read, or may: none of them belongs into a detector package."""
+
+
+class PackageError(UserError):
+    """A folder cannot be registered."""
+
+
+@dataclass(frozen=True)
+class VersionContent:
+    """What a registered version will hold.
+
+    Attributes:
+        detector: The detector package.
+        code: The inference code.
+        requirements: Everything that a fresh environment needs, pinned.
+        digest: sha256 over package and code: two versions with one digest predict the same.
+    """
+
+    detector: Path
+    code: InferenceCode
+    requirements: tuple[str, ...]
+    digest: str
+
+
+def collect_content(detector: Path) -> VersionContent:
+    """Check a detector package and gather what runs it.
+
+    Raises:
+        UserError: The folder is no detector package, is damaged, or holds files that run code.
+    """
+    from yolofleet.evaluation.detector import Detector
+
+    Detector.load(detector)
+    for path in _files(detector):
+        if path.suffix.lower() in EXECUTABLE_SUFFIXES:
+            raise PackageError(f"{path}: such a file may run code when it is read; remove it from the package")
+    code = collect_inference_code(SERVED_MODULE)
+    digest = hashlib.sha256(code.package.encode())
+    for path in _files(detector):
+        digest.update(f"\0{path.relative_to(detector).as_posix()}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return VersionContent(detector, code, (*pinned({"mlflow"}), *code.requirements), digest.hexdigest())
+
+
+def write_version(
+    content: VersionContent,
+    target: Path,
+    *,
+    evidence: Mapping[str, Any],
+    model_id: str | None = None,
+    run_id: str | None = None,
+) -> Path:
+    """Write a version as an MLflow model folder.
+
+    Args:
+        content: What it holds.
+        target: The folder; must not exist or be empty.
+        evidence: What is known of the detector (plain JSON values).
+        model_id: MLflow's id of the logged model, where there is one.
+        run_id: MLflow's id of the run that made it, where there is one.
+
+    Returns:
+        ``target``.
+    """
+    import mlflow
+    from mlflow.models import Model
+
+    from yolofleet.registry.served_detector import DEFAULT_CONFIG
+
+    with TemporaryDirectory(prefix="yolofleet-version-") as staging:
+        package = content.code.write(Path(staging))
+        detector = Path(staging, "detector")
+        shutil.copytree(content.detector, detector, ignore=shutil.ignore_patterns(".*"))
+        mlflow.pyfunc.save_model(
+            str(target),
+            loader_module=content.code.module(SERVED_MODULE),
+            data_path=str(detector),
+            code_paths=[str(package)],
+            pip_requirements=list(content.requirements),
+            signature=_signature(),
+            model_config=dict(DEFAULT_CONFIG),
+            metadata={"yolofleet_version": __version__, "yolofleet_digest": content.digest},
+            mlflow_model=Model(run_id=run_id, model_id=model_id),
+        )
+    document = {"format": EVIDENCE_FORMAT, "digest": content.digest, "evidence": dict(evidence)}
+    (target / EVIDENCE_NAME).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return target
+
+
+def _signature() -> ModelSignature:
+    """Return the signature: a list of pictures in, a list of records per picture out.
+
+    MLflow squeezes every input into a table before it looks at its types, which no picture array survives. A signature
+    that is marked as coming from type hints leaves that check to the model, and ours checks each picture.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, Array, ColSpec, Map, Schema
+
+    signature = ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema([ColSpec(Array(Map(AnyType())))]))
+    signature._is_signature_from_type_hint = True
+    return signature
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
