@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.letterbox import Letterbox
 from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import (
@@ -29,23 +30,6 @@ CONFIDENCE = 0.001  # the published evaluation's thresholds
 IOU = 0.65
 MAX_DETECTIONS = 300
 COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
-
-
-class Batch(Protocol):
-    """What evaluation needs of a batch of letterboxed pictures.
-
-    Attributes:
-        images: (B, 3, H, W) uint8.
-        image_ids: the dataset's id of each picture.
-        letterboxes: how each picture was brought to (H, W).
-    """
-
-    @property
-    def images(self) -> Tensor: ...  # noqa: D102
-    @property
-    def image_ids(self) -> Sequence[int]: ...  # noqa: D102
-    @property
-    def letterboxes(self) -> Sequence[Letterbox]: ...  # noqa: D102
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +70,7 @@ class EvaluationResult:
 @torch.inference_mode()
 def collect_detections(
     model: nn.Module,
-    batches: Iterable[Batch],
+    batches: Iterable[EvaluationBatch],
     device: str | torch.device = "cpu",
     *,
     confidence: float = CONFIDENCE,
@@ -94,7 +78,7 @@ def collect_detections(
     max_detections: int = MAX_DETECTIONS,
     classes: Sequence[int] | None = None,
     precision: torch.dtype | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> Tensor:
     """Runs a model over batches; the model's training mode is left as it was.
 
@@ -107,7 +91,7 @@ def collect_detections(
         max_detections: kept per picture.
         classes: class indices to keep (None: all).
         precision: bfloat16 or float16 to compute in on an accelerator; None: as the weights are.
-        on_batch: called after each batch with the number of its pictures.
+        on_batch: called with each batch after it is done, for progress and for what the stream could not read.
 
     Returns:
         (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original picture, score, class index.
@@ -119,19 +103,17 @@ def collect_detections(
     collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batch at all gives a tensor, too
     try:
         for batch in batches:
-            images = batch.images.to(device, non_blocking=True).float() / 255  # (B, 3, H, W)
-            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                decoded = model(images)
-            found = non_maximum_suppression(
-                decoded, confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
-            )
-            rows = [
-                _rows(image_id, letterbox, detections.cpu().double())
-                for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, found, strict=True)
-            ]
-            collected += rows
+            if len(batch.image_ids):  # there is none where no picture of a batch could be read
+                images = batch.images.to(device, non_blocking=True).float() / 255  # (B, 3, H, W)
+                with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+                    decoded = model(images)
+                found = non_maximum_suppression(
+                    decoded, confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
+                )
+                for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, found, strict=True):
+                    collected.append(_rows(image_id, letterbox, detections.cpu().double()))
             if on_batch is not None:
-                on_batch(len(rows))
+                on_batch(batch)
     finally:
         model.train(was_training)
     return torch.cat(collected)
@@ -183,7 +165,9 @@ def evaluate(
     iou: float = IOU,
     max_detections: int = MAX_DETECTIONS,
     precision: torch.dtype | None = None,
-    on_batch: Callable[[int], None] | None = None,
+    rectangular: bool = False,
+    num_threads: int = 1,
+    on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> EvaluationResult:
     """Evaluates a model on a dataset, in this process.
 
@@ -199,7 +183,9 @@ def evaluate(
         iou: overlap above which the worse of two boxes of a class is suppressed.
         max_detections: kept per picture.
         precision: bfloat16 or float16 to compute in on an accelerator.
-        on_batch: called after each batch with the number of its pictures.
+        rectangular: pad pictures of like shape only as far as they need; as the published evaluation does, and faster.
+        num_threads: threads that decode pictures.
+        on_batch: called with each batch after it is done, for progress.
 
     Returns:
         Figures, classes, detections and what was skipped.
@@ -207,11 +193,23 @@ def evaluate(
     Raises:
         UserError: model and dataset have no class in common, or the dataset cannot be read.
     """
-    from yolofleet.data.stream import EvaluationStream  # pulls in the readers, which scoring alone never needs
-
     ids = category_ids_for(dataset.classes if classes is None else classes, dataset.classes)
     strides: Sequence[int] = model.strides  # type: ignore[assignment]
-    stream = EvaluationStream(dataset, image_size=image_size, stride=max(strides), batch_size=batch_size)
+    stream = EvaluationStream(
+        dataset,
+        image_size=image_size,
+        stride=max(strides),
+        batch_size=batch_size,
+        rectangular=rectangular,
+        num_threads=num_threads,
+    )
+    skipped: list[tuple[str, str]] = []
+
+    def after_batch(batch: EvaluationBatch) -> None:
+        skipped.extend(batch.skipped)
+        if on_batch is not None:
+            on_batch(batch)
+
     rows = collect_detections(
         model,
         stream,
@@ -221,10 +219,10 @@ def evaluate(
         max_detections=max_detections,
         classes=[index for index, category_id in enumerate(ids) if category_id is not None],
         precision=precision,
-        on_batch=on_batch,
+        on_batch=after_batch,
     )
     known_ids = [-1 if category_id is None else category_id for category_id in ids]
-    return score_detections(rows, dataset.annotations(), known_ids, skipped=stream.skipped)
+    return score_detections(rows, dataset.annotations(), known_ids, skipped=skipped)
 
 
 def category_ids_for(
