@@ -1,0 +1,272 @@
+"""Building a dataset of shards: in parallel, restartable after a kill, byte-identical when run twice.
+
+Every finished shard leaves a note under ``building/`` with its entry, its counts and its problems; a build that is run
+again takes the notes of the same plan and does only the rest. The manifest comes last, then the notes are removed.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedPicture, PlannedShard, plan_build
+from yolofleet.data.coco import SourceDataset
+from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ManifestError, ShardEntry
+from yolofleet.data.picture_checks import CheckedPicture, check_picture
+from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
+from yolofleet.data.records import ImageRecord
+from yolofleet.data.reencode import reencode
+from yolofleet.data.shards import ShardWriter, sample_key
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
+
+DEFAULT_MOST_SKIPPED = 0.5
+NOTES_PREFIX = "building/"
+Progress = Callable[[int], None]
+"""Called with the number of pictures that were just dealt with, from any thread."""
+
+
+class BuildError(UserError):
+    """The dataset cannot be built as asked."""
+
+
+@dataclass(frozen=True)
+class _FinishedShard:
+    """What is known of a finished shard: its entry (None if no sample was left), its counts, its problems."""
+
+    entry: ShardEntry | None
+    num_empty: int
+    num_crowds: int
+    source_bytes: int
+    class_counts: list[int]
+    problem_counts: dict[str, int]
+    problem_examples: dict[str, list[str]]
+
+    def to_note(self, digest: str) -> bytes:
+        return json.dumps({"plan": digest, "shard": asdict(self)}, indent=1).encode()
+
+    @staticmethod
+    def from_note(data: bytes, digest: str) -> _FinishedShard | None:
+        """Return what a note says; None if it is of another plan."""
+        try:
+            document = json.loads(data)
+            if document["plan"] != digest:
+                return None
+            fields = dict(document["shard"])
+            entry = fields.pop("entry")
+            return _FinishedShard(entry=None if entry is None else ShardEntry(**entry), **fields)
+        except (ValueError, KeyError, TypeError):
+            return None  # a damaged note costs one shard's work
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """A finished build: its manifest, and what it took."""
+
+    manifest: Manifest
+    num_shards_reused: int
+    source_bytes: int
+
+
+def build_dataset(
+    source: SourceDataset,
+    images: Storage,
+    out: Storage,
+    options: BuildOptions,
+    problems: ProblemLog,
+    *,
+    num_threads: int = 1,
+    most_skipped: float = DEFAULT_MOST_SKIPPED,
+    overwrite: bool = False,
+    progress: Progress = lambda count: None,
+) -> BuildResult:
+    """Build the shards, the indexes and, last, the manifest.
+
+    Args:
+        source: Classes and records.
+        images: The folder of pictures.
+        out: Where the dataset shall lie.
+        options: Shard sizes and the like.
+        problems: Where problems are counted; it may hold those of reading the annotations.
+        num_threads: Shards that are worked on at once (decoding releases the interpreter lock).
+        most_skipped: The largest share of pictures that may be left out.
+        overwrite: Replace another dataset that lies there.
+        progress: Told of every picture that was dealt with.
+
+    Raises:
+        BuildError: Another dataset lies there, too many pictures are unusable, or none is left.
+        StorageError: Pictures cannot be read or shards cannot be written.
+    """
+    sizes = {entry.key: entry.size_bytes for entry in images.list()}
+    plan = plan_build(source.classes, source.records, sizes, options, problems)
+    existing = _existing_manifest(out)
+    if existing is not None and existing.source_digest == plan.digest:
+        return BuildResult(existing, len(existing.shards), 0)
+    if existing is not None and not overwrite:
+        raise BuildError(
+            f"{out.url}: another dataset lies here ({existing.num_samples} pictures); "
+            "choose another place, or pass --overwrite to replace it"
+        )
+    if existing is not None or out.exists(MANIFEST_KEY):
+        out.delete(MANIFEST_KEY)
+    finished, num_reused = _build_shards(plan, images, out, options, num_threads, progress)
+    for shard in finished:
+        problems.merge(shard.problem_counts, shard.problem_examples)
+    manifest = _manifest(plan, finished, problems)
+    _refuse_too_few(manifest, plan, problems, most_skipped)
+    _remove_foreign_shards(out, manifest)
+    out.put(MANIFEST_KEY, manifest.to_bytes())
+    for note in out.list(NOTES_PREFIX):
+        out.delete(note.key)
+    return BuildResult(manifest, num_reused, sum(shard.source_bytes for shard in finished))
+
+
+def _existing_manifest(out: Storage) -> Manifest | None:
+    try:
+        return Manifest.read(out) if out.exists(MANIFEST_KEY) else None
+    except ManifestError:
+        return None  # what cannot be read is no dataset, and may be written over
+
+
+def _build_shards(
+    plan: BuildPlan, images: Storage, out: Storage, options: BuildOptions, num_threads: int, progress: Progress
+) -> tuple[list[_FinishedShard], int]:
+    """Build what is missing; the first failure stops the rest and is raised."""
+    stop = threading.Event()
+    num_reused = 0
+    lock = threading.Lock()
+
+    def build(shard: PlannedShard) -> _FinishedShard:
+        nonlocal num_reused
+        note_key = f"{NOTES_PREFIX}{shard.name}.json"
+        if (done := _noted_shard(out, note_key, plan.digest)) is not None:
+            progress(len(shard.pictures))
+            with lock:
+                num_reused += 1
+            return done
+        try:
+            done = _build_shard(shard, len(plan.classes), images, out, options, progress, stop)
+            out.put(note_key, done.to_note(plan.digest))
+        except BaseException:
+            stop.set()
+            raise
+        return done
+
+    with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
+        try:
+            return list(pool.map(build, plan.shards)), num_reused
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _noted_shard(out: Storage, note_key: str, digest: str) -> _FinishedShard | None:
+    try:
+        done = _FinishedShard.from_note(out.get(note_key), digest)
+        if done is not None and done.entry is not None and out.size_bytes(done.entry.tar_key) != done.entry.bytes:
+            return None
+        return done
+    except ObjectNotFoundError:
+        return None
+
+
+def _build_shard(
+    shard: PlannedShard,
+    num_classes: int,
+    images: Storage,
+    out: Storage,
+    options: BuildOptions,
+    progress: Progress,
+    stop: threading.Event,
+) -> _FinishedShard:
+    problems = ProblemLog()
+    class_counts = np.zeros(num_classes, dtype=np.int64)
+    num_empty = num_crowds = num_samples = 0
+    with tempfile.TemporaryDirectory(prefix="yolofleet-") as folder, ShardWriter(Path(folder) / "shard") as writer:
+        for picture in shard.pictures:
+            if stop.is_set():
+                raise StorageError(f"{out.url}: the build was stopped")
+            if (taken := _checked(picture, images, options, problems)) is not None:
+                data, extension, record = taken
+                writer.add(sample_key(picture.position, record.file_name), extension, data, record)
+                targets = record.classes[~record.iscrowd]
+                class_counts += np.bincount(targets, minlength=num_classes)
+                num_crowds += int(record.iscrowd.sum())
+                num_empty += len(targets) == 0
+                num_samples += 1
+            progress(1)
+        entry = writer.finish(out, shard.name) if num_samples else None
+    return _FinishedShard(
+        entry,
+        num_empty,
+        num_crowds,
+        sum(picture.size_bytes for picture in shard.pictures),
+        class_counts.tolist(),
+        problems.counts,
+        problems.examples,
+    )
+
+
+def _checked(
+    picture: PlannedPicture, images: Storage, options: BuildOptions, problems: ProblemLog
+) -> tuple[bytes, str, ImageRecord] | None:
+    """Read and check one picture; returns its bytes, their extension and the record that fits them."""
+    try:
+        data = images.get(picture.key)
+    except ObjectNotFoundError:  # removed since the listing
+        problems.add("image_file_missing", f"image {picture.record.image_id}: {picture.record.file_name!r}")
+        return None
+    checked: CheckedPicture | None = check_picture(picture.record, data, problems, max_pixels=options.max_pixels)
+    if checked is None:
+        return None
+    if options.reencode_quality is not None:
+        return reencode(checked, data, options.reencode_quality, options.longest_side)
+    return data, checked.extension, checked.record
+
+
+def _manifest(plan: BuildPlan, finished: list[_FinishedShard], problems: ProblemLog) -> Manifest:
+    entries = tuple(shard.entry for shard in finished if shard.entry is not None)
+    class_counts = tuple(sum(shard.class_counts[index] for shard in finished) for index in range(len(plan.classes)))
+    return Manifest(
+        classes=plan.classes,
+        class_counts=class_counts,
+        num_samples=sum(entry.samples for entry in entries),
+        num_empty=sum(shard.num_empty for shard in finished),
+        num_boxes=sum(class_counts),
+        num_crowds=sum(shard.num_crowds for shard in finished),
+        shards=entries,
+        source_digest=plan.digest,
+        problems=problems.as_document(),
+    )
+
+
+def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, most_skipped: float) -> None:
+    num_skipped = plan.num_listed - manifest.num_samples
+    reasons = ", ".join(
+        f"{kind}: {count} (such as {problems.examples[kind][0]})"
+        for kind, count in sorted(problems.counts.items())
+        if kind.startswith("image_") and PROBLEM_KINDS[kind].outcome == "drop"
+    )
+    if manifest.num_samples == 0:
+        raise BuildError(f"no picture is left to build a dataset from; {reasons or 'the source lists none'}")
+    if num_skipped > most_skipped * plan.num_listed:
+        raise BuildError(
+            f"{num_skipped} of {plan.num_listed} pictures are unusable, more than the share of {most_skipped:g} that "
+            f"may be skipped; {reasons}. Put them right, or allow more with --max-skipped"
+        )
+
+
+def _remove_foreign_shards(out: Storage, manifest: Manifest) -> None:
+    """Remove what an earlier dataset left under ``shards/``."""
+    wanted = {key for entry in manifest.shards for key in (entry.tar_key, entry.index_key)}
+    for entry in out.list("shards/"):
+        if entry.key not in wanted:
+            out.delete(entry.key)

@@ -1,0 +1,136 @@
+"""Which picture goes into which shard, decided before any picture is read.
+
+The plan is a pure function of the annotations, the listing of the picture folder and the options, and it has a digest.
+So an interrupted build finds the shards that it had finished, and two builds of the same input are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.records import ImageRecord, ObjectClass
+
+BUILD_VERSION = 1
+"""Raised whenever equal input would give other bytes than before, so that old half-built shards are not mixed in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What a user may choose for a build. All of it is part of the plan's digest, except how much may be skipped."""
+
+    shard_bytes: int = 128 * 2**20
+    """A shard is closed when the next picture would make it larger."""
+    shard_samples: int = 10_000
+    """Most samples in a shard."""
+    max_pixels: int = DEFAULT_MAX_PIXELS
+    """Larger pictures are left out."""
+    reencode_quality: int | None = None
+    """JPEG quality to encode every picture anew with; None keeps the bytes of the source."""
+    longest_side: int | None = None
+    """Pictures with a longer side are scaled down to it (only together with ``reencode_quality``)."""
+    split: tuple[float, float] = (0.0, 1.0)
+    """The share of pictures to take, as an interval of the hash of their ids."""
+
+
+@dataclass(frozen=True)
+class PlannedPicture:
+    """One picture on its way into a shard: its place in the source, its object in storage, its record."""
+
+    position: int
+    key: str
+    size_bytes: int
+    record: ImageRecord
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard's name and its pictures."""
+
+    name: str
+    pictures: tuple[PlannedPicture, ...]
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """Everything that a build will do."""
+
+    classes: tuple[ObjectClass, ...]
+    shards: tuple[PlannedShard, ...]
+    num_listed: int
+    digest: str
+
+
+def plan_build(
+    classes: tuple[ObjectClass, ...],
+    records: tuple[ImageRecord, ...],
+    sizes: Mapping[str, int],
+    options: BuildOptions,
+    problems: ProblemLog,
+) -> BuildPlan:
+    """Assign pictures to shards.
+
+    Args:
+        classes: Classes by index.
+        records: The source's pictures, in its order.
+        sizes: Bytes of every object below the folder of pictures, by key.
+        options: The user's choices.
+        problems: Where missing and forbidden files are counted.
+    """
+    chosen = [(position, record) for position, record in enumerate(records) if in_split(record.image_id, options.split)]
+    pictures = []
+    for position, record in chosen:
+        key = picture_key(record.file_name)
+        if key is None:
+            problems.add("image_path_outside", f"image {record.image_id}: file_name {record.file_name!r}")
+        elif key not in sizes:
+            problems.add("image_file_missing", f"image {record.image_id}: file_name {record.file_name!r}")
+        else:
+            pictures.append(PlannedPicture(position, key, sizes[key], record))
+    shards = tuple(
+        PlannedShard(f"shard-{number:06d}", tuple(group))
+        for number, group in enumerate(_grouped(pictures, options.shard_bytes, options.shard_samples))
+    )
+    return BuildPlan(classes, shards, len(chosen), _digest(classes, pictures, options))
+
+
+def picture_key(file_name: str) -> str | None:
+    """Return the storage key for a ``file_name``; None where it would leave the folder of pictures."""
+    if file_name.startswith(("/", "\\")) or file_name[1:3] in (":\\", ":/"):
+        return None
+    parts = [part for part in file_name.split("/") if part not in ("", ".")]
+    return None if ".." in parts or ".." in file_name.split("\\") else "/".join(parts)
+
+
+def in_split(image_id: int, split: tuple[float, float]) -> bool:
+    """Tell whether a picture belongs to a split, by the hash of its id: stable when pictures are added or removed."""
+    if split == (0.0, 1.0):
+        return True
+    place = int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") / 2**64
+    return split[0] <= place < split[1]
+
+
+def _grouped(pictures: list[PlannedPicture], most_bytes: int, most_samples: int) -> list[list[PlannedPicture]]:
+    groups: list[list[PlannedPicture]] = []
+    used_bytes = 0
+    for picture in pictures:
+        if not groups or used_bytes + picture.size_bytes > most_bytes or len(groups[-1]) >= most_samples:
+            groups.append([])
+            used_bytes = 0
+        groups[-1].append(picture)
+        used_bytes += picture.size_bytes
+    return groups
+
+
+def _digest(classes: tuple[ObjectClass, ...], pictures: list[PlannedPicture], options: BuildOptions) -> str:
+    digest = hashlib.sha256()
+    head = {"build": BUILD_VERSION, "classes": [asdict(entry) for entry in classes], "options": asdict(options)}
+    digest.update(json.dumps(head, sort_keys=True).encode())
+    for picture in pictures:
+        digest.update(f"\n{picture.position}\0{picture.key}\0{picture.size_bytes}\0".encode())
+        digest.update(picture.record.to_json())
+    return digest.hexdigest()

@@ -1,0 +1,176 @@
+"""The shard cache of a node: whole shards on local disk, shared by all processes of the node, bounded in bytes.
+
+A shard is fetched as one stream, checked against its digest while it is written, and named by that digest, so datasets
+share what they have in common. One process fetches while the others wait (file locks, which the kernel frees when a
+process dies); a reader holds its file open, so a shard may be evicted under it. The least recently opened goes first.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolofleet.data.manifest import ShardEntry
+from yolofleet.errors import UserError
+from yolofleet.storage import Storage, StorageError
+
+BLOCK_BYTES = 1 << 20
+NUM_LOCKS = 64
+LONGEST_PAUSE_SECONDS = 10.0
+logger = logging.getLogger(__name__)
+
+
+class CacheError(UserError):
+    """A shard cannot be brought into the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """Where shards from remote storage are kept, and how much of the disk they may take."""
+
+    path: Path
+    max_bytes: int = 100 * 2**30
+    patience_seconds: float = 300.0
+    """How long a fetch waits for storage to answer, for right bytes and for room on the disk before it gives up."""
+
+
+class ShardCache:
+    """Shards of remote storage as local files."""
+
+    def __init__(self, settings: CacheSettings) -> None:
+        self._settings = settings
+        self._folder = Path(settings.path).expanduser().absolute()
+        self._locks = self._folder / "locks"
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CacheError(f"cache.path {self._folder}: cannot be made: {error.strerror}") from error
+
+    def open(self, storage: Storage, entry: ShardEntry) -> int:
+        """Return a file descriptor of the shard's tar file, fetching it first if it is not here."""
+        path = self._folder / f"{entry.sha256}.tar"
+        while True:
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self.ensure(storage, entry)
+                continue  # another process may evict it before it is opened here; then fetch again
+            os.utime(path)  # its last use, for the eviction
+            return descriptor
+
+    def ensure(self, storage: Storage, entry: ShardEntry) -> None:
+        """Fetch the shard unless it is here.
+
+        Raises:
+            CacheError: The patience is over, or the shard is larger than the cache may be.
+            StorageError: The storage refuses for good.
+        """
+        self._ensure(storage, entry.tar_key, entry.sha256, entry.bytes, ".tar")
+
+    def index(self, storage: Storage, entry: ShardEntry) -> bytes:
+        """Return the bytes of the shard's index."""
+        path = self._folder / f"{entry.index_sha256}.index"
+        while True:
+            try:
+                return path.read_bytes()
+            except FileNotFoundError:
+                self._ensure(storage, entry.index_key, entry.index_sha256, None, ".index")
+
+    def _ensure(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, suffix: str) -> None:
+        path = self._folder / f"{sha256}{suffix}"
+        give_up = time.monotonic() + self._settings.patience_seconds
+        pause_seconds = 0.2
+        with self._locked(f"{int(sha256[:8], 16) % NUM_LOCKS:02d}"):
+            while not path.exists():
+                try:
+                    self._fetch(storage, key, sha256, size_bytes, path)
+                except (StorageError, _PassingError) as error:
+                    passing = isinstance(error, _PassingError) or error.transient
+                    if not passing:
+                        raise
+                    if time.monotonic() + pause_seconds > give_up:
+                        waited = f"after waiting {self._settings.patience_seconds:g} s"
+                        raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
+                    logger.warning("%s/%s: %s; trying again in %.1f s", storage.url, key, error, pause_seconds)
+                    time.sleep(pause_seconds)
+                    pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+
+    def _fetch(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, path: Path) -> None:
+        """Bring one object here. The caller holds its lock, so the left-over part of a dead process is replaced."""
+        part = path.with_suffix(".part")
+        expected = storage.size_bytes(key) if size_bytes is None else size_bytes
+        digest, start = hashlib.sha256(), b""
+        try:
+            self._reserve(part, expected)
+            with storage.open_stream(key) as source, part.open("r+b") as target:
+                while block := source.read(BLOCK_BYTES):
+                    start = start or block[:40]
+                    digest.update(block)
+                    target.write(block)
+                    if target.tell() > expected:
+                        break
+                target.truncate()
+                received = target.tell()
+            if digest.hexdigest() != sha256:
+                raise _PassingError(
+                    f"{received} bytes came that are not the object ({expected} bytes with digest {sha256[:12]}...); "
+                    f"they start with {start!r}"
+                )
+            part.replace(path)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _PassingError(f"the disk of the cache {self._folder} is full") from error
+            raise CacheError(f"cache {self._folder}: {error.strerror or error}") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+    def _reserve(self, part: Path, size_bytes: int) -> None:
+        """Make room and take it, so that fetches of several processes together stay within the bound."""
+        if size_bytes > self._settings.max_bytes:
+            raise CacheError(
+                f"cache.max_bytes is {self._settings.max_bytes:,}, but one shard alone has {size_bytes:,} bytes; "
+                "allow more, or build smaller shards"
+            )
+        with self._locked("evict"):
+            part.unlink(missing_ok=True)
+            files = sorted(self._files(), key=lambda item: item[0])
+            total = sum(size for _, size, _ in files)
+            for _, size, path in files:
+                if total + size_bytes <= self._settings.max_bytes:
+                    break
+                if path.suffix != ".part":
+                    path.unlink(missing_ok=True)
+                    total -= size
+            if total + size_bytes > self._settings.max_bytes:
+                raise _PassingError(f"the cache {self._folder} is full of shards that are being fetched")
+            with part.open("wb") as target:
+                if size_bytes:
+                    os.posix_fallocate(target.fileno(), 0, size_bytes)
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield last use, size and path of every file in the cache."""
+        for entry in os.scandir(self._folder):
+            if entry.name.endswith((".tar", ".index", ".part")):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue  # evicted by another process at this moment
+                yield status.st_mtime, status.st_size, Path(entry.path)
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with (self._locks / name).open("wb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+class _PassingError(Exception):
+    """Waiting may help."""

@@ -1,0 +1,239 @@
+"""A dataset of shards, read sample by sample: from local files as they are, from remote storage through the cache."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.data.cache import CacheSettings, ShardCache
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
+from yolofleet.data.index import ShardIndex
+from yolofleet.data.manifest import Manifest, ShardEntry
+from yolofleet.data.records import ImageRecord
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
+
+MOST_OPEN_SHARDS = 64
+
+
+class SampleError(UserError):
+    """One sample cannot be used; ``reason`` is a short word to count it by."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it lies in its shard: encoded picture and annotation."""
+
+    key: str
+    image: bytes
+    annotation: bytes
+
+    def record(self) -> ImageRecord:
+        """Return the annotation.
+
+        Raises:
+            RecordError: It is damaged.
+        """
+        return ImageRecord.from_json(self.annotation)
+
+    def pixels(self, record: ImageRecord, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+        """Decode the picture, (height, width, 3) RGB, the way up that the record speaks of.
+
+        Raises:
+            ImageError: It is damaged or too large.
+        """
+        return decode_image(self.image, max_pixels=max_pixels, annotated_size=(record.width, record.height))
+
+
+class ShardDataset:
+    """The samples of a dataset by number, in the order of its shards. Safe among threads, cheap to pickle for workers.
+
+    Args:
+        url: Where the dataset lies: a path, ``file://`` or ``s3://``.
+        cache: The node's shard cache for remote storage; None takes a folder in the system's temporary directory.
+
+    Raises:
+        ManifestError: There is no dataset.
+        StorageError: The storage does not answer.
+    """
+
+    def __init__(self, url: str | Path, cache: CacheSettings | None = None) -> None:
+        self.url = str(url)
+        self.storage = open_storage(url)
+        self.manifest = Manifest.read(self.storage)
+        self.classes: list[tuple[int, str]] = [(entry.id, entry.name) for entry in self.manifest.classes]
+        self._settings = cache or CacheSettings(path=Path(tempfile.gettempdir()) / f"yolofleet-cache-{os.getuid()}")
+        self._start_reading()
+
+    def _start_reading(self) -> None:
+        self._lock = threading.Lock()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._descriptors: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._prefetcher: ThreadPoolExecutor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        private = ("_lock", "_indexes", "_descriptors", "_prefetcher", "_cache")
+        return {name: value for name, value in self.__dict__.items() if name not in private}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_reading()
+
+    def __len__(self) -> int:
+        return self.manifest.num_samples
+
+    @cached_property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Samples of each shard."""
+        return np.array([entry.samples for entry in self.manifest.shards], dtype=np.int64)
+
+    @cached_property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """Number of each shard's first sample."""
+        return np.cumsum(self.shard_sizes) - self.shard_sizes
+
+    @cached_property
+    def _cache(self) -> ShardCache:
+        return ShardCache(self._settings)
+
+    def locate(self, number: int) -> tuple[int, int]:
+        """Return (shard, row) of a sample."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {number} of {len(self)}")
+        shard = int(np.searchsorted(self.shard_starts, number, side="right")) - 1
+        return shard, number - int(self.shard_starts[shard])
+
+    def index(self, shard: int) -> ShardIndex:
+        """Return the index of a shard."""
+        with self._lock:
+            if shard in self._indexes:
+                self._indexes.move_to_end(shard)
+                return self._indexes[shard]
+        entry = self.manifest.shards[shard]
+        local = self.storage.local_path(entry.index_key) is not None
+        data = self.storage.get(entry.index_key) if local else self._cache.index(self.storage, entry)
+        index = ShardIndex.from_bytes(data, f"{self.storage.url}/{entry.index_key}")
+        with self._lock:
+            self._indexes[shard] = index
+            if len(self._indexes) > MOST_OPEN_SHARDS:
+                self._indexes.popitem(last=False)
+        return index
+
+    def read(self, number: int) -> Sample:
+        """Read one sample.
+
+        Raises:
+            SampleError: The shard is cut short where the sample should lie.
+            StorageError: The storage does not give the shard.
+        """
+        shard, row_number = self.locate(number)
+        entry, index = self.manifest.shards[shard], self.index(shard)
+        if row_number >= len(index):
+            raise SampleError("sample_lost", f"{entry.tar_key}: its index has only {len(index)} of {entry.samples}")
+        row, key = index.rows[row_number], index.keys[row_number]
+        image_start, json_start = int(row["image_offset"]), int(row["json_offset"])
+        start = min(image_start, json_start)
+        end = max(image_start + int(row["image_bytes"]), json_start + int(row["json_bytes"]))
+        data = self._read_span(shard, entry, start, end - start)
+        if len(data) != end - start:
+            raise SampleError("sample_lost", f"{self.storage.url}/{entry.tar_key}: the shard ends before sample {key}")
+        image = data[image_start - start :][: int(row["image_bytes"])]
+        return Sample(key, image, data[json_start - start :][: int(row["json_bytes"])])
+
+    def _read_span(self, shard: int, entry: ShardEntry, start: int, length: int) -> bytes:
+        with self._lock:
+            descriptor = self._descriptors.get(shard)
+        if descriptor is None:
+            descriptor = _Descriptor(self._open(entry))
+            with self._lock:
+                descriptor = self._descriptors.setdefault(shard, descriptor)
+                self._descriptors.move_to_end(shard)
+                if len(self._descriptors) > MOST_OPEN_SHARDS:
+                    self._descriptors.popitem(last=False)  # closed when its last reader lets go of it
+        try:
+            return descriptor.read(start, length)
+        except OSError as error:
+            raise StorageError(f"{self.storage.url}/{entry.tar_key}: {error.strerror}", transient=True) from error
+
+    def _open(self, entry: ShardEntry) -> int:
+        local = self.storage.local_path(entry.tar_key)
+        if local is None:
+            return self._cache.open(self.storage, entry)
+        try:
+            return os.open(local, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise ObjectNotFoundError(f"{local}: the shard is missing; build the dataset again") from None
+        except OSError as error:
+            raise StorageError(f"{local}: {error.strerror}", transient=error.errno != 13) from error
+
+    def prefetch(self, shards: Sequence[int]) -> list[Future[None]]:
+        """Fetch shards of remote storage in the background; nothing to do for local ones."""
+        if not self.manifest.shards or self.storage.local_path(self.manifest.shards[0].tar_key) is not None:
+            return []
+        with self._lock:
+            if self._prefetcher is None:
+                self._prefetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-prefetch")
+            pool = self._prefetcher
+        return [pool.submit(self._cache.ensure, self.storage, self.manifest.shards[shard]) for shard in shards]
+
+    def records(self) -> Iterator[tuple[str, ImageRecord]]:
+        """Yield (key, record) of every sample in order; a sample that cannot be read is left out."""
+        for number in range(len(self)):
+            try:
+                sample = self.read(number)
+                yield sample.key, sample.record()
+            except SampleError:
+                continue
+
+    def annotations(self) -> dict[str, Any]:
+        """Return the ground truth of all samples as a COCO "instances" document.
+
+        Category ids are those of the source, annotation ids count from 1 (pycocotools takes id 0 for unmatched).
+        """
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        for _, record in self.records():
+            images.append(
+                {"id": record.image_id, "file_name": record.file_name, "width": record.width, "height": record.height}
+            )
+            for place, box in enumerate(record.boxes.tolist()):
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": record.image_id,
+                        "category_id": self.classes[int(record.classes[place])][0],
+                        "bbox": box,
+                        "area": float(record.areas[place]),
+                        "iscrowd": int(record.iscrowd[place]),
+                    }
+                )
+        categories = [{"id": identity, "name": name} for identity, name in self.classes]
+        return {"images": images, "annotations": annotations, "categories": categories}
+
+
+class _Descriptor:
+    """An open shard, closed when nobody reads from it any more."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def read(self, start: int, length: int) -> bytes:
+        return os.pread(self._number, length, start)
+
+    def __del__(self) -> None:
+        os.close(self._number)

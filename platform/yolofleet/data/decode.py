@@ -1,0 +1,176 @@
+"""Picture bytes -> RGB array, safe against any input.
+
+The format is told from the content, never from a name. The header is read first, and a picture with more pixels than
+the limit is refused before anything is allocated for it. Plain JPEGs go through libjpeg-turbo in its strict mode, which
+reports damaged data that other decoders turn into half-grey pictures; all other formats go through Pillow. Both release
+the interpreter lock while they decode, so threads are enough to feed a trainer.
+
+What becomes of unusual pictures: grey is repeated over three channels; 16-bit grey is scaled to 8 bits (``v >> 8``);
+palettes are expanded; alpha is dropped (the colour below it is kept); CMYK is converted; of an animation the first
+frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+
+from yolofleet.errors import UserError
+
+DEFAULT_MAX_PIXELS = 100_000_000
+EXIF_ORIENTATION_TAG = 0x0112
+
+_TRANSPOSES = {  # EXIF orientation -> what brings the stored picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(UserError):
+    """These bytes are not a picture that can be used; ``reason`` is a short word to count it by."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def decode_image(
+    data: bytes,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+    annotated_size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Decode a picture.
+
+    Args:
+        data: The file's bytes, in any of JPEG, PNG, WebP, BMP, GIF, TIFF.
+        max_pixels: Larger pictures are refused from their header.
+        annotated_size: (width, height) that the annotations speak of. It decides whether an EXIF orientation that swaps
+            the sides is applied: only if the turned picture fits it and the stored one does not. None shows the
+            picture upright, as a viewer does.
+
+    Returns:
+        (height, width, 3) uint8, RGB, contiguous.
+
+    Raises:
+        ImageError: Damaged, not a picture, or too large.
+    """
+    width, height = image_size(data, max_pixels=max_pixels)
+    pixels = _decode_stored(data)
+    if annotated_size is not None and (annotated_size == (width, height) or annotated_size != (height, width)):
+        return pixels
+    orientation = exif_orientation(data)
+    if orientation == 1 or (annotated_size is not None and orientation < 5):
+        return pixels
+    return np.ascontiguousarray(Image.fromarray(pixels).transpose(_TRANSPOSES[orientation]))
+
+
+def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[int, int]:
+    """Return the stored (width, height), read from the header alone.
+
+    Raises:
+        ImageError: No picture, a damaged header, or more pixels than allowed.
+    """
+    if not data:
+        raise ImageError("image_empty", "the file is empty (0 bytes)")
+    if _is_jpeg(data):
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            raise ImageError("image_damaged", f"damaged JPEG header: {error}") from error
+    else:
+        width, height = _open(data).size
+    if width * height > max_pixels:
+        raise ImageError(
+            "image_too_large", f"{width}x{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}"
+        )
+    if width < 1 or height < 1:
+        raise ImageError("image_damaged", f"the header says {width}x{height}")
+    return int(width), int(height)
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the EXIF orientation 1..8; 1 (upright) where there is none or it makes no sense."""
+    if _is_jpeg(data) and b"Exif\0\0" not in data[: 1 << 16]:
+        return 1
+    try:
+        orientation = _open(data).getexif().get(EXIF_ORIENTATION_TAG, 1)
+    except (OSError, ValueError, SyntaxError, KeyError, TypeError, ImageError):
+        return 1  # a damaged EXIF block says nothing about the pixels
+    return orientation if orientation in _TRANSPOSES else 1
+
+
+def image_extension(data: bytes) -> str:
+    """Return the usual extension of the content's format ("jpg", "png", ...), whatever the file was called.
+
+    Raises:
+        ImageError: No known format.
+    """
+    return _format_of(data)[0]
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data[:3] == b"\xff\xd8\xff"
+
+
+def _decode_stored(data: bytes) -> NDArray[np.uint8]:
+    if _is_jpeg(data) and simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
+        try:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+        except ValueError as error:
+            raise ImageError("image_damaged", f"damaged JPEG: {error}") from error
+        return pixels
+    picture = _open(data)
+    try:
+        picture.load()
+        return np.ascontiguousarray(_to_rgb(picture), dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise ImageError("image_damaged", f"damaged {picture.format}: {error}") from error
+
+
+def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        levels = np.asarray(picture).astype(np.int64)
+        if picture.mode != "I;16" and levels.max(initial=0) < 256:
+            levels <<= 8  # 8-bit levels in a wide container
+        grey = np.clip(levels >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBX"):
+        return np.asarray(picture.convert("RGBA"), dtype=np.uint8)[:, :, :3]
+    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read a header. The plug-in is named here, so that no other of Pillow's parsers ever sees foreign bytes."""
+    name, plugin = _format_of(data)
+    try:
+        return plugin(io.BytesIO(data))
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError) as error:
+        raise ImageError("image_damaged", f"damaged {name} header: {error}") from error
+
+
+def _format_of(data: bytes) -> tuple[str, Callable[[io.BytesIO], Image.Image]]:
+    if _is_jpeg(data):
+        return "jpg", JpegImagePlugin.JpegImageFile
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return "png", PngImagePlugin.PngImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp", WebPImagePlugin.WebPImageFile
+    if data[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif", GifImagePlugin.GifImageFile
+    if data[:2] == b"BM":
+        return "bmp", BmpImagePlugin.BmpImageFile
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return "tiff", TiffImagePlugin.TiffImageFile
+    start = data[:24].decode("ascii", errors="replace")
+    raise ImageError("image_unknown", f"not a picture of a known format; it starts with {start!r}")

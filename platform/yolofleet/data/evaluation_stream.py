@@ -1,0 +1,170 @@
+"""The evaluation stream: every picture exactly once over all ranks, letterboxed.
+
+Every picture is scaled so that its longer side is the image size, as in training, then padded. Batches are dealt out in
+turn: batch b belongs to rank ``b % world_size``. With ``rectangular`` pictures of similar shape share a batch that is
+only as large as they need, as the published evaluation does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from yolofleet.data.dataset import SampleError, ShardDataset
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
+from yolofleet.data.letterbox import Letterbox, letterbox
+from yolofleet.data.records import RecordError
+from yolofleet.errors import UserError
+
+RECTANGULAR_PADDING = 0.5
+"""Strides added to a rectangular batch before rounding up (published)."""
+
+
+@dataclass(frozen=True)
+class EvaluationBatch:
+    """Letterboxed pictures.
+
+    Attributes:
+        images: (B, 3, H, W) uint8 RGB.
+        image_ids: Id of each picture.
+        original_sizes: (height, width) of each picture, in pixels.
+        letterboxes: How to take boxes back out.
+        skipped: (key, reason) of pictures that could not be decoded; they are not in the batch.
+    """
+
+    images: Tensor
+    image_ids: list[int]
+    original_sizes: list[tuple[int, int]]
+    letterboxes: list[Letterbox]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+class EvaluationStream:
+    """Batches of letterboxed pictures; iterate as often as you like.
+
+    Args:
+        dataset: The samples.
+        image_size: Longer side of the input, in pixels; a multiple of the stride.
+        stride: The model's largest stride.
+        batch_size: Pictures in a batch.
+        rank: Which share of the batches to yield.
+        world_size: Number of shares.
+        rectangular: Sort by shape and pad only as far as a batch needs; False makes every input square.
+        num_threads: Threads that decode; 0 decodes where it is asked for.
+        max_pixels: Larger pictures are skipped.
+    """
+
+    def __init__(
+        self,
+        dataset: ShardDataset,
+        *,
+        image_size: int,
+        stride: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        rectangular: bool = False,
+        num_threads: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        if image_size < 1 or image_size % stride:
+            near = max(stride, round(image_size / stride) * stride)
+            raise UserError(f"image_size {image_size} is not a multiple of the model's stride {stride}; take {near}")
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise UserError(f"batch_size {batch_size}, rank {rank} of {world_size}: not a share of an evaluation")
+        self.dataset = dataset
+        self._image_size = image_size
+        self._stride = stride
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+        self._rectangular = rectangular
+        self._num_threads = num_threads
+        self._max_pixels = max_pixels
+
+    def __len__(self) -> int:
+        """Return how many batches this rank yields."""
+        num_batches = math.ceil(len(self.dataset) / self._batch_size)
+        return len(range(self._rank, num_batches, self._world_size))
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        cv2.setNumThreads(1)
+        numbers, aspects = self._order()
+        size = self._batch_size
+        starts = range(self._rank * size, len(numbers), self._world_size * size)
+        jobs = ((numbers[start : start + size], aspects[start : start + size]) for start in starts)
+        if self._num_threads == 0:
+            yield from (self._batch(*job) for job in jobs)
+            return
+        with ThreadPoolExecutor(max_workers=self._num_threads, thread_name_prefix="evaluation") as pool:
+            waiting = [pool.submit(self._batch, *job) for job in islice(jobs, 2 * self._num_threads)]
+            while waiting:
+                batch = waiting.pop(0).result()
+                waiting.extend(pool.submit(self._batch, *job) for job in islice(jobs, 1))
+                yield batch
+
+    def _order(self) -> tuple[list[int], list[float]]:
+        """Return sample numbers and their aspects (height / width), sorted by aspect for rectangular batches."""
+        if not self._rectangular:
+            return list(range(len(self.dataset))), [1.0] * len(self.dataset)
+        rows = [self.dataset.index(shard).rows for shard in range(len(self.dataset.manifest.shards))]
+        aspects = np.concatenate([shard_rows["height"] / shard_rows["width"] for shard_rows in rows])
+        order = np.argsort(aspects, kind="stable")
+        return order.tolist(), aspects[order].tolist()
+
+    def _batch_shape(self, aspects: list[float]) -> tuple[int, int]:
+        """Return (height, width) of the input that holds pictures of these aspects."""
+        if not self._rectangular:
+            return self._image_size, self._image_size
+        height_share, width_share = 1.0, 1.0
+        if max(aspects) < 1:
+            height_share = max(aspects)
+        elif min(aspects) > 1:
+            width_share = 1 / min(aspects)
+        side, stride = self._image_size, self._stride
+        height = math.ceil(height_share * side / stride + RECTANGULAR_PADDING) * stride
+        return height, math.ceil(width_share * side / stride + RECTANGULAR_PADDING) * stride
+
+    def _letterboxed(
+        self, pixels: NDArray[np.uint8], shape: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], Letterbox]:
+        """Scale the longer side to the image size, then pad to the batch's shape, which may be larger."""
+        height, width = pixels.shape[:2]
+        scaled, box = letterbox(pixels, (self._image_size, self._image_size), stride=1, auto=True, scale_up=True)
+        padded, padding = letterbox(scaled, shape, stride=self._stride, auto=False, scale_up=False)
+        return padded, replace(padding, gain=box.gain, original_height=height, original_width=width)
+
+    def _batch(self, numbers: list[int], aspects: list[float]) -> EvaluationBatch:
+        shape = self._batch_shape(aspects)
+        planes, ids, sizes, boxes = [], [], [], []
+        skipped: list[tuple[str, str]] = []
+        for number in numbers:
+            shard, row = self.dataset.locate(number)
+            key = f"{self.dataset.manifest.shards[shard].name}/{row}"
+            try:
+                sample = self.dataset.read(number)
+                key = sample.key
+                record = sample.record()
+                pixels = sample.pixels(record, self._max_pixels)
+            except (SampleError, ImageError) as error:
+                skipped.append((key, error.reason))
+                continue
+            except RecordError:
+                skipped.append((key, "sample_json_damaged"))
+                continue
+            boxed, how = self._letterboxed(pixels, shape)
+            planes.append(np.ascontiguousarray(boxed.transpose(2, 0, 1)))  # (3, H, W)
+            ids.append(record.image_id)
+            sizes.append((pixels.shape[0], pixels.shape[1]))
+            boxes.append(how)
+        images = np.stack(planes) if planes else np.empty((0, 3, *shape), dtype=np.uint8)
+        return EvaluationBatch(torch.from_numpy(images), ids, sizes, boxes, skipped)

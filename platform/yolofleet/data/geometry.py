@@ -1,0 +1,95 @@
+"""Where pixels and boxes go: matrices from a canvas to the network's input, and boxes moved by the same matrices.
+
+Coordinates are continuous: pixel i covers the interval [i, i + 1), so a box edge and a pixel edge are the same number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.data.augment_settings import AugmentationSettings
+
+Matrix = NDArray[np.float64]
+
+LEAST_SIDE_PIXELS = 2.0
+LEAST_AREA_SHARE = 0.10
+LEAST_AREA_SHARE_POLYGON = 0.01
+MOST_ASPECT = 20.0
+
+
+def scaling_and_shift(across: float, down: float, right: float, below: float) -> Matrix:
+    """Return the 3x3 matrix of x * across + right, y * down + below."""
+    return np.array([[across, 0.0, right], [0.0, down, below], [0.0, 0.0, 1.0]])
+
+
+def draw_warp(
+    settings: AugmentationSettings, canvas_size: int, output_size: int, generator: np.random.Generator
+) -> tuple[Matrix, float]:
+    """Draw the published random warp T·S·R·P·C from a square canvas to the square output.
+
+    C moves the canvas' centre to the origin, P adds perspective, R rotates and scales, S shears, T moves the origin to
+    about the output's centre. All numbers are drawn whether they are used or not, so that no setting shifts the others.
+
+    Returns:
+        The 3x3 matrix and the scale in it.
+    """
+    uniform = generator.uniform(-1.0, 1.0, size=8)
+    angle = math.radians(settings.degrees) * uniform[2]
+    shear_x, shear_y = np.tan(np.radians(settings.shear) * uniform[4:6])
+    low, high = 1.0 - settings.scale, 1.1 + settings.scale
+    scale = 1.0 if settings.keeps_size else low + (high - low) * (uniform[3] + 1.0) / 2.0
+    centre = scaling_and_shift(1.0, 1.0, -canvas_size / 2, -canvas_size / 2)
+    perspective = np.eye(3)
+    perspective[2, :2] = settings.perspective * uniform[0:2]
+    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+    rotation = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+    shear = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    shift = (0.5 + settings.translate * uniform[6:8]) * output_size
+    translation = scaling_and_shift(1.0, 1.0, float(shift[0]), float(shift[1]))
+    return translation @ shear @ rotation @ perspective @ centre, scale
+
+
+def move_points(points: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
+    """Return (n, 2) points moved by a 3x3 matrix."""
+    moved = points @ matrix[:, :2].T + matrix[:, 2]
+    return moved[:, :2] / moved[:, 2:] if matrix[2, :2].any() else moved[:, :2]
+
+
+def move_boxes(boxes: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64]:
+    """Return the (n, 4) upright boxes x1, y1, x2, y2 around boxes moved by a 3x3 matrix."""
+    if not len(boxes):
+        return boxes
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 2)  # (4n, 2): four corners of each box
+    moved = move_points(corners, matrix).reshape(-1, 4, 2)
+    return np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+
+
+def clip_boxes(boxes: NDArray[np.float64], low: tuple[float, float], high: tuple[float, float]) -> NDArray[np.float64]:
+    """Return (n, 4) boxes clipped to the rectangle from ``low`` (x, y) to ``high`` (x, y)."""
+    return np.clip(boxes, (*low, *low), (*high, *high))
+
+
+def worth_keeping(
+    before: NDArray[np.float64], after: NDArray[np.float64], least_share: float | NDArray[np.float64]
+) -> NDArray[np.bool_]:
+    """Tell which boxes are still targets after a warp (the published rule).
+
+    Args:
+        before: (n, 4) boxes on the canvas, multiplied by the warp's scale.
+        after: (n, 4) boxes in the output, clipped to it.
+        least_share: Share of the area that must be left.
+
+    Returns:
+        (n,) True where both sides exceed 2 pixels, enough of the area is left, and no side is 20 times the other.
+    """
+    old, new = before[:, 2:] - before[:, :2], after[:, 2:] - after[:, :2]
+    width, height = new[:, 0], new[:, 1]
+    share = width * height / np.maximum(old[:, 0] * old[:, 1], 1e-12)
+    aspect = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1e-12)
+    kept: NDArray[np.bool_] = (
+        (width > LEAST_SIDE_PIXELS) & (height > LEAST_SIDE_PIXELS) & (share > least_share) & (aspect < MOST_ASPECT)
+    )
+    return kept

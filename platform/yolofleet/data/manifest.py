@@ -1,0 +1,156 @@
+"""The manifest: what a dataset of shards holds. It is written last, so a half-written dataset is not a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from yolofleet.data.records import ObjectClass
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectNotFoundError, Storage
+
+MANIFEST_KEY = "manifest.json"
+FORMAT = 1
+
+
+class ManifestError(UserError):
+    """There is no dataset here, or its manifest cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardEntry:
+    """One shard: ``shards/NAME.tar`` and ``shards/NAME.index``."""
+
+    name: str
+    bytes: int
+    sha256: str
+    samples: int
+    index_sha256: str
+
+    @property
+    def tar_key(self) -> str:
+        """Key of the tar file below the dataset's root."""
+        return f"shards/{self.name}.tar"
+
+    @property
+    def index_key(self) -> str:
+        """Key of the index below the dataset's root."""
+        return f"shards/{self.name}.index"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a dataset holds.
+
+    Attributes:
+        classes: Classes by index, with the category ids of the source.
+        class_counts: Boxes of each class, crowds left out.
+        num_samples: Pictures.
+        num_empty: Pictures without any box (crowds do not count as one).
+        num_boxes: Boxes, crowds left out.
+        num_crowds: Crowd regions.
+        shards: The shards, in order.
+        source_digest: Digest of what the dataset was built from and how.
+        problems: What the build left out or put right, by kind (see ``ProblemLog.as_document``).
+    """
+
+    classes: tuple[ObjectClass, ...]
+    class_counts: tuple[int, ...]
+    num_samples: int
+    num_empty: int
+    num_boxes: int
+    num_crowds: int
+    shards: tuple[ShardEntry, ...]
+    source_digest: str
+    problems: dict[str, Any] = field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as it lies in storage: one shard a line, keys in a fixed order."""
+        head = {
+            "format": FORMAT,
+            "kind": "yolofleet-dataset",
+            "classes": [{"id": entry.id, "name": entry.name} for entry in self.classes],
+            "class_counts": list(self.class_counts),
+            "num_samples": self.num_samples,
+            "num_empty": self.num_empty,
+            "num_boxes": self.num_boxes,
+            "num_crowds": self.num_crowds,
+            "source_digest": self.source_digest,
+            "problems": self.problems,
+        }
+        lines = [json.dumps(_shard_document(entry), separators=(",", ":")) for entry in self.shards]
+        text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
+        return (text + ',\n "shards": [\n' + ",\n".join(lines) + "\n]\n}\n").encode()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the manifest: it names the dataset's every byte, because it holds the digests of all shards."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @staticmethod
+    def read(storage: Storage) -> Manifest:
+        """Read the manifest of the dataset at a storage's root.
+
+        Raises:
+            ManifestError: There is none, it is damaged, or a newer version wrote it.
+        """
+        name = f"{storage.url}/{MANIFEST_KEY}"
+        try:
+            data = storage.get(MANIFEST_KEY)
+        except ObjectNotFoundError:
+            raise ManifestError(
+                f"{storage.url}: no dataset here ({MANIFEST_KEY} is missing); build one with "
+                f"'yolofleet data shard ANNOTATIONS IMAGES {storage.url}', or run the build again if it was interrupted"
+            ) from None
+        return Manifest.from_bytes(data, name)
+
+    @staticmethod
+    def from_bytes(data: bytes, name: str) -> Manifest:
+        """Read a manifest from its bytes.
+
+        Raises:
+            ManifestError: It is damaged, or a newer version wrote it.
+        """
+        try:
+            document = json.loads(data)
+            version = document["format"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ManifestError(f"{name}: no manifest of a dataset ({type(error).__name__}: {error})") from None
+        if version != FORMAT:
+            raise ManifestError(f"{name}: format {version!r}; this yolofleet reads format {FORMAT}: update yolofleet")
+        try:
+            return Manifest(
+                classes=tuple(ObjectClass(int(entry["id"]), str(entry["name"])) for entry in document["classes"]),
+                class_counts=tuple(int(count) for count in document["class_counts"]),
+                num_samples=int(document["num_samples"]),
+                num_empty=int(document["num_empty"]),
+                num_boxes=int(document["num_boxes"]),
+                num_crowds=int(document["num_crowds"]),
+                shards=tuple(_shard_entry(entry) for entry in document["shards"]),
+                source_digest=str(document["source_digest"]),
+                problems=dict(document["problems"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ManifestError(f"{name}: damaged manifest ({type(error).__name__}: {error})") from None
+
+
+def _shard_document(entry: ShardEntry) -> dict[str, Any]:
+    return {
+        "name": entry.name,
+        "bytes": entry.bytes,
+        "sha256": entry.sha256,
+        "samples": entry.samples,
+        "index_sha256": entry.index_sha256,
+    }
+
+
+def _shard_entry(document: dict[str, Any]) -> ShardEntry:
+    return ShardEntry(
+        str(document["name"]),
+        int(document["bytes"]),
+        str(document["sha256"]),
+        int(document["samples"]),
+        str(document["index_sha256"]),
+    )

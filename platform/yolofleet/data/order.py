@@ -1,0 +1,117 @@
+"""The order of samples: one endless stream, computed from its position alone.
+
+Sample g of the stream is sample ``g % N`` of epoch ``g // N``. An epoch's order is made of two shuffles, both keyed by
+(seed, epoch): the shards are shuffled, then the samples within each window of a few shards that follow each other. So
+reading stays nearly sequential, a node needs a window's shards at a time, and only that window is ever computed: the
+start costs the shuffle of the shard list (milliseconds at 10^5 shards) and memory for two numbers a shard.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.data.randomness import Purpose, keyed_generator
+
+WINDOW_SHARDS = 8
+MOST_WINDOWS_KEPT = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a sample of the stream lies: epoch, window of the epoch, shard, row in the shard."""
+
+    epoch: int
+    window: int
+    shard: int
+    row: int
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch's order of shards, and where its windows begin.
+
+    Attributes:
+        shards: (num_shards,) shard numbers in the order of the epoch.
+        window_starts: (num_windows + 1,) place in the epoch of each window's first sample, and N at the end.
+    """
+
+    shards: NDArray[np.int64]
+    window_starts: NDArray[np.int64]
+
+
+class SampleOrder:
+    """The order of the samples of a dataset. Pure: it remembers only what it would compute again.
+
+    Args:
+        shard_sizes: (num_shards,) samples of each shard.
+        seed: Seed of the run.
+        window_shards: Shards in a window; more of them shuffle better and need more disk at a time.
+        shuffle: False keeps the order of the shards.
+    """
+
+    def __init__(
+        self, shard_sizes: NDArray[np.int64], seed: int, *, window_shards: int = WINDOW_SHARDS, shuffle: bool = True
+    ) -> None:
+        self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._seed = seed
+        self._window_shards = window_shards
+        self._shuffle = shuffle
+        self.num_samples = int(self._sizes.sum())
+        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def place(self, position: int) -> Place:
+        """Return where sample ``position`` (g) of the endless stream lies."""
+        epoch_number, within = divmod(position, self.num_samples)
+        with self._lock:
+            epoch = self._epoch(epoch_number)
+            window = int(np.searchsorted(epoch.window_starts, within, side="right")) - 1
+            shards, rows = self._window(epoch_number, epoch, window)
+        slot = within - int(epoch.window_starts[window])
+        return Place(epoch_number, window, int(shards[slot]), int(rows[slot]))
+
+    def num_windows(self, epoch: int) -> int:
+        """Return how many windows an epoch has."""
+        with self._lock:
+            return len(self._epoch(epoch).window_starts) - 1
+
+    def window_shards(self, epoch: int, window: int) -> list[int]:
+        """Return the shards of a window, in the order in which they should be fetched."""
+        with self._lock:
+            shards = self._epoch(epoch).shards
+        return [int(shard) for shard in shards[window * self._window_shards : (window + 1) * self._window_shards]]
+
+    def _epoch(self, number: int) -> _Epoch:
+        if number not in self._epochs:
+            shards = np.flatnonzero(self._sizes)
+            if self._shuffle:
+                shards = keyed_generator(self._seed, Purpose.SHARD_ORDER, number).permutation(shards)
+            ends = np.cumsum(self._sizes[shards])
+            starts = np.concatenate([[0], ends[self._window_shards - 1 :: self._window_shards], ends[-1:]])
+            self._epochs[number] = _Epoch(shards, np.unique(starts))
+            if len(self._epochs) > 2:  # this epoch and the one before it, while a window of each is read
+                self._epochs.popitem(last=False)
+        return self._epochs[number]
+
+    def _window(self, number: int, epoch: _Epoch, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return shard and row of every sample of a window, in order."""
+        name = (number, window)
+        if name not in self._windows:
+            shards = epoch.shards[window * self._window_shards : (window + 1) * self._window_shards]
+            sizes = self._sizes[shards]
+            first = np.cumsum(sizes) - sizes
+            all_shards = np.repeat(shards, sizes)
+            all_rows = np.arange(len(all_shards)) - np.repeat(first, sizes)
+            if self._shuffle:
+                order = keyed_generator(self._seed, Purpose.SAMPLE_ORDER, number, window).permutation(len(all_shards))
+                all_shards, all_rows = all_shards[order], all_rows[order]
+            self._windows[name] = (all_shards, all_rows)
+            if len(self._windows) > MOST_WINDOWS_KEPT:
+                self._windows.popitem(last=False)
+        return self._windows[name]

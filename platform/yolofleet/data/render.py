@@ -1,0 +1,111 @@
+"""Pixels of a layout, warped straight into the network's input.
+
+Where the warp only moves and scales (the published default) every tile is cut to what will be seen of it and resized
+into its place: no canvas, no second interpolation. Cuts are made at whole pixels, and the matrix that is returned is
+that of the cut, so boxes stay exactly on their objects. A warp that turns or shears goes through a canvas.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.data.geometry import Matrix, scaling_and_shift
+from yolofleet.data.mosaic import Layout, Tile
+from yolofleet.data.picture import Picture
+
+GREY = 114
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a picture came to lie in the output.
+
+    Attributes:
+        picture: Its number in the micro-batch.
+        visible: x1, y1, x2, y2 in the picture's pixels: what its cell on the canvas shows of it.
+        matrix: 3x3, from picture pixels to output pixels.
+        region: x1, y1, x2, y2 in the output: nothing of the picture lies outside.
+        scale: (across, down) from picture to output without any turn, for comparing areas.
+    """
+
+    picture: int
+    visible: tuple[float, float, float, float]
+    matrix: Matrix
+    region: tuple[float, float, float, float]
+    scale: tuple[float, float]
+
+
+def render(
+    layout: Layout, pictures: list[Picture], warp: Matrix, scale: float, output: NDArray[np.uint8]
+) -> list[Placement]:
+    """Draw a layout into ``output`` (side, side, 3), all of which is written; returns where each picture lies."""
+    is_upright = warp[0, 1] == warp[1, 0] == warp[2, 0] == warp[2, 1] == 0
+    if is_upright:
+        output.fill(GREY)
+        placements = [_draw_cut(tile, pictures[tile.picture], warp, scale, output) for tile in layout.tiles]
+        return [placement for placement in placements if placement is not None]
+    return _draw_through_canvas(layout, pictures, warp, scale, output)
+
+
+def _draw_cut(
+    tile: Tile, picture: Picture, warp: Matrix, scale: float, output: NDArray[np.uint8]
+) -> Placement | None:
+    """Cut out of the picture what will be seen and resize it into its place; None if nothing is seen."""
+    side = output.shape[0]
+    left, top, right, bottom = _moved_rectangle(tile.cell, warp)
+    x1, x2 = max(0, round(left)), min(side, round(right))
+    y1, y2 = max(0, round(top)), min(side, round(bottom))
+    if x1 >= x2 or y1 >= y2:
+        return None
+    back = np.linalg.inv(warp @ tile.matrix)
+    left, top, right, bottom = _moved_rectangle((x1, y1, x2, y2), back)
+    u1, u2 = _whole_span(left, right, picture.size[0])
+    v1, v2 = _whole_span(top, bottom, picture.size[1])
+    cv2.resize(picture.pixels[v1:v2, u1:u2], (x2 - x1, y2 - y1), dst=output[y1:y2, x1:x2])
+    across, down = (x2 - x1) / (u2 - u1), (y2 - y1) / (v2 - v1)
+    matrix = scaling_and_shift(across, down, x1 - u1 * across, y1 - v1 * down)
+    visible = _moved_rectangle(tile.cell, np.linalg.inv(tile.matrix))
+    gains = (scale * float(tile.matrix[0, 0]), scale * float(tile.matrix[1, 1]))
+    return Placement(tile.picture, visible, matrix, (x1, y1, x2, y2), gains)
+
+
+def _whole_span(low: float, high: float, size: int) -> tuple[int, int]:
+    """Return the span in whole pixels nearest to [low, high], inside 0..size and at least one pixel long."""
+    start = min(max(round(low), 0), size - 1)
+    return start, min(max(round(high), start + 1), size)
+
+
+def _draw_through_canvas(
+    layout: Layout, pictures: list[Picture], warp: Matrix, scale: float, output: NDArray[np.uint8]
+) -> list[Placement]:
+    canvas = np.full((layout.size, layout.size, 3), GREY, dtype=np.uint8)
+    side = output.shape[0]
+    placements = []
+    for tile in layout.tiles:
+        on_canvas = _draw_cut(tile, pictures[tile.picture], np.eye(3), 1.0, canvas)
+        if on_canvas is None:
+            continue
+        gains = (scale * on_canvas.scale[0], scale * on_canvas.scale[1])
+        matrix = warp @ on_canvas.matrix
+        placements.append(Placement(tile.picture, on_canvas.visible, matrix, (0, 0, side, side), gains))
+    # OpenCV counts from pixel centres, our coordinates from pixel edges: half a pixel on both ends.
+    centred = scaling_and_shift(1, 1, -0.5, -0.5) @ warp @ scaling_and_shift(1, 1, 0.5, 0.5)
+    warp_canvas = cv2.warpPerspective if warp[2, :2].any() else cv2.warpAffine
+    rows = centred if warp[2, :2].any() else centred[:2]
+    border = cv2.BORDER_CONSTANT
+    warp_canvas(canvas, rows, (side, side), output, cv2.INTER_LINEAR, border, (GREY, GREY, GREY))
+    return placements
+
+
+def _moved_rectangle(
+    rectangle: tuple[float, float, float, float], matrix: NDArray[np.floating[Any]]
+) -> tuple[float, float, float, float]:
+    """Return a rectangle moved by a matrix that only moves and scales."""
+    x1, y1, x2, y2 = rectangle
+    across, down, right, below = (float(value) for value in (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))
+    return x1 * across + right, y1 * down + below, x2 * across + right, y2 * down + below
