@@ -103,9 +103,10 @@ def _load(path: Path, above: tuple[Path, ...]) -> ModelTable:
 
 def _changed(base: ModelTable, derived: DerivedTable, source: str) -> dict[str, Any]:
     """Return the base as a plain document, with the derived table's changes."""
-    document = base.document()
+    document = base.model_dump(mode="json", exclude_defaults=True)
     document["name"] = derived.name
     document.pop("note", None)
+    document["blocks"] += [row.model_dump(mode="json", exclude_defaults=True) for row in derived.append]
     if derived.note is not None:
         document["note"] = derived.note
     for selector, fields in derived.change.items():

@@ -129,6 +129,8 @@ class DerivedTable(Spec):
     """Name or path of the table it starts from."""
     change: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """What differs: fields by row name, by kind of block, or under ``table``, ``head``, ``auxiliary``."""
+    append: tuple[BlockRow, ...] = ()
+    """Rows added at the end, before the changes."""
     depth: Factor = 1.0
     """As in a job's model; applied after the changes."""
     transition_width: Factor | None = None
