@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from yolofleet.data.augmentation import AugmentationSettings
+from dataclasses import replace
+from pathlib import Path
+
+from yolofleet.data.augment_settings import AugmentationSettings
+from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import DataSpec, JobSpec
+from yolofleet.training.schedule import Schedule
 
 
 def open_dataset(data: DataSpec, url: str) -> ShardDataset:
     """Open one of the job's datasets, with the job's cache."""
-    return ShardDataset(url)
+    cache = None
+    if data.cache is not None:
+        cache = CacheSettings(path=Path(data.cache.path), max_bytes=data.cache.max_bytes)
+    return ShardDataset(url, cache)
 
 
 def augmentation(hyperparameters: Hyperparameters) -> AugmentationSettings:
@@ -34,14 +42,16 @@ def augmentation(hyperparameters: Hyperparameters) -> AugmentationSettings:
     )
 
 
-def training_stream(job: JobSpec, dataset: ShardDataset, hyperparameters: Hyperparameters) -> TrainingStream:
-    """Return the job's endless training stream."""
+def training_stream(job: JobSpec, dataset: ShardDataset, schedule: Schedule) -> TrainingStream:
+    """Return the job's endless training stream; its last part is plain images where the recipe says so."""
+    full = augmentation(schedule.hyperparameters)
+    plain = replace(full, mosaic=0.0, mixup=0.0, paste_in=0.0)
     return TrainingStream(
         dataset,
         seed=job.seed,
         image_size=job.data.image_size,
         global_batch_size=job.global_batch_size,
         micro_batch_size=job.micro_batch_size,
-        augmentation=augmentation(hyperparameters),
+        augmentation=lambda step: plain if schedule.closes_mosaic(step) else full,
         num_threads=job.data.loader_threads,
     )

@@ -109,7 +109,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     network: nn.Module = model
     if group.world_size > 1:
         network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    stream = training_stream(job, dataset, hyperparameters)
+    stream = training_stream(job, dataset, schedule)
     terms = _Terms(group)
     pace = Pace()
     batches = stream.micro_batches(state.step, list(owned))

@@ -60,7 +60,7 @@ def check_job(job: JobSpec) -> Readiness:
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:
-    names, expected = ([f"{entry.id}:{entry.name}" for entry in dataset.classes] for dataset in (val, train))
+    names, expected = ([f"{number}:{name}" for number, name in dataset.classes] for dataset in (val, train))
     if not expected:
         raise UserError(f"{job.data.train}: the dataset has no classes, so there is nothing to detect")
     if sum(train.manifest.class_counts) == 0:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.stream import EvaluationStream
+from yolofleet.data.evaluation_stream import EvaluationStream
 from yolofleet.evaluation.evaluate import collect_detections, score_detections
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.group import WorkerGroup
