@@ -1,0 +1,185 @@
+"""``yolofleet evaluate``: what a model, or a file of detections, is worth on a dataset."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.evaluation.evaluate import EvaluationResult
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, a detector package, models:/NAME@ALIAS, or a COCO result file (.json).",
+            show_default=False,
+        ),
+    ],
+    data: Annotated[
+        str, typer.Argument(help="A dataset (folder or s3://), or for a result file its COCO annotations.")
+    ],
+    results: Annotated[Path | None, typer.Option(help="Write the detections to this COCO result file.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with curves and pictures into this folder.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Long side of the input; as the model says.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that pass the network together.")] = 16,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = 0.001,
+    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the worse box goes.")] = 0.65,
+    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per picture.")] = 300,
+    rectangular: Annotated[
+        bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> int:
+    """Judge a model on a dataset by COCO AP: the twelve figures, and each class."""
+    from yolofleet.cli.model_argument import open_detector
+    from yolofleet.evaluation.evaluate import evaluate as evaluate_model
+
+    started = time.monotonic()
+    if is_result_file(model):
+        dataset, result = _judge_file(Path(model), data)
+    else:
+        detector = open_detector(model, device, tracking_uri)
+        dataset = _open_dataset(data)
+        with _progress(len(dataset)) as advance:
+            result = evaluate_model(
+                detector.model,
+                dataset,
+                image_size=image_size or detector.card.image_size,
+                classes=detector.classes,
+                batch_size=batch_size,
+                device=detector.device,
+                confidence=confidence,
+                iou=iou,
+                max_detections=max_detections,
+                rectangular=rectangular,
+                on_batch=lambda batch: advance(len(batch.image_ids) + len(batch.skipped)),
+            )
+    seconds = time.monotonic() - started
+    if results is not None:
+        result.detections.write(results)
+    page = _write_report(report, model, data, dataset, result) if report is not None else None
+    if json_output:
+        print(json.dumps({"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}))
+        return 0
+    _show(result, seconds)
+    for label, path in (("detections", results), ("report", page)):
+        if path is not None:
+            print(f"{label}: {path}")
+    return 0
+
+
+def is_result_file(model: str) -> bool:
+    """Return whether a MODEL argument is a file of detections."""
+    return model.endswith(".json") and "://" not in model and not Path(model).is_dir()
+
+
+def _open_dataset(data: str) -> ShardDataset:
+    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.errors import UserError
+
+    if data.endswith(".json") and Path(data).is_file():
+        raise UserError(
+            f"{data} is a file: a model is judged on a sharded dataset; make one with 'yolofleet data shard'"
+        )
+    return ShardDataset(data)
+
+
+def _judge_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:
+    """Judge a COCO result file on a dataset, or on a COCO annotation file."""
+    from yolofleet.evaluation.average_precision import coco_average_precision
+    from yolofleet.evaluation.detections import Detections
+    from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.ground_truth import read_ground_truth
+
+    detections = Detections.read(path)
+    dataset = None if data.endswith(".json") else _open_dataset(data)
+    truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations()
+    return dataset, EvaluationResult(judged=coco_average_precision(truth, detections), detections=detections)
+
+
+def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
+    from yolofleet.evaluation.report import render_report
+    from yolofleet.evaluation.samples import draw_samples
+    from yolofleet.storage import open_storage
+
+    pictures = [] if dataset is None else draw_samples(dataset, result.detections)
+    page = render_report(
+        result, title=f"Evaluation of {model}", facts={"model": model, "data": data}, pictures=pictures
+    )
+    open_storage(folder).put("index.html", page.encode())
+    return folder / "index.html"
+
+
+@contextmanager
+def _progress(num_images: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where there is a terminal, plain lines where there is none."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("", total=num_images)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, spoken = 0, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, spoken
+        done += count
+        if time.monotonic() > spoken + PLAIN_LINE_SECONDS or (done == num_images and done > count):
+            print(f"evaluated {done} of {num_images} images", file=sys.stderr, flush=True)
+            spoken = time.monotonic()
+
+    yield advance
+
+
+def _show(result: EvaluationResult, seconds: float) -> None:
+    """Print the figures and the classes as tables."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console() if sys.stdout.isatty() else Console(width=110)
+    judged = result.judged
+    console.print(
+        f"[bold]{judged.num_images}[/] images, {judged.num_objects} objects, {judged.num_crowds} crowds, "
+        f"{judged.num_detections} detections, {seconds:.1f} s"
+    )
+    if result.skipped:
+        named = ", ".join(f"{key} ({reason})" for key, reason in result.skipped[:3])
+        more = f" and {len(result.skipped) - 3} more" if len(result.skipped) > 3 else ""
+        console.print(f"[yellow]{len(result.skipped)} images could not be read and count as empty: {named}{more}")
+    figures = Table(box=SIMPLE_HEAD)
+    for heading in ("precision", "", "recall", ""):
+        figures.add_column(heading, justify="right" if not heading else "left")
+    names = list(result.figures)
+    for left, right in zip(names[:6], names[6:], strict=True):
+        figures.add_row(left, _shown(result.figures[left]), right, _shown(result.figures[right]))
+    console.print(figures)
+    classes = Table(box=SIMPLE_HEAD)
+    classes.add_column("class")
+    for heading in ("objects", "detections", "AP", "AP50", "AP75", "AR_100", "best F1", "at score"):
+        classes.add_column(heading, justify="right")
+    for entry in result.per_class:
+        numbers: list[Any] = [entry.ap, entry.ap50, entry.ap75, entry.ar_100, entry.best_f1, entry.best_confidence]
+        classes.add_row(entry.name, str(entry.num_objects), str(entry.num_detections), *map(_shown, numbers))
+    console.print(classes)
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

@@ -1,0 +1,81 @@
+"""The MODEL argument of a command: a run directory, a detector package, a registered version."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from yolofleet.evaluation.detector import Detector
+
+ACCEPTED = "a run directory, a detector package (a folder with detector.json), or models:/NAME@ALIAS"
+
+
+def open_detector(model: str, device: str, tracking_uri: str | None = None) -> Detector:
+    """Load the detector that a MODEL argument names.
+
+    Args:
+        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tracking_uri: The MLflow server of a registered version; None takes the environment's.
+
+    Raises:
+        UserError: There is no such model, it is damaged, or the device is not there.
+    """
+    from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME, Detector
+    from yolofleet.storage import open_storage
+
+    chosen = chosen_device(device)
+    if model.startswith("models:/"):
+        from yolofleet.registry.resolve import detector_folder
+
+        return Detector.load(detector_folder(model, tracking_uri), chosen)
+    storage = open_storage(model) if "://" in model else open_storage(_existing_folder(model))
+    place = next((place for place in (storage, storage.child("model")) if place.exists(CARD_NAME)), None)
+    if place is None:
+        raise _no_model(model, "it holds neither detector.json nor model/detector.json")
+    if (local := place.local_path(CARD_NAME)) is not None:
+        return Detector.load(local.parent, chosen)
+    with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
+        for name in (CARD_NAME, WEIGHTS_NAME):
+            place.download(name, Path(folder) / name)
+        return Detector.load(folder, chosen)
+
+
+def chosen_device(device: str) -> torch.device:
+    """Return the device of a ``--device`` option; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UserError: No such device, or none that works here.
+    """
+    import torch
+
+    from yolofleet.errors import UserError
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {device}: {reason}; use auto, cpu, cuda or cuda:N") from None
+    return chosen
+
+
+def _existing_folder(model: str) -> Path:
+    path = Path(model)
+    if not path.exists():
+        raise _no_model(model, "there is no such file or folder")
+    if not path.is_dir():
+        raise _no_model(model, "it is a file")
+    return path
+
+
+def _no_model(model: str, reason: str) -> Exception:
+    from yolofleet.errors import UserError
+
+    return UserError(f"{model} is no model: {reason}. MODEL is {ACCEPTED}")

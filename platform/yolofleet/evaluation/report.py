@@ -1,0 +1,188 @@
+"""One page that shows what a model is worth: figures, curves, classes and pictures, all inside one HTML file."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from yolofleet.evaluation.average_precision import ClassFigures
+from yolofleet.evaluation.charts import Series, line_chart
+from yolofleet.evaluation.draw import class_colour
+from yolofleet.evaluation.evaluate import EvaluationResult
+from yolofleet.evaluation.precision_recall import RECALL_LEVELS
+from yolofleet.evaluation.samples import SamplePicture
+
+STYLE = """
+:root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#d9dde3;--card:#f5f7f9;--bar:#3b7dd8;--page:#fff}
+@media(prefers-color-scheme:dark){:root{--ink:#e7eaee;--soft:#9aa4b2;--line:#333a44;--card:#1d2229;--page:#14171b}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--page);
+max-width:1180px;margin:0 auto;padding:24px}
+h1{font-size:24px;margin:0 0 4px;overflow-wrap:anywhere}h2{font-size:18px;margin:36px 0 10px}
+.soft{color:var(--soft)}dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 16px}
+dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
+.cards{display:flex;flex-wrap:wrap;gap:12px}
+.card{background:var(--card);border-radius:10px;padding:12px 18px;min-width:96px}
+.card b{display:block;font-size:26px;font-variant-numeric:tabular-nums}.card span{color:var(--soft)}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}
+.chart{width:100%;font-size:12px}.chart text{fill:var(--soft)}.grid{stroke:var(--line)}
+.legend{margin:4px 0 0 56px;display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px}
+.legend i{display:inline-block;width:14px;height:4px;border-radius:2px;margin-right:6px;vertical-align:middle}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:right}
+th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
+.bar{display:inline-block;height:9px;background:var(--bar);border-radius:3px;margin-right:8px}
+.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:16px}
+figure{margin:0}img{width:100%;height:auto;border-radius:6px}figcaption{color:var(--soft);font-size:13px}
+"""
+MAIN_FIGURES = ("AP", "AP50", "AP75", "AR_100")
+LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
+JUDGED_KEYS = ("val_AP", "val_AP50", "val_AP75")
+PALETTE = ("#3b7dd8", "#e4572e", "#2ca25f", "#a04fc4", "#c98b00", "#0f9fb0")
+MOST_POINTS = 1000
+BAR_PIXELS = 90
+
+
+def render_report(
+    result: EvaluationResult | None,
+    *,
+    title: str,
+    facts: Mapping[str, str] | None = None,
+    history: Sequence[Mapping[str, Any]] = (),
+    pictures: Sequence[SamplePicture] = (),
+) -> str:
+    """Renders the page.
+
+    Args:
+        result: an evaluation; None for a run that has not been judged.
+        title: heading of the page.
+        facts: what else is to be known: model, data, run, commit.
+        history: a run's rows of metrics, each with its step: losses, learning rate, validation figures.
+        pictures: sample pictures, ground truth beside detections.
+
+    Returns:
+        An HTML document that needs no other file and no network.
+    """
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>",
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1><p class='soft'>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</p>",
+    ]
+    if facts:
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+        parts.append(f"<dl>{rows}</dl>")
+    if result is not None:
+        parts.append(_figures(result))
+    if history:
+        parts.append(_training(history))
+    if result is not None:
+        parts += [_curves(result), _classes(result.per_class)]
+    if pictures:
+        parts.append(_pictures(pictures))
+    parts.append("</body></html>\n")
+    return "".join(parts)
+
+
+def _figures(result: EvaluationResult) -> str:
+    judged = result.judged
+    cards = "".join(
+        f"<div class='card'><b>{_shown(judged.figures[name], 3)}</b><span>{name}</span></div>" for name in MAIN_FIGURES
+    )
+    rest = [name for name in judged.figures if name not in MAIN_FIGURES]
+    head = "".join(f"<th>{name}</th>" for name in rest)
+    values = "".join(f"<td>{_shown(judged.figures[name], 4)}</td>" for name in rest)
+    skipped = f", {len(result.skipped)} images could not be read" if result.skipped else ""
+    return (
+        f"<h2>Figures</h2><div class='cards'>{cards}</div>"
+        f"<p class='soft'>{judged.num_images} images, {judged.num_objects} objects, {judged.num_crowds} crowds, "
+        f"{judged.num_detections} detections{skipped}. COCO figures; - where there was nothing to measure.</p>"
+        f"<div class='wide'><table><tr>{head}</tr><tr>{values}</tr></table></div>"
+    )
+
+
+def _training(history: Sequence[Mapping[str, Any]]) -> str:
+    """Losses, learning rate and validation figures over the steps, as far as the rows have them."""
+    charts = []
+    for keys, name in ((LOSS_KEYS, "loss"), (("learning_rate",), "learning rate"), (JUDGED_KEYS, "validation")):
+        lines = [
+            Series(name=key.removeprefix("val_"), points=points, colour=colour, width=2)
+            for key, colour in zip(keys, PALETTE, strict=False)
+            if (points := _points(history, key))
+        ]
+        if lines:
+            y_range = (0.0, 1.0) if name == "validation" else None
+            charts.append(f"<div>{line_chart(lines, x_name='step', y_name=name, y_range=y_range)}</div>")
+    return f"<h2>Training</h2><div class='charts'>{''.join(charts)}</div>" if charts else ""
+
+
+def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows that have the key, thinned out to what a chart can show."""
+    points = [
+        (float(row["step"]), float(row[key]))
+        for row in history
+        if isinstance(row.get(key), int | float) and isinstance(row.get("step"), int)
+    ]
+    if len(points) <= MOST_POINTS:
+        return points
+    chosen = np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)
+    return [points[place] for place in chosen.tolist()]
+
+
+def _curves(result: EvaluationResult) -> str:
+    """Precision over recall at IoU 0.50: every class, and their mean."""
+    names = {entry.category_id: entry.name for entry in result.per_class}
+    measured = {category_id: curve for category_id, curve in result.judged.curves.items() if curve}
+    if not measured:
+        return ""
+    levels = RECALL_LEVELS.tolist()
+    lines = [
+        Series(
+            name=names[category_id],
+            points=list(zip(levels, curve, strict=True)),
+            colour="#{:02x}{:02x}{:02x}".format(*class_colour(category_id)),
+        )
+        for category_id, curve in measured.items()
+    ]
+    if len(lines) > 1:
+        mean = np.mean(list(measured.values()), axis=0).tolist()
+        points = list(zip(levels, mean, strict=True))
+        lines.append(Series(name="mean of the classes", points=points, colour="var(--ink)", width=3))
+    chart = line_chart(lines, x_name="recall", y_name="precision", x_range=(0, 1), y_range=(0, 1), most_in_legend=21)
+    return f"<h2>Precision and recall at IoU 0.50</h2><div class='charts'><div>{chart}</div></div>"
+
+
+def _classes(per_class: Sequence[ClassFigures]) -> str:
+    headings = ("class", "AP", "AP50", "AP75", "AR_100", "objects", "detections", "best F1", "at score")
+    rows = []
+    for entry in sorted(per_class, key=lambda entry: -1.0 if entry.ap is None else entry.ap, reverse=True):
+        bar = f"<i class='bar' style='width:{round((entry.ap or 0) * BAR_PIXELS)}px'></i>"
+        numbers = [
+            f"{bar}{_shown(entry.ap, 3)}",
+            *(_shown(value, 3) for value in (entry.ap50, entry.ap75, entry.ar_100)),
+            f"{entry.num_objects}",
+            f"{entry.num_detections}",
+            *(_shown(value, 3) for value in (entry.best_f1, entry.best_confidence)),
+        ]
+        cells = "".join(f"<td>{number}</td>" for number in numbers)
+        rows.append(f"<tr><td>{escape(entry.name)}</td>{cells}</tr>")
+    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    return f"<h2>Classes</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+
+
+def _pictures(pictures: Sequence[SamplePicture]) -> str:
+    figures = "".join(
+        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}' "
+        f"width='{picture.width}' height='{picture.height}' loading='lazy' alt=''>"
+        f"<figcaption>{escape(picture.name)}</figcaption></figure>"
+        for picture in pictures
+    )
+    return f"<h2>Pictures: ground truth left, detections right</h2><div class='pictures'>{figures}</div>"
+
+
+def _shown(value: float | None, decimals: int) -> str:
+    return "-" if value is None else f"{value:.{decimals}f}"
