@@ -1,0 +1,144 @@
+"""Ground-truth boxes, decoded boxes and their overlap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolofleet.losses.hosting import is_countable, send
+
+EPSILON = 1e-7
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The ground truth of a micro-batch, ordered by image; N boxes.
+
+    Attributes:
+        image: (N,) image index.
+        label: (N,) class index.
+        xywh: (N, 4) centre and size as shares of the image.
+        row: (N,) the box's row in the caller's targets.
+        alive: (N,) whether the box takes part; all of them in host memory, where the others are left out.
+    """
+
+    image: Tensor
+    label: Tensor
+    xywh: Tensor
+    row: Tensor
+    alive: Tensor
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, device: torch.device) -> Boxes:
+        """The same boxes on another device, copied without waiting."""
+        return Boxes(*(send(field, device) for field in (self.image, self.label, self.xywh, self.row, self.alive)))
+
+
+def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.dtype, keep_degenerate: bool) -> Boxes:
+    """Order targets by image and leave out boxes without an area or with a coordinate that is no number.
+
+    Args:
+        targets: (N, 6) image index, class index, cx, cy, w, h; the box as shares of the image.
+        num_images: Pictures in the micro-batch.
+        num_classes: Classes of the detector.
+        dtype: Floating type to compute in.
+        keep_degenerate: Let boxes without an area take part, as the published implementation does.
+
+    Raises:
+        ValueError: Wrong shape; or, for targets in host memory, an image or class index out of range. (On a device an
+            index out of range ends in the device's own assertion: looking at it here would make the host wait.)
+    """
+    if targets.ndim != 2 or targets.shape[1] != 6:
+        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {tuple(targets.shape)}")
+    targets = targets.detach()
+    order = torch.argsort(targets[:, 0], stable=True)
+    indices = targets[order, :2].long()
+    xywh = targets[order, 2:].to(dtype)
+    alive = torch.ones_like(order, dtype=torch.bool)
+    if not keep_degenerate:
+        alive = (xywh[:, 2:] > 0).all(1) & xywh.isfinite().all(1)
+        xywh = torch.where(alive[:, None], xywh, 0.5)  # what stays on a device under a mask must be a number
+    boxes = Boxes(indices[:, 0].contiguous(), indices[:, 1].contiguous(), xywh, order, alive)
+    if not is_countable(targets):
+        return boxes
+    _check_range(boxes.image, num_images, "image", order)
+    _check_range(boxes.label, num_classes, "class", order)
+    if bool(alive.all()):
+        return boxes
+    return Boxes(*(field[alive] for field in (boxes.image, boxes.label, boxes.xywh, boxes.row, boxes.alive)))
+
+
+def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:
+    wrong = (index < 0) | (index >= limit)
+    if bool(wrong.any()):
+        row = int(rows[wrong][0])
+        seen = int(index[wrong][0])
+        raise ValueError(f"target row {row} has {noun} index {seen}; the {noun} indices here are 0 to {limit - 1}")
+
+
+def decode_centre(logits: Tensor) -> Tensor:
+    """Box centre in cells from its cell's corner: 2 sigmoid(t) - 0.5, so from -0.5 to 1.5.
+
+    Args:
+        logits: (..., 2) raw x and y.
+    """
+    return logits.sigmoid() * 2.0 - 0.5
+
+
+def decode_size(logits: Tensor, anchor: Tensor) -> Tensor:
+    """Box size in the anchor's unit: (2 sigmoid(t))^2 anchors, so at most four of them.
+
+    Args:
+        logits: (..., 2) raw width and height.
+        anchor: (..., 2) anchor width and height.
+    """
+    return (logits.sigmoid() * 2.0) ** 2 * anchor
+
+
+class BoxFit(NamedTuple):
+    """How well boxes fit.
+
+    Attributes:
+        quality: (n,) CIoU, at most 1.
+        alpha: (n,) the aspect trade-off used in it, without gradient.
+    """
+
+    quality: Tensor
+    alpha: Tensor
+
+
+def complete_iou(first: Tensor, second: Tensor, alpha: Tensor | None = None) -> BoxFit:
+    """CIoU (Zheng et al. 2020, "Distance-IoU loss"): overlap less centre distance less difference of aspect.
+
+    As in the published implementation, heights are raised by 1e-7, and so are the union and the enclosing diagonal;
+    boxes without an area give a finite value and gradient.
+
+    Args:
+        first: (n, 4) cx, cy, w, h of the predictions.
+        second: (n, 4) cx, cy, w, h of the boxes wanted.
+        alpha: (n,) trade-off of the aspect term; by default computed from the boxes. It carries no gradient.
+    """
+    first_low, first_high = first[:, :2] - first[:, 2:] / 2, first[:, :2] + first[:, 2:] / 2
+    second_low, second_high = second[:, :2] - second[:, 2:] / 2, second[:, :2] + second[:, 2:] / 2
+    width, height = (first_high - first_low).unbind(1)
+    wanted_width, wanted_height = (second_high - second_low).unbind(1)
+    height, wanted_height = height + EPSILON, wanted_height + EPSILON
+
+    overlap = (torch.minimum(first_high, second_high) - torch.maximum(first_low, second_low)).clamp(min=0)
+    intersection = overlap[:, 0] * overlap[:, 1]
+    iou = intersection / (width * height + wanted_width * wanted_height - intersection + EPSILON)
+
+    enclosing = torch.maximum(first_high, second_high) - torch.minimum(first_low, second_low)
+    diagonal = enclosing.square().sum(1) + EPSILON
+    distance = (second_low + second_high - first_low - first_high).square().sum(1) / 4
+    aspect = (4 / math.pi**2) * (torch.atan(wanted_width / wanted_height) - torch.atan(width / height)).square()
+    if alpha is None:
+        with torch.no_grad():
+            alpha = aspect / (aspect - iou + (1 + EPSILON))
+    return BoxFit(iou - (distance / diagonal + alpha * aspect), alpha)

@@ -1,0 +1,47 @@
+"""The upper-bound constraint of Table 7: how high the objectness target of a coarse-only cell may be.
+
+The paper caps the objectness of the extra coarse cells "by the distance from the center of the object" so that they
+never reach what the fine cells can. It gives no formula. Here the cap falls linearly with the distance d, in cells,
+between the cell's centre and the object's: 1 - d / 2. A cell that only the coarse set holds is 1.0 to 1.6 cells away,
+so its target is at most 0.5, and 0.2 at the far end; a fine cell is nearer than 1.12 and is not capped at all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yolofleet.losses.boxes import Boxes
+from yolofleet.losses.candidates import Places
+from yolofleet.losses.levels import Levels
+
+REACH = 2.0  # cells from the object's centre at which nothing is left of the target
+
+
+def objectness_cap(distance: Tensor) -> Tensor:
+    """Highest objectness target at a distance from the object's centre, in cells: 1 - distance / 2, at least 0."""
+    return (1.0 - distance / REACH).clamp(min=0.0)
+
+
+def coarse_only_caps(lead: Places, auxiliary: Places, boxes: Boxes, levels: Levels, level_cells: list[int]) -> Tensor:
+    """Cap of each auxiliary positive's objectness target: (n,); 1 where the lead head holds the cell too.
+
+    Args:
+        lead: Positives of the lead head.
+        auxiliary: n positives of the auxiliary head.
+        boxes: The ground truth, where the places are.
+        levels: The lead levels, where the places are.
+        level_cells: Cells (image, anchor, row, column) of each level.
+    """
+    held = _cells(lead, level_cells).new_zeros(sum(level_cells) + 1, dtype=torch.bool)
+    held[torch.where(lead.valid, _cells(lead, level_cells), sum(level_cells))] = True
+    centre = boxes.xywh[auxiliary.box, :2] * levels.prior_grid[auxiliary.prior]
+    cell_centre = torch.stack([auxiliary.column, auxiliary.row], 1) + 0.5
+    cap = objectness_cap((centre - cell_centre).square().sum(1).sqrt())
+    return torch.where(held[_cells(auxiliary, level_cells)], 1.0, cap)
+
+
+def _cells(places: Places, level_cells: list[int]) -> Tensor:
+    starts = [sum(level_cells[:level]) for level in range(len(level_cells))]
+    parts = torch.split(places.cell, list(places.level_sizes))
+    return torch.cat([part + start for part, start in zip(parts, starts, strict=True)])

@@ -1,0 +1,237 @@
+"""The loss of a micro-batch: assignment, box, objectness and class terms.
+
+One call costs little beside the network: the candidates are searched without looking at predictions, matched as one
+table, and the only pass over all cells is the objectness term. Nothing in it makes the host wait for a device; with
+the targets left in host memory the tables on the device are as small as they can be.
+
+Half-precision predictions are read in float32, and the loss is computed outside autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolofleet.losses.assignment import Assignment, LabelAssigner
+from yolofleet.losses.boxes import Boxes, read_boxes
+from yolofleet.losses.constraint import coarse_only_caps
+from yolofleet.losses.hosting import send
+from yolofleet.losses.levels import AnchorTable, Levels, levels_on
+from yolofleet.losses.predictions import compute_dtype, read_predictions
+from yolofleet.losses.settings import ASSIGNERS, MATCHINGS, Assigner, LossSettings, Matching, level_balance
+from yolofleet.losses.terms import (
+    box_fit,
+    box_term,
+    class_term,
+    level_weights,
+    objectness_targets,
+    objectness_term,
+)
+
+AUXILIARY_WEIGHT = 0.25  # of every auxiliary term, as published
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """The loss of one micro-batch, scalars on the predictions' device.
+
+    Attributes:
+        total: (box + objectness + classification) x micro-batch size, the published scale, with gradient. Summed over
+            the micro-batches of a step it does not depend on how they are spread over workers.
+        box: Box term with its gain, without gradient.
+        objectness: Objectness term with its gain, without gradient.
+        classification: Class term with its gain, without gradient.
+        num_positives: Positives of the lead head.
+    """
+
+    total: Tensor
+    box: Tensor
+    objectness: Tensor
+    classification: Tensor
+    num_positives: Tensor
+
+
+class DetectionLoss:
+    """YOLOv7's detection loss with its label assigners.
+
+    Args:
+        anchors: (levels, anchors, 2) width and height in pixels; a tensor, an array or nested sequences.
+        strides: Pixels a cell, one a level.
+        num_classes: Classes of the detector.
+        hyperparameters: `box`, `cls`, `obj` (gains, already scaled: `yolofleet.losses.gains.scaled_gains`), `cls_pw`,
+            `obj_pw`, `fl_gamma`, `anchor_t`, `label_smoothing`.
+        assigner: `none` (no auxiliary head), `independent`, `lead` or `coarse_to_fine` (section 4.2, Table 6).
+        matching: `dynamic` (SimOTA) or `fixed` (every candidate is a positive).
+        constraint: Cap the objectness target of cells that only the coarse set holds (Table 7); it has nothing to
+            act on with an assigner without coarse set. Off in the published recipes.
+        published_quirks: Reproduce the published implementation where it is wrong: boxes scaled by the image's height
+            alone, NaN costs where scores saturate, boxes without an area.
+        auxiliary_weight: Factor of every auxiliary term.
+        relaxation: How near to a neighbouring cell a box's centre must be for the coarse set, in cells: 0.5 is the
+            fine set, 1.0 the published coarse set.
+        class_weights: (classes,) factor of the class term for the positives of each class.
+
+    Raises:
+        ValueError: A setting is out of range; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        anchors: Any,
+        strides: Sequence[int],
+        num_classes: int,
+        hyperparameters: Mapping[str, float],
+        assigner: Assigner = "none",
+        matching: Matching = "dynamic",
+        constraint: bool = False,
+        published_quirks: bool = False,
+        auxiliary_weight: float = AUXILIARY_WEIGHT,
+        relaxation: float = 1.0,
+        class_weights: Sequence[float] | Tensor | None = None,
+    ) -> None:
+        if assigner not in ASSIGNERS:
+            raise ValueError(f"assigner is {assigner!r}; it must be one of {', '.join(ASSIGNERS)}")
+        if matching not in MATCHINGS:
+            raise ValueError(f"matching is {matching!r}; it must be one of {', '.join(MATCHINGS)}")
+        if not 0.0 < relaxation <= 1.0:
+            raise ValueError(f"relaxation is {relaxation}; it must be above 0 and at most 1 cell")
+        if not (math.isfinite(auxiliary_weight) and auxiliary_weight >= 0.0):
+            raise ValueError(f"auxiliary_weight is {auxiliary_weight}; it must be 0 or more")
+        self.settings = LossSettings.from_hyperparameters(hyperparameters)
+        self.num_classes = num_classes
+        self.strides = tuple(int(stride) for stride in strides)
+        self.anchors = _anchor_table(anchors, len(self.strides))
+        self.balance = level_balance(len(self.strides))
+        self.constraint = constraint
+        self.auxiliary_weight = auxiliary_weight
+        self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, device="cpu")
+        if self.class_weights is not None and self.class_weights.shape != (num_classes,):
+            raise ValueError(f"class_weights has shape {tuple(self.class_weights.shape)}, not ({num_classes},)")
+        self.label_assigner = LabelAssigner(
+            assigner=assigner,
+            matching=matching,
+            relaxation=relaxation,
+            ratio_limit=self.settings.anchor_ratio_limit,
+            published_quirks=published_quirks,
+        )
+
+    def __call__(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
+        """Compute the loss of a micro-batch.
+
+        Args:
+            predictions: Raw predictions (B, A, H, W, 5 + C) of the lead levels, then of the auxiliary levels. With
+                the assigner `none`, auxiliary levels are not looked at.
+            targets: (N, 6) image index, class index, cx, cy, w, h as shares of the image; best left in host memory.
+            image_size: Height and width in pixels.
+
+        Raises:
+            ValueError: Shapes that do not fit, an index out of range, or no auxiliary levels for an assigner that
+                needs them.
+        """
+        with torch.autocast(predictions[0].device.type, enabled=False):
+            return self._loss(predictions, targets, image_size)
+
+    def assign(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> list[Tensor]:
+        """The positives behind the loss, for tests and pictures; arguments as for the loss.
+
+        Returns:
+            For each level, lead then auxiliary, (k, 5) int64: image, anchor, row, column, target row.
+        """
+        used, levels, near = self._levels(predictions, targets, image_size)
+        boxes = self._boxes(targets, used)
+        found = self._assign(used, boxes, levels, near)
+        rows = send(boxes.row, used[0].device)
+        num_anchors = levels.anchors.shape[1]
+        tables = []
+        for places in (found.lead, found.auxiliary):
+            if places is not None:
+                columns = (places.image, places.prior % num_anchors, places.row, places.column, rows[places.box])
+                parts = torch.split(torch.stack(columns, 1), list(places.level_sizes))
+                valid = torch.split(places.valid, list(places.level_sizes))
+                tables += [part[marked] for part, marked in zip(parts, valid, strict=True)]
+        return tables
+
+    def _loss(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
+        used, levels, near = self._levels(predictions, targets, image_size)
+        boxes = self._boxes(targets, used)
+        found = self._assign(used, boxes, levels, near)
+        boxes = boxes.to(used[0].device)
+
+        num_levels = len(self.strides)
+        level_cells = [level.shape[:4].numel() for level in used]
+        heads = [1.0] * num_levels + [self.auxiliary_weight] * (len(used) - num_levels)
+        places = found.lead if found.auxiliary is None else found.lead.joined(found.auxiliary)
+        rows, objectness = read_predictions(used, places.cell, places.level_sizes)
+
+        fit = box_fit(rows, places, boxes, levels)
+        weights = level_weights(places, heads, rows.dtype)
+        wanted = fit.quality.detach().clamp(min=0.0)
+        if self.constraint and found.auxiliary is not None and self.label_assigner.assigner == "coarse_to_fine":
+            caps = coarse_only_caps(found.lead, found.auxiliary, boxes, levels, level_cells[:num_levels])
+            wanted = torch.minimum(wanted, torch.cat([torch.ones_like(wanted[: len(found.lead)]), caps]))
+        class_weights = None if self.class_weights is None else send(self.class_weights.to(rows.dtype), rows.device)
+
+        settings = self.settings
+        box = settings.box_gain * box_term(fit.quality, weights)
+        factors = [balance * head for balance, head in zip(self.balance * 2, heads, strict=False)]
+        objectness_loss = settings.objectness_gain * objectness_term(
+            objectness, objectness_targets(wanted, places, level_cells), level_cells, factors, settings
+        )
+        classification = settings.class_gain * class_term(
+            rows[:, 5:], boxes.label[places.box], weights, settings, class_weights
+        )
+        return LossResult(
+            total=(box + objectness_loss + classification) * used[0].shape[0],
+            box=box.detach(),
+            objectness=objectness_loss.detach(),
+            classification=classification.detach(),
+            num_positives=found.lead.valid.sum(),
+        )
+
+    def _assign(self, used: Sequence[Tensor], boxes: Boxes, levels: Levels, near: Levels) -> Assignment:
+        num_levels = len(self.strides)
+        return self.label_assigner.assign(used[:num_levels], used[num_levels:], boxes, near, levels)
+
+    def _boxes(self, targets: Tensor, used: Sequence[Tensor]) -> Boxes:
+        keep_degenerate = self.label_assigner.published_quirks
+        return read_boxes(targets, used[0].shape[0], self.num_classes, compute_dtype(used), keep_degenerate)
+
+    def _levels(
+        self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]
+    ) -> tuple[list[Tensor], Levels, Levels]:
+        """The predictions in use, and the levels where they and where the targets are."""
+        num_levels, has_auxiliary = len(self.strides), self.label_assigner.assigner != "none"
+        if len(predictions) not in (num_levels, 2 * num_levels):
+            raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
+        if has_auxiliary and len(predictions) == num_levels:
+            raise ValueError(
+                f"assigner {self.label_assigner.assigner!r} needs auxiliary levels, but only {num_levels} lead levels were "
+                "predicted; use assigner 'none', or a detector with auxiliary head in its training form"
+            )
+        used = list(predictions[: 2 * num_levels if has_auxiliary else num_levels])
+        grids = tuple((int(image_size[0]) // stride, int(image_size[1]) // stride) for stride in self.strides)
+        num_anchors = len(self.anchors[0])
+        for index, level in enumerate(used):
+            expected = (used[0].shape[0], num_anchors, *grids[index % num_levels], 5 + self.num_classes)
+            if tuple(level.shape) != expected:
+                raise ValueError(
+                    f"level {index} is {tuple(level.shape)}; {expected} is expected at {tuple(image_size)}"
+                )
+        device, dtype = used[0].device, compute_dtype(used)
+        levels = levels_on(self.anchors, self.strides, grids, device, dtype)
+        return used, levels, levels_on(self.anchors, self.strides, grids, targets.device, dtype)
+
+
+def _anchor_table(anchors: Any, num_levels: int) -> AnchorTable:
+    table = torch.as_tensor(anchors, dtype=torch.float64, device="cpu")
+    if table.ndim != 3 or table.shape[0] != num_levels or table.shape[2] != 2 or not bool((table > 0).all()):
+        raise ValueError(
+            f"anchors must be positive pixels of shape ({num_levels} levels, anchors, 2), not {tuple(table.shape)}"
+        )
+    return tuple(tuple((width, height) for width, height in level) for level in table.tolist())

@@ -1,0 +1,76 @@
+"""Read the rows of some cells and the objectness of all, with one full-size gradient a level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+OBJECTNESS = 4  # the channels of a prediction: x, y, w, h, objectness, classes
+
+
+def compute_dtype(predictions: Sequence[Tensor]) -> torch.dtype:
+    """float64 for float64 predictions, else float32: half precision cannot hold the loss."""
+    return torch.float64 if predictions[0].dtype == torch.float64 else torch.float32
+
+
+def read_rows(predictions: Sequence[Tensor], cell: Tensor, level_sizes: Sequence[int]) -> Tensor:
+    """Predictions at the given cells in the computing type.
+
+    Args:
+        predictions: One (B, A, H, W, 5 + C) a level.
+        cell: (n,) indices into each level's flattened (B, A, H, W), level after level.
+        level_sizes: How many of them belong to each level.
+
+    Returns:
+        (n, 5 + C).
+    """
+    parts = torch.split(cell, list(level_sizes))
+    rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
+    return torch.cat(rows).to(compute_dtype(predictions))
+
+
+class _Read(torch.autograd.Function):
+    """Indexing a level twice (rows, objectness) would make autograd fill and add two full-size gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, cell: Tensor, level_sizes: tuple[int, ...], *predictions: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cell)
+        ctx.level_sizes = level_sizes
+        ctx.levels = [(level.shape, level.dtype) for level in predictions]
+        objectness = torch.cat([level[..., OBJECTNESS].flatten() for level in predictions])
+        return read_rows(predictions, cell, level_sizes), objectness.to(compute_dtype(predictions))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, rows: Tensor, objectness: Tensor) -> tuple[Tensor | None, ...]:
+        (cell,) = ctx.saved_tensors
+        sizes = list(ctx.level_sizes)
+        dense = torch.split(objectness, [shape[:4].numel() for shape, _ in ctx.levels])
+        gradients = []
+        for (shape, dtype), part, row, column in zip(
+            ctx.levels, torch.split(cell, sizes), torch.split(rows, sizes), dense, strict=True
+        ):
+            gradient = torch.zeros(shape, dtype=dtype, device=rows.device)
+            gradient[..., OBJECTNESS] = column.view(shape[:4])
+            gradient.view(-1, shape[4]).index_add_(0, part, row.to(dtype))
+            gradients.append(gradient)
+        return None, None, *gradients
+
+
+def read_predictions(
+    predictions: Sequence[Tensor], cell: Tensor, level_sizes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Rows (n, 5 + C) as by `read_rows` and the objectness logits of all cells, both with gradient.
+
+    The rows' own objectness carries its gradient as well.
+
+    Returns:
+        Rows (n, 5 + C), and objectness (cells of all levels,) flattened over (image, anchor, row, column) level by
+        level.
+    """
+    rows, objectness = _Read.apply(cell, level_sizes, *predictions)  # type: ignore[no-untyped-call]
+    return rows, objectness

@@ -1,0 +1,128 @@
+"""The three terms of the loss: box, objectness, class.
+
+Each is a sum over levels of means inside the level, so all levels are computed together and a positive counts with
+the inverse of its level's number of positives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from yolofleet.losses.boxes import Boxes, BoxFit, complete_iou, decode_centre, decode_size
+from yolofleet.losses.candidates import Places
+from yolofleet.losses.hosting import is_countable
+from yolofleet.losses.levels import Levels
+from yolofleet.losses.settings import LossSettings
+
+FOCAL_ALPHA = 0.25  # Lin et al. 2017, "Focal loss for dense object detection", and the published implementation
+
+
+def box_fit(logits: Tensor, places: Places, boxes: Boxes, levels: Levels, alpha: Tensor | None = None) -> BoxFit:
+    """CIoU between each positive's prediction and its box, in cells of its level and from the place's cell.
+
+    Args:
+        logits: (n, 5 + C) raw predictions of the positives.
+        places: n positives.
+        boxes: N boxes.
+        levels: The levels that the places' priors belong to.
+        alpha: (n,) aspect trade-off to hold fixed; by default computed.
+    """
+    cell = torch.stack([places.column, places.row], 1)
+    size = decode_size(logits[:, 2:4], levels.prior_anchors[places.prior])
+    found = torch.cat([decode_centre(logits[:, :2]), size], 1)
+    wanted = boxes.xywh[places.box] * levels.prior_grid[places.prior].repeat(1, 2)
+    wanted = torch.cat([wanted[:, :2] - cell, wanted[:, 2:]], 1)
+    return complete_iou(found, wanted, alpha)
+
+
+def level_weights(places: Places, factors: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """What each slot counts: its level's factor / the level's number of positives; 0 for slots not in use: (n,)."""
+    weights = []
+    for factor, valid in zip(factors, torch.split(places.valid, list(places.level_sizes)), strict=True):
+        if is_countable(valid):
+            weights.append(torch.full(valid.shape, factor / max(valid.shape[0], 1), dtype=dtype))
+        else:
+            weights.append(valid * (factor / valid.sum().clamp(min=1).to(dtype)))
+    return torch.cat(weights)
+
+
+def box_term(quality: Tensor, weights: Tensor) -> Tensor:
+    """Sum over levels of mean(1 - CIoU)."""
+    return ((1.0 - quality) * weights).sum()
+
+
+def objectness_targets(quality: Tensor, places: Places, level_cells: Sequence[int]) -> Tensor:
+    """Objectness target of every cell: the CIoU of its positive, 0 elsewhere.
+
+    Where a cell stands for several boxes, the last in the published order counts, on every device.
+
+    Args:
+        quality: (n,) targets of the positives.
+        places: n positives.
+        level_cells: Cells (image, anchor, row, column) of each level.
+
+    Returns:
+        (cells of all levels,).
+    """
+    num_cells = sum(level_cells)
+    starts = [sum(level_cells[:level]) for level in range(len(level_cells))]
+    parts = torch.split(places.cell, list(places.level_sizes))
+    cell = torch.cat([part + start for part, start in zip(parts, starts, strict=True)])
+    order = torch.where(places.valid, places.order, -1)
+    last = order.new_full((num_cells,), -1).scatter_reduce_(0, cell, order, "amax")
+    counts = places.valid & (last[cell] == order)
+    target = quality.new_zeros(num_cells + 1)  # the last entry takes what does not count
+    target.scatter_(0, torch.where(counts, cell, num_cells), quality)
+    return target[:num_cells]
+
+
+def objectness_term(
+    logits: Tensor, targets: Tensor, level_cells: Sequence[int], factors: Sequence[float], settings: LossSettings
+) -> Tensor:
+    """Sum over levels of factor x mean cross-entropy over all cells of the level."""
+    entropy = cross_entropy(logits, targets, settings.objectness_positive_weight, settings.focal_gamma)
+    parts = torch.split(entropy, list(level_cells))
+    return torch.stack([part.mean() * factor for part, factor in zip(parts, factors, strict=True)]).sum()
+
+
+def class_term(
+    logits: Tensor, label: Tensor, weights: Tensor, settings: LossSettings, class_weights: Tensor | None
+) -> Tensor:
+    """Sum over levels of the mean cross-entropy over positives x classes; 0 for a single class.
+
+    Args:
+        logits: (n, C) class logits of the positives.
+        label: (n,) class wanted.
+        weights: (n,) from `level_weights`.
+        settings: Positive weight, focal exponent and label smoothing.
+        class_weights: (C,) factor of the term for positives of each class.
+    """
+    num_classes = logits.shape[1]
+    if num_classes == 1:
+        return logits.sum() * 0.0
+    smoothing = settings.label_smoothing
+    target = torch.full_like(logits, smoothing / 2).scatter_(1, label[:, None], 1.0 - smoothing / 2)
+    entropy = cross_entropy(logits, target, settings.class_positive_weight, settings.focal_gamma).mean(1)
+    if class_weights is not None:
+        weights = weights * class_weights[label]
+    return (entropy * weights).sum()
+
+
+def cross_entropy(logits: Tensor, target: Tensor, positive_weight: float, focal_gamma: float) -> Tensor:
+    """Binary cross-entropy of soft targets, entry by entry; with focal_gamma > 0 its focal form.
+
+    The focal form multiplies it by (1 - p_t)^gamma and by alpha_t, where p_t = t p + (1 - t)(1 - p) and
+    alpha_t = t alpha + (1 - t)(1 - alpha), alpha = 0.25.
+    """
+    weight = None if positive_weight == 1.0 else torch.full((), positive_weight, device=logits.device)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, pos_weight=weight, reduction="none")
+    if focal_gamma == 0.0:
+        return entropy
+    probability = logits.sigmoid()
+    correct = target * probability + (1.0 - target) * (1.0 - probability)
+    alpha = target * FOCAL_ALPHA + (1.0 - target) * (1.0 - FOCAL_ALPHA)
+    return entropy * alpha * (1.0 - correct) ** focal_gamma
