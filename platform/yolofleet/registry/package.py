@@ -8,7 +8,9 @@ evidence.json                        what is known of the detector: figures, dat
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Mapping
@@ -109,6 +111,7 @@ def write_version(
             code_paths=[str(package)],
             pip_requirements=list(content.requirements),
             signature=_signature(),
+            input_example=[_example_picture()],
             model_config=dict(DEFAULT_CONFIG),
             metadata={"yolofleet_version": __version__, "yolofleet_digest": content.digest},
             mlflow_model=Model(run_id=run_id, model_id=model_id),
@@ -130,6 +133,15 @@ def _signature() -> ModelSignature:
     signature = ModelSignature(inputs=Schema([ColSpec(AnyType())]), outputs=Schema([ColSpec(Array(Map(AnyType())))]))
     signature._is_signature_from_type_hint = True
     return signature
+
+
+def _example_picture() -> str:
+    """Return a small picture as base64 text, as a request to the served model holds it."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def _files(folder: Path) -> list[Path]:

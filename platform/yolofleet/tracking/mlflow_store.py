@@ -106,6 +106,35 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         ) from error
 
 
+def find_tracking_uri(given: str | None = None, storage_url: str = "runs") -> str:
+    """Return the store to use: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
+
+    Raises:
+        TrackingError: None is given and there is none beside the runs.
+    """
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage_url)
+    database = None if uri is None else sqlite_path(uri)
+    if uri is None or (given is None and database is not None and not database.exists()):
+        raise TrackingError(
+            f"no MLflow store: there is none beside the runs ({database or storage_url}); name it with --tracking-uri "
+            "or MLFLOW_TRACKING_URI"
+        )
+    return uri
+
+
+@contextmanager
+def mlflow_errors(tracking_uri: str) -> Iterator[None]:
+    """Turn what MLflow raises inside the block into a `TrackingError` that names the store."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise TrackingError(f"MLflow at {shown(tracking_uri)}: {reason}") from error
+
+
 def open_client(tracking_uri: str) -> MlflowClient:
     """Return a client whose calls end within seconds when the server is away; makes a sqlite database if need be.
 

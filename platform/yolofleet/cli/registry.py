@@ -1,0 +1,155 @@
+"""``yolofleet registry``: detectors in the MLflow Model Registry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from yolofleet.registry.versions import Version
+
+app = typer.Typer(help="Register, list, show and promote detectors in the MLflow Model Registry.", no_args_is_help=True)
+
+TrackingUri = Annotated[
+    str | None,
+    typer.Option(
+        "--tracking-uri",
+        help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the database beside the runs.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+@app.command("register")
+def register(
+    model: Annotated[str, typer.Argument(help="A run directory (path or s3:// URL) or a detector package folder.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the registered model; made if need be.")],
+    alias: Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")] = "candidate",
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment that keeps it.")] = "yolofleet",
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a detector: its weights, its inference code and what is known of it."""
+    from tempfile import TemporaryDirectory
+
+    from yolofleet.registry.register import register_detector, register_run
+    from yolofleet.storage import open_storage
+    from yolofleet.tracking.mlflow_store import check_reachable
+    from yolofleet.tracking.run_directory import PACKAGE_INDEX, RunDirectory
+
+    storage = open_storage(model)
+    uri = _registry_uri(tracking_uri, model)
+    check_reachable(uri)
+    if storage.exists(PACKAGE_INDEX):
+        with TemporaryDirectory(prefix="yolofleet-package-") as folder:
+            package = _local_package(model, Path(folder))
+            version = register_detector(package, name, uri, experiment=experiment, evidence={}, alias=alias)
+    else:
+        version = register_run(RunDirectory(storage), name, uri, experiment=experiment, alias=alias)
+    _print_version(version, as_json)
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(help="Only versions of this registered model.")] = None,
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the registered versions, the newest first."""
+    from yolofleet.registry.versions import list_versions
+
+    versions = list_versions(_reachable(tracking_uri), name)
+    if as_json:
+        _print_json([version.document() for version in versions])
+        return
+    for version in versions:
+        aliases = f"  @{' @'.join(version.aliases)}" if version.aliases else ""
+        typer.echo(f"{version.uri}{aliases}{_figures(version)}")
+    if not versions:
+        typer.echo("nothing is registered yet", err=True)
+
+
+@app.command("show")
+def show(
+    reference: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")],
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what is known of a version: aliases, run, figures, data."""
+    from yolofleet.registry.versions import find_version
+
+    _print_version(find_version(_reachable(tracking_uri), reference), as_json)
+
+
+@app.command("promote")
+def promote(
+    name: Annotated[str, typer.Argument(help="The registered model.")],
+    version: Annotated[int, typer.Option("--version", help="The version to promote.")],
+    to: Annotated[str, typer.Option("--to", help="The alias to point to it.")] = "champion",
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Point an alias to a version."""
+    from yolofleet.registry.versions import find_version, set_alias
+
+    uri = _reachable(tracking_uri)
+    before = set_alias(uri, find_version(uri, f"{name}/{version}"), to)
+    if before is not None and before.number != version:
+        typer.echo(f"@{to} pointed to version {before.number} before", err=True)
+    _print_version(find_version(uri, f"{name}@{to}"), as_json)
+
+
+def _reachable(given: str | None) -> str:
+    from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
+
+    uri = find_tracking_uri(given)
+    check_reachable(uri)
+    return uri
+
+
+def _registry_uri(given: str | None, model: str) -> str:
+    """Return the store to register in: with nothing said, the one beside the run, made if need be."""
+    import os
+
+    from yolofleet.tracking.mlflow_store import default_tracking_uri, find_tracking_uri
+
+    parent = model.rstrip("/").rpartition("/")[0] or "."
+    return given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(parent) or find_tracking_uri()
+
+
+def _local_package(model: str, folder: Path) -> Path:
+    """Return the package's folder, downloaded into ``folder`` if it is remote."""
+    from yolofleet.storage import open_storage
+    from yolofleet.tracking.run_directory import PACKAGE_INDEX
+
+    storage = open_storage(model)
+    index = storage.local_path(PACKAGE_INDEX)
+    if index is not None:
+        return index.parent
+    for entry in storage.list():
+        storage.download(entry.key, folder / entry.key)
+    return folder
+
+
+def _figures(version: Version) -> str:
+    shown = [f"{key} {version.facts[f'figures.{key}']}" for key in ("AP", "AP50") if f"figures.{key}" in version.facts]
+    return f"  {', '.join(shown)}" if shown else ""
+
+
+def _print_version(version: Version, as_json: bool) -> None:
+    if as_json:
+        _print_json(version.document())
+        return
+    aliases = " ".join(f"@{alias}" for alias in version.aliases) or "none"
+    typer.echo(f"{version.uri}\n  aliases: {aliases}\n  run: {version.run_id or 'none'}\n  digest: {version.digest}")
+    for key, value in version.facts.items():
+        typer.echo(f"  {key}: {value}")
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=2))

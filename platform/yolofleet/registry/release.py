@@ -1,0 +1,151 @@
+"""From a trained run to a released model: the best averaged weights, deployed, judged, packed and registered.
+
+Every step leaves its result in the run directory and is repeated without harm, so a release that was interrupted is
+finished by the next start of the same command.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectNotFoundError
+from yolofleet.tracking.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.models.detector import Detector
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.training.preflight import Readiness
+
+RECORD_KEY = "report/release.json"
+PAGE_KEY = "report/index.html"
+NUM_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a finished run has made.
+
+    Attributes:
+        run: The run directory.
+        step: The step whose averaged weights were released.
+        num_images: Validation images that they were judged on.
+        figures: The twelve COCO figures of the deployed form.
+        model: ``models:/NAME/VERSION``, or None where no registration was asked for.
+        report: The page of the report.
+        pictures: The folder of sample pictures.
+        mlflow: The MLflow store, or None.
+    """
+
+    run: str
+    step: int
+    num_images: int
+    figures: dict[str, float | None]
+    model: str | None
+    report: str
+    pictures: str
+    mlflow: str | None
+
+
+def release_record(run: RunDirectory) -> Release | None:
+    """Return what an earlier release left, or None."""
+    try:
+        return Release(**json.loads(run.storage.get(RECORD_KEY)))
+    except ObjectNotFoundError:
+        return None
+
+
+def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release:
+    """Release the best weights of a finished run.
+
+    Raises:
+        UserError: The run has no checkpoint, or MLflow does not answer.
+    """
+    from yolofleet.evaluation.detector import save_detector
+    from yolofleet.evaluation.evaluate import evaluate
+    from yolofleet.models import deploy
+    from yolofleet.registry.register import register_run
+    from yolofleet.training.process import local_device
+
+    run = ready.run
+    model, step = _best_average(job, ready)
+    device = local_device(job)
+    deployed = deploy(model.eval()).to(device)
+    result = evaluate(
+        deployed,
+        ready.val,
+        image_size=job.data.image_size,
+        batch_size=job.evaluation.batch_size,
+        device=device,
+        confidence=job.evaluation.confidence,
+        iou=job.evaluation.iou,
+        max_detections=job.evaluation.max_detections,
+    )
+    with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
+        run.save_model(save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size))
+    run.record_facts(
+        data={"train": ready.train.manifest.digest, "val": ready.val.manifest.digest},
+        figures=result.figures,
+        released_step=step,
+        num_images=result.num_images,
+    )
+    _write_report(job, ready, result, step)
+    version = None
+    if job.tracking.register_as is not None and tracking_uri is not None:
+        version = register_run(run, job.tracking.register_as, tracking_uri, experiment=job.tracking.experiment)
+    done = Release(
+        run=run.url,
+        step=step,
+        num_images=result.num_images,
+        figures=dict(result.figures),
+        model=version.uri if version is not None else None,
+        report=f"{run.url}/{PAGE_KEY}",
+        pictures=f"{run.url}/report/pictures",
+        mlflow=tracking_uri,
+    )
+    run.storage.put(RECORD_KEY, json.dumps(asdict(done), indent=1).encode())
+    return done
+
+
+def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
+    """Return the averaged model of the best evaluation, in its training form, and its step."""
+    from yolofleet.models import build_model
+    from yolofleet.training.checkpoint import CheckpointStore
+    from yolofleet.training.state import load_strictly
+
+    store = CheckpointStore(ready.run.storage.child("checkpoints"))
+    newest = store.newest()
+    if newest is None:
+        raise UserError(f"{ready.run.url}: there is no whole checkpoint to release; train first")
+    best_step = newest.state["run"]["best_step"]
+    checkpoint = newest if best_step in (None, newest.step) else store.load(best_step)
+    model = build_model(job.model, num_classes=len(ready.train.classes))
+    load_strictly(model, checkpoint.tensors["average"])
+    return model.float(), checkpoint.step
+
+
+def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int) -> None:
+    from yolofleet.evaluation.report import render_report
+    from yolofleet.evaluation.samples import draw_samples
+
+    pictures = draw_samples(ready.val, result.detections, count=NUM_PICTURES)
+    facts: dict[str, Any] = {
+        "run": ready.run.url,
+        "model": job.model.name or job.model.spec,
+        "training set": f"{job.data.train} ({len(ready.train)} images)",
+        "validation set": job.data.val,
+        "steps": ready.num_steps,
+        "released step": step,
+    }
+    page = render_report(result, title=f"Run {job.name}", facts=facts, pictures=pictures)
+    storage = ready.run.storage
+    storage.put(PAGE_KEY, page.encode())
+    result_json = json.dumps(result.detections.records()).encode()
+    storage.put("report/detections.json", result_json)
+    for number, picture in enumerate(pictures):
+        storage.put(f"report/pictures/{number:02d}.jpg", picture.jpeg)

@@ -1,0 +1,182 @@
+"""Registered versions: what is there, what is known of each, and which alias points where."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from yolofleet.errors import UserError
+from yolofleet.tracking.mlflow_store import mlflow_errors, open_client
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE = "candidate"
+TAG_PREFIX = "yolofleet."
+DIGEST_TAG = "yolofleet.digest"
+LONGEST_TAG = 5000
+
+
+class RegistryError(UserError):
+    """A registered model, version or alias does not exist or cannot have that name."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version.
+
+    Attributes:
+        name: The registered model.
+        number: The version.
+        aliases: The aliases that point to it.
+        digest: sha256 of the detector package and its inference code; None if it was not registered by yolofleet.
+        run_id: MLflow's id of the run that made it, where there is one.
+        created_milliseconds: When it was registered (Unix time).
+        facts: What was recorded with it: figures, data digests, job.
+    """
+
+    name: str
+    number: int
+    aliases: tuple[str, ...] = ()
+    digest: str | None = None
+    run_id: str | None = None
+    created_milliseconds: int = 0
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def uri(self) -> str:
+        """What `yolofleet predict`, `yolofleet evaluate` and MLflow take as the model."""
+        return f"models:/{self.name}/{self.number}"
+
+    def document(self) -> dict[str, Any]:
+        """Return the version as plain JSON values."""
+        return {
+            "name": self.name,
+            "version": self.number,
+            "uri": self.uri,
+            "aliases": list(self.aliases),
+            "digest": self.digest,
+            "run_id": self.run_id,
+            "created_milliseconds": self.created_milliseconds,
+            "facts": dict(self.facts),
+        }
+
+
+def check_name(name: str) -> None:
+    """Raise `RegistryError` for a name that a registered model cannot have."""
+    if not re.fullmatch(r"[^/:'\"`\x00-\x1f]{1,200}", name) or name.strip() != name:
+        raise RegistryError(f"{name!r} cannot name a registered model: 1 to 200 characters, none of / : ' \" `")
+
+
+def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
+    """Return the registered versions, by name and then the newest first.
+
+    Args:
+        tracking_uri: The MLflow server or database.
+        name: Only those of this registered model.
+
+    Raises:
+        RegistryError: There is no such registered model.
+        TrackingError: MLflow does not answer.
+    """
+    client = open_client(tracking_uri)
+    with mlflow_errors(tracking_uri):
+        names = sorted(model.name for model in _all_models(client))
+        if name is not None and name not in names:
+            raise RegistryError(f"there is no registered model '{name}'; there is: {', '.join(names) or 'none yet'}")
+        return [version for known in names if name in (None, known) for version in _versions_of(client, known)]
+
+
+def find_version(tracking_uri: str, reference: str) -> Version:
+    """Return the version that ``NAME@ALIAS``, ``NAME/VERSION`` or ``NAME`` (the newest) means; ``models:/`` may lead.
+
+    Raises:
+        RegistryError: There is no such model, version or alias.
+        TrackingError: MLflow does not answer.
+    """
+    name, alias, number = parse_reference(reference)
+    found = list_versions(tracking_uri, name)
+    for version in found:
+        if (alias in version.aliases) if alias else number in (None, version.number):
+            return version
+    aliases = sorted({alias for version in found for alias in version.aliases})
+    numbers = [version.number for version in found]
+    raise RegistryError(f"{reference}: no such version; model '{name}' has versions {numbers} and aliases {aliases}")
+
+
+def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
+    """Return name, alias and version number of a reference; alias or number or both are None.
+
+    Raises:
+        RegistryError: The text is none.
+    """
+    match = re.fullmatch(r"(?:models:/+)?([^/:@]+)(?:@([^/:@]+)|/(\d+)|/latest)?", reference)
+    if match is None:
+        raise RegistryError(f"{reference!r} is no model reference; write models:/NAME@ALIAS or models:/NAME/VERSION")
+    return match[1], match[2], int(match[3]) if match[3] else None
+
+
+def set_alias(tracking_uri: str, version: Version, alias: str) -> Version | None:
+    """Point an alias of the version's model to it, and return the version that it pointed to before.
+
+    Raises:
+        RegistryError: No alias can have this name.
+        TrackingError: MLflow does not answer.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,99}", alias) or re.fullmatch(r"[vV]\d+|latest", alias):
+        raise RegistryError(f"{alias!r} cannot be an alias: letters, digits, _ and -; not 'latest', not 'v1'")
+    before = next((known for known in list_versions(tracking_uri, version.name) if alias in known.aliases), None)
+    with mlflow_errors(tracking_uri):
+        open_client(tracking_uri).set_registered_model_alias(version.name, alias, str(version.number))
+    return before
+
+
+def fact_tags(evidence: Mapping[str, Any], prefix: str = TAG_PREFIX) -> dict[str, str]:
+    """Return evidence as tags by dotted path: ``{"figures": {"AP": 0.5}}`` -> ``{"yolofleet.figures.AP": "0.5"}``."""
+    tags: dict[str, str] = {}
+    for key, value in evidence.items():
+        if isinstance(value, Mapping):
+            tags |= fact_tags(value, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float) or value is None:
+            tags[re.sub(r"[^/\w.\- ]", "_", f"{prefix}{key}")[:250]] = str(value)[:LONGEST_TAG]
+    return tags
+
+
+def _all_models(client: MlflowClient) -> list[Any]:
+    models, token = [], None
+    while True:
+        page = client.search_registered_models(max_results=1000, page_token=token)
+        models += list(page)
+        token = page.token
+        if not token:
+            return models
+
+
+def _versions_of(client: MlflowClient, name: str) -> list[Version]:
+    aliases: dict[str, list[str]] = {}
+    for alias, number in client.get_registered_model(name).aliases.items():
+        aliases.setdefault(str(number), []).append(alias)
+    versions: list[Version] = []
+    token = None
+    while True:
+        page = client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
+        versions += [_version(entry, aliases.get(str(entry.version), [])) for entry in page]
+        token = page.token
+        if not token:
+            return sorted(versions, key=lambda version: -version.number)
+
+
+def _version(entry: ModelVersion, aliases: list[str]) -> Version:
+    facts = {key.removeprefix(TAG_PREFIX): value for key, value in entry.tags.items() if key != DIGEST_TAG}
+    return Version(
+        name=entry.name,
+        number=int(entry.version),
+        aliases=tuple(sorted(aliases)),
+        digest=entry.tags.get(DIGEST_TAG),
+        run_id=entry.run_id or None,
+        created_milliseconds=int(entry.creation_timestamp or 0),
+        facts=dict(sorted(facts.items())),
+    )
