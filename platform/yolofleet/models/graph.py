@@ -37,10 +37,11 @@ class Feature(NamedTuple):
 
 
 class Node(NamedTuple):
-    """One layer and the features it reads, by number: the block's inputs count from 0, then its nodes."""
+    """One layer, the features it reads (the block's inputs count from 0, then its nodes), and its channels."""
 
     layer: Layer
     inputs: tuple[int, ...]
+    channels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class BlockBuilder:
             if self._may_keep_identity(index):
                 node = self._nodes[index]
                 assert isinstance(node.layer, Conv)
-                self._nodes[index] = Node(node.layer._replace(identity=True), node.inputs)
+                self._nodes[index] = node._replace(layer=node.layer._replace(identity=True))
         return BlockGraph(self.inputs, tuple(self._nodes), outputs)
 
     def _may_keep_identity(self, index: int) -> bool:
@@ -141,5 +142,5 @@ class BlockBuilder:
         return not any(feature in node.inputs and isinstance(node.layer, Add | Concat) for node in self._nodes)
 
     def _add(self, layer: Layer, inputs: tuple[Feature, ...], channels: int, stride: int) -> Feature:
-        self._nodes.append(Node(layer, tuple(feature.number for feature in inputs)))
+        self._nodes.append(Node(layer, tuple(feature.number for feature in inputs), channels))
         return Feature(len(self.inputs) + len(self._nodes) - 1, channels, stride)
