@@ -175,10 +175,13 @@ def _show(result: EvaluationResult, seconds: float) -> None:
     classes.add_column("class")
     for heading in ("objects", "detections", "AP", "AP50", "AP75", "AR_100", "best F1", "at score"):
         classes.add_column(heading, justify="right")
-    for entry in result.per_class:
+    present = [entry for entry in result.per_class if entry.num_objects]
+    for entry in present:
         numbers: list[Any] = [entry.ap, entry.ap50, entry.ap75, entry.ar_100, entry.best_f1, entry.best_confidence]
         classes.add_row(entry.name, str(entry.num_objects), str(entry.num_detections), *map(_shown, numbers))
     console.print(classes)
+    if len(present) < len(result.per_class):
+        console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
 
 
 def _shown(value: float | None) -> str:

@@ -56,7 +56,8 @@ class ClassFigures:
         ap75: at IoU 0.75.
         ar_100: recall with at most 100 detections an image.
         best_f1: the best harmonic mean of precision and recall at IoU 0.50.
-        best_confidence: the score above which that F1 is reached: a threshold to start from.
+        best_confidence: the score above which that F1 is reached: a threshold to start from; None where nothing of
+            the class was found.
     """
 
     category_id: int
@@ -206,10 +207,10 @@ def _curve(precision: Floats) -> tuple[float, ...]:
     return tuple(precision.tolist()) if (precision > NOT_MEASURED).all() else ()
 
 
-def _operating_point(precision: Floats, scores: Floats) -> tuple[float, float] | tuple[None, None]:
-    """The best F1 on a precision curve (R,) and the score there; None where the class has no object."""
+def _operating_point(precision: Floats, scores: Floats) -> tuple[float | None, float | None]:
+    """The best F1 on a precision curve (R,) and the score there."""
     if (precision == NOT_MEASURED).any():
         return None, None
     f1 = 2 * precision * RECALL_LEVELS / np.maximum(precision + RECALL_LEVELS, 1e-12)
     best = int(np.argmax(f1))
-    return float(f1[best]), float(scores[best])
+    return float(f1[best]), float(scores[best]) if f1[best] > 0 else None

@@ -10,7 +10,9 @@ from html import escape
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 560, 340
-LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 44  # room around the plot for ticks and names
+LEFT, RIGHT, TOP, BOTTOM = 62, 22, 14, 44  # room around the plot for ticks and names
+
+SOFT, GRID = "#788391", "#8a94a055"  # seen on white and on black
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,10 +65,10 @@ def line_chart(
     def down(y: float) -> float:
         return TOP + plot_height - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * plot_height
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img">']
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" font-size="12" fill="{SOFT}">']
     for tick in y_ticks:
         y = down(tick)
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     for tick in x_ticks:
         parts.append(

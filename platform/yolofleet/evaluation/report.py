@@ -28,21 +28,22 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .cards{display:flex;flex-wrap:wrap;gap:12px}
 .card{background:var(--card);border-radius:10px;padding:12px 18px;min-width:96px}
 .card b{display:block;font-size:26px;font-variant-numeric:tabular-nums}.card span{color:var(--soft)}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:20px}
-.chart{width:100%;font-size:12px}.chart text{fill:var(--soft)}.grid{stroke:var(--line)}
-.legend{margin:4px 0 0 56px;display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));gap:20px}
+.chart{width:100%;max-width:640px}
+.legend{margin:4px 0 0 62px;display:flex;flex-wrap:wrap;gap:2px 14px;font-size:13px}
 .legend i{display:inline-block;width:14px;height:4px;border-radius:2px;margin-right:6px;vertical-align:middle}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:right}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
 .bar{display:inline-block;height:9px;background:var(--bar);border-radius:3px;margin-right:8px}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:16px}
+.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px}
 figure{margin:0}img{width:100%;height:auto;border-radius:6px}figcaption{color:var(--soft);font-size:13px}
 """
 MAIN_FIGURES = ("AP", "AP50", "AP75", "AR_100")
 LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
 JUDGED_KEYS = ("val_AP", "val_AP50", "val_AP75")
 PALETTE = ("#3b7dd8", "#e4572e", "#2ca25f", "#a04fc4", "#c98b00", "#0f9fb0")
+MEAN_COLOUR = "#808890"
 MOST_POINTS = 1000
 BAR_PIXELS = 90
 
@@ -110,7 +111,12 @@ def _training(history: Sequence[Mapping[str, Any]]) -> str:
     charts = []
     for keys, name in ((LOSS_KEYS, "loss"), (("learning_rate",), "learning rate"), (JUDGED_KEYS, "validation")):
         lines = [
-            Series(name=key.removeprefix("val_"), points=points, colour=colour, width=2)
+            Series(
+                name=key.removeprefix("val_").removeprefix("loss_").replace("_", " "),
+                points=points,
+                colour=colour,
+                width=2,
+            )
             for key, colour in zip(keys, PALETTE, strict=False)
             if (points := _points(history, key))
         ]
@@ -151,7 +157,7 @@ def _curves(result: EvaluationResult) -> str:
     if len(lines) > 1:
         mean = np.mean(list(measured.values()), axis=0).tolist()
         points = list(zip(levels, mean, strict=True))
-        lines.append(Series(name="mean of the classes", points=points, colour="var(--ink)", width=3))
+        lines.append(Series(name="mean of the classes", points=points, colour=MEAN_COLOUR, width=3))
     chart = line_chart(lines, x_name="recall", y_name="precision", x_range=(0, 1), y_range=(0, 1), most_in_legend=21)
     return f"<h2>Precision and recall at IoU 0.50</h2><div class='charts'><div>{chart}</div></div>"
 
@@ -159,8 +165,9 @@ def _curves(result: EvaluationResult) -> str:
 def _classes(per_class: Sequence[ClassFigures]) -> str:
     headings = ("class", "AP", "AP50", "AP75", "AR_100", "objects", "detections", "best F1", "at score")
     rows = []
-    for entry in sorted(per_class, key=lambda entry: -1.0 if entry.ap is None else entry.ap, reverse=True):
-        bar = f"<i class='bar' style='width:{round((entry.ap or 0) * BAR_PIXELS)}px'></i>"
+    present = [entry for entry in per_class if entry.ap is not None]
+    for entry in sorted(present, key=lambda entry: entry.ap or 0.0, reverse=True):
+        bar = f"<i class='bar' style='width:{round((entry.ap or 0) * BAR_PIXELS)}px'></i>" if entry.ap else ""
         numbers = [
             f"{bar}{_shown(entry.ap, 3)}",
             *(_shown(value, 3) for value in (entry.ap50, entry.ap75, entry.ar_100)),
@@ -171,7 +178,9 @@ def _classes(per_class: Sequence[ClassFigures]) -> str:
         cells = "".join(f"<td>{number}</td>" for number in numbers)
         rows.append(f"<tr><td>{escape(entry.name)}</td>{cells}</tr>")
     head = "".join(f"<th>{heading}</th>" for heading in headings)
-    return f"<h2>Classes</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>"
+    absent = len(per_class) - len(present)
+    note = f"<p class='soft'>{absent} classes without objects are left out.</p>" if absent else ""
+    return f"<h2>Classes</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>{note}"
 
 
 def _pictures(pictures: Sequence[SamplePicture]) -> str:
