@@ -13,10 +13,15 @@ import typer
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
-    from yolofleet.storage import Storage
+    from yolofleet.data.sources import PictureStore, SourceDataset
 
 app = typer.Typer(help="Datasets: draw, check, shard, inspect, show.", no_args_is_help=True)
 
+SOURCE_HELP = "A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://."
+SOURCE_FORMAT = typer.Option("auto", "--format", help="What the annotations are: auto, coco, yolo, voc, webdataset.")
+CLASS_NAMES = typer.Option(None, help="File with the names of the classes, for YOLO and VOC: YAML, or one a line.")
+MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger pictures are left out.")
+THREADS = typer.Option(0, min=0, help="Threads; 0 takes one a core.")
 AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
 
 
@@ -43,14 +48,65 @@ def synth(
 
 
 @app.command()
+def check(
+    annotations: str = typer.Argument(..., help=SOURCE_HELP),
+    images: str | None = typer.Argument(None, help="Folder of the pictures: a path or s3://. Shards need none."),
+    source_format: str = SOURCE_FORMAT,
+    classes: str | None = CLASS_NAMES,
+    max_pixels: int = MAX_PIXELS,
+    threads: int = THREADS,
+    html: Path | None = typer.Option(None, help="Write a page with the suspicious pictures to this file."),
+    strict: bool = typer.Option(False, "--strict", help="Exit with code 1 if there is any problem."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Look for every problem in a dataset before anything is built from it; nothing is changed."""
+    from yolofleet.data.check import check_dataset
+    from yolofleet.data.check_page import check_page
+    from yolofleet.data.problems import ProblemLog
+
+    problems = ProblemLog()
+    source, pictures = _read_source(annotations, images, problems, source_format, classes)
+    with _progress("checking", len(source.records)) as advance:
+        report = check_dataset(
+            source, pictures, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
+        )
+    if html is not None:
+        html.write_text(check_page(annotations, report, problems, pictures, max_pixels=max_pixels), encoding="utf-8")
+    facts = {
+        "images": report.num_listed,
+        "usable": report.num_usable,
+        "skipped": report.num_listed - report.num_usable,
+        "boxes": report.num_boxes,
+        "crowds": report.num_crowds,
+        "empty": report.num_empty,
+        "class_counts": {
+            f"{entry.id} {entry.name}": count for entry, count in zip(source.classes, report.class_counts, strict=True)
+        },
+        "problems": problems.as_document(),
+    }
+    if not as_json:
+        _warn_of(problems)
+    _tell(
+        as_json,
+        facts,
+        f"{annotations}: {report.num_usable} of {report.num_listed} pictures can be used, with {report.num_boxes} "
+        f"boxes and {report.num_crowds} crowds; {report.num_empty} hold no object; {problems.num()} problems",
+    )
+    if strict and problems.counts:
+        raise typer.Exit(1)
+
+
+@app.command()
 def shard(
-    annotations: str = typer.Argument(..., help="COCO annotation file: a path or s3://."),
-    images: str = typer.Argument(..., help="Folder of the pictures: a path or s3://."),
+    annotations: str = typer.Argument(..., help=SOURCE_HELP),
+    images: str = typer.Argument(..., help="Folder of the pictures: a path or s3://; '-' for shards, which hold them."),
     out: str = typer.Argument(..., help="Where the dataset shall lie: a path or s3://."),
+    source_format: str = SOURCE_FORMAT,
+    classes: str | None = CLASS_NAMES,
     shard_bytes: str = typer.Option("128MB", help="Size of a shard."),
     shard_samples: int = typer.Option(10_000, min=1, help="Most pictures in a shard."),
-    threads: int = typer.Option(0, min=0, help="Shards worked on at once; 0 takes one a core."),
-    max_pixels: int = typer.Option(100_000_000, min=1, help="Larger pictures are left out."),
+    threads: int = THREADS,
+    max_pixels: int = MAX_PIXELS,
     max_skipped: float = typer.Option(0.5, min=0, max=1, help="Largest share of pictures that may be unusable."),
     reencode: int | None = typer.Option(None, min=1, max=100, help="Encode pictures anew as JPEG of this quality."),
     longest_side: int | None = typer.Option(None, min=1, help="With --reencode: scale larger pictures down to this."),
@@ -58,18 +114,18 @@ def shard(
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another dataset that lies there."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Turn COCO annotations and pictures into WebDataset shards with indexes and a manifest.
+    """Turn annotations and pictures into WebDataset shards with indexes and a manifest.
 
     An interrupted build goes on where it stopped; building twice gives the same bytes.
     """
-    import os
-
     from yolofleet.data.build import build_dataset
     from yolofleet.data.build_plan import BuildOptions
-    from yolofleet.data.coco import read_coco
     from yolofleet.data.problems import ProblemLog
+    from yolofleet.errors import UserError
     from yolofleet.storage import open_storage
 
+    if longest_side is not None and reencode is None:
+        raise UserError("--longest-side scales pictures, which must then be encoded anew: add --reencode QUALITY")
     options = BuildOptions(
         shard_bytes=_parsed_bytes(shard_bytes),
         shard_samples=shard_samples,
@@ -79,48 +135,150 @@ def shard(
         split=_parsed_split(split),
     )
     problems = ProblemLog()
-    source = read_coco(*_opened_file(annotations), problems)
+    source, pictures = _read_source(annotations, None if images == "-" else images, problems, source_format, classes)
     with _progress("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
-            open_storage(images),
+            pictures,
             open_storage(out),
             options,
             problems,
-            num_threads=threads or os.cpu_count() or 1,
+            num_threads=_cores(threads),
             most_skipped=max_skipped,
             overwrite=overwrite,
             progress=advance,
         )
     manifest = result.manifest
+    num_bytes = sum(entry.bytes for entry in manifest.shards)
     facts = {
         "out": out,
         "digest": manifest.digest,
         "images": manifest.num_samples,
+        "skipped": result.num_skipped,
         "boxes": manifest.num_boxes,
         "crowds": manifest.num_crowds,
         "classes": len(manifest.classes),
         "shards": len(manifest.shards),
         "shards_reused": result.num_shards_reused,
-        "bytes": sum(entry.bytes for entry in manifest.shards),
+        "bytes": num_bytes,
         "source_bytes": result.source_bytes,
         "problems": manifest.problems,
     }
-    _warn_of(problems)
+    if not as_json:
+        _warn_of(problems)
+    saved = f", {1 - num_bytes / result.source_bytes:.0%} less than the source" if reencode and num_bytes else ""
     _tell(
         as_json,
         facts,
-        f"{out}: {manifest.num_samples} pictures, {manifest.num_boxes} boxes of {len(manifest.classes)} classes in "
-        f"{len(manifest.shards)} shards ({facts['bytes']:,} bytes; {result.num_shards_reused} shards were there)",
+        f"{out}: {manifest.num_samples} pictures ({result.num_skipped} left out), {manifest.num_boxes} boxes of "
+        f"{len(manifest.classes)} classes in {len(manifest.shards)} shards ({num_bytes:,} bytes{saved}; "
+        f"{result.num_shards_reused} shards were there)",
     )
 
 
-def _opened_file(url: str) -> tuple[Storage, str]:
-    """Return the storage of the folder that holds a file, and the file's key in it."""
-    from yolofleet.storage import open_storage
+@app.command()
+def inspect(
+    url: str = typer.Argument(..., help="The dataset: a path or s3://."),
+    verify: bool = typer.Option(True, "--verify/--no-verify", help="Compare every byte with the manifest's digests."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Verify a dataset's digests and show what it holds; exit code 1 if anything is damaged."""
+    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.data.inspect import inspect_dataset
 
-    folder, separator, name = url.rpartition("/")
-    return open_storage(folder if separator else "."), name
+    dataset = ShardDataset(url)
+    manifest = dataset.manifest
+    with _progress("inspecting", len(dataset)) as advance:
+        found = inspect_dataset(dataset, verify=verify, progress=advance)
+    facts = {
+        "url": url,
+        "digest": manifest.digest,
+        "verified": verify and not found.problems.counts,
+        "shards": len(manifest.shards),
+        "bytes": sum(entry.bytes for entry in manifest.shards),
+        "manifest": {
+            "images": manifest.num_samples,
+            "boxes": manifest.num_boxes,
+            "crowds": manifest.num_crowds,
+            "empty": manifest.num_empty,
+            "problems_of_the_build": manifest.problems,
+        },
+        **found.as_document(),
+    }
+    if as_json:
+        _tell(True, facts, "")
+    else:
+        _warn_of(found.problems)
+        _print_inspection(facts)
+    if found.problems.counts:
+        raise typer.Exit(1)
+
+
+def _print_inspection(facts: dict[str, Any]) -> None:
+    state = "every digest is right" if facts["verified"] else "not verified, or damaged"
+    size = f"{facts['num_images']} pictures in {facts['shards']} shards, {facts['bytes']:,} bytes"
+    print(f"{facts['url']}: {size}; {state}")
+    print(f"digest {facts['digest']}")
+    for title, key in (
+        ("boxes by class", "class_counts"),
+        ("pictures by number of boxes (from)", "objects_per_image"),
+        ("boxes by side in pixels (from)", "box_sides"),
+        ("pictures by size", "image_sizes"),
+    ):
+        counts: dict[str, int] = facts[key]
+        largest = max(counts.values(), default=0) or 1
+        print(f"{title}:")
+        numeric = all(name.isdigit() for name in counts)
+        for name, count in sorted(counts.items(), key=lambda item: int(item[0]) if numeric else -item[1]):
+            print(f"  {name:>24} {count:>9,} {'#' * round(40 * count / largest)}")
+
+
+@app.command()
+def show(
+    job: Path = typer.Argument(..., help="The job whose training is looked at."),
+    overrides: list[str] = typer.Argument(None, help="Changes to the job: key.path=value."),
+    step: int = typer.Option(0, min=0, help="The training step."),
+    out: Path = typer.Option(..., help="Folder for the pictures."),
+    as_json: bool = AS_JSON,
+) -> None:
+    """Draw exactly the batch that a training step sees: augmented pictures with their targets."""
+    from yolofleet.data.show import draw_micro_batch
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.training.input import open_dataset, training_stream
+    from yolofleet.training.schedule import Schedule
+
+    spec = JobSpec.load(job, overrides or [])
+    dataset = open_dataset(spec.data, spec.data.train)
+    steps_per_epoch = len(dataset) / spec.global_batch_size
+    schedule = Schedule(spec.resolved_hyperparameters(), spec.num_steps(len(dataset)), steps_per_epoch)
+    stream = training_stream(spec, dataset, schedule)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for index in range(stream.micro_batches_per_step):
+        batch = stream.micro_batch(step, index)
+        path = out / f"step-{step}-micro-batch-{index}.png"
+        path.write_bytes(draw_micro_batch(batch, [name for _, name in dataset.classes]))
+        drawn.append({"file": str(path), "digest": batch.digest(), "keys": batch.keys, "skipped": batch.skipped})
+    _tell(as_json, {"step": step, "micro_batches": drawn}, "\n".join(f"{entry['file']}" for entry in drawn))
+
+
+def _read_source(
+    annotations: str, images: str | None, problems: ProblemLog, source_format: str, classes: str | None
+) -> tuple[SourceDataset, PictureStore]:
+    from yolofleet.data.read_source import read_class_names, read_source
+    from yolofleet.errors import UserError
+
+    formats = ("auto", "coco", "yolo", "voc", "webdataset")
+    if source_format not in formats:
+        raise UserError(f"--format {source_format!r} is not one of {', '.join(formats)}")
+    names = read_class_names(classes) if classes is not None else None
+    return read_source(annotations, images, problems, source_format=source_format, class_names=names)  # type: ignore[arg-type]  # "str"; expected a literal, checked above
+
+
+def _cores(threads: int) -> int:
+    import os
+
+    return threads or os.cpu_count() or 1
 
 
 def _parsed_bytes(text: str) -> int:

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedPicture, PlannedShard, plan_build
-from yolofleet.data.coco import SourceDataset
 from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ManifestError, ShardEntry
 from yolofleet.data.picture_checks import CheckedPicture, check_picture
 from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.reencode import reencode
 from yolofleet.data.shards import ShardWriter, sample_key
+from yolofleet.data.sources import PictureStore, SourceDataset
 from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 
@@ -72,12 +72,13 @@ class BuildResult:
 
     manifest: Manifest
     num_shards_reused: int
+    num_skipped: int
     source_bytes: int
 
 
 def build_dataset(
     source: SourceDataset,
-    images: Storage,
+    images: PictureStore,
     out: Storage,
     options: BuildOptions,
     problems: ProblemLog,
@@ -105,10 +106,13 @@ def build_dataset(
         StorageError: Pictures cannot be read or shards cannot be written.
     """
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
+    if not sizes:
+        raise BuildError(f"{images.url}: no files here; name the folder of the pictures")
     plan = plan_build(source.classes, source.records, sizes, options, problems)
     existing = _existing_manifest(out)
     if existing is not None and existing.source_digest == plan.digest:
-        return BuildResult(existing, len(existing.shards), 0)
+        source_bytes = sum(picture.size_bytes for shard in plan.shards for picture in shard.pictures)
+        return BuildResult(existing, len(existing.shards), plan.num_listed - existing.num_samples, source_bytes)
     if existing is not None and not overwrite:
         raise BuildError(
             f"{out.url}: another dataset lies here ({existing.num_samples} pictures); "
@@ -125,7 +129,8 @@ def build_dataset(
     out.put(MANIFEST_KEY, manifest.to_bytes())
     for note in out.list(NOTES_PREFIX):
         out.delete(note.key)
-    return BuildResult(manifest, num_reused, sum(shard.source_bytes for shard in finished))
+    source_bytes = sum(shard.source_bytes for shard in finished)
+    return BuildResult(manifest, num_reused, plan.num_listed - manifest.num_samples, source_bytes)
 
 
 def _existing_manifest(out: Storage) -> Manifest | None:
@@ -136,7 +141,7 @@ def _existing_manifest(out: Storage) -> Manifest | None:
 
 
 def _build_shards(
-    plan: BuildPlan, images: Storage, out: Storage, options: BuildOptions, num_threads: int, progress: Progress
+    plan: BuildPlan, images: PictureStore, out: Storage, options: BuildOptions, num_threads: int, progress: Progress
 ) -> tuple[list[_FinishedShard], int]:
     """Build what is missing; the first failure stops the rest and is raised."""
     stop = threading.Event()
@@ -181,7 +186,7 @@ def _noted_shard(out: Storage, note_key: str, digest: str) -> _FinishedShard | N
 def _build_shard(
     shard: PlannedShard,
     num_classes: int,
-    images: Storage,
+    images: PictureStore,
     out: Storage,
     options: BuildOptions,
     progress: Progress,
@@ -216,7 +221,7 @@ def _build_shard(
 
 
 def _checked(
-    picture: PlannedPicture, images: Storage, options: BuildOptions, problems: ProblemLog
+    picture: PlannedPicture, images: PictureStore, options: BuildOptions, problems: ProblemLog
 ) -> tuple[bytes, str, ImageRecord] | None:
     """Read and check one picture; returns its bytes, their extension and the record that fits them."""
     try:

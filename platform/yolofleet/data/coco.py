@@ -15,6 +15,7 @@ import numpy as np
 from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.sources import SourceDataset
 from yolofleet.errors import UserError
 from yolofleet.storage import Storage
 
@@ -24,14 +25,6 @@ LEAST_CORNER_SHARE = 0.5
 
 class AnnotationError(UserError):
     """An annotation file cannot be used at all."""
-
-
-@dataclass(frozen=True)
-class SourceDataset:
-    """A dataset as its source describes it, before its picture files were looked at."""
-
-    classes: tuple[ObjectClass, ...]
-    records: tuple[ImageRecord, ...]
 
 
 def read_coco(storage: Storage, key: str, problems: ProblemLog) -> SourceDataset:

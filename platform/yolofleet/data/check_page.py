@@ -1,0 +1,90 @@
+"""The suspicious pictures of a check as one HTML page that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import html
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from yolofleet.data.check import CheckReport, SuspiciousPicture
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.sources import PictureStore
+from yolofleet.storage import StorageError
+
+THUMBNAIL_SIDE = 320
+BOX_COLOUR = (230, 30, 90)
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c1e21 }
+table { border-collapse: collapse; width: 100% } td, th { border-bottom: 1px solid #ddd; padding: .4rem .6rem;
+text-align: left; vertical-align: top; overflow-wrap: anywhere } .drop { color: #b00020 } .repair { color: #8a5300 }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(20rem, 1fr)); gap: 1rem }
+figure { margin: 0; border: 1px solid #ddd; border-radius: .5rem; padding: .8rem; overflow-wrap: anywhere }
+figure img { max-width: 100%; image-rendering: auto } figcaption { font-size: .85rem }
+"""
+
+
+def check_page(
+    name: str,
+    report: CheckReport,
+    problems: ProblemLog,
+    images: PictureStore,
+    *,
+    max_pixels: int = DEFAULT_MAX_PIXELS,
+) -> str:
+    """Return the page.
+
+    Args:
+        name: What was checked.
+        report: What was found.
+        problems: All problems, counted.
+        images: Where the pictures are.
+        max_pixels: Larger pictures are not shown.
+    """
+    rows = "".join(
+        f"<tr><td class={entry['outcome']}>{entry['outcome']}</td><td>{kind}</td><td>{entry['count']}</td>"
+        f"<td>{html.escape(entry['meaning'])}<br><small>{html.escape('; '.join(entry['examples']))}</small></td></tr>"
+        for kind, entry in problems.as_document().items()
+    )
+    cards = "".join(_card(entry, images, max_pixels) for entry in report.suspicious)
+    facts = (
+        f"{report.num_usable} of {report.num_listed} pictures can be used, with {report.num_boxes} boxes and "
+        f"{report.num_crowds} crowds; {report.num_empty} hold no object."
+    )
+    return (
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Check of {html.escape(name)}</title>"
+        f"<style>{_STYLE}</style><h1>{html.escape(name)}</h1><p>{facts}</p>"
+        f"<table><tr><th>Outcome<th>Problem<th>Count<th>Meaning and examples</tr>{rows}</table>"
+        f"<h2>Suspicious pictures</h2><div class=cards>{cards or '<p>None.</p>'}</div></html>\n"
+    )
+
+
+def _card(entry: SuspiciousPicture, images: PictureStore, max_pixels: int) -> str:
+    lines = "".join(
+        f"<li><b>{kind}</b> {html.escape('; '.join(examples))}</li>"
+        for kind, examples in sorted(entry.problems.items())
+    )
+    title = html.escape(entry.file_name)
+    return f"<figure>{_picture(entry, images, max_pixels)}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
+
+
+def _picture(entry: SuspiciousPicture, images: PictureStore, max_pixels: int) -> str:
+    if entry.key is None:
+        return "<p>(not read: outside the folder)</p>"
+    record = entry.record
+    annotated = (record.width, record.height) if record.width else None
+    try:
+        pixels = decode_image(images.get(entry.key), max_pixels=max_pixels, annotated_size=annotated)
+    except (ImageError, StorageError) as error:
+        return f"<p>({html.escape(str(error))})</p>"
+    gain = THUMBNAIL_SIDE / max(pixels.shape[:2])
+    size = (max(1, round(pixels.shape[1] * gain)), max(1, round(pixels.shape[0] * gain)))
+    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if gain < 1 else cv2.INTER_NEAREST)
+    for x, y, width, height in np.clip(record.boxes, -1e6, 1e6) * gain:
+        corners = (round(x), round(y)), (round(x + width), round(y + height))
+        cv2.rectangle(small, *corners, BOX_COLOUR, 1)
+    data = base64.b64encode(simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80)).decode()
+    return f'<img alt="" src="data:image/jpeg;base64,{data}">'

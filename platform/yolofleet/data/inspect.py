@@ -1,0 +1,122 @@
+"""Looking into a dataset of shards: every digest verified, every annotation read, counts and histograms."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from yolofleet.data.dataset import SampleError, ShardDataset
+from yolofleet.data.index import IndexFormatError
+from yolofleet.data.manifest import ShardEntry
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.records import ImageRecord, RecordError
+from yolofleet.storage import ObjectNotFoundError
+
+BLOCK_BYTES = 1 << 20
+OBJECTS_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+SIDE_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
+
+
+@dataclass
+class Inspection:
+    """What a dataset holds, as found by reading all of it.
+
+    Attributes:
+        num_images: Samples that can be read.
+        class_counts: Boxes by class, crowds left out.
+        num_crowds: Crowd regions.
+        objects_per_image: Pictures by number of boxes; key "4" stands for 4 to 7 and so on.
+        box_sides: Boxes by the square root of their area in pixels, in the same way.
+        image_sizes: Pictures by "WIDTHxHEIGHT", the commonest first.
+        problems: What is damaged.
+    """
+
+    num_images: int = 0
+    class_counts: dict[str, int] = field(default_factory=dict)
+    num_crowds: int = 0
+    objects_per_image: dict[str, int] = field(default_factory=dict)
+    box_sides: dict[str, int] = field(default_factory=dict)
+    image_sizes: dict[str, int] = field(default_factory=dict)
+    problems: ProblemLog = field(default_factory=ProblemLog)
+
+    def as_document(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "num_images": self.num_images,
+            "num_boxes": sum(self.class_counts.values()),
+            "num_crowds": self.num_crowds,
+            "class_counts": self.class_counts,
+            "objects_per_image": self.objects_per_image,
+            "box_sides": self.box_sides,
+            "image_sizes": dict(sorted(self.image_sizes.items(), key=lambda item: -item[1])[:20]),
+            "problems": self.problems.as_document(),
+        }
+
+
+def inspect_dataset(
+    dataset: ShardDataset, *, verify: bool = True, progress: Callable[[int], None] = lambda count: None
+) -> Inspection:
+    """Read a whole dataset.
+
+    Args:
+        dataset: The dataset.
+        verify: Compare the bytes of every shard and index with the manifest.
+        progress: Told of every shard with its number of samples.
+    """
+    found = Inspection(class_counts={name: 0 for _, name in dataset.classes})
+    names = [name for _, name in dataset.classes]
+    for shard, entry in enumerate(dataset.manifest.shards):
+        if verify:
+            _verify(dataset, entry, found.problems)
+        start = int(dataset.shard_starts[shard])
+        for number in range(start, start + entry.samples):
+            where = f"{entry.name}, sample {number - start}"
+            try:
+                _count(dataset.read(number).record(), names, found)
+            except SampleError as error:
+                found.problems.add(error.reason, f"{where}: {error}")
+            except RecordError as error:
+                found.problems.add("sample_json_damaged", f"{where}: {error}")
+            except (ObjectNotFoundError, IndexFormatError) as error:
+                found.problems.add("shard_damaged", str(error))
+                break
+        progress(entry.samples)
+    return found
+
+
+def _verify(dataset: ShardDataset, entry: ShardEntry, problems: ProblemLog) -> None:
+    for key, expected in ((entry.tar_key, entry.sha256), (entry.index_key, entry.index_sha256)):
+        digest = hashlib.sha256()
+        try:
+            with dataset.storage.open_stream(key) as stream:
+                while block := stream.read(BLOCK_BYTES):
+                    digest.update(block)
+        except ObjectNotFoundError:
+            problems.add("shard_damaged", f"{dataset.storage.url}/{key} is missing")
+            continue
+        if digest.hexdigest() != expected:
+            problems.add("shard_damaged", f"{dataset.storage.url}/{key}: its digest is not that of the manifest")
+
+
+def _count(record: ImageRecord, names: list[str], found: Inspection) -> None:
+    targets = np.flatnonzero(~record.iscrowd)
+    found.num_images += 1
+    found.num_crowds += len(record.iscrowd) - len(targets)
+    _increase(found.objects_per_image, _bin(len(targets), OBJECTS_EDGES))
+    _increase(found.image_sizes, f"{record.width}x{record.height}")
+    for index in targets:
+        _increase(found.class_counts, names[int(record.classes[index])])
+        side = float(np.sqrt(record.boxes[index, 2] * record.boxes[index, 3]))
+        _increase(found.box_sides, _bin(side, SIDE_EDGES))
+
+
+def _bin(value: float, edges: tuple[int, ...]) -> str:
+    return str(max(edge for edge in edges if edge <= value))
+
+
+def _increase(counts: dict[str, int], key: str) -> None:
+    counts[key] = counts.get(key, 0) + 1

@@ -1,0 +1,139 @@
+"""Foreign WebDataset shards as a source: pictures and annotations inside tar files.
+
+Three forms of ``KEY.json`` are understood: ours (``boxes`` and class indices in ``classes``), parallel lists
+(``bboxes`` and ``category_ids``), and COCO's own (``annotations`` with ``bbox`` and ``category_id``).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.sources import SourceDataset
+from yolofleet.data.tar_scan import TarSample, scan_samples
+from yolofleet.errors import UserError
+from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage
+
+
+class TarPictures:
+    """The pictures inside tar files, by ``ARCHIVE/KEY.EXTENSION``."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._members: dict[str, tuple[str, int, int]] = {}
+        self.url = storage.url
+
+    def add(self, key: str, archive: str, offset: int, size_bytes: int) -> None:
+        """Remember where a picture lies."""
+        self._members[key] = (archive, offset, size_bytes)
+
+    def list(self) -> list[ObjectInfo]:
+        """Return every picture that can be got, sorted by key."""
+        return [ObjectInfo(key, place[2]) for key, place in sorted(self._members.items())]
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes of a picture."""
+        if key not in self._members:
+            raise ObjectNotFoundError(f"{self.url}: no picture {key!r}")
+        return self._storage.get_range(*self._members[key])
+
+
+def read_tar_shards(
+    storage: Storage, archives: list[ObjectInfo], problems: ProblemLog
+) -> tuple[SourceDataset, TarPictures]:
+    """Read the annotations of tar shards, and find their pictures.
+
+    Raises:
+        UserError: Not a single sample can be used.
+    """
+    pictures = TarPictures(storage)
+    found: list[tuple[dict[str, Any], str]] = []
+    for archive in archives:
+        name = f"{storage.url}/{archive.key}"
+        with storage.open_stream(archive.key) as stream:
+            for sample in scan_samples(stream, archive.size_bytes, name, problems):
+                document = _annotation(sample, name, problems)
+                if document is None or sample.image is None:
+                    continue
+                key = f"{len(found):09d}/{sample.image.name.lstrip('/')}".replace("..", "__").replace("\\", "_")
+                pictures.add(key, archive.key, sample.image.offset, sample.image.size_bytes)
+                found.append((document, key))
+    if not found:
+        reasons = ", ".join(f"{kind}: {problems.examples[kind][0]}" for kind in sorted(problems.counts))
+        raise UserError(f"{storage.url}: no sample can be used in {len(archives)} tar files; {reasons}")
+    categories = sorted({category for document, _ in found for category, _ in document["objects"]})
+    index_of = {category: index for index, category in enumerate(categories)}
+    records = _records(found, index_of, problems)
+    return SourceDataset(tuple(ObjectClass(category, str(category)) for category in categories), records), pictures
+
+
+def _annotation(sample: TarSample, name: str, problems: ProblemLog) -> dict[str, Any] | None:
+    """Return a sample's id, size and raw objects (category, annotation); None if its JSON makes no sense."""
+    where = f"{name}: {sample.key!r}"
+    try:
+        document = json.loads((sample.annotation.data if sample.annotation else None) or b"")
+        objects = _objects(document)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        problems.add("sample_json_damaged", f"{where}: {type(error).__name__}: {error}")
+        return None
+    sound = []
+    for category, annotation in objects:
+        if isinstance(category, int) and not isinstance(category, bool) and category >= 0:
+            sound.append((category, annotation))
+        else:
+            problems.add("category_malformed", f"{where}: {category!r}")
+    size = [document.get("width"), document.get("height")]
+    known = all(isinstance(side, int) and side > 0 for side in size)
+    return {"id": document.get("image_id"), "size": size if known else [0, 0], "objects": sound, "where": where}
+
+
+def _objects(document: Any) -> list[tuple[Any, dict[str, Any]]]:
+    if "annotations" in document:
+        return [(entry["category_id"], entry) for entry in document["annotations"]]
+    boxes = document["boxes"] if "boxes" in document else document["bboxes"]
+    categories = document["classes"] if "classes" in document else document["category_ids"]
+    count = len(boxes)
+    crowds = document.get("iscrowd", [0] * count)
+    areas = document.get("areas", [None] * count)
+    segmentations = document.get("segmentations", [None] * count)
+    columns = zip(categories, boxes, crowds, areas, segmentations, strict=True)
+    return [
+        (category, {"bbox": box, "iscrowd": crowd, "area": area, "segmentation": segmentation})
+        for category, box, crowd, area, segmentation in columns
+    ]
+
+
+def _records(
+    found: list[tuple[dict[str, Any], str]], index_of: dict[int, int], problems: ProblemLog
+) -> tuple[ImageRecord, ...]:
+    ids = [document["id"] for document, _ in found]
+    keeps_ids = all(isinstance(identity, int) for identity in ids) and len(set(ids)) == len(ids)
+    records = []
+    for number, (document, key) in enumerate(found, start=1):
+        boxes: list[tuple[int, CleanBox]] = []
+        for category, annotation in document["objects"]:
+            try:
+                boxes.append((index_of[category], clean_numbers(annotation)))
+            except BoxProblem as problem:
+                problems.add(problem.kind, f"{document['where']}: {problem}")
+        records.append(_record(document["id"] if keeps_ids else number, key, document["size"], boxes))
+    return tuple(records)
+
+
+def _record(image_id: int, key: str, size: list[int], boxes: list[tuple[int, CleanBox]]) -> ImageRecord:
+    return ImageRecord(
+        image_id,
+        key,
+        size[0],
+        size[1],
+        np.asarray([clean.box for _, clean in boxes], dtype=np.float64).reshape(-1, 4),
+        np.asarray([index for index, _ in boxes], dtype=np.int64),
+        np.asarray([clean.is_crowd for _, clean in boxes], dtype=np.bool_),
+        np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
+        tuple(clean.segmentation for _, clean in boxes),
+    )

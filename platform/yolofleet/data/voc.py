@@ -1,0 +1,129 @@
+"""Pascal VOC annotations as a source: one XML file a picture.
+
+Corners are whole pixels counted from 1, both inside the box, so ``x = xmin - 1`` and ``width = xmax - xmin + 1``. An
+object marked ``difficult`` is neither a target nor a miss in VOC; it becomes a crowd, which is the same here.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from xml.etree import ElementTree
+
+import numpy as np
+
+from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.sources import SourceDataset
+from yolofleet.errors import UserError
+from yolofleet.storage import Storage
+
+LONGEST_XML_BYTES = 64 << 20
+
+
+def read_voc(
+    annotations: Storage, images: Storage, class_names: list[str] | None, problems: ProblemLog
+) -> SourceDataset:
+    """Read every XML file below ``annotations``.
+
+    Args:
+        annotations: Folder of XML files.
+        images: Folder of pictures.
+        class_names: Names by class; None takes the names that occur, sorted.
+        problems: Where problems are counted.
+
+    Raises:
+        UserError: There is no annotation, or no class.
+    """
+    keys = {entry.key for entry in images.list()}
+    by_stem = {str(PurePosixPath(key).with_suffix("")): key for key in sorted(keys)}
+    parsed: list[tuple[str, tuple[int, int], list[tuple[str, CleanBox]]]] = []
+    for entry in annotations.list():
+        if not entry.key.lower().endswith(".xml"):
+            continue
+        root = _root(annotations, entry.key, entry.size_bytes, problems)
+        if root is None:
+            continue
+        named = (root.findtext("filename") or "").strip()
+        key = named if named in keys else by_stem.get(str(PurePosixPath(entry.key).with_suffix("")), named or entry.key)
+        size = (_whole(root.findtext("size/width")), _whole(root.findtext("size/height")))
+        if min(size) <= 0:
+            problems.add("image_size_missing", entry.key)
+            size = (0, 0)
+        parsed.append((key, size, list(_objects(root, entry.key, problems))))
+    if not parsed:
+        raise UserError(f"{annotations.url}: no usable VOC annotation (*.xml) here")
+    names = class_names or sorted({name for _, _, objects in parsed for name, _ in objects})
+    if not names:
+        raise UserError(f"{annotations.url}: no object is named; name the classes with --classes")
+    index_of = {name: index for index, name in enumerate(names)}
+    records = tuple(_record(number, *entry, index_of, problems) for number, entry in enumerate(parsed, start=1))
+    return SourceDataset(tuple(ObjectClass(index + 1, name) for index, name in enumerate(names)), records)
+
+
+def _root(storage: Storage, key: str, size_bytes: int, problems: ProblemLog) -> ElementTree.Element | None:
+    if size_bytes > LONGEST_XML_BYTES:
+        problems.add("annotation_malformed", f"{key}: {size_bytes:,} bytes are too many for a VOC annotation")
+        return None
+    data = storage.get(key)
+    if b"<!ENTITY" in data or b"<!DOCTYPE" in data:  # VOC has neither; entities can blow up to any size
+        problems.add("annotation_malformed", f"{key}: declares XML entities or a document type")
+        return None
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        problems.add("annotation_malformed", f"{key}: no XML: {error}")
+        return None
+
+
+def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> list[tuple[str, CleanBox]]:
+    found = []
+    for number, entry in enumerate(root.iter("object"), start=1):
+        where = f"{key}: object {number}"
+        name = (entry.findtext("name") or "").strip()
+        try:
+            x1, y1, x2, y2 = (
+                float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
+            )
+            is_hard = (entry.findtext("difficult") or "0").strip() == "1"
+            box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
+            clean = clean_numbers({"bbox": box, "iscrowd": int(is_hard), "area": box[2] * box[3]})
+        except ValueError:
+            problems.add("box_malformed", where)
+            continue
+        except BoxProblem as problem:
+            problems.add(problem.kind, f"{where}: {problem}")
+            continue
+        if not name:
+            problems.add("category_missing", where)
+        else:
+            found.append((name, clean))
+    return found
+
+
+def _record(
+    image_id: int,
+    key: str,
+    size: tuple[int, int],
+    objects: list[tuple[str, CleanBox]],
+    index_of: dict[str, int],
+    problems: ProblemLog,
+) -> ImageRecord:
+    known = [(index_of[name], clean) for name, clean in objects if name in index_of]
+    for name, _ in objects:
+        if name not in index_of:
+            problems.add("category_unknown", f"{key}: {name!r}")
+    return ImageRecord(
+        image_id,
+        key,
+        *size,
+        np.asarray([clean.box for _, clean in known], dtype=np.float64).reshape(-1, 4),
+        np.asarray([index for index, _ in known], dtype=np.int64),
+        np.asarray([clean.is_crowd for _, clean in known], dtype=np.bool_),
+        np.asarray([clean.area for _, clean in known], dtype=np.float64),
+        (None,) * len(known),
+    )
+
+
+def _whole(text: str | None) -> int:
+    return int(text) if text is not None and text.strip().isdigit() else 0
