@@ -16,6 +16,8 @@ from yolofleet.tracking.mirrored_run import flat_params, numbers
 from yolofleet.tracking.mlflow_store import default_tracking_uri, open_client
 from yolofleet.tracking.run_directory import RunDirectory
 
+pytestmark = pytest.mark.system
+
 EXPERIMENT = "shapes / first try"
 
 

@@ -14,8 +14,9 @@ import ast
 import hashlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata, util
 from pathlib import Path
 
@@ -78,12 +79,18 @@ def pinned(imports: set[str]) -> tuple[str, ...]:
 
     A local version label (``2.13.0+cpu``) is left out: it says how torch was built here, not which torch it is.
     """
-    providers = metadata.packages_distributions()
+    providers = _providers()
     missing = sorted(name for name in imports if name not in providers)
     if missing:
         raise metadata.PackageNotFoundError(", ".join(missing))
     names = {sorted(providers[name])[0] for name in imports}
     return tuple(f"{name}=={metadata.version(name).partition('+')[0]}" for name in sorted(names, key=str.lower))
+
+
+@lru_cache(maxsize=1)
+def _providers() -> Mapping[str, list[str]]:
+    """Return the distributions of each importable top-level package; reading them all takes a second."""
+    return metadata.packages_distributions()
 
 
 def renamed(source: str, package: str, module: str) -> str:

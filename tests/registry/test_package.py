@@ -1,0 +1,146 @@
+"""A version holds code and safetensors, no pickle, and predicts as the detector does, however pictures come."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from yolofleet.errors import UserError
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.pictures import PictureError
+from yolofleet.registry.package import DETECTOR_FOLDER, PackageError, collect_content, write_version
+from yolofleet.registry.served_detector import SERVING_VARIABLE, content_only, listed
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="module")
+def version_folder(detector_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("version") / "model"
+    return write_version(collect_content(detector_package), folder, evidence={"figures": {"AP": 0.5}})
+
+
+def png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def is_pickle(path: Path) -> bool:
+    """Pickles of protocol 2 and later start with 0x80 and their number; torch.save makes a zip of them."""
+    head = path.read_bytes()[:2]
+    return (head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5")) or zipfile.is_zipfile(path)
+
+
+def test_no_pickle_anywhere(version_folder: Path) -> None:
+    files = [path for path in version_folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert {path.suffix for path in files} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
+    assert not [path for path in files if is_pickle(path)]
+    for path in version_folder.rglob("*.py"):
+        source = path.read_text()
+        assert not [
+            word for word in ("pickle", "torch.load", "joblib") if f"import {word}" in source or f"{word}(" in source
+        ]
+    assert "pickle" not in (version_folder / "MLmodel").read_text()
+
+
+def test_the_scan_finds_a_planted_pickle(tmp_path: Path) -> None:
+    import pickle
+
+    import torch
+
+    (tmp_path / "a").write_bytes(pickle.dumps([1]))
+    torch.save({}, tmp_path / "b")
+    assert is_pickle(tmp_path / "a") and is_pickle(tmp_path / "b")
+
+
+def test_every_form_of_picture_gives_what_the_detector_gives(
+    version_folder: Path, detector_package: Path, pictures: list[Any], tmp_path: Path
+) -> None:
+    import mlflow
+    import pandas as pd
+
+    expected = Detector.load(detector_package).predict(pictures)
+    assert sum(len(records) for records in expected) > 0
+    files = [png(picture) for picture in pictures]
+    paths = [tmp_path / f"{index}.png" for index in range(len(files))]
+    for path, content in zip(paths, files, strict=True):
+        path.write_bytes(content)
+    model = mlflow.pyfunc.load_model(str(version_folder))
+    forms: dict[str, Any] = {
+        "arrays": pictures,
+        "bytes": files,
+        "base64": [base64.b64encode(content).decode() for content in files],
+        "data URLs": ["data:image/png;base64," + base64.b64encode(content).decode() for content in files],
+        "paths": [str(path) for path in paths],
+        "path objects": paths,
+        "a table": pd.DataFrame({"picture": files}),
+        "a column": pd.Series(files),
+    }
+    for name, form in forms.items():
+        assert model.predict(form) == expected, name
+    assert model.predict(pictures[0]) == expected[:1]
+    assert model.predict(files[0]) == expected[:1]
+    assert model.predict(np.stack([pictures[1], pictures[1]])) == [expected[1], expected[1]]
+    assert {*expected[0][0]} == {"category_id", "category_name", "bbox", "score"}
+
+
+def test_evidence_and_digest_are_kept(version_folder: Path, detector_package: Path) -> None:
+    document = json.loads((version_folder / "evidence.json").read_text())
+    assert document["format"] == 1 and document["evidence"] == {"figures": {"AP": 0.5}}
+    assert document["digest"] == collect_content(detector_package).digest
+    assert (version_folder / DETECTOR_FOLDER / "model.safetensors").is_file()
+
+
+def test_the_digest_follows_the_package(own_package: Path) -> None:
+    before = collect_content(own_package).digest
+    card = own_package / "detector.json"
+    card.write_text(card.read_text().replace('"circle"', '"circlet"'))
+    assert collect_content(own_package).digest != before
+
+
+def test_files_that_run_code_are_refused(own_package: Path) -> None:
+    (own_package / "extra.pt").write_bytes(b"")
+    with pytest.raises(PackageError, match=r"extra\.pt.*remove it"):
+        collect_content(own_package)
+
+
+def test_a_damaged_package_is_refused(own_package: Path) -> None:
+    weights = own_package / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        collect_content(own_package)
+
+
+def test_over_http_no_text_is_a_path(
+    version_folder: Path, pictures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    model = mlflow.pyfunc.load_model(str(version_folder), model_config={"device": "cpu"})
+    (tmp_path / "abcd").write_bytes(png(pictures[0]))
+    monkeypatch.chdir(tmp_path)
+    assert len(model.predict(["abcd"])) == 1
+    monkeypatch.setenv(SERVING_VARIABLE, "true")
+    for text in ("abcd", str(tmp_path / "abcd"), "file:///etc/passwd", "http://x/y.png"):
+        with pytest.raises(Exception, match="picture") as refusal:
+            model.predict([text])
+        assert type(refusal.value).__name__ == "PictureError"  # of the version's own package
+    with pytest.raises(PictureError, match="data URL"):
+        content_only("data:text/plain,aGVsbG8=")
+
+
+def test_a_table_with_two_columns_is_refused() -> None:
+    import pandas as pd
+
+    with pytest.raises(PictureError, match="2"):
+        listed(pd.DataFrame({"a": [1], "b": [2]}))
