@@ -1,0 +1,146 @@
+"""Evaluation end to end: an oracle is worth 1, ranks agree with one process, the file is what was judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evaluation.judged import pycocotools_judge
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
+from yolofleet.errors import UserError
+from yolofleet.evaluation.average_precision import coco_average_precision
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.evaluate import category_ids_for, collect_detections, evaluate, score_detections
+
+
+class Oracle(nn.Module):
+    """Gives the ground truth of the batches as if it had been predicted, in the order in which they come."""
+
+    strides = (8, 16, 32)
+
+    def __init__(self, dataset: ShardDataset, batches: list[EvaluationBatch]) -> None:
+        super().__init__()
+        index_of = {category_id: index for index, (category_id, _) in enumerate(dataset.classes)}
+        truth = dataset.annotations()["annotations"]
+        self.answers: list[Tensor] = []
+        for batch in batches:
+            answer = torch.zeros(len(batch.image_ids), 60, 5 + len(dataset.classes))
+            for place, (image_id, box) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
+                own = [entry for entry in truth if entry["image_id"] == image_id and not entry["iscrowd"]]
+                for row, entry in enumerate(own):
+                    x, y, width, height = entry["bbox"]
+                    corners = box.apply(torch.tensor([x, y, x + width, y + height]))
+                    answer[place, row, :2] = (corners[:2] + corners[2:]) / 2
+                    answer[place, row, 2:4] = corners[2:] - corners[:2]
+                    answer[place, row, 4] = 1
+                    answer[place, row, 5 + index_of[entry["category_id"]]] = 0.9
+            self.answers.append(answer)
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        answer = self.answers[self.calls]
+        self.calls += 1
+        return answer
+
+
+def stream(dataset: ShardDataset, rank: int = 0, world_size: int = 1) -> EvaluationStream:
+    return EvaluationStream(dataset, image_size=96, stride=32, batch_size=3, rank=rank, world_size=world_size)
+
+
+def test_an_oracle_is_worth_1(dataset: ShardDataset) -> None:
+    oracle = Oracle(dataset, list(stream(dataset))).train()
+    rows = collect_detections(oracle, stream(dataset), iou=0.99)
+    assert oracle.training
+    assert rows.dtype == torch.float64 and rows.shape[1] == 7
+    result = score_detections(rows, dataset.annotations())
+    assert result.figures["AP"] == pytest.approx(1.0)
+    assert result.num_images == len(dataset) == 20
+    assert result.judged.num_crowds > 0
+
+
+def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_judged(
+    dataset: ShardDataset, package: Path, tmp_path: Path
+) -> None:
+    detector = Detector.load(package)
+    result = evaluate(detector.model, dataset, image_size=96, batch_size=7, confidence=1e-5)
+    assert len(result.detections) > 1000
+    path = tmp_path / "new" / "results.json"
+    result.detections.write(path)
+    records = json.loads(path.read_text())
+    judge = pycocotools_judge({"info": {}, **dataset.annotations()}, records)
+    expected = [None if value == -1 else float(value) for value in judge.stats]
+    assert list(result.figures.values()) == expected
+    again = coco_average_precision(dataset.annotations(), Detections.read(path))
+    assert again == result.judged
+    assert all(round(value, 3) == value for record in records for value in record["bbox"])
+    assert all(round(record["score"], 5) == record["score"] for record in records)
+
+
+def test_any_number_of_ranks_gives_the_same_result(dataset: ShardDataset, package: Path) -> None:
+    model = Detector.load(package).model
+    alone = score_detections(collect_detections(model, stream(dataset), confidence=1e-4), dataset.annotations())
+    shares = [collect_detections(model, stream(dataset, rank, 3), confidence=1e-4) for rank in (2, 0, 1)]
+    shared = score_detections(torch.cat(shares), dataset.annotations())
+    assert shared.judged == alone.judged
+    assert shared.detections.records() == alone.detections.records()
+
+
+def test_a_damaged_picture_counts_as_one_without_detections(drawn: Path, package: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(drawn / "dataset", tmp_path / "dataset")
+    dataset = ShardDataset(tmp_path / "dataset")
+    index = dataset.index(0)
+    shard = tmp_path / "dataset" / dataset.manifest.shards[0].tar_key
+    data = bytearray(shard.read_bytes())
+    start = int(index.rows[4]["image_offset"])
+    data[start : start + 40] = bytes(40)
+    shard.write_bytes(data)
+    result = evaluate(Detector.load(package).model, dataset, image_size=96, batch_size=1)
+    assert len(result.skipped) == 1 and result.skipped[0][0] == index.keys[4]
+    assert result.num_images == 20
+    assert result.as_json()["skipped"][0]["reason"]
+
+
+def test_a_model_with_other_class_ids_is_brought_together_by_name(dataset: ShardDataset) -> None:
+    ids = [category_id for category_id, _ in dataset.classes]
+    assert category_ids_for(dataset.classes, dataset.classes) == ids
+    renamed = [(1000 + place, name) for place, (_, name) in enumerate(reversed(dataset.classes))]
+    assert category_ids_for([*renamed, (5, "unicorn")], dataset.classes) == [*reversed(ids), None]
+    same_name_twice = [(1, "red"), (2, "red")]
+    assert category_ids_for(same_name_twice, same_name_twice) == [1, 2]
+    with pytest.raises(UserError, match="no class in common: the model knows unicorn, the dataset has"):
+        category_ids_for([(5, "unicorn")], dataset.classes)
+
+
+def test_classes_that_the_dataset_does_not_have_are_not_judged(dataset: ShardDataset, package: Path) -> None:
+    model = Detector.load(package).model
+    classes = [*dataset.classes[:1], *((900 + place, f"other {place}") for place in range(1, len(dataset.classes)))]
+    result = evaluate(model, dataset, image_size=96, classes=classes, confidence=1e-4)
+    assert {record["category_id"] for record in result.detections.records()} <= {dataset.classes[0][0]}
+
+
+def test_image_ids_larger_than_float32_holds_survive() -> None:
+    rows = torch.tensor([[2**53 - 1, 0, 0, 10, 10, 0.5, 1]], dtype=torch.float64)
+    detections = Detections.from_tensor(rows, [5, 9])
+    assert detections.records() == [
+        {"image_id": 2**53 - 1, "category_id": 9, "bbox": [0.0, 0.0, 10.0, 10.0], "score": 0.5}
+    ]
+
+
+def test_files_that_hold_no_detections_are_named(tmp_path: Path) -> None:
+    for text, words in (("{}", "not a list"), ("[", "is not JSON"), ("[1]", "record 1 of 1: it is 1, not an object")):
+        (tmp_path / "results.json").write_text(text)
+        with pytest.raises(UserError, match=words):
+            Detections.read(tmp_path / "results.json")
+    with pytest.raises(UserError, match="cannot read"):
+        Detections.read(tmp_path / "missing.json")
+    with pytest.raises(UserError, match=r"image_id is 1\.5"):
+        Detections.from_records([{"image_id": 1.5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])

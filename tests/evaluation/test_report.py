@@ -1,0 +1,88 @@
+"""The report page: complete, self-contained, and safe whatever names it shows."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+from evaluation.judged import random_problem
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.evaluation.average_precision import coco_average_precision
+from yolofleet.evaluation.charts import Series, line_chart
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.evaluate import EvaluationResult
+from yolofleet.evaluation.report import render_report
+from yolofleet.evaluation.samples import draw_samples
+
+
+class Balanced(HTMLParser):
+    """Checks that elements are closed in order, and collects what the page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def parsed(page: str) -> Balanced:
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    return parser
+
+
+def result_of(seed: int) -> EvaluationResult:
+    ground_truth, records = random_problem(seed)
+    ground_truth["categories"][0]["name"] = "<script>alert(1)</script>"
+    detections = Detections.from_records(records)
+    judged = coco_average_precision(ground_truth, detections)
+    return EvaluationResult(judged=judged, detections=detections, skipped=(("a/1", "image_damaged"),))
+
+
+def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> None:
+    nothing = Detections.from_records([])
+    history = [{"step": step, "loss_box": 1 / (step + 1), "learning_rate": 0.01} for step in range(3000)]
+    history += [{"step": 3000, "val_AP": 0.4, "val_AP50": None}, {"step": 3001, "loss_box": float("nan")}]
+    page = render_report(
+        result_of(1),
+        title='Run <b>&"demo"',
+        facts={"model": "<i>x</i>"},
+        history=history,
+        pictures=draw_samples(dataset, nothing, count=3),
+    )
+    parser = parsed(page)
+    assert "script" not in parser.tags and "b" in parser.tags
+    assert len(parser.loaded) == 3 and all(value.startswith("data:image/jpeg;base64,") for value in parser.loaded)
+    assert "http://" not in page and "https://" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("<svg") == 4  # losses, learning rate, validation, precision over recall
+    for name in ("AP_small", "AR_100", "class 7", "1 images could not be read"):
+        assert name in page
+    assert len(page) < 2_000_000
+
+
+def test_a_page_without_an_evaluation_or_without_ground_truth_is_a_page() -> None:
+    parsed(render_report(None, title="Nothing yet"))
+    empty = coco_average_precision({"images": [], "categories": [], "annotations": []}, [])
+    parsed(render_report(EvaluationResult(judged=empty, detections=Detections.from_records([])), title="Empty"))
+
+
+def test_charts_stay_inside_their_axes() -> None:
+    for points in ([], [(0.0, 5.0)], [(0.0, 0.0), (1e6, 1e-9)], [(1.0, float("inf")), (2.0, 3.0)], [(3.0, -7.0)] * 4):
+        chart = line_chart([Series(name="a<b", points=points, colour="red")], x_name="x", y_name="y")
+        assert "nan" not in chart and "inf" not in chart and "a&lt;b" in chart
+        for x, y in re.findall(r"([\d.-]+),([\d.-]+)", re.search(r'points="([^"]*)"', chart).group(1)):  # type: ignore[union-attr]
+            assert 0 <= float(x) <= 560 and 0 <= float(y) <= 340
