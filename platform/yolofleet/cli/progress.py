@@ -35,6 +35,7 @@ def following(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[No
     from yolofleet.tracking.json_lines import Cursor
 
     _, cursor = run.new_metrics(Cursor())
+    news = _News(run)
     display: Display = _Bar(num_steps, done_steps) if sys.stderr.isatty() else _Lines(num_steps)
     ended = threading.Event()
 
@@ -44,6 +45,7 @@ def following(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[No
             last = ended.wait(POLL_SECONDS)
             try:
                 rows, cursor = run.new_metrics(cursor)
+                rows += news.take()
             except Exception as error:  # the display must never end a run
                 display.show({"problem": f"the run directory cannot be read: {error}"})
                 rows = []
@@ -60,6 +62,36 @@ def following(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[No
         ended.set()
         watcher.join(timeout=10)
         display.close()
+
+
+class _News:
+    """Events of the run that a watcher should know of."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._num_seen = len(run.events())
+        self._size_bytes = run.events_size_bytes()
+        self._started = False
+
+    def take(self) -> list[dict[str, Any]]:
+        """Return what happened since the last call, as rows with a ``problem``."""
+        size_bytes = self._run.events_size_bytes()
+        if size_bytes == self._size_bytes:
+            return []
+        self._size_bytes = size_bytes
+        events = self._run.events()[self._num_seen :]
+        self._num_seen += len(events)
+        return [{"problem": text} for event in events if (text := self._told(event)) is not None]
+
+    def _told(self, event: dict[str, Any]) -> str | None:
+        kind = event.get("kind")
+        if kind == "start":
+            again, self._started = self._started, True
+            where = f"step {event.get('step')} with {event.get('workers')} workers"
+            return f"the workers were lost and started again from {where}" if again else None
+        if kind in ("checkpoint_failed", "checkpoint_passed_over"):
+            return f"{str(kind).replace('_', ' ')} (step {event.get('step')}): {event.get('reason')}"
+        return None
 
 
 def described(row: dict[str, Any]) -> str:

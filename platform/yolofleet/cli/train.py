@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
     from yolofleet.training.preflight import Readiness
 
@@ -21,6 +23,7 @@ def train(
     launcher: Annotated[
         str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
     ] = "ray",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers print.")] = False,
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> int:
     """Train a model, judge it, and register it. The same command goes on with a run that was stopped."""
@@ -47,7 +50,7 @@ def train(
         mirror.start()
     try:
         if not ready.finished:
-            _run(spec, launcher, ready)
+            _run(spec, launcher, ready, verbose)
         record = release(spec, ready, tracking_uri)
     finally:
         if mirror is not None:
@@ -57,7 +60,7 @@ def train(
     return 0
 
 
-def _run(spec: JobSpec, launcher: str, ready: Readiness) -> None:
+def _run(spec: JobSpec, launcher: str, ready: Readiness, verbose: bool) -> None:
     from yolofleet.cli.progress import following
 
     if ready.done_steps:
@@ -68,32 +71,39 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness) -> None:
         if launcher == "ray":
             from yolofleet.training.launch import run_on_ray
 
-            run_on_ray(spec)
+            run_on_ray(spec, show_worker_output=verbose)
         else:
             from yolofleet.training.process import run_in_process
 
             run_in_process(spec)
 
 
-def _show(record: dict[str, Any], headline: str, *, as_json: bool) -> None:
+def _show(record: Release, headline: str, *, as_json: bool) -> None:
     """Print a line for each thing that the run made."""
     if as_json:
-        typer.echo(json.dumps(record, indent=1))
+        typer.echo(json.dumps(asdict(record), indent=1))
         return
-    figures = record["figures"]
     lines = {
-        "result": f"AP50 {_percent(figures['AP50'])}, AP {_percent(figures['AP'])} on {record['num_images']} images, "
-        f"by the deployed model of step {record['step']}",
-        "run directory": record["run"],
-        "model": record["model"] or "not registered (tracking.register_as is not set)",
-        "report": record["report"],
-        "pictures": record["pictures"],
-        "MLflow": record["mlflow"] or "not used (tracking.uri is not set)",
+        "result": f"AP50 {_figure(record.figures['AP50'])}, AP {_figure(record.figures['AP'])} on "
+        f"{record.num_images} images, by the deployed model of step {record.step}",
+        "run directory": record.run,
+        "model": record.model or "not registered (tracking.register_as is not set)",
+        "report": record.report,
+        "pictures": record.pictures,
+        "MLflow": _how_to_open(record.mlflow),
     }
     typer.echo(headline)
     for name, text in lines.items():
         typer.echo(f"  {name:<14} {text}")
 
 
-def _percent(value: float | None) -> str:
+def _figure(value: float | None) -> str:
     return "none (no objects)" if value is None else f"{value:.4f}"
+
+
+def _how_to_open(tracking_uri: str | None) -> str:
+    if tracking_uri is None:
+        return "not used (tracking.uri is not set)"
+    if tracking_uri.startswith("http"):
+        return tracking_uri
+    return f"mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"

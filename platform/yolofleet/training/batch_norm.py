@@ -63,7 +63,7 @@ class MicroBatchStatistics:
             flat = torch.cat(self._sums)  # every statistic is (channels,)
             reduce(flat)
             flat /= num_micro_batches
-            means = flat.split([buffer.numel() for buffer in self._sums])
+            means = torch.split(flat, [buffer.numel() for buffer in self._sums])
             for running, mean, momentum in zip(self._running, means, self._momentum, strict=True):
                 running.lerp_(mean, momentum)
         torch._foreach_copy_(self._buffers(), self._running)

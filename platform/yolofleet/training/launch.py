@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from yolofleet.errors import UserError, WorkError
@@ -26,7 +29,7 @@ FAILURE_KEY = "failure.json"
 """Where a worker leaves the error that no restart cures."""
 
 
-def run_on_ray(job: JobSpec) -> None:
+def run_on_ray(job: JobSpec, *, show_worker_output: bool = False) -> None:
     """Run the job on the cluster at RAY_ADDRESS, or on a Ray of this machine's own that ends with it.
 
     Raises:
@@ -37,13 +40,17 @@ def run_on_ray(job: JobSpec) -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(job.cluster.start_timeout_seconds)
     import ray
 
-    with _connected():
+    with _connected(show_worker_output):
         _check_feasible(job, ray.nodes())
-        _fit(job, _shared_folder(job, ray.nodes()))
+        with _shared_folder(job, ray.nodes()) as folder:
+            _fit(job, folder)
 
 
 class _connected:  # noqa: N801 - reads as a verb in a with statement
     """A connection to a cluster for the length of a with block; a Ray that was started for it is stopped after it."""
+
+    def __init__(self, show_worker_output: bool) -> None:
+        self._show_worker_output = show_worker_output
 
     def __enter__(self) -> None:
         import ray
@@ -53,7 +60,12 @@ class _connected:  # noqa: N801 - reads as a verb in a with statement
             return
         address = os.environ.get("RAY_ADDRESS", "local")
         try:
-            ray.init(address=address, log_to_driver=True, logging_level="warning", **_local_options(address))
+            ray.init(
+                address=address,
+                log_to_driver=self._show_worker_output,
+                logging_level="warning",
+                **_local_options(address),
+            )
         except ConnectionError as error:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
 
@@ -89,12 +101,18 @@ def _check_feasible(job: JobSpec, nodes: list[dict[str, Any]]) -> None:
         )
 
 
-def _shared_folder(job: JobSpec, nodes: list[dict[str, Any]]) -> str:
-    """Return where Ray Train may keep its own small files: any folder on one host, the job's storage on several."""
+@contextmanager
+def _shared_folder(job: JobSpec, nodes: list[dict[str, Any]]) -> Iterator[str]:
+    """Give Ray Train a place for its own small files: a folder of ours on one host, the job's storage on several.
+
+    Nothing in it is ever read again: a place used twice would make Ray go on from its own record.
+    """
     hosts = {node["NodeManagerAddress"] for node in nodes if node["Alive"]}
     if len(hosts) > 1:
-        return f"{job.storage.rstrip('/')}/{job.name}/ray"
-    return os.path.join(tempfile.gettempdir(), "yolofleet-ray-train")
+        yield f"{job.storage.rstrip('/')}/{job.name}/ray/{uuid.uuid4().hex}"
+        return
+    with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
+        yield folder
 
 
 def _fit(job: JobSpec, folder: str) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from yolofleet.errors import WorkError
 from yolofleet.losses import DetectionLoss
 from yolofleet.losses.gains import scaled_gains
 from yolofleet.models import build_model
+from yolofleet.models.detector import Detector
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
@@ -108,7 +110,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
 
     network: nn.Module = model
     if group.world_size > 1:
-        network = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        network = _distributed(model)
     stream = training_stream(job, dataset, schedule)
     terms = _Terms(group)
     pace = Pace()
@@ -126,7 +128,8 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                 with _synchronised(network, last), precision.context():
                     images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
                     predictions = network(images)
-                result = loss(predictions, batch.targets.to(group.device), images.shape[-2:])
+                height, width = images.shape[-2:]
+                result = loss(predictions, batch.targets.to(group.device), (height, width))
                 with _synchronised(network, last):
                     # Workers average their gradients; times their number it is the sum over all micro-batches.
                     precision.backward(result.total * group.world_size)
@@ -174,7 +177,8 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                     save(store, state, job, model, average, optimizer, precision)
                 pace.pause()
     finally:
-        batches.close()
+        if isinstance(batches, Generator):
+            batches.close()
         samples.close()
         store.wait()
     if group.is_first:
@@ -183,18 +187,22 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     return Outcome(state.step, state.best_step, state.best_ap)
 
 
-def build_loss(model: nn.Module, hyperparameters: Hyperparameters, image_size: int) -> DetectionLoss:
+def build_loss(model: Detector, hyperparameters: Hyperparameters, image_size: int) -> DetectionLoss:
     """Return the loss that fits the model's heads, with gains scaled as published."""
-    anchors: torch.Tensor = model.anchors  # type: ignore[assignment]
-    num_classes: int = model.num_classes  # type: ignore[assignment]
-    auxiliary = int(model.num_auxiliary_levels) > 0  # type: ignore[arg-type]
+    gains = scaled_gains(hyperparameters.document(), model.num_classes, len(model.strides), image_size)
     return DetectionLoss(
-        anchors=anchors,
+        anchors=model.anchors,
         strides=model.strides,
-        num_classes=num_classes,
-        hyperparameters=scaled_gains(hyperparameters.document(), num_classes, len(anchors), image_size),
-        assigner="coarse_to_fine" if auxiliary else "none",
+        num_classes=model.num_classes,
+        hyperparameters=gains,
+        assigner="coarse_to_fine" if model.num_auxiliary_levels else "none",
     )
+
+
+def _distributed(model: nn.Module) -> DistributedDataParallel:
+    with warnings.catch_warnings():  # the newest torch renames an argument that the one before it needs
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
