@@ -1,0 +1,122 @@
+"""`yolofleet evaluate` and `yolofleet predict`: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from evaluation.judged import pycocotools_judge
+from yolofleet.cli.main import main
+from yolofleet.data.dataset import ShardDataset
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def run(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory with its model/."""
+    folder = tmp_path_factory.mktemp("runs") / "demo"
+    shutil.copytree(package, folder / "model")
+    return folder
+
+
+def test_evaluate_prints_tables_and_writes_what_was_asked_for(
+    run: Path, drawn: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    results, report = tmp_path / "results.json", tmp_path / "report"
+    arguments = ["evaluate", str(run), str(drawn / "dataset"), "--results", str(results), "--report", str(report)]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    for words in ("20 images", "AP_small", "AR_large", "best F1", str(results), "index.html"):
+        assert words in text.replace("\n", "")
+    assert isinstance(json.loads(results.read_text()), list)
+    page = (report / "index.html").read_text()
+    assert page.count("data:image/jpeg") == 8
+
+
+def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(
+    run: Path, drawn: Path, dataset: ShardDataset, tmp_path: Path, capsys: Captured
+) -> None:
+    results = tmp_path / "results.json"
+    shards = str(drawn / "dataset")
+    assert main(["evaluate", str(run / "model"), shards, "--json", "--results", str(results)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    judge = pycocotools_judge({"info": {}, **dataset.annotations()}, json.loads(results.read_text()))
+    expected = [None if value == -1 else float(value) for value in judge.stats]
+    assert list(document["figures"].values()) == expected
+    for data in (shards, str(drawn / "instances.json")):
+        assert main(["evaluate", str(results), data, "--json"]) == 0
+        again = json.loads(capsys.readouterr().out)
+        assert (again["figures"], again["per_class"]) == (document["figures"], document["per_class"])
+
+
+def test_predict_draws_pictures_and_writes_a_coco_document(
+    run: Path, drawn: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    one = sorted((drawn / "images").iterdir())[0]
+    twin = tmp_path / "other" / one.name
+    twin.parent.mkdir()
+    shutil.copy(one, twin)
+    out = tmp_path / "out"
+    assert main(["predict", str(run), str(drawn / "images"), str(twin), "--out", str(out), "--batch-size", "3"]) == 0
+    assert "detections in 21 pictures" in capsys.readouterr().out
+    document = json.loads((out / "detections.json").read_text())
+    assert [entry["id"] for entry in document["images"]] == list(range(1, 22))
+    assert {entry["image_id"] for entry in document["annotations"]} <= set(range(1, 22))
+    pictures = sorted(out.glob("*.jpg"))
+    assert len(pictures) == 21 and f"{one.stem}_2.jpg" in {path.name for path in pictures}
+    assert min(max(Image.open(path).size) for path in pictures) >= 480
+
+
+def test_predict_json_prints_only_json(run: Path, drawn: Path, tmp_path: Path, capsys: Captured) -> None:
+    one = sorted((drawn / "images").iterdir())[0]
+    assert main(["predict", str(run), str(one), "--out", str(tmp_path), "--json", "--confidence", "0.9"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"][0]["file_name"] == str(one)
+
+
+def test_predict_does_all_it_can_and_then_names_what_it_could_not(
+    run: Path, test_data: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    folder = test_data / "hostile" / "images"
+    names = ("ok_000.jpg", "text.jpg", "bomb_30000.png", "exif6.jpg")
+    assert main(["predict", str(run), *(str(folder / name) for name in names), "--out", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert "2 of 4 pictures cannot be read" in message and "text.jpg" in message and "bomb_30000.png" in message
+    assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["exif6.jpg", "ok_000.jpg"]
+    assert Image.open(tmp_path / "exif6.jpg").size == (360, 480)  # shown upright
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["evaluate", "{tmp}/none", "{data}"], "none is no model: there is no such file or folder"),
+        (["evaluate", "{tmp}", "{data}"], "holds neither detector.json nor model/detector.json"),
+        (["evaluate", "{tmp}/file.txt", "{data}"], "file.txt is no model: it is a file"),
+        (["evaluate", "{tmp}/none.json", "{data}"], "cannot read {tmp}/none.json"),
+        (["evaluate", "{run}", "{tmp}"], "manifest"),
+        (["evaluate", "{run}", "{drawn}/instances.json"], "yolofleet data shard"),
+        (["evaluate", "{run}", "{data}", "--device", "abacus"], "--device abacus"),
+        (["evaluate", "{run}", "{data}", "--image-size", "100"], "100"),
+        (["evaluate", "{tmp}/empty.json", "{tmp}/empty.json"], "not a COCO annotation file"),
+        (["predict", "{run}", "{tmp}/none.jpg"], "there is no picture {tmp}/none.jpg"),
+        (["predict", "{run}", "{tmp}"], "a folder without pictures"),
+        (["predict", "{run}", "{drawn}/images", "--out", "{drawn}/images"], "would overwrite"),
+        (["predict", "{run}", "{tmp}/file.txt", "--out", "{tmp}/file.txt"], "cannot make the folder"),
+        (["predict", "{tmp}/none", "{tmp}/file.txt"], "none is no model"),
+        (["predict", "models:/", "{tmp}/file.txt", "--tracking-uri", "sqlite:///{tmp}/none.db"], "models:/"),
+    ],
+)
+def test_wrong_input_is_exit_code_2_and_one_message(
+    run: Path, drawn: Path, tmp_path: Path, capsys: Captured, arguments: list[str], words: str
+) -> None:
+    (tmp_path / "file.txt").write_text("not a picture")
+    (tmp_path / "empty.json").write_text("[]")
+    places = {"tmp": tmp_path, "run": run, "drawn": drawn, "data": drawn / "dataset"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert words.format(**places) in captured.err
+    assert captured.out == "" and "Traceback" not in captured.err
