@@ -92,7 +92,7 @@ def _whole(sample: TarSample, name: str, problems: ProblemLog) -> Iterator[TarSa
 
 def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog) -> Iterator[Member]:
     offset = 0
-    long_name: str | None = None
+    extension: dict[str, str] = {}
     while offset < size_bytes:
         header = _read(stream, BLOCK_BYTES)
         offset += len(header)
@@ -104,18 +104,21 @@ def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog)
             problems.add("shard_damaged", f"{name}: at byte {offset - len(header)}: {problem or 'damaged size'}")
             return
         kind = header[156:157]
+        size = int(extension.get("size", size)) if kind in _REGULAR else size
         padded = size + (-size % BLOCK_BYTES)
         if offset + size > size_bytes:
-            cut = f"{_name_of(header)!r} should have {size:,} bytes, the file ends after {size_bytes - offset}"
+            cut = f"{extension.get('path') or _name_of(header)!r} should have {size:,} bytes, the file ends after {size_bytes - offset}"
             problems.add("shard_damaged", f"{name}: {cut}")
             return
         if kind in (b"x", b"g", b"L"):
             data = _read(stream, padded)[:size] if size <= _LONGEST_EXTENSION_BYTES else _skip(stream, padded)
-            long_name = (_pax_path(data) if kind == b"x" else data.rstrip(b"\0").decode(errors="replace")) or long_name
-            long_name = None if kind == b"g" else long_name
+            if kind == b"x":
+                extension |= _pax_records(data)
+            elif kind == b"L":
+                extension["path"] = data.rstrip(b"\0").decode(errors="replace")
         else:
-            member_name = long_name or _name_of(header)
-            long_name = None
+            member_name = extension.pop("path", "") or _name_of(header)
+            extension.clear()
             if kind in _REGULAR:
                 wanted = member_name.lower().endswith(".json")
                 data = _read(stream, padded)[:size] if wanted else _skip(stream, padded)
@@ -158,18 +161,19 @@ def _name_of(header: bytes) -> str:
     return (prefix + b"/" + name if prefix else name).decode(errors="replace")
 
 
-def _pax_path(data: bytes) -> str | None:
-    """Return the path of a pax extended header: records of a length, a blank, ``key=value`` and a line end."""
+def _pax_records(data: bytes) -> dict[str, str]:
+    """Return path and size of a pax extended header: records of a length, a blank, ``key=value`` and a line end."""
+    found: dict[str, str] = {}
     position = 0
     while position < len(data):
         length, _, _ = data[position:].partition(b" ")
         if not length.isdigit() or int(length) <= len(length):
-            return None
+            return found
         key, _, value = data[position + len(length) + 1 : position + int(length) - 1].partition(b"=")
-        if key == b"path":
-            return value.decode(errors="replace")
+        if key == b"path" or (key == b"size" and value.isdigit()):
+            found[key.decode()] = value.decode(errors="replace")
         position += int(length)
-    return None
+    return found
 
 
 def _read(stream: BinaryIO, length: int) -> bytes:

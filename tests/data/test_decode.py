@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from yolofleet.data.decode import ImageError, decode_image, exif_orientation, image_extension, image_size
+
+REFUSED = {
+    "truncated.jpg": "image_damaged",
+    "truncated_header.jpg": "image_damaged",
+    "zero_bytes.jpg": "image_empty",
+    "text.jpg": "image_unknown",
+    "html_error_page.jpg": "image_unknown",
+    "bitflips.jpg": "image_damaged",
+    "bomb_30000.png": "image_too_large",
+    "bomb_65500.jpg": "image_too_large",
+    "bomb_12000_1bit.png": "image_too_large",
+}
+SIZES = {"one_px.png": (1, 1), "wide_4000x20.jpg": (4000, 20), "tall_3x3000.png": (3, 3000)}
+
+
+def image_files(test_data: Path) -> list[Path]:
+    return sorted((test_data / "hostile" / "images").iterdir())
+
+
+def encoded(pixels: np.ndarray, image_format: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def test_every_hostile_picture_is_read_or_refused_with_its_reason(test_data: Path) -> None:
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for path in image_files(test_data):
+        data = path.read_bytes()
+        if path.name in REFUSED:
+            with pytest.raises(ImageError) as refusal:
+                decode_image(data)
+            assert refusal.value.reason == REFUSED[path.name], path.name
+        else:
+            pixels = decode_image(data)
+            assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3, path.name
+            assert pixels.flags.c_contiguous
+            if path.name in SIZES:
+                assert pixels.shape[1::-1] == SIZES[path.name]
+    grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
+    assert grown_kib < 200 * 1024, "a picture that claims gigapixels must not be allocated"
+
+
+@pytest.mark.parametrize(
+    "name", ["cmyk.jpg", "palette.png", "palette_transparent.png", "alpha.png", "photo.webp", "bitmap.bmp"]
+)
+def test_unusual_encodings_of_one_picture_keep_its_colours(test_data: Path, name: str) -> None:
+    folder = test_data / "hostile" / "images"
+    plain = decode_image((folder / "png_named.jpg").read_bytes())
+    other = decode_image((folder / name).read_bytes())
+    difference = np.abs(other.reshape(-1, 3).mean(axis=0) - plain.reshape(-1, 3).mean(axis=0))
+    assert difference.max() < 3, "inverted, clipped or palette numbers instead of colours"
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped() -> None:
+    levels = np.linspace(0, 65535, 256, dtype=np.uint16).reshape(16, 16)
+    pixels = decode_image(encoded(levels))
+    assert (pixels[:, :, 0] == levels >> 8).all() and (pixels[:, :, 0] == pixels[:, :, 2]).all()
+
+
+def test_alpha_is_dropped_and_the_colour_below_is_kept() -> None:
+    rgba = np.full((4, 5, 4), (200, 10, 30, 0), dtype=np.uint8)
+    assert (decode_image(encoded(rgba)) == (200, 10, 30)).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_a_picture_only_if_its_annotations_fit_the_turned_one(orientation: int) -> None:
+    stored = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)  # 4 wide, 6 high
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(stored, exif=exif)
+    assert exif_orientation(data) == orientation
+    upright = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    if orientation != 1:
+        from PIL import ImageOps
+
+        upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    assert (decode_image(data) == upright).all(), "without annotations a picture is shown upright"
+    assert (decode_image(data, annotated_size=(4, 6)) == stored).all(), "annotations of the stored size win"
+    turned = decode_image(data, annotated_size=(6, 4))
+    assert turned.shape == ((4, 6, 3) if orientation >= 5 else (6, 4, 3))
+
+
+def test_the_content_decides_the_format(test_data: Path) -> None:
+    folder = test_data / "hostile" / "images"
+    assert image_extension((folder / "jpeg_named.png").read_bytes()) == "jpg"
+    assert image_extension((folder / "png_named.jpg").read_bytes()) == "png"
+
+
+def test_the_pixel_limit_can_be_moved() -> None:
+    data = encoded(np.zeros((10, 20, 3), dtype=np.uint8))
+    assert image_size(data, max_pixels=200) == (20, 10)
+    with pytest.raises(ImageError, match="20x10 is 200 pixels, more than the limit of 199"):
+        image_size(data, max_pixels=199)
+
+
+def test_random_bytes_behind_every_signature_never_do_more_than_refuse() -> None:
+    generator = np.random.default_rng(0)
+    signatures = [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"BM", b"II*\0", b"MM\0*", b"RIFF\0\0\0\0WEBP"]
+    for signature in signatures:
+        for _ in range(25):
+            noise = generator.integers(0, 256, size=int(generator.integers(0, 400)), dtype=np.uint8).tobytes()
+            with pytest.raises(ImageError):
+                decode_image(signature + noise, max_pixels=10_000)
+
+
+def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, size=(40, 50, 3), dtype=np.uint8)
+    for image_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
+        data = encoded(pixels, image_format)
+        for length in range(0, len(data) - 2, max(1, len(data) // 40)):
+            try:
+                assert decode_image(data[:length]).shape == pixels.shape
+            except ImageError:
+                continue
+            assert image_format in ("BMP", "TIFF", "GIF") or length > 0.95 * len(data)
