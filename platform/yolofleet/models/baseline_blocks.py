@@ -79,15 +79,9 @@ def alternate(net: BlockBuilder, row: AlternateRow) -> Feature:
 
 
 def spp(net: BlockBuilder, row: SppRow) -> Feature:
-    """Spatial pyramid pooling, its pools beside each other or one after the other."""
+    """Spatial pyramid pooling."""
     x = net.conv(net.inputs[0], net.inputs[0].channels // 2)
-    if row.pools == "parallel":
-        pooled = [net.pool(x, side) for side in (5, 9, 13)]
-    else:
-        pooled = [net.pool(x, 5)]
-        for _ in range(2):
-            pooled.append(net.pool(pooled[-1], 5))
-    return net.conv(net.concat([x, *pooled]), row.out)
+    return net.conv(net.concat([x, *net.pool_pyramid(x, (5, 9, 13))]), row.out)
 
 
 def osa(net: BlockBuilder, row: OsaRow) -> dict[str, Feature]:

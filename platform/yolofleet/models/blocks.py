@@ -142,7 +142,7 @@ def sppcspc(net: BlockBuilder, row: SppcspcRow) -> Feature:
     opening = net.conv(x, width)
     shortcut = net.conv(x, width)
     path = net.conv(net.conv(opening, width, 3), width)
-    pooled = net.concat([path, *(net.pool(path, side) for side in (5, 9, 13))])
+    pooled = net.concat([path, *net.pool_pyramid(path, (5, 9, 13))])
     path = net.conv(net.conv(pooled, width), width, 3)
     return net.conv(net.concat([path, shortcut]), width)
 
@@ -152,15 +152,14 @@ def spp_tiny(net: BlockBuilder, row: SppTinyRow) -> Feature:
     x, width = net.inputs[0], row.out
     shortcut = net.conv(x, width)
     path = net.conv(x, width)
-    pools = [net.pool(path, side) for side in (5, 9, 13)]
-    pooled = net.conv(net.concat([*reversed(pools), path]), width)
+    pooled = net.conv(net.concat([*reversed(net.pool_pyramid(path, (5, 9, 13))), path]), width)
     return net.conv(net.concat([pooled, shortcut]), width)
 
 
 def pools(net: BlockBuilder, row: PoolsRow) -> Feature:
-    """Max pools of the input, then the input."""
+    """Max pools of the input, the largest first, then the input."""
     x = net.inputs[0]
-    return net.concat([*(net.pool(x, side) for side in row.sizes), x])
+    return net.concat([*reversed(net.pool_pyramid(x, row.sizes)), x])
 
 
 _OWN: dict[type[Row], Callable[..., Outputs]] = {

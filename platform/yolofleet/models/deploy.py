@@ -40,7 +40,7 @@ def deployed_form(model: Detector) -> Detector:
     with torch.device("meta"):
         deployed = Detector(model.table, model.num_classes, deployed=True)
     deployed.load_state_dict(folded_state_dict(model), assign=True)
-    deployed.eval().requires_grad_(False)
+    deployed.to(memory_format=torch.channels_last).eval().requires_grad_(False)
     if not any(parameter.is_meta for parameter in model.parameters()):
         prove(model, deployed, random_images(model))
     return deployed

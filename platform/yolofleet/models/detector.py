@@ -59,6 +59,8 @@ class Detector(nn.Module):
         self._auxiliary = () if deployed else graph.auxiliary
         self._schedule = _schedule(graph, (*self._lead, *self._auxiliary), auxiliary=not deployed)
         self.lead_schedule = _schedule(graph, self._lead, auxiliary=False)
+        # Convolutions are fastest with the channels innermost, on CPUs as on GPUs: weights here, images as they come.
+        self.to(memory_format=torch.channels_last)
 
     @property
     def num_auxiliary_levels(self) -> int:
@@ -103,7 +105,7 @@ class Detector(nn.Module):
                 f"model {self.table.name}: image sides {tuple(images.shape[-2:])} must be multiples of "
                 f"{self.max_stride}"
             )
-        features: dict[Source, Tensor] = {(IMAGE, ""): images}
+        features: dict[Source, Tensor] = {(IMAGE, ""): images.contiguous(memory_format=torch.channels_last)}
         for step in schedule:
             results = self.blocks[step.name](*(features[source] for source in step.sources))
             features.update(zip(step.outputs, results, strict=True))

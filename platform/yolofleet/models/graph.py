@@ -87,6 +87,16 @@ class BlockBuilder:
         """Add a max pool."""
         return self._add(Pool(kernel, stride), (x,), x.channels, x.stride * stride)
 
+    def pool_pyramid(self, x: Feature, sides: Sequence[int]) -> list[Feature]:
+        """Add max pools of growing sides (stride 1), each of them computed from the one before.
+
+        A pool of 5 over a pool of 5 is a pool of 9: the same maximum of fewer numbers.
+        """
+        pools: list[Feature] = []
+        for side, before in zip(sides, (1, *sides), strict=False):
+            pools.append(self.pool(pools[-1] if pools else x, side - before + 1))
+        return pools
+
     def upsample(self, x: Feature) -> Feature:
         """Double the size."""
         if x.stride % 2:

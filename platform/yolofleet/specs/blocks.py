@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from yolofleet.specs.base import Spec
 
@@ -160,21 +160,25 @@ class SppTinyRow(Row):
 
 
 class SppRow(Row):
-    """1x1 to half the channels, max pools beside it (5, 9, 13, or three times 5 in a row), concatenated, 1x1."""
+    """1x1 to half the channels, max pools of 5, 9 and 13 beside it, concatenated, 1x1."""
 
     block: Literal["spp"]
     out: Transition
     """Channels that come out."""
-    pools: Literal["parallel", "serial"] = "parallel"
-    """Serial pools of 5 give the same result faster."""
+
+
+def _growing(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if any(size % 2 == 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"pool sides must be odd and grow, not {list(sizes)}")
+    return sizes
 
 
 class PoolsRow(Row):
     """Max pools of the input (stride 1), concatenated largest first, then the input itself."""
 
     block: Literal["pools"]
-    sizes: tuple[Annotated[int, Field(ge=3)], ...]
-    """Sides of the pools, in the order of the concatenation."""
+    sizes: Annotated[tuple[Annotated[int, Field(ge=3)], ...], Field(min_length=1), AfterValidator(_growing)]
+    """Sides of the pools in pixels, odd and growing."""
 
 
 class DarkRow(Row):
