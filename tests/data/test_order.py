@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolofleet.data.order import SampleOrder
+from yolofleet.data.randomness import Purpose, keyed_generator
+
+SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(lambda sizes: sum(sizes) > 0)
+
+
+def places(order: SampleOrder, positions: range) -> list[tuple[int, int]]:
+    return [(place.shard, place.row) for place in (order.place(position) for position in positions)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(SIZES, st.integers(0, 2**64), st.integers(1, 9), st.booleans())
+def test_an_epoch_holds_every_sample_exactly_once(sizes: list[int], seed: int, window: int, shuffle: bool) -> None:
+    order = SampleOrder(np.array(sizes), seed, window_shards=window, shuffle=shuffle)
+    count = sum(sizes)
+    everything = {(shard, row) for shard, size in enumerate(sizes) for row in range(size)}
+    for epoch in (0, 1, 5):
+        seen = places(order, range(epoch * count, (epoch + 1) * count))
+        assert len(seen) == count and set(seen) == everything
+
+
+@settings(max_examples=40, deadline=None)
+@given(SIZES, st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_the_order_does_not_depend_on_who_asked_for_what_before(sizes: list[int], seed: int, chance: object) -> None:
+    count = sum(sizes)
+    positions = list(range(3 * count))
+    one_by_one = places(SampleOrder(np.array(sizes), seed, window_shards=2), range(3 * count))
+    chance.shuffle(positions)  # type: ignore[attr-defined]
+    asked = SampleOrder(np.array(sizes), seed, window_shards=2)
+    assert all(places(asked, range(position, position + 1)) == [one_by_one[position]] for position in positions)
+
+
+def test_a_window_reads_its_own_shards_only() -> None:
+    sizes = np.full(20, 5)
+    order = SampleOrder(sizes, 7, window_shards=4)
+    for window in range(order.num_windows(0)):
+        expected = set(order.window_shards(0, window))
+        seen = {order.place(position).shard for position in range(window * 20, (window + 1) * 20)}
+        assert seen == expected and len(expected) == 4
+
+
+def test_epochs_and_seeds_differ() -> None:
+    sizes = np.full(10, 30)
+    first, second = (places(SampleOrder(sizes, seed), range(600)) for seed in (0, 1))
+    assert first[:300] != first[300:] and first != second
+
+
+def test_without_shuffle_the_order_is_that_of_the_shards() -> None:
+    order = SampleOrder(np.array([2, 0, 3]), 0, shuffle=False)
+    assert places(order, range(6)) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (0, 0)]
+
+
+def test_a_thousand_million_samples_start_in_little_time_and_memory() -> None:
+    sizes = np.full(10**5, 10**4)
+    tracemalloc.start()
+    started = time.perf_counter()
+    order = SampleOrder(sizes, 0)
+    batch = places(order, range(3 * 10**9 + 12345, 3 * 10**9 + 12345 + 256))
+    seconds = time.perf_counter() - started
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(set(batch)) == 256 and peak_bytes < 100e6
+    print(f"first batch of 10^9 samples: {seconds * 1e3:.0f} ms, {peak_bytes / 1e6:.0f} MB")
+
+
+def test_neighbours_are_well_mixed_within_their_window() -> None:
+    """Pairs that follow each other come from the same shard no more often than by chance."""
+    order = SampleOrder(np.full(64, 100), 3, window_shards=8)
+    shards = np.array([shard for shard, _ in places(order, range(6400))])
+    same = float((shards[1:] == shards[:-1]).mean())
+    assert same == pytest.approx(1 / 8, abs=0.02)
+
+
+@pytest.mark.parametrize("other", [(1, Purpose.AUGMENTATION, 5), (0, Purpose.PARTNERS, 5), (0, Purpose.AUGMENTATION, 6)])
+def test_generators_of_different_names_are_independent(other: tuple[int, Purpose, int]) -> None:
+    one = keyed_generator(0, Purpose.AUGMENTATION, 5).random(1000)
+    again = keyed_generator(0, Purpose.AUGMENTATION, 5).random(1000)
+    different = keyed_generator(*other).random(1000)
+    assert (one == again).all() and abs(np.corrcoef(one, different)[0, 1]) < 0.15
+    assert keyed_generator(0, Purpose.AUGMENTATION, 5, 1).random() != one[0]

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.evaluation_stream import EvaluationStream
+from yolofleet.data.stream import AugmentationSettings, MicroBatch, TrainingStream
+from yolofleet.errors import UserError
+
+SIDE, GLOBAL, MICRO = 48, 12, 3
+
+
+def stream(dataset: ShardDataset, **changes: object) -> TrainingStream:
+    arguments: dict[str, object] = {
+        "seed": 5,
+        "image_size": SIDE,
+        "global_batch_size": GLOBAL,
+        "micro_batch_size": MICRO,
+        "augmentation": AugmentationSettings(),
+        "num_threads": 0,
+    }
+    return TrainingStream(dataset, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def taken(source: TrainingStream, start: int, owned: list[int], steps: int) -> list[MicroBatch]:
+    return list(itertools.islice(source.micro_batches(start, owned), steps * len(owned)))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(shards: Path) -> dict[tuple[int, int], str]:
+    """Digest of every micro-batch of ten steps (more than two epochs), read by one worker without a stop."""
+    batches = taken(stream(ShardDataset(shards)), 0, [0, 1, 2, 3], 10)
+    return {(batch.step, batch.index): batch.digest() for batch in batches}
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    stops=st.lists(st.integers(1, 9), max_size=3, unique=True).map(sorted),
+    worlds=st.lists(st.integers(1, 4), min_size=4, max_size=4),
+    threads=st.lists(st.integers(0, 4), min_size=4, max_size=4),
+)
+def test_any_stops_workers_and_threads_give_the_same_batches(
+    shards: Path,
+    undisturbed: dict[tuple[int, int], str],
+    stops: list[int],
+    worlds: list[int],
+    threads: list[int],
+) -> None:
+    edges = [0, *stops, 10]
+    seen: dict[tuple[int, int], str] = {}
+    for part, (start, end) in enumerate(itertools.pairwise(edges)):
+        for rank in range(worlds[part]):
+            owned = list(range(rank, GLOBAL // MICRO, worlds[part]))  # uneven where the world does not divide
+            dataset = ShardDataset(shards)
+            for batch in taken(stream(dataset, num_threads=threads[part]), start, owned, end - start):
+                assert (batch.step, batch.index) not in seen
+                seen[batch.step, batch.index] = batch.digest()
+    assert seen == undisturbed
+
+
+def test_an_epoch_shows_every_sample_once(dataset: ShardDataset) -> None:
+    batches = taken(stream(dataset, global_batch_size=9), 0, [0, 1, 2], 2 * len(dataset) // 9)
+    keys = Counter(key for batch in batches for key in batch.keys)
+    assert len(keys) == len(dataset) and set(keys.values()) == {2}
+
+
+@pytest.mark.parametrize("micro", [1, 2, 4, 12])
+def test_any_micro_batch_works(dataset: ShardDataset, micro: int) -> None:
+    for batch in taken(stream(dataset, micro_batch_size=micro), 0, [0], 2):
+        assert batch.images.shape == (micro, 3, SIDE, SIDE) and batch.images.dtype == torch.uint8
+        assert batch.targets.shape[1] == 6 and batch.targets.dtype == torch.float32
+        assert batch.images.is_contiguous()
+
+
+def test_targets_lie_inside_and_name_their_image(dataset: ShardDataset) -> None:
+    for batch in taken(stream(dataset), 0, [0, 1, 2, 3], 6):
+        targets = batch.targets.numpy()
+        assert set(targets[:, 0]) <= set(range(MICRO)) and set(targets[:, 1]) <= {0, 1, 2}
+        low, high = targets[:, 2:4] - targets[:, 4:6] / 2, targets[:, 2:4] + targets[:, 4:6] / 2
+        assert (low >= -1e-6).all() and (high <= 1 + 1e-6).all() and (targets[:, 4:6] > 2 / SIDE - 1e-6).all()
+
+
+def test_sizes_and_strengths_may_change_with_the_step(dataset: ShardDataset) -> None:
+    plain = AugmentationSettings.none()
+    source = stream(
+        dataset,
+        image_size_at=lambda step: 32 + 32 * (step % 2),
+        augmentation=lambda step: plain if step else AugmentationSettings(),
+    )
+    sides = [batch.images.shape[-1] for batch in taken(source, 0, [0], 4)]
+    assert sides == [32, 64, 32, 64]
+    fixed = stream(dataset, image_size=64, augmentation=plain)
+    assert source.micro_batch(1, 2).digest() == fixed.micro_batch(1, 2).digest()
+
+
+@pytest.mark.parametrize("owned", [[], [4], [-1, 0]])
+def test_micro_batches_that_do_not_exist_are_refused(dataset: ShardDataset, owned: list[int]) -> None:
+    with pytest.raises(UserError, match=r"0\.\.3"):
+        stream(dataset).micro_batches(0, owned)
+
+
+def test_a_global_batch_that_is_no_whole_number_of_micro_batches_is_refused(dataset: ShardDataset) -> None:
+    with pytest.raises(UserError, match="global_batch_size 12 is not a whole number of micro-batches of 5"):
+        stream(dataset, micro_batch_size=5)
+
+
+def test_without_augmentation_a_sample_is_its_letterboxed_picture(dataset: ShardDataset) -> None:
+    batch = stream(dataset, augmentation=AugmentationSettings.none(), image_size=96).micro_batch(0, 0)
+    records = dict(dataset.records())
+    for place, key in enumerate(batch.keys):
+        record = records[key]
+        pixels = dataset.read([name for name, _ in dataset.records()].index(key)).pixels(record)
+        left, top = (96 - record.width) // 2, (96 - record.height) // 2
+        shown = batch.images[place].numpy().transpose(1, 2, 0)
+        assert (shown[top : top + record.height, left : left + record.width] == pixels).all()
+        boxes = record.boxes[~record.iscrowd]
+        targets = batch.targets.numpy()[batch.targets[:, 0].numpy() == place]
+        corners = (targets[:, 2:4] - targets[:, 4:6] / 2) * 96 - (left, top)
+        assert np.allclose(np.clip(corners, 0, None), np.clip(boxes[:, :2], 0, None), atol=1e-3)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+@pytest.mark.parametrize("rectangular", [False, True])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_evaluation_shows_every_picture_once_over_all_ranks(
+    dataset: ShardDataset, world: int, rectangular: bool, threads: int
+) -> None:
+    seen: list[int] = []
+    for rank in range(world):
+        source = EvaluationStream(
+            dataset,
+            image_size=64,
+            stride=32,
+            batch_size=4,
+            rank=rank,
+            world_size=world,
+            rectangular=rectangular,
+            num_threads=threads,
+        )
+        batches = list(source)
+        assert len(batches) == len(source)
+        for batch in batches:
+            seen += batch.image_ids
+            assert batch.images.shape[2] % 32 == batch.images.shape[3] % 32 == 0
+            assert len(batch.image_ids) == len(batch.letterboxes) == len(batch.original_sizes) == len(batch.images)
+    assert sorted(seen) == sorted(record.image_id for _, record in dataset.records())
+
+
+@pytest.mark.parametrize("rectangular", [False, True])
+def test_evaluation_letterboxes_can_be_undone(dataset: ShardDataset, rectangular: bool) -> None:
+    for batch in EvaluationStream(dataset, image_size=128, stride=32, batch_size=5, rectangular=rectangular):
+        for (height, width), box in zip(batch.original_sizes, batch.letterboxes, strict=True):
+            whole = torch.tensor([[0.0, 0.0, float(width), float(height)]])
+            inside = box.apply(whole)
+            assert max(inside[0, 2] - inside[0, 0], inside[0, 3] - inside[0, 1]) == 128, "the longer side is the size"
+            assert torch.allclose(box.undo(inside), whole, atol=1e-3)
+
+
+def test_evaluation_refuses_a_size_that_the_model_cannot_take(dataset: ShardDataset) -> None:
+    with pytest.raises(UserError, match="image_size 100 is not a multiple of the model's stride 32; take 96"):
+        EvaluationStream(dataset, image_size=100, stride=32, batch_size=1)
