@@ -202,6 +202,23 @@ def test_a_moved_run_directory_is_the_same_run(storage_folder: Path) -> None:
     assert sync_now(moved, uri, EXPERIMENT) == run_id
 
 
+def test_two_that_make_the_run_at_once_agree(storage_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import mlflow
+
+    run, uri = new_run(storage_folder, 3), uri_of(storage_folder)
+    create_run, made = mlflow.MlflowClient.create_run, []
+
+    def overtaken(self: Any, *arguments: Any, **named: Any) -> Any:
+        if not made:
+            made.append(create_run(self, *arguments, **named).info.run_id)
+            time.sleep(0.01)
+        return create_run(self, *arguments, **named)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", overtaken)
+    assert sync_now(run, uri, EXPERIMENT) == made[0]
+    assert history(uri, made[0]) == [1, 2, 3]
+
+
 def test_only_finite_names_and_numbers_reach_mlflow() -> None:
     row = {"step": 3, "time": "x", "a": 1, "b": True, "c": "text", "d": None, "AP of <tree>": 0.5}
     assert dict(numbers(row)) == {"a": 1.0, "AP of _tree_": 0.5}

@@ -89,7 +89,6 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
         run.save_model(save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size))
     run.record_facts(
-        data={"train": ready.train.manifest.digest, "val": ready.val.manifest.digest},
         figures=result.figures,
         released_step=step,
         num_images=result.num_images,

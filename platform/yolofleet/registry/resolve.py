@@ -39,7 +39,7 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
             return _checked(folder, version)
     kept = _cache_folder() / "detectors" / (version.digest or f"{version.name}-{version.number}")
     if not (kept / PACKAGE_INDEX).is_file():
-        _download(uri, version, kept)
+        _download(uri, source, kept)
     return _checked(kept, version)
 
 
@@ -49,8 +49,11 @@ def _artifact_location(tracking_uri: str, version: Version) -> str:
         return str(client.get_model_version_download_uri(version.name, str(version.number)))
 
 
-def _download(tracking_uri: str, version: Version, target: Path) -> None:
-    """Download into a folder of its own and move it into place whole: another process may do the same."""
+def _download(tracking_uri: str, source: str, target: Path) -> None:
+    """Download into a folder of its own and move it into place whole: another process may do the same.
+
+    The artifacts are asked for by their place: MLflow looks a ``models:/`` URI up wherever its global setting points.
+    """
     import mlflow
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +61,7 @@ def _download(tracking_uri: str, version: Version, target: Path) -> None:
     try:
         with mlflow_errors(tracking_uri):
             found = mlflow.artifacts.download_artifacts(
-                artifact_uri=f"{version.uri}/{DETECTOR_FOLDER}",
-                dst_path=str(staging),
-                tracking_uri=tracking_uri,
-                registry_uri=tracking_uri,
+                artifact_uri=f"{source.rstrip('/')}/{DETECTOR_FOLDER}", dst_path=str(staging), tracking_uri=tracking_uri
             )
         try:
             Path(found).rename(target)

@@ -84,8 +84,7 @@ class MirroredRun:
         experiment = experiment_id(client, self.experiment)
         found = find_run(client, experiment, self.run.identity)
         if found is None:
-            tags = {IDENTITY_TAG: self.run.identity, LOCATION_TAG: self.run.url}
-            found = client.create_run(experiment, run_name=self.run.name, tags=tags)
+            found = _made_run(client, experiment, self.run)
         self._last_steps = last_steps(found)
         self._cursor, self._uploaded, self._sent_facts, self._events_size_bytes = Cursor(), {}, None, -1
         self._status = found.info.status
@@ -177,10 +176,19 @@ class MirroredRun:
 
 def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None:
     """Return the MLflow run of a run directory, the oldest if there are several, or None."""
-    found = client.search_runs(
-        [experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'", max_results=1, order_by=["attributes.start_time ASC"]
-    )
-    return found[0] if found else None
+    found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'")
+    return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+
+
+def _made_run(client: MlflowClient, experiment: str, run: RunDirectory) -> Run:
+    """Make the MLflow run of a run directory; of two processes that do so at once, both end with the same one."""
+    tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url}
+    made = client.create_run(experiment, run_name=run.name, tags=tags)
+    found = find_run(client, experiment, run.identity)
+    if found is None or found.info.run_id == made.info.run_id:
+        return made
+    client.delete_run(made.info.run_id)
+    return found
 
 
 def last_steps(run: Run) -> dict[str, int]:
