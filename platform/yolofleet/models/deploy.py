@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from yolofleet.errors import UserError
 from yolofleet.models.detector import Detector
 from yolofleet.models.head import Head
-from yolofleet.models.modules import ConvNormAct, RepConv
+from yolofleet.models.modules import ConvNormAct, RepConv, lay_channels_innermost
 
 TOLERANCE = 1e-4
 PROOF_IMAGES = 2
@@ -40,7 +40,8 @@ def deployed_form(model: Detector) -> Detector:
     with torch.device("meta"):
         deployed = Detector(model.table, model.num_classes, deployed=True)
     deployed.load_state_dict(folded_state_dict(model), assign=True)
-    deployed.to(memory_format=torch.channels_last).eval().requires_grad_(False)
+    lay_channels_innermost(deployed)
+    deployed.eval().requires_grad_(False)
     if not any(parameter.is_meta for parameter in model.parameters()):
         prove(model, deployed, random_images(model))
     return deployed

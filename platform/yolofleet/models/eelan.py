@@ -14,6 +14,7 @@ from torch import Tensor
 from yolofleet.errors import UserError
 from yolofleet.models.detector import Detector
 from yolofleet.models.layers import Add, Conv
+from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.models.wiring import WiredBlock, wire
 from yolofleet.specs.blocks import ElanRow
 
@@ -41,7 +42,8 @@ def grouped_form(model: Detector) -> Detector:
         if new_row is not row:
             state = _stacked(state, block)
     grouped.load_state_dict({name: tensor.clone() for name, tensor in state.items()}, assign=True)
-    return grouped.to(memory_format=torch.channels_last).train(model.training)
+    lay_channels_innermost(grouped)
+    return grouped.train(model.training)
 
 
 def _stacked(state: dict[str, Tensor], block: WiredBlock) -> dict[str, Tensor]:

@@ -38,6 +38,13 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
     return F.silu(x, inplace=inplace) if activation == "silu" else F.mish(x, inplace=inplace)
 
 
+def lay_channels_innermost(module: nn.Module) -> None:
+    """Lay convolution weights out with the channels innermost: the fastest layout, on CPUs as on GPUs."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+
+
 def _convolution(layer: Conv, kernel: int, *, bias: bool) -> nn.Conv2d:
     padding = layer.padding if kernel == layer.kernel else 0
     return nn.Conv2d(
