@@ -117,7 +117,7 @@ def _candidates(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One picture's (N, 5 + C) -> the best K <= limit: boxes (K, 4) x1, y1, x2, y2, scores (K,), class indices (K,)."""
     plausible = (predictions[:, 4] > confidence) & predictions[:, :4].isfinite().all(dim=1)
-    predictions = predictions[plausible]  # (M, 5 + C)
+    predictions = predictions.index_select(0, plausible.nonzero().squeeze(1))  # (M, 5 + C)
     # A detector of one class is trained without a class term: its objectness is the score.
     scores = predictions[:, 4:5] if predictions.shape[1] == 6 else predictions[:, 5:] * predictions[:, 4:5]  # (M, C)
     num_classes = scores.shape[1]
