@@ -1,0 +1,76 @@
+"""``yolofleet report``: how a run stands, and MLflow brought level with it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+
+def report(
+    run: Annotated[str, typer.Argument(help="The run directory (path or s3:// URL).", show_default=False)],
+    sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it lacks of the run.")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete the run in MLflow and send it all anew.")] = False,
+    tracking_uri: Annotated[
+        str | None, typer.Option("--tracking-uri", help="MLflow server or database. Default: the job's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+) -> None:
+    """Show how a run stands; with --sync, bring MLflow level with it."""
+    from yolofleet.errors import UserError
+    from yolofleet.storage import open_storage
+    from yolofleet.tracking.mirror import sync_now
+    from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors
+    from yolofleet.tracking.run_directory import RunDirectory
+
+    directory = RunDirectory(open_storage(run))
+    if not directory.exists():
+        raise UserError(f"{run}: is no run directory (no job.yaml); give the folder STORAGE/NAME of a run")
+    summary = _summary(directory)
+    if sync or rebuild:
+        uri, experiment = _store_of(directory, tracking_uri)
+        check_reachable(uri)
+        with mlflow_errors(uri):
+            summary["mlflow_run_id"] = sync_now(directory, uri, experiment, rebuild=rebuild)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(summary, indent=2))
+        return
+    for key, value in summary.items():
+        typer.echo(f"{key}: {value}")
+
+
+def _summary(directory: Any) -> dict[str, Any]:
+    """Return how the run stands, with the newest value of every metric."""
+    rows = directory.metrics()
+    newest: dict[str, Any] = {}
+    for row in rows:
+        newest |= row
+    events = directory.events()
+    return {
+        "name": directory.name,
+        "url": directory.url,
+        "status": directory.status(),
+        "starts": sum(event.get("kind") == "start" for event in events),
+        "last_event": events[-1] if events else None,
+        "step": newest.pop("step", 0),
+        "has_model": directory.has_model(),
+        "metrics": {key: value for key, value in newest.items() if key != "time"},
+    }
+
+
+def _store_of(directory: Any, given: str | None) -> tuple[str, str]:
+    """Return the tracking URI and the experiment of a run, as its job says."""
+    from yolofleet.errors import UserError
+    from yolofleet.specs.document import parse_yaml
+    from yolofleet.specs.job import TrackingSpec
+    from yolofleet.tracking.mlflow_store import default_tracking_uri
+
+    document = parse_yaml(directory.job_text() or "", source=f"{directory.url}/job.yaml") or {}
+    tracking = TrackingSpec.parse(document.get("tracking", {}), source=f"{directory.url}/job.yaml")
+    storage_url = directory.url.rstrip("/").rpartition("/")[0]
+    uri = given or tracking.uri or default_tracking_uri(storage_url)
+    if uri is None:
+        raise UserError(f"{directory.url}: the job names no tracking.uri; give one with --tracking-uri")
+    return uri, tracking.experiment
