@@ -32,17 +32,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes
 	$(BIN)/yolofleet train jobs/quickstart.yaml
-	$(BIN)/yolofleet predict models:/quickstart@candidate demo/images/val/images/00000{1,2,3,4}.jpg \
-	    --tracking-uri sqlite:///demo/runs/mlflow.db --out demo/pictures
+	$(BIN)/yolofleet predict models:/quickstart@candidate demo/images/images/00000{0,5}.jpg demo/images/images/0000{10,15}.jpg \
+	    --tracking-uri sqlite:///demo/runs/_mlflow/mlflow.db --out demo/pictures
 
-demo/images/%/annotations.json: | $(INSTALLED)
-	$(BIN)/yolofleet data synth demo/images/$* $(SYNTH_$*)
-SYNTH_train := --images 1200 --seed 1
-SYNTH_val := --images 200 --seed 2
+demo/images/instances_train.json demo/images/instances_val.json &: | $(INSTALLED)
+	$(BIN)/yolofleet data synth demo/images --images 1500 --seed 1
 
-demo/shards/%/manifest.json: demo/images/%/annotations.json
-	$(BIN)/yolofleet data shard demo/images/$*/annotations.json demo/images/$*/images demo/shards/$*
-.PRECIOUS: demo/images/%/annotations.json demo/shards/%/manifest.json
+demo/shards/%/manifest.json: demo/images/instances_%.json
+	$(BIN)/yolofleet data shard $< demo/images/images demo/shards/$*
+.PRECIOUS: demo/images/instances_%.json demo/shards/%/manifest.json
 
 check: lint types unit  ## Lint, types and unit tests (two minutes)
 

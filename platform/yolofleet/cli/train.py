@@ -36,7 +36,7 @@ def train(
 
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
-    spec = JobSpec.load(job, overrides or [])
+    spec = JobSpec.load(job, overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -18,8 +19,10 @@ from yolofleet.specs.model import ModelChoice
 JOB_FORMAT = 1
 BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
-# What may change between two starts of one run: how it is executed and watched, not what it computes.
-EXECUTION_KEYS = ("cluster", "storage", "checkpoint", "tracking")
+# What may change between two starts of one run: how it is executed and watched, and where its data lies. What the data
+# and the model's table hold is compared by their digests.
+EXECUTION_KEYS = ("cluster", "storage", "checkpoint", "tracking", "log_every_steps", "record_samples")
+EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
 
 
 def _bytes(value: Any) -> Any:
@@ -30,6 +33,10 @@ def _bytes(value: Any) -> Any:
     if match is None or match[2].upper() not in BYTE_UNITS:
         raise ValueError(f"{value!r} is not a size; write a number of bytes, or e.g. 500MB, 200GB, 1TB")
     return int(float(match[1]) * BYTE_UNITS[match[2].upper()])
+
+
+def _absolute(url: str) -> str:
+    return url if "://" in url else str(Path(url).expanduser().absolute())
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -196,6 +203,17 @@ class JobSpec(Spec):
             raise ValueError(str(error).splitlines()[0].removeprefix(": ")) from None
         return overrides
 
+    def with_absolute_paths(self) -> JobSpec:
+        """Return the job with every local path absolute, for processes that run in other folders."""
+        data = self.data.model_copy(update={"train": _absolute(self.data.train), "val": _absolute(self.data.val)})
+        if data.cache is not None:
+            cache = data.cache.model_copy(update={"path": _absolute(data.cache.path)})
+            data = data.model_copy(update={"cache": cache})
+        model = self.model
+        if model.spec is not None:
+            model = model.model_copy(update={"spec": _absolute(model.spec)})
+        return self.model_copy(update={"data": data, "model": model, "storage": _absolute(self.storage)})
+
     @property
     def num_micro_batches(self) -> int:
         """Micro-batches of one global batch."""
@@ -211,8 +229,10 @@ class JobSpec(Spec):
 
     def computation(self) -> dict[str, Any]:
         """Return the part that decides what is computed: two starts of one run must agree in it."""
-        document = self.document()
-        return {key: value for key, value in document.items() if key not in EXECUTION_KEYS}
+        document = {key: value for key, value in self.document().items() if key not in EXECUTION_KEYS}
+        document["data"] = {key: value for key, value in document["data"].items() if key not in EXECUTION_DATA_KEYS}
+        document["model"].pop("spec", None)
+        return document
 
     def digest(self) -> str:
         """Return the sha256 of `computation`, which names the run's identity."""

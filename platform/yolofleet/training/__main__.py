@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return EXIT_USER_ERROR
     try:
-        job = JobSpec.load(arguments[0], arguments[1:])
+        job = JobSpec.load(arguments[0], arguments[1:]).with_absolute_paths()
         check_job(job)
         outcome = run_in_process(job)
     except UserError as error:

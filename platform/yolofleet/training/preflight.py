@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.errors import UserError
 from yolofleet.models import build_model
+from yolofleet.models.zoo import resolve
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
@@ -55,6 +57,7 @@ def check_job(job: JobSpec) -> Readiness:
     _check_model(job, len(train.classes))
     run = RunDirectory.open(job.storage, job.name)
     _claim(job, run)
+    _check_contents(job, run, train, val)
     steps = CheckpointStore(run.storage.child("checkpoints")).steps()
     return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val)
 
@@ -105,6 +108,27 @@ def _claim(job: JobSpec, run: RunDirectory) -> None:
             "Use another name for the new spec, or the spec as it was to go on"
         )
     run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+
+
+def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
+    """Record what the data and the model's table hold, or check that it is what the run was started with."""
+    table = resolve(job.model).model_dump_json()
+    now = {
+        "train": train.manifest.digest,
+        "val": val.manifest.digest,
+        "model": hashlib.sha256(table.encode()).hexdigest(),
+    }
+    before = run.facts().get("contents")
+    if before is None:
+        run.record_facts(contents=now, data={"train": now["train"], "val": now["val"]})
+        return
+    names = {"train": job.data.train, "val": job.data.val, "model": job.model.spec or job.model.name}
+    for part, digest in now.items():
+        if before.get(part) != digest:
+            raise UserError(
+                f"run '{job.name}' in {job.storage} was started with another content of {part} ({names[part]}): digest "
+                f"{str(before.get(part))[:12]} then, {digest[:12]} now. Use another name, or put the old content back"
+            )
 
 
 def _computation(document: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,32 @@
+"""Whole commands on small drawn data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from system.shell import Shell
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with drawn pictures and the shards made from them."""
+    folder = tmp_path_factory.mktemp("drawn")
+    shell = Shell(folder)
+    shell.succeed("data", "synth", "images", "--images", "80", "--seed", "3", "--image-size", "128")
+    for part in ("train", "val"):
+        shell.succeed("data", "shard", f"images/instances_{part}.json", "images/images", f"shards/{part}")
+    return folder
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Iterator[Shell]:
+    """A shell in an empty folder; what it left running is ended afterwards."""
+    yield Shell(tmp_path)
+    for process in psutil.process_iter(["cwd", "cmdline"]):
+        if process.info["cwd"] == str(tmp_path) and process.pid != os.getpid():
+            process.kill()
