@@ -81,7 +81,9 @@ def test_neighbours_are_well_mixed_within_their_window() -> None:
     assert same == pytest.approx(1 / 8, abs=0.02)
 
 
-@pytest.mark.parametrize("other", [(1, Purpose.AUGMENTATION, 5), (0, Purpose.PARTNERS, 5), (0, Purpose.AUGMENTATION, 6)])
+@pytest.mark.parametrize(
+    "other", [(1, Purpose.AUGMENTATION, 5), (0, Purpose.SAMPLE_ORDER, 5), (0, Purpose.AUGMENTATION, 6)]
+)
 def test_generators_of_different_names_are_independent(other: tuple[int, Purpose, int]) -> None:
     one = keyed_generator(0, Purpose.AUGMENTATION, 5).random(1000)
     again = keyed_generator(0, Purpose.AUGMENTATION, 5).random(1000)

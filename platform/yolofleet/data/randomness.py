@@ -17,8 +17,7 @@ class Purpose(IntEnum):
     SHARD_ORDER = 1
     SAMPLE_ORDER = 2
     AUGMENTATION = 3
-    PARTNERS = 4
-    SYNTHESIS = 5
+    SYNTHESIS = 4
 
 
 def keyed_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
