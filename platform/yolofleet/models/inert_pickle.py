@@ -1,7 +1,8 @@
 """A pickle read as inert data: tensors are built, nothing else in it is ever resolved, imported or called.
 
-The unpickler answers every global itself. Storages and tensors are built by functions of this file, ordered dictionaries
-are plain ones, and every other class is stood in for by ``Inert``, which keeps what it is given and does nothing.
+The unpickler answers every global itself. Storages and tensors are built by functions of this file, ordered
+dictionaries are plain ones, and every other class is stood in for by ``Inert``, which keeps what it is given and does
+nothing.
 """
 
 from __future__ import annotations
@@ -113,6 +114,7 @@ class InertUnpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Answer a global without looking it up."""
         if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
@@ -124,6 +126,7 @@ class InertUnpickler(pickle.Unpickler):
         return type("Inert", (Inert,), {})
 
     def persistent_load(self, identity: Any) -> Tensor:
+        """Return a storage of the archive as a flat tensor; nothing else is outside the pickle."""
         match identity:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(num_elements)):
                 return self._storage(dtype, key, num_elements)
