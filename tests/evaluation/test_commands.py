@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -90,6 +92,24 @@ def test_predict_does_all_it_can_and_then_names_what_it_could_not(
     assert Image.open(tmp_path / "exif6.jpg").size == (360, 480)  # shown upright
 
 
+def test_a_registered_version_is_looked_up_in_the_registry(
+    run: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None]] = []
+    registry = types.ModuleType("yolofleet.registry.resolve")
+
+    def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
+        asked.append((models_uri, tracking_uri))
+        return run / "model"
+
+    registry.detector_folder = detector_folder  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, registry.__name__, registry)
+    one = str(sorted((drawn / "images").iterdir())[0])
+    arguments = ["predict", "models:/shapes@candidate", one, "--out", str(tmp_path), "--tracking-uri", "http://x:5000"]
+    assert main(arguments) == 0
+    assert asked == [("models:/shapes@candidate", "http://x:5000")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -107,7 +127,6 @@ def test_predict_does_all_it_can_and_then_names_what_it_could_not(
         (["predict", "{run}", "{drawn}/images", "--out", "{drawn}/images"], "would overwrite"),
         (["predict", "{run}", "{tmp}/file.txt", "--out", "{tmp}/file.txt"], "cannot make the folder"),
         (["predict", "{tmp}/none", "{tmp}/file.txt"], "none is no model"),
-        (["predict", "models:/", "{tmp}/file.txt", "--tracking-uri", "sqlite:///{tmp}/none.db"], "models:/"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_one_message(
