@@ -109,18 +109,26 @@ def restore(
     return RunState(**checkpoint.state["run"])
 
 
+@torch.no_grad()
 def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Load a state that must fit the model in every name and shape (batch norm's pass counters are not in it).
 
     Raises:
-        UserError: It does not; names the first differences.
+        UserError: It does not fit; names what is missing, what is left over, and the first 5 of each.
     """
-    counters = {name: value for name, value in model.state_dict().items() if name.endswith("num_batches_tracked")}
-    try:
-        model.load_state_dict(counters | tensors, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:6]]
-        raise UserError(f"the checkpoint does not fit the job's model: {' '.join(lines)}") from error
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": [name for name in own if name not in tensors],
+        "left over": [name for name in tensors if name not in own],
+        "of another shape": [
+            name for name, tensor in own.items() if name in tensors and tensor.shape != tensors[name].shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in problems.items() if names)
+        raise UserError(f"the checkpoint does not fit the job's model: {told}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def _check_same_job(checkpoint: Checkpoint, job: JobSpec, store: CheckpointStore) -> None:
