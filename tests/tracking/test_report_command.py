@@ -1,0 +1,76 @@
+"""`yolofleet report` says how a run stands and catches MLflow up by what the job says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+
+from yolofleet.cli.report import report
+from yolofleet.errors import UserError
+from yolofleet.storage import open_storage
+from yolofleet.tracking.mlflow_store import open_client
+from yolofleet.tracking.run_directory import RunDirectory
+
+app = typer.Typer()
+app.command()(report)
+
+
+def run_report(*arguments: str) -> None:
+    app(args=list(arguments), standalone_mode=False)
+
+
+def make_run(folder: Path, job: str = "name: demo\n") -> RunDirectory:
+    with RunDirectory(open_storage(folder)) as run:
+        run.write_job(job)
+        run.append_event("start")
+        run.append_metrics({"step": 10, "loss": 0.5})
+        run.append_metrics({"step": 10, "val_AP": 0.25})
+        run.append_event("failed", reason="disk")
+        run.append_event("start")
+        run.append_metrics({"step": 20, "loss": 0.25})
+    return run
+
+
+def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "demo")
+    run_report(str(tmp_path / "demo"), "--json")
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["last_event"].pop("time")
+    assert summary == {
+        "name": "demo",
+        "url": str(tmp_path / "demo"),
+        "status": "RUNNING",
+        "starts": 2,
+        "last_event": {"kind": "start"},
+        "step": 20,
+        "has_model": False,
+        "metrics": {"loss": 0.25, "val_AP": 0.25},
+    }
+    run_report(str(tmp_path / "demo"))
+    assert "status: RUNNING" in capsys.readouterr().out
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run directory"):
+        run_report(str(tmp_path))
+
+
+def test_the_store_must_be_known_and_reachable(tmp_path: Path) -> None:
+    make_run(tmp_path / "demo", "name: demo\ntracking: {uri: 'http://127.0.0.1:9'}\n")
+    with pytest.raises(UserError, match="nothing answers"):
+        run_report(str(tmp_path / "demo"), "--sync")
+
+
+@pytest.mark.system
+def test_sync_uses_the_store_and_experiment_of_the_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "runs" / "demo", "name: demo\ntracking: {experiment: shapes}\n")
+    run_report(str(tmp_path / "runs" / "demo"), "--sync", "--json")
+    run_id = json.loads(capsys.readouterr().out)["mlflow_run_id"]
+    client = open_client(f"sqlite:///{tmp_path}/runs/_mlflow/mlflow.db")
+    assert client.get_run(run_id).data.metrics == {"loss": 0.25, "val_AP": 0.25}
+    assert client.get_experiment_by_name("shapes") is not None
+    run_report(str(tmp_path / "runs" / "demo"), "--rebuild", "--json")
+    assert json.loads(capsys.readouterr().out)["mlflow_run_id"] != run_id
