@@ -222,4 +222,4 @@ def test_two_that_make_the_run_at_once_agree(storage_folder: Path, monkeypatch: 
 def test_only_finite_names_and_numbers_reach_mlflow() -> None:
     row = {"step": 3, "time": "x", "a": 1, "b": True, "c": "text", "d": None, "AP of <tree>": 0.5}
     assert dict(numbers(row)) == {"a": 1.0, "AP of _tree_": 0.5}
-    assert flat_params({"a": {"b": [1, None]}, "c": None}) == {"a.b": "[1, null]", "c": "null"}
+    assert flat_params({"a": {"b": [1, None]}, "c": None, "d": "xyz"}, longest=9) == {"a.b": "[1, null]", "d": "xyz"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.errors import UserError
+from yolofleet.tracking.mirrored_run import flat_params
 from yolofleet.tracking.mlflow_store import mlflow_errors, open_client
 
 if TYPE_CHECKING:
@@ -134,15 +135,9 @@ def set_alias(tracking_uri: str, version: Version, alias: str) -> Version | None
     return before
 
 
-def fact_tags(evidence: Mapping[str, Any], prefix: str = TAG_PREFIX) -> dict[str, str]:
+def fact_tags(evidence: Mapping[str, Any]) -> dict[str, str]:
     """Return evidence as tags by dotted path: ``{"figures": {"AP": 0.5}}`` -> ``{"yolofleet.figures.AP": "0.5"}``."""
-    tags: dict[str, str] = {}
-    for key, value in evidence.items():
-        if isinstance(value, Mapping):
-            tags |= fact_tags(value, f"{prefix}{key}.")
-        elif isinstance(value, str | int | float) or value is None:
-            tags[re.sub(r"[^/\w.\- ]", "_", f"{prefix}{key}")[:250]] = str(value)[:LONGEST_TAG]
-    return tags
+    return {TAG_PREFIX + key: value for key, value in flat_params(evidence, longest=LONGEST_TAG).items()}
 
 
 def _all_models(client: MlflowClient) -> list[Any]:

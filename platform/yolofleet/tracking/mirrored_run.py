@@ -109,8 +109,8 @@ class MirroredRun:
         facts = self.run.facts()
         if facts == self._sent_facts:
             return
-        tags = [RunTag(LOCATION_TAG, self.run.url)]
-        tags += [RunTag(valid_name(FACT_TAG_PREFIX + key), _text(value)[:LONGEST_TAG]) for key, value in facts.items()]
+        values = {FACT_TAG_PREFIX + key: value for key, value in flat_params(facts, longest=LONGEST_TAG).items()}
+        tags = [RunTag(key, value) for key, value in {**values, LOCATION_TAG: self.run.url}.items()]
         for start in range(0, len(tags), MOST_PARAMS_IN_BATCH):
             client.log_batch(run_id, tags=tags[start : start + MOST_PARAMS_IN_BATCH])
         self._sent_facts = facts
@@ -216,15 +216,18 @@ def unix_milliseconds(time: str) -> int:
         return 0
 
 
-def flat_params(document: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a job's leaves as text by dotted path: ``{"data": {"side": 640}}`` -> ``{"data.side": "640"}``."""
+def flat_params(document: Mapping[str, Any], prefix: str = "", longest: int = LONGEST_PARAM) -> dict[str, str]:
+    """Return a document's leaves as text by dotted path: ``{"data": {"side": 640}}`` -> ``{"data.side": "640"}``.
+
+    What is None is left out; a text longer than ``longest`` is cut.
+    """
     leaves: dict[str, str] = {}
     for key, value in document.items():
         path = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            leaves |= flat_params(value, f"{path}.")
-        else:
-            leaves[valid_name(path)] = _text(value)[:LONGEST_PARAM]
+            leaves |= flat_params(value, f"{path}.", longest)
+        elif value is not None:
+            leaves[valid_name(path)] = _text(value)[:longest]
     return leaves
 
 
