@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from PIL import Image
 
 from evaluation.judged import pycocotools_judge
 from yolofleet.cli.main import main
+from yolofleet.cli.model_argument import open_detector
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.storage import FileStorage
 
 Captured = pytest.CaptureFixture[str]
 
@@ -108,6 +111,18 @@ def test_a_registered_version_is_looked_up_in_the_registry(
     arguments = ["predict", "models:/shapes@candidate", one, "--out", str(tmp_path), "--tracking-uri", "http://x:5000"]
     assert main(arguments) == 0
     assert asked == [("models:/shapes@candidate", "http://x:5000")]
+
+
+def test_a_run_in_remote_storage_is_downloaded_and_leaves_nothing_behind(
+    run: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileStorage, "local_path", lambda self, key: None)  # as if it were an object store
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    detector = open_detector(f"file://{run}", "cpu")
+    assert detector.classes == ShardDataset(drawn / "dataset").classes
+    assert list(scratch.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,14 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
+            metavar="MODEL",
             help="A run directory, a detector package, models:/NAME@ALIAS, or a COCO result file (.json).",
             show_default=False,
         ),
     ],
     data: Annotated[
-        str, typer.Argument(help="A dataset (folder or s3://), or for a result file its COCO annotations.")
+        str,
+        typer.Argument(metavar="DATA", help="A dataset (folder or s3://), or for a result file its COCO annotations."),
     ],
     results: Annotated[Path | None, typer.Option(help="Write the detections to this COCO result file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page with curves and pictures into this folder.")] = None,

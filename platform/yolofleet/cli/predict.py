@@ -20,9 +20,13 @@ RECORDS_NAME = "detections.json"
 def predict(
     model: Annotated[
         str,
-        typer.Argument(help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False),
+        typer.Argument(
+            metavar="MODEL", help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False
+        ),
     ],
-    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", show_default=False)],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of them.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures and detections.json.")] = Path(
         "predictions"
     ),

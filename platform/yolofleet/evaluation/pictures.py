@@ -14,6 +14,7 @@ from yolofleet.errors import UserError
 
 Picture = str | Path | bytes | bytearray | memoryview | NDArray[np.uint8]
 
+MOST_BYTES = 1 << 30
 LONGEST_PATH = 4096  # no file system takes more: a longer text can only be base64
 
 
@@ -73,9 +74,12 @@ def _is_file(text: object) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise PictureError(f"{path} is a folder, not a picture")
     try:
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "device or pipe"
+            raise PictureError(f"{path} is a {kind}, not a picture")
+        if path.stat().st_size > MOST_BYTES:
+            raise PictureError(f"{path} is no picture: it has {path.stat().st_size:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise PictureError(f"cannot read {path}: {error.strerror or error}") from error
