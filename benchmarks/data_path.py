@@ -2,12 +2,11 @@
 
     python benchmarks/data_path.py [FOLDER_OF_JPEGS] [--json]
 
-- ``mosaic_over_classic``: our training stream (shards, mosaic + affine + colour + flip at 640) over the classic order of
-  work in OpenCV: decode four, resize, paste on a canvas, warp, HSV by lookup tables, flip.
+- ``mosaic_over_classic``: our training stream (shards, mosaic + affine + colour + flip at 640) over the classic order
+  of work in OpenCV: decode four, resize, paste on a canvas, warp, HSV by lookup tables, flip.
 - ``mosaic_over_decode``: the same stream over decoding one picture and padding it, which is the limit of any CPU path.
 - ``decode_over_classic``: that limit over the classic order of work; a check that the classic peer is honest.
 - ``read_over_webdataset``: samples read from shards without decoding, over webdataset's own reader.
-- ``s3_over_file``: samples read through a warm shard cache, over the same samples read from local shards.
 
 Rates are samples per second of CPU time, the best of several rounds.
 """
@@ -86,9 +85,8 @@ def classic_sample(pictures: list[bytes], generator: np.random.Generator) -> NDA
     levels = np.arange(256, dtype=gains.dtype)
     hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
     tables = [(levels * gains[0]) % 180, np.clip(levels * gains[1], 0, 255), np.clip(levels * gains[2], 0, 255)]
-    channels = [
-        cv2.LUT(channel, table.astype(np.uint8)) for channel, table in zip((hue, saturation, value), tables, strict=True)
-    ]
+    pairs = zip((hue, saturation, value), tables, strict=True)
+    channels = [cv2.LUT(channel, table.astype(np.uint8)) for channel, table in pairs]
     image = cv2.cvtColor(cv2.merge(channels), cv2.COLOR_HSV2BGR)
     if generator.random() < SETTINGS.fliplr:
         image = np.fliplr(image)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +28,8 @@ from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
 MOST_OPEN_SHARDS = 64
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
 
 
 class SampleError(UserError):
@@ -125,8 +130,10 @@ class ShardDataset:
                 self._indexes.move_to_end(shard)
                 return self._indexes[shard]
         entry = self.manifest.shards[shard]
-        local = self.storage.local_path(entry.index_key) is not None
-        data = self.storage.get(entry.index_key) if local else self._cache.index(self.storage, entry)
+        if self.storage.local_path(entry.index_key) is not None:
+            data = self._patiently(lambda: self.storage.get(entry.index_key))
+        else:
+            data = self._cache.index(self.storage, entry)
         index = ShardIndex.from_bytes(data, f"{self.storage.url}/{entry.index_key}")
         with self._lock:
             self._indexes[shard] = index
@@ -149,7 +156,7 @@ class ShardDataset:
         image_start, json_start = int(row["image_offset"]), int(row["json_offset"])
         start = min(image_start, json_start)
         end = max(image_start + int(row["image_bytes"]), json_start + int(row["json_bytes"]))
-        data = self._read_span(shard, entry, start, end - start)
+        data = self._patiently(lambda: self._read_span(shard, entry, start, end - start))
         if len(data) != end - start:
             raise SampleError("sample_lost", f"{self.storage.url}/{entry.tar_key}: the shard ends before sample {key}")
         image = data[image_start - start :][: int(row["image_bytes"])]
@@ -179,7 +186,21 @@ class ShardDataset:
         except FileNotFoundError:
             raise ObjectNotFoundError(f"{local}: the shard is missing; build the dataset again") from None
         except OSError as error:
-            raise StorageError(f"{local}: {error.strerror}", transient=error.errno != 13) from error
+            raise StorageError(f"{local}: {error.strerror}", transient=error.errno not in (errno.EACCES, errno.EPERM)) from error
+
+    def _patiently(self, action: Callable[[], Result]) -> Result:
+        """Do something with the storage; what may pass (a network disk that is away) is waited for, never skipped."""
+        give_up = time.monotonic() + self._settings.patience_seconds
+        pause_seconds = 0.2
+        while True:
+            try:
+                return action()
+            except StorageError as error:
+                if not error.transient or time.monotonic() + pause_seconds > give_up:
+                    raise
+                logger.warning("%s; trying again in %.1f s", error, pause_seconds)
+            time.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, 10.0)
 
     def prefetch(self, shards: Sequence[int]) -> list[Future[None]]:
         """Fetch shards of remote storage in the background; nothing to do for local ones."""

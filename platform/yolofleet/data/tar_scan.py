@@ -107,8 +107,8 @@ def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog)
         size = int(extension.get("size", size)) if kind in _REGULAR else size
         padded = size + (-size % BLOCK_BYTES)
         if offset + size > size_bytes:
-            cut = f"{extension.get('path') or _name_of(header)!r} should have {size:,} bytes, the file ends after {size_bytes - offset}"
-            problems.add("shard_damaged", f"{name}: {cut}")
+            lost, left = extension.get("path") or _name_of(header), size_bytes - offset
+            problems.add("shard_damaged", f"{name}: {lost!r} should have {size:,} bytes, the file ends after {left}")
             return
         if kind in (b"x", b"g", b"L"):
             data = _read(stream, padded)[:size] if size <= _LONGEST_EXTENSION_BYTES else _skip(stream, padded)

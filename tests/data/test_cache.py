@@ -1,0 +1,220 @@
+"""The shard cache: bounded, shared, safe against crashes, and patient with a broken network."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from faulty_s3 import Fault, FaultyProxy, faulty_s3
+from yolofleet import storage as storage_module
+from yolofleet.data.cache import CacheError, CacheSettings, ShardCache
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.stream import AugmentationSettings, TrainingStream
+from yolofleet.storage import StorageError, open_storage
+
+pytestmark = pytest.mark.system
+NUM_BATCHES = 24
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyProxy]:
+    with faulty_s3() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3(server: FaultyProxy, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """The drawn dataset at s3://data/drawn, behind a proxy without faults yet."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(storage_module, "READ_TIMEOUT_SECONDS", 1.0)
+    storage_module._s3_client.cache_clear()
+    server.plan, server.for_ever, server.ending = [], None, ".tar"
+    client = boto3.client("s3")
+    if not client.list_buckets()["Buckets"]:
+        client.create_bucket(Bucket="data")
+        out = open_storage("s3://data/drawn")
+        for path in sorted(shards.rglob("*")):
+            if path.is_file():
+                out.put(path.relative_to(shards).as_posix(), path)
+    server.num_matched = 0
+    yield server
+    storage_module._s3_client.cache_clear()
+
+
+def opened(cache: Path, *, max_bytes: int = 10**9, patience_seconds: float = 20.0) -> ShardDataset:
+    settings = CacheSettings(path=cache, max_bytes=max_bytes, patience_seconds=patience_seconds)
+    dataset = ShardDataset("s3://data/drawn", settings)
+    dataset.storage.patience_seconds = 1.0  # type: ignore[attr-defined]  # of the single call; the cache has its own
+    return dataset
+
+
+def digests(dataset: ShardDataset, count: int = NUM_BATCHES) -> list[str]:
+    stream = TrainingStream(
+        dataset,
+        seed=9,
+        image_size=48,
+        global_batch_size=4,
+        micro_batch_size=4,
+        augmentation=AugmentationSettings(),
+        num_threads=2,
+    )
+    return [batch.digest() for batch in itertools.islice(stream.micro_batches(0, [0]), count)]
+
+
+@pytest.fixture(scope="module")
+def expected(shards: Path) -> list[str]:
+    return digests(ShardDataset(shards))
+
+
+def test_remote_shards_give_the_batches_of_local_ones_and_are_fetched_once(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path
+) -> None:
+    assert digests(opened(tmp_path)) == expected
+    assert s3.num_matched == 7, "one stream a shard"
+    assert digests(opened(tmp_path)) == expected
+    assert s3.num_matched == 7, "a warm cache asks for nothing"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ["500", "500", "503"],
+        ["503", "reset", "truncate"],
+        ["reset", "reset"],
+        ["truncate", "truncate", "truncate"],
+        ["wrong", "html"],
+        ["html", "500", "wrong", "truncate", "reset", "503"],
+        ["stall"],
+    ],
+    ids="+".join,
+)
+def test_no_passing_fault_loses_doubles_or_reorders_a_batch(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, plan: list[Fault]
+) -> None:
+    s3.plan = list(plan)
+    assert digests(opened(tmp_path)) == expected
+    assert s3.plan == []
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_faults_on_the_index_are_survived_too(s3: FaultyProxy, expected: list[str], tmp_path: Path) -> None:
+    s3.ending, s3.plan = ".index", ["500", "wrong", "truncate"]
+    assert digests(opened(tmp_path)) == expected
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("wrong", r"given up after waiting 1\.5 s.*not the object"),
+        ("html", "no S3 server answered"),
+        ("500", "given up"),
+    ],
+)
+def test_a_lasting_fault_stops_the_run_with_its_cause(
+    s3: FaultyProxy, tmp_path: Path, fault: Fault, message: str
+) -> None:
+    s3.for_ever = fault
+    started = time.monotonic()
+    with pytest.raises((CacheError, StorageError), match=message):
+        digests(opened(tmp_path, patience_seconds=1.5))
+    assert time.monotonic() - started < 60
+    assert not list(tmp_path.glob("*.tar"))
+
+
+def test_a_refusal_is_told_at_once(s3: FaultyProxy, tmp_path: Path) -> None:
+    s3.for_ever = "403"
+    with pytest.raises(StorageError, match="AccessDenied"):
+        digests(opened(tmp_path))
+
+
+def test_the_cache_stays_within_its_bound(s3: FaultyProxy, shards: Path, expected: list[str], tmp_path: Path) -> None:
+    sizes = sorted(path.stat().st_size for path in (shards / "shards").glob("*.tar"))
+    bound = sizes[-1] + sizes[-2] + 20_000
+    dataset = opened(tmp_path, max_bytes=bound)
+    assert digests(dataset) == expected
+    assert sum(path.stat().st_size for path in tmp_path.iterdir() if path.is_file()) <= bound
+
+
+def test_a_cache_smaller_than_a_shard_is_refused_with_the_cure(s3: FaultyProxy, tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"cache\.max_bytes is 10,000, but one shard alone has"):
+        digests(opened(tmp_path, max_bytes=10_000))
+
+
+def test_a_full_disk_is_waited_for(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve, left = os.posix_fallocate, [errno.ENOSPC, errno.ENOSPC]
+
+    def sometimes_full(descriptor: int, offset: int, length: int) -> None:
+        if left:
+            raise OSError(left.pop(), "No space left on device")
+        reserve(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", sometimes_full)
+    assert digests(opened(tmp_path)) == expected
+    left.extend([errno.ENOSPC] * 1000)
+    with pytest.raises(CacheError, match=r"given up after waiting 1 s: the disk of the cache .* is full"):
+        digests(opened(tmp_path / "other", patience_seconds=1.0))
+
+
+READER = """
+import hashlib, sys
+from pathlib import Path
+from yolofleet.data.cache import CacheSettings
+from yolofleet.data.dataset import ShardDataset
+cache, max_bytes, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+dataset, digest = ShardDataset("s3://data/drawn", CacheSettings(path=cache, max_bytes=max_bytes)), hashlib.sha256()
+for _ in range(rounds):
+    for number in range(len(dataset)):
+        digest.update(dataset.read(number).image)
+        print("sample", flush=True)
+    dataset._descriptors.clear()  # open every shard again, so that the cache is asked in each round
+print(digest.hexdigest(), flush=True)
+"""
+
+
+def reader(cache: Path, max_bytes: int, rounds: int) -> subprocess.Popen[str]:
+    platform = str(Path(__file__).parents[2] / "platform")
+    command = [sys.executable, "-c", READER, str(cache), str(max_bytes), str(rounds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": platform})
+
+
+def test_processes_share_a_tight_cache_and_survive_a_kill(s3: FaultyProxy, shards: Path, tmp_path: Path) -> None:
+    """Two processes read through a cache for four shards while a third is killed in the middle of its work."""
+    sizes = sorted(path.stat().st_size for path in (shards / "shards").glob("*.tar"))
+    bound = sizes[-1] * 4 + 20_000
+    victim, *others = [reader(tmp_path, bound, rounds) for rounds in (10_000, 3, 3)]
+    assert victim.stdout is not None
+    for _ in range(60):
+        assert victim.stdout.readline() == "sample\n"
+    victim.send_signal(signal.SIGKILL)
+    found = {process.communicate(timeout=120)[0].splitlines()[-1] for process in others}
+    victim.wait()
+    assert len(found) == 1 and len(found.pop()) == 64 and [process.returncode for process in others] == [0, 0]
+    assert sum(path.stat().st_size for path in tmp_path.iterdir() if path.is_file()) <= bound
+
+
+def test_a_left_over_part_of_a_dead_process_is_cleaned(s3: FaultyProxy, tmp_path: Path) -> None:
+    dataset = opened(tmp_path)
+    entry = dataset.manifest.shards[0]
+    (tmp_path / f"{entry.sha256}.part").write_bytes(b"half")
+    ShardCache(CacheSettings(path=tmp_path)).ensure(dataset.storage, entry)
+    assert (tmp_path / f"{entry.sha256}.tar").stat().st_size == entry.bytes
+    assert not list(tmp_path.glob("*.part"))
