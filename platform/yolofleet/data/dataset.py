@@ -186,7 +186,8 @@ class ShardDataset:
         except FileNotFoundError:
             raise ObjectNotFoundError(f"{local}: the shard is missing; build the dataset again") from None
         except OSError as error:
-            raise StorageError(f"{local}: {error.strerror}", transient=error.errno not in (errno.EACCES, errno.EPERM)) from error
+            forbidden = error.errno in (errno.EACCES, errno.EPERM)
+            raise StorageError(f"{local}: {error.strerror}", transient=not forbidden) from error
 
     def _patiently(self, action: Callable[[], Result]) -> Result:
         """Do something with the storage; what may pass (a network disk that is away) is waited for, never skipped."""
