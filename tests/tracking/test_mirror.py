@@ -202,6 +202,16 @@ def test_a_moved_run_directory_is_the_same_run(storage_folder: Path) -> None:
     assert sync_now(moved, uri, EXPERIMENT) == run_id
 
 
+def test_a_sync_while_the_mirror_runs_meets_the_same_run(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 50), uri_of(storage_folder)
+    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.01)
+    mirror.start()
+    run_id = sync_now(run, uri, EXPERIMENT)
+    assert mirror.close()
+    assert mirror.run_id == run_id
+    assert history(uri, run_id) == list(range(1, 51))
+
+
 def test_two_that_make_the_run_at_once_agree(storage_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow
 

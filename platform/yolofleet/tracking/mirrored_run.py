@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +35,9 @@ MOST_PARAMS_IN_BATCH = 100
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
 LONGEST_NAME = 250
+
+_one_pass_at_a_time = threading.Lock()
+"""The mirror's thread and `sync_now` may meet in one process, and neither must make what the other is making."""
 
 
 class MirroredRun:
@@ -65,16 +69,17 @@ class MirroredRun:
             TrackingError: The tracking URI or the experiment cannot be used.
             Exception: Whatever MLflow and its drivers raise when the server does not answer; call again later.
         """
-        try:
-            client, run_id = self._connect()
-            self._send_metrics(client, run_id)
-            self._send_facts(client, run_id)
-            self._send_files(client, run_id)
-            self._send_events(client, run_id)
-        except BaseException:
-            self._client = None  # ask the server anew what it holds: a lost answer is no lost request
-            raise
-        return run_id
+        with _one_pass_at_a_time:
+            try:
+                client, run_id = self._connect()
+                self._send_metrics(client, run_id)
+                self._send_facts(client, run_id)
+                self._send_files(client, run_id)
+                self._send_events(client, run_id)
+            except BaseException:
+                self._client = None  # ask the server anew what it holds: a lost answer is no lost request
+                raise
+            return run_id
 
     def _connect(self) -> tuple[MlflowClient, str]:
         """Find or make the MLflow run, and learn what it holds."""
