@@ -134,9 +134,7 @@ class EvaluationStream:
         height = math.ceil(height_share * side / stride + RECTANGULAR_PADDING) * stride
         return height, math.ceil(width_share * side / stride + RECTANGULAR_PADDING) * stride
 
-    def _letterboxed(
-        self, pixels: NDArray[np.uint8], shape: tuple[int, int]
-    ) -> tuple[NDArray[np.uint8], Letterbox]:
+    def _letterboxed(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
         """Scale the longer side to the image size, then pad to the batch's shape, which may be larger."""
         height, width = pixels.shape[:2]
         scaled, box = letterbox(pixels, (self._image_size, self._image_size), stride=1, auto=True, scale_up=True)

@@ -52,9 +52,7 @@ def render(
     return _draw_through_canvas(layout, pictures, warp, scale, output)
 
 
-def _draw_cut(
-    tile: Tile, picture: Picture, warp: Matrix, scale: float, output: NDArray[np.uint8]
-) -> Placement | None:
+def _draw_cut(tile: Tile, picture: Picture, warp: Matrix, scale: float, output: NDArray[np.uint8]) -> Placement | None:
     """Cut out of the picture what will be seen and resize it into its place; None if nothing is seen."""
     side = output.shape[0]
     left, top, right, bottom = _moved_rectangle(tile.cell, warp)
