@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -145,7 +146,10 @@ def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri
     run.save_model(detector_package)
     run.close()
     version = register_run(run, "shapes", tracking_uri)
-    assert version.facts == {"figures.AP": "0.25", "run_directory": run.url}
+    digest = hashlib.sha256(b"name: demo\n").hexdigest()
+    assert version.facts == {"figures.AP": "0.25", "run_directory": run.url, "job_sha256": digest}
+    evidence = json.loads((detector_folder(version.uri, tracking_uri).parents[1] / "evidence.json").read_text())
+    assert evidence["evidence"]["job"] == {"name": "demo"}
     assert version.run_id is not None
     assert open_client(tracking_uri).get_run(version.run_id).data.metrics == {"loss": 0.5}
     assert register_run(run, "shapes", tracking_uri).number == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from yolofleet.registry.versions import (
     list_versions,
     set_alias,
 )
+from yolofleet.specs.document import parse_yaml
 from yolofleet.tracking.mirror import sync_now
 from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client
 from yolofleet.tracking.run_directory import RunDirectory
@@ -53,7 +55,7 @@ def register_detector(
         run_id: MLflow's id of the run that made it.
         experiment: The experiment that keeps the files.
         evidence: What is known of the detector (plain JSON values): figures, data digests, job. It is kept whole in
-            ``evidence.json``, and its leaves as tags of the version.
+            ``evidence.json``, and its leaves, those of ``job`` apart, as tags of the version.
         alias: Points to the version afterwards.
 
     Raises:
@@ -85,7 +87,13 @@ def register_run(
     Raises:
         UserError: The run has no model yet, or MLflow does not answer.
     """
-    evidence = {**run.facts(), "run_directory": run.url}
+    job_text = run.job_text() or ""
+    evidence = {
+        **run.facts(),
+        "run_directory": run.url,
+        "job_sha256": hashlib.sha256(job_text.encode()).hexdigest(),
+        "job": parse_yaml(job_text, source=f"{run.url}/job.yaml"),
+    }
     with TemporaryDirectory(prefix="yolofleet-package-") as folder:
         package = run.fetch_model(Path(folder))
         with mlflow_errors(tracking_uri):
@@ -115,7 +123,7 @@ def _create(
     run_id: str | None,
     evidence: Mapping[str, Any],
 ) -> Version:
-    tags = {**fact_tags(evidence), DIGEST_TAG: content.digest}
+    tags = {**fact_tags({key: value for key, value in evidence.items() if key != "job"}), DIGEST_TAG: content.digest}
     logged = client.create_logged_model(
         experiment_id(client, experiment),
         name=LOGGED_MODEL_NAME,
