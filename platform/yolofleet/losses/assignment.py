@@ -83,11 +83,11 @@ class LabelAssigner:
         return Assignment(fine, self._choose(lead, boxes, near, far, self.relaxation))
 
     def _choose(self, guide: Sequence[Tensor], boxes: Boxes, near: Levels, far: Levels, reach: float) -> Places:
-        places = search_candidates(boxes, near.grid, near.anchors, reach=reach, ratio_limit=self.ratio_limit)
+        places = search_candidates(boxes, near, reach=reach, ratio_limit=self.ratio_limit)
         device = guide[0].device
         if self.matching == "fixed":
             return places.to(device)
-        arrangement = arrange(places, guide[0].shape[0]).to(device)
+        arrangement = arrange(places, boxes, guide[0].shape[0]).to(device)
         places = places.to(device)
         box = match(
             boxes.to(device),

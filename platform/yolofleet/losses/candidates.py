@@ -16,9 +16,10 @@ from torch import Tensor
 
 from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.hosting import counts_in_use, indices_in_use, is_countable, send
+from yolofleet.losses.levels import Levels
 
 # The cell itself, then the neighbours on the left, above, on the right, below: how far the centre is moved, as (x, y).
-NEIGHBOURS = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
+NEIGHBOURS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Places:
     Attributes:
         level_sizes: Slots of each level; they sum to n.
         valid: (n,) whether the slot is in use.
-        cell: (n,) index into the level's predictions flattened over (image, anchor, row, column).
+        cell: (n,) number of the cell (image, anchor, row, column), counted through all levels.
         image: (n,) image index.
         prior: (n,) level x anchors + anchor.
         column: (n,) column of the cell.
@@ -72,79 +73,72 @@ class Places:
         sizes = tuple(int(part.sum()) for part in torch.split(valid, list(self.level_sizes)))
         return Places(sizes, **{name: column[kept] for name, column in places._columns().items()})
 
-    def joined(self, other: Places) -> Places:
-        """These places, then those of further levels."""
-        mine, others = self._columns(), other._columns()
-        sizes = self.level_sizes + other.level_sizes
+    def joined(self, further: Places, num_cells: int) -> Places:
+        """These places, then those of further levels, whose cells are counted on from `num_cells`."""
+        mine, others = self._columns(), replace(further, cell=further.cell + num_cells)._columns()
+        sizes = self.level_sizes + further.level_sizes
         return Places(sizes, **{name: torch.cat([mine[name], others[name]]) for name in mine})
 
 
-def search_candidates(boxes: Boxes, grid: Tensor, anchors: Tensor, *, reach: float, ratio_limit: float) -> Places:
+def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit: float) -> Places:
     """Find the places that may answer for each box.
 
     Args:
         boxes: N boxes.
-        grid: (L, 2) floating,  columns and rows of each level.
-        anchors: (L, A, 2) width and height in cells of their level, where the boxes are.
+        levels: L levels of A anchors, where the boxes are.
         reach: How near the centre must be to a neighbouring cell, in cells; 0 < reach <= 1.
         ratio_limit: A box and an anchor fit when neither side differs by this factor or more.
 
     Returns:
         Slots ordered by level, cell and published order: those in use in host memory; on a device one for every
-        (level, box, neighbour, anchor), those not in use last in their level.
+        (level, neighbour, anchor, box), those not in use last in their level.
     """
-    num_anchors = anchors.shape[1]
-    num_boxes = len(boxes)
-    neighbours = send(torch.tensor(NEIGHBOURS, dtype=grid.dtype), grid.device)  # (5, 2)
-    grid = grid[:, None]
-
-    centre = boxes.xywh[:, :2] * grid  # (L, N, 2) in cells
-    ratio = (boxes.xywh[:, 2:] * grid)[:, :, None] / anchors[:, None]  # (L, N, A, 2)
-    fits = torch.maximum(ratio, 1.0 / ratio).amax(-1) < ratio_limit  # (L, N, A)
+    num_boxes, num_anchors = len(boxes), levels.anchors.shape[1]
+    grid = levels.grid[:, :, None]  # (L, 2, 1) columns, rows
+    share = boxes.xywh.t()  # (4, N); boxes come last everywhere below, where operations are fastest
+    centre, size = share[:2] * grid, share[2:] * grid  # (L, 2, N) in cells
+    ratio = size[:, None] / levels.anchors[..., None]  # (L, A, 2, N)
+    fits = torch.maximum(ratio, 1.0 / ratio).amax(2) < ratio_limit  # (L, A, N)
 
     from_end = grid - centre
-    near_low = (centre % 1.0 < reach) & (centre > 1.0)  # (L, N, 2): left, above
-    near_high = (from_end % 1.0 < reach) & (from_end > 1.0)  # (L, N, 2): right, below
-    own_cell = torch.ones_like(near_low[..., :1])
-    offered = torch.cat([own_cell, near_low, near_high], -1) & boxes.alive[:, None]  # (L, N, 5)
-    valid = offered[..., None] & fits[:, :, None]  # (L, N, 5, A)
+    near_low = (centre % 1.0 < reach) & (centre > 1.0)  # (L, 2, N): left, above
+    near_high = (from_end % 1.0 < reach) & (from_end > 1.0)  # (L, 2, N): right, below
+    own = boxes.alive.expand(len(centre), 1, num_boxes)
+    offered = torch.cat([own, near_low & own, near_high & own], 1)  # (L, 5, N)
+    valid = offered[:, :, None] & fits[:, None]  # (L, 5, A, N)
 
-    size = grid.long()  # (L, 1, 2)
-    position = (centre[:, :, None] - neighbours * reach).long()  # (L, N, 5, 2)
-    position = torch.minimum(position.clamp_(min=0), size[:, :, None] - 1)
-    column, row = position.unbind(-1)
-    columns, rows = size.unbind(-1)  # (L, 1)
-    image_and_row = boxes.image[:, None] * num_anchors * rows[..., None] + row  # (L, N, 5) for anchor 0
-    anchor = torch.arange(num_anchors, device=grid.device)
-    cell = (image_and_row[..., None] + anchor * rows[..., None, None]) * columns[..., None, None] + column[..., None]
-
-    neighbour = torch.arange(len(NEIGHBOURS), device=grid.device)
-    box = torch.arange(num_boxes, device=grid.device)
-    order = (neighbour[:, None] * num_anchors + anchor) * num_boxes + box[:, None, None]  # (N, 5, A)
-    rank = _rank(cell, order, valid)
+    moves = torch.tensor(NEIGHBOURS, dtype=centre.dtype)[..., None] * reach  # (5, 2, 1)
+    position = (centre[:, None] - send(moves, centre.device)).clamp_(min=0.0)  # (L, 5, 2, N)
+    column, row = torch.minimum(position, grid[:, None] - 1.0).long().unbind(2)  # (L, 5, N)
+    columns = levels.grid[:, :1, None].long()  # (L, 1, 1)
+    offset = boxes.image * levels.image_cells[:, None, None] + row * columns + column  # from the prior's first cell
+    cell = offset[:, :, None] + levels.first_cell[:, None, :, None]  # (L, 5, A, N)
 
     used = indices_in_use(valid)
-    used = used[rank.flatten()[used].argsort()]
-    place = used.div(num_anchors, rounding_mode="floor")  # index of (level, box, neighbour)
-    level_and_box = place.div(len(NEIGHBOURS), rounding_mode="floor")
-    level = level_and_box.div(max(num_boxes, 1), rounding_mode="floor")
-    chosen_box = level_and_box - level * num_boxes
+    used, cell_used = _by_cell(used, cell.flatten()[used], valid, levels.starts[-1])
+    combination = used.div(max(num_boxes, 1), rounding_mode="floor")  # of level, neighbour and anchor
+    box = used - combination * num_boxes
+    neighbourhood = combination.div(num_anchors, rounding_mode="floor")  # level and neighbour
+    place = neighbourhood * num_boxes + box
+    level = neighbourhood.div(len(NEIGHBOURS), rounding_mode="floor")
     return Places(
         level_sizes=tuple(counts_in_use(valid)),
         valid=valid.flatten()[used],
-        cell=cell.flatten()[used],
-        image=boxes.image[chosen_box],
-        prior=level * num_anchors + (used - place * num_anchors),
+        cell=cell_used,
+        image=boxes.image[box],
+        prior=level * num_anchors + (combination - neighbourhood * num_anchors),
         column=column.flatten()[place],
         row=row.flatten()[place],
-        box=chosen_box,
-        order=order.flatten()[used - level * (num_boxes * len(NEIGHBOURS) * num_anchors)],
+        box=box,
+        order=used,
     )
 
 
-def _rank(cell: Tensor, order: Tensor, valid: Tensor) -> Tensor:
-    """A number that sorts slots by level, use, cell and published order: (L, N, 5, A)."""
-    level = torch.arange(len(cell), device=cell.device).view(-1, 1, 1, 1)
-    part = level * 2 + ~valid
-    num_cells = cell.amax() + 1 if cell.numel() else 1
-    return (part * num_cells + cell) * order.numel() + order
+def _by_cell(used: Tensor, cell: Tensor, valid: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
+    """Sort slots by level, use, cell and published order: their indices and cells."""
+    number = cell
+    if not is_countable(valid):
+        level = used.div(max(valid[0].numel(), 1), rounding_mode="floor")
+        number = cell + (2 * level + ~valid.flatten()[used]) * num_cells
+    rank = (number * valid.numel() + used).argsort()
+    return used[rank], cell[rank]

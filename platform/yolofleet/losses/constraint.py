@@ -23,25 +23,19 @@ def objectness_cap(distance: Tensor) -> Tensor:
     return (1.0 - distance / REACH).clamp(min=0.0)
 
 
-def coarse_only_caps(lead: Places, auxiliary: Places, boxes: Boxes, levels: Levels, level_cells: list[int]) -> Tensor:
+def coarse_only_caps(lead: Places, auxiliary: Places, boxes: Boxes, levels: Levels) -> Tensor:
     """Cap of each auxiliary positive's objectness target: (n,); 1 where the lead head holds the cell too.
 
     Args:
         lead: Positives of the lead head.
-        auxiliary: n positives of the auxiliary head.
+        auxiliary: n positives of the auxiliary head, cells counted as the lead's.
         boxes: The ground truth, where the places are.
         levels: The lead levels, where the places are.
-        level_cells: Cells (image, anchor, row, column) of each level.
     """
-    held = _cells(lead, level_cells).new_zeros(sum(level_cells) + 1, dtype=torch.bool)
-    held[torch.where(lead.valid, _cells(lead, level_cells), sum(level_cells))] = True
+    num_cells = levels.starts[-1]
+    held = lead.valid.new_zeros(num_cells + 1)  # the last entry takes what is not in use
+    held[torch.where(lead.valid, lead.cell, num_cells)] = True
     centre = boxes.xywh[auxiliary.box, :2] * levels.prior_grid[auxiliary.prior]
     cell_centre = torch.stack([auxiliary.column, auxiliary.row], 1) + 0.5
     cap = objectness_cap((centre - cell_centre).square().sum(1).sqrt())
-    return torch.where(held[_cells(auxiliary, level_cells)], 1.0, cap)
-
-
-def _cells(places: Places, level_cells: list[int]) -> Tensor:
-    starts = [sum(level_cells[:level]) for level in range(len(level_cells))]
-    parts = torch.split(places.cell, list(places.level_sizes))
-    return torch.cat([part + start for part, start in zip(parts, starts, strict=True)])
+    return torch.where(held[auxiliary.cell], 1.0, cap)

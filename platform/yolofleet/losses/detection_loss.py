@@ -166,14 +166,14 @@ class DetectionLoss:
         num_levels = len(self.strides)
         level_cells = [level.shape[:4].numel() for level in used]
         heads = [1.0] * num_levels + [self.auxiliary_weight] * (len(used) - num_levels)
-        places = found.lead if found.auxiliary is None else found.lead.joined(found.auxiliary)
+        places = found.lead if found.auxiliary is None else found.lead.joined(found.auxiliary, levels.starts[-1])
         rows, objectness = read_predictions(used, places.cell, places.level_sizes)
 
         fit = box_fit(rows, places, boxes, levels)
         weights = level_weights(places, heads, rows.dtype)
         wanted = fit.quality.detach().clamp(min=0.0)
         if self.constraint and found.auxiliary is not None and self.label_assigner.assigner == "coarse_to_fine":
-            caps = coarse_only_caps(found.lead, found.auxiliary, boxes, levels, level_cells[:num_levels])
+            caps = coarse_only_caps(found.lead, found.auxiliary, boxes, levels)
             wanted = torch.minimum(wanted, torch.cat([torch.ones_like(wanted[: len(found.lead)]), caps]))
         class_weights = None if self.class_weights is None else send(self.class_weights.to(rows.dtype), rows.device)
 
@@ -181,7 +181,7 @@ class DetectionLoss:
         box = settings.box_gain * box_term(fit.quality, weights)
         factors = [balance * head for balance, head in zip(self.balance * 2, heads, strict=False)]
         objectness_loss = settings.objectness_gain * objectness_term(
-            objectness, objectness_targets(wanted, places, level_cells), level_cells, factors, settings
+            objectness, objectness_targets(wanted, places, sum(level_cells)), level_cells, factors, settings
         )
         classification = settings.class_gain * class_term(
             rows[:, 5:], boxes.label[places.box], weights, settings, class_weights
@@ -224,8 +224,9 @@ class DetectionLoss:
                     f"level {index} is {tuple(level.shape)}; {expected} is expected at {tuple(image_size)}"
                 )
         device, dtype = used[0].device, compute_dtype(used)
-        levels = levels_on(self.anchors, self.strides, grids, device, dtype)
-        return used, levels, levels_on(self.anchors, self.strides, grids, targets.device, dtype)
+        num_images = used[0].shape[0]
+        levels = levels_on(self.anchors, self.strides, grids, num_images, device, dtype)
+        return used, levels, levels_on(self.anchors, self.strides, grids, num_images, targets.device, dtype)
 
 
 def _anchor_table(anchors: Any, num_levels: int) -> AnchorTable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -22,15 +23,21 @@ def read_rows(predictions: Sequence[Tensor], cell: Tensor, level_sizes: Sequence
 
     Args:
         predictions: One (B, A, H, W, 5 + C) a level.
-        cell: (n,) indices into each level's flattened (B, A, H, W), level after level.
+        cell: (n,) numbers of cells (image, anchor, row, column) counted through all levels, level after level.
         level_sizes: How many of them belong to each level.
 
     Returns:
         (n, 5 + C).
     """
-    parts = torch.split(cell, list(level_sizes))
+    parts = _within_levels(cell, level_sizes, [level.shape[:4].numel() for level in predictions])
     rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
     return torch.cat(rows).to(compute_dtype(predictions))
+
+
+def _within_levels(cell: Tensor, level_sizes: Sequence[int], level_cells: Sequence[int]) -> list[Tensor]:
+    """Cell numbers counted through all levels as indices into each level."""
+    starts = accumulate(level_cells, initial=0)
+    return [part - start for part, start in zip(torch.split(cell, list(level_sizes)), starts, strict=False)]
 
 
 class _Read(torch.autograd.Function):
@@ -49,11 +56,11 @@ class _Read(torch.autograd.Function):
     def backward(ctx: Any, rows: Tensor, objectness: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
         sizes = list(ctx.level_sizes)
-        dense = torch.split(objectness, [shape[:4].numel() for shape, _ in ctx.levels])
+        level_cells = [shape[:4].numel() for shape, _ in ctx.levels]
+        dense = torch.split(objectness, level_cells)
+        parts = _within_levels(cell, sizes, level_cells)
         gradients = []
-        for (shape, dtype), part, row, column in zip(
-            ctx.levels, torch.split(cell, sizes), torch.split(rows, sizes), dense, strict=True
-        ):
+        for (shape, dtype), part, row, column in zip(ctx.levels, parts, torch.split(rows, sizes), dense, strict=True):
             gradient = torch.zeros(shape, dtype=dtype, device=rows.device)
             gradient[..., OBJECTNESS] = column.view(shape[:4])
             gradient.view(-1, shape[4]).index_add_(0, part, row.to(dtype))

@@ -55,7 +55,7 @@ def box_term(quality: Tensor, weights: Tensor) -> Tensor:
     return ((1.0 - quality) * weights).sum()
 
 
-def objectness_targets(quality: Tensor, places: Places, level_cells: Sequence[int]) -> Tensor:
+def objectness_targets(quality: Tensor, places: Places, num_cells: int) -> Tensor:
     """Objectness target of every cell: the CIoU of its positive, 0 elsewhere.
 
     Where a cell stands for several boxes, the last in the published order counts, on every device.
@@ -63,20 +63,16 @@ def objectness_targets(quality: Tensor, places: Places, level_cells: Sequence[in
     Args:
         quality: (n,) targets of the positives.
         places: n positives.
-        level_cells: Cells (image, anchor, row, column) of each level.
+        num_cells: Cells (image, anchor, row, column) of all levels.
 
     Returns:
-        (cells of all levels,).
+        (num_cells,).
     """
-    num_cells = sum(level_cells)
-    starts = [sum(level_cells[:level]) for level in range(len(level_cells))]
-    parts = torch.split(places.cell, list(places.level_sizes))
-    cell = torch.cat([part + start for part, start in zip(parts, starts, strict=True)])
     order = torch.where(places.valid, places.order, -1)
-    last = order.new_full((num_cells,), -1).scatter_reduce_(0, cell, order, "amax")
-    counts = places.valid & (last[cell] == order)
+    last = order.new_full((num_cells,), -1).scatter_reduce_(0, places.cell, order, "amax")
+    counts = places.valid & (last[places.cell] == order)
     target = quality.new_zeros(num_cells + 1)  # the last entry takes what does not count
-    target.scatter_(0, torch.where(counts, cell, num_cells), quality)
+    target.scatter_(0, torch.where(counts, places.cell, num_cells), quality)
     return target[:num_cells]
 
 

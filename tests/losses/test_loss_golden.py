@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from golden_loss import LOCAL_CASES, TAGS, load_case
+
+from losses.golden_loss import LOCAL_CASES, TAGS, load_case
 
 CASES = [(case, tag) for case in LOCAL_CASES for tag in TAGS if tag != "aux_ota" or case.startswith("p6")]
 
