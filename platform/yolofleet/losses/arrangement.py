@@ -46,13 +46,13 @@ class Arrangement:
         """The same arrangement for candidates on another device, sent as one table without waiting."""
         if self.box.device == device:
             return self
-        names = ("box", "candidate", "empty", "first", "position")
-        parts: list[Tensor] = [getattr(self, name) for name in names]
-        sent = torch.split(
-            send(torch.cat([part.flatten().long() for part in parts]), device), [p.numel() for p in parts]
+        parts = (self.box, self.candidate, self.empty, self.first, self.position)
+        flat = send(torch.cat([part.flatten().long() for part in parts]), device)
+        sent = torch.split(flat, [part.numel() for part in parts])
+        box, candidate, empty, first, position = (
+            table.view(part.shape) for table, part in zip(sent, parts, strict=True)
         )
-        moved = {name: flat.view(part.shape) for name, flat, part in zip(names, sent, parts, strict=True)}
-        return replace(self, **{**moved, "empty": moved["empty"].bool()})
+        return replace(self, box=box, candidate=candidate, empty=empty.bool(), first=first, position=position)
 
 
 def arrange(places: Places, boxes: Boxes, num_images: int) -> Arrangement:

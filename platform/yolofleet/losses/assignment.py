@@ -22,6 +22,7 @@ from yolofleet.losses.levels import Levels
 from yolofleet.losses.matching import match
 from yolofleet.losses.predictions import read_rows
 from yolofleet.losses.settings import Assigner, Matching
+from yolofleet.losses.workspace import Workspace
 
 FINE_REACH = 0.5
 NUM_BEST_WITHOUT_AUXILIARY = 10  # overlaps that make up k, as published
@@ -52,6 +53,7 @@ class LabelAssigner:
             set has 0.5 and the published coarse set 1.0.
         ratio_limit: A box and an anchor fit when neither side differs by this factor or more.
         published_quirks: Reproduce the published implementation where it is wrong.
+        workspace: Scratch memory.
     """
 
     assigner: Assigner
@@ -59,6 +61,7 @@ class LabelAssigner:
     relaxation: float
     ratio_limit: float
     published_quirks: bool
+    workspace: Workspace
 
     @torch.no_grad()
     def assign(
@@ -93,10 +96,11 @@ class LabelAssigner:
             boxes.to(device),
             places,
             arrangement,
-            read_rows(guide, places.cell, places.level_sizes),
+            read_rows(guide, places.cell, places.level_sizes, self.workspace),
             far,
             num_best=NUM_BEST_WITHOUT_AUXILIARY if self.assigner == "none" else NUM_BEST_WITH_AUXILIARY,
             published_quirks=self.published_quirks,
+            workspace=self.workspace,
         )
         matched = box < len(boxes)
         return places.chosen(torch.where(matched, box, places.box), matched)

@@ -11,6 +11,7 @@ from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Places
 from yolofleet.losses.cost import class_cost_, published_class_cost_
 from yolofleet.losses.levels import Levels
+from yolofleet.losses.workspace import Workspace
 
 OVERLAP_WEIGHT = 3.0  # the published factor of -log(IoU) beside the class cost
 OVERLAP_FLOOR = 1e-8
@@ -92,7 +93,13 @@ def candidate_geometry(places: Places, levels: Levels) -> Tensor:
 
 
 def columns_of(
-    logits: Tensor, geometry: Tensor, candidate: Tensor, empty: Tensor, image: Tensor | None, published_quirks: bool
+    logits: Tensor,
+    geometry: Tensor,
+    candidate: Tensor,
+    empty: Tensor,
+    image: Tensor | None,
+    published_quirks: bool,
+    workspace: Workspace,
 ) -> Columns:
     """Decode candidates and price their classes.
 
@@ -103,15 +110,21 @@ def columns_of(
         empty: (G, width) which columns have none.
         image: (G, width) image index of each column if a group holds several images.
         published_quirks: Price classes as published.
+        workspace: Where the columns lie until the next call.
     """
     groups, width = candidate.shape
     chosen = candidate.flatten()
-    planes = logits.index_select(0, chosen).t().contiguous()  # (5 + C, G width)
+    shape = (len(chosen), logits.shape[1])
+    picked = torch.index_select(logits, 0, chosen, out=workspace.take("picked", shape, logits))
+    planes = workspace.take("planes", shape[::-1], logits).copy_(picked.t())  # (5 + C, G width)
     column, row, stride, anchor_width, anchor_height = geometry.index_select(1, chosen).unbind(0)
     planes[:4].sigmoid_()
     centre = planes[:2].mul_(2.0).sub_(0.5).add_(torch.stack([column, row])).mul_(stride)  # (2, G width)
     half = planes[2:4].square_().mul_(torch.stack([anchor_width, anchor_height]))
-    alone = (published_class_cost_ if published_quirks else class_cost_)(planes[5:], planes[4])
+    if published_quirks:
+        alone = published_class_cost_(planes[5:], planes[4])
+    else:
+        alone = class_cost_(planes[5:], planes[4], workspace)
     planes[4] = 0.0  # the odds of nobody's class
 
     area = 4.0 * half[0] * half[1]
@@ -124,21 +137,25 @@ def columns_of(
     )
 
 
-def compare(rows: Rows, columns: Columns) -> tuple[Tensor, Tensor]:
-    """IoU and cost of every pair: both (G, r, n).
+def compare(rows: Rows, columns: Columns, workspace: Workspace) -> tuple[Tensor, Tensor]:
+    """IoU and cost of every pair: both (G, r, n), in the workspace until the next call.
 
     Empty rows, empty columns and pairs from different images have no overlap and infinite cost.
     """
     box, found = rows.geometry, columns.geometry
-    overlap = torch.maximum(found[0], box[0]).add_(torch.maximum(found[2], box[2])).clamp_(max=0.0)  # width, negated
-    height = torch.maximum(found[1], box[1])
-    scratch = torch.maximum(found[3], box[3])
-    overlap.mul_(height.add_(scratch).clamp_(max=0.0))  # of two negated numbers
-    union = torch.add(found[4], box[4], out=scratch).sub_(overlap)
-    overlap.div_(union)
+    shape = (*rows.weight.shape[:2], columns.alone.shape[2])
+    overlap, height, scratch, cost = (
+        workspace.take(name, shape, columns.alone) for name in ("overlap", "height", "scratch", "cost")
+    )
+    torch.maximum(found[0], box[0], out=overlap)
+    overlap.add_(torch.maximum(found[2], box[2], out=scratch)).clamp_(max=0.0)  # the common width, negated
+    torch.maximum(found[1], box[1], out=height)
+    height.add_(torch.maximum(found[3], box[3], out=scratch)).clamp_(max=0.0)
+    overlap.mul_(height)
+    overlap.div_(torch.add(found[4], box[4], out=scratch).sub_(overlap))
 
-    cost = columns.odds.index_select(0, rows.odds_row).view_as(overlap).log_()
-    cost.add_(torch.add(overlap, OVERLAP_FLOOR, out=height).log_(), alpha=OVERLAP_WEIGHT)
+    torch.index_select(columns.odds, 0, rows.odds_row, out=cost.view(-1, shape[2]))
+    cost.log_().add_(torch.add(overlap, OVERLAP_FLOOR, out=height).log_(), alpha=OVERLAP_WEIGHT)
     torch.sub(columns.alone, cost, out=cost)
     if columns.image is not None:
         foreign = columns.image != rows.image

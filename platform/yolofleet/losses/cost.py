@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from yolofleet.losses.workspace import Workspace
+
 LOGIT_LIMIT = 80.0  # exp(80) and its inverse are normal float32 numbers; beyond it a sigmoid is 0 or 1 to any purpose
 PUBLISHED_INFINITY = 1e30
 PUBLISHED_NAN = 2e30
 
 
-def class_cost_(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
+def class_cost_(class_logits: Tensor, objectness_logits: Tensor, workspace: Workspace) -> Tensor:
     """Class cost, exact where scores saturate: the candidate's own part, less log(odds) at the box's class.
 
     With e = exp(-class logit), p = sigmoid(object) and q = 1 - p: y = sqrt(p / (1 + e)), and
@@ -26,6 +28,7 @@ def class_cost_(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
     Args:
         class_logits: (C, m) for m candidates; overwritten with the odds y / (1 - y).
         objectness_logits: (m,); overwritten.
+        workspace: For two tables of the logits' size.
 
     Returns:
         (m,) sum over classes of -log(1 - y).
@@ -34,8 +37,8 @@ def class_cost_(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
     unlikely = objectness_logits.neg().sigmoid_()  # q
     likely = objectness_logits.sigmoid_().sqrt_()
     inverse_odds = class_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).neg_().exp_()  # e
-    total = inverse_odds + 1.0
-    score = total.rsqrt().mul_(likely)  # y
+    total = torch.add(inverse_odds, 1.0, out=workspace.take("total", inverse_odds.shape, inverse_odds))
+    score = torch.rsqrt(total, out=workspace.take("score", total.shape, total)).mul_(likely)  # y
     certainty = total.addcmul_(total, score).div_(inverse_odds.add_(unlikely))  # 1 / (1 - y)
     torch.mul(score, certainty, out=class_logits)
     return certainty.log_().sum(0)

@@ -32,6 +32,7 @@ from yolofleet.losses.terms import (
     objectness_targets,
     objectness_term,
 )
+from yolofleet.losses.workspace import Workspace
 
 AUXILIARY_WEIGHT = 0.25  # of every auxiliary term, as published
 
@@ -119,6 +120,7 @@ class DetectionLoss:
             relaxation=relaxation,
             ratio_limit=self.settings.anchor_ratio_limit,
             published_quirks=published_quirks,
+            workspace=Workspace(),
         )
 
     def __call__(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
@@ -211,8 +213,8 @@ class DetectionLoss:
             raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
         if has_auxiliary and len(predictions) == num_levels:
             raise ValueError(
-                f"assigner {self.label_assigner.assigner!r} needs auxiliary levels, but only {num_levels} lead levels were "
-                "predicted; use assigner 'none', or a detector with auxiliary head in its training form"
+                f"assigner {self.label_assigner.assigner!r} needs auxiliary levels, but only {num_levels} lead levels "
+                "were predicted; use assigner 'none', or a detector with auxiliary head in its training form"
             )
         used = list(predictions[: 2 * num_levels if has_auxiliary else num_levels])
         grids = tuple((int(image_size[0]) // stride, int(image_size[1]) // stride) for stride in self.strides)

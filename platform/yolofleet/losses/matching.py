@@ -22,6 +22,7 @@ from yolofleet.losses.cost import PUBLISHED_NAN
 from yolofleet.losses.hosting import is_countable
 from yolofleet.losses.levels import Levels
 from yolofleet.losses.selection import best_of_rows
+from yolofleet.losses.workspace import Workspace
 
 HOST_ENTRIES = 1 << 18  # of a temporary table: a megabyte of float32
 DEVICE_ENTRIES = 1 << 24
@@ -37,6 +38,7 @@ def match(
     *,
     num_best: int,
     published_quirks: bool,
+    workspace: Workspace,
 ) -> Tensor:
     """Match candidates and boxes.
 
@@ -48,6 +50,7 @@ def match(
         levels: The lead levels.
         num_best: How many of the best overlaps make up k.
         published_quirks: Reproduce the published implementation where it is wrong.
+        workspace: Scratch memory.
 
     Returns:
         (n,) the box that each candidate answers for, N for none.
@@ -66,8 +69,8 @@ def match(
             continue
         candidate, empty = arrangement.candidate[groups, :width], arrangement.empty[groups, :width]
         image = places.image[candidate] if arrangement.is_shared else None
-        columns = columns_of(logits, geometry, candidate, empty, image, published_quirks)
-        choice = Choice(columns, arrangement.first[groups, :width], len(boxes), num_best, published_quirks)
+        columns = columns_of(logits, geometry, candidate, empty, image, published_quirks, workspace)
+        choice = Choice(columns, arrangement.first[groups, :width], len(boxes), num_best, published_quirks, workspace)
         rows_at_once = max(1, entries // candidate.numel())
         for row in range(0, height, rows_at_once):
             choice.add(rows_of(table, arrangement.box[groups, row : min(row + rows_at_once, height)]))
@@ -84,11 +87,20 @@ class Choice:
         num_boxes: N, which stands for nobody.
         num_best: How many of the best overlaps make up k.
         published_quirks: Settle contested columns as published, where NaN goes before any number.
+        workspace: Scratch memory.
     """
 
-    def __init__(self, columns: Columns, first: Tensor, num_boxes: int, num_best: int, published_quirks: bool) -> None:
+    def __init__(
+        self,
+        columns: Columns,
+        first: Tensor,
+        num_boxes: int,
+        num_best: int,
+        published_quirks: bool,
+        workspace: Workspace,
+    ) -> None:
         groups, width = first.shape
-        self._columns = columns
+        self._columns, self._workspace = columns, workspace
         self._start = torch.arange(groups, device=first.device)[:, None] * width  # of each group's columns
         self._first = (first + self._start).flatten()
         self._num_boxes, self._num_best, self._published_quirks = num_boxes, min(num_best, width), published_quirks
@@ -100,7 +112,7 @@ class Choice:
 
     def add(self, rows: Rows) -> None:
         """Let some boxes take their columns."""
-        overlap, cost = compare(rows, self._columns)  # (G, r, n)
+        overlap, cost = compare(rows, self._columns, self._workspace)  # (G, r, n)
         if self._published_quirks:
             cost.nan_to_num_(nan=PUBLISHED_NAN, posinf=torch.inf)
         self._take(rows, overlap, cost)

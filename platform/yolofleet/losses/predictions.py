@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from yolofleet.losses.workspace import Workspace
+
 OBJECTNESS = 4  # the channels of a prediction: x, y, w, h, objectness, classes
 
 
@@ -18,20 +20,27 @@ def compute_dtype(predictions: Sequence[Tensor]) -> torch.dtype:
     return torch.float64 if predictions[0].dtype == torch.float64 else torch.float32
 
 
-def read_rows(predictions: Sequence[Tensor], cell: Tensor, level_sizes: Sequence[int]) -> Tensor:
-    """Predictions at the given cells in the computing type.
+def read_rows(predictions: Sequence[Tensor], cell: Tensor, level_sizes: Sequence[int], workspace: Workspace) -> Tensor:
+    """Predictions at the given cells in the computing type, without gradient.
 
     Args:
         predictions: One (B, A, H, W, 5 + C) a level.
         cell: (n,) numbers of cells (image, anchor, row, column) counted through all levels, level after level.
         level_sizes: How many of them belong to each level.
+        workspace: Where the result lies.
 
     Returns:
         (n, 5 + C).
     """
+    like = predictions[0].new_empty(0, dtype=compute_dtype(predictions))
+    table = workspace.take("rows", (len(cell), predictions[0].shape[4]), like)
     parts = _within_levels(cell, level_sizes, [level.shape[:4].numel() for level in predictions])
-    rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
-    return torch.cat(rows).to(compute_dtype(predictions))
+    for level, part, rows in zip(predictions, parts, torch.split(table, list(level_sizes)), strict=True):
+        if level.dtype == rows.dtype:
+            torch.index_select(level.detach().flatten(0, 3), 0, part, out=rows)
+        else:
+            rows.copy_(level.detach().flatten(0, 3).index_select(0, part))
+    return table
 
 
 def _within_levels(cell: Tensor, level_sizes: Sequence[int], level_cells: Sequence[int]) -> list[Tensor]:
@@ -49,7 +58,10 @@ class _Read(torch.autograd.Function):
         ctx.level_sizes = level_sizes
         ctx.levels = [(level.shape, level.dtype) for level in predictions]
         objectness = torch.cat([level[..., OBJECTNESS].flatten() for level in predictions])
-        return read_rows(predictions, cell, level_sizes), objectness.to(compute_dtype(predictions))
+        parts = _within_levels(cell, level_sizes, [level.shape[:4].numel() for level in predictions])
+        rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
+        dtype = compute_dtype(predictions)
+        return torch.cat(rows).to(dtype), objectness.to(dtype)
 
     @staticmethod
     @once_differentiable
