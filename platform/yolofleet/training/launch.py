@@ -40,6 +40,8 @@ def run_on_ray(job: JobSpec, *, show_worker_output: bool = False) -> None:
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(job.cluster.start_timeout_seconds)
     import ray
 
+    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") == "local":
+        _check_feasible(job, [_this_machine()])  # Ray finds no more than this; it takes a while to say so
     with _connected(show_worker_output):
         _check_feasible(job, ray.nodes())
         with _shared_folder(job, ray.nodes()) as folder:
@@ -81,6 +83,13 @@ def _local_options(address: str) -> dict[str, Any]:
         return {}
     # With the dashboard's API a stopped worker group gives its placement group back; it listens on loopback only.
     return {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+
+
+def _this_machine() -> dict[str, Any]:
+    """Return the most that a Ray of this machine's own can offer, in the form of one of Ray's nodes."""
+    import torch
+
+    return {"Alive": True, "Resources": {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}}
 
 
 def _check_feasible(job: JobSpec, nodes: list[dict[str, Any]]) -> None:
