@@ -25,12 +25,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     rclone = Path(sys.executable).parent / "rclone"
-    server = subprocess.Popen(
-        [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(KEYS)]
-        + ["--vfs-cache-mode", "writes", "--cache-dir", str(folder / "cache"), str(folder)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    serve = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", ",".join(KEYS)]
+    cache = ["--vfs-cache-mode", "writes", "--cache-dir", str(folder / "cache")]
+    server = subprocess.Popen([*serve, *cache, str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 30, "the S3 server")
         yield {
