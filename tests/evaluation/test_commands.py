@@ -36,7 +36,7 @@ def test_evaluate_prints_tables_and_writes_what_was_asked_for(
     arguments = ["evaluate", str(run), str(drawn / "dataset"), "--results", str(results), "--report", str(report)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for words in ("20 images", "AP_small", "AR_large", "best F1", str(results), "index.html"):
+    for words in ("20 images", "AP_small", "AR_large", "F1: the best", str(results), "index.html"):
         assert words in text.replace("\n", "")
     assert isinstance(json.loads(results.read_text()), list)
     page = (report / "index.html").read_text()

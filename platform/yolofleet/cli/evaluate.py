@@ -154,6 +154,7 @@ def _show(result: EvaluationResult, seconds: float) -> None:
     """Print the figures and the classes as tables."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=110)
@@ -165,7 +166,9 @@ def _show(result: EvaluationResult, seconds: float) -> None:
     if result.skipped:
         named = ", ".join(f"{key} ({reason})" for key, reason in result.skipped[:3])
         more = f" and {len(result.skipped) - 3} more" if len(result.skipped) > 3 else ""
-        console.print(f"[yellow]{len(result.skipped)} images could not be read and count as empty: {named}{more}")
+        console.print(
+            f"[yellow]{len(result.skipped)} images could not be read and count as empty: {escape(named)}{more}"
+        )
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):
         figures.add_column(heading, justify="right" if not heading else "left")
@@ -173,15 +176,16 @@ def _show(result: EvaluationResult, seconds: float) -> None:
     for left, right in zip(names[:6], names[6:], strict=True):
         figures.add_row(left, _shown(result.figures[left]), right, _shown(result.figures[right]))
     console.print(figures)
-    classes = Table(box=SIMPLE_HEAD)
-    classes.add_column("class")
-    for heading in ("objects", "detections", "AP", "AP50", "AP75", "AR_100", "best F1", "at score"):
-        classes.add_column(heading, justify="right")
+    classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    classes.add_column("class", no_wrap=True, overflow="ellipsis")
+    for heading in ("objects", "found", "AP", "AP50", "AP75", "AR_100", "F1", "score"):
+        classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
     present = [entry for entry in result.per_class if entry.num_objects]
     for entry in present:
         numbers: list[Any] = [entry.ap, entry.ap50, entry.ap75, entry.ar_100, entry.best_f1, entry.best_confidence]
-        classes.add_row(entry.name, str(entry.num_objects), str(entry.num_detections), *map(_shown, numbers))
+        classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_shown, numbers))
     console.print(classes)
+    console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
     if len(present) < len(result.per_class):
         console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
 
