@@ -45,6 +45,6 @@ def deploy(model: Detector) -> Detector:
     Raises:
         DeploymentError: The folded model does not compute what the original does.
     """
-    from yolofleet.models.deploy import deployed_form
+    from yolofleet.models.deployment import deployed_form
 
     return deployed_form(model)

@@ -59,11 +59,9 @@ def load_official_state_dict(model: Detector, state: Mapping[str, Tensor]) -> Lo
         WeightsError: The state dict is another model's, or of another number of classes.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    deploy_layout = f"{head_prefix(model)}.m.0.weight" not in state or not any(".ia." in name for name in state)
+    deploy_layout = not any(".ia." in name or ".m2." in name for name in state)
     prefix = head_prefix(model, deploy_layout=deploy_layout)
-    names = official_parameter_names(model, deploy_layout=deploy_layout)
-    if not deploy_layout or prefix == head_prefix(model):
-        names = _without_absent_extras(names, state)
+    names = _without_absent_counters(official_parameter_names(model, deploy_layout=deploy_layout), state)
     _check_names(model, names, state, prefix)
     _check_shapes(model, names, state, prefix)
     target = model.state_dict()
@@ -116,8 +114,8 @@ def _in_our_names(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Ten
     return {names[name]: tensor for name, tensor in state.items() if name in names} | {"anchors": model.anchors}
 
 
-def _without_absent_extras(names: dict[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Leave out the names of the batch counters where the state dict has none of them."""
+def _without_absent_counters(names: dict[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Leave out the names of batch norm's counters where the state dict has none: they decide nothing."""
     if any(name.endswith(COUNTERS) for name in state):
         return names
     return {official: ours for official, ours in names.items() if not official.endswith(COUNTERS)}

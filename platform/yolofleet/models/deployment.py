@@ -4,7 +4,8 @@
     RepConv      the folded 1x1 is added to the centre of the folded 3x3; the identity is a 1x1 of g / s on the diagonal
     implicit     m (W (a + x) + b):  b' = m (b + W a),  W' = m W
 
-Folding is done in float64 and rounded once. The result is proven against the original before it is handed out.
+Folding is done in float64 and rounded once, to float32 where the weights are of a lower precision. The result is proven
+against the original before it is handed out.
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ def _folded(module: ConvNormAct | RepConv) -> tuple[Tensor, Tensor]:
             channels = torch.arange(weight.shape[0], device=weight.device)
             weight[channels, channels % width, centre, centre] += scale
             bias = bias + shift
-    dtype = module.conv.weight.dtype
-    return weight.to(dtype), bias.to(dtype)
+    return _rounded(weight, module.conv), _rounded(bias, module.conv)
+
+
+def _rounded(tensor: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Round to the convolution's precision, but not below float32: the folded form must compute the same."""
+    return tensor.to(torch.promote_types(conv.weight.dtype, torch.float32))
 
 
 def _with_norm(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -99,7 +104,7 @@ def _folded_predictions(head: Head) -> Iterator[tuple[Tensor, Tensor]]:
             )
             bias = multiply * (bias + weight[:, :, 0, 0] @ add)
             weight = multiply.view(-1, 1, 1, 1) * weight
-        yield weight.to(conv.weight.dtype), bias.to(conv.bias.dtype)
+        yield _rounded(weight, conv), _rounded(bias, conv)
 
 
 def random_images(model: Detector) -> Tensor:

@@ -1,0 +1,189 @@
+"""Foreign checkpoints: weights are found, and nothing in a file is ever run or resolved."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from yolofleet.models import inert_pickle
+from yolofleet.models.inert_pickle import CheckpointError, Inert, InertUnpickler
+from yolofleet.models.weights import read_checkpoint
+
+
+class RunsByReduce:
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+def by_build(command: str) -> bytes:
+    """Builds an object whose state is set by a function of the attacker's choice."""
+    return (
+        b"\x80\x02cos\nsystem\n"
+        + b"X"
+        + len(command).to_bytes(4, "little")
+        + command.encode()
+        + b"\x85R}X\x01\x00\x00\x00aK\x01sb."
+    )
+
+
+def nested(command: str) -> bytes:
+    """A pickle inside a pickle, loaded while the outer one is read."""
+    inner = pickle.dumps(RunsByReduce(command))
+    return b"\x80\x02cpickle\nloads\n" + b"B" + len(inner).to_bytes(4, "little") + inner + b"\x85R."
+
+
+def broken_tail(command: str) -> bytes:
+    """Runs first and breaks off afterwards."""
+    return pickle.dumps([RunsByReduce(command), 1, 2], protocol=2)[:-3]
+
+
+def renamed_module(command: str) -> bytes:
+    """Reaches os.system by another module's name for it, dotted as protocol 4 allows."""
+    text = b"\x8c" + bytes([len(command)]) + command.encode()
+    return b"\x80\x04\x8c\x0ctorch._utils\x8c\x1a_rebuild_tensor_v2.os.syst\x93" + text + b"\x85R."
+
+
+HOSTILE: dict[str, Callable[[str], bytes]] = {
+    "reduce": lambda command: pickle.dumps({"model": RunsByReduce(command), "weight": 1}),
+    "build": by_build,
+    "nested": nested,
+    "broken tail": broken_tail,
+    "renamed module": renamed_module,
+    "posix": lambda command: b"cposix\nsystem\n" + f"(V{command}\ntR.".encode(),
+    "eval": lambda command: b"cbuiltins\neval\n" + f"(V__import__('os').system('{command}')\ntR.".encode(),
+    "instance": lambda command: f"(S'{command}'\nios\nsystem\n.".encode(),
+    "new object": lambda command: b"\x80\x02csubprocess\nPopen\n" + f"(V{command}\nt\x81.".encode(),
+}
+
+
+def archived(path: Path, data: bytes, *, compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/version", "3\n")
+    return path
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("wrapped", [True, False], ids=["archive", "bare pickle"])
+def test_no_payload_runs(kind: str, wrapped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = tmp_path / "ran"
+    data = HOSTILE[kind](f"touch {trace}")
+    path = archived(tmp_path / "bad.pt", data) if wrapped else tmp_path / "bad.pt"
+    if not wrapped:
+        path.write_bytes(data)
+
+    def never(*_: Any, **__: Any) -> None:
+        trace.touch()
+
+    monkeypatch.setattr(os, "system", never)
+    with pytest.raises(CheckpointError, match=r"bad\.pt"):
+        read_checkpoint(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_the_payloads_are_real(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one but the inert dotted name does run when it is unpickled the ordinary way."""
+    trace = tmp_path / "ran"
+    if kind == "renamed module":
+        pytest.skip("a dotted name needs an attribute path that exists; it is there for what it would resolve")
+    try:
+        result = pickle.loads(HOSTILE[kind](f"touch {trace}"))
+    except (EOFError, pickle.UnpicklingError, AttributeError, TypeError, FileNotFoundError):
+        result = None
+    assert trace.exists() or kind in ("new object", "instance"), result
+
+
+def test_only_tensor_storage_is_ever_resolved() -> None:
+    unpickler = InertUnpickler.__new__(InertUnpickler)
+    answers = {
+        name: unpickler.find_class(*name)
+        for name in [
+            ("os", "system"), ("builtins", "eval"), ("torch", "load"), ("torch.hub", "load"), ("torch.nn", "Module"),
+            ("torch._utils", "_rebuild_tensor"), ("torch.serialization", "load"), ("numpy", "load"),
+            ("torch", "FloatStorage.__class__"), ("torch._utils", "_rebuild_tensor_v2.__globals__"),
+        ]
+    }  # fmt: skip
+    assert all(isinstance(answer, type) and issubclass(answer, Inert) for answer in answers.values())
+    known = [("torch", "FloatStorage"), ("torch._utils", "_rebuild_tensor_v2"), ("collections", "OrderedDict")]
+    modules = {type(unpickler.find_class(*name)).__module__ for name in known}
+    assert modules <= {"torch", "builtins", inert_pickle.__name__}
+
+
+def test_published_files_pickle_modules_and_are_read(tmp_path: Path) -> None:
+    class Unknown(nn.Module):
+        pass
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.Conv2d(4, 4, 3))).half()
+    expected = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    path = tmp_path / "published.pt"
+    torch.save({"model": model, "ema": None, "epoch": 3, "optimizer": None, "best_fitness": 0.5}, path)
+    assert_equal_weights(read_checkpoint(path), expected)
+
+
+def test_averaged_weights_come_first(tmp_path: Path) -> None:
+    model, average = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+    torch.save({"model": model, "ema": average}, tmp_path / "both.pt")
+    assert_equal_weights(read_checkpoint(tmp_path / "both.pt"), average.state_dict())
+
+
+def test_state_dicts_and_safetensors_are_read(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    state = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)).state_dict()
+    torch.save(state, tmp_path / "plain.pt")
+    torch.save({"state_dict": state}, tmp_path / "wrapped.pt")
+    save_file(dict(state), tmp_path / "weights.safetensors")
+    for name in ("plain.pt", "wrapped.pt", "weights.safetensors"):
+        assert_equal_weights(read_checkpoint(tmp_path / name), state)
+
+
+def assert_equal_weights(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(found) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, check_dtype=False)
+
+
+def saved(content: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_cut_off_file_is_refused(share: float, tmp_path: Path) -> None:
+    data = saved({"weight": torch.rand(1000)})
+    path = tmp_path / "cut.pt"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.pt"):
+        read_checkpoint(path)
+
+
+def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.pt").write_bytes(b"")
+    (tmp_path / "text.safetensors").write_text("hello")
+    archived(tmp_path / "bomb.pt", b"\x80\x02" + b"]" * 2**20 + b".", compression=zipfile.ZIP_DEFLATED)
+    torch.save({"epoch": 3}, tmp_path / "no_weights.pt")
+    with zipfile.ZipFile(tmp_path / "other.pt", "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    for name in ("empty.pt", "text.safetensors", "bomb.pt", "no_weights.pt", "other.pt", "absent.pt"):
+        with pytest.raises(CheckpointError, match=name):
+            read_checkpoint(tmp_path / name)
+
+
+def test_a_tensor_cannot_claim_more_than_its_storage(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(1).expand(10**6)}, tmp_path / "expanded.pt")
+    with pytest.raises(CheckpointError, match="1000000 elements lies in a storage of 1"):
+        read_checkpoint(tmp_path / "expanded.pt")

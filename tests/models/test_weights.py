@@ -1,0 +1,142 @@
+"""Weights from elsewhere: published layouts, other classes, other models."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.conftest import randomised
+from yolofleet.models import build_model, deploy
+from yolofleet.models.detector import Detector
+from yolofleet.models.official_names import head_prefix
+from yolofleet.models.weights import (
+    WeightsError,
+    load_official_state_dict,
+    official_parameter_names,
+    transfer_state_dict,
+)
+from yolofleet.specs.model import ModelChoice
+
+NARROW = {"transition_width": 0.125, "hidden_width": 0.125}
+
+
+def narrow(name: str, num_classes: int = 3, seed: int = 0) -> Detector:
+    torch.manual_seed(seed)
+    return randomised(build_model(ModelChoice(name=name, **NARROW), num_classes), seed)
+
+
+def published(model: Detector, *, deploy_layout: bool = False) -> dict[str, Tensor]:
+    """The state dict of a model under the published names."""
+    state = model.state_dict()
+    names = official_parameter_names(model, deploy_layout=deploy_layout)
+    return {official: state[ours].clone() for official, ours in names.items()}
+
+
+def same(left: Detector, right: Detector) -> bool:
+    images = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        return torch.equal(left.eval()(images), right.eval()(images))
+
+
+@pytest.mark.parametrize("name", ["yolov7-tiny", "yolov7", "yolov7-e6e"])
+def test_published_names_go_there_and_back(name: str) -> None:
+    model, other = narrow(name), narrow(name, seed=1)
+    assert not same(model, other)
+    report = load_official_state_dict(other, published(model))
+    assert report.kept == ("anchors",)
+    assert same(model, other)
+
+
+@pytest.mark.parametrize("name", ["yolov7", "yolov7-w6"])
+def test_the_deployment_layout_makes_implicit_knowledge_neutral(name: str) -> None:
+    model, other = narrow(name), narrow(name, seed=1)
+    with torch.no_grad():
+        for add, multiply in zip(model.head.add, model.head.multiply, strict=True):
+            add.value.zero_()
+            multiply.value.fill_(1)
+    state = {key: value for key, value in published(model, deploy_layout=True).items()}
+    assert not any(".ia." in key or ".m2." in key for key in state)
+    report = load_official_state_dict(other, state)
+    assert same(model, other)
+    assert all(name.startswith(("anchors", "head.a", "head.m", "blocks.auxiliary")) for name in report.kept)
+
+
+def test_half_precision_and_parallel_prefixes_are_read() -> None:
+    model, other = narrow("yolov7-tiny"), narrow("yolov7-tiny", seed=1)
+    state = {f"module.{name}": t.half() if t.is_floating_point() else t for name, t in published(model).items()}
+    load_official_state_dict(other, state)
+    torch.testing.assert_close(other.head.lead[0].weight, model.head.lead[0].weight, rtol=1e-3, atol=1e-3)
+    assert other.head.lead[0].weight.dtype == torch.float32
+
+
+def test_anchors_are_taken_over_from_cells_or_pixels() -> None:
+    model = narrow("yolov7-tiny")
+    pixels = torch.arange(1.0, 19).view(3, 3, 2)
+    cells = pixels / torch.tensor(model.strides).view(3, 1, 1)
+    prefix = head_prefix(model)
+    load_official_state_dict(model, {**published(model), f"{prefix}.anchors": cells})
+    torch.testing.assert_close(model.anchors, pixels)
+    load_official_state_dict(model, {**published(model), f"{prefix}.anchor_grid": 2 * pixels.view(3, 1, 3, 1, 1, 2)})
+    torch.testing.assert_close(model.anchors, 2 * pixels)
+    assert model.table.anchors[0] == (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
+
+
+def test_broken_anchors_are_left_with_a_warning() -> None:
+    model = narrow("yolov7-tiny")
+    before = model.anchors.clone()
+    with pytest.warns(UserWarning, match="anchors are not usable"):
+        load_official_state_dict(model, {**published(model), f"{head_prefix(model)}.anchors": torch.zeros(3, 3, 2)})
+    assert torch.equal(model.anchors, before)
+
+
+def test_a_checkpoint_of_another_model_says_what_is_missing_and_left_over() -> None:
+    with pytest.raises(WeightsError, match=r"not weights of yolov7: \d+ \(model.*, \.\.\.\) missing, \d+ .* left over"):
+        load_official_state_dict(narrow("yolov7"), published(narrow("yolov7-tiny")))
+
+
+def test_other_widths_name_the_tensors_and_shapes() -> None:
+    wider = build_model(ModelChoice(name="yolov7-tiny", transition_width=0.25, hidden_width=0.25), 3)
+    with pytest.raises(WeightsError, match=r"model\.0\.conv\.weight: \(8, 3, 3, 3\), the model has \(8|16"):
+        load_official_state_dict(wider, published(narrow("yolov7-tiny")))
+
+
+def test_a_refused_checkpoint_changes_nothing() -> None:
+    model = narrow("yolov7-tiny")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = published(narrow("yolov7-tiny", seed=1))
+    state.pop("model.77.m.0.weight")
+    with pytest.raises(WeightsError, match=r"1 \(model\.77\.m\.0\.weight\) missing, none left over"):
+        load_official_state_dict(model, state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_another_number_of_classes_says_how_to_transfer() -> None:
+    with pytest.raises(
+        WeightsError, match=r"predict 3 classes, the model 5; build it with num_classes=3, or .*transfer"
+    ):
+        load_official_state_dict(narrow("yolov7-tiny", 5), published(narrow("yolov7-tiny", 3)))
+
+
+@pytest.mark.parametrize("under_published_names", [False, True])
+def test_transfer_takes_all_but_the_last_layer(under_published_names: bool) -> None:
+    source, model = narrow("yolov7-w6", 3), narrow("yolov7-w6", 5, seed=1)
+    last = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("head.")}
+    report = transfer_state_dict(model, published(source) if under_published_names else source.state_dict())
+    state = model.state_dict()
+    assert {name.split(".")[1] for name in report.kept} == {"lead", "auxiliary", "multiply"}
+    for name, tensor in source.state_dict().items():
+        if name in report.kept:
+            assert torch.equal(state[name], last[name])
+        else:
+            assert torch.equal(state[name], tensor)
+
+
+def test_transfer_refuses_another_model() -> None:
+    with pytest.raises(WeightsError, match="not weights of yolov7-tiny"):
+        transfer_state_dict(narrow("yolov7-tiny"), narrow("yolov7").state_dict())
+
+
+def test_deployed_models_have_published_names_too(narrow_tiny: Detector) -> None:
+    deployed = deploy(narrow_tiny)
+    assert set(official_parameter_names(deployed).values()) == set(deployed.state_dict()) - {"anchors"}
