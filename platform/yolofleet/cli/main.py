@@ -7,7 +7,7 @@ import sys
 import typer
 
 from yolofleet import __version__
-from yolofleet.cli import data, evaluate, models, predict, registry, train
+from yolofleet.cli import data, evaluate, models, predict, registry, report, train
 from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.add_typer(models.app, name="models")
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("report")(report.report)
 app.add_typer(registry.app, name="registry")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -67,7 +69,7 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, verbose: bool) -> None:
         typer.echo(f"going on from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}", err=True)
     else:
         typer.echo(f"training {ready.num_steps} steps: {ready.run.url}", err=True)
-    with following(ready.run, ready.num_steps, ready.done_steps):
+    with following(ready.run, ready.num_steps, ready.done_steps), _end_noted(spec):
         if launcher == "ray":
             from yolofleet.training.launch import run_on_ray
 
@@ -76,6 +78,20 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, verbose: bool) -> None:
             from yolofleet.training.process import run_in_process
 
             run_in_process(spec)
+
+
+@contextmanager
+def _end_noted(spec: JobSpec) -> Iterator[None]:
+    """Note in the run's events how the training ended if it did not end by itself."""
+    from yolofleet.tracking.run_directory import RunDirectory
+
+    try:
+        yield
+    except BaseException as error:
+        kind = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        with RunDirectory.open(spec.storage, spec.name, source="driver") as run:
+            run.append_event(kind, reason=" ".join(str(error).split())[:500])
+        raise
 
 
 def _show(record: Release, headline: str, *, as_json: bool) -> None:

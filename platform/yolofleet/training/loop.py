@@ -129,7 +129,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                     images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
                     predictions = network(images)
                 height, width = images.shape[-2:]
-                result = loss(predictions, batch.targets.to(group.device), (height, width))
+                result = loss(predictions, batch.targets, (height, width))
                 with _synchronised(network, last):
                     # Workers average their gradients; times their number it is the sum over all micro-batches.
                     precision.backward(result.total * group.world_size)
