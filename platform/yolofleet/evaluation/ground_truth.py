@@ -50,7 +50,7 @@ def _problem(entry: Any, fields: tuple[str, ...]) -> str | None:
     for field in fields:
         if field not in entry:
             return f"has no '{field}'"
-        if field.endswith("id") and (not isinstance(entry[field], int) or isinstance(entry[field], bool)):
+        if field.endswith("id") and not _is_id(entry[field]):
             return f"has {field} {entry[field]!r:.40}; it must be a whole number"
     if "bbox" in fields:
         bbox = entry["bbox"]
@@ -59,6 +59,10 @@ def _problem(entry: Any, fields: tuple[str, ...]) -> str | None:
         if not _is_number(entry.get("area", 0)):
             return f"has area {entry['area']!r:.40}; it must be a number"
     return None
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def _is_number(value: Any) -> bool:
