@@ -77,10 +77,9 @@ def collect_detections(
     iou: float = IOU,
     max_detections: int = MAX_DETECTIONS,
     classes: Sequence[int] | None = None,
-    precision: torch.dtype | None = None,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> Tensor:
-    """Runs a model over batches; the model's training mode is left as it was.
+    """Runs a model over batches, in the precision of its weights; its training mode is left as it was.
 
     Args:
         model: gives decoded predictions (B, N, 5 + C) in evaluation mode; it lies on `device`.
@@ -90,14 +89,12 @@ def collect_detections(
         iou: overlap above which the worse of two boxes of a class is suppressed.
         max_detections: kept per picture.
         classes: class indices to keep (None: all).
-        precision: bfloat16 or float16 to compute in on an accelerator; None: as the weights are.
         on_batch: called with each batch after it is done, for progress and for what the stream could not read.
 
     Returns:
         (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original picture, score, class index.
         Float64 holds every id below 2^53 exactly, so tensors of several ranks can be gathered as they are.
     """
-    device = torch.device(device)
     was_training = model.training
     model.eval()
     collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batch at all gives a tensor, too
@@ -105,10 +102,8 @@ def collect_detections(
         for batch in batches:
             if len(batch.image_ids):  # there is none where no picture of a batch could be read
                 images = batch.images.to(device, non_blocking=True).float() / 255  # (B, 3, H, W)
-                with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
-                    decoded = model(images)
                 found = non_maximum_suppression(
-                    decoded, confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
+                    model(images), confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
                 )
                 for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, found, strict=True):
                     collected.append(_rows(image_id, letterbox, detections.cpu().double()))
@@ -164,7 +159,6 @@ def evaluate(
     confidence: float = CONFIDENCE,
     iou: float = IOU,
     max_detections: int = MAX_DETECTIONS,
-    precision: torch.dtype | None = None,
     rectangular: bool = False,
     num_threads: int = 1,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
@@ -182,7 +176,6 @@ def evaluate(
         confidence: lowest score that counts.
         iou: overlap above which the worse of two boxes of a class is suppressed.
         max_detections: kept per picture.
-        precision: bfloat16 or float16 to compute in on an accelerator.
         rectangular: pad pictures of like shape only as far as they need; as the published evaluation does, and faster.
         num_threads: threads that decode pictures.
         on_batch: called with each batch after it is done, for progress.
@@ -218,7 +211,6 @@ def evaluate(
         iou=iou,
         max_detections=max_detections,
         classes=[index for index, category_id in enumerate(ids) if category_id is not None],
-        precision=precision,
         on_batch=after_batch,
     )
     known_ids = [-1 if category_id is None else category_id for category_id in ids]
