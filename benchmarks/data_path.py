@@ -44,8 +44,19 @@ SETTINGS = AugmentationSettings(mosaic9_share=0.0, mixup=0.0, paste_in=0.0, scal
 
 
 def built(folder: Path, out: Path) -> ShardDataset:
-    """Build shards of a folder of JPEGs, with three boxes in each picture."""
-    images, annotations = [], []
+    """Build shards of a folder of JPEGs, with the annotations beside it or else with three boxes in each picture."""
+    problems = ProblemLog()
+    beside = folder.parent / "instances.json"
+    data = beside.read_bytes() if beside.is_file() else json.dumps(made_up_annotations(folder)).encode()
+    source = parse_coco(data, str(folder), problems)
+    build_dataset(source, open_storage(folder), open_storage(out), BuildOptions(shard_bytes=8 << 20), problems)
+    return ShardDataset(out)
+
+
+def made_up_annotations(folder: Path) -> dict[str, Any]:
+    """Return a COCO document with three boxes in each picture of a folder."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number, path in enumerate(sorted(folder.glob("*.jpg")), start=1):
         width, height = image_size(path.read_bytes())
         images.append({"id": number, "file_name": path.name, "width": width, "height": height})
@@ -54,12 +65,7 @@ def built(folder: Path, out: Path) -> ShardDataset:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": 1, "bbox": box})
     if not images:
         sys.exit(f"{folder}: no *.jpg here")
-    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
-    problems = ProblemLog()
-    source = parse_coco(json.dumps(document).encode(), str(folder), problems)
-    options = BuildOptions(shard_bytes=8 << 20)
-    build_dataset(source, open_storage(folder), open_storage(out), options, problems)
-    return ShardDataset(out)
+    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
 
 
 def classic_sample(pictures: list[bytes], generator: np.random.Generator) -> NDArray[np.uint8]:

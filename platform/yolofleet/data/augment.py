@@ -17,6 +17,7 @@ from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.colour import draw_colour
 from yolofleet.data.geometry import (
     LEAST_AREA_SHARE,
+    LEAST_AREA_SHARE_POLYGON,
     clip_boxes,
     draw_warp,
     move_boxes,
@@ -29,6 +30,7 @@ from yolofleet.data.render import Placement, render
 __all__ = ["AugmentationSettings", "Augmenter", "Targets"]
 
 MIXUP_BETA = 8.0
+CUT_PIXELS = 0.01
 
 
 @dataclass(frozen=True)
@@ -123,12 +125,23 @@ class Augmenter:
 
 def _targets_of(placement: Placement, picture: Picture) -> Targets:
     """Return the targets of a picture where it lies: moved, clipped, and only those of which enough is left."""
+    if not len(picture.boxes):
+        return Targets(picture.boxes, picture.classes)
     x1, y1, x2, y2 = placement.visible
     seen = clip_boxes(picture.boxes, (x1, y1), (x2, y2))
-    moved = move_boxes(seen, placement.matrix)
     left, top, right, bottom = placement.region
-    after = clip_boxes(moved, (left, top), (right, bottom))
-    kept = worth_keeping(seen * (placement.scale * 2), after, LEAST_AREA_SHARE)
+    after = clip_boxes(move_boxes(seen, placement.matrix), (left, top), (right, bottom))
+    has_polygon = picture.outlines.has_polygon
+    if has_polygon.any():
+        whole = move_boxes(picture.boxes, placement.matrix)
+        is_cut = (np.abs(after - whole) > CUT_PIXELS).any(axis=1) | (not placement.is_upright)
+        touched = (after[:, 2:] > after[:, :2]).all(axis=1)
+        objects = np.flatnonzero(is_cut & touched & has_polygon)
+        tight = picture.outlines.seen_boxes(objects, placement.matrix, placement.region)
+        low, high = np.maximum(tight[:, :2], after[objects, :2]), np.minimum(tight[:, 2:], after[objects, 2:])
+        after[objects] = np.concatenate([low, high], axis=1)  # a turned cell cuts, too: within both
+    least_share = np.where(has_polygon, LEAST_AREA_SHARE_POLYGON, LEAST_AREA_SHARE)
+    kept = worth_keeping(seen * (placement.scale * 2), after, least_share)
     return Targets(after[kept], picture.classes[kept])
 
 

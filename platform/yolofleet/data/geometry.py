@@ -85,7 +85,7 @@ def worth_keeping(
     Returns:
         (n,) True where both sides exceed 2 pixels, enough of the area is left, and no side is 20 times the other.
     """
-    old, new = before[:, 2:] - before[:, :2], after[:, 2:] - after[:, :2]
+    old, new = before[:, 2:] - before[:, :2], np.maximum(after[:, 2:] - after[:, :2], 0.0)
     width, height = new[:, 0], new[:, 1]
     share = width * height / np.maximum(old[:, 0] * old[:, 1], 1e-12)
     aspect = np.maximum(width, height) / np.maximum(np.minimum(width, height), 1e-12)

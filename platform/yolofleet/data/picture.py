@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.data.outlines import Outlines
 from yolofleet.data.records import ImageRecord
 
 
@@ -19,14 +20,14 @@ class Picture:
         pixels: (height, width, 3) uint8 RGB.
         boxes: (n, 4) float64 x1, y1, x2, y2 in pixels.
         classes: (n,) int64 class indices.
-        polygons: For each object its polygons, each (points, 2) float64 in pixels; empty where there are none.
+        outlines: The polygons of the objects that have any.
     """
 
     key: str
     pixels: NDArray[np.uint8]
     boxes: NDArray[np.float64]
     classes: NDArray[np.int64]
-    polygons: tuple[tuple[NDArray[np.float64], ...], ...]
+    outlines: Outlines
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,12 +42,5 @@ def picture_from_record(key: str, pixels: NDArray[np.uint8], record: ImageRecord
     boxes = np.clip(boxes, 0, (width, height, width, height))
     has_class = (record.classes >= 0) & (record.classes < num_classes)
     kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1) & ~record.iscrowd & has_class)
-    polygons = tuple(_polygons(record, int(index)) for index in kept)
-    return Picture(key, pixels, boxes[kept], record.classes[kept], polygons)
-
-
-def _polygons(record: ImageRecord, index: int) -> tuple[NDArray[np.float64], ...]:
-    segmentation = record.segmentations[index]
-    if not isinstance(segmentation, list):
-        return ()
-    return tuple(np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation)
+    outlines = Outlines.of([record.segmentations[int(index)] for index in kept])
+    return Picture(key, pixels, boxes[kept], record.classes[kept], outlines)

@@ -19,6 +19,9 @@ from yolofleet.data.mosaic import Layout, Tile
 from yolofleet.data.picture import Picture
 
 GREY = 114
+_BORDER = (GREY, GREY, GREY)
+MOST_GAIN_OF_A_CUT = 2.0
+"""A picture that is enlarged more is warped: cuts at its whole pixels would be coarse."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Placement:
     matrix: Matrix
     region: tuple[float, float, float, float]
     scale: tuple[float, float]
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the picture is only moved and scaled."""
+        return bool(self.matrix[0, 1] == self.matrix[1, 0] == self.matrix[2, 0] == self.matrix[2, 1] == 0)
 
 
 def render(
@@ -60,13 +68,17 @@ def _draw_cut(tile: Tile, picture: Picture, warp: Matrix, scale: float, output: 
     y1, y2 = max(0, round(top)), min(side, round(bottom))
     if x1 >= x2 or y1 >= y2:
         return None
-    back = np.linalg.inv(warp @ tile.matrix)
-    left, top, right, bottom = _moved_rectangle((x1, y1, x2, y2), back)
-    u1, u2 = _whole_span(left, right, picture.size[0])
-    v1, v2 = _whole_span(top, bottom, picture.size[1])
-    cv2.resize(picture.pixels[v1:v2, u1:u2], (x2 - x1, y2 - y1), dst=output[y1:y2, x1:x2])
-    across, down = (x2 - x1) / (u2 - u1), (y2 - y1) / (v2 - v1)
-    matrix = scaling_and_shift(across, down, x1 - u1 * across, y1 - v1 * down)
+    matrix = warp @ tile.matrix
+    region = output[y1:y2, x1:x2]
+    if matrix[0, 0] > MOST_GAIN_OF_A_CUT or matrix[1, 1] > MOST_GAIN_OF_A_CUT:
+        _warp_into(region, picture.pixels, scaling_and_shift(1, 1, -x1, -y1) @ matrix)
+    else:
+        left, top, right, bottom = _moved_rectangle((x1, y1, x2, y2), np.linalg.inv(matrix))
+        u1, u2 = _whole_span(left, right, picture.size[0])
+        v1, v2 = _whole_span(top, bottom, picture.size[1])
+        cv2.resize(picture.pixels[v1:v2, u1:u2], (x2 - x1, y2 - y1), dst=region)
+        across, down = (x2 - x1) / (u2 - u1), (y2 - y1) / (v2 - v1)
+        matrix = scaling_and_shift(across, down, x1 - u1 * across, y1 - v1 * down)
     visible = _moved_rectangle(tile.cell, np.linalg.inv(tile.matrix))
     gains = (scale * float(tile.matrix[0, 0]), scale * float(tile.matrix[1, 1]))
     return Placement(tile.picture, visible, matrix, (x1, y1, x2, y2), gains)
@@ -91,13 +103,21 @@ def _draw_through_canvas(
         gains = (scale * on_canvas.scale[0], scale * on_canvas.scale[1])
         matrix = warp @ on_canvas.matrix
         placements.append(Placement(tile.picture, on_canvas.visible, matrix, (0, 0, side, side), gains))
-    # OpenCV counts from pixel centres, our coordinates from pixel edges: half a pixel on both ends.
-    centred = scaling_and_shift(1, 1, -0.5, -0.5) @ warp @ scaling_and_shift(1, 1, 0.5, 0.5)
-    warp_canvas = cv2.warpPerspective if warp[2, :2].any() else cv2.warpAffine
-    rows = centred if warp[2, :2].any() else centred[:2]
-    border = cv2.BORDER_CONSTANT
-    warp_canvas(canvas, rows, (side, side), output, cv2.INTER_LINEAR, border, (GREY, GREY, GREY))
+    _warp_into(output, canvas, warp)
     return placements
+
+
+def _warp_into(output: NDArray[np.uint8], pixels: NDArray[np.uint8], matrix: Matrix) -> None:
+    """Warp a picture so that it fills the output; what lies beyond its edge repeats the edge, or is grey if turned."""
+    # OpenCV counts from pixel centres, our coordinates from pixel edges: half a pixel on both ends.
+    centred = scaling_and_shift(1, 1, -0.5, -0.5) @ matrix @ scaling_and_shift(1, 1, 0.5, 0.5)
+    size = (output.shape[1], output.shape[0])
+    if matrix[2, :2].any():
+        cv2.warpPerspective(pixels, centred, size, output, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, _BORDER)
+    elif matrix[0, 1] or matrix[1, 0]:
+        cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, _BORDER)
+    else:
+        cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
 
 
 def _moved_rectangle(
