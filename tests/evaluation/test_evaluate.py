@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from evaluation.judged import pycocotools_judge
+from yolofleet.data.build import build_dataset
+from yolofleet.data.build_plan import BuildOptions
+from yolofleet.data.coco import read_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
+from yolofleet.data.problems import ProblemLog
 from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.evaluate import category_ids_for, collect_detections, evaluate, score_detections
+from yolofleet.storage import open_storage
 
 
 class Oracle(nn.Module):
@@ -81,6 +88,32 @@ def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_judged(
     assert again == result.judged
     assert all(round(value, 3) == value for record in records for value in record["bbox"])
     assert all(round(record["score"], 5) == record["score"] for record in records)
+
+
+def test_figures_over_shards_are_those_of_the_original_annotation_file(test_data: Path, tmp_path: Path) -> None:
+    folder, problems = test_data / "coco128", ProblemLog()
+    source = read_coco(open_storage(folder), "instances_val.json", problems)
+    build_dataset(source, open_storage(folder / "images"), open_storage(tmp_path), BuildOptions(), problems)
+    original = json.loads((folder / "instances_val.json").read_text())
+    records = noisy_copies(original["annotations"])
+    judge = pycocotools_judge({"info": {}, **original}, records)
+    ours = coco_average_precision(ShardDataset(tmp_path).annotations(), records)
+    assert list(ours.figures.values()) == [float(value) for value in judge.stats]
+    assert ours.num_crowds == 1
+
+
+def noisy_copies(annotations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Detections as a middling model would give them: up to three for each object, a little off."""
+    rng = np.random.default_rng(0)
+    records = []
+    for entry in annotations:
+        for _ in range(int(rng.integers(0, 4))):
+            box = np.array(entry["bbox"]) + rng.normal(0, 0.06, 4) * max(entry["bbox"][2:])
+            box[2:] = np.maximum(box[2:], 1)
+            score = float(np.round(rng.random(), 2))
+            keys = {key: entry[key] for key in ("image_id", "category_id")}
+            records.append({**keys, "bbox": np.round(box, 3).tolist(), "score": score})
+    return records
 
 
 def test_any_number_of_ranks_gives_the_same_result(dataset: ShardDataset, package: Path) -> None:
