@@ -160,6 +160,8 @@ def test_without_a_store_the_cure_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(TrackingError, match="--tracking-uri"):
         detector_folder("models:/shapes@candidate")
+    with pytest.raises(TrackingError, match=r"no MLflow store at .*typo"):
+        detector_folder("models:/shapes@candidate", f"sqlite:///{tmp_path}/typo.db")
     assert list(tmp_path.iterdir()) == []
 
 

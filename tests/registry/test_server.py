@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import socket
@@ -104,7 +105,7 @@ def test_a_run_through_outage_registration_and_serving(
     def report(first: int, last: int) -> None:
         for step in range(first, last):
             begin = time.monotonic()
-            run.append_metrics({"step": step, "loss": 1 / step})
+            run.append_metrics({"step": step, "loss": 1 / step, "norm": math.nan if step == 7 else math.inf})
             assert time.monotonic() - begin < 1
             time.sleep(0.01)
 
@@ -125,6 +126,7 @@ def test_a_run_through_outage_registration_and_serving(
         assert mirror.run_id is not None
         client = open_client(uri)
         assert [metric.step for metric in client.get_metric_history(mirror.run_id, "loss")] == list(range(1, 120))
+        assert math.isnan(client.get_metric_history(mirror.run_id, "norm")[6].value)
         assert client.get_run(mirror.run_id).info.status == "FINISHED"
         assert [item.path for item in client.list_artifacts(mirror.run_id, "report")] == ["report/picture.png"]
 

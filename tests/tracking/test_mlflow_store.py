@@ -22,6 +22,8 @@ from yolofleet.tracking.mlflow_store import TrackingError, check_reachable, chec
         ("http://", "host is missing"),
         ("sqlite://", "database file is missing"),
         ("sqlite:///", "database file is missing"),
+        ("http://127.0.0.1:99999", "port is wrong"),
+        ("postgresql+nosuchdriver://me:secret@127.0.0.1/db", r"me:\*\*\*@"),
     ],
 )
 def test_wrong_uris(uri: str, complaint: str) -> None:

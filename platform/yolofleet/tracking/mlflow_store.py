@@ -74,6 +74,10 @@ def shown(tracking_uri: str) -> str:
 def check_uri(tracking_uri: str) -> None:
     """Raise `TrackingError` for a URI that MLflow cannot serve."""
     scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
+    try:
+        _ = urlsplit(tracking_uri).port
+    except ValueError as error:
+        raise TrackingError(f"{shown(tracking_uri)}: the port is wrong ({error}); write http://HOST:PORT") from error
     if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
         raise TrackingError(f"{shown(tracking_uri)}: a host is missing; write http://HOST:PORT")
     if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
@@ -107,17 +111,16 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
 
 
 def find_tracking_uri(given: str | None = None, storage_url: str = "runs") -> str:
-    """Return the store to use: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
+    """Return the store to look into: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
 
     Raises:
-        TrackingError: None is given and there is none beside the runs.
+        TrackingError: There is none; looking must not make an empty database.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage_url)
     database = None if uri is None else sqlite_path(uri)
-    if uri is None or (given is None and database is not None and not database.exists()):
+    if uri is None or (database is not None and not database.exists()):
         raise TrackingError(
-            f"no MLflow store: there is none beside the runs ({database or storage_url}); name it with --tracking-uri "
-            "or MLFLOW_TRACKING_URI"
+            f"there is no MLflow store at {database or storage_url}; name it with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return uri
 
@@ -193,9 +196,13 @@ def _probe(tracking_uri: str) -> None:
                 f"nothing answers at {shown(tracking_uri)} ({error}); start it with `mlflow server`, or correct "
                 "tracking.uri"
             ) from error
-    client = open_client(tracking_uri)
     try:
-        client.search_experiments(max_results=1)
+        open_client(tracking_uri).search_experiments(max_results=1)
+    except ModuleNotFoundError as error:
+        raise TrackingError(
+            f"{shown(tracking_uri)} needs the Python package of its database driver ({error.name}), which is not "
+            "installed: install it, or name the driver that is there, e.g. postgresql+psycopg2://..."
+        ) from error
     except Exception as error:  # MLflow, requests and every database driver have errors of their own
         reason = " ".join(str(error).split())[:300]
         raise TrackingError(
