@@ -22,8 +22,8 @@ PUBLISHED_NAN = 2e30
 def class_cost_(class_logits: Tensor, objectness_logits: Tensor, workspace: Workspace) -> Tensor:
     """Class cost, exact where scores saturate: the candidate's own part, less log(odds) at the box's class.
 
-    With e = exp(-class logit), p = sigmoid(object) and q = 1 - p: y = sqrt(p / (1 + e)), and
-    1 - y = (1 - y^2) / (1 + y) with 1 - y^2 = (e + q) / (1 + e), which subtracts nothing.
+    With s = sigmoid(class), p = sigmoid(object) and q = 1 - p: y = sqrt(p s), and 1 - y = (1 - y^2) / (1 + y) with
+    1 - y^2 = q s + (1 - s), where 1 - s = s exp(-class), so nothing is subtracted.
 
     Args:
         class_logits: (C, m) for m candidates; overwritten with the odds y / (1 - y).
@@ -35,11 +35,12 @@ def class_cost_(class_logits: Tensor, objectness_logits: Tensor, workspace: Work
     """
     objectness_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
     unlikely = objectness_logits.neg().sigmoid_()  # q
-    likely = objectness_logits.sigmoid_().sqrt_()
-    inverse_odds = class_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).neg_().exp_()  # e
-    total = torch.add(inverse_odds, 1.0, out=workspace.take("total", inverse_odds.shape, inverse_odds))
-    score = torch.rsqrt(total, out=workspace.take("score", total.shape, total)).mul_(likely)  # y
-    certainty = total.addcmul_(total, score).div_(inverse_odds.add_(unlikely))  # 1 / (1 - y)
+    likely = objectness_logits.sigmoid_()  # p
+    inverse_odds = class_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).neg_().exp_()  # (1 - s) / s
+    share = torch.add(inverse_odds, 1.0, out=workspace.take("share", inverse_odds.shape, inverse_odds)).reciprocal_()
+    rest = inverse_odds.add_(unlikely).mul_(share)  # 1 - y^2
+    score = share.mul_(likely).sqrt_()  # y
+    certainty = torch.add(score, 1.0, out=workspace.take("certainty", score.shape, score)).div_(rest)  # 1 / (1 - y)
     torch.mul(score, certainty, out=class_logits)
     return certainty.log_().sum(0)
 

@@ -24,8 +24,9 @@ from yolofleet.losses.levels import Levels
 from yolofleet.losses.selection import best_of_rows
 from yolofleet.losses.workspace import Workspace
 
-HOST_ENTRIES = 1 << 18  # of a temporary table: a megabyte of float32
-DEVICE_ENTRIES = 1 << 24
+# Entries of a table of classes x candidates and of one of boxes x candidates. On a CPU, a few of them fit the cache.
+HOST_ENTRIES = (1 << 18, 1 << 16)
+DEVICE_ENTRIES = (1 << 26, 1 << 24)
 
 
 @torch.no_grad()
@@ -59,9 +60,9 @@ def match(
         return torch.full_like(places.box, len(boxes))
     table = box_table(boxes, levels, published_quirks)
     geometry = candidate_geometry(places, levels)
-    entries = HOST_ENTRIES if is_countable(logits) else DEVICE_ENTRIES
+    class_entries, pair_entries = HOST_ENTRIES if is_countable(logits) else DEVICE_ENTRIES
     owner = torch.full_like(arrangement.candidate, len(boxes))
-    groups_at_once = max(1, entries // (max(arrangement.widths) * logits.shape[1]))
+    groups_at_once = max(1, class_entries // (max(arrangement.widths) * logits.shape[1]))
     for start in range(0, len(arrangement.heights), groups_at_once):
         groups = slice(start, start + groups_at_once)
         height, width = arrangement.heights[groups][-1], max(arrangement.widths[groups])
@@ -71,7 +72,7 @@ def match(
         image = places.image[candidate] if arrangement.is_shared else None
         columns = columns_of(logits, geometry, candidate, empty, image, published_quirks, workspace)
         choice = Choice(columns, arrangement.first[groups, :width], len(boxes), num_best, published_quirks, workspace)
-        rows_at_once = max(1, entries // candidate.numel())
+        rows_at_once = max(1, pair_entries // candidate.numel())
         for row in range(0, height, rows_at_once):
             choice.add(rows_of(table, arrangement.box[groups, row : min(row + rows_at_once, height)]))
         owner[groups, :width] = choice.owner()

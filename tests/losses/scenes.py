@@ -1,0 +1,48 @@
+"""Random predictions and boxes for the tests of the loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from losses.golden_loss import anchors_of
+from yolofleet.losses import DetectionLoss
+
+STRIDES = [8, 16, 32]
+GAINS = {"box": 0.05, "cls": 0.3, "obj": 0.7}
+
+
+def make_loss(num_classes: int = 5, **settings: Any) -> DetectionLoss:
+    gains = {**GAINS, **settings.pop("hyperparameters", {})}
+    return DetectionLoss(
+        anchors=anchors_of("p5"), strides=STRIDES, num_classes=num_classes, hyperparameters=gains, **settings
+    )
+
+
+def make_predictions(
+    seed: int,
+    batch_size: int = 2,
+    image_size: tuple[int, int] = (96, 128),
+    num_classes: int = 5,
+    heads: int = 1,
+    spread: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(batch_size, 3, image_size[0] // s, image_size[1] // s, 5 + num_classes) for s in STRIDES] * heads
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).mul(spread).to(dtype) for shape in shapes]
+
+
+def make_targets(seed: int, number: int, batch_size: int = 2, num_classes: int = 5) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    size = 0.03 * 25.0 ** torch.rand(number, 2, generator=generator)
+    centre = size / 2 + torch.rand(number, 2, generator=generator) * (1 - size)
+    image = torch.randint(0, batch_size, (number, 1), generator=generator)
+    label = torch.randint(0, num_classes, (number, 1), generator=generator)
+    return torch.cat([image, label, centre, size], 1)
+
+
+def positives(loss: DetectionLoss, predictions: list[Tensor], targets: Tensor, size: tuple[int, int]) -> list[Any]:
+    return [sorted(map(tuple, level.tolist())) for level in loss.assign(predictions, targets, size)]

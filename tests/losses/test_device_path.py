@@ -1,0 +1,99 @@
+"""What runs on an accelerator, tried on a CPU: the same results from tables of fixed shape, and nothing read back.
+
+On a CPU the tables are shortened to what is in use. Telling the loss that it may not look at values makes it take the
+other way; a dispatch mode then fails at every operation that would make the host wait.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import yolofleet.losses
+from losses.scenes import make_loss, make_predictions, make_targets
+
+SIZE = (96, 128)
+ASSIGNERS = ["none", "independent", "lead", "coarse_to_fine"]
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::unique_consecutive"}
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where an accelerator would be waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        assert name not in WAITING, f"{name} waits for the device"
+        if name in {"aten::index", "aten::index_put_"}:
+            masks = [index for index in args[1] if index is not None and index.dtype == torch.bool]
+            assert not masks, f"{name} by a mask waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def uncountable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for module in pkgutil.iter_modules(yolofleet.losses.__path__, "yolofleet.losses."):
+        monkeypatch.setattr(f"{module.name}.is_countable", lambda tensor: False, raising=False)
+    yield
+
+
+@pytest.mark.parametrize("matching", ["dynamic", "fixed"])
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+@pytest.mark.parametrize("number", [0, 1, 30])
+def test_tables_of_fixed_shape_give_the_same_loss(
+    request: pytest.FixtureRequest, assigner: str, matching: str, number: int
+) -> None:
+    targets = make_targets(1, number)
+    if number > 3:
+        targets[1, 4] = 0.0
+        targets[2, 2] = torch.nan
+    settings = {"assigner": assigner, "matching": matching, "constraint": True, "class_weights": [1, 2, 3, 4, 5]}
+
+    def run() -> tuple[Any, list[torch.Tensor], list[torch.Tensor]]:
+        predictions = [level.requires_grad_() for level in make_predictions(1, image_size=SIZE, heads=2)]
+        result = make_loss(**settings)(predictions, targets, SIZE)
+        result.total.backward()
+        used = [level.grad for level in predictions if level.grad is not None]
+        return result, used, make_loss(**settings).assign(predictions, targets, SIZE)
+
+    wanted, wanted_gradients, wanted_positives = run()
+    request.getfixturevalue("uncountable")
+    found, gradients, positives = run()
+    torch.testing.assert_close(found.total, wanted.total, rtol=1e-5, atol=0)
+    assert found.num_positives == wanted.num_positives
+    for one, other in zip(gradients, wanted_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-7)
+    for one, other in zip(positives, wanted_positives, strict=True):
+        assert sorted(map(tuple, one.tolist())) == sorted(map(tuple, other.tolist()))
+
+
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+def test_nothing_waits_for_the_device(uncountable: None, assigner: str) -> None:
+    predictions = [level.requires_grad_() for level in make_predictions(2, image_size=SIZE, heads=2)]
+    loss = make_loss(assigner=assigner, constraint=True, class_weights=[1, 2, 3, 4, 5])
+    targets = make_targets(2, 30)
+    with NoWaiting():
+        loss(predictions, targets, SIZE).total.backward()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("targets_on", ["cpu", "cuda"])
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+def test_nothing_waits_for_a_gpu(assigner: str, targets_on: str) -> None:
+    host = make_predictions(2, image_size=SIZE, heads=2)
+    predictions = [level.cuda().requires_grad_() for level in host]
+    targets = make_targets(2, 30)
+    loss = make_loss(assigner=assigner)
+    wanted = loss([level.clone() for level in host], targets, SIZE)
+    moved = targets.to(targets_on)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        result = loss(predictions, moved, SIZE)
+        result.total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(result.total.cpu(), wanted.total, rtol=1e-4, atol=0)

@@ -1,0 +1,212 @@
+"""The terms of the loss: gradients, settings, degenerate input."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from losses.scenes import GAINS, STRIDES, make_loss, make_predictions, make_targets
+from yolofleet.losses import DetectionLoss
+from yolofleet.losses.boxes import complete_iou, read_boxes
+from yolofleet.losses.levels import levels_on
+from yolofleet.losses.predictions import read_predictions
+from yolofleet.losses.terms import box_fit, box_term, class_term, cross_entropy, level_weights, objectness_term
+
+SIZE = (96, 128)
+
+
+def test_gradient_equals_finite_differences_with_the_assignment_held_fixed() -> None:
+    """In float64; held fixed are the positives, the objectness targets and the alpha of CIoU, as in the gradient."""
+    size, sizes = (64, 64), [(8, 8), (4, 4), (2, 2)]
+    predictions = make_predictions(1, batch_size=1, image_size=size, num_classes=3, dtype=torch.float64)
+    predictions = [level.requires_grad_() for level in predictions]
+    targets = make_targets(1, 16, batch_size=1, num_classes=3).double()
+    loss = make_loss(3, hyperparameters={"fl_gamma": 1.5, "label_smoothing": 0.1, "cls_pw": 1.3, "obj_pw": 0.8})
+    loss(predictions, targets, size).total.backward()
+
+    boxes = read_boxes(targets, 1, 3, torch.float64, False)
+    levels = levels_on(loss.anchors, loss.strides, tuple(sizes), 1, torch.device("cpu"), torch.float64)
+    places = loss.label_assigner.assign(predictions, [], boxes, levels, levels).lead
+    cells = [3 * height * width for height, width in sizes]
+    fixed = box_fit(read_predictions(predictions, places.cell, places.level_sizes)[0], places, boxes, levels)
+    wanted = torch.zeros(sum(cells), dtype=torch.float64)
+    for cell, quality in zip(places.cell.tolist(), fixed.quality.detach().clamp(min=0), strict=True):
+        wanted[cell] = quality  # a cell's slots are in the published order: the last one stays
+
+    def total(levels_: list[torch.Tensor]) -> float:
+        rows, objectness = read_predictions(levels_, places.cell, places.level_sizes)
+        fit = box_fit(rows, places, boxes, levels, fixed.alpha)
+        weights = level_weights(places, [1.0] * 3, torch.float64)
+        terms = (
+            loss.settings.box_gain * box_term(fit.quality, weights)
+            + loss.settings.objectness_gain * objectness_term(objectness, wanted, cells, loss.balance, loss.settings)
+            + loss.settings.class_gain * class_term(rows[:, 5:], boxes.label[places.box], weights, loss.settings, None)
+        )
+        return terms.item()
+
+    assert len(places) > 10
+    step = 1e-6
+    with torch.no_grad():
+        for level in predictions:
+            assert level.grad is not None
+            flat, gradient = level.detach().view(-1), level.grad.flatten()
+            strongest = gradient.abs().topk(25).indices
+            some = torch.cat([strongest, torch.arange(0, len(flat), len(flat) // 25)])
+            for index in some.tolist():
+                value = flat[index].item()
+                flat[index] = value + step
+                above = total(predictions)
+                flat[index] = value - step
+                below = total(predictions)
+                flat[index] = value
+                assert (above - below) / (2 * step) == pytest.approx(gradient[index].item(), rel=1e-5, abs=1e-9)
+
+
+box_strategy = st.tuples(
+    st.integers(0, 1),
+    st.integers(0, 4),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.floats(0, 1) | st.sampled_from([1e-9, 1e-4]),
+    st.floats(0, 1) | st.sampled_from([1e-9, 1e-4]),
+)
+
+
+@given(
+    boxes=st.lists(box_strategy, max_size=12),
+    spread=st.sampled_from([0.0, 1.0, 100.0]),
+    assigner=st.sampled_from(["none", "coarse_to_fine"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+@settings(max_examples=60, deadline=None)
+def test_loss_and_gradient_are_finite(
+    boxes: list[tuple[float, ...]], spread: float, assigner: str, dtype: torch.dtype
+) -> None:
+    predictions = make_predictions(0, image_size=SIZE, heads=2, spread=spread, dtype=dtype)
+    predictions = [level.requires_grad_() for level in predictions]
+    result = make_loss(assigner=assigner)(predictions, torch.tensor(boxes).view(-1, 6), SIZE)
+    result.total.backward()
+    assert result.total.dtype == torch.float32
+    assert result.total.isfinite()
+    for level in predictions[: 6 if assigner == "coarse_to_fine" else 3]:
+        assert level.grad is not None
+        assert level.grad.dtype == dtype
+        assert level.grad.isfinite().all()
+
+
+def test_order_of_the_targets_does_not_matter() -> None:
+    predictions, targets = make_predictions(3, image_size=SIZE), make_targets(3, 25)
+    loss = make_loss()
+    wanted = loss(predictions, targets, SIZE).total
+    shuffled = targets[torch.randperm(25, generator=torch.Generator().manual_seed(0))]
+    torch.testing.assert_close(loss(predictions, shuffled, SIZE).total, wanted)
+
+
+def test_total_has_the_published_scale_and_empty_images_only_objectness() -> None:
+    predictions = make_predictions(4, image_size=SIZE)
+    result = make_loss()(predictions, torch.zeros(0, 6), SIZE)
+    assert result.box == result.classification == 0
+    torch.testing.assert_close(result.total, 2 * result.objectness)
+    assert result.num_positives == 0
+
+
+def test_auxiliary_terms_count_a_quarter() -> None:
+    predictions, targets = make_predictions(5, image_size=SIZE, heads=1) * 2, make_targets(5, 20)
+    lead = make_loss(assigner="lead", auxiliary_weight=0.0)(predictions, targets, SIZE).total
+    both = make_loss(assigner="lead")(predictions, targets, SIZE).total
+    torch.testing.assert_close(both, lead * 1.25)
+
+
+def test_constraint_lowers_only_coarse_cells() -> None:
+    predictions, targets = make_predictions(6, image_size=SIZE, heads=2), make_targets(6, 20)
+    for level in predictions:
+        level[..., 4] = -9.0  # then cross-entropy grows with the target
+    free = make_loss(assigner="coarse_to_fine")(predictions, targets, SIZE)
+    capped = make_loss(assigner="coarse_to_fine", constraint=True)(predictions, targets, SIZE)
+    assert capped.objectness < free.objectness
+    assert (capped.box, capped.classification) == (free.box, free.classification)
+    for assigner in ("none", "lead", "independent"):
+        results = [make_loss(assigner=assigner, constraint=on)(predictions, targets, SIZE) for on in (False, True)]
+        assert results[0].total == results[1].total
+
+
+def test_class_weights_scale_the_class_term() -> None:
+    predictions, targets = make_predictions(7, image_size=SIZE), make_targets(7, 20)
+    plain = make_loss()(predictions, targets, SIZE)
+    doubled = make_loss(class_weights=[2.0] * 5)(predictions, targets, SIZE)
+    torch.testing.assert_close(doubled.classification, 2 * plain.classification)
+    assert doubled.box == plain.box
+
+
+def test_focal_cross_entropy_is_the_paper_s_for_hard_targets() -> None:
+    logits, target = torch.linspace(-4, 4, 9), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
+    p = torch.where(target > 0, logits.sigmoid(), 1 - logits.sigmoid())
+    alpha = torch.where(target > 0, 0.25, 0.75)
+    torch.testing.assert_close(cross_entropy(logits, target, 1.0, 2.0), -alpha * (1 - p) ** 2 * p.log())
+    plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    torch.testing.assert_close(cross_entropy(logits, target, 1.0, 0.0), plain)
+
+
+def test_complete_iou_of_simple_boxes() -> None:
+    box = torch.tensor([[0.0, 0.0, 2.0, 2.0]])
+    assert complete_iou(box, box).quality.item() == pytest.approx(1.0, abs=1e-6)
+    apart = torch.tensor([[3.0, 0.0, 2.0, 2.0]])  # no overlap; enclosing diagonal 25 + 4, centre distance 9
+    assert complete_iou(box, apart).quality.item() == pytest.approx(-9 / 29, abs=1e-6)
+    nothing = torch.zeros(1, 4, requires_grad=True)
+    quality = complete_iou(nothing, box).quality
+    quality.sum().backward()
+    assert math.isfinite(quality.item())
+    assert nothing.grad is not None
+    assert nothing.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings_", "message"),
+    [
+        ({"assigner": "simota"}, "assigner is 'simota'"),
+        ({"matching": "greedy"}, "matching is 'greedy'"),
+        ({"relaxation": 2.0}, "relaxation is 2.0"),
+        ({"auxiliary_weight": -1.0}, "auxiliary_weight is -1.0"),
+        ({"class_weights": [1.0]}, "class_weights has shape"),
+        ({"hyperparameters": {"anchor_t": 0.5}}, "anchor_t is 0.5"),
+        ({"hyperparameters": {"label_smoothing": 2}}, "label_smoothing is 2"),
+    ],
+)
+def test_wrong_settings_are_named(settings_: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_loss(**settings_)
+
+
+def test_wrong_input_is_named() -> None:
+    predictions, targets = make_predictions(8, image_size=SIZE), make_targets(8, 3)
+    with pytest.raises(ValueError, match="needs auxiliary levels"):
+        make_loss(assigner="lead")(predictions, targets, SIZE)
+    with pytest.raises(ValueError, match="2 levels predicted"):
+        make_loss()(predictions[:2], targets, SIZE)
+    with pytest.raises(ValueError, match="expected at"):
+        make_loss()(predictions, targets, (96, 96))
+    with pytest.raises(ValueError, match=r"targets must be \(N, 6\)"):
+        make_loss()(predictions, targets[:, :5], SIZE)
+    targets[1, 1] = 19
+    with pytest.raises(ValueError, match="target row 1 has class index 19; the class indices here are 0 to 4"):
+        make_loss()(predictions, targets, SIZE)
+    targets[1, :2] = torch.tensor([2.0, 0.0])
+    with pytest.raises(ValueError, match="target row 1 has image index 2"):
+        make_loss()(predictions, targets, SIZE)
+
+
+def test_one_class_has_no_class_term() -> None:
+    predictions, targets = make_predictions(9, image_size=SIZE, num_classes=1), make_targets(9, 5, num_classes=1)
+    assert make_loss(1)(predictions, targets, SIZE).classification == 0
+
+
+def test_strides_and_anchors_must_agree() -> None:
+    with pytest.raises(ValueError, match="anchors must be positive"):
+        DetectionLoss(anchors=[[[1, 2]]], strides=STRIDES, num_classes=5, hyperparameters=GAINS)
+    with pytest.raises(ValueError, match="lack obj"):
+        DetectionLoss(anchors=[[[1, 2]]], strides=[8], num_classes=5, hyperparameters={"box": 1, "cls": 1})
