@@ -95,13 +95,14 @@ def collect_detections(
         (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original picture, score, class index.
         Float64 holds every id below 2^53 exactly, so tensors of several ranks can be gathered as they are.
     """
+    dtype = next((weights.dtype for weights in model.parameters()), torch.float32)
     was_training = model.training
     model.eval()
     collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batch at all gives a tensor, too
     try:
         for batch in batches:
             if len(batch.image_ids):  # there is none where no picture of a batch could be read
-                images = batch.images.to(device, non_blocking=True).float() / 255  # (B, 3, H, W)
+                images = batch.images.to(device, non_blocking=True).to(dtype) / 255  # (B, 3, H, W)
                 found = non_maximum_suppression(
                     model(images), confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
                 )
