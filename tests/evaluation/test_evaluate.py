@@ -125,6 +125,13 @@ def test_any_number_of_ranks_gives_the_same_result(dataset: ShardDataset, packag
     assert shared.detections.records() == alone.detections.records()
 
 
+def test_a_model_is_evaluated_in_the_precision_of_its_weights(dataset: ShardDataset, package: Path) -> None:
+    single = collect_detections(Detector.load(package).model, stream(dataset), confidence=1e-3)
+    double = collect_detections(Detector.load(package).model.double(), stream(dataset), confidence=1e-3)
+    assert len(single) > 0 and abs(len(double) - len(single)) <= 0.01 * len(single)
+    torch.testing.assert_close(single[:20, 5], double[:20, 5], rtol=1e-4, atol=0)
+
+
 def test_a_damaged_picture_counts_as_one_without_detections(drawn: Path, package: Path, tmp_path: Path) -> None:
     import shutil
 
