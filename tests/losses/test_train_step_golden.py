@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from models.golden_models import filled_state_dict
 
+from models.golden_models import filled_state_dict
 from yolofleet.losses import DetectionLoss
 from yolofleet.models import build_model
 from yolofleet.models.official_names import head_prefix, official_parameter_names
