@@ -23,6 +23,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # Ray's default of 15 lets anything else on the machine slow training down
 }
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 FAILURE_KEY = "failure.json"
