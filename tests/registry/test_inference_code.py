@@ -20,8 +20,8 @@ def test_it_holds_what_inference_needs_and_nothing_else() -> None:
     }
     assert packages.isdisjoint({"training", "losses", "tracking", "cli", "search", "cluster", "storage.py"})
     names = {requirement.partition("==")[0].lower() for requirement in code.requirements}
-    assert {"torch", "safetensors", "numpy", "pillow", "simplejpeg"} <= names
-    assert names.isdisjoint({"ray", "boto3", "mlflow", "webdataset", "pycocotools", "matplotlib"})
+    assert {"torch", "safetensors", "mlflow", "numpy", "pillow", "simplejpeg"} <= names
+    assert names.isdisjoint({"ray", "boto3", "webdataset", "pycocotools", "matplotlib"})
     assert all(re.fullmatch(r"[\w.-]+==[0-9][^+\s]*", requirement) for requirement in code.requirements)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet import __version__
 from yolofleet.errors import UserError
-from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pinned
+from yolofleet.registry.inference_code import InferenceCode, collect_inference_code
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -45,13 +45,11 @@ class VersionContent:
     Attributes:
         detector: The detector package.
         code: The inference code.
-        requirements: Everything that a fresh environment needs, pinned.
         digest: sha256 over package and code: two versions with one digest predict the same.
     """
 
     detector: Path
     code: InferenceCode
-    requirements: tuple[str, ...]
     digest: str
 
 
@@ -72,7 +70,7 @@ def collect_content(detector: Path) -> VersionContent:
     for path in _files(detector):
         digest.update(f"\0{path.relative_to(detector).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return VersionContent(detector, code, (*pinned({"mlflow"}), *code.requirements), digest.hexdigest())
+    return VersionContent(detector, code, digest.hexdigest())
 
 
 def write_version(
@@ -109,7 +107,7 @@ def write_version(
             loader_module=content.code.module(SERVED_MODULE),
             data_path=str(detector),
             code_paths=[str(package)],
-            pip_requirements=list(content.requirements),
+            pip_requirements=list(content.code.requirements),
             signature=_signature(),
             input_example=[_example_picture()],
             model_config=dict(DEFAULT_CONFIG),

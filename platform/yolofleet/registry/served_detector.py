@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
+from yolofleet.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.pictures import PictureError
 
@@ -20,6 +22,27 @@ DEFAULT_CONFIG: Mapping[str, str] = {DEVICE_KEY: "auto"}
 """``auto`` takes a GPU where there is one; change it with ``load_model(..., model_config={"device": "cpu"})``."""
 SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 """Set by MLflow's scoring server."""
+
+
+class RefusedRequest(MlflowException):  # type: ignore[misc]  # mlflow ships no types
+    """A request that cannot be answered; the client gets status 400 and this message.
+
+    MLflow's scoring server puts the whole request before the message of an error, megabytes of pictures; and for errors
+    of another type it sends a stack trace. This one keeps its message.
+    """
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        super().__init__(message, error_code=INVALID_PARAMETER_VALUE)
+
+    @property
+    def message(self) -> str:
+        """What the client is told."""
+        return self._message
+
+    @message.setter
+    def message(self, _: str) -> None:
+        """Keep the message that the request was refused with."""
 
 
 class ServedDetector:
@@ -42,11 +65,14 @@ class ServedDetector:
 
         Raises:
             PictureError: A picture cannot be read.
+            RefusedRequest: The same, over HTTP.
         """
-        pictures = listed(model_input)
-        if os.environ.get(SERVING_VARIABLE, "").lower() in ("true", "1"):
-            pictures = [content_only(picture) for picture in pictures]
-        return self._detector.predict(pictures)
+        if os.environ.get(SERVING_VARIABLE, "").lower() not in ("true", "1"):
+            return self._detector.predict(listed(model_input))
+        try:
+            return self._detector.predict([content_only(picture) for picture in listed(model_input)])
+        except UserError as error:
+            raise RefusedRequest(str(error)) from None
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedDetector:
