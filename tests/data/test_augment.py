@@ -13,10 +13,12 @@ from yolofleet.data.colour import colour_matrix, draw_colour
 from yolofleet.data.decode import decode_image
 from yolofleet.data.geometry import draw_warp, move_boxes, move_points, worth_keeping
 from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine
-from yolofleet.data.outlines import Outlines
+from yolofleet.data.outlines import Outlines, boxes_inside
+from yolofleet.data.paste import paste_objects
 from yolofleet.data.picture import Picture
 from yolofleet.data.randomness import Purpose, keyed_generator
 from yolofleet.data.render import render
+from yolofleet.data.targets import Targets
 
 SIDE = 160
 
@@ -144,7 +146,8 @@ def test_the_box_of_a_cut_polygon_is_that_of_its_pixels(seed: int) -> None:
     outlines = Outlines.of([[polygon] for polygon in polygons])
     x1, x2 = sorted(chance.uniform(0, 100, size=2))
     y1, y2 = sorted(chance.uniform(0, 100, size=2))
-    boxes = outlines.seen_boxes(np.arange(3), np.eye(3), (x1, y1, x2, y2))
+    edges, owners = outlines.edges(np.array([True] * 3), np.eye(3))
+    boxes = boxes_inside(edges, owners, np.array([[x1, y1, x2, y2]] * 3))
     fine = 8  # raster cells a pixel
     centres = (np.arange(100 * fine) + 0.5) / fine
     for polygon, box in zip(polygons, boxes, strict=True):
@@ -166,10 +169,14 @@ def test_the_box_of_a_cut_polygon_is_that_of_its_pixels(seed: int) -> None:
 def test_a_window_inside_an_object_is_its_box_and_one_outside_finds_nothing() -> None:
     outlines = Outlines.of([[[0.0, 0.0, 90.0, 0.0, 90.0, 90.0, 0.0, 90.0]], None])
     assert outlines.has_polygon.tolist() == [True, False]
-    everything = np.array([0])
-    assert outlines.seen_boxes(everything, np.eye(3), (10, 20, 30, 40)).tolist() == [[10, 20, 30, 40]]
-    assert outlines.seen_boxes(everything, np.eye(3), (95, 95, 99, 99)).tolist() == [[0, 0, 0, 0]]
-    assert outlines.seen_boxes(everything, np.eye(3), (50, 50, 99, 99)).tolist() == [[50, 50, 90, 90]]
+    edges, owners = outlines.edges(outlines.has_polygon, np.eye(3))
+    for window, box in (
+        ([10, 20, 30, 40], [10, 20, 30, 40]),
+        ([95, 95, 99, 99], [0, 0, 0, 0]),
+        ([50, 50, 99, 99], [50, 50, 90, 90]),
+        ([-5, -5, 99, 99], [0, 0, 90, 90]),
+    ):
+        assert boxes_inside(edges, owners, np.array([window], dtype=float)).tolist() == [box]
 
 
 def test_warps_without_strength_change_nothing() -> None:
@@ -268,3 +275,43 @@ def test_extreme_pictures_are_augmented() -> None:
     for seed in range(60):
         targets = augmenter.augment(seed % 4, pictures, generator(seed), planes)
         assert np.isfinite(targets.boxes).all()
+
+
+def test_pasted_objects_bring_their_own_targets() -> None:
+    """White discs on black are pasted into a grey image: what is white is what the targets say."""
+    pixels = np.zeros((200, 240, 3), dtype=np.uint8)
+    cv2.circle(pixels, (120, 100), 60, (255, 255, 255), -1)
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    polygon = (np.stack([120.5 + 60 * np.cos(angles), 100.5 + 60 * np.sin(angles)], axis=1)).reshape(-1).tolist()
+    boxes = np.array([[60.0, 40.0, 181.0, 161.0], [0.0, 0.0, 20.0, 20.0]])
+    source = Picture("x", pixels, boxes, np.array([2, 0]), Outlines.of([[polygon], None]))
+    empty = Targets(np.empty((0, 4)), np.empty(0, dtype=np.int64))
+    num_pasted = 0
+    for seed in range(40):
+        image = np.full((SIDE, SIDE, 3), 114, dtype=np.uint8)
+        targets = paste_objects(image, empty, [source], generator(seed))
+        num_pasted += len(targets.boxes)
+        assert set(targets.classes.tolist()) <= {2}
+        covered = np.zeros((SIDE, SIDE), dtype=bool)
+        for x1, y1, x2, y2 in targets.boxes.astype(int):
+            assert 10 < x2 - x1 <= SIDE and 10 < y2 - y1 <= SIDE
+            covered[y1:y2, x1:x2] = True
+        assert not ((image[:, :, 0] != 114) & ~covered).any(), "nothing is pasted without a target"
+        if len(targets.boxes) == 1:
+            assert np.abs(np.array(white_extent(image)) - targets.boxes[0]).max() <= 2
+    assert num_pasted > 100
+
+
+def test_pasting_hides_little_and_needs_polygons() -> None:
+    pixels = np.full((100, 100, 3), 255, dtype=np.uint8)
+    square = [[10.0, 10.0, 90.0, 10.0, 90.0, 90.0, 10.0, 90.0]]
+    source = Picture("x", pixels, np.array([[10.0, 10.0, 90.0, 90.0]]), np.array([1]), Outlines.of([square]))
+    everywhere = Targets(np.array([[0.0, 0.0, SIDE, SIDE]]), np.array([0]))
+    for seed in range(20):
+        image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+        targets = paste_objects(image, everywhere, [source], generator(seed))
+        for box in targets.boxes[1:]:
+            assert (box[2] - box[0]) * (box[3] - box[1]) < 0.3 * SIDE * SIDE
+        image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+        assert paste_objects(image, everywhere, [picture(90, 90, [[1, 1, 80, 80]])], generator(seed)) is everywhere
+        assert not image.any()

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.data.buffers import BufferPool
 from yolofleet.data.cache import CacheSettings, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from yolofleet.data.index import ShardIndex
@@ -56,13 +57,16 @@ class Sample:
         """
         return ImageRecord.from_json(self.annotation)
 
-    def pixels(self, record: ImageRecord, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    def pixels(
+        self, record: ImageRecord, max_pixels: int = DEFAULT_MAX_PIXELS, buffers: BufferPool | None = None
+    ) -> NDArray[np.uint8]:
         """Decode the picture, (height, width, 3) RGB, the way up that the record speaks of.
 
         Raises:
             ImageError: It is damaged or too large.
         """
-        return decode_image(self.image, max_pixels=max_pixels, annotated_size=(record.width, record.height))
+        annotated = (record.width, record.height)
+        return decode_image(self.image, max_pixels=max_pixels, annotated_size=annotated, buffers=buffers)
 
 
 class ShardDataset:

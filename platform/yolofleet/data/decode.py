@@ -20,6 +20,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
+from yolofleet.data.buffers import BufferPool
 from yolofleet.errors import UserError
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -49,6 +50,7 @@ def decode_image(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     annotated_size: tuple[int, int] | None = None,
+    buffers: BufferPool | None = None,
 ) -> NDArray[np.uint8]:
     """Decode a picture.
 
@@ -58,6 +60,7 @@ def decode_image(
         annotated_size: (width, height) that the annotations speak of. It decides whether an EXIF orientation that swaps
             the sides is applied: only if the turned picture fits it and the stored one does not. None shows the
             picture upright, as a viewer does.
+        buffers: Where to take the memory from.
 
     Returns:
         (height, width, 3) uint8, RGB, contiguous.
@@ -66,7 +69,7 @@ def decode_image(
         ImageError: Damaged, not a picture, or too large.
     """
     width, height = image_size(data, max_pixels=max_pixels)
-    pixels = _decode_stored(data)
+    pixels = _decode_stored(data, (height, width), buffers)
     if annotated_size is not None and (annotated_size == (width, height) or annotated_size != (height, width)):
         return pixels
     orientation = exif_orientation(data)
@@ -123,10 +126,11 @@ def _is_jpeg(data: bytes) -> bool:
     return data[:3] == b"\xff\xd8\xff"
 
 
-def _decode_stored(data: bytes) -> NDArray[np.uint8]:
+def _decode_stored(data: bytes, size: tuple[int, int], buffers: BufferPool | None) -> NDArray[np.uint8]:
     if _is_jpeg(data) and simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
         try:
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True)
+            memory = None if buffers is None else buffers.take(*size, 3)
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, "RGB", strict=True, buffer=memory)
         except ValueError as error:
             raise ImageError("image_damaged", f"damaged JPEG: {error}") from error
         return pixels

@@ -67,9 +67,10 @@ def move_boxes(boxes: NDArray[np.float64], matrix: Matrix) -> NDArray[np.float64
     return np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
 
 
-def clip_boxes(boxes: NDArray[np.float64], low: tuple[float, float], high: tuple[float, float]) -> NDArray[np.float64]:
-    """Return (n, 4) boxes clipped to the rectangle from ``low`` (x, y) to ``high`` (x, y)."""
-    return np.clip(boxes, (*low, *low), (*high, *high))
+def clip_boxes(boxes: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (n, 4) boxes clipped to one rectangle each, from ``low`` (n, 2) to ``high`` (n, 2)."""
+    corners = boxes.reshape(-1, 2, 2)
+    return np.minimum(np.maximum(corners, low[:, None]), high[:, None]).reshape(-1, 4)
 
 
 def worth_keeping(

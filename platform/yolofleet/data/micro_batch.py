@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.data.augment import AugmentationSettings, Augmenter
+from yolofleet.data.buffers import BufferPool
 from yolofleet.data.dataset import SampleError, ShardDataset
 from yolofleet.data.decode import ImageError
 from yolofleet.data.order import SampleOrder
@@ -75,6 +76,7 @@ class MicroBatchMaker:
         self._order = order
         self._seed = seed
         self._max_pixels = max_pixels
+        self._buffers = BufferPool()
 
     def make(self, place: MicroBatchPlace) -> MicroBatch:
         """Make one micro-batch.
@@ -86,9 +88,9 @@ class MicroBatchMaker:
         skipped: list[tuple[str, str]] = []
         pictures = self._pictures(place, skipped)
         side = place.image_size
-        images = np.empty((place.size, 3, side, side), dtype=np.uint8)
+        images = self._buffers.take(place.size, 3, side, side)
         targets = []
-        augmenter = Augmenter(place.augmentation, side)
+        augmenter = Augmenter(place.augmentation, side, self._buffers)
         for slot in range(place.size):
             generator = keyed_generator(self._seed, Purpose.AUGMENTATION, place.first + slot)
             found = augmenter.augment(slot, pictures, generator, images[slot]).normalised(side)  # (n, 5)
@@ -130,7 +132,7 @@ class MicroBatchMaker:
             sample = self._dataset.read(number)
             key = sample.key
             record = sample.record()
-            pixels = sample.pixels(record, self._max_pixels)
+            pixels = sample.pixels(record, self._max_pixels, self._buffers)
         except (SampleError, ImageError) as error:
             skipped.append((key, error.reason))
         except RecordError:

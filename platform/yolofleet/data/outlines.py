@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from yolofleet.data.geometry import Matrix, move_points
 from yolofleet.data.records import Segmentation
 
-Rectangle = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True)
 class Outlines:
@@ -43,66 +41,81 @@ class Outlines:
             for polygon in segmentation if isinstance(segmentation, list) else ():
                 points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
                 starts.append(points)
-                ends.append(np.roll(points, -1, axis=0))
+                ends.append(np.concatenate([points[1:], points[:1]]))
                 owners.append(np.full(len(points), number, dtype=np.int64))
         all_owners = np.concatenate(owners)
         has_polygon = np.bincount(all_owners, minlength=len(segmentations)) > 0
         return Outlines(np.concatenate(starts), np.concatenate(ends), all_owners, has_polygon)
 
-    def seen_boxes(self, objects: NDArray[np.int64], matrix: Matrix, window: Rectangle) -> NDArray[np.float64]:
-        """Return the boxes around what is seen of some objects.
+    def edges(self, objects: NDArray[np.bool_], matrix: Matrix) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Return the edges of some objects, moved.
 
         Args:
-            objects: (k,) objects that have polygons, rising.
+            objects: (n,) which objects.
             matrix: 3x3, from picture pixels to output pixels.
-            window: x1, y1, x2, y2 in the output.
 
         Returns:
-            (k, 4) x1, y1, x2, y2 in output pixels; all zero where nothing is seen.
+            (e, 2, 2) first and last point of each edge, and (e,) the object that it belongs to, rising.
         """
-        if not len(objects):
-            return np.zeros((0, 4))
-        wanted = np.isin(self.owners, objects)
-        first, last = move_points(self.starts[wanted], matrix), move_points(self.ends[wanted], matrix)
-        owners = self.owners[wanted]
-        groups = np.flatnonzero(np.diff(owners, prepend=-1))  # where each object's edges begin
-        inside, enters, leaves = _clipped(first, last, window)
-        low = np.where(inside[:, None], np.minimum(enters, leaves), np.inf)
-        high = np.where(inside[:, None], np.maximum(enters, leaves), -np.inf)
-        corners = np.array([(x, y) for x in window[0::2] for y in window[1::2]])  # (4, 2)
-        holds = np.logical_xor.reduceat(_crossings(first, last, corners), groups, axis=1)  # (4, k) corner in object
-        low_corner = np.where(holds[:, :, None], corners[:, None, :], np.inf).min(axis=0)  # (k, 2)
-        high_corner = np.where(holds[:, :, None], corners[:, None, :], -np.inf).max(axis=0)
-        low = np.minimum(np.minimum.reduceat(low, groups), low_corner)
-        high = np.maximum(np.maximum.reduceat(high, groups), high_corner)
-        boxes = np.concatenate([low, high], axis=1)
-        return np.where(np.isfinite(boxes).all(axis=1)[:, None], boxes, 0.0)
+        wanted = objects[self.owners]
+        ends = np.stack([self.starts[wanted], self.ends[wanted]], axis=1)
+        return move_points(ends.reshape(-1, 2), matrix).reshape(-1, 2, 2), self.owners[wanted]
+
+
+def boxes_inside(
+    edges: NDArray[np.float64], owners: NDArray[np.int64], windows: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the boxes around what is seen of objects, each through its own window.
+
+    Args:
+        edges: (e, 2, 2) first and last points of the edges of all objects' polygons.
+        owners: (e,) a number for each object, rising; every object has an edge.
+        windows: (k, 4) x1, y1, x2, y2 for each of the objects.
+
+    Returns:
+        (k, 4) x1, y1, x2, y2; all zero where nothing is seen.
+    """
+    first, last = edges[:, 0], edges[:, 1]
+    groups = np.flatnonzero(np.diff(owners, prepend=-1))  # where each object's edges begin
+    counts = np.diff(groups, append=len(owners))
+    window = np.repeat(windows, counts, axis=0)  # (e, 4)
+    inside, enters, leaves = _clipped(first, last, window[:, :2], window[:, 2:])
+    low = np.where(inside, np.minimum(enters, leaves), np.inf)
+    high = np.where(inside, np.maximum(enters, leaves), -np.inf)
+    places = [[0, 1], [2, 1], [2, 3], [0, 3]]
+    corners = windows[:, places].transpose(1, 0, 2)  # (4, k, 2)
+    crossings = _crossings(first, last, window[:, places].transpose(1, 0, 2))  # (4, e)
+    holds = np.logical_xor.reduceat(crossings, groups, axis=1)[:, :, None]  # (4, k, 1) corner in object
+    low = np.minimum(np.minimum.reduceat(low, groups), np.where(holds, corners, np.inf).min(axis=0))
+    high = np.maximum(np.maximum.reduceat(high, groups), np.where(holds, corners, -np.inf).max(axis=0))
+    boxes = np.concatenate([low, high], axis=1)
+    boxes[~np.isfinite(boxes).all(axis=1)] = 0.0
+    return boxes
 
 
 def _clipped(
-    first: NDArray[np.float64], last: NDArray[np.float64], window: Rectangle
+    first: NDArray[np.float64], last: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
-    """Clip edges to a window (Liang and Barsky, 1984).
+    """Clip edges to a window each, from ``low`` (e, 2) to ``high`` (e, 2) (Liang and Barsky, 1984).
 
     Returns:
-        (e,) whether any of the edge lies inside, and (e, 2) each, the ends of the part inside.
+        (e, 1) whether any of the edge lies inside, and (e, 2) each, the ends of the part inside.
     """
     along = last - first
-    low, high = np.array(window[:2]), np.array(window[2:])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        at_low, at_high = (low - first) / along, (high - first) / along  # (e, 2); infinite for parallel edges
-    enter, leave = np.fmin(at_low, at_high), np.fmax(at_low, at_high)
     parallel = along == 0
-    outside = (parallel & ((first < low) | (first > high))).any(axis=1)
-    enter, leave = np.where(parallel, 0.0, enter).max(axis=1), np.where(parallel, 1.0, leave).min(axis=1)
+    along_or_one = np.where(parallel, 1.0, along)
+    at_low, at_high = (low - first) / along_or_one, (high - first) / along_or_one
+    outside = parallel & ((at_low > 0) | (at_high < 0))  # beside the window for its whole length
+    enter = np.where(parallel, 0.0, np.minimum(at_low, at_high)).max(axis=1, keepdims=True)
+    leave = np.where(parallel, 1.0, np.maximum(at_low, at_high)).min(axis=1, keepdims=True)
     enter, leave = np.maximum(enter, 0.0), np.minimum(leave, 1.0)
-    inside = ~outside & (enter <= leave)
-    return inside, first + enter[:, None] * along, first + leave[:, None] * along
+    inside = ~outside.any(axis=1, keepdims=True) & (enter <= leave)
+    return inside, first + enter * along, first + leave * along
 
 
 def _crossings(first: NDArray[np.float64], last: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return (p, e): whether the ray from a point to the right crosses an edge. An odd number means inside."""
-    x, y = points[:, 0:1], points[:, 1:2]
+    """Return (p, e): whether rays to the right from points (p, e, 2) cross the edges. An odd number means inside."""
+    x, y = points[..., 0], points[..., 1]
     spans = (first[:, 1] > y) != (last[:, 1] > y)
     rise = np.where(first[:, 1] == last[:, 1], 1.0, last[:, 1] - first[:, 1])
     crossing = first[:, 0] + (y - first[:, 1]) / rise * (last[:, 0] - first[:, 0])

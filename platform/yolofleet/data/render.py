@@ -8,7 +8,6 @@ that of the cut, so boxes stay exactly on their objects. A warp that turns or sh
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -73,13 +72,13 @@ def _draw_cut(tile: Tile, picture: Picture, warp: Matrix, scale: float, output: 
     if matrix[0, 0] > MOST_GAIN_OF_A_CUT or matrix[1, 1] > MOST_GAIN_OF_A_CUT:
         _warp_into(region, picture.pixels, scaling_and_shift(1, 1, -x1, -y1) @ matrix)
     else:
-        left, top, right, bottom = _moved_rectangle((x1, y1, x2, y2), np.linalg.inv(matrix))
+        left, top, right, bottom = _moved_rectangle((x1, y1, x2, y2), _inverse(matrix))
         u1, u2 = _whole_span(left, right, picture.size[0])
         v1, v2 = _whole_span(top, bottom, picture.size[1])
         cv2.resize(picture.pixels[v1:v2, u1:u2], (x2 - x1, y2 - y1), dst=region)
         across, down = (x2 - x1) / (u2 - u1), (y2 - y1) / (v2 - v1)
         matrix = scaling_and_shift(across, down, x1 - u1 * across, y1 - v1 * down)
-    visible = _moved_rectangle(tile.cell, np.linalg.inv(tile.matrix))
+    visible = _moved_rectangle(tile.cell, _inverse(tile.matrix))
     gains = (scale * float(tile.matrix[0, 0]), scale * float(tile.matrix[1, 1]))
     return Placement(tile.picture, visible, matrix, (x1, y1, x2, y2), gains)
 
@@ -120,9 +119,13 @@ def _warp_into(output: NDArray[np.uint8], pixels: NDArray[np.uint8], matrix: Mat
         cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
 
 
-def _moved_rectangle(
-    rectangle: tuple[float, float, float, float], matrix: NDArray[np.floating[Any]]
-) -> tuple[float, float, float, float]:
+def _inverse(matrix: Matrix) -> Matrix:
+    """Return the inverse of a matrix that only moves and scales."""
+    across, down = 1 / matrix[0, 0], 1 / matrix[1, 1]
+    return scaling_and_shift(across, down, -matrix[0, 2] * across, -matrix[1, 2] * down)
+
+
+def _moved_rectangle(rectangle: tuple[float, float, float, float], matrix: Matrix) -> tuple[float, float, float, float]:
     """Return a rectangle moved by a matrix that only moves and scales."""
     x1, y1, x2, y2 = rectangle
     across, down, right, below = (float(value) for value in (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))

@@ -1,0 +1,94 @@
+"""Training targets: which boxes are still there when a sample's pictures lie where they were drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.data.geometry import LEAST_AREA_SHARE, LEAST_AREA_SHARE_POLYGON, clip_boxes, worth_keeping
+from yolofleet.data.outlines import boxes_inside
+from yolofleet.data.picture import Picture
+from yolofleet.data.render import Placement
+
+CUT_PIXELS = 0.01
+"""A box that loses less than this is not cut."""
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Boxes of a sample: (n, 4) x1, y1, x2, y2 in output pixels, and (n,) class indices."""
+
+    boxes: NDArray[np.float64]
+    classes: NDArray[np.int64]
+
+    def normalised(self, side: int) -> NDArray[np.float32]:
+        """Return (n, 5) class, centre x, centre y, width, height as shares of the side."""
+        centres = (self.boxes[:, :2] + self.boxes[:, 2:]) / 2
+        sides = self.boxes[:, 2:] - self.boxes[:, :2]
+        return np.concatenate([self.classes[:, None], centres / side, sides / side], axis=1).astype(np.float32)
+
+
+def joined(parts: list[Targets]) -> Targets:
+    """Return the targets of several parts as one."""
+    return Targets(np.concatenate([part.boxes for part in parts]), np.concatenate([part.classes for part in parts]))
+
+
+def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Targets:
+    """Return the targets of a sample: boxes moved with their pictures, clipped, and only those of which enough is left.
+
+    Args:
+        placements: Where the pictures lie.
+        pictures: All pictures of the micro-batch.
+    """
+    placed = [entry for entry in placements if len(pictures[entry.picture].boxes)]
+    if not placed:
+        return Targets(np.empty((0, 4)), np.empty(0, dtype=np.int64))
+    owners = [pictures[entry.picture] for entry in placed]
+    counts = [len(owner.boxes) for owner in owners]
+    boxes = np.concatenate([owner.boxes for owner in owners])  # (n, 4), and so on for all boxes of all pictures
+    visible = np.repeat([entry.visible for entry in placed], counts, axis=0)
+    region = np.repeat([entry.region for entry in placed], counts, axis=0)
+    scale = np.repeat([entry.scale * 2 for entry in placed], counts, axis=0)
+    matrix = np.repeat(np.array([entry.matrix for entry in placed]), counts, axis=0)  # (n, 3, 3)
+    seen = clip_boxes(boxes, visible[:, :2], visible[:, 2:])
+    after = clip_boxes(_moved(seen, matrix), region[:, :2], region[:, 2:])
+    has_polygon = np.concatenate([owner.outlines.has_polygon for owner in owners])
+    if has_polygon.any():
+        is_turned = np.repeat([not entry.is_upright for entry in placed], counts)
+        is_cut = (np.abs(after - _moved(boxes, matrix)) > CUT_PIXELS).any(axis=1) | is_turned
+        touched = (after[:, 2:] > after[:, :2]).all(axis=1)
+        _tighten(after, is_cut & touched & has_polygon, placed, owners)
+    least_share = np.where(has_polygon, LEAST_AREA_SHARE_POLYGON, LEAST_AREA_SHARE)
+    kept = worth_keeping(seen * scale, after, least_share)
+    return Targets(after[kept], np.concatenate([owner.classes for owner in owners])[kept])
+
+
+def _moved(boxes: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the upright boxes (n, 4) around boxes moved by a 3x3 matrix each."""
+    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    points = corners @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]  # (n, 4, 3) homogeneous
+    flat = points[..., :2] / points[..., 2:]
+    return np.concatenate([flat.min(axis=1), flat.max(axis=1)], axis=1)
+
+
+def _tighten(
+    after: NDArray[np.float64], wanted: NDArray[np.bool_], placed: list[Placement], owners: list[Picture]
+) -> None:
+    """Replace the wanted boxes by those around what is seen of their polygons, in place."""
+    rows = np.flatnonzero(wanted)
+    if not len(rows):
+        return
+    edges, numbers, windows, first = [], [], [], 0
+    for entry, owner in zip(placed, owners, strict=True):
+        objects = wanted[first : first + len(owner.boxes)]
+        if objects.any():
+            moved, own_numbers = owner.outlines.edges(objects, entry.matrix)
+            edges.append(moved)
+            numbers.append(own_numbers + first)
+            windows.append(np.broadcast_to(np.asarray(entry.region, dtype=np.float64), (int(objects.sum()), 4)))
+        first += len(owner.boxes)
+    tight = boxes_inside(np.concatenate(edges), np.concatenate(numbers), np.concatenate(windows))
+    low, high = np.maximum(tight[:, :2], after[rows, :2]), np.minimum(tight[:, 2:], after[rows, 2:])
+    after[rows] = np.concatenate([low, high], axis=1)  # a turned cell cuts, too: within both
