@@ -21,11 +21,11 @@ class BufferPool:
     pool alone knows it. Safe among threads.
 
     Args:
-        most_kept: Buffers to remember; beyond that, arrays are made as usual.
+        most_bytes: What the pool remembers together; beyond that, arrays are made as usual.
     """
 
-    def __init__(self, most_kept: int = 256) -> None:
-        self._most_kept = most_kept
+    def __init__(self, most_bytes: int = 1 << 30) -> None:
+        self._most_bytes = most_bytes
         self._buffers: list[NDArray[np.uint8]] = []
         self._lock = threading.Lock()
 
@@ -38,7 +38,13 @@ class BufferPool:
                 if fits and sys.getrefcount(buffer) <= _REFERENCES_OF_A_FREE_BUFFER:
                     return buffer[:size].reshape(shape)
             buffer = np.empty(-(-size // _ROUNDING_BYTES) * _ROUNDING_BYTES, dtype=np.uint8)
-            if len(self._buffers) >= self._most_kept:
-                self._buffers.pop(0)  # of a size that is not asked for any more, or in use and then simply forgotten
-            self._buffers.append(buffer)
+            self._forget_for(buffer.size)
+            if sum(other.size for other in self._buffers) + buffer.size <= self._most_bytes:
+                self._buffers.append(buffer)
             return buffer[:size].reshape(shape)
+
+    def _forget_for(self, size: int) -> None:
+        """Forget the longest known buffers, in use or of sizes that are not asked for any more, to make room."""
+        total = sum(buffer.size for buffer in self._buffers)
+        while self._buffers and total + size > self._most_bytes:
+            total -= self._buffers.pop(0).size

@@ -84,7 +84,9 @@ def read_class_names(url: str) -> list[str]:
         if sorted(names) != list(range(len(names))):
             raise UserError(f"{url}: names: the numbers must be 0, 1, 2, ..., not {sorted(names, key=str)[:8]}")
         names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not (cleaned := [str(name).strip() for name in names if str(name).strip()]):
+    if not isinstance(names, list) or not (
+        cleaned := [str(name).strip() for name in names if name is not None and str(name).strip()]
+    ):
         raise UserError(f"{url}: no class names; write one a line, or a YAML file with a list 'names'")
     return cleaned
 
