@@ -88,8 +88,9 @@ def test_a_graph_that_cannot_be_names_the_block_and_the_numbers(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("  - {name: a, block: conv, outs: 8}", "outs"),
-        ("  - {name: a, block: convolution, out: 8}", "blocks.2"),
+        ("  - {name: a, block: conv, outs: 8}", r"blocks.2 \(a\): block conv has no key 'outs'; did you mean 'out'"),
+        ("  - {name: a, block: elam, out: 8}", r"blocks.2 \(a\): no block is called 'elam'; did you mean 'elan'"),
+        ("  - {name: a, block: conv}", "blocks.2.conv.out: is missing"),
         ("  - {name: a, block: elan, hidden: 8, stack: 3, out: 8}", "multiple of 2"),
         ("  - {name: a, block: conv, out: -8}", "greater than or equal to 1"),
         ("  - {name: c2, block: conv, out: 8}", "two rows are called c2"),

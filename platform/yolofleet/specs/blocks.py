@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from enum import Enum
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
-from yolofleet.specs.base import Spec
+from yolofleet.specs.base import Spec, SpecError
 
 
 class Scaled(Enum):
@@ -256,3 +258,35 @@ BlockRow = Annotated[
     | ResStemRow,
     Field(discriminator="block"),
 ]
+
+
+def check_row_keys(rows: Any, source: str) -> None:
+    """Refuse a row of an unknown kind, or with a key that its kind does not have, and name the nearest.
+
+    Args:
+        rows: The rows as plain documents; whatever else is wrong with them is left to the spec.
+        source: What to name in the message.
+
+    Raises:
+        SpecError: Names the row, the key and what is allowed.
+    """
+    classes = {get_args(row.model_fields["block"].annotation)[0]: row for row in get_args(get_args(BlockRow)[0])}
+    for position, row in enumerate(rows if isinstance(rows, list) else ()):
+        if not isinstance(row, dict) or "block" not in row:
+            continue
+        kind = str(row["block"])
+        where = f"{source}: blocks.{position}" + (f" ({row['name']})" if "name" in row else "")
+        if kind not in classes:
+            raise SpecError(
+                f"{where}: no block is called '{kind}'{_nearest(kind, classes)} Known: {', '.join(classes)}"
+            )
+        allowed = [field.alias or name for name, field in classes[kind].model_fields.items()]
+        for key in row:
+            if key not in (*allowed, *classes[kind].model_fields):
+                hint = _nearest(str(key), allowed)
+                raise SpecError(f"{where}: block {kind} has no key '{key}'{hint} Allowed: {', '.join(allowed)}")
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else "."

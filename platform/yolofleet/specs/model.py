@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from yolofleet.specs.base import Spec
-from yolofleet.specs.blocks import Activation, BlockRow, References, Transition
+from yolofleet.specs.blocks import Activation, BlockRow, References, Transition, check_row_keys
 
 Factor = Annotated[float, Field(ge=0.05, le=16)]
 Pixels = Annotated[float, Field(gt=0)]
@@ -104,6 +104,17 @@ class ModelTable(Spec):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two rows are called {', '.join(twice)}; each name is given once")
         return self
+
+    @classmethod
+    def parse(cls, document: Any, *, source: str) -> Self:
+        """Check a plain document and build the table from it.
+
+        Raises:
+            SpecError: Something does not fit.
+        """
+        if isinstance(document, dict):
+            check_row_keys(document.get("blocks"), source)
+        return super().parse(document, source=source)
 
     @property
     def num_levels(self) -> int:
