@@ -71,7 +71,7 @@ class Places:
             return places
         kept = indices_in_use(valid)
         sizes = tuple(int(part.sum()) for part in torch.split(valid, list(self.level_sizes)))
-        return Places(sizes, **{name: column[kept] for name, column in places._columns().items()})
+        return Places(sizes, **{name: column.index_select(0, kept) for name, column in places._columns().items()})
 
     def joined(self, further: Places, num_cells: int) -> Places:
         """These places, then those of further levels, whose cells are counted on from `num_cells`."""
@@ -115,7 +115,7 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
     cell = offset[:, :, None] + levels.first_cell[:, None, :, None]  # (L, 5, A, N)
 
     used = indices_in_use(valid)
-    used, cell_used = _by_cell(used, cell.flatten()[used], valid, levels.starts[-1])
+    used, cell_used = _by_cell(used, cell.flatten().index_select(0, used), valid, levels.starts[-1])
     combination = used.div(max(num_boxes, 1), rounding_mode="floor")  # of level, neighbour and anchor
     box = used - combination * num_boxes
     neighbourhood = combination.div(num_anchors, rounding_mode="floor")  # level and neighbour
@@ -123,12 +123,12 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
     level = neighbourhood.div(len(NEIGHBOURS), rounding_mode="floor")
     return Places(
         level_sizes=tuple(counts_in_use(valid)),
-        valid=valid.flatten()[used],
+        valid=valid.flatten().index_select(0, used),
         cell=cell_used,
-        image=boxes.image[box],
+        image=boxes.image.index_select(0, box),
         prior=level * num_anchors + (combination - neighbourhood * num_anchors),
-        column=column.flatten()[place],
-        row=row.flatten()[place],
+        column=column.flatten().index_select(0, place),
+        row=row.flatten().index_select(0, place),
         box=box,
         order=used,
     )
@@ -141,4 +141,4 @@ def _by_cell(used: Tensor, cell: Tensor, valid: Tensor, num_cells: int) -> tuple
         level = used.div(max(valid[0].numel(), 1), rounding_mode="floor")
         number = cell + (2 * level + ~valid.flatten()[used]) * num_cells
     rank = (number * valid.numel() + used).argsort()
-    return used[rank], cell[rank]
+    return used.index_select(0, rank), cell.index_select(0, rank)

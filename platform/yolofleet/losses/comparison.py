@@ -9,7 +9,7 @@ from torch import Tensor
 
 from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Places
-from yolofleet.losses.cost import class_cost_, published_class_cost_
+from yolofleet.losses.cost import class_cost_, published_class_cost
 from yolofleet.losses.levels import Levels
 from yolofleet.losses.workspace import Workspace
 
@@ -121,18 +121,16 @@ def columns_of(
     planes[:4].sigmoid_()
     centre = planes[:2].mul_(2.0).sub_(0.5).add_(torch.stack([column, row])).mul_(stride)  # (2, G width)
     half = planes[2:4].square_().mul_(torch.stack([anchor_width, anchor_height]))
-    if published_quirks:
-        alone = published_class_cost_(planes[5:], planes[4])
-    else:
-        alone = class_cost_(planes[5:], planes[4], workspace)
-    planes[4] = 0.0  # the odds of nobody's class
+    odds = workspace.take("picked", (1 + len(planes) - 5, len(chosen)), logits)  # over what was picked
+    odds[0] = 0.0  # of nobody's class
+    alone = (published_class_cost if published_quirks else class_cost_)(planes[5:], planes[4], odds[1:])
 
     area = 4.0 * half[0] * half[1]
     boxes = torch.cat([centre - half, -centre - half, area[None]]).view(5, groups, 1, width)
     return Columns(
         geometry=boxes.masked_fill_(empty[:, None], 0.0),
         alone=alone.view(groups, 1, width).masked_fill_(empty[:, None], torch.inf),
-        odds=planes[4:].view(-1, width),
+        odds=odds.view(-1, width),
         image=None if image is None else image[:, None],
     )
 

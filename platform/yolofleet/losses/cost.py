@@ -12,23 +12,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolofleet.losses.workspace import Workspace
-
 LOGIT_LIMIT = 80.0  # exp(80) and its inverse are normal float32 numbers; beyond it a sigmoid is 0 or 1 to any purpose
 PUBLISHED_INFINITY = 1e30
 PUBLISHED_NAN = 2e30
 
 
-def class_cost_(class_logits: Tensor, objectness_logits: Tensor, workspace: Workspace) -> Tensor:
+def class_cost_(class_logits: Tensor, objectness_logits: Tensor, odds: Tensor) -> Tensor:
     """Class cost, exact where scores saturate: the candidate's own part, less log(odds) at the box's class.
 
     With s = sigmoid(class), p = sigmoid(object) and q = 1 - p: y = sqrt(p s), and 1 - y = (1 - y^2) / (1 + y) with
-    1 - y^2 = q s + (1 - s), where 1 - s = s exp(-class), so nothing is subtracted.
+    1 - y^2 = q s + (1 - s), where 1 - s = s exp(-class), so nothing is subtracted. Two tables are all it needs: what
+    leaves a CPU's cache costs more than what is computed.
 
     Args:
-        class_logits: (C, m) for m candidates; overwritten with the odds y / (1 - y).
+        class_logits: (C, m) for m candidates; overwritten.
         objectness_logits: (m,); overwritten.
-        workspace: For two tables of the logits' size.
+        odds: (C, m) for the odds y / (1 - y).
 
     Returns:
         (m,) sum over classes of -log(1 - y).
@@ -37,15 +36,15 @@ def class_cost_(class_logits: Tensor, objectness_logits: Tensor, workspace: Work
     unlikely = objectness_logits.neg().sigmoid_()  # q
     likely = objectness_logits.sigmoid_()  # p
     inverse_odds = class_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).neg_().exp_()  # (1 - s) / s
-    share = torch.add(inverse_odds, 1.0, out=workspace.take("share", inverse_odds.shape, inverse_odds)).reciprocal_()
-    rest = inverse_odds.add_(unlikely).mul_(share)  # 1 - y^2
+    share = torch.add(inverse_odds, 1.0, out=odds).reciprocal_()  # s
+    inverse_rest = inverse_odds.add_(unlikely).mul_(share).reciprocal_()  # 1 / (1 - y^2)
     score = share.mul_(likely).sqrt_()  # y
-    certainty = torch.add(score, 1.0, out=workspace.take("certainty", score.shape, score)).div_(rest)  # 1 / (1 - y)
-    torch.mul(score, certainty, out=class_logits)
+    certainty = inverse_rest.addcmul_(inverse_rest, score)  # 1 / (1 - y)
+    score.mul_(certainty)
     return certainty.log_().sum(0)
 
 
-def published_class_cost_(class_logits: Tensor, objectness_logits: Tensor) -> Tensor:
+def published_class_cost(class_logits: Tensor, objectness_logits: Tensor, odds: Tensor) -> Tensor:
     """Class cost as the published implementation computes it, with its failure where scores saturate.
 
     It turns y into a logit and takes the cross-entropy of that: for y = 1 in the floating type (from logit 17 in
@@ -54,14 +53,15 @@ def published_class_cost_(class_logits: Tensor, objectness_logits: Tensor) -> Te
     odds have no logarithm, the caller still meets NaN.
 
     Args:
-        class_logits: (C, m) for m candidates; overwritten with the odds y / (1 - y), NaN for y = 0 and y = 1.
+        class_logits: (C, m) for m candidates.
         objectness_logits: (m,).
+        odds: (C, m) for the odds y / (1 - y), NaN for y = 0 and y = 1.
 
     Returns:
         (m,) sum over classes of -log(1 - y).
     """
     score = (class_logits.sigmoid() * objectness_logits.sigmoid()).sqrt_()
-    odds = torch.div(score, 1.0 - score, out=class_logits)
+    torch.div(score, 1.0 - score, out=odds)
     logit = odds.log()
     alone = F.binary_cross_entropy_with_logits(logit, torch.zeros_like(logit), reduction="none").sum(0)
     odds.masked_fill_((score == 1.0) | (score == 0.0), torch.nan)

@@ -25,7 +25,7 @@ from yolofleet.losses.selection import best_of_rows
 from yolofleet.losses.workspace import Workspace
 
 # Entries of a table of classes x candidates and of one of boxes x candidates. On a CPU, a few of them fit the cache.
-HOST_ENTRIES = (1 << 18, 1 << 16)
+HOST_ENTRIES = (1 << 19, 1 << 18)
 DEVICE_ENTRIES = (1 << 26, 1 << 24)
 
 
