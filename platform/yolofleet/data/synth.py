@@ -25,7 +25,9 @@ CATEGORIES = ((2, "disc"), (5, "triangle"), (11, "cross"))
 EMPTY_SHARE = 0.08
 CROWD_SHARE = 0.08
 POLYGON_SHARE = 0.5
-MOST_OBJECTS = 4
+MOST_OBJECTS = 3
+MOST_HIDDEN_SHARE = 0.3
+"""No object hides more than this of another, and none is drawn where it would itself be hidden that much."""
 EVERY_NTH_FOR_VALIDATION = 5
 JPEG_QUALITY = 90
 _SUBPIXEL_BITS = 4
@@ -96,15 +98,19 @@ def draw_picture(seed: int, number: int, image_size: int) -> tuple[NDArray[np.ui
     pixels = background(height, width, generator)
     if generator.random() < EMPTY_SHARE:
         return pixels, []
-    objects = [_draw_crowd(pixels, generator)] if generator.random() < CROWD_SHARE else []
-    covered = np.zeros((height, width), dtype=bool)
+    objects: list[dict[str, Any]] = []
+    drawn: list[NDArray[np.bool_]] = []
+    if generator.random() < CROWD_SHARE:
+        crowd, region = _draw_crowd(pixels, generator)
+        objects.append(crowd)
+        drawn.append(region)
     for _ in range(int(generator.integers(1, MOST_OBJECTS + 1))):
         category = int(generator.integers(len(CATEGORIES)))
-        side = min(height, width) * generator.uniform(0.2, 0.5)
-        shape = _placed_shape(category, side, height, width, covered, generator)
+        side = min(height, width) * generator.uniform(0.25, 0.55)
+        shape = _placed_shape(category, side, height, width, drawn, generator)
         if shape is None:
             continue
-        covered |= shape.mask
+        drawn.append(shape.mask)
         textured(pixels, shape.mask, generator)
         objects.append(_annotation(category, shape, with_polygon=bool(generator.random() < POLYGON_SHARE)))
     return pixels, objects
@@ -133,10 +139,10 @@ def _placed_shape(
     side: float,
     height: int,
     width: int,
-    covered: NDArray[np.bool_],
+    drawn: list[NDArray[np.bool_]],
     generator: np.random.Generator,
 ) -> _Shape | None:
-    """Place a shape wholly inside the picture, over at most a third of itself already covered; None if nothing fits."""
+    """Place a shape wholly inside the picture so that it hides little of those already drawn; None if nothing fits."""
     unit = _outline(category, generator) * side
     low, high = unit.min(axis=0), unit.max(axis=0)
     for _ in range(8):
@@ -145,7 +151,7 @@ def _placed_shape(
             return None
         outline = unit - low + 1 + generator.uniform(0, 1, size=2) * room
         mask = _filled(outline, height, width)
-        if (covered & mask).sum() <= mask.sum() / 3:
+        if all((mask & other).sum() <= MOST_HIDDEN_SHARE * min(mask.sum(), other.sum()) for other in drawn):
             return _Shape(outline, mask)
     return None
 
@@ -157,8 +163,8 @@ def _filled(outline: NDArray[np.float64], height: int, width: int) -> NDArray[np
     return mask.astype(bool)
 
 
-def _draw_crowd(pixels: NDArray[np.uint8], generator: np.random.Generator) -> dict[str, Any]:
-    """Draw many small shapes of one class in a region; they are annotated together."""
+def _draw_crowd(pixels: NDArray[np.uint8], generator: np.random.Generator) -> tuple[dict[str, Any], NDArray[np.bool_]]:
+    """Draw many small shapes of one class, annotated together; returns the annotation and the pixels covered."""
     height, width = pixels.shape[:2]
     category = int(generator.integers(len(CATEGORIES)))
     size = np.array([width, height]) * generator.uniform(0.3, 0.5)
@@ -179,7 +185,7 @@ def _draw_crowd(pixels: NDArray[np.uint8], generator: np.random.Generator) -> di
     }
     if generator.random() < 0.5:
         entry["segmentation"] = {"size": [height, width], "counts": _run_lengths(region)}
-    return entry
+    return entry, region
 
 
 def _run_lengths(mask: NDArray[np.bool_]) -> list[int]:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-LEAST_CONTRAST = 70.0
+LEAST_CONTRAST = 80.0
 """Smallest distance, in grey levels, between an object's colour and what lies around it."""
 
 
@@ -20,10 +20,10 @@ def background(height: int, width: int, generator: np.random.Generator) -> NDArr
     share = (along - along.min()) / max(float(np.ptp(along)), 1e-6)
     pixels = first + (second - first) * share[:, :, None]
     coarse = generator.normal(0, 1, size=(max(2, height // 24), max(2, width // 24), 3)).astype(np.float32)
-    pixels += generator.uniform(4, 22) * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    if generator.random() < 0.4:
-        pixels += _pattern(height, width, generator)[:, :, None] * generator.uniform(-20, 20, size=3)
-    pixels += generator.normal(0, generator.uniform(1, 6), size=(height, width, 1))
+    pixels += generator.uniform(3, 14) * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    if generator.random() < 0.3:
+        pixels += _pattern(height, width, generator)[:, :, None] * generator.uniform(-15, 15, size=3)
+    pixels += generator.normal(0, generator.uniform(1, 4), size=(height, width, 1))
     return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
 
 
@@ -39,7 +39,7 @@ def textured(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], generator: np.r
         colour = generator.uniform(0, 255, size=3)
     filling = np.broadcast_to(colour, (height, width, 3)).copy()
     if generator.random() < 0.6:
-        filling += _pattern(height, width, generator)[:, :, None] * generator.uniform(-35, 35, size=3)
+        filling += _pattern(height, width, generator)[:, :, None] * generator.uniform(-30, 30, size=3)
     filling += generator.normal(0, 4, size=(height, width, 1))
     soft = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[:, :, None]  # softened edges, as a lens draws them
     pixels[:] = np.clip(pixels * (1 - soft) + filling * soft, 0, 255).astype(np.uint8)
