@@ -7,6 +7,7 @@ them unless the user's environment says otherwise, and `check_reachable` answers
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import socket
 import threading
@@ -41,6 +42,8 @@ ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
 """Set where the user's environment does not set them."""
+QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic")
+"""They tell of tables made and examples checked: nothing that a user can use."""
 
 
 class TrackingError(UserError):
@@ -149,6 +152,8 @@ def open_client(tracking_uri: str) -> MlflowClient:
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
+    for name in QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
     database = sqlite_path(tracking_uri)
     if database is None:
         return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
