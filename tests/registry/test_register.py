@@ -50,6 +50,7 @@ json.dump(model.predict([numpy.load(path) for path in sys.argv[2:]]), sys.stdout
 """
 
 
+@pytest.mark.system
 def test_a_version_predicts_in_an_empty_folder_without_yolofleet(
     detector_package: Path, tracking_uri: str, pictures: list[Any], tmp_path: Path
 ) -> None:
