@@ -10,7 +10,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from yolofleet.data.cache import CacheSettings, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from yolofleet.data.index import ShardIndex
 from yolofleet.data.manifest import Manifest, ShardEntry
+from yolofleet.data.prefetch import Prefetcher
 from yolofleet.data.records import ImageRecord
 from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
@@ -93,7 +93,6 @@ class ShardDataset:
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._descriptors: OrderedDict[int, _Descriptor] = OrderedDict()
-        self._prefetcher: ThreadPoolExecutor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         private = ("_lock", "_indexes", "_descriptors", "_prefetcher", "_cache")
@@ -207,15 +206,14 @@ class ShardDataset:
             time.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, 10.0)
 
-    def prefetch(self, shards: Sequence[int]) -> list[Future[None]]:
+    def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch shards of remote storage in the background; nothing to do for local ones."""
-        if not self.manifest.shards or self.storage.local_path(self.manifest.shards[0].tar_key) is not None:
-            return []
-        with self._lock:
-            if self._prefetcher is None:
-                self._prefetcher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shard-prefetch")
-            pool = self._prefetcher
-        return [pool.submit(self._cache.ensure, self.storage, self.manifest.shards[shard]) for shard in shards]
+        if self.storage.local_path(self.manifest.shards[0].tar_key) is None:
+            self._prefetcher.ask(list(shards))
+
+    @cached_property
+    def _prefetcher(self) -> Prefetcher:
+        return Prefetcher(lambda shard: self._cache.ensure(self.storage, self.manifest.shards[shard]))
 
     def records(self) -> Iterator[tuple[str, ImageRecord]]:
         """Yield (key, record) of every sample in order; a sample that cannot be read is left out."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import islice
 
 import cv2
 import numpy as np
@@ -22,6 +20,7 @@ from torch import Tensor
 from yolofleet.data.dataset import SampleError, ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
 from yolofleet.data.letterbox import Letterbox, letterbox
+from yolofleet.data.ordered_map import ordered_map
 from yolofleet.data.records import RecordError
 from yolofleet.errors import UserError
 
@@ -102,15 +101,13 @@ class EvaluationStream:
         size = self._batch_size
         starts = range(self._rank * size, len(numbers), self._world_size * size)
         jobs = ((numbers[start : start + size], aspects[start : start + size]) for start in starts)
-        if self._num_threads == 0:
-            yield from (self._batch(*job) for job in jobs)
-            return
-        with ThreadPoolExecutor(max_workers=self._num_threads, thread_name_prefix="evaluation") as pool:
-            waiting = [pool.submit(self._batch, *job) for job in islice(jobs, 2 * self._num_threads)]
-            while waiting:
-                batch = waiting.pop(0).result()
-                waiting.extend(pool.submit(self._batch, *job) for job in islice(jobs, 1))
-                yield batch
+        yield from ordered_map(
+            lambda job: self._batch(*job),
+            jobs,
+            num_threads=self._num_threads,
+            ahead=2 * self._num_threads,
+            name="evaluation",
+        )
 
     def _order(self) -> tuple[list[int], list[float]]:
         """Return sample numbers and their aspects (height / width), sorted by aspect for rectangular batches."""

@@ -7,9 +7,7 @@ and colour release the interpreter lock) and in order.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import cv2
 from webdataset.pipeline import DataPipeline
@@ -20,6 +18,7 @@ from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlace
 from yolofleet.data.order import SampleOrder
+from yolofleet.data.ordered_map import ordered_map
 from yolofleet.errors import UserError
 
 __all__ = ["AugmentationSettings", "EvaluationBatch", "EvaluationStream", "MicroBatch", "TrainingStream"]
@@ -121,8 +120,8 @@ class TrainingStream:
             here = self.order.place(place.first)
             if (here.epoch, here.window) != entered:
                 entered = (here.epoch, here.window)
-                self.dataset.prefetch(self.order.window_shards(*entered))
-                self.dataset.prefetch(self.order.window_shards(*self._window_after(*entered)))
+                following = self._window_after(*entered)
+                self.dataset.prefetch(self.order.window_shards(*entered) + self.order.window_shards(*following))
             yield place
 
     def _window_after(self, epoch: int, window: int) -> tuple[int, int]:
@@ -131,17 +130,5 @@ class TrainingStream:
     def _made(self, places: Iterable[MicroBatchPlace]) -> Iterator[MicroBatch]:
         """Make micro-batches in threads and yield them in order."""
         cv2.setNumThreads(1)  # these threads are the parallelism; OpenCV's own would only get in their way
-        if self._num_threads == 0:
-            yield from map(self._maker.make, places)
-            return
-        waiting: deque[Future[MicroBatch]] = deque()
-        pool = ThreadPoolExecutor(max_workers=self._num_threads, thread_name_prefix="micro-batch")
-        try:
-            for place in places:
-                waiting.append(pool.submit(self._maker.make, place))
-                if len(waiting) > self._num_threads * self._prefetch:
-                    yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-            pool.shutdown(wait=False, cancel_futures=True)
+        ahead = self._num_threads * self._prefetch
+        return ordered_map(self._maker.make, places, num_threads=self._num_threads, ahead=ahead, name="micro-batch")

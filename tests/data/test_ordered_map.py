@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from yolofleet.data.ordered_map import ordered_map
+from yolofleet.data.prefetch import Prefetcher
+from yolofleet.errors import UserError
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+@pytest.mark.parametrize("ahead", [0, 1, 7])
+def test_results_come_in_order(num_threads: int, ahead: int) -> None:
+    def work(item: int) -> int:
+        time.sleep(0.002 * (item % 3))
+        return item * item
+
+    results = ordered_map(work, range(20), num_threads=num_threads, ahead=ahead, name="test")
+    assert list(results) == [item * item for item in range(20)]
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_an_error_comes_in_its_place(num_threads: int) -> None:
+    results = ordered_map(lambda item: 10 // (3 - item), range(9), num_threads=num_threads, ahead=4, name="test")
+    assert [next(results) for _ in range(3)] == [3, 5, 10]
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+
+
+def test_it_works_only_so_far_ahead_and_ends_its_threads() -> None:
+    read = itertools.count()
+    seen: list[int] = []
+
+    def items() -> itertools.count[int]:
+        for number in read:
+            seen.append(number)
+            yield number
+
+    results = ordered_map(lambda item: item, items(), num_threads=2, ahead=5, name="test-ahead")
+    assert next(results) == 0 and len(seen) == 6
+    results.close()  # type: ignore[attr-defined]
+    time.sleep(0.1)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("test-ahead")]
+
+
+def test_a_thread_that_waits_does_not_keep_the_program_alive() -> None:
+    code = """
+import time
+from yolofleet.data.ordered_map import ordered_map
+results = ordered_map(lambda seconds: time.sleep(seconds), [0, 60, 60], num_threads=2, ahead=2, name="x")
+next(results)
+"""
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
+    assert time.monotonic() - started < 50
+
+
+def test_a_prefetcher_survives_failures_and_forgets_what_is_over() -> None:
+    fetched: list[int] = []
+    gate = threading.Event()
+
+    def fetch(shard: int) -> None:
+        gate.wait(10)
+        if shard == 1:
+            raise UserError("no such shard")
+        fetched.append(shard)
+
+    prefetcher = Prefetcher(fetch)
+    prefetcher.ask([0, 1, 2])
+    time.sleep(0.05)
+    prefetcher.ask([1, 3])  # 0 is being fetched already; 2 is not wanted any more
+    gate.set()
+    for _ in range(100):
+        if fetched == [0, 3]:
+            break
+        time.sleep(0.02)
+    assert fetched == [0, 3]
