@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from yolofleet.cli.main import main
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["data", *(str(argument) for argument in arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn")
+    assert main(["data", "synth", str(folder), "--images", "20", "--image-size", "64", "--json"]) == 0
+    return folder
+
+
+def test_from_drawing_to_inspecting(capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path) -> None:
+    annotations, images, out = drawn / "instances_train.json", drawn / "images", tmp_path / "out"
+    code, text, _ = run(capsys, "check", annotations, images, "--strict", "--json", "--html", tmp_path / "page.html")
+    assert code == 0 and json.loads(text)["usable"] == 16
+    assert "16 of 16 pictures" in (tmp_path / "page.html").read_text()
+    code, text, _ = run(capsys, "shard", annotations, images, out, "--shard-bytes", "20KB", "--json")
+    built = json.loads(text)
+    assert code == 0 and built["images"] == 16 and built["shards"] > 1 and built["skipped"] == 0
+    code, text, _ = run(capsys, "inspect", out, "--json")
+    found = json.loads(text)
+    assert code == 0 and found["verified"] and found["digest"] == built["digest"]
+    assert found["num_boxes"] == built["boxes"] == sum(found["class_counts"].values())
+    code, text, _ = run(capsys, "inspect", out)
+    assert code == 0 and "every digest is right" in text and "boxes by class" in text
+
+
+def test_damage_is_found_and_told(capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path) -> None:
+    run(capsys, "shard", drawn / "instances_val.json", drawn / "images", tmp_path)
+    shard = tmp_path / "shards" / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[700] ^= 0xFF
+    shard.write_bytes(data)
+    code, text, errors = run(capsys, "inspect", tmp_path)
+    assert code == 1 and "shard_damaged" in errors and "damaged" in text
+
+
+def test_a_strict_check_fails_on_any_problem(
+    capsys: pytest.CaptureFixture[str], test_data: Path, tmp_path: Path
+) -> None:
+    hostile = test_data / "hostile"
+    arguments = ("check", hostile / "annotations" / "all_images.json", hostile / "images")
+    code, text, errors = run(capsys, *arguments, "--html", tmp_path / "page.html")
+    assert code == 0 and "21 of 30 pictures can be used" in text and "drop: image_too_large x 3" in errors
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<figure>") == 15 and "data:image/jpeg" in page and "http" not in page
+    assert run(capsys, *arguments, "--strict")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "missing.json", "."], "missing.json"),
+        (["check", "{annotations}/truncated.json", "{images}"], "no JSON at line 1, column 894"),
+        (["check", "{annotations}/ok.json"], "the folder of pictures is missing"),
+        (["check", "{annotations}/ok.json", "{images}", "--format", "coko"], "not one of auto, coco, yolo"),
+        (["shard", "{annotations}/ok.json", "{out}/nowhere", "{out}"], "no files here"),
+        (["shard", "{annotations}/ok.json", "{images}", "{out}", "--shard-bytes", "many"], "128MB"),
+        (["shard", "{annotations}/ok.json", "{images}", "{out}", "--split", "0.5"], "0.0-0.9"),
+        (["shard", "{annotations}/ok.json", "{images}", "{out}", "--longest-side", "64"], "--reencode QUALITY"),
+        (["shard", "{annotations}/ok.json", "{images}", "ftp://x/y"], "unknown scheme"),
+        (["inspect", "{out}"], "no dataset here"),
+        (["show", "{out}/missing.yaml", "--out", "{out}"], "missing.yaml"),
+    ],
+)
+def test_wrong_input_is_one_readable_message(
+    capsys: pytest.CaptureFixture[str], test_data: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    hostile = test_data / "hostile"
+    places = {"annotations": hostile / "annotations", "images": hostile / "images", "out": tmp_path}
+    code, text, errors = run(capsys, *(argument.format(**places) for argument in arguments))
+    assert code == 2 and text == "" and message in errors and "Traceback" not in errors
