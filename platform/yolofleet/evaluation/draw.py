@@ -152,11 +152,12 @@ def _draw_label(
 def _place(
     corners: Rectangle, size: tuple[float, float], picture: tuple[int, int], occupied: Sequence[Rectangle]
 ) -> tuple[float, float]:
-    """Top left corner of a label: above its box, inside it, below it; the first of these that covers no other label."""
+    """Top left corner of a label: above its box, inside, below, a line off; the first place that covers no label."""
     left, top, right, bottom = corners
     width, height = size
     wishes = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]
     wishes += [(left, bottom), (left, bottom - height), (right - width, bottom - height)]
+    wishes += [(left, top - 2 * height), (left, bottom + height), (left, top - 3 * height), (left, bottom + 2 * height)]
     inside = [
         (max(0.0, min(x, picture[0] - 1 - width)), max(0.0, min(y, picture[1] - 1 - height)))
         for x, y in wishes
