@@ -26,9 +26,10 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_shards(annotations: Path, images: Path, out: Path, **options: object) -> ProblemLog:
-    """Build a dataset and return its problems."""
+    """Build a dataset, in the order of the source unless told otherwise, and return its problems."""
     problems = ProblemLog()
     source = read_coco(open_storage(annotations.parent), annotations.name, problems)
+    options.setdefault("shuffle", False)
     most_skipped = float(options.pop("most_skipped", 0.5))  # type: ignore[arg-type]
     build_dataset(
         source,

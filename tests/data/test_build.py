@@ -99,8 +99,8 @@ source = read_coco(open_storage(drawn), "instances.json", problems)
 def slow(count):
     print("picture", flush=True)
     time.sleep(0.02)
-module.build_dataset(source, open_storage(drawn / "images"), open_storage(out), BuildOptions(shard_samples=7), problems,
-                     progress=slow)
+options = BuildOptions(shard_samples=7, shuffle=False)
+module.build_dataset(source, open_storage(drawn / "images"), open_storage(out), options, problems, progress=slow)
 """
 
 
@@ -159,6 +159,18 @@ def test_reencoding_is_smaller_and_moves_the_boxes_along(build: Build, drawn: Pa
         assert np.allclose(record.boxes, np.array(boxes).reshape(-1, 4) * gain)
     small_bytes = sum(len(small.read(number).image) for number in range(len(small)))
     assert small_bytes < 0.5 * sum(path.stat().st_size for path in (drawn / "images").iterdir())
+
+
+def test_shuffled_shards_hold_everything_and_a_picture_keeps_its_neighbours(
+    build: Build, drawn: Path, tmp_path: Path
+) -> None:
+    build(drawn / "instances.json", drawn / "images", tmp_path / "all", shuffle=True)
+    build(drawn / "instances_train.json", drawn / "images", tmp_path / "train", shuffle=True)
+    ids = {
+        part: [record.image_id for _, record in ShardDataset(tmp_path / part).records()] for part in ("all", "train")
+    }
+    assert sorted(ids["all"]) == list(range(1, 46)) and ids["all"] != sorted(ids["all"])
+    assert [identity for identity in ids["all"] if identity % 5] == ids["train"], "what is removed moves nothing else"
 
 
 @pytest.mark.parametrize(

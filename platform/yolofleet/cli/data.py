@@ -111,6 +111,7 @@ def shard(
     reencode: int | None = typer.Option(None, min=1, max=100, help="Encode pictures anew as JPEG of this quality."),
     longest_side: int | None = typer.Option(None, min=1, help="With --reencode: scale larger pictures down to this."),
     split: str | None = typer.Option(None, help="Take only a share of the pictures, by a hash of their ids: 0.0-0.9."),
+    shuffle: bool = typer.Option(True, help="Deal pictures to shards by a hash of their ids."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another dataset that lies there."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -132,6 +133,7 @@ def shard(
         max_pixels=max_pixels,
         reencode_quality=reencode,
         longest_side=longest_side,
+        shuffle=shuffle,
         split=_parsed_split(split),
     )
     problems = ProblemLog()

@@ -33,6 +33,9 @@ class BuildOptions:
     """JPEG quality to encode every picture anew with; None keeps the bytes of the source."""
     longest_side: int | None = None
     """Pictures with a longer side are scaled down to it (only together with ``reencode_quality``)."""
+    shuffle: bool = True
+    """Deal pictures to shards in the order of a hash of their ids, so that a shard is a random sample of the dataset
+    and the windowed shuffle of training mixes as well as a full one, however the source is sorted."""
     split: tuple[float, float] = (0.0, 1.0)
     """The share of pictures to take, as an interval of the hash of their ids."""
 
@@ -91,6 +94,8 @@ def plan_build(
             problems.add("image_file_missing", f"image {record.image_id}: file_name {record.file_name!r}")
         else:
             pictures.append(PlannedPicture(position, key, sizes[key], record))
+    if options.shuffle:
+        pictures.sort(key=lambda picture: (hashed_place(picture.record.image_id), picture.position))
     shards = tuple(
         PlannedShard(f"shard-{number:06d}", tuple(group))
         for number, group in enumerate(_grouped(pictures, options.shard_bytes, options.shard_samples))
@@ -110,8 +115,12 @@ def in_split(image_id: int, split: tuple[float, float]) -> bool:
     """Tell whether a picture belongs to a split, by the hash of its id: stable when pictures are added or removed."""
     if split == (0.0, 1.0):
         return True
-    place = int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") / 2**64
-    return split[0] <= place < split[1]
+    return split[0] <= hashed_place(image_id) < split[1]
+
+
+def hashed_place(image_id: int) -> float:
+    """Return a place in [0, 1) for a picture, by the hash of its id."""
+    return int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") / 2**64
 
 
 def _grouped(pictures: list[PlannedPicture], most_bytes: int, most_samples: int) -> list[list[PlannedPicture]]:
