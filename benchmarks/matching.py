@@ -103,7 +103,7 @@ def main() -> None:
         targets = make_targets(arguments.batch_size, num_boxes)
         found = fixed.assign(detached, targets, image_size)
         candidates[str(num_boxes)] = sum(len(level) for level in found) / arguments.batch_size
-        cases[f"matching_ms_{num_boxes}"] = lambda t=targets: dynamic.assign(detached, t, image_size)
+        cases[f"matching_ms_{num_boxes}"] = lambda t=targets: dynamic.match(detached, t, image_size)
         cases[f"loss_ms_{num_boxes}"] = lambda t=targets: dynamic(predictions, t, image_size)
         cases[f"plain_ms_{num_boxes}"] = lambda t=targets: fixed(predictions, t, image_size)
         cases[f"step_ms_{num_boxes}"] = lambda t=targets: dynamic(predictions, t, image_size).total.backward()

@@ -56,30 +56,34 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
     """
     if targets.ndim != 2 or targets.shape[1] != 6:
         raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {tuple(targets.shape)}")
-    targets = targets.detach()
-    order = torch.argsort(targets[:, 0], stable=True)
-    indices = targets[order, :2].long()
-    xywh = targets[order, 2:].to(dtype)
+    order = torch.argsort(targets.detach()[:, 0], stable=True)
+    targets = targets.detach().index_select(0, order)
+    image, label = targets[:, 0].long(), targets[:, 1].long()
+    xywh = targets[:, 2:].to(dtype)
     alive = torch.ones_like(order, dtype=torch.bool)
     if not keep_degenerate:
-        alive = (xywh[:, 2:] > 0).all(1) & xywh.isfinite().all(1)
-        xywh = torch.where(alive[:, None], xywh, 0.5)  # what stays on a device under a mask must be a number
-    boxes = Boxes(indices[:, 0].contiguous(), indices[:, 1].contiguous(), xywh, order, alive)
+        total = xywh.sum(1)
+        alive = (xywh[:, 2:].amin(1) > 0) & (total - total == 0)  # infinity and NaN leave no 0
     if not is_countable(targets):
-        return boxes
-    _check_range(boxes.image, num_images, "image", order)
-    _check_range(boxes.label, num_classes, "class", order)
+        # What stays under a mask must be a number.
+        return Boxes(image, label, torch.where(alive[:, None], xywh, 0.5), order, alive)
+    _check_range(image, num_images, "image", order)
+    _check_range(label, num_classes, "class", order)
     if bool(alive.all()):
-        return boxes
-    return Boxes(*(field[alive] for field in (boxes.image, boxes.label, boxes.xywh, boxes.row, boxes.alive)))
+        return Boxes(image, label, xywh, order, alive)
+    return Boxes(*(field[alive] for field in (image, label, xywh, order, alive)))
 
 
 def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:
-    wrong = (index < 0) | (index >= limit)
-    if bool(wrong.any()):
-        row = int(rows[wrong][0])
-        seen = int(index[wrong][0])
-        raise ValueError(f"target row {row} has {noun} index {seen}; the {noun} indices here are 0 to {limit - 1}")
+    if len(index) == 0:
+        return
+    lowest, highest = index.aminmax()
+    if int(lowest) < 0 or int(highest) >= limit:
+        place = int(((index < 0) | (index >= limit)).nonzero()[0])
+        raise ValueError(
+            f"target row {int(rows[place])} has {noun} index {int(index[place])}; "
+            f"the {noun} indices here are 0 to {limit - 1}"
+        )
 
 
 def decode_centre(logits: Tensor) -> Tensor:

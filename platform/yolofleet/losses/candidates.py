@@ -98,13 +98,12 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
     share = boxes.xywh.t()  # (4, N); boxes come last everywhere below, where operations are fastest
     centre, size = share[:2] * grid, share[2:] * grid  # (L, 2, N) in cells
     ratio = size[:, None] / levels.anchors[..., None]  # (L, A, 2, N)
-    fits = torch.maximum(ratio, 1.0 / ratio).amax(2) < ratio_limit  # (L, A, N)
+    fits = torch.maximum(ratio, ratio.reciprocal()).amax(2) < ratio_limit  # (L, A, N)
+    fits &= boxes.alive
 
-    from_end = grid - centre
-    near_low = (centre % 1.0 < reach) & (centre > 1.0)  # (L, 2, N): left, above
-    near_high = (from_end % 1.0 < reach) & (from_end > 1.0)  # (L, 2, N): right, below
-    own = boxes.alive.expand(len(centre), 1, num_boxes)
-    offered = torch.cat([own, near_low & own, near_high & own], 1)  # (L, 5, N)
+    distance = torch.cat([centre, grid - centre], 1)  # (L, 4, N) from the left, the top, the right, the bottom
+    near = (distance % 1.0 < reach) & (distance > 1.0)
+    offered = torch.cat([torch.ones_like(near[:, :1]), near], 1)  # (L, 5, N)
     valid = offered[:, :, None] & fits[:, None]  # (L, 5, A, N)
 
     moves = torch.tensor(NEIGHBOURS, dtype=centre.dtype)[..., None] * reach  # (5, 2, 1)

@@ -145,11 +145,9 @@ class DetectionLoss:
         Returns:
             For each level, lead then auxiliary, (k, 5) int64: image, anchor, row, column, target row.
         """
-        used, levels, near = self._levels(predictions, targets, image_size)
-        boxes = self._boxes(targets, used)
-        found = self._assign(used, boxes, levels, near)
-        rows = send(boxes.row, used[0].device)
-        num_anchors = levels.anchors.shape[1]
+        boxes, found = self.match(predictions, targets, image_size)
+        rows = send(boxes.row, predictions[0].device)
+        num_anchors = len(self.anchors[0])
         tables = []
         for places in (found.lead, found.auxiliary):
             if places is not None:
@@ -158,6 +156,14 @@ class DetectionLoss:
                 valid = torch.split(places.valid, list(places.level_sizes))
                 tables += [part[marked] for part, marked in zip(parts, valid, strict=True)]
         return tables
+
+    def match(
+        self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]
+    ) -> tuple[Boxes, Assignment]:
+        """The boxes in order and their positives as the loss uses them; arguments as for the loss."""
+        used, levels, near = self._levels(predictions, targets, image_size)
+        boxes = self._boxes(targets, used)
+        return boxes, self._assign(used, boxes, levels, near)
 
     def _loss(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
         used, levels, near = self._levels(predictions, targets, image_size)

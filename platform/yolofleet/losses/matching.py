@@ -126,7 +126,7 @@ class Choice:
 
     def _take(self, rows: Rows, overlap: Tensor, cost: Tensor) -> None:
         width = cost.shape[2]
-        best, _ = best_of_rows(overlap.view(-1, width), self._num_best, largest=True)
+        best, _ = best_of_rows(overlap.view(-1, width), self._num_best, largest=True, ranked=False)
         wanted = best.sum(1).int().clamp_(1, self._num_best)  # k, (G r,)
         most = int(wanted.max()) if is_countable(wanted) else self._num_best
         price, column = best_of_rows(cost.view(-1, width), most, largest=False)  # (G r, most)
