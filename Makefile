@@ -32,8 +32,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes
 	$(BIN)/yolofleet train jobs/quickstart.yaml
-	$(BIN)/yolofleet predict models:/quickstart@candidate demo/images/images/00000{0,5}.jpg demo/images/images/0000{10,15}.jpg \
-	    --tracking-uri sqlite:///demo/runs/_mlflow/mlflow.db --out demo/pictures
+	@echo; echo "Next, find objects in pictures:"
+	@echo "  $(BIN)/yolofleet predict models:/quickstart@candidate demo/images/images/000004.jpg --out predictions \\"
+	@echo "      --tracking-uri sqlite:///demo/runs/_mlflow/mlflow.db"
 
 demo/images/instances_train.json demo/images/instances_val.json &: | $(INSTALLED)
 	$(BIN)/yolofleet data synth demo/images --images 1500 --seed 1

@@ -141,7 +141,8 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "steps": ready.num_steps,
         "released step": step,
     }
-    page = render_report(result, title=f"Run {job.name}", facts=facts, pictures=pictures)
+    history = ready.run.metrics()
+    page = render_report(result, title=f"Run {job.name}", facts=facts, history=history, pictures=pictures)
     storage = ready.run.storage
     storage.put(PAGE_KEY, page.encode())
     result_json = json.dumps(result.detections.records()).encode()
