@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -93,17 +95,13 @@ def test_no_payload_runs(kind: str, wrapped: bool, tmp_path: Path, monkeypatch: 
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_the_payloads_are_real(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each one but the inert dotted name does run when it is unpickled the ordinary way."""
+@pytest.mark.parametrize("kind", ["reduce", "build", "nested", "broken tail", "posix", "eval", "instance"])
+def test_the_payloads_are_real(kind: str, tmp_path: Path) -> None:
+    """Unpickled the ordinary way, they do run: the test above would see it."""
     trace = tmp_path / "ran"
-    if kind == "renamed module":
-        pytest.skip("a dotted name needs an attribute path that exists; it is there for what it would resolve")
-    try:
-        result = pickle.loads(HOSTILE[kind](f"touch {trace}"))
-    except (EOFError, pickle.UnpicklingError, AttributeError, TypeError, FileNotFoundError):
-        result = None
-    assert trace.exists() or kind in ("new object", "instance"), result
+    with contextlib.suppress(EOFError, pickle.UnpicklingError, AttributeError, TypeError):
+        pickle.loads(HOSTILE[kind](f"touch {trace}"))
+    assert trace.exists()
 
 
 def test_only_tensor_storage_is_ever_resolved() -> None:
@@ -181,6 +179,28 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path: Path) -> None:
     for name in ("empty.pt", "text.safetensors", "bomb.pt", "no_weights.pt", "other.pt", "absent.pt"):
         with pytest.raises(CheckpointError, match=name):
             read_checkpoint(tmp_path / name)
+
+
+def test_any_damage_is_read_or_refused_but_never_crashes(tmp_path: Path) -> None:
+    data = saved({"model": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), "epoch": 3})
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    pickled = next(name for name in records if name.endswith("data.pkl"))
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(records[pickled])
+        for _ in range(draw.randint(1, 5)):
+            place = draw.randrange(len(damaged))
+            damaged[place : place + draw.randint(0, 4)] = draw.randbytes(draw.randint(0, 4))
+        with zipfile.ZipFile(tmp_path / "damaged.pt", "w") as archive:
+            for name, content in records.items():
+                archive.writestr(name, bytes(damaged) if name == pickled else content)
+        try:
+            read_checkpoint(tmp_path / "damaged.pt")
+        except CheckpointError:
+            refused += 1
+    assert 0 < refused < 400
 
 
 def test_a_tensor_cannot_claim_more_than_its_storage(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -138,8 +139,7 @@ class InertUnpickler(pickle.Unpickler):
             data = _record(self._archive, f"{self._root}data/{key}", num_bytes)
             if num_elements < 0 or len(data) < num_bytes:
                 raise CheckpointError(f"storage {key} holds {len(data)} bytes, {num_bytes} are needed")
-            empty = torch.empty(0, dtype=dtype)
-            self._storages[key] = torch.frombuffer(bytearray(data), dtype=dtype) if num_elements else empty
+            self._storages[key] = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype)
         return self._storages[key]
 
 
