@@ -88,8 +88,8 @@ def test_a_graph_that_cannot_be_names_the_block_and_the_numbers(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("  - {name: a, block: conv, outs: 8}", r"blocks.2 \(a\): block conv has no key 'outs'; did you mean 'out'"),
-        ("  - {name: a, block: elam, out: 8}", r"blocks.2 \(a\): no block is called 'elam'; did you mean 'elan'"),
+        ("  - {name: a, block: conv, outs: 8}", r"row 2 \(a\): block conv has no key 'outs'; did you mean 'out'"),
+        ("  - {name: a, block: elam, out: 8}", r"row 2 \(a\): no block is called 'elam'; did you mean 'elan'"),
         ("  - {name: a, block: conv}", "blocks.2.conv.out: is missing"),
         ("  - {name: a, block: elan, hidden: 8, stack: 3, out: 8}", "multiple of 2"),
         ("  - {name: a, block: conv, out: -8}", "greater than or equal to 1"),
@@ -122,6 +122,13 @@ def test_derived_tables_name_what_does_not_fit(tmp_path: Path) -> None:
     path.write_text("name: derived\nbase: yolov8\n")
     with pytest.raises(UserError, match="no model is called 'yolov8'"):
         load_table(path)
+
+
+@pytest.mark.parametrize("text", ["name: new\nformat: 2\n", "name: new\nformat: 2\nbase: yolov7\nnovelty: 1\n"])
+def test_a_newer_format_is_refused_with_the_cure(text: str, tmp_path: Path) -> None:
+    (tmp_path / "new.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"format 2 is newer than this version reads \(1\); upgrade yolofleet"):
+        load_table(tmp_path / "new.yaml")
 
 
 def test_a_choice_is_a_name_or_a_spec() -> None:

@@ -275,7 +275,7 @@ def check_row_keys(rows: Any, source: str) -> None:
         if not isinstance(row, dict) or "block" not in row:
             continue
         kind = str(row["block"])
-        where = f"{source}: blocks.{position}" + (f" ({row['name']})" if "name" in row else "")
+        where = f"{source}: row {position}" + (f" ({row['name']})" if "name" in row else "")
         if kind not in classes:
             raise SpecError(
                 f"{where}: no block is called '{kind}'{_nearest(kind, classes)} Known: {', '.join(classes)}"

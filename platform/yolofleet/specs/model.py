@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from yolofleet.specs.base import Spec
+from yolofleet.specs.base import Spec, SpecError
 from yolofleet.specs.blocks import Activation, BlockRow, References, Transition, check_row_keys
+
+TABLE_FORMAT = 1
 
 Factor = Annotated[float, Field(ge=0.05, le=16)]
 Pixels = Annotated[float, Field(gt=0)]
@@ -67,7 +69,7 @@ class AuxiliarySpec(Spec):
 class ModelTable(Spec):
     """A model as a table of blocks."""
 
-    format: Literal[1] = 1
+    format: Annotated[int, Field(ge=1)] = TABLE_FORMAT
     """Version of the table format."""
     name: str
     """What the model is called."""
@@ -112,6 +114,7 @@ class ModelTable(Spec):
         Raises:
             SpecError: Something does not fit.
         """
+        check_format(document, source)
         if isinstance(document, dict):
             check_row_keys(document.get("blocks"), source)
         return super().parse(document, source=source)
@@ -127,10 +130,23 @@ class ModelTable(Spec):
         return len(self.anchors[0]) // 2
 
 
+def check_format(document: Any, source: str) -> None:
+    """Refuse a table of a newer format before its unknown keys are complained about.
+
+    Raises:
+        SpecError: Names both formats and the cure.
+    """
+    written = document.get("format", TABLE_FORMAT) if isinstance(document, dict) else TABLE_FORMAT
+    if isinstance(written, int) and written > TABLE_FORMAT:
+        raise SpecError(
+            f"{source}: format {written} is newer than this version reads ({TABLE_FORMAT}); upgrade yolofleet"
+        )
+
+
 class DerivedTable(Spec):
     """A model as a scaling of a base plus what differs."""
 
-    format: Literal[1] = 1
+    format: Annotated[int, Field(ge=1)] = TABLE_FORMAT
     """Version of the table format."""
     name: str
     """What the model is called."""
@@ -148,3 +164,15 @@ class DerivedTable(Spec):
     """As in a job's model."""
     hidden_width: Factor | None = None
     """As in a job's model."""
+
+    @classmethod
+    def parse(cls, document: Any, *, source: str) -> Self:
+        """Check a plain document and build the spec from it.
+
+        Raises:
+            SpecError: Something does not fit.
+        """
+        check_format(document, source)
+        if isinstance(document, dict):
+            check_row_keys(document.get("append"), source)
+        return super().parse(document, source=source)
