@@ -61,6 +61,15 @@ def test_decoding_is_the_published_formula(narrow_tiny: Detector) -> None:
     torch.testing.assert_close(decoded[0, index], expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@torch.no_grad()
+def test_boxes_are_decoded_in_single_precision(narrow_tiny: Detector, dtype: torch.dtype) -> None:
+    raw = [torch.zeros(1, 3, 640 // stride, 640 // stride, 8, dtype=dtype) for stride in narrow_tiny.strides]
+    decoded = narrow_tiny.decode(raw)
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded[0, :80, 0], torch.arange(80) * 8 + 4.0)
+
+
 def test_evaluation_does_none_of_the_auxiliary_head_s_work(narrow_e6e: Detector) -> None:
     ran: list[str] = []
     for name, block in narrow_e6e.blocks.items():

@@ -92,6 +92,8 @@ def decode(raw: Sequence[Tensor], anchors: Tensor, strides: Sequence[int]) -> Te
 
 def _decode_level(raw: Tensor, anchors: Tensor, stride: int) -> Tensor:
     batch, num_anchors, height, width, num_values = raw.shape
+    # Half precision would round a position of 1000 px to whole pixels, bfloat16 to steps of 4.
+    raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
     scores = raw.sigmoid()
     rows = torch.arange(height, device=raw.device, dtype=raw.dtype)
     columns = torch.arange(width, device=raw.device, dtype=raw.dtype)
