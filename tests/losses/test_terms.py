@@ -34,9 +34,7 @@ def test_gradient_equals_finite_differences_with_the_assignment_held_fixed() -> 
     places = loss.label_assigner.assign(predictions, [], boxes, levels, levels).lead
     cells = [3 * height * width for height, width in sizes]
     fixed = box_fit(read_predictions(predictions, places.cell, places.level_sizes)[0], places, boxes, levels)
-    wanted = torch.zeros(sum(cells), dtype=torch.float64)
-    for cell, quality in zip(places.cell.tolist(), fixed.quality.detach().clamp(min=0), strict=True):
-        wanted[cell] = quality  # a cell's slots are in the published order: the last one stays
+    wanted = fixed.quality.detach().clamp(min=0)
 
     def total(levels_: list[torch.Tensor]) -> float:
         rows, objectness = read_predictions(levels_, places.cell, places.level_sizes)
@@ -44,7 +42,8 @@ def test_gradient_equals_finite_differences_with_the_assignment_held_fixed() -> 
         weights = level_weights(places, [1.0] * 3, torch.float64)
         terms = (
             loss.settings.box_gain * box_term(fit.quality, weights)
-            + loss.settings.objectness_gain * objectness_term(objectness, wanted, cells, loss.balance, loss.settings)
+            + loss.settings.objectness_gain
+            * objectness_term(objectness, rows[:, 4], wanted, places, cells, loss.balance, loss.settings)
             + loss.settings.class_gain * class_term(rows[:, 5:], boxes.label[places.box], weights, loss.settings, None)
         )
         return terms.item()
@@ -150,6 +149,24 @@ def test_focal_cross_entropy_is_the_paper_s_for_hard_targets() -> None:
     torch.testing.assert_close(cross_entropy(logits, target, 1.0, 2.0), -alpha * (1 - p) ** 2 * p.log())
     plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     torch.testing.assert_close(cross_entropy(logits, target, 1.0, 0.0), plain)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.5])
+def test_objectness_term_is_the_mean_over_all_cells(gamma: float) -> None:
+    predictions, targets = make_predictions(10, image_size=SIZE), make_targets(10, 30)
+    loss = make_loss(matching="fixed", hyperparameters={"fl_gamma": gamma, "obj_pw": 1.7})
+    boxes, found = loss.match(predictions, targets, SIZE)
+    rows, objectness = read_predictions(predictions, found.lead.cell, found.lead.level_sizes)
+    wanted = torch.linspace(0, 1, len(rows))
+    dense = torch.zeros_like(objectness)
+    for cell, target in zip(found.lead.cell.tolist(), wanted.tolist(), strict=True):
+        dense[cell] = target  # the slots of a cell are in the published order: the last one stays
+    cells = [level.shape[:4].numel() for level in predictions]
+    parts = torch.split(cross_entropy(objectness, dense, 1.7, gamma), cells)
+    judged = sum(part.mean() * balance for part, balance in zip(parts, (4.0, 1.0, 0.4), strict=True))
+    term = objectness_term(objectness, rows[:, 4], wanted, found.lead, cells, (4.0, 1.0, 0.4), loss.settings)
+    torch.testing.assert_close(term, judged)
+    assert len(boxes) == 30
 
 
 def test_complete_iou_of_simple_boxes() -> None:

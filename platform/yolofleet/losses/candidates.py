@@ -24,7 +24,10 @@ NEIGHBOURS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
 
 @dataclass(frozen=True)
 class Places:
-    """Places that stand for boxes, level after level; n slots. Inside a level, the slots of a cell are neighbours.
+    """Places that stand for boxes, level after level; n slots.
+
+    Inside a level, the slots of a cell are neighbours, in the published order: by neighbour, then anchor, then box.
+    Where a cell stands for several boxes, the last one sets its objectness target.
 
     Attributes:
         level_sizes: Slots of each level; they sum to n.
@@ -35,8 +38,6 @@ class Places:
         column: (n,) column of the cell.
         row: (n,) row of the cell.
         box: (n,) index of the box (into `Boxes`).
-        order: (n,) the published order inside a level: by neighbour, then anchor, then box. Where a cell stands for
-            several boxes, the last one in this order sets its objectness target.
     """
 
     level_sizes: tuple[int, ...]
@@ -47,7 +48,6 @@ class Places:
     column: Tensor
     row: Tensor
     box: Tensor
-    order: Tensor
 
     def __len__(self) -> int:
         return self.cell.shape[0]
@@ -129,7 +129,6 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
         column=column.flatten().index_select(0, place),
         row=row.flatten().index_select(0, place),
         box=box,
-        order=used,
     )
 
 

@@ -22,14 +22,13 @@ from yolofleet.losses.boxes import Boxes, read_boxes
 from yolofleet.losses.constraint import coarse_only_caps
 from yolofleet.losses.hosting import send
 from yolofleet.losses.levels import AnchorTable, Levels, levels_on
-from yolofleet.losses.predictions import compute_dtype, read_predictions
+from yolofleet.losses.predictions import OBJECTNESS, compute_dtype, read_predictions
 from yolofleet.losses.settings import ASSIGNERS, MATCHINGS, Assigner, LossSettings, Matching, level_balance
 from yolofleet.losses.terms import (
     box_fit,
     box_term,
     class_term,
     level_weights,
-    objectness_targets,
     objectness_term,
 )
 from yolofleet.losses.workspace import Workspace
@@ -189,7 +188,7 @@ class DetectionLoss:
         box = settings.box_gain * box_term(fit.quality, weights)
         factors = [balance * head for balance, head in zip(self.balance * 2, heads, strict=False)]
         objectness_loss = settings.objectness_gain * objectness_term(
-            objectness, objectness_targets(wanted, places, sum(level_cells)), level_cells, factors, settings
+            objectness, rows[:, OBJECTNESS], wanted, places, level_cells, factors, settings
         )
         classification = settings.class_gain * class_term(
             rows[:, 5:], boxes.label[places.box], weights, settings, class_weights

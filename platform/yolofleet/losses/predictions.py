@@ -57,11 +57,13 @@ class _Read(torch.autograd.Function):
         ctx.save_for_backward(cell)
         ctx.level_sizes = level_sizes
         ctx.levels = [(level.shape, level.dtype) for level in predictions]
-        objectness = torch.cat([level[..., OBJECTNESS].flatten() for level in predictions])
-        parts = _within_levels(cell, level_sizes, [level.shape[:4].numel() for level in predictions])
+        dtype, level_cells = compute_dtype(predictions), [level.shape[:4].numel() for level in predictions]
+        objectness = predictions[0].new_empty(sum(level_cells), dtype=dtype)
+        for level, column in zip(predictions, torch.split(objectness, level_cells), strict=True):
+            column.view(level.shape[:4]).copy_(level[..., OBJECTNESS])
+        parts = _within_levels(cell, level_sizes, level_cells)
         rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
-        dtype = compute_dtype(predictions)
-        return torch.cat(rows).to(dtype), objectness.to(dtype)
+        return torch.cat(rows).to(dtype), objectness
 
     @staticmethod
     @once_differentiable

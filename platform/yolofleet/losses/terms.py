@@ -55,34 +55,48 @@ def box_term(quality: Tensor, weights: Tensor) -> Tensor:
     return ((1.0 - quality) * weights).sum()
 
 
-def objectness_targets(quality: Tensor, places: Places, num_cells: int) -> Tensor:
-    """Objectness target of every cell: the CIoU of its positive, 0 elsewhere.
-
-    Where a cell stands for several boxes, the last in the published order counts, on every device.
-
-    Args:
-        quality: (n,) targets of the positives.
-        places: n positives.
-        num_cells: Cells (image, anchor, row, column) of all levels.
-
-    Returns:
-        (num_cells,).
-    """
-    order = torch.where(places.valid, places.order, -1)
-    last = order.new_full((num_cells,), -1).scatter_reduce_(0, places.cell, order, "amax")
-    counts = places.valid & (last[places.cell] == order)
-    target = quality.new_zeros(num_cells + 1)  # the last entry takes what does not count
-    target.scatter_(0, torch.where(counts, places.cell, num_cells), quality)
-    return target[:num_cells]
+def _last_on_cell(places: Places) -> Tensor:
+    """Which slots in use are the last of their cell: (n,). The slots of a cell are neighbours."""
+    index = torch.arange(len(places), device=places.cell.device)
+    begins = index.clone()
+    begins[1:].masked_fill_(places.cell[1:] == places.cell[:-1], 0)
+    run = begins.cummax(0).values  # first slot on the same cell
+    used = torch.where(places.valid, index, -1)
+    last = torch.full_like(index, -1).scatter_reduce_(0, run, used, "amax")
+    return places.valid & (last.index_select(0, run) == index)
 
 
 def objectness_term(
-    logits: Tensor, targets: Tensor, level_cells: Sequence[int], factors: Sequence[float], settings: LossSettings
+    logits: Tensor,
+    positive_logits: Tensor,
+    wanted: Tensor,
+    places: Places,
+    level_cells: Sequence[int],
+    factors: Sequence[float],
+    settings: LossSettings,
 ) -> Tensor:
-    """Sum over levels of factor x mean cross-entropy over all cells of the level."""
-    entropy = cross_entropy(logits, targets, settings.objectness_positive_weight, settings.focal_gamma)
-    parts = torch.split(entropy, list(level_cells))
-    return torch.stack([part.mean() * factor for part, factor in zip(parts, factors, strict=True)]).sum()
+    """Sum over levels of factor x mean cross-entropy over all cells of the level.
+
+    The target of a positive's cell is what is wanted there, that of any other cell 0. So all cells are priced for the
+    target 0, and the few with a positive are corrected; a cell that stands for several boxes follows the last one.
+
+    Args:
+        logits: Objectness of the cells of all levels.
+        positive_logits: (n,) objectness of the positives.
+        wanted: (n,) targets of the positives.
+        places: n positives.
+        level_cells: Cells (image, anchor, row, column) of each level.
+        factors: Factor of each level.
+        settings: Positive weight and focal exponent.
+    """
+    weights = [factor / cells for factor, cells in zip(factors, level_cells, strict=True)]
+    levels = torch.split(_entropy_of_background(logits, settings.focal_gamma), list(level_cells))
+    background = torch.stack([level.sum() * weight for level, weight in zip(levels, weights, strict=True)]).sum()
+    entropy = cross_entropy(
+        positive_logits, wanted, settings.objectness_positive_weight, settings.focal_gamma
+    ) - _entropy_of_background(positive_logits, settings.focal_gamma)
+    slot_weights = [entropy.new_full((size,), weight) for size, weight in zip(places.level_sizes, weights, strict=True)]
+    return background + (entropy * torch.cat(slot_weights) * _last_on_cell(places)).sum()
 
 
 def class_term(
@@ -122,3 +136,11 @@ def cross_entropy(logits: Tensor, target: Tensor, positive_weight: float, focal_
     correct = target * probability + (1.0 - target) * (1.0 - probability)
     alpha = target * FOCAL_ALPHA + (1.0 - target) * (1.0 - FOCAL_ALPHA)
     return entropy * alpha * (1.0 - correct) ** focal_gamma
+
+
+def _entropy_of_background(logits: Tensor, focal_gamma: float) -> Tensor:
+    """`cross_entropy` for targets of 0, which positive weights do not touch."""
+    entropy = F.softplus(logits, threshold=50.0)  # the default leaves the logarithm out from 20 on
+    if focal_gamma == 0.0:
+        return entropy
+    return entropy * (1.0 - FOCAL_ALPHA) * logits.sigmoid() ** focal_gamma
