@@ -146,8 +146,7 @@ def test_the_box_of_a_cut_polygon_is_that_of_its_pixels(seed: int) -> None:
     outlines = Outlines.of([[polygon] for polygon in polygons])
     x1, x2 = sorted(chance.uniform(0, 100, size=2))
     y1, y2 = sorted(chance.uniform(0, 100, size=2))
-    edges, owners = outlines.edges(np.array([True] * 3), np.eye(3))
-    boxes = boxes_inside(edges, owners, np.array([[x1, y1, x2, y2]] * 3))
+    boxes = boxes_inside(outlines.ends, outlines.owners, np.array([[x1, y1, x2, y2]] * 3))
     fine = 8  # raster cells a pixel
     centres = (np.arange(100 * fine) + 0.5) / fine
     for polygon, box in zip(polygons, boxes, strict=True):
@@ -169,14 +168,13 @@ def test_the_box_of_a_cut_polygon_is_that_of_its_pixels(seed: int) -> None:
 def test_a_window_inside_an_object_is_its_box_and_one_outside_finds_nothing() -> None:
     outlines = Outlines.of([[[0.0, 0.0, 90.0, 0.0, 90.0, 90.0, 0.0, 90.0]], None])
     assert outlines.has_polygon.tolist() == [True, False]
-    edges, owners = outlines.edges(outlines.has_polygon, np.eye(3))
     for window, box in (
         ([10, 20, 30, 40], [10, 20, 30, 40]),
         ([95, 95, 99, 99], [0, 0, 0, 0]),
         ([50, 50, 99, 99], [50, 50, 90, 90]),
         ([-5, -5, 99, 99], [0, 0, 90, 90]),
     ):
-        assert boxes_inside(edges, owners, np.array([window], dtype=float)).tolist() == [box]
+        assert boxes_inside(outlines.ends, outlines.owners, np.array([window], dtype=float)).tolist() == [box]
 
 
 def test_warps_without_strength_change_nothing() -> None:

@@ -47,19 +47,16 @@ class Augmenter:
             generator: The sample's random numbers.
             planes: (3, side, side) where the RGB image is written.
         """
-        settings, image = self._settings, self._image
+        settings = self._settings
         is_mosaic = generator.random() < settings.mosaic
-        targets = self._composed(own, pictures, is_mosaic, generator, image)
+        targets = self._composed(own, pictures, is_mosaic, generator, self._image)
         if is_mosaic and generator.random() < settings.mixup:
             targets = self._mixed(targets, pictures, generator)
-        colour = draw_colour(settings, generator)
-        if colour is not None:
-            cv2.transform(image, colour, dst=image)
+        self._coloured(generator)
         if generator.random() < settings.paste_in:
-            targets = paste_objects(image, targets, pictures, generator)
-        targets = self._flipped(targets, generator)
+            targets = paste_objects(self._image, targets, pictures, generator)
         cv2.split(self._image, list(planes))
-        return targets
+        return self._flipped(targets, planes, generator)
 
     def _composed(
         self,
@@ -90,15 +87,21 @@ class Augmenter:
         cv2.addWeighted(self._image, share, self._second, 1.0 - share, 0.0, dst=self._image)
         return joined([targets, other])
 
-    def _flipped(self, targets: Targets, generator: np.random.Generator) -> Targets:
+    def _coloured(self, generator: np.random.Generator) -> None:
+        colour = draw_colour(self._settings, generator)
+        if colour is not None:  # into the other buffer: OpenCV is slower in place
+            self._image, self._second = cv2.transform(self._image, colour, dst=self._second), self._image
+
+    def _flipped(self, targets: Targets, planes: NDArray[np.uint8], generator: np.random.Generator) -> Targets:
+        """Flip the finished planes in place (one by one is three times faster than all channels together)."""
         upside_down, mirrored = generator.random(2) < (self._settings.flipud, self._settings.fliplr)
-        if not (upside_down or mirrored):
-            return targets
-        code = -1 if upside_down and mirrored else (0 if upside_down else 1)
-        self._image, self._second = cv2.flip(self._image, code, dst=self._second), self._image
         x1, y1, x2, y2 = targets.boxes.T
         if mirrored:
+            rows = planes.reshape(-1, self._side)
+            cv2.flip(rows, 1, dst=rows)
             x1, x2 = self._side - x2, self._side - x1
         if upside_down:
+            for plane in planes:
+                cv2.flip(plane, 0, dst=plane)
             y1, y2 = self._side - y2, self._side - y1
         return Targets(np.stack([x1, y1, x2, y2], axis=1), targets.classes)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.geometry import Matrix, move_points
 from yolofleet.data.records import Segmentation
 
 
@@ -22,13 +21,11 @@ class Outlines:
     """The edges of all polygons of a picture.
 
     Attributes:
-        starts: (e, 2) first points of the edges, in pixels.
-        ends: (e, 2) last points of the edges.
+        ends: (e, 2, 2) first and last point of each edge, in pixels.
         owners: (e,) number of the object that an edge belongs to, rising.
         has_polygon: (n,) for each object whether it has any edges.
     """
 
-    starts: NDArray[np.float64]
     ends: NDArray[np.float64]
     owners: NDArray[np.int64]
     has_polygon: NDArray[np.bool_]
@@ -36,30 +33,20 @@ class Outlines:
     @staticmethod
     def of(segmentations: list[Segmentation]) -> Outlines:
         """Collect the edges of every object's polygons; an RLE or nothing at all gives none."""
-        starts, ends, owners = [np.empty((0, 2))], [np.empty((0, 2))], [np.empty(0, dtype=np.int64)]
+        has_polygon = np.array([isinstance(entry, list) for entry in segmentations], dtype=np.bool_)
+        polygons: list[list[float]] = []
+        numbers: list[int] = []
         for number, segmentation in enumerate(segmentations):
-            for polygon in segmentation if isinstance(segmentation, list) else ():
-                points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
-                starts.append(points)
-                ends.append(np.concatenate([points[1:], points[:1]]))
-                owners.append(np.full(len(points), number, dtype=np.int64))
-        all_owners = np.concatenate(owners)
-        has_polygon = np.bincount(all_owners, minlength=len(segmentations)) > 0
-        return Outlines(np.concatenate(starts), np.concatenate(ends), all_owners, has_polygon)
-
-    def edges(self, objects: NDArray[np.bool_], matrix: Matrix) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        """Return the edges of some objects, moved.
-
-        Args:
-            objects: (n,) which objects.
-            matrix: 3x3, from picture pixels to output pixels.
-
-        Returns:
-            (e, 2, 2) first and last point of each edge, and (e,) the object that it belongs to, rising.
-        """
-        wanted = objects[self.owners]
-        ends = np.stack([self.starts[wanted], self.ends[wanted]], axis=1)
-        return move_points(ends.reshape(-1, 2), matrix).reshape(-1, 2, 2), self.owners[wanted]
+            if isinstance(segmentation, list):
+                polygons += segmentation
+                numbers += [number] * len(segmentation)
+        points = np.array([value for polygon in polygons for value in polygon], dtype=np.float64).reshape(-1, 2)
+        counts = np.array([len(polygon) // 2 for polygon in polygons], dtype=np.int64)
+        following = np.arange(1, len(points) + 1)
+        last_points = np.cumsum(counts)
+        following[last_points - 1] = last_points - counts  # a polygon ends where it began
+        ends = np.stack([points, points[following]], axis=1)
+        return Outlines(ends, np.repeat(np.array(numbers, dtype=np.int64), counts), has_polygon)
 
 
 def boxes_inside(

@@ -98,6 +98,6 @@ def _polygons(picture: Picture, place: int) -> list[NDArray[np.float64]]:
     """Return the polygons of an object, each (points, 2): edges that follow each other belong together."""
     outlines = picture.outlines
     own = outlines.owners == place
-    starts, ends = outlines.starts[own], outlines.ends[own]
+    starts, ends = outlines.ends[own, 0], outlines.ends[own, 1]
     breaks = np.flatnonzero((starts[1:] != ends[:-1]).any(axis=1)) + 1
     return np.split(starts, breaks)

@@ -59,7 +59,7 @@ def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Target
         is_turned = np.repeat([not entry.is_upright for entry in placed], counts)
         is_cut = (np.abs(after - _moved(boxes, matrix)) > CUT_PIXELS).any(axis=1) | is_turned
         touched = (after[:, 2:] > after[:, :2]).all(axis=1)
-        _tighten(after, is_cut & touched & has_polygon, placed, owners)
+        _tighten(after, is_cut & touched & has_polygon, owners, matrix, region)
     least_share = np.where(has_polygon, LEAST_AREA_SHARE_POLYGON, LEAST_AREA_SHARE)
     kept = worth_keeping(seen * scale, after, least_share)
     return Targets(after[kept], np.concatenate([owner.classes for owner in owners])[kept])
@@ -68,27 +68,36 @@ def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Target
 def _moved(boxes: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the upright boxes (n, 4) around boxes moved by a 3x3 matrix each."""
     corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    points = corners @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]  # (n, 4, 3) homogeneous
-    flat = points[..., :2] / points[..., 2:]
-    return np.concatenate([flat.min(axis=1), flat.max(axis=1)], axis=1)
+    moved = _moved_points(corners, matrix)
+    return np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+
+
+def _moved_points(points: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return points (n, p, 2) moved by matrices (n, 3, 3)."""
+    moved = points @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]  # (n, p, 3) homogeneous
+    return moved[..., :2] / moved[..., 2:]
 
 
 def _tighten(
-    after: NDArray[np.float64], wanted: NDArray[np.bool_], placed: list[Placement], owners: list[Picture]
+    after: NDArray[np.float64],
+    wanted: NDArray[np.bool_],
+    owners: list[Picture],
+    matrix: NDArray[np.float64],
+    region: NDArray[np.float64],
 ) -> None:
     """Replace the wanted boxes by those around what is seen of their polygons, in place."""
     rows = np.flatnonzero(wanted)
     if not len(rows):
         return
-    edges, numbers, windows, first = [], [], [], 0
-    for entry, owner in zip(placed, owners, strict=True):
-        objects = wanted[first : first + len(owner.boxes)]
-        if objects.any():
-            moved, own_numbers = owner.outlines.edges(objects, entry.matrix)
-            edges.append(moved)
-            numbers.append(own_numbers + first)
-            windows.append(np.broadcast_to(np.asarray(entry.region, dtype=np.float64), (int(objects.sum()), 4)))
+    edges, numbers, first = [], [], 0
+    for owner in owners:
+        own = owner.outlines.owners
+        chosen = wanted[first : first + len(owner.boxes)][own]  # (e,) edges of the wanted objects
+        edges.append(owner.outlines.ends[chosen])
+        numbers.append(own[chosen] + first)
         first += len(owner.boxes)
-    tight = boxes_inside(np.concatenate(edges), np.concatenate(numbers), np.concatenate(windows))
+    boxes_of_edges = np.concatenate(numbers)
+    moved = _moved_points(np.concatenate(edges), matrix[boxes_of_edges])
+    tight = boxes_inside(moved, boxes_of_edges, region[rows])
     low, high = np.maximum(tight[:, :2], after[rows, :2]), np.minimum(tight[:, 2:], after[rows, 2:])
     after[rows] = np.concatenate([low, high], axis=1)  # a turned cell cuts, too: within both
