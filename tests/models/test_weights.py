@@ -13,6 +13,7 @@ from yolofleet.models.official_names import head_prefix
 from yolofleet.models.weights import (
     WeightsError,
     load_official_state_dict,
+    official_num_classes,
     official_parameter_names,
     transfer_state_dict,
 )
@@ -116,6 +117,13 @@ def test_another_number_of_classes_says_how_to_transfer() -> None:
         WeightsError, match=r"predict 3 classes, the model 5; build it with num_classes=3, or .*transfer"
     ):
         load_official_state_dict(narrow("yolov7-tiny", 5), published(narrow("yolov7-tiny", 3)))
+
+
+def test_published_weights_tell_their_number_of_classes() -> None:
+    model = narrow("yolov7-w6", 7)
+    assert official_num_classes(model.table, published(model)) == 7
+    with pytest.raises(WeightsError, match="no published weights"):
+        official_num_classes(model.table, model.state_dict())
 
 
 @pytest.mark.parametrize("under_published_names", [False, True])

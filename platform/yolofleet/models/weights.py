@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,12 +13,15 @@ from torch import Tensor
 from yolofleet.errors import UserError
 from yolofleet.models.checkpoint_reader import read_checkpoint
 from yolofleet.models.detector import Detector
+from yolofleet.models.head import BOX_AND_OBJECTNESS
 from yolofleet.models.official_names import head_prefix, official_parameter_names
+from yolofleet.specs.model import ModelTable
 
 __all__ = [
     "LoadedWeights",
     "WeightsError",
     "load_official_state_dict",
+    "official_num_classes",
     "official_parameter_names",
     "read_checkpoint",
     "transfer_state_dict",
@@ -74,6 +78,24 @@ def load_official_state_dict(model: Detector, state: Mapping[str, Tensor]) -> Lo
     if _take_anchors(model, state, prefix):
         loaded.add("anchors")
     return LoadedWeights(tuple(sorted(loaded)), tuple(sorted(set(target) - loaded)))
+
+
+def official_num_classes(table: ModelTable, state: Mapping[str, Tensor]) -> int:
+    """Return the number of classes that published weights predict: what to build the model with.
+
+    Args:
+        table: The model that they belong to.
+        state: Published name -> tensor.
+
+    Raises:
+        WeightsError: There is no prediction layer among the names.
+    """
+    for name, tensor in state.items():
+        if re.fullmatch(r"(module\.)?model\.\d+\.m\.0\.weight", name):
+            return tensor.shape[0] // table.num_anchors - BOX_AND_OBJECTNESS
+    raise WeightsError(
+        f"these are no published weights: none of {_first(list(state))} is a prediction layer (model.N.m.0.weight)"
+    )
 
 
 def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedWeights:
@@ -148,10 +170,10 @@ def _check_shapes(model: Detector, names: Mapping[str, str], state: Mapping[str,
     if not wrong:
         return
     if all(name.startswith(prefix) for name in wrong):
-        num_values = state[f"{prefix}.m.0.weight"].shape[0] // model.table.num_anchors
+        num_classes = official_num_classes(model.table, state)
         raise WeightsError(
-            f"these weights of {model.table.name} predict {num_values - 5} classes, the model {model.num_classes}; "
-            f"build it with num_classes={num_values - 5}, or take over all but the last layer with "
+            f"these weights of {model.table.name} predict {num_classes} classes, the model {model.num_classes}; "
+            f"build it with num_classes={num_classes}, or take over all but the last layer with "
             "yolofleet.models.weights.transfer_state_dict(model, state)"
         )
     shown = "; ".join(
