@@ -140,6 +140,20 @@ def test_transfer_takes_all_but_the_last_layer(under_published_names: bool) -> N
             assert torch.equal(state[name], tensor)
 
 
+def test_transfer_from_a_deployment_layout_keeps_auxiliary_heads_fresh() -> None:
+    source, model = narrow("yolov7-w6", 3), narrow("yolov7-w6", 5, seed=1)
+    state = {name: t for name, t in published(source, deploy_layout=True).items() if "num_batches" not in name}
+    report = transfer_state_dict(model, state)
+    assert {".".join(name.split(".")[:2])[:16] for name in report.kept} == {
+        "blocks.auxiliary",
+        "head.lead",
+        "head.auxiliary",
+        "head.add",
+        "head.multiply",
+    }
+    assert torch.equal(model.blocks["c3"][0].conv.weight, source.blocks["c3"][0].conv.weight)
+
+
 def test_transfer_refuses_another_model() -> None:
     with pytest.raises(WeightsError, match="not weights of yolov7-tiny"):
         transfer_state_dict(narrow("yolov7-tiny"), narrow("yolov7").state_dict())

@@ -29,6 +29,7 @@ __all__ = [
 
 MOST_NAMED = 5
 COUNTERS = "num_batches_tracked"
+TRAINING_ONLY = ("blocks.auxiliary_", "head.add.")
 
 
 class WeightsError(UserError):
@@ -63,7 +64,7 @@ def load_official_state_dict(model: Detector, state: Mapping[str, Tensor]) -> Lo
         WeightsError: The state dict is another model's, or of another number of classes.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    deploy_layout = not any(".ia." in name or ".m2." in name for name in state)
+    deploy_layout = _is_deploy_layout(state)
     prefix = head_prefix(model, deploy_layout=deploy_layout)
     names = _without_absent_counters(official_parameter_names(model, deploy_layout=deploy_layout), state)
     _check_names(model, names, state, prefix)
@@ -78,6 +79,10 @@ def load_official_state_dict(model: Detector, state: Mapping[str, Tensor]) -> Lo
     if _take_anchors(model, state, prefix):
         loaded.add("anchors")
     return LoadedWeights(tuple(sorted(loaded)), tuple(sorted(set(target) - loaded)))
+
+
+def _is_deploy_layout(state: Mapping[str, Tensor]) -> bool:
+    return not any(".ia." in name or ".m2." in name for name in state)
 
 
 def official_num_classes(table: ModelTable, state: Mapping[str, Tensor]) -> int:
@@ -102,7 +107,8 @@ def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedW
     """Take over every weight whose name and shape fit, e.g. to fine-tune on other classes.
 
     With another number of classes that is everything but the last layer (the prediction convolutions and the implicit
-    multiplication of each level), which keeps its fresh weights.
+    multiplication of each level), which keeps its fresh weights. So do auxiliary heads and implicit addition where the
+    state dict is of a deployed graph, which has none.
 
     Args:
         model: The model to start.
@@ -117,7 +123,10 @@ def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedW
     target = model.state_dict()
     last = {name for name in target if _is_last_layer(name)}
     fitting = {name for name in target if name in state and state[name].shape == target[name].shape}
-    missing = sorted(set(target) - fitting - last)
+    absent = tuple(part for part in TRAINING_ONLY if not any(name.startswith(part) for name in state))
+    # Batch norm's counters decide nothing; a state dict may lack them.
+    needed = {name for name in target if not name.startswith(absent) and not name.endswith(COUNTERS)}
+    missing = sorted(needed - fitting - last)
     if missing:
         left_over = sorted(name for name in state if name not in fitting and not _is_last_layer(name))
         raise WeightsError(_mismatch(model, missing, left_over))
@@ -132,8 +141,9 @@ def _is_last_layer(name: str) -> bool:
 
 
 def _in_our_names(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = official_parameter_names(model)
-    return {names[name]: tensor for name, tensor in state.items() if name in names} | {"anchors": model.anchors}
+    names = official_parameter_names(model, deploy_layout=_is_deploy_layout(state))
+    ours = {names[name]: tensor for name, tensor in state.items() if name in names}
+    return {"anchors": model.anchors, **ours}
 
 
 def _without_absent_counters(names: dict[str, str], state: Mapping[str, Tensor]) -> dict[str, str]:
