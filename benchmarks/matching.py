@@ -59,10 +59,13 @@ def make_predictions(
 
 
 def make_targets(batch_size: int, num_boxes: int) -> Tensor:
-    """`num_boxes` boxes an image, sides from 2 % to 60 % of the image, about 13 candidates each: (N, 6)."""
+    """`num_boxes` boxes an image, sides from 1.2 % to 72 % of it: (N, 6).
+
+    They make 72, 272 and 804 candidates an image for 5, 20 and 60 boxes; the published figures had 69, 267 and 800.
+    """
     generator = torch.Generator().manual_seed(1)
     number = batch_size * num_boxes
-    size = 0.02 * 30.0 ** torch.rand(number, 1, generator=generator)
+    size = 0.012 * 60.0 ** torch.rand(number, 1, generator=generator)
     size = (size * 2.0 ** (torch.rand(number, 2, generator=generator) - 0.5)).clamp(max=1.0)
     centre = size / 2 + torch.rand(number, 2, generator=generator) * (1.0 - size)
     image = torch.arange(batch_size).repeat_interleave(num_boxes)[:, None]
