@@ -6,6 +6,7 @@ Coordinates are continuous: pixel i covers the interval [i, i + 1), so a box edg
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,53 @@ from numpy.typing import NDArray
 from yolofleet.data.augment_settings import AugmentationSettings
 
 Matrix = NDArray[np.float64]
+Rectangle = tuple[float, float, float, float]
 
 LEAST_SIDE_PIXELS = 2.0
 LEAST_AREA_SHARE = 0.10
 LEAST_AREA_SHARE_POLYGON = 0.01
 MOST_ASPECT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class AxisMap:
+    """A map that only moves and scales: x * across + right, y * down + below. Plain numbers: it is made very often."""
+
+    across: float
+    down: float
+    right: float
+    below: float
+
+    def after(self, first: AxisMap) -> AxisMap:
+        """Return the map that does ``first``, then this one."""
+        return AxisMap(
+            self.across * first.across,
+            self.down * first.down,
+            self.across * first.right + self.right,
+            self.down * first.below + self.below,
+        )
+
+    def inverse(self) -> AxisMap:
+        """Return the map back."""
+        return AxisMap(1 / self.across, 1 / self.down, -self.right / self.across, -self.below / self.down)
+
+    def rectangle(self, corners: Rectangle) -> Rectangle:
+        """Return a rectangle x1, y1, x2, y2 moved."""
+        x1, y1, x2, y2 = corners
+        across, down, right, below = self.across, self.down, self.right, self.below
+        return x1 * across + right, y1 * down + below, x2 * across + right, y2 * down + below
+
+    def matrix(self) -> Matrix:
+        """Return the map as a 3x3 matrix."""
+        return scaling_and_shift(self.across, self.down, self.right, self.below)
+
+    @staticmethod
+    def of(matrix: Matrix) -> AxisMap | None:
+        """Return a 3x3 matrix as such a map; None if it turns, shears or has perspective."""
+        (across, shear_x, right), (shear_y, down, below), (perspective_x, perspective_y, _) = matrix.tolist()
+        if shear_x or shear_y or perspective_x or perspective_y:
+            return None
+        return AxisMap(across, down, right, below)
 
 
 def scaling_and_shift(across: float, down: float, right: float, below: float) -> Matrix:
@@ -36,19 +79,22 @@ def draw_warp(
     Returns:
         The 3x3 matrix and the scale in it.
     """
-    uniform = generator.uniform(-1.0, 1.0, size=8)
-    angle = math.radians(settings.degrees) * uniform[2]
-    shear_x, shear_y = np.tan(np.radians(settings.shear) * uniform[4:6])
+    uniform = generator.uniform(-1.0, 1.0, size=8).tolist()
     low, high = 1.0 - settings.scale, 1.1 + settings.scale
     scale = 1.0 if settings.keeps_size else low + (high - low) * (uniform[3] + 1.0) / 2.0
-    centre = scaling_and_shift(1.0, 1.0, -canvas_size / 2, -canvas_size / 2)
+    shift_x, shift_y = ((0.5 + settings.translate * value) * output_size for value in uniform[6:8])
+    half = canvas_size / 2
+    if settings.keeps_shape:
+        return scaling_and_shift(scale, scale, shift_x - scale * half, shift_y - scale * half), scale
+    angle = math.radians(settings.degrees) * uniform[2]
+    shear_x, shear_y = (math.tan(math.radians(settings.shear) * value) for value in uniform[4:6])
+    centre = scaling_and_shift(1.0, 1.0, -half, -half)
     perspective = np.eye(3)
-    perspective[2, :2] = settings.perspective * uniform[0:2]
+    perspective[2, :2] = settings.perspective * uniform[0], settings.perspective * uniform[1]
     cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
     rotation = np.array([[cosine, sine, 0.0], [-sine, cosine, 0.0], [0.0, 0.0, 1.0]])
     shear = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    shift = (0.5 + settings.translate * uniform[6:8]) * output_size
-    translation = scaling_and_shift(1.0, 1.0, float(shift[0]), float(shift[1]))
+    translation = scaling_and_shift(1.0, 1.0, shift_x, shift_y)
     return translation @ shear @ rotation @ perspective @ centre, scale
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from yolofleet.data.geometry import Matrix, scaling_and_shift
+from yolofleet.data.geometry import AxisMap, Rectangle
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class Tile:
 
     Attributes:
         picture: Its number in the micro-batch.
-        matrix: 3x3, from picture pixels to canvas pixels.
+        to_canvas: From picture pixels to canvas pixels.
         cell: x1, y1, x2, y2 on the canvas; nothing of the picture is seen outside.
     """
 
     picture: int
-    matrix: Matrix
-    cell: tuple[float, float, float, float]
+    to_canvas: AxisMap
+    cell: Rectangle
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def draw_partners(own: int, num_pictures: int, count: int, generator: np.random.
     others = [picture for picture in range(num_pictures) if picture != own] or [own]
     drawn = [own]
     while len(drawn) < count:
-        drawn += generator.permutation(others)[: count - len(drawn)].tolist()
-    return [int(picture) for picture in generator.permutation(drawn)]
+        drawn += [others[place] for place in generator.permutation(len(others))[: count - len(drawn)]]
+    return [drawn[place] for place in generator.permutation(count)]
 
 
 def _fitted(size: tuple[int, int], side: int) -> tuple[int, int, float]:
@@ -102,7 +102,7 @@ def _fitted(size: tuple[int, int], side: int) -> tuple[int, int, float]:
     return max(1, round(size[0] * gain)), max(1, round(size[1] * gain)), gain
 
 
-def _placed(size: tuple[int, int], gain: float, left: float, top: float) -> Matrix:
-    """Return the matrix to whole canvas pixels: the rounded size decides, so box edges stay on pixel edges."""
+def _placed(size: tuple[int, int], gain: float, left: float, top: float) -> AxisMap:
+    """Return the map to whole canvas pixels: the rounded size decides, so box edges stay on pixel edges."""
     across, down = max(1, round(size[0] * gain)) / size[0], max(1, round(size[1] * gain)) / size[1]
-    return scaling_and_shift(across, down, left, top)
+    return AxisMap(across, down, left, top)

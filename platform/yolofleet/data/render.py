@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.geometry import Matrix, scaling_and_shift
+from yolofleet.data.geometry import AxisMap, Matrix, Rectangle, scaling_and_shift
 from yolofleet.data.mosaic import Layout, Tile
 from yolofleet.data.picture import Picture
 
@@ -36,9 +36,9 @@ class Placement:
     """
 
     picture: int
-    visible: tuple[float, float, float, float]
+    visible: Rectangle
     matrix: Matrix
-    region: tuple[float, float, float, float]
+    region: Rectangle
     scale: tuple[float, float]
 
     @property
@@ -51,36 +51,36 @@ def render(
     layout: Layout, pictures: list[Picture], warp: Matrix, scale: float, output: NDArray[np.uint8]
 ) -> list[Placement]:
     """Draw a layout into ``output`` (side, side, 3), all of which is written; returns where each picture lies."""
-    is_upright = warp[0, 1] == warp[1, 0] == warp[2, 0] == warp[2, 1] == 0
-    if is_upright:
-        output.fill(GREY)
-        placements = [_draw_cut(tile, pictures[tile.picture], warp, scale, output) for tile in layout.tiles]
-        return [placement for placement in placements if placement is not None]
-    return _draw_through_canvas(layout, pictures, warp, scale, output)
+    upright = AxisMap.of(warp)
+    if upright is None:
+        return _draw_through_canvas(layout, pictures, warp, scale, output)
+    output.fill(GREY)
+    placements = [_draw_cut(tile, pictures[tile.picture], upright, scale, output) for tile in layout.tiles]
+    return [placement for placement in placements if placement is not None]
 
 
-def _draw_cut(tile: Tile, picture: Picture, warp: Matrix, scale: float, output: NDArray[np.uint8]) -> Placement | None:
+def _draw_cut(tile: Tile, picture: Picture, warp: AxisMap, scale: float, output: NDArray[np.uint8]) -> Placement | None:
     """Cut out of the picture what will be seen and resize it into its place; None if nothing is seen."""
     side = output.shape[0]
-    left, top, right, bottom = _moved_rectangle(tile.cell, warp)
+    left, top, right, bottom = warp.rectangle(tile.cell)
     x1, x2 = max(0, round(left)), min(side, round(right))
     y1, y2 = max(0, round(top)), min(side, round(bottom))
     if x1 >= x2 or y1 >= y2:
         return None
-    matrix = warp @ tile.matrix
+    to_output = warp.after(tile.to_canvas)
     region = output[y1:y2, x1:x2]
-    if matrix[0, 0] > MOST_GAIN_OF_A_CUT or matrix[1, 1] > MOST_GAIN_OF_A_CUT:
-        _warp_into(region, picture.pixels, scaling_and_shift(1, 1, -x1, -y1) @ matrix)
+    if to_output.across > MOST_GAIN_OF_A_CUT or to_output.down > MOST_GAIN_OF_A_CUT:
+        _warp_into(region, picture.pixels, AxisMap(1, 1, -x1, -y1).after(to_output).matrix())
     else:
-        left, top, right, bottom = _moved_rectangle((x1, y1, x2, y2), _inverse(matrix))
+        left, top, right, bottom = to_output.inverse().rectangle((x1, y1, x2, y2))
         u1, u2 = _whole_span(left, right, picture.size[0])
         v1, v2 = _whole_span(top, bottom, picture.size[1])
         cv2.resize(picture.pixels[v1:v2, u1:u2], (x2 - x1, y2 - y1), dst=region)
         across, down = (x2 - x1) / (u2 - u1), (y2 - y1) / (v2 - v1)
-        matrix = scaling_and_shift(across, down, x1 - u1 * across, y1 - v1 * down)
-    visible = _moved_rectangle(tile.cell, _inverse(tile.matrix))
-    gains = (scale * float(tile.matrix[0, 0]), scale * float(tile.matrix[1, 1]))
-    return Placement(tile.picture, visible, matrix, (x1, y1, x2, y2), gains)
+        to_output = AxisMap(across, down, x1 - u1 * across, y1 - v1 * down)
+    visible = tile.to_canvas.inverse().rectangle(tile.cell)
+    gains = (scale * tile.to_canvas.across, scale * tile.to_canvas.down)
+    return Placement(tile.picture, visible, to_output.matrix(), (x1, y1, x2, y2), gains)
 
 
 def _whole_span(low: float, high: float, size: int) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def _draw_through_canvas(
     side = output.shape[0]
     placements = []
     for tile in layout.tiles:
-        on_canvas = _draw_cut(tile, pictures[tile.picture], np.eye(3), 1.0, canvas)
+        on_canvas = _draw_cut(tile, pictures[tile.picture], AxisMap(1, 1, 0, 0), 1.0, canvas)
         if on_canvas is None:
             continue
         gains = (scale * on_canvas.scale[0], scale * on_canvas.scale[1])
@@ -117,16 +117,3 @@ def _warp_into(output: NDArray[np.uint8], pixels: NDArray[np.uint8], matrix: Mat
         cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, _BORDER)
     else:
         cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)
-
-
-def _inverse(matrix: Matrix) -> Matrix:
-    """Return the inverse of a matrix that only moves and scales."""
-    across, down = 1 / matrix[0, 0], 1 / matrix[1, 1]
-    return scaling_and_shift(across, down, -matrix[0, 2] * across, -matrix[1, 2] * down)
-
-
-def _moved_rectangle(rectangle: tuple[float, float, float, float], matrix: Matrix) -> tuple[float, float, float, float]:
-    """Return a rectangle moved by a matrix that only moves and scales."""
-    x1, y1, x2, y2 = rectangle
-    across, down, right, below = (float(value) for value in (matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2]))
-    return x1 * across + right, y1 * down + below, x2 * across + right, y2 * down + below

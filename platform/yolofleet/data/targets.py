@@ -48,9 +48,8 @@ def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Target
     owners = [pictures[entry.picture] for entry in placed]
     counts = [len(owner.boxes) for owner in owners]
     boxes = np.concatenate([owner.boxes for owner in owners])  # (n, 4), and so on for all boxes of all pictures
-    visible = np.repeat([entry.visible for entry in placed], counts, axis=0)
-    region = np.repeat([entry.region for entry in placed], counts, axis=0)
-    scale = np.repeat([entry.scale * 2 for entry in placed], counts, axis=0)
+    facts = np.array([(*entry.visible, *entry.region, *entry.scale, *entry.scale) for entry in placed])
+    visible, region, scale = np.split(np.repeat(facts, counts, axis=0), 3, axis=1)  # (n, 4) each
     matrix = np.repeat(np.array([entry.matrix for entry in placed]), counts, axis=0)  # (n, 3, 3)
     seen = clip_boxes(boxes, visible[:, :2], visible[:, 2:])
     after = clip_boxes(_moved(seen, matrix), region[:, :2], region[:, 2:])
