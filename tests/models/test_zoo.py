@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolofleet.errors import UserError
+from yolofleet.models import build_model
 from yolofleet.models.graph import GraphError
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import ZOO, load_table, resolve, zoo_names, zoo_table
@@ -75,6 +76,8 @@ def test_an_unknown_model_names_the_nearest(name: str, near: str) -> None:
         ("  - {name: a, block: merge_up, from: c2, out: 8}", "a", r"block a \(merge_up\): reads 1 inputs, it needs 2"),
         ("  - {name: a, block: conv, from: c2.second, out: 8}", "a", r"block a \(conv\): c2.second: no such tap"),
         ("  - {name: a, block: conv, out: 8}", "c2", "nothing reads the output of a; drop the row or use it"),
+        ("  - {block: conv, out: 8}\n  - {name: conv_2, block: conv, out: 8}", "conv_2", "conv_2: the name is taken"),
+        ("  - {name: image, block: conv, out: 8}", "image", "image: the name is taken"),
         ("", "c22", "head reads 'c22', which is no row's output; did you mean 'c2'"),
     ],
 )  # fmt: skip
@@ -83,6 +86,11 @@ def test_a_graph_that_cannot_be_names_the_block_and_the_numbers(
 ) -> None:
     with pytest.raises(GraphError, match=message):
         wire(load_table(table(tmp_path, rows, head)))
+
+
+def test_names_that_torch_keeps_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="block pop: torch keeps that name for itself"):
+        build_model(table(tmp_path, "  - {name: pop, block: conv, out: 8}", "pop"))
 
 
 @pytest.mark.parametrize(

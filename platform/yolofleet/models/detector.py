@@ -43,6 +43,8 @@ class Detector(nn.Module):
         self.strides = graph.strides
         self.max_stride = graph.max_stride
         blocks = [block for block in graph.blocks if not (deployed and block.auxiliary)]
+        if taken := [block.name for block in blocks if hasattr(nn.ModuleDict, block.name)]:
+            raise UserError(f"model {table.name}: block {taken[0]}: torch keeps that name for itself; choose another")
         self.blocks = nn.ModuleDict(
             {block.name: Block(block.graph, table.batch_norm_epsilon, deployed=deployed) for block in blocks}
         )

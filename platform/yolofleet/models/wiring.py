@@ -12,6 +12,7 @@ from yolofleet.specs.model import ModelTable
 
 IMAGE = "image"
 IMAGE_CHANNELS = 3
+AUXILIARY = "auxiliary_"
 
 Source = tuple[str, str]
 """A row's name and the tap of its output that is read (empty: its result)."""
@@ -83,7 +84,11 @@ def wire(table: ModelTable) -> ModelGraph:
 
 def _row_names(table: ModelTable) -> list[str]:
     """Return each row's name; a nameless row is called by its kind and its position among the table's rows."""
-    return [row.name or f"{row.block}_{position}" for position, row in enumerate(table.blocks)]
+    names = [row.name or f"{row.block}_{position}" for position, row in enumerate(table.blocks)]
+    for position, name in enumerate(names):
+        if name in names[:position] or name == IMAGE or name.startswith(AUXILIARY):
+            raise GraphError(f"model {table.name}: block {name}: the name is taken; choose another")
+    return names
 
 
 def _split(reference: str) -> Source:
@@ -126,7 +131,7 @@ def _wire_auxiliary(
     _check_head(table, "auxiliary", taps, shapes)
     levels: list[Source] = []
     for level, (source, width) in enumerate(zip(taps, table.auxiliary.out, strict=True)):
-        name = f"auxiliary_{level}"
+        name = f"{AUXILIARY}{level}"
         row = ConvRow(block="conv", out=width)
         blocks.append(_wired(table, name, row, (source,), shapes, auxiliary=True))
         levels.append((name, ""))
