@@ -16,11 +16,11 @@ import boto3
 import pytest
 
 from faulty_s3 import Fault, FaultyProxy, faulty_s3
-from yolofleet import storage as storage_module
 from yolofleet.data.cache import CacheError, CacheSettings, ShardCache
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.stream import AugmentationSettings, TrainingStream
 from yolofleet.storage import StorageError, open_storage
+from yolofleet.storage import s3 as storage_module
 
 pytestmark = pytest.mark.system
 NUM_BATCHES = 24
@@ -157,21 +157,47 @@ def test_a_cache_smaller_than_a_shard_is_refused_with_the_cure(s3: FaultyProxy, 
         digests(opened(tmp_path, max_bytes=10_000))
 
 
-def test_a_full_disk_is_waited_for(
-    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reserve, left = os.posix_fallocate, [errno.ENOSPC, errno.ENOSPC]
+def full_disk(monkeypatch: pytest.MonkeyPatch, faults: list[int]) -> None:
+    """Let reservations fail with these error numbers first."""
+    reserve = os.posix_fallocate
 
     def sometimes_full(descriptor: int, offset: int, length: int) -> None:
-        if left:
-            raise OSError(left.pop(), "No space left on device")
+        if faults:
+            raise OSError(faults.pop(), "No space left on device")
         reserve(descriptor, offset, length)
 
     monkeypatch.setattr(os, "posix_fallocate", sometimes_full)
+
+
+def test_a_full_disk_is_waited_for(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faults = [errno.ENOSPC, errno.ENOSPC]
+    full_disk(monkeypatch, faults)
     assert digests(opened(tmp_path)) == expected
-    left.extend([errno.ENOSPC] * 1000)
+    faults.extend([errno.ENOSPC] * 1000)
     with pytest.raises(CacheError, match=r"given up after waiting 1 s: the disk of the cache .* is full"):
         digests(opened(tmp_path / "other", patience_seconds=1.0))
+
+
+def test_a_full_disk_gets_room_from_old_shards(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = opened(tmp_path, patience_seconds=0.5)
+    cache = ShardCache(CacheSettings(path=tmp_path, patience_seconds=0.5))
+    first, second, third = dataset.manifest.shards[:3]
+    cache.ensure(dataset.storage, first)
+    cache.ensure(dataset.storage, second)
+    full_disk(monkeypatch, [errno.ENOSPC])
+    cache.ensure(dataset.storage, third)
+    assert {path.stem for path in tmp_path.glob("*.tar")} == {second.sha256, third.sha256}
+
+
+def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_disk(monkeypatch, [errno.EOPNOTSUPP] * 1000)
+    assert digests(opened(tmp_path)) == expected
 
 
 READER = """

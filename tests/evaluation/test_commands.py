@@ -16,7 +16,7 @@ from evaluation.judged import pycocotools_judge
 from yolofleet.cli.main import main
 from yolofleet.cli.model_argument import open_detector
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.storage import FileStorage
+from yolofleet.storage.local import FileStorage
 
 Captured = pytest.CaptureFixture[str]
 

@@ -1,0 +1,39 @@
+"""Objects at ``file://`` and ``s3://``: one small interface, whole-object atomic writes, bounded retries.
+
+Every other module sees keys below a root and nothing of S3.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from yolofleet.storage.local import FileStorage
+from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, checked_key
+
+__all__ = ["ObjectInfo", "ObjectNotFoundError", "Storage", "StorageError", "checked_key", "open_storage"]
+
+DEFAULT_PATIENCE_SECONDS = 20.0
+
+
+def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_SECONDS) -> Storage:
+    """Open the storage at a path, a ``file://`` URL or an ``s3://bucket/prefix`` URL.
+
+    Raises:
+        StorageError: The URL's scheme is unknown or the bucket is missing.
+    """
+    text = str(url)
+    parts = urlsplit(text)
+    if parts.scheme in ("", "file") or (len(parts.scheme) == 1 and os.name == "nt"):
+        path = unquote(parts.path) if parts.scheme == "file" else text
+        if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
+            raise StorageError(f"{text}: a file URL needs three slashes: file:///{parts.netloc}{parts.path}")
+        return FileStorage(Path(path).expanduser().absolute())
+    if parts.scheme == "s3":
+        if not parts.netloc:
+            raise StorageError(f"{text}: an S3 URL needs a bucket: s3://BUCKET/PREFIX")
+        from yolofleet.storage.s3 import S3Storage  # boto3 is not needed for folders
+
+        return S3Storage(parts.netloc, parts.path.strip("/"), patience_seconds=patience_seconds)
+    raise StorageError(f"{text}: unknown scheme '{parts.scheme}://'; use a path, file:// or s3://")

@@ -1,0 +1,137 @@
+"""Objects as files below a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from yolofleet.storage.objects import (
+    TEMPORARY_PREFIX,
+    ObjectInfo,
+    ObjectNotFoundError,
+    Result,
+    Storage,
+    StorageError,
+    checked_key,
+    checked_length,
+)
+
+
+class FileStorage(Storage):
+    """Objects as files below a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = str(root)
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    def local_path(self, key: str) -> Path | None:
+        return self._path(key)
+
+    def get(self, key: str) -> bytes:
+        return _guard_file(self._path(key), lambda path: path.read_bytes())
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        def read(path: Path) -> bytes:
+            with path.open("rb") as source:
+                source.seek(start)
+                return source.read(length)
+
+        data = _guard_file(self._path(key), read)
+        return checked_length(data, length, f"{self.url}/{key}", start)
+
+    def open_stream(self, key: str) -> BinaryIO:
+        return _guard_file(self._path(key), lambda path: path.open("rb"))
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        target = self._path(key)
+        _guard_file(target, lambda path: self._write(path, data, exclusive=False))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        return _guard_file(self._path(key), lambda path: self._write(path, data, exclusive=True))
+
+    def _write(self, target: Path, data: bytes | Path, *, exclusive: bool) -> bool:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            with temporary.open("wb") as sink:
+                if isinstance(data, Path):
+                    with data.open("rb") as source:
+                        while block := source.read(1 << 20):
+                            sink.write(block)
+                else:
+                    sink.write(data)
+                sink.flush()
+                os.fsync(sink.fileno())
+            if exclusive:
+                try:
+                    os.link(temporary, target)
+                except FileExistsError:
+                    return False
+            else:
+                temporary.replace(target)
+            _sync_folder(target.parent)
+            return True
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        start = self.root / prefix.rpartition("/")[0] if "/" in prefix else self.root
+        found = []
+        for folder, _, names in os.walk(start):
+            for name in names:
+                path = Path(folder, name)
+                key = path.relative_to(self.root).as_posix()
+                if key.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX):
+                    try:
+                        found.append(ObjectInfo(key, path.stat().st_size))
+                    except FileNotFoundError:  # removed by someone else since the walk saw it
+                        continue
+        return sorted(found, key=lambda entry: entry.key)
+
+    def size_bytes(self, key: str) -> int:
+        path = self._path(key)
+        if path.is_dir():
+            raise ObjectNotFoundError(f"{path}: is a folder, not a file")
+        return _guard_file(path, lambda existing: existing.stat().st_size)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        _guard_file(path, lambda existing: existing.unlink(missing_ok=True))
+        for folder in path.parents:  # a folder without files is nothing in an object store
+            if folder == self.root or not folder.is_relative_to(self.root):
+                break
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+
+    def child(self, prefix: str) -> Storage:
+        return FileStorage(self._path(prefix.strip("/")))
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _guard_file(path: Path, action: Callable[[Path], Result]) -> Result:
+    try:
+        return action(path)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ObjectNotFoundError(f"{path}: no such file") from error
+    except PermissionError as error:
+        raise StorageError(f"{path}: permission denied; check the owner and mode of the file and its folder") from error
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        cure = "the disk is full; free some space" if full else (error.strerror or str(error))
+        raise StorageError(f"{path}: {cure}", transient=full) from error

@@ -1,0 +1,125 @@
+"""The interface of every storage: whole objects by key below a root."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from yolofleet.errors import UserError
+
+TEMPORARY_PREFIX = ".tmp-"
+"""Files that are being written; no listing shows them."""
+
+Result = TypeVar("Result")
+
+
+class StorageError(UserError):
+    """An object could not be read or written; ``transient`` tells whether waiting may help."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class ObjectNotFoundError(StorageError):
+    """There is no such object."""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object: its key below the storage's root, and its size."""
+
+    key: str
+    size_bytes: int
+
+
+class Storage(ABC):
+    """Objects below one root. Keys are relative, with ``/`` between their parts, and never leave the root."""
+
+    url: str
+
+    @abstractmethod
+    def get(self, key: str) -> bytes:
+        """Return the whole object."""
+
+    @abstractmethod
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        """Return exactly ``length`` bytes from ``start``; a shorter object is an error."""
+
+    @abstractmethod
+    def open_stream(self, key: str) -> BinaryIO:
+        """Open the object for one sequential read; a broken connection goes on where it stopped."""
+
+    @abstractmethod
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write the whole object; readers see the old one or the new one, never a part."""
+
+    @abstractmethod
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write the object unless it exists; returns whether it was written (atomic where the endpoint allows)."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """Return every object whose key starts with ``prefix``, sorted by key."""
+
+    @abstractmethod
+    def size_bytes(self, key: str) -> int:
+        """Return the object's size."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove the object; a missing one is no error."""
+
+    @abstractmethod
+    def child(self, prefix: str) -> Storage:
+        """Return the storage whose root is ``prefix`` below this one's."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the object's path on this machine's disk, or None where it is remote."""
+        return None
+
+    def exists(self, key: str) -> bool:
+        """Return whether the object exists."""
+        try:
+            self.size_bytes(key)
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def download(self, key: str, path: Path) -> None:
+        """Copy the object to a local file, which appears whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+        try:
+            with self.open_stream(key) as source, temporary.open("wb") as target:
+                while block := source.read(1 << 20):
+                    target.write(block)
+                target.flush()
+                os.fsync(target.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove every object whose key starts with ``prefix``."""
+        for entry in self.list(prefix):
+            self.delete(entry.key)
+
+
+def checked_key(key: str) -> str:
+    """Return the key, or raise if it would leave its root."""
+    parts = key.split("/")
+    if not key or key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
+        raise StorageError(f"key {key!r} is not a plain relative path; use names joined by '/', without '..'")
+    return key
+
+
+def checked_length(data: bytes, length: int, name: str, start: int) -> bytes:
+    """Return the data, or raise if the object ended before the wanted range did."""
+    if len(data) != length:
+        raise StorageError(f"{name}: wanted {length} bytes at {start}, the object ends after {len(data)} of them")
+    return data

@@ -1,0 +1,243 @@
+"""Objects in an S3 bucket: the only module that knows boto3.
+
+A call that meets a passing fault (no connection, 5xx, SlowDown, a broken body) is tried again with growing pauses until
+the storage's patience is over; a call that can never succeed (wrong credentials, no such bucket, permission denied)
+fails at once. Endpoint, region and credentials come from the environment that boto3 reads (``AWS_ENDPOINT_URL``,
+``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``): never from specs.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from yolofleet.storage.objects import (
+    ObjectInfo,
+    ObjectNotFoundError,
+    Result,
+    Storage,
+    StorageError,
+    checked_key,
+    checked_length,
+)
+
+CONNECT_TIMEOUT_SECONDS = 5.0
+READ_TIMEOUT_SECONDS = 20.0
+
+
+class S3Storage(Storage):
+    """Objects below a prefix of an S3 bucket."""
+
+    def __init__(self, bucket: str, prefix: str, *, patience_seconds: float) -> None:
+        self.bucket = bucket
+        self.prefix = prefix
+        self.patience_seconds = patience_seconds
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+
+    def _name(self, key: str) -> str:
+        return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
+
+    def _call(self, what: str, key: str, action: Callable[[Any], Result]) -> Result:
+        """Run ``action(client)``; passing faults are tried again until the patience is over."""
+        give_up = time.monotonic() + self.patience_seconds
+        pause_seconds = 0.2
+        while True:
+            try:
+                return action(_s3_client(os.getpid()))
+            except Exception as error:
+                failure = self._explained(error, what, key)
+                if not failure.transient or time.monotonic() + pause_seconds > give_up:
+                    raise failure from error
+            time.sleep(pause_seconds * random.uniform(0.8, 1.2))
+            pause_seconds = min(pause_seconds * 2, 5.0)
+
+    def _explained(self, error: Exception, what: str, key: str) -> StorageError:
+        """Translate a boto3 failure: what was tried, what came back, what to do."""
+        from botocore import exceptions
+
+        where = f"{self.url}/{key}".rstrip("/")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        if isinstance(error, StorageError):
+            return error
+        if isinstance(error, exceptions.ClientError):
+            code = str(error.response.get("Error", {}).get("Code", "unknown"))
+            status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+            if code == "NoSuchBucket":
+                return StorageError(f"{where}: there is no bucket '{self.bucket}' at {endpoint}; create it first")
+            if code in ("404", "NoSuchKey", "NotFound"):
+                return ObjectNotFoundError(f"{where}: no such object at {endpoint}")
+            if status in (401, 403) or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"):
+                return StorageError(
+                    f"{where}: {what} was refused by {endpoint} ({code}); check AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                )
+            transient = status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout", "Throttling")
+            return StorageError(f"{where}: {what} failed at {endpoint}: {code} ({status})", transient=transient)
+        if isinstance(error, exceptions.NoCredentialsError | exceptions.PartialCredentialsError):
+            return StorageError(
+                f"{where}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use an IAM role"
+            )
+        if isinstance(error, exceptions.ParamValidationError | exceptions.InvalidRegionError | ValueError):
+            return StorageError(f"{where}: {what} is not possible: {error}")
+        if isinstance(error, FileNotFoundError | PermissionError):
+            return StorageError(f"{where}: {what} cannot read the local file: {error}")
+        if isinstance(error, exceptions.BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
+            return StorageError(
+                f"{where}: {what} got no answer from {endpoint} ({type(error).__name__}); "
+                "check AWS_ENDPOINT_URL and the network",
+                transient=True,
+            )
+        return StorageError(f"{where}: {what} failed: {type(error).__name__}: {error}")
+
+    def get(self, key: str) -> bytes:
+        def read(client: Any) -> bytes:
+            answer = client.get_object(Bucket=self.bucket, Key=self._name(key))
+            return bytes(answer["Body"].read())
+
+        return self._call("reading", key, read)
+
+    def get_range(self, key: str, start: int, length: int) -> bytes:
+        if length == 0:
+            return b""
+
+        def read(client: Any) -> bytes:
+            span = f"bytes={start}-{start + length - 1}"
+            answer = client.get_object(Bucket=self.bucket, Key=self._name(key), Range=span)
+            return bytes(answer["Body"].read())
+
+        return checked_length(self._call("reading", key, read), length, f"{self.url}/{key}", start)
+
+    def open_stream(self, key: str) -> BinaryIO:
+        return io.BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        def write(client: Any) -> None:
+            if isinstance(data, Path):
+                client.upload_file(str(data), self.bucket, self._name(key))
+            else:
+                client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+
+        self._call("writing", key, write)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        if self.exists(key):  # also serves endpoints that ignore the condition below
+            return False
+
+        def write(client: Any) -> bool:
+            try:
+                client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
+                    return False
+                raise
+            return True
+
+        return self._call("writing", key, write)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        base = f"{self.prefix}/" if self.prefix else ""
+
+        def read(client: Any) -> list[ObjectInfo]:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + prefix)
+            return [
+                ObjectInfo(str(entry["Key"])[len(base) :], int(entry["Size"]))
+                for page in pages
+                for entry in page.get("Contents", [])
+                if not str(entry["Key"]).endswith("/")
+            ]
+
+        return sorted(self._call("listing", prefix, read), key=lambda entry: entry.key)
+
+    def size_bytes(self, key: str) -> int:
+        return self._call(
+            "looking up",
+            key,
+            lambda client: int(client.head_object(Bucket=self.bucket, Key=self._name(key))["ContentLength"]),
+        )
+
+    def delete(self, key: str) -> None:
+        self._call("deleting", key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._name(key)))
+
+    def child(self, prefix: str) -> Storage:
+        name = self._name(prefix.strip("/"))
+        return S3Storage(self.bucket, name, patience_seconds=self.patience_seconds)
+
+
+class _ResumingBody(io.RawIOBase):
+    """One S3 object read from front to back; after a broken connection it asks for the rest of the same object."""
+
+    def __init__(self, storage: S3Storage, key: str) -> None:
+        self._storage = storage
+        self._key = key
+        self._offset = 0
+        self._body: Any = None
+        self._etag: str | None = None
+        self._size_bytes = 0
+        storage._call("reading", key, self._open)
+
+    def readable(self) -> bool:
+        return True
+
+    def _open(self, client: Any) -> None:
+        request: dict[str, Any] = {"Bucket": self._storage.bucket, "Key": self._storage._name(self._key)}
+        if self._offset:
+            request |= {"Range": f"bytes={self._offset}-", "IfMatch": self._etag}
+        answer = client.get_object(**request)
+        self._body = answer["Body"]
+        if not self._offset:
+            self._etag = answer["ETag"]
+            self._size_bytes = int(answer["ContentLength"])
+
+    def readinto(self, buffer: Any) -> int:
+        def read(client: Any) -> bytes:
+            if self._body is None:
+                self._open(client)
+            try:
+                data = bytes(self._body.read(len(buffer)))
+            except Exception:
+                self._body = None
+                raise
+            if not data and self._offset < self._size_bytes:  # the body ended early without an error
+                self._body = None
+                raise ConnectionError(f"body ended at byte {self._offset} of {self._size_bytes}")
+            return data
+
+        if self._offset >= self._size_bytes:
+            return 0
+        data = self._storage._call("reading", self._key, read)
+        buffer[: len(data)] = data
+        self._offset += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if self._body is not None:
+            self._body.close()
+            self._body = None
+        super().close()
+
+
+@lru_cache(maxsize=4)
+def _s3_client(process_id: int) -> Any:
+    """Return this process's client (connections must not cross a fork); boto3 clients are safe among threads."""
+    import boto3
+    from botocore.config import Config
+
+    return boto3.session.Session().client(
+        "s3",
+        config=Config(
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            read_timeout=READ_TIMEOUT_SECONDS,
+            retries={"total_max_attempts": 1, "mode": "standard"},  # our own loop knows how long to wait
+            max_pool_connections=16,
+            request_checksum_calculation="when_required",  # servers other than AWS refuse the trailing checksums
+            response_checksum_validation="when_required",
+        ),
+    )
