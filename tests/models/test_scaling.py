@@ -14,7 +14,7 @@ from yolofleet.models.scaling import concatenation_ratio, scaled, scaled_width
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve, zoo_names, zoo_table
 from yolofleet.specs.blocks import ElanRow
-from yolofleet.specs.model import ModelChoice
+from yolofleet.specs.model import ModelChoice, ModelTable
 
 # Table 3: factors, parameters in millions, GFLOPs, and whether the row is printed from the folded model.
 TABLE_3 = {
@@ -81,6 +81,7 @@ def test_any_factor_gives_a_valid_model(name: str, factors: dict[str, float], nu
     found = profile(model, num_classes=num_classes, image_size=side * graph.max_stride)
     assert 0 < found.parameters_deployed <= found.parameters
     assert graph.strides == wire(table).strides
+    assert ModelTable.parse(model.document(), source="test") == model
     for row in model.blocks:
         if isinstance(row, ElanRow):
             assert row.stack >= 2
