@@ -25,6 +25,7 @@ from yolofleet.storage import Storage, StorageError
 BLOCK_BYTES = 1 << 20
 NUM_LOCKS = 64
 LONGEST_PAUSE_SECONDS = 10.0
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
 
@@ -130,7 +131,7 @@ class ShardCache:
                 raise _PassingError(f"no S3 server answered: {error}") from error
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in _DISK_FULL:
                 raise _PassingError(f"the disk of the cache {self._folder} is full") from error
             raise CacheError(f"cache {self._folder}: {error.strerror or error}") from error
         finally:
@@ -147,17 +148,31 @@ class ShardCache:
             part.unlink(missing_ok=True)
             files = sorted(self._files(), key=lambda item: item[0])
             total = sum(size for _, size, _ in files)
-            for _, size, path in files:
-                if total + size_bytes <= self._settings.max_bytes:
-                    break
-                if path.suffix != ".part":
-                    path.unlink(missing_ok=True)
-                    total -= size
-            if total + size_bytes > self._settings.max_bytes:
-                raise _PassingError(f"the cache {self._folder} is full of shards that are being fetched")
-            with part.open("wb") as target:
+            evictable = [(size, path) for _, size, path in files if path.suffix != ".part"]
+            while True:
+                is_full = total + size_bytes > self._settings.max_bytes
+                if not is_full and self._allocated(part, size_bytes, is_last=not evictable):
+                    return
+                if not evictable:
+                    raise _PassingError(f"the cache {self._folder} is full of shards that are being fetched")
+                size, path = evictable.pop(0)
+                path.unlink(missing_ok=True)
+                total -= size
+
+    def _allocated(self, part: Path, size_bytes: int, *, is_last: bool) -> bool:
+        """Take room on the disk; False if there is too little and something could still be evicted."""
+        with part.open("wb") as target:
+            try:
                 if size_bytes:
                     os.posix_fallocate(target.fileno(), 0, size_bytes)
+            except OSError as error:
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot reserve
+                    os.truncate(target.fileno(), size_bytes)
+                elif error.errno in _DISK_FULL and not is_last:
+                    return False
+                else:
+                    raise
+        return True
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
         """Yield last use, size and path of every file in the cache."""
