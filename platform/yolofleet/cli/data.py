@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ SOURCE_FORMAT = typer.Option("auto", "--format", help="What the annotations are:
 CLASS_NAMES = typer.Option(None, help="File with the names of the classes, for YOLO and VOC: YAML, or one a line.")
 MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger pictures are left out.")
 THREADS = typer.Option(0, min=0, help="Threads; 0 takes one a core.")
+PLAIN_LINE_SECONDS = 10.0
 AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
 
 
@@ -168,7 +171,8 @@ def shard(
     }
     if not as_json:
         _warn_of(problems)
-    saved = f", {1 - num_bytes / result.source_bytes:.0%} less than the source" if reencode and num_bytes else ""
+    share = num_bytes / max(1, result.source_bytes)
+    saved = f", {share:.0%} of the source" if reencode is not None else ""
     _tell(
         as_json,
         facts,
@@ -325,11 +329,33 @@ def _tell(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
 
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on stderr: a bar on a terminal, nothing elsewhere."""
+    """Show progress on stderr: a bar on a terminal, a plain line every ten seconds elsewhere."""
+    if not sys.stderr.isatty():
+        yield _PlainProgress(what, total).advance
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total)
         yield lambda count: bar.advance(task, count)
+
+
+class _PlainProgress:
+    """Progress as lines of text; safe among threads."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._last_seconds = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        """Note that so many more pictures are done."""
+        with self._lock:
+            self._done += count
+            if time.monotonic() - self._last_seconds >= PLAIN_LINE_SECONDS:
+                self._last_seconds = time.monotonic()
+                print(f"{self._what}: {self._done:,} of {self._total:,}", file=sys.stderr, flush=True)
