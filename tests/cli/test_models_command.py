@@ -58,6 +58,13 @@ def test_show_takes_places_of_rep_conv(capsys: pytest.CaptureFixture[str]) -> No
     assert planned["parameters"] > 37_622_682
 
 
+def test_show_takes_the_variants_of_the_ablations(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--reverse-residual", "--reparameterize", "residual"]
+    assert json.loads(printed(capsys, "show", "yolor-w6", *options, "--json"))["parameters"] == 83_846_776
+    without = json.loads(printed(capsys, "show", "yolov7-e6e", "--auxiliary", "none", "--json"))
+    assert without["num_auxiliary_levels"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -65,6 +72,7 @@ def test_show_takes_places_of_rep_conv(capsys: pytest.CaptureFixture[str]) -> No
         (["yolov7", "--depth", "0"], "depth"),
         (["yolov7", "--image-size", "100"], "must be a multiple of its largest stride, 32"),
         (["yolov7", "--precision", "int8"], "'int8' is not one of fp32, fp16, bf16"),
+        (["yolov7", "--auxiliary", "partal"], "did you mean 'partial'"),
         (["missing.yaml"], "missing.yaml"),
     ],
 )

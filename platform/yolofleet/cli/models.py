@@ -54,6 +54,8 @@ def show_model(
     transition_width: float | None = typer.Option(None, help="Width factor between blocks; follows from the depth."),
     hidden_width: float | None = typer.Option(None, help="Width factor inside blocks."),
     reparameterize: str | None = typer.Option(None, help="planned, none, or places such as first,second."),
+    reverse_residual: bool | None = typer.Option(None, help="3x3 before 1x1 in residual blocks (paper Figure 7)."),
+    auxiliary: str | None = typer.Option(None, help="Auxiliary heads: none, full or partial."),
     num_classes: int = typer.Option(80, "--classes", min=1, help="Classes to predict."),
     image_size: int | None = typer.Option(None, min=32, help="Side of the image in pixels."),
     micro_batch_size: int = typer.Option(1, min=1, help="Images that pass together, for the memory forecast."),
@@ -68,7 +70,17 @@ def show_model(
     from yolofleet.models.wiring import wire
     from yolofleet.models.zoo import resolve
 
-    table = resolve(_choice(model, depth, transition_width, hidden_width, reparameterize))
+    table = resolve(
+        _choice(
+            model,
+            depth=depth,
+            transition_width=transition_width,
+            hidden_width=hidden_width,
+            reparameterize=_places(reparameterize),
+            reverse_residual=reverse_residual,
+            auxiliary=auxiliary,
+        )
+    )
     graph = wire(table)
     facts = profile(table, num_classes=num_classes, image_size=image_size)
     size = (facts.image_size, facts.image_size)
@@ -92,24 +104,18 @@ def show_model(
     _print_memory(memory, micro_batch_size, precision, facts.image_size)
 
 
-def _choice(
-    model: str, depth: float, transition_width: float | None, hidden_width: float | None, reparameterize: str | None
-) -> ModelChoice:
+def _choice(model: str, **options: Any) -> ModelChoice:
+    """Return what a job would say: the model by name or path, and the options that were given."""
     from yolofleet.specs.model import ModelChoice
 
-    places: Any = reparameterize
-    if reparameterize not in (None, "planned", "none"):
-        places = [place.strip() for place in str(reparameterize).split(",")]
     is_path = model.endswith((".yaml", ".yml")) or "/" in model
-    document = {
-        "spec" if is_path else "name": model,
-        "depth": depth,
-        "transition_width": transition_width,
-        "hidden_width": hidden_width,
-        "reparameterize": places,
-    }
-    given = {key: value for key, value in document.items() if value is not None}
-    return ModelChoice.parse(given, source="models show")
+    given = {key: value for key, value in options.items() if value is not None}
+    return ModelChoice.parse({"spec" if is_path else "name": model, **given}, source="models show")
+
+
+def _places(text: str | None) -> str | list[str] | None:
+    """Read where RepConv shall stand: a word of its own, or places separated by commas."""
+    return text if text in (None, "planned", "none") else [place.strip() for place in text.split(",")]
 
 
 def _precision(text: str) -> Precision:

@@ -131,7 +131,7 @@ def prove(model: Detector, deployed: Detector, images: Tensor, tolerance: float 
         DeploymentError: The difference is larger, or a prediction is not a finite number.
     """
     images = images.to(model.anchors.device, torch.float32)
-    with _evaluating(model), torch.backends.cudnn.flags(allow_tf32=False), _plain_float32(images):
+    with _evaluating(model), torch.backends.cudnn.flags(enabled=True, allow_tf32=False), _plain_float32(images):
         expected = _single_precision(model).lead(images)
         found = _single_precision(deployed).lead(images)
     worst = 0.0
