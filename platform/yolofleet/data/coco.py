@@ -83,7 +83,7 @@ def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> tuple
     for category in document["categories"]:
         if not isinstance(category, dict) or not _is_whole(category.get("id")) or category["id"] < 0:
             raise AnnotationError(f"{name}: categories: {str(category)[:80]} needs an 'id' that is a number from 0 on")
-        identity, title = category["id"], str(category.get("name", category["id"]))
+        identity, title = category["id"], _clean_text(str(category.get("name", category["id"])))
         if identity in classes:
             raise AnnotationError(
                 f"{name}: categories: id {identity} is given to '{classes[identity].name}' and to '{title}'; "
@@ -228,4 +228,9 @@ def _is_identity(value: Any) -> bool:
 
 
 def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != "" and "\0" not in value
+    return isinstance(value, str) and value != "" and "\0" not in value and value == _clean_text(value)
+
+
+def _clean_text(text: str) -> str:
+    """Return text that can be written down: JSON allows halves of surrogate pairs, UTF-8 does not."""
+    return text.encode(errors="replace").decode()

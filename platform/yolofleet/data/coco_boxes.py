@@ -72,7 +72,8 @@ def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
     if segmentation is None or segmentation == []:
         return None, True
     if isinstance(segmentation, dict):
-        return (segmentation, True) if _is_sound_rle(segmentation) else (None, False)
+        is_sound = _is_sound_rle(segmentation)
+        return ({"size": segmentation["size"], "counts": segmentation["counts"]}, True) if is_sound else (None, False)
     if isinstance(segmentation, list) and all(_is_sound_polygon(polygon) for polygon in segmentation):
         return [[float(value) for value in polygon] for polygon in segmentation], True
     return None, False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import tempfile
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from yolofleet.data.buffers import BufferPool
 from yolofleet.data.cache import CacheSettings, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
-from yolofleet.data.index import ShardIndex
+from yolofleet.data.index import IndexFormatError, ShardIndex
 from yolofleet.data.manifest import Manifest, ShardEntry
 from yolofleet.data.prefetch import Prefetcher
 from yolofleet.data.records import ImageRecord
@@ -135,6 +136,9 @@ class ShardDataset:
         entry = self.manifest.shards[shard]
         if self.storage.local_path(entry.index_key) is not None:
             data = self._patiently(lambda: self.storage.get(entry.index_key))
+            if hashlib.sha256(data).hexdigest() != entry.index_sha256:
+                name = f"{self.storage.url}/{entry.index_key}"
+                raise IndexFormatError(f"{name}: not the index that the manifest names; build the shards again")
         else:
             data = self._cache.index(self.storage, entry)
         index = ShardIndex.from_bytes(data, f"{self.storage.url}/{entry.index_key}")

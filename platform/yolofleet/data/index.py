@@ -71,7 +71,7 @@ class ShardIndex:
         if len(data) < keys_start:
             raise IndexFormatError(f"{name}: cut short: {len(data)} bytes for {count} samples; build the shards again")
         rows = np.frombuffer(data, dtype=ROW, count=count, offset=_HEADER_BYTES)
-        keys = data[keys_start:].decode().split("\n") if count else []
+        keys = data[keys_start:].decode(errors="replace").split("\n") if count else []
         if len(keys) != count:
             raise IndexFormatError(f"{name}: {len(keys)} keys for {count} samples; build the shards again")
         return ShardIndex(rows, keys)

@@ -81,7 +81,7 @@ class Manifest:
             "problems": self.problems,
         }
         lines = [json.dumps(_shard_document(entry), separators=(",", ":")) for entry in self.shards]
-        text = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
+        text = json.dumps(head, indent=1).removesuffix("\n}")
         return (text + ',\n "shards": [\n' + ",\n".join(lines) + "\n]\n}\n").encode()
 
     @property
@@ -132,7 +132,7 @@ class Manifest:
                 source_digest=str(document["source_digest"]),
                 problems=dict(document["problems"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise ManifestError(f"{name}: damaged manifest ({type(error).__name__}: {error})") from None
 
 

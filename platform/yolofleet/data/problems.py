@@ -91,6 +91,7 @@ class ProblemLog:
         """Count one problem. ``example`` says where: the file, the ids, the value seen."""
         if kind not in PROBLEM_KINDS:
             raise KeyError(f"unknown kind of problem: {kind}")
+        example = example.encode(errors="replace").decode()  # half a surrogate pair could never be written down
         with self._lock:
             self.counts[kind] = self.counts.get(kind, 0) + 1
             shown = self.examples.setdefault(kind, [])

@@ -104,7 +104,7 @@ class ImageRecord:
                 np.asarray(document["areas"], dtype=np.float64).reshape(count),
                 tuple(document.get("segmentations") or (None,) * count),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise RecordError(f"the annotation is damaged: {type(error).__name__}: {error}") from error
         if len(record.segmentations) != count or not math.isfinite(float(boxes.sum())):
             raise RecordError("the annotation is damaged: its columns do not fit together")
