@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.models import build_model, deploy
+from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.models.zoo import zoo_names
 
 IMAGE_SIZE = 640
@@ -52,6 +53,7 @@ def compared(name: str, rounds: int, device: str) -> dict[str, float | str]:
     """
     torch.manual_seed(0)
     model = build_model(name).eval().to(device)
+    lay_channels_innermost(model)
     deployed = deploy(model)
     images = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE, device=device)
     seconds = seconds_on_cpu if device == "cpu" else seconds_on_gpu

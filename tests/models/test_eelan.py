@@ -25,13 +25,13 @@ def test_the_grouped_form_equals_the_branches(narrow_e6e: Detector) -> None:
 
 
 def test_gradients_agree_too(narrow_e6e: Detector) -> None:
-    grouped = grouped_form(narrow_e6e.train())
-    images = torch.rand(2, 3, 128, 128)
+    grouped = grouped_form(narrow_e6e.train().double())
+    images = torch.rand(2, 3, 128, 128, dtype=torch.float64)
     for model in (narrow_e6e, grouped):
         sum(level.square().mean() for level in model(images)).backward()
     branches = narrow_e6e.blocks["c2"]
     expected = torch.cat([branches[0].conv.weight.grad, branches[len(branches) // 2].conv.weight.grad])
-    torch.testing.assert_close(grouped.blocks["c2"][0].conv.weight.grad, expected, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(grouped.blocks["c2"][0].conv.weight.grad, expected, rtol=1e-6, atol=1e-12)
 
 
 def test_it_expands_shuffles_and_merges_at_the_same_cost(narrow_e6e: Detector) -> None:

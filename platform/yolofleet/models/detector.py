@@ -61,7 +61,8 @@ class Detector(nn.Module):
         self._auxiliary = () if deployed else graph.auxiliary
         self._schedule = _schedule(graph, (*self._lead, *self._auxiliary), auxiliary=not deployed)
         self.lead_schedule = _schedule(graph, self._lead, auxiliary=False)
-        lay_channels_innermost(self)
+        if deployed:
+            lay_channels_innermost(self)
 
     @property
     def num_auxiliary_levels(self) -> int:
@@ -106,7 +107,7 @@ class Detector(nn.Module):
                 f"model {self.table.name}: image sides {tuple(images.shape[-2:])} must be multiples of "
                 f"{self.max_stride}"
             )
-        features: dict[Source, Tensor] = {(IMAGE, ""): images.contiguous(memory_format=torch.channels_last)}
+        features: dict[Source, Tensor] = {(IMAGE, ""): images}
         for step in schedule:
             results = self.blocks[step.name](*(features[source] for source in step.sources))
             features.update(zip(step.outputs, results, strict=True))

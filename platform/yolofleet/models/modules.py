@@ -39,7 +39,11 @@ def activate(x: Tensor, activation: str | None) -> Tensor:
 
 
 def lay_channels_innermost(module: nn.Module) -> None:
-    """Lay convolution weights out with the channels innermost: the fastest layout, on CPUs as on GPUs."""
+    """Lay convolution weights out with the channels innermost: the fastest layout, on CPUs as on GPUs.
+
+    Features follow their convolutions' weights. A fresh training form is laid out plainly, as the published models
+    were: their numbers can then be met to the last digits, rounding included.
+    """
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)

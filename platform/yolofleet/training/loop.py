@@ -24,6 +24,7 @@ from yolofleet.losses import DetectionLoss
 from yolofleet.losses.gains import scaled_gains
 from yolofleet.models import build_model
 from yolofleet.models.detector import Detector
+from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
@@ -84,6 +85,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
 
     torch.manual_seed(job.seed)
     model = build_model(job.model, num_classes=len(dataset.classes)).to(group.device, precision.parameters).train()
+    lay_channels_innermost(model)
     loss = build_loss(model, hyperparameters, job.data.image_size)
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
     statistics = MicroBatchStatistics(model)
