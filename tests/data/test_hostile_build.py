@@ -213,6 +213,10 @@ def test_damage_in_a_shard_costs_its_samples_only_and_the_same_everywhere(
     inspection = inspect_dataset(dataset)
     assert inspection.num_images == len(dataset) - (num_lost if reason != "image_unknown" else 0)
     assert inspection.problems.counts["shard_damaged"] == 1
+    assert len(dataset.annotations()["images"]) == inspection.num_images
+    batches = list(EvaluationStream(dataset, image_size=64, stride=32, batch_size=8))
+    assert sum(len(batch.image_ids) for batch in batches) == len(dataset) - num_lost
+    assert {why for batch in batches for _, why in batch.skipped} == {reason}
 
 
 def test_a_dataset_without_one_good_sample_stops_with_a_reason(build: Build, test_data: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from yolofleet.data.index import IndexFormatError, ShardIndex
 from yolofleet.data.manifest import Manifest, ShardEntry
 from yolofleet.data.prefetch import Prefetcher
-from yolofleet.data.records import ImageRecord
+from yolofleet.data.records import ImageRecord, RecordError
 from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
@@ -225,8 +225,8 @@ class ShardDataset:
             try:
                 sample = self.read(number)
                 yield sample.key, sample.record()
-            except SampleError:
-                continue
+            except (SampleError, RecordError):
+                continue  # whoever looks at the picture counts it
 
     def annotations(self) -> dict[str, Any]:
         """Return the ground truth of all samples as a COCO "instances" document.
