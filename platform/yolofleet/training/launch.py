@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -39,10 +41,11 @@ def run_on_ray(job: JobSpec, *, show_worker_output: bool = False) -> None:
     """
     os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(job.cluster.start_timeout_seconds)
+    if "ray" not in sys.modules and os.environ.get("RAY_ADDRESS", "local") == "local":
+        _check_feasible(job, [_this_machine()])  # Ray finds no more than this; it takes a while to say so
+        _protect()
     import ray
 
-    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") == "local":
-        _check_feasible(job, [_this_machine()])  # Ray finds no more than this; it takes a while to say so
     with _connected(show_worker_output):
         _check_feasible(job, ray.nodes())
         with _shared_folder(job, ray.nodes()) as folder:
@@ -84,6 +87,16 @@ def _local_options(address: str) -> dict[str, Any]:
         return {}
     # With the dashboard's API a stopped worker group gives its placement group back; it listens on loopback only.
     return {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+
+
+def _protect() -> None:
+    """Give a Ray of our own a token that lives as long as it does; Ray itself would keep one in the home folder.
+
+    It takes effect only before ray is imported.
+    """
+    if not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys():
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _this_machine() -> dict[str, Any]:
@@ -154,6 +167,8 @@ def _fit(job: JobSpec, folder: str) -> None:
     failure: Exception | None = None
     try:
         trainer.fit()
+    except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers
+        raise KeyboardInterrupt from error
     except Exception as error:  # whatever Ray wraps a worker's failure in
         failure = error
     if storage.exists(FAILURE_KEY):
