@@ -8,9 +8,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from system.shell import Shell, write_job
 from yolofleet.cli.main import app
+from yolofleet.models import build_model
+from yolofleet.models.weights import official_parameter_names
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
@@ -62,6 +65,11 @@ def household(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
         shutil.copytree(drawn / "shards/val", folder / name)
     shutil.copy(drawn / "images/images/000004.jpg", folder / "a.jpg")
     shutil.copy(drawn / "images/images/000009.jpg", folder / "b.png")
+    for name, model, num_classes in (("yolov7.pt", "yolov7", 80), ("mine.pt", "yolov7-tiny", 3)):
+        detector = build_model(model, num_classes=num_classes)
+        state = detector.state_dict()
+        published = {theirs: state[ours].half() for theirs, ours in official_parameter_names(detector).items()}
+        torch.save(published, folder / name)
     write_job(folder, drawn, name="my-run", cluster__workers=1, epochs=0.2)
     return shell
 

@@ -18,7 +18,8 @@ def open_detector(model: str, device: str, tracking_uri: str | None = None) -> D
     """Load the detector that a MODEL argument names.
 
     Args:
-        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``.
+        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or
+            ``models:/NAME/VERSION``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tracking_uri: The MLflow server of a registered version; None takes the environment's.
 

@@ -52,6 +52,36 @@ def register(
     _print_version(version, as_json)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="A published checkpoint (.pt); nothing in it is executed.")],
+    model: Annotated[str, typer.Option("--model", help="The model it belongs to, e.g. yolov7.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name of the registered model; default: --model.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="COCO annotations that name the classes; default: COCO's 80.")
+    ] = None,
+    alias: Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")] = "candidate",
+    experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment that keeps it.")] = "yolofleet",
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Register a published checkpoint, in its deployed form."""
+    from tempfile import TemporaryDirectory
+
+    from yolofleet.registry.published import package_checkpoint
+    from yolofleet.registry.register import register_detector
+    from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
+
+    uri = tracking_uri or find_tracking_uri(None)
+    check_reachable(uri)
+    with TemporaryDirectory(prefix="yolofleet-package-") as folder:
+        evidence = package_checkpoint(file, model, Path(folder), annotations=classes)
+        version = register_detector(
+            Path(folder), name or Path(model).stem, uri, experiment=experiment, evidence=evidence, alias=alias
+        )
+    _print_version(version, as_json)
+
+
 @app.command("list")
 def list_(
     name: Annotated[str | None, typer.Argument(help="Only versions of this registered model.")] = None,

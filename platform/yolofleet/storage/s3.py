@@ -189,11 +189,11 @@ class _ResumingBody(io.RawIOBase):
     def _open(self, client: Any) -> None:
         request: dict[str, Any] = {"Bucket": self._storage.bucket, "Key": self._storage._name(self._key)}
         if self._offset:
-            request |= {"Range": f"bytes={self._offset}-", "IfMatch": self._etag}
+            request |= {"Range": f"bytes={self._offset}-"} | ({"IfMatch": self._etag} if self._etag else {})
         answer = client.get_object(**request)
         self._body = answer["Body"]
         if not self._offset:
-            self._etag = answer["ETag"]
+            self._etag = answer.get("ETag")
             self._size_bytes = int(answer["ContentLength"])
 
     def readinto(self, buffer: Any) -> int:
