@@ -126,10 +126,6 @@ class ShardCache:
                     f"they start with {start!r}"
                 )
             part.replace(path)
-        except StorageError as error:
-            if isinstance(error.__cause__, KeyError):  # an answer without the headers of S3: some proxy's page
-                raise _PassingError(f"no S3 server answered: {error}") from error
-            raise
         except OSError as error:
             if error.errno in _DISK_FULL:
                 raise _PassingError(f"the disk of the cache {self._folder} is full") from error
