@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import tempfile
 import time
@@ -184,10 +185,13 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("../shared/data/coco128/images"))
+    data = Path(os.environ.get("YOLOFLEET_TEST_DATA", "../shared/data"))
+    parser.add_argument("folder", type=Path, nargs="?", default=data / "coco128" / "images")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", action="store_true", help="print only JSON")
     arguments = parser.parse_args()
+    if not arguments.folder.is_dir():
+        parser.error(f"{arguments.folder} is no folder; name one with JPEGs, or set YOLOFLEET_TEST_DATA")
     found = measure(arguments.folder, arguments.rounds)
     if arguments.json:
         print(json.dumps(found, indent=1))
