@@ -45,6 +45,9 @@ def test_there_are_jobs() -> None:
         ({"name": "../up"}, ["name", "../up"]),
         ({"format": 99}, ["format 99", "upgrade"]),
         ({"data": {"train": "a", "val": "b", "cache": {"path": "c", "max_bytes": "many"}}}, ["'many' is not a size"]),
+        ({"assignment": {"assigner": "coarse"}}, ["assignment.assigner", "'none', 'independent', 'lead'"]),
+        ({"assignment": {"relaxation": 1.5}}, ["assignment.relaxation", "1.5"]),
+        ({"assignment": {"aux_weight": 1.0}}, ["assignment.aux_weight", "did you mean 'auxiliary_weight'"]),
         ({"model": {"name": "a", "spec": "b"}}, ["model", "one of the two"]),
     ],
 )
@@ -91,3 +94,13 @@ def test_identity_is_what_is_computed_not_how() -> None:
     moved = {"train": "/elsewhere/a", "val": "/elsewhere/b"}
     assert parse().digest() == parse(storage="elsewhere", cluster={"workers": 2}, data=moved).digest()
     assert parse().digest() != parse(seed=1).digest()
+
+
+# A run's identity must not change under it: this is what the first released version wrote for the minimal job.
+MINIMAL_DIGEST = "c540780d518ffb3590f1276f06b5997bee12698b2630f2d9994c7364046bbb00"
+
+
+def test_later_settings_at_their_default_leave_earlier_runs_their_identity() -> None:
+    assert parse().digest() == MINIMAL_DIGEST
+    assert parse(assignment={"matching": "fixed"}).digest() != MINIMAL_DIGEST
+    assert parse(assignment={"assigner": "none"}).digest() != MINIMAL_DIGEST

@@ -115,6 +115,7 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
     """Return the averaged model of the best evaluation, in its training form, and its step."""
     from yolofleet.models import build_model
     from yolofleet.training.checkpoint import CheckpointStore
+    from yolofleet.training.model import trained_table
     from yolofleet.training.state import load_strictly
 
     store = CheckpointStore(ready.run.storage.child("checkpoints"))
@@ -123,7 +124,7 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
         raise UserError(f"{ready.run.url}: there is no whole checkpoint to release; train first")
     best_step = newest.state["run"]["best_step"]
     checkpoint = newest if best_step in (None, newest.step) else store.load(best_step)
-    model = build_model(job.model, num_classes=len(ready.train.classes))
+    model = build_model(trained_table(job), num_classes=len(ready.train.classes))
     load_strictly(model, checkpoint.tensors["average"])
     return model.float(), checkpoint.step
 

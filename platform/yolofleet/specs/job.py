@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from yolofleet.errors import UserError
+from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import Spec
 from yolofleet.specs.hyperparameters import HyperparameterOverrides, Hyperparameters, RecipeName, merged
 from yolofleet.specs.model import ModelChoice
@@ -23,6 +24,8 @@ BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12
 # and the model's table hold is compared by their digests.
 EXECUTION_KEYS = ("cluster", "storage", "checkpoint", "tracking", "log_every_steps", "record_samples")
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
+# Settings that came after the first runs: at their default they are no part of the identity, so that those runs go on.
+LATER_KEYS = ("assignment",)
 
 
 def _bytes(value: Any) -> Any:
@@ -152,6 +155,8 @@ class JobSpec(Spec):
     """Published hyper-parameters to start from: p5, p6 or tiny."""
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters that differ from the recipe's."""
+    assignment: AssignmentSpec = AssignmentSpec()
+    """How boxes find the cells that learn them."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
     global_batch_size: Count = 64
@@ -232,6 +237,9 @@ class JobSpec(Spec):
         document = {key: value for key, value in self.document().items() if key not in EXECUTION_KEYS}
         document["data"] = {key: value for key, value in document["data"].items() if key not in EXECUTION_DATA_KEYS}
         document["model"].pop("spec", None)
+        for key in LATER_KEYS:
+            if getattr(self, key) == type(self).model_fields[key].default:
+                document.pop(key, None)
         return document
 
     def digest(self) -> str:

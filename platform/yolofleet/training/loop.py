@@ -20,12 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from yolofleet.data.stream import MicroBatch
 from yolofleet.errors import WorkError
-from yolofleet.losses import DetectionLoss
-from yolofleet.losses.gains import scaled_gains
 from yolofleet.models import build_model
-from yolofleet.models.detector import Detector
 from yolofleet.models.modules import lay_channels_innermost
-from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.batch_norm import MicroBatchStatistics
@@ -33,6 +29,8 @@ from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.ema import WeightAverage
 from yolofleet.training.group import WorkerGroup, owned_micro_batches
 from yolofleet.training.input import open_dataset, training_stream
+from yolofleet.training.model import trained_table
+from yolofleet.training.objective import build_loss
 from yolofleet.training.optimizer import apply_settings, build_optimizer
 from yolofleet.training.precision import Precision
 from yolofleet.training.progress import Milestones, Pace
@@ -84,9 +82,10 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     owned = owned_micro_batches(job.num_micro_batches, group.rank, group.world_size)
 
     torch.manual_seed(job.seed)
-    model = build_model(job.model, num_classes=len(dataset.classes)).to(group.device, precision.parameters).train()
+    model = build_model(trained_table(job), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
+    model.train()
     lay_channels_innermost(model)
-    loss = build_loss(model, hyperparameters, job.data.image_size)
+    loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment)
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
     statistics = MicroBatchStatistics(model)
     average = WeightAverage(model, hyperparameters)
@@ -187,18 +186,6 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         run.append_event("end", step=state.step)
         run.flush()
     return Outcome(state.step, state.best_step, state.best_ap)
-
-
-def build_loss(model: Detector, hyperparameters: Hyperparameters, image_size: int) -> DetectionLoss:
-    """Return the loss that fits the model's heads, with gains scaled as published."""
-    gains = scaled_gains(hyperparameters.document(), model.num_classes, len(model.strides), image_size)
-    return DetectionLoss(
-        anchors=model.anchors,
-        strides=model.strides,
-        num_classes=model.num_classes,
-        hyperparameters=gains,
-        assigner="coarse_to_fine" if model.num_auxiliary_levels else "none",
-    )
 
 
 def _distributed(model: nn.Module) -> DistributedDataParallel:

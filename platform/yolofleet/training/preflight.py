@@ -12,13 +12,13 @@ import yaml
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.errors import UserError
 from yolofleet.models import build_model
-from yolofleet.models.zoo import resolve
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.input import open_dataset
+from yolofleet.training.model import trained_table
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _check_model(job: JobSpec, num_classes: int) -> None:
     import torch
 
     with torch.device("meta"):
-        model = build_model(job.model, num_classes=num_classes)
+        model = build_model(trained_table(job), num_classes=num_classes)
     stride = max(model.strides)
     if job.data.image_size % stride:
         low = job.data.image_size // stride * stride
@@ -112,7 +112,7 @@ def _claim(job: JobSpec, run: RunDirectory) -> None:
 
 def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
     """Record what the data and the model's table hold, or check that it is what the run was started with."""
-    table = resolve(job.model).model_dump_json()
+    table = trained_table(job).model_dump_json()
     now = {
         "train": train.manifest.digest,
         "val": val.manifest.digest,
