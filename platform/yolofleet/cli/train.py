@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
+    from yolofleet.storage.lock import Token
     from yolofleet.training.preflight import Readiness
 
 
@@ -30,11 +31,10 @@ def train(
 ) -> int:
     """Train a model, judge it, and register it. The same command goes on with a run that was stopped."""
     from yolofleet.errors import UserError
-    from yolofleet.registry.release import release, release_record
     from yolofleet.specs.job import JobSpec
-    from yolofleet.tracking.mirror import Mirror
+    from yolofleet.storage.lock import hold
     from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
-    from yolofleet.training.preflight import check_job
+    from yolofleet.training.preflight import run_storage
 
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
@@ -42,54 +42,66 @@ def train(
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
+    with hold(run_storage(spec), told=lambda line: typer.echo(line, err=True)) as lock:
+        record, headline = _go_on(spec, launcher, tracking_uri, lock.token, verbose)
+    _show(record, headline, as_json=json_output)
+    return 0
+
+
+def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token, verbose: bool) -> tuple[Release, str]:
+    """Do what the run still lacks: training, the release, MLflow."""
+    from yolofleet.registry.release import release, release_record
+    from yolofleet.tracking.mirror import Mirror
+    from yolofleet.training.preflight import check_job
+
     ready = check_job(spec)
     if ready.finished and (record := release_record(ready.run)) is not None:
-        _show(record, "this run is finished already; nothing was done", as_json=json_output)
-        return 0
-
+        return record, "this run is finished already; nothing was done"
     mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment) if tracking_uri is not None else None
     if mirror is not None:
         mirror.start()
     try:
         if not ready.finished:
-            _run(spec, launcher, ready, verbose)
+            _run(spec, launcher, ready, token, verbose)
         record = release(spec, ready, tracking_uri)
     finally:
         if mirror is not None:
             ready.run.flush()
             mirror.close()
-    _show(record, "done", as_json=json_output)
-    return 0
+    return record, "done"
 
 
-def _run(spec: JobSpec, launcher: str, ready: Readiness, verbose: bool) -> None:
+def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: bool) -> None:
     from yolofleet.cli.progress import following
 
     if ready.done_steps:
         typer.echo(f"going on from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}", err=True)
     else:
         typer.echo(f"training {ready.num_steps} steps: {ready.run.url}", err=True)
-    with following(ready.run, ready.num_steps, ready.done_steps), _end_noted(spec):
+    with following(ready.run, ready.num_steps, ready.done_steps), _end_noted(spec, token):
         if launcher == "ray":
             from yolofleet.training.launch import run_on_ray
 
-            run_on_ray(spec, show_worker_output=verbose)
+            run_on_ray(spec, token, show_worker_output=verbose)
         else:
             from yolofleet.training.process import run_in_process
 
-            run_in_process(spec)
+            run_in_process(spec, token)
 
 
 @contextmanager
-def _end_noted(spec: JobSpec) -> Iterator[None]:
+def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
     """Note in the run's events how the training ended if it did not end by itself."""
+    from yolofleet.storage.lock import LockLostError
     from yolofleet.tracking.run_directory import RunDirectory
 
     try:
         yield
+    except LockLostError:  # what becomes of the run is for its new holder to note
+        raise
     except BaseException as error:
         kind = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
-        with RunDirectory.open(spec.storage, spec.name, source="driver") as run:
+        with RunDirectory.open(spec.storage, spec.name, source="driver", token=token) as run:
             run.append_event(kind, reason=" ".join(str(error).split())[:500])
         raise
 

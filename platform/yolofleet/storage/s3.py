@@ -135,9 +135,12 @@ class S3Storage(Storage):
             try:
                 client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
             except ClientError as error:
-                if error.response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
+                code = error.response.get("Error", {}).get("Code")
+                if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
                     return False
-                raise
+                if code != "NotImplemented":
+                    raise
+                client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
             return True
 
         return self._call("writing", key, write)

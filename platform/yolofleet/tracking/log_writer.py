@@ -2,7 +2,8 @@
 
 ``append`` never waits for a network and never fails for the storage's sake: training must not stop for its own
 diary. Rows that could not be written are kept and written with the next ones; ``flush`` returns when everything is
-stored and is where a broken storage is told. One writer a log: the last line is repaired on opening.
+stored and is where a broken storage is told. One writer a log: the last line is repaired on opening, and every write
+asks a fence first, so that a writer whose run was taken over adds nothing.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.storage import Storage, StorageError
+from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking.json_lines import Row, decode_row, encode_row, list_parts, part_index, part_key
 
 logger = logging.getLogger(__name__)
+
+Fenced = Callable[[], None]
+"""Raises `yolofleet.storage.lock.LockLostError` when this process must write no more."""
+
+
+def unfenced() -> None:
+    """Let everything be written: for a place that only one process can know of."""
+
 
 PART_BYTES = 4 << 20
 """An object part that has reached this size is closed; the next row begins a new one."""
@@ -52,10 +62,11 @@ class LogWriter(ABC):
         """Flush and release what is held."""
 
 
-def open_log(storage: Storage, name: str) -> LogWriter:
+def open_log(storage: Storage, name: str, fenced: Fenced = unfenced) -> LogWriter:
     """Open the log ``name`` for writing; an unfinished last line is removed."""
+    fenced()
     on_disk = storage.local_path(part_key(name, 0)) is not None
-    return FileLogWriter(storage, name) if on_disk else ObjectLogWriter(storage, name)
+    return FileLogWriter(storage, name, fenced) if on_disk else ObjectLogWriter(storage, name, fenced)
 
 
 def truncate_parts(storage: Storage, name: str, keep: Callable[[Row], bool]) -> None:
@@ -84,9 +95,10 @@ def end_of_last_row(data: bytes) -> int:
 class FileLogWriter(LogWriter):
     """A log on a disk: every row is one append, which survives the death of the process."""
 
-    def __init__(self, storage: Storage, name: str) -> None:
+    def __init__(self, storage: Storage, name: str, fenced: Fenced = unfenced) -> None:
         self._storage = storage
         self._name = name
+        self._fenced = fenced
         self._lock = threading.Lock()
         self._pending: list[bytes] = []
         self._path, self._descriptor = self._open()
@@ -112,7 +124,7 @@ class FileLogWriter(LogWriter):
             self._pending.append(line)
             try:
                 self._write_pending()
-            except OSError as error:
+            except (OSError, StorageError) as error:
                 if first_failure:
                     logger.warning("%s: %s; rows are kept in memory until it can be written", self._path, error)
 
@@ -121,6 +133,7 @@ class FileLogWriter(LogWriter):
         data = b"".join(self._pending)
         if not data:
             return
+        self._fenced()
         size_bytes = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, data)
@@ -143,6 +156,7 @@ class FileLogWriter(LogWriter):
     def truncate(self, keep: Callable[[Row], bool]) -> None:
         """Rewrite the file without the rows for which ``keep`` is false."""
         self.flush()
+        self._fenced()
         with self._lock:
             os.close(self._descriptor)
             truncate_parts(self._storage, self._name, keep)
@@ -166,12 +180,15 @@ class ObjectLogWriter(LogWriter):
         self,
         storage: Storage,
         name: str,
+        fenced: Fenced = unfenced,
         *,
         put_interval_seconds: float = PUT_INTERVAL_SECONDS,
         part_bytes: int = PART_BYTES,
     ) -> None:
         self._storage = storage
         self._name = name
+        self._fenced = fenced
+        self._lost: LockLostError | None = None
         self._put_interval_seconds = put_interval_seconds
         self._part_bytes = part_bytes
         self._lock = threading.Lock()  # guards the memory; never held during a request
@@ -191,6 +208,8 @@ class ObjectLogWriter(LogWriter):
     def append(self, row: Mapping[str, Any]) -> None:
         """Add the row to what the thread puts next."""
         line = encode_row(row)
+        if self._lost is not None:
+            raise self._lost
         with self._lock:
             self._pending.append(line)
             if self._thread is None and not self._closing.is_set():
@@ -203,6 +222,9 @@ class ObjectLogWriter(LogWriter):
             try:
                 self._put_pending()
                 failing = False
+            except LockLostError as error:  # the next `append` tells it to whoever trains on
+                self._lost = error
+                return
             except StorageError as error:
                 if not failing:
                     logger.warning("%s; rows are kept in memory until it can be written", error)
@@ -221,6 +243,7 @@ class ObjectLogWriter(LogWriter):
                         size_bytes += len(self._pending[taken])
                         taken += 1
                     grown = self._part + b"".join(self._pending[:taken])
+                self._fenced()
                 self._storage.put(part_key(self._name, self._part_index), grown)
                 with self._lock:
                     self._part = grown
@@ -233,6 +256,7 @@ class ObjectLogWriter(LogWriter):
     def truncate(self, keep: Callable[[Row], bool]) -> None:
         """Put the parts again without the rows for which ``keep`` is false."""
         self.flush()
+        self._fenced()
         with self._put_lock:
             truncate_parts(self._storage, self._name, keep)
             self._part_index, self._part = self._newest_part()

@@ -1,6 +1,7 @@
 """The run directory: all that is known of one training run, and where every start of it begins.
 
     <storage>/<name>/
+        lock/           who trains it at the moment (yolofleet.storage.lock)
         run.json        format of the directory and the run's identity, written once
         job.yaml        the job as it was started
         facts.json      what else is known of the run: dataset digests, model figures, versions
@@ -28,6 +29,7 @@ from typing import Any
 
 from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
+from yolofleet.storage.lock import Fence, Token
 from yolofleet.tracking.json_lines import Cursor, Row, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import LogWriter, open_log
 
@@ -57,20 +59,24 @@ class RunDirectory:
         storage: The storage whose root is the run directory, ``<storage>/<name>``.
         source: Who writes the events where two processes do (say ``driver`` beside the training workers); each source
             has a file of its own, ``events.SOURCE.jsonl``, because an object store has no append.
+        token: The run's lock as its holder has it; with it nothing is written once another has taken the run over.
     """
 
-    def __init__(self, storage: Storage, *, source: str | None = None) -> None:
+    def __init__(self, storage: Storage, *, source: str | None = None, token: Token | None = None) -> None:
         if source is not None and not source.isalpha():
             raise ValueError(f"an event source is one word of letters, not {source!r}")
         self.storage = storage
+        self._fence = None if token is None else Fence(storage, token)
         self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
         self._writers: dict[str, LogWriter] = {}
         self._writers_lock = threading.Lock()  # the thread that saves checkpoints tells of them too
 
     @classmethod
-    def open(cls, storage_url: str | Path, name: str, *, source: str | None = None) -> RunDirectory:
+    def open(
+        cls, storage_url: str | Path, name: str, *, source: str | None = None, token: Token | None = None
+    ) -> RunDirectory:
         """Open the run ``name`` below ``storage_url``; nothing is written yet."""
-        return cls(open_storage(storage_url).child(name), source=source)
+        return cls(open_storage(storage_url).child(name), source=source, token=token)
 
     @property
     def url(self) -> str:
@@ -208,12 +214,23 @@ class RunDirectory:
             self.storage.download(entry.key, folder / entry.key.removeprefix(f"{MODEL_PREFIX}/"))
         return folder
 
+    def check_held(self) -> None:
+        """Return if the run is still this process's to write.
+
+        Raises:
+            LockLostError: Another process has taken it over.
+        """
+        if self._fence is not None:
+            self._fence.check()
+
     def flush(self) -> None:
-        """Return when all rows and events are stored durably.
+        """Return when all rows and events are stored durably, and the run is still this process's to write.
 
         Raises:
             StorageError: The storage does not take them; they are kept and tried again.
+            LockLostError: Another process has taken the run over.
         """
+        self.check_held()
         with self._writers_lock:
             writers = list(self._writers.values())
         for writer in writers:
@@ -239,7 +256,7 @@ class RunDirectory:
     def _writer(self, name: str) -> LogWriter:
         with self._writers_lock:
             if name not in self._writers:
-                self._writers[name] = open_log(self.storage, name)
+                self._writers[name] = open_log(self.storage, name, self.check_held)
             return self._writers[name]
 
     def _event_logs(self) -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from yolofleet.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.preflight import check_job
+from yolofleet.storage.lock import hold
+from yolofleet.training.preflight import check_job, run_storage
 from yolofleet.training.process import run_in_process
 
 
@@ -17,8 +19,12 @@ def main(arguments: list[str]) -> int:
         return EXIT_USER_ERROR
     try:
         job = JobSpec.load(arguments[0], arguments[1:]).with_absolute_paths()
-        check_job(job)
-        outcome = run_in_process(job)
+        if os.environ.get("RANK", "0") != "0":
+            outcome = run_in_process(job)  # only the first process writes, so it alone holds the run
+        else:
+            with hold(run_storage(job), told=_say) as lock:
+                check_job(job)
+                outcome = run_in_process(job, lock.token)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -27,6 +33,10 @@ def main(arguments: list[str]) -> int:
         return EXIT_WORK_FAILED
     print(f"done: step {outcome.step}, best AP {outcome.best_ap}", file=sys.stderr)
     return 0
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ class CheckpointStore:
         keep: Newest checkpoints that are kept; the best is kept besides.
         told: Called with (kind, fields) when something happened that the user should know.
         before_commit: Called before a checkpoint is committed, to store what must not be younger than it.
+        fenced: Called before anything is written or removed; raises where another process has taken the run over.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class CheckpointStore:
         keep: int = 3,
         told: Callable[..., None] | None = None,
         before_commit: Callable[[], None] = lambda: None,
+        fenced: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage = storage
         self.keep = keep
         self._before_commit = before_commit
+        self._fenced = fenced
         self._told = told or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -108,21 +111,25 @@ class CheckpointStore:
 
     def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         folder = f"step-{step}"
+        self._fenced()
         self.storage.delete(f"{folder}/{COMMIT_KEY}")  # a damaged one of the same step may lie there
         files = {f"{name}.safetensors": safetensors.torch.save(group) for name, group in tensors.items()}
         files[STATE_KEY] = json.dumps(state, indent=1).encode()
         for name, data in files.items():
+            self._fenced()
             self.storage.put(f"{folder}/{name}", data)
         digests = {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
         }
         self._before_commit()
+        self._fenced()
         self.storage.put(f"{folder}/{COMMIT_KEY}", json.dumps({"format": FORMAT, "files": digests}, indent=1).encode())
 
     def _retire(self, newest: int, best_step: int | None) -> None:
         steps = [step for step in self.steps() if step <= newest]
         for step in steps[: -self.keep]:
             if step != best_step:
+                self._fenced()
                 self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first: what is left is then no checkpoint
                 self.storage.delete_prefix(f"step-{step}/")
 

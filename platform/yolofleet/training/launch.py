@@ -15,11 +15,13 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from yolofleet.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
+from yolofleet.storage.lock import LockLostError, Token
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,8 +34,13 @@ FAILURE_KEY = "failure.json"
 """Where a worker leaves the error that no restart cures."""
 
 
-def run_on_ray(job: JobSpec, *, show_worker_output: bool = False) -> None:
+def run_on_ray(job: JobSpec, token: Token | None = None, *, show_worker_output: bool = False) -> None:
     """Run the job on the cluster at RAY_ADDRESS, or on a Ray of this machine's own that ends with it.
+
+    Args:
+        job: What to compute.
+        token: The run's lock, as its holder has it.
+        show_worker_output: Pass on what Ray and the workers print.
 
     Raises:
         UserError: The cluster cannot give what the job asks for.
@@ -49,7 +56,7 @@ def run_on_ray(job: JobSpec, *, show_worker_output: bool = False) -> None:
     with _connected(show_worker_output):
         _check_feasible(job, ray.nodes())
         with _shared_folder(job, ray.nodes()) as folder:
-            _fit(job, folder)
+            _fit(job, folder, token)
 
 
 class _connected:  # noqa: N801 - reads as a verb in a with statement
@@ -138,7 +145,7 @@ def _shared_folder(job: JobSpec, nodes: list[dict[str, Any]]) -> Iterator[str]:
         yield folder
 
 
-def _fit(job: JobSpec, folder: str) -> None:
+def _fit(job: JobSpec, folder: str, token: Token | None) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -147,7 +154,7 @@ def _fit(job: JobSpec, folder: str) -> None:
         resources["GPU"] = job.cluster.gpus_per_worker
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"job": job.document()},
+        train_loop_config={"job": job.document(), "token": None if token is None else asdict(token)},
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=job.cluster.gpus_per_worker > 0,
@@ -191,9 +198,12 @@ def train_worker(config: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     job = JobSpec.parse(config["job"], source="job")
+    token = None if config["token"] is None else Token(**config["token"])
     device = ray.train.torch.get_device()
     try:
-        run_worker(job, WorkerGroup(context.get_world_rank(), context.get_world_size(), device))
+        run_worker(job, WorkerGroup(context.get_world_rank(), context.get_world_size(), device), token)
+    except LockLostError:
+        raise  # the run directory is another's now, failure.json with it
     except (UserError, WorkError) as error:
         # A restart would meet the same again, so Ray sees a worker that is done; the driver reads what happened.
         told = {"user_error": isinstance(error, UserError), "message": str(error)}

@@ -97,9 +97,13 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
     )
 
-    samples = SampleLog(run.storage, group.rank, record_digests=job.record_samples)
+    samples = SampleLog(run.storage, group.rank, record_digests=job.record_samples, fenced=run.check_held)
     store = CheckpointStore(
-        run.storage.child("checkpoints"), job.checkpoint.keep, told=run.append_event, before_commit=run.flush
+        run.storage.child("checkpoints"),
+        job.checkpoint.keep,
+        told=run.append_event,
+        before_commit=run.flush,
+        fenced=run.check_held,
     )
     state = restore(store, job, group, model, average, optimizer, precision)
     statistics.reload()

@@ -14,7 +14,7 @@ from yolofleet.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage import StorageError
+from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.input import open_dataset
@@ -43,6 +43,20 @@ class Readiness:
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
         return self.done_steps >= self.num_steps
+
+
+def run_storage(job: JobSpec) -> Storage:
+    """Return the storage whose root is the job's run directory, known to answer.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    storage = open_storage(job.storage).child(job.name)
+    try:
+        storage.list("lock/")
+    except StorageError as error:
+        raise UserError(f"storage {job.storage} does not hold the run directory: {error}") from error
+    return storage
 
 
 def check_job(job: JobSpec) -> Readiness:

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from yolofleet.errors import UserError
 from yolofleet.specs.job import JobSpec
+from yolofleet.storage.lock import Token
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.loop import Outcome
 from yolofleet.training.worker import run_worker
@@ -17,8 +18,12 @@ from yolofleet.training.worker import run_worker
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def run_in_process(job: JobSpec) -> Outcome:
+def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
     """Run the job here; as one worker of several where torchrun's environment (RANK, WORLD_SIZE) says so.
+
+    Args:
+        job: What to compute.
+        token: The run's lock, as its holder has it.
 
     Raises:
         UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
@@ -32,10 +37,10 @@ def run_in_process(job: JobSpec) -> Outcome:
             f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
         )
     if world_size == 1:
-        return run_worker(job, WorkerGroup(device=device))
+        return run_worker(job, WorkerGroup(device=device), token)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        return run_worker(job, WorkerGroup(rank, world_size, device))
+        return run_worker(job, WorkerGroup(rank, world_size, device), token)
     finally:
         dist.destroy_process_group()
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.storage import Storage
 from yolofleet.tracking.json_lines import read_rows
-from yolofleet.tracking.log_writer import LogWriter, open_log, truncate_parts
+from yolofleet.tracking.log_writer import Fenced, LogWriter, open_log, truncate_parts, unfenced
 
 if TYPE_CHECKING:
     from yolofleet.data.stream import MicroBatch
@@ -47,8 +47,9 @@ def skipped_by_reason(run_storage: Storage) -> Counter[str]:
 class SampleLog:
     """One worker's log."""
 
-    def __init__(self, run_storage: Storage, rank: int, *, record_digests: bool) -> None:
+    def __init__(self, run_storage: Storage, rank: int, *, record_digests: bool, fenced: Fenced = unfenced) -> None:
         self._storage = run_storage.child(FOLDER)
+        self._fenced = fenced
         self._rank = rank
         self._record_digests = record_digests
         self._writer: LogWriter | None = None
@@ -63,7 +64,7 @@ class SampleLog:
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._writer is None:
-            self._writer = open_log(self._storage, f"rank-{self._rank}")
+            self._writer = open_log(self._storage, f"rank-{self._rank}", self._fenced)
         self._writer.append(row)
 
     def flush(self) -> None:

@@ -8,18 +8,25 @@ from typing import Any
 import torch
 
 from yolofleet.specs.job import JobSpec
+from yolofleet.storage.lock import Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.loop import Outcome, train
 from yolofleet.training.validation import Validation
 
 
-def run_worker(job: JobSpec, group: WorkerGroup) -> Outcome:
-    """Take part in the job's run from where its run directory stands to its end."""
+def run_worker(job: JobSpec, group: WorkerGroup, token: Token | None = None) -> Outcome:
+    """Take part in the job's run from where its run directory stands to its end.
+
+    Args:
+        job: What to compute.
+        group: This worker's place.
+        token: The run's lock, as whoever started the workers holds it; None where no one else can know of the run.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if group.device.type == "cpu":
         torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
-    with RunDirectory.open(job.storage, job.name) as run:
+    with RunDirectory.open(job.storage, job.name, token=token) as run:
 
         def report(row: dict[str, Any]) -> None:
             run.append_metrics(row)

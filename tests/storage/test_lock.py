@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faulty_s3 import faulty_s3
+from yolofleet.storage import Storage, open_storage
+from yolofleet.storage.lock import Fence, Lock, LockLostError, PlaceHeldError, hold
+
+HOLDING = """
+import sys, time
+from yolofleet.storage import open_storage
+from yolofleet.storage.lock import hold
+hold(open_storage(sys.argv[1]))
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.fixture(params=["file", "s3", "s3 without conditions"])
+def place(request, tmp_path: Path, monkeypatch) -> Iterator[Storage]:
+    if request.param == "file":
+        yield open_storage(tmp_path / "run")
+        return
+    import boto3
+
+    with faulty_s3() as proxy:
+        for name, value in {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        from yolofleet.storage.s3 import S3Storage, _s3_client
+
+        _s3_client.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        if "without" in request.param:
+
+            def put_anyway(self: Storage, key: str, data: bytes) -> bool:
+                if self.exists(key):
+                    return False
+                self.put(key, data)
+                return True
+
+            monkeypatch.setattr(S3Storage, "put_if_absent", put_anyway)
+        yield open_storage("s3://bucket/run")
+        _s3_client.cache_clear()
+
+
+def from_elsewhere(storage: Storage, **changes: Any) -> None:
+    """Make the newest lock look as if a process of another host had written it."""
+    key = storage.list("lock/")[-1].key
+    document = json.loads(storage.get(key))
+    storage.put(key, json.dumps(document | {"place": "elsewhere", "host": "far"} | changes).encode())
+
+
+def test_one_of_many_at_once_gets_the_place(place: Storage) -> None:
+    locks: list[Lock] = []
+    refusals: list[str] = []
+
+    def attempt() -> None:
+        try:
+            locks.append(hold(place))
+        except PlaceHeldError as error:
+            refusals.append(str(error))
+
+    threads = [threading.Thread(target=attempt) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(locks), len(refusals)) == (1, 5)
+    assert all(f"kill {os.getpid()}" in refusal and "use another name" in refusal for refusal in refusals)
+    locks[0].fence.check()
+    locks[0].release()
+    with hold(place) as second:
+        assert second.token.number == locks[0].token.number + 1
+        with pytest.raises(LockLostError):
+            locks[0].fence.check()
+
+
+def test_a_dead_process_of_this_host_is_succeeded_at_once(tmp_path: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    storage = open_storage(tmp_path)
+    with pytest.raises(PlaceHeldError, match=f"process {holder.pid} .* is alive"):
+        hold(storage)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    told: list[str] = []
+    with hold(storage, told=told.append):
+        assert "that process has ended" in told[0]
+
+
+def test_a_reused_process_number_is_another_process(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    lock = hold(storage)
+    key = storage.list("lock/")[-1].key
+    document = json.loads(storage.get(key))
+    storage.put(key, json.dumps(document | {"process_began": 1}).encode())
+    hold(storage, told=lambda line: None).release()
+    lock.release()
+
+
+def test_the_silent_holder_of_another_host_is_succeeded_after_its_lease(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    old = hold(storage)
+    old._ended.set()  # it renews no more
+    from_elsewhere(storage, lease_seconds=0.5, since="2099-01-01T00:00:00+00:00")  # its clock is far ahead
+    told: list[str] = []
+    with hold(storage, told=told.append) as new:
+        assert [line.partition(" ")[0] for line in told] == [str(tmp_path), "taking"]
+        new.fence.check()
+        with pytest.raises(LockLostError, match="was taken over by process"):
+            old.fence.check()
+    old.release()  # too late to matter
+    assert json.loads(storage.get("lock/00000002.json"))["released"]
+
+
+def test_a_renewing_holder_of_another_host_is_left_alone(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    lock = hold(storage)
+    lock._ended.set()
+    from_elsewhere(storage, lease_seconds=5.0, since="1999-01-01T00:00:00+00:00")
+    renewal = threading.Timer(0.7, lambda: from_elsewhere(storage, lease_seconds=5.0, renewals=1))
+    renewal.start()
+    with pytest.raises(PlaceHeldError, match="on far, since"):
+        hold(storage, told=lambda line: None)
+    renewal.join()
+    lock.release()
+
+
+def test_a_lock_is_renewed(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    with hold(storage, lease_seconds=0.2) as lock:
+        threading.Event().wait(0.3)
+        assert json.loads(storage.get("lock/00000001.json"))["renewals"] >= 1
+        lock.fence.check()
+
+
+def test_a_removed_lock_is_a_lost_one(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    lock = hold(storage)
+    storage.delete_prefix("lock/")
+    with pytest.raises(LockLostError, match="removed"):
+        Fence(storage, lock.token).check()
+    lock.release()
+
+
+def test_old_locks_are_cleared_away(tmp_path: Path) -> None:
+    storage = open_storage(tmp_path)
+    for _ in range(6):
+        hold(storage).release()
+    assert [entry.key for entry in storage.list("lock/")] == ["lock/00000005.json", "lock/00000006.json"]
