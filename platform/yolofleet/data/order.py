@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.data.image_weights import draws
 from yolofleet.data.randomness import Purpose, keyed_generator
 
 WINDOW_SHARDS = 8
@@ -38,10 +39,12 @@ class _Epoch:
     Attributes:
         shards: (num_shards,) shard numbers in the order of the epoch.
         window_starts: (num_windows + 1,) place in the epoch of each window's first sample, and N at the end.
+        draws: (N,) how often each sample is drawn; None draws each once.
     """
 
     shards: NDArray[np.int64]
     window_starts: NDArray[np.int64]
+    draws: NDArray[np.int64] | None
 
 
 class SampleOrder:
@@ -52,12 +55,21 @@ class SampleOrder:
         seed: Seed of the run.
         window_shards: Shards in a window; more of them shuffle better and need more disk at a time.
         shuffle: False keeps the order of the shards.
+        weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once. An epoch stays N
+            samples long, and each shard still lies in one window of it; memory is then a few numbers a sample.
     """
 
     def __init__(
-        self, shard_sizes: NDArray[np.int64], seed: int, *, window_shards: int = WINDOW_SHARDS, shuffle: bool = True
+        self,
+        shard_sizes: NDArray[np.int64],
+        seed: int,
+        *,
+        window_shards: int = WINDOW_SHARDS,
+        shuffle: bool = True,
+        weights: NDArray[np.float64] | None = None,
     ) -> None:
         self._sizes = np.asarray(shard_sizes, dtype=np.int64)
+        self._weights = weights
         self._seed = seed
         self._window_shards = window_shards
         self._shuffle = shuffle
@@ -89,12 +101,14 @@ class SampleOrder:
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
-            shards = np.flatnonzero(self._sizes)
+            times = None if self._weights is None else draws(self._weights, self._seed, number)
+            sizes = self._sizes if times is None else _summed(times, self._sizes)
+            shards = np.flatnonzero(sizes)
             if self._shuffle:
                 shards = keyed_generator(self._seed, Purpose.SHARD_ORDER, number).permutation(shards)
-            ends = np.cumsum(self._sizes[shards])
+            ends = np.cumsum(sizes[shards])
             starts = np.concatenate([[0], ends[self._window_shards - 1 :: self._window_shards], ends[-1:]])
-            self._epochs[number] = _Epoch(shards, np.unique(starts))
+            self._epochs[number] = _Epoch(shards, np.unique(starts), times)
             if len(self._epochs) > 2:  # this epoch and the one before it, while a window of each is read
                 self._epochs.popitem(last=False)
         return self._epochs[number]
@@ -108,6 +122,9 @@ class SampleOrder:
             first = np.cumsum(sizes) - sizes
             all_shards = np.repeat(shards, sizes)
             all_rows = np.arange(len(all_shards)) - np.repeat(first, sizes)
+            if epoch.draws is not None:
+                times = epoch.draws[(np.cumsum(self._sizes) - self._sizes)[all_shards] + all_rows]
+                all_shards, all_rows = np.repeat(all_shards, times), np.repeat(all_rows, times)
             if self._shuffle:
                 order = keyed_generator(self._seed, Purpose.SAMPLE_ORDER, number, window).permutation(len(all_shards))
                 all_shards, all_rows = all_shards[order], all_rows[order]
@@ -115,3 +132,10 @@ class SampleOrder:
             if len(self._windows) > MOST_WINDOWS_KEPT:
                 self._windows.popitem(last=False)
         return self._windows[name]
+
+
+def _summed(times: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of the samples' numbers over each shard: (num_shards,)."""
+    sums = np.concatenate([[0], np.cumsum(times)])
+    ends = np.cumsum(sizes)
+    return np.asarray(sums[ends] - sums[ends - sizes], dtype=np.int64)

@@ -18,6 +18,9 @@ class Purpose(IntEnum):
     SAMPLE_ORDER = 2
     AUGMENTATION = 3
     SYNTHESIS = 4
+    IMAGE_SIZE = 5
+    IMAGE_WEIGHTS = 6
+    ANCHORS = 7
 
 
 def keyed_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 from webdataset.pipeline import DataPipeline
 
 from yolofleet.data.augment_settings import AugmentationSettings
@@ -38,6 +40,7 @@ class TrainingStream:
         prefetch: Micro-batches made ahead for each thread.
         image_size_at: The image size at a step, in place of ``image_size``.
         max_pixels: Larger pictures are skipped.
+        sample_weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once.
 
     Raises:
         UserError: The sizes do not fit together, or the dataset holds no box to learn from.
@@ -56,6 +59,7 @@ class TrainingStream:
         prefetch: int = 2,
         image_size_at: Callable[[int], int] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        sample_weights: NDArray[np.float64] | None = None,
     ) -> None:
         if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % micro_batch_size:
             raise UserError(
@@ -65,7 +69,7 @@ class TrainingStream:
             held = f"{len(dataset)} pictures and {dataset.manifest.num_crowds} crowds"
             raise UserError(f"{dataset.url}: no boxes to learn from (it holds {held}); train on another dataset")
         self.dataset = dataset
-        self.order = SampleOrder(dataset.shard_sizes, seed)
+        self.order = SampleOrder(dataset.shard_sizes, seed, weights=sample_weights)
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self._image_size_at = image_size_at or (lambda step: image_size)

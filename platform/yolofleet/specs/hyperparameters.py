@@ -57,6 +57,12 @@ class Hyperparameters(Spec):
     """Focal loss exponent; 0 is plain binary cross entropy."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Smoothing of the class targets."""
+    class_balance: Share = 0.0
+    """How far rare classes count more in the class term: a class weighs its inverse frequency to this power."""
+    multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Range of the image size: every step draws one, from 1 - multi_scale to 1 + multi_scale of the job's."""
+    image_weights: Share = 0.0
+    """How far images with rare classes are drawn more often: 0 draws every image once an epoch, 1 by its weight."""
     hsv_h: Share
     """Range of the hue shift, as a share of the circle."""
     hsv_s: Share

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.image_weights import image_weights
 from yolofleet.data.stream import TrainingStream
+from yolofleet.data.survey import survey_boxes
+from yolofleet.models.wiring import wire
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import DataSpec, JobSpec
+from yolofleet.training.model import trained_table
+from yolofleet.training.multi_scale import MultiScale
 from yolofleet.training.schedule import Schedule
 
 
@@ -42,10 +51,29 @@ def augmentation(hyperparameters: Hyperparameters) -> AugmentationSettings:
     )
 
 
-def training_stream(job: JobSpec, dataset: ShardDataset, schedule: Schedule) -> TrainingStream:
-    """Return the job's endless training stream; its last part is plain images where the recipe says so."""
+def training_stream(
+    job: JobSpec,
+    dataset: ShardDataset,
+    schedule: Schedule,
+    sample_weights: Callable[[], NDArray[np.float64]] | None = None,
+) -> TrainingStream:
+    """Return the job's endless training stream; its last part is plain images where the recipe says so.
+
+    Args:
+        job: What is trained.
+        dataset: The training set.
+        schedule: Its schedule, which knows the steps that close the mosaic.
+        sample_weights: Reads the sample weights where the run keeps them; they are computed unless given. Asked only
+            where the recipe draws images by weight.
+    """
+    share = schedule.hyperparameters.image_weights
+    weights = None
+    if share > 0:
+        weights = (sample_weights or (lambda: dataset_weights(dataset, share)))()
     full = augmentation(schedule.hyperparameters)
     plain = replace(full, mosaic=0.0, mixup=0.0, paste_in=0.0)
+    stride = wire(trained_table(job)).max_stride
+    sizes = MultiScale(job.seed, job.data.image_size, stride, schedule.hyperparameters.multi_scale)
     return TrainingStream(
         dataset,
         seed=job.seed,
@@ -54,4 +82,11 @@ def training_stream(job: JobSpec, dataset: ShardDataset, schedule: Schedule) -> 
         micro_batch_size=job.micro_batch_size,
         augmentation=lambda step: plain if schedule.closes_mosaic(step) else full,
         num_threads=job.data.loader_threads,
+        image_size_at=sizes.at,
+        sample_weights=weights,
     )
+
+
+def dataset_weights(dataset: ShardDataset, share: float) -> NDArray[np.float64]:
+    """Return how often each sample is drawn an epoch; reads every annotation of the dataset."""
+    return image_weights(survey_boxes(dataset), len(dataset.classes), share)

@@ -85,7 +85,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     model = build_model(trained_table(job), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
     model.train()
     lay_channels_innermost(model)
-    loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment)
+    loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment, dataset.manifest.class_counts)
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
     statistics = MicroBatchStatistics(model)
     average = WeightAverage(model, hyperparameters)

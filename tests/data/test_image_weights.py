@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.image_weights import draws, image_weights
+from yolofleet.data.order import SampleOrder
+from yolofleet.data.survey import Survey, survey_boxes
+
+
+def survey(classes: list[int], samples: list[int], num_samples: int) -> Survey:
+    boxes = np.full((len(classes), 2), 0.1)
+    return Survey(boxes, np.array(classes, dtype=np.int64), np.array(samples, dtype=np.int64), num_samples, num_samples)
+
+
+def test_rare_classes_weigh_more() -> None:
+    # Three boxes of class 0 in images 0 to 2, one of class 1 in image 3, image 4 is empty.
+    weights = image_weights(survey([0, 0, 0, 1], [0, 1, 2, 3], 5), 2, 1.0)
+    assert weights == pytest.approx(np.array([1 / 3, 1 / 3, 1 / 3, 1, 0]) * 5 / 2)
+    half = image_weights(survey([0, 0, 0, 1], [0, 1, 2, 3], 5), 2, 0.5)
+    assert half == pytest.approx(0.5 + 0.5 * weights)
+    assert image_weights(survey([], [], 3), 2, 1.0).tolist() == [1, 1, 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.floats(0, 100), min_size=1, max_size=50).filter(lambda values: sum(values) > 1e-3), st.integers(0, 9)
+)
+def test_an_epoch_stays_as_long_and_draws_by_weight(values: list[float], epoch: int) -> None:
+    weights = np.array(values)
+    found = draws(weights, 5, epoch)
+    expected = weights / weights.sum() * len(weights)
+    assert found.sum() == len(weights)
+    assert (np.abs(found - expected) <= 1 + 1e-6).all()
+    assert np.array_equal(found, draws(weights, 5, epoch))
+
+
+def test_in_the_long_run_the_mean_is_the_weight() -> None:
+    weights = np.array([0.3, 0.7, 1.0, 2.5, 0.5])
+    mean = np.mean([draws(weights, 1, epoch) for epoch in range(2000)], axis=0)
+    assert mean == pytest.approx(weights, abs=0.05)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(lambda sizes: sum(sizes) > 0), st.integers(1, 5))
+def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], window: int) -> None:
+    shard_sizes = np.array(sizes)
+    total = int(shard_sizes.sum())
+    weights = np.random.default_rng(0).random(total) * 3
+    starts = np.cumsum(shard_sizes) - shard_sizes
+    order = SampleOrder(shard_sizes, 4, window_shards=window, weights=weights)
+    for epoch in (0, 1, 7):
+        places = [order.place(epoch * total + place) for place in range(total)]
+        drawn = np.bincount([starts[place.shard] + place.row for place in places], minlength=total)
+        assert np.array_equal(drawn, draws(weights, 4, epoch))
+        shards_of_windows: dict[int, set[int]] = {}
+        for place in places:
+            shards_of_windows.setdefault(place.window, set()).add(place.shard)
+        assert all(len(shards) <= window for shards in shards_of_windows.values())
+
+
+def test_equal_weights_are_the_plain_order() -> None:
+    sizes = np.array([5, 3, 8])
+    plain, weighted = SampleOrder(sizes, 2), SampleOrder(sizes, 2, weights=np.ones(16))
+    assert [plain.place(g) for g in range(48)] == [weighted.place(g) for g in range(48)]
+
+
+def test_a_survey_reads_every_box_once(dataset: ShardDataset) -> None:
+    found = survey_boxes(dataset)
+    assert len(found.classes) == dataset.manifest.num_boxes
+    assert np.bincount(found.classes, minlength=len(dataset.classes)).tolist() == list(dataset.manifest.class_counts)
+    assert found.num_surveyed == found.num_samples == len(dataset)
+    assert (found.sizes > 0).all() and (found.sizes <= 1 + 1e-9).all()
+    for number in (0, 7, len(dataset) - 1):
+        record = dataset.read(number).record()
+        assert (found.samples == number).sum() == (~record.iscrowd).sum()
+
+
+def test_a_survey_of_a_part_is_spread_evenly(dataset: ShardDataset) -> None:
+    found = survey_boxes(dataset, 9)
+    assert found.num_surveyed == 9
+    assert set(found.samples) <= {number * len(dataset) // 9 for number in range(9)}
