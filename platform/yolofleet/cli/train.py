@@ -76,6 +76,8 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
 
     if ready.done_steps:
         typer.echo(f"going on from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}", err=True)
+        for change in ready.changes:
+            typer.echo(f"  changed since the last start: {change}", err=True)
     else:
         typer.echo(f"training {ready.num_steps} steps: {ready.run.url}", err=True)
     with following(ready.run, ready.num_steps, ready.done_steps), _end_noted(spec, token):

@@ -22,7 +22,7 @@ BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12
 
 # What may change between two starts of one run: how it is executed and watched, and where its data lies. What the data
 # and the model's table hold is compared by their digests.
-EXECUTION_KEYS = ("cluster", "storage", "checkpoint", "tracking", "log_every_steps", "record_samples")
+EXECUTION_KEYS = ("cluster", "strategy", "storage", "checkpoint", "tracking", "log_every_steps", "record_samples")
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
 # Settings that came after the first runs: at their default they are no part of the identity, so that those runs go on.
 LATER_KEYS = ("assignment",)
@@ -237,6 +237,7 @@ class JobSpec(Spec):
         document = {key: value for key, value in self.document().items() if key not in EXECUTION_KEYS}
         document["data"] = {key: value for key, value in document["data"].items() if key not in EXECUTION_DATA_KEYS}
         document["model"].pop("spec", None)
+        document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
         for key in LATER_KEYS:
             if getattr(self, key) == type(self).model_fields[key].default:
                 document.pop(key, None)

@@ -13,12 +13,14 @@ from yolofleet.data.dataset import ShardDataset
 from yolofleet.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.specs.document import parse_yaml
-from yolofleet.specs.job import JobSpec
+from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.input import open_dataset
 from yolofleet.training.model import trained_table
+
+MOST_CHANGES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Readiness:
         done_steps: Steps of the newest checkpoint; 0 for a fresh run.
         train: The training set.
         val: The validation set.
+        changes: What the spec says otherwise than at the last start, a line for each field.
     """
 
     run: RunDirectory
@@ -38,6 +41,7 @@ class Readiness:
     done_steps: int
     train: ShardDataset
     val: ShardDataset
+    changes: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -70,10 +74,10 @@ def check_job(job: JobSpec) -> Readiness:
     _check_classes(job, train, val)
     _check_model(job, len(train.classes))
     run = RunDirectory.open(job.storage, job.name)
-    _claim(job, run)
+    changes = _claim(job, run)
     _check_contents(job, run, train, val)
     steps = CheckpointStore(run.storage.child("checkpoints")).steps()
-    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val)
+    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes)
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:
@@ -105,23 +109,32 @@ def _check_model(job: JobSpec, num_classes: int) -> None:
         )
 
 
-def _claim(job: JobSpec, run: RunDirectory) -> None:
-    """Write the job into a fresh run directory, or check that the one there is of the same job."""
+def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
+    """Write the job into a fresh run directory, or check that the one there computes the same.
+
+    Returns:
+        What has changed of how it is executed.
+    """
     before = run.job_text()
     if before is None:
         try:
             run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
         except StorageError as error:
             raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
-        return
+        return ()
     recorded = parse_yaml(before, source=f"{run.url}/job.yaml")
     changes = _differences(_computation(recorded), job.computation())
     if changes:
+        more = f"\n  and {len(changes) - MOST_CHANGES_SHOWN} more" if len(changes) > MOST_CHANGES_SHOWN else ""
         raise UserError(
-            f"run '{job.name}' in {job.storage} was started with another spec: {'; '.join(changes[:6])}. "
-            "Use another name for the new spec, or the spec as it was to go on"
+            f"run '{job.name}' in {job.storage} was started with another spec, and what it computes cannot change:\n  "
+            + "\n  ".join(changes[:MOST_CHANGES_SHOWN])
+            + f"{more}\nUse another name for the new spec, or the spec as it was to go on. What may change: "
+            f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
         )
     run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+    before_now = JobSpec.parse(recorded, source="job.yaml of the run").document()
+    return tuple(_differences(before_now, job.document()))
 
 
 def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
@@ -158,4 +171,8 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for key in keys
             for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
         ]
-    return [] if before == now else [f"{path} was {before}, now {now}"]
+    return [] if before == now else [f"{path}: was {_shown(before)}, now {_shown(now)}"]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from yolofleet.errors import UserError
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.preflight import check_job
+
+MakeJob = Callable[..., JobSpec]
+
+
+def test_a_spec_that_computes_something_else_is_refused_field_by_field(small_job: MakeJob) -> None:
+    check_job(small_job())
+    with pytest.raises(UserError) as refusal:
+        check_job(small_job(epochs=3, seed=7, hyperparameters={"lr0": 0.02}))
+    told = str(refusal.value).splitlines()
+    assert told[0].endswith("was started with another spec, and what it computes cannot change:")
+    assert "  epochs: was 2.0, now 3.0" in told
+    assert "  seed: was 0, now 7" in told
+    assert "  hyperparameters.lr0: was not set, now 0.02" in told
+    assert "  hyperparameters.warmup_min_steps: was 4, now not set" in told
+    assert "Use another name" in told[-1]
+    assert "cluster, strategy, storage, checkpoint" in told[-1]
+
+
+def test_many_differences_are_counted(small_job: MakeJob) -> None:
+    check_job(small_job())
+    hyperparameters = {"lr0": 0.02, "momentum": 0.9, "mosaic": 0.1, "mixup": 0.1, "warmup_epochs": 1.0, "scale": 0.2}
+    with pytest.raises(UserError, match=r"and \d more"):
+        check_job(small_job(epochs=3, seed=7, global_batch_size=16, hyperparameters=hyperparameters))
+
+
+def test_what_may_change_is_taken_and_told(small_job: MakeJob) -> None:
+    assert check_job(small_job()).changes == ()
+    assert check_job(small_job()).changes == ()
+    changed = check_job(small_job(cluster={"workers": 2, "max_failures": 9}, checkpoint={"every_steps": 5, "keep": 2}))
+    assert set(changed.changes) == {
+        "cluster.workers: was 1, now 2",
+        "cluster.max_failures: was 3, now 9",
+        "checkpoint.every_steps: was 2, now 5",
+    }
+    assert check_job(small_job()).changes  # the newest start is what the next one is compared with
+
+
+def test_another_dataset_under_the_same_name_is_refused(small_job: MakeJob, small_data: Path) -> None:
+    check_job(small_job())
+    with pytest.raises(UserError, match="another content of train"):
+        check_job(small_job(data={"train": str(small_data / "val"), "val": str(small_data / "val"), "image_size": 64}))
+
+
+def test_a_storage_that_cannot_be_written_is_named(small_job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="does not take the run directory"):
+        check_job(small_job(storage=str(tmp_path / "file")))
