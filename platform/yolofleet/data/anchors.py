@@ -1,0 +1,155 @@
+"""Whether anchors suit the boxes of a dataset, and better ones where they do not.
+
+A box can only be learned where an anchor's width and height both differ from it by less than the factor ``ratio_limit``
+(``anchor_t``). The share of boxes for which any anchor does is the best possible recall. Fitting follows the published
+way, k-means and then an evolution that keeps every random change which fits better, with one difference: k-means looks
+at the logarithms of the sizes, because the fit is a matter of ratios; on pixels the largest boxes draw all centres to
+themselves. Everything is a pure function of the boxes and the seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.data.randomness import Purpose, keyed_generator
+
+GOOD_RECALL = 0.98
+"""Recall below which anchors are fitted anew, as published."""
+LEAST_SIDE_PIXELS = 2.0
+"""Boxes smaller than this on both sides are no guide for anchors, as published."""
+MOST_BOXES_FITTED = 20_000
+KMEANS_ROUNDS = 30
+GENERATIONS = 1000
+MUTATED_SHARE = 0.9
+MUTATION_SIGMA = 0.1
+SMALLEST_CHANGE, LARGEST_CHANGE = 0.3, 3.0
+ROWS_AT_A_TIME = 65_536
+
+Sizes = NDArray[np.float64]
+"""(n, 2) widths and heights in pixels of the network's input."""
+Anchors = tuple[tuple[tuple[float, float], ...], ...]
+"""Width and height of each anchor of each level, in pixels."""
+
+
+@dataclass(frozen=True)
+class AnchorFit:
+    """How well anchors suit boxes.
+
+    Attributes:
+        recall: Share of the boxes that at least one anchor can learn (best possible recall).
+        anchors_per_box: Anchors that can learn a box, on average.
+        fit: Mean over the boxes of the best anchor's fit, 1 being a perfect one; boxes out of reach count 0.
+        level_shares: Share of the boxes that each level can learn.
+    """
+
+    recall: float
+    anchors_per_box: float
+    fit: float
+    level_shares: tuple[float, ...]
+
+
+def anchor_fit(sizes: Sizes, anchors: Anchors, ratio_limit: float) -> AnchorFit:
+    """Measure anchors against boxes.
+
+    Args:
+        sizes: n boxes; with none, everything is 0.
+        anchors: Levels of equally many anchors each.
+        ratio_limit: Largest ratio between a box's and an anchor's sides (``anchor_t``).
+    """
+    table = np.array(anchors, dtype=np.float64).reshape(-1, 2)
+    num_levels = len(anchors)
+    found, pairs, fit, by_level = 0, 0, 0.0, np.zeros(num_levels)
+    for start in range(0, len(sizes), ROWS_AT_A_TIME):
+        ratios = _ratios(sizes[start : start + ROWS_AT_A_TIME], table)  # (rows, levels x anchors)
+        within = ratios < ratio_limit
+        best = ratios.min(axis=1)
+        found += int(within.any(axis=1).sum())
+        pairs += int(within.sum())
+        fit += float((1.0 / best[best < ratio_limit]).sum())
+        by_level += within.reshape(len(ratios), num_levels, -1).any(axis=2).sum(axis=0)
+    count = max(len(sizes), 1)
+    return AnchorFit(found / count, pairs / count, fit / count, tuple((by_level / count).tolist()))
+
+
+def fitted_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit: float, seed: int) -> Anchors:
+    """Return anchors that suit boxes: k-means, then evolution; sorted by area, the smallest on the finest level.
+
+    Args:
+        sizes: n boxes; those below 2 pixels on both sides are left out, and more than 20,000 are thinned out evenly.
+        num_levels: Levels of the detector.
+        num_anchors: Anchors of each level.
+        ratio_limit: As in `anchor_fit`.
+        seed: Decides where k-means starts and how evolution goes.
+
+    Raises:
+        ValueError: There is no box to fit.
+    """
+    usable = sizes[(sizes >= LEAST_SIDE_PIXELS).any(axis=1)]
+    if not len(usable):
+        raise ValueError("no box has a side of 2 pixels or more, so there is nothing to fit anchors to")
+    thinned = usable[
+        (np.arange(min(len(usable), MOST_BOXES_FITTED)) * len(usable)) // min(len(usable), MOST_BOXES_FITTED)
+    ]
+    generator = keyed_generator(seed, Purpose.ANCHORS)
+    anchors = _means(thinned, num_levels * num_anchors, generator)
+    anchors = _evolved(thinned, anchors, ratio_limit, generator)
+    anchors = np.round(np.maximum(anchors[np.argsort(anchors.prod(axis=1), kind="stable")], 1.0), 2)
+    levels = anchors.reshape(num_levels, num_anchors, 2)
+    return tuple(tuple((float(width), float(height)) for width, height in level) for level in levels)
+
+
+def _ratios(sizes: Sizes, table: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the largest ratio between the sides of each box and each anchor: (n, anchors), 1 where equal."""
+    apart = sizes[:, None] / table[None]  # (n, anchors, 2)
+    return np.asarray(np.maximum(apart, 1.0 / np.maximum(apart, 1e-12)).max(axis=2), dtype=np.float64)
+
+
+def _means(sizes: Sizes, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return k-means centres of the sizes: (count, 2); the logarithms are clustered, for the fit is a matter of ratios."""
+    points = np.log(np.maximum(sizes, 1e-9))
+    centres = points[[int(generator.integers(len(points)))]]
+    while len(centres) < count:  # start far from each other: a point is chosen by its squared distance (k-means++)
+        distance = _squared_distances(points, centres).min(axis=1)
+        total = float(distance.sum())
+        chance = distance / total if total > 0 else np.full(len(points), 1.0 / len(points))
+        centres = np.concatenate([centres, points[[int(generator.choice(len(points), p=chance))]]])
+    for _ in range(KMEANS_ROUNDS):
+        owner = _squared_distances(points, centres).argmin(axis=1)
+        members = np.bincount(owner, minlength=count)
+        sums = np.stack([np.bincount(owner, weights=points[:, axis], minlength=count) for axis in range(2)], axis=1)
+        moved = np.where(members[:, None] > 0, sums / np.maximum(members, 1)[:, None], centres)
+        if np.allclose(moved, centres):
+            break
+        centres = moved
+    return np.asarray(np.exp(centres), dtype=np.float64)
+
+
+def _squared_distances(points: NDArray[np.float64], centres: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (n, k) squared distances."""
+    return np.asarray(((points[:, None] - centres[None]) ** 2).sum(axis=2), dtype=np.float64)
+
+
+def _evolved(
+    sizes: Sizes, anchors: NDArray[np.float64], ratio_limit: float, generator: np.random.Generator
+) -> NDArray[np.float64]:
+    """Return anchors after random changes of which every better one is kept."""
+    logs = np.log(np.maximum(sizes, 1e-9))  # (n, 2)
+    limit = np.log(ratio_limit)
+
+    def fitness(candidate: NDArray[np.float64]) -> float:
+        apart = np.abs(logs[:, :1] - np.log(candidate[:, 0]))  # (n, anchors)
+        np.maximum(apart, np.abs(logs[:, 1:] - np.log(candidate[:, 1])), out=apart)
+        nearest = apart.min(axis=1)
+        return float(np.exp(-nearest[nearest < limit]).sum())
+
+    best = fitness(anchors)
+    for _ in range(GENERATIONS):
+        touched = generator.random(anchors.shape) < MUTATED_SHARE
+        change = 1.0 + touched * generator.random() * generator.normal(size=anchors.shape) * MUTATION_SIGMA
+        candidate = np.maximum(anchors * np.clip(change, SMALLEST_CHANGE, LARGEST_CHANGE), LEAST_SIDE_PIXELS)
+        if (reached := fitness(candidate)) > best:
+            anchors, best = candidate, reached
+    return anchors
