@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from yolofleet.cli.amounts import parsed_bytes
+from yolofleet.cli.counting import counting
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
@@ -24,7 +23,6 @@ SOURCE_FORMAT = typer.Option("auto", "--format", help="What the annotations are:
 CLASS_NAMES = typer.Option(None, help="File with the names of the classes, for YOLO and VOC: YAML, or one a line.")
 MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger pictures are left out.")
 THREADS = typer.Option(0, min=0, help="Threads; 0 takes one a core.")
-PLAIN_LINE_SECONDS = 10.0
 AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
 
 
@@ -39,7 +37,7 @@ def synth(
     """Draw a COCO-format dataset of shapes, for trying things out."""
     from yolofleet.data.synth import write_synthetic_dataset
 
-    with _progress("drawing", images) as advance:
+    with counting("drawing", images) as advance:
         write_synthetic_dataset(out, images, seed, image_size, advance)
     parts = {part: str(out / f"instances{part}.json") for part in ("", "_train", "_val")}
     facts = {
@@ -69,7 +67,7 @@ def check(
 
     problems = ProblemLog()
     source, pictures = _read_source(annotations, images, problems, source_format, classes)
-    with _progress("checking", len(source.records)) as advance:
+    with counting("checking", len(source.records)) as advance:
         report = check_dataset(
             source, pictures, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
         )
@@ -131,7 +129,7 @@ def shard(
     if longest_side is not None and reencode is None:
         raise UserError("--longest-side scales pictures, which must then be encoded anew: add --reencode QUALITY")
     options = BuildOptions(
-        shard_bytes=_parsed_bytes(shard_bytes),
+        shard_bytes=parsed_bytes(shard_bytes, "--shard-bytes"),
         shard_samples=shard_samples,
         max_pixels=max_pixels,
         reencode_quality=reencode,
@@ -141,7 +139,7 @@ def shard(
     )
     problems = ProblemLog()
     source, pictures = _read_source(annotations, None if images == "-" else images, problems, source_format, classes)
-    with _progress("sharding", len(source.records)) as advance:
+    with counting("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
             pictures,
@@ -194,7 +192,7 @@ def inspect(
 
     dataset = ShardDataset(url)
     manifest = dataset.manifest
-    with _progress("inspecting", len(dataset)) as advance:
+    with counting("inspecting", len(dataset)) as advance:
         found = inspect_dataset(dataset, verify=verify, progress=advance)
     facts = {
         "url": url,
@@ -287,21 +285,6 @@ def _cores(threads: int) -> int:
     return threads or os.cpu_count() or 1
 
 
-def _parsed_bytes(text: str) -> int:
-    from yolofleet.errors import UserError
-
-    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-    number = text.strip().rstrip("BKMGIbkmgi ")
-    unit = text.strip()[len(number) :].strip().upper()
-    try:
-        value = int(float(number) * units[unit])
-    except (ValueError, KeyError):
-        raise UserError(f"--shard-bytes {text!r}: a number of bytes is needed, such as 128MB or 512MiB") from None
-    if value < 1:
-        raise UserError(f"--shard-bytes {text!r}: at least one byte is needed")
-    return value
-
-
 def _parsed_split(text: str | None) -> tuple[float, float]:
     from yolofleet.errors import UserError
 
@@ -325,37 +308,3 @@ def _warn_of(problems: ProblemLog) -> None:
 
 def _tell(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
     print(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else sentence)
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Show progress on stderr: a bar on a terminal, a plain line every ten seconds elsewhere."""
-    if not sys.stderr.isatty():
-        yield _PlainProgress(what, total).advance
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda count: bar.advance(task, count)
-
-
-class _PlainProgress:
-    """Progress as lines of text; safe among threads."""
-
-    def __init__(self, what: str, total: int) -> None:
-        self._what = what
-        self._total = total
-        self._done = 0
-        self._last_seconds = time.monotonic()
-        self._lock = threading.Lock()
-
-    def advance(self, count: int) -> None:
-        """Note that so many more pictures are done."""
-        with self._lock:
-            self._done += count
-            if time.monotonic() - self._last_seconds >= PLAIN_LINE_SECONDS:
-                self._last_seconds = time.monotonic()
-                print(f"{self._what}: {self._done:,} of {self._total:,}", file=sys.stderr, flush=True)

@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +90,8 @@ class ShardCache:
         give_up = time.monotonic() + self._settings.patience_seconds
         pause_seconds = 0.2
         with self._locked(f"{int(sha256[:8], 16) % NUM_LOCKS:02d}"):
+            with suppress(FileNotFoundError):
+                os.utime(path)  # whoever asks for it will open it soon: not the next one to be evicted
             while not path.exists():
                 try:
                     self._fetch(storage, key, sha256, size_bytes, path)

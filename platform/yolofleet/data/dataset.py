@@ -29,7 +29,9 @@ from yolofleet.data.records import ImageRecord, RecordError
 from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
-MOST_OPEN_SHARDS = 64
+MOST_INDEXES_KEPT = 64
+MOST_OPEN_SHARDS = 16
+"""Two windows. An open shard takes room on the disk even when the cache has evicted it, so they are not many."""
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -144,7 +146,7 @@ class ShardDataset:
         index = ShardIndex.from_bytes(data, f"{self.storage.url}/{entry.index_key}")
         with self._lock:
             self._indexes[shard] = index
-            if len(self._indexes) > MOST_OPEN_SHARDS:
+            if len(self._indexes) > MOST_INDEXES_KEPT:
                 self._indexes.popitem(last=False)
         return index
 
@@ -210,9 +212,19 @@ class ShardDataset:
             time.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, 10.0)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether shards are read through the cache, because they do not lie on a disk of this machine."""
+        return bool(self.manifest.shards) and self.storage.local_path(self.manifest.shards[0].tar_key) is None
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the node's cache may hold."""
+        return self._settings.max_bytes
+
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch shards of remote storage in the background; nothing to do for local ones."""
-        if self.storage.local_path(self.manifest.shards[0].tar_key) is None:
+        if self.is_remote:
             self._prefetcher.ask(list(shards))
 
     @cached_property

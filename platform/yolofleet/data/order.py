@@ -99,6 +99,15 @@ class SampleOrder:
             shards = self._epoch(epoch).shards
         return [int(shard) for shard in shards[window * self._window_shards : (window + 1) * self._window_shards]]
 
+    def window_after(self, epoch: int, window: int) -> tuple[int, int]:
+        """Return epoch and number of the window that follows."""
+        return (epoch, window + 1) if window + 1 < self.num_windows(epoch) else (epoch + 1, 0)
+
+    def window_samples(self, epoch: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return shard and row of every sample of a window, (n,) each, in order."""
+        with self._lock:
+            return self._window(epoch, self._epoch(epoch), window)
+
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
             times = None if self._weights is None else draws(self._weights, self._seed, number)

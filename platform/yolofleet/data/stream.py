@@ -124,12 +124,9 @@ class TrainingStream:
             here = self.order.place(place.first)
             if (here.epoch, here.window) != entered:
                 entered = (here.epoch, here.window)
-                following = self._window_after(*entered)
+                following = self.order.window_after(*entered)
                 self.dataset.prefetch(self.order.window_shards(*entered) + self.order.window_shards(*following))
             yield place
-
-    def _window_after(self, epoch: int, window: int) -> tuple[int, int]:
-        return (epoch, window + 1) if window + 1 < self.order.num_windows(epoch) else (epoch + 1, 0)
 
     def _made(self, places: Iterable[MicroBatchPlace]) -> Iterator[MicroBatch]:
         """Make micro-batches in threads and yield them in order."""

@@ -1,0 +1,10 @@
+"""``yolofleet cluster``: what a cluster is asked for, and what works on it."""
+
+from __future__ import annotations
+
+import typer
+
+from yolofleet.cli import plan
+
+app = typer.Typer(help="Clusters: what a job will need of its nodes.", no_args_is_help=True)
+app.command("plan")(plan.plan)

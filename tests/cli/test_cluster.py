@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from yolofleet.cli.main import main
+from yolofleet.data.manifest import Manifest, ShardEntry
+from yolofleet.data.records import ObjectClass
+from yolofleet.storage import open_storage
+
+SHARDS, SAMPLES, SHARD_BYTES = 24, 100, 50_000_000
+
+
+def dataset_of(folder: Path, num_shards: int) -> str:
+    """Write a manifest alone: it is all that a plan reads."""
+    entries = tuple(ShardEntry(f"{n:06d}", SHARD_BYTES, f"{n:064x}", SAMPLES, "0" * 64) for n in range(num_shards))
+    count = num_shards * SAMPLES
+    manifest = Manifest((ObjectClass(1, "thing"),), (count,), count, 0, count, 0, entries, "made up")
+    open_storage(folder).put("manifest.json", manifest.to_bytes())
+    return str(folder)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    document = {
+        "name": "planned",
+        "model": {"name": "yolov7-tiny"},
+        "data": {
+            "train": dataset_of(tmp_path / "train", SHARDS),
+            "val": dataset_of(tmp_path / "val", 1),
+            "cache": {"path": str(tmp_path / "cache"), "max_bytes": "10GB"},
+        },
+        "global_batch_size": 64,
+        "micro_batch_size": 8,
+    }
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["cluster", "plan", *(str(argument) for argument in arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_plan_tells_downloads_disk_start_and_shuffle(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, job, "--nodes", 2, "--workers", 4, "--bandwidth", "100MB/s", "--json")
+    found = json.loads(text)
+    assert code == 0 and len(found["nodes"]) == 2 and found["workers"] == 4 and not found["is_remote"]
+    for node in found["nodes"]:
+        assert node["downloaded_bytes"] == [SHARDS * SHARD_BYTES, 0] and node["hit_share"][1] == 1.0
+        assert node["peak_disk_bytes"] == SHARDS * SHARD_BYTES
+    assert found["start_seconds"] == max(node["first_batch_bytes"] for node in found["nodes"]) / 100e6
+    assert 0.4 < found["shuffle_quality"] < 1 and found["two_windows_bytes"] == 16 * SHARD_BYTES
+    assert not (job.parent / "cache").exists(), "planning makes nothing"
+
+
+def test_a_plan_is_a_table_with_the_cure(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, job, "data.cache.max_bytes=500MB", "--nodes", 2)
+    assert code == 0 and "cure: data.cache.max_bytes of 800 MB or more" in text
+    assert [line.split()[0] for line in text.splitlines()[3:6]] == ["node", "0", "1"]
+    code, text, _ = run(capsys, job, "data.cache.max_bytes=1GB")
+    assert code == 0 and "hint: with data.cache.max_bytes of 1.2 GB" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--nodes", 9], "9 workers, but a global batch of 64 holds only 8 micro-batches"),
+        (["--nodes", 3, "--workers", 2], "3 nodes, but only 2 workers"),
+        (["--nodes", 0], "--nodes"),
+        (["--bandwidth", "fast"], "--bandwidth 'fast': a number of bytes"),
+        (["--bandwidth", "0"], "at least one byte"),
+        (["data.cache.max_bytes=1MB"], "alone has 50,000,000 bytes"),
+        (["data.train=nowhere"], "no dataset here"),
+        (["data.trian=x"], "trian"),
+    ],
+)
+def test_a_plan_refuses_what_cannot_be(
+    job: Path, capsys: pytest.CaptureFixture[str], arguments: list[object], message: str
+) -> None:
+    code, text, errors = run(capsys, job, *arguments)
+    assert code == 2 and text == "" and message in errors and "Traceback" not in errors
