@@ -19,6 +19,12 @@ from yolofleet.training.objective import build_loss, class_weights
 from yolofleet.training.optimizer import apply_settings, build_optimizer, grouped_parameters
 from yolofleet.training.schedule import Schedule, averaging_decay
 
+
+@pytest.fixture(scope="module")
+def drawn_shards(small_data: Path) -> Path:
+    return small_data / "train"
+
+
 SCHEDULE = {
     "lr0": 0.02,
     "lrf": 0.5,

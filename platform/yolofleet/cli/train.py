@@ -54,7 +54,7 @@ def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token,
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.training.preflight import check_job
 
-    ready = check_job(spec)
+    ready = check_job(spec, lambda uri: _located(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
     mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment) if tracking_uri is not None else None
@@ -80,6 +80,8 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
             typer.echo(f"  changed since the last start: {change}", err=True)
     else:
         typer.echo(f"training {ready.num_steps} steps: {ready.run.url}", err=True)
+        for note in ready.notes:
+            typer.echo(f"  {note}", err=True)
     with following(ready.run, ready.num_steps, ready.done_steps), _end_noted(spec, token):
         if launcher == "ray":
             from yolofleet.training.launch import run_on_ray
@@ -89,6 +91,15 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
             from yolofleet.training.process import run_in_process
 
             run_in_process(spec, token)
+
+
+def _located(models_uri: str, tracking_uri: str | None) -> tuple[Path, str]:
+    """Return the folder of a registered version, and which version the name stands for."""
+    from yolofleet.registry.resolve import detector_folder
+    from yolofleet.registry.versions import find_version
+    from yolofleet.tracking.mlflow_store import find_tracking_uri
+
+    return detector_folder(models_uri, tracking_uri), find_version(find_tracking_uri(tracking_uri), models_uri).uri
 
 
 @contextmanager

@@ -96,9 +96,9 @@ def fitted_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit:
     generator = keyed_generator(seed, Purpose.ANCHORS)
     anchors = _means(thinned, num_levels * num_anchors, generator)
     anchors = _evolved(thinned, anchors, ratio_limit, generator)
-    anchors = np.round(np.maximum(anchors[np.argsort(anchors.prod(axis=1), kind="stable")], 1.0), 2)
-    levels = anchors.reshape(num_levels, num_anchors, 2)
-    return tuple(tuple((float(width), float(height)) for width, height in level) for level in levels)
+    by_area = np.argsort(anchors.prod(axis=1), kind="stable")
+    levels = np.maximum(anchors[by_area], 1.0).reshape(num_levels, num_anchors, 2).tolist()
+    return tuple(tuple((round(width, 2), round(height, 2)) for width, height in level) for level in levels)
 
 
 def _ratios(sizes: Sizes, table: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -108,7 +108,7 @@ def _ratios(sizes: Sizes, table: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _means(sizes: Sizes, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
-    """Return k-means centres of the sizes: (count, 2); the logarithms are clustered, for the fit is a matter of ratios."""
+    """Return k-means centres of the sizes: (count, 2), of their logarithms, for the fit is a matter of ratios."""
     points = np.log(np.maximum(sizes, 1e-9))
     centres = points[[int(generator.integers(len(points)))]]
     while len(centres) < count:  # start far from each other: a point is chosen by its squared distance (k-means++)

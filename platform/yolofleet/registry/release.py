@@ -70,6 +70,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.evaluation.evaluate import evaluate
     from yolofleet.models import deploy
     from yolofleet.registry.register import register_run
+    from yolofleet.training.initial import save_training_form
     from yolofleet.training.process import local_device
 
     run = ready.run
@@ -87,7 +88,9 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         max_detections=job.evaluation.max_detections,
     )
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
-        run.save_model(save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size))
+        save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size)
+        save_training_form(Path(folder), model)
+        run.save_model(Path(folder))
     run.record_facts(
         figures=result.figures,
         released_step=step,
@@ -115,7 +118,7 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
     """Return the averaged model of the best evaluation, in its training form, and its step."""
     from yolofleet.models import build_model
     from yolofleet.training.checkpoint import CheckpointStore
-    from yolofleet.training.model import trained_table
+    from yolofleet.training.preparation import run_table
     from yolofleet.training.state import load_strictly
 
     store = CheckpointStore(ready.run.storage.child("checkpoints"))
@@ -124,9 +127,14 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
         raise UserError(f"{ready.run.url}: there is no whole checkpoint to release; train first")
     best_step = newest.state["run"]["best_step"]
     checkpoint = newest if best_step in (None, newest.step) else store.load(best_step)
-    model = build_model(trained_table(job), num_classes=len(ready.train.classes))
+    model = build_model(run_table(job, ready.run), num_classes=len(ready.train.classes))
     load_strictly(model, checkpoint.tensors["average"])
     return model.float(), checkpoint.step
+
+
+def _anchors(run: RunDirectory) -> str:
+    known = run.facts().get("anchors")
+    return f"{known['source']}, reach {known['recall']:.1%} of the boxes" if known else "model"
 
 
 def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int) -> None:
@@ -141,6 +149,7 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "validation set": job.data.val,
         "steps": ready.num_steps,
         "released step": step,
+        "anchors": _anchors(ready.run),
     }
     history = ready.run.metrics()
     page = render_report(result, title=f"Run {job.name}", facts=facts, history=history, pictures=pictures)

@@ -22,10 +22,19 @@ BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12
 
 # What may change between two starts of one run: how it is executed and watched, and where its data lies. What the data
 # and the model's table hold is compared by their digests.
-EXECUTION_KEYS = ("cluster", "strategy", "storage", "checkpoint", "tracking", "log_every_steps", "record_samples")
+EXECUTION_KEYS = (
+    "cluster",
+    "strategy",
+    "storage",
+    "checkpoint",
+    "tracking",
+    "log_every_steps",
+    "record_samples",
+    "most_non_finite_steps",
+)
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
 # Settings that came after the first runs: at their default they are no part of the identity, so that those runs go on.
-LATER_KEYS = ("assignment",)
+LATER_KEYS = ("assignment", "anchors", "freeze")
 
 
 def _bytes(value: Any) -> Any:
@@ -157,6 +166,15 @@ class JobSpec(Spec):
     """Hyper-parameters that differ from the recipe's."""
     assignment: AssignmentSpec = AssignmentSpec()
     """How boxes find the cells that learn them."""
+    anchors: Literal["model", "auto", "fit"] = "model"
+    """Whose anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
+    initial_weights: Url | None = None
+    """Where training starts from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt or .safetensors
+    file; the number of classes may differ. Random weights unless given."""
+    freeze: tuple[str, ...] = ()
+    """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
+    most_non_finite_steps: Count = 10
+    """Steps in a row with a loss or gradient that is no finite number, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
     global_batch_size: Count = 64
@@ -217,7 +235,12 @@ class JobSpec(Spec):
         model = self.model
         if model.spec is not None:
             model = model.model_copy(update={"spec": _absolute(model.spec)})
-        return self.model_copy(update={"data": data, "model": model, "storage": _absolute(self.storage)})
+        weights = self.initial_weights
+        if weights is not None and not weights.startswith("models:/"):
+            weights = _absolute(weights)
+        return self.model_copy(
+            update={"data": data, "model": model, "storage": _absolute(self.storage), "initial_weights": weights}
+        )
 
     @property
     def num_micro_batches(self) -> int:
@@ -237,6 +260,8 @@ class JobSpec(Spec):
         document = {key: value for key, value in self.document().items() if key not in EXECUTION_KEYS}
         document["data"] = {key: value for key, value in document["data"].items() if key not in EXECUTION_DATA_KEYS}
         document["model"].pop("spec", None)
+        if self.initial_weights is not None:
+            document["initial_weights"] = True  # what they held is recorded in the run; where they lay may change
         document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
         for key in LATER_KEYS:
             if getattr(self, key) == type(self).model_fields[key].default:

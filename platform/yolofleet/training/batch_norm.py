@@ -20,7 +20,8 @@ class MicroBatchStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        # Layers in evaluation mode belong to frozen blocks: their running statistics stay as they are.
+        self._layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
         self._momentum = [float(layer.momentum or 0.0) for layer in self._layers for _ in range(2)]
         for layer in self._layers:
             layer.momentum = 1.0

@@ -27,12 +27,14 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.batch_norm import MicroBatchStatistics
 from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.ema import WeightAverage
+from yolofleet.training.freeze import freeze_blocks
 from yolofleet.training.group import WorkerGroup, owned_micro_batches
+from yolofleet.training.initial import load_initial
 from yolofleet.training.input import open_dataset, training_stream
-from yolofleet.training.model import trained_table
 from yolofleet.training.objective import build_loss
 from yolofleet.training.optimizer import apply_settings, build_optimizer
 from yolofleet.training.precision import Precision
+from yolofleet.training.preparation import run_image_weights, run_table
 from yolofleet.training.progress import Milestones, Pace
 from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
 from yolofleet.training.schedule import Schedule
@@ -82,8 +84,10 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     owned = owned_micro_batches(job.num_micro_batches, group.rank, group.world_size)
 
     torch.manual_seed(job.seed)
-    model = build_model(trained_table(job), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
-    model.train()
+    model = build_model(run_table(job, run), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
+    if job.initial_weights is not None:
+        load_initial(run.storage, model)
+    freeze_blocks(model.train(), job.freeze)
     lay_channels_innermost(model)
     loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment, dataset.manifest.class_counts)
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
@@ -116,7 +120,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     network: nn.Module = model
     if group.world_size > 1:
         network = _distributed(model)
-    stream = training_stream(job, dataset, schedule)
+    stream = training_stream(job, dataset, schedule, lambda: run_image_weights(run))
     terms = _Terms(group)
     pace = Pace()
     batches = stream.micro_batches(state.step, list(owned))

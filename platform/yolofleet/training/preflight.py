@@ -17,8 +17,10 @@ from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.initial import Locate
 from yolofleet.training.input import open_dataset
 from yolofleet.training.model import trained_table
+from yolofleet.training.preparation import prepare
 
 MOST_CHANGES_SHOWN = 8
 
@@ -34,6 +36,7 @@ class Readiness:
         train: The training set.
         val: The validation set.
         changes: What the spec says otherwise than at the last start, a line for each field.
+        notes: What a fresh run has decided (anchors, initial weights), a line each.
     """
 
     run: RunDirectory
@@ -42,6 +45,7 @@ class Readiness:
     train: ShardDataset
     val: ShardDataset
     changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -63,8 +67,12 @@ def run_storage(job: JobSpec) -> Storage:
     return storage
 
 
-def check_job(job: JobSpec) -> Readiness:
+def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
     """Check a job against its data, its model, its storage and what its run directory already holds.
+
+    Args:
+        job: What shall be trained.
+        locate: Finds registered versions for ``initial_weights``; None where there is no registry.
 
     Raises:
         UserError: Something cannot work; says what and how to put it right.
@@ -76,8 +84,9 @@ def check_job(job: JobSpec) -> Readiness:
     run = RunDirectory.open(job.storage, job.name)
     changes = _claim(job, run)
     _check_contents(job, run, train, val)
+    notes = prepare(job, run, train, locate)
     steps = CheckpointStore(run.storage.child("checkpoints")).steps()
-    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes)
+    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes, tuple(notes))
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:

@@ -1,0 +1,101 @@
+"""What a fresh run decides once, before its first step, and keeps in its directory for every later start.
+
+initial/anchors.json               the anchors, and how they suit the boxes of the training set
+initial/model.safetensors          the tensors taken over from trained weights (`initial_weights`)
+initial/image_weights.safetensors  how often each sample is drawn (`image_weights`)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.image_weights import image_weights
+from yolofleet.data.survey import survey_boxes
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.model import ModelTable
+from yolofleet.storage import ObjectNotFoundError
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.anchors import choose_anchors, table_anchors, with_anchors
+from yolofleet.training.freeze import check_block_names
+from yolofleet.training.initial import Locate, keep, read_trained, take_over
+from yolofleet.training.model import trained_table
+
+ANCHORS_KEY = "initial/anchors.json"
+IMAGE_WEIGHTS_KEY = "initial/image_weights.safetensors"
+MOST_SAMPLES_SURVEYED = 5000
+"""Annotations read to measure anchors: some 35,000 boxes of COCO."""
+
+
+def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Locate | None = None) -> list[str]:
+    """Decide and keep what a fresh run starts with; a run that has it already is left alone.
+
+    Args:
+        job: What will be trained.
+        run: Its run directory.
+        dataset: The training set.
+        locate: Finds registered versions for ``initial_weights``.
+
+    Returns:
+        What the user should know, a line each.
+
+    Raises:
+        UserError: A block to freeze does not exist, or the initial weights cannot be used.
+    """
+    table = trained_table(job)
+    check_block_names(table, job.freeze)
+    if run.storage.exists(ANCHORS_KEY):
+        return []
+    told: list[str] = []
+    facts: dict[str, Any] = {}
+    given = None
+    if job.initial_weights is not None:
+        transfer = take_over(table, len(dataset.classes), read_trained(job.initial_weights, locate))
+        keep(run.storage, transfer)
+        facts["initial_weights"] = transfer.facts()
+        told.append(transfer.sentence())
+        given = transfer.anchors
+    recipe = job.resolved_hyperparameters()
+    survey = survey_boxes(dataset, None if recipe.image_weights > 0 else MOST_SAMPLES_SURVEYED)
+    if recipe.image_weights > 0:
+        weights = image_weights(survey, len(dataset.classes), recipe.image_weights)
+        run.storage.put(IMAGE_WEIGHTS_KEY, safetensors.numpy.save({"weights": weights}))
+        told.append(f"image weights: an image is drawn {weights.min():.2f} to {weights.max():.2f} times an epoch")
+    report = choose_anchors(
+        job.anchors,
+        given or table_anchors(table),
+        survey.sizes * job.data.image_size,
+        image_size=job.data.image_size,
+        ratio_limit=recipe.anchor_t,
+        seed=job.seed,
+        source="model" if given is None else "initial weights",
+    )
+    told.append(report.sentence())
+    facts["anchors"] = {"source": report.source, "recall": report.after.recall, "model_recall": report.before.recall}
+    run.record_facts(**facts)
+    run.storage.put(ANCHORS_KEY, json.dumps(report.as_document(), indent=1).encode() + b"\n")  # last: all is there
+    return told
+
+
+def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
+    """Return the table of the run's model, with the anchors that it trains with.
+
+    A run from before anchors were recorded has those of its model.
+    """
+    table = trained_table(job)
+    try:
+        document = json.loads(run.storage.get(ANCHORS_KEY))
+    except ObjectNotFoundError:
+        return table
+    return with_anchors(table, tuple(tuple((w, h) for w, h in level) for level in document["anchors"]))
+
+
+def run_image_weights(run: RunDirectory) -> NDArray[np.float64]:
+    """Return how often each sample is drawn an epoch, as the run decided at its start."""
+    found = safetensors.numpy.load(run.storage.get(IMAGE_WEIGHTS_KEY))
+    return np.asarray(found["weights"], dtype=np.float64)

@@ -1,0 +1,250 @@
+"""What a fresh run decides once: anchors, initial weights, image weights, frozen blocks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from yolofleet.data.image_weights import image_weights
+from yolofleet.data.survey import survey_boxes
+from yolofleet.errors import UserError
+from yolofleet.models import build_model
+from yolofleet.models.weights import official_parameter_names
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.anchors import choose_anchors, table_anchors, with_anchors
+from yolofleet.training.batch_norm import MicroBatchStatistics
+from yolofleet.training.ema import WeightAverage
+from yolofleet.training.freeze import freeze_blocks
+from yolofleet.training.model import trained_table
+from yolofleet.training.optimizer import grouped_parameters
+from yolofleet.training.preflight import Readiness, check_job
+from yolofleet.training.preparation import run_image_weights, run_table
+from yolofleet.training.process import run_in_process
+
+MakeJob = Callable[..., JobSpec]
+LONG = np.random.default_rng(0).lognormal(1.0, 0.3, (500, 2)) * (8.0, 1.0)
+
+
+def trained(job: JobSpec) -> Readiness:
+    ready = check_job(job)
+    run_in_process(job)
+    return ready
+
+
+def checkpoint(ready: Readiness, file: str) -> dict[str, torch.Tensor]:
+    step = max(int(path.name.partition("-")[2]) for path in Path(ready.run.url, "checkpoints").iterdir())
+    return dict(safetensors.torch.load_file(Path(ready.run.url, f"checkpoints/step-{step}/{file}.safetensors")))
+
+
+def narrow(job: JobSpec, num_classes: int, seed: int = 5) -> Any:
+    torch.manual_seed(seed)
+    return build_model(trained_table(job), num_classes)
+
+
+# Anchors
+
+
+def test_anchors_are_kept_unless_they_reach_too_little() -> None:
+    given = (((10.0, 13.0),), ((30.0, 61.0),))
+    good = np.array([[11.0, 12.0], [28.0, 70.0]])
+    options = {"image_size": 64, "ratio_limit": 4.0, "seed": 0}
+    assert choose_anchors("auto", given, good, **options).anchors == given
+    kept = choose_anchors("model", given, LONG, **options)
+    assert (kept.source, kept.anchors) == ("model", given)
+    assert "set anchors=auto" in kept.sentence()
+    fitted = choose_anchors("auto", given, LONG, **options)
+    assert fitted.source == "fitted"
+    assert fitted.after.recall > max(0.98, fitted.before.recall)
+    assert choose_anchors("fit", given, good, **options).source == "fitted"
+    assert choose_anchors("fit", given, np.empty((0, 2)), **options).anchors == given
+
+
+def test_anchors_of_a_table_are_replaced_whole(small_job: MakeJob) -> None:
+    table = trained_table(small_job())
+    assert with_anchors(table, table_anchors(table)) == table
+
+
+def test_fitted_anchors_are_in_the_report_the_checkpoint_and_the_next_start(small_job: MakeJob) -> None:
+    job = small_job(anchors="fit", epochs=0.2)
+    ready = trained(job)
+    report = json.loads(Path(ready.run.url, "initial/anchors.json").read_text())
+    assert report["source"] == "fitted"
+    assert report["after"]["recall"] >= report["before"]["recall"] > 0
+    assert any("fitted ones reach" in note for note in ready.notes)
+    expected = torch.tensor(report["anchors"])
+    assert not torch.equal(expected, build_model(trained_table(job), 3).anchors)
+    assert torch.equal(checkpoint(ready, "weights")["anchors"], expected)
+    assert torch.equal(build_model(run_table(job, ready.run), 3).anchors, expected)
+    again = check_job(job)
+    assert again.notes == ()
+    assert run_table(job, again.run) == run_table(job, ready.run)
+    assert ready.run.facts()["anchors"]["source"] == "fitted"
+
+
+def test_the_default_keeps_the_model_s_anchors_and_says_what_they_reach(small_job: MakeJob) -> None:
+    job = small_job()
+    ready = check_job(job)
+    assert run_table(job, ready.run) == trained_table(job)
+    assert any(note.startswith("anchors: those of the model reach") for note in ready.notes)
+
+
+# Initial weights
+
+
+def test_a_run_goes_on_from_another_run_s_best_average(small_job: MakeJob) -> None:
+    first = trained(small_job(name="first", epochs=0.3))
+    job = small_job(name="second", initial_weights=first.run.url, epochs=0.2, hyperparameters={"lr0": 1e-9})
+    second = trained(job)
+    average = checkpoint(first, "average")
+    kept = dict(safetensors.torch.load_file(Path(second.run.url, "initial/model.safetensors")))
+    assert kept.keys() == {name for name in average if name != "anchors"}
+    assert all(torch.equal(tensor, average[name]) for name, tensor in kept.items())
+    facts = second.run.facts()["initial_weights"]
+    assert facts["tensors_taken"] == len(kept)
+    assert facts["tensors_fresh"] == 0
+    assert facts["source"] == first.run.url
+    assert facts["parent"].startswith(first.run.url)
+    weight = next(name for name in kept if name.endswith("conv.weight"))
+    assert torch.allclose(checkpoint(second, "weights")[weight], average[weight], atol=1e-3)
+
+
+def test_a_later_start_does_not_need_the_source(small_job: MakeJob, tmp_path: Path) -> None:
+    source = tmp_path / "mine.safetensors"
+    job = small_job(epochs=0.2, initial_weights=str(source))
+    safetensors.torch.save_file(narrow(job, 3).state_dict(), source)
+    check_job(job)
+    source.unlink()
+    run_in_process(job)
+    assert check_job(job).finished
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_other_classes_take_all_but_the_last_layers(small_job: MakeJob, tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / f"published{suffix}"
+    job = small_job(initial_weights=str(source))
+    other = narrow(job, 7)
+    state = other.state_dict()
+    if suffix == ".pt":
+        published = {theirs: state[ours] for theirs, ours in official_parameter_names(other).items()}
+        torch.save(published, source)
+    else:
+        safetensors.torch.save_file(state, source)
+    ready = check_job(job)
+    kept = safetensors.torch.load_file(Path(ready.run.url, "initial/model.safetensors"))
+    expected = {name for name in state if not name.endswith("num_batches_tracked")} - {"anchors"}
+    left = {name for name in expected if name.startswith(("head.lead.", "head.multiply."))}
+    assert set(kept) == expected - left
+    assert all(torch.equal(kept[name], state[name]) for name in kept)
+    note = next(note for note in ready.notes if note.startswith("initial weights"))
+    assert f"{len(kept)} tensors" in note and "head.lead" in note
+
+
+def test_the_anchors_of_the_weights_come_with_them(small_job: MakeJob, tmp_path: Path) -> None:
+    source = tmp_path / "mine.safetensors"
+    job = small_job(initial_weights=str(source))
+    other = narrow(job, 3)
+    other.anchors.mul_(1.5)
+    safetensors.torch.save_file(other.state_dict(), source)
+    ready = check_job(job)
+    assert torch.allclose(build_model(run_table(job, ready.run), 3).anchors, other.anchors)
+    assert ready.run.facts()["anchors"]["source"] == "initial weights"
+
+
+def test_weights_of_another_model_are_refused(small_job: MakeJob, tmp_path: Path) -> None:
+    source = tmp_path / "other.safetensors"
+    wide = small_job(model={"name": "yolov7-tiny", "transition_width": 0.5, "hidden_width": 0.5})
+    safetensors.torch.save_file(narrow(wide, 3).state_dict(), source)
+    with pytest.raises(UserError, match=r"other\.safetensors.*not weights of"):
+        check_job(small_job(initial_weights=str(source)))
+
+
+@pytest.mark.parametrize(
+    ("source", "part"),
+    [
+        ("nothing.pt", "no such file"),
+        ("empty", "neither checkpoints nor a detector package"),
+        ("models:/mine@candidate", "only 'yolofleet train' looks into the registry"),
+    ],
+)
+def test_a_source_that_is_none_is_told(small_job: MakeJob, tmp_path: Path, source: str, part: str) -> None:
+    (tmp_path / "empty").mkdir()
+    named = source if ":/" in source else str(tmp_path / source)
+    with pytest.raises(UserError, match=part):
+        check_job(small_job(initial_weights=named))
+
+
+def test_a_registered_version_is_found_by_who_knows_the_registry(small_job: MakeJob, tmp_path: Path) -> None:
+    job = small_job(initial_weights="models:/mine@candidate")
+    (tmp_path / "package").mkdir()
+    safetensors.torch.save_file(narrow(job, 3).state_dict(), tmp_path / "package/training.safetensors")
+    ready = check_job(job, lambda uri: (tmp_path / "package", "models:/mine/4"))
+    assert ready.run.facts()["initial_weights"]["parent"] == "models:/mine/4"
+    assert ready.run.facts()["initial_weights"]["source"] == "models:/mine@candidate"
+
+
+def test_a_package_without_training_form_is_refused_with_the_cure(small_job: MakeJob, tmp_path: Path) -> None:
+    (tmp_path / "detector.json").write_text('{"deployed": true}')
+    with pytest.raises(UserError, match="deployed form only.*name the run directory"):
+        check_job(small_job(initial_weights=str(tmp_path)))
+
+
+# Image weights
+
+
+def test_image_weights_are_decided_once(small_job: MakeJob) -> None:
+    job = small_job(hyperparameters={"image_weights": 0.5}, epochs=0.2)
+    ready = trained(job)
+    expected = image_weights(survey_boxes(ready.train), 3, 0.5)
+    assert np.array_equal(run_image_weights(ready.run), expected)
+    assert any(note.startswith("image weights") for note in ready.notes)
+
+
+# Frozen blocks
+
+
+def test_frozen_blocks_stay_as_they_were_and_the_others_learn(small_job: MakeJob) -> None:
+    table = trained_table(small_job())
+    names = list(build_model(table, 3).blocks)[:4]
+    job = small_job(freeze=names, epochs=0.4, seed=3)
+    ready = trained(job)
+    torch.manual_seed(3)
+    start = build_model(table, 3).state_dict()
+    frozen = tuple(f"blocks.{name}." for name in names)
+    for file in ("weights", "average"):
+        for name, tensor in checkpoint(ready, file).items():
+            if name.startswith(frozen):
+                assert torch.equal(tensor, start[name]), name
+    moved = [name for name, tensor in checkpoint(ready, "weights").items() if not torch.equal(tensor, start[name])]
+    assert any(name.startswith("blocks.") for name in moved)
+    assert any(name.startswith("head.") for name in moved)
+    assert not [name for name in checkpoint(ready, "moments") if name.startswith(frozen)]
+
+
+def test_neither_optimiser_nor_statistics_hold_frozen_blocks(small_job: MakeJob) -> None:
+    model = build_model(trained_table(small_job()), 3).train()
+    names = list(model.blocks)[:2]
+    freeze_blocks(model, names)
+    held = [name for members in grouped_parameters(model).values() for name, _ in members]
+    assert held and not [name for name in held if name.startswith(tuple(f"blocks.{name}." for name in names))]
+    before = model.blocks[names[0]].state_dict()
+    statistics, average = MicroBatchStatistics(model), WeightAverage(model, small_job().resolved_hyperparameters())
+    statistics.begin_step()
+    model(torch.rand(2, 3, 64, 64))
+    statistics.add_micro_batch()
+    statistics.finish_step(1, lambda flat: None, accept=True)
+    average.update(1)
+    for name, tensor in model.blocks[names[0]].state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_an_unknown_block_is_told_with_the_nearest(small_job: MakeJob) -> None:
+    name = next(iter(build_model(trained_table(small_job()), 3).blocks))
+    with pytest.raises(UserError, match=f"no block '{name}x'; did you mean '{name}'"):
+        check_job(small_job(freeze=[f"{name}x"]))
