@@ -1,0 +1,153 @@
+"""How well searches search, on a surface whose answer is known; ratios against random search and against no stopping.
+
+    python benchmarks/search_quality.py [--seeds 20] [--json]
+
+hypervolume_share: hypervolume that the constrained two-objective search (AP up, GFLOPs down, GFLOPs <= 200) has found
+after half of the trials that random search needed for 95 %, over the true one. trials_share: trials it needed for 95 %
+over the trials random search needed. asha_regret: how far the configuration that successive halving returns is below
+the best in the space. asha_compute_share: GPU hours it spent over those of 200 random trials trained to their end.
+Medians over seeds. Noise is included; what is judged is the noise-free AP of what each search calls its result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from typing import Any
+
+from response_surface import (
+    CONSTRAINTS,
+    MOST_GFLOPS,
+    OBJECTIVES,
+    PARAMETERS,
+    best_ap,
+    final_ap,
+    found_hypervolume,
+    hours,
+    measured_ap,
+    screen,
+    true_hypervolume,
+)
+from yolofleet.search.engine import Engine, Leg, Result
+from yolofleet.search.halving import Halving
+from yolofleet.search.history import Observation
+from yolofleet.search.samples import random_point
+from yolofleet.search.searcher import Searcher
+from yolofleet.search.trials import Trials
+from yolofleet.specs.search import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec
+
+WANTED_SHARE = 0.95
+MOST_TRIALS = 600
+FULL_TRIALS = 200
+AP = [Objective(metric="val_AP", goal="max")]
+SCHEDULER = SchedulerSpec(name="asha", reduction=3.0, rungs=2, measure="compute")
+HALVING_TRIALS = 75
+LARGEST_HOURS = 8 * MOST_GFLOPS / 100
+
+
+def searcher(algorithm: str, objectives: list[Objective], seed: int) -> Searcher:
+    """Return a searcher over the surface."""
+    return Searcher(
+        PARAMETERS,
+        objectives=objectives,
+        constraints=CONSTRAINTS,
+        algorithm=AlgorithmSpec(name=algorithm),  # type: ignore[arg-type]
+        screen=screen,
+        known={"gflops"},
+        seed=seed,
+    )
+
+
+def shares(algorithm: str, seed: int, truth: float, most: int, until: float) -> list[float]:
+    """Return the share of the true hypervolume after each trial, up to ``most`` trials or until a share is reached."""
+    source, history = searcher(algorithm, OBJECTIVES, seed), []
+    done: list[Observation] = []
+    found: list[float] = []
+    while len(done) < most and (not found or found[-1] < until):
+        suggestion = source.suggest(history)
+        assert suggestion is not None
+        entry = suggestion.observation
+        entry = replace(entry, measured={"val_AP": measured_ap(entry.values, 1.0, seed, len(done))})
+        history += [*suggestion.refused, entry]
+        done.append(entry)
+        found.append(found_hypervolume(done) / truth)
+    return found
+
+
+def first_beyond(found: list[float], share: float, most: int) -> int:
+    """Return the number of trials after which a share was reached; ``most`` where it never was."""
+    return next((number for number, value in enumerate(found, start=1) if value >= share), most)
+
+
+def full_hours(seed: int) -> float:
+    """Return the GPU hours of 200 random feasible trials trained to their end."""
+    spent, count, number = 0.0, 0, 0
+    while count < FULL_TRIALS:
+        values = PARAMETERS.at(random_point(seed, number, len(PARAMETERS)))
+        number += 1
+        if screen(values).feasible:
+            spent += hours(values, 1.0)
+            count += 1
+    return spent
+
+
+def halving(seed: int, algorithm: str = "gaussian_process", trials: int = HALVING_TRIALS) -> tuple[float, float]:
+    """Return (regret, share of the full compute) of one search with successive halving."""
+    record = Trials()
+    schedule = Halving(SCHEDULER, AP, lambda trial: hours(trial.values, 1.0), LARGEST_HOURS)
+    engine = Engine(record, searcher(algorithm, AP, seed), BudgetSpec(trials=trials), schedule)
+    spent = 0.0
+    while isinstance(leg := engine.next_leg(), Leg):
+        newest = record.trials[leg.trial].at(0)
+        cost = hours(leg.values, leg.share - (newest.share if newest is not None else 0.0))
+        spent += cost
+        ap = measured_ap(leg.values, leg.share, seed, leg.trial)
+        engine.complete(leg, Result(share=leg.share, measured={"val_AP": ap}, gpu_seconds=cost * 3600))
+    ends = [trial for trial in record.trials.values() if (at := trial.at(0)) is not None and at.share >= 1]
+    chosen = max(ends, key=lambda trial: trial.measurements[-1].values["val_AP"])
+    return (best_ap() - final_ap(chosen.values)) / best_ap(), spent / full_hours(seed)
+
+
+def measure(num_seeds: int) -> dict[str, Any]:
+    """Measure everything."""
+    truth = true_hypervolume()
+    random = [shares("random", seed, truth, MOST_TRIALS, WANTED_SHARE) for seed in range(num_seeds)]
+    random_trials = statistics.median(first_beyond(found, WANTED_SHARE, MOST_TRIALS) for found in random)
+    half = int(random_trials / 2)
+    ours = [shares("gaussian_process", seed, truth, half, 2.0) for seed in range(num_seeds)]
+    our_trials = statistics.median(first_beyond(found, WANTED_SHARE, MOST_TRIALS) for found in ours)
+    tpe = [shares("tpe", seed, truth, half, 2.0)[-1] for seed in range(min(num_seeds, 6))]
+    halved = [halving(seed) for seed in range(num_seeds)]
+    return {
+        "hypervolume_share": statistics.median(found[-1] for found in ours),
+        "trials_share": our_trials / random_trials,
+        "asha_regret": statistics.median(regret for regret, _ in halved),
+        "asha_compute_share": statistics.median(share for _, share in halved),
+        "trials_to_95_percent": our_trials,
+        "random_trials_to_95_percent": random_trials,
+        "hypervolume_share_after": half,
+        "tpe_hypervolume_share": statistics.median(tpe),
+        "true_hypervolume": truth,
+        "best_ap": best_ap(),
+        "seeds": num_seeds,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    arguments = parser.parse_args()
+    result = measure(arguments.seeds)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        for name, value in result.items():
+            print(f"{name:<30} {value:.4g}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The search: spaces, feasibility, searcher, schedulers, Pareto front, and their execution on Ray Tune."""

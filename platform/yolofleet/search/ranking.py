@@ -1,0 +1,28 @@
+"""The order of trials, best first, for one objective or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from yolofleet.search.pareto import front
+
+
+def best_first(rows: Sequence[Sequence[float]]) -> list[int]:
+    """Return the indices of rows of objectives (more is better), best first.
+
+    With one objective by its value; with several in layers, each the front of what is left, and within a layer by the
+    first objective. Equal rows keep their order.
+    """
+    if not rows:
+        return []
+    points = np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+    left = np.arange(len(points))
+    order: list[int] = []
+    while len(left):
+        kept = front(points[left]) if points.shape[1] > 1 else np.ones(len(left), dtype=bool)
+        layer = left[kept]
+        order += layer[np.argsort(-points[layer, 0], kind="stable")].tolist()
+        left = left[~kept]
+    return order

@@ -1,0 +1,178 @@
+"""A search space at work: from the coordinates of the unit cube to a candidate's values, and on to the job it means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from yolofleet.errors import UserError
+from yolofleet.specs.base import SpecError
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.job_paths import field_at, flattened, with_fields
+from yolofleet.specs.parameters import Parameter
+from yolofleet.specs.search import SearchSpec
+
+Values = dict[str, Any]
+"""A candidate: the value of each free parameter that is there, by name."""
+
+
+class Parameters:
+    """The free parameters of a space, in their order; nothing of jobs is known here.
+
+    Args:
+        parameters: The free parameters by name; one with conditions stands after those that it depends on.
+    """
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self.by_name = dict(parameters)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def at(self, coordinates: Sequence[float]) -> Values:
+        """Return the candidate at a point of the unit cube, one coordinate a parameter."""
+        values: Values = {}
+        for (name, parameter), coordinate in zip(self.by_name.items(), coordinates, strict=True):
+            if is_there(parameter, values):
+                values[name] = parameter.at(coordinate)
+        return values
+
+    def coordinates(self, values: Values) -> list[float]:
+        """Return the point of a candidate; 0.5 for what is not there."""
+        return [
+            parameter.coordinate(values[name]) if name in values else 0.5 for name, parameter in self.by_name.items()
+        ]
+
+    def grid(self) -> list[Values]:
+        """Return every candidate, the first parameter varying slowest."""
+        found: list[Values] = [{}]
+        for name, parameter in self.by_name.items():
+            found = [
+                extended
+                for values in found
+                for extended in (
+                    [values | {name: value} for value in parameter.values()]
+                    if is_there(parameter, values)
+                    else [values]
+                )
+            ]
+        return found
+
+    @property
+    def num_candidates(self) -> int | None:
+        """How many different candidates there are; None where that is a continuum."""
+        counts = [parameter.num_values for parameter in self.by_name.values()]
+        if any(count is None for count in counts):
+            return None
+        upper = math.prod(count for count in counts if count is not None)
+        return upper if not any(p.when for p in self.by_name.values()) or upper > 100_000 else len(self.grid())
+
+
+def is_there(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+    """Return whether a parameter's conditions are met by the values so far."""
+    return all(
+        name in values and values[name] in (wanted if isinstance(wanted, list) else [wanted])
+        for name, wanted in parameter.when.items()
+    )
+
+
+def key_of(values: Values) -> str:
+    """Return a text that two equal candidates share."""
+    return repr(sorted(values.items(), key=lambda item: item[0]))
+
+
+class Space:
+    """A space over jobs.
+
+    Args:
+        spec: The search.
+        source: What to name in messages.
+
+    Raises:
+        UserError: The base job, or the job of one of the values, is not valid.
+    """
+
+    def __init__(self, spec: SearchSpec, *, source: str = "search space") -> None:
+        self.spec = spec
+        self.source = source
+        self.parameters = Parameters(spec.free_parameters())
+        self.base = with_fields(spec.job, flattened(spec.set)) | {"name": spec.name}
+        self._base_job = JobSpec.parse(self.base, source=f"{source}: base job")
+        self._check_values()
+
+    @property
+    def base_job(self) -> JobSpec:
+        """The job that the parameters change."""
+        return self._base_job
+
+    def fields(self, values: Values) -> dict[str, Any]:
+        """Return the fields of the job that a candidate sets, by dotted path, linked ones included."""
+        fields: dict[str, Any] = {}
+        for name, parameter in self.spec.parameters.items():
+            if parameter.follows is not None:
+                if is_there(parameter, values):
+                    fields[name] = self._following(name, parameter, fields)
+            elif name in values:
+                if isinstance(parameter.choice, dict):
+                    fields |= flattened(parameter.choice[values[name]])
+                else:
+                    fields[name] = values[name]
+        return fields
+
+    def document(self, values: Values, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the job of a candidate as a plain document; ``fields`` are set on top."""
+        return with_fields(self.base, self.fields(values) | dict(fields or {}))
+
+    def job(self, values: Values, fields: Mapping[str, Any] | None = None) -> JobSpec:
+        """Return the job of a candidate; ``fields`` are set on top.
+
+        Raises:
+            SpecError: The values make no valid job.
+        """
+        shown = ", ".join(f"{name}={value}" for name, value in values.items())
+        return JobSpec.parse(self.document(values, fields), source=f"{self.source}: candidate {shown}")
+
+    def _following(self, name: str, parameter: Parameter, fields: Mapping[str, Any]) -> Any:
+        source = str(parameter.follows)
+        value = fields[source] if source in fields else self._base_value(source)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise SpecError(f"{self.source}: parameters.{name}.follows: {source} is {value!r}, which is no number")
+        result = parameter.factor * value**parameter.power
+        return round(result) if isinstance(self._base_value(name), int) else round(result, 12)
+
+    def _base_value(self, path: str) -> Any:
+        value = field_at(self._base_job.document(), path)
+        if value is None and path.startswith("hyperparameters."):
+            value = field_at({"hyperparameters": self._base_job.resolved_hyperparameters().document()}, path)
+        return value
+
+    def _check_values(self) -> None:
+        """Build the job of each value by itself, so that a value which no job takes is told before anything starts."""
+        middle = self.parameters.at([0.5] * len(self.parameters))
+        for name, parameter in self.parameters.by_name.items():
+            ends = parameter.options if parameter.choice is not None else [parameter.at(0.0), parameter.at(1.0 - 1e-9)]
+            needed = {other: _first(wanted) for other, wanted in parameter.when.items()}
+            problems = []
+            for value in ends:
+                try:
+                    self.job(self._only_there(middle | needed | {name: value}))
+                except UserError as error:
+                    problems.append(f"{self.source}: parameters.{name}: {value!r}: {_reason(error)}")
+            if problems and len(problems) == len(ends):
+                raise SpecError(problems[0])
+
+    def _only_there(self, values: Values) -> Values:
+        kept: Values = {}
+        for name, parameter in self.parameters.by_name.items():
+            if name in values and is_there(parameter, kept):
+                kept[name] = values[name]
+        return kept
+
+
+def _first(wanted: Any) -> Any:
+    return wanted[0] if isinstance(wanted, list) else wanted
+
+
+def _reason(error: Exception) -> str:
+    return str(error).splitlines()[0].partition(": candidate ")[2].partition(": ")[2] or str(error).splitlines()[0]

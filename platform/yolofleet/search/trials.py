@@ -1,0 +1,227 @@
+"""The record of a search, ``trials.jsonl``: what was refused, suggested, measured, exchanged and ended, in that order.
+
+It is the truth: the searcher, the schedulers and the results are functions of its rows. A row is written before what
+it tells of can be lost: a trial is in the record before it gets a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from yolofleet.search.history import Observation
+from yolofleet.search.space import Values
+
+Row = dict[str, Any]
+RECORD_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one run of a trial reported at one point of its training.
+
+    Attributes:
+        repeat: Which of the trial's runs.
+        share: Share of the training that was done.
+        step: Steps that were done.
+        values: Metrics by name.
+        gpu_seconds: Worker seconds that it took since the measurement before.
+    """
+
+    repeat: int
+    share: float
+    step: int
+    values: dict[str, float]
+    gpu_seconds: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A member of a population that went on from another's weights.
+
+    Attributes:
+        number: Which exchange, from 1.
+        donor: Trial that was copied.
+        values: The member's parameters from here on.
+    """
+
+    number: int
+    donor: int
+    values: Values
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate that got, or gets, workers.
+
+    Attributes:
+        number: Number of the trial, from 0.
+        observation: The candidate as it was suggested.
+        measurements: All measurements, in order.
+        exchanges: Exchanges that changed it.
+        passed: Exchanges that it took part in.
+        end: Why it got no more workers; None while it may.
+    """
+
+    number: int
+    observation: Observation
+    measurements: tuple[Measurement, ...] = ()
+    exchanges: tuple[Exchange, ...] = ()
+    passed: int = 0
+    end: str | None = None
+
+    @property
+    def values(self) -> Values:
+        """The parameters as they are now."""
+        return self.exchanges[-1].values if self.exchanges else self.observation.values
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended without a result."""
+        return self.end is not None and self.end.startswith("failed")
+
+    def at(self, repeat: int) -> Measurement | None:
+        """Return the newest measurement of one of its runs."""
+        return next((entry for entry in reversed(self.measurements) if entry.repeat == repeat), None)
+
+    def at_share(self, share: float) -> Measurement | None:
+        """Return its first run's measurement at a share of the training, or the end of it if that came before."""
+        return next((entry for entry in self.measurements if entry.repeat == 0 and entry.share >= share - 1e-9), None)
+
+    def run_name(self, repeat: int) -> str:
+        """Return the name of the run directory of one of its runs; each exchange begins a new one."""
+        name = f"{self.number:04d}"
+        if repeat:
+            name += f"-repeat{repeat}"
+        return f"{name}-exchange{self.exchanges[-1].number}" if self.exchanges else name
+
+    def result(self, repeats: int) -> Observation:
+        """Return the candidate with what is known of it: the mean over its runs, once all have reported."""
+        newest = [entry for repeat in range(repeats) if (entry := self.at(repeat)) is not None]
+        measured: dict[str, float] = {}
+        share = 0.0
+        if len(newest) == repeats:
+            share = min(entry.share for entry in newest)
+            names = [name for name in newest[0].values if all(name in entry.values for entry in newest)]
+            measured = {name: sum(entry.values[name] for entry in newest) / repeats for name in names}
+        return replace(self.observation, values=self.values, measured=measured, share=share or 1.0, failed=self.failed)
+
+
+@dataclass
+class Trials:
+    """All that a record tells.
+
+    Args:
+        repeats: Runs of each trial.
+        keep: Called with each new row, to store it; rows that are replayed are not passed on.
+    """
+
+    repeats: int = 1
+    keep: Callable[[Row], None] = lambda row: None
+    trials: dict[int, Trial] = field(default_factory=dict)
+    candidates: list[Observation | int] = field(default_factory=list)
+    """Refused candidates and numbers of trials, in the order of suggestion."""
+
+    def replay(self, rows: Iterable[Row]) -> None:
+        """Take over the rows of an earlier start."""
+        for row in rows:
+            self._apply(row)
+
+    def history(self) -> list[Observation]:
+        """Return what a searcher knows."""
+        return [
+            entry if isinstance(entry, Observation) else self.trials[entry].result(self.repeats)
+            for entry in self.candidates
+        ]
+
+    def refuse(self, observation: Observation, reason: str | None = None) -> None:
+        """Record a candidate that breaks a limit."""
+        self._write({"kind": "refused", **_document(observation), "reason": reason})
+
+    def suggest(self, observation: Observation) -> Trial:
+        """Record a new trial."""
+        number = len(self.trials)
+        self._write({"kind": "suggested", "trial": number, **_document(observation)})
+        return self.trials[number]
+
+    def measure(self, number: int, measurement: Measurement) -> None:
+        """Record what a run reported."""
+        self._write(
+            {
+                "kind": "measured",
+                "trial": number,
+                "repeat": measurement.repeat,
+                "share": measurement.share,
+                "step": measurement.step,
+                "measured": measurement.values,
+                "gpu_seconds": measurement.gpu_seconds,
+            }
+        )
+
+    def exchange(self, number: int, exchange: Exchange | None, passed: int) -> None:
+        """Record that a member of a population passed an exchange, changed or unchanged."""
+        row: Row = {"kind": "exchanged", "trial": number, "exchange": passed}
+        if exchange is not None:
+            row |= {"donor": exchange.donor, "values": exchange.values}
+        self._write(row)
+
+    def end(self, number: int, reason: str) -> None:
+        """Record that a trial gets no more workers, and why."""
+        self._write({"kind": "ended", "trial": number, "reason": reason})
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Worker seconds spent so far."""
+        return sum(entry.gpu_seconds for trial in self.trials.values() for entry in trial.measurements)
+
+    @property
+    def num_refused(self) -> int:
+        """Candidates that never got a worker."""
+        return sum(isinstance(entry, Observation) for entry in self.candidates)
+
+    def _write(self, row: Row) -> None:
+        self.keep(row)
+        self._apply(row)
+
+    def _apply(self, row: Mapping[str, Any]) -> None:
+        kind = row.get("kind")
+        if kind in ("refused", "suggested"):
+            observation = Observation(
+                values=dict(row["values"]),
+                figures=dict(row["figures"]),
+                violations=dict(row.get("violations") or {}),
+                notes=dict(row.get("notes") or {}),
+            )
+            if kind == "refused":
+                self.candidates.append(observation)
+            elif int(row["trial"]) not in self.trials:
+                self.candidates.append(int(row["trial"]))
+                self.trials[int(row["trial"])] = Trial(int(row["trial"]), observation)
+            return
+        if (trial := self.trials.get(int(row.get("trial", -1)))) is None:
+            return
+        if kind == "measured":
+            new = Measurement(
+                int(row["repeat"]), float(row["share"]), int(row["step"]), dict(row["measured"]), row["gpu_seconds"]
+            )
+            before = trial.at(new.repeat)
+            if before is None or new.share > before.share:  # a report that was sent twice counts once
+                trial = replace(trial, measurements=(*trial.measurements, new))
+        elif kind == "exchanged":
+            changed = trial.exchanges
+            if "donor" in row:
+                changed = (*changed, Exchange(int(row["exchange"]), int(row["donor"]), dict(row["values"])))
+            trial = replace(trial, exchanges=changed, passed=int(row["exchange"]))
+        elif kind == "ended" and trial.end is None:
+            trial = replace(trial, end=str(row["reason"]))
+        self.trials[trial.number] = trial
+
+
+def _document(observation: Observation) -> Row:
+    row: Row = {"values": observation.values, "figures": observation.figures}
+    if observation.violations:
+        row["violations"] = observation.violations
+    if observation.notes:
+        row["notes"] = observation.notes
+    return row

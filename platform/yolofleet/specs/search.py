@@ -1,0 +1,307 @@
+"""The search spec: a base job, what may vary of it, the limits, what is wanted, and how to look for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from yolofleet.errors import UserError
+from yolofleet.specs.base import Spec, SpecError
+from yolofleet.specs.document import DocumentError, apply_overrides, parse_yaml, read_yaml
+from yolofleet.specs.job import Count, _bytes
+from yolofleet.specs.job_paths import flattened, unknown_path
+from yolofleet.specs.parameters import Parameter
+
+SEARCH_FORMAT = 1
+RESERVED_PATHS = ("format", "name", "storage", "tracking")
+"""Fields of a job that the search sets for each trial by itself."""
+
+Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]
+Figure = Literal[
+    "gflops",
+    "gflops_training",
+    "parameters",
+    "parameters_training",
+    "activation_bytes",
+    "training_bytes",
+    "training_petaflops",
+    "latency_milliseconds",
+]
+"""What is known of a candidate before it trains."""
+
+Size = Annotated[float, BeforeValidator(_bytes)]
+
+
+class Limit(Spec):
+    """The bounds of a figure; a candidate outside never gets a worker."""
+
+    max: Size | None = None
+    """The largest value that is allowed."""
+    min: Size | None = None
+    """The smallest value that is allowed."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.max is None and self.min is None:
+            raise ValueError("a constraint needs max, min, or both")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
+        return self
+
+
+class Objective(Spec):
+    """One thing that is wanted."""
+
+    metric: str
+    """What a trial reports (``val_AP``), or a figure that is known before (``gflops``)."""
+    goal: Literal["max", "min"]
+    """Which way is better."""
+    reference: float | None = None
+    """The value from which on it is worth something; for the area under the front. Unless given, the constraint's
+    bound, or the worst value seen."""
+
+    @property
+    def sign(self) -> float:
+        """1 where more is better, else -1."""
+        return 1.0 if self.goal == "max" else -1.0
+
+
+class AlgorithmSpec(Spec):
+    """How candidates are chosen."""
+
+    name: Algorithm = "gaussian_process"
+    """gaussian_process models what is measured and knows what can be computed; tpe, nsga2 and nsga3 are Optuna's."""
+    startup_trials: Count = 8
+    """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
+    population_size: Annotated[int, Field(ge=2)] = 20
+    """Trials in a generation (nsga2, nsga3)."""
+
+
+class SchedulerSpec(Spec):
+    """How much is spent on each candidate."""
+
+    name: Literal["none", "asha", "population"] = "none"
+    """none: all train to the end; asha: the best of each rung train on; population: the worst go on from the best."""
+    reduction: Annotated[float, Field(gt=1)] = 3.0
+    """asha: one in this many trials goes on from each rung."""
+    rungs: Annotated[int, Field(ge=1, le=8)] = 2
+    """asha: rungs before the end of training; population: exchanges before the end."""
+    measure: Literal["share", "compute"] = "share"
+    """asha: rungs at the same share of each trial's own training, or at the same compute spent."""
+    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
+    """population: the share of trials that copies, and that is copied from."""
+    factors: tuple[float, float] = (0.8, 1.25)
+    """population: a copied number is multiplied by one of these."""
+
+
+class BudgetSpec(Spec):
+    """What the search may spend; whichever is used up first ends it."""
+
+    trials: Count | None = None
+    """Trials that get a worker, repeats not counted."""
+    gpu_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours of all workers together (CPU workers where a trial has no GPU)."""
+    wall_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours from the start of the command."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
+            raise ValueError("a budget needs trials, gpu_hours or wall_hours")
+        return self
+
+
+class PaperRow(Spec):
+    """A published result, drawn and listed beside the trials."""
+
+    label: str
+    """Name of the row; where it is the name of a choice, the two are listed together."""
+    ap: float | None = None
+    """Published AP in percent."""
+    gflops: float | None = None
+    """Published FLOPs in units of 10^9."""
+    parameters: float | None = None
+    """Published parameters in units of 10^6."""
+
+
+class PaperSpec(Spec):
+    """The published results that a space reproduces."""
+
+    table: str
+    """Where they stand."""
+    rows: list[PaperRow]
+    """The rows."""
+
+
+class SearchSpec(Spec):
+    """A search over jobs."""
+
+    format: Annotated[int, Field(ge=1)] = SEARCH_FORMAT
+    """Version of this file format."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
+    """Name of the search. The same name goes on with the same search."""
+    job: dict[str, Any]
+    """The base job: a path, taken from the folder of this file, or the job itself."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the base job that differ, by dotted path."""
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
+    """What varies: dotted paths of the job, or a name of its own for a choice that sets several fields."""
+    constraints: dict[Figure, Limit] = Field(default_factory=dict)
+    """Limits on what is known before training."""
+    objectives: list[Objective] = Field(min_length=1, default_factory=lambda: [Objective(metric="val_AP", goal="max")])
+    """What is wanted, one or several."""
+    algorithm: AlgorithmSpec = AlgorithmSpec()
+    scheduler: SchedulerSpec = SchedulerSpec()
+    repeats: Count = 1
+    """Runs of each candidate, with other seeds; the same seeds, hence the same sample order, for all candidates."""
+    concurrency: Count | None = None
+    """Trials at a time; unless given, as many as fit the cluster."""
+    budget: BudgetSpec
+    samples_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Measured training speed of the base job on one worker, to forecast the time; measured in the first trials unless
+    given."""
+    latency_device: str | None = None
+    """Device on which ``latency_milliseconds`` is measured: cpu, cuda."""
+    paper: PaperSpec | None = None
+    """Published results to compare with."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides which candidates are tried."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.format > SEARCH_FORMAT:
+            raise ValueError(
+                f"format {self.format} is newer than this version reads ({SEARCH_FORMAT}); upgrade yolofleet"
+            )
+        for path in flattened(self.set):
+            _check_path(path, "set")
+        for name, parameter in self.parameters.items():
+            _check_parameter(name, parameter, self.parameters)
+        if len({objective.metric for objective in self.objectives}) < len(self.objectives):
+            raise ValueError("objectives: a metric is given twice")
+        limited = "latency_milliseconds" in self.constraints
+        wanted = any(objective.metric == "latency_milliseconds" for objective in self.objectives)
+        if (limited or wanted) and self.latency_device is None:
+            raise ValueError("latency_milliseconds is measured: name the device with latency_device (cpu, cuda)")
+        if self.algorithm.name == "grid":
+            for name, parameter in self.parameters.items():
+                if parameter.is_free and parameter.num_values is None:
+                    raise ValueError(
+                        f"parameters.{name}: takes any value of a range, so a grid has no end; give a step"
+                    )
+        if self.scheduler.name != "none" and self.repeats > 1:
+            raise ValueError("repeats are for scheduler none: a rung compares single runs")
+        return self
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Self:
+        """Read a YAML file, apply ``key.path=value`` overrides and build the spec.
+
+        ``job.KEY=VALUE`` changes the base job, ``parameters.PATH.KIND=VALUE`` a parameter.
+
+        Raises:
+            UserError: A file cannot be read, or a key or value does not fit.
+        """
+        document = read_yaml(path)
+        if isinstance(document, dict):
+            document = _overridden(document, overrides or [])
+            document["job"] = _base_job(document.get("job"), Path(path))
+        return cls.parse(document, source=str(path))
+
+    def free_parameters(self) -> dict[str, Parameter]:
+        """Return the parameters that a searcher decides."""
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.is_free}
+
+
+def _base_job(job: Any, path: Path) -> Any:
+    """Return the base job as a plain document; a path is taken from the space's own folder."""
+    if job is None:
+        raise SpecError(f"{path}: job: is missing; give the path of the base job, from the folder of this file")
+    if not isinstance(job, str):
+        return job
+    document = read_yaml(path.parent / job)
+    if not isinstance(document, dict):
+        raise SpecError(f"{path}: job: {path.parent / job} holds no job")
+    return document
+
+
+def _overridden(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    plain = []
+    result = apply_overrides(document, [])
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        group, _, rest = path.strip().partition(".")
+        if not equals or group not in ("job", "set", "parameters") or not rest:
+            plain.append(override)
+            continue
+        value = parse_yaml(text, source=f"override {override!r}")
+        if group == "parameters":
+            _override_parameter(result, rest, value, override)
+        else:
+            fields = result.setdefault("set", {})
+            fields.pop(rest, None)
+            fields[rest] = value
+    return apply_overrides(result, plain)
+
+
+def _override_parameter(document: dict[str, Any], rest: str, value: Any, override: str) -> None:
+    """Set a parameter, or one key of it; its name is a dotted path itself, so the longest name that fits counts."""
+    parameters = document.setdefault("parameters", {})
+    if rest in parameters or isinstance(value, dict):
+        parameters[rest] = value
+        return
+    name, _, key = rest.rpartition(".")
+    if not name or key not in Parameter.model_fields:
+        raise DocumentError(
+            f"override {override!r}: write parameters.PATH.KIND=VALUE, e.g. parameters.model.depth.choice='[1.0, 1.5]'"
+        )
+    kinds = ("choice", "uniform", "log_uniform", "integer", "log_integer", "follows")
+    kept = {k: v for k, v in parameters.get(name, {}).items() if not (key in kinds and k in kinds)}
+    parameters[name] = kept | {key: value}
+
+
+def _check_path(path: str, where: str) -> None:
+    if (problem := unknown_path(path)) is not None:
+        raise ValueError(f"{where}: {problem}")
+    if path.partition(".")[0] in RESERVED_PATHS:
+        raise ValueError(f"{where}: '{path}' is set for each trial by the search; leave it to the base job")
+
+
+def _check_parameter(name: str, parameter: Parameter, others: dict[str, Parameter]) -> None:
+    where = f"parameters.{name}"
+    if isinstance(parameter.choice, dict):
+        for label, fields in parameter.choice.items():
+            for path in flattened(fields):
+                _check_path(path, f"{where}.{label}")
+    else:
+        _check_path(name, where)
+    if parameter.follows is not None and parameter.follows not in others:
+        _check_path(parameter.follows, f"{where}.follows")
+    for condition in parameter.when:
+        if condition not in others:
+            raise ValueError(f"{where}.when: '{condition}' is no parameter of this space; it has {', '.join(others)}")
+        if list(others).index(condition) >= list(others).index(name):
+            raise ValueError(f"{where}.when: '{condition}' must stand before '{name}'")
+        _check_condition(parameter.when[condition], others[condition], f"{where}.when.{condition}")
+
+
+def _check_condition(wanted: Any, other: Parameter, where: str) -> None:
+    if other.choice is None:
+        raise ValueError(f"{where}: a condition needs a parameter that is a choice")
+    for value in wanted if isinstance(wanted, list) else [wanted]:
+        if value not in other.options:
+            raise ValueError(f"{where}: {value!r} is none of its choices {other.options}")
+
+
+def load_search(path: str | Path, overrides: list[str] | None = None) -> SearchSpec:
+    """Read a space and say what is wrong with a file that is a job instead.
+
+    Raises:
+        UserError: The file is no space.
+    """
+    document = read_yaml(path)
+    if isinstance(document, dict) and "parameters" not in document and "model" in document:
+        raise UserError(f"{path}: is a job, not a search space; train it with 'yolofleet train {path}'")
+    return SearchSpec.load(path, overrides)

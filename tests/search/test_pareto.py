@@ -1,0 +1,43 @@
+"""Fronts and hypervolumes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolofleet.search.pareto import front, hypervolume
+from yolofleet.search.ranking import best_first
+
+POINTS = st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=12)
+
+
+@given(POINTS)
+def test_a_front_beats_all_others_and_none_of_itself(rows: list[list[int]]) -> None:
+    points = np.array(rows, dtype=float)
+    kept = front(points)
+    for index, point in enumerate(points):
+        beaten = any((other >= point).all() and (other > point).any() for other in points)
+        assert not (kept[index] and beaten)
+        if not kept[index]:
+            assert beaten or (points[:index] == point).all(axis=1).any()
+
+
+@given(POINTS)
+def test_hypervolume_counts_the_cells_below_the_points(rows: list[list[int]]) -> None:
+    points = np.array(rows, dtype=float)
+    cells = np.zeros((7, 7, 7), dtype=bool)
+    for x, y, z in rows:
+        cells[:x, :y, :z] = True
+    assert hypervolume(points, (0, 0, 0)) == pytest.approx(cells.sum())
+    flat = np.zeros((7, 7), dtype=bool)
+    for x, y, _ in rows:
+        flat[:x, :y] = True
+    assert hypervolume(points[:, :2], (0, 0)) == pytest.approx(flat.sum())
+
+
+def test_several_objectives_are_ranked_in_layers() -> None:
+    assert best_first([[1, 1], [3, 0], [0, 3], [2, 2]]) == [1, 3, 2, 0]
+    assert best_first([[1.0], [3.0], [2.0]]) == [1, 2, 0]
+    assert best_first([]) == []
