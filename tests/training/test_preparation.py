@@ -191,7 +191,7 @@ def test_a_registered_version_is_found_by_who_knows_the_registry(small_job: Make
 
 def test_a_package_without_training_form_is_refused_with_the_cure(small_job: MakeJob, tmp_path: Path) -> None:
     (tmp_path / "detector.json").write_text('{"deployed": true}')
-    with pytest.raises(UserError, match="deployed form only.*name the run directory"):
+    with pytest.raises(UserError, match=r"deployed form only.*name the run directory"):
         check_job(small_job(initial_weights=str(tmp_path)))
 
 

@@ -91,6 +91,9 @@ class _News:
             return f"the workers were lost and started again from {where}" if again else None
         if kind in ("checkpoint_failed", "checkpoint_passed_over"):
             return f"{str(kind).replace('_', ' ')} (step {event.get('step')}): {event.get('reason')}"
+        if kind == "non_finite":
+            again = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
+            return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{again}"
         return None
 
 
@@ -101,10 +104,11 @@ def described(row: dict[str, Any]) -> str:
     if "val_AP" in row:
         ap50, ap = (row.get(name) for name in ("val_AP50", "val_AP"))
         return f"step {row['step']}: validation AP50 {_figure(ap50)}, AP {_figure(ap)}"
+    skipped = f", {row['non_finite_steps']} steps skipped" if row.get("non_finite_steps") else ""
     return (
         f"loss {row.get('loss', float('nan')):.4f} (box {row.get('loss_box', 0):.4f}, "
         f"objectness {row.get('loss_objectness', 0):.4f}, class {row.get('loss_classification', 0):.4f}), "
-        f"learning rate {row.get('learning_rate', 0):.2e}, {row.get('samples_per_second', 0):.1f} images/s"
+        f"learning rate {row.get('learning_rate', 0):.2e}, {row.get('samples_per_second', 0):.1f} images/s{skipped}"
     )
 
 

@@ -27,6 +27,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.batch_norm import MicroBatchStatistics
 from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.ema import WeightAverage
+from yolofleet.training.finite import FiniteGuard
 from yolofleet.training.freeze import freeze_blocks
 from yolofleet.training.group import WorkerGroup, owned_micro_batches
 from yolofleet.training.initial import load_initial
@@ -40,8 +41,6 @@ from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
 from yolofleet.training.schedule import Schedule
 from yolofleet.training.state import RunState, restore, save
 
-MOST_NON_FINITE_STEPS = 10
-"""Steps in a row with a loss or gradient that is no number, before the run stops."""
 FEWEST_SAMPLES_TO_JUDGE = 200
 """Samples that must have been seen before the share of skipped ones can stop a run."""
 
@@ -122,17 +121,17 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         network = _distributed(model)
     stream = training_stream(job, dataset, schedule, lambda: run_image_weights(run))
     terms = _Terms(group)
+    guard = FiniteGuard(group, precision, job.most_non_finite_steps)
     pace = Pace()
     batches = stream.micro_batches(state.step, list(owned))
     try:
         while state.step < schedule.num_steps:
             apply_settings(optimizer, schedule.at(state.step))
             statistics.begin_step()
-            keys: list[str] = []
+            guard.begin_step()
             for position in range(len(owned)):
                 batch = _next(batches, pace)
                 samples.observe(batch)
-                keys += batch.keys
                 last = position == len(owned) - 1
                 with _synchronised(network, last), precision.context():
                     images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
@@ -144,19 +143,21 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                     precision.backward(result.total * group.world_size)
                 statistics.add_micro_batch()
                 terms.add(result, len(batch.skipped))
+                guard.observe(result.total, batch.keys)
                 pace.samples += len(batch.keys)
 
             norm = precision.gradient_norm(model, optimizer)
-            finite = bool(torch.isfinite(norm))
+            finite = guard.judge(norm)
             statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
             precision.step(optimizer, finite)
             optimizer.zero_grad(set_to_none=True)
             if finite:
                 state.num_updates += 1
                 average.update(state.num_updates)
-            state.count_step(finite)
-            if state.non_finite_in_a_row > MOST_NON_FINITE_STEPS:
-                raise _gone_wrong(state, store, keys)
+            state.count_step(finite, adapting=guard.adapting)
+            if not finite and group.is_first:
+                guard.tell(run, state)
+            guard.check(state, store)
 
             if milestones.logs(state.step):
                 row = terms.take(job.num_micro_batches) | pace.take()
@@ -172,6 +173,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                             "gradient_norm": float(norm),
                             "non_finite_steps": state.non_finite_steps,
                         }
+                        | precision.figures()
                         | row
                     )
             if milestones.evaluates(state.step):
@@ -252,14 +254,3 @@ def _check_skipped(job: JobSpec, state: RunState, row: dict[str, float]) -> None
             f"{job.data.most_skipped_share}; the run directory's samples/ names each with its reason. Run "
             f"'yolofleet data inspect {job.data.train}', or raise the share"
         )
-
-
-def _gone_wrong(state: RunState, store: CheckpointStore, keys: list[str]) -> WorkError:
-    store.wait()
-    steps = store.steps()
-    good = f"the last checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-    shown = ", ".join(keys[:16]) + (f" and {len(keys) - 16} more" if len(keys) > 16 else "")
-    return WorkError(
-        f"step {state.step}: loss or gradient was no finite number for {state.non_finite_in_a_row} steps in a row; "
-        f"{good}. Samples of the last step on this worker: {shown}. Lower hyperparameters.lr0 or use precision fp32"
-    )

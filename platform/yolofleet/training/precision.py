@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+LOWEST_SCALE = 1.0
+"""Loss scale at which fp16 gains nothing more by lowering it."""
 FORWARD = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -45,13 +47,25 @@ class Precision:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
+    def may_lower_scale(self) -> bool:
+        """Return whether a gradient that is not finite may be so only for the loss scale."""
+        return self._scaler.is_enabled() and self._scaler.get_scale() > LOWEST_SCALE
+
     def step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
-        """Let the optimiser step if the gradient is finite, and adapt the loss scale."""
-        if self._scaler.is_enabled():
-            self._scaler.step(optimizer)  # skips by itself where the gradient is not finite
-            self._scaler.update()
-        elif finite:
-            optimizer.step()
+        """Let the optimiser step if the step is finite, and adapt the loss scale."""
+        if not self._scaler.is_enabled():
+            if finite:
+                optimizer.step()
+            return
+        if finite:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+        if self._scaler.get_scale() < LOWEST_SCALE:
+            self._scaler.update(LOWEST_SCALE)
+
+    def figures(self) -> dict[str, float]:
+        """Return what a row of metrics should tell of it."""
+        return {"loss_scale": float(self._scaler.get_scale())} if self._scaler.is_enabled() else {}
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep."""

@@ -42,11 +42,11 @@ class RunState:
     best_step: int | None = None
     best_ap: float | None = None
 
-    def count_step(self, finite: bool) -> None:
-        """Note a step done."""
+    def count_step(self, finite: bool, *, adapting: bool = False) -> None:
+        """Note a step done; ``adapting``: skipped only to lower the loss scale, which says nothing of the run."""
         self.step += 1
         self.non_finite_steps += not finite
-        self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + 1
+        self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + (not adapting)
 
     def judge(self, figures: Mapping[str, float | None] | None) -> None:
         """Note an evaluation; a later one that is as good replaces the earlier."""

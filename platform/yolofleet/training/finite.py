@@ -1,0 +1,107 @@
+"""Steps whose loss or gradient is no finite number: skipped, counted, told of, and too many in a row end the run.
+
+With loss scaling (fp16) a gradient may be infinite only because the scale is too high. Such a step is skipped as well,
+but the scale is what gives way; it is held against the run once the scale is as low as it gets, or where the loss
+itself, which the scale does not touch, is no number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from yolofleet.errors import WorkError
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.precision import Precision
+from yolofleet.training.state import RunState
+
+MOST_KEYS_NAMED = 32
+
+
+class FiniteGuard:
+    """Judges each step, the same on every worker.
+
+    Attributes:
+        adapting: Whether the newest step was skipped only for its loss scale.
+    """
+
+    def __init__(self, group: WorkerGroup, precision: Precision, most_in_a_row: int) -> None:
+        self._group = group
+        self._precision = precision
+        self._most_in_a_row = most_in_a_row
+        self._seen: list[tuple[Tensor, tuple[str, ...]]] = []
+        self.adapting = False
+
+    def begin_step(self) -> None:
+        """Forget the micro-batches of the last step."""
+        self._seen = []
+
+    def observe(self, loss: Tensor, keys: tuple[str, ...]) -> None:
+        """Note a micro-batch of this worker: its loss and the keys of its samples."""
+        self._seen.append((loss.detach(), keys))
+
+    def judge(self, gradient_norm: Tensor) -> bool:
+        """Return whether loss and gradient of the step are finite on every worker; a collective."""
+        total = torch.stack([loss.double().reshape(()) for loss, _ in self._seen]).sum()
+        self._group.sum(total)
+        # One reading of the device for both: the host waits once a step.
+        loss_finite, finite = torch.stack([total.isfinite(), total.isfinite() & gradient_norm.isfinite()]).tolist()
+        self.adapting = loss_finite and not finite and self._precision.may_lower_scale()
+        return bool(finite)
+
+    def tell(self, run: RunDirectory, state: RunState) -> None:
+        """Note a skipped step in the run's events, unless the loss scale alone is the reason."""
+        if not self.adapting:
+            run.append_event("non_finite", step=state.step, in_a_row=state.non_finite_in_a_row)
+
+    def check(self, state: RunState, store: CheckpointStore) -> None:
+        """End the run where too many steps in a row were skipped; a collective then.
+
+        Raises:
+            WorkError: Names the samples, of all workers, and the newest checkpoint.
+        """
+        if state.non_finite_in_a_row <= self._most_in_a_row:
+            return
+        bad, rest = self._keys()
+        if bad:
+            told = f"The loss is already no number for the micro-batches with the samples {_listed(bad)}"
+        else:
+            told = f"The losses are numbers, their gradients are not; samples of the last step: {_listed(rest)}"
+        store.wait()
+        steps = store.steps()
+        good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        raise WorkError(
+            f"step {state.step}: loss or gradient was no finite number for {state.non_finite_in_a_row} steps in a row "
+            f"(most_non_finite_steps is {self._most_in_a_row}); {good}. {told}. Lower hyperparameters.lr0, or use "
+            "precision fp32; the same command goes on from the checkpoint"
+        )
+
+    def _keys(self) -> tuple[list[str], list[str]]:
+        """Return the sample keys of micro-batches whose loss is no number, and of the others, over all workers."""
+        bad = [key for loss, keys in self._seen if not loss.isfinite() for key in keys]
+        rest = [key for loss, keys in self._seen if loss.isfinite() for key in keys]
+        return (
+            shared_text("".join(f"{key}\n" for key in bad), self._group).splitlines(),
+            shared_text("".join(f"{key}\n" for key in rest), self._group).splitlines(),
+        )
+
+
+def shared_text(text: str, group: WorkerGroup) -> str:
+    """Return the texts of all workers one after the other, on every worker."""
+    data = torch.tensor(list(text.encode()), dtype=torch.int32, device=group.device)
+    lengths = torch.zeros(group.world_size, dtype=torch.int64, device=group.device)
+    lengths[group.rank] = len(data)
+    group.sum(lengths)
+    everything = torch.zeros(int(lengths.sum()), dtype=torch.int32, device=group.device)
+    start = int(lengths[: group.rank].sum())
+    everything[start : start + len(data)] = data
+    if len(everything):
+        group.sum(everything)  # places of other workers are 0
+    return bytes(everything.tolist()).decode()
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - MOST_KEYS_NAMED} more" if len(keys) > MOST_KEYS_NAMED else ""
+    return ", ".join(keys[:MOST_KEYS_NAMED]) + more
