@@ -107,13 +107,14 @@ def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
     """Note in the run's events how the training ended if it did not end by itself."""
     from yolofleet.storage.lock import LockLostError
     from yolofleet.tracking.run_directory import RunDirectory
+    from yolofleet.training.pulse import StoppedError
 
     try:
         yield
     except LockLostError:  # what becomes of the run is for its new holder to note
         raise
     except BaseException as error:
-        kind = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
+        kind = "stopped" if isinstance(error, KeyboardInterrupt | StoppedError) else "failed"
         with RunDirectory.open(spec.storage, spec.name, source="driver", token=token) as run:
             run.append_event(kind, reason=" ".join(str(error).split())[:500])
         raise

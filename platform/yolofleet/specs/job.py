@@ -91,10 +91,26 @@ class ClusterSpec(Spec):
     """GPUs that each worker gets; 0 trains on the CPU."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that each worker gets."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have for a worker to be placed there (Ray's node labels)."""
+    first_worker_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the first worker's node besides: it writes the checkpoints, so keep it off nodes that may be taken."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Whether workers share nodes or keep apart (Ray's placement strategies)."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Worker-group failures that a run survives."""
+    """Failures of workers, hangs among them, that a run survives in a row without a checkpoint between them."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 20
+    """The same for nodes that were announced to go."""
+    max_start_failures: Annotated[int, Field(ge=0)] = 5
+    """The same for groups of workers that did not come up, and for Ray's own controller."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long the workers may take to start."""
+    wait_for_nodes_seconds: Annotated[float, Field(ge=0)] = 1800.0
+    """How long a run waits for nodes that an autoscaler can add, or that it had and lost."""
+    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """A worker that makes no progress for so long is ended, its stacks kept; longer than any evaluation or step."""
+    resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How often a run with fewer than the most workers looks for room to grow."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+
+from yolofleet.training.pulse import Pulse
 
 
 def owned_micro_batches(num_micro_batches: int, rank: int, world_size: int) -> range:
@@ -32,11 +34,13 @@ class WorkerGroup:
         rank: Number of this worker.
         world_size: Number of workers.
         device: Where this worker computes.
+        pulse: How far it is, for those who watch over it, and what they ask of it.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
+    pulse: Pulse = field(default_factory=Pulse, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -76,6 +80,12 @@ class WorkerGroup:
         tensor = torch.tensor(value, dtype=torch.int64, device=self.device)
         dist.broadcast(tensor, src=0)
         return int(tensor)
+
+    def leave_reason(self) -> str | None:
+        """Return why the group is to save its state and end, None if it is not; the same moment on every worker."""
+        if not self.any(self.pulse.leave_reason is not None):
+            return None
+        return self.pulse.leave_reason or "another worker was asked to"
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any worker."""

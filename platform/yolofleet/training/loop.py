@@ -39,6 +39,7 @@ from yolofleet.training.preparation import run_image_weights, run_table
 from yolofleet.training.progress import Milestones, Pace
 from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
 from yolofleet.training.schedule import Schedule
+from yolofleet.training.setback import Setback
 from yolofleet.training.state import RunState, restore, save
 
 FEWEST_SAMPLES_TO_JUDGE = 200
@@ -56,11 +57,13 @@ class Outcome:
         step: Steps done.
         best_step: The step whose averaged model was judged best.
         best_ap: Its AP.
+        left: Why the run was left before its end, its state saved; None at its end.
     """
 
     step: int
     best_step: int | None
     best_ap: float | None
+    left: str | None = None
 
 
 def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
@@ -110,6 +113,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     )
     state = restore(store, job, group, model, average, optimizer, precision)
     statistics.reload()
+    setback = Setback(run, state.step, group) if group.is_first else None
     if group.is_first:
         run.truncate_metrics_after(state.step)
         forget_from(run.storage.child(FOLDER), state.step)
@@ -124,12 +128,14 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     guard = FiniteGuard(group, precision, job.most_non_finite_steps)
     pace = Pace()
     batches = stream.micro_batches(state.step, list(owned))
+    left: str | None = None
     try:
-        while state.step < schedule.num_steps:
+        while state.step < schedule.num_steps and left is None:
             apply_settings(optimizer, schedule.at(state.step))
             statistics.begin_step()
             guard.begin_step()
             for position in range(len(owned)):
+                group.pulse.beat(state.step)
                 batch = _next(batches, pace)
                 samples.observe(batch)
                 last = position == len(owned) - 1
@@ -155,6 +161,10 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                 state.num_updates += 1
                 average.update(state.num_updates)
             state.count_step(finite, adapting=guard.adapting)
+            group.pulse.beat(state.step)
+            if setback is not None:
+                setback.observe(state.step)
+            left = group.leave_reason() if state.step < schedule.num_steps else None
             if not finite and group.is_first:
                 guard.tell(run, state)
             guard.check(state, store)
@@ -181,7 +191,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                 state.judge(figures)
                 if group.is_first and figures is not None:
                     report({"step": state.step} | {f"val_{name}": value for name, value in figures.items()})
-            if milestones.saves(state.step):
+            if milestones.saves(state.step) or left is not None:
                 samples.flush()
                 group.barrier()
                 if group.is_first:
@@ -193,9 +203,9 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         samples.close()
         store.wait()
     if group.is_first:
-        run.append_event("end", step=state.step)
+        run.append_event("end" if left is None else "left", step=state.step, **({"reason": left} if left else {}))
         run.flush()
-    return Outcome(state.step, state.best_step, state.best_ap)
+    return Outcome(state.step, state.best_step, state.best_ap, left)
 
 
 def _distributed(model: nn.Module) -> DistributedDataParallel:

@@ -11,6 +11,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.group import WorkerGroup
+from yolofleet.training.hang_watch import watching
 from yolofleet.training.loop import Outcome, train
 from yolofleet.training.validation import Validation
 
@@ -31,4 +32,5 @@ def run_worker(job: JobSpec, group: WorkerGroup, token: Token | None = None) -> 
         def report(row: dict[str, Any]) -> None:
             run.append_metrics(row)
 
-        return train(job, run, group, evaluate=Validation(job, group), report=report)
+        with watching(group.pulse, job.cluster.hang_timeout_seconds, run.storage, group.rank):
+            return train(job, run, group, evaluate=Validation(job, group), report=report)

@@ -1,0 +1,56 @@
+"""What Ray knows of its nodes, in the words of yolofleet.training.capacity; needs a connection to the cluster."""
+
+from __future__ import annotations
+
+from yolofleet.training.capacity import NodeOffer
+
+
+def alive_offers() -> list[NodeOffer]:
+    """Return the nodes that are there and stay."""
+    import ray
+
+    draining = draining_nodes()
+    return [
+        NodeOffer(node["Resources"], labels=node.get("Labels"), name=node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
+def free_offers() -> list[NodeOffer]:
+    """Return what nobody uses on each node that stays."""
+    import ray
+
+    free = ray._private.state.available_resources_per_node()
+    draining = draining_nodes()
+    return [
+        NodeOffer(free.get(node["NodeID"], {}), labels=node.get("Labels"), name=node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are announced to go."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes() or {})
+
+
+def growth_offers() -> list[NodeOffer]:
+    """Return the groups of nodes that the cluster's autoscaler may start, each with its largest count; none without."""
+    import ray
+
+    config = ray._private.state.state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [
+        NodeOffer(dict(group.resources), count=group.max_count if group.max_count >= 0 else 10**6, name=group.name)
+        for group in groups
+    ]
+
+
+def hosts() -> dict[str, str]:
+    """Return a node's id for each host of the cluster."""
+    import ray
+
+    return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}

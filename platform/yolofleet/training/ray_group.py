@@ -1,0 +1,187 @@
+"""One start of Ray Train's workers: what Ray is asked for, what each worker does, and how it ended."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from yolofleet.errors import UserError, WorkError
+from yolofleet.specs.job import JobSpec
+from yolofleet.storage import open_storage
+from yolofleet.storage.lock import LockLostError, Token
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.attendance import Member
+from yolofleet.training.budget import Kind
+from yolofleet.training.capacity import wanted_resources
+from yolofleet.training.group_watch import GroupWatch
+from yolofleet.training.pulse import Reached
+
+COLLECTIVE_TIMEOUT_SECONDS = 1800
+FAILURE_KEY = "failure.json"
+"""Where a worker leaves the error that no restart cures."""
+NEVER_SECONDS = 10.0**9
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one start of the workers ended.
+
+    Attributes:
+        failure: What kind of failure it was; None: the workers ended by themselves.
+        left: Why they left before the end of the run; None: they did not.
+        reason: What happened, for people.
+        reached: How far the run had come by then.
+    """
+
+    failure: Kind | None
+    left: str | None
+    reason: str
+    reached: Reached | None
+
+
+@contextmanager
+def shared_folder(job: JobSpec, num_hosts: int) -> Iterator[str]:
+    """Give Ray Train a place for its own small files: a folder of ours on one host, the job's storage on several.
+
+    Nothing in it is ever read again: a place used twice would make Ray go on from its own record.
+    """
+    if num_hosts > 1:
+        yield f"{job.storage.rstrip('/')}/{job.name}/ray/{uuid.uuid4().hex}"
+        return
+    with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
+        yield folder
+
+
+def train_once(
+    job: JobSpec,
+    token: Token | None,
+    run: RunDirectory,
+    folder: str,
+    attendance: Any,
+    reached: Reached | None,
+    stop_reason: Callable[[], str | None],
+) -> Ending:
+    """Start the workers once and see how they end."""
+    import ray
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    group = uuid.uuid4().hex
+    ray.get(attendance.begin.remote(group))
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "job": job.document(),
+            "token": None if token is None else asdict(token),
+            "group": group,
+            "attendance": attendance,
+            "reached": None if reached is None else asdict(reached),
+        },
+        scaling_config=_scaling(job),
+        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        run_config=RunConfig(
+            name=f"{job.name}-{group[:8]}",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+        ),
+    )
+    run.storage.delete(FAILURE_KEY)
+    left: str | None = None
+    failure: Exception | None = None
+    with GroupWatch(job, run.storage, attendance, stop_reason) as watch:
+        try:
+            left = trainer.fit().return_value
+        except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers
+            raise KeyboardInterrupt from error
+        except Exception as error:  # whatever Ray wraps a worker's failure in
+            failure = error
+    run.check_held()
+    if run.storage.exists(FAILURE_KEY):
+        told = json.loads(run.storage.get(FAILURE_KEY))
+        raise (UserError if told["user_error"] else WorkError)(told["message"]) from failure
+    if failure is None:
+        left = watch.asked if left is not None and watch.asked is not None else left
+        return Ending(None, left, left or "", watch.reached)
+    kind, reason = _judged(failure, watch.members)
+    if watch.hung:
+        silent = ", ".join(member.described() for member in watch.hung)
+        reason = f"{silent} gave no sign for cluster.hang_timeout_seconds; {reason}"
+    return Ending(kind, None, reason, watch.reached)
+
+
+def _scaling(job: JobSpec) -> Any:
+    """Return what Ray Train is asked for.
+
+    How many of an elastic group's workers start is Ray's to judge at each start; when to start again with more is not:
+    it would do so abruptly, without a checkpoint (`GroupWatch` sees to it).
+    """
+    from ray.train import ScalingConfig
+
+    cluster = job.cluster
+    fixed = cluster.fewest_workers == cluster.most_workers
+    labels: list[dict[str, str]] | None = None
+    if cluster.labels or cluster.first_worker_labels:
+        labels = [dict(cluster.labels) for _ in range(cluster.most_workers)]
+        labels[0] |= cluster.first_worker_labels
+    return ScalingConfig(
+        num_workers=cluster.most_workers if fixed else (cluster.fewest_workers, cluster.most_workers),
+        elastic_resize_monitor_interval_s=NEVER_SECONDS,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=wanted_resources(cluster),
+        placement_strategy=cluster.placement,
+        label_selector=labels,
+    )
+
+
+def _judged(failure: Exception, members: list[Member]) -> tuple[Kind, str]:
+    """Return what kind of failure an exception of `fit` is, and what it says of which workers."""
+    from ray.train import WorkerGroupError
+
+    if not isinstance(failure, WorkerGroupError):
+        return "start", _one_line(failure)
+    errors = failure.worker_failures
+    preempted = any(getattr(error, "preempted", False) for error in errors.values())
+    names = {member.rank: member.described() for member in members}
+    told = "; ".join(
+        f"{names.get(rank, f'rank {rank}')} "
+        + ("died" if type(error).__name__ == "WorkerHealthCheckFailedError" else f"failed: {_one_line(error)}")
+        for rank, error in sorted(errors.items())[:4]
+    )
+    return ("preemption" if preempted else "worker"), told
+
+
+def _one_line(error: Exception, longest: int = 400) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:longest]
+
+
+def train_worker(config: dict[str, Any]) -> str | None:
+    """Be one worker of Ray Train's group; returns why it left before the end of the run, None at its end."""
+    import ray.train
+    import ray.train.torch
+
+    from yolofleet.training.attendance import attending, this_member
+    from yolofleet.training.group import WorkerGroup
+    from yolofleet.training.pulse import Pulse
+    from yolofleet.training.worker import run_worker
+
+    context = ray.train.get_context()
+    job = JobSpec.parse(config["job"], source="job")
+    token = None if config["token"] is None else Token(**config["token"])
+    pulse = Pulse(None if config["reached"] is None else Reached(**config["reached"]))
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    group = WorkerGroup(rank, world_size, ray.train.torch.get_device(), pulse)
+    try:
+        with attending(config["attendance"], this_member(config["group"], rank, world_size), pulse):
+            return run_worker(job, group, token).left
+    except LockLostError:
+        raise  # the run directory is another's now, failure.json with it
+    except (UserError, WorkError) as error:
+        # A restart would meet the same again: the driver reads this and starts none.
+        told = {"user_error": isinstance(error, UserError), "message": str(error)}
+        open_storage(job.storage).child(job.name).put(FAILURE_KEY, json.dumps(told).encode())
+        raise

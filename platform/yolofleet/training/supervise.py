@@ -1,0 +1,117 @@
+"""Starting the workers again and again until the run is done, its budget is spent, or it is told to stop.
+
+Ray is asked to restart nothing: its budgets know nothing of progress, and it would restart without looking whether
+there is still room. Every start reads the run directory, which is the same after a dead worker, a dead node and a dead
+driver; the driver notes what happened in ``events.driver.jsonl``.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from yolofleet.errors import WorkError
+from yolofleet.specs.job import JobSpec
+from yolofleet.storage.lock import Token
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.attendance import Attendance
+from yolofleet.training.budget import FailureBudget, Kind
+from yolofleet.training.capacity import num_places, shortage, wanted_resources
+from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.cluster_view import alive_offers, hosts
+from yolofleet.training.group_watch import PREEMPTION
+from yolofleet.training.pulse import Reached, StoppedError
+from yolofleet.training.ray_group import shared_folder, train_once
+
+NODE_POLL_SECONDS = 5.0
+
+StopReason = Callable[[], str | None]
+"""Says why the driver was told to stop, None if it was not."""
+
+
+def supervise(job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason) -> None:
+    """Start the workers until the run is done, its budget is spent, or it is told to stop."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    store = CheckpointStore(run.storage.child("checkpoints"))
+    budget = FailureBudget.of(job.cluster, _newest_step(store))
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    attendance = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
+    reached: Reached | None = None
+    while True:
+        with shared_folder(job, len(hosts())) as folder:
+            ending = train_once(job, token, run, folder, attendance, reached, stop_reason)
+        reached = ending.reached or reached
+        if stop_reason() is not None and (ending.failure or ending.left):
+            raise StoppedError(
+                f"stopped ({stop_reason()}) at step {_newest_step(store)}; the same command goes on from there"
+            )
+        if ending.failure is None and ending.left is None:
+            return
+        kind: Kind | None = ending.failure or ("preemption" if ending.left == PREEMPTION else None)
+        step = None if ending.reached is None else ending.reached.step
+        if kind is None:
+            run.append_event("resize", reason=ending.left, reached=step)
+        else:
+            again = budget.charge(kind, _newest_step(store))
+            run.append_event("failure", failure=kind, reason=ending.reason, reached=step, again=again)
+            if not again:
+                raise WorkError(
+                    f"{budget.spent(kind)}; the last one: {ending.reason}. The same command goes on from the newest "
+                    "checkpoint"
+                )
+        if num_places(job.cluster, alive_offers()) < job.cluster.fewest_workers:
+            wait_for_room(job, run, stop_reason)  # it had the nodes when it began: they may come back
+
+
+def _newest_step(store: CheckpointStore) -> int:
+    steps = store.steps()
+    return steps[-1] if steps else 0
+
+
+def wait_for_room(job: JobSpec, run: RunDirectory, stop_reason: StopReason) -> None:
+    """Wait until the fewest workers find room; tells the autoscaler, if there is one, what is needed.
+
+    Raises:
+        WorkError: They did not come in time.
+        StoppedError: The driver was told to stop.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    limit = job.cluster.wait_for_nodes_seconds
+    told = f"waiting up to {limit:g} s for nodes: {shortage(job.cluster, alive_offers())}"
+    print(told, file=sys.stderr, flush=True)
+    run.append_event("waiting", reason=told)
+    request_resources(bundles=[wanted_resources(job.cluster)] * job.cluster.fewest_workers)
+    end = time.monotonic() + limit
+    try:
+        while num_places(job.cluster, alive_offers()) < job.cluster.fewest_workers:
+            if stop_reason() is not None:
+                raise StoppedError(f"stopped ({stop_reason()}) while waiting for nodes")
+            if time.monotonic() > end:
+                raise WorkError(
+                    f"{shortage(job.cluster, alive_offers())}. No such nodes came within "
+                    f"cluster.wait_for_nodes_seconds = {limit:g}"
+                )
+            time.sleep(min(NODE_POLL_SECONDS, max(limit / 10, 0.1)))
+    finally:
+        request_resources(bundles=[])
+
+
+@contextmanager
+def termination() -> Iterator[StopReason]:
+    """Give a function that says whether this process was told to end (SIGTERM) within the with block."""
+    told: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # signals are for the main thread to take
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.append("SIGTERM"))
+    try:
+        yield lambda: told[0] if told else None
+    finally:
+        signal.signal(signal.SIGTERM, before)

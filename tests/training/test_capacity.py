@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from yolofleet.errors import UserError
+from yolofleet.specs.job import ClusterSpec
+from yolofleet.training.capacity import NodeOffer, has_room, num_places
+
+
+def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
+    return NodeOffer({"CPU": cpus, "GPU": gpus}, labels=labels, name="10.0.0.1")
+
+
+def test_resources_of_two_nodes_do_not_add_up_to_one_worker() -> None:
+    assert num_places(ClusterSpec(cpus_per_worker=3), [node(4), node(4)]) == 2
+    assert num_places(ClusterSpec(cpus_per_worker=5), [node(4), node(4)]) == 0
+    assert num_places(ClusterSpec(cpus_per_worker=0.1), [node(0.3)]) == 3
+
+
+def test_what_can_never_be_met_is_refused_with_what_is_there_and_missing() -> None:
+    with pytest.raises(UserError) as refusal:
+        has_room(ClusterSpec(workers=3, cpus_per_worker=4), [node(4), node(4)])
+    assert "at least 3 workers of 4 CPU each, but the cluster has room for 2" in str(refusal.value)
+    assert "10.0.0.1: 4 CPU, 0 GPU; 10.0.0.1: 4 CPU, 0 GPU" in str(refusal.value)
+    assert "cluster.cpus_per_worker" in str(refusal.value)
+
+
+def test_a_gpu_where_there_is_none_is_said_to_be_that() -> None:
+    with pytest.raises(UserError, match=r"There is no GPU at all: set cluster\.gpus_per_worker=0"):
+        has_room(ClusterSpec(gpus_per_worker=1), [node(4)])
+
+
+def test_the_fewest_workers_decide() -> None:
+    assert has_room(ClusterSpec(workers=(1, 8)), [node(1)])
+
+
+def test_what_an_autoscaler_could_add_is_waited_for_and_what_it_could_not_is_refused() -> None:
+    pool = NodeOffer({"CPU": 8, "GPU": 1}, count=4, name="gpu-pool")
+    assert not has_room(ClusterSpec(workers=4, gpus_per_worker=1), [node(4)], [pool])
+    with pytest.raises(UserError, match=r"it has room for 4 \(4 x gpu-pool: 8 CPU, 1 GPU\)"):
+        has_room(ClusterSpec(workers=5, gpus_per_worker=1), [node(4)], [pool])
+
+
+def test_labels_narrow_the_choice() -> None:
+    cluster = ClusterSpec(labels={"kind": "stable"})
+    assert has_room(cluster, [node(kind="stable")])
+    with pytest.raises(UserError, match=r"on nodes labelled \{'kind': 'stable'\}"):
+        has_room(cluster, [node(kind="spot"), node()])
+
+
+def test_many_nodes_are_not_all_listed() -> None:
+    with pytest.raises(UserError, match="and 92 more"):
+        has_room(ClusterSpec(cpus_per_worker=64), [node()] * 100)
