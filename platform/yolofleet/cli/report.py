@@ -43,6 +43,8 @@ def report(
 
 def _summary(directory: Any) -> dict[str, Any]:
     """Return how the run stands, with the newest value of every metric."""
+    from yolofleet.training.skips import described_skips, read_skipped
+
     rows = directory.metrics()
     newest: dict[str, Any] = {}
     for row in rows:
@@ -56,6 +58,7 @@ def _summary(directory: Any) -> dict[str, Any]:
         "last_event": events[-1] if events else None,
         "step": newest.pop("step", 0),
         "has_model": directory.has_model(),
+        "skipped": described_skips(read_skipped(directory.storage)),
         "metrics": {key: value for key, value in newest.items() if key != "time"},
     }
 

@@ -122,12 +122,15 @@ def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
 
 def _show(record: Release, headline: str, *, as_json: bool) -> None:
     """Print a line for each thing that the run made."""
+    from yolofleet.training.skips import described_skips
+
     if as_json:
         typer.echo(json.dumps(asdict(record), indent=1))
         return
     lines = {
         "result": f"AP50 {_figure(record.figures['AP50'])}, AP {_figure(record.figures['AP'])} on "
         f"{record.num_images} images, by the deployed model of step {record.step}",
+        "skipped": "; ".join(f"{part}: {described_skips(found)}" for part, found in record.skipped.items()) or "none",
         "run directory": record.run,
         "model": record.model or "not registered (tracking.register_as is not set)",
         "report": record.report,

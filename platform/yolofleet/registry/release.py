@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +40,7 @@ class Release:
         report: The page of the report.
         pictures: The folder of sample pictures.
         mlflow: The MLflow store, or None.
+        skipped: What could not be read, of "training" and of "validation" (see ``training.skips``).
     """
 
     run: str
@@ -50,6 +51,7 @@ class Release:
     report: str
     pictures: str
     mlflow: str | None
+    skipped: dict[str, Any] = field(default_factory=dict)
 
 
 def release_record(run: RunDirectory) -> Release | None:
@@ -72,6 +74,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.registry.register import register_run
     from yolofleet.training.initial import save_training_form
     from yolofleet.training.process import local_device
+    from yolofleet.training.skips import read_skipped, skipped_document
 
     run = ready.run
     model, step = _best_average(job, ready)
@@ -96,7 +99,11 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         released_step=step,
         num_images=result.num_images,
     )
-    _write_report(job, ready, result, step)
+    skipped = {
+        "training": read_skipped(run.storage),
+        "validation": skipped_document(result.skipped, result.num_images),
+    }
+    _write_report(job, ready, result, step, skipped)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
         version = register_run(run, job.tracking.register_as, tracking_uri, experiment=job.tracking.experiment)
@@ -109,6 +116,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         report=f"{run.url}/{PAGE_KEY}",
         pictures=f"{run.url}/report/pictures",
         mlflow=tracking_uri,
+        skipped=skipped,
     )
     run.storage.put(RECORD_KEY, json.dumps(asdict(done), indent=1).encode())
     return done
@@ -137,9 +145,10 @@ def _anchors(run: RunDirectory) -> str:
     return f"{known['source']}, reach {known['recall']:.1%} of the boxes" if known else "model"
 
 
-def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int) -> None:
+def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int, skipped: dict[str, Any]) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
+    from yolofleet.training.skips import described_skips
 
     pictures = draw_samples(ready.val, result.detections, count=NUM_PICTURES)
     facts: dict[str, Any] = {
@@ -149,6 +158,8 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "validation set": job.data.val,
         "steps": ready.num_steps,
         "released step": step,
+        "skipped in training": described_skips(skipped["training"]),
+        "skipped in validation": described_skips(skipped["validation"]),
         "anchors": _anchors(ready.run),
     }
     history = ready.run.metrics()

@@ -40,6 +40,7 @@ from yolofleet.training.progress import Milestones, Pace
 from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
 from yolofleet.training.schedule import Schedule
 from yolofleet.training.setback import Setback
+from yolofleet.training.skips import REPORT_KEY, SkippedSamples, described_skips
 from yolofleet.training.state import RunState, restore, save
 
 FEWEST_SAMPLES_TO_JUDGE = 200
@@ -119,6 +120,10 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         forget_from(run.storage.child(FOLDER), state.step)
         run.append_event("start", step=state.step, num_steps=schedule.num_steps, workers=group.world_size)
     group.barrier()
+    skipped = SkippedSamples(run.storage)
+    skipped.update()
+    state.skipped_samples = group.first_value(skipped.total)  # those since the last row of metrics among them
+    group.barrier()
 
     network: nn.Module = model
     if group.world_size > 1:
@@ -161,17 +166,25 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                 state.num_updates += 1
                 average.update(state.num_updates)
             state.count_step(finite, adapting=guard.adapting)
+            if not finite and group.is_first:
+                guard.tell(run, state)
             group.pulse.beat(state.step)
             if setback is not None:
                 setback.observe(state.step)
             left = group.leave_reason() if state.step < schedule.num_steps else None
-            if not finite and group.is_first:
-                guard.tell(run, state)
             guard.check(state, store)
 
             if milestones.logs(state.step):
                 row = terms.take(job.num_micro_batches) | pace.take()
-                _check_skipped(job, state, row)
+                state.skipped_samples += int(row["skipped_samples"])
+                row["skipped_samples"] = state.skipped_samples
+                if _skips_too_many(job, state):
+                    samples.flush()
+                    group.barrier()
+                    skipped.update()
+                    if group.is_first:
+                        skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
+                    raise _too_many_skipped(job, skipped.document(state.step * job.global_batch_size))
                 if group.is_first:
                     settings = schedule.at(state.step - 1)
                     report(
@@ -195,6 +208,8 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                 samples.flush()
                 group.barrier()
                 if group.is_first:
+                    skipped.update()
+                    skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
                     save(store, state, job, model, average, optimizer, precision)
                 pace.pause()
     finally:
@@ -254,13 +269,14 @@ class _Terms:
         return {name: term / count for name, term in zip(self.NAMES, terms, strict=True)} | {"skipped_samples": skipped}
 
 
-def _check_skipped(job: JobSpec, state: RunState, row: dict[str, float]) -> None:
-    state.skipped_samples += int(row["skipped_samples"])
-    row["skipped_samples"] = state.skipped_samples
+def _skips_too_many(job: JobSpec, state: RunState) -> bool:
     seen = state.step * job.global_batch_size
-    if seen >= FEWEST_SAMPLES_TO_JUDGE and state.skipped_samples > job.data.most_skipped_share * seen:
-        raise WorkError(
-            f"{state.skipped_samples} of {seen} samples could not be read, more than data.most_skipped_share = "
-            f"{job.data.most_skipped_share}; the run directory's samples/ names each with its reason. Run "
-            f"'yolofleet data inspect {job.data.train}', or raise the share"
-        )
+    return seen >= FEWEST_SAMPLES_TO_JUDGE and state.skipped_samples > job.data.most_skipped_share * seen
+
+
+def _too_many_skipped(job: JobSpec, document: dict[str, Any]) -> WorkError:
+    return WorkError(
+        f"samples skipped: {described_skips(document)}; that is more than data.most_skipped_share = "
+        f"{job.data.most_skipped_share}. The run directory's {REPORT_KEY} names each. Look at the data with "
+        f"'yolofleet data inspect {job.data.train}', or raise the share"
+    )

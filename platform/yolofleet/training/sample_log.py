@@ -6,7 +6,6 @@ from S on, so that the logs together always tell of the steps behind the newest 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +36,6 @@ def sample_rows(run_storage: Storage) -> Iterator[dict[str, Any]]:
     storage = run_storage.child(FOLDER)
     for name in log_names(storage):
         yield from read_rows(storage, name)
-
-
-def skipped_by_reason(run_storage: Storage) -> Counter[str]:
-    """Count the skipped samples of a run by reason."""
-    return Counter(str(row["reason"]) for row in sample_rows(run_storage) if "reason" in row)
 
 
 class SampleLog:
