@@ -7,7 +7,7 @@ import sys
 import typer
 
 from yolofleet import __version__
-from yolofleet.cli import cluster, data, evaluate, models, predict, registry, report, train
+from yolofleet.cli import anchors, cluster, data, evaluate, models, predict, registry, report, train
 from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.command("train")(train.train)
