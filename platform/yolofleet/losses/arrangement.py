@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Places
 from yolofleet.losses.hosting import is_countable, send
-from yolofleet.losses.selection import BLOCK
+
+BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -23,36 +26,31 @@ class Arrangement:
 
     Attributes:
         heights: Boxes of each group, ascending.
-        widths: Columns of each group, multiples of `selection.BLOCK`.
+        widths: Columns of each group, whole blocks of `BLOCK`.
         box: (G, highest) the box of each row, N for none.
-        candidate: (G, widest) the candidate of each column, any one for an empty column.
+        order: (n,) the candidates, group after group. Where a candidate stands here is its position.
+        start: (G,) position of each group's first candidate.
         empty: (G, widest) whether a column has no candidate.
-        first: (G, widest) the group's first column on the same cell. A cell that several boxes offer is several
-            candidates, equal in every respect and side by side.
-        position: (n,) each candidate's index in the flattened (G, widest).
         is_shared: Whether a group holds several images.
     """
 
     heights: tuple[int, ...]
     widths: tuple[int, ...]
     box: Tensor
-    candidate: Tensor
+    order: Tensor
+    start: Tensor
     empty: Tensor
-    first: Tensor
-    position: Tensor
     is_shared: bool
 
     def to(self, device: torch.device) -> Arrangement:
         """The same arrangement for candidates on another device, sent as one table without waiting."""
         if self.box.device == device:
             return self
-        parts = (self.box, self.candidate, self.empty, self.first, self.position)
+        parts = (self.box, self.order, self.start, self.empty)
         flat = send(torch.cat([part.flatten().long() for part in parts]), device)
         sent = torch.split(flat, [part.numel() for part in parts])
-        box, candidate, empty, first, position = (
-            table.view(part.shape) for table, part in zip(sent, parts, strict=True)
-        )
-        return replace(self, box=box, candidate=candidate, empty=empty.bool(), first=first, position=position)
+        box, order, start, empty = (table.view(part.shape) for table, part in zip(sent, parts, strict=True))
+        return replace(self, box=box, order=order, start=start, empty=empty.bool())
 
 
 def arrange(places: Places, boxes: Boxes, num_images: int) -> Arrangement:
@@ -63,53 +61,33 @@ def arrange(places: Places, boxes: Boxes, num_images: int) -> Arrangement:
         boxes: N boxes, ordered by image.
         num_images: Pictures in the micro-batch.
     """
-    device = places.cell.device
-    index = torch.arange(len(places), device=device)
-    if is_countable(places.cell):
-        box_counts = torch.bincount(boxes.image, minlength=num_images)
-        images = box_counts.argsort()  # of the groups
-        group = torch.empty_like(images).scatter_(0, images, torch.arange(num_images))  # of the images
-        column, column_counts = _columns_by_image(places, index, num_images)
-        heights = tuple(box_counts[images].tolist())
-        widths = tuple(_whole_blocks(count) for count in column_counts[images].tolist())
-        number = torch.arange(len(boxes))
-        box = number.new_full((num_images, heights[-1]), len(boxes))
-        box[group[boxes.image], number - (box_counts.cumsum(0) - box_counts)[boxes.image]] = number
-        position = group[places.image] * max(widths) + column
-    else:
-        heights, widths = (len(boxes),), (_whole_blocks(len(places)),)
-        box = torch.arange(len(boxes), device=device)[None]
-        column = position = index
-    shape = (len(widths), max(widths))
-    candidate = index.new_zeros(shape)
-    candidate.view(-1)[position] = index
-    empty = torch.ones(shape, dtype=torch.bool, device=device)
-    empty.view(-1)[position] = ~places.valid
-    first = index.new_zeros(shape)
-    first.view(-1)[position] = column[_first_on_cell(places, index)]
-    return Arrangement(heights, widths, box, candidate, empty, first, position, not is_countable(places.cell))
-
-
-def _columns_by_image(places: Places, index: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
-    """Each candidate's number inside its image (n,), and the candidates of each image (images,)."""
-    num_levels = len(places.level_sizes)
-    level = torch.arange(num_levels).repeat_interleave(torch.tensor(places.level_sizes))
-    part = level * num_images + places.image  # (n,) which level and image
-    sizes = torch.bincount(part, minlength=num_levels * num_images).view(num_levels, num_images)
-    part_start = sizes.flatten().cumsum(0).view_as(sizes) - sizes  # among all candidates
-    part_column = sizes.cumsum(0) - sizes  # among the image's candidates
-    return index + (part_column - part_start).flatten()[part], sizes.sum(0)
-
-
-def _first_on_cell(places: Places, index: Tensor) -> Tensor:
-    """For each candidate, the first one on the same cell: (n,)."""
-    repeats = places.cell[1:] == places.cell[:-1]
-    if not is_countable(repeats):
-        repeats &= places.valid[1:] & places.valid[:-1]
-    begins = index.clone()
-    begins[1:].masked_fill_(repeats, 0)
-    return begins.cummax(0).values
-
-
-def _whole_blocks(count: int) -> int:
-    return -(-count // BLOCK) * BLOCK
+    if not is_countable(places.cell):
+        device = places.cell.device
+        return Arrangement(
+            heights=(len(boxes),),
+            widths=(-(-len(places) // BLOCK) * BLOCK,),
+            box=torch.arange(len(boxes), device=device)[None],
+            order=torch.arange(len(places), device=device),
+            start=torch.zeros(1, dtype=torch.long, device=device),
+            empty=pad(~places.valid, (0, -len(places) % BLOCK), value=True)[None],
+            is_shared=True,
+        )
+    image = places.image.numpy()
+    box_counts = np.bincount(boxes.image.numpy(), minlength=num_images)
+    images = box_counts.argsort(kind="stable")  # of the groups
+    group = np.empty_like(images)  # of the images
+    group[images] = np.arange(num_images)
+    heights, counts = box_counts[images], np.bincount(image, minlength=num_images)[images]
+    widths = -(-counts // BLOCK) * BLOCK
+    rows, columns = np.arange(heights.max()), np.arange(widths.max())
+    first_box = (box_counts.cumsum() - box_counts)[images]
+    box = np.where(rows < heights[:, None], first_box[:, None] + rows, len(boxes))
+    return Arrangement(
+        heights=tuple(heights.tolist()),
+        widths=tuple(widths.tolist()),
+        box=torch.from_numpy(box),
+        order=torch.from_numpy(group.astype(np.int16)[image].argsort(kind="stable")),
+        start=torch.from_numpy(counts.cumsum() - counts),
+        empty=torch.from_numpy(columns >= counts[:, None]),
+        is_shared=False,
+    )

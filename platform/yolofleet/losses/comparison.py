@@ -1,162 +1,239 @@
-"""Compare boxes with candidates: overlap and cost of every pair of a table."""
+"""Compare boxes with candidates: overlap and cost of every pair, piece by piece."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from yolofleet.losses.arrangement import Arrangement
 from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Places
-from yolofleet.losses.cost import class_cost_, published_class_cost
+from yolofleet.losses.cost import PUBLISHED_NAN, class_cost_, published_class_cost_
 from yolofleet.losses.levels import Levels
+from yolofleet.losses.predictions import OBJECTNESS
 from yolofleet.losses.workspace import Workspace
 
 OVERLAP_WEIGHT = 3.0  # the published factor of -log(IoU) beside the class cost
 OVERLAP_FLOOR = 1e-8
 
+# Planes of `Offered`: area, own part of the class cost, x1, y1, -x2, -y2, odds of nobody's class, odds of each class.
+GEOMETRY_PLANES = 6
+NOBODY_PLANE = 6
+FIRST_CLASS_PLANE = 7
+
 
 @dataclass(frozen=True)
-class Rows:
-    """Boxes of G groups as rows, r a group.
+class Wanted:
+    """The boxes, and nobody after the last one: N + 1.
 
     Attributes:
-        geometry: (5, G, r, 1) x1, y1, -x2, -y2 in pixels and the area.
-        odds_row: (G r,) index into the columns' `odds`; that of nobody's class for an empty row.
-        weight: (G, r, 1) N less the index of the box, 0 for an empty row.
-        image: (G, r, 1) image index.
+        geometry: (5, N + 1) area, x1, y1, -x2, -y2 in pixels.
+        plane: (N + 1,) the plane of `Offered` that holds the odds of the box's class.
+        image: (N + 1,) image index, -1 for nobody.
     """
 
     geometry: Tensor
-    odds_row: Tensor
-    weight: Tensor
+    plane: Tensor
     image: Tensor
 
 
 @dataclass(frozen=True)
-class Columns:
-    """Candidates of G groups as columns, n a group.
+class Offered:
+    """The candidates in the order of their positions: n.
 
     Attributes:
-        geometry: (5, G, 1, n) x1, y1, -x2, -y2 of the decoded boxes in pixels and the area; 0 in empty columns.
-        alone: (G, 1, n) the candidate's own part of the class cost; infinite in empty columns.
-        odds: ((1 + C) G, n) odds of each class; those of nobody's class, the first, are 0.
-        image: (G, 1, n) image index if a group holds several images, else None.
+        flat: The planes one after the other, and a few ones more than them.
+        planes: (7 + C, n) area, own part of the class cost, x1, y1, -x2, -y2 of the decoded box in pixels, the odds
+            of nobody's class, which are 0, and the odds of each class.
+        image: (n,) image index.
     """
 
-    geometry: Tensor
-    alone: Tensor
-    odds: Tensor
-    image: Tensor | None
+    flat: Tensor
+    planes: Tensor
+    image: Tensor
 
 
-def box_table(boxes: Boxes, levels: Levels, published_quirks: bool) -> Tensor:
-    """Geometry, class row and image of each box and of nobody: (7, N + 1).
-
-    The published implementation takes the image's height for its width.
-    """
+def wanted_boxes(boxes: Boxes, levels: Levels, published_quirks: bool) -> Wanted:
+    """Geometry and class of the boxes; the published implementation takes the image's height for its width."""
     pixels = levels.prior_grid[0] * levels.prior_strides[0]  # (2,) width and height of the image
     if published_quirks:
         pixels = pixels[1].expand(2)
-    centre, size = boxes.xywh[:, :2] * pixels, boxes.xywh[:, 2:] * pixels
-    class_row = (boxes.label + 1) * boxes.alive
-    table = torch.stack(
-        [
-            *(centre - size / 2).unbind(1),
-            *(-centre - size / 2).unbind(1),
-            size[:, 0] * size[:, 1],
-            class_row.to(size.dtype),
-            boxes.image.to(size.dtype),
-        ]
-    )
-    nobody = torch.zeros_like(table[:, :1])
-    nobody[4] = 1.0  # an area, so that nothing is divided by 0
-    return torch.cat([table, nobody], 1)
+    box = (boxes.xywh * torch.cat([pixels, pixels])).t()
+    centre, size = box[:2], box[2:]  # (2, N)
+    geometry = centre.new_zeros(5, len(boxes) + 1)
+    torch.mul(size[0], size[1], out=geometry[0, :-1])
+    torch.sub(centre, size, alpha=0.5, out=geometry[1:3, :-1])
+    torch.add(centre, size, alpha=0.5, out=geometry[3:, :-1]).neg_()
+    geometry[0, -1] = 1.0  # an area, so that nothing is divided by 0
+    plane = torch.where(boxes.alive, boxes.label + FIRST_CLASS_PLANE, NOBODY_PLANE)
+    return Wanted(geometry, pad(plane, (0, 1), value=NOBODY_PLANE), pad(boxes.image, (0, 1), value=-1))
 
 
-def rows_of(table: Tensor, box: Tensor) -> Rows:
-    """Look up boxes (G, r) in a `box_table`."""
-    groups, height = box.shape
-    looked_up = table.index_select(1, box.flatten()).view(7, groups, height, 1)
-    class_row = looked_up[5].view(groups, height).long()
-    odds_row = class_row * groups + torch.arange(groups, device=box.device)[:, None]
-    weight = (table.shape[1] - 1 - box).to(table.dtype)[..., None] * (looked_up[5] > 0)
-    return Rows(looked_up[:5], odds_row.flatten(), weight, looked_up[6])
-
-
-def candidate_geometry(places: Places, levels: Levels) -> Tensor:
-    """What decoding needs of each candidate: (5, n) column, row, stride, and four times half the anchor in pixels."""
-    prior = torch.cat([levels.prior_strides, levels.prior_anchors * levels.prior_strides * 2.0], 1)  # (L A, 3)
-    cell = torch.stack([places.column, places.row]).to(prior.dtype)
-    return torch.cat([cell, prior.t().index_select(1, places.prior)])
-
-
-def columns_of(
+def offered_candidates(
     logits: Tensor,
-    geometry: Tensor,
-    candidate: Tensor,
-    empty: Tensor,
-    image: Tensor | None,
+    places: Places,
+    arrangement: Arrangement,
+    levels: Levels,
+    *,
+    class_entries: int,
     published_quirks: bool,
     workspace: Workspace,
-) -> Columns:
-    """Decode candidates and price their classes.
+) -> Offered:
+    """Decode the candidates and price their classes, a bounded number of candidates at a time.
 
     Args:
         logits: (n, 5 + C) raw predictions of the candidates.
-        geometry: (5, n) from `candidate_geometry`.
-        candidate: (G, width) the candidate of each column.
-        empty: (G, width) which columns have none.
-        image: (G, width) image index of each column if a group holds several images.
+        places: n candidates.
+        arrangement: Their layout.
+        levels: The lead levels.
+        class_entries: Entries of a table of classes x candidates.
         published_quirks: Price classes as published.
-        workspace: Where the columns lie until the next call.
+        workspace: Where the planes lie until the next call.
     """
-    groups, width = candidate.shape
-    chosen = candidate.flatten()
-    shape = (len(chosen), logits.shape[1])
-    picked = torch.index_select(logits, 0, chosen, out=workspace.take("picked", shape, logits))
-    planes = workspace.take("planes", shape[::-1], logits).copy_(picked.t())  # (5 + C, G width)
-    column, row, stride, anchor_width, anchor_height = geometry.index_select(1, chosen).unbind(0)
-    planes[:4].sigmoid_()
-    centre = planes[:2].mul_(2.0).sub_(0.5).add_(torch.stack([column, row])).mul_(stride)  # (2, G width)
-    half = planes[2:4].square_().mul_(torch.stack([anchor_width, anchor_height]))
-    odds = workspace.take("picked", (1 + len(planes) - 5, len(chosen)), logits)  # over what was picked
-    odds[0] = 0.0  # of nobody's class
-    alone = (published_class_cost if published_quirks else class_cost_)(planes[5:], planes[4], odds[1:])
+    order, (number, channels) = arrangement.order, logits.shape
+    size = (channels + 2) * number
+    flat = workspace.take("planes", (size + max(arrangement.widths),), logits)
+    flat[size:] = 1.0
+    planes = flat[:size].view(-1, number)
+    price = published_class_cost_ if published_quirks else class_cost_
+    at_once = max(1, class_entries // channels)
+    for start in range(0, number, at_once):
+        columns = slice(start, start + at_once)
+        piece = planes[2:, columns].copy_(logits.index_select(0, order[columns]).t())
+        planes[1, columns] = price(piece[OBJECTNESS], piece[OBJECTNESS + 1 :])
 
-    area = 4.0 * half[0] * half[1]
-    boxes = torch.cat([centre - half, -centre - half, area[None]]).view(5, groups, 1, width)
-    return Columns(
-        geometry=boxes.masked_fill_(empty[:, None], 0.0),
-        alone=alone.view(groups, 1, width).masked_fill_(empty[:, None], torch.inf),
-        odds=odds.view(-1, width),
-        image=None if image is None else image[:, None],
-    )
+    prior = torch.cat([levels.prior_strides, levels.prior_anchors * levels.prior_strides * 2.0], 1).t()  # (3, L A)
+    prior = prior.index_select(1, places.prior.index_select(0, order))  # stride and four times half the anchor
+    corner = torch.stack([places.column, places.row]).index_select(1, order)  # (2, n) cells
+    share = planes[2:NOBODY_PLANE].sigmoid()
+    centre = share[:2].mul_(2.0).sub_(0.5).add_(corner).mul_(prior[0])  # (2, n) pixels
+    half = share[2:].square_().mul_(prior[1:])
+    torch.mul(half[0], half[1], out=planes[0]).mul_(4.0)
+    torch.sub(centre, half, out=planes[2:4])
+    torch.add(centre, half, out=planes[4:6]).neg_()
+    planes[NOBODY_PLANE] = 0.0
+    return Offered(flat, planes, places.image.index_select(0, order))
 
 
-def compare(rows: Rows, columns: Columns, workspace: Workspace) -> tuple[Tensor, Tensor]:
-    """IoU and cost of every pair: both (G, r, n), in the workspace until the next call.
+@dataclass(frozen=True)
+class Piece:
+    """Some boxes of some groups compared with all candidates of these groups.
 
-    Empty rows, empty columns and pairs from different images have no overlap and infinite cost.
+    Attributes:
+        groups: Which groups; G below.
+        rows: Which of their rows; r below.
+        overlap: (G, r, width) IoU of every pair, in the workspace until the next piece.
+        cost: (G, r, width) cost of every pair; infinite for empty rows and columns and across images.
     """
-    box, found = rows.geometry, columns.geometry
-    shape = (*rows.weight.shape[:2], columns.alone.shape[2])
-    overlap, height, scratch, cost = (
-        workspace.take(name, shape, columns.alone) for name in ("overlap", "height", "scratch", "cost")
-    )
-    torch.maximum(found[0], box[0], out=overlap)
-    overlap.add_(torch.maximum(found[2], box[2], out=scratch)).clamp_(max=0.0)  # the common width, negated
-    torch.maximum(found[1], box[1], out=height)
-    height.add_(torch.maximum(found[3], box[3], out=scratch)).clamp_(max=0.0)
+
+    groups: slice
+    rows: slice
+    overlap: Tensor
+    cost: Tensor
+
+
+class Pairs:
+    """All pairs of boxes and candidates of the same group.
+
+    Args:
+        wanted: The boxes.
+        offered: The candidates.
+        arrangement: Their layout.
+        published_quirks: Costs that are no number stand for the published NaN.
+        workspace: Scratch memory.
+    """
+
+    def __init__(
+        self, wanted: Wanted, offered: Offered, arrangement: Arrangement, published_quirks: bool, workspace: Workspace
+    ) -> None:
+        self.wanted, self.offered, self.arrangement = wanted, offered, arrangement
+        self.published_quirks, self._workspace = published_quirks, workspace
+        (groups, highest), number = arrangement.box.shape, len(arrangement.order)
+        box = arrangement.box.flatten()
+        self._geometry = wanted.geometry.index_select(1, box).view(5, groups, highest, 1)
+        self._plane = wanted.plane.index_select(0, box).view(groups, highest)
+        first = torch.arange(GEOMETRY_PLANES, device=box.device)[:, None] * number + arrangement.start
+        found = _windows(offered.flat, first.flatten(), arrangement.empty.shape[1])
+        self._found = found.view(GEOMETRY_PLANES, groups, 1, -1).masked_fill_(arrangement.empty[:, None], 0.0)
+        self._found[1].masked_fill_(arrangement.empty[:, None], torch.inf)
+
+    def pieces(self, entries: int) -> Iterator[Piece]:
+        """Compare all pairs, about `entries` at a time."""
+        heights, widths = self.arrangement.heights, self.arrangement.widths
+        first = 0
+        while first < len(heights):
+            width, last = widths[first], first + 1
+            while last < len(heights):
+                wider = max(width, widths[last])
+                if (last + 1 - first) * heights[last] * wider > entries:
+                    break
+                width, last = wider, last + 1
+            height, groups = heights[last - 1], slice(first, last)
+            rows_at_once = max(1, entries // max((last - first) * width, 1))
+            for row in range(0, height if width > 0 else 0, rows_at_once):
+                yield self._piece(groups, slice(row, min(row + rows_at_once, height)), width)
+            first = last
+
+    def _piece(self, groups: slice, rows: slice, width: int) -> Piece:
+        number, plane = len(self.arrangement.order), self._plane[groups, rows]
+        start = plane * number + self.arrangement.start[groups, None]
+        cost = self._workspace.take("cost", (*plane.shape, width), self.offered.flat)
+        _windows(self.offered.flat, start.flatten(), width, out=cost.view(-1, width))
+        overlap = _compare_(cost, self._geometry[:, groups, rows], self._found[:, groups, :, :width], self._workspace)
+        if self.published_quirks:
+            cost.nan_to_num_(nan=PUBLISHED_NAN, posinf=torch.inf)
+            cost.masked_fill_(self.arrangement.empty[groups, None, :width], torch.inf)
+        if self.arrangement.is_shared:
+            image = pad(self.offered.image, (0, width - number))
+            foreign = image != self.wanted.image[self.arrangement.box[groups, rows], None]
+            overlap.masked_fill_(foreign, 0.0)
+            cost.masked_fill_(foreign, torch.inf)
+        return Piece(groups, rows, overlap, cost)
+
+    def cheapest_box(self, position: Tensor) -> Tensor:
+        """The box of the image to which a candidate is cheapest, for candidates (c,) of groups that are images.
+
+        The published implementation gives a candidate to a box to which its cost is NaN before any other.
+        """
+        group = torch.searchsorted(self.arrangement.start, position, right=True) - 1
+        height = self.arrangement.heights[int(group.max())]
+        box = self.arrangement.box[:, :height].index_select(0, group)  # (c, height)
+        odds = self.wanted.plane[box] * len(self.arrangement.order) + position[:, None]
+        cost = self.offered.flat.index_select(0, odds.flatten()).view(*box.shape, 1)
+        geometry = self._geometry[:, :, :height].index_select(1, group)
+        found = self.offered.planes[:GEOMETRY_PLANES].index_select(1, position)[:, :, None, None]
+        _compare_(cost, geometry, found, self._workspace)
+        if self.published_quirks:
+            cost.nan_to_num_(nan=-torch.inf, posinf=torch.inf)
+        return box.gather(1, cost.argmin(1)).squeeze(1)
+
+
+def _windows(flat: Tensor, start: Tensor, width: int, out: Tensor | None = None) -> Tensor:
+    """`width` entries from each of k places of a flat tensor: (k, width)."""
+    every = flat.as_strided((flat.numel() - width + 1, width), (1, 1))
+    return every.index_select(0, start) if out is None else torch.index_select(every, 0, start, out=out)
+
+
+def _compare_(odds: Tensor, box: Tensor, found: Tensor, workspace: Workspace) -> Tensor:
+    """IoU of every pair; the odds of the box's class are replaced by the cost of the pair.
+
+    Args:
+        odds: (G, r, n) odds of the box's class.
+        box: (5, G, r, 1) geometry of the boxes.
+        found: (6, G, 1, n) the first planes of the candidates.
+        workspace: Where the result lies until the next call.
+    """
+    overlap, height, scratch = (workspace.take(name, tuple(odds.shape), odds) for name in ("overlap", "height", "pair"))
+    torch.maximum(found[2], box[1], out=overlap)
+    overlap.add_(torch.maximum(found[4], box[3], out=scratch)).clamp_(max=0.0)  # the common width, negated
+    torch.maximum(found[3], box[2], out=height)
+    height.add_(torch.maximum(found[5], box[4], out=scratch)).clamp_(max=0.0)
     overlap.mul_(height)
-    overlap.div_(torch.add(found[4], box[4], out=scratch).sub_(overlap))
-
-    torch.index_select(columns.odds, 0, rows.odds_row, out=cost.view(-1, shape[2]))
-    cost.log_().add_(torch.add(overlap, OVERLAP_FLOOR, out=height).log_(), alpha=OVERLAP_WEIGHT)
-    torch.sub(columns.alone, cost, out=cost)
-    if columns.image is not None:
-        foreign = columns.image != rows.image
-        overlap.masked_fill_(foreign, 0.0)
-        cost.masked_fill_(foreign, torch.inf)
-    return overlap, cost
+    overlap.div_(torch.add(found[0], box[0], out=scratch).sub_(overlap))
+    odds.log_().add_(torch.add(overlap, OVERLAP_FLOOR, out=height).log_(), alpha=OVERLAP_WEIGHT)
+    torch.sub(found[1], odds, out=odds)
+    return overlap

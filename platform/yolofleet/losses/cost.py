@@ -17,34 +17,32 @@ PUBLISHED_INFINITY = 1e30
 PUBLISHED_NAN = 2e30
 
 
-def class_cost_(class_logits: Tensor, objectness_logits: Tensor, odds: Tensor) -> Tensor:
+def class_cost_(objectness: Tensor, classes: Tensor) -> Tensor:
     """Class cost, exact where scores saturate: the candidate's own part, less log(odds) at the box's class.
 
-    With s = sigmoid(class), p = sigmoid(object) and q = 1 - p: y = sqrt(p s), and 1 - y = (1 - y^2) / (1 + y) with
-    1 - y^2 = q s + (1 - s), where 1 - s = s exp(-class), so nothing is subtracted. Two tables are all it needs: what
-    leaves a CPU's cache costs more than what is computed.
+    With p = sigmoid(object), a = sqrt(p), u = exp(-class) and w = sqrt(1 + u), the score y is a / w, and since
+    w^2 - a^2 = u + (1 - p), nothing need be subtracted: 1 / (1 - y) = w (w + a) / (u + 1 - p), and the odds
+    y / (1 - y) are a (w + a) / (u + 1 - p). Their factor a goes into the candidate's own part.
 
     Args:
-        class_logits: (C, m) for m candidates; overwritten.
-        objectness_logits: (m,); overwritten.
-        odds: (C, m) for the odds y / (1 - y).
+        objectness: (m,) logits of m candidates.
+        classes: (C, m) logits; replaced by the odds / a.
 
     Returns:
-        (m,) sum over classes of -log(1 - y).
+        (m,) sum over classes of -log(1 - y), less log(a).
     """
-    objectness_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT)
-    unlikely = objectness_logits.neg().sigmoid_()  # q
-    likely = objectness_logits.sigmoid_()  # p
-    inverse_odds = class_logits.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).neg_().exp_()  # (1 - s) / s
-    share = torch.add(inverse_odds, 1.0, out=odds).reciprocal_()  # s
-    inverse_rest = inverse_odds.add_(unlikely).mul_(share).reciprocal_()  # 1 / (1 - y^2)
-    score = share.mul_(likely).sqrt_()  # y
-    certainty = inverse_rest.addcmul_(inverse_rest, score)  # 1 / (1 - y)
-    score.mul_(certainty)
-    return certainty.log_().sum(0)
+    objectness = objectness.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    unlikely = torch.sigmoid(-objectness)  # 1 - p
+    root = objectness.sigmoid_().sqrt_()  # a
+    inverse_odds = classes.clamp_(-LOGIT_LIMIT, LOGIT_LIMIT).neg_().exp_()  # u
+    certainty = (inverse_odds + 1.0).sqrt_()  # w
+    odds = certainty + root
+    certainty.mul_(odds).div_(inverse_odds.add_(unlikely))  # 1 / (1 - y)
+    torch.div(odds, inverse_odds, out=classes)
+    return certainty.log_().sum(0) - root.log_()
 
 
-def published_class_cost(class_logits: Tensor, objectness_logits: Tensor, odds: Tensor) -> Tensor:
+def published_class_cost_(objectness: Tensor, classes: Tensor) -> Tensor:
     """Class cost as the published implementation computes it, with its failure where scores saturate.
 
     It turns y into a logit and takes the cross-entropy of that: for y = 1 in the floating type (from logit 17 in
@@ -53,16 +51,14 @@ def published_class_cost(class_logits: Tensor, objectness_logits: Tensor, odds: 
     odds have no logarithm, the caller still meets NaN.
 
     Args:
-        class_logits: (C, m) for m candidates.
-        objectness_logits: (m,).
-        odds: (C, m) for the odds y / (1 - y), NaN for y = 0 and y = 1.
+        objectness: (m,) logits of m candidates.
+        classes: (C, m) logits; replaced by the odds y / (1 - y), NaN for y = 0 and y = 1.
 
     Returns:
         (m,) sum over classes of -log(1 - y).
     """
-    score = (class_logits.sigmoid() * objectness_logits.sigmoid()).sqrt_()
-    torch.div(score, 1.0 - score, out=odds)
-    logit = odds.log()
+    score = (classes.sigmoid() * objectness.sigmoid()).sqrt_()
+    logit = torch.div(score, 1.0 - score, out=classes).log()
     alone = F.binary_cross_entropy_with_logits(logit, torch.zeros_like(logit), reduction="none").sum(0)
-    odds.masked_fill_((score == 1.0) | (score == 0.0), torch.nan)
+    classes.masked_fill_((score == 1.0) | (score == 0.0), torch.nan)
     return alone.nan_to_num_(nan=PUBLISHED_NAN, posinf=PUBLISHED_INFINITY)
