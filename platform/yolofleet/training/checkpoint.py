@@ -133,14 +133,25 @@ class CheckpointStore:
                 self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first: what is left is then no checkpoint
                 self.storage.delete_prefix(f"step-{step}/")
 
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, the newest first."""
+        for later in reversed([found for found in self.steps() if found > step]):
+            self._fenced()
+            self.storage.delete(f"step-{later}/{COMMIT_KEY}")
+            self.storage.delete_prefix(f"step-{later}/")
+
     def steps(self) -> list[int]:
         """Return the steps of all committed checkpoints, oldest first; their files are not looked at."""
         found = (re.fullmatch(rf"step-(\d+)/{COMMIT_KEY}", entry.key) for entry in self.storage.list("step-"))
         return sorted(int(match[1]) for match in found if match)
 
-    def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, or None; damaged ones are passed over and told of."""
-        for step in reversed(self.steps()):
+    def newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, or None; damaged ones are passed over and told of.
+
+        Args:
+            at_most: The latest step that is looked for; None: any.
+        """
+        for step in reversed([found for found in self.steps() if at_most is None or found <= at_most]):
             try:
                 return self.load(step)
             except DamagedCheckpointError as error:

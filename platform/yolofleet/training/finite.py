@@ -20,6 +20,18 @@ from yolofleet.training.state import RunState
 MOST_KEYS_NAMED = 32
 
 
+class NonFiniteError(WorkError):
+    """Too many steps in a row were no finite number.
+
+    Attributes:
+        window: The first of those steps and the one after the last.
+    """
+
+    def __init__(self, message: str, window: tuple[int, int]) -> None:
+        super().__init__(message)
+        self.window = window
+
+
 class FiniteGuard:
     """Judges each step, the same on every worker.
 
@@ -60,7 +72,7 @@ class FiniteGuard:
         """End the run where too many steps in a row were skipped; a collective then.
 
         Raises:
-            WorkError: Names the samples, of all workers, and the newest checkpoint.
+            NonFiniteError: Names the samples, of all workers, and the newest checkpoint.
         """
         if state.non_finite_in_a_row <= self._most_in_a_row:
             return
@@ -72,10 +84,11 @@ class FiniteGuard:
         store.wait()
         steps = store.steps()
         good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
-        raise WorkError(
+        raise NonFiniteError(
             f"step {state.step}: loss or gradient was no finite number for {state.non_finite_in_a_row} steps in a row "
             f"(most_non_finite_steps is {self._most_in_a_row}); {good}. {told}. Lower hyperparameters.lr0, or use "
-            "precision fp32; the same command goes on from the checkpoint"
+            "precision fp32; the same command goes on from the checkpoint",
+            window=(state.step - state.non_finite_in_a_row, state.step),
         )
 
     def _keys(self) -> tuple[list[str], list[str]]:

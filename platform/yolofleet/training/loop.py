@@ -27,7 +27,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.batch_norm import MicroBatchStatistics
 from yolofleet.training.checkpoint import CheckpointStore
 from yolofleet.training.ema import WeightAverage
-from yolofleet.training.finite import FiniteGuard
+from yolofleet.training.finite import FiniteGuard, NonFiniteError
 from yolofleet.training.freeze import freeze_blocks
 from yolofleet.training.group import WorkerGroup, owned_micro_batches
 from yolofleet.training.initial import load_initial
@@ -37,6 +37,7 @@ from yolofleet.training.optimizer import apply_settings, build_optimizer
 from yolofleet.training.precision import Precision
 from yolofleet.training.preparation import run_image_weights, run_table
 from yolofleet.training.progress import Milestones, Pace
+from yolofleet.training.rollback import roll_back, skipped_windows
 from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
 from yolofleet.training.schedule import Schedule
 from yolofleet.training.setback import Setback
@@ -70,6 +71,9 @@ class Outcome:
 def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
     """Train from where the run directory stands to the end of the job.
 
+    When too many steps in a row are not finite, the run goes back to the checkpoint before them, once, and leaves the
+    samples of those steps out.
+
     Args:
         job: What to compute.
         run: Where its state is; only the first worker writes metrics and checkpoints there.
@@ -81,6 +85,15 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         UserError: The job does not fit the data or the checkpoint.
         WorkError: The loss is no number for too many steps, or too many samples cannot be read.
     """
+    while True:
+        try:
+            return _train(job, run, group, evaluate=evaluate, report=report)
+        except NonFiniteError as error:
+            if not roll_back(run, group, error):
+                raise
+
+
+def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
     hyperparameters = job.resolved_hyperparameters()
     precision = Precision(job.precision, group.device)
     dataset = open_dataset(job.data, job.data.train)
@@ -113,6 +126,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         fenced=run.check_held,
     )
     state = restore(store, job, group, model, average, optimizer, precision)
+    state.skipped_windows = skipped_windows(run)
     statistics.reload()
     setback = Setback(run, state.step, group) if group.is_first else None
     if group.is_first:
@@ -136,6 +150,10 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     left: str | None = None
     try:
         while state.step < schedule.num_steps and left is None:
+            if (end := state.window_end(schedule.num_steps)) is not None:
+                _close(batches)
+                state.step = end
+                batches = stream.micro_batches(state.step, list(owned))
             apply_settings(optimizer, schedule.at(state.step))
             statistics.begin_step()
             guard.begin_step()
@@ -213,8 +231,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                     save(store, state, job, model, average, optimizer, precision)
                 pace.pause()
     finally:
-        if isinstance(batches, Generator):
-            batches.close()
+        _close(batches)
         samples.close()
         store.wait()
     if group.is_first:
@@ -234,6 +251,11 @@ def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
     batch = next(batches)
     pace.data_wait_seconds += time.perf_counter() - begin
     return batch
+
+
+def _close(batches: Iterator[MicroBatch]) -> None:
+    if isinstance(batches, Generator):
+        batches.close()
 
 
 def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class RunState:
         skipped_samples: Samples that could not be read, over all workers.
         best_step: Step of the best evaluation so far.
         best_ap: Its AP.
+        skipped_windows: Steps [from, to) that are left out because they went wrong before.
     """
 
     step: int = 0
@@ -41,6 +42,14 @@ class RunState:
     skipped_samples: int = 0
     best_step: int | None = None
     best_ap: float | None = None
+    skipped_windows: list[list[int]] = field(default_factory=list)
+
+    def window_end(self, num_steps: int) -> int | None:
+        """Return where to go on if the next step is one to leave out; the run's last step is never left out."""
+        for first, end in self.skipped_windows:
+            if first <= self.step < min(end, num_steps - 1):
+                return min(end, num_steps - 1)
+        return None
 
     def count_step(self, finite: bool, *, adapting: bool = False) -> None:
         """Note a step done; ``adapting``: skipped only to lower the loss scale, which says nothing of the run."""
