@@ -7,7 +7,7 @@ import sys
 import typer
 
 from yolofleet import __version__
-from yolofleet.cli import anchors, cluster, data, evaluate, models, predict, registry, report, train
+from yolofleet.cli import anchors, cluster, data, evaluate, models, predict, registry, report, train, tune
 from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("report")(report.report)

@@ -32,11 +32,11 @@ class Pause(Enum):
 
 @dataclass(frozen=True)
 class Donor:
-    """Where a run begins from: another trial's run, at its checkpoint of a share of the training."""
+    """Where a run begins from: another trial's run, at its checkpoint of a step."""
 
     trial: int
     run_name: str
-    share: float
+    step: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ class Engine:
         searcher: Suggests candidates.
         budget: What may be spent.
         schedule: Successive halving, a population, or None: every trial trains to its end.
+        clone: Gives a leg's run its donor's checkpoint, if it has none of its own yet. Called when members exchange and
+            before the first leg of every start, so never while a donor trains on.
         clock: Seconds, for the wall clock budget.
     """
 
@@ -96,6 +98,7 @@ class Engine:
         searcher: Searcher,
         budget: BudgetSpec,
         schedule: Halving | Population | None = None,
+        clone: Callable[[Leg], None] = lambda leg: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials = trials
@@ -106,7 +109,9 @@ class Engine:
         self._begin = clock()
         self._running: set[tuple[int, int]] = set()
         self._exhausted = False
+        self._clone = clone
         self._close_ended()
+        self._begin_changed()
 
     def next_leg(self) -> Leg | Pause:
         """Return the next leg, marked as running until `complete` is told of it."""
@@ -190,7 +195,8 @@ class Engine:
             # The donor's run as it was at the exchange: one that it began itself later on does not count.
             before = [exchange.number for exchange in giver.exchanges if exchange.number < last.number]
             name = f"{giver.number:04d}" + (f"-exchange{before[-1]}" if before else "")
-            donor = Donor(giver.number, name, self._schedule.share(last.number))
+            measured = giver.at_share(self._schedule.share(last.number))
+            donor = Donor(giver.number, name, measured.step if measured is not None else 0)
         return Leg(trial.number, repeat, trial.values, trial.run_name(repeat), share, donor)
 
     def _new_trial(self) -> Trial | None:
@@ -218,6 +224,15 @@ class Engine:
         for member in members:
             if member.passed < number:
                 self.trials.exchange(member.number, changed.get(member.number), number)
+        self._begin_changed()
+
+    def _begin_changed(self) -> None:
+        """Give every changed member its donor's checkpoint; those that have one are left alone."""
+        for trial in self.trials.trials.values():
+            if trial.exchanges and trial.end is None:
+                leg = self._leg(trial, 0, 1.0)
+                if leg.donor is not None:
+                    self._clone(leg)
 
     def _close_ended(self) -> None:
         """Record the end of trials whose runs have all come to theirs."""

@@ -15,10 +15,10 @@ from yolofleet.errors import UserError
 from yolofleet.models.memory import STRATEGIES, training_memory
 from yolofleet.models.profile import cost
 from yolofleet.models.wiring import wire
-from yolofleet.models.zoo import resolve
 from yolofleet.search.space import Parameters, Space, Values
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import Limit
+from yolofleet.training.model import trained_table
 
 TRAINING_PASSES = 3
 """A training step costs about three forward passes: one forward, two backward (input and weight gradients)."""
@@ -99,8 +99,13 @@ class Screen:
             broken = violations(figures, constraints)
         return Screened(figures, broken)
 
+    def without_latency(self) -> Screen:
+        """Return the same screen without its measurement: figures and limits that need none."""
+        return Screen(self._space, num_classes=self._num_classes, num_samples=self._num_samples)
+
     def _figures(self, job: JobSpec) -> dict[str, float]:
-        part = [job.model.document(), job.data.image_size, job.micro_batch_size, job.precision, job.strategy]
+        part = [job.model.document(), job.data.image_size, job.micro_batch_size, job.precision]
+        part += [job.strategy, job.cluster.most_workers, job.assignment.document()]
         key = json.dumps(part)
         if key not in self._known:
             if len(self._known) >= MOST_KEPT:
@@ -122,7 +127,7 @@ def profile_job(job: JobSpec, num_classes: int) -> dict[str, float]:
     Raises:
         UserError: The model cannot be built, or does not take the image size.
     """
-    graph = wire(resolve(job.model))
+    graph = wire(trained_table(job))
     size = (job.data.image_size, job.data.image_size)
     deployed = cost(graph, num_classes=num_classes, size=size, folded=True, auxiliary=False)
     training = cost(graph, num_classes=num_classes, size=size)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.specs.document import parse_yaml
 from yolofleet.tracking.json_lines import Cursor, Row, encode_row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
-from yolofleet.tracking.run_directory import FACTS_KEY, JOB_KEY, REPORT_PREFIX, RunDirectory
+from yolofleet.tracking.run_directory import FACTS_KEY, REPORT_PREFIX, RunDirectory
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 IDENTITY_TAG = "yolofleet.run_id"
 LOCATION_TAG = "yolofleet.run_directory"
+PARENT_TAG = "mlflow.parentRunId"
 FACT_TAG_PREFIX = "yolofleet."
 MOST_METRICS_IN_BATCH = 1000
 MOST_PARAMS_IN_BATCH = 100
@@ -47,10 +48,15 @@ class MirroredRun:
         run: The run directory; it is only read.
         tracking_uri: The MLflow server or database.
         experiment: The experiment of the run.
+        parent_run_id: The MLflow run that it is shown under, for a trial of a search.
     """
 
-    def __init__(self, run: RunDirectory, tracking_uri: str, experiment: str) -> None:
+    def __init__(
+        self, run: RunDirectory, tracking_uri: str, experiment: str, *, parent_run_id: str | None = None
+    ) -> None:
         self.run = run
+        self._parent_run_id = parent_run_id
+        self._sent_tags: dict[str, str] = {}
         self.tracking_uri = tracking_uri
         self.experiment = experiment
         self.run_id: str | None = None
@@ -62,8 +68,11 @@ class MirroredRun:
         self._status: str | None = None
         self._events_size_bytes = -1
 
-    def sync(self) -> str:
+    def sync(self, tags: Mapping[str, str] | None = None) -> str:
         """Send what the server lacks and return the MLflow run's id.
+
+        Args:
+            tags: What else is known of the run now.
 
         Raises:
             TrackingError: The tracking URI or the experiment cannot be used.
@@ -74,6 +83,7 @@ class MirroredRun:
                 client, run_id = self._connect()
                 self._send_metrics(client, run_id)
                 self._send_facts(client, run_id)
+                self._send_tags(client, run_id, dict(tags or {}))
                 self._send_files(client, run_id)
                 self._send_events(client, run_id)
             except BaseException:
@@ -89,9 +99,10 @@ class MirroredRun:
         experiment = experiment_id(client, self.experiment)
         found = find_run(client, experiment, self.run.identity)
         if found is None:
-            found = _made_run(client, experiment, self.run)
+            found = _made_run(client, experiment, self.run, self._parent_run_id)
         self._last_steps = last_steps(found)
         self._cursor, self._uploaded, self._sent_facts, self._events_size_bytes = Cursor(), {}, None, -1
+        self._sent_tags = {}
         self._status = found.info.status
         self._send_params(client, found)
         self._client, self.run_id = client, str(found.info.run_id)
@@ -101,7 +112,7 @@ class MirroredRun:
         """Send the job's settings; MLflow lets no parameter change, so a later edit shows in ``job.yaml`` only."""
         from mlflow.entities import Param
 
-        document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{JOB_KEY}") or {}
+        document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{self.run.spec_key}") or {}
         values = flat_params(document)
         params = [Param(key, value) for key, value in values.items() if key not in found.data.params]
         for start in range(0, len(params), MOST_PARAMS_IN_BATCH):
@@ -119,6 +130,12 @@ class MirroredRun:
         for start in range(0, len(tags), MOST_PARAMS_IN_BATCH):
             client.log_batch(run_id, tags=tags[start : start + MOST_PARAMS_IN_BATCH])
         self._sent_facts = facts
+
+    def _send_tags(self, client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            if self._sent_tags.get(key) != value:
+                client.set_tag(run_id, key, value[:LONGEST_TAG])
+        self._sent_tags = tags
 
     def _send_metrics(self, client: MlflowClient, run_id: str) -> None:
         rows, cursor = self.run.new_metrics(self._cursor)
@@ -145,7 +162,7 @@ class MirroredRun:
     def _send_files(self, client: MlflowClient, run_id: str) -> None:
         """Upload the job, the facts and the report's files, each when it has changed."""
         storage = self.run.storage
-        keys = [key for key in (JOB_KEY, FACTS_KEY) if storage.exists(key)]
+        keys = [key for key in (self.run.spec_key, FACTS_KEY) if storage.exists(key)]
         sizes = {key: storage.size_bytes(key) for key in keys}
         sizes |= {entry.key: entry.size_bytes for entry in storage.list(f"{REPORT_PREFIX}/")}
         for key, size_bytes in sizes.items():
@@ -185,9 +202,11 @@ def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None
     return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def _made_run(client: MlflowClient, experiment: str, run: RunDirectory) -> Run:
+def _made_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_run_id: str | None) -> Run:
     """Make the MLflow run of a run directory; of two processes that do so at once, both end with the same one."""
     tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url}
+    if parent_run_id is not None:
+        tags[PARENT_TAG] = parent_run_id
     made = client.create_run(experiment, run_name=run.name, tags=tags)
     found = find_run(client, experiment, run.identity)
     if found is None or found.info.run_id == made.info.run_id:

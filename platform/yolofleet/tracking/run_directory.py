@@ -88,6 +88,11 @@ class RunDirectory:
         """The run's name: the directory's last part."""
         return self.url.rstrip("/").rpartition("/")[2]
 
+    @property
+    def spec_key(self) -> str:
+        """The key of what was started here."""
+        return JOB_KEY
+
     @cached_property
     def identity(self) -> str:
         """The run's identity: made on first use and kept in ``run.json``, wherever the directory moves.

@@ -1,0 +1,44 @@
+"""A connection to Ray for the length of a search: RAY_ADDRESS's cluster, or a Ray of this machine's own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from yolofleet.training.launch import RAY_ENVIRONMENT, _connected, _protect
+
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nothing reads Tune's own record
+    "TUNE_WARN_THRESHOLD_S": "1000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+"""Set where the user's environment does not set them."""
+
+
+@contextmanager
+def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
+    """Connect to RAY_ADDRESS, or start a Ray of this machine's own that ends with the block.
+
+    Raises:
+        UserError: No cluster answers at RAY_ADDRESS.
+    """
+    for name, value in (RAY_ENVIRONMENT | TUNE_ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if "ray" not in sys.modules and address == "local":
+        _protect()
+    with _connected(show_worker_output):
+        import ray
+
+        own = address == "local" and "RAY_ADDRESS" not in os.environ
+        if own:  # trials that start workers of their own, and Ray's cleaner, must find this Ray and no other
+            os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+        try:
+            yield
+        finally:
+            if own:
+                del os.environ["RAY_ADDRESS"]

@@ -1,0 +1,130 @@
+"""The directory of a search: everything that it knows, and where every start of it begins.
+
+<storage>/<name>/
+run.json, facts.json, events.jsonl    as in a run directory
+search.yaml                           the search as it was started, its base job in it
+trials.jsonl                          the record (yolofleet.search.trials)
+trials/NUMBER/                        the run directory of each trial
+report/                               the results
+best.yaml                             the best job, ready to train
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from yolofleet.errors import UserError
+from yolofleet.search.trials import Trials
+from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.search import SearchSpec
+from yolofleet.storage import ObjectNotFoundError, Storage
+from yolofleet.storage.lock import Token
+from yolofleet.tracking.json_lines import Row, encode_row, read_rows
+from yolofleet.tracking.run_directory import RunDirectory, utc_now
+from yolofleet.tracking.search_mirror import TrialRun
+
+SEARCH_KEY = "search.yaml"
+BEST_KEY = "best.yaml"
+RECORD = "trials"
+TRIALS_FOLDER = "trials"
+
+CHANGEABLE_KEYS = ("budget", "concurrency", "paper", "samples_per_second")
+"""What may change between two starts of one search; the rest decides what its trials mean."""
+
+
+class SearchDirectory(RunDirectory):
+    """One search's directory, for its one writer and any number of readers."""
+
+    def __init__(self, storage: Storage, *, token: Token | None = None) -> None:
+        super().__init__(storage, token=token)
+
+    @property
+    def spec_key(self) -> str:
+        """The search stands where a run has its job."""
+        return SEARCH_KEY
+
+    def exists(self) -> bool:
+        """Return whether a search was ever started here."""
+        return self.storage.exists(SEARCH_KEY)
+
+    def job_text(self) -> str | None:
+        """Return the search as it was started (YAML), or None before the first start."""
+        try:
+            return self.storage.get(SEARCH_KEY).decode()
+        except ObjectNotFoundError:
+            return None
+
+    def spec(self) -> SearchSpec:
+        """Return the search as it was started.
+
+        Raises:
+            UserError: There is none, or it cannot be read.
+        """
+        text = self.job_text()
+        if text is None:
+            raise UserError(f"{self.url}: is no search directory (no {SEARCH_KEY})")
+        return SearchSpec.parse(parse_yaml(text, source=f"{self.url}/{SEARCH_KEY}"), source=f"{self.url}/{SEARCH_KEY}")
+
+    def claim(self, spec: SearchSpec) -> None:
+        """Write the search into a fresh directory, or check that the one there looks for the same.
+
+        Raises:
+            UserError: Another search was started under this name; names what differs.
+        """
+        if self.exists():
+            before, now = _lasting(self.spec()), _lasting(spec)
+            changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+            if changed:
+                raise UserError(
+                    f"search '{spec.name}' in {self.url} was started with another {', '.join(changed)}; its trials "
+                    f"answer another question. Use another name, or the space as it was ({self.url}/{SEARCH_KEY}). "
+                    f"What may change: {', '.join(CHANGEABLE_KEYS)}"
+                )
+        self.storage.put(SEARCH_KEY, yaml.safe_dump(spec.document(), sort_keys=False).encode())
+
+    def rows(self) -> list[Row]:
+        """Return the record."""
+        return read_rows(self.storage, RECORD)
+
+    def append_row(self, row: Row) -> None:
+        """Add a row to the record; returns when it is stored.
+
+        Raises:
+            StorageError: The storage does not take it; the search must not go on without it.
+        """
+        encode_row(row)
+        writer = self._writer(RECORD)
+        writer.append({"time": utc_now(), **row})
+        writer.flush()
+
+    def trial(self, run_name: str, *, source: str | None = None) -> RunDirectory:
+        """Return the run directory of one of its trials' runs."""
+        return RunDirectory(self.storage.child(f"{TRIALS_FOLDER}/{run_name}"), source=source)
+
+    def trial_runs(self) -> dict[str, TrialRun]:
+        """Return every run of every trial so far, by name, for the MLflow mirror."""
+        trials = Trials()
+        trials.replay(self.rows())
+        repeats = self.spec().repeats
+        found: dict[str, TrialRun] = {}
+        for trial in trials.trials.values():
+            tags = {
+                "yolofleet.trial": str(trial.number),
+                "yolofleet.trial_state": trial.end or "running",
+                **{f"yolofleet.{name}": f"{value:.6g}" for name, value in trial.observation.figures.items()},
+            }
+            for repeat in range(repeats):
+                name = trial.run_name(repeat)
+                found[name] = TrialRun(self.trial(name), tags, trial.end is not None)
+        return found
+
+    @property
+    def trials_url(self) -> str:
+        """The storage of its trials' run directories."""
+        return f"{self.url.rstrip('/')}/{TRIALS_FOLDER}"
+
+
+def _lasting(spec: SearchSpec) -> dict[str, Any]:
+    return {key: value for key, value in spec.document().items() if key not in CHANGEABLE_KEYS}

@@ -1,0 +1,141 @@
+"""What a search will cost, before it starts: trials, compute, and time with its range."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from yolofleet.search.feasibility import TRAINING_PASSES, Screened
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.search import SearchSpec
+
+SPEED_RANGE = (0.6, 1.6)
+"""Time per FLOP differs between models of one family by about this much around the base job's."""
+SPREADS = 2.0
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a search is expected to cost.
+
+    Attributes:
+        trials: Trials that get a worker; None where only hours limit it.
+        runs: Runs of all trials, repeats included.
+        feasible_share: Share of the candidates that meets the limits.
+        petaflops: Training compute of all runs in units of 10^15 operations.
+        petaflops_range: The least and the most that it may be.
+        hours: Worker hours, None where the speed is not known.
+        hours_range: The least and the most that it may be.
+        wall_hours: Hours with all trials that run at a time, None where the speed is not known.
+    """
+
+    trials: int | None
+    runs: int | None
+    feasible_share: float
+    petaflops: float | None
+    petaflops_range: tuple[float, float] | None
+    hours: float | None
+    hours_range: tuple[float, float] | None
+    wall_hours: float | None
+
+
+def forecast(
+    spec: SearchSpec,
+    job: JobSpec,
+    screened: Sequence[Screened],
+    *,
+    num_candidates: int | None,
+    samples_per_second: float | None,
+    base_gflops: float,
+    at_a_time: int | None,
+) -> Forecast:
+    """Forecast a search from a sample of its candidates.
+
+    Args:
+        spec: The search.
+        job: Its base job.
+        screened: Candidates drawn evenly from the space.
+        num_candidates: Candidates that there are, None for a continuum.
+        samples_per_second: Training speed of the base job on one worker.
+        base_gflops: GFLOPs of the base job's forward pass in training, for one image.
+        at_a_time: Trials that run at a time.
+    """
+    feasible = [entry for entry in screened if entry.feasible]
+    share = len(feasible) / max(len(screened), 1)
+    costs = [entry.figures["training_petaflops"] * scheduled_share(spec) for entry in feasible]
+    trials = spec.budget.trials
+    if num_candidates is not None:
+        most = max(1, round(num_candidates * share))
+        trials = min(trials, most) if trials is not None else most
+    if not costs or (trials is None and spec.budget.gpu_hours is None):
+        return Forecast(trials, None, share, None, None, None, None, spec.budget.wall_hours)
+    mean = sum(costs) / len(costs)
+    deviation = math.sqrt(sum((cost - mean) ** 2 for cost in costs) / len(costs))
+    speed = None  # petaFLOPs an hour and worker
+    if samples_per_second is not None:
+        speed = samples_per_second * base_gflops * 1e9 * TRAINING_PASSES * 3600 / 1e15
+    limit = spec.budget.gpu_hours
+    if trials is None:
+        hours = limit or 0.0
+        return Forecast(None, None, share, None, None, hours, (hours, hours), _wall(spec, hours, at_a_time, job))
+    runs = trials * spec.repeats
+    total = mean * runs
+    spread = SPREADS * deviation * math.sqrt(runs)
+    around = (max(total - spread, min(costs) * runs), total + spread)
+    if speed is None:
+        return Forecast(trials, runs, share, total, around, None, None, None)
+    expected = total / speed
+    low, high = around[0] / speed * SPEED_RANGE[0], around[1] / speed * SPEED_RANGE[1]
+    if limit is not None:
+        expected, low, high = min(expected, limit), min(low, limit), min(high, limit)
+    return Forecast(trials, runs, share, total, around, expected, (low, high), _wall(spec, expected, at_a_time, job))
+
+
+def scheduled_share(spec: SearchSpec) -> float:
+    """Return the share of a full training that a trial is expected to get: with halving, one in r goes on each rung."""
+    scheduler = spec.scheduler
+    if scheduler.name != "asha":
+        return 1.0
+    share = 0.0
+    for rung in range(scheduler.rungs + 1):
+        reached = scheduler.reduction**-rung
+        before = 0.0 if rung == 0 else scheduler.reduction ** (rung - 1 - scheduler.rungs)
+        share += reached * (scheduler.reduction ** (rung - scheduler.rungs) - before)
+    return share
+
+
+def _wall(spec: SearchSpec, hours: float, at_a_time: int | None, job: JobSpec) -> float | None:
+    if at_a_time is None:
+        return None
+    per_hour = at_a_time * job.cluster.most_workers * (job.cluster.gpus_per_worker or 1.0)
+    wall = hours / per_hour
+    return wall if spec.budget.wall_hours is None else min(wall, spec.budget.wall_hours)
+
+
+def sentences(found: Forecast, spec: SearchSpec) -> list[str]:
+    """Return a forecast as lines for people."""
+    algorithm = spec.algorithm.name.replace("_", " ")
+    scheduler = {"none": "every trial trains to its end", "asha": "successive halving", "population": "a population"}
+    lines = [
+        f"{'as many trials as the hours allow' if found.trials is None else f'{found.trials} trials'}"
+        + (f" of {spec.repeats} runs" if spec.repeats > 1 else "")
+        + f", chosen by {algorithm}; {scheduler[spec.scheduler.name]}",
+        f"{found.feasible_share:.0%} of the space meets the constraints",
+    ]
+    if found.petaflops is not None and found.petaflops_range is not None:
+        low, high = found.petaflops_range
+        lines.append(f"compute: about {found.petaflops:.3g} PFLOP of training ({low:.3g} to {high:.3g})")
+    if found.hours is None or found.hours_range is None:
+        lines.append("time: not known; give samples_per_second (images a worker trains on in a second, base job)")
+    else:
+        low, high = found.hours_range
+        wall = "" if found.wall_hours is None else f"; about {_hours(found.wall_hours)} by the clock"
+        lines.append(f"time: about {_hours(found.hours)} of workers ({_hours(low)} to {_hours(high)}){wall}")
+    limits = spec.budget.document()
+    lines.append("it ends at " + " or ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in limits.items()))
+    return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours * 60:.1f} minutes" if hours < 1.5 else f"{hours:.1f} hours"

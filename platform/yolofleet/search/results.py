@@ -1,0 +1,192 @@
+"""What a search has found, as a function of its record: every trial, the front, what matters, what growth buys."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from yolofleet.search.directory import SearchDirectory
+from yolofleet.search.importance import Importance, importances
+from yolofleet.search.pareto import front, hypervolume
+from yolofleet.search.ranking import best_first
+from yolofleet.search.scaling_law import ScalingLaw, fit_scaling_law
+from yolofleet.search.space import Space, Values
+from yolofleet.search.trials import Trial, Trials
+from yolofleet.specs.search import Objective, SearchSpec
+
+AP = "val_AP"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One trial.
+
+    Attributes:
+        number: Number of the trial.
+        values: Its parameters.
+        figures: What was known of it before it trained.
+        measured: What it reported; the mean over its runs.
+        spread: Standard deviation over its runs, for metrics of at least two.
+        share: Share of its training that was done.
+        gpu_seconds: Worker seconds spent.
+        state: running, waiting, completed, stopped or failed, with the reason.
+        runs: Names of its run directories.
+    """
+
+    number: int
+    values: Values
+    figures: dict[str, float]
+    measured: dict[str, float]
+    spread: dict[str, float]
+    share: float
+    gpu_seconds: float
+    state: str
+    runs: list[str]
+
+    @property
+    def completed(self) -> bool:
+        """Whether it trained to its end."""
+        return self.state == "completed"
+
+    def value(self, metric: str) -> float | None:
+        """Return a metric, measured or known."""
+        value = self.measured.get(metric)
+        return self.figures.get(metric) if value is None else value
+
+
+@dataclass(frozen=True)
+class Results:
+    """A search's results.
+
+    Attributes:
+        spec: What was looked for.
+        entries: All trials by number.
+        num_refused: Candidates that were refused before they cost anything.
+        front: Numbers of the completed trials that no other one beats, best first objective first.
+        best: Number of the best trial, None before one has completed.
+        hypervolume: Area between front and reference, with several objectives.
+        importances: What matters for the first measured objective; None where there are too few trials to tell.
+        scaling_law: AP against compute.
+    """
+
+    spec: SearchSpec
+    entries: list[Entry]
+    num_refused: int
+    front: list[int]
+    best: int | None
+    hypervolume: float | None
+    importances: list[Importance] | None
+    scaling_law: ScalingLaw
+
+    def entry(self, number: int) -> Entry:
+        """Return a trial."""
+        return self.entries[number]
+
+    def document(self) -> dict[str, Any]:
+        """Return the results as plain JSON values."""
+        return {
+            "name": self.spec.name,
+            "objectives": [objective.document() for objective in self.spec.objectives],
+            "best": None if self.best is None else asdict(self.entry(self.best)),
+            "front": [asdict(self.entry(number)) for number in self.front],
+            "trials": [asdict(entry) for entry in self.entries],
+            "refused": self.num_refused,
+            "gpu_hours": sum(entry.gpu_seconds for entry in self.entries) / 3600,
+            "hypervolume": self.hypervolume,
+            "importances": None if self.importances is None else [asdict(entry) for entry in self.importances],
+            "scaling_law": asdict(self.scaling_law),
+        }
+
+
+def load_results(directory: SearchDirectory) -> Results:
+    """Return the results of a search from its directory.
+
+    Raises:
+        UserError: It is no search directory.
+    """
+    spec = directory.spec()
+    trials = Trials(repeats=spec.repeats)
+    trials.replay(directory.rows())
+    return results_of(spec, trials)
+
+
+def results_of(spec: SearchSpec, trials: Trials) -> Results:
+    """Return the results that a record holds."""
+    entries = [_entry(trial, spec.repeats) for trial in trials.trials.values()]
+    done = [entry for entry in entries if entry.completed]
+    rows = {entry.number: row for entry in done if (row := _row(entry, spec.objectives)) is not None}
+    numbers = list(rows)
+    points = np.array([rows[number] for number in numbers]).reshape(len(numbers), -1)
+    kept = [number for number, flag in zip(numbers, front(points), strict=True) if flag] if numbers else []
+    kept.sort(key=lambda number: -rows[number][0])
+    space = Space(spec, source=f"search {spec.name}")
+    return Results(
+        spec=spec,
+        entries=entries,
+        num_refused=trials.num_refused,
+        front=kept,
+        best=numbers[best_first([rows[number] for number in numbers])[0]] if numbers else None,
+        hypervolume=_hypervolume(points, spec) if len(spec.objectives) > 1 and numbers else None,
+        importances=importances(space.parameters, *_for_importance(entries, spec)),
+        scaling_law=fit_scaling_law(
+            [
+                (entry.figures["training_petaflops"], entry.measured[AP])
+                for entry in done
+                if AP in entry.measured and "training_petaflops" in entry.figures
+            ]
+        ),
+    )
+
+
+def _entry(trial: Trial, repeats: int) -> Entry:
+    result = trial.result(repeats)
+    newest = [entry for repeat in range(repeats) if (entry := trial.at(repeat)) is not None]
+    spread = {
+        name: statistics.stdev(entry.values[name] for entry in newest) for name in result.measured if len(newest) > 1
+    }
+    waits = trial.end is None and bool(newest)
+    names = [trial.run_name(repeat) for repeat in range(repeats)]
+    return Entry(
+        number=trial.number,
+        values=result.values,
+        figures=result.figures,
+        measured=result.measured,
+        spread=spread,
+        share=result.share if result.measured else 0.0,
+        gpu_seconds=sum(entry.gpu_seconds for entry in trial.measurements),
+        state=trial.end or ("waiting" if waits else "begun"),
+        runs=names,
+    )
+
+
+def _row(entry: Entry, objectives: Sequence[Objective]) -> list[float] | None:
+    values = [entry.value(objective.metric) for objective in objectives]
+    signed = [o.sign * value for o, value in zip(objectives, values, strict=True) if value is not None]
+    return signed if len(signed) == len(values) else None
+
+
+def _hypervolume(points: Any, spec: SearchSpec) -> float:
+    reference = []
+    for column, objective in enumerate(spec.objectives):
+        limit = spec.constraints.get(objective.metric)  # type: ignore[call-overload]
+        bound = None if limit is None else (limit.max if objective.goal == "min" else limit.min)
+        given = objective.reference if objective.reference is not None else bound
+        reference.append(float(points[:, column].min()) if given is None else objective.sign * given)
+    return hypervolume(points, reference)
+
+
+def _for_importance(entries: list[Entry], spec: SearchSpec) -> tuple[list[Values], list[float], list[float]]:
+    """Return candidates, their first measured objective (more is better) and their share of training."""
+    metric = next((o for o in spec.objectives if any(o.metric in entry.measured for entry in entries)), None)
+    if metric is None:
+        return [], [], []
+    chosen = [entry for entry in entries if metric.metric in entry.measured]
+    return (
+        [entry.values for entry in chosen],
+        [metric.sign * entry.measured[metric.metric] for entry in chosen],
+        [entry.share for entry in chosen],
+    )
