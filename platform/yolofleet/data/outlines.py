@@ -8,7 +8,9 @@ the same, except where the window lies within the object: there it finds nothing
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +33,7 @@ class Outlines:
     has_polygon: NDArray[np.bool_]
 
     @staticmethod
-    def of(segmentations: list[Segmentation]) -> Outlines:
+    def of(segmentations: Sequence[Segmentation]) -> Outlines:
         """Collect the edges of every object's polygons; an RLE or nothing at all gives none."""
         has_polygon = np.array([isinstance(entry, list) for entry in segmentations], dtype=np.bool_)
         polygons: list[list[float]] = []
@@ -40,7 +42,9 @@ class Outlines:
             if isinstance(segmentation, list):
                 polygons += segmentation
                 numbers += [number] * len(segmentation)
-        points = np.array([value for polygon in polygons for value in polygon], dtype=np.float64).reshape(-1, 2)
+        if not polygons:
+            return Outlines(np.empty((0, 2, 2)), np.empty(0, dtype=np.int64), has_polygon)
+        points = np.fromiter(chain.from_iterable(polygons), dtype=np.float64).reshape(-1, 2)
         counts = np.array([len(polygon) // 2 for polygon in polygons], dtype=np.int64)
         following = np.arange(1, len(points) + 1)
         last_points = np.cumsum(counts)

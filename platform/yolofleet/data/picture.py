@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +39,12 @@ class Picture:
 def picture_from_record(key: str, pixels: NDArray[np.uint8], record: ImageRecord, num_classes: int) -> Picture:
     """Return the picture with its targets; boxes are clipped to it, and what has no area or no class is left out."""
     height, width = pixels.shape[:2]
-    boxes = np.concatenate([record.boxes[:, :2], record.boxes[:, :2] + record.boxes[:, 2:]], axis=1)
-    boxes = np.clip(boxes, 0, (width, height, width, height))
-    has_class = (record.classes >= 0) & (record.classes < num_classes)
-    kept = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1) & ~record.iscrowd & has_class)
-    outlines = Outlines.of([record.segmentations[int(index)] for index in kept])
-    return Picture(key, pixels, boxes[kept], record.classes[kept], outlines)
+    boxes = record.boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.minimum(np.maximum(boxes, 0.0), np.array((width, height, width, height), dtype=np.float64))
+    is_target = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.iscrowd
+    is_target &= (record.classes >= 0) & (record.classes < num_classes)
+    if is_target.all():
+        return Picture(key, pixels, boxes, record.classes, Outlines.of(record.segmentations))
+    segmentations = list(compress(record.segmentations, is_target))
+    return Picture(key, pixels, boxes[is_target], record.classes[is_target], Outlines.of(segmentations))

@@ -49,39 +49,62 @@ def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Target
     counts = [len(owner.boxes) for owner in owners]
     boxes = np.concatenate([owner.boxes for owner in owners])  # (n, 4), and so on for all boxes of all pictures
     facts = np.array([(*entry.visible, *entry.region, *entry.scale, *entry.scale) for entry in placed])
-    visible, region, scale = np.split(np.repeat(facts, counts, axis=0), 3, axis=1)  # (n, 4) each
-    matrix = np.repeat(np.array([entry.matrix for entry in placed]), counts, axis=0)  # (n, 3, 3)
+    visible, region, scale = np.repeat(facts, counts, axis=0).reshape(-1, 3, 4).transpose(1, 0, 2)  # (n, 4) each
+    maps = _Maps(placed, counts)
     seen = clip_boxes(boxes, visible[:, :2], visible[:, 2:])
-    after = clip_boxes(_moved(seen, matrix), region[:, :2], region[:, 2:])
-    has_polygon = np.concatenate([owner.outlines.has_polygon for owner in owners])
-    if has_polygon.any():
-        is_turned = np.repeat([not entry.is_upright for entry in placed], counts)
-        is_cut = (np.abs(after - _moved(boxes, matrix)) > CUT_PIXELS).any(axis=1) | is_turned
+    after = clip_boxes(maps.moved_boxes(seen), region[:, :2], region[:, 2:])
+    least_share: float | NDArray[np.float64] = LEAST_AREA_SHARE
+    if any(owner.outlines.owners.size for owner in owners):
+        has_polygon = np.concatenate([owner.outlines.has_polygon for owner in owners])
+        is_cut = (np.abs(after - maps.moved_boxes(boxes)) > CUT_PIXELS).any(axis=1) | (not maps.is_upright)
         touched = (after[:, 2:] > after[:, :2]).all(axis=1)
-        _tighten(after, is_cut & touched & has_polygon, owners, matrix, region)
-    least_share = np.where(has_polygon, LEAST_AREA_SHARE_POLYGON, LEAST_AREA_SHARE)
+        _tighten(after, is_cut & touched & has_polygon, owners, maps, region)
+        least_share = np.where(has_polygon, LEAST_AREA_SHARE_POLYGON, LEAST_AREA_SHARE)
     kept = worth_keeping(seen * scale, after, least_share)
     return Targets(after[kept], np.concatenate([owner.classes for owner in owners])[kept])
 
 
-def _moved(boxes: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the upright boxes (n, 4) around boxes moved by a 3x3 matrix each."""
-    corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-    moved = _moved_points(corners, matrix)
-    return np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+class _Maps:
+    """The maps of all boxes of a sample, each that of its picture. Upright ones, the usual case, need no matrix.
 
+    Args:
+        placed: Where the pictures lie.
+        counts: The number of boxes of each of them; n in all.
+    """
 
-def _moved_points(points: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return points (n, p, 2) moved by matrices (n, 3, 3)."""
-    moved = points @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]  # (n, p, 3) homogeneous
-    return moved[..., :2] / moved[..., 2:]
+    def __init__(self, placed: list[Placement], counts: list[int]) -> None:
+        self.is_upright = all(entry.is_upright for entry in placed)
+        self._matrix = np.repeat(np.array([entry.matrix for entry in placed]), counts, axis=0)  # (n, 3, 3)
+        self._gain = self._matrix[:, [0, 1], [0, 1]]  # (n, 2)
+        self._shift = self._matrix[:, :2, 2]  # (n, 2)
+
+    def moved_boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the upright boxes (n, 4) around boxes moved each by its map."""
+        if self.is_upright:  # and no map mirrors, so corners stay where they are
+            corners = boxes.reshape(-1, 2, 2) * self._gain[:, None] + self._shift[:, None]
+            return np.asarray(corners.reshape(-1, 4))
+        corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+        moved = self._through(corners, self._matrix)
+        return np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
+
+    def moved_edges(self, edges: NDArray[np.float64], owners: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return edges (e, 2, 2) moved by the maps of the boxes (e,) that they belong to."""
+        if self.is_upright:
+            return np.asarray(edges * self._gain[owners][:, None] + self._shift[owners][:, None])
+        return self._through(edges, self._matrix[owners])
+
+    @staticmethod
+    def _through(points: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return points (n, p, 2) moved by matrices (n, 3, 3)."""
+        moved = points @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]  # (n, p, 3) homogeneous
+        return np.asarray(moved[..., :2] / moved[..., 2:])
 
 
 def _tighten(
     after: NDArray[np.float64],
     wanted: NDArray[np.bool_],
     owners: list[Picture],
-    matrix: NDArray[np.float64],
+    maps: _Maps,
     region: NDArray[np.float64],
 ) -> None:
     """Replace the wanted boxes by those around what is seen of their polygons, in place."""
@@ -96,7 +119,7 @@ def _tighten(
         numbers.append(own[chosen] + first)
         first += len(owner.boxes)
     boxes_of_edges = np.concatenate(numbers)
-    moved = _moved_points(np.concatenate(edges), matrix[boxes_of_edges])
+    moved = maps.moved_edges(np.concatenate(edges), boxes_of_edges)
     tight = boxes_inside(moved, boxes_of_edges, region[rows])
     low, high = np.maximum(tight[:, :2], after[rows, :2]), np.minimum(tight[:, 2:], after[rows, 2:])
     after[rows] = np.concatenate([low, high], axis=1)  # a turned cell cuts, too: within both
