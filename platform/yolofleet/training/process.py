@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -13,6 +17,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import Token
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.loop import Outcome
+from yolofleet.training.pulse import Pulse, StoppedError
 from yolofleet.training.worker import run_worker
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -27,6 +32,7 @@ def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
 
     Raises:
         UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
+        StoppedError: SIGTERM came (a node about to be taken, the end of an allocation); the state was saved.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -36,13 +42,35 @@ def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
             f"{world_size} processes were started, but a global batch of {job.global_batch_size} holds only "
             f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
         )
-    if world_size == 1:
-        return run_worker(job, WorkerGroup(device=device), token)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    pulse = Pulse()
+    with _leaving_on_termination(pulse):
+        outcome = _run(job, WorkerGroup(rank, world_size, device, pulse), token)
+    if outcome.left is not None:
+        raise StoppedError(f"stopped ({outcome.left}) with step {outcome.step} saved; the same command goes on from it")
+    return outcome
+
+
+def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
+    if group.world_size == 1:
+        return run_worker(job, group, token)
+    dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        return run_worker(job, WorkerGroup(rank, world_size, device), token)
+        return run_worker(job, group, token)
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def _leaving_on_termination(pulse: Pulse) -> Iterator[None]:
+    """Let SIGTERM end the run after the step that it is in, with a checkpoint, for the length of a with block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are for the main thread to take
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: pulse.ask_to_leave("SIGTERM"))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def local_device(job: JobSpec) -> torch.device:
