@@ -63,6 +63,17 @@ def test_random_scenes_equal_plain_loops(seed: int, number: int, spread: float, 
     assert positives(loss, predictions, targets, SIZE) == judged(predictions, targets, assigner)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_well_predicted_boxes_take_many_candidates(seed: int) -> None:
+    # Boxes of the shape that anchors predict without being trained, so that k is large beside the candidates.
+    predictions = make_predictions(seed, image_size=SIZE, spread=0.02, dtype=torch.float64)
+    targets = make_targets(seed, 3).double()
+    targets[:, 4:] = torch.tensor([[36 / 128, 75 / 96], [19 / 128, 36 / 96], [40 / 128, 40 / 96]], dtype=torch.float64)
+    found = positives(make_loss(), predictions, targets, SIZE)
+    assert found == judged(predictions, targets, "none")
+    assert sum(len(level) for level in found) >= 6
+
+
 def test_saturated_scores_are_chosen_and_only_the_published_code_misses_them() -> None:
     # Every class and objectness logit of one well-placed anchor is so high that sigmoid is 1 in float32.
     predictions = [level.zero_() for level in make_predictions(0, batch_size=1, image_size=SIZE)]

@@ -86,23 +86,23 @@ def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:
         )
 
 
-def decode_centre(logits: Tensor) -> Tensor:
-    """Box centre in cells from its cell's corner: 2 sigmoid(t) - 0.5, so from -0.5 to 1.5.
+def decode_centre(share: Tensor) -> Tensor:
+    """Box centre in cells from its cell's corner: 2 s - 0.5, so from -0.5 to 1.5.
 
     Args:
-        logits: (..., 2) raw x and y.
+        share: (..., 2) sigmoid of the raw x and y.
     """
-    return logits.sigmoid() * 2.0 - 0.5
+    return share * 2.0 - 0.5
 
 
-def decode_size(logits: Tensor, anchor: Tensor) -> Tensor:
-    """Box size in the anchor's unit: (2 sigmoid(t))^2 anchors, so at most four of them.
+def decode_size(share: Tensor, anchor: Tensor) -> Tensor:
+    """Box size in the anchor's unit: (2 s)^2 anchors, so at most four of them.
 
     Args:
-        logits: (..., 2) raw width and height.
+        share: (..., 2) sigmoid of the raw width and height.
         anchor: (..., 2) anchor width and height.
     """
-    return (logits.sigmoid() * 2.0) ** 2 * anchor
+    return (share * 2.0).square() * anchor
 
 
 class BoxFit(NamedTuple):
@@ -128,20 +128,19 @@ def complete_iou(first: Tensor, second: Tensor, alpha: Tensor | None = None) -> 
         second: (n, 4) cx, cy, w, h of the boxes wanted.
         alpha: (n,) trade-off of the aspect term; by default computed from the boxes. It carries no gradient.
     """
-    first_low, first_high = first[:, :2] - first[:, 2:] / 2, first[:, :2] + first[:, 2:] / 2
-    second_low, second_high = second[:, :2] - second[:, 2:] / 2, second[:, :2] + second[:, 2:] / 2
-    width, height = (first_high - first_low).unbind(1)
-    wanted_width, wanted_height = (second_high - second_low).unbind(1)
-    height, wanted_height = height + EPSILON, wanted_height + EPSILON
+    both = torch.stack([first, second])  # (2, n, 4)
+    centre, half = both[..., :2], both[..., 2:] / 2
+    low, high = centre - half, centre + half  # (2, n, 2)
+    size = high - low
+    width, height = size[..., 0], size[..., 1] + EPSILON  # (2, n)
 
-    overlap = (torch.minimum(first_high, second_high) - torch.maximum(first_low, second_low)).clamp(min=0)
+    overlap = (high.amin(0) - low.amax(0)).clamp(min=0)
     intersection = overlap[:, 0] * overlap[:, 1]
-    iou = intersection / (width * height + wanted_width * wanted_height - intersection + EPSILON)
+    iou = intersection / ((width * height).sum(0) - intersection + EPSILON)
 
-    enclosing = torch.maximum(first_high, second_high) - torch.minimum(first_low, second_low)
-    diagonal = enclosing.square().sum(1) + EPSILON
-    distance = (second_low + second_high - first_low - first_high).square().sum(1) / 4
-    aspect = (4 / math.pi**2) * (torch.atan(wanted_width / wanted_height) - torch.atan(width / height)).square()
+    diagonal = (high.amax(0) - low.amin(0)).square().sum(1) + EPSILON
+    distance = (low + high).diff(dim=0)[0].square().sum(1) / 4
+    aspect = (4 / math.pi**2) * torch.atan(width / height).diff(dim=0)[0].square()
     if alpha is None:
         with torch.no_grad():
             alpha = aspect / (aspect - iou + (1 + EPSILON))

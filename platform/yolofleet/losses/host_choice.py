@@ -72,6 +72,7 @@ def _cheapest_blocks(cost: Tensor, k: Indices) -> tuple[Indices, Indices, npt.ND
     num_blocks = width // BLOCK  # a block is every (width / 8)th entry
     cheapest = cost.view(rows, BLOCK, num_blocks).amin(1).numpy()
     limit = np.sort(cheapest, axis=1)[np.arange(rows), np.minimum(k, num_blocks) - 1]
+    limit[k > num_blocks] = np.inf
     row, block = np.divmod(np.flatnonzero(cheapest <= limit[:, None]), num_blocks)
     price = cost.view(rows, BLOCK, num_blocks).numpy()[row, :, block]  # (blocks, 8)
     which, member = np.divmod(np.flatnonzero(price <= limit[row, None]), BLOCK)

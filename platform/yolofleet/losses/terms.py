@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,23 +32,30 @@ def box_fit(logits: Tensor, places: Places, boxes: Boxes, levels: Levels, alpha:
         levels: The levels that the places' priors belong to.
         alpha: (n,) aspect trade-off to hold fixed; by default computed.
     """
-    cell = torch.stack([places.column, places.row], 1)
-    size = decode_size(logits[:, 2:4], levels.prior_anchors[places.prior])
-    found = torch.cat([decode_centre(logits[:, :2]), size], 1)
+    share = logits[:, :4].sigmoid()
+    found = torch.cat([decode_centre(share[:, :2]), decode_size(share[:, 2:], levels.prior_anchors[places.prior])], 1)
     wanted = boxes.xywh[places.box] * levels.prior_grid[places.prior].repeat(1, 2)
-    wanted = torch.cat([wanted[:, :2] - cell, wanted[:, 2:]], 1)
+    wanted[:, :2] -= torch.stack([places.column, places.row], 1)
     return complete_iou(found, wanted, alpha)
 
 
 def level_weights(places: Places, factors: Sequence[float], dtype: torch.dtype) -> Tensor:
     """What each slot counts: its level's factor / the level's number of positives; 0 for slots not in use: (n,)."""
-    weights = []
-    for factor, valid in zip(factors, torch.split(places.valid, list(places.level_sizes)), strict=True):
-        if is_countable(valid):
-            weights.append(torch.full(valid.shape, factor / max(valid.shape[0], 1), dtype=dtype))
-        else:
-            weights.append(valid * (factor / valid.sum().clamp(min=1).to(dtype)))
-    return torch.cat(weights)
+    sizes = list(places.level_sizes)
+    if is_countable(places.valid):
+        return spread([factor / max(size, 1) for factor, size in zip(factors, sizes, strict=True)], places, dtype)
+    counts = [valid.sum().clamp(min=1).to(dtype) for valid in torch.split(places.valid, sizes)]
+    weights = [factor / count for factor, count in zip(factors, counts, strict=True)]
+    return torch.cat([weight.expand(size) for weight, size in zip(weights, sizes, strict=True)]) * places.valid
+
+
+def spread(numbers: Sequence[float], places: Places, dtype: torch.dtype) -> Tensor:
+    """One number a level, repeated for each slot of the level: (n,)."""
+    if is_countable(places.cell):
+        return torch.from_numpy(np.repeat(numbers, places.level_sizes)).to(dtype)
+    pairs = zip(numbers, places.level_sizes, strict=True)
+    full = [torch.full((size,), number, dtype=dtype, device=places.cell.device) for number, size in pairs]
+    return torch.cat(full)
 
 
 def box_term(quality: Tensor, weights: Tensor) -> Tensor:
@@ -57,6 +65,8 @@ def box_term(quality: Tensor, weights: Tensor) -> Tensor:
 
 def _last_on_cell(places: Places) -> Tensor:
     """Which slots in use are the last of their cell: (n,). The slots of a cell are neighbours."""
+    if is_countable(places.cell):
+        return F.pad(places.cell[1:] != places.cell[:-1], (0, 1), value=True)[: len(places)]  # all are in use
     index = torch.arange(len(places), device=places.cell.device)
     begins = index.clone()
     begins[1:].masked_fill_(places.cell[1:] == places.cell[:-1], 0)
@@ -95,8 +105,7 @@ def objectness_term(
     entropy = cross_entropy(
         positive_logits, wanted, settings.objectness_positive_weight, settings.focal_gamma
     ) - _entropy_of_background(positive_logits, settings.focal_gamma)
-    slot_weights = [entropy.new_full((size,), weight) for size, weight in zip(places.level_sizes, weights, strict=True)]
-    return background + (entropy * torch.cat(slot_weights) * _last_on_cell(places)).sum()
+    return background + (entropy * (spread(weights, places, entropy.dtype) * _last_on_cell(places))).sum()
 
 
 def class_term(
