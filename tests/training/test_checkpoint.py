@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -99,11 +101,70 @@ def test_a_storage_that_takes_nothing_costs_the_checkpoint_not_the_run(tmp_path:
     assert checkpoints.steps() == [2]
 
 
-def test_an_unforeseen_failure_is_not_lost_in_its_thread(tmp_path: Path) -> None:
+def test_an_unforeseen_failure_is_not_lost_in_its_thread(tmp_path: Path, monkeypatch) -> None:
     checkpoints, _ = store(tmp_path)
-    checkpoints.save(1, {"weights": {}}, {"run": {"x": object()}})
-    with pytest.raises(TypeError):
+    monkeypatch.setattr(checkpoints.storage, "put", lambda key, data: 1 / 0)
+    checkpoints.save(1, {"weights": {}}, {})
+    with pytest.raises(ZeroDivisionError):
         checkpoints.wait()
+
+
+def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, monkeypatch) -> None:
+    checkpoints, _ = store(tmp_path)
+    going = threading.Event()
+    put = checkpoints.storage.put
+    monkeypatch.setattr(checkpoints.storage, "put", lambda key, data: (going.wait(5), put(key, data)))
+    run = {"step": 1}
+    checkpoints.save(1, {"weights": {"w": torch.ones(2)}}, {"run": run})
+    run["step"] = 2  # training goes on
+    going.set()
+    checkpoints.wait()
+    assert checkpoints.load(1).state["run"] == {"step": 1}
+
+
+def test_one_that_is_due_while_the_last_is_stored_waits_or_is_left_out_and_either_is_told(
+    tmp_path: Path, monkeypatch
+) -> None:
+    checkpoints, told = store(tmp_path)
+    monkeypatch.setattr("yolofleet.training.checkpoint.LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("yolofleet.training.checkpoint.LONG_WAIT_SECONDS", 0.1)
+    put = checkpoints.storage.put
+    monkeypatch.setattr(checkpoints.storage, "put", lambda key, data: (time.sleep(0.1), put(key, data)))
+    for step, skippable in ((1, False), (2, True), (3, False)):
+        checkpoints.save(step, {"weights": {"w": torch.full((2,), float(step))}}, {}, skippable=skippable)
+    checkpoints.wait()
+    assert told.kinds() == ["checkpoint_skipped", "checkpoint", "checkpoint_waited", "checkpoint"]
+    assert checkpoints.steps() == [1, 3]
+    for step in (1, 3):  # the memory that both used never mixed them
+        assert checkpoints.load(step).tensors["weights"]["w"].tolist() == [step, step]
+
+
+def test_a_full_disk_is_left_as_empty_as_before(tmp_path: Path, monkeypatch) -> None:
+    checkpoints, told = store(tmp_path)
+    save(checkpoints, 1)
+    put = checkpoints.storage.put
+
+    def full(key: str, data: bytes) -> None:
+        if key.endswith("state.json"):
+            raise StorageError("the disk is full", transient=True)
+        put(key, data)
+
+    monkeypatch.setattr(checkpoints.storage, "put", full)
+    save(checkpoints, 2)
+    assert told.kinds() == ["checkpoint", "checkpoint_failed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    monkeypatch.undo()
+    save(checkpoints, 3)
+    assert checkpoints.steps() == [1, 3]
+
+
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path) -> None:
+    checkpoints, _ = store(tmp_path)
+    save(checkpoints, 1)
+    (tmp_path / "step-2").mkdir()
+    (tmp_path / "step-2" / "weights.safetensors").write_bytes(b"half")
+    save(checkpoints, 3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-3"]
 
 
 def test_a_newer_format_is_refused_with_the_cure(tmp_path: Path) -> None:

@@ -49,14 +49,14 @@ class FileStorage(Storage):
     def open_stream(self, key: str) -> BinaryIO:
         return _guard_file(self._path(key), lambda path: path.open("rb"))
 
-    def put(self, key: str, data: bytes | Path) -> None:
+    def put(self, key: str, data: bytes | bytearray | Path) -> None:
         target = self._path(key)
         _guard_file(target, lambda path: self._write(path, data, exclusive=False))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         return _guard_file(self._path(key), lambda path: self._write(path, data, exclusive=True))
 
-    def _write(self, target: Path, data: bytes | Path, *, exclusive: bool) -> bool:
+    def _write(self, target: Path, data: bytes | bytearray | Path, *, exclusive: bool) -> bool:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:

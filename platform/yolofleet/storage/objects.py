@@ -55,7 +55,7 @@ class Storage(ABC):
         """Open the object for one sequential read; a broken connection goes on where it stopped."""
 
     @abstractmethod
-    def put(self, key: str, data: bytes | Path) -> None:
+    def put(self, key: str, data: bytes | bytearray | Path) -> None:
         """Write the whole object; readers see the old one or the new one, never a part."""
 
     @abstractmethod

@@ -116,7 +116,7 @@ class S3Storage(Storage):
     def open_stream(self, key: str) -> BinaryIO:
         return io.BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
 
-    def put(self, key: str, data: bytes | Path) -> None:
+    def put(self, key: str, data: bytes | bytearray | Path) -> None:
         def write(client: Any) -> None:
             if isinstance(data, Path):
                 client.upload_file(str(data), self.bucket, self._name(key))

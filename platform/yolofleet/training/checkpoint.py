@@ -2,7 +2,9 @@
 
 A checkpoint is a few safetensors files and ``state.json``; ``COMMITTED``, with their sizes and SHA-256 digests, is
 written last. One without it, or with a file that does not match, is no checkpoint: the one before it is taken, and
-the user is told. Saving clones the tensors in memory and writes them from a thread while training goes on.
+the user is told. Saving copies the tensors into packed files in memory, and a thread writes these while training goes
+on. The memory is used again for the next checkpoint, so that one waits until this one is stored, or is skipped if that
+takes too long; either is told.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import json
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +25,17 @@ import torch
 
 from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
+from yolofleet.training.packing import PackedTensors, Tensors
 
 FORMAT = 1
 COMMIT_KEY = "COMMITTED"
 STATE_KEY = "state.json"
+LONGEST_WAIT_SECONDS = 60.0
+"""How long a checkpoint that is due waits for the one before it to be stored, before it is skipped."""
+LONG_WAIT_SECONDS = 1.0
+"""Waiting longer than this is told."""
 
 logger = logging.getLogger(__name__)
-Tensors = Mapping[str, torch.Tensor]
 
 
 class DamagedCheckpointError(UserError):
@@ -76,45 +83,83 @@ class CheckpointStore:
         self._told = told or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
+        self._packed: dict[str, PackedTensors] = {}
+
+    def prepare(self, tensors: Mapping[str, Tensors]) -> None:
+        """Allocate the memory of tensors like these, so that the first checkpoint is as quick as the others."""
+        for file, group in tensors.items():
+            if file not in self._packed or not self._packed[file].fits(group):
+                self._packed[file] = PackedTensors(group)
 
     def save(
-        self, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, best_step: int | None = None
+        self,
+        step: int,
+        tensors: Mapping[str, Tensors],
+        state: Mapping[str, Any],
+        *,
+        best_step: int | None = None,
+        skippable: bool = False,
     ) -> None:
-        """Take a checkpoint; it is written in the background, after the one before it has been."""
-        snapshot = {file: {name: _copied(tensor) for name, tensor in group.items()} for file, group in tensors.items()}
-        document = {"format": FORMAT, "step": step, **state}
-        self.wait()
+        """Take a checkpoint; it is written in the background, after the one before it has been.
+
+        Args:
+            step: Steps done.
+            tensors: Tensors by file and name.
+            state: What is no tensor, as JSON values.
+            best_step: The step of the best evaluation: its checkpoint is kept.
+            skippable: Leave this one out, and say so, if the one before it is not stored within
+                `LONGEST_WAIT_SECONDS`; otherwise it waits as long as that takes.
+        """
+        began = time.monotonic()
+        if not self.wait(LONGEST_WAIT_SECONDS if skippable else None):
+            self._told("checkpoint_skipped", step=step, reason="the one before it is still being stored")
+            return
+        waited = time.monotonic() - began
+        if waited > LONG_WAIT_SECONDS:
+            self._told("checkpoint_waited", step=step, seconds=round(waited, 3))
+        self.prepare(tensors)
+        for file, group in tensors.items():
+            self._packed[file].fill(group)
+        files: dict[str, bytes | bytearray] = {f"{file}.safetensors": self._packed[file].data for file in tensors}
+        files[STATE_KEY] = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
         self._writing = threading.Thread(
-            target=self._write_or_tell, args=(step, snapshot, document, best_step), name=f"checkpoint-{step}"
+            target=self._write_or_tell, args=(step, files, best_step), name=f"checkpoint-{step}"
         )
         self._writing.start()
 
-    def wait(self) -> None:
-        """Return when no checkpoint is being written; raises what went wrong in writing, storage apart."""
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Return whether no checkpoint is being written, once that is so or the time is over.
+
+        Raises:
+            Exception: What went wrong in writing, a storage that does not take it apart.
+        """
         if self._writing is not None:
-            self._writing.join()
+            self._writing.join(timeout_seconds)
+            if self._writing.is_alive():
+                return False
             self._writing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
+        return True
 
-    def _write_or_tell(self, step: int, tensors: dict[str, Any], state: dict[str, Any], best_step: int | None) -> None:
+    def _write_or_tell(self, step: int, files: dict[str, bytes | bytearray], best_step: int | None) -> None:
         """Write; a storage that does not take it costs this checkpoint, not the run."""
+        began = time.monotonic()
         try:
-            self._write(step, tensors, state)
-            self._told("checkpoint", step=step)
+            self._write(step, files)
+            self._told("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
             self._retire(step, best_step)
         except StorageError as error:
             self._told("checkpoint_failed", step=step, reason=str(error))
+            self._remove_quietly(step)  # a disk that is full is not helped by half a checkpoint
         except Exception as error:  # nobody sees what a thread raises: the next `wait` raises it
             self._failure = error
 
-    def _write(self, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+    def _write(self, step: int, files: dict[str, bytes | bytearray]) -> None:
         folder = f"step-{step}"
         self._fenced()
         self.storage.delete(f"{folder}/{COMMIT_KEY}")  # a damaged one of the same step may lie there
-        files = {f"{name}.safetensors": safetensors.torch.save(group) for name, group in tensors.items()}
-        files[STATE_KEY] = json.dumps(state, indent=1).encode()
         for name, data in files.items():
             self._fenced()
             self.storage.put(f"{folder}/{name}", data)
@@ -126,19 +171,31 @@ class CheckpointStore:
         self.storage.put(f"{folder}/{COMMIT_KEY}", json.dumps({"format": FORMAT, "files": digests}, indent=1).encode())
 
     def _retire(self, newest: int, best_step: int | None) -> None:
-        steps = [step for step in self.steps() if step <= newest]
-        for step in steps[: -self.keep]:
-            if step != best_step:
-                self._fenced()
-                self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first: what is left is then no checkpoint
-                self.storage.delete_prefix(f"step-{step}/")
+        """Remove what is older than the newest ``keep``, the best apart, and what is left of torn ones."""
+        committed = [step for step in self.steps() if step <= newest]
+        kept = {*committed[-self.keep :], best_step}
+        begun = {
+            int(match[1]) for entry in self.storage.list("step-") if (match := re.match(r"step-(\d+)/", entry.key))
+        }
+        for step in sorted(begun):
+            if step not in kept and step < newest:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        self._fenced()
+        self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first: what is left is then no checkpoint
+        self.storage.delete_prefix(f"step-{step}/")
+
+    def _remove_quietly(self, step: int) -> None:
+        try:
+            self._remove(step)
+        except StorageError as error:
+            logger.warning("the torn checkpoint of step %d could not be removed: %s", step, error)
 
     def forget_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, the newest first."""
         for later in reversed([found for found in self.steps() if found > step]):
-            self._fenced()
-            self.storage.delete(f"step-{later}/{COMMIT_KEY}")
-            self.storage.delete_prefix(f"step-{later}/")
+            self._remove(later)
 
     def steps(self) -> list[int]:
         """Return the steps of all committed checkpoints, oldest first; their files are not looked at."""
@@ -181,10 +238,6 @@ class CheckpointStore:
         except safetensors.SafetensorError as error:
             raise DamagedCheckpointError(f"{where}: {error}") from error
         return Checkpoint(step, state, tensors)
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
 from yolofleet.training.schedule import Schedule
 from yolofleet.training.setback import Setback
 from yolofleet.training.skips import REPORT_KEY, SkippedSamples, described_skips
-from yolofleet.training.state import RunState, restore, save
+from yolofleet.training.state import RunState, prepare, restore, save
 
 FEWEST_SAMPLES_TO_JUDGE = 200
 """Samples that must have been seen before the share of skipped ones can stop a run."""
@@ -130,6 +130,7 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
     statistics.reload()
     setback = Setback(run, state.step, group) if group.is_first else None
     if group.is_first:
+        prepare(store, model, average)
         run.truncate_metrics_after(state.step)
         forget_from(run.storage.child(FOLDER), state.step)
         run.append_event("start", step=state.step, num_steps=schedule.num_steps, workers=group.world_size)
@@ -228,7 +229,8 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
                 if group.is_first:
                     skipped.update()
                     skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
-                    save(store, state, job, model, average, optimizer, precision)
+                    due = left is None and state.step < schedule.num_steps
+                    save(store, state, job, model, average, optimizer, precision, skippable=due)
                 pace.pause()
     finally:
         _close(batches)

@@ -72,8 +72,10 @@ def save(
     average: WeightAverage,
     optimizer: torch.optim.SGD,
     precision: Precision,
+    *,
+    skippable: bool = False,
 ) -> None:
-    """Take a checkpoint of everything that a restart needs."""
+    """Take a checkpoint of everything that a restart needs; a skippable one may be left out on a slow storage."""
     tensors = {
         "weights": model.state_dict(),
         "average": average.model.state_dict(),
@@ -89,7 +91,13 @@ def save(
             "python": platform.python_version(),
         },
     }
-    store.save(state.step, tensors, document, best_step=state.best_step)
+    store.save(state.step, tensors, document, best_step=state.best_step, skippable=skippable)
+
+
+def prepare(store: CheckpointStore, model: nn.Module, average: WeightAverage) -> None:
+    """Allocate the memory of the checkpoints to come."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    store.prepare({"weights": model.state_dict(), "average": average.model.state_dict(), "moments": trained})
 
 
 def restore(
