@@ -3,10 +3,12 @@ from __future__ import annotations
 import io
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from yolofleet.data.decode import ImageError, decode_image, exif_orientation, image_extension, image_size
 
@@ -125,3 +127,51 @@ def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
             except ImageError:
                 continue
             assert image_format in ("BMP", "TIFF", "GIF") or length > 0.95 * len(data)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "TIFF"])
+def test_every_orientation_in_every_format_is_brought_upright_or_left_as_annotated(
+    orientation: int, picture_format: str
+) -> None:
+    """The formats agree, though the TIFF reader below turns pictures by itself."""
+    stored = np.zeros((24, 40, 3), dtype=np.uint8)
+    stored[:12, :20] = (250, 250, 250)  # a bright corner tells every orientation from the others
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    Image.fromarray(stored).save(data, picture_format, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(_with_orientation(stored, orientation)))
+    shown = decode_image(data.getvalue())
+    assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 5
+    kept = decode_image(data.getvalue(), annotated_size=(40, 24))
+    assert kept.shape == stored.shape and np.abs(kept.astype(int) - stored).mean() < 5
+    assert image_size(data.getvalue()) == (40, 24), "the stored size"
+    if orientation >= 5:
+        turned = decode_image(data.getvalue(), annotated_size=(24, 40))
+        assert np.abs(turned.astype(int) - upright).mean() < 5
+
+
+def _with_orientation(pixels: NDArray[np.uint8], orientation: int) -> Image.Image:
+    picture = Image.fromarray(pixels)
+    picture.getexif()[0x0112] = orientation
+    return picture
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [np.full((8, 8), np.nan), np.full((8, 8), np.inf), np.random.default_rng(0).random((8, 8)), np.full((8, 8), 2**20)],
+)
+def test_levels_without_a_known_range_are_refused_not_guessed(levels: NDArray[Any]) -> None:
+    data = io.BytesIO()
+    kind = np.int32 if levels.dtype.kind == "i" else np.float32
+    Image.fromarray(levels.astype(kind)).save(data, "TIFF")
+    with pytest.raises(ImageError, match="8 or 16 bits"):
+        decode_image(data.getvalue())
+
+
+def test_avif_is_read() -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (32, 16), (200, 30, 60)).save(data, "AVIF", quality=95)
+    pixels = decode_image(data.getvalue())
+    assert pixels.shape == (16, 32, 3) and np.abs(pixels.astype(int) - (200, 30, 60)).max() < 8

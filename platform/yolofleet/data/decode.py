@@ -7,7 +7,7 @@ the interpreter lock while they decode, so threads are enough to feed a trainer.
 
 What becomes of unusual pictures: grey is repeated over three channels; 16-bit grey is scaled to 8 bits (``v >> 8``);
 palettes are expanded; alpha is dropped (the colour below it is kept); CMYK is converted; of an animation the first
-frame is taken.
+frame is taken. Levels whose range cannot be known (floating point, more than 16 bits) are refused, not guessed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ from collections.abc import Callable
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 
 from yolofleet.data.buffers import BufferPool
 from yolofleet.errors import UserError
@@ -35,6 +44,8 @@ _TRANSPOSES = {  # EXIF orientation -> what brings the stored picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+"""What undoes a transposition; the others undo themselves."""
 
 
 class ImageError(UserError):
@@ -55,7 +66,7 @@ def decode_image(
     """Decode a picture.
 
     Args:
-        data: The file's bytes, in any of JPEG, PNG, WebP, BMP, GIF, TIFF.
+        data: The file's bytes, in any of JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF.
         max_pixels: Larger pictures are refused from their header.
         annotated_size: (width, height) that the annotations speak of. It decides whether an EXIF orientation that swaps
             the sides is applied: only if the turned picture fits it and the stored one does not. None shows the
@@ -92,7 +103,7 @@ def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
         except ValueError as error:
             raise ImageError("image_damaged", f"damaged JPEG header: {error}") from error
     else:
-        width, height = _open(data).size
+        width, height = _stored_size(_open(data))
     if width * height > max_pixels:
         raise ImageError(
             "image_too_large", f"{width}x{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}"
@@ -136,15 +147,40 @@ def _decode_stored(data: bytes, size: tuple[int, int], buffers: BufferPool | Non
         return pixels
     picture = _open(data)
     try:
+        orientation = _turned_by_loading(picture)
         picture.load()
-        return np.ascontiguousarray(_to_rgb(picture), dtype=np.uint8)
+        stored = picture if orientation == 1 else picture.transpose(_undone(_TRANSPOSES[orientation]))
+        return np.ascontiguousarray(_to_rgb(stored), dtype=np.uint8)
+    except ImageError:
+        raise
     except Exception as error:  # parsers fail in many ways on damaged bytes; all of them mean the same
         raise ImageError("image_damaged", f"damaged {picture.format}: {type(error).__name__}: {error}") from error
 
 
+def _turned_by_loading(picture: Image.Image) -> int:
+    """Return the EXIF orientation that Pillow applies by itself: that of a TIFF, whose ``size`` is the turned one."""
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return 1
+    orientation = picture.tag_v2.get(EXIF_ORIENTATION_TAG, 1)
+    return orientation if orientation in _TRANSPOSES else 1
+
+
+def _stored_size(picture: Image.Image) -> tuple[int, int]:
+    width, height = picture.size
+    return (height, width) if _turned_by_loading(picture) >= 5 else (width, height)
+
+
+def _undone(transposition: Image.Transpose) -> Image.Transpose:
+    return _BACK.get(transposition, transposition)
+
+
 def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    if picture.mode.startswith("I") or picture.mode == "F":
+    if picture.mode == "F":
+        raise ImageError("image_unknown", "floating-point levels have no known range; save it with 8 or 16 bits")
+    if picture.mode.startswith("I"):
         levels = np.asarray(picture).astype(np.int64)
+        if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
+            raise ImageError("image_unknown", "levels of more than 16 bits; save the picture with 8 or 16 bits")
         if picture.mode != "I;16" and levels.max(initial=0) < 256:
             levels <<= 8  # 8-bit levels in a wide container
         grey = np.clip(levels >> 8, 0, 255).astype(np.uint8)
@@ -178,5 +214,7 @@ def _format_of(data: bytes) -> tuple[str, Callable[[io.BytesIO], Image.Image]]:
         return "bmp", BmpImagePlugin.BmpImageFile
     if data[:4] in (b"II*\0", b"MM\0*"):
         return "tiff", TiffImagePlugin.TiffImageFile
+    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
+        return "avif", AvifImagePlugin.AvifImageFile
     start = data[:24].decode("ascii", errors="replace")
     raise ImageError("image_unknown", f"not a picture of a known format; it starts with {start!r}")

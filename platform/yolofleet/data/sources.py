@@ -8,7 +8,7 @@ from typing import Protocol
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.storage import ObjectInfo
 
-PICTURE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff")
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
 
 
 @dataclass(frozen=True)

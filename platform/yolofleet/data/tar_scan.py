@@ -75,7 +75,7 @@ def split_name(name: str) -> tuple[str, str | None]:
     key, dot, extension = name.rpartition(".")
     extension = extension.lower()
     base = key.rsplit("/", 1)[-1]
-    is_part = extension in ("json", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+    is_part = extension in ("json", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
     if not dot or not base or base.startswith("._") or not is_part:
         return name, None
     return key, extension
