@@ -92,8 +92,8 @@ class _News:
         if kind in ("checkpoint_failed", "checkpoint_passed_over"):
             return f"{str(kind).replace('_', ' ')} (step {event.get('step')}): {event.get('reason')}"
         if kind == "non_finite":
-            again = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
-            return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{again}"
+            row_of = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
+            return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{row_of}"
         return None
 
 

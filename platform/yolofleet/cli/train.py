@@ -132,6 +132,7 @@ def _show(record: Release, headline: str, *, as_json: bool) -> None:
         f"{record.num_images} images, by the deployed model of step {record.step}",
         "skipped": "; ".join(f"{part}: {described_skips(found)}" for part, found in record.skipped.items()) or "none",
         "run directory": record.run,
+        "anchors": record.anchors,
         "model": record.model or "not registered (tracking.register_as is not set)",
         "report": record.report,
         "pictures": record.pictures,

@@ -41,6 +41,7 @@ class Release:
         pictures: The folder of sample pictures.
         mlflow: The MLflow store, or None.
         skipped: What could not be read, of "training" and of "validation" (see ``training.skips``).
+        anchors: Whose anchors it was trained with, and which share of the training boxes they reach.
     """
 
     run: str
@@ -52,6 +53,7 @@ class Release:
     pictures: str
     mlflow: str | None
     skipped: dict[str, Any] = field(default_factory=dict)
+    anchors: str = "model"
 
 
 def release_record(run: RunDirectory) -> Release | None:
@@ -117,6 +119,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         pictures=f"{run.url}/report/pictures",
         mlflow=tracking_uri,
         skipped=skipped,
+        anchors=_anchors(run),
     )
     run.storage.put(RECORD_KEY, json.dumps(asdict(done), indent=1).encode())
     return done
