@@ -57,7 +57,8 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_the_same(shell: Shell, dra
     starts = [row for row in rows(run / "events.jsonl") if row["kind"] == "start"]
     assert len(starts) == 2
     assert starts[1]["step"] >= 4
-    assert "the workers were lost and started again" in shell.output()
+    assert "died" in shell.output()
+    assert "the workers started again from step" in shell.output()
     assert_same_end(run, undisturbed)
 
 

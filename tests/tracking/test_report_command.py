@@ -39,6 +39,9 @@ def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[
     run_report(str(tmp_path / "demo"), "--json")
     summary = json.loads(capsys.readouterr().out)
     assert summary["last_event"].pop("time")
+    survival = summary.pop("survival")
+    assert (survival["starts"], survival["steps_redone"]) == (2, 0)
+    assert survival["history"][0].endswith("failed: disk")
     assert summary == {
         "name": "demo",
         "url": str(tmp_path / "demo"),
@@ -47,6 +50,7 @@ def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[
         "last_event": {"kind": "start"},
         "step": 20,
         "has_model": False,
+        "skipped": "none",
         "metrics": {"loss": 0.25, "val_AP": 0.25},
     }
     run_report(str(tmp_path / "demo"))

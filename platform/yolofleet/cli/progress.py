@@ -84,13 +84,15 @@ class _News:
         return [{"problem": text} for event in events if (text := self._told(event)) is not None]
 
     def _told(self, event: dict[str, Any]) -> str | None:
+        from yolofleet.tracking.survival import told
+
         kind = event.get("kind")
         if kind == "start":
-            again, self._started = self._started, True
+            started_before, self._started = self._started, True
             where = f"step {event.get('step')} with {event.get('workers')} workers"
-            return f"the workers were lost and started again from {where}" if again else None
-        if kind in ("checkpoint_failed", "checkpoint_passed_over"):
-            return f"{str(kind).replace('_', ' ')} (step {event.get('step')}): {event.get('reason')}"
+            return f"the workers started again from {where}" if started_before else None
+        if kind not in ("stopped", "failed") and (line := told(event)) is not None:
+            return line.partition(" ")[2]
         if kind == "non_finite":
             row_of = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
             return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{row_of}"

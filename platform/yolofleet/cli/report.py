@@ -37,12 +37,18 @@ def report(
 
         typer.echo(json.dumps(summary, indent=2))
         return
+    history = summary["survival"].pop("history")
     for key, value in summary.items():
         typer.echo(f"{key}: {value}")
+    for line in history:
+        typer.echo(f"  {line}")
 
 
 def _summary(directory: Any) -> dict[str, Any]:
     """Return how the run stands, with the newest value of every metric."""
+    from dataclasses import asdict
+
+    from yolofleet.tracking.survival import survival
     from yolofleet.training.skips import described_skips, read_skipped
 
     rows = directory.metrics()
@@ -59,6 +65,7 @@ def _summary(directory: Any) -> dict[str, Any]:
         "step": newest.pop("step", 0),
         "has_model": directory.has_model(),
         "skipped": described_skips(read_skipped(directory.storage)),
+        "survival": asdict(survival(events, rows)),
         "metrics": {key: value for key, value in newest.items() if key != "time"},
     }
 

@@ -33,7 +33,7 @@ def train(
     from yolofleet.errors import UserError
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import hold
-    from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
+    from yolofleet.tracking.mlflow_store import default_tracking_uri
     from yolofleet.training.preflight import run_storage
 
     if launcher not in ("ray", "process"):
@@ -41,7 +41,7 @@ def train(
     spec = JobSpec.load(job, overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     if tracking_uri is not None:
-        check_reachable(tracking_uri)
+        _check_tracking(spec, tracking_uri)
     with hold(run_storage(spec), told=lambda line: typer.echo(line, err=True)) as lock:
         record, headline = _go_on(spec, launcher, tracking_uri, lock.token, verbose)
     _show(record, headline, as_json=json_output)
@@ -63,12 +63,41 @@ def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token,
     try:
         if not ready.finished:
             _run(spec, launcher, ready, token, verbose)
-        record = release(spec, ready, tracking_uri)
+        record = release(spec, ready, _registry(spec, ready, tracking_uri))
     finally:
         if mirror is not None:
             ready.run.flush()
             mirror.close()
     return record, "done"
+
+
+def _check_tracking(spec: JobSpec, tracking_uri: str) -> None:
+    """Make sure that MLflow answers, or say that it will be told later where the job allows that."""
+    from yolofleet.tracking.mlflow_store import TrackingError, check_reachable, check_uri
+
+    check_uri(tracking_uri)
+    try:
+        check_reachable(tracking_uri)
+    except TrackingError as error:
+        if spec.tracking.when_away == "fail":
+            raise TrackingError(f"{error}. Or train now and send later: tracking.when_away=spool") from error
+        typer.echo(f"{error}\n  training all the same; MLflow gets everything when it is back", err=True)
+
+
+def _registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) -> str | None:
+    """Return the store to register in; None, said so, where it is away and the job does not wait for it."""
+    from yolofleet.tracking.mlflow_store import TrackingError, check_reachable
+
+    if tracking_uri is None or spec.tracking.when_away == "fail":
+        return tracking_uri
+    try:
+        check_reachable(tracking_uri)
+    except TrackingError as error:
+        typer.echo(f"{error}\n  once MLflow is back: yolofleet report {ready.run.url} --sync", err=True)
+        if spec.tracking.register_as is not None:
+            typer.echo(f"  and: yolofleet registry register {ready.run.url} {spec.tracking.register_as}", err=True)
+        return None
+    return tracking_uri
 
 
 def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: bool) -> None:

@@ -164,6 +164,8 @@ class TrackingSpec(Spec):
     """MLflow experiment."""
     register_as: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] | None = None
     """Name in the Model Registry; without one the model stays in the run directory."""
+    when_away: Literal["fail", "spool"] = "fail"
+    """If MLflow does not answer at the start: 'fail' refuses to start; 'spool' trains and sends later."""
 
 
 class JobSpec(Spec):
