@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from yolofleet.cli.main import main
 from yolofleet.specs.search import SearchSpec
 
 SMALL: dict[str, Any] = {
@@ -35,5 +37,34 @@ def written() -> Callable[..., SearchSpec]:
 
     def change(**changes: Any) -> SearchSpec:
         return SearchSpec.parse(copy.deepcopy(SMALL) | changes, source="space.yaml")
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small drawn training and validation shards."""
+    folder = tmp_path_factory.mktemp("drawn")
+    assert main(["data", "synth", str(folder / "images"), "--images", "40", "--seed", "3", "--image-size", "64"]) == 0
+    for part in ("train", "val"):
+        annotations = folder / f"images/instances_{part}.json"
+        assert main(["data", "shard", str(annotations), str(folder / "images/images"), str(folder / part)]) == 0
+    return folder
+
+
+@pytest.fixture
+def over_data(written: Callable[..., SearchSpec], shards: Path, tmp_path: Path) -> Callable[..., SearchSpec]:
+    """Parse the small space over the drawn data, its runs in the test's folder."""
+
+    def change(**changes: Any) -> SearchSpec:
+        job = copy.deepcopy(SMALL["job"])
+        job |= {
+            "data": {"train": str(shards / "train"), "val": str(shards / "val"), "image_size": 64},
+            "hyperparameters": {"warmup_min_steps": 2, "warmup_epochs": 0.5, "ema_ramp_steps": 10},
+            "storage": str(tmp_path / "runs"),
+            "log_every_steps": 1,
+            "evaluation": {"every_epochs": 0.5, "batch_size": 8},
+        }
+        return written(**({"job": job} | changes))
 
     return change

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Callable
 
@@ -131,8 +130,4 @@ def result_of(text: str | None, error: str | None) -> Result:
     """Return a leg's result from what its process returned, or from why it is gone."""
     if text is None:
         return Result(failure=f"its process was lost too often ({error or 'no reason is known'})")
-    fields = json.loads(text)
-    measured = fields.get("measured")
-    if measured is not None:
-        fields["measured"] = {name: value for name, value in measured.items() if math.isfinite(value)}
-    return Result(**fields)
+    return Result(**json.loads(text))

@@ -103,14 +103,14 @@ def leg_end(job: JobSpec, ready: Readiness, share: float) -> int:
 
 
 def newest_metrics(run: RunDirectory, last_step: int) -> dict[str, float]:
-    """Return the newest number of every metric up to a step."""
+    """Return the newest finite number of every metric up to a step."""
     newest: dict[str, float] = {}
     for row in run.metrics():
         if int(row.get("step", 0)) <= last_step:
             newest |= {
                 key: float(value)
                 for key, value in row.items()
-                if isinstance(value, int | float) and not isinstance(value, bool) and key not in ("step", "time")
+                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             }
     return newest
 

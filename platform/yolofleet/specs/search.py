@@ -15,8 +15,10 @@ from yolofleet.specs.job_paths import flattened, unknown_path
 from yolofleet.specs.parameters import Parameter
 
 SEARCH_FORMAT = 1
-RESERVED_PATHS = ("format", "name", "storage", "tracking")
+NAMING = ("format", "name")
 """Fields of a job that the search sets for each trial by itself."""
+EXECUTION = (*NAMING, "storage", "tracking", "cluster", "checkpoint", "log_every_steps", "record_samples")
+"""Fields that do not change what is computed: the same for all trials."""
 
 Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]
 Figure = Literal[
@@ -176,7 +178,7 @@ class SearchSpec(Spec):
                 f"format {self.format} is newer than this version reads ({SEARCH_FORMAT}); upgrade yolofleet"
             )
         for path in flattened(self.set):
-            _check_path(path, "set")
+            _check_path(path, "set", NAMING)
         for name, parameter in self.parameters.items():
             _check_parameter(name, parameter, self.parameters)
         if len({objective.metric for objective in self.objectives}) < len(self.objectives):
@@ -262,11 +264,14 @@ def _override_parameter(document: dict[str, Any], rest: str, value: Any, overrid
     parameters[name] = kept | {key: value}
 
 
-def _check_path(path: str, where: str) -> None:
+def _check_path(path: str, where: str, reserved: tuple[str, ...] = EXECUTION) -> None:
     if (problem := unknown_path(path)) is not None:
         raise ValueError(f"{where}: {problem}")
-    if path.partition(".")[0] in RESERVED_PATHS:
-        raise ValueError(f"{where}: '{path}' is set for each trial by the search; leave it to the base job")
+    if path.partition(".")[0] not in reserved:
+        return
+    if path in NAMING:
+        raise ValueError(f"{where}: '{path}' is given to each trial by the search")
+    raise ValueError(f"{where}: '{path}' does not change what is computed; put it under set, the same for all trials")
 
 
 def _check_parameter(name: str, parameter: Parameter, others: dict[str, Parameter]) -> None:

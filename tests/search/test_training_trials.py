@@ -1,0 +1,136 @@
+"""Searches over real trainers, run in this process leg by leg: pauses, results, copied weights, reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from yolofleet.errors import UserError
+from yolofleet.search.directory import SearchDirectory
+from yolofleet.search.engine import Leg, Result
+from yolofleet.search.leg import Order, run_leg
+from yolofleet.search.report import write_report
+from yolofleet.search.session import Session
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.search import SearchSpec
+from yolofleet.storage import open_storage
+from yolofleet.training.checkpoint import CheckpointStore
+
+Written = Callable[..., SearchSpec]
+
+
+def search(spec: SearchSpec, most_legs: int = 100) -> tuple[SearchDirectory, list[Leg]]:
+    """Run a search here, as far as its legs are allowed."""
+    session = Session.open(spec, source="space.yaml")
+    directory = SearchDirectory(open_storage(session.space.base_job.storage).child(spec.name))
+    directory.claim(spec)
+    engine = session.engine(session.trials(directory), directory)
+    job_of = session.job_of(directory)
+    done: list[Leg] = []
+    while len(done) < most_legs and isinstance(leg := engine.next_leg(), Leg):
+        order = Order(job_of(leg).document(), leg.share, session.measured_objectives)
+        engine.complete(leg, Result(**run_leg(order.text())))
+        done.append(leg)
+    directory.close()
+    return directory, done
+
+
+@pytest.mark.slow
+def test_a_search_ends_in_a_report_and_a_job_that_is_valid(over_data: Written) -> None:
+    spec = over_data(
+        budget={"trials": 2},
+        objectives=[{"metric": "val_AP", "goal": "max"}, {"metric": "gflops", "goal": "min"}],
+        constraints={"parameters": {"max": 5e5}},
+    )
+    directory, legs = search(spec)
+    assert len(legs) == 2
+    results = write_report(directory)
+    assert results.best is not None
+    assert all("val_AP" in entry.measured and entry.completed for entry in results.entries)
+    job = JobSpec.parse(yaml.safe_load(directory.storage.get("best.yaml")), source="best.yaml")
+    assert job.model.transition_width == results.entry(results.best).values["model.transition_width"]
+    page = directory.storage.get("report/index.html").decode()
+    assert "no scaling law" in page
+    assert "<circle" in page
+    assert json.loads(directory.storage.get("report/results.json"))["best"]["number"] == results.best
+    _, legs = search(spec)
+    assert legs == []
+    with pytest.raises(UserError, match="was started with another"):
+        search(over_data(budget={"trials": 2}, parameters={"hyperparameters.lr0": {"choice": [0.01]}}))
+
+
+def test_a_rung_pauses_a_run_and_the_next_leg_goes_on_from_it(over_data: Written) -> None:
+    spec = over_data(budget={"trials": 3}, scheduler={"name": "asha", "reduction": 2.0, "rungs": 1})
+    directory, legs = search(spec)
+    assert sorted(leg.share for leg in legs) == [0.5, 0.5, 0.5, 1.0]
+    promoted = legs[-1] if legs[-1].share == 1 else next(leg for leg in legs if leg.share == 1)
+    kinds = [(event["kind"], event.get("step")) for event in directory.trial(promoted.run_name).events()]
+    assert ("left", 4) in kinds
+    assert ("start", 4) in kinds
+    assert ("end", 8) in kinds
+    ends = [row["reason"] for row in directory.rows() if row["kind"] == "ended"]
+    assert sorted(end.partition(":")[0] for end in ends) == ["completed", "stopped", "stopped"]
+    stopped = next(row["trial"] for row in directory.rows() if row["kind"] == "ended" and row["reason"] != "completed")
+    assert directory.trial(f"{stopped:04d}").status() == "KILLED"
+
+
+@pytest.mark.slow
+def test_a_member_of_a_population_begins_with_its_donors_weights(over_data: Written) -> None:
+    spec = over_data(
+        budget={"trials": 4},
+        parameters={"hyperparameters.lr0": {"log_uniform": [0.001, 0.1]}},
+        scheduler={"name": "population", "rungs": 1, "quantile": 0.25},
+    )
+    directory, legs = search(spec)
+    changed = [leg for leg in legs if leg.donor is not None]
+    assert len(changed) == 1
+    leg = changed[0]
+    assert leg.donor is not None
+    run, donor = directory.trial(leg.run_name), directory.trial(leg.donor.run_name)
+    cloned = next(event for event in run.events() if event["kind"] == "cloned")
+    first = next(row for row in run.events() if row["kind"] == "start")
+    assert (cloned["source"], cloned["step"], first["step"]) == (leg.donor.run_name, 4, 4)
+    folder = f"checkpoints/step-{leg.donor.step}"
+    theirs = json.loads(donor.storage.get(f"{folder}/COMMITTED"))["files"]["weights.safetensors"]["sha256"]
+    assert cloned["weights_sha256"] == theirs
+    assert CheckpointStore(run.storage.child("checkpoints")).newest() is not None
+    job = yaml.safe_load(run.job_text() or "")
+    assert job["hyperparameters"]["lr0"] == leg.values["hyperparameters.lr0"]
+
+
+def test_what_cannot_change_in_training_is_no_part_of_a_population(over_data: Written) -> None:
+    with pytest.raises(UserError, match="cannot change while a model trains"):
+        Session.open(over_data(scheduler={"name": "population"}), source="space.yaml")
+
+
+@pytest.mark.slow
+def test_a_trial_that_goes_wrong_is_told_and_the_search_goes_on(over_data: Written, shards: Path) -> None:
+    spec = over_data(
+        parameters={"hyperparameters.lr0": {"choice": [0.01, 1e30]}}, algorithm={"name": "grid"}, budget={"trials": 2}
+    )
+    directory, legs = search(spec)
+    ends = {row["trial"]: row["reason"] for row in directory.rows() if row["kind"] == "ended"}
+    assert len(legs) == 2
+    assert ends[0] == "completed"
+    assert ends[1].startswith(("failed: ", "completed"))
+    assert write_report(directory).best == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"objectives": [{"metric": "val_mAP", "goal": "max"}]}, "no trial reports 'val_mAP'; did you mean 'val_AP'?"),
+        ({"objectives": [{"metric": "gflops", "goal": "min"}]}, "all are known without training"),
+        ({"constraints": {"gflops": {"max": 1e-6}}}, "The nearest is"),
+    ],
+)
+def test_a_search_that_cannot_work_is_refused_before_it_starts(
+    over_data: Written, changes: dict[str, object], told: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        Session.open(over_data(**changes), source="space.yaml")
+    assert told in str(caught.value)
