@@ -3,7 +3,8 @@
     python benchmarks/matching.py [--json] [--rounds 15]
 
 640 px, batch 16, 80 classes, the yolov7 anchors, one thread, process CPU time, medians over rounds in which the
-matrix product and every case take turns, so that what else runs on the machine touches all of them alike.
+matrix product and every case take turns, so that what else runs on the machine touches all of them alike. In its turn
+a case runs three times, since the published figures are those of calls repeated.
 `loss` is the forward pass with autograd recording, `step` adds the backward pass, `plain` is the loss without
 matching (every candidate is a positive).
 """
@@ -30,6 +31,8 @@ ANCHORS = [
 STRIDES = (8, 16, 32)
 NUM_CLASSES = 80
 GAINS = {"box": 0.05, "cls": 0.3, "obj": 0.7, "anchor_t": 4.0}
+
+CALLS_A_TURN = 3
 
 # The published implementation, measured the same way (medians; its matrix product took 190 ms).
 PUBLISHED_SGEMM_MS = 190.0
@@ -80,9 +83,10 @@ def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(rounds):
         for name, case in cases.items():
-            start = time.process_time()
-            case()
-            seconds[name].append(time.process_time() - start)
+            for _ in range(1 if name == "sgemm_2048_ms" else CALLS_A_TURN):
+                start = time.process_time()
+                case()
+                seconds[name].append(time.process_time() - start)
     return {name: statistics.median(values) * 1000.0 for name, values in seconds.items()}
 
 
