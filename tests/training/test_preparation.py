@@ -244,6 +244,21 @@ def test_neither_optimiser_nor_statistics_hold_frozen_blocks(small_job: MakeJob)
         assert torch.equal(tensor, before[name])
 
 
+def test_a_run_with_frozen_blocks_goes_on(small_job: MakeJob) -> None:
+    names = list(build_model(trained_table(small_job()), 3).blocks)[:2]
+    job = small_job(freeze=names, epochs=0.3)
+    ready = trained(job)
+    assert not [name for name in checkpoint(ready, "weights") if name.endswith("num_batches_tracked")]
+    assert run_in_process(job).step == ready.num_steps  # the checkpoint is read back
+
+
+def test_what_cannot_start_claims_no_run_directory(small_job: MakeJob) -> None:
+    for wrong in ({"freeze": ["nothing"]}, {"initial_weights": "nothing.pt"}):
+        with pytest.raises(UserError):
+            check_job(small_job(**wrong))
+    assert check_job(small_job()).notes  # the same name starts with the spec put right
+
+
 def test_an_unknown_block_is_told_with_the_nearest(small_job: MakeJob) -> None:
     name = next(iter(build_model(trained_table(small_job()), 3).blocks))
     with pytest.raises(UserError, match=f"no block '{name}x'; did you mean '{name}'"):

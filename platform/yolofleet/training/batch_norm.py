@@ -20,12 +20,14 @@ class MicroBatchStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        for layer in layers:
+            layer.num_batches_tracked = None  # would count passes of this worker only
         # Layers in evaluation mode belong to frozen blocks: their running statistics stay as they are.
-        self._layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d) and layer.training]
+        self._layers = [layer for layer in layers if layer.training]
         self._momentum = [float(layer.momentum or 0.0) for layer in self._layers for _ in range(2)]
         for layer in self._layers:
             layer.momentum = 1.0
-            layer.num_batches_tracked = None  # would count passes of this worker only
         self._sums = [torch.zeros_like(buffer) for buffer in self._buffers()]
         self._running = [buffer.clone() for buffer in self._buffers()]
 

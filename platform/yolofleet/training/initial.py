@@ -91,6 +91,10 @@ class Transfer:
         """Names of the tensors that keep their random start."""
         return [name for name in self.loaded.kept if not name.endswith("num_batches_tracked")]
 
+    def to_bytes(self) -> bytes:
+        """Return the tensors as the run directory keeps them."""
+        return bytes(safetensors.torch.save(self.tensors))
+
     def sentence(self) -> str:
         """Say in one line what was taken over."""
         text = f"initial weights: {len(self.tensors)} tensors of {self.weights.source}"
@@ -118,11 +122,6 @@ def take_over(table: ModelTable, num_classes: int, weights: TrainedWeights) -> T
     fits = found is not None and found.shape == model.anchors.shape and bool((found > 0).all())
     anchors = tuple(tuple((w, h) for w, h in level) for level in found.tolist()) if found is not None and fits else None
     return Transfer(weights, loaded, tensors, anchors)
-
-
-def keep(storage: Storage, transfer: Transfer) -> None:
-    """Keep what is taken over in the run directory."""
-    storage.put(INITIAL_KEY, safetensors.torch.save(transfer.tensors))
 
 
 @torch.no_grad()

@@ -82,11 +82,12 @@ def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
     _check_classes(job, train, val)
     _check_model(job, len(train.classes))
     run = RunDirectory.open(job.storage, job.name)
+    preparation = prepare(job, run, train, locate)
     changes = _claim(job, run)
     _check_contents(job, run, train, val)
-    notes = prepare(job, run, train, locate)
+    preparation.keep(run)
     steps = CheckpointStore(run.storage.child("checkpoints")).steps()
-    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes, tuple(notes))
+    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes, preparation.notes)
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:

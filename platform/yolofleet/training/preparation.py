@@ -8,6 +8,7 @@ initial/image_weights.safetensors  how often each sample is drawn (`image_weight
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.anchors import choose_anchors, table_anchors, with_anchors
 from yolofleet.training.freeze import check_block_names
-from yolofleet.training.initial import Locate, keep, read_trained, take_over
+from yolofleet.training.initial import INITIAL_KEY, Locate, read_trained, take_over
 from yolofleet.training.model import trained_table
 
 ANCHORS_KEY = "initial/anchors.json"
@@ -32,17 +33,36 @@ MOST_SAMPLES_SURVEYED = 5000
 """Annotations read to measure anchors: some 35,000 boxes of COCO."""
 
 
-def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Locate | None = None) -> list[str]:
-    """Decide and keep what a fresh run starts with; a run that has it already is left alone.
+@dataclass(frozen=True)
+class Preparation:
+    """What a fresh run will start with; nothing of it is written yet.
+
+    Attributes:
+        notes: What the user should know, a line each.
+        facts: What the run should remember.
+        objects: What its directory will hold, by key, in the order of writing.
+    """
+
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def keep(self, run: RunDirectory) -> None:
+        """Write it into the run directory, the anchors last: where they are, everything is."""
+        if self.facts:
+            run.record_facts(**self.facts)
+        for key, data in self.objects.items():
+            run.storage.put(key, data)
+
+
+def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Locate | None = None) -> Preparation:
+    """Decide what a fresh run starts with; nothing is left to decide for a run that has started before.
 
     Args:
         job: What will be trained.
-        run: Its run directory.
+        run: Its run directory, which is only looked at.
         dataset: The training set.
         locate: Finds registered versions for ``initial_weights``.
-
-    Returns:
-        What the user should know, a line each.
 
     Raises:
         UserError: A block to freeze does not exist, or the initial weights cannot be used.
@@ -50,22 +70,23 @@ def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Loca
     table = trained_table(job)
     check_block_names(table, job.freeze)
     if run.storage.exists(ANCHORS_KEY):
-        return []
-    told: list[str] = []
+        return Preparation()
+    notes: list[str] = []
     facts: dict[str, Any] = {}
+    objects: dict[str, bytes] = {}
     given = None
     if job.initial_weights is not None:
         transfer = take_over(table, len(dataset.classes), read_trained(job.initial_weights, locate))
-        keep(run.storage, transfer)
+        objects[INITIAL_KEY] = transfer.to_bytes()
         facts["initial_weights"] = transfer.facts()
-        told.append(transfer.sentence())
+        notes.append(transfer.sentence())
         given = transfer.anchors
     recipe = job.resolved_hyperparameters()
     survey = survey_boxes(dataset, None if recipe.image_weights > 0 else MOST_SAMPLES_SURVEYED)
     if recipe.image_weights > 0:
         weights = image_weights(survey, len(dataset.classes), recipe.image_weights)
-        run.storage.put(IMAGE_WEIGHTS_KEY, safetensors.numpy.save({"weights": weights}))
-        told.append(f"image weights: an image is drawn {weights.min():.2f} to {weights.max():.2f} times an epoch")
+        objects[IMAGE_WEIGHTS_KEY] = safetensors.numpy.save({"weights": weights})
+        notes.append(f"image weights: an image is drawn {weights.min():.2f} to {weights.max():.2f} times an epoch")
     report = choose_anchors(
         job.anchors,
         given or table_anchors(table),
@@ -75,11 +96,10 @@ def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Loca
         seed=job.seed,
         source="model" if given is None else "initial weights",
     )
-    told.append(report.sentence())
+    notes.append(report.sentence())
     facts["anchors"] = {"source": report.source, "recall": report.after.recall, "model_recall": report.before.recall}
-    run.record_facts(**facts)
-    run.storage.put(ANCHORS_KEY, json.dumps(report.as_document(), indent=1).encode() + b"\n")  # last: all is there
-    return told
+    objects[ANCHORS_KEY] = json.dumps(report.as_document(), indent=1).encode() + b"\n"
+    return Preparation(tuple(notes), facts, objects)
 
 
 def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
