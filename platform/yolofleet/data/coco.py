@@ -80,6 +80,7 @@ def _parse_json(data: bytes, name: str) -> dict[str, Any]:
 
 def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> tuple[ObjectClass, ...]:
     classes: dict[int, ObjectClass] = {}
+    titles: set[str] = set()
     for category in document["categories"]:
         if not isinstance(category, dict) or not _is_whole(category.get("id")) or category["id"] < 0:
             raise AnnotationError(f"{name}: categories: {str(category)[:80]} needs an 'id' that is a number from 0 on")
@@ -89,8 +90,9 @@ def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> tuple
                 f"{name}: categories: id {identity} is given to '{classes[identity].name}' and to '{title}'; "
                 "give each category its own id"
             )
-        if any(other.name == title for other in classes.values()):
+        if title in titles:
             problems.add("category_duplicate_name", f"{name}: '{title}' (id {identity})")
+        titles.add(title)
         classes[identity] = ObjectClass(identity, title)
     if not classes:
         raise AnnotationError(f"{name}: categories: the list is empty; at least one class is needed")

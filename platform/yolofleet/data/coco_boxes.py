@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 
 from yolofleet.data.records import Segmentation
 
+LARGEST_AREA = 1e18
 THINNEST_BOX_PIXELS = 0.01
 
 
@@ -55,7 +56,7 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
         raise BoxProblem("box_tiny", f"bbox {values}")
     repairs = []
     area = annotation.get("area")
-    if not _is_number(area) or not math.isfinite(area) or area < 0:
+    if not _is_number(area) or not 0 <= area <= LARGEST_AREA:
         area = width * height
         repairs.append("area_missing")
     crowd = annotation.get("iscrowd", 0)
@@ -84,7 +85,7 @@ def _is_sound_polygon(polygon: Any) -> bool:
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(_is_number(value) and math.isfinite(value) and abs(value) < 1e6 for value in polygon)
+        and all(_is_number(value) and abs(value) < 1e6 for value in polygon)  # NaN is not below anything
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -35,11 +36,15 @@ class FileStorage(Storage):
         return self._path(key)
 
     def get(self, key: str) -> bytes:
-        return _guard_file(self._path(key), lambda path: path.read_bytes())
+        def read(path: Path) -> bytes:
+            with _opened(path) as source:
+                return source.read()
+
+        return _guard_file(self._path(key), read)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         def read(path: Path) -> bytes:
-            with path.open("rb") as source:
+            with _opened(path) as source:
                 source.seek(start)
                 return source.read(length)
 
@@ -47,7 +52,7 @@ class FileStorage(Storage):
         return checked_length(data, length, f"{self.url}/{key}", start)
 
     def open_stream(self, key: str) -> BinaryIO:
-        return _guard_file(self._path(key), lambda path: path.open("rb"))
+        return _guard_file(self._path(key), _opened)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
         target = self._path(key)
@@ -90,9 +95,13 @@ class FileStorage(Storage):
                 key = path.relative_to(self.root).as_posix()
                 if key.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX):
                     try:
-                        found.append(ObjectInfo(key, path.stat().st_size))
-                    except FileNotFoundError:  # removed by someone else since the walk saw it
-                        continue
+                        status = path.stat()
+                    except OSError as error:
+                        if error.errno in (errno.ENOENT, errno.ELOOP):  # removed meanwhile, or a link to nowhere
+                            continue
+                        raise StorageError(f"{path}: {error.strerror}") from error
+                    if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
+                        found.append(ObjectInfo(key, status.st_size))
         return sorted(found, key=lambda entry: entry.key)
 
     def size_bytes(self, key: str) -> int:
@@ -114,6 +123,16 @@ class FileStorage(Storage):
 
     def child(self, prefix: str) -> Storage:
         return FileStorage(self._path(prefix.strip("/")))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file for reading. A pipe or a device is no object: opening or reading one might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise IsADirectoryError(path) if stat.S_ISDIR(mode) else FileNotFoundError(path)
+    return os.fdopen(descriptor, "rb")
 
 
 def _sync_folder(folder: Path) -> None:

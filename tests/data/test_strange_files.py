@@ -1,0 +1,125 @@
+"""Names, links, pipes and numbers that no dataset should hold, and some do."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from yolofleet.cli.main import main
+from yolofleet.storage import ObjectNotFoundError, open_storage
+
+NAMES = [
+    "sub/a.jpg",
+    "A.JPG",
+    "dots.in/x.y.jpg",
+    "new\nline.jpg",
+    "  .jpg",
+    "é.jpg",
+    "e\u0301.jpg",
+    "-rf.jpg",
+    "q'\"$(x)`.jpg",
+    "<b>.jpg",
+    "x" * 200 + ".jpg",
+]
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    for name in ("a.jpg", "b.jpg", *NAMES):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (90, 20, 200)).save(folder / name, "JPEG")
+    (folder / "folder.jpg").mkdir()
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "nowhere.jpg").symlink_to("gone")
+    (folder / "text.jpg").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe.jpg")
+    return folder
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """Two good pictures with a box each; the changes are those of the first annotation."""
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 20, 20], "area": 400, "iscrowd": 0}
+    return {
+        "images": [
+            {"id": number, "file_name": f"{'ab'[number - 1]}.jpg", "width": 64, "height": 48} for number in (1, 2)
+        ],
+        "annotations": [{"id": 1} | box | changes, {"id": 2} | box | {"image_id": 2}],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    """Run ``data COMMAND ...`` in a thread, so that one that hangs fails the test, and return its JSON."""
+    codes: list[int] = []
+    command = ["data", *(str(argument) for argument in arguments), "--json"]
+    thread = threading.Thread(target=lambda: codes.append(main(command)), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert codes == [0], "crashed or hangs"
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_what_is_no_file_is_missing_and_never_waited_for(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["a.jpg", *NAMES, "loop.jpg", "nowhere.jpg", "text.jpg", "pipe.jpg", "folder.jpg"]
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(document() | {"images": images}))
+    checked = told(capsys, "check", annotations, pictures)
+    built = told(capsys, "shard", annotations, pictures, tmp_path / "out")
+    good = 1 + len(NAMES)
+    assert checked["usable"] == built["images"] == good and built["skipped"] == 5
+    for found in (checked, built):
+        counts = {kind: entry["count"] for kind, entry in found["problems"].items()}
+        assert counts["image_file_missing"] == 4 and counts["image_unknown"] == 1
+    assert told(capsys, "inspect", tmp_path / "out")["verified"]
+
+
+def test_storage_knows_files_only(pictures: Path) -> None:
+    storage = open_storage(pictures)
+    assert {entry.key for entry in storage.list()} == {"a.jpg", "b.jpg", "text.jpg", *NAMES}
+    for name in ("pipe.jpg", "folder.jpg", "nowhere.jpg"):
+        for read in (storage.get, storage.open_stream, lambda key: storage.get_range(key, 0, 1)):
+            with pytest.raises(ObjectNotFoundError):
+                read(name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"area": 10**400}, "area_missing"),
+        ({"area": float("nan")}, "area_missing"),
+        ({"segmentation": [[10**400] * 6]}, "segmentation_malformed"),
+        ({"segmentation": [[float("nan")] * 6]}, "segmentation_malformed"),
+        ({"segmentation": {"counts": [10**12], "size": [10**9, 10**9]}}, "segmentation_malformed"),
+        ({"bbox": [10**400, 1, 1, 1]}, "box_not_finite"),
+        ({"bbox": [1e308] * 4}, "box_outside"),
+        ({"image_id": [1]}, "annotation_malformed"),
+        ({"iscrowd": []}, "iscrowd_malformed"),
+    ],
+)
+def test_numbers_beyond_all_measure_are_told(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], problem: str
+) -> None:
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(document(**changes)))
+    assert told(capsys, "check", annotations, pictures)["problems"][problem]["count"] == 1
+
+
+def test_many_classes_are_read_in_linear_time(
+    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20,000 of them took a minute when each was compared with all before it."""
+    categories = [{"id": number, "name": f"class {number}"} for number in range(1, 20_001)]
+    annotations = tmp_path / "annotations.json"
+    annotations.write_text(json.dumps(document() | {"categories": categories}))
+    assert len(told(capsys, "check", annotations, pictures)["class_counts"]) == 20_000
