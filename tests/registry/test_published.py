@@ -13,6 +13,7 @@ from yolofleet.evaluation.detector import Detector
 from yolofleet.models import build_model, deploy
 from yolofleet.models.weights import official_parameter_names
 from yolofleet.registry.published import coco_classes, package_checkpoint
+from yolofleet.training.initial import read_trained
 
 CLASSES = {"categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "cross"}]}
 
@@ -46,6 +47,8 @@ def test_a_published_checkpoint_becomes_a_detector(published: tuple[Path, torch.
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(detector.model(images), deploy(model)(images), rtol=1e-4, atol=1e-3)
+    further = read_trained(str(tmp_path / "package")).state  # what can be trained further is in the package too
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in further.items())
 
 
 @pytest.mark.parametrize(

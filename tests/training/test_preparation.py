@@ -157,6 +157,28 @@ def test_the_anchors_of_the_weights_come_with_them(small_job: MakeJob, tmp_path:
     assert ready.run.facts()["anchors"]["source"] == "initial weights"
 
 
+@pytest.mark.parametrize("form", ["anchor_grid", "anchors"])
+def test_so_do_those_of_a_published_file(form: str, small_job: MakeJob, tmp_path: Path) -> None:
+    # Published tiny weights were trained with other anchors than their configuration says.
+    source = tmp_path / "published.pt"
+    job = small_job(initial_weights=str(source))
+    other = narrow(job, 3)
+    published = {theirs: other.state_dict()[ours] for theirs, ours in official_parameter_names(other).items()}
+    pixels = other.anchors * 1.25
+    cells = pixels / torch.tensor(other.strides).view(-1, 1, 1)
+    published[f"model.77.{form}"] = pixels.view(3, 1, 3, 1, 1, 2) if form == "anchor_grid" else cells
+    torch.save(published, source)
+    ready = check_job(job)
+    assert torch.allclose(build_model(run_table(job, ready.run), 3).anchors, pixels)
+
+
+def test_a_run_from_trained_weights_begins_at_its_own_first_step(small_job: MakeJob) -> None:
+    first = trained(small_job(name="first", epochs=0.3))
+    second = trained(small_job(name="second", initial_weights=first.run.url, epochs=0.2))
+    assert [event["step"] for event in second.run.events() if event["kind"] == "start"] == [0]
+    assert second.done_steps == 0
+
+
 def test_weights_of_another_model_are_refused(small_job: MakeJob, tmp_path: Path) -> None:
     source = tmp_path / "other.safetensors"
     wide = small_job(model={"name": "yolov7-tiny", "transition_width": 0.5, "hidden_width": 0.5})

@@ -48,6 +48,7 @@ def package_checkpoint(
     from yolofleet.models import build_model, deploy
     from yolofleet.models.weights import load_official_state_dict, official_num_classes, read_checkpoint
     from yolofleet.models.zoo import resolve
+    from yolofleet.training.initial import save_training_form
 
     table = resolve(model)
     state = read_checkpoint(checkpoint)
@@ -56,6 +57,7 @@ def package_checkpoint(
     detector = build_model(table, num_classes)
     load_official_state_dict(detector, state)
     save_detector(folder, deploy(detector.eval()), classes, table.image_size)
+    save_training_form(folder, detector)
     return {"imported": {"file": checkpoint.name, "model": table.name, "num_classes": num_classes}}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,17 @@ class TrainedWeights:
     sha256: str
     parent: str | None = None
 
-    @property
-    def anchors(self) -> Tensor | None:
-        """The anchors that they were trained with, (levels, anchors, 2) pixels, where they say so."""
-        for name, tensor in self.state.items():
-            if name == "anchors" or name.endswith(".anchor_grid"):
-                return tensor.double().reshape(tensor.shape[0], -1, 2)
+    def anchors(self, strides: Sequence[int]) -> Tensor | None:
+        """Return the anchors that they were trained with, (levels, anchors, 2) pixels, where they say so.
+
+        Published files hold them in pixels (``anchor_grid``), in cells (``anchors``), or both.
+        """
+        for suffix, in_cells in (("anchor_grid", False), ("anchors", True)):
+            for name, tensor in self.state.items():
+                if name.rpartition(".")[2] == suffix and tensor.dim() > 1 and tensor.shape[0] == len(strides):
+                    levels = tensor.double().reshape(len(strides), -1, 2)
+                    in_pixels = not in_cells or name == "anchors"
+                    return levels if in_pixels else levels * torch.tensor(strides).view(-1, 1, 1)
         return None
 
 
@@ -118,7 +123,7 @@ def take_over(table: ModelTable, num_classes: int, weights: TrainedWeights) -> T
     state = model.state_dict()
     names = [name for name in loaded.loaded if name != "anchors" and not name.endswith("num_batches_tracked")]
     tensors = {name: state[name].contiguous() for name in names}
-    found = weights.anchors
+    found = weights.anchors(model.strides)
     fits = found is not None and found.shape == model.anchors.shape and bool((found > 0).all())
     anchors = tuple(tuple((w, h) for w, h in level) for level in found.tolist()) if found is not None and fits else None
     return Transfer(weights, loaded, tensors, anchors)
