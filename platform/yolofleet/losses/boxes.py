@@ -69,17 +69,15 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
         return Boxes(image, label, torch.where(alive[:, None], xywh, 0.5), order, alive)
     _check_range(image, num_images, "image", order)
     _check_range(label, num_classes, "class", order)
-    if bool(alive.all()):
+    if alive.numpy().all():
         return Boxes(image, label, xywh, order, alive)
     return Boxes(*(field[alive] for field in (image, label, xywh, order, alive)))
 
 
 def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:
-    if len(index) == 0:
-        return
-    lowest, highest = index.aminmax()
-    if int(lowest) < 0 or int(highest) >= limit:
-        place = int(((index < 0) | (index >= limit)).nonzero()[0])
+    outside = (index.numpy() < 0) | (index.numpy() >= limit)
+    if outside.any():
+        place = int(outside.argmax())
         raise ValueError(
             f"target row {int(rows[place])} has {noun} index {int(index[place])}; "
             f"the {noun} indices here are 0 to {limit - 1}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +71,8 @@ class Places:
         if not is_countable(valid):
             return places
         kept = indices_in_use(valid)
-        sizes = tuple(int(part.sum()) for part in torch.split(valid, list(self.level_sizes)))
+        ends = np.searchsorted(kept.numpy(), np.cumsum(self.level_sizes))
+        sizes = tuple(np.diff(ends, prepend=0).tolist())
         return Places(sizes, **{name: column.index_select(0, kept) for name, column in places._columns().items()})
 
     def joined(self, further: Places, num_cells: int) -> Places:
