@@ -193,6 +193,60 @@ def test_a_full_disk_gets_room_from_old_shards(
     assert {path.stem for path in tmp_path.glob("*.tar")} == {second.sha256, third.sha256}
 
 
+def test_a_disk_that_fills_while_a_shard_is_written_is_waited_for(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system that cannot reserve tells only when it is written to: no half shard stays, no batch is lost."""
+    full_disk(monkeypatch, [errno.EOPNOTSUPP] * 1000)
+    replace, failures = Path.replace, [errno.ENOSPC, errno.EDQUOT]
+
+    def sometimes_full(path: Path, target: Path) -> Path:
+        if path.suffix == ".part" and failures:
+            raise OSError(failures.pop(), "No space left on device")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", sometimes_full)
+    assert digests(opened(tmp_path)) == expected
+    assert not failures and not list(tmp_path.glob("*.part"))
+
+
+def test_a_cache_that_may_not_be_written_is_told_at_once(s3: FaultyProxy, tmp_path: Path) -> None:
+    in_the_way = tmp_path / "cache"
+    in_the_way.write_text("a file where the folder should be")
+    with pytest.raises(CacheError, match=r"cache\.path .*cannot be made"):
+        digests(opened(in_the_way))
+
+
+def test_a_cache_folder_without_permission_is_told_at_once(
+    s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where even root may not write: the refusal is that of the kernel's own words."""
+
+    def forbidden(descriptor: int, offset: int, length: int) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "posix_fallocate", forbidden)
+    started = time.monotonic()
+    with pytest.raises(CacheError, match="Permission denied"):
+        digests(opened(tmp_path))
+    assert time.monotonic() - started < 15, "no waiting for what does not pass"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_killed_prefetcher_holds_nothing_up(
+    s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread dies of an error that nobody foresaw, again and again; whoever reads a shard fetches it."""
+    dataset = opened(tmp_path)
+
+    def dies(shards: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(dataset._prefetcher, "_fetch", dies)
+    assert digests(dataset) == expected
+    assert not dataset._prefetcher._thread.is_alive()  # type: ignore[union-attr]  # it was started
+
+
 def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
     s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,6 +73,17 @@ def test_an_epoch_shows_every_sample_once(dataset: ShardDataset) -> None:
     assert len(keys) == len(dataset) and set(keys.values()) == {2}
 
 
+@pytest.mark.parametrize("step", [0, 1, 3, 1_000_003])
+def test_going_on_at_any_step_reads_the_samples_of_that_step_alone(
+    dataset: ShardDataset, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    numbers: list[int] = []
+    read = dataset.read
+    monkeypatch.setattr(dataset, "read", lambda number: numbers.append(number) or read(number))
+    batch = taken(stream(dataset), step, [3], 1)[0]
+    assert len(numbers) == MICRO and (batch.step, batch.index) == (step, 3)
+
+
 @pytest.mark.parametrize("micro", [1, 2, 4, 16])
 def test_any_micro_batch_works(dataset: ShardDataset, micro: int) -> None:
     for batch in taken(stream(dataset, micro_batch_size=micro), 0, [0], 2):
