@@ -26,6 +26,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training import loop
 from yolofleet.training.ema import WeightAverage
+from yolofleet.training.finite import shared_text
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.precision import Precision
 
@@ -125,6 +126,8 @@ def main(rank: int, folder: Path, document: dict[str, Any], num_steps: int) -> N
             "gloo", f"file://{folder}/meeting-{world_size}", rank=rank, world_size=world_size, timeout=LIMIT
         )
         train(rank, world_size, folder, job, num_steps)
+        texts = [f"said by {number}\n" * number for number in range(world_size)]  # the first says nothing
+        assert shared_text(texts[rank], WorkerGroup(rank, world_size)) == "".join(texts)
         dist.destroy_process_group()
 
 
