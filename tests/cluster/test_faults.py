@@ -1,0 +1,187 @@
+"""Kill, stop or take away anything: the run ends as the undisturbed one, and says what happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from cluster.local_cluster import LocalCluster
+from system.shell import Shell, digests, kill_group, rows, wait_for, write_job
+
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
+PATIENCE_SECONDS = 900.0
+
+
+def job_of(folder: Path, drawn: Path, num_steps: int, **changes: Any) -> str:
+    fields: dict[str, Any] = {
+        "epochs": num_steps * 8 / 64,
+        "evaluation": {"every_epochs": 1000.0},
+        "checkpoint": {"every_steps": 10, "keep": 3},
+        "cluster__start_timeout_seconds": 300.0,
+    }
+    return str(write_job(folder, drawn, **(fields | changes)))
+
+
+def reached(run: Path, step: int) -> None:
+    wait_for(
+        lambda: [row for row in rows(run / "metrics.jsonl") if row["step"] >= step], PATIENCE_SECONDS, f"step {step}"
+    )
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    found = [row for log in sorted(run.glob("events*.jsonl")) for row in rows(log)]
+    return [row for row in sorted(found, key=lambda row: str(row["time"])) if row["kind"] == kind]
+
+
+def assert_same_weights(run: Path, other: Path, num_steps: int) -> None:
+    for file in ("weights", "average", "moments"):
+        ours, theirs = (
+            safetensors.torch.load_file(folder / f"checkpoints/step-{num_steps}/{file}.safetensors")
+            for folder in (run, other)
+        )
+        assert ours.keys() == theirs.keys()
+        different = [name for name, tensor in ours.items() if not torch.equal(tensor, theirs[name])]
+        assert different == [], f"{file}: {len(different)} of {len(ours)} tensors differ"
+
+
+def undisturbed(folder: Path, drawn: Path, num_steps: int, num_workers: int) -> Path:
+    """The same job under torchrun, where nothing happens to it."""
+    folder.mkdir()
+    job = job_of(folder, drawn, num_steps)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
+    done = subprocess.run(
+        [*torchrun, "-m", "yolofleet.training", job],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "runs" / "small"
+
+
+def test_three_kills_at_random_times_change_no_bit(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
+    num_steps = 200
+    seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    shell.environment = cluster.environment
+    job = job_of(shell.folder, drawn, num_steps)
+    run = shell.folder / "runs" / "small"
+    cluster.add_node("first")
+    second = cluster.add_node("second")
+    driver = shell.start("train", job)
+
+    reached(run, chance.randrange(15, 60))
+    worker = chance.choice([found for node in cluster.nodes[1:] for found in node.workers()])
+    worker.send_signal(signal.SIGKILL)
+    wait_for(lambda: len(events(run, "start")) == 2, PATIENCE_SECONDS, "the start after the worker's death")
+
+    reached(run, chance.randrange(70, 110))
+    cluster.add_node("third")
+    second.kill()
+    wait_for(lambda: len(events(run, "start")) == 3, PATIENCE_SECONDS, "the start after the node's death")
+
+    reached(run, chance.randrange(120, 170))
+    time.sleep(chance.random())
+    kill_group(driver)
+    shell.succeed("train", job, timeout_seconds=PATIENCE_SECONDS)
+
+    assert len(events(run, "start")) == 4
+    assert all(event["steps_redone"] <= 10 for event in events(run, "regained"))
+    assert len(digests(run)) == num_steps * 2
+    assert_same_weights(run, undisturbed(shell.folder / "undisturbed", drawn, num_steps, 2), num_steps)
+
+
+def test_a_group_grows_shrinks_and_leaves_in_time(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
+    num_steps = 20_000  # more than the test waits for
+    shell.environment = cluster.environment
+    job = job_of(
+        shell.folder, drawn, num_steps, cluster={"workers": [1, 2], "resize_interval_seconds": 2.0}, log_every_steps=1
+    )
+    run = shell.folder / "runs" / "small"
+    cluster.add_node("first")
+    driver = shell.start("train", job)
+    reached(run, 3)
+    second = cluster.add_node("second")
+    wait_for(lambda: len(events(run, "start")) == 2, PATIENCE_SECONDS, "the larger group")
+    assert [event["workers"] for event in events(run, "start")] == [1, 2]
+    assert "room for more workers" in events(run, "resize")[0]["reason"]
+
+    wait_for(lambda: len(events(run, "regained")) == 1, PATIENCE_SECONDS, "its first step")
+    cluster.drain(second)
+    wait_for(lambda: len(events(run, "start")) == 3, PATIENCE_SECONDS, "the group without the announced node")
+    assert events(run, "failure")[0]["failure"] == "preemption"
+    assert events(run, "start")[2]["workers"] == 1
+    wait_for(lambda: len(events(run, "regained")) == 2, PATIENCE_SECONDS, "its first step")
+    assert all(event["steps_redone"] <= 1 for event in events(run, "regained"))
+    second.kill()
+
+    driver.terminate()
+    assert driver.wait(timeout=PATIENCE_SECONDS) == 1
+    assert "stopped (SIGTERM) at step" in shell.output()
+    assert events(run, "stopped")
+    seen = digests(run)  # each step and micro-batch once, whoever computed it
+    last = max(step for step, _ in seen)
+    assert len(seen) == (last + 1) * 2
+    assert len(set(seen.values())) == len(seen)
+
+
+def test_a_stopped_worker_is_found_by_its_silence(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
+    num_steps = 20_000
+    shell.environment = cluster.environment
+    job = job_of(shell.folder, drawn, num_steps, cluster={"workers": 1, "hang_timeout_seconds": 15.0})
+    run = shell.folder / "runs" / "small"
+    node = cluster.add_node("first")
+    driver = shell.start("train", job)
+    reached(run, 12)
+    node.workers()[0].send_signal(signal.SIGSTOP)
+    wait_for(lambda: len(events(run, "start")) == 2, PATIENCE_SECONDS, "the start after the hang")
+    assert "gave no sign for cluster.hang_timeout_seconds" in events(run, "failure")[0]["reason"]
+    (stacks,) = (run / "stacks").iterdir()
+    assert "T (stopped)" in stacks.read_text()
+    assert events(run, "start")[1]["step"] >= 10
+    driver.terminate()
+    driver.wait(timeout=PATIENCE_SECONDS)
+
+
+def test_hosts_without_access_to_the_storage_are_told_before_training(
+    shell: Shell, drawn: Path, cluster: LocalCluster
+) -> None:
+    cluster.add_node("first")
+    job = job_of(shell.folder, drawn, 10)
+    code = (
+        "import os, ray, sys\n"
+        "from yolofleet.specs.job import JobSpec\n"
+        "from yolofleet.training.reach import check_reach\n"
+        "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error')\n"
+        "check_reach(JobSpec.load(sys.argv[2]).with_absolute_paths())\n"
+    )
+    for storage, problem in {
+        "runs": "does not show it the run directory",
+        "s3://bucket/runs": "host 127.0.0.1 cannot train this job",  # the nodes have no credentials
+    }.items():
+        Path(job).write_text(Path(job).read_text().replace("storage: runs", f"storage: {storage}"))
+        done = subprocess.run(
+            [sys.executable, "-c", code, cluster.address, job],
+            cwd=shell.folder,
+            env=os.environ | cluster.environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert problem in done.stderr, done.stderr[-2000:]
+        assert "use storage that all hosts reach" in done.stderr
