@@ -129,7 +129,8 @@ def test_a_small_space_is_used_up() -> None:
 
 def test_three_objectives() -> None:
     objectives = [*OBJECTIVES, Objective(metric="x_cost", goal="min")]
-    source, history = searcher("gaussian_process", objectives), []
+    source = searcher("gaussian_process", objectives)
+    history: list[Observation] = []
     for _ in range(8):
         suggestion = source.suggest(history)
         assert suggestion is not None

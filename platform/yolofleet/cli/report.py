@@ -8,7 +8,9 @@ import typer
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="The run directory (path or s3:// URL).", show_default=False)],
+    run: Annotated[
+        str, typer.Argument(help="The directory of a run or of a search (path or s3:// URL).", show_default=False)
+    ],
     sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it lacks of the run.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete the run in MLflow and send it all anew.")] = False,
     tracking_uri: Annotated[
@@ -23,9 +25,14 @@ def report(
     from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors
     from yolofleet.tracking.run_directory import RunDirectory
 
+    if _is_search(run):
+        _report_search(run, sync=sync, rebuild=rebuild, tracking_uri=tracking_uri, as_json=as_json)
+        return
     directory = RunDirectory(open_storage(run))
     if not directory.exists():
-        raise UserError(f"{run}: is no run directory (no job.yaml); give the folder STORAGE/NAME of a run")
+        raise UserError(
+            f"{run}: is no run directory (no job.yaml) and no search's (no search.yaml); give the folder STORAGE/NAME of one"
+        )
     summary = _summary(directory)
     if sync or rebuild:
         uri, experiment = _store_of(directory, tracking_uri)
@@ -42,6 +49,35 @@ def report(
         typer.echo(f"{key}: {value}")
     for line in history:
         typer.echo(f"  {line}")
+
+
+def _is_search(url: str) -> bool:
+    from yolofleet.search.directory import SearchDirectory
+    from yolofleet.storage import open_storage
+
+    return SearchDirectory(open_storage(url)).exists()
+
+
+def _report_search(url: str, *, sync: bool, rebuild: bool, tracking_uri: str | None, as_json: bool) -> None:
+    """Make a search's report anew from its record, and show its results."""
+    import json
+
+    from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.mirroring import sync_search
+    from yolofleet.search.report import write_report
+    from yolofleet.search.text import summary_lines
+    from yolofleet.storage import open_storage
+
+    directory = SearchDirectory(open_storage(url))
+    results = write_report(directory)
+    lines = summary_lines(results, directory.url)
+    if sync or rebuild:
+        lines.append(f"MLflow run: {sync_search(directory, tracking_uri, rebuild=rebuild)}")
+    if as_json:
+        typer.echo(json.dumps(results.document(), indent=1))
+        return
+    for line in lines:
+        typer.echo(line)
 
 
 def _summary(directory: Any) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def results_of(spec: SearchSpec, trials: Trials) -> Results:
     done = [entry for entry in entries if entry.completed]
     rows = {entry.number: row for entry in done if (row := _row(entry, spec.objectives)) is not None}
     numbers = list(rows)
-    points = np.array([rows[number] for number in numbers]).reshape(len(numbers), -1)
+    points = np.array([rows[number] for number in numbers]).reshape(len(numbers), len(spec.objectives))
     kept = [number for number, flag in zip(numbers, front(points), strict=True) if flag] if numbers else []
     kept.sort(key=lambda number: -rows[number][0])
     space = Space(spec, source=f"search {spec.name}")

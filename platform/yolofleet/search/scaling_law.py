@@ -95,6 +95,8 @@ def fit_scaling_law(trials: Sequence[tuple[float, float]]) -> ScalingLaw:
             doublings.append(g * largest**-p * (1 - 2**-p))
     doubling = gain * largest**-power * (1 - 2**-power)
     low, high = (float(value) for value in np.quantile(doublings, INTERVAL)) if doublings else (0.0, 0.0)
+    if power in (POWERS[0], POWERS[-1]):
+        return ScalingLaw(False, "the front is no power law of compute: its exponent stays open", num_points=count)
     if gain <= 0 or low <= 0 or explained < 0.7:
         return ScalingLaw(
             False,

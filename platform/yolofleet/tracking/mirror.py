@@ -116,7 +116,12 @@ def sync_now(run: RunDirectory, tracking_uri: str, experiment: str, *, rebuild: 
         Exception: Whatever MLflow raises when the server does not answer.
     """
     if rebuild:
-        client = open_client(tracking_uri)
-        while (found := find_run(client, experiment_id(client, experiment), run.identity)) is not None:
-            client.delete_run(found.info.run_id)
+        forget(run, tracking_uri, experiment)
     return MirroredRun(run, tracking_uri, experiment).sync()
+
+
+def forget(run: RunDirectory, tracking_uri: str, experiment: str) -> None:
+    """Delete what MLflow holds of a run directory; the directory itself is left alone."""
+    client = open_client(tracking_uri)
+    while (found := find_run(client, experiment_id(client, experiment), run.identity)) is not None:
+        client.delete_run(found.info.run_id)
