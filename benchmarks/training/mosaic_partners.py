@@ -1,6 +1,6 @@
 """What it costs to take mosaic partners from the micro-batch instead of from the whole dataset, in AP.
 
-    python benchmarks/mosaic_partners.py [FOLDER] [--out DIR] [--seeds 3] [--minutes M] [--json]
+    python benchmarks/training/mosaic_partners.py [FOLDER] [--out DIR] [--seeds 3] [--minutes M] [--json]
 
 Trains a narrow YOLOv7-tiny on real pictures (FOLDER holds ``images/``, ``instances_train.json``, ``instances_val.json``
 and, if there is one, ``instances_test.json``) in two arms, each with the same seeds, job, order and schedule:

@@ -1,6 +1,6 @@
 """Table 6 in the small: what guides the auxiliary heads, and what that is worth, on drawn shapes.
 
-    python benchmarks/auxiliary_heads.py --out FOLDER [--seeds 3] [--json]
+    python benchmarks/training/auxiliary_heads.py --out FOLDER [--seeds 3] [--json]
 
 Trains a narrow YOLOv7-W6 with each of the four assigners and every seed, a few minutes a run, in the same sample order;
 the run directories below FOLDER make every run go on where it was stopped. Reported is

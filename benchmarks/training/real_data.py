@@ -1,6 +1,6 @@
 """YOLOv7-tiny from scratch on real pictures (blood cells, three classes): how well, and in what time.
 
-    python benchmarks/real_data.py DATA --out FOLDER [--device cpu|gpu] [--minutes 20] [--json]
+    python benchmarks/training/real_data.py DATA --out FOLDER [--device cpu|gpu] [--minutes 20] [--json]
 
 DATA holds images/ and instances_{train,val,test}.json in COCO form. The run is made of the commands that a user has:
 shards, training, evaluation. It can be done in pieces: ``--minutes`` stops it, the same command goes on, and the time
