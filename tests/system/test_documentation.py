@@ -20,6 +20,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SYNOPSIS = re.compile(r"\[|\b[A-Z]{2,}\b|\.\.\.")
 TRACKING_URI = "sqlite:///runs/_mlflow/mlflow.db"
+SPACE = """
+name: my-search
+job: job.yaml
+parameters: {hyperparameters.lr0: {log_uniform: [0.001, 0.01]}}
+budget: {trials: 1}
+"""
 
 
 def commands(page: Path) -> list[str]:
@@ -71,6 +77,8 @@ def household(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
         published = {theirs: state[ours].half() for theirs, ours in official_parameter_names(detector).items()}
         torch.save(published, folder / name)
     write_job(folder, drawn, name="my-run", cluster__workers=1, epochs=0.2)
+    (folder / "space.yaml").write_text(SPACE)
+    shell.succeed("tune", "space.yaml", "--yes")
     return shell
 
 

@@ -31,7 +31,7 @@ def report(
     directory = RunDirectory(open_storage(run))
     if not directory.exists():
         raise UserError(
-            f"{run}: is no run directory (no job.yaml) and no search's (no search.yaml); give the folder STORAGE/NAME of one"
+            f"{run}: is no run directory (no job.yaml) and no search's (no search.yaml); give the folder STORAGE/NAME"
         )
     summary = _summary(directory)
     if sync or rebuild:

@@ -75,6 +75,10 @@ def run_search(
     """
     from yolofleet.search.connection import connected_to_ray
 
+    first = engine.next_leg()
+    if not isinstance(first, Leg):
+        return  # the record holds it all
+    engine.interrupt(first)
     with connected_to_ray(show_worker_output=show_worker_output):
         from yolofleet.training.cluster_view import alive_offers
 
