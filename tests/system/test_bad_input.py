@@ -64,7 +64,7 @@ def test_a_run_of_another_spec(shell: Shell, drawn: Path) -> None:
     job = write_job(shell.folder, drawn, cluster__workers=1, epochs=0.2)
     shell.succeed("train", str(job), "--launcher", "process")
     message = refused(shell, "train", str(job), "seed=5")
-    assert "seed was 0, now 5" in message
+    assert "seed: was 0, now 5" in message
     assert "another name" in message
 
 
