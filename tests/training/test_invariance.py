@@ -21,12 +21,13 @@ from yolofleet.specs.job import JobSpec
 WORKERS = Path(__file__).with_name("invariance_worker.py")
 NUM_STEPS = 20
 NUM_MICRO_BATCHES = 6
-# Where training is unstable, rounding errors of 1e-16 grow tenfold a step, whatever computes them.
-GENTLE = {"lr0": 0.0005, "warmup_bias_lr": 0.0005, "warmup_min_steps": 10}
+# Where training is unstable, rounding errors of 1e-16 grow tenfold a step, whatever computes them: deep and narrow
+# networks at the start are, so they are trained more gently.
+RATE, DEEP_RATE = 5e-4, 1e-5
 
 
 def results(
-    make: Callable[..., JobSpec], folder: Path, image_size: int = 64, **changes: Any
+    make: Callable[..., JobSpec], folder: Path, image_size: int = 64, rate: float = RATE, **changes: Any
 ) -> dict[tuple[int, int], dict[str, Any]]:
     """Train in groups of one to four workers; returns what each rank of each group found."""
     job = make(
@@ -37,7 +38,7 @@ def results(
         evaluation={"every_epochs": 100},
         checkpoint={"every_steps": 1000},
         record_samples=False,
-        hyperparameters=GENTLE,
+        hyperparameters={"lr0": rate, "warmup_bias_lr": rate, "warmup_min_steps": 10},
         **changes,
     )
     job = job.model_copy(update={"data": job.data.model_copy(update={"image_size": image_size})})
@@ -52,7 +53,7 @@ def results(
         start_new_session=True,
     )
     try:
-        _, told = workers.communicate(timeout=400)
+        _, told = workers.communicate(timeout=550)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(workers.pid, signal.SIGKILL)
@@ -110,11 +111,11 @@ def test_any_number_of_workers_computes_the_same(small_job: Callable[..., JobSpe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("assigner", [None, "none", "independent", "lead", "coarse_to_fine"])
+@pytest.mark.parametrize("assigner", [None, "independent", "lead", "coarse_to_fine"])
 def test_so_it_does_with_every_assigner(
     assigner: str | None, small_job: Callable[..., JobSpec], tmp_path: Path
 ) -> None:
     name, recipe = ("yolov7-tiny", "tiny") if assigner is None else ("yolov7-w6", "p6")
     model = {"name": name, "transition_width": 0.05, "hidden_width": 0.05}
     assignment = {} if assigner is None else {"assigner": assigner}
-    assert_invariant(results(small_job, tmp_path, 192, model=model, recipe=recipe, assignment=assignment))
+    assert_invariant(results(small_job, tmp_path, 128, DEEP_RATE, model=model, recipe=recipe, assignment=assignment))
