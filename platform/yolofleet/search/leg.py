@@ -25,7 +25,6 @@ from yolofleet.training.progress import Milestones
 from yolofleet.training.pulse import Pulse
 from yolofleet.training.worker import run_worker
 
-PAUSE_REASON = "the search asked for no more"
 LONGEST_WAIT_SECONDS = 120.0
 """How long a leg waits for the process of a lost driver to end before it takes its run over."""
 HOLD_POLL_SECONDS = 2.0
@@ -48,20 +47,6 @@ class Order:
     def text(self) -> str:
         """Return the order as JSON."""
         return json.dumps(asdict(self))
-
-
-class PausingPulse(Pulse):
-    """Asks the loop to leave once it has done so many steps."""
-
-    def __init__(self, last_step: int) -> None:
-        super().__init__()
-        self._last_step = last_step
-
-    def beat(self, step: int) -> None:
-        """Note that training moves."""
-        super().beat(step)
-        if step >= self._last_step:
-            self.ask_to_leave(PAUSE_REASON)
 
 
 def run_leg(text: str) -> dict[str, Any]:
@@ -116,15 +101,14 @@ def newest_metrics(run: RunDirectory, last_step: int) -> dict[str, float]:
 
 
 def _train(job: JobSpec, last_step: int, num_steps: int, token: Token) -> None:
+    pause = None if last_step >= num_steps else last_step
     if job.cluster.most_workers > 1:
         from yolofleet.training.launch import run_on_ray
 
-        paused = None if last_step >= num_steps else last_step
-        run_on_ray(job.model_copy(update={"stop_after_steps": paused}), token)
+        run_on_ray(job, token, leave_after_step=pause)
         return
     device = local_device(job)
-    pulse = Pulse() if last_step >= num_steps else PausingPulse(last_step)
-    run_worker(job, WorkerGroup(device=device, pulse=pulse), token)
+    run_worker(job, WorkerGroup(device=device, pulse=Pulse(leave_after_step=pause)), token)
     if device.type == "cuda":
         import torch
 

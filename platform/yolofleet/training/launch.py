@@ -14,7 +14,13 @@ from yolofleet.errors import UserError
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import Token
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.attendance import Attendance
 from yolofleet.training.capacity import NodeOffer, has_room
+from yolofleet.training.cluster_view import alive_offers, growth_offers, hosts
+from yolofleet.training.pulse import Reached
+from yolofleet.training.ray_group import Ending, shared_folder, train_once
+from yolofleet.training.reach import check_reach
+from yolofleet.training.supervise import StopReason, supervise, termination, wait_for_nodes
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -25,13 +31,20 @@ RAY_ENVIRONMENT = {
 }
 
 
-def run_on_ray(job: JobSpec, token: Token | None = None, *, show_worker_output: bool = False) -> None:
+def run_on_ray(
+    job: JobSpec,
+    token: Token | None = None,
+    *,
+    show_worker_output: bool = False,
+    leave_after_step: int | None = None,
+) -> None:
     """Run the job on the cluster at RAY_ADDRESS, or on a Ray of this machine's own that ends with it.
 
     Args:
         job: What to compute.
         token: The run's lock, as its holder has it.
         show_worker_output: Pass on what Ray and the workers print.
+        leave_after_step: Save the state and end after this step; None: train to the end of the run.
 
     Raises:
         UserError: The cluster can never give what the job asks for, or its hosts do not reach the storage.
@@ -43,20 +56,35 @@ def run_on_ray(job: JobSpec, token: Token | None = None, *, show_worker_output: 
         has_room(job.cluster, [_this_machine()])  # Ray finds no more than this; it takes a while to say so
         _protect()
 
-    from yolofleet.training.cluster_view import alive_offers, growth_offers, hosts
-    from yolofleet.training.reach import check_reach
-    from yolofleet.training.supervise import supervise, termination, wait_for_room
-
     with (
         _connected(show_worker_output),
         RunDirectory.open(job.storage, job.name, source="driver", token=token) as run,
         termination() as stop_reason,
     ):
-        if not has_room(job.cluster, alive_offers(), growth_offers()):
-            wait_for_room(job, run, stop_reason)
-        if len(hosts()) > 1:
-            check_reach(job)
-        supervise(job, token, run, stop_reason)
+        _train(job, token, run, stop_reason)
+
+
+def _train(job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason) -> None:
+    """Check the cluster, then start the workers as often as it takes."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def wait_for_room() -> None:
+        wait_for_nodes(job, run, alive_offers, lambda bundles: request_resources(bundles=bundles), stop_reason)
+
+    has_room(job.cluster, alive_offers(), growth_offers())  # raises for what can never be
+    wait_for_room()
+    if len(hosts()) > 1:
+        check_reach(job)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    attendance = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
+
+    def start(reached: Reached | None) -> Ending:
+        with shared_folder(job, len(hosts())) as folder:
+            return train_once(job, token, run, folder, attendance, reached, stop_reason)
+
+    supervise(job, run, start, wait_for_room, stop_reason)
 
 
 class _connected:  # noqa: N801 - reads as a verb in a with statement

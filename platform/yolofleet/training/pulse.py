@@ -26,6 +26,10 @@ class Reached:
     at: float
 
 
+PAUSED = "it has come as far as it was asked to"
+"""Why a worker leaves after its ``leave_after_step``."""
+
+
 class StoppedError(WorkError):
     """The run was told to stop before its end (SIGTERM, say); its state was saved as far as there was time for it."""
 
@@ -37,10 +41,18 @@ class Pulse:
         step: Steps done.
         leave_reason: Why the worker should save its state and end after the step that it is in; None: train on.
         reached: How far the run was known to have come before this worker started, None where nobody knows.
+        leave_after_step: The step after which the worker is to leave by itself; None: at the end of the run.
     """
 
-    def __init__(self, reached: Reached | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        reached: Reached | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        leave_after_step: int | None = None,
+    ) -> None:
         self.step = 0
+        self.leave_after_step = leave_after_step
         self.leave_reason: str | None = None
         self.reached = reached
         self._clock = clock
@@ -50,6 +62,8 @@ class Pulse:
         """Note that training moves."""
         self.step = step
         self._last_beat = self._clock()
+        if self.leave_after_step is not None and step >= self.leave_after_step:
+            self.ask_to_leave(PAUSED)
 
     def rest(self) -> None:
         """Note that training has ended or not begun: standing still means nothing."""

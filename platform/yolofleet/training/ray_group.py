@@ -65,6 +65,7 @@ def train_once(
     attendance: Any,
     reached: Reached | None,
     stop_reason: Callable[[], str | None],
+    leave_after_step: int | None = None,
 ) -> Ending:
     """Start the workers once and see how they end."""
     import ray
@@ -81,6 +82,7 @@ def train_once(
             "group": group,
             "attendance": attendance,
             "reached": None if reached is None else asdict(reached),
+            "leave_after_step": leave_after_step,
         },
         scaling_config=_scaling(job),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
@@ -172,7 +174,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
     context = ray.train.get_context()
     job = JobSpec.parse(config["job"], source="job")
     token = None if config["token"] is None else Token(**config["token"])
-    pulse = Pulse(None if config["reached"] is None else Reached(**config["reached"]))
+    reached = None if config["reached"] is None else Reached(**config["reached"])
+    pulse = Pulse(reached, leave_after_step=config["leave_after_step"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
     group = WorkerGroup(rank, world_size, ray.train.torch.get_device(), pulse)
     try:

@@ -16,16 +16,13 @@ from contextlib import contextmanager
 
 from yolofleet.errors import WorkError
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock import Token
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.attendance import Attendance
 from yolofleet.training.budget import FailureBudget, Kind
-from yolofleet.training.capacity import num_places, shortage, wanted_resources
+from yolofleet.training.capacity import NodeOffer, num_places, shortage, wanted_resources
 from yolofleet.training.checkpoint import CheckpointStore
-from yolofleet.training.cluster_view import alive_offers, hosts
 from yolofleet.training.group_watch import PREEMPTION
-from yolofleet.training.pulse import Reached, StoppedError
-from yolofleet.training.ray_group import shared_folder, train_once
+from yolofleet.training.pulse import PAUSED, Reached, StoppedError
+from yolofleet.training.ray_group import Ending
 
 NODE_POLL_SECONDS = 5.0
 
@@ -33,25 +30,37 @@ StopReason = Callable[[], str | None]
 """Says why the driver was told to stop, None if it was not."""
 
 
-def supervise(job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason) -> None:
-    """Start the workers until the run is done, its budget is spent, or it is told to stop."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+def supervise(
+    job: JobSpec,
+    run: RunDirectory,
+    start: Callable[[Reached | None], Ending],
+    wait_for_room: Callable[[], None],
+    stop_reason: StopReason,
+) -> None:
+    """Start the workers until the run is done, its budget is spent, or it is told to stop.
 
+    Args:
+        job: What is trained.
+        run: Its run directory, for the driver's events.
+        start: Starts the workers, told how far the run had come, and returns how they ended.
+        wait_for_room: Returns once the fewest workers find room.
+        stop_reason: Why the driver was told to stop.
+
+    Raises:
+        StoppedError: The driver was told to stop.
+        WorkError: A budget is spent.
+    """
     store = CheckpointStore(run.storage.child("checkpoints"))
     budget = FailureBudget.of(job.cluster, _newest_step(store))
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    attendance = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
     reached: Reached | None = None
     while True:
-        with shared_folder(job, len(hosts())) as folder:
-            ending = train_once(job, token, run, folder, attendance, reached, stop_reason)
+        ending = start(reached)
         reached = ending.reached or reached
         if stop_reason() is not None and (ending.failure or ending.left):
             raise StoppedError(
                 f"stopped ({stop_reason()}) at step {_newest_step(store)}; the same command goes on from there"
             )
-        if ending.failure is None and ending.left is None:
+        if ending.failure is None and ending.left in (None, PAUSED):
             return
         kind: Kind | None = ending.failure or ("preemption" if ending.left == PREEMPTION else None)
         step = None if ending.reached is None else ending.reached.step
@@ -65,8 +74,7 @@ def supervise(job: JobSpec, token: Token | None, run: RunDirectory, stop_reason:
                     f"{budget.spent(kind)}; the last one: {ending.reason}. The same command goes on from the newest "
                     "checkpoint"
                 )
-        if num_places(job.cluster, alive_offers()) < job.cluster.fewest_workers:
-            wait_for_room(job, run, stop_reason)  # it had the nodes when it began: they may come back
+        wait_for_room()  # it had the nodes when it began: they may come back
 
 
 def _newest_step(store: CheckpointStore) -> int:
@@ -74,33 +82,47 @@ def _newest_step(store: CheckpointStore) -> int:
     return steps[-1] if steps else 0
 
 
-def wait_for_room(job: JobSpec, run: RunDirectory, stop_reason: StopReason) -> None:
-    """Wait until the fewest workers find room; tells the autoscaler, if there is one, what is needed.
+def wait_for_nodes(
+    job: JobSpec,
+    run: RunDirectory,
+    offers: Callable[[], list[NodeOffer]],
+    request: Callable[[list[dict[str, float]]], None],
+    stop_reason: StopReason,
+) -> None:
+    """Return once the fewest workers find room; asks the autoscaler, if there is one, for what is needed.
+
+    Args:
+        job: What is to be trained.
+        run: Its run directory, for the driver's events.
+        offers: Returns the nodes that are there.
+        request: Asks an autoscaler for room for these bundles of resources.
+        stop_reason: Why the driver was told to stop.
 
     Raises:
-        WorkError: They did not come in time.
+        WorkError: The nodes did not come in time.
         StoppedError: The driver was told to stop.
     """
-    from ray.autoscaler.sdk import request_resources
-
-    limit = job.cluster.wait_for_nodes_seconds
-    told = f"waiting up to {limit:g} s for nodes: {shortage(job.cluster, alive_offers())}"
+    cluster = job.cluster
+    if num_places(cluster, offers()) >= cluster.fewest_workers:
+        return
+    limit = cluster.wait_for_nodes_seconds
+    told = f"waiting up to {limit:g} s for nodes: {shortage(cluster, offers())}"
     print(told, file=sys.stderr, flush=True)
     run.append_event("waiting", reason=told)
-    request_resources(bundles=[wanted_resources(job.cluster)] * job.cluster.fewest_workers)
+    request([wanted_resources(cluster)] * cluster.fewest_workers)
     end = time.monotonic() + limit
     try:
-        while num_places(job.cluster, alive_offers()) < job.cluster.fewest_workers:
+        while num_places(cluster, offers()) < cluster.fewest_workers:
             if stop_reason() is not None:
                 raise StoppedError(f"stopped ({stop_reason()}) while waiting for nodes")
             if time.monotonic() > end:
                 raise WorkError(
-                    f"{shortage(job.cluster, alive_offers())}. No such nodes came within "
+                    f"{shortage(cluster, offers())}. No such nodes came within "
                     f"cluster.wait_for_nodes_seconds = {limit:g}"
                 )
             time.sleep(min(NODE_POLL_SECONDS, max(limit / 10, 0.1)))
     finally:
-        request_resources(bundles=[])
+        request([])
 
 
 @contextmanager
