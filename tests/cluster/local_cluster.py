@@ -55,11 +55,12 @@ class Node:
 
     def kill(self) -> None:
         """Kill everything on the node at once, as a power cut does."""
-        for process in [*self.family(), psutil.Process(self.process.pid)]:
+        for process in self.family():
             try:
                 process.send_signal(signal.SIGKILL)
             except psutil.NoSuchProcess:
                 continue
+        self.process.kill()
         self.process.wait()
 
 
@@ -106,18 +107,28 @@ class LocalCluster:
         return self._start(name, f"--address={self.address}", f"--num-cpus={num_cpus}", f"--labels={labels}")
 
     def _start(self, name: str, *options: str) -> Node:
+        """Start a node; on a busy machine Ray may give up on its own parts, so it is tried again."""
+        for _ in range(2):
+            try:
+                return self._start_once(name, *options)
+            except RuntimeError:
+                continue
+        return self._start_once(name, *options)
+
+    def _start_once(self, name: str, *options: str) -> Node:
         command = [RAY, "start", "--block", "--object-store-memory=80000000", "--node-ip-address=127.0.0.1", *options]
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self._environment, start_new_session=True
             )
         node = Node(process, name)
-        self.nodes.append(node)
         end = time.monotonic() + START_TIMEOUT_SECONDS
         while "Ray runtime started" not in (self.folder / f"{name}.log").read_text():
             if process.poll() is not None or time.monotonic() > end:
+                node.kill()
                 raise RuntimeError((self.folder / f"{name}.log").read_text())
             time.sleep(0.1)
+        self.nodes.append(node)
         return node
 
     def drain(self, node: Node, seconds: int = 60) -> None:

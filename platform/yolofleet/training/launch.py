@@ -61,10 +61,12 @@ def run_on_ray(
         RunDirectory.open(job.storage, job.name, source="driver", token=token) as run,
         termination() as stop_reason,
     ):
-        _train(job, token, run, stop_reason)
+        _train(job, token, run, stop_reason, leave_after_step)
 
 
-def _train(job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason) -> None:
+def _train(
+    job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason, leave_after_step: int | None
+) -> None:
     """Check the cluster, then start the workers as often as it takes."""
     import ray
     from ray.autoscaler.sdk import request_resources
@@ -82,7 +84,7 @@ def _train(job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: St
 
     def start(reached: Reached | None) -> Ending:
         with shared_folder(job, len(hosts())) as folder:
-            return train_once(job, token, run, folder, attendance, reached, stop_reason)
+            return train_once(job, token, run, folder, attendance, reached, stop_reason, leave_after_step)
 
     supervise(job, run, start, wait_for_room, stop_reason)
 

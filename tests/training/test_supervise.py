@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from yolofleet.errors import WorkError
+from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.storage import open_storage
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.capacity import NodeOffer
+from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.group_watch import GROWTH, PREEMPTION
+from yolofleet.training.pulse import Reached, StoppedError
+from yolofleet.training.ray_group import Ending
+from yolofleet.training.supervise import supervise, wait_for_nodes
+
+DONE = Ending(None, None, "", None)
+JOB = JobSpec.parse(
+    {
+        "name": "run",
+        "model": {"name": "yolov7-tiny"},
+        "data": {"train": "a", "val": "b"},
+        "cluster": {"max_failures": 2, "max_preemptions": 3, "max_start_failures": 1},
+    },
+    source="job",
+)
+
+
+def failed(kind: Any = "worker", step: int = 7) -> Ending:
+    return Ending(kind, None, f"a {kind} failed", Reached(step, 1000.0))
+
+
+def left(reason: str) -> Ending:
+    return Ending(None, reason, reason, Reached(9, 1000.0))
+
+
+class Driver:
+    """Runs the supervision over a list of endings."""
+
+    def __init__(self, folder: Path, endings: list[Ending], stop_after: int | None = None) -> None:
+        self.run = RunDirectory(open_storage(folder), source="driver")
+        self.store = CheckpointStore(self.run.storage.child("checkpoints"))
+        self.endings = endings
+        self.told_reached: list[int | None] = []
+        self.waits = 0
+        self.checkpoint_at_each_start = False
+        self._stop_after = stop_after
+
+    def start(self, reached: Reached | None) -> Ending:
+        self.told_reached.append(None if reached is None else reached.step)
+        if self.checkpoint_at_each_start:
+            self.store.save(len(self.told_reached), {"weights": {"w": torch.ones(1)}}, {})
+            self.store.wait()
+        return self.endings.pop(0)
+
+    def wait(self) -> None:
+        self.waits += 1
+
+    def stop_reason(self) -> str | None:
+        return "SIGTERM" if self._stop_after is not None and len(self.told_reached) >= self._stop_after else None
+
+    def supervise(self) -> list[str]:
+        try:
+            supervise(JOB, self.run, self.start, self.wait, self.stop_reason)
+        finally:
+            self.run.flush()
+        return [str(event["kind"]) for event in self.run.events()]
+
+
+def test_a_run_that_ends_is_started_once(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [DONE])
+    assert driver.supervise() == []
+    assert driver.told_reached == [None]
+
+
+def test_failures_start_it_again_and_tell_the_next_how_far_it_was(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [failed(step=7), Ending("start", None, "no group", None), DONE])
+    assert driver.supervise() == ["failure", "failure"]
+    assert driver.told_reached == [None, 7, 7]
+    assert driver.waits == 2
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("worker", 2), ("preemption", 3), ("start", 1)])
+def test_no_budget_is_endless(kind: str, limit: int, tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [failed(kind)] * 99)
+    with pytest.raises(WorkError, match=rf"{limit + 1} failures \({kind}\) without a checkpoint since step 0"):
+        driver.supervise()
+    assert len(driver.told_reached) == limit + 1
+    assert driver.run.events()[-1]["again"] is False
+
+
+def test_progress_renews_the_budgets(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [failed()] * 20 + [DONE])
+    driver.checkpoint_at_each_start = True
+    assert driver.supervise() == ["failure"] * 20
+
+
+def test_growth_is_no_failure_and_a_pre_emption_has_its_own_budget(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [left(GROWTH)] * 9 + [left(PREEMPTION), failed(), failed(), DONE])
+    assert driver.supervise() == ["resize"] * 9 + ["failure"] * 3
+    assert [event["failure"] for event in driver.run.events() if event["kind"] == "failure"] == [
+        "preemption",
+        "worker",
+        "worker",
+    ]
+
+
+def test_a_driver_that_is_told_to_stop_starts_nothing_more(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [left("SIGTERM"), DONE], stop_after=1)
+    with pytest.raises(StoppedError, match=r"stopped \(SIGTERM\) at step 0; the same command goes on"):
+        driver.supervise()
+    finished = Driver(tmp_path, [DONE], stop_after=1)
+    finished.supervise()  # it ended before it could be stopped
+
+
+def waiting(
+    tmp_path: Path, nodes: list[list[NodeOffer]], seconds: float = 5.0, stop: Callable[[], str | None] = lambda: None
+) -> tuple[list[list[dict[str, float]]], RunDirectory]:
+    job = JOB.model_copy(update={"cluster": ClusterSpec(workers=2, wait_for_nodes_seconds=seconds)})
+    run, asked = RunDirectory(open_storage(tmp_path), source="driver"), []
+    wait_for_nodes(job, run, lambda: nodes.pop(0) if len(nodes) > 1 else nodes[0], asked.append, stop)
+    return asked, run
+
+
+def test_nodes_that_come_are_waited_for_and_asked_of_the_autoscaler(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("yolofleet.training.supervise.NODE_POLL_SECONDS", 0.01)
+    node = NodeOffer({"CPU": 1.0})
+    asked, run = waiting(tmp_path, [[node], [node], [node], [node, node]])
+    assert asked == [[{"CPU": 1.0}] * 2, []]
+    assert "waiting up to 5 s for nodes: cluster.workers asks for at least 2 workers" in capsys.readouterr().err
+    assert [event["kind"] for event in run.events()] == ["waiting"]
+
+
+def test_nodes_that_are_there_are_not_waited_for(tmp_path: Path) -> None:
+    assert waiting(tmp_path, [[NodeOffer({"CPU": 2.0})]])[0] == []
+
+
+def test_nodes_that_do_not_come_end_the_run_in_time(tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match=r"No such nodes came within cluster\.wait_for_nodes_seconds = 0\.2"):
+        waiting(tmp_path, [[]], seconds=0.2)
+    with pytest.raises(StoppedError, match="while waiting for nodes"):
+        waiting(tmp_path, [[]], stop=lambda: "SIGTERM")
