@@ -1,0 +1,55 @@
+"""What the soak benchmark says of a run can be trusted: planted leaks are found, faults get their costs."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def soak() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("soak", Path(__file__).parents[2] / "benchmarks" / "soak.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["soak"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_planted_leaks_are_found(soak: ModuleType) -> None:
+    clean = ["job.yaml", "checkpoints/step-4/COMMITTED"]
+    assert soak.leaks(0, [], {"yolofleet-old"}, {"yolofleet-old"}, clean) == []
+    assert soak.leaks(1, [77], {"yolofleet-ray-1"}, set(), ["probe/1", "model/.tmp-2"]) == [
+        "1 placement groups",
+        "worker process 77",
+        "temporary folder yolofleet-ray-1",
+        "object probe/1",
+        "object model/.tmp-2",
+    ]
+
+
+def test_a_forgotten_temporary_folder_is_seen(soak: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    assert soak.temporary_names() == set()
+    (tmp_path / "yolofleet-ray-x").mkdir()
+    assert soak.temporary_names() == {"yolofleet-ray-x"}
+
+
+def test_every_kind_comes_as_often_as_every_other(soak: ModuleType) -> None:
+    kinds = soak.shuffled_kinds(random.Random(5), rounds=3)
+    assert sorted(kinds) == sorted(3 * soak.KINDS)
+    assert len(soak.KINDS) == 9
+
+
+def test_a_fault_gets_the_cost_that_was_closed_before_the_next_one(soak: ModuleType) -> None:
+    def regained(second: float) -> dict[str, object]:
+        return {"time": datetime.fromtimestamp(second, UTC).isoformat(), "steps_redone": second}
+
+    table = soak.costs([(10.0, "a"), (20.0, "b"), (30.0, "c")], [regained(15), regained(40)])
+    assert [(kind, cost.get("steps_redone")) for kind, cost in table] == [("a", 15), ("b", None), ("c", 40)]
