@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from yolofleet.errors import UserError, WorkError
-from yolofleet.specs.job import JobSpec
+from yolofleet.specs.job import ClusterSpec, JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import LockLostError, Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Member
 from yolofleet.training.budget import Kind
-from yolofleet.training.capacity import wanted_resources
+from yolofleet.training.capacity import num_places, wanted_resources
+from yolofleet.training.cluster_view import alive_offers
 from yolofleet.training.group_watch import GroupWatch
 from yolofleet.training.pulse import Reached
 
@@ -84,7 +85,7 @@ def train_once(
             "reached": None if reached is None else asdict(reached),
             "leave_after_step": leave_after_step,
         },
-        scaling_config=_scaling(job),
+        scaling_config=_scaling(job.cluster, num_places(job.cluster, alive_offers())),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         run_config=RunConfig(
             name=f"{job.name}-{group[:8]}",
@@ -116,22 +117,21 @@ def train_once(
     return Ending(kind, None, reason, watch.reached)
 
 
-def _scaling(job: JobSpec) -> Any:
-    """Return what Ray Train is asked for.
+def _scaling(cluster: ClusterSpec, places: int) -> Any:
+    """Return what Ray Train is asked for, never more workers than find room on nodes that stay.
 
     How many of an elastic group's workers start is Ray's to judge at each start; when to start again with more is not:
     it would do so abruptly, without a checkpoint (`GroupWatch` sees to it).
     """
     from ray.train import ScalingConfig
 
-    cluster = job.cluster
-    fixed = cluster.fewest_workers == cluster.most_workers
+    most = max(cluster.fewest_workers, min(cluster.most_workers, places))
     labels: list[dict[str, str]] | None = None
     if cluster.labels or cluster.first_worker_labels:
-        labels = [dict(cluster.labels) for _ in range(cluster.most_workers)]
+        labels = [dict(cluster.labels) for _ in range(most)]
         labels[0] |= cluster.first_worker_labels
     return ScalingConfig(
-        num_workers=cluster.most_workers if fixed else (cluster.fewest_workers, cluster.most_workers),
+        num_workers=most if most == cluster.fewest_workers else (cluster.fewest_workers, most),
         elastic_resize_monitor_interval_s=NEVER_SECONDS,
         use_gpu=cluster.gpus_per_worker > 0,
         resources_per_worker=wanted_resources(cluster),

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+
+from yolofleet.specs.job import ClusterSpec
+from yolofleet.training.attendance import Member
+from yolofleet.training.ray_group import _judged, _scaling
+
+
+@pytest.mark.parametrize(
+    ("workers", "places", "asked"),
+    [(2, 9, 2), ((1, 4), 9, (1, 4)), ((1, 4), 3, (1, 3)), ((2, 4), 2, 2), ((2, 4), 0, 2)],
+)
+def test_no_more_workers_are_asked_for_than_find_room(workers: object, places: int, asked: object) -> None:
+    cluster = ClusterSpec(workers=workers, cpus_per_worker=2)  # type: ignore[arg-type]
+    scaling = _scaling(cluster, places)
+    assert scaling.num_workers == asked
+    assert scaling.resources_per_worker == {"CPU": 2}
+    assert not scaling.use_gpu
+
+
+def test_the_first_worker_may_have_labels_of_its_own() -> None:
+    cluster = ClusterSpec(workers=(1, 3), labels={"pool": "a"}, first_worker_labels={"spot": "no"}, placement="SPREAD")
+    scaling = _scaling(cluster, places=2)
+    assert scaling.label_selector == [{"pool": "a", "spot": "no"}, {"pool": "a"}]
+    assert scaling.placement_strategy == "SPREAD"
+
+
+def test_failures_are_told_by_worker_and_kind() -> None:
+    from ray.train import WorkerGroupError
+
+    members = [Member(group="g", rank=1, num_workers=2, process=77, node="n", host="10.0.0.2")]
+    died = type("WorkerHealthCheckFailedError", (Exception,), {})("its actor is gone")
+    kind, told = _judged(WorkerGroupError("", {0: ValueError("a bug"), 1: died}), members)
+    assert (kind, told) == ("worker", "rank 0 failed: ValueError: a bug; rank 1 (process 77 on 10.0.0.2) died")
+    taken = type("ActorDiedError", (Exception,), {"preempted": True})("its node was taken")
+    assert _judged(WorkerGroupError("", {0: taken, 1: ValueError()}), members)[0] == "preemption"
+    assert _judged(RuntimeError("the controller died"), members) == ("start", "RuntimeError: the controller died")
