@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolofleet.errors import UserError
+from yolofleet.errors import UserError, WorkError
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import Leg, Result
 from yolofleet.search.leg import Order, run_leg
 from yolofleet.search.report import write_report
 from yolofleet.search.session import Session
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.parameters import Parameter
+from yolofleet.specs.search import SearchSpec, load_search
 from yolofleet.storage import open_storage
 from yolofleet.training.checkpoint import CheckpointStore
 
@@ -107,6 +108,17 @@ def test_what_cannot_change_in_training_is_no_part_of_a_population(over_data: Wr
         Session.open(over_data(scheduler={"name": "population"}), source="space.yaml")
 
 
+def test_a_search_whose_every_trial_fails_is_stopped_and_told(over_data: Written) -> None:
+    spec = over_data(budget={"trials": 9})
+    session = Session.open(spec, source="space.yaml")
+    directory = SearchDirectory(open_storage(session.space.base_job.storage).child(spec.name))
+    engine = session.engine(session.trials(directory), directory)
+    with pytest.raises(WorkError, match="3 trials failed one after the other and none has given a result"):
+        while isinstance(leg := engine.next_leg(), Leg):
+            engine.complete(leg, Result(failure="there is no GPU"))
+    assert len(directory.rows()) == 6
+
+
 @pytest.mark.slow
 def test_a_trial_that_goes_wrong_is_told_and_the_search_goes_on(over_data: Written, shards: Path) -> None:
     spec = over_data(
@@ -118,6 +130,58 @@ def test_a_trial_that_goes_wrong_is_told_and_the_search_goes_on(over_data: Writt
     assert ends[0] == "completed"
     assert ends[1].startswith(("failed: ", "completed"))
     assert write_report(directory).best == 0
+
+
+SPACES = Path(__file__).parents[2] / "search_spaces"
+SMALL_TABLES = sorted(path.stem for path in SPACES.glob("table*.yaml"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SMALL_TABLES, "compound-scaling", "hyperparameters-p5", "learning-rate"])
+def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path, tmp_path: Path) -> None:
+    """Thin models on drawn pictures, two steps a trial: every row ends in the report beside the paper's."""
+    overrides = [
+        f"job.data.train={shards / 'train'}",
+        f"job.data.val={shards / 'val'}",
+        "job.data.cache=null",
+        "job.data.image_size=64",
+        "job.data.loader_threads=1",
+        f"job.storage={tmp_path / 'runs'}",
+        "job.epochs=0.5",
+        "job.evaluation={every_epochs: 0.1, batch_size: 8}",
+        "job.global_batch_size=4",
+        "job.micro_batch_size=2",
+        "job.precision=fp32",
+        "job.cluster={workers: 1, gpus_per_worker: 0, cpus_per_worker: 1}",
+    ]
+    if name.startswith("table3") or name == "compound-scaling":
+        table = tmp_path / "thin.yaml"
+        table.write_text("name: thin\nbase: yolov7-x-light\ntransition_width: 0.125\nhidden_width: 0.125\n")
+        overrides += ["job.model.name=null", f"job.model.spec={table}"]
+    else:
+        overrides += ["job.model.transition_width=0.125"]
+        overrides += [] if name.startswith("table5") else ["job.model.hidden_width=0.125"]
+    if name == "compound-scaling":
+        overrides += ["parameters.data.image_size.integer=[64, 128]", "parameters.data.image_size.step=64"]
+    if not name.startswith("table"):
+        overrides += ["budget.trials=4"]
+    spec = load_search(SPACES / f"{name}.yaml", overrides)
+    if name.startswith("table5"):  # its rows set the size of the picture themselves
+        rows = {
+            label: {path: 64 if path == "data.image_size" else value for path, value in fields.items()}
+            for label, fields in dict(spec.parameters["variant"].choice or {}).items()  # type: ignore[arg-type]
+        }
+        parameters = {"variant": Parameter(choice=rows)}
+        spec = spec.model_copy(update={"parameters": parameters})
+    directory, _ = search(spec)
+    results = write_report(directory)
+    assert results.best is not None
+    assert not [entry.state for entry in results.entries if entry.state.startswith("failed")]
+    page = directory.storage.get("report/index.html").decode()
+    if spec.paper is not None:
+        assert all(entry.completed for entry in results.entries)
+        assert f"<h2>{spec.paper.table}</h2>" in page
+    JobSpec.parse(yaml.safe_load(directory.storage.get("best.yaml")), source="best.yaml")
 
 
 @pytest.mark.parametrize(

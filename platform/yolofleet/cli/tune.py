@@ -32,6 +32,7 @@ def tune(
 ) -> int:
     """Search for the best job. The same command goes on with a search that was stopped."""
     from yolofleet.cli.tune_plan import show_plan
+    from yolofleet.errors import WorkError
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.search.session import Session
     from yolofleet.specs.search import load_search
@@ -59,6 +60,11 @@ def tune(
     from yolofleet.search.results import load_results
 
     results = load_results(directory)
+    if results.best is None:
+        failed = [entry.state for entry in results.entries if entry.state.startswith("failed")]
+        raise WorkError(
+            f"no trial has completed{f'; the first to fail {failed[0]}' if failed else ''}: {directory.url}"
+        )
     if json_output:
         typer.echo(json.dumps(results.document(), indent=1))
     else:

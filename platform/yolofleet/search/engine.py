@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+from yolofleet.errors import WorkError
 from yolofleet.search.halving import Halving
 from yolofleet.search.population import Population
 from yolofleet.search.searcher import Searcher
@@ -21,6 +22,8 @@ from yolofleet.specs.search import BudgetSpec
 
 COMPLETED = "completed"
 STOPPED = "stopped"
+MOST_FAILURES = 3
+"""Failures from the start on, without one result, that end a search."""
 
 
 class Pause(Enum):
@@ -109,12 +112,23 @@ class Engine:
         self._begin = clock()
         self._running: set[tuple[int, int]] = set()
         self._exhausted = False
+        self._failures = 0
         self._clone = clone
         self._close_ended()
         self._begin_changed()
 
     def next_leg(self) -> Leg | Pause:
-        """Return the next leg, marked as running until `complete` is told of it."""
+        """Return the next leg, marked as running until `complete` is told of it.
+
+        Raises:
+            WorkError: Nothing but failures so far: the next trial would fail too.
+        """
+        if self._failures >= MOST_FAILURES and not any(t.measurements for t in self.trials.trials.values()):
+            reason = next(str(t.end) for t in reversed(self.trials.trials.values()) if t.failed)
+            raise WorkError(
+                f"{self._failures} trials failed one after the other and none has given a result; the last one "
+                f"{reason}. Put that right; the same command goes on with new trials"
+            )
         leg = None if self._spent() else self._choose()
         if leg is None:
             if self._running:
@@ -129,6 +143,7 @@ class Engine:
         self._running.discard((leg.trial, leg.repeat))
         if result.failure is not None:
             self.trials.end(leg.trial, f"failed: {result.failure}")
+            self._failures += 1
         else:
             self.trials.measure(
                 leg.trial,

@@ -95,7 +95,7 @@ def newest_metrics(run: RunDirectory, last_step: int) -> dict[str, float]:
             newest |= {
                 key: float(value)
                 for key, value in row.items()
-                if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+                if key != "step" and isinstance(value, int | float) and math.isfinite(value)
             }
     return newest
 
