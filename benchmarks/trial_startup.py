@@ -106,6 +106,9 @@ def train_runs(folder: Path, count: int) -> list[float]:
 
 def measure(count: int) -> dict[str, Any]:
     """Measure both in one run."""
+    from yolofleet.training.launch import RAY_ENVIRONMENT
+
+    os.environ.update(RAY_ENVIRONMENT)
     import ray
 
     with tempfile.TemporaryDirectory(prefix="trial-startup-") as name:

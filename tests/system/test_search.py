@@ -69,7 +69,9 @@ def test_a_driver_killed_five_times_trains_every_trial_once(shell: Shell, drawn:
 
 
 SCRIPT = """
-import json, sys
+import json, os, sys
+from yolofleet.training.launch import RAY_ENVIRONMENT
+os.environ.update(RAY_ENVIRONMENT)
 import ray
 ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, num_cpus=2)
 from yolofleet.cli.main import main
