@@ -31,7 +31,7 @@ def tune(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> int:
     """Search for the best job. The same command goes on with a search that was stopped."""
-    from yolofleet.cli.tune_plan import show_plan
+    from yolofleet.cli.tune_plan import check_room_here, show_plan
     from yolofleet.errors import WorkError
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.search.session import Session
@@ -52,6 +52,7 @@ def tune(
     if not yes and not going_on and sys.stdin.isatty() and not typer.confirm("Start?", default=True, err=True):
         typer.echo("nothing was started", err=True)
         return 0
+    check_room_here(session)
     tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)

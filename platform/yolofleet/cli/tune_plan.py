@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from yolofleet.search.session import Session
+    from yolofleet.training.capacity import NodeOffer
 
 MOST_MEASURED_GFLOPS = 400.0
 """A step that costs more than this is not run here to measure the speed."""
@@ -96,14 +97,35 @@ def measured_speed(session: Session, gflops: float) -> float | None:
         torch.set_num_threads(before)
 
 
+def check_room_here(session: Session) -> None:
+    """Refuse what this machine can never run, before Ray is started for it; a cluster is asked once it is connected.
+
+    Raises:
+        UserError: A trial does not fit, or not as many as are asked for.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    from yolofleet.search.controller import concurrency
+    from yolofleet.training.capacity import has_room, num_places
+
+    cluster, here = session.space.base_job.cluster, _this_machine()
+    has_room(cluster, [here])
+    concurrency(session.spec, cluster, num_places(cluster, [here]), described="this machine")
+
+
 def _places_here(session: Session) -> int | None:
     """Return how many trials run at a time on this machine; None where a cluster decides."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    import torch
-
-    from yolofleet.training.capacity import NodeOffer, num_places
+    from yolofleet.training.capacity import num_places
 
     cluster = session.space.base_job.cluster
-    here = NodeOffer({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, name="this machine")
-    return max(num_places(cluster, [here]) // cluster.most_workers, 1)
+    return max(num_places(cluster, [_this_machine()]) // cluster.most_workers, 1)
+
+
+def _this_machine() -> NodeOffer:
+    import torch
+
+    from yolofleet.training.capacity import NodeOffer
+
+    return NodeOffer({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, name="this machine")
