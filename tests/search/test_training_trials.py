@@ -77,6 +77,9 @@ def test_a_rung_pauses_a_run_and_the_next_leg_goes_on_from_it(over_data: Written
     assert sorted(end.partition(":")[0] for end in ends) == ["completed", "stopped", "stopped"]
     stopped = next(row["trial"] for row in directory.rows() if row["kind"] == "ended" and row["reason"] != "completed")
     assert directory.trial(f"{stopped:04d}").status() == "KILLED"
+    newest = directory.metrics()[-1]
+    assert newest["step"] == 3
+    assert newest["best_val_AP"] >= 0
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from yolofleet.search.feasibility import Screen, check_feasible
 from yolofleet.search.halving import Halving
 from yolofleet.search.metrics import check_metrics
 from yolofleet.search.population import Population, check_changeable
+from yolofleet.search.ranking import best_first
 from yolofleet.search.samples import even_point
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Space
@@ -79,6 +80,8 @@ class Session:
 
         def keep(row: Row) -> None:
             directory.append_row(row)
+            if row["kind"] == "ended":
+                directory.append_metrics(_progress(trials, self.spec))
             if row["kind"] == "ended" and row["reason"] != COMPLETED:
                 _note_end(directory, trials.trials[row["trial"]], row["reason"])
 
@@ -141,6 +144,18 @@ class Session:
     def measured_objectives(self) -> list[str]:
         """Metrics that each trial must report."""
         return [entry.metric for entry in self.spec.objectives if entry.metric not in KNOWN_FIGURES]
+
+
+def _progress(trials: Trials, spec: SearchSpec) -> dict[str, Any]:
+    """Return a row of the search's own metrics, as it stands when one more trial ends."""
+    ended = 1 + sum(trial.end is not None for trial in trials.trials.values())
+    results = [trial.result(spec.repeats) for trial in trials.trials.values()]
+    scored = [entry for entry in results if entry.share >= 1 and entry.objectives(spec.objectives) is not None]
+    row: dict[str, Any] = {"step": ended, "refused": trials.num_refused, "worker_hours": trials.gpu_seconds / 3600}
+    if scored:
+        best = scored[best_first([entry.objectives(spec.objectives) or [] for entry in scored])[0]]
+        row |= {f"best_{objective.metric}": best.value(objective.metric) for objective in spec.objectives}
+    return row
 
 
 def _note_end(directory: SearchDirectory, trial: Trial, reason: str) -> None:
