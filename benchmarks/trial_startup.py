@@ -106,20 +106,14 @@ def train_runs(folder: Path, count: int) -> list[float]:
 
 def measure(count: int) -> dict[str, Any]:
     """Measure both in one run."""
-    from yolofleet.training.launch import RAY_ENVIRONMENT
-
-    os.environ.update(RAY_ENVIRONMENT)
-    import ray
+    from yolofleet.search.connection import connected_to_ray
 
     with tempfile.TemporaryDirectory(prefix="trial-startup-") as name:
         folder = Path(name)
         draw(folder)
-        ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False)
-        try:
+        with connected_to_ray():
             theirs = train_runs(folder, count)
             ours = trials(folder, count + 1)
-        finally:
-            ray.shutdown()
     following = statistics.median(ours[1:])
     return {
         "first_trial_seconds": ours[0],

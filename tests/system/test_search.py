@@ -69,15 +69,14 @@ def test_a_driver_killed_five_times_trains_every_trial_once(shell: Shell, drawn:
 
 
 SCRIPT = """
-import json, os, sys
-from yolofleet.training.launch import RAY_ENVIRONMENT
-os.environ.update(RAY_ENVIRONMENT)
-import ray
-ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", log_to_driver=False, num_cpus=2)
-from yolofleet.cli.main import main
-code = main(["tune", sys.argv[1], "--yes"])
-groups = [group["state"] for group in ray.util.placement_group_table().values()]
-print(json.dumps({"code": code, "left": [state for state in groups if state != "REMOVED"]}))
+import json, sys
+from yolofleet.search.connection import connected_to_ray
+with connected_to_ray():
+    import ray
+    from yolofleet.cli.main import main
+    code = main(["tune", sys.argv[1], "--yes"])
+    groups = [group["state"] for group in ray.util.placement_group_table().values()]
+    print(json.dumps({"code": code, "left": [state for state in groups if state != "REMOVED"]}))
 """
 
 

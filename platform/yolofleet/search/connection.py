@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
+from yolofleet.errors import WorkError
 from yolofleet.training.launch import RAY_ENVIRONMENT, _connected, _protect
 
 TUNE_ENVIRONMENT = {
@@ -17,6 +18,9 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 """Set where the user's environment does not set them."""
+STARTS = 3
+TOO_SLOW = "timed out during startup"
+"""What Ray says where its node was not up within 30 seconds."""
 
 
 @contextmanager
@@ -25,13 +29,15 @@ def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
 
     Raises:
         UserError: No cluster answers at RAY_ADDRESS.
+        WorkError: This machine is too busy for Ray to start.
     """
     for name, value in (RAY_ENVIRONMENT | TUNE_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS", "local")
     if "ray" not in sys.modules and address == "local":
         _protect()
-    with _connected(show_worker_output):
+    with ExitStack() as stack:
+        _enter(stack, show_worker_output)
         import ray
 
         own = address == "local" and "RAY_ADDRESS" not in os.environ
@@ -42,3 +48,19 @@ def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
         finally:
             if own:
                 del os.environ["RAY_ADDRESS"]
+
+
+def _enter(stack: ExitStack, show_worker_output: bool) -> None:
+    """Connect; a Ray of our own that a busy machine kept from starting in time is tried again."""
+    for attempt in range(STARTS):
+        try:
+            stack.enter_context(_connected(show_worker_output))
+            return
+        except Exception as error:  # Ray raises nothing more special
+            if TOO_SLOW not in str(error):
+                raise
+            if attempt == STARTS - 1:
+                raise WorkError(
+                    f"Ray did not start in time, {STARTS} times: this machine is too busy. The same command goes on "
+                    "once it is less so"
+                ) from error
