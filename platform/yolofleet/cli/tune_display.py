@@ -95,12 +95,13 @@ def _table(session: Session, directory: SearchDirectory, trials: Trials, running
     from yolofleet.search.text import described, short
 
     objectives = session.spec.objectives
+    shown_metrics = list(dict.fromkeys([*(objective.metric for objective in objectives), "gflops"]))
     table = Table(
         title=f"{session.spec.name}: {len(trials.trials)} trials, {trials.num_refused} candidates refused, "
         f"{trials.gpu_seconds / 3600:.3g} worker hours",
         title_justify="left",
     )
-    for heading in ("trial", "parameters", *(o.metric for o in objectives), "GFLOPs", "trained", "state"):
+    for heading in ("trial", "parameters", *shown_metrics, "trained", "state"):
         table.add_column(heading, justify="left" if heading in ("parameters", "state") else "right")
     listed = list(trials.trials.values())
     results = {trial.number: trial.result(session.spec.repeats) for trial in listed}
@@ -110,14 +111,13 @@ def _table(session: Session, directory: SearchDirectory, trials: Trials, running
     shown = busy + [trial for trial in best if trial.number not in running][: MOST_ROWS - len(busy)]
     for trial in shown:
         result = results[trial.number]
-        values = [result.value(objective.metric) for objective in objectives]
+        values = [result.value(metric) for metric in shown_metrics]
         state = trial.end or ("running" if trial.number in running else "waiting")
         share = _share(directory, trial, running) if trial.number in running else result.share
         table.add_row(
             str(trial.number),
             described(trial.values),
             *("-" if value is None else short(value) for value in values),
-            short(result.figures.get("gflops", 0.0)),
             f"{share:.0%}",
             state.partition(":")[0],
         )
