@@ -1,0 +1,75 @@
+"""A Ray of one node, what the driver's watch asks of a group of two workers on it, and why; written as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+import ray
+from ray._raylet import GcsClient
+from ray.core.generated import autoscaler_pb2
+
+from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.storage import open_storage
+from yolofleet.training.attendance import Attendance, Member
+from yolofleet.training.capacity import num_places
+from yolofleet.training.cluster_view import alive_offers, draining_nodes, free_offers, growth_offers
+from yolofleet.training.group_watch import GroupWatch
+
+JOB: dict[str, Any] = {
+    "name": "x",
+    "model": {"name": "yolov7-tiny"},
+    "data": {"train": "a", "val": "b"},
+    "cluster": {"workers": [1, 3], "resize_interval_seconds": 1.0, "hang_timeout_seconds": 60.0},
+}
+
+
+def asked_of(attendance: Any, member: Member, folder: Path, patience_seconds: float = 60.0) -> str | None:
+    """Return what the watch asks of a group whose only worker that reports is ``member``."""
+    ray.get(attendance.begin.remote(member.group))
+    end = time.monotonic() + patience_seconds
+    with GroupWatch(JobSpec.parse(JOB, source="job"), open_storage(folder), attendance, lambda: None) as watch:
+        while watch.asked is None and time.monotonic() < end:
+            ray.get(attendance.report.remote(member))
+            time.sleep(0.2)
+    return watch.asked
+
+
+def main(out: Path) -> None:
+    ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, labels={"pool": "a"})
+    node = ray.get_runtime_context().get_node_id()
+    found: dict[str, Any] = {
+        "places": num_places(ClusterSpec(labels={"pool": "a"}), alive_offers()),
+        "places_elsewhere": num_places(ClusterSpec(labels={"pool": "b"}), alive_offers()),
+        "growth": len(growth_offers()),
+    }
+    group = ray.util.placement_group([{"CPU": 2}])
+    ray.get(group.ready())
+    end = time.monotonic() + 30
+    while num_places(ClusterSpec(), free_offers()) != 1 and time.monotonic() < end:
+        time.sleep(0.1)
+    found["free_beside_two"] = num_places(ClusterSpec(), free_offers())
+    attendance = ray.remote(num_cpus=0)(Attendance).remote()
+    member = Member(group="g", rank=0, num_workers=2, process=os.getpid(), node=node, host="h", step=5)
+    found["with_room"] = asked_of(attendance, member, out.parent)
+    gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    gcs.drain_node(node, reason, "spot", int((time.time() + 600) * 1000))
+    end = time.monotonic() + 30
+    while not draining_nodes() and time.monotonic() < end:
+        time.sleep(0.1)
+    found["places_while_draining"] = num_places(ClusterSpec(), alive_offers())
+    found["announced_to_go"] = asked_of(attendance, member, out.parent)
+    ray.shutdown()
+    out.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
