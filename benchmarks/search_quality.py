@@ -3,9 +3,11 @@
     python benchmarks/search_quality.py [--seeds 20] [--json]
 
 hypervolume_share: hypervolume that the constrained two-objective search (AP up, GFLOPs down, GFLOPs <= 200) has found
-after 60 trials (or half of those that random search needed for 95 %, if that is less), over the true one. trials_share: trials it needed for 95 %
-over the trials random search needed. asha_regret: how far the configuration that successive halving returns is below
-the best in the space. asha_compute_share: GPU hours it spent over those of 200 random trials trained to their end.
+after 60 trials (or half of those that random search needed for 95 %, if that is less), over the true one.
+trials_share: trials it needed for 95 % over the trials random search needed. asha_regret: how far the configuration
+that successive halving returns is below the best in the space. asha_compute_share: GPU hours it spent over those of 200
+random trials trained to their end.
+
 Medians over seeds. Noise is included; what is judged is the noise-free AP of what each search calls its result.
 """
 
