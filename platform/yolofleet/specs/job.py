@@ -126,6 +126,11 @@ class ClusterSpec(Spec):
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
+    def worker_counts(self) -> range:
+        """All numbers of workers that the run may have."""
+        return range(self.fewest_workers, self.most_workers + 1)
+
+    @property
     def most_workers(self) -> int:
         """The largest number of workers that the run uses."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
@@ -201,8 +206,8 @@ class JobSpec(Spec):
     """Samples that pass the network together; the global batch is a whole number of them."""
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass."""
-    strategy: Literal["ddp"] = "ddp"
-    """How the work is divided among workers."""
+    strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
+    """What each worker holds: everything (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the sample order, the augmentation and the initial weights."""
     log_every_steps: Count = 10
@@ -226,6 +231,14 @@ class JobSpec(Spec):
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}; use {' or '.join(near)}"
+            )
+        if self.strategy != "ddp" and self.precision not in ("fp32", "bf16"):
+            raise ValueError(f"strategy {self.strategy} computes in fp32 or bf16; use precision bf16, or strategy ddp")
+        uneven = [number for number in self.cluster.worker_counts if self.num_micro_batches % number]
+        if self.strategy == "zero2" and uneven:
+            raise ValueError(
+                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: "
+                f"{self.num_micro_batches} micro-batches cannot be shared by {uneven[0]} workers; use strategy zero1"
             )
         if self.cluster.most_workers > self.num_micro_batches:
             raise ValueError(

@@ -7,16 +7,13 @@ micro-batches of loss x micro_batch_size, whichever worker computes them, so any
 
 from __future__ import annotations
 
-import contextlib
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from yolofleet.data.stream import MicroBatch
 from yolofleet.errors import WorkError
@@ -43,6 +40,7 @@ from yolofleet.training.schedule import Schedule
 from yolofleet.training.setback import Setback
 from yolofleet.training.skips import REPORT_KEY, SkippedSamples, described_skips
 from yolofleet.training.state import RunState, prepare, restore, save
+from yolofleet.training.strategies.strategy import build_strategy
 
 FEWEST_SAMPLES_TO_JUDGE = 200
 """Samples that must have been seen before the share of skipped ones can stop a run."""
@@ -94,6 +92,7 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
 
 
 def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
+    began = time.monotonic()
     hyperparameters = job.resolved_hyperparameters()
     precision = Precision(job.precision, group.device)
     dataset = open_dataset(job.data, job.data.train)
@@ -133,16 +132,15 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
         prepare(store, model, average)
         run.truncate_metrics_after(state.step)
         forget_from(run.storage.child(FOLDER), state.step)
-        run.append_event("start", step=state.step, num_steps=schedule.num_steps, workers=group.world_size)
+        ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
+        run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
     group.barrier()
     skipped = SkippedSamples(run.storage)
     skipped.update()
     state.skipped_samples = group.first_value(skipped.total)  # those since the last row of metrics among them
     group.barrier()
 
-    network: nn.Module = model
-    if group.world_size > 1:
-        network = _distributed(model)
+    strategy = build_strategy(job, model, optimizer, precision, group)
     stream = training_stream(job, dataset, schedule, lambda: run_image_weights(run))
     terms = _Terms(group)
     guard = FiniteGuard(group, precision, job.most_non_finite_steps)
@@ -155,7 +153,7 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
                 _close(batches)
                 state.step = end
                 batches = stream.micro_batches(state.step, list(owned))
-            apply_settings(optimizer, schedule.at(state.step))
+            apply_settings(strategy.optimizer, schedule.at(state.step))
             statistics.begin_step()
             guard.begin_step()
             for position in range(len(owned)):
@@ -163,24 +161,22 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
                 batch = _next(batches, pace)
                 samples.observe(batch)
                 last = position == len(owned) - 1
-                with _synchronised(network, last), precision.context():
+                with strategy.accumulating(last), precision.context():
                     images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
-                    predictions = network(images)
+                    predictions = strategy.network(images)
                 height, width = images.shape[-2:]
                 result = loss(predictions, batch.targets, (height, width))
-                with _synchronised(network, last):
-                    # Workers average their gradients; times their number it is the sum over all micro-batches.
-                    precision.backward(result.total * group.world_size)
+                with strategy.accumulating(last):
+                    strategy.backward(result.total)
                 statistics.add_micro_batch()
                 terms.add(result, len(batch.skipped))
                 guard.observe(result.total, batch.keys)
                 pace.samples += len(batch.keys)
 
-            norm = precision.gradient_norm(model, optimizer)
+            norm = strategy.gradient_norm()
             finite = guard.judge(norm)
             statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
-            precision.step(optimizer, finite)
-            optimizer.zero_grad(set_to_none=True)
+            strategy.step(finite)
             if finite:
                 state.num_updates += 1
                 average.update(state.num_updates)
@@ -225,12 +221,13 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
                     report({"step": state.step} | {f"val_{name}": value for name, value in figures.items()})
             if milestones.saves(state.step) or left is not None:
                 samples.flush()
+                moments = strategy.moments()
                 group.barrier()
                 if group.is_first:
                     skipped.update()
                     skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
                     due = left is None and state.step < schedule.num_steps
-                    save(store, state, job, model, average, optimizer, precision, skippable=due)
+                    save(store, state, job, model, average, moments, precision, skippable=due)
                 pace.pause()
     finally:
         _close(batches)
@@ -240,12 +237,6 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
         run.append_event("end" if left is None else "left", step=state.step, **({"reason": left} if left else {}))
         run.flush()
     return Outcome(state.step, state.best_step, state.best_ap, left)
-
-
-def _distributed(model: nn.Module) -> DistributedDataParallel:
-    with warnings.catch_warnings():  # the newest torch renames an argument that the one before it needs
-        warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
@@ -258,13 +249,6 @@ def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
 def _close(batches: Iterator[MicroBatch]) -> None:
     if isinstance(batches, Generator):
         batches.close()
-
-
-def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager[None]:
-    """Let workers exchange gradients only in the last micro-batch of a step."""
-    if isinstance(network, DistributedDataParallel) and not last:
-        return network.no_sync()
-    return contextlib.nullcontext()
 
 
 class _Terms:

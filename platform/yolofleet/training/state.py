@@ -16,7 +16,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint import Checkpoint, CheckpointStore
 from yolofleet.training.ema import WeightAverage
 from yolofleet.training.group import WorkerGroup
-from yolofleet.training.optimizer import load_momentum_state, momentum_state
+from yolofleet.training.optimizer import load_momentum_state
 from yolofleet.training.precision import Precision
 
 
@@ -70,7 +70,7 @@ def save(
     job: JobSpec,
     model: nn.Module,
     average: WeightAverage,
-    optimizer: torch.optim.SGD,
+    moments: Mapping[str, torch.Tensor],
     precision: Precision,
     *,
     skippable: bool = False,
@@ -79,7 +79,7 @@ def save(
     tensors = {
         "weights": model.state_dict(),
         "average": average.model.state_dict(),
-        "moments": momentum_state(model, optimizer),
+        "moments": moments,
     }
     document = {
         "run": vars(state),

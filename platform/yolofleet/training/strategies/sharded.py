@@ -1,0 +1,132 @@
+"""Every worker holds a share of the optimiser's moments (ZeRO-1), and of the gradients too (ZeRO-2): DeepSpeed.
+
+DeepSpeed lays the parameters of a group out one after the other in a flat tensor and gives each worker an equal piece.
+Its own checkpoints are pickles and of its own layout, so moments are gathered from the pieces into ours, by
+parameter name, and cut into pieces again: a checkpoint of any strategy goes on under any other, with any number of
+workers. The weights are whole float32 on every worker between two steps; bf16 is autocast around the passes.
+
+Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.optimizer import grouped_parameters, momentum_state
+
+BUCKET_ELEMENTS = 1 << 24
+"""Gradients exchanged at once: 64 MB of float32."""
+MOMENTUM = "momentum_buffer"
+
+
+class Sharded:
+    """The strategies ``zero1`` and ``zero2``.
+
+    Args:
+        model: The model, with the weights to go on from.
+        optimizer: SGD over its parameter groups, with the moments to go on from.
+        group: This worker's place.
+        stage: 1 or 2.
+        micro_batch_size: Samples of a micro-batch (DeepSpeed wants to know).
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.SGD, group: WorkerGroup, *, stage: int, micro_batch_size: int
+    ) -> None:
+        moments = momentum_state(model, optimizer)
+        optimizer.state.clear()
+        self._groups = [members for members in grouped_parameters(model).values() if members]
+        optimizer.param_groups[:] = [found for found in optimizer.param_groups if found["params"]]
+        self._group = group
+        self._engine = _engine(model, optimizer, stage, micro_batch_size)
+        self._sharded: Any = self._engine.optimizer
+        self.network = model
+        self.optimizer: torch.optim.Optimizer = self._sharded
+        if moments:
+            self._load(moments)
+
+    def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Tell DeepSpeed whether a micro-batch is the last of its step."""
+        self._engine.set_gradient_accumulation_boundary(last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a gradient. Workers average theirs; times their number it is the sum over all micro-batches."""
+        self._engine.backward(loss * self._group.world_size, scale_wrt_gas=False)
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Return the norm of the whole gradient from every worker's piece."""
+        norm = torch.as_tensor(self._sharded.scaled_global_norm(), dtype=torch.float32)
+        return torch.where(norm < 0, torch.full_like(norm, torch.inf), norm)  # DeepSpeed's word for "no number" is -1
+
+    def step(self, finite: bool) -> None:
+        """Step if the gradient is finite, each worker its piece, and gather the weights; forget the gradient."""
+        if not finite:  # a loss that is no number need not make the gradient so; DeepSpeed skips by the gradient
+            for pieces in self._sharded.averaged_gradients.values():
+                for piece in pieces or []:
+                    piece.fill_(torch.nan)
+        self._engine.step()
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """Return the whole moments by parameter name; a collective."""
+        found: dict[str, torch.Tensor] = {}
+        for members, piece in zip(self._groups, self._sharded.single_partition_of_fp32_groups, strict=True):
+            own = self._sharded.optimizer.state[piece].get(MOMENTUM)
+            own = torch.zeros_like(piece) if own is None else own
+            pieces = [torch.empty_like(own) for _ in range(self._group.world_size)]
+            dist.all_gather(pieces, own.contiguous())
+            flat = torch.cat(pieces)  # (elements of the group, padded to a multiple of the workers)
+            begin = 0
+            for name, parameter in members:
+                found[name] = flat[begin : begin + parameter.numel()].view(parameter.shape)
+                begin += parameter.numel()
+        return found
+
+    def _load(self, moments: dict[str, torch.Tensor]) -> None:
+        """Cut the whole moments into pieces and keep this worker's."""
+        for members, piece in zip(self._groups, self._sharded.single_partition_of_fp32_groups, strict=True):
+            flat = torch.zeros(piece.numel() * self._group.world_size, dtype=piece.dtype, device=piece.device)
+            begin = 0
+            for name, parameter in members:
+                if name in moments:
+                    flat[begin : begin + parameter.numel()] = moments[name].to(piece).reshape(-1)
+                begin += parameter.numel()
+            own = flat[self._group.rank * piece.numel() : (self._group.rank + 1) * piece.numel()].clone()
+            self._sharded.optimizer.state[piece][MOMENTUM] = own
+
+
+def _engine(model: nn.Module, optimizer: torch.optim.SGD, stage: int, micro_batch_size: int) -> Any:
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Its collective for the CPUs of one host would be compiled on first use, for a minute, by a compiler that may be
+    # missing; torch's own does.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.contiguous()  # DeepSpeed reads them as rows of bytes
+    engine, _, _, _ = deepspeed.initialize(
+        model=model,
+        optimizer=optimizer,
+        config={
+            "train_micro_batch_size_per_gpu": micro_batch_size,
+            "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is the last
+            "zero_optimization": {
+                "stage": stage,
+                "reduce_bucket_size": BUCKET_ELEMENTS,
+                "allgather_bucket_size": BUCKET_ELEMENTS,
+                "overlap_comm": False,
+            },
+            "gradient_clipping": 0.0,  # it would clip to a norm of 1 where nothing is said
+            "zero_allow_untested_optimizer": True,
+            "steps_per_print": 2**31,
+        },
+    )
+    return engine

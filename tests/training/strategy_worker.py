@@ -1,0 +1,112 @@
+"""One of two workers that train the same model under every strategy, and write down what came out."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from yolofleet.specs.hyperparameters import merged
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.optimizer import build_optimizer, load_momentum_state
+from yolofleet.training.precision import Precision
+from yolofleet.training.strategies.strategy import Strategy, build_strategy
+
+NUM_STEPS = 20
+MICRO_BATCHES_PER_WORKER = 2
+
+
+def job_of(strategy: str) -> JobSpec:
+    document = {"name": "x", "model": {"name": "yolov7-tiny"}, "data": {"train": "a", "val": "b"}, "strategy": strategy}
+    return JobSpec.parse(document | {"cluster": {"workers": 2}}, source="job")
+
+
+def smooth_network() -> nn.Module:
+    """Return a network in which rounding errors stay as small as they are; kernels lie as DeepSpeed lays them."""
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.SiLU(),
+        nn.Conv2d(16, 33, 3, bias=False),  # odd sizes, so that pieces end within a kernel
+        nn.BatchNorm2d(33),
+        nn.SiLU(),
+        nn.Conv2d(33, 5, 1),
+    )
+
+
+def start(model: nn.Module, moments: dict[str, torch.Tensor], strategy: str, group: WorkerGroup) -> Strategy:
+    optimizer = build_optimizer(model, merged("tiny", {}), 16)
+    load_momentum_state(model, optimizer, moments)
+    return build_strategy(job_of(strategy), model, optimizer, Precision("fp32", group.device), group)
+
+
+def train(strategy: Strategy, group: WorkerGroup, steps: range, spoilt_step: int) -> list[float]:
+    """Return the loss of each step, summed over all micro-batches."""
+    losses = []
+    for step in steps:
+        for found in strategy.optimizer.param_groups:
+            found["lr"] = 0.01
+        total = torch.zeros(())
+        for index in range(MICRO_BATCHES_PER_WORKER):
+            last = index == MICRO_BATCHES_PER_WORKER - 1
+            generator = torch.Generator().manual_seed(1000 * step + 10 * group.rank + index)
+            images = torch.rand(4, 3, 32, 32, generator=generator)
+            with strategy.accumulating(last):
+                predictions = strategy.network(images)
+            loss = (predictions - 1).pow(2).mean()
+            if step == spoilt_step and group.rank == 1 and last:
+                loss = loss * float("nan")
+            with strategy.accumulating(last):
+                strategy.backward(loss)
+            total += loss.detach()
+        finite = bool(strategy.gradient_norm().isfinite())
+        strategy.step(finite)
+        group.sum(total)
+        losses.append(float(total))
+    return losses
+
+
+def main(out: Path) -> None:
+    dist.init_process_group("gloo")
+    group = WorkerGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    torch.manual_seed(0)
+    first = smooth_network()
+    found: dict[str, object] = {}
+    ends: dict[str, dict[str, torch.Tensor]] = {}
+    for name in ("ddp", "zero1", "zero2", "zero2-ddp", "ddp-zero1"):
+        model = copy.deepcopy(first)
+        before, _, after = name.partition("-")
+        strategy = start(model, {}, before, group)
+        half = NUM_STEPS // 2 if after else NUM_STEPS
+        losses = train(strategy, group, range(half), spoilt_step=5)
+        moments = {key: tensor.clone() for key, tensor in strategy.moments().items()}
+        if after:
+            resumed = copy.deepcopy(first)
+            resumed.load_state_dict(model.state_dict())
+            strategy = start(resumed, moments, after, group)
+            losses += train(strategy, group, range(half, NUM_STEPS), spoilt_step=5)
+            model, moments = resumed, strategy.moments()
+        found[name] = losses
+        ends[name] = {key: tensor.detach().clone() for key, tensor in model.named_parameters()} | {
+            f"moments of {key}": tensor for key, tensor in moments.items()
+        }
+    if group.is_first:
+        distances = {
+            name: max(float((tensor - ends["ddp"][key]).abs().max()) for key, tensor in end.items())
+            for name, end in ends.items()
+        }
+        same_names = all(end.keys() == ends["ddp"].keys() for end in ends.values())
+        out.write_text(json.dumps({"losses": found, "distances": distances, "same_names": same_names}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
