@@ -72,3 +72,18 @@ def test_unreachable_s3_is_told_within_its_patience(monkeypatch: pytest.MonkeyPa
     ) as caught:
         open_storage("s3://bucket", patience_seconds=0.3).get("x")
     assert caught.value.transient
+
+
+def test_a_file_in_place_of_the_root_or_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"mine")
+    for storage in (open_storage(tmp_path / "file"), open_storage(tmp_path / "file" / "below")):
+        with pytest.raises(StorageError, match=r"file is a file, not a folder; choose another place"):
+            storage.put("lock/one", b"1")
+    with pytest.raises(StorageError, match="is a folder, so no file can be written there"):
+        open_storage(tmp_path.parent).put(tmp_path.name, b"1")
+    assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+def test_a_file_system_that_takes_no_folders_is_told() -> None:
+    with pytest.raises(StorageError, match=r"/proc/nothing.*cannot be made.*choose a place that can be written"):
+        open_storage("/proc/nothing").put("one", b"1")

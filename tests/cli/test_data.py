@@ -82,3 +82,31 @@ def test_wrong_input_is_one_readable_message(
     places = {"annotations": hostile / "annotations", "images": hostile / "images", "out": tmp_path}
     code, text, errors = run(capsys, *(argument.format(**places) for argument in arguments))
     assert code == 2 and text == "" and message in errors and "Traceback" not in errors
+
+
+@pytest.fixture
+def job(drawn: Path, tmp_path: Path) -> Path:
+    for part in ("train", "val"):
+        assert main(["data", "shard", f"{drawn}/instances_{part}.json", f"{drawn}/images", f"{tmp_path}/{part}"]) == 0
+    path = tmp_path / "job.yaml"
+    path.write_text(
+        f"data: {{train: {tmp_path}/train, val: {tmp_path}/val, image_size: 64}}\n"
+        "name: shown\nmodel: {name: yolov7-tiny}\nrecipe: tiny\nepochs: 1\nglobal_batch_size: 2\nmicro_batch_size: 2\n"
+    )
+    return path
+
+
+def test_only_steps_of_the_job_can_be_shown(capsys: pytest.CaptureFixture[str], job: Path, tmp_path: Path) -> None:
+    code, _, errors = run(capsys, "show", job, "--step", 10_000, "--out", tmp_path / "seen")
+    assert code == 2 and "the job has" in errors and not (tmp_path / "seen").exists()
+    code, text, _ = run(capsys, "show", job, "--step", 1, "--out", tmp_path / "seen")
+    assert code == 0 and Path(text.strip()).stat().st_size > 0
+
+
+def test_a_file_in_place_of_a_folder_is_told(capsys: pytest.CaptureFixture[str], job: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"mine")
+    for arguments in (("show", job, "--out", file), ("show", job, "--out", file / "below"), ("synth", file)):
+        code, _, errors = run(capsys, *arguments)
+        assert code == 2 and str(file) in errors and "Traceback" not in errors
+    assert file.read_bytes() == b"mine"

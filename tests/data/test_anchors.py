@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolofleet.data.anchors import anchor_fit, fitted_anchors
+from yolofleet.errors import UserError
 
 TINY = (((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)), ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)))
 
@@ -22,7 +23,7 @@ def test_a_box_is_reached_by_the_rule_of_the_loss() -> None:
 
 def test_no_boxes_is_no_error() -> None:
     assert anchor_fit(np.empty((0, 2)), TINY, 4.0).recall == 0.0
-    with pytest.raises(ValueError, match="nothing to fit"):
+    with pytest.raises(UserError, match="nothing to fit"):
         fitted_anchors(np.full((5, 2), 1.0), 2, 3, 4.0, seed=0)
 
 

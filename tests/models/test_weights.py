@@ -160,6 +160,17 @@ def test_transfer_refuses_another_model() -> None:
         transfer_state_dict(narrow("yolov7-tiny"), narrow("yolov7").state_dict())
 
 
+def test_transfer_from_other_widths_names_the_shapes_and_the_cure() -> None:
+    wider = build_model(ModelChoice(name="yolov7-tiny", transition_width=0.5, hidden_width=0.5), 3)
+    with pytest.raises(WeightsError, match=r"differ in shape: blocks\.c2.*the model has .*same scaling factors"):
+        transfer_state_dict(wider, narrow("yolov7-tiny").state_dict())
+
+
+def test_transfer_from_folded_layers_says_where_the_others_are() -> None:
+    with pytest.raises(WeightsError, match=r"deployed model.*training\.safetensors"):
+        transfer_state_dict(narrow("yolov7-tiny"), deploy(narrow("yolov7-tiny")).state_dict())
+
+
 def test_deployed_models_have_published_names_too(narrow_tiny: Detector) -> None:
     deployed = deploy(narrow_tiny)
     assert set(official_parameter_names(deployed).values()) == set(deployed.state_dict()) - {"anchors"}

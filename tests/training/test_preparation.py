@@ -285,3 +285,28 @@ def test_an_unknown_block_is_told_with_the_nearest(small_job: MakeJob) -> None:
     name = next(iter(build_model(trained_table(small_job()), 3).blocks))
     with pytest.raises(UserError, match=f"no block '{name}x'; did you mean '{name}'"):
         check_job(small_job(freeze=[f"{name}x"]))
+
+
+def test_boxes_too_small_to_fit_keep_the_model_s_anchors_or_are_refused() -> None:
+    given = (((10.0, 13.0),), ((30.0, 61.0),))
+    kept = choose_anchors("auto", given, np.full((5, 2), 1.0), image_size=32, ratio_limit=4.0, seed=0)
+    assert kept.anchors == given and kept.source == "model"
+    with pytest.raises(UserError, match=r"2 pixels or more.*larger image size"):
+        choose_anchors("fit", given, np.full((5, 2), 1.0), image_size=32, ratio_limit=4.0, seed=0)
+
+
+def test_fewer_boxes_than_anchors_are_told() -> None:
+    given = (((10.0, 13.0),), ((30.0, 61.0),))
+    report = choose_anchors("fit", given, np.full((1, 2), 20.0), image_size=32, ratio_limit=4.0, seed=0)
+    assert "fewer boxes than the 2 anchors" in report.sentence()
+
+
+def test_another_source_is_not_read_again_and_that_is_told(small_job: MakeJob, tmp_path: Path) -> None:
+    source = tmp_path / "mine.safetensors"
+    job = small_job(initial_weights=str(source))
+    safetensors.torch.save_file(narrow(job, 3).state_dict(), source)
+    check_job(job)
+    (change,) = check_job(small_job(initial_weights="elsewhere.pt")).changes
+    assert "now elsewhere.pt" in change and "not read again" in change
+    with pytest.raises(UserError, match=r"initial_weights: was .*mine\.safetensors, now not set"):
+        check_job(small_job())

@@ -64,6 +64,7 @@ def check(
     from yolofleet.data.check import check_dataset
     from yolofleet.data.check_page import check_page
     from yolofleet.data.problems import ProblemLog
+    from yolofleet.storage import open_storage
 
     problems = ProblemLog()
     source, pictures = _read_source(annotations, images, problems, source_format, classes)
@@ -72,7 +73,8 @@ def check(
             source, pictures, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
         )
     if html is not None:
-        html.write_text(check_page(annotations, report, problems, pictures, max_pixels=max_pixels), encoding="utf-8")
+        page = check_page(annotations, report, problems, pictures, max_pixels=max_pixels)
+        open_storage(str(html.parent)).put(html.name, page.encode())
     facts = {
         "images": report.num_listed,
         "usable": report.num_usable,
@@ -247,22 +249,30 @@ def show(
 ) -> None:
     """Draw exactly the batch that a training step sees: augmented pictures with their targets."""
     from yolofleet.data.show import draw_micro_batch
+    from yolofleet.errors import UserError
     from yolofleet.specs.job import JobSpec
+    from yolofleet.storage import open_storage
     from yolofleet.training.input import open_dataset, training_stream
     from yolofleet.training.schedule import Schedule
 
     spec = JobSpec.load(job, overrides or [])
     dataset = open_dataset(spec.data, spec.data.train)
     steps_per_epoch = len(dataset) / spec.global_batch_size
-    schedule = Schedule(spec.resolved_hyperparameters(), spec.num_steps(len(dataset)), steps_per_epoch)
+    num_steps = spec.num_steps(len(dataset))
+    if step >= num_steps:
+        raise UserError(
+            f"--step {step}: the job has {num_steps} steps, 0 to {num_steps - 1} ({spec.epochs:g} epochs of "
+            f"{len(dataset)} samples in batches of {spec.global_batch_size})"
+        )
+    schedule = Schedule(spec.resolved_hyperparameters(), num_steps, steps_per_epoch)
     stream = training_stream(spec, dataset, schedule)
-    out.mkdir(parents=True, exist_ok=True)
+    folder = open_storage(str(out))
     drawn = []
     for index in range(stream.micro_batches_per_step):
         batch = stream.micro_batch(step, index)
-        path = out / f"step-{step}-micro-batch-{index}.png"
-        path.write_bytes(draw_micro_batch(batch, [name for _, name in dataset.classes]))
-        drawn.append({"file": str(path), "digest": batch.digest(), "keys": batch.keys, "skipped": batch.skipped})
+        name = f"step-{step}-micro-batch-{index}.png"
+        folder.put(name, draw_micro_batch(batch, [name for _, name in dataset.classes]))
+        drawn.append({"file": str(out / name), "digest": batch.digest(), "keys": batch.keys, "skipped": batch.skipped})
     _tell(as_json, {"step": step, "micro_batches": drawn}, "\n".join(f"{entry['file']}" for entry in drawn))
 
 

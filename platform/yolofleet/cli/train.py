@@ -40,9 +40,9 @@ def train(
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     spec = JobSpec.load(job, overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
-    if tracking_uri is not None:
-        _check_tracking(spec, tracking_uri)
     with hold(run_storage(spec), told=lambda line: typer.echo(line, err=True)) as lock:
+        if tracking_uri is not None:  # after the storage has proven that it can be written, for it may lie there
+            _check_tracking(spec, tracking_uri)
         record, headline = _go_on(spec, launcher, tracking_uri, lock.token, verbose)
     _show(record, headline, as_json=json_output)
     return 0
@@ -95,7 +95,9 @@ def _registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) -> str 
     except TrackingError as error:
         typer.echo(f"{error}\n  once MLflow is back: yolofleet report {ready.run.url} --sync", err=True)
         if spec.tracking.register_as is not None:
-            typer.echo(f"  and: yolofleet registry register {ready.run.url} {spec.tracking.register_as}", err=True)
+            typer.echo(
+                f"  and: yolofleet registry register {ready.run.url} --name {spec.tracking.register_as}", err=True
+            )
         return None
     return tracking_uri
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.data.randomness import Purpose, keyed_generator
+from yolofleet.errors import UserError
 
 GOOD_RECALL = 0.98
 """Recall below which anchors are fitted anew, as published."""
@@ -74,6 +75,11 @@ def anchor_fit(sizes: Sizes, anchors: Anchors, ratio_limit: float) -> AnchorFit:
     return AnchorFit(found / count, pairs / count, fit / count, tuple((by_level / count).tolist()))
 
 
+def large_enough(sizes: Sizes) -> NDArray[np.bool_]:
+    """Tell which boxes anchors can be fitted to: those with a side of 2 pixels or more."""
+    return np.asarray((sizes >= LEAST_SIDE_PIXELS).any(axis=1), dtype=np.bool_)
+
+
 def fitted_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit: float, seed: int) -> Anchors:
     """Return anchors that suit boxes: k-means, then evolution; sorted by area, the smallest on the finest level.
 
@@ -85,11 +91,14 @@ def fitted_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit:
         seed: Decides where k-means starts and how evolution goes.
 
     Raises:
-        ValueError: There is no box to fit.
+        UserError: There is no box to fit.
     """
-    usable = sizes[(sizes >= LEAST_SIDE_PIXELS).any(axis=1)]
+    usable = sizes[large_enough(sizes)]
     if not len(usable):
-        raise ValueError("no box has a side of 2 pixels or more, so there is nothing to fit anchors to")
+        raise UserError(
+            f"none of {len(sizes)} boxes has a side of {LEAST_SIDE_PIXELS:g} pixels or more, so there is nothing to "
+            "fit anchors to; use a larger image size, or the anchors of the model"
+        )
     thinned = usable[
         (np.arange(min(len(usable), MOST_BOXES_FITTED)) * len(usable)) // min(len(usable), MOST_BOXES_FITTED)
     ]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from yolofleet.data.randomness import Purpose, keyed_generator
 from yolofleet.data.synth_textures import background, textured
+from yolofleet.errors import UserError
 
 CATEGORIES = ((2, "disc"), (5, "triangle"), (11, "cross"))
 EMPTY_SHARE = 0.08
@@ -58,9 +59,17 @@ def write_synthetic_dataset(
         seed: Equal seeds draw equal datasets; picture k does not depend on how many there are.
         image_size: Longer side of the pictures, in pixels.
         progress: Told of every picture drawn.
+
+    Raises:
+        UserError: The folder cannot be made.
     """
     folder = Path(out)
-    (folder / "images").mkdir(parents=True, exist_ok=True)
+    try:
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: a dataset cannot be drawn here ({error.strerror}); choose another folder"
+        ) from error
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(num_images):

@@ -128,12 +128,33 @@ def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedW
     needed = {name for name in target if not name.startswith(absent) and not name.endswith(COUNTERS)}
     missing = sorted(needed - fitting - last)
     if missing:
-        left_over = sorted(name for name in state if name not in fitting and not _is_last_layer(name))
-        raise WeightsError(_mismatch(model, missing, left_over))
+        raise WeightsError(_why_not(model, missing, state))
     with torch.no_grad():
         for name in fitting:
             target[name].copy_(state[name])
     return LoadedWeights(tuple(sorted(fitting)), tuple(sorted(set(target) - fitting)))
+
+
+def _why_not(model: Detector, missing: list[str], state: Mapping[str, Tensor]) -> str:
+    """Say why weights cannot be taken over: folded for deployment, of other widths, or of another model."""
+    target = model.state_dict()
+    sizes = [name for name in missing if name in state]
+    absent = [name for name in missing if name not in state]
+    left_over = sorted(name for name in state if name not in target and not _is_last_layer(name))
+    if (
+        absent
+        and not any(name.endswith("norm.weight") for name in state)
+        and any(name.endswith("conv.bias") for name in left_over)
+    ):
+        return (
+            "these are weights of a deployed model, whose batch norm is folded into the convolutions and cannot be "
+            "trained further; use its training form (training.safetensors of the detector package)"
+        )
+    if sizes and not absent:
+        return (
+            f"{_shape_differences(model, sizes, state, {name: name for name in sizes})}; use the same scaling factors"
+        )
+    return _mismatch(model, missing, left_over)
 
 
 def _is_last_layer(name: str) -> bool:
@@ -186,11 +207,16 @@ def _check_shapes(model: Detector, names: Mapping[str, str], state: Mapping[str,
             f"build it with num_classes={num_classes}, or take over all but the last layer with "
             "yolofleet.models.weights.transfer_state_dict(model, state)"
         )
+    raise WeightsError(_shape_differences(model, wrong, state, names))
+
+
+def _shape_differences(model: Detector, wrong: list[str], state: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
+    target = model.state_dict()
     shown = "; ".join(
         f"{name}: {tuple(state[name].shape)}, the model has {tuple(target[names[name]].shape)}"
         for name in wrong[:MOST_NAMED]
     )
-    raise WeightsError(f"these are not weights of {model.table.name}: {len(wrong)} tensors differ in shape: {shown}")
+    return f"these are not weights of this {model.table.name}: {len(wrong)} tensors differ in shape: {shown}"
 
 
 def _make_implicit_neutral(model: Detector, loaded: set[str]) -> None:

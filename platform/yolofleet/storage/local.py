@@ -62,7 +62,9 @@ class FileStorage(Storage):
         return _guard_file(self._path(key), lambda path: self._write(path, data, exclusive=True))
 
     def _write(self, target: Path, data: bytes | bytearray | Path, *, exclusive: bool) -> bool:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
+        if target.is_dir():
+            raise StorageError(f"{target}: is a folder, so no file can be written there; choose another place")
         temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
             with temporary.open("wb") as sink:
@@ -123,6 +125,25 @@ class FileStorage(Storage):
 
     def child(self, prefix: str) -> Storage:
         return FileStorage(self._path(prefix.strip("/")))
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be one, because it or a folder above it is a file."""
+    if folder.is_dir():
+        return
+    above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    if above.exists() and not above.is_dir():
+        raise StorageError(f"{folder}: {above} is a file, not a folder; choose another place, or move the file away")
+
+
+def _make_folder(folder: Path) -> None:
+    _check_folder(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileNotFoundError, FileExistsError) as error:  # on a file system that is none, or in place of a broken link
+        raise StorageError(
+            f"{folder}: cannot be made ({error.strerror}); choose a place that can be written"
+        ) from error
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from yolofleet.data.anchors import GOOD_RECALL, AnchorFit, Anchors, Sizes, anchor_fit, fitted_anchors
+from yolofleet.data.anchors import GOOD_RECALL, AnchorFit, Anchors, Sizes, anchor_fit, fitted_anchors, large_enough
 from yolofleet.specs.model import ModelTable
 
 Setting = Literal["model", "auto", "fit"]
@@ -47,7 +47,9 @@ class AnchorReport:
         )
         text = f"{reach} {self.after.recall:.1%} of {self.num_boxes} boxes at {self.image_size} px"
         if self.source == "fitted":
-            return f"{text}, those of the model {self.before.recall:.1%}"
+            few = len(self.anchors) * len(self.anchors[0])
+            equal = f" (fewer boxes than the {few} anchors: some are alike)" if self.num_boxes < few else ""
+            return f"{text}, those of the model {self.before.recall:.1%}{equal}"
         if self.after.recall >= GOOD_RECALL or not self.num_boxes:
             return text
         if self.setting == "model":
@@ -78,9 +80,12 @@ def choose_anchors(
         ratio_limit: ``anchor_t``.
         seed: Decides the course of the fitting.
         source: Where the given anchors come from.
+
+    Raises:
+        UserError: ``fit`` is asked for, and no box is large enough to fit anchors to.
     """
     before = anchor_fit(sizes, given, ratio_limit)
-    wanted = setting == "fit" or (setting == "auto" and before.recall < GOOD_RECALL)
+    wanted = setting == "fit" or (setting == "auto" and before.recall < GOOD_RECALL and bool(large_enough(sizes).any()))
     used, after = given, before
     if wanted and len(sizes):
         fitted = fitted_anchors(sizes, len(given), len(given[0]), ratio_limit, seed)

@@ -21,7 +21,7 @@ def check_block_names(table: ModelTable, names: Sequence[str]) -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
+            hint = f"; did you mean '{near[0]}'?" if near else "."
             raise UserError(f"freeze: model {table.name} has no block '{name}'{hint} Its blocks: {', '.join(known)}")
 
 

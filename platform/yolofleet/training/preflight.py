@@ -132,8 +132,8 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
         except StorageError as error:
             raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
         return ()
-    recorded = parse_yaml(before, source=f"{run.url}/job.yaml")
-    changes = _differences(_computation(recorded), job.computation())
+    recorded = JobSpec.parse(parse_yaml(before, source=f"{run.url}/job.yaml"), source="job.yaml of the run")
+    changes = [_with_sources(line, recorded, job) for line in _differences(recorded.computation(), job.computation())]
     if changes:
         more = f"\n  and {len(changes) - MOST_CHANGES_SHOWN} more" if len(changes) > MOST_CHANGES_SHOWN else ""
         raise UserError(
@@ -142,9 +142,23 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
             + f"{more}\nUse another name for the new spec, or the spec as it was to go on. What may change: "
             f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
         )
-    run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
-    before_now = JobSpec.parse(recorded, source="job.yaml of the run").document()
-    return tuple(_differences(before_now, job.document()))
+    kept = job.model_copy(update={"initial_weights": recorded.initial_weights})
+    run.write_job(yaml.safe_dump(kept.document(), sort_keys=False))
+    return tuple(
+        f"{line} (not read again: the run keeps the weights that it started from)" if _is_source(line) else line
+        for line in _differences(recorded.document(), job.document())
+    )
+
+
+def _with_sources(line: str, recorded: JobSpec, job: JobSpec) -> str:
+    """Name the initial weights, of which the computation holds only whether there are any."""
+    if not _is_source(line):
+        return line
+    return f"initial_weights: was {_shown(recorded.initial_weights)}, now {_shown(job.initial_weights)}"
+
+
+def _is_source(line: str) -> bool:
+    return line.startswith("initial_weights: ")
 
 
 def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
@@ -166,11 +180,6 @@ def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: S
                 f"run '{job.name}' in {job.storage} was started with another content of {part} ({names[part]}): digest "
                 f"{str(before.get(part))[:12]} then, {digest[:12]} now. Use another name, or put the old content back"
             )
-
-
-def _computation(document: dict[str, Any]) -> dict[str, Any]:
-    """Return the computing part of a recorded job as this version would write it."""
-    return JobSpec.parse(document, source="job.yaml of the run").computation()
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:
