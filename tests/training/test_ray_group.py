@@ -32,7 +32,7 @@ def test_failures_are_told_by_worker_and_kind() -> None:
     members = [Member(group="g", rank=1, num_workers=2, process=77, node="n", host="10.0.0.2")]
     died = type("WorkerHealthCheckFailedError", (Exception,), {})("its actor is gone")
     kind, told = _judged(WorkerGroupError("", {0: ValueError("a bug"), 1: died}), members)
-    assert (kind, told) == ("worker", "rank 0 failed: ValueError: a bug; rank 1 (process 77 on 10.0.0.2) died")
+    assert (kind, told) == ("worker", "rank 1 (process 77 on 10.0.0.2) died; rank 0 failed: ValueError: a bug")
     taken = type("ActorDiedError", (Exception,), {"preempted": True})("its node was taken")
     assert _judged(WorkerGroupError("", {0: taken, 1: ValueError()}), members)[0] == "preemption"
     assert _judged(RuntimeError("the controller died"), members) == ("start", "RuntimeError: the controller died")

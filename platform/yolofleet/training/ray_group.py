@@ -149,10 +149,11 @@ def _judged(failure: Exception, members: list[Member]) -> tuple[Kind, str]:
     errors = failure.worker_failures
     preempted = any(getattr(error, "preempted", False) for error in errors.values())
     names = {member.rank: member.described() for member in members}
+    died = {rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckFailedError"}
+    # The dead first: what the others say is only that they have lost them.
     told = "; ".join(
-        f"{names.get(rank, f'rank {rank}')} "
-        + ("died" if type(error).__name__ == "WorkerHealthCheckFailedError" else f"failed: {_one_line(error)}")
-        for rank, error in sorted(errors.items())[:4]
+        f"{names.get(rank, f'rank {rank}')} " + ("died" if rank in died else f"failed: {_one_line(errors[rank])}")
+        for rank in sorted(errors, key=lambda rank: (rank not in died, rank))[:4]
     )
     return ("preemption" if preempted else "worker"), told
 
