@@ -22,7 +22,13 @@ from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector
-from yolofleet.evaluation.evaluate import category_ids_for, collect_detections, evaluate, score_detections
+from yolofleet.evaluation.evaluate import (
+    category_ids_for,
+    classes_unknown_to,
+    collect_detections,
+    evaluate,
+    score_detections,
+)
 from yolofleet.storage import open_storage
 
 
@@ -158,6 +164,11 @@ def test_a_model_with_other_class_ids_is_brought_together_by_name(dataset: Shard
     assert category_ids_for(same_name_twice, same_name_twice) == [1, 2]
     with pytest.raises(UserError, match="no class in common: the model knows unicorn, the dataset has"):
         category_ids_for([(5, "unicorn")], dataset.classes)
+
+
+def test_classes_that_the_model_does_not_know_are_told() -> None:
+    assert classes_unknown_to([(1, "red"), (2, "blue")], [(7, "blue"), (8, "green")]) == [(8, "green")]
+    assert classes_unknown_to([(1, "red"), (2, "blue")], [(2, "blue")]) == []
 
 
 def test_classes_that_the_dataset_does_not_have_are_not_judged(dataset: ShardDataset, package: Path) -> None:

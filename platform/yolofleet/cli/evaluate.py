@@ -48,6 +48,7 @@ def evaluate(
 ) -> int:
     """Judge a model on a dataset by COCO AP: the twelve figures, and each class."""
     from yolofleet.cli.model_argument import open_detector
+    from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
 
     started = time.monotonic()
@@ -56,6 +57,10 @@ def evaluate(
     else:
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
+        if unknown := classes_unknown_to(detector.classes, dataset.classes):
+            names = ", ".join(name for _, name in unknown[:6]) + (", ..." if len(unknown) > 6 else "")
+            known = ", ".join(name for _, name in detector.classes[:6]) + (", ..." if len(detector.classes) > 6 else "")
+            print(f"warning: the model does not know {names}, so AP is 0 there; it knows {known}", file=sys.stderr)
         with _progress(len(dataset)) as advance:
             result = evaluate_model(
                 detector.model,

@@ -244,6 +244,14 @@ def category_ids_for(
     return found
 
 
+def classes_unknown_to(
+    model_classes: Sequence[tuple[int, str]], dataset_classes: Sequence[tuple[int, str]]
+) -> list[tuple[int, str]]:
+    """Return the dataset's classes that the model does not know: none of their objects can be found."""
+    known = set(category_ids_for(model_classes, dataset_classes))
+    return [entry for entry in dataset_classes if entry[0] not in known]
+
+
 def _listed(classes: Sequence[tuple[int, str]]) -> str:
     names = ", ".join(name for _, name in classes[:6])
     return f"{names} and {len(classes) - 6} more" if len(classes) > 6 else names
