@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,6 +153,7 @@ class LocalCluster:
         for node in reversed(self.nodes):
             if node.process.poll() is None:
                 node.kill()
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def _free_port() -> int:
