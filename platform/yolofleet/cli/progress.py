@@ -49,7 +49,7 @@ def following(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[No
             except Exception as error:  # the display must never end a run
                 display.show({"problem": f"the run directory cannot be read: {error}"})
                 rows = []
-            for row in rows:
+            for row in filter(is_news, rows):
                 display.show(row)
             if last:
                 return
@@ -97,6 +97,11 @@ class _News:
             row_of = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
             return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{row_of}"
         return None
+
+
+def is_news(row: dict[str, Any]) -> bool:
+    """Tell whether a row is for the display: a step, an evaluation or a problem, not counts alone (skipped samples)."""
+    return not row.keys().isdisjoint(("loss", "val_AP", "problem", "non_finite_steps"))
 
 
 def described(row: dict[str, Any]) -> str:
