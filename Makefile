@@ -64,8 +64,12 @@ test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, instal
 test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
 	$(BIN)/pytest --durations=0
 
+# The others take long or need data: matching_growth, search_quality, soak, and all in benchmarks/training.
+BENCHMARKS := average_precision checkpoint data_path deployed_form matching model_profile non_maximum_suppression \
+              resume_cost trial_startup
+
 bench: $(INSTALLED)  ## Ratios against named peers
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
 clean:  ## Remove the environment, the demo and all caches
 	rm -rf $(VENV) demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
