@@ -53,7 +53,7 @@ SCREENED = 2000
 SPACES = Path(__file__).parents[1] / "search_spaces"
 AP = [Objective(metric="val_AP", goal="max")]
 SCHEDULER = SchedulerSpec(name="asha", reduction=3.0, rungs=2, measure="compute")
-HALVING_TRIALS = 75
+HALVING_TRIALS = 92
 LARGEST_HOURS = 8 * MOST_GFLOPS / 100
 
 
