@@ -26,7 +26,7 @@ from yolofleet.losses.levels import Levels
 from yolofleet.losses.workspace import Workspace
 
 # Entries of a table of classes x candidates and of one of boxes x candidates. On a CPU, a few of them fit the cache.
-HOST_ENTRIES = (1 << 16, 1 << 17)
+HOST_ENTRIES = (1 << 17, 1 << 18)
 DEVICE_ENTRIES = (1 << 26, 1 << 24)
 
 
