@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
 
     Raises:
         UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
-        StoppedError: SIGTERM came (a node about to be taken, the end of an allocation); the state was saved.
+        StoppedError: SIGTERM came (a node about to be taken, the end of an allocation), or Ctrl-C; the state was saved.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -62,15 +63,27 @@ def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
 
 @contextmanager
 def _leaving_on_termination(pulse: Pulse) -> Iterator[None]:
-    """Let SIGTERM end the run after the step that it is in, with a checkpoint, for the length of a with block."""
+    """Let SIGTERM and Ctrl-C end the run after the step that it is in, with a checkpoint, within a with block.
+
+    A second Ctrl-C stops it at once. The first one must not be an exception: Python drops one that is raised while
+    it runs a destructor, and the run would go on.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are for the main thread to take
         return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: pulse.ask_to_leave("SIGTERM"))
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        pulse.ask_to_leave(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    kinds = [signal.SIGTERM] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGTERM, signal.SIGINT]
+    before = {kind: signal.signal(kind, leave) for kind in kinds}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def local_device(job: JobSpec) -> torch.device:
