@@ -31,7 +31,7 @@ def test_what_was_spooled_is_sent_when_mlflow_is_back(shell: Shell, drawn: Path)
     assert done.returncode == 0, done.stderr[-3000:]
     run = shell.folder / "runs" / "small"
     assert f"yolofleet report {run} --sync" in done.stderr
-    assert f"yolofleet registry register {run} small" in done.stderr
+    assert f"yolofleet registry register {run} --name small" in done.stderr
     store = f"sqlite:///{shell.folder}/mlflow.db"
     sent = json.loads(shell.succeed("report", str(run), "--sync", "--tracking-uri", store, "--json"))
     assert sent["mlflow_run_id"]
