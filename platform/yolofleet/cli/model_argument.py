@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from yolofleet.evaluation.detector import Detector
 
 ACCEPTED = "a run directory, a detector package (a folder with detector.json), or models:/NAME@ALIAS"
@@ -27,9 +25,10 @@ def open_detector(model: str, device: str, tracking_uri: str | None = None) -> D
         UserError: There is no such model, it is damaged, or the device is not there.
     """
     from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME, Detector
+    from yolofleet.evaluation.device import chosen_device
     from yolofleet.storage import open_storage
 
-    chosen = chosen_device(device)
+    chosen = chosen_device(device, "--device")
     if model.startswith("models:/"):
         from yolofleet.registry.resolve import detector_folder
 
@@ -44,27 +43,6 @@ def open_detector(model: str, device: str, tracking_uri: str | None = None) -> D
         for name in (CARD_NAME, WEIGHTS_NAME):
             place.download(name, Path(folder) / name)
         return Detector.load(folder, chosen)
-
-
-def chosen_device(device: str) -> torch.device:
-    """Return the device of a ``--device`` option; ``auto`` takes a GPU where there is one.
-
-    Raises:
-        UserError: No such device, or none that works here.
-    """
-    import torch
-
-    from yolofleet.errors import UserError
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {device}: {reason}; use auto, cpu, cuda or cuda:N") from None
-    return chosen
 
 
 def _existing_folder(model: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from yolofleet.errors import WorkError
-from yolofleet.training.launch import RAY_ENVIRONMENT, _connected, _protect
+from yolofleet.training.launch import RAY_ENVIRONMENT, RayConnection, make_token
 
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -35,7 +35,7 @@ def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS", "local")
     if "ray" not in sys.modules and address == "local":
-        _protect()
+        make_token()
     with ExitStack() as stack:
         _enter(stack, show_worker_output)
         import ray
@@ -54,7 +54,7 @@ def _enter(stack: ExitStack, show_worker_output: bool) -> None:
     """Connect; a Ray of our own that a busy machine kept from starting in time is tried again."""
     for attempt in range(STARTS):
         try:
-            stack.enter_context(_connected(show_worker_output))
+            stack.enter_context(RayConnection(show_worker_output))
             return
         except Exception as error:  # Ray raises nothing more special
             if TOO_SLOW not in str(error):

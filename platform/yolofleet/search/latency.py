@@ -6,7 +6,6 @@ import statistics
 import time
 from collections.abc import Callable
 
-from yolofleet.errors import UserError
 from yolofleet.specs.job import JobSpec
 
 WARM_UP = 5
@@ -21,12 +20,9 @@ def measure_on(name: str) -> Callable[[JobSpec, int], float]:
     """
     import torch
 
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"latency_device {name}: {reason}; use cpu, cuda or cuda:N") from error
+    from yolofleet.evaluation.device import chosen_device
+
+    device = chosen_device(name, "latency_device")
 
     def measure(job: JobSpec, num_classes: int) -> float:
         from yolofleet.models import build_model

@@ -54,10 +54,10 @@ def run_on_ray(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(job.cluster.start_timeout_seconds)
     if "ray" not in sys.modules and os.environ.get("RAY_ADDRESS", "local") == "local":
         has_room(job.cluster, [_this_machine()])  # Ray finds no more than this; it takes a while to say so
-        _protect()
+        make_token()
 
     with (
-        _connected(show_worker_output),
+        RayConnection(show_worker_output),
         RunDirectory.open(job.storage, job.name, source="driver", token=token) as run,
         termination() as stop_reason,
     ):
@@ -89,7 +89,7 @@ def _train(
     supervise(job, run, start, wait_for_room, stop_reason)
 
 
-class _connected:  # noqa: N801 - reads as a verb in a with statement
+class RayConnection:
     """A connection to a cluster for the length of a with block; a Ray that was started for it is stopped after it."""
 
     def __init__(self, show_worker_output: bool) -> None:
@@ -126,7 +126,7 @@ def _local_options(address: str) -> dict[str, Any]:
     return {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
 
 
-def _protect() -> None:
+def make_token() -> None:
     """Give a Ray of our own a token that lives as long as it does; Ray itself would keep one in the home folder.
 
     It takes effect only before ray is imported.
