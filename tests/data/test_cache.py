@@ -157,12 +157,15 @@ def test_a_cache_smaller_than_a_shard_is_refused_with_the_cure(s3: FaultyProxy, 
         digests(opened(tmp_path, max_bytes=10_000))
 
 
-def full_disk(monkeypatch: pytest.MonkeyPatch, faults: list[int]) -> None:
-    """Let reservations fail with these error numbers first."""
+def full_disk(monkeypatch: pytest.MonkeyPatch, folder: Path, faults: list[int]) -> None:
+    """Let reservations under ``folder`` fail with these error numbers first.
+
+    Only there: a stream of an earlier test may still be fetching in the background.
+    """
     reserve = os.posix_fallocate
 
     def sometimes_full(descriptor: int, offset: int, length: int) -> None:
-        if faults:
+        if faults and Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(folder):
             raise OSError(faults.pop(), "No space left on device")
         reserve(descriptor, offset, length)
 
@@ -173,7 +176,7 @@ def test_a_full_disk_is_waited_for(
     s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     faults = [errno.ENOSPC, errno.ENOSPC]
-    full_disk(monkeypatch, faults)
+    full_disk(monkeypatch, tmp_path, faults)
     assert digests(opened(tmp_path)) == expected
     faults.extend([errno.ENOSPC] * 1000)
     with pytest.raises(CacheError, match=r"given up after waiting 1 s: the disk of the cache .* is full"):
@@ -188,7 +191,7 @@ def test_a_full_disk_gets_room_from_old_shards(
     first, second, third = dataset.manifest.shards[:3]
     cache.ensure(dataset.storage, first)
     cache.ensure(dataset.storage, second)
-    full_disk(monkeypatch, [errno.ENOSPC])
+    full_disk(monkeypatch, tmp_path, [errno.ENOSPC])
     cache.ensure(dataset.storage, third)
     assert {path.stem for path in tmp_path.glob("*.tar")} == {second.sha256, third.sha256}
 
@@ -197,7 +200,7 @@ def test_a_disk_that_fills_while_a_shard_is_written_is_waited_for(
     s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file system that cannot reserve tells only when it is written to: no half shard stays, no batch is lost."""
-    full_disk(monkeypatch, [errno.EOPNOTSUPP] * 1000)
+    full_disk(monkeypatch, tmp_path, [errno.EOPNOTSUPP] * 1000)
     replace, failures = Path.replace, [errno.ENOSPC, errno.EDQUOT]
 
     def sometimes_full(path: Path, target: Path) -> Path:
@@ -250,7 +253,7 @@ def test_a_killed_prefetcher_holds_nothing_up(
 def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
     s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    full_disk(monkeypatch, [errno.EOPNOTSUPP] * 1000)
+    full_disk(monkeypatch, tmp_path, [errno.EOPNOTSUPP] * 1000)
     assert digests(opened(tmp_path)) == expected
 
 
