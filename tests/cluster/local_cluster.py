@@ -41,10 +41,14 @@ class Node:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers on the node."""
+        return self.processes("RayTrainWorker")
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """What runs on the node with ``title`` in its command line."""
         found = []
         for process in self.family():
             try:
-                if any("RayTrainWorker" in part for part in process.cmdline()):
+                if any(title in part for part in process.cmdline()):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.ZombieProcess):
                 continue

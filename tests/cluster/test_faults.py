@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -72,35 +74,48 @@ def undisturbed(folder: Path, drawn: Path, num_steps: int, num_workers: int) -> 
     return folder / "runs" / "small"
 
 
-def test_three_kills_at_random_times_change_no_bit(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
-    num_steps = 200
+def workers_of(cluster: LocalCluster) -> dict[int, psutil.Process]:
+    """Return the training workers of all nodes that are there."""
+    return {found.pid: found for node in cluster.nodes[1:] if node.process.poll() is None for found in node.workers()}
+
+
+def test_kills_at_random_times_change_no_bit(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
+    """A worker, a worker while the group starts, a whole node, the driver: each at a random moment."""
+    num_steps = 1500
     seed = random.SystemRandom().randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)
     shell.environment = cluster.environment
     job = job_of(shell.folder, drawn, num_steps)
     run = shell.folder / "runs" / "small"
-    cluster.add_node("first")
-    second = cluster.add_node("second")
+    for name in ("first", "second", "third"):
+        cluster.add_node(name)
     driver = shell.start("train", job)
 
-    reached(run, chance.randrange(15, 60))
-    worker = chance.choice([found for node in cluster.nodes[1:] for found in node.workers()])
-    worker.send_signal(signal.SIGKILL)
-    wait_for(lambda: len(events(run, "start")) == 2, PATIENCE_SECONDS, "the start after the worker's death")
+    reached(run, chance.randrange(15, 200))
+    known = workers_of(cluster)
+    chance.choice(list(known.values())).send_signal(signal.SIGKILL)
+    wait_for(lambda: workers_of(cluster).keys() - known.keys(), PATIENCE_SECONDS, "the workers of the next start")
+    time.sleep(3 * chance.random())
+    found = workers_of(cluster)
+    found[chance.choice(sorted(found.keys() - known.keys()))].send_signal(signal.SIGKILL)
+    wait_for(lambda: len(events(run, "failure")) == 2, PATIENCE_SECONDS, "the death while it starts")
+    num_starts = len(events(run, "start"))
+    wait_for(lambda: len(events(run, "start")) > num_starts, PATIENCE_SECONDS, "the start after it")
 
-    reached(run, chance.randrange(70, 110))
-    cluster.add_node("third")
-    second.kill()
-    wait_for(lambda: len(events(run, "start")) == 3, PATIENCE_SECONDS, "the start after the node's death")
+    reached(run, chance.randrange(300, 600))
+    chance.choice([node for node in cluster.nodes[1:] if node.workers()]).kill()
+    wait_for(lambda: len(events(run, "failure")) == 3, PATIENCE_SECONDS, "the node's death")
+    num_starts = len(events(run, "start"))
+    wait_for(lambda: len(events(run, "start")) > num_starts, PATIENCE_SECONDS, "the start after the node's death")
 
-    reached(run, chance.randrange(120, 170))
+    reached(run, chance.randrange(900, 1200))
     time.sleep(chance.random())
     kill_group(driver)
     shell.succeed("train", job, timeout_seconds=PATIENCE_SECONDS)
 
-    assert len(events(run, "start")) == 4
-    assert all(event["steps_redone"] <= 10 for event in events(run, "regained"))
+    regained = events(run, "regained")
+    assert regained and all(event["steps_redone"] <= 10 for event in regained)
     assert len(digests(run)) == num_steps * 2
     assert_same_weights(run, undisturbed(shell.folder / "undisturbed", drawn, num_steps, 2), num_steps)
 
@@ -139,6 +154,39 @@ def test_a_group_grows_shrinks_and_leaves_in_time(shell: Shell, drawn: Path, clu
     assert len(set(seen.values())) == len(seen)
 
 
+def test_evaluation_runs_on_a_node_of_its_own_and_survives_its_death(
+    shell: Shell, drawn: Path, cluster: LocalCluster
+) -> None:
+    """The workers go on meanwhile; each evaluation is there once at the end, and the best is released."""
+    num_steps = 600
+    shell.environment = cluster.environment
+    job = job_of(shell.folder, drawn, num_steps, evaluation={"every_epochs": 12.5}, checkpoint={"every_steps": 50})
+    run = shell.folder / "runs" / "small"
+    for name in ("first", "second", "third"):
+        cluster.add_node(name)
+    driver = shell.start("train", job)
+    wait_for(lambda: evaluators(cluster), PATIENCE_SECONDS, "an evaluation beside the training")
+    (process, *_) = evaluators(cluster)
+    begin = len(rows(run / "metrics.jsonl"))
+    wait_for(lambda: len(rows(run / "metrics.jsonl")) > begin, PATIENCE_SECONDS, "a step during the evaluation")
+    process.kill()
+    assert driver.wait(timeout=PATIENCE_SECONDS) == 0, shell.output()
+
+    assert events(run, "evaluation_failed")
+    assert not [row for row in rows(run / "metrics.jsonl") if "val_AP" in row]
+    judged = {row["step"]: row["val_AP"] for row in rows(run / "metrics.driver.jsonl")}
+    assert len(judged) == len(rows(run / "metrics.driver.jsonl"))
+    assert {100, num_steps} <= judged.keys() <= set(range(100, num_steps + 1, 100))
+    released = json.loads((run / "report/release.json").read_text())
+    assert released["step"] == max(judged, key=lambda step: (judged[step], step))
+    assert (run / f"checkpoints/step-{released['step']}").is_dir()
+
+
+def evaluators(cluster: LocalCluster) -> list[psutil.Process]:
+    """Return the processes that evaluate at the moment."""
+    return [process for node in cluster.nodes[1:] for process in node.processes("ray::Evaluator")]
+
+
 def test_a_stopped_worker_is_found_by_its_silence(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
     num_steps = 20_000
     shell.environment = cluster.environment
@@ -171,7 +219,7 @@ def test_hosts_without_access_to_the_storage_are_told_before_training(
     )
     for storage, problem in {
         "runs": "does not show it the run directory",
-        "s3://bucket/runs": "host 127.0.0.1 cannot train this job",  # the nodes have no credentials
+        "s3://bucket/runs": "s3://bucket/runs/small/job.yaml: no S3 credentials",  # the nodes have none
     }.items():
         Path(job).write_text(Path(job).read_text().replace("storage: runs", f"storage: {storage}"))
         done = subprocess.run(

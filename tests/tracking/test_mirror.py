@@ -71,6 +71,24 @@ def wait_until(condition: Callable[[], object], timeout_seconds: float = 30.0) -
         time.sleep(0.02)
 
 
+def test_evaluations_that_come_late_arrive_once(storage_folder: Path) -> None:
+    """Beside the training they take their time; another one may have been made by the workers meanwhile."""
+    run, uri = new_run(storage_folder, 300), uri_of(storage_folder)
+    driver = RunDirectory.open(storage_folder, "demo", source="driver")
+    run.append_metrics({"step": 300, "val_AP": 0.3})
+    run_id = sync_now(run, uri, EXPERIMENT)
+    driver.append_metrics({"step": 100, "val_AP": 0.1})
+    driver.append_metrics({"step": 100, "val_AP": 0.1, "note": "judged twice"})
+    sync_now(run, uri, EXPERIMENT)
+    driver.append_metrics({"step": 200, "val_AP": 0.2})
+    mirrored = Mirror(run, uri, EXPERIMENT)
+    mirrored.start()
+    assert mirrored.close()
+    sync_now(run, uri, EXPERIMENT)
+    assert sorted(history(uri, run_id, "val_AP")) == [100, 200, 300]
+    assert history(uri, run_id) == list(range(1, 301))
+
+
 def test_everything_arrives_once(storage_folder: Path) -> None:
     run, uri = new_run(storage_folder, 1200), uri_of(storage_folder)
     run_id = sync_now(run, uri, EXPERIMENT)

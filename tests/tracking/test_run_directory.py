@@ -150,7 +150,7 @@ def test_a_cursor_sees_only_what_is_new_and_starts_again_after_a_cut(new_storage
     for step in range(1, 5):
         run.append_metrics({"step": step})
     run.flush()
-    rows, cursor = run.new_metrics(Cursor())
+    rows, cursor = run.new_metrics({})
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert run.new_metrics(cursor) == ([], cursor)
     run.append_metrics({"step": 5})

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from yolofleet.errors import UserError
 from yolofleet.specs.job import ClusterSpec
-from yolofleet.training.capacity import NodeOffer, has_room, num_places
+from yolofleet.training.capacity import NodeOffer, evaluates_apart, has_room, num_places
 
 
 def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
@@ -39,6 +41,23 @@ def test_what_an_autoscaler_could_add_is_waited_for_and_what_it_could_not_is_ref
     assert not has_room(ClusterSpec(workers=4, gpus_per_worker=1), [node(4)], [pool])
     with pytest.raises(UserError, match=r"it has room for 4 \(4 x gpu-pool: 8 CPU, 1 GPU\)"):
         has_room(ClusterSpec(workers=5, gpus_per_worker=1), [node(4)], [pool])
+
+
+def test_evaluation_has_a_place_of_its_own_where_there_is_one_to_spare() -> None:
+    def apart(nodes: int, **settings: Any) -> bool:
+        return evaluates_apart(ClusterSpec(**settings), [node(1)] * nodes)
+
+    assert apart(3, workers=2) and not apart(2, workers=2)
+    assert not apart(2, workers=(1, 2)), "a group that may grow takes the place"
+    assert not evaluates_apart(ClusterSpec(workers=1), [node(8)]), "on one node it would take from the workers"
+    assert apart(2, workers=2, evaluation="apart") and not apart(9, workers=2, evaluation="inline")
+
+
+def test_a_place_that_evaluation_must_have_is_asked_for() -> None:
+    cluster = ClusterSpec(workers=2, evaluation="apart")
+    assert has_room(cluster, [node(3)])
+    with pytest.raises(UserError, match=r"each and one place like theirs for cluster\.evaluation = apart"):
+        has_room(cluster, [node(2)])
 
 
 def test_labels_narrow_the_choice() -> None:

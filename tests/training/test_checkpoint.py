@@ -31,8 +31,8 @@ def store(folder: Path, keep: int = 3) -> tuple[CheckpointStore, Told]:
     return CheckpointStore(open_storage(folder), keep, told=told), told
 
 
-def save(checkpoints: CheckpointStore, step: int, best_step: int | None = None) -> None:
-    checkpoints.save(step, {"weights": {"w": torch.full((3,), float(step))}}, {"run": {"x": step}}, best_step=best_step)
+def save(checkpoints: CheckpointStore, step: int) -> None:
+    checkpoints.save(step, {"weights": {"w": torch.full((3,), float(step))}}, {"run": {"x": step}})
     checkpoints.wait()
 
 
@@ -81,8 +81,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(damage: str, file: int, tm
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints, _ = store(tmp_path, keep=2)
+    checkpoints.kept_besides = lambda steps: {2} & set(steps)
     for step in range(1, 7):
-        save(checkpoints, step, best_step=2)
+        save(checkpoints, step)
     assert checkpoints.steps() == [2, 5, 6]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-5", "step-6"]
 
@@ -99,6 +100,19 @@ def test_a_storage_that_takes_nothing_costs_the_checkpoint_not_the_run(tmp_path:
     monkeypatch.undo()
     save(checkpoints, 2)
     assert checkpoints.steps() == [2]
+
+
+def test_a_storage_that_fails_after_the_commit_costs_nothing(tmp_path: Path) -> None:
+    checkpoints, told = store(tmp_path, keep=1)
+
+    def away(steps: list[int]) -> set[int]:
+        raise StorageError("503")
+
+    checkpoints.kept_besides = away
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    assert checkpoints.steps() == [1, 2]
+    assert told.kinds() == ["checkpoint", "checkpoint"]
 
 
 def test_an_unforeseen_failure_is_not_lost_in_its_thread(tmp_path: Path, monkeypatch) -> None:

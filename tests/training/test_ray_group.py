@@ -9,9 +9,9 @@ from yolofleet.training.ray_group import _judged, _scaling
 
 @pytest.mark.parametrize(
     ("workers", "places", "asked"),
-    [(2, 9, 2), ((1, 4), 9, (1, 4)), ((1, 4), 3, (1, 3)), ((2, 4), 2, 2), ((2, 4), 0, 2)],
+    [(2, 9, 2), ((1, 4), 9, 4), ((1, 4), 3, 3), ((2, 4), 2, 2), ((2, 4), 0, 2)],
 )
-def test_no_more_workers_are_asked_for_than_find_room(workers: object, places: int, asked: object) -> None:
+def test_as_many_workers_are_asked_for_as_find_room(workers: object, places: int, asked: object) -> None:
     cluster = ClusterSpec(workers=workers, cpus_per_worker=2)  # type: ignore[arg-type]
     scaling = _scaling(cluster, places)
     assert scaling.num_workers == asked

@@ -32,19 +32,17 @@ class Display(Protocol):
 @contextmanager
 def following(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[None]:
     """Show the run's new rows on stderr for the length of a with block."""
-    from yolofleet.tracking.json_lines import Cursor
-
-    _, cursor = run.new_metrics(Cursor())
+    _, cursors = run.new_metrics({})
     news = _News(run)
     display: Display = _Bar(num_steps, done_steps) if sys.stderr.isatty() else _Lines(num_steps)
     ended = threading.Event()
 
     def watch() -> None:
-        nonlocal cursor
+        nonlocal cursors
         while True:
             last = ended.wait(POLL_SECONDS)
             try:
-                rows, cursor = run.new_metrics(cursor)
+                rows, cursors = run.new_metrics(cursors)
                 rows += news.take()
             except Exception as error:  # the display must never end a run
                 display.show({"problem": f"the run directory cannot be read: {error}"})

@@ -75,12 +75,14 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.models import deploy
     from yolofleet.registry.register import register_run
     from yolofleet.training.initial import save_training_form
-    from yolofleet.training.process import local_device
+    from yolofleet.training.judge import Judge, judged_here
+    from yolofleet.training.process import driver_device
     from yolofleet.training.skips import read_skipped, skipped_document
 
     run = ready.run
+    device = driver_device(job)
+    Judge(run, lambda step: judged_here(job, step, device)).judge_all()  # what nobody came to
     model, step = _best_average(job, ready)
-    device = local_device(job)
     deployed = deploy(model.eval()).to(device)
     result = evaluate(
         deployed,
@@ -129,15 +131,13 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
     """Return the averaged model of the best evaluation, in its training form, and its step."""
     from yolofleet.models import build_model
     from yolofleet.training.checkpoint import CheckpointStore
+    from yolofleet.training.judgements import best_checkpoint
     from yolofleet.training.preparation import run_table
     from yolofleet.training.state import load_strictly
 
-    store = CheckpointStore(ready.run.storage.child("checkpoints"))
-    newest = store.newest()
-    if newest is None:
+    checkpoint = best_checkpoint(ready.run, CheckpointStore(ready.run.storage.child("checkpoints")))
+    if checkpoint is None:
         raise UserError(f"{ready.run.url}: there is no whole checkpoint to release; train first")
-    best_step = newest.state["run"]["best_step"]
-    checkpoint = newest if best_step in (None, newest.step) else store.load(best_step)
     model = build_model(run_table(job, ready.run), num_classes=len(ready.train.classes))
     load_strictly(model, checkpoint.tensors["average"])
     return model.float(), checkpoint.step

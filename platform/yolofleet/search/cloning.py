@@ -41,11 +41,8 @@ def clone_checkpoint(source: RunDirectory, step: int, target: RunDirectory, job:
     checkpoint = theirs.load(step)
     digest = weights_digest(checkpoint.tensors)
     _copy_initial(source.storage, target.storage)
-    # The best so far was judged of another run, whose checkpoint is not here.
-    run = {**checkpoint.state["run"], "best_step": None, "best_ap": None}
     state: dict[str, Any] = {
         **{key: value for key, value in checkpoint.state.items() if key not in ("format", "step")},
-        "run": run,
         "job_digest": job.digest(),
         "cloned_from": {"run": source.name, "step": step, "weights_sha256": digest},
     }

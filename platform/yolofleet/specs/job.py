@@ -111,6 +111,9 @@ class ClusterSpec(Spec):
     """A worker that makes no progress for so long is ended, its stacks kept; longer than any evaluation or step."""
     resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How often a run with fewer than the most workers looks for room to grow."""
+    evaluation: Literal["auto", "inline", "apart"] = "auto"
+    """Who judges the model: the workers between two steps (inline), a task beside them that takes the place of one more
+    worker (apart), or that where several nodes have a place to spare (auto)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -124,6 +127,16 @@ class ClusterSpec(Spec):
     def fewest_workers(self) -> int:
         """The number of workers below which the run waits."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def places_for_evaluation(self) -> int:
+        """Places like a worker's that are kept free beside the workers."""
+        return int(self.evaluation == "apart")
+
+    @property
+    def fewest_places(self) -> int:
+        """The number of places below which the run waits."""
+        return self.fewest_workers + self.places_for_evaluation
 
     @property
     def worker_counts(self) -> range:

@@ -3,7 +3,8 @@
 The run directory holds everything and the server tells what it has already, so a pass needs no memory of its own: it
 finds its run by the directory's identity (a tag), asks the server for the last step of each metric and sends only
 later ones. That matters because MLflow keeps both rows when a step is logged twice. A pass may be repeated, cut off
-anywhere, or made against an empty server: the result is the same. Rows of one metric come in the order of their steps.
+anywhere, or made against an empty server: the result is the same. Rows of one metric come in the order of their steps,
+evaluations apart: one that was made beside the training may come late, so the server is asked for all of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import math
 import re
 import threading
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -19,9 +21,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.specs.document import parse_yaml
-from yolofleet.tracking.json_lines import Cursor, Row, encode_row
+from yolofleet.tracking.json_lines import Row, encode_row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
-from yolofleet.tracking.run_directory import FACTS_KEY, REPORT_PREFIX, RunDirectory
+from yolofleet.tracking.run_directory import FACTS_KEY, REPORT_PREFIX, Cursors, RunDirectory
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 IDENTITY_TAG = "yolofleet.run_id"
 LOCATION_TAG = "yolofleet.run_directory"
+EVALUATION_PREFIX = "val_"
 PARENT_TAG = "mlflow.parentRunId"
 FACT_TAG_PREFIX = "yolofleet."
 MOST_METRICS_IN_BATCH = 1000
@@ -62,7 +65,9 @@ class MirroredRun:
         self.run_id: str | None = None
         self._client: MlflowClient | None = None
         self._last_steps: dict[str, int] = {}
-        self._cursor = Cursor()
+        self._evaluated: defaultdict[str, set[int]] = defaultdict(set)  # steps sent, by metric
+        self._asked: set[str] = set()  # metrics of which the server was asked for all steps
+        self._cursors: Cursors = {}
         self._uploaded: dict[str, tuple[int, ...]] = {}
         self._sent_facts: dict[str, Any] | None = None
         self._status: str | None = None
@@ -101,7 +106,9 @@ class MirroredRun:
         if found is None:
             found = _made_run(client, experiment, self.run, self._parent_run_id)
         self._last_steps = last_steps(found)
-        self._cursor, self._uploaded, self._sent_facts, self._events_size_bytes = Cursor(), {}, None, -1
+        self._evaluated.clear()
+        self._asked.clear()
+        self._cursors, self._uploaded, self._sent_facts, self._events_size_bytes = {}, {}, None, -1
         self._sent_tags = {}
         self._status = found.info.status
         self._send_params(client, found)
@@ -138,26 +145,37 @@ class MirroredRun:
         self._sent_tags = tags
 
     def _send_metrics(self, client: MlflowClient, run_id: str) -> None:
-        rows, cursor = self.run.new_metrics(self._cursor)
+        rows, cursors = self.run.new_metrics(self._cursors)
         batch: list[Metric] = []
-        for metric in self._unsent(rows):
+        for metric in self._unsent(client, run_id, rows):
             batch.append(metric)
             if len(batch) == MOST_METRICS_IN_BATCH:
                 client.log_batch(run_id, metrics=batch)
                 batch = []
         if batch:
             client.log_batch(run_id, metrics=batch)
-        self._cursor = cursor
+        self._cursors = cursors
 
-    def _unsent(self, rows: list[Row]) -> Iterator[Metric]:
+    def _unsent(self, client: MlflowClient, run_id: str, rows: list[Row]) -> Iterator[Metric]:
         from mlflow.entities import Metric
 
         for row in rows:
             step, milliseconds = int(row.get("step", 0)), unix_milliseconds(str(row.get("time", "")))
             for key, value in numbers(row):
-                if step > self._last_steps.get(key, -1):
-                    self._last_steps[key] = step
-                    yield Metric(key, value, milliseconds, step)
+                late = step <= self._last_steps.get(key, -1)
+                if late and not (key.startswith(EVALUATION_PREFIX) and self._lacks(client, run_id, key, step)):
+                    continue
+                self._last_steps[key] = max(step, self._last_steps.get(key, -1))
+                if key.startswith(EVALUATION_PREFIX):
+                    self._evaluated[key].add(step)
+                yield Metric(key, value, milliseconds, step)
+
+    def _lacks(self, client: MlflowClient, run_id: str, key: str, step: int) -> bool:
+        """Return whether the server has no evaluation of a step yet; asks for all steps of a metric once."""
+        if key not in self._asked:
+            self._evaluated[key].update(int(metric.step) for metric in client.get_metric_history(run_id, key))
+            self._asked.add(key)
+        return step not in self._evaluated[key]
 
     def _send_files(self, client: MlflowClient, run_id: str) -> None:
         """Upload the job, the facts and the report's files, each when it has changed."""

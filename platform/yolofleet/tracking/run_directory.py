@@ -6,6 +6,7 @@
         job.yaml        the job as it was started
         facts.json      what else is known of the run: dataset digests, model figures, versions
         metrics.jsonl   one row a report: {"time": ..., "step": ..., NAME: VALUE, ...}
+        metrics.driver.jsonl   the same, of evaluations that were made beside the training
         events.jsonl    what happened: {"time": ..., "kind": ..., ...}; the last of the kinds in STATUS_OF_EVENT
                         tells how the run stands
         checkpoints/    (yolofleet.training)
@@ -38,9 +39,12 @@ IDENTITY_KEY = "run.json"
 JOB_KEY = "job.yaml"
 FACTS_KEY = "facts.json"
 METRICS = "metrics"
+METRICS_LOGS = (METRICS, f"{METRICS}.driver")
 EVENTS = "events"
 MODEL_PREFIX = "model"
 REPORT_PREFIX = "report"
+Cursors = dict[str, Cursor]
+"""How far each log of metrics has been read."""
 PACKAGE_INDEX = "detector.json"
 """Written last into ``model/``: a half-copied package is not a package."""
 STATUS_OF_EVENT = {
@@ -57,8 +61,8 @@ class RunDirectory:
 
     Args:
         storage: The storage whose root is the run directory, ``<storage>/<name>``.
-        source: Who writes the events where two processes do (say ``driver`` beside the training workers); each source
-            has a file of its own, ``events.SOURCE.jsonl``, because an object store has no append.
+        source: Who writes where two processes do (``driver`` beside the training workers); each source has files of its
+            own, ``events.SOURCE.jsonl`` and ``metrics.SOURCE.jsonl``, because an object store has no append.
         token: The run's lock as its holder has it; with it nothing is written once another has taken the run over.
     """
 
@@ -68,6 +72,7 @@ class RunDirectory:
         self.storage = storage
         self._fence = None if token is None else Fence(storage, token)
         self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
+        self._metrics_name = METRICS if source is None else f"{METRICS}.{source}"
         self._writers: dict[str, LogWriter] = {}
         self._writers_lock = threading.Lock()  # the thread that saves checkpoints tells of them too
 
@@ -159,19 +164,23 @@ class RunDirectory:
         step = row.get("step")
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"a metrics row needs a whole step of at least 0, this one has step={step!r}: {dict(row)}")
-        self._writer(METRICS).append({"time": utc_now(), **row})
+        self._writer(self._metrics_name).append({"time": utc_now(), **row})
 
     def append_event(self, kind: str, **fields: Any) -> None:
         """Add an event: its kind, the time, and what else is known of it."""
         self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **fields})
 
     def metrics(self) -> list[Row]:
-        """Return all stored metrics rows, oldest first."""
-        return read_rows(self.storage, METRICS)
+        """Return all stored metrics rows of all sources, in the order of their steps."""
+        return self.new_metrics({})[0]
 
-    def new_metrics(self, cursor: Cursor) -> tuple[list[Row], Cursor]:
-        """Return the rows stored since ``cursor`` (``Cursor()``: all), and the cursor for the next call."""
-        return read_new_rows(self.storage, METRICS, cursor)
+    def new_metrics(self, cursors: Cursors) -> tuple[list[Row], Cursors]:
+        """Return the rows stored since ``cursors`` ({}: all) by their steps, and the cursors for the next call."""
+        rows, ends = [], {}
+        for name in METRICS_LOGS:
+            found, ends[name] = read_new_rows(self.storage, name, cursors.get(name, Cursor()))
+            rows += found
+        return sorted(rows, key=lambda row: int(row.get("step", 0))), ends
 
     def events(self) -> list[Row]:
         """Return all stored events of all sources, oldest first."""
@@ -183,8 +192,8 @@ class RunDirectory:
         return sum(part.size_bytes for name in self._event_logs() for part in list_parts(self.storage, name))
 
     def truncate_metrics_after(self, step: int) -> None:
-        """Remove the rows of later steps: a run that goes on from a checkpoint writes them again."""
-        self._writer(METRICS).truncate(lambda row: int(row.get("step", 0)) <= step)
+        """Remove one's own rows of later steps: a run that goes on from a checkpoint writes them again."""
+        self._writer(self._metrics_name).truncate(lambda row: int(row.get("step", 0)) <= step)
 
     def save_model(self, package: Path) -> None:
         """Copy a detector package into ``model/``, its ``detector.json`` last.

@@ -21,6 +21,7 @@ TOLD = {
     "checkpoint_failed": "checkpoint of step {step} could not be stored: {reason}",
     "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
     "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",
+    "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
     "stopped": "stopped: {reason}",
     "failed": "failed: {reason}",
 }

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     except WorkError as error:
         print(f"failed: {error}", file=sys.stderr)
         return EXIT_WORK_FAILED
-    print(f"done: step {outcome.step}, best AP {outcome.best_ap}", file=sys.stderr)
+    print(f"done: step {outcome.step}", file=sys.stderr)
     return 0
 
 

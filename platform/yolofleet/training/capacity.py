@@ -50,8 +50,15 @@ def num_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
     return sum(offer.places(wanted, cluster.labels) for offer in offers)
 
 
+def evaluates_apart(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
+    """Return whether evaluation gets a place of its own; on one node it would only take from the workers."""
+    if cluster.evaluation == "auto":
+        return len(offers) > 1 and num_places(cluster, offers) > cluster.most_workers
+    return cluster.evaluation == "apart"
+
+
 def has_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer] = ()) -> bool:
-    """Return whether the fewest workers find room now.
+    """Return whether the fewest workers, and the evaluation beside them, find room now.
 
     Args:
         cluster: What the job asks for.
@@ -61,9 +68,9 @@ def has_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     Raises:
         UserError: They never can; says what is there and what is missing.
     """
-    if num_places(cluster, nodes) >= cluster.fewest_workers:
+    if num_places(cluster, nodes) >= cluster.fewest_places:
         return True
-    if num_places(cluster, may_grow) >= cluster.fewest_workers:
+    if num_places(cluster, may_grow) >= cluster.fewest_places:
         return False
     raise UserError(shortage(cluster, nodes, may_grow))
 
@@ -73,6 +80,8 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     wanted = wanted_resources(cluster)
     each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
     labelled = f" on nodes labelled {dict(cluster.labels)}" if cluster.labels else ""
+    if cluster.places_for_evaluation:
+        labelled += " and one place like theirs for cluster.evaluation = apart"
     lines = [
         f"cluster.workers asks for at least {cluster.fewest_workers} workers of {each} each{labelled}, but the cluster "
         f"has room for {num_places(cluster, nodes)} (its nodes: {_listed(nodes)})"

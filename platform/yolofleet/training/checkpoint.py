@@ -62,10 +62,13 @@ class CheckpointStore:
 
     Args:
         storage: The run's ``checkpoints/`` folder.
-        keep: Newest checkpoints that are kept; the best is kept besides.
+        keep: Newest checkpoints that are kept.
         told: Called with (kind, fields) when something happened that the user should know.
         before_commit: Called before a checkpoint is committed, to store what must not be younger than it.
         fenced: Called before anything is written or removed; raises where another process has taken the run over.
+
+    Attributes:
+        kept_besides: Given the steps of all checkpoints, returns those that are kept whatever their age.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class CheckpointStore:
     ) -> None:
         self.storage = storage
         self.keep = keep
+        self.kept_besides: Callable[[list[int]], set[int]] = lambda steps: set()
         self._before_commit = before_commit
         self._fenced = fenced
         self._told = told or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
@@ -97,7 +101,6 @@ class CheckpointStore:
         tensors: Mapping[str, Tensors],
         state: Mapping[str, Any],
         *,
-        best_step: int | None = None,
         skippable: bool = False,
     ) -> None:
         """Take a checkpoint; it is written in the background, after the one before it has been.
@@ -106,7 +109,6 @@ class CheckpointStore:
             step: Steps done.
             tensors: Tensors by file and name.
             state: What is no tensor, as JSON values.
-            best_step: The step of the best evaluation: its checkpoint is kept.
             skippable: Leave this one out, and say so, if the one before it is not stored within
                 `LONGEST_WAIT_SECONDS`; otherwise it waits as long as that takes.
         """
@@ -122,9 +124,7 @@ class CheckpointStore:
             self._packed[file].fill(group)
         files: dict[str, bytes | bytearray] = {f"{file}.safetensors": self._packed[file].data for file in tensors}
         files[STATE_KEY] = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
-        self._writing = threading.Thread(
-            target=self._write_or_tell, args=(step, files, best_step), name=f"checkpoint-{step}"
-        )
+        self._writing = threading.Thread(target=self._write_or_tell, args=(step, files), name=f"checkpoint-{step}")
         self._writing.start()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
@@ -143,17 +143,24 @@ class CheckpointStore:
             raise failure
         return True
 
-    def _write_or_tell(self, step: int, files: dict[str, bytes | bytearray], best_step: int | None) -> None:
+    def _write_or_tell(self, step: int, files: dict[str, bytes | bytearray]) -> None:
         """Write; a storage that does not take it costs this checkpoint, not the run."""
         began = time.monotonic()
         try:
             self._write(step, files)
-            self._told("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
-            self._retire(step, best_step)
         except StorageError as error:
             self._told("checkpoint_failed", step=step, reason=str(error))
             self._remove_quietly(step)  # a disk that is full is not helped by half a checkpoint
+            return
         except Exception as error:  # nobody sees what a thread raises: the next `wait` raises it
+            self._failure = error
+            return
+        self._told("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
+        try:
+            self._retire(step)
+        except StorageError as error:  # the next checkpoint's turn takes what is left now
+            logger.warning("older checkpoints stay for now: %s", error)
+        except Exception as error:
             self._failure = error
 
     def _write(self, step: int, files: dict[str, bytes | bytearray]) -> None:
@@ -170,10 +177,10 @@ class CheckpointStore:
         self._fenced()
         self.storage.put(f"{folder}/{COMMIT_KEY}", json.dumps({"format": FORMAT, "files": digests}, indent=1).encode())
 
-    def _retire(self, newest: int, best_step: int | None) -> None:
-        """Remove what is older than the newest ``keep``, the best apart, and what is left of torn ones."""
+    def _retire(self, newest: int) -> None:
+        """Remove what is older than the newest ``keep`` and not kept besides, and what is left of torn ones."""
         committed = [step for step in self.steps() if step <= newest]
-        kept = {*committed[-self.keep :], best_step}
+        kept = {*committed[-self.keep :], *self.kept_besides(committed)}
         begun = {
             int(match[1]) for entry in self.storage.list("step-") if (match := re.match(r"step-(\d+)/", entry.key))
         }
@@ -202,6 +209,28 @@ class CheckpointStore:
         found = (re.fullmatch(rf"step-(\d+)/{COMMIT_KEY}", entry.key) for entry in self.storage.list("step-"))
         return sorted(int(match[1]) for match in found if match)
 
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what is no tensor of a committed checkpoint; its other files are not looked at.
+
+        Raises:
+            DamagedCheckpointError: It is not there, or not as it was committed.
+        """
+        state, _ = self._read(step, lambda name: name == STATE_KEY)
+        return state
+
+    def file_digest(self, step: int, file: str) -> str:
+        """Return the SHA-256 of a tensor file of a committed checkpoint, as it was committed.
+
+        Raises:
+            DamagedCheckpointError: The checkpoint or the file is not there.
+        """
+        key = f"step-{step}/{COMMIT_KEY}"
+        try:
+            commit = _parsed(self.storage.get(key), f"{self.storage.url}/{key}")
+            return str(commit["files"][f"{file}.safetensors"]["sha256"])
+        except (ObjectNotFoundError, KeyError) as error:
+            raise DamagedCheckpointError(f"{self.storage.url}/{key}: incomplete: {error}") from error
+
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, or None; damaged ones are passed over and told of.
 
@@ -221,23 +250,27 @@ class CheckpointStore:
         Raises:
             DamagedCheckpointError: A file is missing or does not match its digest.
         """
+        state, files = self._read(step, lambda name: True)
+        try:
+            tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
+        except safetensors.SafetensorError as error:
+            raise DamagedCheckpointError(f"{self.storage.url}/step-{step}: {error}") from error
+        return Checkpoint(step, state, tensors)
+
+    def _read(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Return the state and the wanted other files of a checkpoint, each as it was committed."""
         folder = f"step-{step}"
         where = f"{self.storage.url}/{folder}"
         try:
             commit = _parsed(self.storage.get(f"{folder}/{COMMIT_KEY}"), f"{where}/{COMMIT_KEY}")
             _check_format(commit, f"{where}/{COMMIT_KEY}")
-            files = {name: self.storage.get(f"{folder}/{name}") for name in commit["files"]}
+            files = {name: self.storage.get(f"{folder}/{name}") for name in commit["files"] if wanted(name)}
         except (ObjectNotFoundError, KeyError) as error:
             raise DamagedCheckpointError(f"{where}: incomplete: {error}") from error
         for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
                 raise DamagedCheckpointError(f"{where}/{name}: does not match the digest in {COMMIT_KEY}")
-        state = _parsed(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}")
-        try:
-            tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
-        except safetensors.SafetensorError as error:
-            raise DamagedCheckpointError(f"{where}: {error}") from error
-        return Checkpoint(step, state, tensors)
+        return _parsed(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class GroupWatch:
         if not members or members[0].num_workers >= cluster.most_workers or time.monotonic() < self._next_look:
             return None
         self._next_look = time.monotonic() + cluster.resize_interval_seconds
-        return GROWTH if num_places(cluster, free_offers()) > 0 else None
+        return GROWTH if num_places(cluster, free_offers()) > cluster.places_for_evaluation else None
 
     def _end(self, ray: Any, member: Member) -> None:
         """Look at a silent worker from its own node, and kill it."""

@@ -25,7 +25,9 @@ from yolofleet.models.detector import Detector
 from yolofleet.models.weights import LoadedWeights, read_checkpoint, transfer_state_dict
 from yolofleet.specs.model import ModelTable
 from yolofleet.storage import Storage, open_storage
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.judgements import best_checkpoint
 
 INITIAL_KEY = "initial/model.safetensors"
 TRAINING_FORM = "training.safetensors"
@@ -177,9 +179,7 @@ def read_trained(source: str, locate: Locate | None = None) -> TrainedWeights:
 def _of_folder(storage: Storage, source: str) -> TrainedWeights:
     """Read a run directory's best average, or the training form of a detector package."""
     store = CheckpointStore(storage.child("checkpoints"))
-    if (newest := store.newest()) is not None:
-        best = newest.state["run"]["best_step"]
-        checkpoint = newest if best in (None, newest.step) else store.load(best)
+    if (checkpoint := best_checkpoint(RunDirectory(storage), store)) is not None:
         return _weights(checkpoint.tensors["average"], source, parent=f"{storage.url} step {checkpoint.step}")
     for place in (storage, storage.child("model")):
         if place.exists(TRAINING_FORM):

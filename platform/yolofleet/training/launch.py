@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import threading
 from typing import Any
 
 from yolofleet.errors import UserError
@@ -17,6 +18,8 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Attendance
 from yolofleet.training.capacity import NodeOffer, has_room
 from yolofleet.training.cluster_view import alive_offers, growth_offers, hosts
+from yolofleet.training.evaluator import ClusterEvaluation
+from yolofleet.training.judge import Judge
 from yolofleet.training.pulse import Reached
 from yolofleet.training.ray_group import Ending, shared_folder, train_once
 from yolofleet.training.reach import check_reach
@@ -86,7 +89,17 @@ def _train(
         with shared_folder(job, len(hosts())) as folder:
             return train_once(job, token, run, folder, attendance, reached, stop_reason, leave_after_step)
 
-    supervise(job, run, start, wait_for_room, stop_reason)
+    if job.cluster.evaluation == "inline":
+        supervise(job, run, start, wait_for_room, stop_reason)
+        return
+    over = threading.Event()
+    evaluation = ClusterEvaluation(job, lambda: over.is_set() or stop_reason() is not None)
+    with Judge(run, evaluation) as judge:
+        try:
+            supervise(job, run, start, wait_for_room, stop_reason)
+            judge.judge_all()
+        finally:
+            over.set()
 
 
 class RayConnection:

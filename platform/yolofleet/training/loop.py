@@ -29,6 +29,7 @@ from yolofleet.training.freeze import freeze_blocks
 from yolofleet.training.group import WorkerGroup, owned_micro_batches
 from yolofleet.training.initial import load_initial
 from yolofleet.training.input import open_dataset, training_stream
+from yolofleet.training.judgements import Judgements, judgement_row
 from yolofleet.training.objective import build_loss
 from yolofleet.training.optimizer import apply_settings, build_optimizer
 from yolofleet.training.precision import Precision
@@ -55,18 +56,14 @@ class Outcome:
 
     Attributes:
         step: Steps done.
-        best_step: The step whose averaged model was judged best.
-        best_ap: Its AP.
         left: Why the run was left before its end, its state saved; None at its end.
     """
 
     step: int
-    best_step: int | None
-    best_ap: float | None
     left: str | None = None
 
 
-def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
+def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate | None, report: Report) -> Outcome:
     """Train from where the run directory stands to the end of the job.
 
     When too many steps in a row are not finite, the run goes back to the checkpoint before them, once, and leaves the
@@ -76,7 +73,8 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         job: What to compute.
         run: Where its state is; only the first worker writes metrics and checkpoints there.
         group: This worker's place.
-        evaluate: Judges a model on the validation set; every worker takes part, the first one gets the figures.
+        evaluate: Judges a model on the validation set; every worker takes part, the first one gets the figures. None:
+            checkpoints are left to be judged by others.
         report: Takes rows of metrics (first worker only).
 
     Raises:
@@ -91,7 +89,9 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
                 raise
 
 
-def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate, report: Report) -> Outcome:
+def _train(
+    job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate | None, report: Report
+) -> Outcome:
     began = time.monotonic()
     hyperparameters = job.resolved_hyperparameters()
     precision = Precision(job.precision, group.device)
@@ -124,6 +124,7 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
         before_commit=run.flush,
         fenced=run.check_held,
     )
+    store.kept_besides = Judgements(run, store).kept
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
@@ -214,11 +215,11 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
                         | precision.figures()
                         | row
                     )
-            if milestones.evaluates(state.step):
+            judged = milestones.evaluates(state.step)
+            if judged and evaluate is not None:
                 figures = evaluate(average.model)
-                state.judge(figures)
-                if group.is_first and figures is not None:
-                    report({"step": state.step} | {f"val_{name}": value for name, value in figures.items()})
+                if figures is not None:
+                    report(judgement_row(state.step, figures))
             if milestones.saves(state.step) or left is not None:
                 samples.flush()
                 moments = strategy.moments()
@@ -227,7 +228,8 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
                     skipped.update()
                     skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
                     due = left is None and state.step < schedule.num_steps
-                    save(store, state, job, model, average, moments, precision, skippable=due)
+                    to_judge = judged and evaluate is None
+                    save(store, state, job, model, average, moments, precision, skippable=due, to_judge=to_judge)
                 pace.pause()
     finally:
         _close(batches)
@@ -236,7 +238,7 @@ def _train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eva
     if group.is_first:
         run.append_event("end" if left is None else "left", step=state.step, **({"reason": left} if left else {}))
         run.flush()
-    return Outcome(state.step, state.best_step, state.best_ap, left)
+    return Outcome(state.step, left)
 
 
 def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from yolofleet.errors import UserError
+from yolofleet.evaluation.device import chosen_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import Token
 from yolofleet.training.group import WorkerGroup
@@ -84,6 +85,11 @@ def _leaving_on_termination(pulse: Pulse) -> Iterator[None]:
     finally:
         for kind, handler in before.items():
             signal.signal(kind, handler)
+
+
+def driver_device(job: JobSpec) -> torch.device:
+    """Return the device for what the command itself computes: it may run where the workers' GPUs are not."""
+    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else chosen_device("auto", "device")
 
 
 def local_device(job: JobSpec) -> torch.device:

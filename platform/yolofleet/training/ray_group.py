@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,15 +18,16 @@ from yolofleet.storage.lock import LockLostError, Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Member
 from yolofleet.training.budget import Kind
-from yolofleet.training.capacity import num_places, wanted_resources
-from yolofleet.training.cluster_view import alive_offers
+from yolofleet.training.capacity import NodeOffer, evaluates_apart, num_places, wanted_resources
+from yolofleet.training.cluster_view import alive_offers, free_offers
 from yolofleet.training.group_watch import GroupWatch
 from yolofleet.training.pulse import Reached
 
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 FAILURE_KEY = "failure.json"
 """Where a worker leaves the error that no restart cures."""
-NEVER_SECONDS = 10.0**9
+SETTLE_SECONDS = 15.0
+"""How long the places of the group before are waited for; what is not free by then is another's."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def train_once(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     group = uuid.uuid4().hex
+    offers = alive_offers()
     ray.get(attendance.begin.remote(group))
     trainer = TorchTrainer(
         train_worker,
@@ -84,8 +87,9 @@ def train_once(
             "attendance": attendance,
             "reached": None if reached is None else asdict(reached),
             "leave_after_step": leave_after_step,
+            "evaluate_apart": evaluates_apart(job.cluster, offers),
         },
-        scaling_config=_scaling(job.cluster, num_places(job.cluster, alive_offers())),
+        scaling_config=_scaling(job.cluster, _free_places(job.cluster, offers)),
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         run_config=RunConfig(
             name=f"{job.name}-{group[:8]}",
@@ -117,11 +121,20 @@ def train_once(
     return Ending(kind, None, reason, watch.reached)
 
 
-def _scaling(cluster: ClusterSpec, places: int) -> Any:
-    """Return what Ray Train is asked for, never more workers than find room on nodes that stay.
+def _free_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
+    """Return how many workers find room now on the nodes that stay."""
+    wanted = min(cluster.most_workers, num_places(cluster, offers) - cluster.places_for_evaluation)
+    end = time.monotonic() + SETTLE_SECONDS
+    while (free := num_places(cluster, free_offers())) < wanted and time.monotonic() < end:
+        time.sleep(0.2)
+    return min(free, wanted)
 
-    How many of an elastic group's workers start is Ray's to judge at each start; when to start again with more is not:
-    it would do so abruptly, without a checkpoint (`GroupWatch` sees to it).
+
+def _scaling(cluster: ClusterSpec, places: int) -> Any:
+    """Return what Ray Train is asked for: as many workers as find room, within the job's limits.
+
+    Ray would also judge that by itself at each start, but by what the group before has not given back yet, and would
+    start again with more abruptly, without a checkpoint (`GroupWatch` sees to it).
     """
     from ray.train import ScalingConfig
 
@@ -131,8 +144,7 @@ def _scaling(cluster: ClusterSpec, places: int) -> Any:
         labels = [dict(cluster.labels) for _ in range(most)]
         labels[0] |= cluster.first_worker_labels
     return ScalingConfig(
-        num_workers=most if most == cluster.fewest_workers else (cluster.fewest_workers, most),
-        elastic_resize_monitor_interval_s=NEVER_SECONDS,
+        num_workers=most,
         use_gpu=cluster.gpus_per_worker > 0,
         resources_per_worker=wanted_resources(cluster),
         placement_strategy=cluster.placement,
@@ -181,7 +193,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
     group = WorkerGroup(rank, world_size, ray.train.torch.get_device(), pulse)
     try:
         with attending(config["attendance"], this_member(config["group"], rank, world_size), pulse):
-            return run_worker(job, group, token).left
+            return run_worker(job, group, token, evaluate_apart=config["evaluate_apart"]).left
     except LockLostError:
         raise  # the run directory is another's now, failure.json with it
     except (UserError, WorkError) as error:

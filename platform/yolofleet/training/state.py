@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint import Checkpoint, CheckpointStore
 from yolofleet.training.ema import WeightAverage
 from yolofleet.training.group import WorkerGroup
+from yolofleet.training.judgements import TO_JUDGE
 from yolofleet.training.optimizer import load_momentum_state
 from yolofleet.training.precision import Precision
 
@@ -30,8 +31,6 @@ class RunState:
         non_finite_steps: Steps skipped because loss or gradient was no finite number.
         non_finite_in_a_row: Those among the newest steps.
         skipped_samples: Samples that could not be read, over all workers.
-        best_step: Step of the best evaluation so far.
-        best_ap: Its AP.
         skipped_windows: Steps [from, to) that are left out because they went wrong before.
     """
 
@@ -40,8 +39,6 @@ class RunState:
     non_finite_steps: int = 0
     non_finite_in_a_row: int = 0
     skipped_samples: int = 0
-    best_step: int | None = None
-    best_ap: float | None = None
     skipped_windows: list[list[int]] = field(default_factory=list)
 
     def window_end(self, num_steps: int) -> int | None:
@@ -57,12 +54,6 @@ class RunState:
         self.non_finite_steps += not finite
         self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + (not adapting)
 
-    def judge(self, figures: Mapping[str, float | None] | None) -> None:
-        """Note an evaluation; a later one that is as good replaces the earlier."""
-        ap = None if figures is None else figures.get("AP")
-        if ap is not None and (self.best_ap is None or ap >= self.best_ap):
-            self.best_step, self.best_ap = self.step, ap
-
 
 def save(
     store: CheckpointStore,
@@ -74,8 +65,21 @@ def save(
     precision: Precision,
     *,
     skippable: bool = False,
+    to_judge: bool = False,
 ) -> None:
-    """Take a checkpoint of everything that a restart needs; a skippable one may be left out on a slow storage."""
+    """Take a checkpoint of everything that a restart needs.
+
+    Args:
+        store: Where it goes.
+        state: Where the run stands.
+        job: What is trained.
+        model: Its weights.
+        average: Their average.
+        moments: The optimiser's moments by parameter.
+        precision: Its loss scale.
+        skippable: It may be left out on a slow storage.
+        to_judge: It waits to be judged beside the training.
+    """
     tensors = {
         "weights": model.state_dict(),
         "average": average.model.state_dict(),
@@ -83,6 +87,7 @@ def save(
     }
     document = {
         "run": vars(state),
+        TO_JUDGE: to_judge,
         "loss_scale": precision.state(),
         "job_digest": job.digest(),
         "versions": {
@@ -91,7 +96,7 @@ def save(
             "python": platform.python_version(),
         },
     }
-    store.save(state.step, tensors, document, best_step=state.best_step, skippable=skippable)
+    store.save(state.step, tensors, document, skippable=skippable)
 
 
 def prepare(store: CheckpointStore, model: nn.Module, average: WeightAverage) -> None:
@@ -123,7 +128,8 @@ def restore(
     load_strictly(average.model, checkpoint.tensors["average"])
     load_momentum_state(model, optimizer, checkpoint.tensors["moments"])
     precision.load_state(checkpoint.state["loss_scale"])
-    return RunState(**checkpoint.state["run"])
+    known = {field.name for field in fields(RunState)}  # older checkpoints also held the best step so far
+    return RunState(**{name: value for name, value in checkpoint.state["run"].items() if name in known})
 
 
 @torch.no_grad()

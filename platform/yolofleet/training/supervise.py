@@ -103,16 +103,16 @@ def wait_for_nodes(
         StoppedError: The driver was told to stop.
     """
     cluster = job.cluster
-    if num_places(cluster, offers()) >= cluster.fewest_workers:
+    if num_places(cluster, offers()) >= cluster.fewest_places:
         return
     limit = cluster.wait_for_nodes_seconds
     told = f"waiting up to {limit:g} s for nodes: {shortage(cluster, offers())}"
     print(told, file=sys.stderr, flush=True)
     run.append_event("waiting", reason=told)
-    request([wanted_resources(cluster)] * cluster.fewest_workers)
+    request([wanted_resources(cluster)] * cluster.fewest_places)
     end = time.monotonic() + limit
     try:
-        while num_places(cluster, offers()) < cluster.fewest_workers:
+        while num_places(cluster, offers()) < cluster.fewest_places:
             if stop_reason() is not None:
                 raise StoppedError(f"stopped ({stop_reason()}) while waiting for nodes")
             if time.monotonic() > end:

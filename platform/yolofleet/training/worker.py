@@ -16,13 +16,16 @@ from yolofleet.training.loop import Outcome, train
 from yolofleet.training.validation import Validation
 
 
-def run_worker(job: JobSpec, group: WorkerGroup, token: Token | None = None) -> Outcome:
+def run_worker(
+    job: JobSpec, group: WorkerGroup, token: Token | None = None, *, evaluate_apart: bool = False
+) -> Outcome:
     """Take part in the job's run from where its run directory stands to its end.
 
     Args:
         job: What to compute.
         group: This worker's place.
         token: The run's lock, as whoever started the workers holds it; None where no one else can know of the run.
+        evaluate_apart: Leave the evaluations to others, who find what waits in the run directory.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     if group.device.type == "cpu":
@@ -32,5 +35,6 @@ def run_worker(job: JobSpec, group: WorkerGroup, token: Token | None = None) -> 
         def report(row: dict[str, Any]) -> None:
             run.append_metrics(row)
 
+        evaluate = None if evaluate_apart else Validation(job, group)
         with watching(group.pulse, job.cluster.hang_timeout_seconds, run.storage, group.rank):
-            return train(job, run, group, evaluate=Validation(job, group), report=report)
+            return train(job, run, group, evaluate=evaluate, report=report)
