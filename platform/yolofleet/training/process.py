@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import timedelta
 from types import FrameType
 
@@ -17,6 +19,7 @@ from yolofleet.errors import UserError
 from yolofleet.evaluation.device import chosen_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import Token
+from yolofleet.training.finite import shared_text
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.loop import Outcome
 from yolofleet.training.pulse import Pulse, StoppedError
@@ -57,9 +60,15 @@ def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
         return run_worker(job, group, token)
     dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
     try:
-        return run_worker(job, group, token)
+        return run_worker(job, group, _shared(token, group))
     finally:
         dist.destroy_process_group()
+
+
+def _shared(token: Token | None, group: WorkerGroup) -> Token | None:
+    """Give every process the first one's proof that it holds the run: all write there, and all stop when it is lost."""
+    text = shared_text("" if token is None else json.dumps(asdict(token)), group)
+    return Token(**json.loads(text)) if text else None
 
 
 @contextmanager

@@ -1,0 +1,24 @@
+"""One of torchrun's workers that leaves after a step: ``leaving_worker.py JOB.yaml STEP``."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch.distributed as dist
+
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.preflight import check_job
+from yolofleet.training.pulse import Pulse
+from yolofleet.training.worker import run_worker
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    group = WorkerGroup(dist.get_rank(), dist.get_world_size(), pulse=Pulse(leave_after_step=int(sys.argv[2])))
+    job = JobSpec.load(sys.argv[1]).with_absolute_paths()
+    if os.environ["RANK"] == "0":
+        check_job(job)
+    group.barrier()
+    run_worker(job, group)
+    dist.destroy_process_group()
