@@ -10,6 +10,7 @@ damaged. Then the run is left alone until it is done.
 
 - ``faults``: how often each happened; ``table``: each with what it cost.
 - ``steps_redone_max``, ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
+- ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step.
 - ``completed``: the run ended, every sample was seen exactly once, MLflow holds every step exactly once.
 - ``leaks``: placement groups, processes, temporary files that are left at the end.
 """
@@ -42,7 +43,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform")]
 from cluster.local_cluster import LocalCluster, Node  # noqa: E402 - the cluster that the tests use
 from faulty_s3 import FaultyProxy, faulty_s3  # noqa: E402
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
-from yolofleet.tracking.survival import survival  # noqa: E402
+from yolofleet.tracking.survival import restarts, survival  # noqa: E402
 
 PAUSE_SECONDS = (20.0, 40.0)
 PARTITION_SECONDS = 15.0
@@ -337,7 +338,7 @@ def figures(
 ) -> dict[str, Any]:
     """Return what the run's own account says."""
     events, rows = soak.run.events(), soak.run.metrics()
-    account = survival(events, rows)
+    account, again = survival(events, rows), restarts(events)
     regained = [event for event in events if event["kind"] == "regained"]
     steps = [row["step"] for row in rows if "loss" in row]
     keys = [entry.key for entry in soak.run.storage.list()]
@@ -345,6 +346,8 @@ def figures(
         "faults": dict(Counter(kind for _, kind in soak.done)),
         "steps_redone_max": max((event["steps_redone"] for event in regained), default=0),
         "seconds_lost_median": statistics.median([event["seconds_lost"] for event in regained] or [0.0]),
+        "restart_own_seconds_max": max((restart.own_seconds for restart in again), default=0.0),
+        "restart_ray_seconds_median": statistics.median([restart.ray_seconds for restart in again] or [0.0]),
         "goodput": account.goodput,
         "completed": completed and steps == list(range(1, len(steps) + 1)) and mirrored(soak.run, tracking_uri, steps),
         "leaks": leaks(

@@ -24,7 +24,7 @@ from torch import nn
 from yolofleet.data.micro_batch import MicroBatch
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training import loop
+from yolofleet.training import loop, session
 from yolofleet.training.ema import WeightAverage
 from yolofleet.training.finite import shared_text
 from yolofleet.training.group import WorkerGroup
@@ -115,7 +115,7 @@ def train(rank: int, world_size: int, folder: Path, job: JobSpec, num_steps: int
 def main(rank: int, folder: Path, document: dict[str, Any], num_steps: int) -> None:
     torch.set_num_threads(1)
     job = JobSpec.parse(document, source="job")
-    loop.training_stream = lambda *_: MadeUpStream(job)  # type: ignore[assignment]
+    session.training_stream = lambda *_: MadeUpStream(job)  # type: ignore[assignment]
     for world_size in WORLD_SIZES:
         if rank >= world_size:
             continue

@@ -1,4 +1,4 @@
-"""The training loop: build, restore; each step's micro-batches, optimiser, average; judge, save, report.
+"""The training loop: each step's micro-batches, optimiser, average; then metrics, judgement and checkpoint.
 
 It runs the same in one plain process, under torchrun and under Ray Train; ``group`` says which of the workers this is,
 ``evaluate`` judges the averaged model and ``report`` takes rows of metrics. The gradient of a step is the sum over its
@@ -17,31 +17,17 @@ from torch import nn
 
 from yolofleet.data.stream import MicroBatch
 from yolofleet.errors import WorkError
-from yolofleet.models import build_model
-from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.batch_norm import MicroBatchStatistics
-from yolofleet.training.checkpoint import CheckpointStore
-from yolofleet.training.ema import WeightAverage
-from yolofleet.training.finite import FiniteGuard, NonFiniteError
-from yolofleet.training.freeze import freeze_blocks
-from yolofleet.training.group import WorkerGroup, owned_micro_batches
-from yolofleet.training.initial import load_initial
-from yolofleet.training.input import open_dataset, training_stream
-from yolofleet.training.judgements import Judgements, judgement_row
-from yolofleet.training.objective import build_loss
-from yolofleet.training.optimizer import apply_settings, build_optimizer
-from yolofleet.training.precision import Precision
-from yolofleet.training.preparation import run_image_weights, run_table
-from yolofleet.training.progress import Milestones, Pace
-from yolofleet.training.rollback import roll_back, skipped_windows
-from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
-from yolofleet.training.schedule import Schedule
-from yolofleet.training.setback import Setback
-from yolofleet.training.skips import REPORT_KEY, SkippedSamples, described_skips
-from yolofleet.training.state import RunState, prepare, restore, save
-from yolofleet.training.strategies.strategy import build_strategy
+from yolofleet.training.finite import NonFiniteError
+from yolofleet.training.group import WorkerGroup
+from yolofleet.training.judgements import judgement_row
+from yolofleet.training.optimizer import apply_settings
+from yolofleet.training.progress import Pace
+from yolofleet.training.rollback import roll_back
+from yolofleet.training.session import Session, open_session
+from yolofleet.training.skips import REPORT_KEY, described_skips
+from yolofleet.training.state import save
 
 FEWEST_SAMPLES_TO_JUDGE = 200
 """Samples that must have been seen before the share of skipped ones can stop a run."""
@@ -83,162 +69,135 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
     """
     while True:
         try:
-            return _train(job, run, group, evaluate=evaluate, report=report)
+            return _train(open_session(job, run, group), evaluate, report)
         except NonFiniteError as error:
             if not roll_back(run, group, error):
                 raise
 
 
-def _train(
-    job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate | None, report: Report
-) -> Outcome:
-    began = time.monotonic()
-    hyperparameters = job.resolved_hyperparameters()
-    precision = Precision(job.precision, group.device)
-    dataset = open_dataset(job.data, job.data.train)
-    owned = owned_micro_batches(job.num_micro_batches, group.rank, group.world_size)
-
-    torch.manual_seed(job.seed)
-    model = build_model(run_table(job, run), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
-    if job.initial_weights is not None:
-        load_initial(run.storage, model)
-    freeze_blocks(model.train(), job.freeze)
-    lay_channels_innermost(model)
-    loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment, dataset.manifest.class_counts)
-    optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
-    statistics = MicroBatchStatistics(model)
-    average = WeightAverage(model, hyperparameters)
-    schedule = Schedule(hyperparameters, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
-    milestones = Milestones(
-        num_steps=schedule.num_steps,
-        log_every_steps=job.log_every_steps,
-        checkpoint_every_steps=job.checkpoint.every_steps,
-        evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
-    )
-
-    samples = SampleLog(run.storage, group.rank, record_digests=job.record_samples, fenced=run.check_held)
-    store = CheckpointStore(
-        run.storage.child("checkpoints"),
-        job.checkpoint.keep,
-        told=run.append_event,
-        before_commit=run.flush,
-        fenced=run.check_held,
-    )
-    store.kept_besides = Judgements(run, store).kept
-    state = restore(store, job, group, model, average, optimizer, precision)
-    state.skipped_windows = skipped_windows(run)
-    statistics.reload()
-    setback = Setback(run, state.step, group) if group.is_first else None
-    if group.is_first:
-        prepare(store, model, average)
-        run.truncate_metrics_after(state.step)
-        forget_from(run.storage.child(FOLDER), state.step)
-        ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
-        run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
-    group.barrier()
-    skipped = SkippedSamples(run.storage)
-    skipped.update()
-    state.skipped_samples = group.first_value(skipped.total)  # those since the last row of metrics among them
-    group.barrier()
-
-    strategy = build_strategy(job, model, optimizer, precision, group)
-    stream = training_stream(job, dataset, schedule, lambda: run_image_weights(run))
-    terms = _Terms(group)
-    guard = FiniteGuard(group, precision, job.most_non_finite_steps)
-    pace = Pace()
-    batches = stream.micro_batches(state.step, list(owned))
+def _train(session: Session, evaluate: Evaluate | None, report: Report) -> Outcome:
+    state, group, milestones = session.state, session.group, session.milestones
+    batches = session.stream.micro_batches(state.step, list(session.owned))
     left: str | None = None
     try:
-        while state.step < schedule.num_steps and left is None:
-            if (end := state.window_end(schedule.num_steps)) is not None:
+        while state.step < milestones.num_steps and left is None:
+            if (end := state.window_end(milestones.num_steps)) is not None:
                 _close(batches)
                 state.step = end
-                batches = stream.micro_batches(state.step, list(owned))
-            apply_settings(strategy.optimizer, schedule.at(state.step))
-            statistics.begin_step()
-            guard.begin_step()
-            for position in range(len(owned)):
-                group.pulse.beat(state.step)
-                batch = _next(batches, pace)
-                samples.observe(batch)
-                last = position == len(owned) - 1
-                with strategy.accumulating(last), precision.context():
-                    images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
-                    predictions = strategy.network(images)
-                height, width = images.shape[-2:]
-                result = loss(predictions, batch.targets, (height, width))
-                with strategy.accumulating(last):
-                    strategy.backward(result.total)
-                statistics.add_micro_batch()
-                terms.add(result, len(batch.skipped))
-                guard.observe(result.total, batch.keys)
-                pace.samples += len(batch.keys)
-
-            norm = strategy.gradient_norm()
-            finite = guard.judge(norm)
-            statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
-            strategy.step(finite)
-            if finite:
-                state.num_updates += 1
-                average.update(state.num_updates)
-            state.count_step(finite, adapting=guard.adapting)
-            if not finite and group.is_first:
-                guard.tell(run, state)
-            group.pulse.beat(state.step)
-            if setback is not None:
-                setback.observe(state.step)
-            left = group.leave_reason() if state.step < schedule.num_steps else None
-            guard.check(state, store)
-
+                batches = session.stream.micro_batches(state.step, list(session.owned))
+            gradient_norm = _do_step(session, batches)
+            left = group.leave_reason() if state.step < milestones.num_steps else None
+            session.guard.check(state, session.store)
             if milestones.logs(state.step):
-                row = terms.take(job.num_micro_batches) | pace.take()
-                state.skipped_samples += int(row["skipped_samples"])
-                row["skipped_samples"] = state.skipped_samples
-                if _skips_too_many(job, state):
-                    samples.flush()
-                    group.barrier()
-                    skipped.update()
-                    if group.is_first:
-                        skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
-                    raise _too_many_skipped(job, skipped.document(state.step * job.global_batch_size))
-                if group.is_first:
-                    settings = schedule.at(state.step - 1)
-                    report(
-                        {
-                            "step": state.step,
-                            "epoch": state.step / schedule.steps_per_epoch,
-                            "learning_rate": settings.learning_rate,
-                            "momentum": settings.momentum,
-                            "gradient_norm": float(norm),
-                            "non_finite_steps": state.non_finite_steps,
-                        }
-                        | precision.figures()
-                        | row
-                    )
+                _log(session, gradient_norm, report)
             judged = milestones.evaluates(state.step)
-            if judged and evaluate is not None:
-                figures = evaluate(average.model)
-                if figures is not None:
-                    report(judgement_row(state.step, figures))
+            if judged and evaluate is not None and (figures := evaluate(session.average.model)) is not None:
+                report(judgement_row(state.step, figures))
             if milestones.saves(state.step) or left is not None:
-                samples.flush()
-                moments = strategy.moments()
-                group.barrier()
-                if group.is_first:
-                    skipped.update()
-                    skipped.tell(run, state.step, num_seen=state.step * job.global_batch_size)
-                    due = left is None and state.step < schedule.num_steps
-                    to_judge = judged and evaluate is None
-                    save(store, state, job, model, average, moments, precision, skippable=due, to_judge=to_judge)
-                pace.pause()
+                due = left is None and state.step < milestones.num_steps
+                _save(session, skippable=due, to_judge=judged and evaluate is None)
     finally:
         _close(batches)
-        samples.close()
-        store.wait()
+        session.samples.close()
+        session.store.wait()
     if group.is_first:
-        run.append_event("end" if left is None else "left", step=state.step, **({"reason": left} if left else {}))
-        run.flush()
+        reason = {} if left is None else {"reason": left}
+        session.run.append_event("end" if left is None else "left", step=state.step, **reason)
+        session.run.flush()
     return Outcome(state.step, left)
+
+
+def _do_step(session: Session, batches: Iterator[MicroBatch]) -> torch.Tensor:
+    """Do one step; returns the norm of its gradient, a scalar on the device."""
+    state, group, strategy = session.state, session.group, session.strategy
+    apply_settings(strategy.optimizer, session.schedule.at(state.step))
+    session.statistics.begin_step()
+    session.guard.begin_step()
+    for position in range(len(session.owned)):
+        group.pulse.beat(state.step)
+        batch = _next(batches, session.pace)
+        session.samples.observe(batch)
+        last = position == len(session.owned) - 1
+        with strategy.accumulating(last), session.precision.context():
+            images = session.precision.images(batch.images)  # (B, 3, H, W) in 0..1
+            predictions = strategy.network(images)
+        height, width = images.shape[-2:]
+        result = session.loss(predictions, batch.targets, (height, width))
+        with strategy.accumulating(last):
+            strategy.backward(result.total)
+        session.statistics.add_micro_batch()
+        session.terms.add(result, len(batch.skipped))
+        session.guard.observe(result.total, batch.keys)
+        session.pace.samples += len(batch.keys)
+
+    norm = strategy.gradient_norm()
+    finite = session.guard.judge(norm)
+    session.statistics.finish_step(session.job.num_micro_batches, group.sum, accept=finite)
+    strategy.step(finite)
+    if finite:
+        state.num_updates += 1
+        session.average.update(state.num_updates)
+    state.count_step(finite, adapting=session.guard.adapting)
+    if not finite and group.is_first:
+        session.guard.tell(session.run, state)
+    group.pulse.beat(state.step)
+    if session.setback is not None:
+        session.setback.observe(state.step)
+    return norm
+
+
+def _log(session: Session, gradient_norm: torch.Tensor, report: Report) -> None:
+    """Report the means since the last row; a collective. Ends a run that cannot read too many of its samples."""
+    state = session.state
+    row = session.terms.take() | session.pace.take()
+    state.skipped_samples += int(row["skipped_samples"])
+    row["skipped_samples"] = state.skipped_samples
+    num_seen = state.step * session.job.global_batch_size
+    most = session.job.data.most_skipped_share
+    if num_seen >= FEWEST_SAMPLES_TO_JUDGE and state.skipped_samples > most * num_seen:
+        session.samples.flush()
+        session.group.barrier()
+        session.skipped.update()
+        if session.group.is_first:
+            session.skipped.tell(session.run, state.step, num_seen=num_seen)
+        raise _too_many_skipped(session.job, session.skipped.document(num_seen))
+    if session.group.is_first:
+        settings = session.schedule.at(state.step - 1)
+        report(
+            {
+                "step": state.step,
+                "epoch": state.step / session.schedule.steps_per_epoch,
+                "learning_rate": settings.learning_rate,
+                "momentum": settings.momentum,
+                "gradient_norm": float(gradient_norm),
+                "non_finite_steps": state.non_finite_steps,
+            }
+            | session.precision.figures()
+            | row
+        )
+
+
+def _save(session: Session, *, skippable: bool, to_judge: bool) -> None:
+    """Take a checkpoint; a collective."""
+    session.samples.flush()
+    moments = session.strategy.moments()
+    session.group.barrier()
+    if session.group.is_first:
+        session.skipped.update()
+        num_seen = session.state.step * session.job.global_batch_size
+        session.skipped.tell(session.run, session.state.step, num_seen=num_seen)
+        save(
+            session.store,
+            session.state,
+            session.job,
+            session.model,
+            session.average,
+            moments,
+            session.precision,
+            skippable=skippable,
+            to_judge=to_judge,
+        )
+    session.pace.pause()
 
 
 def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
@@ -251,37 +210,6 @@ def _next(batches: Iterator[MicroBatch], pace: Pace) -> MicroBatch:
 def _close(batches: Iterator[MicroBatch]) -> None:
     if isinstance(batches, Generator):
         batches.close()
-
-
-class _Terms:
-    """The loss terms and skipped samples of all workers since the last row of metrics."""
-
-    NAMES = ("loss", "loss_box", "loss_objectness", "loss_classification")
-
-    def __init__(self, group: WorkerGroup) -> None:
-        self._group = group
-        self._sums = torch.zeros(len(self.NAMES) + 2, dtype=torch.float64, device=group.device)
-
-    @torch.no_grad()
-    def add(self, result: Any, num_skipped: int) -> None:
-        box, objectness, classification = (
-            term.detach().double().reshape(()) for term in (result.box, result.objectness, result.classification)
-        )
-        self._sums[:4] += torch.stack([box + objectness + classification, box, objectness, classification])
-        self._sums[4] += 1
-        self._sums[5] += num_skipped
-
-    def take(self, num_micro_batches: int) -> dict[str, float]:
-        """Return the means over all workers' micro-batches; a collective, so every worker calls it."""
-        self._group.sum(self._sums)
-        *terms, count, skipped = self._sums.tolist()
-        self._sums.zero_()
-        return {name: term / count for name, term in zip(self.NAMES, terms, strict=True)} | {"skipped_samples": skipped}
-
-
-def _skips_too_many(job: JobSpec, state: RunState) -> bool:
-    seen = state.step * job.global_batch_size
-    return seen >= FEWEST_SAMPLES_TO_JUDGE and state.skipped_samples > job.data.most_skipped_share * seen
 
 
 def _too_many_skipped(job: JobSpec, document: dict[str, Any]) -> WorkError:

@@ -77,6 +77,7 @@ def train_once(
 
     group = uuid.uuid4().hex
     offers = alive_offers()
+    scaling = _scaling(job.cluster, _free_places(job.cluster, offers))
     ray.get(attendance.begin.remote(group))
     trainer = TorchTrainer(
         train_worker,
@@ -89,7 +90,7 @@ def train_once(
             "leave_after_step": leave_after_step,
             "evaluate_apart": evaluates_apart(job.cluster, offers),
         },
-        scaling_config=_scaling(job.cluster, _free_places(job.cluster, offers)),
+        scaling_config=scaling,
         torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         run_config=RunConfig(
             name=f"{job.name}-{group[:8]}",
@@ -98,6 +99,7 @@ def train_once(
         ),
     )
     run.storage.delete(FAILURE_KEY)
+    run.append_event("starting", workers=scaling.num_workers)
     left: str | None = None
     failure: Exception | None = None
     with GroupWatch(job, run.storage, attendance, stop_reason) as watch:
