@@ -50,6 +50,8 @@ PARTITION_SECONDS = 15.0
 S3_SECONDS = 10.0
 MLFLOW_SECONDS = 30.0
 CALM_SECONDS = 900.0
+STEPS_PER_MINUTE = 90
+"""More than two cores do while things break, so that the run outlasts the last fault."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
 
 
@@ -206,13 +208,13 @@ def write_job(folder: Path, tracking_uri: str, num_steps: int) -> Path:
         "data": {
             "train": "s3://bucket/train",
             "val": "s3://bucket/val",
-            "image_size": 64,
+            "image_size": 128,
             "cache": {"path": str(folder / "cache")},
         },
         "recipe": "tiny",
         "hyperparameters": {"warmup_min_steps": 4, "warmup_epochs": 0.5, "ema_ramp_steps": 10},
-        "epochs": num_steps * 8 / 64,
-        "global_batch_size": 8,
+        "epochs": num_steps * 32 / 64,
+        "global_batch_size": 32,
         "micro_batch_size": 4,
         "log_every_steps": 1,
         "record_samples": True,
@@ -298,14 +300,17 @@ def torment(soak: Soak, minutes: float, tracking_uri: str, temporary_before: set
     """Start the run, break things, let it finish, and look."""
     soak.add_node()
     soak.add_node()
-    job = write_job(soak.folder, tracking_uri, num_steps=max(60, int(minutes * 60)))
+    job = write_job(soak.folder, tracking_uri, num_steps=int(minutes * STEPS_PER_MINUTE))
     environment = os.environ | soak.cluster.environment | {"OMP_NUM_THREADS": "1"}
     num_drivers = 0
 
     def drive() -> subprocess.Popen[bytes]:
         nonlocal num_drivers
         num_drivers += 1
-        with (soak.folder / "driver.log").open("ab") as log:
+        output = soak.folder / "driver.log"
+        if num_drivers > 1:
+            print(f"the command ended: ...{output.read_text()[-1500:]}\nit is started again", file=sys.stderr)
+        with output.open("ab") as log:
             command = [sys.executable, "-m", "yolofleet", "train", str(job)]
             return subprocess.Popen(command, cwd=soak.folder, env=environment, stdout=log, stderr=log)
 
@@ -316,15 +321,13 @@ def torment(soak: Soak, minutes: float, tracking_uri: str, temporary_before: set
     end = time.monotonic() + minutes * 60
     while time.monotonic() < end and kinds:
         time.sleep(soak.chance.uniform(*PAUSE_SECONDS))
-        if driver.poll() is not None:
-            if driver.returncode == 0:
-                break
-            driver = drive()
+        if driver.poll() == 0:
+            break
+        driver = driver if driver.poll() is None else drive()
         soak.break_something(kinds)
     calm_until = time.monotonic() + CALM_SECONDS
     while time.monotonic() < calm_until and driver.poll() != 0:
-        if driver.poll() is not None:
-            driver = drive()
+        driver = driver if driver.poll() is None else drive()
         time.sleep(2)
     completed = driver.poll() == 0
     if not completed and driver.poll() is None:
