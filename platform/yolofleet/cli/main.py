@@ -7,7 +7,7 @@ import sys
 import typer
 
 from yolofleet import __version__
-from yolofleet.cli import anchors, cluster, data, evaluate, models, predict, registry, report, train, tune
+from yolofleet.cli import anchors, cluster, data, evaluate, export, models, predict, registry, report, train, tune
 from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
+app.command("export")(export.export)
 app.command("report")(report.report)
 app.add_typer(registry.app, name="registry")
 app.add_typer(cluster.app, name="cluster")

@@ -1,0 +1,78 @@
+"""What an exported file shall be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from yolofleet.errors import UserError
+
+Format = Literal["onnx", "torchscript", "safetensors", "triton"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+INPUT_NAME = "images"
+DECODED_NAME = "decoded"
+DETECTIONS_NAME = "detections"
+COUNT_NAME = "num_detections"
+
+
+class ExportError(UserError):
+    """A detector cannot be exported as it was asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds:
+    """How suppression chooses, as `yolofleet.evaluation.nms` understands it.
+
+    Attributes:
+        confidence: a score must exceed this.
+        iou: a box overlapping a better one of its class by more than this is suppressed.
+        max_detections: kept per picture.
+        multi_label: each class above the confidence makes a detection; otherwise only a box's best class does.
+    """
+
+    confidence: float
+    iou: float
+    max_detections: int
+    multi_label: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputShape:
+    """The network's input.
+
+    Attributes:
+        batch: pictures that pass together; with `dynamic` the number that the file is traced with.
+        image_size: height and width in pixels, multiples of the model's largest stride.
+        dynamic: whether batch, height and width may be any others when the file is run.
+    """
+
+    batch: int
+    image_size: int
+    dynamic: bool
+
+
+def check_format(name: str) -> Format:
+    """Return a format's name.
+
+    Raises:
+        ExportError: there is no such format.
+    """
+    for known in FORMATS:
+        if name == known:
+            return known
+    raise ExportError(f"--format {name}: not one of {', '.join(FORMATS)}")
+
+
+def check_shape(shape: InputShape, stride: int) -> None:
+    """Refuse an input that no model of this stride takes.
+
+    Raises:
+        ExportError: the batch is empty, or the image size is no multiple of the stride.
+    """
+    if shape.batch < 1:
+        raise ExportError(f"--batch {shape.batch}: at least one picture passes the network")
+    if shape.image_size < stride or shape.image_size % stride:
+        near = max(stride, round(shape.image_size / stride) * stride)
+        raise ExportError(
+            f"--image-size {shape.image_size} is not a multiple of {stride}, the model's largest stride; take {near}"
+        )
