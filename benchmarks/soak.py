@@ -9,7 +9,8 @@ a cut cable looks like from outside); S3 answers 503 for 10 s; MLflow answers no
 damaged. Then the run is left alone until it is done.
 
 - ``faults``: how often each happened; ``table``: each with what it cost.
-- ``steps_redone_max``, ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
+- ``steps_redone_max``, ``steps_redone_max_damaged``: after a failure, and after one that met a damaged checkpoint.
+- ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
 - ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step.
 - ``completed``: the run ended, every sample was seen exactly once, MLflow holds every step exactly once.
 - ``leaks``: placement groups, processes, temporary files that are left at the end.
@@ -343,11 +344,13 @@ def figures(
     events, rows = soak.run.events(), soak.run.metrics()
     account, again = survival(events, rows), restarts(events)
     regained = [event for event in events if event["kind"] == "regained"]
+    damaged = after_damage(events)
     steps = [row["step"] for row in rows if "loss" in row]
     keys = [entry.key for entry in soak.run.storage.list()]
     return {
         "faults": dict(Counter(kind for _, kind in soak.done)),
-        "steps_redone_max": max((event["steps_redone"] for event in regained), default=0),
+        "steps_redone_max": max((event["steps_redone"] for event in regained if event not in damaged), default=0),
+        "steps_redone_max_damaged": max((event["steps_redone"] for event in damaged), default=0),
         "seconds_lost_median": statistics.median([event["seconds_lost"] for event in regained] or [0.0]),
         "restart_own_seconds_max": max((restart.own_seconds for restart in again), default=0.0),
         "restart_ray_seconds_median": statistics.median([restart.ray_seconds for restart in again] or [0.0]),
@@ -368,6 +371,17 @@ def figures(
             for kind, cost in costs(soak.done, regained)
         ],
     }
+
+
+def after_damage(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the accounts of failures after which a damaged checkpoint was passed over for the one before it."""
+    found, damaged = [], False
+    for event in events:
+        damaged = damaged or event["kind"] == "checkpoint_passed_over"
+        if event["kind"] == "regained":
+            found += [event] if damaged else []
+            damaged = False
+    return found
 
 
 def costs(done: list[tuple[float, str]], regained: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -401,6 +415,8 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
+        tempfile.tempdir = os.environ["TMPDIR"] = f"{folder}/tmp"  # what the run leaves there is the run's
+        Path(tempfile.tempdir).mkdir()
         result = soaked(arguments.minutes, arguments.seed, Path(folder)) | {"seed": arguments.seed}
     if arguments.json:
         print(json.dumps(result, indent=1))

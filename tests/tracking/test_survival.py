@@ -37,7 +37,7 @@ def test_a_restart_is_split_between_us_and_ray() -> None:
         event(50, "failure", failure="worker"),
         event(51.5, "starting", workers=2),
         event(60, "start", prepared_seconds=2.5),
-        event(61, "regained", seconds_since_start=0.5),
+        event(61, "regained", first_step_seconds=0.5),
     ]
     assert restarts([*first_start, *restart]) == [Restart(own_seconds=4.5, ray_seconds=6.0)]
     assert restarts(first_start) == []

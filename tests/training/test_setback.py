@@ -33,13 +33,14 @@ def test_what_a_failure_cost_is_noted_once_when_the_run_is_past_where_it_was(run
     now = time.time()
     for step in (5, 10):
         run.append_metrics({"step": step, "loss": 1.0})
-    clock = iter([now + 20, now + 60, now + 60]).__next__
+    clock = iter([now + 20, now + 25, now + 60, now + 60]).__next__
     setback = Setback(run, 4, WorkerGroup(), clock)
     for step in range(5, 13):
         setback.observe(step)
     (event,) = regained(run)
     assert (event["step"], event["steps_redone"]) == (11, 6)
     assert event["seconds_lost"] == pytest.approx(60, abs=2)
+    assert event["first_step_seconds"] == pytest.approx(5, abs=0.1)
     assert event["seconds_since_start"] == pytest.approx(40, abs=0.1)
 
 
@@ -57,7 +58,7 @@ def test_the_pause_of_a_run_that_was_stopped_on_purpose_is_not_lost(run: RunDire
     run.append_metrics({"step": 10, "loss": 1.0})
     run.append_event("stopped", reason="Ctrl-C")
     later = time.time() + 86400
-    clock = iter([later, later + 3, later + 3]).__next__
+    clock = iter([later, later + 3, later + 3, later + 3]).__next__
     setback = Setback(run, 8, WorkerGroup(), clock)
     setback.observe(11)
     assert regained(run)[0]["seconds_lost"] == pytest.approx(3)

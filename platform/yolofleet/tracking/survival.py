@@ -104,7 +104,7 @@ def restarts(events: Sequence[Row]) -> list[Restart]:
         elif kind == "regained" and failed is not None and asked is not None and began is not None:
             prepared = float(began.get("prepared_seconds", 0.0))
             ray_seconds = _seconds(began) - asked - prepared
-            own = asked - failed + prepared + float(event.get("seconds_since_start", 0.0))
+            own = asked - failed + prepared + float(event.get("first_step_seconds", 0.0))
             found.append(Restart(round(own, 3), round(max(0.0, ray_seconds), 3)))
             failed = None
     return found

@@ -77,7 +77,9 @@ def train_once(
 
     group = uuid.uuid4().hex
     offers = alive_offers()
+    began = time.monotonic()
     scaling = _scaling(job.cluster, _free_places(job.cluster, offers))
+    settled = round(time.monotonic() - began, 3)
     ray.get(attendance.begin.remote(group))
     trainer = TorchTrainer(
         train_worker,
@@ -99,7 +101,7 @@ def train_once(
         ),
     )
     run.storage.delete(FAILURE_KEY)
-    run.append_event("starting", workers=scaling.num_workers)
+    run.append_event("starting", workers=scaling.num_workers, settled_seconds=settled)
     left: str | None = None
     failure: Exception | None = None
     with GroupWatch(job, run.storage, attendance, stop_reason) as watch:
@@ -124,7 +126,9 @@ def train_once(
 
 
 def _free_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
-    """Return how many workers find room now on the nodes that stay."""
+    """Return how many workers find room now on the nodes that stay; a group of one size takes what it takes."""
+    if cluster.fewest_workers == cluster.most_workers:
+        return cluster.most_workers
     wanted = min(cluster.most_workers, num_places(cluster, offers) - cluster.places_for_evaluation)
     end = time.monotonic() + SETTLE_SECONDS
     while (free := num_places(cluster, free_offers())) < wanted and time.monotonic() < end:

@@ -33,6 +33,7 @@ class Setback:
         self._run = run
         self._clock = clock
         self._start_step = step
+        self._first_step_seconds: float | None = None
         self._began = clock()
         known = [found for found in (group.pulse.reached, _newest_row(run)) if found is not None]
         self._before = max(known, key=lambda found: found.step, default=None)
@@ -41,13 +42,18 @@ class Setback:
 
     def observe(self, step: int) -> None:
         """Note that ``step`` steps are done now; the first time that is as far as before, say what it cost."""
-        if self._before is None or step <= self._before.step:
+        if self._before is None:
+            return
+        if self._first_step_seconds is None:
+            self._first_step_seconds = round(self._clock() - self._began, 3)
+        if step <= self._before.step:
             return
         self._run.append_event(
             "regained",
             step=step,
             steps_redone=max(0, self._before.step - self._start_step),
             seconds_lost=round(max(0.0, self._clock() - self._before.at), 3),
+            first_step_seconds=self._first_step_seconds,
             seconds_since_start=round(self._clock() - self._began, 3),
         )
         self._before = None
