@@ -23,10 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
-from yolofleet.data.letterbox import letterbox
+from yolofleet.data.letterbox import Letterbox, letterbox
 from yolofleet.errors import UserError
 from yolofleet.evaluation.nms import non_maximum_suppression
-from yolofleet.evaluation.pictures import Picture, read_picture
+from yolofleet.evaluation.pictures import Picture, PictureError, read_picture
 from yolofleet.models import build_model
 from yolofleet.models.detector import Detector as Network
 from yolofleet.specs.base import Spec
@@ -195,35 +195,71 @@ class Detector:
         Raises:
             UserError: one of the pictures cannot be read; the message says which and why.
         """
-        found: list[list[dict[str, Any]]] = []
+        found = self.predict_each(
+            pictures,
+            confidence=confidence,
+            iou=iou,
+            max_detections=max_detections,
+            image_size=image_size,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+        )
+        records = []
+        for answer in found:
+            if isinstance(answer, PictureError):
+                raise answer
+            records.append(answer)
+        return records
+
+    def predict_each(
+        self,
+        pictures: Sequence[Picture],
+        *,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        image_size: int | None = None,
+        batch_size: int = 8,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> list[list[dict[str, Any]] | PictureError]:
+        """Finds objects in pictures as `predict` does; a picture that cannot be read has its error in its place."""
+        size = self.card.image_size if image_size is None else image_size
+        _check_fit(self.model, len(self.card.classes), size)
+        found: list[list[dict[str, Any]] | PictureError] = []
         for start in range(0, len(pictures), max(1, batch_size)):
-            images = [read_picture(picture, max_pixels=max_pixels) for picture in pictures[start : start + batch_size]]
-            found += self._find(
-                images,
-                image_size=self.card.image_size if image_size is None else image_size,
+            answers: list[list[dict[str, Any]] | PictureError] = []
+            boxed: list[tuple[NDArray[np.uint8], Letterbox]] = []
+            for picture in pictures[start : start + batch_size]:
+                try:
+                    boxed.append(self._boxed(picture, size, max_pixels))  # only one is held in its full size
+                    answers.append([])
+                except PictureError as error:
+                    answers.append(error)
+            records = self._find(
+                boxed,
                 confidence=self.card.confidence if confidence is None else confidence,
                 iou=self.card.iou if iou is None else iou,
                 max_detections=self.card.max_detections if max_detections is None else max_detections,
             )
+            left = iter(records)
+            found += [answer if isinstance(answer, PictureError) else next(left) for answer in answers]
         return found
+
+    def _boxed(self, picture: Picture, image_size: int, max_pixels: int) -> tuple[NDArray[np.uint8], Letterbox]:
+        image = read_picture(picture, max_pixels=max_pixels)
+        return letterbox(image, (image_size, image_size), stride=self.model.max_stride, auto=True, scale_up=True)
 
     @torch.inference_mode()
     def _find(
         self,
-        images: Sequence[NDArray[np.uint8]],
+        boxed: Sequence[tuple[NDArray[np.uint8], Letterbox]],
         *,
-        image_size: int,
         confidence: float,
         iou: float,
         max_detections: int,
     ) -> list[list[dict[str, Any]]]:
-        """Pictures of any sizes -> their records; those of one letterboxed size pass the network together."""
-        stride = self.model.max_stride
-        _check_fit(self.model, len(self.card.classes), image_size)
-        boxed = [
-            letterbox(image, (image_size, image_size), stride=stride, auto=True, scale_up=True) for image in images
-        ]
-        records: list[list[dict[str, Any]]] = [[] for _ in images]
+        """Letterboxed pictures -> their records; those of one size pass the network together."""
+        records: list[list[dict[str, Any]]] = [[] for _ in boxed]
         for places in _of_equal_shape([picture for picture, _ in boxed]):
             batch = torch.from_numpy(np.stack([boxed[place][0] for place in places])).to(self.device)
             decoded = self.model(batch.permute(0, 3, 1, 2).float() / 255)  # (B, boxes, 5 + C)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,16 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from yolofleet.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.pictures import PictureError
+from yolofleet.registry.picture_urls import HOSTS_VARIABLE, SCHEMES, fetch_picture, named_hosts
 
 DEVICE_KEY = "device"
-DEFAULT_CONFIG: Mapping[str, str] = {DEVICE_KEY: "auto"}
-"""``auto`` takes a GPU where there is one; change it with ``load_model(..., model_config={"device": "cpu"})``."""
+URL_HOSTS_KEY = "url_hosts"
+DEFAULT_CONFIG: Mapping[str, str] = {DEVICE_KEY: "auto", URL_HOSTS_KEY: ""}
+"""``auto`` takes a GPU where there is one; no host may be asked for pictures. Change it with
+``load_model(..., model_config={"device": "cpu"})``; the environment variable YOLOFLEET_URL_HOSTS goes before."""
+MOST_PICTURES = 256
+"""In one request over HTTP."""
+ERROR_KEY = "error"
 SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 """Set by MLflow's scoring server."""
 
@@ -46,40 +53,76 @@ class RefusedRequest(MlflowException):  # type: ignore[misc]  # mlflow ships no 
 
 
 class ServedDetector:
-    """A detector behind MLflow's ``predict``."""
+    """A detector behind MLflow's ``predict``; safe among the threads of a server."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, url_hosts: frozenset[str] = frozenset()) -> None:
+        """Serve a detector.
+
+        Args:
+            detector: What predicts.
+            url_hosts: Hosts that may be asked for pictures.
+        """
         self._detector = detector
+        self._url_hosts = url_hosts
+        self._turn = threading.Lock()  # one prediction uses all cores; several at once would only hinder each other
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
         """Return what is in each picture.
 
         Args:
             model_input: One picture, a list of pictures, an array (B, H, W, 3) or a table with one column. A picture is
-                the bytes of a file, base64 text of them, an array (H, W, 3) uint8 RGB, or a path (not over HTTP,
-                where a path would let a stranger look at the server's files).
+                the bytes of a file, base64 text of them, an array (H, W, 3) uint8 RGB, a URL of a host that is
+                allowed, or a path (not over HTTP, where a path would let a stranger look at the server's files).
             params: Not used; MLflow hands it over.
 
         Returns:
-            Per picture, best first: category_id, category_name, bbox [x, y, width, height] in pixels, score.
+            Per picture, best first: category_id, category_name, bbox [x, y, width, height] in pixels, score. A picture
+            that cannot be read among others that can has one record in its place that holds only ``error``.
 
         Raises:
-            PictureError: A picture cannot be read.
-            RefusedRequest: The same, over HTTP.
+            PictureError: None of the pictures can be read.
+            RefusedRequest: The same, over HTTP; or there is no picture, or there are too many.
         """
         if os.environ.get(SERVING_VARIABLE, "").lower() not in ("true", "1"):
-            return self._detector.predict(listed(model_input))
+            return self._found(listed(model_input), over_http=False)
         try:
-            return self._detector.predict([content_only(picture) for picture in listed(model_input)])
+            pictures = listed(model_input)
+            if not 1 <= len(pictures) <= MOST_PICTURES:
+                raise PictureError(f"a request holds 1 to {MOST_PICTURES} pictures, this one {len(pictures)}")
+            return self._found(pictures, over_http=True)
         except UserError as error:
             raise RefusedRequest(str(error)) from None
+
+    def _found(self, pictures: list[Any], *, over_http: bool) -> list[list[dict[str, Any]]]:
+        contents: list[Any] = []
+        problems: dict[int, PictureError] = {}
+        for place, picture in enumerate(pictures):
+            try:
+                contents.append(self._content(picture, over_http=over_http))
+            except PictureError as error:
+                problems[place] = error
+        with self._turn:
+            answers = iter(self._detector.predict_each(contents))
+        found = [problems.get(place) or next(answers) for place in range(len(pictures))]
+        errors = [answer for answer in found if isinstance(answer, PictureError)]
+        if errors and len(errors) == len(found):
+            raise errors[0]
+        return [[{ERROR_KEY: str(answer)}] if isinstance(answer, PictureError) else answer for answer in found]
+
+    def _content(self, picture: Any, *, over_http: bool) -> Any:
+        """Return a picture with URLs fetched, and over HTTP with text decoded."""
+        if isinstance(picture, str) and picture.startswith(SCHEMES):
+            return fetch_picture(picture, self._url_hosts)
+        return content_only(picture) if over_http else picture
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedDetector:
     """Load the detector package at ``path``; MLflow calls this by its name."""
-    wanted = str({**DEFAULT_CONFIG, **(model_config or {})}[DEVICE_KEY])
+    config = {**DEFAULT_CONFIG, **(model_config or {})}
+    wanted = str(config[DEVICE_KEY])
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    return ServedDetector(Detector.load(Path(path), device))
+    hosts = named_hosts(os.environ.get(HOSTS_VARIABLE, str(config[URL_HOSTS_KEY])))
+    return ServedDetector(Detector.load(Path(path), device), hosts)
 
 
 def listed(model_input: Any) -> list[Any]:

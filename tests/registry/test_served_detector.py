@@ -1,0 +1,160 @@
+"""What the served detector answers to good, bad and hostile requests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.pictures import PictureError
+from yolofleet.registry.picture_urls import MOST_BYTES, fetch_picture, named_hosts
+from yolofleet.registry.served_detector import MOST_PICTURES, SERVING_VARIABLE, RefusedRequest, ServedDetector
+
+
+def text_of(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def png(picture: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def huge_png(side: int = 30_000) -> bytes:
+    """A few bytes that claim to be an enormous picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+BAD = {
+    "a huge picture": (text_of(huge_png()), "30000x30000"),
+    "a text file": (text_of(b"what is the answer, then?\n" * 20), "picture"),
+    "half a picture": (text_of(b"\x89PNG\r\n\x1a\n"), "picture"),
+    "no base64": ("not base64!", "base64"),
+    "nothing": ("", "empty"),
+    "a number": (7, "int"),
+    "null": (None, "NoneType"),
+    "a list": ([1, 2], "list"),
+    "a path": ("/etc/passwd", "base64"),
+    "a URL": ("http://localhost/a.png", "switched off"),
+}
+
+
+@pytest.fixture
+def served(detector_package: Path, monkeypatch: pytest.MonkeyPatch) -> ServedDetector:
+    monkeypatch.setenv(SERVING_VARIABLE, "true")
+    return ServedDetector(Detector.load(detector_package))
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_picture_is_told_in_its_place(name: str, served: ServedDetector, pictures: list[Any]) -> None:
+    bad, told = BAD[name]
+    good = [text_of(png(picture)) for picture in pictures]
+    expected = served.predict(good)
+    assert all(expected)
+    found = served.predict([good[0], bad, good[1], good[2], bad])
+    assert [found[0], *found[2:4]] == expected
+    for place in (1, 4):
+        assert [*found[place][0]] == ["error"] and told in found[place][0]["error"], found[place]
+        assert len(found[place][0]["error"]) < 400
+    with pytest.raises(RefusedRequest, match=told):
+        served.predict([bad])
+    assert served.predict(good) == expected, "alive after it"
+
+
+def test_outside_a_server_too(detector_package: Path, pictures: list[Any]) -> None:
+    detector = ServedDetector(Detector.load(detector_package))
+    found = detector.predict([pictures[0], huge_png(), pictures[1]])
+    assert "30000x30000" in found[1][0]["error"] and [found[0], found[2]] == detector.predict(pictures[:2])
+    with pytest.raises(PictureError, match="no such file"):
+        detector.predict(["nowhere.png"])
+
+
+@pytest.mark.parametrize("count", [0, MOST_PICTURES + 1])
+def test_a_request_holds_some_pictures_but_not_any_number(count: int, served: ServedDetector) -> None:
+    with pytest.raises(RefusedRequest, match=f"1 to {MOST_PICTURES} pictures, this one {count}") as refusal:
+        served.predict([text_of(huge_png())] * count)
+    assert refusal.value.get_http_status_code() == 400
+
+
+class Host(BaseHTTPRequestHandler):
+    content = b""
+
+    def do_GET(self) -> None:
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "/a.png")
+            self.end_headers()
+            return
+        if self.path not in ("/a.png", "/endless.png"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.content)
+        if self.path == "/endless.png":
+            try:
+                for _ in range(2 * MOST_BYTES >> 20):
+                    self.wfile.write(bytes(1 << 20))
+            except OSError:  # the other side has seen enough
+                return
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def host(pictures: list[Any]) -> Iterator[str]:
+    Host.content = png(pictures[0])
+    server = HTTPServer(("127.0.0.1", 0), Host)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_picture_by_url_from_a_named_host(
+    host: str, detector_package: Path, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SERVING_VARIABLE, "true")
+    detector = Detector.load(detector_package)
+    served = ServedDetector(detector, named_hosts(f" {host}, other.example "))
+    assert served.predict([f"http://{host}/a.png"]) == detector.predict(pictures[:1])
+    with pytest.raises(RefusedRequest, match="switched off"):
+        ServedDetector(detector).predict([f"http://{host}/a.png"])
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("http://{host}/moved.png", "answers 302"),
+        ("http://{host}/missing.png", "answers 404"),
+        ("http://{host}/endless.png", "larger than"),
+        ("http://localhost/a.png", "only"),
+        ("http://{host}.evil.example/a.png", "no URL"),
+        ("http://user@{host}/a.png", "only"),
+        ("http://{host}@evil.example/a.png", "only"),
+        ("http://[::1/a.png", "no URL"),
+    ],
+)
+def test_what_else_is_asked_of_a_url_is_refused(url: str, told: str, host: str) -> None:
+    with pytest.raises(PictureError, match=told):
+        fetch_picture(url.format(host=host), named_hosts(host))
