@@ -12,6 +12,7 @@ import yaml
 from yolofleet.errors import UserError, WorkError
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import Leg, Result
+from yolofleet.search.initial import keep_initial_weights
 from yolofleet.search.leg import Order, run_leg
 from yolofleet.search.report import write_report
 from yolofleet.search.session import Session
@@ -20,15 +21,22 @@ from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec, load_search
 from yolofleet.storage import open_storage
 from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.initial import Locate
 
 Written = Callable[..., SearchSpec]
 
 
-def search(spec: SearchSpec, most_legs: int = 100) -> tuple[SearchDirectory, list[Leg]]:
+def unknown(models_uri: str) -> tuple[Path, str]:
+    """There is no registry."""
+    raise AssertionError(models_uri)
+
+
+def search(spec: SearchSpec, most_legs: int = 100, locate: Locate = unknown) -> tuple[SearchDirectory, list[Leg]]:
     """Run a search here, as far as its legs are allowed."""
     session = Session.open(spec, source="space.yaml")
     directory = SearchDirectory(open_storage(session.space.base_job.storage).child(spec.name))
     directory.claim(spec)
+    keep_initial_weights(directory, session.space.base_job.with_absolute_paths(), locate)
     engine = session.engine(session.trials(directory), directory)
     job_of = session.job_of(directory)
     done: list[Leg] = []
@@ -62,6 +70,38 @@ def test_a_search_ends_in_a_report_and_a_job_that_is_valid(over_data: Written) -
     assert legs == []
     with pytest.raises(UserError, match="was started with another"):
         search(over_data(budget={"trials": 2}, parameters={"hyperparameters.lr0": {"choice": [0.01]}}))
+
+
+@pytest.mark.slow
+def test_every_trial_starts_from_the_same_registered_weights(over_data: Written) -> None:
+    """Which version an alias names may change during a search; the weights that it began with do not."""
+    donor, _ = search(over_data(name="donor", budget={"trials": 1}))
+    asked: list[str] = []
+
+    def locate(models_uri: str) -> tuple[Path, str]:
+        asked.append(models_uri)
+        path = donor.trial("0000").storage.local_path("job.yaml")
+        assert path is not None
+        return path.parent, "models:/shapes/3"
+
+    spec = over_data(
+        name="tuned",
+        parameters={"hyperparameters.lr0": {"log_uniform": [0.001, 0.1]}},
+        budget={"trials": 2},
+        set={"initial_weights": "models:/shapes@champion", "model.transition_width": donor_width(donor)},
+    )
+    directory, legs = search(spec, locate=locate)
+    search(spec, locate=locate)
+    assert asked == ["models:/shapes@champion"]
+    found = [directory.trial(leg.run_name).facts()["initial_weights"]["sha256"] for leg in legs]
+    assert len(found) == 2 and len(set(found)) == 1
+    (event,) = [event for event in directory.events() if event["kind"] == "initial_weights"]
+    assert (event["parent"], event["source"]) == ("models:/shapes/3", "models:/shapes@champion")
+
+
+def donor_width(directory: SearchDirectory) -> float:
+    """The width of the model that the first trial trained."""
+    return float(yaml.safe_load(directory.trial("0000").job_text() or "")["model"]["transition_width"])
 
 
 def test_a_rung_pauses_a_run_and_the_next_leg_goes_on_from_it(over_data: Written) -> None:
@@ -140,7 +180,9 @@ SMALL_TABLES = sorted(path.stem for path in SPACES.glob("table*.yaml"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*SMALL_TABLES, "compound-scaling", "hyperparameters-p5", "learning-rate"])
+@pytest.mark.parametrize(
+    "name", [*SMALL_TABLES, "compound-scaling", "hyperparameters-p5", "learning-rate", "quickstart"]
+)
 def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path, tmp_path: Path) -> None:
     """Thin models on drawn pictures, two steps a trial: every row ends in the report beside the paper's."""
     overrides = [

@@ -50,11 +50,12 @@ def train(
 
 def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token, verbose: bool) -> tuple[Release, str]:
     """Do what the run still lacks: training, the release, MLflow."""
+    from yolofleet.cli.located import located
     from yolofleet.registry.release import release, release_record
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.training.preflight import check_job
 
-    ready = check_job(spec, lambda uri: _located(uri, tracking_uri))
+    ready = check_job(spec, lambda uri: located(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
     mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment) if tracking_uri is not None else None
@@ -122,15 +123,6 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
             from yolofleet.training.process import run_in_process
 
             run_in_process(spec, token)
-
-
-def _located(models_uri: str, tracking_uri: str | None) -> tuple[Path, str]:
-    """Return the folder of a registered version, and which version the name stands for."""
-    from yolofleet.registry.resolve import detector_folder
-    from yolofleet.registry.versions import find_version
-    from yolofleet.tracking.mlflow_store import find_tracking_uri
-
-    return detector_folder(models_uri, tracking_uri), find_version(find_tracking_uri(tracking_uri), models_uri).uri
 
 
 @contextmanager

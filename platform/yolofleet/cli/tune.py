@@ -85,14 +85,18 @@ def _search(
     experiment: str,
     verbose: bool,
 ) -> SearchDirectory:
+    from yolofleet.cli.located import located
     from yolofleet.cli.tune_display import following
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.initial import keep_initial_weights
     from yolofleet.search.report import write_report
     from yolofleet.tracking.search_mirror import SearchMirror
 
     directory = SearchDirectory(storage, token=token)
     directory.claim(spec)
+    base = session.space.base_job.with_absolute_paths()
+    keep_initial_weights(directory, base, lambda uri: located(uri, tracking_uri))
     trials = session.trials(directory)
     mirror = (
         SearchMirror(directory, directory.trial_runs, tracking_uri, experiment) if tracking_uri is not None else None

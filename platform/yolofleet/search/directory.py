@@ -3,6 +3,7 @@
 <storage>/<name>/
 run.json, facts.json, events.jsonl    as in a run directory
 search.yaml                           the search as it was started, its base job in it
+initial/                              the weights that all trials start from, where the base job names some
 trials.jsonl                          the record (yolofleet.search.trials)
 trials/NUMBER/                        the run directory of each trial
 report/                               the results

@@ -13,6 +13,7 @@ from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import COMPLETED, Engine, Leg
 from yolofleet.search.feasibility import Screen, check_feasible
 from yolofleet.search.halving import Halving
+from yolofleet.search.initial import with_kept_weights
 from yolofleet.search.metrics import check_metrics
 from yolofleet.search.population import Population, check_changeable
 from yolofleet.search.ranking import best_first
@@ -126,7 +127,7 @@ class Session:
                 "storage": directory.trials_url,
                 "tracking.register_as": None,
             }
-            return self.space.job(leg.values, fields).with_absolute_paths()
+            return with_kept_weights(self.space.job(leg.values, fields), base, directory).with_absolute_paths()
 
         return job
 
