@@ -126,6 +126,7 @@ class Session:
                 "seed": base.seed + leg.repeat,
                 "storage": directory.trials_url,
                 "tracking.register_as": None,
+                "cluster.evaluation": "inline",  # a place to spare is another trial's
             }
             return with_kept_weights(self.space.job(leg.values, fields), base, directory).with_absolute_paths()
 
