@@ -75,9 +75,13 @@ class LocalCluster:
 
     Attributes:
         folder: Where logs go.
+        head_cpus: Room for workers beside the head.
+        dashboard: Whether the head answers to the Jobs API, at ``dashboard_address``.
     """
 
     folder: Path
+    head_cpus: int = 0
+    dashboard: bool = False
     nodes: list[Node] = field(default_factory=list)
     address: str = ""
 
@@ -92,12 +96,13 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
-        port = _free_port()
+        port, dashboard_port = _free_port(), _free_port()
         self._start(
-            "head", "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self._temporary}",
-            "--include-dashboard=false",
+            "head", "--head", f"--port={port}", f"--num-cpus={self.head_cpus}", f"--temp-dir={self._temporary}",
+            f"--include-dashboard={str(self.dashboard).lower()}", f"--dashboard-port={dashboard_port}",
         )  # fmt: skip
         self.address = f"127.0.0.1:{port}"
+        self.dashboard_address = f"http://127.0.0.1:{dashboard_port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,7 +126,9 @@ class LocalCluster:
         return self._start_once(name, *options)
 
     def _start_once(self, name: str, *options: str) -> Node:
-        command = [RAY, "start", "--block", "--object-store-memory=80000000", "--node-ip-address=127.0.0.1", *options]
+        agent = f"--dashboard-agent-listen-port={_free_port()}"  # jobs are sent to it; other nodes have their own
+        fixed = ["--object-store-memory=80000000", "--node-ip-address=127.0.0.1", agent]
+        command = [RAY, "start", "--block", *fixed, *options]
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=self._environment, start_new_session=True

@@ -7,7 +7,21 @@ import sys
 import typer
 
 from yolofleet import __version__
-from yolofleet.cli import anchors, cluster, data, evaluate, export, models, predict, registry, report, train, tune
+from yolofleet.cli import (
+    anchors,
+    cluster,
+    data,
+    evaluate,
+    export,
+    jobs,
+    models,
+    predict,
+    registry,
+    report,
+    submit,
+    train,
+    tune,
+)
 from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 
 app = typer.Typer(
@@ -27,7 +41,9 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("report")(report.report)
+app.command("submit")(submit.submit)
 app.add_typer(registry.app, name="registry")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(cluster.app, name="cluster")
 
 

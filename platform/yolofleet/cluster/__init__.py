@@ -1,0 +1,1 @@
+"""Clusters: the manifests that start one for a job."""

@@ -1,0 +1,88 @@
+"""Following a job from afar: what it prints, once, however often the connection breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from yolofleet.cluster.service import JobService, SentJob
+from yolofleet.errors import UserError, WorkError
+
+RETRY_SECONDS = 3.0
+PATIENCE_SECONDS = 600.0
+"""How long a cluster that does not answer is asked again."""
+
+Show = Callable[[str], None]
+
+
+def follow(
+    service: JobService,
+    job: SentJob,
+    show: Show,
+    warn: Show,
+    *,
+    patience_seconds: float = PATIENCE_SECONDS,
+    retry_seconds: float = RETRY_SECONDS,
+) -> SentJob:
+    """Show what a job prints until it has ended, and return how it ended.
+
+    The cluster sends all from the beginning on every connection; what was shown already is left out.
+
+    Args:
+        service: Where the job is.
+        job: The job.
+        show: Takes what it prints.
+        warn: Takes what is to be said of the connection.
+        patience_seconds: How long the cluster may not answer.
+        retry_seconds: Pause between two tries.
+
+    Raises:
+        WorkError: The cluster did not answer for too long; the job may go on.
+    """
+    shown = 0
+    broken_since: float | None = None
+    while True:
+        try:
+            shown = asyncio.run(_shown_from(service.tail(job), shown, show))
+            now = service.job(job.id)
+            broken_since = None
+            if now.has_ended:
+                text = service.logs(now)  # what came between the last piece and the end
+                show(text[shown:])
+                return now
+        except (UserError, WorkError, OSError, RuntimeError, _BrokenError) as error:
+            shown = error.shown if isinstance(error, _BrokenError) else shown
+            if broken_since is None:
+                broken_since = time.monotonic()
+                warn(f"the connection to {service.address} is lost; the job goes on, trying again")
+            if time.monotonic() - broken_since > patience_seconds:
+                raise WorkError(
+                    f"{service.address} has not answered for {patience_seconds:g} s; the job may go on: "
+                    f"yolofleet jobs logs {job.id} --follow --address {service.address}"
+                ) from error
+        time.sleep(retry_seconds)
+
+
+class _BrokenError(Exception):
+    """The connection broke after ``shown`` characters."""
+
+    def __init__(self, shown: int) -> None:
+        super().__init__(f"broken after {shown} characters")
+        self.shown = shown
+
+
+async def _shown_from(pieces: Any, already: int, show: Show) -> int:
+    """Show the pieces without their first ``already`` characters; returns how many have been shown in all."""
+    position, shown = 0, already
+    try:
+        async for piece in pieces:
+            fresh = piece[max(0, shown - position) :]
+            position += len(piece)
+            if fresh:
+                show(fresh)
+                shown = max(shown, position)
+    except Exception as error:  # aiohttp and Ray have many words for a connection that is gone
+        raise _BrokenError(shown) from error
+    return shown

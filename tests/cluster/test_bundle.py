@@ -1,0 +1,159 @@
+"""What travels with a job, what stays behind, and following over a connection that breaks anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolofleet.cli.submit import exit_code
+from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, read_bundle
+from yolofleet.cluster.follow import follow
+from yolofleet.cluster.service import SentJob, _checked_address
+from yolofleet.cluster.versions import differences, installed_versions
+from yolofleet.errors import UserError, WorkError
+from yolofleet.specs.job import JobSpec
+
+JOB: dict[str, Any] = {
+    "name": "shapes",
+    "model": {"name": "yolov7-tiny"},
+    "data": {"train": "s3://data/train", "val": "shards/val"},
+    "storage": "s3://runs",
+}
+RUNNING = SentJob("yolofleet-x-1", "x", "d", "RUNNING", None, "", 1.0, None)
+
+
+def written(folder: Path, **changes: Any) -> Path:
+    file = folder / "job.yaml"
+    file.write_text(yaml.safe_dump(JOB | changes))
+    return file
+
+
+def test_spec_package_and_versions_travel_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-7c1d")
+    (tmp_path / "secret.txt").write_text("canary-7c1d")
+    bundle = read_bundle(written(tmp_path), ["epochs=7"])
+    out = tmp_path / "out"
+    out.mkdir()
+    bundle.write(out)
+    assert {path.name for path in out.iterdir()} == {SPEC_NAME, VERSIONS_NAME, "yolofleet"}
+    assert "canary-7c1d" not in "".join(path.read_text() for path in out.rglob("*") if path.is_file())
+    job = JobSpec.load(out / SPEC_NAME)
+    assert job.epochs == 7
+    assert Path(job.data.val).is_absolute()
+    assert (out / "yolofleet/models/zoo/yolov7.yaml").is_file() and (out / "yolofleet/cli/sent.py").is_file()
+    assert not list(out.rglob("*.pyc"))
+
+
+def test_a_models_own_table_travels_beside_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nbase: yolov7-tiny\n")
+    bundle = read_bundle(written(tmp_path, model={"spec": str(tmp_path / "mine.yaml")}), [])
+    out = tmp_path / "out"
+    out.mkdir()
+    bundle.write(out)
+    assert (out / MODEL_NAME).read_text() == "name: mine\nbase: yolov7-tiny\n"
+    assert JobSpec.load(out / SPEC_NAME).model.spec == MODEL_NAME
+    with pytest.raises(UserError, match=r"model\.spec .*: cannot be read: No such file"):
+        read_bundle(written(tmp_path, model={"spec": "gone.yaml"}), [])
+
+
+def test_a_search_travels_with_its_base_job(tmp_path: Path) -> None:
+    written(tmp_path)
+    space = tmp_path / "space.yaml"
+    parameters = {"hyperparameters.lr0": {"log_uniform": [0.001, 0.01]}}
+    space.write_text(
+        yaml.safe_dump({"name": "s", "job": "job.yaml", "parameters": parameters, "budget": {"trials": 1}})
+    )
+    bundle = read_bundle(space, [])
+    assert (bundle.kind, bundle.name, bundle.document["job"]["name"]) == ("tune", "s", "shapes")
+
+
+def test_the_same_spec_has_the_same_digest(tmp_path: Path) -> None:
+    first, again, other = (read_bundle(written(tmp_path), extra).digest for extra in ([], [], ["epochs=3"]))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("key", ["tracking.uri", "storage", "data.train"])
+def test_a_password_in_a_url_stays_here(key: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"{key}: holds a password") as refusal:
+        read_bundle(written(tmp_path), [f"{key}=http://me:canary@host/x"])
+    assert "canary" not in str(refusal.value)
+
+
+def test_weights_of_this_machine_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "old.pt").write_bytes(b"x")
+    with pytest.raises(UserError, match="a file of this machine is not sent with the job"):
+        read_bundle(written(tmp_path, initial_weights=str(tmp_path / "old.pt")), [])
+    assert read_bundle(written(tmp_path, initial_weights="models:/shapes@champion"), [])
+
+
+def test_versions_differ_by_name() -> None:
+    found = installed_versions()
+    assert differences(found, found) == []
+    assert differences({"torch": "9"}, {}) == ["torch: 9 where the job was sent from, not installed here"]
+    assert not any("+" in version for version in found.values())
+
+
+@pytest.mark.parametrize("address", ["auto", "ray://host:10001", "127.0.0.1:8265", "http://"])
+def test_what_is_no_dashboard_is_refused(address: str) -> None:
+    with pytest.raises(UserError, match="it looks like http://HOST:8265"):
+        _checked_address(address)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "ours"), [("SUCCEEDED", 0, 0), ("FAILED", 2, 2), ("FAILED", None, 1), ("STOPPED", None, 1)]
+)
+def test_the_exit_code_is_the_jobs(status: str, code: int | None, ours: int) -> None:
+    assert exit_code(replace(RUNNING, status=status, exit_code=code)) == ours
+
+
+class Breaking:
+    """A cluster whose connection breaks after so many characters of each answer; then the job ends."""
+
+    address = "http://cluster"
+
+    def __init__(self, text: str, breaks: list[int], size: int) -> None:
+        self.text, self.breaks, self.size = text, breaks, size
+
+    async def tail(self, job: SentJob) -> AsyncIterator[str]:
+        limit = self.breaks.pop(0) if self.breaks else None
+        for start in range(0, len(self.text), self.size):
+            if limit is not None and start >= limit:
+                raise OSError("the cable was cut")
+            yield self.text[start : start + self.size]
+
+    def job(self, name: str) -> SentJob:
+        return replace(RUNNING, status="SUCCEEDED", exit_code=0)
+
+    def logs(self, job: SentJob) -> str:
+        return self.text + "last words\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    text=st.text(alphabet="ab\nü", max_size=80),
+    breaks=st.lists(st.integers(0, 80), max_size=5),
+    size=st.integers(1, 20),
+)
+def test_no_character_is_lost_or_doubled_however_often_the_connection_breaks(
+    text: str, breaks: list[int], size: int
+) -> None:
+    shown: list[str] = []
+    service: Any = Breaking(text, list(breaks), size)
+    ended = follow(service, RUNNING, shown.append, lambda line: None, retry_seconds=0.0)
+    assert "".join(shown) == text + "last words\n"
+    assert ended.status == "SUCCEEDED"
+
+
+def test_a_cluster_that_never_answers_again_is_given_up_and_the_job_named() -> None:
+    service: Any = Breaking("x", [0] * 1000, 1)
+    told: list[str] = []
+    with pytest.raises(WorkError, match="the job may go on: yolofleet jobs logs yolofleet-x-1 --follow"):
+        follow(service, RUNNING, lambda text: None, told.append, patience_seconds=0.05, retry_seconds=0.01)
+    assert told == ["the connection to http://cluster is lost; the job goes on, trying again"]

@@ -1,0 +1,191 @@
+"""Jobs sent to a cluster over its Jobs API: followed, cut off, stopped, sent twice, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.local_cluster import LocalCluster
+from system.shell import Shell, digests, rows, wait_for, write_job
+
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
+PATIENCE_SECONDS = 600.0
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+    """A cluster of one node with room for two workers, that answers to the Jobs API."""
+    made = LocalCluster(tmp_path_factory.mktemp("cluster"), head_cpus=2, dashboard=True)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def sender(shell: Shell, head: LocalCluster) -> Shell:
+    """Someone with the cluster's token."""
+    shell.environment = {key: value for key, value in head.environment.items() if key != "RAY_ADDRESS"}
+    shell.environment["RAY_API_SERVER_ADDRESS"] = head.dashboard_address
+    return shell
+
+
+def job_of(folder: Path, drawn: Path, name: str, num_steps: int = 40) -> str:
+    changes = {"epochs": num_steps * 8 / 64, "evaluation": {"every_epochs": 1000.0}}
+    return str(write_job(folder, drawn, name=name, storage=str(folder / "runs"), **changes))
+
+
+class Relay:
+    """Passes connections on to a port, until it is cut."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._open: list[socket.socket] = []
+        self._cut = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._cut.is_set():
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._open += [near, far]
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                target.sendall(data)
+        except OSError:
+            pass
+        for end in (source, target):
+            end.close()
+
+    def cut(self) -> None:
+        """Break every connection and take no new one."""
+        self._cut.set()
+        for end in self._open:
+            try:
+                end.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                continue
+
+    def mend(self) -> None:
+        """Take connections again."""
+        self._cut.clear()
+
+    def close(self) -> None:
+        """End it."""
+        self.cut()
+        self._listener.close()
+
+
+def test_a_job_is_followed_over_a_broken_connection_and_ends_with_its_exit_code(
+    sender: Shell, drawn: Path, head: LocalCluster
+) -> None:
+    job = job_of(sender.folder, drawn, "followed", num_steps=600)
+    run = sender.folder / "runs" / "followed"
+    relay = Relay(int(head.dashboard_address.rpartition(":")[2]))
+    with (sender.folder / "shown.txt").open("w") as out, (sender.folder / "told.txt").open("w") as told:
+        follower = subprocess.Popen(
+            ["yolofleet", "submit", job, "--follow", "--address", relay.address],
+            env=os.environ | sender.environment,
+            stdout=out,
+            stderr=told,
+        )
+        wait_for(lambda: len(rows(run / "metrics.jsonl")) > 20, PATIENCE_SECONDS, "step 20")
+        relay.cut()
+        wait_for(lambda: "is lost; the job goes on" in (sender.folder / "told.txt").read_text(), 60, "the warning")
+        time.sleep(5)
+        relay.mend()
+        assert follower.wait(timeout=PATIENCE_SECONDS) == 0, (sender.folder / "told.txt").read_text()
+    relay.close()
+    (known,) = [entry for entry in json.loads(sender.succeed("jobs", "list", "--json")) if entry["name"] == "followed"]
+    shown = (sender.folder / "shown.txt").read_text()
+    assert shown == sender.succeed("jobs", "logs", "followed"), "no line is lost, none is there twice"
+    assert "done" in shown
+    assert (known["status"], known["exit_code"]) == ("SUCCEEDED", 0)
+    again = sender.run("submit", job, "--follow")
+    assert again.returncode == 0
+    assert "this run is finished already; nothing was done" in again.stdout
+
+
+def test_a_job_that_is_stopped_has_saved_its_step_and_goes_on_when_it_is_sent_again(sender: Shell, drawn: Path) -> None:
+    num_steps = 2000
+    job = job_of(sender.folder, drawn, "stopped", num_steps)
+    run = sender.folder / "runs" / "stopped"
+    sender.succeed("submit", job)
+    wait_for(lambda: len(rows(run / "metrics.jsonl")) > 20, PATIENCE_SECONDS, "step 20")
+    again = sender.run("submit", job)
+    assert again.returncode == 0 and "is there already, running" in again.stderr
+    other = sender.run("submit", job, "epochs=1")
+    assert other.returncode == 2 and "with another spec" in other.stderr
+    assert "stopped" in sender.succeed("jobs", "stop", "stopped", timeout_seconds=PATIENCE_SECONDS)
+    last = max(row["step"] for row in rows(run / "metrics.jsonl"))
+    assert last < num_steps
+    assert (run / f"checkpoints/step-{last}/COMMITTED").exists(), "the step that it was in is saved"
+    process = sender.start("submit", job, "--follow")
+    wait_for(
+        lambda: [row for row in rows(run / "events.jsonl") if row["kind"] == "start"][1:], PATIENCE_SECONDS, "a start"
+    )
+    assert [row["step"] for row in rows(run / "events.jsonl") if row["kind"] == "start"] == [0, last]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert "no longer followed; the job goes on" in sender.output()
+    assert json.loads(sender.succeed("jobs", "show", "stopped", "--json"))["status"] == "RUNNING"
+    sender.succeed("jobs", "stop", "stopped", timeout_seconds=PATIENCE_SECONDS)
+    seen = digests(run)
+    assert len(seen) == 2 * (max(step for step, _ in seen) + 1)
+
+
+def test_what_cannot_be_is_refused_with_the_cure(sender: Shell, drawn: Path, head: LocalCluster) -> None:
+    job = job_of(sender.folder, drawn, "refused")
+    failed = sender.run("submit", job, "data.train=/nowhere", "--follow")
+    assert failed.returncode == 2 and "/nowhere" in failed.stdout
+    token = sender.environment.pop("RAY_AUTH_TOKEN")
+    wrong = Shell(sender.folder, sender.environment | {"RAY_AUTH_TOKEN": "0" * 64}).run("submit", job)
+    assert wrong.returncode == 2 and "set RAY_AUTH_TOKEN" in wrong.stderr, wrong.stderr
+    sender.environment["RAY_AUTH_TOKEN"] = token
+    dead = sender.run("submit", job, "--address", "http://127.0.0.1:9")
+    assert dead.returncode == 2 and "no Ray cluster answers there" in dead.stderr, dead.stderr
+    for name in ("show", "logs", "stop"):
+        missing = sender.run("jobs", name, "never-sent")
+        assert missing.returncode == 2 and "no such job" in missing.stderr
+    canary = "canary-3f9a"
+    secret = sender.run("submit", job, f"tracking.uri=http://me:{canary}@mlflow:5000")
+    assert secret.returncode == 2 and "holds a password" in secret.stderr and canary not in secret.stderr
+
+
+def test_other_versions_on_the_cluster_are_told_before_anything_runs(sender: Shell, drawn: Path) -> None:
+    job = job_of(sender.folder, drawn, "versions")
+    code = (
+        "import sys\n"
+        "from yolofleet.cluster import bundle\n"
+        "real = bundle.installed_versions\n"
+        "bundle.installed_versions = lambda: real() | {'torch': '9.9.9'}\n"
+        "from yolofleet.cli.main import main\n"
+        "sys.exit(main(['submit', *sys.argv[1:]]))\n"
+    )
+    command = [sys.executable, "-c", code, job, "--follow"]
+    done = subprocess.run(
+        command, env=os.environ | sender.environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "torch: 9.9.9 where the job was sent from" in done.stdout
+    assert not (sender.folder / "runs").exists()
