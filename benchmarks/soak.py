@@ -39,10 +39,11 @@ import psutil
 import yaml
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform")]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from cluster.local_cluster import LocalCluster, Node  # noqa: E402 - the cluster that the tests use
 from faulty_s3 import FaultyProxy, faulty_s3  # noqa: E402
+from soak_account import after_damage, costs, leaks  # noqa: E402 - beside this file
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
 from yolofleet.tracking.survival import restarts, survival  # noqa: E402
 
@@ -254,22 +255,6 @@ def placement_groups(cluster: LocalCluster) -> int:
     return int(done.stdout)
 
 
-def leaks(num_groups: int, processes: list[int], names: set[str], names_before: set[str], keys: list[str]) -> list[str]:
-    """Return what a run has left behind.
-
-    Args:
-        num_groups: Placement groups that are still held.
-        processes: Training workers that still live.
-        names: What lies in the temporary folder under our names.
-        names_before: What lay there before.
-        keys: Objects of the run directory.
-    """
-    found = [f"{num_groups} placement groups"] if num_groups else []
-    found += [f"worker process {process}" for process in processes]
-    found += [f"temporary folder {name}" for name in sorted(names - names_before)]
-    return found + [f"object {key}" for key in keys if ".tmp-" in key or key.startswith("probe/")]
-
-
 def temporary_names() -> set[str]:
     """Return what lies in the system's temporary folder under our names."""
     return {path.name for path in Path(tempfile.gettempdir()).glob("yolofleet-*")}
@@ -368,32 +353,9 @@ def figures(
         "failures": account.failures,
         "table": [
             {"fault": kind, "steps_redone": cost.get("steps_redone"), "seconds_lost": cost.get("seconds_lost")}
-            for kind, cost in costs(soak.done, regained)
+            for kind, cost in costs(soak.done, events)
         ],
     }
-
-
-def after_damage(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the accounts of failures after which a damaged checkpoint was passed over for the one before it."""
-    found, damaged = [], False
-    for event in events:
-        damaged = damaged or event["kind"] == "checkpoint_passed_over"
-        if event["kind"] == "regained":
-            found += [event] if damaged else []
-            damaged = False
-    return found
-
-
-def costs(done: list[tuple[float, str]], regained: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Return each fault with the first account that was closed before the next fault, if there is one."""
-    from datetime import datetime
-
-    table = []
-    for number, (moment, kind) in enumerate(done):
-        until = done[number + 1][0] if number + 1 < len(done) else float("inf")
-        times = [(datetime.fromisoformat(str(event["time"])).timestamp(), event) for event in regained]
-        table.append((kind, next((event for when, event in times if moment < when <= until), {})))
-    return table
 
 
 def mirrored(run: RunDirectory, tracking_uri: str, steps: list[int]) -> bool:

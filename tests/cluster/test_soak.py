@@ -47,9 +47,17 @@ def test_every_kind_comes_as_often_as_every_other(soak: ModuleType) -> None:
     assert len(soak.KINDS) == 9
 
 
-def test_a_fault_gets_the_cost_that_was_closed_before_the_next_one(soak: ModuleType) -> None:
-    def regained(second: float) -> dict[str, object]:
-        return {"time": datetime.fromtimestamp(second, UTC).isoformat(), "steps_redone": second}
+def test_a_fault_gets_the_cost_of_the_setback_that_it_caused(soak: ModuleType) -> None:
+    def event(second: float, kind: str, **fields: int) -> dict[str, object]:
+        return {"time": datetime.fromtimestamp(second, UTC).isoformat(), "kind": kind, **fields}
 
-    table = soak.costs([(10.0, "a"), (20.0, "b"), (30.0, "c")], [regained(15), regained(40)])
-    assert [(kind, cost.get("steps_redone")) for kind, cost in table] == [("a", 15), ("b", None), ("c", 40)]
+    events = [
+        event(115, "failure"),
+        event(130, "failure"),
+        event(160, "regained", steps_redone=7),
+        event(400, "resize"),
+        event(420, "regained", steps_redone=0),
+    ]
+    faults = [(110.0, "a"), (140.0, "b"), (150.0, "s3_503"), (250.0, "unhurt"), (390.0, "add_node")]
+    table = [(kind, cost.get("steps_redone")) for kind, cost in soak.costs(faults, events)]
+    assert table == [("a", 7), ("b", 7), ("s3_503", None), ("unhurt", None), ("add_node", 0)]

@@ -1,0 +1,70 @@
+"""What the soak's run says of its faults: what each cost, what a damaged checkpoint cost, what was left behind."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+LONGEST_DETECTION_SECONDS = 60.0
+"""A fault that no failure follows within this time took nothing away (a node without workers, say)."""
+HARMLESS = ("mlflow_down", "s3_503")
+"""Training goes on through these."""
+
+Event = dict[str, Any]
+
+
+def leaks(num_groups: int, processes: list[int], names: set[str], names_before: set[str], keys: list[str]) -> list[str]:
+    """Return what a run has left behind.
+
+    Args:
+        num_groups: Placement groups that are still held.
+        processes: Training workers that still live.
+        names: What lies in the temporary folder under our names.
+        names_before: What lay there before.
+        keys: Objects of the run directory.
+    """
+    found = [f"{num_groups} placement groups"] if num_groups else []
+    found += [f"worker process {process}" for process in processes]
+    found += [f"temporary folder {name}" for name in sorted(names - names_before)]
+    return found + [f"object {key}" for key in keys if ".tmp-" in key or key.startswith("probe/")]
+
+
+def after_damage(events: list[Event]) -> list[Event]:
+    """Return the accounts of failures after which a damaged checkpoint was passed over for the one before it."""
+    found, damaged = [], False
+    for event in events:
+        damaged = damaged or event["kind"] == "checkpoint_passed_over"
+        if event["kind"] == "regained":
+            found += [event] if damaged else []
+            damaged = False
+    return found
+
+
+def costs(done: list[tuple[float, str]], events: list[Event]) -> list[tuple[str, Event]]:
+    """Return each fault with the account of the setback that it caused, {} if it caused none.
+
+    A setback lasts from the first failure (or leaving) to the moment when the run is as far as it was. Faults come
+    faster than a group starts, so several may share one.
+
+    Args:
+        done: When each fault happened, in seconds since 1970, and its kind.
+        events: The run's events, in the order of their times.
+    """
+    setbacks: list[tuple[float, float, Event]] = []
+    began: float | None = None
+    for event in events:
+        if event["kind"] in ("failure", "resize") and began is None:
+            began = seconds(event)
+        elif event["kind"] == "regained" and began is not None:
+            setbacks.append((began, seconds(event), event))
+            began = None
+    table = []
+    for moment, kind in done:
+        hit = (account for first, last, account in setbacks if first - LONGEST_DETECTION_SECONDS < moment < last)
+        table.append((kind, {} if kind in HARMLESS else next(hit, {})))
+    return table
+
+
+def seconds(event: Event) -> float:
+    """Return when an event happened, in seconds since 1970."""
+    return datetime.fromisoformat(str(event["time"])).timestamp()
