@@ -25,11 +25,16 @@ def predict(
         ),
     ],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE", help="Pictures, or folders of them.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="IMAGE", help="Pictures, or folders of them; with --workers also shards.", show_default=False
+        ),
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures and detections.json.")] = Path(
-        "predictions"
-    ),
+    out: Annotated[str, typer.Option("--out", help="Folder for the pictures and detections.json.")] = "predictions",
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Predict with so many workers of Ray, without drawing; the same command goes on."),
+    ] = None,
     confidence: Annotated[
         float | None, typer.Option(min=0, max=1, help="Lowest score shown; as the model says.")
     ] = None,
@@ -39,16 +44,76 @@ def predict(
     image_size: Annotated[int | None, typer.Option(help="Long side of the input; as the model says.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that pass the network together.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    part_size: Annotated[int, typer.Option(min=1, help="With --workers: pictures that are committed together.")] = 256,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print detections.json on stdout, too.")] = False,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> int:
     """Find objects in pictures: draws them into --out and writes detections.json, a COCO document."""
     from yolofleet.cli.model_argument import open_detector
-    from yolofleet.errors import UserError
+
+    if workers is None:
+        _predict_here(
+            model,
+            [Path(image) for image in images],
+            Path(out),
+            confidence=confidence,
+            iou=iou,
+            image_size=image_size,
+            batch_size=batch_size,
+            device=device,
+            tracking_uri=tracking_uri,
+            json_output=json_output,
+        )
+        return 0
+    from yolofleet.cli.predict_many import picture_source, predict_many
+    from yolofleet.cluster.prediction_parts import PredictionPlan
+
+    source = picture_source(images)
+    detector = open_detector(model, "cpu", tracking_uri)
+    card = detector.card
+    plan = PredictionPlan(
+        weights_sha256=card.weights_sha256,
+        data_digest=source.digest,
+        num_pictures=len(source),
+        part_size=part_size,
+        confidence=card.confidence if confidence is None else confidence,
+        iou=card.iou if iou is None else iou,
+        max_detections=card.max_detections,
+        image_size=card.image_size if image_size is None else image_size,
+    )
+    problems = predict_many(
+        detector,
+        source,
+        out,
+        plan,
+        workers=workers,
+        device=device,
+        batch_size=batch_size,
+        json_output=json_output,
+    )
+    _raise_for(problems, len(source))
+    return 0
+
+
+def _predict_here(
+    model: str,
+    images: list[Path],
+    out: Path,
+    *,
+    confidence: float | None,
+    iou: float | None,
+    image_size: int | None,
+    batch_size: int,
+    device: str,
+    tracking_uri: str | None,
+    json_output: bool,
+) -> None:
+    """Predict in this process and draw what was found."""
+    from yolofleet.cli.model_argument import open_detector
     from yolofleet.evaluation.draw import draw_detections, encode
     from yolofleet.evaluation.pictures import PictureError, read_picture
 
-    paths = list(_picture_paths(images))
+    paths = list(picture_paths(images))
     names = _output_names(paths)
     _check_overwriting(out, paths, names)
     detector = open_detector(model, device, tracking_uri)
@@ -80,18 +145,27 @@ def predict(
         print(text)
     else:
         print(f"{out / RECORDS_NAME}: {len(document['annotations'])} detections in {len(document['images'])} pictures")
+    _raise_for(problems, len(paths))
+
+
+def _raise_for(problems: list[str], num_pictures: int) -> None:
+    """Name pictures that could not be read, after everything else is done."""
+    from yolofleet.errors import UserError
+
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         listed = "\n  ".join(problems[:5])
-        raise UserError(f"{len(problems)} of {len(paths)} pictures cannot be read:\n  {listed}{more}")
-    return 0
+        raise UserError(f"{len(problems)} of {num_pictures} pictures cannot be read:\n  {listed}{more}")
 
 
-def _picture_paths(images: list[Path]) -> Iterator[Path]:
+def picture_paths(images: list[Path]) -> Iterator[Path]:
     """The pictures that the arguments name; of a folder those in it whose name says picture."""
+    from yolofleet.data.manifest import MANIFEST_KEY
     from yolofleet.errors import UserError
 
     for path in images:
+        if (path / MANIFEST_KEY).is_file():
+            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
         if path.is_dir():
             inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES)
             if not inside:

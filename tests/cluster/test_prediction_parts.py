@@ -1,0 +1,112 @@
+"""Predictions in parts: nothing twice, nothing missing, whatever was killed; and equal to predicting one by one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from yolofleet.cluster.part_predictor import PACKAGE_FILES, PartPredictor
+from yolofleet.cluster.picture_sources import FilePictures
+from yolofleet.cluster.prediction_parts import PredictionPlan, merge_parts, missing_parts, part_key
+from yolofleet.errors import UserError
+from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.models import build_model
+from yolofleet.specs.model import ModelChoice
+from yolofleet.storage import open_storage
+
+CLASSES = [(3, "circle"), (7, "square")]
+NUM_PICTURES = 10
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    choice = ModelChoice(name="yolov7-tiny", transition_width=0.125, hidden_width=0.125)
+    model = build_model(choice, num_classes=2, deployed=True)
+    return save_detector(tmp_path_factory.mktemp("p") / "detector", model, CLASSES, 64, confidence=0.002)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Ten files; the fourth is no picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    paths = [folder / f"{number}.png" for number in range(NUM_PICTURES)]
+    for number, path in enumerate(paths):
+        Image.fromarray(random.integers(0, 256, (40 + number, 64, 3), np.uint8)).save(path)
+    paths[3].write_bytes(b"this is no picture")
+    return paths
+
+
+def plan_for(source: FilePictures, **changes: Any) -> PredictionPlan:
+    values: dict[str, Any] = {
+        "weights_sha256": "0" * 64, "data_digest": source.digest, "num_pictures": len(source), "part_size": 3,
+        "confidence": 0.002, "iou": 0.5, "max_detections": 5, "image_size": 64,
+    }  # fmt: skip
+    return PredictionPlan(**(values | changes))
+
+
+def test_parts_cover_every_picture_once() -> None:
+    for num_pictures in range(12):
+        for part_size in (1, 3, 5, 20):
+            plan = plan_for(FilePictures([]), num_pictures=num_pictures, part_size=part_size)
+            covered = [number for part in range(plan.num_parts) for number in plan.pictures(part)]
+            assert covered == list(range(num_pictures))
+
+
+def test_together_they_are_what_one_run_finds(package: Path, pictures: list[Path], tmp_path: Path) -> None:
+    source = FilePictures(pictures)
+    plan = plan_for(source)
+    storage = open_storage(tmp_path / "out")
+    assert missing_parts(storage, plan) == [0, 1, 2, 3]
+    files = {name: (package / name).read_bytes() for name in PACKAGE_FILES}
+    worker = PartPredictor(files, source, plan, str(tmp_path / "out"), device="cpu", batch_size=2)
+    for part in (2, 0, 2):  # a part may be written twice: by a worker that was thought dead, say
+        worker.predict(part)
+    assert missing_parts(storage, plan) == [1, 3]
+    before = {key: storage.get(key) for key in (part_key(0), part_key(2))}
+    for part in missing_parts(storage, plan):
+        worker.predict(part)
+    assert before == {key: storage.get(key) for key in before} and missing_parts(storage, plan) == []
+    counts, problems = merge_parts(storage, plan, CLASSES)
+    document = json.loads(storage.get("detections.json"))
+    results = json.loads(storage.get("results.json"))
+    assert len(problems) == 1 and "3.png" in problems[0]
+    assert [image["id"] for image in document["images"]] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
+    readable = [path for place, path in enumerate(pictures) if place != 3]
+    expected = Detector.load(package).predict(readable, confidence=0.002, iou=0.5, max_detections=5, batch_size=1)
+    by_image = [[entry for entry in results if entry["image_id"] == image["id"]] for image in document["images"]]
+    assert [len(found) for found in by_image] == [len(found) for found in expected]
+    for found, want in zip(by_image, expected, strict=True):
+        for entry, record in zip(found, want, strict=True):
+            assert entry["category_id"] == record["category_id"]
+            assert entry["bbox"] == pytest.approx(record["bbox"], abs=0.01)
+            assert entry["score"] == pytest.approx(record["score"], abs=1e-4)
+    assert len(results) == len(document["annotations"]) == counts["annotations"] > 0
+    assert [entry["id"] for entry in document["annotations"]] == list(range(1, len(results) + 1))
+    assert document["categories"] == [{"id": 3, "name": "circle"}, {"id": 7, "name": "square"}]
+
+
+def test_a_folder_belongs_to_one_plan(pictures: list[Path], tmp_path: Path) -> None:
+    plan = plan_for(FilePictures(pictures))
+    storage = open_storage(tmp_path)
+    missing_parts(storage, plan)
+    with pytest.raises(UserError, match=r"confidence, iou differ.*another --out"):
+        missing_parts(storage, plan_for(FilePictures(pictures), confidence=0.1, iou=0.6))
+    pictures[0].touch()
+    with pytest.raises(UserError, match="data_digest"):
+        missing_parts(storage, plan_for(FilePictures(pictures)))
+    storage.put("plan.json", b"[")
+    with pytest.raises(UserError, match="all of it"):
+        missing_parts(storage, plan)
+
+
+def test_no_pictures_at_all(tmp_path: Path) -> None:
+    storage, plan = open_storage(tmp_path), plan_for(FilePictures([]))
+    assert missing_parts(storage, plan) == []
+    assert merge_parts(storage, plan, CLASSES) == ({"images": 0, "annotations": 0}, [])
+    assert json.loads(storage.get("detections.json"))["annotations"] == json.loads(storage.get("results.json")) == []
