@@ -52,30 +52,36 @@ def predict_parts(
     os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     if "ray" not in sys.modules and os.environ.get("RAY_ADDRESS", "local") == "local":
         make_token()
-    with RayConnection(show_worker_output=False):
+    with RayConnection(show_worker_output=False, dashboard=False):
         import ray
 
         resources = _resources(workers, device)
         held = ray.put(dict(package))
         actor = ray.remote(_Worker).options(max_restarts=RESTARTS, max_task_retries=RESTARTS, **resources)
         pool = [
-            actor.remote(held, source, plan, out, device=device, batch_size=batch_size)
+            actor.remote(source, plan, out, device=device, batch_size=batch_size)
             for _ in range(min(workers, len(parts)))
         ]
-        _deal(pool, list(parts), on_part)
+        _deal(pool, held, list(parts), on_part)
 
 
 class _Worker:
-    """A predictor in a process of Ray's."""
+    """A predictor in a process of Ray's.
+
+    The package comes with each part, by reference: what a constructor got would be gone when Ray starts a worker again.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._predictor = PartPredictor(*arguments, **options)
+        self._arguments, self._options = arguments, options
+        self._predictor: PartPredictor | None = None
 
-    def predict(self, part: int) -> int:
+    def predict(self, package: Mapping[str, bytes], part: int) -> int:
+        if self._predictor is None:
+            self._predictor = PartPredictor(package, *self._arguments, **self._options)
         return self._predictor.predict(part)
 
 
-def _deal(pool: list[Any], parts: list[int], on_part: Callable[[int], None] | None) -> None:
+def _deal(pool: list[Any], package: Any, parts: list[int], on_part: Callable[[int], None] | None) -> None:
     """Give each worker the next part as soon as it has room, until all are done."""
     import ray
 
@@ -85,7 +91,7 @@ def _deal(pool: list[Any], parts: list[int], on_part: Callable[[int], None] | No
     def hand_out(worker: Any) -> None:
         part = next(waiting, None)
         if part is not None:
-            running[worker.predict.remote(part)] = worker
+            running[worker.predict.remote(package, part)] = worker
 
     for _ in range(PARTS_AHEAD):
         for worker in pool:

@@ -105,8 +105,9 @@ def _train(
 class RayConnection:
     """A connection to a cluster for the length of a with block; a Ray that was started for it is stopped after it."""
 
-    def __init__(self, show_worker_output: bool) -> None:
+    def __init__(self, show_worker_output: bool, *, dashboard: bool = True) -> None:
         self._show_worker_output = show_worker_output
+        self._dashboard = dashboard
 
     def __enter__(self) -> None:
         import ray
@@ -120,7 +121,7 @@ class RayConnection:
                 address=address,
                 log_to_driver=self._show_worker_output,
                 logging_level="warning",
-                **_local_options(address),
+                **_local_options(address, dashboard=self._dashboard),
             )
         except ConnectionError as error:
             raise UserError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from error
@@ -132,9 +133,11 @@ class RayConnection:
             ray.shutdown()
 
 
-def _local_options(address: str) -> dict[str, Any]:
+def _local_options(address: str, *, dashboard: bool) -> dict[str, Any]:
     if address != "local":
         return {}
+    if not dashboard:
+        return {"include_dashboard": False}
     # With the dashboard's API a stopped worker group gives its placement group back; it listens on loopback only.
     return {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
 
