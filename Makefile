@@ -65,8 +65,8 @@ test-full: $(INSTALLED)  ## Everything that this machine can run, with times and
 	$(BIN)/pytest --durations=0
 
 # The others take long or need data: matching_growth, search_quality, soak, and all in benchmarks/training.
-BENCHMARKS := average_precision checkpoint data_path deployed_form matching model_profile non_maximum_suppression \
-              object_storage resume_cost trial_startup
+BENCHMARKS := average_precision checkpoint data_path deployed_form inference matching model_profile \
+              non_maximum_suppression object_storage resume_cost serving trial_startup
 
 bench: $(INSTALLED)  ## Ratios against named peers
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done

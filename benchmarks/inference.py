@@ -1,0 +1,118 @@
+"""Inference, batch 1 on a CPU at 640 px: the training form, the deployed form, and its exports in ONNX Runtime.
+
+    python benchmarks/inference.py [--models yolov7-tiny yolov7] [--rounds 10] [--threads 1] [--int8] [--json]
+
+All compute decoded predictions of the same picture; they take turns, and each is given its best round, in processor
+time of one thread (with more threads: wall time). `ratio` is the training form's time over a form's: above 1 it is
+faster. `difference` is the largest one to the training form's predictions, as a share of their range. INT8 takes its
+ranges from one random picture: enough for its speed, not for its predictions. (What deployment gains for every model,
+on a GPU too, is `deployed_form.py`'s question.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.export.card import make_card, put_card
+from yolofleet.export.onnx_graph import network_to_onnx
+from yolofleet.export.onnx_quantization import quantized
+from yolofleet.export.onnx_session import OnnxNetwork
+from yolofleet.export.settings import InputShape
+from yolofleet.models import build_model, deploy
+from yolofleet.models.modules import lay_channels_innermost
+
+IMAGE_SIZE = 640
+WARM_UPS = 2
+SHAPE = InputShape(batch=1, image_size=IMAGE_SIZE, dynamic=False)
+
+
+def networks(name: str, *, int8: bool) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Return the forms of a model."""
+    torch.manual_seed(0)
+    model = build_model(name).eval()
+    lay_channels_innermost(model)
+    deployed = deploy(model)
+    forms: dict[str, Callable[[Tensor], Tensor]] = {"training form": model, "deployed form": deployed}
+    with tempfile.TemporaryDirectory(prefix="yolofleet-inference-") as folder:
+        classes = [(number, str(number)) for number in range(model.num_classes)]
+        detector = Detector.load(save_detector(Path(folder), deployed, classes, IMAGE_SIZE))
+        graphs = {"ONNX Runtime": network_to_onnx(deployed, SHAPE)}
+        if int8:
+            noise = np.random.default_rng(0).integers(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+            graphs["ONNX Runtime, INT8"] = quantized(graphs["ONNX Runtime"], noise)
+        for label, graph in graphs.items():
+            put_card(graph, make_card(detector.card, deployed.strides, SHAPE, None))
+            path = Path(folder, "model.onnx")
+            path.write_bytes(graph.SerializeToString())
+            forms[label] = OnnxNetwork(path)
+    return forms
+
+
+@torch.inference_mode()
+def compared(name: str, rounds: int, *, int8: bool) -> dict[str, Any]:
+    """Time the forms of a model in turns."""
+    forms = networks(name, int8=int8)
+    images = torch.rand(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    taken: dict[str, list[float]] = {label: [] for label in forms}
+    answers = {}
+    for turn in range(WARM_UPS + rounds):
+        for label, form in forms.items():
+            start = clock()
+            answers[label] = form(images)
+            if turn >= WARM_UPS:
+                taken[label].append(clock() - start)
+    best = {label: min(values) for label, values in taken.items()}
+    expected = answers["training form"]
+    return {
+        "model": name,
+        "forms": {
+            label: {
+                "ratio": round(best["training form"] / seconds, 3),
+                "milliseconds": round(seconds * 1e3, 2),
+                "difference": float((answers[label] - expected).abs().max() / expected.abs().max()),
+            }
+            for label, seconds in best.items()
+        },
+        "deployed_over_onnx_runtime": round(best["deployed form"] / best["ONNX Runtime"], 3),
+    }
+
+
+def main() -> None:
+    """Parse the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["yolov7-tiny", "yolov7"], metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--int8", action="store_true", help="the quantized network, too")
+    parser.add_argument("--json", action="store_true", help="print only JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = []
+    for name in options.models:
+        results.append(compared(name, options.rounds, int8=options.int8))
+        if not options.json:
+            print(name)
+            for label, row in results[-1]["forms"].items():
+                print(
+                    f"  {label:20} {row['milliseconds']:9.1f} ms  {row['ratio']:.3f} times as fast as the training "
+                    f"form, difference {row['difference']:.1e}",
+                    flush=True,
+                )
+    if options.json:
+        print(json.dumps({"threads": options.threads, "models": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
