@@ -46,7 +46,7 @@ from yolofleet.data.randomness import Purpose, keyed_generator
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.training import loop
+from yolofleet.training import session
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.input import training_stream
 from yolofleet.training.preflight import check_job
@@ -142,7 +142,7 @@ def trained(arm: str, seed: int, out: Path, image_size: int, epochs: float) -> d
     ready = check_job(job)
     if not ready.finished:
         make_stream = free_stream if arm == "free" else training_stream
-        with mock.patch.object(loop, "training_stream", make_stream):
+        with mock.patch.object(session, "training_stream", make_stream):
             run_worker(job, WorkerGroup())
     judged = [row for row in ready.run.metrics() if "val_AP" in row]
     return {name: float(judged[-1][f"val_{name}"]) for name in ("AP", "AP50", "AP75")}
