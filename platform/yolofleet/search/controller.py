@@ -6,7 +6,6 @@ in ``trials.jsonl``.
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable
@@ -128,10 +127,3 @@ def _tune(
         raise source.problem
     if not source.done:
         raise WorkError("Ray Tune ended before the search did; the same command goes on from the record")
-
-
-def result_of(text: str | None, error: str | None) -> Result:
-    """Return a leg's result from what its process returned, or from why it is gone."""
-    if text is None:
-        return Result(failure=f"its process was lost too often ({error or 'no reason is known'})")
-    return Result(**json.loads(text))

@@ -9,8 +9,7 @@ from typing import Any
 from ray.tune import Trainable
 from ray.tune.search import Searcher
 
-from yolofleet.search.controller import result_of
-from yolofleet.search.engine import Engine, Leg, Pause
+from yolofleet.search.engine import Engine, Leg, Pause, Result
 from yolofleet.search.leg import Order, run_leg
 from yolofleet.specs.job import JobSpec
 
@@ -105,3 +104,10 @@ class LegTrainable(Trainable):  # type: ignore[misc]  # ray has no types
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: the run directory is the truth."""
+
+
+def result_of(text: str | None, error: str | None) -> Result:
+    """Return a leg's result from what its process returned, or from why it is gone."""
+    if text is None:
+        return Result(failure=f"its process was lost too often ({error or 'no reason is known'})")
+    return Result(**json.loads(text))
