@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yolofleet.cli.main import main
 from yolofleet.cluster.part_predictor import PACKAGE_FILES, PartPredictor
 from yolofleet.cluster.picture_sources import FilePictures
 from yolofleet.cluster.prediction_parts import PredictionPlan, merge_parts, missing_parts, part_key
@@ -110,3 +111,17 @@ def test_no_pictures_at_all(tmp_path: Path) -> None:
     assert missing_parts(storage, plan) == []
     assert merge_parts(storage, plan, CLASSES) == ({"images": 0, "annotations": 0}, [])
     assert json.loads(storage.get("detections.json"))["annotations"] == json.loads(storage.get("results.json")) == []
+
+
+def test_more_workers_than_places_are_refused_before_ray_starts(
+    package: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    folder = str(pictures[0].parent)
+    arguments = ["predict", str(package), folder, "--workers", "9999", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--device", "cpu"]) == 2
+    assert "--workers 9999" in capsys.readouterr().err

@@ -50,8 +50,11 @@ def predict_parts(
         WorkError: A worker died again and again.
     """
     os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
-    if "ray" not in sys.modules and os.environ.get("RAY_ADDRESS", "local") == "local":
-        make_token()
+    ray_module = sys.modules.get("ray")
+    if os.environ.get("RAY_ADDRESS", "local") == "local" and not (ray_module and ray_module.is_initialized()):
+        _check_room(workers, device, _this_machine())  # starting Ray takes seconds, and it finds no more than this
+        if ray_module is None:
+            make_token()
     with RayConnection(show_worker_output=False, dashboard=False):
         import ray
 
@@ -119,14 +122,24 @@ def _resources(workers: int, device: str) -> dict[str, float]:
     """Return what each worker reserves.
 
     Raises:
-        UserError: The cluster has less than all of them need; Ray would wait for ever.
+        UserError: The cluster has less than all of them need.
     """
     import ray
 
-    there = ray.cluster_resources()
-    wants_gpu = device.startswith("cuda") or (device == "auto" and there.get("GPU", 0) >= 1)
-    kind = "GPU" if wants_gpu else "CPU"
+    kind = _check_room(workers, device, ray.cluster_resources())
+    return {"num_cpus": 0 if kind == "GPU" else 1, "num_gpus": 1 if kind == "GPU" else 0}
+
+
+def _check_room(workers: int, device: str, there: Mapping[str, float]) -> str:
+    """Return what each worker needs one of, or refuse: Ray would wait for ever."""
+    kind = "GPU" if device.startswith("cuda") or (device == "auto" and there.get("GPU", 0) >= 1) else "CPU"
     most = int(there.get(kind, 0))
     if workers > most:
-        raise UserError(f"--workers {workers}: the cluster has {most} {kind}s, and each worker needs one")
-    return {"num_cpus": 0 if wants_gpu else 1, "num_gpus": 1 if wants_gpu else 0}
+        raise UserError(f"--workers {workers}: there are {most} {kind}s, and each worker needs one")
+    return kind
+
+
+def _this_machine() -> dict[str, float]:
+    import torch
+
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
