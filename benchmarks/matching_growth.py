@@ -5,10 +5,9 @@
 640 px, 80 classes, the yolov7 anchors, one thread. Time is process CPU time (lowest of seven), memory is the highest
 rise of the process's resident size during the assignment, each case in a process of its own.
 
-Every box of an image may take any candidate of the image, and candidates grow with boxes. What is compared are pairs of
-boxes and candidates of the same image: their number grows linearly with images, but with the square of the boxes on one
-image. Time is no worse than linear in images and in pairs; memory is no worse than linear in images and in boxes, for
-pairs are not kept.
+Every box of an image may take any candidate of the image, and candidates grow with boxes, so pairs of boxes and
+candidates grow linearly with images but with the square of the boxes on one image. An image with many boxes is
+therefore compared by blocks of candidates. Time and memory are to be no worse than linear in images and in boxes.
 """
 
 from __future__ import annotations
@@ -65,22 +64,20 @@ def measure_all() -> list[dict[str, float]]:
 
 
 def plot(rows: list[dict[str, float]], out: Path) -> None:
-    """Draw time over pairs, and time and memory over boxes and over images, with lines of slope 1."""
+    """Draw time and memory over boxes and over images, with lines of slope 1."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    figure, axes = pyplot.subplots(2, 2, figsize=(9, 7), layout="constrained")
     boxes, images = rows[: len(BOXES)], rows[len(BOXES) :]
     panels = (
         (axes[0][0], images, "images", "images of 60 boxes", "milliseconds"),
         (axes[1][0], images, "images", "images of 60 boxes", "megabytes"),
         (axes[0][1], boxes, "boxes_an_image", "boxes on one image", "milliseconds"),
         (axes[1][1], boxes, "boxes_an_image", "boxes on one image", "megabytes"),
-        (axes[0][2], boxes, "pairs", "pairs of boxes and candidates, one image", "milliseconds"),
     )
-    axes[1][2].remove()
     for axis, cases, key, label, unit in panels:
         x, y = [case[key] for case in cases], [max(case[unit], 0.01) for case in cases]
         axis.loglog(x, y, marker="o", label="measured")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -37,6 +39,14 @@ def judged(predictions: list[torch.Tensor], targets: torch.Tensor, assigner: str
     return fine + oracle.match(guide, targets, anchors, STRIDES, reach, 20)
 
 
+@pytest.fixture(scope="module", params=[1_000_000, 1], ids=["all with all", "by blocks"])
+def comparison(request: pytest.FixtureRequest) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolofleet.losses.host_choice.CROWD", request.param)
+        yield
+
+
+@pytest.mark.usefixtures("comparison")
 @pytest.mark.parametrize("assigner", ["none", "independent", "lead", "coarse_to_fine"])
 @pytest.mark.parametrize("boxes", EDGE_BOXES.values(), ids=EDGE_BOXES.keys())
 def test_edge_cases_equal_plain_loops(boxes: list[list[float]], assigner: str) -> None:
@@ -46,13 +56,14 @@ def test_edge_cases_equal_plain_loops(boxes: list[list[float]], assigner: str) -
     assert positives(loss, predictions, targets, SIZE) == judged(predictions, targets, assigner)
 
 
+@pytest.mark.usefixtures("comparison")
 @given(
     seed=st.integers(0, 10_000),
     number=st.integers(0, 12),
     spread=st.sampled_from([0.0, 0.3, 1.0, 4.0, 30.0]),
     assigner=st.sampled_from(["none", "independent", "lead", "coarse_to_fine"]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_random_scenes_equal_plain_loops(seed: int, number: int, spread: float, assigner: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     predictions = make_predictions(seed, image_size=SIZE, heads=2, spread=spread, dtype=torch.float64)
@@ -63,6 +74,7 @@ def test_random_scenes_equal_plain_loops(seed: int, number: int, spread: float, 
     assert positives(loss, predictions, targets, SIZE) == judged(predictions, targets, assigner)
 
 
+@pytest.mark.usefixtures("comparison")
 @pytest.mark.parametrize("seed", range(4))
 def test_well_predicted_boxes_take_many_candidates(seed: int) -> None:
     # Boxes of the shape that anchors predict without being trained, so that k is large beside the candidates.
@@ -89,6 +101,7 @@ def test_saturated_scores_are_chosen_and_only_the_published_code_misses_them() -
     assert (image, anchor, row, column) not in {place[:4] for level in quirky for place in level}
 
 
+@pytest.mark.usefixtures("comparison")
 def test_images_do_not_see_each_other() -> None:
     predictions, targets = make_predictions(5, batch_size=4, image_size=SIZE), make_targets(5, 40, batch_size=4)
     loss = make_loss()
@@ -109,6 +122,41 @@ def test_the_size_of_the_pieces_changes_nothing(monkeypatch: pytest.MonkeyPatch,
     wanted = positives(make_loss(), predictions, targets, SIZE)
     monkeypatch.setattr("yolofleet.losses.matching.HOST_ENTRIES", entries)
     assert positives(make_loss(), predictions, targets, SIZE) == wanted
+
+
+def found_by_comparing(crowd: int, assigner: str, predictions: list[torch.Tensor], targets: torch.Tensor) -> object:
+    size = (predictions[0].shape[2] * STRIDES[0], predictions[0].shape[3] * STRIDES[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolofleet.losses.host_choice.CROWD", crowd)
+        return positives(make_loss(assigner=assigner), predictions, targets, size)
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    number=st.integers(1, 400),
+    smallest=st.sampled_from([0.02, 0.2]),
+    spread=st.sampled_from([0.02, 1.0, 8.0]),
+    assigner=st.sampled_from(["none", "coarse_to_fine"]),
+)
+@settings(max_examples=10, deadline=None)
+def test_comparing_by_blocks_finds_what_comparing_all_finds(
+    seed: int, number: int, smallest: float, spread: float, assigner: str
+) -> None:
+    predictions = make_predictions(seed, image_size=(320, 320), heads=2, spread=spread, dtype=torch.float64)
+    targets = make_targets(seed, number).double()
+    targets[:, 4:] = targets[:, 4:].clamp(min=smallest)
+    targets[number // 2 :, 2:] = targets[: number - number // 2, 2:]  # equal boxes, of equal and of other classes
+    wanted = found_by_comparing(1_000_000, assigner, predictions, targets)
+    assert found_by_comparing(1, assigner, predictions, targets) == wanted
+
+
+@pytest.mark.parametrize("fault", [torch.nan, torch.inf])
+def test_predictions_that_are_no_number_end_no_comparison(fault: float) -> None:
+    predictions, targets = make_predictions(10, image_size=SIZE), make_targets(10, 40)
+    for level in predictions:
+        level[:, :, ::2, ::3] = fault
+    wanted = found_by_comparing(1_000_000, "none", predictions, targets)
+    assert found_by_comparing(1, "none", predictions, targets) == wanted
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

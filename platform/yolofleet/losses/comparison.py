@@ -21,6 +21,7 @@ OVERLAP_WEIGHT = 3.0  # the published factor of -log(IoU) beside the class cost
 OVERLAP_FLOOR = 1e-8
 
 # Planes of `Offered`: area, own part of the class cost, x1, y1, -x2, -y2, odds of nobody's class, odds of each class.
+OWN_PLANE = 1
 GEOMETRY_PLANES = 6
 NOBODY_PLANE = 6
 FIRST_CLASS_PLANE = 7
@@ -104,7 +105,7 @@ def offered_candidates(
     for start in range(0, number, at_once):
         columns = slice(start, start + at_once)
         piece = planes[2:, columns].copy_(logits.index_select(0, order[columns]).t())
-        planes[1, columns] = price(piece[OBJECTNESS], piece[OBJECTNESS + 1 :])
+        planes[OWN_PLANE, columns] = price(piece[OBJECTNESS], piece[OBJECTNESS + 1 :])
 
     prior = torch.cat([levels.prior_strides, levels.prior_anchors * levels.prior_strides * 2.0], 1).t()  # (3, L A)
     prior = prior.index_select(1, places.prior.index_select(0, order))  # stride and four times half the anchor
@@ -151,7 +152,7 @@ class Pairs:
         self, wanted: Wanted, offered: Offered, arrangement: Arrangement, published_quirks: bool, workspace: Workspace
     ) -> None:
         self.wanted, self.offered, self.arrangement = wanted, offered, arrangement
-        self.published_quirks, self._workspace = published_quirks, workspace
+        self.published_quirks, self.workspace = published_quirks, workspace
         (groups, highest), number = arrangement.box.shape, len(arrangement.order)
         box = arrangement.box.flatten()
         self._geometry = wanted.geometry.index_select(1, box).view(5, groups, highest, 1)
@@ -161,9 +162,9 @@ class Pairs:
         self._found = found.view(GEOMETRY_PLANES, groups, 1, -1).masked_fill_(arrangement.empty[:, None], 0.0)
         self._found[1].masked_fill_(arrangement.empty[:, None], torch.inf)
 
-    def pieces(self, entries: int) -> Iterator[Piece]:
-        """Compare all pairs, about `entries` at a time."""
-        heights, widths = self.arrangement.heights, self.arrangement.widths
+    def pieces(self, entries: int, num_groups: int) -> Iterator[Piece]:
+        """Compare all pairs of the first groups, about `entries` at a time."""
+        heights, widths = self.arrangement.heights[:num_groups], self.arrangement.widths
         first = 0
         while first < len(heights):
             width, last = widths[first], first + 1
@@ -181,9 +182,9 @@ class Pairs:
     def _piece(self, groups: slice, rows: slice, width: int) -> Piece:
         number, plane = len(self.arrangement.order), self._plane[groups, rows]
         start = plane * number + self.arrangement.start[groups, None]
-        cost = self._workspace.take("cost", (*plane.shape, width), self.offered.flat)
+        cost = self.workspace.take("cost", (*plane.shape, width), self.offered.flat)
         _windows(self.offered.flat, start.flatten(), width, out=cost.view(-1, width))
-        overlap = _compare_(cost, self._geometry[:, groups, rows], self._found[:, groups, :, :width], self._workspace)
+        overlap = compare_(cost, self._geometry[:, groups, rows], self._found[:, groups, :, :width], self.workspace)
         if self.published_quirks:
             cost.nan_to_num_(nan=PUBLISHED_NAN, posinf=torch.inf)
             cost.masked_fill_(self.arrangement.empty[groups, None, :width], torch.inf)
@@ -206,7 +207,7 @@ class Pairs:
         cost = self.offered.flat.index_select(0, odds.flatten()).view(*box.shape, 1)
         geometry = self._geometry[:, :, :height].index_select(1, group)
         found = self.offered.planes[:GEOMETRY_PLANES].index_select(1, position)[:, :, None, None]
-        _compare_(cost, geometry, found, self._workspace)
+        compare_(cost, geometry, found, self.workspace)
         if self.published_quirks:
             cost.nan_to_num_(nan=-torch.inf, posinf=torch.inf)
         return box.gather(1, cost.argmin(1)).squeeze(1)
@@ -218,22 +219,30 @@ def _windows(flat: Tensor, start: Tensor, width: int, out: Tensor | None = None)
     return every.index_select(0, start) if out is None else torch.index_select(every, 0, start, out=out)
 
 
-def _compare_(odds: Tensor, box: Tensor, found: Tensor, workspace: Workspace) -> Tensor:
+def compare_(odds: Tensor, box: Tensor, found: Tensor, workspace: Workspace) -> Tensor:
     """IoU of every pair; the odds of the box's class are replaced by the cost of the pair.
 
     Args:
-        odds: (G, r, n) odds of the box's class.
-        box: (5, G, r, 1) geometry of the boxes.
-        found: (6, G, 1, n) the first planes of the candidates.
+        odds: (*pairs) odds of the box's class.
+        box: (5, *pairs) geometry of the boxes; a dimension of 1 stands for any size.
+        found: (6, *pairs) the first planes of the candidates; likewise.
         workspace: Where the result lies until the next call.
     """
-    overlap, height, scratch = (workspace.take(name, tuple(odds.shape), odds) for name in ("overlap", "height", "pair"))
+    overlap = overlap_of(box, found, workspace)
+    scratch = workspace.take("pair", tuple(odds.shape), odds)
+    odds.log_().add_(torch.add(overlap, OVERLAP_FLOOR, out=scratch).log_(), alpha=OVERLAP_WEIGHT)
+    torch.sub(found[OWN_PLANE], odds, out=odds)
+    return overlap
+
+
+def overlap_of(box: Tensor, found: Tensor, workspace: Workspace) -> Tensor:
+    """IoU of every pair; arguments as for `compare_`."""
+    shape = tuple(map(max, box.shape[1:], found.shape[1:]))
+    overlap, height, scratch = (workspace.take(name, shape, found) for name in ("overlap", "height", "pair"))
     torch.maximum(found[2], box[1], out=overlap)
     overlap.add_(torch.maximum(found[4], box[3], out=scratch)).clamp_(max=0.0)  # the common width, negated
     torch.maximum(found[3], box[2], out=height)
     height.add_(torch.maximum(found[5], box[4], out=scratch)).clamp_(max=0.0)
     overlap.mul_(height)
     overlap.div_(torch.add(found[0], box[0], out=scratch).sub_(overlap))
-    odds.log_().add_(torch.add(overlap, OVERLAP_FLOOR, out=height).log_(), alpha=OVERLAP_WEIGHT)
-    torch.sub(found[1], odds, out=odds)
     return overlap

@@ -27,7 +27,7 @@ def choose_on_device(pairs: Pairs, num_best: int, entries: int) -> Tensor:
     cheapest = torch.full_like(arrangement.empty, torch.inf, dtype=weights.dtype)  # (G, widest) of all boxes
     cheapest_weight, taker_weight = torch.zeros_like(cheapest), torch.zeros_like(cheapest)
     times_taken = torch.zeros_like(cheapest)
-    for piece in pairs.pieces(entries):
+    for piece in pairs.pieces(entries, len(arrangement.heights)):
         overlap, cost, weight = piece.overlap, piece.cost, weights[piece.groups, piece.rows]
         width = cost.shape[2]
         columns = (piece.groups, slice(0, width))

@@ -1,6 +1,7 @@
 """Who takes which candidate, in host memory: lists of what was taken.
 
-Rows are sorted by numpy, whose sort of numbers is vectorised and takes a small part of the time of `torch.topk`.
+Images with many boxes are compared by blocks, the others all with all, several images at a time. Rows are sorted by
+numpy, whose sort of numbers is vectorised and takes a small part of the time of `torch.topk`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ import torch
 from torch import Tensor
 
 from yolofleet.losses.arrangement import BLOCK
-from yolofleet.losses.comparison import Pairs
+from yolofleet.losses.comparison import GEOMETRY_PLANES, Pairs
+from yolofleet.losses.crowd import Crowd
+
+CROWD = 240  # boxes on an image from which on comparing by blocks takes less time than comparing all with all
 
 Indices = npt.NDArray[np.int64]
 
@@ -33,7 +37,8 @@ def choose_on_host(pairs: Pairs, num_best: int, entries: int) -> Tensor:
     num_boxes, num_candidates = pairs.wanted.image.shape[0] - 1, len(pairs.arrangement.order)
     wanted = np.zeros(num_boxes + 1, dtype=np.int64)  # k
     takers, positions, prices = [], [], []
-    for piece in pairs.pieces(entries):
+    first_crowd = _first_crowd(pairs)
+    for piece in pairs.pieces(entries, first_crowd):
         width = piece.cost.shape[2]
         overlap, cost = piece.overlap.view(-1, width).numpy(), piece.cost.view(-1, width)
         overlap.sort(axis=1)
@@ -44,6 +49,15 @@ def choose_on_host(pairs: Pairs, num_best: int, entries: int) -> Tensor:
         takers.append(box[row])
         positions.append(start[row] + column)
         prices.append(price)
+    crowds = {}
+    for group in range(first_crowd, len(starts)):
+        if pairs.arrangement.widths[group] > 0:
+            crowds[group] = Crowd(pairs, group)
+            found = crowds[group].takings(num_best, entries)
+            wanted[boxes[group, : len(found.wanted)]] = found.wanted
+            takers.append(boxes[group, found.box])
+            positions.append(found.position)
+            prices.append(found.price)
     taker, position = _cheapest(
         np.concatenate(takers), np.concatenate(positions), np.concatenate(prices), wanted, num_candidates
     )
@@ -51,11 +65,23 @@ def choose_on_host(pairs: Pairs, num_best: int, entries: int) -> Tensor:
     owner = np.full(num_candidates, num_boxes)
     owner[position] = taker
     contested = np.flatnonzero(np.bincount(position, minlength=num_candidates) > 1)
-    at_once = max(1, entries // pairs.arrangement.heights[-1])
-    for done in range(0, len(contested), at_once):
-        part = contested[done : done + at_once]
+    few, *many = np.split(contested, np.searchsorted(contested, starts[first_crowd:]))
+    at_once = max(1, entries // max([1, *pairs.arrangement.heights[:first_crowd]]))
+    for done in range(0, len(few), at_once):
+        part = few[done : done + at_once]
         owner[part] = pairs.cheapest_box(torch.from_numpy(part)).numpy()
+    for group, part in enumerate(many, first_crowd):
+        if len(part) > 0:
+            first = boxes[group, 0]
+            owner[part] = first + crowds[group].cheapest_box(part, owner[part] - first, entries)
     return torch.from_numpy(owner)
+
+
+def _first_crowd(pairs: Pairs) -> int:
+    """The first group with so many boxes that comparing all with all takes longer; the following have more."""
+    if pairs.published_quirks or not torch.isfinite(pairs.offered.planes[:GEOMETRY_PLANES]).all():
+        return len(pairs.arrangement.heights)  # what is no number cannot be bounded
+    return int(np.searchsorted(pairs.arrangement.heights, CROWD))
 
 
 def _cheapest_blocks(cost: Tensor, k: Indices) -> tuple[Indices, Indices, npt.NDArray[Any]]:

@@ -7,7 +7,7 @@ taken by several boxes goes to the box of the image to which it is cheapest.
 The comparison is a table of boxes x candidates of each image. It is worked through in pieces of a bounded number of
 entries, several images at a time or part of one, so memory grows with boxes + candidates and, on a CPU, the pieces
 stay in the cache. What is kept of a piece differs: in host memory lists of what was taken, on a device masks of fixed
-shape.
+shape. In host memory only a small part of the table is computed for an image with many boxes.
 """
 
 from __future__ import annotations
