@@ -27,7 +27,7 @@ install: $(INSTALLED)  ## Make the virtual environment with every pinned depende
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,export,search]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,export,search,server]'
 	@touch $@
 
 demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes

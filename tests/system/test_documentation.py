@@ -78,6 +78,8 @@ def household(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
         torch.save(published, folder / name)
     write_job(folder, drawn, name="my-run", cluster__workers=1, epochs=0.2)
     (folder / "space.yaml").write_text(SPACE)
+    shutil.copy(ROOT / "jobs" / "coco-yolov7.yaml", folder)
+    shutil.copy(ROOT / "infra" / "kubernetes" / "settings.yaml", folder)
     shell.succeed("tune", "space.yaml", "--yes")
     return shell
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from yolofleet.cli import plan
+from yolofleet.cli import plan, render
 
-app = typer.Typer(help="Clusters: what a job will need of its nodes.", no_args_is_help=True)
+app = typer.Typer(help="Clusters: what a job will need of its nodes, and manifests.", no_args_is_help=True)
 app.command("plan")(plan.plan)
+app.command("render")(render.render)

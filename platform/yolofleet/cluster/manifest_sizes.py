@@ -1,0 +1,157 @@
+"""How many pods of which size a job needs: counts and amounts, without a word of YAML."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from yolofleet.errors import UserError
+from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.kubernetes import KubernetesSpec
+
+MEBIBYTE = 2**20
+GIBIBYTE = 2**30
+PROCESS_BYTES = 3 * GIBIBYTE
+"""A worker's process before it does anything: Python, torch, on a GPU the host's part of its context."""
+STATE_COPIES = 3
+"""Weights, moments and average of a checkpoint on its way to the storage, each as large as the weights."""
+THREAD_BYTES = 64 * MEBIBYTE
+"""What a loader thread holds of the pictures that it decodes."""
+AHEAD_PER_THREAD = 2
+"""Micro-batches that a loader thread is ahead of training."""
+OBJECT_STORE_BYTES = GIBIBYTE
+"""Ray's object store, of which training uses next to nothing."""
+COLLECTIVE_BYTES = GIBIBYTE
+"""Shared memory of one worker, through which NCCL and gloo talk within a pod."""
+HEADROOM = 1.25
+
+
+@dataclass(frozen=True)
+class PodSize:
+    """What each worker pod gets.
+
+    Attributes:
+        cpus: CPUs.
+        gpus: GPUs.
+        memory_bytes: Memory, shared memory included.
+        shared_memory_bytes: Size of ``/dev/shm``.
+        cache_bytes: Size of the shard-cache volume.
+    """
+
+    cpus: int
+    gpus: int
+    memory_bytes: int
+    shared_memory_bytes: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
+class GroupSize:
+    """How many pods of a kind there may be.
+
+    Attributes:
+        fewest: Pods without which the job waits.
+        most: Pods that the job can use.
+    """
+
+    fewest: int
+    most: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What runs at a time.
+
+    Attributes:
+        runs: Training runs at a time: one for a job, several for a search.
+        fewest: Places for workers, evaluation included, without which the work waits.
+        most: Places that it can use.
+    """
+
+    runs: int
+    fewest: int
+    most: int
+
+    @classmethod
+    def of_job(cls, cluster: ClusterSpec) -> Demand:
+        """Return what one run asks for."""
+        return cls(1, cluster.fewest_places, cluster.most_workers + cluster.places_for_evaluation)
+
+    @classmethod
+    def of_search(cls, cluster: ClusterSpec, trials: int) -> Demand:
+        """Return what a search asks for: it counts its trials by the nodes that are there when it starts."""
+        places = trials * (cluster.most_workers + cluster.places_for_evaluation)
+        return cls(trials, places, places)
+
+
+def group_sizes(
+    demand: Demand, workers_per_pod: int, *, has_spot: bool, keeps_first: bool
+) -> tuple[GroupSize, GroupSize]:
+    """Return the sizes of the on-demand and of the spot group.
+
+    Args:
+        demand: What runs at a time.
+        workers_per_pod: Workers that share a pod.
+        has_spot: Whether there are spot nodes.
+        keeps_first: Whether the first worker of each run is kept on nodes that stay.
+    """
+    fewest, most = math.ceil(demand.fewest / workers_per_pod), math.ceil(demand.most / workers_per_pod)
+    if not has_spot:
+        return GroupSize(fewest, most), GroupSize(0, 0)
+    stay = min(fewest, demand.runs) if keeps_first else 0
+    return GroupSize(stay, stay), GroupSize(fewest - stay, most - stay)
+
+
+def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) -> PodSize:
+    """Return what a worker pod gets.
+
+    Args:
+        job: What its workers train.
+        settings: How jobs run on this Kubernetes.
+        profile: What the job's model costs (`yolofleet.search.feasibility.profile_job`).
+
+    Raises:
+        UserError: A pod would have a part of a CPU or GPU, or the model does not fit a GPU.
+    """
+    cluster, workers = job.cluster, settings.workers_per_pod
+    if cluster.gpus_per_worker and settings.gpu_memory and profile["training_bytes"] > settings.gpu_memory:
+        raise UserError(
+            f"job {job.name}: training needs {profile['training_bytes'] / 1e9:.1f} GB of GPU memory for a micro-batch "
+            f"of {job.micro_batch_size}, but kubernetes.gpu_memory is {settings.gpu_memory / 1e9:.1f} GB; use a "
+            "smaller micro_batch_size, precision bf16, or GPUs with more memory"
+        )
+    shared_memory = OBJECT_STORE_BYTES + workers * COLLECTIVE_BYTES
+    memory = workers * (settings.memory_per_worker or worker_bytes(job, profile)) + shared_memory
+    cache = job.data.cache.max_bytes if job.data.cache is not None else 0
+    return PodSize(
+        cpus=_whole(cluster.cpus_per_worker, workers, "cluster.cpus_per_worker"),
+        gpus=_whole(cluster.gpus_per_worker, workers, "cluster.gpus_per_worker"),
+        memory_bytes=math.ceil(memory / GIBIBYTE) * GIBIBYTE,
+        shared_memory_bytes=shared_memory,
+        cache_bytes=math.ceil(cache * 1.05 / GIBIBYTE) * GIBIBYTE,
+    )
+
+
+def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
+    """Return the main memory of one worker: its process, pictures on their way, a checkpoint, on a CPU the training."""
+    picture = 3 * job.data.image_size**2
+    ahead = job.data.loader_threads * AHEAD_PER_THREAD * job.micro_batch_size * picture
+    state = STATE_COPIES * 4 * profile["parameters_training"]
+    training = 0.0 if job.cluster.gpus_per_worker else profile["training_bytes"]
+    return int((PROCESS_BYTES + job.data.loader_threads * THREAD_BYTES + ahead + state + training) * HEADROOM)
+
+
+def _whole(amount: float, workers: int, key: str) -> int:
+    total = amount * workers
+    if abs(total - round(total)) > 1e-6:
+        raise UserError(
+            f"{key} = {amount:g} with kubernetes.workers_per_pod = {workers} makes {total:g} a pod, and a pod gets "
+            f"whole ones; set kubernetes.workers_per_pod to a multiple of {_workers_for_whole(amount)}"
+        )
+    return round(total)
+
+
+def _workers_for_whole(amount: float) -> int:
+    from fractions import Fraction
+
+    return Fraction(amount).limit_denominator(100).denominator

@@ -1,0 +1,170 @@
+"""The work that a manifest is for: a training run or a search, as its head will read and start it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+from yolofleet.cluster.manifest_checks import check_places
+from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes
+from yolofleet.errors import UserError
+from yolofleet.search.feasibility import profile_job
+from yolofleet.search.samples import even_point
+from yolofleet.search.space import Space
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.job_paths import field_at, flattened, with_fields
+from yolofleet.specs.kubernetes import KubernetesSpec
+from yolofleet.specs.search import SearchSpec
+
+FILES_FOLDER = "/etc/yolofleet"
+CACHE_FOLDER = "/cache"
+CAPACITY_LABEL = "yolofleet.io/capacity"
+ON_DEMAND, SPOT = "on-demand", "spot"
+TYPICAL_CLASSES = 80
+"""Classes to count a model's memory with: those of the data are not read, and hardly matter."""
+CANDIDATES_LOOKED_AT = 32
+LONGEST_NAME = 40
+"""KubeRay makes names of pods and services from a cluster's, and Kubernetes takes 63 characters."""
+HTTPS_PORT = 443
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cluster is for.
+
+    Attributes:
+        name: The run's or the search's name: a start under the same name resumes.
+        job: The job, or the base job of the search, as the head will read it.
+        files: What the head gets to read, by file name.
+        command: What the head runs.
+        demand: What runs at a time.
+        pod: What each worker pod gets.
+    """
+
+    name: str
+    job: JobSpec
+    files: dict[str, str]
+    command: str
+    demand: Demand
+    pod: PodSize
+
+    @property
+    def resource_name(self) -> str:
+        """The name as Kubernetes takes it; two names that differ stay two."""
+        plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        if plain == self.name and plain[0].isalpha() and len(plain) <= LONGEST_NAME:
+            return plain
+        digest = hashlib.sha256(self.name.encode()).hexdigest()[:6]
+        return f"{plain if plain[:1].isalpha() else f'r-{plain}'}"[: LONGEST_NAME - 7].strip("-") + f"-{digest}"
+
+    def ports(self, settings: KubernetesSpec) -> list[int]:
+        """Return the TCP ports of everything outside the cluster that the pods talk to."""
+        endpoints = [value for name, value in settings.environment.items() if name.startswith("AWS_ENDPOINT_URL")]
+        return sorted({HTTPS_PORT, *(_port(url) for url in (*endpoints, self.job.tracking.uri) if url)})
+
+
+def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
+    """Return the work of a training run.
+
+    Raises:
+        UserError: It cannot run in pods; says why and what to write instead.
+    """
+    check_places(job)
+    demand = Demand.of_job(job.cluster)
+    files, changes = _for_pods(job, settings)
+    document = with_fields(job.document(), changes)
+    executed = JobSpec.parse(document, source=f"job {job.name}")
+    files["job.yaml"] = yaml.safe_dump(document, sort_keys=False)
+    pod = pod_size(executed, settings, profile_job(job, TYPICAL_CLASSES))
+    return Work(job.name, executed, files, f"yolofleet train {FILES_FOLDER}/job.yaml --launcher ray", demand, pod)
+
+
+def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -> Work:
+    """Return the work of a search.
+
+    Raises:
+        UserError: It cannot run in pods; says why and what to write instead.
+    """
+    space = Space(spec, source=source)
+    job = space.base_job
+    check_places(job, prefix="job.")
+    _check_choices(spec, source)
+    demand = Demand.of_search(job.cluster, spec.concurrency or settings.trials)
+    files, changes = _for_pods(job, settings)
+    document = spec.document() | {"set": flattened(spec.set) | changes}
+    executed = Space(SearchSpec.parse(document, source=source), source=source).base_job
+    files["space.yaml"] = yaml.safe_dump(document, sort_keys=False)
+    profiles = list(_profiles(space))
+    if not profiles:
+        raise UserError(f"{source}: none of {CANDIDATES_LOOKED_AT} candidates makes a valid job; see 'yolofleet tune'")
+    largest = max(profiles, key=lambda entry: worker_bytes(*entry))
+    pod = pod_size(executed, settings.model_copy(update=_memory(settings, *largest)), profile_job(job, TYPICAL_CLASSES))
+    return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod)
+
+
+def _memory(settings: KubernetesSpec, job: JobSpec, profile: dict[str, float]) -> dict[str, Any]:
+    return {"memory_per_worker": settings.memory_per_worker or worker_bytes(job, profile)}
+
+
+def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:
+    """Give jobs all over the space, with what their models cost; those that make no valid job are left out."""
+    for index in range(CANDIDATES_LOOKED_AT):
+        point = even_point(space.spec.seed, index, len(space.parameters))
+        try:
+            job = space.job(space.parameters.at(point))
+            yield job, profile_job(job, TYPICAL_CLASSES)
+        except UserError:
+            continue
+
+
+def _check_choices(spec: SearchSpec, source: str) -> None:
+    for name, parameter in spec.parameters.items():
+        choices = parameter.choice
+        fields = [flattened(entry) for entry in choices.values()] if isinstance(choices, dict) else [{name: choices}]
+        if any("model.spec" in entry for entry in fields):
+            raise UserError(
+                f"{source}: parameters.{name} chooses among model specs of this machine, which pods do not see; vary "
+                "model.name, model.depth and the widths instead"
+            )
+
+
+def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], dict[str, Any]]:
+    """Return the files that the head needs besides, and the fields of the job that differ in pods."""
+    files: dict[str, str] = {}
+    changes: dict[str, Any] = {"data.cache.path": CACHE_FOLDER}
+    if settings.spot is not None and job.cluster.most_workers > 1:
+        changes["cluster.first_worker_labels"] = job.cluster.first_worker_labels | {CAPACITY_LABEL: ON_DEMAND}
+    if job.model.spec is not None:
+        files["model.yaml"] = _read(job.model.spec)
+        changes["model.spec"] = f"{FILES_FOLDER}/model.yaml"
+    if job.data.cache is None:
+        changes["data.cache.max_bytes"] = _default_cache_bytes()
+    return files, changes
+
+
+def _default_cache_bytes() -> int:
+    from yolofleet.specs.job import CacheSpec
+
+    return int(field_at(CacheSpec(path=CACHE_FOLDER).document(), "max_bytes"))
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"model.spec: {path}: cannot be read: {error}") from error
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    try:
+        return parts.port or (80 if parts.scheme == "http" else HTTPS_PORT)
+    except ValueError as error:
+        raise UserError(f"{url}: {error}; write http://HOST:PORT") from error

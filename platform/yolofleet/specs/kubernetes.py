@@ -1,0 +1,148 @@
+"""The Kubernetes settings: what a cluster's pods look like, whatever the job; never a secret, only names of Secrets."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from yolofleet.specs.base import Spec
+from yolofleet.specs.job import Bytes, Count
+
+KUBERNETES_FORMAT = 1
+SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
+"""A name as Kubernetes takes it: small letters, digits and '-'."""
+Image = Annotated[str, Field(min_length=1)]
+
+
+class TolerationSpec(Spec):
+    """A taint that pods put up with."""
+
+    key: Annotated[str, Field(min_length=1)]
+    """The taint's key."""
+    value: str | None = None
+    """The taint's value; any unless given."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """The taint's effect; any unless given."""
+
+
+class PoolSpec(Spec):
+    """The nodes that a group of pods goes to."""
+
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have."""
+    tolerations: tuple[TolerationSpec, ...] = ()
+    """Taints of those nodes."""
+    resources: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """What each pod gets besides, e.g. ``vpc.amazonaws.com/efa: 4``."""
+
+
+class HeadSpec(Spec):
+    """The head: Ray's own services and the job's driver, which also proves the finished model; no worker runs on it."""
+
+    cpus: Annotated[float, Field(ge=1)] = 4.0
+    """CPUs of its pod; Ray is told of none."""
+    memory: Annotated[Bytes, Field(ge=4 * 10**9)] = 16 * 10**9
+    """Memory of its pod."""
+    pool: PoolSpec = PoolSpec()
+    """Where it runs: nodes that nobody takes away."""
+
+
+class ImagesSpec(Spec):
+    """The images, each named with its version."""
+
+    cpu: Image | None = None
+    """For jobs without GPUs."""
+    cuda: Image | None = None
+    """For jobs with GPUs."""
+
+    @field_validator("cpu", "cuda")
+    @classmethod
+    def _pinned(cls, image: str | None) -> str | None:
+        if image is None:
+            return None
+        tag = image.rpartition("/")[2].partition(":")[2]
+        if "@sha256:" not in image and tag in ("", "latest"):
+            raise ValueError(
+                f"{image!r} names no version, so two pods may run different code; add a tag (not latest) or a digest"
+            )
+        return image
+
+
+class SecretsSpec(Spec):
+    """Names of Secrets of the namespace; what they hold never passes through here."""
+
+    ray_token: Name = "yolofleet-ray-token"
+    """Ray's token, under the key ``auth_token``."""
+    storage: Name | None = None
+    """S3 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Leave it out where service_account has a role."""
+    tracking: Name | None = None
+    """MLflow's: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Leave it out where it asks for none."""
+    image_pull: Name | None = None
+    """The registry's, where the images are not public."""
+
+
+class KubernetesSpec(Spec):
+    """How jobs run on Kubernetes."""
+
+    format: Annotated[int, Field(ge=1)] = KUBERNETES_FORMAT
+    """Version of this file format."""
+    namespace: Name = "yolofleet"
+    """Where everything goes."""
+    images: ImagesSpec = ImagesSpec()
+    head: HeadSpec = HeadSpec()
+    on_demand: PoolSpec = PoolSpec()
+    """Nodes that stay: for all workers, or where there is a spot pool for the first worker of each run."""
+    spot: PoolSpec | None = None
+    """Nodes that may be taken away, for all workers but the first."""
+    workers_per_pod: Count = 1
+    """Training workers that share a pod: as many as a node has GPUs, so that they share its links and shard cache."""
+    trials: Count = 4
+    """Trials at a time that a search's cluster has room for, where the search itself does not say."""
+    gpu_resource: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
+    """What the device plug-in calls a GPU."""
+    gpu_memory: Bytes | None = None
+    """Memory of one GPU: a job whose model needs more is refused."""
+    memory_per_worker: Bytes | None = None
+    """Memory of each worker's share of its pod; computed from the job unless given."""
+    cache_storage_class: Name | None = None
+    """Storage class of the shard-cache volumes; the node's own disk (emptyDir) unless given."""
+    secrets: SecretsSpec = SecretsSpec()
+    service_account: Name | None = None
+    """Service account with a role for the storage."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Plain environment variables, e.g. AWS_ENDPOINT_URL."""
+    operator_namespace: Name = "kuberay-system"
+    """Where the KubeRay operator runs: it alone, and the job's own pods, reach the head."""
+    queue: Name | None = None
+    """Kueue's local queue."""
+    priority: Name | None = None
+    """Kueue's workload priority class; needs a queue."""
+    new_clusters: Annotated[int, Field(ge=0)] = 3
+    """How often a job whose head was lost starts again, on a new cluster, from the run's newest checkpoint."""
+    keep_seconds: Annotated[int, Field(ge=0)] = 600
+    """How long a finished job's cluster stays, for a look at its logs."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.format > KUBERNETES_FORMAT:
+            raise ValueError(
+                f"format {self.format} is newer than this version reads ({KUBERNETES_FORMAT}); upgrade yolofleet"
+            )
+        if self.priority is not None and self.queue is None:
+            raise ValueError(f"priority {self.priority} is Kueue's and needs a queue; name one")
+        return self
+
+    @field_validator("environment")
+    @classmethod
+    def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name in environment:
+            if SECRET_NAME.search(name):
+                raise ValueError(
+                    f"{name} looks like a secret, which would stand in the manifest for all to read; keep it in a "
+                    "Secret and name that under secrets.storage or secrets.tracking"
+                )
+        return environment
