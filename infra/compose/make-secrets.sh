@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Makes the secrets of compose.yaml, once: what is there stays. Containers run as other users than the files' owner, so
+# the files can be read by all, and the folder around them is entered by its owner only.
+set -euo pipefail
+cd "$(dirname "$0")"
+umask 077
+mkdir -p secrets
+chmod 700 secrets
+cd secrets
+
+random() { od -An -tx1 -N32 /dev/urandom | tr -d ' \n'; }
+keep() { if [ -e "$1" ]; then cat > /dev/null; else cat > "$1"; fi; }
+
+random | keep ray_token
+printf yolofleet | keep minio_user
+random | keep minio_password
+random | keep postgres_password
+random | keep mlflow_session_key
+random | keep mlflow_password
+keep storage_credentials <<END
+[default]
+aws_access_key_id = $(cat minio_user)
+aws_secret_access_key = $(cat minio_password)
+END
+keep mlflow_credentials <<END
+[mlflow]
+mlflow_tracking_username = admin
+mlflow_tracking_password = $(cat mlflow_password)
+END
+keep mlflow_authentication <<END
+[mlflow]
+default_permission = READ
+database_uri = postgresql+psycopg2://mlflow@postgres/mlflow
+admin_username = admin
+admin_password = $(cat mlflow_password)
+authorization_function = mlflow.server.auth:authenticate_request_basic_auth
+grant_default_workspace_access = false
+END
+chmod 444 -- *
+echo "secrets are in $PWD"
