@@ -1,0 +1,347 @@
+"""How sure a difference of two detectors is: a paired bootstrap over images.
+
+Each replicate draws as many images as there are, with replacement, the same ones for both detectors, and takes the
+figures anew. Matching is inside one image, so it is done once; a replicate is only a weight for each image. What is
+left of a class is its hits in the order of their scores and how many false detections stand before each, so a
+replicate costs a few sums over hits: a thousand of them on 5,000 images and 500,000 detections take half a minute.
+
+The figures of a replicate are those of pycocotools on the drawn images, where a picture drawn twice counts as two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from yolofleet.errors import UserError
+from yolofleet.evaluation.average_precision import FIGURE_NAMES
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.matching import AREA_RANGES, Booleans, Floats, Integers, match, outside_ranges
+from yolofleet.evaluation.precision_recall import (
+    ALL,
+    ALLOWED,
+    IOU_50,
+    IOU_75,
+    LARGE,
+    MEDIUM,
+    RECALL_LEVELS,
+    SMALL,
+    detection_boxes,
+    ground_truth_boxes,
+)
+
+CELLS_AT_ONCE = 16_000_000
+"""Detections of a class times replicates: bounds the memory to about 200 MB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ClassMatches:
+    """What matching has left of one class; T IoU thresholds, A size ranges.
+
+    Attributes:
+        images: (D,) place of the image of each detection, best score first.
+        in_range: (D, A) bool; whether its own size counts.
+        places: (P,) the detections that took an object at any threshold.
+        matched: (P, T, A) bool; whether it took one.
+        hits: (P, T, A) bool; whether that one counts.
+        ranks: (P,) its place among the detections of its image and class.
+        object_images: (G,) place of the image of each object.
+        object_counts: (G, A) bool; whether the object counts.
+    """
+
+    images: Integers
+    in_range: Booleans
+    places: Integers
+    matched: Booleans
+    hits: Booleans
+    ranks: Integers
+    object_images: Integers
+    object_counts: Booleans
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Matches:
+    """The matched detections of a dataset.
+
+    Attributes:
+        image_ids: (I,) ascending.
+        class_names: By category id, in the order of the ids.
+        classes: One entry a class.
+    """
+
+    image_ids: Integers
+    class_names: Mapping[int, str]
+    classes: tuple[ClassMatches, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FigureSamples:
+    """Figures of B replicates; nan where there was nothing to measure.
+
+    Attributes:
+        figures: (12, B) in the order of FIGURE_NAMES.
+        per_class: (K, B) AP of each class.
+    """
+
+    figures: Floats
+    per_class: Floats
+
+
+def match_images(ground_truth: Mapping[str, Any], detections: Detections) -> Matches:
+    """Match the detections of a dataset, once for any number of replicates.
+
+    Args:
+        ground_truth: A COCO document.
+        detections: What was found in its images.
+    """
+    image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
+    if not len(image_ids):
+        raise UserError("the dataset holds no images: there is nothing to compare on")
+    names = {int(category["id"]): str(category["name"]) for category in ground_truth["categories"]}
+    category_ids = np.array(sorted(names), np.int64)
+    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
+    found, scores = detection_boxes(detections, image_ids, category_ids)
+    matched, ignored = match(truth, found)  # (D, T, A)
+    in_range = ~outside_ranges(found.areas)
+    counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas))
+    edges = np.arange(len(category_ids) + 1) * len(image_ids)
+    truth_edges, found_edges = np.searchsorted(truth.groups, edges), np.searchsorted(found.groups, edges)
+    classes = []
+    for k in range(len(category_ids)):
+        rows = np.arange(found_edges[k], found_edges[k + 1])
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        places = np.flatnonzero(matched[rows].any(axis=(1, 2)))
+        objects = slice(truth_edges[k], truth_edges[k + 1])
+        classes.append(
+            ClassMatches(
+                images=found.groups[rows] - edges[k],
+                in_range=in_range[rows],
+                places=places,
+                matched=matched[rows[places]],
+                hits=matched[rows[places]] & ~ignored[rows[places]],
+                ranks=found.ranks[rows[places]],
+                object_images=truth.groups[objects] - edges[k],
+                object_counts=counted[objects],
+            )
+        )
+    return Matches(
+        image_ids=image_ids, class_names={number: names[number] for number in sorted(names)}, classes=tuple(classes)
+    )
+
+
+def drawn_images(num_images: int, num_replicates: int, seed: int) -> Integers:
+    """Return how often each image is drawn in each replicate, (I, B)."""
+    random = np.random.default_rng(seed)
+    draws = (random.integers(num_images, size=num_images) for _ in range(num_replicates))
+    return np.stack([np.bincount(draw, minlength=num_images) for draw in draws], axis=1)
+
+
+def sample_figures(matches: Matches, weights: Integers) -> FigureSamples:
+    """Take the figures of every replicate.
+
+    Args:
+        matches: The matched detections.
+        weights: (I, B) how often each image counts.
+    """
+    samples = np.stack([_class_samples(entry, weights) for entry in matches.classes])  # (K, 12, B)
+    measured = ~np.isnan(samples)
+    totals = np.where(measured, samples, 0.0).sum(axis=0)
+    counts = measured.sum(axis=0)
+    figures = np.divide(totals, counts, out=np.full(totals.shape, np.nan), where=counts > 0)
+    return FigureSamples(figures=figures, per_class=samples[:, 0])
+
+
+def _class_samples(entry: ClassMatches, weights: Integers) -> Floats:
+    """The twelve figures of one class, (12, B)."""
+    width = max(1, CELLS_AT_ONCE // max(1, len(entry.images)))
+    starts = range(0, weights.shape[1], width)
+    return np.concatenate([_samples(entry, weights[:, start : start + width]) for start in starts], axis=1)
+
+
+def _samples(entry: ClassMatches, weights: Integers) -> Floats:
+    num_replicates = weights.shape[1]
+    num_thresholds = entry.hits.shape[1]
+    at_places = weights[entry.images[entry.places]]  # (P, B)
+    before = list(_detections_until_places(entry, weights))  # A times (P, B)
+    precision = np.full((num_thresholds, len(AREA_RANGES), num_replicates), np.nan)
+    recall = np.full((num_thresholds, len(AREA_RANGES), len(ALLOWED), num_replicates), np.nan)
+    drawn_objects = weights[entry.object_images]  # (G, B)
+    for a in range(len(AREA_RANGES)):
+        num_objects = drawn_objects[entry.object_counts[:, a]].sum(axis=0)  # (B,)
+        there = num_objects > 0
+        if not there.any():
+            continue
+        objects = np.maximum(num_objects, 1)
+        for t in range(num_thresholds):
+            hits = np.flatnonzero(entry.hits[:, t, a])
+            taken = entry.matched[:, t, a] & entry.in_range[entry.places, a]
+            not_false = np.cumsum(at_places * taken[:, None], axis=0)[hits]
+            true = np.cumsum(at_places[hits], axis=0)
+            precision[t, a] = np.where(there, _mean_precision(true, before[a][hits] - not_false, objects), np.nan)
+            for m, allowed in enumerate(ALLOWED):
+                found = at_places[hits[entry.ranks[hits] < allowed]].sum(axis=0)
+                recall[t, a, m] = np.where(there, found / objects, np.nan)
+    by_size = (SMALL, MEDIUM, LARGE)
+    return np.stack(
+        [
+            precision[:, ALL].mean(axis=0),
+            precision[IOU_50, ALL],
+            precision[IOU_75, ALL],
+            *(precision[:, size].mean(axis=0) for size in by_size),
+            *(recall[:, ALL, m].mean(axis=0) for m in range(len(ALLOWED))),
+            *(recall[:, size, -1].mean(axis=0) for size in by_size),
+        ]
+    )
+
+
+def _detections_until_places(entry: ClassMatches, weights: Integers) -> Iterator[Integers]:
+    """For each size range, the drawn detections of that size up to and with each place, (P, B)."""
+    if not len(entry.places):
+        yield from (np.empty((0, weights.shape[1]), np.int64) for _ in AREA_RANGES)
+        return
+    last = entry.places[-1] + 1
+    starts = np.concatenate(([0], entry.places[:-1] + 1))
+    drawn = weights[entry.images[:last]]  # (D', B)
+    for a in range(len(AREA_RANGES)):
+        inside = entry.in_range[:last, a]
+        counts = drawn if inside.all() else drawn * inside[:, None]
+        yield np.cumsum(np.add.reduceat(counts, starts, axis=0), axis=0)
+
+
+def _mean_precision(true: Integers, false: Integers, num_objects: Integers) -> Floats:
+    """The mean of the best precision at each recall level or a higher one, (B,).
+
+    Args:
+        true: (H, B) hits up to and with each hit.
+        false: (H, B) false detections before each hit.
+        num_objects: (B,) objects there are to find, at least 1.
+    """
+    if not len(true):
+        return np.zeros(len(num_objects))
+    exact = true / (false + true + np.spacing(1))
+    best = np.maximum.accumulate(exact[::-1], axis=0)[::-1]
+    reached = _levels_reached(true / num_objects)  # (H, B)
+    gained = np.diff(reached, prepend=np.zeros((1, len(num_objects)), np.int64), axis=0)
+    return np.asarray((best * gained).sum(axis=0) / len(RECALL_LEVELS))
+
+
+def _levels_reached(recall: Floats) -> Integers:
+    """How many recall levels each recall reaches: a search in equal steps, put right where rounding went wrong."""
+    last = len(RECALL_LEVELS) - 1
+    number = np.minimum((recall * last).astype(np.int64), last)
+    number += (number < last) & (RECALL_LEVELS[np.minimum(number + 1, last)] <= recall)
+    number -= RECALL_LEVELS[number] > recall
+    return number + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One figure of two detectors; None where it could not be measured.
+
+    Attributes:
+        name: The figure or the class.
+        first: Of the first detector.
+        second: Of the second.
+        difference: Second less first.
+        low: Lower end of the difference's confidence interval.
+        high: Upper end.
+    """
+
+    name: str
+    first: float | None
+    second: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Differences:
+    """How two detectors differ on one dataset.
+
+    Attributes:
+        figures: The twelve COCO figures.
+        per_class: AP of each class that has objects.
+        num_images: Images that both were judged on.
+        num_replicates: Replicates of the bootstrap.
+        confidence: Share of the replicates that lie inside an interval.
+    """
+
+    figures: tuple[Difference, ...]
+    per_class: tuple[Difference, ...]
+    num_images: int
+    num_replicates: int
+    confidence: float
+
+    def figure(self, name: str) -> Difference:
+        """Return one of the twelve figures."""
+        return next(entry for entry in self.figures if entry.name == name)
+
+
+def paired_bootstrap(
+    ground_truth: Mapping[str, Any],
+    first: Detections,
+    second: Detections,
+    *,
+    num_replicates: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Differences:
+    """Compare two detectors on the same images.
+
+    Args:
+        ground_truth: A COCO document.
+        first: What the first detector found.
+        second: What the second detector found.
+        num_replicates: How often the images are drawn anew.
+        confidence: Share of the replicates that an interval holds; its ends are percentiles.
+        seed: Of the draws; the same one gives the same intervals.
+
+    Raises:
+        UserError: There are no images.
+    """
+    both = [match_images(ground_truth, detections) for detections in (first, second)]
+    num_images = len(both[0].image_ids)
+    once = np.ones((num_images, 1), np.int64)
+    drawn = drawn_images(num_images, num_replicates, seed)
+    exact = [sample_figures(matches, once) for matches in both]
+    samples = [sample_figures(matches, drawn) for matches in both]
+    names = list(both[0].class_names.values())
+    return Differences(
+        figures=_differences(FIGURE_NAMES, [e.figures for e in exact], [s.figures for s in samples], confidence),
+        per_class=tuple(
+            entry
+            for entry in _differences(names, [e.per_class for e in exact], [s.per_class for s in samples], confidence)
+            if entry.first is not None
+        ),
+        num_images=num_images,
+        num_replicates=num_replicates,
+        confidence=confidence,
+    )
+
+
+def _differences(
+    names: tuple[str, ...] | list[str], exact: list[Floats], samples: list[Floats], confidence: float
+) -> tuple[Difference, ...]:
+    tails = [(1 - confidence) / 2 * 100, (1 + confidence) / 2 * 100]
+    entries = []
+    for row, name in enumerate(names):
+        first, second = float(exact[0][row, 0]), float(exact[1][row, 0])
+        spread = samples[1][row] - samples[0][row]
+        spread = spread[~np.isnan(spread)]
+        measured = not np.isnan(first) and len(spread) > 0
+        low, high = np.percentile(spread, tails).tolist() if measured else (None, None)
+        entries.append(
+            Difference(
+                name=name,
+                first=first if measured else None,
+                second=second if measured else None,
+                difference=second - first if measured else None,
+                low=low,
+                high=high,
+            )
+        )
+    return tuple(entries)
