@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 from yolofleet.specs.job import JobSpec
@@ -18,27 +16,15 @@ def measure_on(name: str) -> Callable[[JobSpec, int], float]:
     Raises:
         UserError: There is no such device here.
     """
-    import torch
-
     from yolofleet.evaluation.device import chosen_device
 
     device = chosen_device(name, "latency_device")
 
     def measure(job: JobSpec, num_classes: int) -> float:
+        from yolofleet.evaluation.latency import median_milliseconds
         from yolofleet.models import build_model
 
         model = build_model(job.model, num_classes, deployed=True).eval().to(device)
-        side = job.data.image_size
-        image = torch.rand(1, 3, side, side, device=device)
-        seconds = []
-        with torch.inference_mode():
-            for repetition in range(WARM_UP + REPETITIONS):
-                begin = time.perf_counter()
-                model(image)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if repetition >= WARM_UP:
-                    seconds.append(time.perf_counter() - begin)
-        return statistics.median(seconds) * 1000
+        return median_milliseconds(model, job.data.image_size, warm_up=WARM_UP, repetitions=REPETITIONS)
 
     return measure
