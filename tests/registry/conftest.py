@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from yolofleet.tracking.mlflow_store import open_client
 
+SIDE = 64
+NUM_KNOWN = 12
 CLASSES = [(3, "circle"), (7, "square"), (9, "tree")]
 
 
@@ -30,6 +33,63 @@ def detector_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(choice, num_classes=len(CLASSES), deployed=True)
     folder = tmp_path_factory.mktemp("package") / "detector"
     return save_detector(folder, model, CLASSES, 64, confidence=0.001, max_detections=20)
+
+
+@pytest.fixture(scope="session")
+def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deployed detector with its training form beside it; its weights are random, too."""
+    import torch
+
+    from yolofleet.evaluation.detector import save_detector
+    from yolofleet.models import build_model, deploy
+    from yolofleet.specs.model import ModelChoice
+    from yolofleet.training.initial import save_training_form
+
+    torch.manual_seed(1)
+    choice = ModelChoice(name="yolov7-tiny", transition_width=0.125, hidden_width=0.125)
+    model = build_model(choice, num_classes=len(CLASSES)).eval()
+    folder = tmp_path_factory.mktemp("trained") / "detector"
+    save_detector(folder, deploy(model), CLASSES, SIDE, confidence=0.001, max_detections=20)
+    save_training_form(folder, model)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def known_data(trained_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose objects are what `trained_package` finds, so that it has an AP that other weights do not have."""
+    from PIL import Image
+
+    from yolofleet.data.build import build_dataset
+    from yolofleet.data.build_plan import BuildOptions
+    from yolofleet.data.coco import read_coco
+    from yolofleet.data.problems import ProblemLog
+    from yolofleet.evaluation.detector import Detector
+    from yolofleet.storage import open_storage
+
+    folder = tmp_path_factory.mktemp("known")
+    (folder / "images").mkdir()
+    random = np.random.default_rng(5)
+    arrays = [random.integers(0, 256, (SIDE, SIDE, 3), np.uint8) for _ in range(NUM_KNOWN)]
+    for number, array in enumerate(arrays):
+        Image.fromarray(array).save(folder / "images" / f"{number}.png")
+    found = Detector.load(trained_package).predict(arrays, iou=0.3, max_detections=6)
+    objects = [(number, record) for number, records in enumerate(found) for record in records]
+    document = {
+        "images": [
+            {"id": number + 1, "file_name": f"{number}.png", "width": SIDE, "height": SIDE}
+            for number in range(NUM_KNOWN)
+        ],
+        "categories": [{"id": number, "name": name} for number, name in CLASSES],
+        "annotations": [
+            {"id": place, "image_id": number + 1, "category_id": record["category_id"], "bbox": record["bbox"]}
+            for place, (number, record) in enumerate(objects, start=1)
+        ],
+    }
+    (folder / "instances.json").write_text(json.dumps(document))
+    problems = ProblemLog()
+    source = read_coco(open_storage(folder), "instances.json", problems)
+    build_dataset(source, open_storage(folder / "images"), open_storage(folder / "shards"), BuildOptions(), problems)
+    return folder / "shards"
 
 
 @pytest.fixture

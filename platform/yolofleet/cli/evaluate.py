@@ -61,7 +61,7 @@ def evaluate(
             names = ", ".join(name for _, name in unknown[:6]) + (", ..." if len(unknown) > 6 else "")
             known = ", ".join(name for _, name in detector.classes[:6]) + (", ..." if len(detector.classes) > 6 else "")
             print(f"warning: the model does not know {names}, so AP is 0 there; it knows {known}", file=sys.stderr)
-        with _progress(len(dataset)) as advance:
+        with counting(len(dataset)) as advance:
             result = evaluate_model(
                 detector.model,
                 dataset,
@@ -132,8 +132,12 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
 
 
 @contextmanager
-def _progress(num_images: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where there is a terminal, plain lines where there is none."""
+def counting(num_images: int | None = None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr where there is a terminal, plain lines where there is none.
+
+    Args:
+        num_images: How many there will be; None where that is not known yet.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -149,7 +153,8 @@ def _progress(num_images: int) -> Iterator[Callable[[int], None]]:
         nonlocal done, spoken
         done += count
         if time.monotonic() > spoken + PLAIN_LINE_SECONDS or (done == num_images and done > count):
-            print(f"evaluated {done} of {num_images} images", file=sys.stderr, flush=True)
+            total = "" if num_images is None else f" of {num_images}"
+            print(f"evaluated {done}{total} images", file=sys.stderr, flush=True)
             spoken = time.monotonic()
 
     yield advance

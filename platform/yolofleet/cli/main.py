@@ -16,6 +16,7 @@ from yolofleet.cli import (
     jobs,
     models,
     predict,
+    proof,
     registry,
     report,
     submit,
@@ -42,6 +43,7 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("submit")(submit.submit)
+registry.app.command("verify")(proof.verify)
 app.add_typer(registry.app, name="registry")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(cluster.app, name="cluster")

@@ -20,6 +20,10 @@ TrackingUri = Annotated[
         show_default=False,
     ),
 ]
+JudgedOn = Annotated[
+    str | None,
+    typer.Option("--data", help="Judge it on this dataset and register what it is worth.", show_default=False),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 
 
@@ -28,6 +32,8 @@ def register(
     model: Annotated[str, typer.Argument(help="A run directory (path or s3:// URL) or a detector package folder.")],
     name: Annotated[str, typer.Option("--name", help="Name of the registered model; made if need be.")],
     alias: Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")] = "candidate",
+    data: JudgedOn = None,
+    device: Annotated[str, typer.Option("--device", help="Where to judge it: auto, cpu, cuda or cuda:N.")] = "auto",
     experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment that keeps it.")] = "yolofleet",
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
@@ -35,6 +41,8 @@ def register(
     """Register a detector: its weights, its inference code and what is known of it."""
     from tempfile import TemporaryDirectory
 
+    from yolofleet.errors import UserError
+    from yolofleet.registry.judgement import judged_evidence, judged_package
     from yolofleet.registry.register import register_detector, register_run
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mlflow_store import check_reachable
@@ -46,7 +54,18 @@ def register(
     if storage.exists(PACKAGE_INDEX):
         with TemporaryDirectory(prefix="yolofleet-package-") as folder:
             package = _local_package(model, Path(folder))
-            version = register_detector(package, name, uri, experiment=experiment, evidence={}, alias=alias)
+            judged = judged_package(package, data, device) if data is not None else None
+            version = register_detector(
+                package,
+                name,
+                uri,
+                experiment=experiment,
+                evidence=judged_evidence(judged),
+                judged=judged,
+                alias=alias,
+            )
+    elif data is not None:
+        raise UserError(f"{model} is a run, which was judged when it ended: --data is for detector packages")
     else:
         version = register_run(RunDirectory(storage), name, uri, experiment=experiment, alias=alias)
     _print_version(version, as_json)
@@ -61,6 +80,8 @@ def import_(
         Path | None, typer.Option("--classes", help="COCO annotations that name the classes; default: COCO's 80.")
     ] = None,
     alias: Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")] = "candidate",
+    data: JudgedOn = None,
+    device: Annotated[str, typer.Option("--device", help="Where to judge it: auto, cpu, cuda or cuda:N.")] = "auto",
     experiment: Annotated[str, typer.Option("--experiment", help="MLflow experiment that keeps it.")] = "yolofleet",
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
@@ -68,6 +89,7 @@ def import_(
     """Register a published checkpoint, in its deployed form."""
     from tempfile import TemporaryDirectory
 
+    from yolofleet.registry.judgement import judged_evidence, judged_package
     from yolofleet.registry.published import package_checkpoint
     from yolofleet.registry.register import register_detector
     from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
@@ -76,8 +98,15 @@ def import_(
     check_reachable(uri)
     with TemporaryDirectory(prefix="yolofleet-package-") as folder:
         evidence = package_checkpoint(file, model, Path(folder), annotations=classes)
+        judged = judged_package(Path(folder), data, device) if data is not None else None
         version = register_detector(
-            Path(folder), name or Path(model).stem, uri, experiment=experiment, evidence=evidence, alias=alias
+            Path(folder),
+            name or Path(model).stem,
+            uri,
+            experiment=experiment,
+            evidence={**evidence, **judged_evidence(judged)},
+            judged=judged,
+            alias=alias,
         )
     _print_version(version, as_json)
 
@@ -91,7 +120,7 @@ def list_(
     """List the registered versions, the newest first."""
     from yolofleet.registry.versions import list_versions
 
-    versions = list_versions(_reachable(tracking_uri), name)
+    versions = list_versions(reachable_registry(tracking_uri), name)
     if as_json:
         _print_json([version.document() for version in versions])
         return
@@ -111,7 +140,7 @@ def show(
     """Show what is known of a version: aliases, run, figures, data."""
     from yolofleet.registry.versions import find_version
 
-    _print_version(find_version(_reachable(tracking_uri), reference), as_json)
+    _print_version(find_version(reachable_registry(tracking_uri), reference), as_json)
 
 
 @app.command("promote")
@@ -125,14 +154,15 @@ def promote(
     """Point an alias to a version."""
     from yolofleet.registry.versions import find_version, set_alias
 
-    uri = _reachable(tracking_uri)
+    uri = reachable_registry(tracking_uri)
     before = set_alias(uri, find_version(uri, f"{name}/{version}"), to)
     if before is not None and before.number != version:
         typer.echo(f"@{to} pointed to version {before.number} before", err=True)
     _print_version(find_version(uri, f"{name}@{to}"), as_json)
 
 
-def _reachable(given: str | None) -> str:
+def reachable_registry(given: str | None) -> str:
+    """Return the store that a command shall use, known to answer."""
     from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
 
     uri = find_tracking_uri(given)

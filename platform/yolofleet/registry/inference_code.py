@@ -56,8 +56,9 @@ class InferenceCode:
         return f"{self.package}{name.removeprefix(PACKAGE)}"
 
 
+@lru_cache(maxsize=1)
 def collect_inference_code(root: str) -> InferenceCode:
-    """Return the code that importing the module ``root`` runs or may run.
+    """Return the code that importing the module ``root`` runs or may run; it is read once in a process.
 
     Args:
         root: Full name of a yolofleet module.

@@ -4,6 +4,9 @@ MLmodel, requirements.txt, ...       MLflow's description: signature, environmen
 code/yolofleet_inference_DIGEST/     the inference code, under a name of its own
 data/detector/                       the detector package: detector.json, model.safetensors
 evidence.json                        what is known of the detector: figures, data, job
+evaluation/detections.safetensors    every box that its figures were taken from
+lineage/train.json, lineage/val.json the manifests of its data, with the digests of all shards
+proof.json                           what all this claims, by digest, to be redone at any time
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import io
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,9 +25,13 @@ from typing import TYPE_CHECKING, Any
 from yolofleet import __version__
 from yolofleet.errors import UserError
 from yolofleet.registry.inference_code import InferenceCode, collect_inference_code
+from yolofleet.registry.proof import Background, write_background, write_proof
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
+
+    from yolofleet.evaluation.detector import Detector
+    from yolofleet.registry.judgement import Judged
 
 SERVED_MODULE = "yolofleet.registry.served_detector"
 EVIDENCE_NAME = "evidence.json"
@@ -46,11 +53,13 @@ class VersionContent:
         detector: The detector package.
         code: The inference code.
         digest: sha256 over package and code: two versions with one digest predict the same.
+        loaded: The detector, on the CPU.
     """
 
     detector: Path
     code: InferenceCode
     digest: str
+    loaded: Detector = field(repr=False)
 
 
 def collect_content(detector: Path) -> VersionContent:
@@ -61,7 +70,7 @@ def collect_content(detector: Path) -> VersionContent:
     """
     from yolofleet.evaluation.detector import Detector
 
-    Detector.load(detector)
+    loaded = Detector.load(detector)
     for path in _files(detector):
         if path.suffix.lower() in EXECUTABLE_SUFFIXES:
             raise PackageError(f"{path}: such a file may run code when it is read; remove it from the package")
@@ -70,7 +79,7 @@ def collect_content(detector: Path) -> VersionContent:
     for path in _files(detector):
         digest.update(f"\0{path.relative_to(detector).as_posix()}\0".encode())
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return VersionContent(detector, code, digest.hexdigest())
+    return VersionContent(detector, code, digest.hexdigest(), loaded)
 
 
 def write_version(
@@ -78,6 +87,8 @@ def write_version(
     target: Path,
     *,
     evidence: Mapping[str, Any],
+    judged: Judged | None = None,
+    manifests: Mapping[str, bytes] | None = None,
     model_id: str | None = None,
     run_id: str | None = None,
 ) -> Path:
@@ -87,11 +98,16 @@ def write_version(
         content: What it holds.
         target: The folder; must not exist or be empty.
         evidence: What is known of the detector (plain JSON values).
+        judged: What it is worth, with its detections.
+        manifests: The manifests of its data, by ``train`` and ``val``.
         model_id: MLflow's id of the logged model, where there is one.
         run_id: MLflow's id of the run that made it, where there is one.
 
     Returns:
         ``target``.
+
+    Raises:
+        UserError: A training form or an ONNX file in the package computes something else than the package.
     """
     import mlflow
     from mlflow.models import Model
@@ -116,6 +132,9 @@ def write_version(
         )
     document = {"format": EVIDENCE_FORMAT, "digest": content.digest, "evidence": dict(evidence)}
     (target / EVIDENCE_NAME).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    background = Background(judged=judged, manifests=manifests or {})
+    write_background(target, background)
+    write_proof(target, DETECTOR_FOLDER, content.loaded, background, inference_code=content.code.package)
     return target
 
 

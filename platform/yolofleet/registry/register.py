@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from yolofleet.registry.package import VersionContent, collect_content, write_version
+from yolofleet.registry.package import collect_content, write_version
+from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.run_background import run_background
 from yolofleet.registry.versions import (
     CANDIDATE,
     DIGEST_TAG,
+    PROOF_TAG,
     Version,
     check_name,
     fact_tags,
@@ -20,7 +23,6 @@ from yolofleet.registry.versions import (
     list_versions,
     set_alias,
 )
-from yolofleet.specs.document import parse_yaml
 from yolofleet.tracking.mirror import sync_now
 from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client
 from yolofleet.tracking.run_directory import RunDirectory
@@ -28,9 +30,13 @@ from yolofleet.tracking.run_directory import RunDirectory
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+    from yolofleet.registry.judgement import Judged
+
 LOGGED_MODEL_NAME = "detector"
 MODEL_TYPE = "object-detector"
 DEFAULT_EXPERIMENT = "yolofleet"
+FIGURE_FACT = "figures.AP"
+"""A version has this fact if its detector was judged."""
 
 
 def register_detector(
@@ -41,12 +47,14 @@ def register_detector(
     run_id: str | None = None,
     experiment: str = DEFAULT_EXPERIMENT,
     evidence: Mapping[str, Any],
+    judged: Judged | None = None,
+    manifests: Mapping[str, bytes] | None = None,
     alias: str = CANDIDATE,
 ) -> Version:
     """Register a detector package as a version of ``name`` and point ``alias`` to it.
 
     The same detector with the same inference code is registered once for each run: asked again, after a crash say,
-    this returns the version that is there.
+    this returns the version that is there. Only where that was never judged, a judgement makes another version.
 
     Args:
         folder: The detector package, in its deployed form as a rule.
@@ -56,6 +64,8 @@ def register_detector(
         experiment: The experiment that keeps the files.
         evidence: What is known of the detector (plain JSON values): figures, data digests, job. It is kept whole in
             ``evidence.json``, and its leaves, those of ``job`` apart, as tags of the version.
+        judged: What it is worth, with its detections.
+        manifests: The manifests of its data, by ``train`` and ``val``.
         alias: Points to the version afterwards.
 
     Raises:
@@ -65,9 +75,13 @@ def register_detector(
     content = collect_content(folder)
     client = open_client(tracking_uri)
     with mlflow_errors(tracking_uri):
-        version = _existing(client, tracking_uri, name, content.digest, run_id)
+        version = _existing(client, tracking_uri, name, content.digest, run_id, must_be_judged=judged is not None)
         if version is None:
-            version = _create(client, experiment, content, name, run_id, evidence)
+            write = partial(
+                write_version, content, evidence=evidence, judged=judged, manifests=manifests, run_id=run_id
+            )
+            shown = {key: value for key, value in evidence.items() if key != "job"}
+            version = _create(client, experiment, name, run_id, {**fact_tags(shown), DIGEST_TAG: content.digest}, write)
     set_alias(tracking_uri, version, alias)
     return find_version(tracking_uri, version.uri)
 
@@ -87,23 +101,27 @@ def register_run(
     Raises:
         UserError: The run has no model yet, or MLflow does not answer.
     """
-    job_text = run.job_text() or ""
-    evidence = {
-        **run.facts(),
-        "run_directory": run.url,
-        "job_sha256": hashlib.sha256(job_text.encode()).hexdigest(),
-        "job": parse_yaml(job_text, source=f"{run.url}/job.yaml"),
-    }
+    background = run_background(run)
     with TemporaryDirectory(prefix="yolofleet-package-") as folder:
         package = run.fetch_model(Path(folder))
         with mlflow_errors(tracking_uri):
             run_id = sync_now(run, tracking_uri, experiment)
         return register_detector(
-            package, name, tracking_uri, run_id=run_id, experiment=experiment, evidence=evidence, alias=alias
+            package,
+            name,
+            tracking_uri,
+            run_id=run_id,
+            experiment=experiment,
+            evidence=background.evidence,
+            judged=background.judged,
+            manifests=background.manifests,
+            alias=alias,
         )
 
 
-def _existing(client: MlflowClient, tracking_uri: str, name: str, digest: str, run_id: str | None) -> Version | None:
+def _existing(
+    client: MlflowClient, tracking_uri: str, name: str, digest: str, run_id: str | None, *, must_be_judged: bool
+) -> Version | None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -111,19 +129,19 @@ def _existing(client: MlflowClient, tracking_uri: str, name: str, digest: str, r
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-    known = list_versions(tracking_uri, name)
-    return next((version for version in known if (version.digest, version.run_id) == (digest, run_id)), None)
+    same = [v for v in list_versions(tracking_uri, name) if (v.digest, v.run_id) == (digest, run_id)]
+    return next((version for version in same if FIGURE_FACT in version.facts or not must_be_judged), None)
 
 
 def _create(
     client: MlflowClient,
     experiment: str,
-    content: VersionContent,
     name: str,
     run_id: str | None,
-    evidence: Mapping[str, Any],
+    tags: dict[str, str],
+    write: Callable[..., Path],
 ) -> Version:
-    tags = {**fact_tags({key: value for key, value in evidence.items() if key != "job"}), DIGEST_TAG: content.digest}
+    """Write the files, upload them, and make the version once they are all there."""
     logged = client.create_logged_model(
         experiment_id(client, experiment),
         name=LOGGED_MODEL_NAME,
@@ -134,7 +152,8 @@ def _create(
     ready = False
     try:
         with TemporaryDirectory(prefix="yolofleet-register-") as target:
-            write_version(content, Path(target), evidence=evidence, model_id=logged.model_id, run_id=run_id)
+            write(Path(target), model_id=logged.model_id)
+            proof_sha256 = file_sha256(Path(target, PROOF_NAME))
             client.log_model_artifacts(logged.model_id, target)
         ready = True
     finally:
@@ -146,7 +165,7 @@ def _create(
         name,
         source=f"models:/{logged.model_id}" if on_server else logged.artifact_location,
         run_id=run_id,
-        tags=tags,
+        tags={**tags, PROOF_TAG: proof_sha256},
         model_id=logged.model_id if on_server else None,
     )
-    return Version(name=name, number=int(created.version), digest=content.digest, run_id=run_id)
+    return Version(name=name, number=int(created.version), digest=tags[DIGEST_TAG], run_id=run_id)

@@ -73,7 +73,9 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.evaluation.detector import save_detector
     from yolofleet.evaluation.evaluate import evaluate
     from yolofleet.models import deploy
+    from yolofleet.registry.judgement import JudgingSettings, judged
     from yolofleet.registry.register import register_run
+    from yolofleet.registry.run_background import keep_background
     from yolofleet.training.initial import save_training_form
     from yolofleet.training.judge import Judge, judged_here
     from yolofleet.training.process import driver_device
@@ -84,16 +86,14 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     Judge(run, lambda step: judged_here(job, step, device)).judge_all()  # what nobody came to
     model, step = _best_average(job, ready)
     deployed = deploy(model.eval()).to(device)
-    result = evaluate(
-        deployed,
-        ready.val,
+    settings = JudgingSettings(
         image_size=job.data.image_size,
         batch_size=job.evaluation.batch_size,
-        device=device,
         confidence=job.evaluation.confidence,
         iou=job.evaluation.iou,
         max_detections=job.evaluation.max_detections,
     )
+    result = evaluate(deployed, ready.val, device=device, **settings.model_dump())
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
         save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size)
         save_training_form(Path(folder), model)
@@ -107,6 +107,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         "training": read_skipped(run.storage),
         "validation": skipped_document(result.skipped, result.num_images),
     }
+    keep_background(run, judged(result, ready.val, settings, str(device)), train=ready.train, val=ready.val)
     _write_report(job, ready, result, step, skipped)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
@@ -169,7 +170,5 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
     page = render_report(result, title=f"Run {job.name}", facts=facts, history=history, pictures=pictures)
     storage = ready.run.storage
     storage.put(PAGE_KEY, page.encode())
-    result_json = json.dumps(result.detections.records()).encode()
-    storage.put("report/detections.json", result_json)
     for number, picture in enumerate(pictures):
         storage.put(f"report/pictures/{number:02d}.jpg", picture.jpeg)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 CANDIDATE = "candidate"
 TAG_PREFIX = "yolofleet."
 DIGEST_TAG = "yolofleet.digest"
+PROOF_TAG = "yolofleet.proof_sha256"
+DIGEST_TAGS = (DIGEST_TAG, PROOF_TAG)
 LONGEST_TAG = 5000
 
 
@@ -34,6 +36,7 @@ class Version:
         number: The version.
         aliases: The aliases that point to it.
         digest: sha256 of the detector package and its inference code; None if it was not registered by yolofleet.
+        proof_sha256: sha256 of its ``proof.json``, kept in MLflow's database, apart from the files.
         run_id: MLflow's id of the run that made it, where there is one.
         created_milliseconds: When it was registered (Unix time).
         facts: What was recorded with it: figures, data digests, job.
@@ -43,6 +46,7 @@ class Version:
     number: int
     aliases: tuple[str, ...] = ()
     digest: str | None = None
+    proof_sha256: str | None = None
     run_id: str | None = None
     created_milliseconds: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
@@ -60,6 +64,7 @@ class Version:
             "uri": self.uri,
             "aliases": list(self.aliases),
             "digest": self.digest,
+            "proof_sha256": self.proof_sha256,
             "run_id": self.run_id,
             "created_milliseconds": self.created_milliseconds,
             "facts": dict(self.facts),
@@ -165,13 +170,19 @@ def _versions_of(client: MlflowClient, name: str) -> list[Version]:
 
 
 def _version(entry: ModelVersion, aliases: list[str]) -> Version:
-    facts = {key.removeprefix(TAG_PREFIX): value for key, value in entry.tags.items() if key != DIGEST_TAG}
+    facts = {key.removeprefix(TAG_PREFIX): value for key, value in entry.tags.items() if key not in DIGEST_TAGS}
     return Version(
         name=entry.name,
         number=int(entry.version),
         aliases=tuple(sorted(aliases)),
-        digest=entry.tags.get(DIGEST_TAG),
+        digest=_sha256(entry.tags.get(DIGEST_TAG)),
+        proof_sha256=_sha256(entry.tags.get(PROOF_TAG)),
         run_id=entry.run_id or None,
         created_milliseconds=int(entry.creation_timestamp or 0),
         facts=dict(sorted(facts.items())),
     )
+
+
+def _sha256(text: str | None) -> str | None:
+    """Return a digest as a server gives it; None for anything else, for it becomes part of a path."""
+    return text if text is not None and re.fullmatch("[0-9a-f]{64}", text) else None

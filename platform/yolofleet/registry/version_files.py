@@ -1,0 +1,121 @@
+"""The files of a registered version, on this machine.
+
+What a server names is not trusted: a name that leads out of the folder (``../``, ``/etc/x``, a link) is refused before
+anything is written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from yolofleet.registry.versions import RegistryError, Version
+from yolofleet.tracking.mlflow_store import mlflow_errors, open_client
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+MOST_FILES = 10_000
+
+
+def artifact_location(tracking_uri: str, version: Version) -> str:
+    """Return where the files of a version lie: a path or a URL."""
+    client = open_client(tracking_uri)
+    with mlflow_errors(tracking_uri):
+        return str(client.get_model_version_download_uri(version.name, str(version.number)))
+
+
+def local_folder(location: str) -> Path | None:
+    """Return the folder of files that lie on this machine's disk; None for any other place."""
+    if urlsplit(location).scheme not in ("", "file"):
+        return None
+    return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
+
+
+@contextmanager
+def version_files(tracking_uri: str, version: Version) -> Iterator[Path]:
+    """Give a folder with all files of a version: as they lie, or downloaded anew, never from a cache.
+
+    Raises:
+        RegistryError: There are none, or one of them leads out of the folder.
+        TrackingError: MLflow does not answer.
+    """
+    location = artifact_location(tracking_uri, version)
+    local = local_folder(location)
+    if local is not None and local.is_dir():
+        check_inside(local)
+        yield local
+        return
+    with TemporaryDirectory(prefix="yolofleet-version-") as folder:
+        download(tracking_uri, location, "", Path(folder) / "files")
+        yield Path(folder) / "files"
+
+
+def download(tracking_uri: str, location: str, part: str, target: Path) -> None:
+    """Download a folder of a version's files and move it into place whole: another process may do the same.
+
+    The files are asked for by their place: MLflow looks a ``models:/`` URI up wherever its global setting points.
+
+    Args:
+        tracking_uri: The MLflow server or database.
+        location: Where the version's files lie.
+        part: The folder below it; "" for all.
+        target: What becomes that folder.
+
+    Raises:
+        RegistryError: One of the names leads out of the folder.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(mkdtemp(prefix=".tmp-", dir=target.parent))
+    try:
+        with mlflow_errors(tracking_uri):
+            repository = get_artifact_repository(location, tracking_uri)
+            _check_names(repository, location, part)
+            found = repository.download_artifacts(part, str(staging))
+        check_inside(staging)
+        try:
+            Path(found).rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def checked_name(name: str, where: str) -> PurePosixPath:
+    """Return a file's name below a root.
+
+    Raises:
+        RegistryError: It leads out of the root, or is no plain name.
+    """
+    path = PurePosixPath(name)
+    plain = "\\" not in name and "\0" not in name and "%" not in name
+    if not name or path.is_absolute() or ".." in path.parts or not plain:
+        raise RegistryError(f"{where} names a file {name!r:.120}, which leads out of its folder: nothing was written")
+    return path
+
+
+def check_inside(folder: Path) -> None:
+    """Raise `RegistryError` where anything in a folder is a link or no plain file."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise RegistryError(f"{path}: is a link or no plain file; a version holds plain files only")
+
+
+def _check_names(repository: ArtifactRepository, location: str, part: str) -> None:
+    waiting, seen = [part], 0
+    while waiting:
+        for entry in repository.list_artifacts(waiting.pop()):
+            seen += 1
+            if seen > MOST_FILES:
+                raise RegistryError(f"{location}: holds more than {MOST_FILES:,} files; this is no version of ours")
+            checked_name(entry.path, location)
+            if entry.is_dir:
+                waiting.append(entry.path)

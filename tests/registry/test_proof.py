@@ -1,0 +1,239 @@
+"""Every claim of a version is redone; whatever is changed is named, and what cannot be redone never passes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from yolofleet.cli.main import main
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.models import build_model
+from yolofleet.registry.judgement import judged_evidence, judged_package, read_detections, write_detections
+from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.register import register_detector
+from yolofleet.registry.verify import Verification, verify
+from yolofleet.registry.version_files import artifact_location, local_folder
+from yolofleet.registry.versions import PROOF_TAG, Version, find_version
+from yolofleet.tracking.mlflow_store import open_client
+
+pytestmark = pytest.mark.system
+
+
+@pytest.fixture(scope="session")
+def registered_store(
+    trained_package: Path, known_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store with one judged version."""
+    folder = tmp_path_factory.mktemp("registered")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    judged = judged_package(trained_package, str(known_data), "cpu")
+    manifest = ShardDataset(known_data).manifest.to_bytes()
+    evidence = {
+        **judged_evidence(judged),
+        "data": {part: hashlib.sha256(manifest).hexdigest() for part in ("train", "val")},
+        "data_url": {"train": str(known_data), "val": str(known_data)},
+    }
+    register_detector(
+        trained_package,
+        "shapes",
+        f"sqlite:///{folder}/mlflow.db",
+        evidence=evidence,
+        judged=judged,
+        manifests={"train": manifest, "val": manifest},
+    )
+    return folder
+
+
+@pytest.fixture
+def registered(registered_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Version, Path]:
+    """A store of the test's own, its version, and a copy of the version's files to spoil."""
+    shutil.copy(registered_store / "mlflow.db", tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    version = find_version(uri, "shapes/1")
+    files = local_folder(artifact_location(uri, version))
+    assert files is not None
+    own = Path(shutil.copytree(files, tmp_path / "files"))
+    monkeypatch.setattr("yolofleet.registry.version_files.artifact_location", lambda *_: str(own))
+    return uri, version, own
+
+
+def outcomes(found: Verification) -> dict[str, str]:
+    return {claim.name: claim.outcome for claim in found.claims}
+
+
+def details(found: Verification, outcome: str) -> str:
+    return "\n".join(f"{claim.name}: {claim.detail}" for claim in found.named(outcome))
+
+
+def flip_last_letter(path: Path, near: bytes) -> None:
+    """Change one byte of a file, inside a text that it holds."""
+    data = bytearray(path.read_bytes())
+    place = data.index(near) + len(near) - 1
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_every_claim_of_an_untouched_version_passes(registered: tuple[str, Version, Path]) -> None:
+    found = verify(registered[0], registered[1])
+    assert found.verdict == "passed", details(found, "failed") + details(found, "not possible")
+    assert {name for name, outcome in outcomes(found).items() if outcome == "passed"} >= {
+        "proof", "weights", "spec", "inference code", "evidence", "detections", "data manifests", "other files",
+        "no pickle", "detector", "training form", "data, train", "data, val", "AP", "recorded detections",
+        "code version", "package versions",
+    }  # fmt: skip
+    assert outcomes(found)["latency"] == "note" and found.latency is not None
+    assert found.judged is not None and (found.judged.judgement.figures["AP"] or 0) > 0.2
+
+
+def test_one_changed_byte_is_named(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    kept = files.with_name("kept")
+    shutil.copytree(files, kept)
+    weights = files / "data/detector/model.safetensors"
+    for path, near, claim in (
+        (weights, weights.read_bytes()[-40:], "weights"),
+        (files / "data/detector/training.safetensors", b"anchors", "weights"),
+        (files / "data/detector/detector.json", b'"circle', "spec"),
+        (files / "evidence.json", b'"figures', "evidence"),
+        (files / "lineage/train.json", b'"sha256":"', "data manifests"),
+        (files / "MLmodel", b"loader_modul", "other files"),
+        (next((files / "code").rglob("nms.py")), b"suppressio", "inference code"),
+        (files / PROOF_NAME, b'"AP": 0.', "proof"),
+    ):
+        flip_last_letter(path, near)
+        found = verify(uri, version)
+        assert found.verdict == "failed"
+        failed = [entry for entry in found.named("failed") if entry.name == claim]
+        assert failed and path.relative_to(files).as_posix() in failed[0].detail, (claim, details(found, "failed"))
+        shutil.copy(kept / path.relative_to(files), path)
+    assert verify(uri, version).verdict == "passed"
+
+
+def test_a_file_too_many_and_one_too_few_are_named(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    (files / "data/detector/notes.txt").write_text("hello")
+    (files / "requirements.txt").unlink()
+    failed = details(verify(uri, version), "failed")
+    assert "notes.txt is not in the proof" in failed and "requirements.txt is missing" in failed
+
+
+def test_a_planted_pickle_is_found(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    torch.save({}, files / "code" / "innocent.txt")
+    assert "no pickle: code/innocent.txt" in details(verify(uri, version), "failed")
+
+
+def rewritten(files: Path, uri: str, *, with_tag: bool) -> None:
+    """Make the digests of the proof, and perhaps the tag, those of the files as they are now."""
+    proof = json.loads((files / PROOF_NAME).read_text())
+    for name in proof["files"]:
+        proof["files"][name] = file_sha256(files / name)
+    (files / PROOF_NAME).write_text(json.dumps(proof))
+    if with_tag:
+        open_client(uri).set_model_version_tag("shapes", "1", PROOF_TAG, file_sha256(files / PROOF_NAME))
+
+
+def test_weights_and_all_digests_replaced_together_do_not_have_the_ap(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    package = files / "data/detector"
+    card = Detector.load(package).card
+    torch.manual_seed(99)
+    other = build_model(card.model, num_classes=len(card.classes), deployed=True)
+    classes = [(entry.id, entry.name) for entry in card.classes]
+    save_detector(package, other, classes, card.image_size, confidence=card.confidence, max_detections=20)
+    rewritten(files, uri, with_tag=False)
+    assert {claim.name for claim in verify(uri, version).named("failed")} == {
+        "proof", "training form", "AP", "recorded detections",
+    }  # fmt: skip
+    (package / "training.safetensors").unlink()
+    proof = json.loads((files / PROOF_NAME).read_text())
+    del proof["files"]["data/detector/training.safetensors"]
+    proof["training_form_difference"] = None
+    (files / PROOF_NAME).write_text(json.dumps(proof))
+    rewritten(files, uri, with_tag=True)
+    found = verify(uri, find_version(uri, "shapes/1"))
+    assert {claim.name for claim in found.named("failed")} == {"AP", "recorded detections"}
+    assert "recorded is" in details(found, "failed")
+    pinned = verify(uri, find_version(uri, "shapes/1"), expected_proof_sha256=version.proof_sha256)
+    assert "you expect" in next(claim.detail for claim in pinned.named("failed") if claim.name == "proof")
+
+
+def test_what_cannot_be_redone_is_said_and_is_not_passed(
+    registered: tuple[str, Version, Path], known_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, version, _ = registered
+    found = verify(uri, version, data=str(tmp_path / "nowhere"))
+    assert found.verdict == "incomplete" and outcomes(found)["AP"] == outcomes(found)["data, val"] == "not possible"
+    assert "the data is gone" in details(found, "not possible")
+    copy = shutil.copytree(known_data, tmp_path / "copy")
+    assert verify(uri, version, data=str(copy)).verdict == "passed"
+    manifest = copy / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"source_digest": "', '"source_digest": "0'))
+    assert "holds other data now" in details(verify(uri, version, data=str(copy)), "not possible")
+    monkeypatch.setattr("yolofleet.registry.claims._version_here", lambda name: "0.0")
+    assert outcomes(verify(uri, version))["package versions"] == "not possible"
+
+
+def test_a_tag_that_names_other_data_fails(registered: tuple[str, Version, Path]) -> None:
+    uri, _, _ = registered
+    open_client(uri).set_model_version_tag("shapes", "1", "yolofleet.data.train", "0" * 64)
+    assert "data, train: the version's tag says" in details(verify(uri, find_version(uri, "shapes/1")), "failed")
+
+
+def test_the_command(registered: tuple[str, Version, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    uri, version, files = registered
+    arguments = ["registry", "verify", "shapes@candidate", "--device", "cpu", "--tracking-uri", uri]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("passed: 17 passed, 0 failed")
+    assert main([*arguments, "--data", "/nowhere"]) == 0
+    assert main([*arguments, "--data", "/nowhere", "--strict"]) == 1
+    assert main([*arguments, "--proof-sha256", "abc"]) == 2
+    flip_last_letter(files / "evidence.json", b'"figures')
+    capsys.readouterr()
+    assert main([*arguments, "--json"]) == 1
+    document = json.loads(capsys.readouterr().out)
+    assert document["verdict"] == "failed" and document["proof_sha256"] == version.proof_sha256
+    assert [claim["name"] for claim in document["claims"] if claim["outcome"] == "failed"] == ["evidence"]
+
+
+def test_a_version_without_a_proof_fails(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    (files / PROOF_NAME).unlink()
+    assert "register it again" in details(verify(uri, version), "failed")
+    (files / PROOF_NAME).write_text('{"format": 1')
+    assert "proof.json is not JSON" in details(verify(uri, version), "failed")
+
+
+def test_detections_travel_number_by_number(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    detections = Detections(
+        image_ids=random.integers(0, 2**52, 50),
+        category_ids=random.integers(1, 90, 50),
+        boxes=np.round(random.uniform(-50, 9000, (50, 4)), 3),
+        scores=np.round(random.random(50), 5),
+    )
+    write_detections(detections, tmp_path / "found.safetensors")
+    read = read_detections(tmp_path / "found.safetensors")
+    for name in ("image_ids", "category_ids", "boxes", "scores"):
+        assert (getattr(read, name) == getattr(detections, name)).all(), name
+
+
+def test_a_package_registered_with_data_is_judged(
+    trained_package: Path, known_data: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["registry", "register", str(trained_package), "--name", "shapes", "--tracking-uri", tracking_uri]
+    assert main([*arguments, "--json"]) == 0
+    bare: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert main([*arguments, "--json", "--data", str(known_data), "--device", "cpu"]) == 0
+    judged: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (bare["version"], judged["version"]) == (1, 2) and float(judged["facts"]["figures.AP"]) > 0.2
+    assert verify(tracking_uri, find_version(tracking_uri, "shapes/1")).verdict == "incomplete"
