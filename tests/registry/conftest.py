@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -111,6 +112,35 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("store")
     open_client(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"
+
+
+@pytest.fixture(scope="session")
+def registered_store(
+    trained_package: Path, known_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A store with one judged version."""
+    folder = tmp_path_factory.mktemp("registered")
+    shutil.copy(empty_store, folder / "mlflow.db")
+    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.registry.judgement import judged_evidence, judged_package
+    from yolofleet.registry.register import register_detector
+
+    judged = judged_package(trained_package, str(known_data), "cpu")
+    manifest = ShardDataset(known_data).manifest.to_bytes()
+    evidence = {
+        **judged_evidence(judged),
+        "data": {part: hashlib.sha256(manifest).hexdigest() for part in ("train", "val")},
+        "data_url": {"train": str(known_data), "val": str(known_data)},
+    }
+    register_detector(
+        trained_package,
+        "shapes",
+        f"sqlite:///{folder}/mlflow.db",
+        evidence=evidence,
+        judged=judged,
+        manifests={"train": manifest, "val": manifest},
+    )
+    return folder
 
 
 @pytest.fixture

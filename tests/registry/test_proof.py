@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -13,44 +12,17 @@ import pytest
 import torch
 
 from yolofleet.cli.main import main
-from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector, save_detector
 from yolofleet.models import build_model
-from yolofleet.registry.judgement import judged_evidence, judged_package, read_detections, write_detections
+from yolofleet.registry.judgement import read_detections, write_detections
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
-from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import Verification, verify
 from yolofleet.registry.version_files import artifact_location, local_folder
 from yolofleet.registry.versions import PROOF_TAG, Version, find_version
 from yolofleet.tracking.mlflow_store import open_client
 
 pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="session")
-def registered_store(
-    trained_package: Path, known_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """A store with one judged version."""
-    folder = tmp_path_factory.mktemp("registered")
-    shutil.copy(empty_store, folder / "mlflow.db")
-    judged = judged_package(trained_package, str(known_data), "cpu")
-    manifest = ShardDataset(known_data).manifest.to_bytes()
-    evidence = {
-        **judged_evidence(judged),
-        "data": {part: hashlib.sha256(manifest).hexdigest() for part in ("train", "val")},
-        "data_url": {"train": str(known_data), "val": str(known_data)},
-    }
-    register_detector(
-        trained_package,
-        "shapes",
-        f"sqlite:///{folder}/mlflow.db",
-        evidence=evidence,
-        judged=judged,
-        manifests={"train": manifest, "val": manifest},
-    )
-    return folder
 
 
 @pytest.fixture

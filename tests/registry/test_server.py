@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
 import json
 import math
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from registry.servers import end_group, free_port, mlflow_server, process
 from yolofleet.evaluation.detector import Detector
 from yolofleet.registry.register import register_run
 from yolofleet.registry.resolve import CACHE_VARIABLE, detector_folder
@@ -31,51 +26,6 @@ from yolofleet.tracking.mlflow_store import check_reachable, open_client
 from yolofleet.tracking.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
-
-START_TIMEOUT_SECONDS = 180.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def process(command: list[str], log: Path, health_url: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server in a process group of its own until the block ends."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where MLflow looks for uvicorn
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "PATH": path}
-    with log.open("ab") as output:
-        server = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=log.parent, env=environment, start_new_session=True
-        )
-    try:
-        give_up = time.monotonic() + START_TIMEOUT_SECONDS
-        while True:
-            try:
-                with urllib.request.urlopen(health_url, timeout=5):
-                    break
-            except OSError:
-                assert server.poll() is None and time.monotonic() < give_up, log.read_text()[-3000:]
-                time.sleep(0.3)
-        yield server
-    finally:
-        end_group(server)
-
-
-def end_group(server: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(server.pid, signal.SIGKILL)
-    server.wait(timeout=30)
-
-
-@contextlib.contextmanager
-def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "kept")]
-    with process(command, folder / "server.log", f"http://127.0.0.1:{port}/health") as server:
-        yield server
 
 
 def post(url: str, document: Any) -> tuple[int, Any]:

@@ -16,6 +16,7 @@ from yolofleet.cli import (
     jobs,
     models,
     predict,
+    promotion,
     proof,
     registry,
     report,
@@ -43,7 +44,8 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("submit")(submit.submit)
-registry.app.command("verify")(proof.verify)
+for command in (proof.verify, proof.compare, promotion.promote, promotion.rollback, promotion.history):
+    registry.app.command(command.__name__)(command)
 app.add_typer(registry.app, name="registry")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(cluster.app, name="cluster")

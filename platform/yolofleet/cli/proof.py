@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,6 +11,8 @@ import typer
 from yolofleet.cli.registry import AsJson, TrackingUri, reachable_registry
 
 if TYPE_CHECKING:
+    from yolofleet.evaluation.bootstrap import Difference
+    from yolofleet.registry.comparison import Comparison
     from yolofleet.registry.verify import Verification
 
 MARKS = {"passed": "ok", "failed": "FAILED", "not possible": "not possible", "note": "note"}
@@ -58,6 +61,74 @@ def verify(
     else:
         _show(found)
     return EXIT_WORK_FAILED if found.verdict in (("failed", "incomplete") if strict else ("failed",)) else EXIT_DONE
+
+
+def compare(
+    first: Reference,
+    second: Reference,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", help="Dataset to compare on. Default: what SECOND was judged on.", show_default=False),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page and the pictures where they differ most here.")
+    ] = None,
+    replicates: Annotated[int, typer.Option("--replicates", min=100, help="How often images are drawn anew.")] = 1000,
+    confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
+    device: Device = "auto",
+    tracking_uri: TrackingUri = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare two versions on the same images: the twelve figures, each class, and how sure the differences are."""
+    from yolofleet.cli.evaluate import counting
+    from yolofleet.evaluation.device import chosen_device
+    from yolofleet.registry.comparison import compare as compare_versions
+    from yolofleet.registry.versions import find_version
+
+    chosen = chosen_device(device, "--device")
+    uri = reachable_registry(tracking_uri)
+    with counting() as on_images:
+        found = compare_versions(
+            uri,
+            find_version(uri, first),
+            find_version(uri, second),
+            chosen,
+            data=data,
+            num_replicates=replicates,
+            confidence=confidence,
+            on_images=on_images,
+        )
+    if html is not None:
+        _write_page(found, html)
+    if as_json:
+        typer.echo(json.dumps(found.document(), indent=2))
+        return
+    images = f"{found.differences.num_images} images of {found.dataset.storage.url}"
+    typer.echo(f"{found.second.uri} against {found.first.uri}, {images}")
+    for entry in (*found.differences.figures, *found.differences.per_class):
+        typer.echo(f"  {entry.name:<20} {_described(entry)}")
+    typer.echo(f"intervals: {confidence:.0%} of {replicates} paired bootstrap replicates over images")
+    if html is not None:
+        typer.echo(f"page: {html / 'index.html'}")
+
+
+def _described(entry: Difference) -> str:
+    """Return one figure of a comparison as a line."""
+    if entry.first is None or entry.second is None or entry.difference is None or entry.low is None:
+        return "nothing to measure"
+    interval = f"({entry.low:+.4f} to {entry.high:+.4f})"
+    return f"{entry.first:.4f}  {entry.second:.4f}  {entry.difference:+.4f}  {interval}"
+
+
+def _write_page(found: Comparison, folder: Path) -> None:
+    from yolofleet.registry.compare_page import differing_pictures, render_comparison
+    from yolofleet.storage import open_storage
+
+    pictures = differing_pictures(found)
+    storage = open_storage(folder)
+    for number, entry in enumerate(pictures):
+        storage.put(f"pictures/{number:02d}.jpg", entry.picture.jpeg)
+    storage.put("index.html", render_comparison(found, pictures).encode())
 
 
 def _show(found: Verification) -> None:

@@ -1,4 +1,4 @@
-"""``yolofleet registry``: detectors in the MLflow Model Registry."""
+"""``yolofleet registry``: detectors in the MLflow Model Registry, put there and found again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from yolofleet.registry.lineage import Lineage
     from yolofleet.registry.versions import Version
+
+MOST_SHARDS_SHOWN = 5
 
 app = typer.Typer(help="Register, list, show and promote detectors in the MLflow Model Registry.", no_args_is_help=True)
 
@@ -114,21 +117,33 @@ def import_(
 @app.command("list")
 def list_(
     name: Annotated[str | None, typer.Argument(help="Only versions of this registered model.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="Only versions that used this data: digest of a manifest or a shard, or its start."
+        ),
+    ] = None,
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
     """List the registered versions, the newest first."""
+    from yolofleet.registry.lineage import PARTS, DataUse, uses_of
     from yolofleet.registry.versions import list_versions
 
-    versions = list_versions(reachable_registry(tracking_uri), name)
+    uri = reachable_registry(tracking_uri)
+    uses = uses_of(uri, data, name) if data is not None else [DataUse(v, ()) for v in list_versions(uri, name)]
     if as_json:
-        _print_json([version.document() for version in versions])
+        used = [{"data": list(use.parts)} if data is not None else {} for use in uses]
+        _print_json([{**use.version.document(), **more} for use, more in zip(uses, used, strict=True)])
         return
-    for version in versions:
+    words = dict(zip(PARTS, ("trained on it", "judged on it"), strict=True))
+    for use in uses:
+        version = use.version
         aliases = f"  @{' @'.join(version.aliases)}" if version.aliases else ""
-        typer.echo(f"{version.uri}{aliases}{_figures(version)}")
-    if not versions:
-        typer.echo("nothing is registered yet", err=True)
+        how = f"  {' and '.join(words[part] for part in use.parts)}" if use.parts else ""
+        typer.echo(f"{version.uri}{aliases}{_figures(version)}{how}")
+    if not uses:
+        typer.echo("nothing is registered yet" if data is None else f"no version used data {data}", err=True)
 
 
 @app.command("show")
@@ -137,28 +152,18 @@ def show(
     tracking_uri: TrackingUri = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what is known of a version: aliases, run, figures, data."""
+    """Show what is known of a version: aliases, figures, and where it comes from down to the shards."""
+    from yolofleet.registry.lineage import find_lineage
     from yolofleet.registry.versions import find_version
 
-    _print_version(find_version(reachable_registry(tracking_uri), reference), as_json)
-
-
-@app.command("promote")
-def promote(
-    name: Annotated[str, typer.Argument(help="The registered model.")],
-    version: Annotated[int, typer.Option("--version", help="The version to promote.")],
-    to: Annotated[str, typer.Option("--to", help="The alias to point to it.")] = "champion",
-    tracking_uri: TrackingUri = None,
-    as_json: AsJson = False,
-) -> None:
-    """Point an alias to a version."""
-    from yolofleet.registry.versions import find_version, set_alias
-
     uri = reachable_registry(tracking_uri)
-    before = set_alias(uri, find_version(uri, f"{name}/{version}"), to)
-    if before is not None and before.number != version:
-        typer.echo(f"@{to} pointed to version {before.number} before", err=True)
-    _print_version(find_version(uri, f"{name}@{to}"), as_json)
+    version = find_version(uri, reference)
+    lineage = find_lineage(uri, version)
+    if as_json:
+        _print_json({**version.document(), "lineage": lineage.document()})
+        return
+    _print_version(version, as_json=False)
+    _print_lineage(lineage)
 
 
 def reachable_registry(given: str | None) -> str:
@@ -207,6 +212,23 @@ def _print_version(version: Version, as_json: bool) -> None:
     typer.echo(f"{version.uri}\n  aliases: {aliases}\n  run: {version.run_id or 'none'}\n  digest: {version.digest}")
     for key, value in version.facts.items():
         typer.echo(f"  {key}: {value}")
+
+
+def _print_lineage(lineage: Lineage) -> None:
+    typer.echo("lineage")
+    typer.echo(f"  run: {lineage.run_id or 'none'} {lineage.run_directory or ''}".rstrip())
+    typer.echo(f"  job: {f'sha256 {lineage.job_sha256}' if lineage.job_sha256 else 'not recorded'}")
+    for source in lineage.data:
+        typer.echo(f"  {source.part}: manifest {source.manifest_sha256} {source.url or ''}".rstrip())
+        if source.shards is None:
+            typer.echo("    the manifest is not in the version: its shards are not known")
+            continue
+        for name, sha256 in source.shards[:MOST_SHARDS_SHOWN]:
+            typer.echo(f"    shard {name}: {sha256}")
+        if len(source.shards) > MOST_SHARDS_SHOWN:
+            typer.echo(f"    and {len(source.shards) - MOST_SHARDS_SHOWN} more shards; --json shows all")
+    for generation, parent in enumerate(lineage.parents):
+        typer.echo(f"  {'parent' if generation == 0 else 'its parent'}: {parent}")
 
 
 def _print_json(document: Any) -> None:

@@ -20,7 +20,7 @@ GAP = 6
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplePicture:
-    """One picture twice: left with its ground truth, right with the detections.
+    """One picture several times: left with its ground truth, then with the detections.
 
     Attributes:
         name: its name in the dataset's source.
@@ -50,25 +50,39 @@ def draw_samples(
     Returns:
         At most `count` pictures; one that cannot be read is left out.
     """
-    names = dict(dataset.classes)
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    samples = []
-    for number in numbers.tolist():
-        try:
-            sample = dataset.read(number)
-            record = sample.record()
-            pixels = sample.pixels(record)
-        except (SampleError, RecordError, ImageError):  # evaluation has counted and named it already
-            continue
-        objects = [
-            {"category_id": dataset.classes[int(index)][0], "bbox": box, "iscrowd": bool(crowd)}
-            for index, box, crowd in zip(record.classes, record.boxes.tolist(), record.iscrowd, strict=True)
-        ]
-        found = _records(detections, record.image_id, confidence)
-        halves = [draw_detections(pixels, records, names=names) for records in (objects, found)]
-        both = _beside(halves, side)
-        samples.append(SamplePicture(name=record.file_name, jpeg=encode(both), width=both.width, height=both.height))
-    return samples
+    found = (draw_sample(dataset, number, [detections], confidence, side) for number in numbers.tolist())
+    return [picture for picture in found if picture is not None]
+
+
+def draw_sample(
+    dataset: ShardDataset, number: int, found: Sequence[Detections], confidence: float = 0.25, side: int = 640
+) -> SamplePicture | None:
+    """Draws one picture several times: with its ground truth, and with what each detector found.
+
+    Args:
+        dataset: the pictures and their objects.
+        number: of the sample.
+        found: of each detector.
+        confidence: lowest score drawn.
+        side: longest side of each copy in pixels.
+
+    Returns:
+        The picture, or None if it cannot be read.
+    """
+    try:
+        sample = dataset.read(number)
+        record = sample.record()
+        pixels = sample.pixels(record)
+    except (SampleError, RecordError, ImageError):  # evaluation has counted and named it already
+        return None
+    objects = [
+        {"category_id": dataset.classes[int(index)][0], "bbox": box, "iscrowd": bool(crowd)}
+        for index, box, crowd in zip(record.classes, record.boxes.tolist(), record.iscrowd, strict=True)
+    ]
+    drawn = [objects, *(_records(detections, record.image_id, confidence) for detections in found)]
+    both = _beside([draw_detections(pixels, records, names=dict(dataset.classes)) for records in drawn], side)
+    return SamplePicture(name=record.file_name, jpeg=encode(both), width=both.width, height=both.height)
 
 
 def _records(detections: Detections, image_id: int, confidence: float) -> list[dict[str, Any]]:

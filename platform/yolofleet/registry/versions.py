@@ -77,6 +77,12 @@ def check_name(name: str) -> None:
         raise RegistryError(f"{name!r} cannot name a registered model: 1 to 200 characters, none of / : ' \" `")
 
 
+def check_alias(alias: str) -> None:
+    """Raise `RegistryError` for a name that no alias can have."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,99}", alias) or re.fullmatch(r"[vV]\d+|latest", alias):
+        raise RegistryError(f"{alias!r} cannot be an alias: letters, digits, _ and -; not 'latest', not 'v1'")
+
+
 def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     """Return the registered versions, by name and then the newest first.
 
@@ -132,8 +138,7 @@ def set_alias(tracking_uri: str, version: Version, alias: str) -> Version | None
         RegistryError: No alias can have this name.
         TrackingError: MLflow does not answer.
     """
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]{0,99}", alias) or re.fullmatch(r"[vV]\d+|latest", alias):
-        raise RegistryError(f"{alias!r} cannot be an alias: letters, digits, _ and -; not 'latest', not 'v1'")
+    check_alias(alias)
     before = next((known for known in list_versions(tracking_uri, version.name) if alias in known.aliases), None)
     with mlflow_errors(tracking_uri):
         open_client(tracking_uri).set_registered_model_alias(version.name, alias, str(version.number))

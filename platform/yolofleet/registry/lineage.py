@@ -1,0 +1,202 @@
+"""Where a version comes from: version -> run -> job -> data manifests -> shards, and the version that it continues.
+
+The manifests travel inside the version, so its lineage is whole even when run directory and data are gone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from yolofleet.data.manifest import Manifest
+from yolofleet.registry.proof import LINEAGE_FOLDER
+from yolofleet.registry.version_files import artifact_location, download, local_folder
+from yolofleet.registry.versions import RegistryError, Version, find_version, list_versions
+from yolofleet.tracking.mlflow_store import TrackingError
+
+PARTS = ("train", "val")
+SHORTEST_DIGEST = 6
+LONGEST_LINE_OF_PARENTS = 50
+PARENT_FACT = "initial_weights.parent"
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """One dataset behind a version.
+
+    Attributes:
+        part: ``train``: it learned from it; ``val``: it was chosen and judged by it.
+        manifest_sha256: Digest of its manifest.
+        url: Where it lay; None where that is not recorded.
+        shards: (name, sha256) of each shard; None where the manifest is not in the version.
+    """
+
+    part: str
+    manifest_sha256: str
+    url: str | None
+    shards: tuple[tuple[str, str], ...] | None = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Where a version comes from; None where it is not recorded.
+
+    Attributes:
+        version: The version.
+        run_id: MLflow's id of the run that made it.
+        run_directory: Where that run lay.
+        job_sha256: Digest of its job spec, which is in ``evidence.json``.
+        data: What it learned from and was judged by.
+        parents: What it was fine-tuned from: the parent, that one's parent, and so on.
+    """
+
+    version: Version
+    run_id: str | None
+    run_directory: str | None
+    job_sha256: str | None
+    data: tuple[DataSource, ...]
+    parents: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {
+            "run_id": self.run_id,
+            "run_directory": self.run_directory,
+            "job_sha256": self.job_sha256,
+            "data": [
+                {
+                    "part": source.part,
+                    "manifest_sha256": source.manifest_sha256,
+                    "url": source.url,
+                    "shards": None if source.shards is None else dict(source.shards),
+                }
+                for source in self.data
+            ],
+            "parents": list(self.parents),
+        }
+
+
+@dataclass(frozen=True)
+class DataUse:
+    """A version and what it used some data for.
+
+    Attributes:
+        version: The version.
+        parts: ``train``, ``val`` or both.
+    """
+
+    version: Version
+    parts: tuple[str, ...]
+
+
+def find_lineage(tracking_uri: str, version: Version) -> Lineage:
+    """Follow a version back to its shards and its parents.
+
+    Raises:
+        TrackingError: MLflow does not answer.
+    """
+    manifests = _manifests(tracking_uri, version)
+    sources = []
+    for part in PARTS:
+        digest = version.facts.get(f"data.{part}")
+        if digest is None:
+            continue
+        data = manifests.get(part)
+        known = data is not None and hashlib.sha256(data).hexdigest() == digest
+        manifest = Manifest.from_bytes(data, f"{version.uri}/{part}") if known and data is not None else None
+        shards = None if manifest is None else tuple((shard.name, shard.sha256) for shard in manifest.shards)
+        sources.append(DataSource(part, digest, version.facts.get(f"data_url.{part}"), shards))
+    return Lineage(
+        version=version,
+        run_id=version.run_id,
+        run_directory=version.facts.get("run_directory"),
+        job_sha256=version.facts.get("job_sha256"),
+        data=tuple(sources),
+        parents=tuple(_parents(tracking_uri, version)),
+    )
+
+
+def uses_of(tracking_uri: str, digest: str, name: str | None = None) -> list[DataUse]:
+    """Return the versions that learned from some data or were judged by it.
+
+    Args:
+        tracking_uri: The MLflow server or database.
+        digest: Of a manifest, or of a shard; its first digits will do.
+        name: Only versions of this registered model.
+
+    Raises:
+        RegistryError: The text is no digest, or it means several manifests.
+    """
+    if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_DIGEST},64}}", digest):
+        raise RegistryError(f"{digest!r:.80} is no digest: {SHORTEST_DIGEST} to 64 hexadecimal digits")
+    versions = list_versions(tracking_uri, name)
+    found = {value for version in versions for value in _digests(version).values() if value.startswith(digest)}
+    if len(found) > 1:
+        raise RegistryError(f"{digest} begins {len(found)} manifests: {', '.join(sorted(found))}; give more digits")
+    if found:
+        return _uses(versions, found)
+    return _uses(versions, _manifests_with_shard(tracking_uri, versions, digest))
+
+
+def _uses(versions: list[Version], digests: set[str]) -> list[DataUse]:
+    uses = []
+    for version in versions:
+        parts = tuple(part for part, value in _digests(version).items() if value in digests)
+        if parts:
+            uses.append(DataUse(version, parts))
+    return uses
+
+
+def _digests(version: Version) -> dict[str, str]:
+    return {part: version.facts[f"data.{part}"] for part in PARTS if f"data.{part}" in version.facts}
+
+
+def _manifests_with_shard(tracking_uri: str, versions: list[Version], digest: str) -> set[str]:
+    """Return the digests of the manifests that name a shard; each manifest is read once."""
+    holding: set[str] = set()
+    seen: set[str] = set()
+    for version in versions:
+        if set(_digests(version).values()) <= seen:
+            continue
+        for source in find_lineage(tracking_uri, version).data:
+            seen.add(source.manifest_sha256)
+            if any(sha256.startswith(digest) for _, sha256 in source.shards or ()):
+                holding.add(source.manifest_sha256)
+    return holding
+
+
+def _manifests(tracking_uri: str, version: Version) -> dict[str, bytes]:
+    """Return the manifests that travel with a version, by part."""
+    location = artifact_location(tracking_uri, version)
+    local = local_folder(location)
+    if local is not None and local.is_dir():
+        return _read(local / LINEAGE_FOLDER)
+    with TemporaryDirectory(prefix="yolofleet-lineage-") as folder:
+        try:
+            download(tracking_uri, location, LINEAGE_FOLDER, Path(folder) / LINEAGE_FOLDER)
+        except TrackingError:  # a version that holds none has no such folder
+            return {}
+        return _read(Path(folder) / LINEAGE_FOLDER)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    paths = {part: folder / f"{part}.json" for part in PARTS}
+    return {part: path.read_bytes() for part, path in paths.items() if path.is_file()}
+
+
+def _parents(tracking_uri: str, version: Version) -> list[str]:
+    parents: list[str] = []
+    parent = version.facts.get(PARENT_FACT)
+    while parent is not None and parent not in parents and len(parents) < LONGEST_LINE_OF_PARENTS:
+        parents.append(parent)
+        if not parent.startswith("models:/"):
+            break  # a run, which no version speaks for
+        try:
+            parent = find_version(tracking_uri, parent).facts.get(PARENT_FACT)
+        except RegistryError:
+            break  # it was deleted, or lies in another registry
+    return parents

@@ -1,0 +1,225 @@
+"""One alias, many who want to move it: always one champion, every loser told, and a killed promotion is put right."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from yolofleet.registry import champions
+from yolofleet.registry.champions import (
+    PromotionLostError,
+    Reign,
+    move_alias,
+    previous_alias,
+    reigns,
+    rollback_target,
+)
+from yolofleet.registry.intents import LEASE_SECONDS, Holder, Intent, Line, read_intents
+from yolofleet.registry.versions import RegistryError
+
+ALIAS = "champion"
+NUM_WRITES = 7
+"""Of one promotion: choosing, waiting, committing, alias, history, previous, removed."""
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the code under test may run after it."""
+
+
+@dataclass
+class Memory:
+    """Tags and aliases in memory; single reads and writes are atomic, as a server's are, and nothing else is."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, int] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    writes_left: int | None = None
+    champions_seen: list[int] = field(default_factory=list)
+
+    def read(self) -> tuple[Mapping[str, str], Mapping[str, int]]:
+        time.sleep(0)
+        with self.lock:
+            return dict(self.tags), dict(self.aliases)
+
+    def _count(self) -> None:
+        if self.writes_left == 0:
+            raise Killed
+        if self.writes_left is not None:
+            self.writes_left -= 1
+
+    def set_tag(self, key: str, value: str) -> None:
+        self._count()
+        with self.lock:
+            self.tags[key] = value
+
+    def delete_tag(self, key: str) -> None:
+        self._count()
+        with self.lock:
+            self.tags.pop(key, None)
+
+    def set_alias(self, alias: str, version: int) -> None:
+        self._count()
+        with self.lock:
+            self.aliases[alias] = version
+            if alias == ALIAS:
+                self.champions_seen.append(version)
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(champions, "SETTLE_SECONDS", 0.0)
+
+
+def promote(store: Memory, version: int, expected: int | None, action: str = "promote") -> Reign:
+    return move_alias(store, ALIAS, version, expected=expected, action=action, reason=f"because of {version}")
+
+
+def test_a_promotion_moves_the_alias_and_is_remembered() -> None:
+    store = Memory()
+    promote(store, 1, None)
+    promote(store, 4, 1)
+    history = reigns(store.tags, store.aliases, ALIAS)
+    assert [(reign.sequence, reign.version, reign.previous) for reign in history] == [(1, 1, None), (2, 4, 1)]
+    assert history[1].reason == "because of 4" and history[1].time.endswith("Z") and history[1].by
+    assert store.aliases == {ALIAS: 4, previous_alias(ALIAS): 1}
+    assert read_intents(store.tags, ALIAS) == []
+    with pytest.raises(
+        PromotionLostError, match=r"@champion points to version 4 now .*because of 4.*against version 1"
+    ):
+        promote(store, 5, 1)
+    assert store.aliases[ALIAS] == 4 and read_intents(store.tags, ALIAS) == []
+
+
+def test_a_rollback_goes_back_and_can_be_taken_back() -> None:
+    store = Memory()
+    for complaint in ("nothing is @champion", "no version was @champion before version 1"):
+        with pytest.raises(RegistryError, match=complaint):
+            rollback_target(store.tags, store.aliases, ALIAS)
+        if ALIAS not in store.aliases:
+            promote(store, 1, None)
+    promote(store, 2, 1)
+    assert rollback_target(store.tags, store.aliases, ALIAS) == 1
+    promote(store, 1, 2, action="rollback")
+    assert store.aliases == {ALIAS: 1, previous_alias(ALIAS): 2}
+    assert rollback_target(store.tags, store.aliases, ALIAS) == 2
+
+
+@pytest.mark.parametrize("num_writes", range(NUM_WRITES))
+def test_killed_before_any_write_it_leaves_the_old_or_the_new_state(
+    num_writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Memory()
+    promote(store, 1, None)
+    store.writes_left = num_writes
+    with pytest.raises(Killed):
+        promote(store, 2, 1)
+    store.writes_left = None
+    committed = num_writes > 3
+    assert store.aliases[ALIAS] == (2 if committed else 1)
+    seen = [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)]
+    assert seen == ([1, 2] if committed else [1])  # even before anything was put right
+    assert rollback_target(store.tags, store.aliases, ALIAS) == 1 if committed else True
+    monkeypatch.setattr(Holder, "is_known_dead", lambda holder: holder.pid != 0)
+    monkeypatch.setattr(Holder, "here", lambda: Holder("here", 0, "now"))
+    promote(store, 3, 2 if committed else 1)
+    history = reigns(store.tags, store.aliases, ALIAS)
+    assert [reign.version for reign in history] == ([1, 2, 3] if committed else [1, 3])
+    assert [reign.sequence for reign in history] == list(range(1, len(history) + 1))
+    assert store.aliases == {ALIAS: 3, previous_alias(ALIAS): 2 if committed else 1}
+    assert read_intents(store.tags, ALIAS) == []
+
+
+@pytest.mark.parametrize("num_writes", range(4, NUM_WRITES + 5))
+def test_killed_while_it_puts_right_what_another_left_the_next_one_does(
+    num_writes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Memory()
+    promote(store, 1, None)
+    monkeypatch.setattr(Holder, "is_known_dead", lambda holder: True)
+    store.writes_left = 4
+    with pytest.raises(Killed):
+        promote(store, 2, 1)
+    store.writes_left = num_writes - 4
+    with pytest.raises(Killed):
+        promote(store, 3, 2)
+    store.writes_left = None
+    current = store.aliases[ALIAS]
+    promote(store, 5, current)
+    versions = [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)]
+    assert versions == [1, 2, *([3] if current == 3 else []), 5]
+    assert store.aliases[previous_alias(ALIAS)] == current
+
+
+def test_of_many_threads_one_wins_each_round_and_all_others_are_told() -> None:
+    store = Memory()
+    num_threads, num_rounds = 8, 6
+    expected: int | None = None
+    for round_number in range(num_rounds):
+        won: list[int] = []
+        told: list[str] = []
+        gate = threading.Barrier(num_threads)
+
+        def work(version: int, against: int | None, gate: threading.Barrier, won: list[int], told: list[str]) -> None:
+            gate.wait()
+            try:
+                won.append(promote(store, version, against).version)
+            except PromotionLostError as error:
+                told.append(str(error))
+
+        threads = [
+            threading.Thread(target=work, args=(100 * round_number + place + 1, expected, gate, won, told))
+            for place in range(num_threads)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1 and len(told) == num_threads - 1
+        assert store.aliases[ALIAS] == won[0]
+        expected = won[0]
+    assert len(store.champions_seen) == num_rounds  # no loser ever touched the alias
+    assert [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)] == store.champions_seen
+    assert read_intents(store.tags, ALIAS) == []
+
+
+def test_an_alias_that_was_moved_by_hand_is_found_and_said() -> None:
+    store = Memory()
+    promote(store, 1, None)
+    store.aliases[ALIAS] = 9
+    promote(store, 2, 9)
+    history = reigns(store.tags, store.aliases, ALIAS)
+    assert [(reign.version, reign.action) for reign in history] == [(1, "promote"), (9, "found"), (2, "promote")]
+    assert rollback_target(store.tags, store.aliases, ALIAS) == 9
+
+
+def test_an_intent_of_another_host_blocks_until_its_tag_has_not_changed_for_the_lease() -> None:
+    store = Memory()
+    other = Intent(ALIAS, 7, None, "promote", "", "somebody", Holder("elsewhere", 1, "1"))
+    other = replace(other, stage="waiting", number=1)
+    store.set_tag(other.key, other.text())
+    now = 0.0
+    waited: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += max(seconds, 1.0)
+        waited.append(now)
+        if now < 100:  # it lives, and says so
+            store.set_tag(other.key, other.text(beat=int(now) // 20))
+
+    line = Line(store, clock=lambda: now, sleep=sleep)
+    own = Intent(ALIAS, 8, None, "promote", "", "me", Holder.here())
+    own = line.wait_for_turn(own, lambda aliases: None)
+    assert own.number == 2 and now > 80 + LEASE_SECONDS
+    assert len({text for key, text in store.tags.items() if key == own.key}) == 1
+
+
+def test_damaged_tags_do_not_stop_anybody() -> None:
+    store = Memory()
+    for text in ("", "{", "[]", '{"alias": 1}', '{"alias": "champion", "number": "x"}'):
+        store.tags[f"yolofleet.intent.champion.{len(store.tags)}"] = text
+    assert promote(store, 1, None).sequence == 1
