@@ -126,6 +126,7 @@ def test_from_registration_to_rollback(server: str, trained_package: Path, own_p
     assert examined.passed, examined.document()
     promote(server, examined, "the first")
     second = register_detector(own_package, "shapes", server, evidence={})
+    assert find_lineage(server, second).data == ()
     refused = examine(server, "shapes", 2, "champion", policy)
     assert not refused.passed
     promote(server, refused, "for the test", forced=True)

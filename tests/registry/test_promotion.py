@@ -139,6 +139,8 @@ def test_from_the_first_champion_to_a_rollback(
     code, out = run("promote", "shapes", "--version", "1", "--reason", "the first")
     assert code == 0 and "models:/shapes/1 is @champion now" in out and "CLOSED" not in out
     assert run("promote", "shapes", "--version", "1")[0] == 2
+    around_the_gates = run("register", str(tmp_path / "worse"), "--name", "shapes", "--alias", "champion")
+    assert around_the_gates[0] == 2
 
     code, out = run("promote", "shapes", "--version", "2", "--json")
     document = json.loads(out)

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from yolofleet.cli.main import main
+from yolofleet.errors import UserError
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector, save_detector
 from yolofleet.models import build_model
 from yolofleet.registry.judgement import read_detections, write_detections
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import Verification, verify
 from yolofleet.registry.version_files import artifact_location, local_folder
 from yolofleet.registry.versions import PROOF_TAG, Version, find_version
@@ -137,6 +139,33 @@ def test_weights_and_all_digests_replaced_together_do_not_have_the_ap(registered
     assert "recorded is" in details(found, "failed")
     pinned = verify(uri, find_version(uri, "shapes/1"), expected_proof_sha256=version.proof_sha256)
     assert "you expect" in next(claim.detail for claim in pinned.named("failed") if claim.name == "proof")
+
+
+def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
+    trained_package: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    from yolofleet.export.exporter import Request, export_detector
+    from yolofleet.export.settings import InputShape
+
+    package = Path(shutil.copytree(trained_package, tmp_path / "package"))
+    detector = Detector.load(package)
+    shape = InputShape(batch=1, image_size=detector.card.image_size, dynamic=False)
+    export_detector(detector, package / "model.onnx", Request(format="onnx", shape=shape))
+    version = register_detector(package, "shapes", tracking_uri, evidence={})
+    passed = outcomes(verify(tracking_uri, version))
+    assert passed["ONNX"] == passed["ONNX Runtime, model.onnx"] == "passed"
+    files = local_folder(artifact_location(tracking_uri, version))
+    assert files is not None
+    path = files / "data/detector/model.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 64
+    path.write_bytes(data)
+    assert "ONNX: data/detector/model.onnx has sha256" in details(verify(tracking_uri, version), "failed")
+    (package / "model.onnx").write_bytes(data[: len(data) // 2])
+    (package / "notes.json").write_text("{}")
+    with pytest.raises(UserError, match=r"model\.onnx"):
+        register_detector(package, "shapes", tracking_uri, evidence={})
 
 
 def test_what_cannot_be_redone_is_said_and_is_not_passed(

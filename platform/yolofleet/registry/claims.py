@@ -7,25 +7,21 @@ possible never counts as passed. Files are read, never executed: the code that a
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from yolofleet.errors import UserError
-from yolofleet.registry.forms import (
-    FORM_TOLERANCE,
-    ONNX_TOLERANCE,
-    FormError,
-    onnx_difference,
-    training_form_difference,
-)
+from yolofleet.registry.forms import FORM_TOLERANCE, FormError, onnx_comparison, training_form_difference
 from yolofleet.registry.judgement import Judged, judge, read_detections
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE
-from yolofleet.registry.proof import DETECTIONS_NAME, LINEAGE_FOLDER, PROOF_NAME, Latency, Proof, file_digests
+from yolofleet.registry.proof import DETECTIONS_NAME, LINEAGE_FOLDER, Latency, Proof, file_digests
 from yolofleet.storage import StorageError
-from yolofleet.training.initial import TRAINING_FORM
+from yolofleet.training.initial import CARD_NAME, TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
@@ -39,6 +35,22 @@ CHECKED_FIGURES = ("AP", "AP50", "AP75", "AR_100")
 """The figures over all sizes; those of one size rest on few objects and jump with each."""
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 MOST_NAMED = 5
+
+
+FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
+    {
+        "weights": lambda path: path.startswith(f"{DETECTOR_FOLDER}/") and path.endswith(".safetensors"),
+        "spec": lambda path: path == f"{DETECTOR_FOLDER}/{CARD_NAME}",
+        "ONNX": lambda path: path.endswith(".onnx"),
+        "inference code": lambda path: path.startswith("code/"),
+        "evidence": lambda path: path == EVIDENCE_NAME,
+        "detections": lambda path: path == DETECTIONS_NAME,
+        "data manifests": lambda path: path.startswith(f"{LINEAGE_FOLDER}/"),
+    }
+)
+"""Which claim speaks of which files."""
+OTHER_FILES = "other files"
+"""The rest: MLflow's description of the model."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +71,9 @@ class Claim:
 def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
     """Compare every file with its recorded digest; a claim for each kind of file."""
     found = file_digests(folder)
-    for name, belongs in FILE_KINDS.items():
-        recorded = {path: digest for path, digest in proof.files.items() if belongs(path)}
-        present = {path: digest for path, digest in found.items() if belongs(path)}
+    for name in (*FILE_KINDS, OTHER_FILES):
+        recorded = {path: digest for path, digest in proof.files.items() if _kind(path) == name}
+        present = {path: digest for path, digest in found.items() if _kind(path) == name}
         if not recorded and not present:
             continue
         problems = [
@@ -74,6 +86,10 @@ def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
             ),
         ]
         yield _claim(name, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
+
+
+def _kind(path: str) -> str:
+    return next((name for name, belongs in FILE_KINDS.items() if belongs(path)), OTHER_FILES)
 
 
 def pickle_claim(folder: Path) -> Claim:
@@ -95,37 +111,32 @@ def form_claims(folder: Path, proof: Proof, detector: Detector | None) -> Iterat
     """Compare the deployed form with the training form and with each ONNX file."""
     package = folder / DETECTOR_FOLDER
     if proof.training_form_difference is not None or (package / TRAINING_FORM).is_file():
-        yield _compared(
-            "training form",
-            detector,
-            lambda loaded: training_form_difference(package, loaded),
-            FORM_TOLERANCE,
-            "of the range of the predictions",
-        )
-    onnx_files = {*proof.onnx_differences, *(path.relative_to(folder).as_posix() for path in package.rglob("*.onnx"))}
+        yield _compared("training form", detector, lambda loaded: _training_form(package, loaded))
+    onnx_files = {*proof.onnx_files, *(path.relative_to(folder).as_posix() for path in package.rglob("*.onnx"))}
     for name in sorted(onnx_files):
-        yield _compared(
-            f"ONNX Runtime, {Path(name).name}",
-            detector,
-            lambda loaded, name=name: onnx_difference(folder / name, loaded),  # type: ignore[misc]
-            ONNX_TOLERANCE,
-            "in score or share of the picture",
-        )
+        yield _compared(f"ONNX Runtime, {Path(name).name}", detector, partial(_onnx, folder / name))
 
 
-def _compared(
-    name: str, detector: Detector | None, measure: Callable[[Detector], float], tolerance: float, unit: str
-) -> Claim:
+def _training_form(package: Path, detector: Detector) -> tuple[bool, str]:
+    difference = training_form_difference(package, detector)
+    return True, f"differs by {difference:.2g} of the range of the predictions, allowed is {FORM_TOLERANCE:g}"
+
+
+def _onnx(path: Path, detector: Detector) -> tuple[bool, str]:
+    found = onnx_comparison(path, detector)
+    return found.equal, str(found)
+
+
+def _compared(name: str, detector: Detector | None, measure: Callable[[Detector], tuple[bool, str]]) -> Claim:
     if detector is None:
         return Claim(name, "not possible", "the detector does not load")
     try:
-        difference = measure(detector)
+        equal, detail = measure(detector)
     except FormError as error:
         return Claim(name, "not possible", str(error))
     except UserError as error:
         return Claim(name, "failed", str(error))
-    outcome: Outcome = "passed" if difference <= tolerance else "failed"
-    return Claim(name, outcome, f"differs by {difference:.2g} {unit}, allowed is {tolerance:g}")
+    return Claim(name, "passed" if equal else "failed", detail)
 
 
 def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> tuple[Claim, ShardDataset | None]:
@@ -257,19 +268,3 @@ def _near(found: float | None, recorded: float | None) -> bool:
 
 def _shown(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4f}"
-
-
-WEIGHTS = f"{DETECTOR_FOLDER}/model.safetensors"
-SPEC = f"{DETECTOR_FOLDER}/detector.json"
-FILE_KINDS: dict[str, Callable[[str], bool]] = {
-    "weights": lambda path: path.startswith(f"{DETECTOR_FOLDER}/") and path.endswith(".safetensors"),
-    "spec": lambda path: path == SPEC,
-    "ONNX": lambda path: path.endswith(".onnx"),
-    "inference code": lambda path: path.startswith("code/"),
-    "evidence": lambda path: path == EVIDENCE_NAME,
-    "detections": lambda path: path == DETECTIONS_NAME,
-    "data manifests": lambda path: path.startswith(f"{LINEAGE_FOLDER}/"),
-}
-"""Which claim speaks of which files; the rest is MLflow's description of the model."""
-NAMED_KINDS = tuple(FILE_KINDS.values())
-FILE_KINDS["other files"] = lambda path: path != PROOF_NAME and not any(belongs(path) for belongs in NAMED_KINDS)

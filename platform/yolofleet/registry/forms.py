@@ -9,15 +9,14 @@ from yolofleet.errors import UserError
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
+    from yolofleet.export.comparison import Comparison
 
 FORM_TOLERANCE = 1e-4
 """Largest difference of raw predictions between training form and deployed form, as a share of their range."""
-ONNX_TOLERANCE = 1e-3
-"""Largest difference of scores, and of boxes as a share of the picture, between torch and ONNX Runtime."""
 
 
 class FormError(UserError):
-    """Two forms of a detector cannot be compared, or do not compute the same."""
+    """Two forms of a detector cannot be compared here."""
 
 
 def training_form_difference(folder: Path, detector: Detector) -> float:
@@ -43,46 +42,30 @@ def training_form_difference(folder: Path, detector: Detector) -> float:
     return prove(model, detector.model, random_images(detector.model), FORM_TOLERANCE)
 
 
-def onnx_difference(path: Path, detector: Detector) -> float:
-    """Return by how much ONNX Runtime's predictions differ from torch's: scores, and boxes as a share of the picture.
+def onnx_comparison(path: Path, detector: Detector) -> Comparison:
+    """Run an ONNX file beside torch, with suppression inside or without.
 
     Args:
-        path: An ONNX file that takes pictures (B, 3, H, W) in 0..1 and gives decoded predictions (B, N, 5 + C).
+        path: A file that `yolofleet export` made of this detector.
         detector: The same detector in torch.
 
     Raises:
-        FormError: ONNX Runtime is not installed, the file is damaged, or its output is something else.
+        FormError: It cannot be compared: it is quantised, or onnxruntime is not installed.
+        UserError: The file cannot be run, or was made of other weights.
     """
-    import numpy as np
-    import torch
+    from importlib.util import find_spec
 
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise FormError("onnxruntime is not installed; pip install 'yolofleet[export]'") from error
+    if find_spec("onnxruntime") is None:
+        raise FormError("onnxruntime is not installed; pip install 'yolofleet[export]'")
+    from yolofleet.export.onnx_session import OnnxNetwork
+    from yolofleet.export.settings import InputShape, Thresholds
+    from yolofleet.export.verification import noise, verify
 
-    size = detector.card.image_size
-    try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        wanted = session.get_inputs()[0]
-        batch, _, height, width = (
-            length if isinstance(length, int) else default
-            for length, default in zip(wanted.shape, (2, 3, size, size), strict=True)
-        )
-        images = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(0))
-        outputs = session.run(None, {wanted.name: images.numpy()})
-    except Exception as error:  # ONNX Runtime has errors of its own for each thing that can be wrong with a file
-        raise FormError(f"{path.name}: ONNX Runtime cannot run it: {' '.join(str(error).split())[:300]}") from error
-    with torch.inference_mode():
-        expected = detector.model(images.to(detector.device)).cpu().numpy()
-    found = np.asarray(outputs[0])
-    if found.shape != expected.shape:
-        raise FormError(
-            f"{path.name}: gives {found.shape} where raw predictions are {expected.shape}; only a file without "
-            "suppression inside can be compared box by box"
-        )
-    if not np.isfinite(found).all():
-        raise FormError(f"{path.name}: gives values that are not finite")
-    scale = np.ones(expected.shape[-1])
-    scale[:4] = max(height, width)
-    return float((np.abs(found - expected) / scale).max())
+    card = OnnxNetwork(path).card
+    if card.weights_sha256 != detector.card.weights_sha256:
+        raise UserError(f"{path.name} was made of other weights ({card.weights_sha256[:12]}...): export it again")
+    if card.quantized:
+        raise FormError(f"{path.name} is quantised: its AP tells what it is worth, not its numbers")
+    shape = InputShape(batch=1, image_size=card.image_size, dynamic=card.dynamic)
+    thresholds = Thresholds(**card.suppression.model_dump()) if card.suppression is not None else None
+    return verify(path, "onnx", detector, thresholds, noise(shape, max(card.strides)))

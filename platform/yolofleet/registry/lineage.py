@@ -16,7 +16,6 @@ from yolofleet.data.manifest import Manifest
 from yolofleet.registry.proof import LINEAGE_FOLDER
 from yolofleet.registry.version_files import artifact_location, download, local_folder
 from yolofleet.registry.versions import RegistryError, Version, find_version, list_versions
-from yolofleet.tracking.mlflow_store import TrackingError
 
 PARTS = ("train", "val")
 SHORTEST_DIGEST = 6
@@ -163,8 +162,10 @@ def _manifests_with_shard(tracking_uri: str, versions: list[Version], digest: st
         if set(_digests(version).values()) <= seen:
             continue
         for source in find_lineage(tracking_uri, version).data:
+            if source.shards is None:
+                continue
             seen.add(source.manifest_sha256)
-            if any(sha256.startswith(digest) for _, sha256 in source.shards or ()):
+            if any(sha256.startswith(digest) for _, sha256 in source.shards):
                 holding.add(source.manifest_sha256)
     return holding
 
@@ -173,12 +174,12 @@ def _manifests(tracking_uri: str, version: Version) -> dict[str, bytes]:
     """Return the manifests that travel with a version, by part."""
     location = artifact_location(tracking_uri, version)
     local = local_folder(location)
-    if local is not None and local.is_dir():
+    if local is not None:
         return _read(local / LINEAGE_FOLDER)
     with TemporaryDirectory(prefix="yolofleet-lineage-") as folder:
         try:
             download(tracking_uri, location, LINEAGE_FOLDER, Path(folder) / LINEAGE_FOLDER)
-        except TrackingError:  # a version that holds none has no such folder
+        except RegistryError:  # it holds none
             return {}
         return _read(Path(folder) / LINEAGE_FOLDER)
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from yolofleet import __version__
-from yolofleet.registry.forms import onnx_difference, training_form_difference
+from yolofleet.registry.forms import FormError, onnx_comparison, training_form_difference
 from yolofleet.registry.judgement import Judged, Judgement, Sha256, write_detections
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
@@ -46,6 +46,14 @@ class Latency(Spec):
     num_threads: int
 
 
+class OnnxDifference(Spec):
+    """The largest differences between torch and ONNX Runtime on random pictures."""
+
+    box_pixels: float
+    """In pixels of the network's input."""
+    score: float
+
+
 class Proof(Spec):
     """What `proof.json` holds."""
 
@@ -60,8 +68,8 @@ class Proof(Spec):
     """Digest of the manifest of the data that it was trained on (``train``) and chosen by (``val``)."""
     training_form_difference: float | None = None
     """Between deployed and training form, as a share of the range of the predictions; None without a training form."""
-    onnx_differences: dict[str, float] = Field(default_factory=dict)
-    """Between torch and ONNX Runtime, by the path of the ONNX file."""
+    onnx_files: dict[str, OnnxDifference | None] = Field(default_factory=dict)
+    """Between torch and ONNX Runtime, by the path of the file; None where it could not be compared."""
     inference_code: str
     """Private name of the package of the inference code, which holds its digest."""
     yolofleet_version: str
@@ -116,8 +124,8 @@ def write_proof(
         judgement=background.judged.judgement if background.judged is not None else None,
         data={part: hashlib.sha256(manifest).hexdigest() for part, manifest in sorted(background.manifests.items())},
         training_form_difference=training_form_difference(package, detector) if has_training_form else None,
-        onnx_differences={
-            path.relative_to(folder).as_posix(): onnx_difference(path, detector)
+        onnx_files={
+            path.relative_to(folder).as_posix(): _onnx_difference(path, detector)
             for path in sorted(package.rglob("*.onnx"))
         },
         inference_code=inference_code,
@@ -128,6 +136,16 @@ def write_proof(
     path = folder / PROOF_NAME
     path.write_text(json.dumps(proof.model_dump(mode="json"), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return path
+
+
+def _onnx_difference(path: Path, detector: Detector) -> OnnxDifference | None:
+    try:
+        found = onnx_comparison(path, detector)
+    except FormError:
+        return None
+    if not found.equal:
+        raise RegistryError(f"{path.name} does not compute what the detector does: {found}; export it again")
+    return OnnxDifference(box_pixels=found.box_pixels, score=found.score)
 
 
 def read_proof(folder: Path) -> Proof:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from yolofleet.registry.champions import ModelTags, reigns
 from yolofleet.registry.package import collect_content, write_version
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
 from yolofleet.registry.run_background import run_background
@@ -16,7 +17,9 @@ from yolofleet.registry.versions import (
     CANDIDATE,
     DIGEST_TAG,
     PROOF_TAG,
+    RegistryError,
     Version,
+    check_alias,
     check_name,
     fact_tags,
     find_version,
@@ -69,13 +72,22 @@ def register_detector(
         alias: Points to the version afterwards.
 
     Raises:
-        UserError: The folder is no good detector package, the name is not possible, or MLflow does not answer.
+        UserError: The folder is no good detector package, the name is not possible, MLflow does not answer, or the
+            alias is moved by promotions.
     """
     check_name(name)
+    check_alias(alias)
     content = collect_content(folder)
     client = open_client(tracking_uri)
     with mlflow_errors(tracking_uri):
-        version = _existing(client, tracking_uri, name, content.digest, run_id, must_be_judged=judged is not None)
+        _make_model(client, name)
+        tags, aliases = ModelTags(tracking_uri, name).read()
+        if reigns(tags, aliases, alias):
+            raise RegistryError(
+                f"@{alias} of '{name}' is moved by promotions, which its history tells: register with another alias, "
+                "then promote the version"
+            )
+        version = _existing(tracking_uri, name, content.digest, run_id, must_be_judged=judged is not None)
         if version is None:
             write = partial(
                 write_version, content, evidence=evidence, judged=judged, manifests=manifests, run_id=run_id
@@ -119,9 +131,7 @@ def register_run(
         )
 
 
-def _existing(
-    client: MlflowClient, tracking_uri: str, name: str, digest: str, run_id: str | None, *, must_be_judged: bool
-) -> Version | None:
+def _make_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
@@ -129,6 +139,9 @@ def _existing(
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
+
+
+def _existing(tracking_uri: str, name: str, digest: str, run_id: str | None, *, must_be_judged: bool) -> Version | None:
     same = [v for v in list_versions(tracking_uri, name) if (v.digest, v.run_id) == (digest, run_id)]
     return next((version for version in same if FIGURE_FACT in version.facts or not must_be_judged), None)
 

@@ -68,7 +68,7 @@ def download(tracking_uri: str, location: str, part: str, target: Path) -> None:
         target: What becomes that folder.
 
     Raises:
-        RegistryError: One of the names leads out of the folder.
+        RegistryError: There is no such folder, or one of the names leads out of it.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -119,3 +119,5 @@ def _check_names(repository: ArtifactRepository, location: str, part: str) -> No
             checked_name(entry.path, location)
             if entry.is_dir:
                 waiting.append(entry.path)
+    if not seen:
+        raise RegistryError(f"{location} holds no {part or 'files'}")
