@@ -41,20 +41,12 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or torch.get_num_threads()
         options.log_severity_level = 3
+        data = _read(path)
         try:
-            if path.stat().st_size >= MOST_BYTES:
-                raise ExportError(f"{path} is no ONNX file: it has {path.stat().st_size:,} bytes")
-            self._session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        except OSError as error:
-            raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
-        except (RuntimeError, ValueError, NotImplementedError) as error:  # what onnxruntime's errors derive from
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has a type of its own for each thing that can be wrong with a file
             reason = " ".join(str(error).split())[:300]
             raise ExportError(f"{path} is no ONNX file that ONNX Runtime can run: {reason}") from error
-        except Exception as error:
-            if type(error).__module__.startswith("onnxruntime"):  # its errors share no other base
-                reason = " ".join(str(error).split())[:300]
-                raise ExportError(f"{path} is no ONNX file that ONNX Runtime can run: {reason}") from error
-            raise
         self.card: ExportCard = read_card(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.strides = self.card.strides
 
@@ -87,3 +79,12 @@ class OnnxNetwork(nn.Module):
         if isinstance(batch, int) and num_images < batch:  # a file for so many, no fewer: the rest stays black
             pixels = np.concatenate((pixels, np.zeros((batch - num_images, *pixels.shape[1:]), np.float32)))
         return [found[:num_images] for found in self._session.run(names, {INPUT_NAME: pixels})]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size >= MOST_BYTES:
+            raise ExportError(f"{path} is no ONNX file: it has {path.stat().st_size:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
