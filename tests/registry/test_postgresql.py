@@ -37,7 +37,7 @@ DRIVER = "psycopg2"
 def programs() -> Path | None:
     """The folder of PostgreSQL's programs, which Debian keeps off the path."""
     on_path = shutil.which("initdb")
-    found = [Path(on_path).parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     return found[-1] if found else None
 
 
