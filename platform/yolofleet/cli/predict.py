@@ -9,11 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from yolofleet.evaluation.detector import Detector
 
-PICTURE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 RECORDS_NAME = "detections.json"
 
 
@@ -110,6 +107,7 @@ def _predict_here(
 ) -> None:
     """Predict in this process and draw what was found."""
     from yolofleet.cli.model_argument import open_detector
+    from yolofleet.cli.picture_paths import picture_paths
     from yolofleet.evaluation.draw import draw_detections, encode
     from yolofleet.evaluation.pictures import PictureError, read_picture
 
@@ -156,25 +154,6 @@ def _raise_for(problems: list[str], num_pictures: int) -> None:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         listed = "\n  ".join(problems[:5])
         raise UserError(f"{len(problems)} of {num_pictures} pictures cannot be read:\n  {listed}{more}")
-
-
-def picture_paths(images: list[Path]) -> Iterator[Path]:
-    """The pictures that the arguments name; of a folder those in it whose name says picture."""
-    from yolofleet.data.manifest import MANIFEST_KEY
-    from yolofleet.errors import UserError
-
-    for path in images:
-        if (path / MANIFEST_KEY).is_file():
-            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
-        if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in PICTURE_SUFFIXES)
-            if not inside:
-                raise UserError(f"{path} is a folder without pictures ({', '.join(sorted(PICTURE_SUFFIXES))})")
-            yield from inside
-        elif not path.exists():
-            raise UserError(f"there is no picture {path}")
-        else:
-            yield path
 
 
 def _output_names(paths: list[Path]) -> list[str]:

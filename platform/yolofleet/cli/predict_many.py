@@ -64,7 +64,7 @@ def predict_many(
 
 def picture_source(images: list[str]) -> PictureSource:
     """Return the pictures that the arguments name: a sharded dataset, or files and folders of them."""
-    from yolofleet.cli.predict import picture_paths
+    from yolofleet.cli.picture_paths import picture_paths
     from yolofleet.cluster.picture_sources import FilePictures, ShardPictures
     from yolofleet.data.manifest import MANIFEST_KEY
     from yolofleet.storage import open_storage
