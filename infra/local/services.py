@@ -12,6 +12,7 @@ the environment, never in arguments. Data stays in the folder; ``up`` again star
 from __future__ import annotations
 
 import argparse
+import base64
 import importlib.util
 import json
 import os
@@ -202,7 +203,7 @@ def tracking(home: Household, *, has_database: bool) -> Service:
             "MLFLOW_FLASK_SERVER_SECRET_KEY": home.secret("session"),
             "PGPASSWORD": home.secret("database"),
         },
-        ready=lambda: _answers(f"http://{LOOPBACK}:{port}/health"),
+        ready=lambda: _reads_its_database(f"http://{LOOPBACK}:{port}", password),
     )  # fmt: skip
 
 
@@ -245,9 +246,13 @@ def _listens(port: int) -> bool:
     return True
 
 
-def _answers(url: str) -> bool:
+def _reads_its_database(url: str, password: str) -> bool:
+    """Return whether MLflow answers a question to its database, of which the first takes long."""
+    login = base64.b64encode(f"admin:{password}".encode()).decode()
+    question = f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0"
+    request = urllib.request.Request(question, headers={"Authorization": f"Basic {login}"})
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

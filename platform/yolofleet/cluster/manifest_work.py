@@ -18,8 +18,8 @@ from yolofleet.errors import UserError
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.samples import even_point
 from yolofleet.search.space import Space
-from yolofleet.specs.job import JobSpec
-from yolofleet.specs.job_paths import field_at, flattened, with_fields
+from yolofleet.specs.job import CacheSpec, JobSpec
+from yolofleet.specs.job_paths import flattened, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec
 
@@ -145,14 +145,8 @@ def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], d
         files["model.yaml"] = _read(job.model.spec)
         changes["model.spec"] = f"{FILES_FOLDER}/model.yaml"
     if job.data.cache is None:
-        changes["data.cache.max_bytes"] = _default_cache_bytes()
+        changes["data.cache.max_bytes"] = CacheSpec(path=CACHE_FOLDER).max_bytes
     return files, changes
-
-
-def _default_cache_bytes() -> int:
-    from yolofleet.specs.job import CacheSpec
-
-    return int(field_at(CacheSpec(path=CACHE_FOLDER).document(), "max_bytes"))
 
 
 def _read(path: str) -> str:
