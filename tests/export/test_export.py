@@ -39,6 +39,7 @@ def written(
     return path
 
 
+@pytest.mark.slow
 def test_any_batch_and_size(network: ModelProto, detector: Detector, any_shape: InputShape, tmp_path: Path) -> None:
     path = written(network, tmp_path / "model.onnx", detector, any_shape, None)
     batches = [torch.rand(batch, 3, height, width) for batch, height, width in ((1, 32, 32), (3, 96, 64), (2, 64, 160))]

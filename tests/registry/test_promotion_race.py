@@ -84,6 +84,7 @@ def race(uri: str, name: str, num_processes: int, num_rounds: int) -> None:
     assert read_intents(tags, ALIAS) == []
 
 
+@pytest.mark.slow
 def test_of_a_few_processes_one_wins_each_round(server: str) -> None:
     race(server, "few", num_processes=3, num_rounds=4)
 

@@ -101,6 +101,7 @@ def test_no_classes(shell: Shell, drawn: Path) -> None:
     assert "categories" in message
 
 
+@pytest.mark.slow
 def test_storage_that_does_not_answer(shell: Shell, drawn: Path) -> None:
     shell.environment = DEAD
     job = str(write_job(shell.folder, drawn, storage="s3://runs"))
