@@ -80,7 +80,13 @@ def train_once(
     began = time.monotonic()
     scaling = _scaling(job.cluster, _free_places(job.cluster, offers))
     settled = round(time.monotonic() - began, 3)
-    ray.get(attendance.begin.remote(group))
+    try:
+        ray.get(attendance.begin.remote(group))
+    except ray.exceptions.RayError as error:
+        raise WorkError(
+            f"the cluster lost the node that this command runs on ({_one_line(error)}); the same command goes on from the "
+            "newest checkpoint"
+        ) from error
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
