@@ -84,8 +84,8 @@ def train_once(
         ray.get(attendance.begin.remote(group))
     except ray.exceptions.RayError as error:
         raise WorkError(
-            f"the cluster lost the node that this command runs on ({_one_line(error)}); the same command goes on from the "
-            "newest checkpoint"
+            f"the cluster lost the node that this command runs on ({_one_line(error)}); the same command goes on from "
+            "the newest checkpoint"
         ) from error
     trainer = TorchTrainer(
         train_worker,
