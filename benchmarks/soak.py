@@ -13,12 +13,13 @@ damaged. Then the run is left alone until it is done.
 - ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
 - ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step.
 - ``completed``: the run ended, every sample was seen exactly once, MLflow holds every step exactly once.
-- ``leaks``: placement groups, processes, temporary files that are left at the end.
+- ``leaks``: placement groups, processes and temporary files left at the end, file handles that the command gathers.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -68,6 +69,8 @@ class Soak:
     chance: random.Random
     done: list[tuple[float, str]] = field(default_factory=list)
     num_nodes: int = 0
+    handles: list[int] = field(default_factory=list)
+    _counted: int | None = None
 
     @property
     def run(self) -> RunDirectory:
@@ -82,6 +85,13 @@ class Soak:
         """Add a node with room for one worker."""
         self.num_nodes += 1
         self.cluster.add_node(f"node-{self.num_nodes}")
+
+    def count_handles(self, driver: subprocess.Popen[bytes]) -> None:
+        """Note how many files and connections the command holds; a command that was started anew begins anew."""
+        if driver.pid != self._counted:
+            self._counted, self.handles = driver.pid, []
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.handles.append(psutil.Process(driver.pid).num_fds())
 
     def worker(self) -> psutil.Process | None:
         """Return any training worker."""
@@ -304,16 +314,19 @@ def torment(soak: Soak, minutes: float, tracking_uri: str, temporary_before: set
     kinds = shuffled_kinds(soak.chance, rounds=max(1, int(minutes / 4)))
     while not soak.run.metrics() and driver.poll() is None:
         time.sleep(1)
+    soak.count_handles(driver)
     end = time.monotonic() + minutes * 60
     while time.monotonic() < end and kinds:
         time.sleep(soak.chance.uniform(*PAUSE_SECONDS))
         if driver.poll() == 0:
             break
         driver = driver if driver.poll() is None else drive()
+        soak.count_handles(driver)
         soak.break_something(kinds)
     calm_until = time.monotonic() + CALM_SECONDS
     while time.monotonic() < calm_until and driver.poll() != 0:
         driver = driver if driver.poll() is None else drive()
+        soak.count_handles(driver)
         time.sleep(2)
     completed = driver.poll() == 0
     if not completed and driver.poll() is None:
@@ -347,7 +360,9 @@ def figures(
             temporary_names(),
             temporary_before,
             keys,
+            soak.handles,
         ),
+        "driver_handles": {"first": soak.handles[:1], "last": soak.handles[-1:], "most": max(soak.handles, default=0)},
         "steps": len(steps),
         "drivers": num_drivers,
         "failures": account.failures,

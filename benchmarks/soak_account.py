@@ -7,13 +7,22 @@ from typing import Any
 
 LONGEST_DETECTION_SECONDS = 60.0
 """A fault that no failure follows within this time took nothing away (a node without workers, say)."""
+MOST_MORE_HANDLES = 10
+"""Connections come and go; a restart that keeps only one each time is beyond this after twenty minutes."""
 HARMLESS = ("mlflow_down", "s3_503")
 """Training goes on through these."""
 
 Event = dict[str, Any]
 
 
-def leaks(num_groups: int, processes: list[int], names: set[str], names_before: set[str], keys: list[str]) -> list[str]:
+def leaks(
+    num_groups: int,
+    processes: list[int],
+    names: set[str],
+    names_before: set[str],
+    keys: list[str],
+    handles: list[int],
+) -> list[str]:
     """Return what a run has left behind.
 
     Args:
@@ -22,10 +31,13 @@ def leaks(num_groups: int, processes: list[int], names: set[str], names_before: 
         names: What lies in the temporary folder under our names.
         names_before: What lay there before.
         keys: Objects of the run directory.
+        handles: How many file handles the command held, from its first step to its end.
     """
     found = [f"{num_groups} placement groups"] if num_groups else []
     found += [f"worker process {process}" for process in processes]
     found += [f"temporary folder {name}" for name in sorted(names - names_before)]
+    if handles and handles[-1] > handles[0] + MOST_MORE_HANDLES:
+        found.append(f"{handles[-1] - handles[0]} file handles of the command")
     return found + [f"object {key}" for key in keys if ".tmp-" in key or key.startswith("probe/")]
 
 

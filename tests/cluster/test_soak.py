@@ -24,11 +24,12 @@ def soak() -> ModuleType:
 
 def test_planted_leaks_are_found(soak: ModuleType) -> None:
     clean = ["job.yaml", "checkpoints/step-4/COMMITTED"]
-    assert soak.leaks(0, [], {"yolofleet-old"}, {"yolofleet-old"}, clean) == []
-    assert soak.leaks(1, [77], {"yolofleet-ray-1"}, set(), ["probe/1", "model/.tmp-2"]) == [
+    assert soak.leaks(0, [], {"yolofleet-old"}, {"yolofleet-old"}, clean, [50, 63, 58]) == []
+    assert soak.leaks(1, [77], {"yolofleet-ray-1"}, set(), ["probe/1", "model/.tmp-2"], [50, 90]) == [
         "1 placement groups",
         "worker process 77",
         "temporary folder yolofleet-ray-1",
+        "40 file handles of the command",
         "object probe/1",
         "object model/.tmp-2",
     ]
