@@ -9,6 +9,7 @@ a cut cable looks like from outside); S3 answers 503 for 10 s; MLflow answers no
 damaged. Then the run is left alone until it is done.
 
 - ``faults``: how often each happened; ``table``: each with what it cost.
+- ``visible``: how many of each the run's own events show; ``invisible``: the kinds that they do not show twice.
 - ``steps_redone_max``, ``steps_redone_max_damaged``: after a failure, and after one that met a damaged checkpoint.
 - ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
 - ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step.
@@ -44,7 +45,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform"), str(ROOT / "benchma
 
 from cluster.local_cluster import LocalCluster, Node  # noqa: E402 - the cluster that the tests use
 from faulty_s3 import FaultyProxy, faulty_s3  # noqa: E402
-from soak_account import after_damage, costs, leaks  # noqa: E402 - beside this file
+from soak_account import after_damage, costs, leaks, signs  # noqa: E402 - beside this file
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
 from yolofleet.tracking.survival import restarts, survival  # noqa: E402
 
@@ -144,7 +145,8 @@ class Soak:
             process.send_signal(signal.SIGCONT)
 
     def corrupt_checkpoint(self) -> None:
-        """Damage the newest checkpoint, and kill a worker so that somebody reads it."""
+        """Kill a worker, and damage the newest checkpoint before the next ones read it."""
+        self.kill_worker()
         storage = self.run.storage
         steps = [int(entry.key.split("-")[1].split("/")[0]) for entry in storage.list("checkpoints/step-")]
         if steps:
@@ -152,7 +154,6 @@ class Soak:
             data = bytearray(storage.get(key))
             data[len(data) // 2] ^= 255
             storage.put(key, bytes(data))
-            self.kill_worker()
 
     def break_something(self, kinds: list[str]) -> None:
         """Do the next of the kinds and note it."""
@@ -343,10 +344,16 @@ def figures(
     account, again = survival(events, rows), restarts(events)
     regained = [event for event in events if event["kind"] == "regained"]
     damaged = after_damage(events)
+    shown = signs(soak.done, events)
+    faults, visible = Counter(kind for _, kind in soak.done), Counter[str]()
+    for (_, kind), sign in zip(soak.done, shown, strict=True):
+        visible[kind] += sign
     steps = [row["step"] for row in rows if "loss" in row]
     keys = [entry.key for entry in soak.run.storage.list()]
     return {
-        "faults": dict(Counter(kind for _, kind in soak.done)),
+        "faults": dict(faults),
+        "visible": dict(visible),
+        "invisible": sorted(kind for kind in faults if visible[kind] < min(2, faults[kind])),
         "steps_redone_max": max((event["steps_redone"] for event in regained if event not in damaged), default=0),
         "steps_redone_max_damaged": max((event["steps_redone"] for event in damaged), default=0),
         "seconds_lost_median": statistics.median([event["seconds_lost"] for event in regained] or [0.0]),
@@ -367,8 +374,13 @@ def figures(
         "drivers": num_drivers,
         "failures": account.failures,
         "table": [
-            {"fault": kind, "steps_redone": cost.get("steps_redone"), "seconds_lost": cost.get("seconds_lost")}
-            for kind, cost in costs(soak.done, events)
+            {
+                "fault": kind,
+                "steps_redone": cost.get("steps_redone"),
+                "seconds_lost": cost.get("seconds_lost"),
+                "visible": sign,
+            }
+            for (kind, cost), sign in zip(costs(soak.done, events), shown, strict=True)
         ],
     }
 
@@ -402,7 +414,8 @@ def main() -> None:
         if name != "table":
             print(f"{name:<22} {value}")
     for row in result["table"]:
-        print(f"  {row['fault']:<22} {row['steps_redone']!s:>6} steps redone {row['seconds_lost']!s:>8} s lost")
+        seen = "" if row["visible"] else "   not in the events"
+        print(f"  {row['fault']:<22} {row['steps_redone']!s:>6} steps redone {row['seconds_lost']!s:>8} s lost{seen}")
 
 
 if __name__ == "__main__":

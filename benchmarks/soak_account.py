@@ -11,6 +11,20 @@ MOST_MORE_HANDLES = 10
 """Connections come and go; a restart that keeps only one each time is beyond this after twenty minutes."""
 HARMLESS = ("mlflow_down", "s3_503")
 """Training goes on through these."""
+LONGEST_NOTICE_SECONDS = 120.0
+"""How long after a fault the run's events may begin to show it: a row waits for the storage that is away."""
+SIGNS = {
+    "kill_worker": ("failure",),
+    "kill_raylet": ("node_gone", "failure"),
+    "remove_node": ("node_gone",),
+    "add_node": ("node_joined",),
+    "stop_worker": ("stalled", "failure"),
+    "partition": ("stalled", "node_gone", "failure"),
+    "s3_503": ("storage_back",),
+    "mlflow_down": ("tracking_away",),
+    "corrupt_checkpoint": ("checkpoint_passed_over",),
+}
+"""The kinds of events by which the run's own log shows each fault."""
 
 Event = dict[str, Any]
 
@@ -75,6 +89,30 @@ def costs(done: list[tuple[float, str]], events: list[Event]) -> list[tuple[str,
         hit = (account for first, last, account in setbacks if first - LONGEST_DETECTION_SECONDS < moment < last)
         table.append((kind, {} if kind in HARMLESS else next(hit, {})))
     return table
+
+
+def signs(done: list[tuple[float, str]], events: list[Event]) -> list[bool]:
+    """Return for each fault whether the run's own events show it.
+
+    An event is the sign of one fault only: two nodes that were killed left twice.
+
+    Args:
+        done: When each fault happened, in seconds since 1970, and its kind.
+        events: The run's events, in the order of their times.
+    """
+    unclaimed = [(seconds(event), str(event["kind"])) for event in events]
+    shown = []
+    for moment, kind in done:
+        fits = (
+            (when, sign)
+            for when, sign in unclaimed
+            if sign in SIGNS[kind] and moment - 1.0 <= when <= moment + LONGEST_NOTICE_SECONDS
+        )
+        sign = next(fits, None)
+        if sign is not None and sign[1] != "failure":  # the first failure of several faults is the failure of all
+            unclaimed.remove(sign)
+        shown.append(sign is not None)
+    return shown
 
 
 def seconds(event: Event) -> float:

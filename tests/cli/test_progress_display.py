@@ -1,9 +1,31 @@
 from __future__ import annotations
 
-from yolofleet.cli.progress import described, is_news
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from yolofleet.cli.progress import POLL_SECONDS, described, following, is_news
+from yolofleet.storage import open_storage
+from yolofleet.tracking.run_directory import RunDirectory
 
 
 def test_counts_of_skipped_samples_are_no_step() -> None:
     assert not is_news({"step": 8, "skipped_image_damaged": 3})
     for row in ({"step": 8, "loss": 0.1}, {"step": 8, "val_AP": None}, {"problem": "the network is away"}):
         assert is_news(row) and described(row)
+
+
+def test_an_event_that_arrives_after_a_later_one_is_shown_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    with following(run, 10, 0):
+        run.append_event("waiting", reason="for nodes")
+        run.flush()
+        time.sleep(2 * POLL_SECONDS)
+        late = {"time": "2020-01-01T00:00:00.000Z", "kind": "waiting", "reason": "for the weather"}
+        run.storage.put("events.driver.jsonl", json.dumps(late).encode() + b"\n")
+    run.close()
+    assert capsys.readouterr().err.splitlines() == ["for nodes", "for the weather"]

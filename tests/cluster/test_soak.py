@@ -62,3 +62,14 @@ def test_a_fault_gets_the_cost_of_the_setback_that_it_caused(soak: ModuleType) -
     faults = [(110.0, "a"), (140.0, "b"), (150.0, "s3_503"), (250.0, "unhurt"), (390.0, "add_node")]
     table = [(kind, cost.get("steps_redone")) for kind, cost in soak.costs(faults, events)]
     assert table == [("a", 7), ("b", 7), ("s3_503", None), ("unhurt", None), ("add_node", 0)]
+
+
+def test_a_fault_is_visible_by_an_event_of_its_own(soak: ModuleType) -> None:
+    def event(second: float, kind: str) -> dict[str, object]:
+        return {"time": datetime.fromtimestamp(second, UTC).isoformat(), "kind": kind}
+
+    events = [event(120, "node_gone"), event(125, "failure"), event(160, "storage_back"), event(900, "tracking_away")]
+    faults = [(100.0, "remove_node"), (101.0, "remove_node"), (102.0, "kill_worker"), (103.0, "stop_worker")]
+    faults += [(150.0, "s3_503"), (200.0, "mlflow_down"), (950.0, "mlflow_down"), (960.0, "corrupt_checkpoint")]
+    assert soak.signs(faults, events) == [True, False, True, True, True, False, False, False]
+    assert set(soak.KINDS) == set(sys.modules["soak_account"].SIGNS)

@@ -18,6 +18,7 @@ from ray.core.generated import autoscaler_pb2
 
 from yolofleet.specs.job import ClusterSpec, JobSpec
 from yolofleet.storage import open_storage
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Attendance, Member
 from yolofleet.training.capacity import num_places
 from yolofleet.training.cluster_view import alive_offers, draining_nodes, free_offers, growth_offers
@@ -35,7 +36,9 @@ def asked_of(attendance: Any, member: Member, folder: Path, patience_seconds: fl
     """Return what the watch asks of a group whose only worker that reports is ``member``."""
     ray.get(attendance.begin.remote(member.group))
     end = time.monotonic() + patience_seconds
-    with GroupWatch(JobSpec.parse(JOB, source="job"), open_storage(folder), attendance, lambda: None) as watch:
+    with GroupWatch(
+        JobSpec.parse(JOB, source="job"), RunDirectory(open_storage(folder)), attendance, lambda: None
+    ) as watch:
         while watch.asked is None and time.monotonic() < end:
             ray.get(attendance.report.remote(member))
             time.sleep(0.2)

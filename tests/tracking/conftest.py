@@ -16,6 +16,7 @@ class MemoryStorage(Storage):
     """An object store in memory that can be switched off and counts what it is sent."""
 
     def __init__(self, objects: dict[str, bytes] | None = None, prefix: str = "") -> None:
+        super().__init__()
         self.objects: dict[str, bytes] = {} if objects is None else objects
         self.prefix = prefix
         self.url = f"memory://{prefix}"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from yolofleet.storage import open_storage
+from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.mirror import Mirror, sync_now
 from yolofleet.tracking.mirrored_run import flat_params, numbers
 from yolofleet.tracking.mlflow_store import default_tracking_uri, open_client
@@ -161,7 +161,8 @@ def test_a_server_that_is_away_and_comes_back(storage_folder: Path, monkeypatch:
     import mlflow
 
     run, uri = new_run(storage_folder, 5), uri_of(storage_folder)
-    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02)
+    noted: list[tuple[str, dict[str, Any]]] = []
+    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02, told=lambda kind, **fields: noted.append((kind, fields)))
     mirror.start()
     wait_until(lambda: mirror.run_id)
     attempts: list[int] = []
@@ -183,6 +184,29 @@ def test_a_server_that_is_away_and_comes_back(storage_folder: Path, monkeypatch:
     assert mirror.close()
     assert mirror.run_id is not None
     assert history(uri, mirror.run_id) == list(range(1, 30))
+    assert [kind for kind, _ in noted] == ["tracking_away", "tracking_back"]
+    assert "nobody there" in noted[0][1]["reason"] and noted[1][1]["seconds"] > 0
+
+
+def test_a_storage_that_is_away_as_well_does_not_end_the_mirror(
+    storage_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    def not_now(kind: str, **fields: Any) -> None:
+        told.append(kind)
+        raise StorageError("the store is down", transient=True)
+
+    told: list[str] = []
+    run, uri = new_run(storage_folder, 5), uri_of(storage_folder)
+    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02, told=not_now)
+    with monkeypatch.context() as patch:
+        patch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
+        mirror.start()
+        wait_until(lambda: told)
+    assert mirror.close()
+    assert mirror.run_id is not None
+    assert history(uri, mirror.run_id) == [1, 2, 3, 4, 5]
 
 
 def test_closing_does_not_wait_for_a_server_that_hangs(

@@ -231,3 +231,17 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     run.append_metrics({"step": 4})
     run.close()
     assert steps(run) == [1, 2, 3, 4]
+
+
+def test_faults_that_passed_are_told_with_the_next_row(new_storage: Callable[[], Storage]) -> None:
+    storage = new_storage()
+    with RunDirectory(storage) as run:
+        run.append_metrics({"step": 1})
+        storage.outages.note_fault("slow down")
+        run.append_metrics({"step": 2})
+        storage.outages.note_answer()
+        run.append_metrics({"step": 3})
+        run.append_metrics({"step": 4})
+    [event] = RunDirectory(storage).events()
+    assert (event["kind"], event["tries"], event["reason"]) == ("storage_back", 1, "slow down")
+    assert len(RunDirectory(storage).metrics()) == 4

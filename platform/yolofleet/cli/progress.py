@@ -5,6 +5,7 @@ The run directory is all that is looked at, so it works the same for a run of th
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -67,7 +68,7 @@ class _News:
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
-        self._num_seen = len(run.events())
+        self._seen = {_identity(event) for event in run.events()}
         self._size_bytes = run.events_size_bytes()
         self._started = False
 
@@ -77,8 +78,9 @@ class _News:
         if size_bytes == self._size_bytes:
             return []
         self._size_bytes = size_bytes
-        events = self._run.events()[self._num_seen :]
-        self._num_seen += len(events)
+        # Each source's log arrives when it can, so new events need not be the last ones.
+        events = [event for event in self._run.events() if _identity(event) not in self._seen]
+        self._seen.update(map(_identity, events))
         return [{"problem": text} for event in events if (text := self._told(event)) is not None]
 
     def _told(self, event: dict[str, Any]) -> str | None:
@@ -95,6 +97,10 @@ class _News:
             row_of = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
             return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{row_of}"
         return None
+
+
+def _identity(event: dict[str, Any]) -> str:
+    return json.dumps(event, sort_keys=True)
 
 
 def is_news(row: dict[str, Any]) -> bool:

@@ -53,12 +53,19 @@ def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token,
     from yolofleet.cli.located import located
     from yolofleet.registry.release import release, release_record
     from yolofleet.tracking.mirror import Mirror
+    from yolofleet.tracking.run_directory import RunDirectory
     from yolofleet.training.preflight import check_job
 
     ready = check_job(spec, lambda uri: located(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
-    mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment) if tracking_uri is not None else None
+    # A log of its own: the driver of the workers writes another at the same time.
+    mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token)
+    mirror = (
+        Mirror(ready.run, tracking_uri, spec.tracking.experiment, told=mirror_log.append_event)
+        if tracking_uri is not None
+        else None
+    )
     if mirror is not None:
         mirror.start()
     try:
@@ -69,6 +76,7 @@ def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token,
         if mirror is not None:
             ready.run.flush()
             mirror.close()
+            mirror_log.close()
     return record, "done"
 
 

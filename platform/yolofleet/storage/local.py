@@ -26,6 +26,7 @@ class FileStorage(Storage):
     """Objects as files below a folder."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.root = root
         self.url = str(root)
 

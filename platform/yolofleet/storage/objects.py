@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from yolofleet.errors import UserError
+from yolofleet.storage.outages import Outages
 
 TEMPORARY_PREFIX = ".tmp-"
 """Files that are being written; no listing shows them."""
@@ -38,9 +39,17 @@ class ObjectInfo:
 
 
 class Storage(ABC):
-    """Objects below one root. Keys are relative, with ``/`` between their parts, and never leave the root."""
+    """Objects below one root. Keys are relative, with ``/`` between their parts, and never leave the root.
+
+    Attributes:
+        url: Where the root is.
+        outages: Faults that calls have outlasted; shared with `child`.
+    """
 
     url: str
+
+    def __init__(self, outages: Outages | None = None) -> None:
+        self.outages = Outages() if outages is None else outages
 
     @abstractmethod
     def get(self, key: str) -> bytes:

@@ -26,6 +26,7 @@ from yolofleet.storage.objects import (
     checked_key,
     checked_length,
 )
+from yolofleet.storage.outages import Outages
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 20.0
@@ -34,7 +35,8 @@ READ_TIMEOUT_SECONDS = 20.0
 class S3Storage(Storage):
     """Objects below a prefix of an S3 bucket."""
 
-    def __init__(self, bucket: str, prefix: str, *, patience_seconds: float) -> None:
+    def __init__(self, bucket: str, prefix: str, *, patience_seconds: float, outages: Outages | None = None) -> None:
+        super().__init__(outages)
         self.bucket = bucket
         self.prefix = prefix
         self.patience_seconds = patience_seconds
@@ -49,9 +51,15 @@ class S3Storage(Storage):
         pause_seconds = 0.2
         while True:
             try:
-                return action(_s3_client(os.getpid()))
+                result = action(_s3_client(os.getpid()))
+                self.outages.note_answer()
+                return result
             except Exception as error:
                 failure = self._explained(error, what, key)
+                if failure.transient:
+                    self.outages.note_fault(str(failure))
+                else:
+                    self.outages.note_answer()  # a refusal is an answer
                 if not failure.transient or time.monotonic() + pause_seconds > give_up:
                     raise failure from error
             time.sleep(pause_seconds * random.uniform(0.8, 1.2))
@@ -171,7 +179,7 @@ class S3Storage(Storage):
 
     def child(self, prefix: str) -> Storage:
         name = self._name(prefix.strip("/"))
-        return S3Storage(self.bucket, name, patience_seconds=self.patience_seconds)
+        return S3Storage(self.bucket, name, patience_seconds=self.patience_seconds, outages=self.outages)
 
 
 class _ResumingBody(io.RawIOBase):

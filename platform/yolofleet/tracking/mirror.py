@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from typing import Any, Protocol
 
+from yolofleet.errors import UserError, WorkError
 from yolofleet.tracking.mirrored_run import MirroredRun, find_run
 from yolofleet.tracking.mlflow_store import experiment_id, open_client, shown
 from yolofleet.tracking.run_directory import RunDirectory
@@ -23,6 +26,17 @@ CLOSE_TIMEOUT_SECONDS = 30.0
 """How long `Mirror.close` lets the last pass take."""
 
 
+class Told(Protocol):
+    """Takes an event, as `RunDirectory.append_event` does."""
+
+    def __call__(self, kind: str, **fields: Any) -> None:
+        """Note an event."""
+
+
+def nobody(kind: str, **fields: Any) -> None:
+    """Tell nobody."""
+
+
 class Mirror:
     """Keeps the MLflow run of a run directory level with it, in the background.
 
@@ -31,14 +45,22 @@ class Mirror:
         tracking_uri: The MLflow server or database.
         experiment: The experiment of the run.
         poll_seconds: Pause between two passes.
+        told: Takes the events ``tracking_away`` and ``tracking_back``.
     """
 
     def __init__(
-        self, run: RunDirectory, tracking_uri: str, experiment: str, *, poll_seconds: float = POLL_SECONDS
+        self,
+        run: RunDirectory,
+        tracking_uri: str,
+        experiment: str,
+        *,
+        poll_seconds: float = POLL_SECONDS,
+        told: Told = nobody,
     ) -> None:
         self._run = run
         self._mirrored = MirroredRun(run, tracking_uri, experiment)
         self._poll_seconds = poll_seconds
+        self._told = told
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._level = False
@@ -80,6 +102,7 @@ class Mirror:
 
     def _follow(self) -> None:
         failures = 0
+        level_at = time.monotonic()
         while True:
             last_pass = self._closing.is_set()
             self._level = False
@@ -91,15 +114,26 @@ class Mirror:
                     reason = " ".join(str(error).split())[:300]
                     uri = shown(self._mirrored.tracking_uri)
                     logger.warning("MLflow at %s is behind, training goes on: %s", uri, reason)
+                    self._tell("tracking_away", uri=uri, reason=reason)
             else:
+                now = time.monotonic()
                 if failures:
-                    logger.info("MLflow at %s has caught up", shown(self._mirrored.tracking_uri))
-                failures = 0
+                    uri = shown(self._mirrored.tracking_uri)
+                    logger.info("MLflow at %s has caught up", uri)
+                    self._tell("tracking_back", uri=uri, seconds=round(now - level_at, 3))
+                failures, level_at = 0, now
                 self._level = True
             if last_pass:
                 return
             self._wake.wait(min(self._poll_seconds * 2**failures, max(LONGEST_PAUSE_SECONDS, self._poll_seconds)))
             self._wake.clear()
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        """Note an event; where that is not possible the mirror goes on without."""
+        try:
+            self._told(kind, **fields)
+        except (UserError, WorkError) as error:  # the storage is away too, or the run is another's by now
+            logger.warning("%s of run %s could not be noted: %s", kind, self._run.name, error)
 
 
 def sync_now(run: RunDirectory, tracking_uri: str, experiment: str, *, rebuild: bool = False) -> str:

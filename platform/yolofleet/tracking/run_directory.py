@@ -22,6 +22,7 @@ import json
 import threading
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -165,10 +166,18 @@ class RunDirectory:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"a metrics row needs a whole step of at least 0, this one has step={step!r}: {dict(row)}")
         self._writer(self._metrics_name).append({"time": utc_now(), **row})
+        self._tell_of_outages()
 
     def append_event(self, kind: str, **fields: Any) -> None:
         """Add an event: its kind, the time, and what else is known of it."""
         self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **fields})
+        self._tell_of_outages()
+
+    def _tell_of_outages(self) -> None:
+        """Add an event for faults of the storage that this process has waited out: nobody else saw them."""
+        if (outage := self.storage.outages.take()) is not None:
+            event = {"time": utc_now(), "kind": "storage_back", **asdict(outage)}
+            self._writer(self._events_name).append(event)
 
     def metrics(self) -> list[Row]:
         """Return all stored metrics rows of all sources, in the order of their steps."""

@@ -22,6 +22,13 @@ TOLD = {
     "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
     "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",
     "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
+    "tracking_away": "MLflow at {uri} does not answer; training goes on, it gets everything later: {reason}",
+    "tracking_back": "MLflow at {uri} has caught up after {seconds} s",
+    "storage_back": "the storage answers again: {tries} calls failed within {seconds} s: {reason}",
+    "node_joined": "node {node} joined the cluster: {offers}",
+    "node_gone": "node {node} has left the cluster: {reason}",
+    "stalled": "no worker has moved for {silence_seconds} s after step {step}: {reason}",
+    "moving": "the workers move again after {seconds} s at step {step}",
     "stopped": "stopped: {reason}",
     "failed": "failed: {reason}",
 }

@@ -136,3 +136,23 @@ def reached(now: float, members: list[Member], wall_clock: Callable[[], float] =
 def silent_members(now: float, members: list[Member], timeout_seconds: float) -> list[Member]:
     """Return those that neither trained nor reported within the timeout: their own watch cannot end them."""
     return [member for member in members if now - member.heard_at > timeout_seconds]
+
+
+def stood_still_seconds(now: float, members: list[Member]) -> float:
+    """Return for how long no worker at all has moved; 0 before all of them train."""
+    if not members or len(members) < members[0].num_workers:
+        return 0.0
+    return min(_still_seconds(now, member) for member in members)
+
+
+def unheard(now: float, members: list[Member]) -> list[Member]:
+    """Return those whose reports do not arrive, so that it is they who keep the others waiting."""
+    return [member for member in members if now - member.heard_at > 3 * REPORT_SECONDS]
+
+
+def _still_seconds(now: float, member: Member) -> float:
+    """Return for how long a worker has not moved as far as is known; one that does not train never stands still."""
+    unheard_seconds = now - member.heard_at
+    if member.silence_seconds == 0.0 and unheard_seconds <= 3 * REPORT_SECONDS:
+        return 0.0
+    return member.silence_seconds + unheard_seconds

@@ -2,7 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from yolofleet.training.capacity import NodeOffer
+
+
+@dataclass(frozen=True)
+class NodeSeen:
+    """A node that the cluster has or had.
+
+    Attributes:
+        name: Its address.
+        offers: What it has, for people.
+        alive: Whether it is there.
+        end: Why it is not; empty while it is there.
+    """
+
+    name: str
+    offers: str
+    alive: bool
+    end: str
+
+
+def nodes_seen() -> dict[str, NodeSeen]:
+    """Return every node that the cluster has or had, by Ray's id."""
+    import ray
+
+    return {
+        str(node["NodeID"]): NodeSeen(
+            name=str(node["NodeManagerAddress"]),
+            offers=", ".join(f"{node['Resources'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")),
+            alive=bool(node["Alive"]),
+            end=" ".join(str(node.get("DeathReasonMessage", "")).split()),
+        )
+        for node in ray.nodes()
+    }
 
 
 def alive_offers() -> list[NodeOffer]:

@@ -15,12 +15,13 @@ from types import TracebackType
 from typing import Any
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage import Storage
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Member, reached, silent_members
 from yolofleet.training.capacity import num_places
 from yolofleet.training.cluster_view import draining_nodes, free_offers
 from yolofleet.training.hang_watch import STACKS_FOLDER
 from yolofleet.training.pulse import Reached
+from yolofleet.training.stall import Stall
 
 POLL_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -36,7 +37,7 @@ class GroupWatch:
 
     Args:
         job: What is trained.
-        storage: The run directory, which gets the stacks of silent workers.
+        run: The run directory, which gets the stacks of silent workers, and an event when the group stands still.
         attendance: The handle of the actor with the list of workers.
         stop_reason: Returns why the driver itself was told to stop, None if it was not.
 
@@ -47,13 +48,14 @@ class GroupWatch:
         asked: Why the group was asked to leave, None if it was not.
     """
 
-    def __init__(self, job: JobSpec, storage: Storage, attendance: Any, stop_reason: Any) -> None:
+    def __init__(self, job: JobSpec, run: RunDirectory, attendance: Any, stop_reason: Any) -> None:
         self.reached: Reached | None = None
         self.hung: list[Member] = []
         self.members: list[Member] = []
         self.asked: str | None = None
         self._job = job
-        self._storage = storage
+        self._storage = run.storage
+        self._stall = Stall(run.append_event, job.cluster.hang_timeout_seconds)
         self._attendance = attendance
         self._stop_reason = stop_reason
         self._over = threading.Event()
@@ -87,6 +89,7 @@ class GroupWatch:
         now, members = ray.get(self._attendance.members.remote(), timeout=ANSWER_TIMEOUT_SECONDS)
         self.members = members
         self.reached = reached(now, members) or self.reached
+        self._stall.look(now, members)
         for member in silent_members(now, members, self._job.cluster.hang_timeout_seconds):
             if member not in self.hung:
                 self.hung.append(member)

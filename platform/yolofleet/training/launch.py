@@ -17,9 +17,10 @@ from yolofleet.storage.lock import Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Attendance
 from yolofleet.training.capacity import NodeOffer, has_room
-from yolofleet.training.cluster_view import alive_offers, growth_offers, hosts
+from yolofleet.training.cluster_view import alive_offers, growth_offers, hosts, nodes_seen
 from yolofleet.training.evaluator import ClusterEvaluation
 from yolofleet.training.judge import Judge
+from yolofleet.training.node_watch import NodeWatch
 from yolofleet.training.pulse import Reached
 from yolofleet.training.ray_group import Ending, shared_folder, train_once
 from yolofleet.training.reach import check_reach
@@ -62,6 +63,7 @@ def run_on_ray(
     with (
         RayConnection(show_worker_output),
         RunDirectory.open(job.storage, job.name, source="driver", token=token) as run,
+        NodeWatch(run, nodes_seen),
         termination() as stop_reason,
     ):
         _train(job, token, run, stop_reason, leave_after_step)

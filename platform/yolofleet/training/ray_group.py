@@ -110,7 +110,7 @@ def train_once(
     run.append_event("starting", workers=scaling.num_workers, settled_seconds=settled)
     left: str | None = None
     failure: Exception | None = None
-    with GroupWatch(job, run.storage, attendance, stop_reason) as watch:
+    with GroupWatch(job, run, attendance, stop_reason) as watch:
         try:
             left = trainer.fit().return_value
         except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from faulty_s3 import faulty_s3
+from yolofleet.storage import StorageError, open_storage
+from yolofleet.storage.outages import MOST_OFTEN_SECONDS, Outage, Outages
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_has_passed_is_told_once_and_what_goes_on_is_not() -> None:
+    clock = Clock()
+    outages = Outages(clock)
+    outages.note_answer()
+    assert outages.take() is None
+    outages.note_fault("503")
+    clock.now = 4.0
+    outages.note_fault("no answer")
+    assert outages.take() is None
+    clock.now = 10.0
+    outages.note_answer()
+    assert outages.take() == Outage(seconds=10.0, tries=2, reason="no answer")
+    assert outages.take() is None
+
+
+def test_a_store_that_refuses_now_and_then_is_told_of_seldom_and_in_full() -> None:
+    clock = Clock()
+    outages = Outages(clock)
+    told = []
+    for _ in range(100):
+        outages.note_fault("slow down")
+        clock.now += 0.5
+        outages.note_answer()
+        if (found := outages.take()) is not None:
+            told.append(found)
+    clock.now += MOST_OFTEN_SECONDS
+    if (last := outages.take()) is not None:
+        told.append(last)
+    assert len(told) <= 50 / MOST_OFTEN_SECONDS + 2
+    assert sum(found.tries for found in told) == 100
+    assert sum(found.seconds for found in told) == 50.0
+
+
+def test_s3_calls_that_were_tried_again_are_told_and_refusals_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    import boto3
+
+    from yolofleet.storage.s3 import _s3_client
+
+    with faulty_s3() as proxy:
+        settings = {"ENDPOINT_URL": proxy.url, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret"}
+        for name, value in (settings | {"REGION": "us-east-1", "DEFAULT_REGION": "us-east-1"}).items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        _s3_client.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        storage = open_storage("s3://bucket/runs")
+        proxy.ending, proxy.plan = "state.json", ["503", "reset"]
+        storage.child("a").put("state.json", b"{}")
+        outage = storage.outages.take()
+        assert outage is not None and outage.tries == 2 and outage.seconds > 0
+        assert "s3://bucket/runs/a/state.json" in outage.reason
+        proxy.plan = ["403"]
+        with pytest.raises(StorageError, match="refused"):
+            storage.get("a/state.json")
+        assert storage.outages.take() is None
+        _s3_client.cache_clear()
