@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 from yolofleet.cluster.service import JobService, SentJob
 from yolofleet.errors import UserError, WorkError
@@ -13,6 +12,8 @@ from yolofleet.errors import UserError, WorkError
 RETRY_SECONDS = 3.0
 PATIENCE_SECONDS = 600.0
 """How long a cluster that does not answer is asked again."""
+QUIET_SECONDS = 120.0
+"""A connection over which nothing came for so long may be dead without anybody having said so: it is made anew."""
 
 Show = Callable[[str], None]
 
@@ -25,6 +26,7 @@ def follow(
     *,
     patience_seconds: float = PATIENCE_SECONDS,
     retry_seconds: float = RETRY_SECONDS,
+    quiet_seconds: float = QUIET_SECONDS,
 ) -> SentJob:
     """Show what a job prints until it has ended, and return how it ended.
 
@@ -37,6 +39,7 @@ def follow(
         warn: Takes what is to be said of the connection.
         patience_seconds: How long the cluster may not answer.
         retry_seconds: Pause between two tries.
+        quiet_seconds: How long a connection may carry nothing before another is made.
 
     Raises:
         WorkError: The cluster did not answer for too long; the job may go on.
@@ -45,7 +48,7 @@ def follow(
     broken_since: float | None = None
     while True:
         try:
-            shown = asyncio.run(_shown_from(service.tail(job), shown, show))
+            shown = asyncio.run(_shown_from(service.tail(job), shown, show, quiet_seconds))
             now = service.job(job.id)
             broken_since = None
             if now.has_ended:
@@ -73,16 +76,22 @@ class _BrokenError(Exception):
         self.shown = shown
 
 
-async def _shown_from(pieces: Any, already: int, show: Show) -> int:
-    """Show the pieces without their first ``already`` characters; returns how many have been shown in all."""
+async def _shown_from(pieces: AsyncIterator[str], already: int, show: Show, quiet_seconds: float) -> int:
+    """Show the pieces without their first ``already`` characters until they end or nothing comes.
+
+    Returns:
+        How many characters have been shown in all.
+    """
     position, shown = 0, already
     try:
-        async for piece in pieces:
+        while True:
+            piece = await asyncio.wait_for(anext(pieces), quiet_seconds)
             fresh = piece[max(0, shown - position) :]
             position += len(piece)
             if fresh:
                 show(fresh)
                 shown = max(shown, position)
+    except (StopAsyncIteration, TimeoutError):
+        return shown
     except Exception as error:  # aiohttp and Ray have many words for a connection that is gone
         raise _BrokenError(shown) from error
-    return shown

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from yolofleet.cluster.bundle import Bundle
 from yolofleet.errors import UserError, WorkError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
+"""How long a connection, and each part of an answer, may take."""
 STOP_SECONDS = 120
 """How long a job that is told to stop may take to save its state."""
 START_SECONDS = 60
@@ -77,8 +79,14 @@ class JobService:
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray takes it before what it is given
         from ray.job_submission import JobSubmissionClient
 
+        class PatientClient(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types here
+            """Ray's client waits for ever for a host that went away in the middle of an answer."""
+
+            def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
+                return super()._do_request(method, endpoint, timeout=ANSWER_TIMEOUT_SECONDS, **options)
+
         with self._told():
-            self._client = JobSubmissionClient(self.address)
+            self._client = PatientClient(self.address)
 
     def send(self, bundle: Bundle, *, any_version: bool = False) -> tuple[SentJob, bool]:
         """Send a job unless it is there already, waiting or running.
@@ -151,9 +159,10 @@ class JobService:
         with self._told():
             return str(self._client.get_job_logs(job.id))
 
-    def tail(self, job: SentJob) -> Any:
-        """Return an asynchronous iterator over what a job prints, from its beginning to its end."""
-        return self._client.tail_job_logs(job.id)
+    def tail(self, job: SentJob) -> AsyncIterator[str]:
+        """Iterate over what a job prints, from its beginning to its end."""
+        pieces: AsyncIterator[str] = self._client.tail_job_logs(job.id)
+        return pieces
 
     def stop(self, job: SentJob) -> None:
         """Tell a job to save its state and end; it is ended after `STOP_SECONDS`."""
