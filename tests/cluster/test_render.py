@@ -282,6 +282,20 @@ def whole(rules: Rules) -> list[Document]:
     return documents
 
 
+def test_prometheus_is_let_in_where_its_namespace_is_named(render: Render, rules: Rules) -> None:
+    unwatched, watched = (
+        render(JOB, "--kubernetes", str(SETTINGS), *more) for more in ([], ["kubernetes.monitoring_namespace=watchers"])
+    )
+    rules.check(watched)
+    (added,) = [rule for rule in watched[0]["spec"]["ingress"] if rule not in unwatched[0]["spec"]["ingress"]]
+    assert added["from"][0]["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "watchers"}
+    (port,) = {entry["port"] for entry in added["ports"]}
+    for template in pod_templates(watched[-1]):
+        container = template["spec"]["containers"][0]
+        if container["name"] != "submitter":
+            assert {"name": "metrics", "containerPort": port} in container["ports"]
+
+
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_a_broken_manifest_is_refused(
     name: str, whole: list[Document], rules: Rules, request: pytest.FixtureRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from yolofleet.cluster.manifest_pods import PORTS, RUN_LABEL, labels
+from yolofleet.cluster.manifest_pods import METRICS_PORT, PORTS, RUN_LABEL, labels
 from yolofleet.cluster.manifest_work import Work
 from yolofleet.specs.kubernetes import KubernetesSpec
 
@@ -20,7 +20,7 @@ def network_policy(work: Work, settings: KubernetesSpec) -> Document:
     """Return the policy of a run's pods.
 
     They reach each other, the name service, and the ports of the storage, of MLflow and of the Kubernetes API; the
-    operator and the submitter reach the head's job service.
+    operator and the submitter reach the head's job service, and Prometheus the metrics, where its namespace is named.
     """
     run = {"podSelector": {"matchLabels": {RUN_LABEL: work.resource_name}}}
     operator = {
@@ -29,6 +29,8 @@ def network_policy(work: Work, settings: KubernetesSpec) -> Document:
     }
     names = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
     outside = {"ipBlock": {"cidr": "0.0.0.0/0", "except": [NODE_METADATA]}}
+    watched = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
+    scraped = {"from": [watched], "ports": [{"protocol": "TCP", "port": METRICS_PORT}]}
     ports = sorted({*work.ports(settings), API_SERVER_PORT})
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -44,6 +46,7 @@ def network_policy(work: Work, settings: KubernetesSpec) -> Document:
             "ingress": [
                 {"from": [run]},
                 {"from": [operator], "ports": [{"protocol": "TCP", "port": PORTS["dashboard"]}]},
+                *([scraped] if settings.monitoring_namespace is not None else []),
             ],
             "egress": [
                 {"to": [run]},

@@ -22,7 +22,9 @@ DRIVER_GRACE_SECONDS = 300
 WORKER_GRACE_SECONDS = 90
 KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 """Tells the node autoscalers not to move a pod in order to save a node."""
-PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
+METRICS_PORT = 8080
+"""Where each pod's Ray tells its metrics, by KubeRay's own default."""
+PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": METRICS_PORT}
 
 Document = dict[str, Any]
 
@@ -68,6 +70,7 @@ def worker_template(work: Work, settings: KubernetesSpec, image: str, pool: Pool
     if pod.gpus:
         extended[settings.gpu_resource] = str(pod.gpus)
     container = _ray_container("ray-worker", image, settings, amounts | extended)
+    container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
     spec = _pod(
         container, _volumes(pod.shared_memory_bytes, pod.cache_bytes, settings), settings, pool, WORKER_GRACE_SECONDS
     )

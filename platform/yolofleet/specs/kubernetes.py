@@ -117,6 +117,8 @@ class KubernetesSpec(Spec):
     """Plain environment variables, e.g. AWS_ENDPOINT_URL."""
     operator_namespace: Name = "kuberay-system"
     """Where the KubeRay operator runs: it alone, and the job's own pods, reach the head."""
+    monitoring_namespace: Name | None = None
+    """Where Prometheus runs: what is there reads the metrics of a run's pods."""
     queue: Name | None = None
     """Kueue's local queue."""
     priority: Name | None = None

@@ -13,10 +13,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from yolofleet.training.pulse import Pulse, Reached
+
+if TYPE_CHECKING:  # the list's own process does without torch
+    import torch
 
 REPORT_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -36,6 +39,9 @@ class Member:
         step: Steps that it has done.
         silence_seconds: For how long its training had not moved.
         heard_at: When the report arrived, by the clock of the list.
+        figures: What its training last reported; the first worker's only.
+        gpu_used_bytes: Memory of its GPU that is taken, by whomever; 0 without a GPU.
+        gpu_total_bytes: Memory of its GPU.
     """
 
     group: str
@@ -47,6 +53,9 @@ class Member:
     step: int = 0
     silence_seconds: float = 0.0
     heard_at: float = 0.0
+    figures: dict[str, Any] = field(default_factory=dict)
+    gpu_used_bytes: int = 0
+    gpu_total_bytes: int = 0
 
     def described(self) -> str:
         """Return which worker it is, for a message."""
@@ -87,15 +96,30 @@ class Attendance:
 
 
 @contextmanager
-def attending(attendance: Any, member: Member, pulse: Pulse) -> Iterator[None]:
-    """Report a worker's pulse to the list (an actor's handle) for the length of a with block."""
+def attending(attendance: Any, member: Member, pulse: Pulse, device: torch.device) -> Iterator[None]:
+    """Report a worker's pulse to the list (an actor's handle) for the length of a with block.
+
+    Args:
+        attendance: The handle.
+        member: The worker, as it begins.
+        pulse: What its loop beats.
+        device: Where it computes.
+    """
     import ray
 
     over = threading.Event()
 
     def report() -> None:
         while True:
-            now = replace(member, step=pulse.step, silence_seconds=pulse.silence_seconds())
+            used, total = _gpu_memory(device)
+            now = replace(
+                member,
+                step=pulse.step,
+                silence_seconds=pulse.silence_seconds(),
+                figures=pulse.figures,
+                gpu_used_bytes=used,
+                gpu_total_bytes=total,
+            )
             try:
                 reason = ray.get(attendance.report.remote(now), timeout=ANSWER_TIMEOUT_SECONDS)
             except ray.exceptions.RayError:  # the driver's node is slow or gone; in the end Ray ends this process
@@ -111,6 +135,16 @@ def attending(attendance: Any, member: Member, pulse: Pulse) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _gpu_memory(device: torch.device) -> tuple[int, int]:
+    """Return how many bytes of the device's memory are taken, and of how many; 0 of 0 for a CPU: Ray tells its own."""
+    if device.type != "cuda":
+        return 0, 0
+    import torch
+
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free, total
 
 
 def this_member(group: str, rank: int, num_workers: int) -> Member:

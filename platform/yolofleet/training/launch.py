@@ -21,6 +21,7 @@ from yolofleet.training.cluster_view import alive_offers, growth_offers, hosts, 
 from yolofleet.training.evaluator import ClusterEvaluation
 from yolofleet.training.judge import Judge
 from yolofleet.training.node_watch import NodeWatch
+from yolofleet.training.publisher import publishing
 from yolofleet.training.pulse import Reached
 from yolofleet.training.ray_group import Ending, shared_folder, train_once
 from yolofleet.training.reach import check_reach
@@ -92,11 +93,12 @@ def _train(
             return train_once(job, token, run, folder, attendance, reached, stop_reason, leave_after_step)
 
     if job.cluster.evaluation == "inline":
-        supervise(job, run, start, wait_for_room, stop_reason)
+        with publishing(job, run, attendance):
+            supervise(job, run, start, wait_for_room, stop_reason)
         return
     over = threading.Event()
     evaluation = ClusterEvaluation(job, lambda: over.is_set() or stop_reason() is not None)
-    with Judge(run, evaluation) as judge:
+    with publishing(job, run, attendance), Judge(run, evaluation) as judge:
         try:
             supervise(job, run, start, wait_for_room, stop_reason)
             judge.judge_all()

@@ -7,8 +7,9 @@ training stands still (a stuck read, a stuck collective, a stopped process) has 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from yolofleet.errors import WorkError
 
@@ -42,6 +43,7 @@ class Pulse:
         leave_reason: Why the worker should save its state and end after the step that it is in; None: train on.
         reached: How far the run was known to have come before this worker started, None where nobody knows.
         leave_after_step: The step after which the worker is to leave by itself; None: at the end of the run.
+        figures: The newest value of everything that was reported; the first worker's only.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Pulse:
         self.leave_after_step = leave_after_step
         self.leave_reason: str | None = None
         self.reached = reached
+        self.figures: dict[str, Any] = {}
         self._clock = clock
         self._last_beat: float | None = None
 
@@ -64,6 +67,10 @@ class Pulse:
         self._last_beat = self._clock()
         if self.leave_after_step is not None and step >= self.leave_after_step:
             self.ask_to_leave(PAUSED)
+
+    def tell(self, row: Mapping[str, Any]) -> None:
+        """Note a row of metrics, for those who watch: a new mapping each time, as another thread may be reading."""
+        self.figures = {**self.figures, **row}
 
     def rest(self) -> None:
         """Note that training has ended or not begun: standing still means nothing."""

@@ -202,9 +202,10 @@ def train_worker(config: dict[str, Any]) -> str | None:
     reached = None if config["reached"] is None else Reached(**config["reached"])
     pulse = Pulse(reached, leave_after_step=config["leave_after_step"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    group = WorkerGroup(rank, world_size, ray.train.torch.get_device(), pulse)
+    device = ray.train.torch.get_device()
+    group = WorkerGroup(rank, world_size, device, pulse)
     try:
-        with attending(config["attendance"], this_member(config["group"], rank, world_size), pulse):
+        with attending(config["attendance"], this_member(config["group"], rank, world_size), pulse, device):
             return run_worker(job, group, token, evaluate_apart=config["evaluate_apart"]).left
     except LockLostError:
         raise  # the run directory is another's now, failure.json with it

@@ -34,6 +34,7 @@ def run_worker(
 
         def report(row: dict[str, Any]) -> None:
             run.append_metrics(row)
+            group.pulse.tell(row)
 
         evaluate = None if evaluate_apart else Validation(job, group)
         with watching(group.pulse, job.cluster.hang_timeout_seconds, run.storage, group.rank):
