@@ -30,6 +30,8 @@ from yolofleet.registry.intents import read_intents
 from yolofleet.tracking.mlflow_store import open_client
 
 ALIAS = "champion"
+LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Without it a server has ten processes that nothing here uses."""
 NUM_ALONE = 10
 WORKER = """
 import json, sys
@@ -59,7 +61,9 @@ def server(folder: Path) -> Iterator[str]:
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # where MLflow looks for uvicorn
     with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env={**os.environ, "PATH": path})
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=folder, env={**os.environ, **LEAN, "PATH": path}
+        )
     try:
         while True:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):

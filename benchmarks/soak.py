@@ -54,6 +54,8 @@ PARTITION_SECONDS = 15.0
 S3_SECONDS = 10.0
 MLFLOW_SECONDS = 30.0
 CALM_SECONDS = 900.0
+SETTLED_SECONDS = 60.0
+"""By this age a command has its connections to Ray and MLflow."""
 STEPS_PER_MINUTE = 90
 """More than two cores do while things break, so that the run outlasts the last fault."""
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
@@ -92,7 +94,9 @@ class Soak:
         if driver.pid != self._counted:
             self._counted, self.handles = driver.pid, []
         with contextlib.suppress(psutil.NoSuchProcess):
-            self.handles.append(psutil.Process(driver.pid).num_fds())
+            process = psutil.Process(driver.pid)
+            if time.time() - process.create_time() > SETTLED_SECONDS:
+                self.handles.append(process.num_fds())
 
     def worker(self) -> psutil.Process | None:
         """Return any training worker."""
@@ -198,8 +202,11 @@ def start_mlflow(folder: Path) -> tuple[subprocess.Popen[bytes], str]:
     command = [str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)]
     store = ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
     artifacts = ["--artifacts-destination", str(folder / "artifacts")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # ten processes that nothing here uses
     with (folder / "mlflow.log").open("wb") as log:
-        server = subprocess.Popen([*command, *store, *artifacts], stdout=log, stderr=log, start_new_session=True)
+        server = subprocess.Popen(
+            [*command, *store, *artifacts], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
     end = time.monotonic() + 180
     while socket.socket().connect_ex(("127.0.0.1", port)) != 0:
         if time.monotonic() > end:

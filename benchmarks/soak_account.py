@@ -13,6 +13,8 @@ HARMLESS = ("mlflow_down", "s3_503")
 """Training goes on through these."""
 LONGEST_NOTICE_SECONDS = 120.0
 """How long after a fault the run's events may begin to show it: a row waits for the storage that is away."""
+LONGEST_START_SECONDS = 300.0
+"""A damaged checkpoint is noticed by the next workers that start, which faults may put off."""
 SIGNS = {
     "kill_worker": ("failure",),
     "kill_raylet": ("node_gone", "failure"),
@@ -103,11 +105,8 @@ def signs(done: list[tuple[float, str]], events: list[Event]) -> list[bool]:
     unclaimed = [(seconds(event), str(event["kind"])) for event in events]
     shown = []
     for moment, kind in done:
-        fits = (
-            (when, sign)
-            for when, sign in unclaimed
-            if sign in SIGNS[kind] and moment - 1.0 <= when <= moment + LONGEST_NOTICE_SECONDS
-        )
+        longest = LONGEST_START_SECONDS if kind == "corrupt_checkpoint" else LONGEST_NOTICE_SECONDS
+        fits = ((when, sign) for when, sign in unclaimed if sign in SIGNS[kind] and -1.0 <= when - moment <= longest)
         sign = next(fits, None)
         if sign is not None and sign[1] != "failure":  # the first failure of several faults is the failure of all
             unclaimed.remove(sign)

@@ -200,6 +200,7 @@ def tracking(home: Household, *, has_database: bool) -> Service:
         environment=home.clients() | {
             "MLFLOW_AUTH_CONFIG_PATH": str(users),
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes that nothing here uses
             "MLFLOW_FLASK_SERVER_SECRET_KEY": home.secret("session"),
             "PGPASSWORD": home.secret("database"),
         },

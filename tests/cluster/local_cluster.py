@@ -111,27 +111,32 @@ class LocalCluster:
             "RAY_ADDRESS": self.address
         }
 
-    def add_node(self, name: str, num_cpus: int = 1) -> Node:
+    def add_node(self, name: str, num_cpus: int = 1, environment: dict[str, str] | None = None) -> Node:
         """Start a node and return it; the cluster knows of it a moment later."""
         labels = json.dumps({"name": name})
-        return self._start(name, f"--address={self.address}", f"--num-cpus={num_cpus}", f"--labels={labels}")
+        options = [f"--address={self.address}", f"--num-cpus={num_cpus}", f"--labels={labels}"]
+        return self._start(name, *options, environment=environment)
 
-    def _start(self, name: str, *options: str) -> Node:
+    def _start(self, name: str, *options: str, environment: dict[str, str] | None = None) -> Node:
         """Start a node; on a busy machine Ray may give up on its own parts, so it is tried again."""
         for _ in range(2):
             try:
-                return self._start_once(name, *options)
+                return self._start_once(name, *options, environment=environment or {})
             except RuntimeError:
                 continue
-        return self._start_once(name, *options)
+        return self._start_once(name, *options, environment=environment or {})
 
-    def _start_once(self, name: str, *options: str) -> Node:
+    def _start_once(self, name: str, *options: str, environment: dict[str, str]) -> Node:
         agent = f"--dashboard-agent-listen-port={_free_port()}"  # jobs are sent to it; other nodes have their own
         fixed = ["--object-store-memory=80000000", "--node-ip-address=127.0.0.1", agent]
         command = [RAY, "start", "--block", *fixed, *options]
         with (self.folder / f"{name}.log").open("wb") as log:
             process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=self._environment, start_new_session=True
+                command,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self._environment | environment,
+                start_new_session=True,
             )
         node = Node(process, name)
         end = time.monotonic() + START_TIMEOUT_SECONDS

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from yolofleet.specs.job import ClusterSpec
+from yolofleet.training.abandoned import HeldGroup, abandoned
 from yolofleet.training.attendance import Member
 from yolofleet.training.ray_group import _judged, _scaling
+from yolofleet.training.torch_config import interface_of
 
 
 @pytest.mark.parametrize(
@@ -36,3 +38,32 @@ def test_failures_are_told_by_worker_and_kind() -> None:
     taken = type("ActorDiedError", (Exception,), {"preempted": True})("its node was taken")
     assert _judged(WorkerGroupError("", {0: taken, 1: ValueError()}), members)[0] == "preemption"
     assert _judged(RuntimeError("the controller died"), members) == ("start", "RuntimeError: the controller died")
+
+
+def test_of_a_traceback_only_its_cause_is_told() -> None:
+    text = """Training failed due to controller error:
+\x1b[36mray::execute._setup_torch_process_group()\x1b[39m (pid=1, ip=10.0.0.1)
+  File "/somewhere/site-packages/torch/distributed.py", line 7, in init
+    raise
+RuntimeError: connectFullMesh failed: 127.0.0.1 refused"""
+    assert _judged(OSError(text), []) == (
+        "start",
+        "OSError: RuntimeError: connectFullMesh failed: 127.0.0.1 refused",
+    )
+
+
+def test_only_groups_of_this_driver_that_nobody_can_return_are_abandoned() -> None:
+    mine = HeldGroup("a", "job", maker_is_dead=True, state="CREATED")
+    held = [
+        mine,
+        HeldGroup("b", "job", maker_is_dead=False, state="CREATED"),
+        HeldGroup("c", "other", maker_is_dead=True, state="CREATED"),
+        HeldGroup("d", "job", maker_is_dead=True, state="REMOVED"),
+        HeldGroup("e", "job", maker_is_dead=True, state="PENDING"),
+    ]
+    assert [group.id for group in abandoned(held, "job")] == ["a", "e"]
+
+
+def test_the_interface_of_an_address_is_found() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("192.0.2.199") is None

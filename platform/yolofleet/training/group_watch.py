@@ -16,6 +16,7 @@ from typing import Any
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.abandoned import return_abandoned
 from yolofleet.training.attendance import Member, reached, silent_members
 from yolofleet.training.capacity import num_places
 from yolofleet.training.cluster_view import draining_nodes, free_offers
@@ -86,6 +87,7 @@ class GroupWatch:
                 failing = True
 
     def _look(self, ray: Any) -> None:
+        return_abandoned()  # the workers may be waiting for it
         now, members = ray.get(self._attendance.members.remote(), timeout=ANSWER_TIMEOUT_SECONDS)
         self.members = members
         self.reached = reached(now, members) or self.reached

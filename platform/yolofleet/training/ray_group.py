@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 import time
 import uuid
@@ -16,6 +17,7 @@ from yolofleet.specs.job import ClusterSpec, JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import LockLostError, Token
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.abandoned import return_abandoned
 from yolofleet.training.attendance import Member
 from yolofleet.training.budget import Kind
 from yolofleet.training.capacity import NodeOffer, evaluates_apart, num_places, wanted_resources
@@ -24,6 +26,8 @@ from yolofleet.training.group_watch import GroupWatch
 from yolofleet.training.pulse import Reached
 
 COLLECTIVE_TIMEOUT_SECONDS = 1800
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours what workers say."""
 FAILURE_KEY = "failure.json"
 """Where a worker leaves the error that no restart cures."""
 SETTLE_SECONDS = 15.0
@@ -73,7 +77,9 @@ def train_once(
     """Start the workers once and see how they end."""
     import ray
     from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from yolofleet.training.torch_config import ConnectedTorchConfig
 
     group = uuid.uuid4().hex
     offers = alive_offers()
@@ -99,7 +105,7 @@ def train_once(
             "evaluate_apart": evaluates_apart(job.cluster, offers),
         },
         scaling_config=scaling,
-        torch_config=TorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        torch_config=ConnectedTorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
         run_config=RunConfig(
             name=f"{job.name}-{group[:8]}",
             storage_path=folder,
@@ -138,6 +144,7 @@ def _free_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
     wanted = min(cluster.most_workers, num_places(cluster, offers) - cluster.places_for_evaluation)
     end = time.monotonic() + SETTLE_SECONDS
     while (free := num_places(cluster, free_offers())) < wanted and time.monotonic() < end:
+        return_abandoned()
         time.sleep(0.2)
     return min(free, wanted)
 
@@ -183,7 +190,11 @@ def _judged(failure: Exception, members: list[Member]) -> tuple[Kind, str]:
 
 
 def _one_line(error: Exception, longest: int = 400) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:longest]
+    """Return what an exception says in a line; of a worker's traceback in it, only what it ends with."""
+    lines = [line.strip() for line in COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if any(line.startswith('File "') for line in lines):
+        lines = lines[-1:]
+    return f"{type(error).__name__}: {' '.join(' '.join(lines).split())}"[:longest]
 
 
 def train_worker(config: dict[str, Any]) -> str | None:
