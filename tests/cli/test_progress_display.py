@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.cli.progress import POLL_SECONDS, described, following, is_news
+from yolofleet.cli.progress import POLL_SECONDS, _Lines, described, following, is_news
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 
@@ -29,3 +29,22 @@ def test_an_event_that_arrives_after_a_later_one_is_shown_too(
         run.storage.put("events.driver.jsonl", json.dumps(late).encode() + b"\n")
     run.close()
     assert capsys.readouterr().err.splitlines() == ["for nodes", "for the weather"]
+
+
+def test_the_time_left_is_not_judged_by_what_a_restart_cost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("yolofleet.cli.progress.time.monotonic", lambda: now)
+    lines = _Lines(100)
+    for second, row in [
+        (0, {"step": 1, "loss": 0.1}),
+        (20, {"step": 21, "loss": 0.1}),
+        (400, {"problem": "a worker died"}),
+        (420, {"step": 22, "loss": 0.1}),
+        (440, {"step": 42, "loss": 0.1}),
+    ]:
+        now = float(second)
+        lines.show(row)
+    shown = capsys.readouterr().err.splitlines()
+    assert "(79 s left)" in shown[1] and "(58 s left)" in shown[-1]

@@ -5,9 +5,11 @@ Only root may make namespaces, and not everywhere: `unavailable` says why not.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,8 +49,17 @@ class Host:
     switch: str
     cable: str
 
-    def command(self, *words: str) -> list[str]:
-        """Return a command that runs on this host."""
+    def command(self, *words: str, disk: Path | None = None, place: Path | None = None) -> list[str]:
+        """Return a command that runs on this host.
+
+        Args:
+            words: The command.
+            disk: A folder that it finds at ``place``: what hosts that share this machine's files have of their own.
+            place: Where it finds it.
+        """
+        if disk is not None:  # ip gives every command its own view of what is mounted where
+            mounted = 'mount --bind "$1" "$2"; shift 2; exec "$@"'
+            words = ("sh", "-ec", mounted, "sh", str(disk), str(place), *words)
         return ["ip", "netns", "exec", self.namespace, *words]
 
     def cut(self) -> None:
@@ -96,7 +107,8 @@ class Network:
         """End everything that runs on the hosts, and take the network down."""
         for host in self.hosts:
             for process in host.processes():
-                Path(f"/proc/{process}").exists() and os.kill(process, 9)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
             _ip("netns", "del", host.namespace)
         _ip("netns", "del", self._switch)
 

@@ -158,6 +158,8 @@ def test_what_cannot_be_is_refused_with_the_cure(sender: Shell, drawn: Path, hea
     job = job_of(sender.folder, drawn, "refused")
     failed = sender.run("submit", job, "data.train=/nowhere", "--follow")
     assert failed.returncode == 2 and "/nowhere" in failed.stdout
+    lost = sender.run("submit", job, "storage=s3://nobody-has-this/runs", "--follow")
+    assert lost.returncode == 2 and "s3://nobody-has-this/runs" in lost.stdout, lost.stdout
     token = sender.environment.pop("RAY_AUTH_TOKEN")
     wrong = Shell(sender.folder, sender.environment | {"RAY_AUTH_TOKEN": "0" * 64}).run("submit", job)
     assert wrong.returncode == 2 and "set RAY_AUTH_TOKEN" in wrong.stderr, wrong.stderr

@@ -70,12 +70,14 @@ class Lab:
         """Where the head takes jobs."""
         return f"http://{self.head.address}:8265"
 
-    def start(self, host: Host, *words: str, log: str, **changes: str) -> subprocess.Popen[bytes]:
-        """Start something on a host."""
+    def start(self, host: Host, *words: str, log: str) -> subprocess.Popen[bytes]:
+        """Start something on a host, with a disk of its own at ``disk``."""
+        disk, place = self.folder / f"disk-{host.name}", self.folder / "disk"
+        for path in (disk, place):
+            path.mkdir(exist_ok=True)
+        command = host.command(*words, disk=disk, place=place)
         with (self.folder / log).open("ab") as output:
-            return subprocess.Popen(
-                host.command(*words), cwd=self.folder, env=self.environment | changes, stdout=output, stderr=output
-            )
+            return subprocess.Popen(command, cwd=self.folder, env=self.environment, stdout=output, stderr=output)
 
     def run(self, host: Host, *words: str, **changes: str) -> subprocess.CompletedProcess[str]:
         """Run something on a host to its end."""
@@ -117,7 +119,7 @@ class Lab:
         ray = [str(BESIDE / "ray"), "start", "--block", "--object-store-memory=80000000"]
         self.start(
             self.head, *ray, "--head", "--num-cpus=1", f"--node-ip-address={self.head.address}", "--port=6379",
-            f"--dashboard-host={self.head.address}", f"--temp-dir={self.folder}/ray", log="head.log",
+            f"--dashboard-host={self.head.address}", f"--temp-dir={self.folder}/disk/ray", log="head.log",
         )  # fmt: skip
         wait_for(lambda: "Ray runtime started" in (self.folder / "head.log").read_text(), 300, "the head")
         join = [*ray, "--num-cpus=1", f"--node-ip-address={self.worker.address}", f"--address={self.head.address}:6379"]
@@ -157,7 +159,7 @@ def far_job(lab: Lab, num_steps: int) -> Path:
         name="far",
         data__train="s3://bucket/train",
         data__val="s3://bucket/val",
-        data__cache={"path": str(lab.folder / "cache")},
+        data__cache={"path": str(lab.folder / "disk/cache")},
         storage="s3://bucket/runs",
         epochs=num_steps * 8 / 64,
         evaluation={"every_epochs": 1000.0},

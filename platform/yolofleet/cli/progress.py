@@ -137,6 +137,8 @@ class _Lines:
 
     def show(self, row: dict[str, Any]) -> None:
         judged = "val_AP" in row or "problem" in row
+        if "problem" in row:
+            self._first = None  # what it cost is no measure of the time that is left
         if not judged and time.monotonic() < self._next and row["step"] < self._num_steps:
             return
         prefix = "" if judged else f"step {row['step']}/{self._num_steps}{self._remaining(row['step'])}: "
