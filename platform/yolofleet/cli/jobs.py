@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from yolofleet.cli.submit import AddressOption, described, followed
+from yolofleet.cli.submit import AddressOption, described, followed, pass_on
 
 app = typer.Typer(help="Jobs on a cluster: how they stand, what they print, stopping them.", no_args_is_help=True)
 
@@ -68,7 +68,7 @@ def logs(
     found = service.job(job)
     if follow:
         return followed(service, found)
-    typer.echo(service.logs(found), nl=False)
+    pass_on(service.logs(found))
     return 0
 
 

@@ -54,12 +54,8 @@ def followed(service: JobService, job: SentJob) -> int:
     """Show what a job prints until it has ended, and return its exit code as ours."""
     from yolofleet.cluster.follow import follow
 
-    def show(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-
     try:
-        ended = follow(service, job, show, lambda line: typer.echo(line, err=True))
+        ended = follow(service, job, pass_on, lambda line: typer.echo(line, err=True))
     except KeyboardInterrupt:
         typer.echo(
             f"\nno longer followed; the job goes on: yolofleet jobs logs {job.id} --follow --address {service.address}",
@@ -69,6 +65,12 @@ def followed(service: JobService, job: SentJob) -> int:
     took = "" if ended.began is None or ended.ended is None else f" after {ended.ended - ended.began:.0f} s"
     typer.echo(f"{ended.id}: {ended.status.lower()}{took}", err=True)
     return exit_code(ended)
+
+
+def pass_on(text: str) -> None:
+    """Pass on what a job has printed as it is, colours of Ray's among it."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def exit_code(job: SentJob) -> int:
