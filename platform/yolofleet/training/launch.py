@@ -85,7 +85,8 @@ def _train(
     wait_for_room()
     if len(hosts()) > 1:
         check_reach(job)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # Not softly: Ray takes that for leave to put it anywhere, and then it dies with a node that has nothing to do with us.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     attendance = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
 
     def start(reached: Reached | None) -> Ending:
