@@ -85,7 +85,7 @@ def _train(
     wait_for_room()
     if len(hosts()) > 1:
         check_reach(job)
-    # Not softly: Ray takes that for leave to put it anywhere, and then it dies with a node that has nothing to do with us.
+    # Not softly: Ray takes that for leave to put it anywhere, and then it dies with a node that is none of ours.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     attendance = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
 
