@@ -9,6 +9,7 @@ LONGEST_DETECTION_SECONDS = 60.0
 """A fault that no failure follows within this time took nothing away (a node without workers, say)."""
 MOST_MORE_HANDLES = 10
 """Connections come and go; a restart that keeps only one each time is beyond this after twenty minutes."""
+LAST_READINGS = 5
 HARMLESS = ("mlflow_down", "s3_503")
 """Training goes on through these."""
 LONGEST_NOTICE_SECONDS = 120.0
@@ -52,8 +53,9 @@ def leaks(
     found = [f"{num_groups} placement groups"] if num_groups else []
     found += [f"worker process {process}" for process in processes]
     found += [f"temporary folder {name}" for name in sorted(names - names_before)]
-    if handles and handles[-1] > handles[0] + MOST_MORE_HANDLES:
-        found.append(f"{handles[-1] - handles[0]} file handles of the command")
+    gathered = max(handles[-LAST_READINGS:], default=0) - max(handles[:1], default=0)  # at its very end it closes all
+    if gathered > MOST_MORE_HANDLES:
+        found.append(f"{gathered} file handles of the command")
     return found + [f"object {key}" for key in keys if ".tmp-" in key or key.startswith("probe/")]
 
 
