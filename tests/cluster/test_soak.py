@@ -24,7 +24,7 @@ def soak() -> ModuleType:
 
 def test_planted_leaks_are_found(soak: ModuleType) -> None:
     clean = ["job.yaml", "checkpoints/step-4/COMMITTED"]
-    assert soak.leaks(0, [], {"yolofleet-old"}, {"yolofleet-old"}, clean, [50, 90, 63, 58, 59, 57, 58]) == []
+    assert soak.leaks(0, [], {"yolofleet-old"}, {"yolofleet-old"}, clean, [50, 90, 63, 58, 59, 57, 58, 56]) == []
     assert soak.leaks(0, [], set(), set(), clean, [50, 70, 75, 12]) == ["25 file handles of the command"]
     assert soak.leaks(1, [77], {"yolofleet-ray-1"}, set(), ["probe/1", "model/.tmp-2"], [50, 90]) == [
         "1 placement groups",
