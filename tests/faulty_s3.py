@@ -28,6 +28,7 @@ class FaultyProxy:
         for_ever: A fault that every further matching request meets, once the plan is empty.
         ending: What the path of a request must end with to meet a fault.
         num_matched: Matching requests so far.
+        ignores_conditions: Whether conditional writes overwrite all the same, as some servers do.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -35,6 +36,7 @@ class FaultyProxy:
         self.for_ever: Fault | None = None
         self.ending = ".tar"
         self.num_matched = 0
+        self.ignores_conditions = False
         self._lock = threading.Lock()
         proxy = self
 
@@ -63,7 +65,9 @@ class FaultyProxy:
                     self.close_connection = True
                     return
                 upstream = http.client.HTTPConnection("127.0.0.1", upstream_port, timeout=30)
-                upstream.request(self.command, self.path, body=body, headers=dict(self.headers))
+                dropped = ("if-none-match",) if proxy.ignores_conditions else ()
+                headers = {name: value for name, value in self.headers.items() if name.lower() not in dropped}
+                upstream.request(self.command, self.path, body=body, headers=headers)
                 reply = upstream.getresponse()
                 data = reply.read()
                 if fault == "wrong":

@@ -91,6 +91,13 @@ class Storage(ABC):
         """Return the object's path on this machine's disk, or None where it is remote."""
         return None
 
+    def honours_conditions(self, key: str) -> bool:
+        """Return whether the second of two conditional writes of an object is refused; the object is removed again."""
+        try:
+            return self.put_if_absent(key, b"first") and not self.put_if_absent(key, b"second")
+        finally:
+            self.delete(key)
+
     def exists(self, key: str) -> bool:
         """Return whether the object exists."""
         try:

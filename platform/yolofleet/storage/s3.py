@@ -134,10 +134,13 @@ class S3Storage(Storage):
         self._call("writing", key, write)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        from botocore.exceptions import ClientError
-
-        if self.exists(key):  # also serves endpoints that ignore the condition below
+        if self.exists(key):  # also serves endpoints that ignore the condition
             return False
+        return self._put_on_condition(key, data)
+
+    def _put_on_condition(self, key: str, data: bytes) -> bool:
+        """Write the object with ``If-None-Match: *`` and nothing else to guard it; returns whether it was written."""
+        from botocore.exceptions import ClientError
 
         def write(client: Any) -> bool:
             try:
@@ -152,6 +155,12 @@ class S3Storage(Storage):
             return True
 
         return self._call("writing", key, write)
+
+    def honours_conditions(self, key: str) -> bool:
+        try:
+            return self._put_on_condition(key, b"first") and not self._put_on_condition(key, b"second")
+        finally:
+            self.delete(key)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         base = f"{self.prefix}/" if self.prefix else ""

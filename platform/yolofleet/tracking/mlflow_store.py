@@ -10,19 +10,17 @@ import fcntl
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from yolofleet.errors import UserError
+from yolofleet.tracking.deadline import within
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-Result = TypeVar("Result")
 
 CHECK_TIMEOUT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -105,7 +103,7 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         _check_sqlite(database)
         return
     try:
-        _within(timeout_seconds, lambda: _probe(tracking_uri))
+        within(timeout_seconds, lambda: _probe(tracking_uri))
     except TimeoutError as error:
         raise TrackingError(
             f"MLflow at {shown(tracking_uri)} gave no answer within {timeout_seconds:g} s; check tracking.uri, the "
@@ -244,24 +242,3 @@ def _first_use_lock(database: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which also unlocks
-
-
-def _within(timeout_seconds: float, action: Callable[[], Result]) -> Result:
-    """Return what ``action`` returns or raises, or raise TimeoutError; a stuck one is left behind in its thread."""
-    results: list[Result] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(action())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name="mlflow-check", daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    if failures:
-        raise failures[0]
-    if not results:
-        raise TimeoutError
-    return results[0]
