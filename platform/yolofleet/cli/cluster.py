@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import typer
 
-from yolofleet.cli import plan, render
+from yolofleet.cli import doctor, plan, render
 
-app = typer.Typer(help="Clusters: what a job will need of its nodes, and manifests.", no_args_is_help=True)
+app = typer.Typer(help="Clusters: whether they are fit, what a job will need, manifests.", no_args_is_help=True)
+app.command("doctor")(doctor.doctor)
 app.command("plan")(plan.plan)
 app.command("render")(render.render)

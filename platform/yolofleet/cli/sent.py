@@ -1,4 +1,4 @@
-"""What a cluster runs for a job that was sent to it: ``python -m yolofleet.cli.sent train|tune [anyway]``."""
+"""What a cluster runs for a job that was sent to it: ``python -m yolofleet.cli.sent train|tune|doctor [anyway]``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import json
 import sys
 from pathlib import Path
 
+from yolofleet import __version__
 from yolofleet.cli.main import main as command_line
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.cluster.versions import differences, installed_versions
-from yolofleet.errors import EXIT_USER_ERROR
+from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR
 
 
 def main(arguments: list[str]) -> int:
     """Check the versions, then run the command on the spec beside."""
     kind, *options = arguments
-    found = differences(json.loads(Path(VERSIONS_NAME).read_text()), installed_versions())
+    wanted = json.loads(Path(VERSIONS_NAME).read_text())
+    if kind == "doctor":
+        return _examined(wanted)
+    found = differences(wanted, installed_versions())
     if found and ANYWAY not in options:
         print(
             "error: this cluster has other versions than the place that the job was sent from:\n  "
@@ -26,6 +30,22 @@ def main(arguments: list[str]) -> int:
         )
         return EXIT_USER_ERROR
     return command_line([kind, SPEC_NAME, *(["--yes"] if kind == "tune" else [])])
+
+
+def _examined(versions: dict[str, str]) -> int:
+    """Look at the cluster, and leave the report in the log for the one who asked."""
+    from yolofleet.cli.doctor import job_of
+    from yolofleet.cluster.doctor.afar import MARK
+    from yolofleet.cluster.doctor.examine import examine
+    from yolofleet.cluster.doctor.versions import Installed
+    from yolofleet.search.connection import connected_to_ray
+    from yolofleet.specs.document import read_yaml
+
+    document = read_yaml(Path(SPEC_NAME))
+    with connected_to_ray(dashboard=False):
+        report = examine(job_of(document) if document else None, Installed(versions, __version__), print)
+    print(f"{MARK}{json.dumps(report.document())}", flush=True)
+    return EXIT_DONE
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ MODEL_NAME = "model.yaml"
 VERSIONS_NAME = "versions.json"
 PACKAGE_SUFFIXES = (".py", ".yaml", ".json", ".typed")
 
-Kind = Literal["train", "tune"]
+Kind = Literal["train", "tune", "doctor"]
 
 
 @dataclass(frozen=True)

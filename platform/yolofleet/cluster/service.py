@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yolofleet.cluster.bundle import Bundle
+from yolofleet.cluster.token import use_token
 from yolofleet.errors import UserError, WorkError
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
@@ -75,7 +76,7 @@ class JobService:
 
     def __init__(self, address: str | None) -> None:
         self.address = _checked_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
-        os.environ.setdefault("RAY_AUTH_MODE", "token" if _has_token() else "disabled")
+        use_token()
         os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray takes it before what it is given
         from ray.job_submission import JobSubmissionClient
 
@@ -169,6 +170,14 @@ class JobService:
         with self._told():
             self._client.stop_job(job.id)
 
+    def forget(self, job: SentJob) -> None:
+        """Take a job that has ended from the cluster's list; one that still runs is stopped, and stays there."""
+        with self._told():
+            if self.job(job.id).has_ended:
+                self._client.delete_job(job.id)
+            else:
+                self._client.stop_job(job.id)
+
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Turn what Ray raises into what a user can do about it."""
@@ -195,11 +204,6 @@ def _checked_address(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
     return address.rstrip("/")
-
-
-def _has_token() -> bool:
-    kept = Path.home() / ".ray" / "auth_token"
-    return bool({"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()) or kept.is_file()
 
 
 def _sent(details: Any) -> SentJob:

@@ -222,6 +222,11 @@ class ShardDataset:
         """What the node's cache may hold."""
         return self._settings.max_bytes
 
+    @property
+    def cache_path(self) -> Path:
+        """Where the node's cache lies."""
+        return self._settings.path
+
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch shards of remote storage in the background; nothing to do for local ones."""
         if self.is_remote:

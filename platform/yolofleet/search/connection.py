@@ -1,4 +1,4 @@
-"""A connection to Ray for the length of a search: RAY_ADDRESS's cluster, or a Ray of this machine's own."""
+"""A connection to Ray for the length of a with block: RAY_ADDRESS's cluster, or a Ray of this machine's own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,12 @@ TOO_SLOW = "timed out during startup"
 
 
 @contextmanager
-def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
+def connected_to_ray(*, show_worker_output: bool = False, dashboard: bool = True) -> Iterator[None]:
     """Connect to RAY_ADDRESS, or start a Ray of this machine's own that ends with the block.
+
+    Args:
+        show_worker_output: Pass on what Ray and the workers print.
+        dashboard: Whether a Ray of our own has one; trials need it, and it takes seconds to start.
 
     Raises:
         UserError: No cluster answers at RAY_ADDRESS.
@@ -37,7 +41,7 @@ def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
     if "ray" not in sys.modules and address == "local":
         make_token()
     with ExitStack() as stack:
-        _enter(stack, show_worker_output)
+        _enter(stack, RayConnection(show_worker_output, dashboard=dashboard))
         import ray
 
         own = address == "local" and "RAY_ADDRESS" not in os.environ
@@ -50,11 +54,11 @@ def connected_to_ray(*, show_worker_output: bool = False) -> Iterator[None]:
                 del os.environ["RAY_ADDRESS"]
 
 
-def _enter(stack: ExitStack, show_worker_output: bool) -> None:
+def _enter(stack: ExitStack, connection: RayConnection) -> None:
     """Connect; a Ray of our own that a busy machine kept from starting in time is tried again."""
     for attempt in range(STARTS):
         try:
-            stack.enter_context(RayConnection(show_worker_output))
+            stack.enter_context(connection)
             return
         except Exception as error:  # Ray raises nothing more special
             if TOO_SLOW not in str(error):

@@ -55,13 +55,20 @@ def free_offers() -> list[NodeOffer]:
     """Return what nobody uses on each node that stays."""
     import ray
 
-    free = ray._private.state.available_resources_per_node()
+    free = free_resources()
     draining = draining_nodes()
     return [
         NodeOffer(free.get(node["NodeID"], {}), labels=node.get("Labels"), name=node["NodeManagerAddress"])
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in draining
     ]
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what nobody uses of each node's resources, by the node's id."""
+    import ray
+
+    return dict(ray._private.state.available_resources_per_node())
 
 
 def draining_nodes() -> set[str]:

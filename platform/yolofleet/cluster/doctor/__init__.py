@@ -1,0 +1,1 @@
+"""Looking at a cluster before it is trusted with work: probes on every node, and judgements of what they found."""

@@ -1,0 +1,227 @@
+"""The doctor's probes on real things: disks, storage over the wire, MLflow that is away, processes that meet or not."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from faulty_s3 import FaultyProxy, faulty_s3
+from yolofleet.cluster.doctor import all_reduce
+from yolofleet.cluster.doctor.authentication import Address, knock
+from yolofleet.cluster.doctor.devices import look_at_devices
+from yolofleet.cluster.doctor.disk import CacheNeed, judge_disk, look_at_disk
+from yolofleet.cluster.doctor.limits import look_at_limits
+from yolofleet.cluster.doctor.storage_probe import look_at_data, look_at_runs, marked
+from yolofleet.cluster.doctor.tracking_probe import look_at_tracking
+from yolofleet.storage import StorageError, open_storage
+
+MARK = "mark"
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """An S3 server that can be made to fail, with an empty bucket."""
+    import boto3
+
+    from yolofleet.storage.s3 import _s3_client
+
+    with faulty_s3() as proxy:
+        for name, value in {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(name, value)
+        _s3_client.cache_clear()
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield proxy
+        _s3_client.cache_clear()
+
+
+def test_storage_is_used_and_left_as_it_was(s3: FaultyProxy) -> None:
+    url = "s3://bucket/runs"
+    with marked(url, MARK):
+        found = look_at_runs(url, MARK)
+        assert found.problem is None and found.honours_conditions
+        assert found.write_bytes_per_second > 0 < found.read_bytes_per_second
+    assert open_storage(url).list() == []
+
+
+def test_storage_that_ignores_conditions_is_found_out(s3: FaultyProxy) -> None:
+    s3.ignores_conditions = True
+    with marked("s3://bucket/runs", MARK):
+        found = look_at_runs("s3://bucket/runs", MARK)
+    assert found.problem is None and not found.honours_conditions
+    assert open_storage("s3://bucket/runs").list() == []
+
+
+def test_storage_that_refuses_is_told_with_the_cure(s3: FaultyProxy) -> None:
+    with marked("s3://bucket/runs", MARK):
+        s3.ending, s3.for_ever = "", "403"
+        found = look_at_runs("s3://bucket/runs", MARK)
+        s3.for_ever = None
+    assert found.problem is not None and "AWS_ACCESS_KEY_ID" in found.problem and "secret" not in found.problem
+    missing = look_at_runs("s3://no-such-bucket/runs", MARK)
+    assert missing.problem is not None
+
+
+def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
+    with marked(str(tmp_path / "runs"), MARK):
+        assert look_at_runs(str(tmp_path / "runs"), MARK).problem is None
+        elsewhere = look_at_runs(str(tmp_path / "other"), MARK)
+    assert elsewhere.problem is not None and "not shared" in elsewhere.problem
+    assert list(tmp_path.iterdir()) == [], "the folders that were made for it are gone"
+
+
+def test_a_folder_that_cannot_be_written_is_told() -> None:
+    with pytest.raises(StorageError, match="/proc/runs"), marked("/proc/runs", MARK):
+        pass
+
+
+def test_data_is_read_or_the_reason_told(tmp_path: Path) -> None:
+    found = look_at_data(str(tmp_path))
+    assert found.problem is not None and "no dataset here" in found.problem
+
+
+def test_a_disk_is_written_and_left_as_it_was(tmp_path: Path) -> None:
+    found = look_at_disk(str(tmp_path / "deep" / "cache"))
+    assert found.problem is None and found.bytes_per_second is not None and found.free_bytes > 0
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    blocked = look_at_disk(str(tmp_path / "file"))
+    assert blocked.problem is not None and "is a file" in blocked.problem
+    closed = look_at_disk("/proc/cache")
+    assert closed.problem is not None and judge_disk("n", closed, CacheNeed("/proc/cache", 1, 1, 1)).verdict == "fail"
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a small file system cannot be mounted here (it takes root)")
+    try:
+        found = look_at_disk(str(tmp_path))
+        assert found.problem is not None and "No space left" in found.problem and found.file_system == "tmpfs"
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_limits_and_devices_of_this_machine_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = look_at_limits()
+    assert found.shared_memory_bytes >= found.shared_memory_free_bytes and found.open_files != 0
+    broken = tmp_path / "nvidia-smi"
+    broken.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    problem = look_at_devices(False).problem
+    assert problem is not None and "version mismatch" in problem
+
+
+def test_mlflow_that_is_away_or_cannot_be_made_is_told(tmp_path: Path) -> None:
+    away = look_at_tracking(f"http://127.0.0.1:{free_port()}", "yolofleet").problem
+    assert away is not None and "nothing answers" in away
+    fresh = tmp_path / "_mlflow" / "mlflow.db"
+    assert look_at_tracking(f"sqlite:///{fresh}", "yolofleet").problem is None and not fresh.parent.exists()
+    (tmp_path / "file").write_text("")
+    closed = look_at_tracking(f"sqlite:///{tmp_path}/file/mlflow.db", "yolofleet").problem
+    assert closed is not None and "cannot be made" in closed
+
+
+@pytest.mark.slow
+def test_mlflow_is_used_and_left_as_it_was(tmp_path: Path) -> None:
+    from yolofleet.tracking.mlflow_store import open_client
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = open_client(uri)
+    experiment = client.create_experiment("mine")
+    found = look_at_tracking(uri, "mine")
+    assert found.problem is None and found.write_seconds is not None
+    assert list(client.search_registered_models()) == [] and len(client.search_experiments()) == 2
+    client.delete_experiment(experiment)
+    deleted = look_at_tracking(uri, "mine").problem
+    assert deleted is not None and "was deleted" in deleted
+
+
+class _Guarded(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response({None: 401, "Bearer right": 200}.get(self.headers.get("Authorization"), 403))
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Keep quiet."""
+
+
+def test_a_dashboard_is_asked_with_a_token_and_without() -> None:
+    server = HTTPServer(("127.0.0.1", 0), _Guarded)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = Address.parse(f"http://127.0.0.1:{server.server_port}")
+    assert [knock(address, token).kind for token in ("right", "wrong", None)] == ["in", "refused", "refused"]
+    server.shutdown()
+    server.server_close()
+    assert knock(address, "right").kind == "silent"
+
+
+def test_who_speaks_anything_but_http_or_grpc_is_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            while True:
+                try:
+                    near, _ = listener.accept()
+                except OSError:
+                    return
+                near.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                near.close()
+
+        threading.Thread(target=answer, daemon=True).start()
+        port = listener.getsockname()[1]
+        assert knock(Address.parse(f"http://127.0.0.1:{port}"), None).kind == "silent"
+        assert knock(Address.parse(f"127.0.0.1:{port}"), None).kind == "silent"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def _take_part(
+    rank: int, world_size: int, ports: multiprocessing.Queue[int], answers: multiprocessing.Queue[object]
+) -> None:
+    member = all_reduce.Member()
+    timeout_seconds = 5.0 if world_size > 2 else 120.0
+    port = member.open("127.0.0.1" if rank == 0 else None, timeout_seconds)
+    if rank == 0:
+        for _ in range(2):
+            ports.put(port)
+    try:
+        answers.put(member.exchange("gloo", rank, world_size, "127.0.0.1", ports.get(), timeout_seconds))
+    except Exception as error:
+        answers.put(type(error).__name__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("missing", [0, 1], ids=["all are there", "one is missing"])
+def test_two_processes_sum_or_say_that_one_is_missing(missing: int) -> None:
+    context = multiprocessing.get_context("spawn")
+    ports, answers = context.Queue(), context.Queue()
+    processes = [context.Process(target=_take_part, args=(rank, 2 + missing, ports, answers)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [answers.get(timeout=300) for _ in processes]
+    for process in processes:
+        process.join()
+    if missing:
+        assert all(isinstance(answer, str) for answer in found)
+    else:
+        assert all(isinstance(answer, all_reduce.Exchange) and answer.is_right for answer in found)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
