@@ -29,7 +29,7 @@ def test_the_page_fits_and_shows_what_fails_with_one_cure(width: int) -> None:
     assert sum(line.strip().startswith("FAIL  storage of runs") for line in lines) == 3, "two rows and one cure"
     assert text.count("give the node its credentials") == 1 and "10.0.0.1, 10.0.0.2" in text
     assert text.index("FAIL  storage of runs (") < text.index("warn  open files (")
-    assert "5 ok, 1 warnings, 2 failures" in text and "not looked at: MLflow" in text
+    assert "5 ok, 1 warning, 2 failures" in text and "not looked at: MLflow" in text
     assert "\x1b" not in text and "\x1b" in printed(report_of(4), is_terminal=True, width=width)
 
 

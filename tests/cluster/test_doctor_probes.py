@@ -77,7 +77,8 @@ def test_storage_that_refuses_is_told_with_the_cure(s3: FaultyProxy) -> None:
 
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
     with marked(str(tmp_path / "runs"), MARK):
-        assert look_at_runs(str(tmp_path / "runs"), MARK).problem is None
+        here = look_at_runs(str(tmp_path / "runs"), MARK)
+        assert here.problem is None and here.honours_conditions
         elsewhere = look_at_runs(str(tmp_path / "other"), MARK)
     assert elsewhere.problem is not None and "not shared" in elsewhere.problem
     assert list(tmp_path.iterdir()) == [], "the folders that were made for it are gone"
@@ -152,8 +153,13 @@ def test_mlflow_is_used_and_left_as_it_was(tmp_path: Path) -> None:
 
 
 class _Guarded(BaseHTTPRequestHandler):
+    followed = False
+
     def do_GET(self) -> None:
-        self.send_response({None: 401, "Bearer right": 200}.get(self.headers.get("Authorization"), 403))
+        given = self.headers.get("Authorization")
+        _Guarded.followed = _Guarded.followed or self.path == "/elsewhere"
+        self.send_response({None: 401, "Bearer right": 200, "Bearer moved": 302}.get(given, 403))
+        self.send_header("Location", "/elsewhere")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -165,6 +171,7 @@ def test_a_dashboard_is_asked_with_a_token_and_without() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = Address.parse(f"http://127.0.0.1:{server.server_port}")
     assert [knock(address, token).kind for token in ("right", "wrong", None)] == ["in", "refused", "refused"]
+    assert knock(address, "moved").kind == "silent" and not _Guarded.followed, "no token is sent on"
     server.shutdown()
     server.server_close()
     assert knock(address, "right").kind == "silent"

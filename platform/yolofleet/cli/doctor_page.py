@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import typer
 
-from yolofleet.cluster.doctor.line import CLUSTER, VERDICTS, Line, Report
+from yolofleet.cluster.doctor.line import CLUSTER, Line, Report
 
 COLOURS = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
 MOST_SOUND_NODES = 8
@@ -75,8 +75,12 @@ def _cures(report: Report, columns: int) -> Iterator[str]:
 
 
 def _summary(report: Report, columns: int) -> Iterator[str]:
-    counts = {verdict: report.count(verdict) for verdict in VERDICTS}
+    counted = (_counted(report.count("warn"), "warning"), _counted(report.count("fail"), "failure"))
     yield ""
-    yield f"{counts['ok']} ok, {counts['warn']} warnings, {counts['fail']} failures"
+    yield f"{report.count('ok')} ok, {', '.join(counted)}"
     for text in report.left_out:
         yield from textwrap.wrap(f"not looked at: {text}", columns, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

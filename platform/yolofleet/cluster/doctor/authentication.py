@@ -97,7 +97,7 @@ def knock(address: Address, token: str | None) -> Answer:
 def _knock_at_dashboard(address: Address, headers: dict[str, str]) -> Answer:
     request = urllib.request.Request(f"{address.text}/api/jobs/", headers=headers)
     try:
-        with urllib.request.urlopen(request, timeout=KNOCK_SECONDS):
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=KNOCK_SECONDS):
             return Answer("in")
     except urllib.error.HTTPError as error:
         return Answer("refused" if error.code in (401, 403) else "silent", f"HTTP {error.code}")
@@ -105,6 +105,13 @@ def _knock_at_dashboard(address: Address, headers: dict[str, str]) -> Answer:
         return Answer("silent", _first_line(getattr(error, "reason", error)))
     except Exception as error:  # what answers there may speak anything but HTTP
         return Answer("silent", f"{type(error).__name__}: {_first_line(error)}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Keeps the token from being sent on to wherever an answer points."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow none: a redirect is no dashboard's answer."""
 
 
 def _knock_at_service(address: Address, headers: dict[str, str]) -> Answer:

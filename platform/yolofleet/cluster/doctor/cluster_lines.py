@@ -38,7 +38,7 @@ def room_line(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequen
         now = has_room(cluster, nodes, may_grow)
     except UserError as error:
         what, _, cure = str(error).rpartition(". ")
-        return Line(CLUSTER, ROOM_SUBJECT, "fail", what, cure)
+        return Line(CLUSTER, ROOM_SUBJECT, "fail", what, cure[:1].lower() + cure[1:])
     places = num_places(cluster, nodes)
     seen = f"for {places} workers, the job wants {_span(cluster)}"
     if now:

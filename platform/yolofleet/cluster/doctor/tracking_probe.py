@@ -16,7 +16,7 @@ from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors, open
 
 SUBJECT = "MLflow"
 REACH_SECONDS = 30.0
-USE_SECONDS = 60.0
+USE_SECONDS = 120.0
 SLOW_SECONDS = 3.0
 NAME = "yolofleet-doctor"
 TAG = "looked_at"
