@@ -77,11 +77,13 @@ class LocalCluster:
         folder: Where logs go.
         head_cpus: Room for workers beside the head.
         dashboard: Whether the head answers to the Jobs API, at ``dashboard_address``.
+        settings: What its processes have in their environment besides.
     """
 
     folder: Path
     head_cpus: int = 0
     dashboard: bool = False
+    settings: dict[str, str] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
     address: str = ""
 
@@ -95,6 +97,7 @@ class LocalCluster:
             "RAY_health_check_failure_threshold": "10",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            **self.settings,
         }
         port, dashboard_port = _free_port(), _free_port()
         self._start(

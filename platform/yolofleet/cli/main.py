@@ -25,6 +25,7 @@ from yolofleet.cli import (
     tune,
 )
 from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+from yolofleet.redaction import without_passwords
 
 app = typer.Typer(
     name="yolofleet",
@@ -77,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _told(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(without_passwords(message), file=sys.stderr)
     return code
 
 

@@ -12,13 +12,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
 
 import yolofleet
 from yolofleet.cluster.versions import installed_versions
 from yolofleet.errors import UserError
+from yolofleet.redaction import holds_password
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec, load_search
@@ -105,7 +105,7 @@ def _check_no_secret(value: Any, path: Path, key: str = "") -> None:
     elif isinstance(value, list):
         for item in value:
             _check_no_secret(item, path, key)
-    elif isinstance(value, str) and "://" in value and urlsplit(value).password is not None:
+    elif isinstance(value, str) and holds_password(value):
         raise UserError(
             f"{path}: {key}: holds a password; leave it out and give it to the nodes in their environment "
             "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"

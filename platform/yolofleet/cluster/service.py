@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from yolofleet.cluster.bundle import Bundle
 from yolofleet.cluster.token import use_token
 from yolofleet.errors import UserError, WorkError
+from yolofleet.redaction import holds_password, without_passwords
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -203,6 +204,8 @@ def _checked_address(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
+    if holds_password(address):
+        raise UserError(f"--address {without_passwords(address)}: takes no password; give the token in RAY_AUTH_TOKEN")
     return address.rstrip("/")
 
 

@@ -12,6 +12,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict
 
 from yolofleet.errors import UserError
+from yolofleet.redaction import without_passwords
 from yolofleet.specs.document import apply_overrides, read_yaml
 
 MOST_ERRORS_SHOWN = 8
@@ -119,5 +120,5 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str)
+    text = without_passwords(json.dumps(value, default=str))
     return text if len(text) <= 80 else text[:77] + "..."

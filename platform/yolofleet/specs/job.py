@@ -9,9 +9,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from yolofleet.errors import UserError
+from yolofleet.redaction import holds_password
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import Spec
 from yolofleet.specs.hyperparameters import HyperparameterOverrides, Hyperparameters, RecipeName, merged
@@ -53,7 +54,18 @@ def _absolute(url: str) -> str:
 
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
-Url = Annotated[str, Field(min_length=1)]
+
+
+def _without_password(url: str) -> str:
+    if holds_password(url):
+        raise ValueError(
+            "holds a password, and a spec is kept with the run for all to read; leave it out of the URL and give it in "
+            "the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY)"
+        )
+    return url
+
+
+Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
 
 
 class CacheSpec(Spec):

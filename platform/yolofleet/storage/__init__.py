@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from yolofleet.redaction import holds_password, without_passwords
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, checked_key
 
@@ -24,6 +25,10 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
         StorageError: The URL's scheme is unknown or the bucket is missing.
     """
     text = str(url)
+    if holds_password(text):
+        raise StorageError(
+            f"{without_passwords(text)}: a URL takes no key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     parts = urlsplit(text)
     if parts.scheme in ("", "file") or (len(parts.scheme) == 1 and os.name == "nt"):
         path = unquote(parts.path) if parts.scheme == "file" else text

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from yolofleet.redaction import without_passwords
 from yolofleet.storage.objects import (
     ObjectInfo,
     ObjectNotFoundError,
@@ -71,6 +72,7 @@ class S3Storage(Storage):
 
         where = f"{self.url}/{key}".rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
+        endpoint = without_passwords(endpoint)
         if isinstance(error, StorageError):
             return error
         if isinstance(error, exceptions.ClientError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from yolofleet.errors import UserError
+from yolofleet.redaction import without_passwords
 from yolofleet.tracking.deadline import within
 
 if TYPE_CHECKING:
@@ -66,10 +67,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 def shown(tracking_uri: str) -> str:
     """Return the URI as messages may show it: without a password."""
-    parts = urlsplit(tracking_uri)
-    if parts.password is None:
-        return tracking_uri
-    return tracking_uri.replace(f":{parts.password}@", ":***@", 1)
+    return without_passwords(tracking_uri)
 
 
 def check_uri(tracking_uri: str) -> None:
@@ -135,7 +133,7 @@ def mlflow_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        reason = " ".join(str(error).split())[:400]
+        reason = without_passwords(" ".join(str(error).split()))[:400]
         raise TrackingError(f"MLflow at {shown(tracking_uri)}: {reason}") from error
 
 

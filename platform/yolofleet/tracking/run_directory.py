@@ -30,6 +30,7 @@ from types import TracebackType
 from typing import Any
 
 from yolofleet.errors import UserError
+from yolofleet.redaction import without_passwords
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, Token
 from yolofleet.tracking.json_lines import Cursor, Row, list_parts, read_new_rows, read_rows
@@ -169,8 +170,9 @@ class RunDirectory:
         self._tell_of_outages()
 
     def append_event(self, kind: str, **fields: Any) -> None:
-        """Add an event: its kind, the time, and what else is known of it."""
-        self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **fields})
+        """Add an event: its kind, the time, and what else is known of it, without the passwords of URLs."""
+        plain = {name: without_passwords(value) if isinstance(value, str) else value for name, value in fields.items()}
+        self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **plain})
         self._tell_of_outages()
 
     def _tell_of_outages(self) -> None:
