@@ -70,11 +70,8 @@ def test_torch_files(kind: Any, detector: Detector, any_shape: InputShape, tmp_p
 def test_a_wrong_file_is_not_verified(
     network: ModelProto, detector: Detector, any_shape: InputShape, tmp_path: Path
 ) -> None:
-    other = Detector(
-        model=lively(build_model(detector.card.model, num_classes=3, deployed=True)).eval(),
-        card=detector.card,
-        device=detector.device,
-    )
+    model = lively(build_model(detector.card.model, num_classes=3, deployed=True)).eval()
+    other = Detector(model=model, network=model, card=detector.card, device=detector.device)
     path = written(network, tmp_path / "model.onnx", detector, any_shape, None)
     assert not verify(path, "onnx", other, None, noise(any_shape, 32)).equal
 

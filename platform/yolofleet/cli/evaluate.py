@@ -63,7 +63,7 @@ def evaluate(
             print(f"warning: the model does not know {names}, so AP is 0 there; it knows {known}", file=sys.stderr)
         with counting(len(dataset)) as advance:
             result = evaluate_model(
-                detector.model,
+                detector.network,
                 dataset,
                 image_size=image_size or detector.card.image_size,
                 classes=detector.classes,

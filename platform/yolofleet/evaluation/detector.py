@@ -29,6 +29,7 @@ from yolofleet.evaluation.nms import non_maximum_suppression
 from yolofleet.evaluation.pictures import Picture, PictureError, read_picture
 from yolofleet.models import build_model
 from yolofleet.models.detector import Detector as Network
+from yolofleet.models.fused import fastest_form
 from yolofleet.specs.base import Spec
 from yolofleet.specs.model import ModelTable
 
@@ -125,11 +126,13 @@ class Detector:
 
     Attributes:
         model: the network in evaluation mode, on `device`.
+        network: what predicts: the model itself, or its fused form where a CPU has one.
         card: what the package says about it.
         device: where it computes.
     """
 
     model: Network
+    network: Network
     card: DetectorCard
     device: torch.device
 
@@ -159,7 +162,8 @@ class Detector:
         model.load_state_dict(state)
         _check_fit(model, len(card.classes), card.image_size)
         model.to(device).eval().requires_grad_(False)
-        return Detector(model=model, card=card, device=torch.device(device))
+        network = fastest_form(model, card.image_size)
+        return Detector(model=model, network=network, card=card, device=torch.device(device))
 
     @property
     def classes(self) -> list[tuple[int, str]]:
@@ -262,7 +266,7 @@ class Detector:
         records: list[list[dict[str, Any]]] = [[] for _ in boxed]
         for places in _of_equal_shape([picture for picture, _ in boxed]):
             batch = torch.from_numpy(np.stack([boxed[place][0] for place in places])).to(self.device)
-            decoded = self.model(batch.permute(0, 3, 1, 2).float() / 255)  # (B, boxes, 5 + C)
+            decoded = self.network(batch.permute(0, 3, 1, 2).float() / 255)  # (B, boxes, 5 + C)
             detections = non_maximum_suppression(
                 decoded, confidence=confidence, iou=iou, max_detections=max_detections, multi_label=False
             )

@@ -123,7 +123,7 @@ def judge(
 
     settings = settings or JudgingSettings(image_size=detector.card.image_size)
     result = evaluate(
-        detector.model,
+        detector.network,
         dataset,
         image_size=settings.image_size,
         classes=detector.classes,
