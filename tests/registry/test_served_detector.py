@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import struct
 import threading
 import zlib
@@ -12,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -84,6 +86,31 @@ def test_outside_a_server_too(detector_package: Path, pictures: list[Any]) -> No
     assert "30000x30000" in found[1][0]["error"] and [found[0], found[2]] == detector.predict(pictures[:2])
     with pytest.raises(PictureError, match="no such file"):
         detector.predict(["nowhere.png"])
+
+
+@pytest.mark.parametrize(
+    "request_body",
+    [
+        7,
+        None,
+        True,
+        math.nan,
+        {"a": 1},
+        {},
+        np.array(7),
+        np.full((2, 3), np.nan),
+        np.zeros((2, 4, 4, 3)),
+        [[["x"]]],
+        ["=" * 10**7],
+    ],
+    ids=["number", "null", "bool", "nan", "object", "empty object", "0-d", "nans", "floats", "nested", "long text"],
+)
+def test_what_holds_no_pictures_is_refused(request_body: Any, served: ServedDetector, pictures: list[Any]) -> None:
+    with pytest.raises(RefusedRequest) as refusal:
+        served.predict(request_body)
+    assert refusal.value.get_http_status_code() == 400
+    assert "picture" in refusal.value.message and len(refusal.value.message) < 400
+    assert served.predict([text_of(png(pictures[0]))])[0], "alive after it"
 
 
 @pytest.mark.parametrize("count", [0, MOST_PICTURES + 1])

@@ -6,7 +6,7 @@ import base64
 import binascii
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def listed(model_input: Any) -> list[Any]:
     """Return the pictures of MLflow's input, whatever it came in, as a list.
 
     Raises:
-        PictureError: A table has several columns.
+        PictureError: A table has several columns, or it is nothing that holds pictures.
     """
     columns = getattr(model_input, "columns", None)
     if columns is not None:  # a pandas table
@@ -138,9 +138,11 @@ def listed(model_input: Any) -> list[Any]:
         return list(model_input.iloc[:, 0])
     if isinstance(model_input, np.ndarray):
         is_picture = model_input.ndim in (2, 3) and model_input.dtype == np.uint8
-        return [model_input] if is_picture else list(model_input)
+        return [model_input] if is_picture else list(np.atleast_1d(model_input))
     if isinstance(model_input, str | bytes | bytearray | Path):
         return [model_input]
+    if not isinstance(model_input, Iterable):
+        raise PictureError(f"pictures come as a list, not as {type(model_input).__name__}")
     return list(model_input)
 
 
