@@ -56,7 +56,7 @@ def test_a_run_through_outage_registration_and_serving(
         for step in range(first, last):
             begin = time.monotonic()
             run.append_metrics({"step": step, "loss": 1 / step, "norm": math.nan if step == 7 else math.inf})
-            assert time.monotonic() - begin < 1
+            assert time.monotonic() - begin < 30, "a run waits for no server: its client's own retries take minutes"
             time.sleep(0.01)
 
     report(1, 20)
