@@ -105,7 +105,8 @@ def _figure(entry: DifferingPicture) -> str:
     mistakes = entry.disagreement
     return (
         f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(entry.picture.jpeg).decode()}' "
-        f"width='{entry.picture.width}' height='{entry.picture.height}' loading='lazy' alt=''>"
+        f"width='{entry.picture.width}' height='{entry.picture.height}' loading='lazy' "
+        f"alt='{escape(entry.picture.name)}: ground truth and the boxes of both versions'>"
         f"<figcaption>{escape(entry.picture.name)}: the first misses {mistakes.first_missed} and has "
         f"{mistakes.first_false} wrong, the second misses {mistakes.second_missed} and has {mistakes.second_false} "
         "wrong</figcaption></figure>"
