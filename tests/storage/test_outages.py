@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import pytest
 
 from faulty_s3 import faulty_s3
@@ -70,3 +73,9 @@ def test_s3_calls_that_were_tried_again_are_told_and_refusals_are_not(monkeypatc
             storage.get("a/state.json")
         assert storage.outages.take() is None
         _s3_client.cache_clear()
+
+
+def test_a_storage_can_be_sent_to_another_process(tmp_path: Path) -> None:
+    sent = pickle.loads(pickle.dumps(open_storage(tmp_path)))
+    sent.outages.note_fault("away")
+    sent.outages.note_answer()

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 MOST_OFTEN_SECONDS = 10.0
 """An endpoint that refuses every tenth call makes an account this often, not one a call."""
@@ -41,6 +42,13 @@ class Outages:
         self._tries = 0
         self._reason = ""
         self._taken_at: float | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()  # a storage goes to other processes with its dataset
 
     def note_fault(self, reason: str) -> None:
         """Note that a call failed in a way that passes."""
