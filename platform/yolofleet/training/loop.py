@@ -128,7 +128,7 @@ def _do_step(session: Session, batches: Iterator[MicroBatch]) -> torch.Tensor:
         session.statistics.add_micro_batch()
         session.terms.add(result, len(batch.skipped))
         session.guard.observe(result.total, batch.keys)
-        session.pace.samples += len(batch.keys)
+    session.pace.samples += session.job.global_batch_size  # all workers take the same time for a step
 
     norm = strategy.gradient_norm()
     finite = session.guard.judge(norm)

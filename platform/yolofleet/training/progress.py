@@ -39,7 +39,7 @@ class Milestones:
 
 @dataclass
 class Pace:
-    """Speed since the last reading."""
+    """Speed of all workers, and waiting of this one, since the last reading."""
 
     samples: int = 0
     data_wait_seconds: float = 0.0

@@ -16,7 +16,6 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.survival import survival
 from yolofleet.training.attendance import Member
-from yolofleet.training.group import owned_micro_batches
 
 RUN_TAG = "run"
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -96,17 +95,13 @@ def member_readings(job: JobSpec, now: float, members: Sequence[Member]) -> Iter
 
 
 def figure_readings(job: JobSpec, first: Member) -> Iterator[Reading]:
-    """Give what the first worker's training reported.
-
-    Its rate is that of its own images: each worker has a share of every step, and all take the same time for it.
-    """
+    """Give what the first worker's training reported."""
     figures = {name: float(value) for name, value in first.figures.items() if isinstance(value, int | float)}
-    own_rate = figures.get("samples_per_second", 0.0)
-    if own_rate > 0:
-        own = owned_micro_batches(job.num_micro_batches, 0, first.num_workers)
-        step_seconds = len(own) * job.micro_batch_size / own_rate
+    rate = figures.get("samples_per_second", 0.0)
+    if rate > 0:
+        step_seconds = job.global_batch_size / rate
         yield Reading("yolofleet_step_seconds", step_seconds)
-        yield Reading("yolofleet_images_per_second", job.global_batch_size / step_seconds)
+        yield Reading("yolofleet_images_per_second", rate)
         yield Reading("yolofleet_data_wait_seconds", step_seconds * figures.get("data_wait_share", 0.0))
     for name, term in LOSS_TERMS.items():
         if name in figures:
