@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -120,6 +121,8 @@ def faulty_s3() -> Iterator[FaultyProxy]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    # All such servers of a process share one memory: begin with an empty one, whoever had one before.
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/moto-api/reset", data=b"", timeout=30).close()
     proxy = FaultyProxy(port)
     try:
         yield proxy

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,12 @@ pytestmark = pytest.mark.system
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SYNOPSIS = re.compile(r"\[|\b[A-Z]{2,}\b|\.\.\.")
+LONG = (
+    "yolofleet export runs/quickstart exported/detector.onnx",
+    "yolofleet export my-detector my",
+    "yolofleet registry import yolov7.pt",
+)
+"""Commands of half a minute each; tests of their own look at what they do."""
 TRACKING_URI = "sqlite:///runs/_mlflow/mlflow.db"
 SPACE = """
 name: my-search
@@ -35,10 +42,10 @@ def commands(page: Path) -> list[str]:
     return [re.split(r"\s{2,}| #", line.strip())[0] for line in lines if line.strip().startswith("yolofleet ")]
 
 
-def examples() -> list[tuple[str, str]]:
-    """(page, command) of every command that is no synopsis."""
+def examples() -> list[Any]:
+    """(page, command) of every command that is no synopsis; the long ones run with the whole set only."""
     return [
-        (page.name, command)
+        pytest.param(page.name, command, marks=[pytest.mark.slow] if command.startswith(LONG) else [])
         for page in PAGES
         for command in commands(page)
         if not SYNOPSIS.search(command.replace("runs/NAME", "runs/quickstart").replace("-NAME", ""))
