@@ -22,6 +22,8 @@ ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
 """How long a connection, and each part of an answer, may take."""
 STOP_SECONDS = 120
 """How long a job that is told to stop may take to save its state."""
+FORGET_SECONDS = 3.0
+"""After this long nobody at the cluster looks for a job that has been taken from the list."""
 START_SECONDS = 60
 """How long a cluster that has just started is asked again whether it takes jobs."""
 ENVIRONMENT = {
@@ -174,10 +176,14 @@ class JobService:
     def forget(self, job: SentJob) -> None:
         """Take a job that has ended from the cluster's list; one that still runs is stopped, and stays there."""
         with self._told():
-            if self.job(job.id).has_ended:
-                self._client.delete_job(job.id)
-            else:
+            if not self.job(job.id).has_ended:
                 self._client.stop_job(job.id)
+                return
+            self._client.delete_job(job.id)
+            # Whoever watches the job at the cluster looks once more, misses it, and notes that it has failed.
+            time.sleep(FORGET_SECONDS)
+            if any(known.id == job.id for known in self.jobs()):
+                self._client.delete_job(job.id)
 
     @contextmanager
     def _told(self) -> Iterator[None]:
