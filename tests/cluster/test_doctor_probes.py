@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.exchange_worker import take_part
 from faulty_s3 import FaultyProxy, faulty_s3
 from yolofleet.cluster.doctor import all_reduce
 from yolofleet.cluster.doctor.authentication import Address, knock
@@ -196,27 +197,12 @@ def test_who_speaks_anything_but_http_or_grpc_is_silent() -> None:
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def _take_part(
-    rank: int, world_size: int, ports: multiprocessing.Queue[int], answers: multiprocessing.Queue[object]
-) -> None:
-    member = all_reduce.Member()
-    timeout_seconds = 5.0 if world_size > 2 else 120.0
-    port = member.open("127.0.0.1" if rank == 0 else None, timeout_seconds)
-    if rank == 0:
-        for _ in range(2):
-            ports.put(port)
-    try:
-        answers.put(member.exchange("gloo", rank, world_size, "127.0.0.1", ports.get(), timeout_seconds))
-    except Exception as error:
-        answers.put(type(error).__name__)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1], ids=["all are there", "one is missing"])
 def test_two_processes_sum_or_say_that_one_is_missing(missing: int) -> None:
     context = multiprocessing.get_context("spawn")
     ports, answers = context.Queue(), context.Queue()
-    processes = [context.Process(target=_take_part, args=(rank, 2 + missing, ports, answers)) for rank in range(2)]
+    processes = [context.Process(target=take_part, args=(rank, 2 + missing, ports, answers)) for rank in range(2)]
     for process in processes:
         process.start()
     found = [answers.get(timeout=300) for _ in processes]
