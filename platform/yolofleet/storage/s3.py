@@ -52,7 +52,7 @@ class S3Storage(Storage):
         pause_seconds = 0.2
         while True:
             try:
-                result = action(_s3_client(os.getpid()))
+                result = action(_client())
                 self.outages.note_answer()
                 return result
             except Exception as error:
@@ -246,9 +246,18 @@ class _ResumingBody(io.RawIOBase):
         super().close()
 
 
+def _client() -> Any:
+    """Return the client of this process and of what the environment says now about S3."""
+    told = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    return _s3_client(os.getpid(), told)
+
+
 @lru_cache(maxsize=4)
-def _s3_client(process_id: int) -> Any:
-    """Return this process's client (connections must not cross a fork); boto3 clients are safe among threads."""
+def _s3_client(process_id: int, told: tuple[tuple[str, str], ...]) -> Any:
+    """Return a client for the process (connections must not cross a fork); boto3 clients are safe among threads.
+
+    A client keeps what it found in the environment when it was made, so another environment is another client.
+    """
     import boto3
     from botocore.config import Config
 
