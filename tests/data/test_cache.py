@@ -28,23 +28,23 @@ NUM_BATCHES = 24
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultyProxy]:
-    with faulty_s3() as proxy:
+    """An S3 server behind a proxy; the environment names it to the end, for streams that still fetch in the background."""
+    with faulty_s3() as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        patch.setattr(storage_module, "READ_TIMEOUT_SECONDS", 1.0)
         yield proxy
 
 
 @pytest.fixture
-def s3(server: FaultyProxy, shards: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+def s3(server: FaultyProxy, shards: Path) -> Iterator[FaultyProxy]:
     """The drawn dataset at s3://data/drawn, behind a proxy without faults yet."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(storage_module, "READ_TIMEOUT_SECONDS", 1.0)
-    storage_module._s3_client.cache_clear()
     server.plan, server.for_ever, server.ending = [], None, ".tar"
     client = boto3.client("s3")
     if not client.list_buckets()["Buckets"]:
@@ -55,7 +55,7 @@ def s3(server: FaultyProxy, shards: Path, monkeypatch: pytest.MonkeyPatch) -> It
                 out.put(path.relative_to(shards).as_posix(), path)
     server.num_matched = 0
     yield server
-    storage_module._s3_client.cache_clear()
+    server.plan, server.for_ever = [], None
 
 
 def opened(cache: Path, *, max_bytes: int = 10**9, patience_seconds: float = 20.0) -> ShardDataset:

@@ -248,7 +248,8 @@ class _ResumingBody(io.RawIOBase):
 
 def _client() -> Any:
     """Return the client of this process and of what the environment says now about S3."""
-    told = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
+    names = sorted(name for name in list(os.environ) if name.startswith("AWS_"))
+    told = tuple((name, os.environ.get(name, "")) for name in names)
     return _s3_client(os.getpid(), told)
 
 
