@@ -54,12 +54,11 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/pytest -q -m "not slow and not system"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not system"
 
 test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included)
-	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
-	$(BIN)/mypy
-	$(BIN)/pytest -q -m "not slow" --durations=10
+	$(MAKE) lint types unit
+	$(BIN)/pytest -q -m "system and not slow" --durations=10
 
 test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
 	$(BIN)/pytest --durations=0

@@ -50,6 +50,7 @@ def test_any_batch_and_size(network: ModelProto, detector: Detector, any_shape: 
     assert OnnxNetwork(with_nms).card.classes == detector.card.classes
 
 
+@pytest.mark.system
 def test_only_standard_operators(network: ModelProto, detector: Detector) -> None:
     whole = add_suppression(network, EVERYTHING, num_classes=3)
     assert {node.domain for node in whole.graph.node} <= {"", "ai.onnx"}
@@ -67,6 +68,7 @@ def test_torch_files(kind: Any, detector: Detector, any_shape: InputShape, tmp_p
         verify(exported.path, kind, detector, None, noise(any_shape, 32))
 
 
+@pytest.mark.system
 def test_a_wrong_file_is_not_verified(
     network: ModelProto, detector: Detector, any_shape: InputShape, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ SMALL_TABLE = {
 }
 
 
+@pytest.mark.system
 def test_any_number_of_workers_computes_the_same(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
     table = tmp_path / "small.yaml"
     table.write_text(json.dumps(SMALL_TABLE))
