@@ -12,7 +12,8 @@ damaged. Then the run is left alone until it is done.
 - ``visible``: how many of each the run's own events show; ``invisible``: the kinds that they do not show twice.
 - ``steps_redone_max``, ``steps_redone_max_damaged``: after a failure, and after one that met a damaged checkpoint.
 - ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
-- ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step.
+- ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step, less
+  ``restart_waited_seconds_max`` for nodes and storage that were away; ``restarts``: each by itself.
 - ``completed``: the run ended, every sample was seen exactly once, MLflow holds every step exactly once.
 - ``leaks``: placement groups, processes and temporary files left at the end, file handles that the command gathers.
 """
@@ -33,7 +34,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform"), str(ROOT / "benchma
 from cluster.local_cluster import LocalCluster, Node  # noqa: E402 - the cluster that the tests use
 from faulty_s3 import FaultyProxy, faulty_s3  # noqa: E402
 from soak_account import after_damage, costs, leaks, signs  # noqa: E402 - beside this file
+from yolofleet.tracking.restarts import restarts  # noqa: E402
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
-from yolofleet.tracking.survival import restarts, survival  # noqa: E402
+from yolofleet.tracking.survival import survival  # noqa: E402
 
 PAUSE_SECONDS = (20.0, 40.0)
 PARTITION_SECONDS = 15.0
@@ -366,6 +368,8 @@ def figures(
         "seconds_lost_median": statistics.median([event["seconds_lost"] for event in regained] or [0.0]),
         "restart_own_seconds_max": max((restart.own_seconds for restart in again), default=0.0),
         "restart_ray_seconds_median": statistics.median([restart.ray_seconds for restart in again] or [0.0]),
+        "restart_waited_seconds_max": max((restart.waited_seconds for restart in again), default=0.0),
+        "restarts": [asdict(restart) for restart in again],
         "goodput": account.goodput,
         "completed": completed and steps == list(range(1, len(steps) + 1)) and mirrored(soak.run, tracking_uri, steps),
         "leaks": leaks(
@@ -418,7 +422,7 @@ def main() -> None:
         print(json.dumps(result, indent=1))
         return
     for name, value in result.items():
-        if name != "table":
+        if name not in ("table", "restarts"):
             print(f"{name:<22} {value}")
     for row in result["table"]:
         seen = "" if row["visible"] else "   not in the events"

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from yolofleet.tracking.survival import Restart, restarts, survival, told
+from yolofleet.tracking.survival import survival, told
 
 
 def event(second: float, kind: str, **fields: Any) -> dict[str, Any]:
@@ -29,20 +29,6 @@ def test_the_account_of_a_run_that_was_killed_and_stopped() -> None:
         "step 10 reached again: 1 steps done twice, 20.0 s lost",
         "stopped: Ctrl-C",
     ]
-
-
-def test_a_restart_is_split_between_us_and_ray() -> None:
-    first_start = [event(0, "starting", workers=2), event(9, "start", prepared_seconds=2.0)]
-    restart = [
-        event(50, "failure", failure="worker"),
-        event(51.5, "starting", workers=2),
-        event(60, "start", prepared_seconds=2.5),
-        event(61, "regained", first_step_seconds=0.5),
-    ]
-    assert restarts([*first_start, *restart]) == [Restart(own_seconds=4.5, ray_seconds=6.0)]
-    assert restarts(first_start) == []
-    failed_itself = [event(55, "failure", failure="start"), *(event(70, "starting"),), *restart[2:]]
-    assert len(restarts([*restart[:2], *failed_itself])) == 1
 
 
 def test_a_run_that_is_going_on_is_counted_to_its_newest_row() -> None:

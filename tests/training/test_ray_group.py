@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 
 from yolofleet.specs.job import ClusterSpec
+from yolofleet.training import ray_group
 from yolofleet.training.abandoned import HeldGroup, abandoned
 from yolofleet.training.attendance import Member
-from yolofleet.training.ray_group import _judged, _scaling
+from yolofleet.training.capacity import NodeOffer
+from yolofleet.training.ray_group import _free_places, _judged, _scaling
 from yolofleet.training.torch_config import interface_of
 
 
@@ -19,6 +21,44 @@ def test_as_many_workers_are_asked_for_as_find_room(workers: object, places: int
     assert scaling.num_workers == asked
     assert scaling.resources_per_worker == {"CPU": 2}
     assert not scaling.use_gpu
+
+
+class Cluster:
+    """A cluster of two nodes in a time of its own: when the group before gives its places back, and Ray tells of it.
+
+    Args:
+        returned_at: When the group before is gone.
+        told_at: When Ray tells how much is free then, by node.
+        free: Places that are free then.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, returned_at: float, told_at: float, free: int) -> None:
+        self.now = 0.0
+        patch.setattr(ray_group.time, "monotonic", lambda: self.now)
+        patch.setattr(ray_group.time, "sleep", self.sleep)
+        patch.setattr(ray_group, "return_abandoned", lambda: 0)
+        patch.setattr(ray_group, "holds_room", lambda: self.now < returned_at)
+        patch.setattr(ray_group, "free_offers", lambda: [NodeOffer({"CPU": free if self.now >= told_at else 0})])
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize(
+    ("returned_at", "told_at", "free", "places", "until"),
+    [
+        (0, 0, 2, 2, 0.0),  # all is free at once
+        (2, 4, 2, 2, 4.0),  # Ray tells a little later
+        (2, 0, 1, 1, 5.0),  # a node of the group is dead, and not known to be: it is not waited for
+        (99, 99, 0, 0, 15.0),  # the group before does not end
+    ],
+)
+def test_places_of_the_group_before_are_waited_for_but_not_those_of_others(
+    monkeypatch: pytest.MonkeyPatch, returned_at: float, told_at: float, free: int, places: int, until: float
+) -> None:
+    cluster = Cluster(monkeypatch, returned_at=returned_at, told_at=told_at, free=free)
+    assert _free_places(ClusterSpec(workers=(1, 2)), [NodeOffer({"CPU": 2})]) == places
+    assert cluster.now == pytest.approx(until, abs=0.5)
 
 
 def test_the_first_worker_may_have_labels_of_its_own() -> None:

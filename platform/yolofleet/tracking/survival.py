@@ -79,44 +79,6 @@ def survival(events: Sequence[Row], rows: Sequence[Row] = ()) -> Survival:
     )
 
 
-@dataclass(frozen=True)
-class Restart:
-    """What a restart of the workers took, from the failure as the driver learned of it to the first step.
-
-    Attributes:
-        own_seconds: In our own code: the driver's looking around, building and restoring, the first step.
-        ray_seconds: In Ray's: placing the workers and starting their processes.
-    """
-
-    own_seconds: float
-    ray_seconds: float
-
-
-def restarts(events: Sequence[Row]) -> list[Restart]:
-    """Return what each restart under one driver took; those that failed themselves are left out.
-
-    Args:
-        events: A run's events, in the order of their times.
-    """
-    found: list[Restart] = []
-    failed = asked = began = None
-    for event in events:
-        kind = event.get("kind")
-        if kind == "failure":
-            failed, asked, began = _seconds(event), None, None
-        elif kind == "starting" and failed is not None:
-            asked = _seconds(event)
-        elif kind == "start" and asked is not None:
-            began = event
-        elif kind == "regained" and failed is not None and asked is not None and began is not None:
-            prepared = float(began.get("prepared_seconds", 0.0))
-            ray_seconds = _seconds(began) - asked - prepared
-            own = asked - failed + prepared + float(event.get("first_step_seconds", 0.0))
-            found.append(Restart(round(own, 3), round(max(0.0, ray_seconds), 3)))
-            failed = None
-    return found
-
-
 def told(event: Row) -> str | None:
     """Return an event as a line for people; None for one that is in the ordinary course of things."""
     kind = str(event.get("kind"))

@@ -46,6 +46,14 @@ def return_abandoned() -> int:
     return len(found)
 
 
+def holds_room() -> bool:
+    """Return whether this driver has placement groups, whoever made them."""
+    import ray
+
+    job = ray.get_runtime_context().get_job_id()
+    return any(group.job == job and group.state != GONE for group in held_groups())
+
+
 def held_groups() -> list[HeldGroup]:
     """Return all placement groups that the cluster has or had lately."""
     import ray

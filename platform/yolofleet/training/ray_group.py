@@ -17,7 +17,7 @@ from yolofleet.specs.job import ClusterSpec, JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import LockLostError, Token
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.abandoned import return_abandoned
+from yolofleet.training.abandoned import holds_room, return_abandoned
 from yolofleet.training.attendance import Member
 from yolofleet.training.budget import Kind
 from yolofleet.training.capacity import NodeOffer, evaluates_apart, num_places, wanted_resources
@@ -31,7 +31,9 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 FAILURE_KEY = "failure.json"
 """Where a worker leaves the error that no restart cures."""
 SETTLE_SECONDS = 15.0
-"""How long the places of the group before are waited for; what is not free by then is another's."""
+"""How long the group before may take to give its places back."""
+NOTICE_SECONDS = 3.0
+"""How long Ray may take to tell of places that were given back; what is not free by then is another's, or dead."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +144,13 @@ def _free_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
     if cluster.fewest_workers == cluster.most_workers:
         return cluster.most_workers
     wanted = min(cluster.most_workers, num_places(cluster, offers) - cluster.places_for_evaluation)
-    end = time.monotonic() + SETTLE_SECONDS
-    while (free := num_places(cluster, free_offers())) < wanted and time.monotonic() < end:
+    began = returned = time.monotonic()
+    while (free := num_places(cluster, free_offers())) < wanted:
         return_abandoned()
+        if holds_room():
+            returned = time.monotonic()
+        if time.monotonic() > min(returned + NOTICE_SECONDS, began + SETTLE_SECONDS):
+            break
         time.sleep(0.2)
     return min(free, wanted)
 

@@ -1,0 +1,82 @@
+"""What each restart of the workers took, and of whose making that was, from a run's events."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from yolofleet.tracking.json_lines import Row
+
+
+@dataclass(frozen=True)
+class Restart:
+    """What a restart of the workers took, from the failure as the driver learned of it to the first step.
+
+    Attributes:
+        own_seconds: In our own code: the driver's looking around, building and restoring, the first step.
+        ray_seconds: In Ray's: placing the workers and starting their processes.
+        waited_seconds: For others: for nodes that were to come, and for a storage that did not answer.
+    """
+
+    own_seconds: float
+    ray_seconds: float
+    waited_seconds: float
+
+
+def restarts(events: Sequence[Row]) -> list[Restart]:
+    """Return what each restart under one driver took; those that failed themselves are left out.
+
+    Args:
+        events: A run's events, in the order of their times.
+    """
+    found: list[Restart] = []
+    restart: dict[str, Row] = {}
+    for event in events:
+        kind = str(event.get("kind"))
+        if kind == "failure":
+            restart = {kind: event}
+        elif kind in ("waiting", "starting", "start") and restart:
+            restart[kind] = event
+        elif kind == "regained" and {"starting", "start"} <= restart.keys():
+            found.append(_account(restart, event, events))
+            restart = {}
+    return found
+
+
+def _account(restart: dict[str, Row], regained: Row, events: Sequence[Row]) -> Restart:
+    failed, starting, start = (_seconds(restart[kind]) for kind in ("failure", "starting", "start"))
+    prepared = float(restart["start"].get("prepared_seconds", 0.0))
+    first_step = float(regained.get("first_step_seconds", 0.0))
+    first_step_at = min(start + first_step, _seconds(regained))
+    waited = 0.0
+    if "waiting" in restart:  # then it looked for free places, and asked Ray for the workers
+        settled = float(restart["starting"].get("settled_seconds", 0.0))
+        waited = max(0.0, starting - settled - _seconds(restart["waiting"]))
+    ours = ((failed, starting - waited), (start - prepared, first_step_at))
+    outages = [
+        (_seconds(event) - float(event.get("seconds", 0.0)), _seconds(event))
+        for event in events
+        if event.get("kind") == "storage_back"
+    ]
+    away = sum(_overlap(part, outages) for part in ours)
+    own = starting - failed + prepared + first_step - waited - away
+    return Restart(
+        own_seconds=round(max(0.0, own), 3),
+        ray_seconds=round(max(0.0, start - starting - prepared), 3),
+        waited_seconds=round(waited + away, 3),
+    )
+
+
+def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) -> float:
+    """Return how much of a stretch of time any of the spans covers."""
+    covered, reached = 0.0, part[0]
+    for begin, end in sorted(spans):
+        begin, end = max(begin, reached), min(end, part[1])
+        if end > begin:
+            covered, reached = covered + end - begin, end
+    return covered
+
+
+def _seconds(row: Row) -> float:
+    return datetime.fromisoformat(str(row["time"])).timestamp()
