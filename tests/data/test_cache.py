@@ -28,7 +28,7 @@ NUM_BATCHES = 24
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[FaultyProxy]:
-    """An S3 server behind a proxy; the environment names it to the end, for streams that still fetch in the background."""
+    """An S3 server behind a proxy; the environment names it to the end: streams still fetch in the background."""
     with faulty_s3() as proxy, pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "AWS_ENDPOINT_URL": proxy.url,
