@@ -13,7 +13,7 @@ from yolofleet.search.pareto import hypervolume
 def test_the_gradient_is_that_of_the_evidence() -> None:
     random = np.random.default_rng(0)
     inputs, targets = random.random((12, 3)), random.standard_normal(12)
-    squares = (inputs[:, None, :] - inputs[None, :, :]) ** 2
+    squares = (inputs.T[:, :, None] - inputs.T[:, None, :]) ** 2
     state = np.array([-0.5, 0.2, -1.0, 0.1, -2.0])
     _, gradient = _evidence(state, squares, targets)
     for index in range(len(state)):

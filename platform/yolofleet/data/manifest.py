@@ -66,6 +66,14 @@ class Manifest:
     source_digest: str
     problems: dict[str, Any] = field(default_factory=dict)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Hand the shards to other processes as columns: a million objects would take ten times as long."""
+        columns = [[getattr(entry, name) for entry in self.shards] for name in ShardEntry.__slots__]
+        return self.__dict__ | {"shards": columns}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"shards": tuple(map(ShardEntry, *state["shards"]))})
+
     def to_bytes(self) -> bytes:
         """Return the manifest as it lies in storage: one shard a line, keys in a fixed order."""
         head = {

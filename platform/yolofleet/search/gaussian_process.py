@@ -84,7 +84,7 @@ def fit(inputs: Array, values: Array) -> GaussianProcess:
     state = np.concatenate([np.full(num_parameters, LENGTH_PRIOR[0]), [SIGNAL_PRIOR[0], NOISE_PRIOR[0]]])
     low = np.array([BOUNDS[0][0]] * num_parameters + [BOUNDS[1][0], BOUNDS[2][0]])
     high = np.array([BOUNDS[0][1]] * num_parameters + [BOUNDS[1][1], BOUNDS[2][1]])
-    squares = (inputs[:, None, :] - inputs[None, :, :]) ** 2  # (n, n, parameters)
+    squares = (inputs.T[:, :, None] - inputs.T[:, None, :]) ** 2  # (parameters, n, n)
     momentum, scale = np.zeros_like(state), np.zeros_like(state)
     best, best_score = state, -np.inf
     for step in range(1, STEPS + 1):
@@ -96,7 +96,7 @@ def fit(inputs: Array, values: Array) -> GaussianProcess:
         ascent = (momentum / (1 - 0.9**step)) / (np.sqrt(scale / (1 - 0.99**step)) + 1e-8)
         state = np.clip(state + STEP_SIZE * ascent, low, high)
     lengths, signal, noise = np.exp(best[:-2]), float(np.exp(best[-2])), float(np.exp(best[-1]))
-    covariance = signal * _kernel(np.sqrt((squares / lengths**2).sum(axis=2)))
+    covariance = signal * _kernel(_scaled(squares, lengths**-2))
     factor, weights = _solved(covariance + (noise + JITTER) * np.eye(len(targets)), targets)
     return GaussianProcess(inputs, lengths, signal, noise, factor, weights, mean, deviation)
 
@@ -130,10 +130,22 @@ def _distances(left: Array, right: Array, lengths: Array) -> Array:
     return distances
 
 
+def _scaled(squares: Array, inverse_squares: Array) -> Array:
+    """Return the (n, n) distances in units of the lengths, from the squares (parameters, n, n) of each parameter."""
+    distances: Array = np.sqrt(inverse_squares @ squares.reshape(len(squares), -1)).reshape(squares.shape[1:])
+    return distances
+
+
 def _evidence(state: Array, squares: Array, targets: Array) -> tuple[float, Array]:
-    """Return the logarithm of marginal likelihood and priors, and its gradient, at the logarithms in ``state``."""
+    """Return the logarithm of marginal likelihood and priors, and its gradient, at the logarithms in ``state``.
+
+    Args:
+        state: (parameters + 2,) logarithms of the lengths, of signal and of noise.
+        squares: (parameters, n, n) squared differences of the observed points.
+        targets: (n,) what was observed.
+    """
     inverse_squares, signal, noise = np.exp(-2 * state[:-2]), np.exp(state[-2]), np.exp(state[-1])
-    distances = np.sqrt(squares @ inverse_squares)
+    distances = _scaled(squares, inverse_squares)
     decay = np.exp(-ROOT5 * distances)
     kernel = (1 + ROOT5 * distances + 5.0 / 3.0 * distances**2) * decay
     factor = np.linalg.cholesky(signal * kernel + (noise + JITTER) * np.eye(len(targets)))
@@ -145,7 +157,7 @@ def _evidence(state: Array, squares: Array, targets: Array) -> tuple[float, Arra
     # d kernel / d log length_k = 5/3 (1 + sqrt5 r) exp(-sqrt5 r) * square_k / length_k^2
     common = pull * signal * (5.0 / 3.0) * (1 + ROOT5 * distances) * decay
     gradient = np.empty_like(state)
-    gradient[:-2] = np.einsum("ij,ijk->k", common, squares) * inverse_squares
+    gradient[:-2] = squares.reshape(len(squares), -1) @ common.ravel() * inverse_squares
     gradient[-2] = (pull * signal * kernel).sum()
     gradient[-1] = noise * np.trace(pull)
     means = np.array([LENGTH_PRIOR[0]] * (len(state) - 2) + [SIGNAL_PRIOR[0], NOISE_PRIOR[0]])

@@ -17,11 +17,12 @@ def front(points: Points) -> NDArray[np.bool_]:
     Args:
         points: (n, objectives), more is better.
     """
-    kept = np.ones(len(points), dtype=bool)
-    for index, point in enumerate(points):
-        better = (points >= point).all(axis=1) & (points > point).any(axis=1)
-        same_before = (points[:index] == point).all(axis=1)
-        kept[index] = not better.any() and not same_before.any()
+    kept = np.zeros(len(points), dtype=bool)
+    # The best in the first column first, of equal ones the best in the next: what beats a point stands before it.
+    left = np.lexsort((np.arange(len(points)), *-points.T[::-1]))
+    while len(left):
+        kept[left[0]] = True
+        left = left[(points[left] > points[left[0]]).any(axis=1)]
     return kept
 
 
