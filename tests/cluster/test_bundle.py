@@ -135,7 +135,7 @@ class Breaking:
         return self.text + "last words\n"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     text=st.text(alphabet="ab\nü", max_size=80),
     breaks=st.lists(st.integers(0, 80), max_size=5),

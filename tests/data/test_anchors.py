@@ -51,7 +51,7 @@ def test_fitting_helps_where_the_model_s_anchors_miss() -> None:
     assert after.fit > before.fit
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**40))
 def test_any_boxes_give_usable_anchors(count: int, num_levels: int, num_anchors: int, seed: int) -> None:
     sizes = np.random.default_rng(seed).lognormal(3, 1, (count, 2)) + 2

@@ -80,7 +80,7 @@ def test_boxes_stay_on_their_objects(changes: dict[str, float]) -> None:
     assert num_seen > 40
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(3, 400), st.integers(3, 400))
 def test_upright_drawing_equals_the_way_through_a_canvas(seed: int, width: int, height: int) -> None:
     """Cutting and resizing in one go shows what pasting on a canvas and warping shows, to within a pixel's shift."""
@@ -100,7 +100,7 @@ def test_upright_drawing_equals_the_way_through_a_canvas(seed: int, width: int, 
     assert np.median(difference) <= 4 and (difference > 40).mean() < 0.12
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=9, max_size=9))
 def test_cells_lie_on_the_canvas_and_never_overlap(seed: int, sizes: list[tuple[int, int]]) -> None:
     for layout in (
@@ -137,7 +137,7 @@ def test_every_picture_is_seen_four_times_as_often_as_there_are_samples() -> Non
     assert counts.sum() == 4 * 800 * 8 and np.abs(counts / counts.mean() - 1).max() < 0.05
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6))
 def test_the_box_of_a_cut_polygon_is_that_of_its_pixels(seed: int) -> None:
     """Against a raster: fill the polygons, cut the window out, take the box around what is left."""

@@ -25,7 +25,7 @@ def test_rare_classes_weigh_more() -> None:
     assert image_weights(survey([], [], 3), 2, 1.0).tolist() == [1, 1, 1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.floats(0, 100), min_size=1, max_size=50).filter(lambda values: sum(values) > 1e-3), st.integers(0, 9)
 )
@@ -44,7 +44,7 @@ def test_in_the_long_run_the_mean_is_the_weight() -> None:
     assert mean == pytest.approx(weights, abs=0.05)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(lambda sizes: sum(sizes) > 0), st.integers(1, 5))
 def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], window: int) -> None:
     shard_sizes = np.array(sizes)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.data.letterbox import PADDING_GREY, fit, letterbox
@@ -41,7 +41,6 @@ def test_pixels_equal_the_published_pictures(reference: Path, number: int, size:
     np.testing.assert_array_equal(picture, pictures[f"out_{number}"])
 
 
-@settings(deadline=None)
 @given(
     SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), st.sampled_from([32, 64, 128]), st.booleans(), st.booleans()
 )

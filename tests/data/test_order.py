@@ -18,7 +18,7 @@ def places(order: SampleOrder, positions: range) -> list[tuple[int, int]]:
     return [(place.shard, place.row) for place in (order.place(position) for position in positions)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SIZES, st.integers(0, 2**64), st.integers(1, 9), st.booleans())
 def test_an_epoch_holds_every_sample_exactly_once(sizes: list[int], seed: int, window: int, shuffle: bool) -> None:
     order = SampleOrder(np.array(sizes), seed, window_shards=window, shuffle=shuffle)
@@ -29,7 +29,7 @@ def test_an_epoch_holds_every_sample_exactly_once(sizes: list[int], seed: int, w
         assert len(seen) == count and set(seen) == everything
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SIZES, st.integers(0, 1000), st.randoms(use_true_random=False))
 def test_the_order_does_not_depend_on_who_asked_for_what_before(sizes: list[int], seed: int, chance: object) -> None:
     count = sum(sizes)

@@ -42,7 +42,7 @@ def undisturbed(shards: Path) -> dict[tuple[int, int], str]:
     return {(batch.step, batch.index): batch.digest() for batch in batches}
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     stops=st.lists(st.integers(1, 9), max_size=3, unique=True).map(sorted),
     worlds=st.lists(st.integers(1, 8), min_size=4, max_size=4),

@@ -14,7 +14,7 @@ from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**31), crowds=st.booleans())
 def test_the_twelve_figures_are_those_of_pycocotools(seed: int, crowds: bool) -> None:
     ground_truth, detections = random_problem(seed, crowds=crowds)

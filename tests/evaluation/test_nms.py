@@ -49,7 +49,7 @@ def test_detections_equal_the_published_ones(reference: Path, case: str) -> None
         np.testing.assert_array_equal(found.numpy(), golden[f"det_{number}"])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**31),
     num_boxes=st.integers(0, 700),

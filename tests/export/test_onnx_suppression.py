@@ -52,7 +52,7 @@ def crowd(seed: int, images: int, boxes: int, num_classes: int) -> Tensor:
     max_detections=st.sampled_from((1, 20, 300)),
     multi_label=st.booleans(),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_it_is_our_own_suppression(
     seed: int,
     images: int,

@@ -63,7 +63,7 @@ def test_edge_cases_equal_plain_loops(boxes: list[list[float]], assigner: str) -
     spread=st.sampled_from([0.0, 0.3, 1.0, 4.0, 30.0]),
     assigner=st.sampled_from(["none", "independent", "lead", "coarse_to_fine"]),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_random_scenes_equal_plain_loops(seed: int, number: int, spread: float, assigner: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     predictions = make_predictions(seed, image_size=SIZE, heads=2, spread=spread, dtype=torch.float64)
@@ -138,7 +138,7 @@ def found_by_comparing(crowd: int, assigner: str, predictions: list[torch.Tensor
     spread=st.sampled_from([0.02, 1.0, 8.0]),
     assigner=st.sampled_from(["none", "coarse_to_fine"]),
 )
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_comparing_by_blocks_finds_what_comparing_all_finds(
     seed: int, number: int, smallest: float, spread: float, assigner: str
 ) -> None:

@@ -82,7 +82,7 @@ box_strategy = st.tuples(
     assigner=st.sampled_from(["none", "coarse_to_fine"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_loss_and_gradient_are_finite(
     boxes: list[tuple[float, ...]], spread: float, assigner: str, dtype: torch.dtype
 ) -> None:

@@ -70,7 +70,7 @@ factors = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(name=st.sampled_from(zoo_names()), factors=factors, num_classes=st.integers(1, 300), side=st.integers(1, 20))
 def test_any_factor_gives_a_valid_model(name: str, factors: dict[str, float], num_classes: int, side: int) -> None:
     table = zoo_table(name)
@@ -89,7 +89,7 @@ def test_any_factor_gives_a_valid_model(name: str, factors: dict[str, float], nu
 
 
 @pytest.mark.slow
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(name=st.sampled_from(zoo_names()), factors=factors)
 def test_a_scaled_build_has_the_parameters_of_its_profile(name: str, factors: dict[str, float]) -> None:
     if not any(isinstance(row, ElanRow) for row in zoo_table(name).blocks):

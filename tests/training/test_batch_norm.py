@@ -31,7 +31,7 @@ def test_one_micro_batch_is_ordinary_batch_norm() -> None:
     torch.testing.assert_close(ours[1].running_var, plain[1].running_var, rtol=1e-12, atol=0)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 6), st.integers(1, 4))
 def test_the_division_among_workers_does_not_matter(num_micro_batches: int, num_workers: int) -> None:
     batches = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(num_micro_batches)]

@@ -54,7 +54,7 @@ def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
     assert store(tmp_path)[0].newest() is None
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(damage=st.sampled_from(["flip", "cut", "gone", "uncommitted", "nonsense"]), file=st.integers(0, 1))
 def test_a_damaged_checkpoint_is_passed_over_and_told(damage: str, file: int, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("checkpoints")

@@ -76,7 +76,7 @@ def test_what_is_judged_beside_is_what_the_workers_would_have_found(small_job: C
     assert max(found[0][0]) in found[1][0]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     scores=st.lists(st.floats(0, 1) | st.none(), min_size=1, max_size=8),
     lag=st.integers(0, 8),

@@ -100,7 +100,7 @@ def test_the_undisturbed_run_is_what_the_property_needs(undisturbed: list[tuple[
 def _property(max_examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     part = st.tuples(st.integers(1, STEPS), st.integers(1, 8), st.integers(0, 4), st.integers(0, 2))
     return lambda test: settings(
-        max_examples=max_examples, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+        max_examples=max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
     )(given(parts=st.lists(part, min_size=1, max_size=4))(test))
 
 

@@ -11,7 +11,7 @@ from yolofleet.training.packing import TYPE_NAMES, PackedTensors
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text("abc.é", min_size=1), st.tuples(SHAPES, st.sampled_from(list(TYPE_NAMES)))))
 def test_any_tensors_are_read_back_as_they_were(kinds: dict[str, tuple[tuple[int, ...], torch.dtype]]) -> None:
     first, second = (
