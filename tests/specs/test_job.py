@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from yolofleet.errors import UserError
 from yolofleet.specs.hyperparameters import Hyperparameters, merged, recipe
-from yolofleet.specs.job import JobSpec
+from yolofleet.specs.job import CheckpointSpec, JobSpec
 
 JOBS = sorted((Path(__file__).parents[2] / "jobs").glob("*.yaml"))
 MINIMAL: dict[str, Any] = {"name": "run", "model": {"name": "yolov7-tiny"}, "data": {"train": "a", "val": "b"}}
@@ -104,3 +104,10 @@ def test_later_settings_at_their_default_leave_earlier_runs_their_identity() -> 
     assert parse().digest() == MINIMAL_DIGEST
     assert parse(assignment={"matching": "fixed"}).digest() != MINIMAL_DIGEST
     assert parse(assignment={"assigner": "none"}).digest() != MINIMAL_DIGEST
+
+
+@pytest.mark.parametrize("every_steps", [1, 2, 3, 20, 501])
+def test_two_periods_of_checkpoints_are_no_more_than_a_failure_may_cost(every_steps: int) -> None:
+    period = CheckpointSpec(every_steps=every_steps).period_steps
+    assert period >= 1
+    assert 2 * period <= every_steps or every_steps == 1  # then training waits for each

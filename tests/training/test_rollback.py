@@ -47,15 +47,22 @@ def test_the_steps_that_went_wrong_are_left_out_and_the_run_ends(small_job: Make
     folder = run(job_of(small_job))
     events = rows(folder / "events.jsonl")
     (event,) = [event for event in events if event["kind"] == "rolled_back"]
-    assert (event["to_step"], event["window"]) == (4, [5, 8])
+    assert (event["to_step"], event["window"]) == (5, [5, 8])
     assert "samples" in event["reason"]
-    assert [event["step"] for event in events if event["kind"] == "start"] == [0, 4]
+    assert [event["step"] for event in events if event["kind"] == "start"] == [0, 5]
     done = sorted({step for step, _ in digests(folder)})
     assert done == [step for step in range(12) if step not in (5, 6, 7)]
     newest = json.loads((folder / "checkpoints/step-12/state.json").read_text())
     assert newest["run"]["skipped_windows"] == [[5, 8]]
     assert newest["run"]["non_finite_steps"] == 0
     assert [row["step"] for row in rows(folder / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 9, 10, 11, 12]
+
+
+def test_what_it_needs_is_kept_however_many_checkpoints_follow(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: 10 <= call < 18)  # four steps, and as many checkpoints
+    folder = run(job_of(small_job, most_non_finite_steps=3, checkpoint={"every_steps": 2, "keep": 1}))
+    (event,) = [event for event in rows(folder / "events.jsonl") if event["kind"] == "rolled_back"]
+    assert (event["to_step"], event["window"]) == (5, [5, 9])
 
 
 def test_it_is_done_once(small_job: MakeJob, monkeypatch) -> None:

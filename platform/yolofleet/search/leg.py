@@ -78,7 +78,7 @@ def leg_end(job: JobSpec, ready: Readiness, share: float) -> int:
     milestones = Milestones(
         num_steps=ready.num_steps,
         log_every_steps=job.log_every_steps,
-        checkpoint_every_steps=job.checkpoint.every_steps,
+        checkpoint_every_steps=job.checkpoint.period_steps,
         evaluation_every_steps=job.evaluation.every_epochs * steps_per_epoch,
     )
     step = max(1, math.ceil(share * ready.num_steps - 1e-9))

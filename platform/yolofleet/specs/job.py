@@ -165,9 +165,14 @@ class CheckpointSpec(Spec):
     """How often the state is saved, and how much of it is kept."""
 
     every_steps: Count = 500
-    """Steps between two checkpoints: the most that any failure costs."""
+    """The most steps that any failure costs. Checkpoints are taken twice as often: one is stored before the next."""
     keep: Count = 3
     """Checkpoints kept; the best and the newest are always among them."""
+
+    @property
+    def period_steps(self) -> int:
+        """Steps between two checkpoints."""
+        return max(1, self.every_steps // 2)
 
 
 class EvaluationSpec(Spec):

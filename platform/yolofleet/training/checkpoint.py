@@ -4,7 +4,7 @@ A checkpoint is a few safetensors files and ``state.json``; ``COMMITTED``, with 
 written last. One without it, or with a file that does not match, is no checkpoint: the one before it is taken, and
 the user is told. Saving copies the tensors into packed files in memory, and a thread writes these while training goes
 on. The memory is used again for the next checkpoint, so that one waits until this one is stored, or is skipped if that
-takes too long; either is told.
+takes too long; either is told. So at most two periods are lost: `CheckpointSpec.period_steps` is half of what may be.
 """
 
 from __future__ import annotations

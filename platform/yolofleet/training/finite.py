@@ -44,6 +44,7 @@ class FiniteGuard:
         self._precision = precision
         self._most_in_a_row = most_in_a_row
         self._seen: list[tuple[Tensor, tuple[str, ...]]] = []
+        self._good_step = 0
         self.adapting = False
 
     def begin_step(self) -> None:
@@ -74,6 +75,7 @@ class FiniteGuard:
         Raises:
             NonFiniteError: Names the samples, of all workers, and the newest checkpoint.
         """
+        self._good_step = state.step - state.non_finite_in_a_row
         if state.non_finite_in_a_row <= self._most_in_a_row:
             return
         bad, rest = self._keys()
@@ -90,6 +92,16 @@ class FiniteGuard:
             "precision fp32; the same command goes on from the checkpoint",
             window=(state.step - state.non_finite_in_a_row, state.step),
         )
+
+    def kept(self, steps: list[int]) -> set[int]:
+        """Return which checkpoints must stay: the newest before the steps in a row that are not finite.
+
+        The run goes back to it if there are too many of them.
+
+        Args:
+            steps: Steps of all checkpoints, oldest first.
+        """
+        return set([step for step in steps if step <= self._good_step][-1:])
 
     def _keys(self) -> tuple[list[str], list[str]]:
         """Return the sample keys of micro-batches whose loss is no number, and of the others, over all workers."""

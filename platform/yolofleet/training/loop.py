@@ -197,6 +197,8 @@ def _save(session: Session, *, skippable: bool, to_judge: bool) -> None:
             skippable=skippable,
             to_judge=to_judge,
         )
+        if session.job.checkpoint.every_steps == 1:
+            session.store.wait()  # stored in the background it would be a step late
     session.pace.pause()
 
 

@@ -121,7 +121,9 @@ def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session
         before_commit=run.flush,
         fenced=run.check_held,
     )
-    store.kept_besides = Judgements(run, store).kept
+    guard = FiniteGuard(group, precision, job.most_non_finite_steps)
+    judgements = Judgements(run, store)
+    store.kept_besides = lambda steps: judgements.kept(steps) | guard.kept(steps)
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
@@ -153,7 +155,7 @@ def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session
         milestones=Milestones(
             num_steps=schedule.num_steps,
             log_every_steps=job.log_every_steps,
-            checkpoint_every_steps=job.checkpoint.every_steps,
+            checkpoint_every_steps=job.checkpoint.period_steps,
             evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
         ),
         stream=training_stream(job, dataset, schedule, lambda: run_image_weights(run)),
@@ -161,7 +163,7 @@ def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session
         store=store,
         samples=SampleLog(run.storage, group.rank, record_digests=job.record_samples, fenced=run.check_held),
         skipped=skipped,
-        guard=FiniteGuard(group, precision, job.most_non_finite_steps),
+        guard=guard,
         terms=LossTerms(group),
         pace=Pace(),
         setback=setback,
