@@ -72,6 +72,20 @@ class Shell:
         return path.read_text() if path.exists() else ""
 
 
+def torchrun(num_processes: int, job: Path, *program: str) -> subprocess.CompletedProcess[str]:
+    """Train a job in processes that torchrun starts on this machine, or run another program in them."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
+    return subprocess.run(
+        [*command, *(program or ("-m", "yolofleet.training", str(job)))],
+        cwd=job.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
 def write_job(folder: Path, drawn: Path, **changes: Any) -> Path:
     """Write a small job over the drawn data; dotted keys change nested fields."""
     job: dict[str, Any] = {

@@ -24,6 +24,7 @@ LONG = (
     "yolofleet export runs/quickstart exported/detector.onnx",
     "yolofleet export my-detector my",
     "yolofleet registry import yolov7.pt",
+    "yolofleet cluster doctor job.yaml",
 )
 """Commands of half a minute each; tests of their own look at what they do."""
 TRACKING_URI = "sqlite:///runs/_mlflow/mlflow.db"

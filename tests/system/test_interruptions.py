@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from system.shell import Shell, digests, kill_group, rows, wait_for, write_job
+from system.shell import Shell, digests, kill_group, rows, torchrun, wait_for, write_job
 
 pytestmark = pytest.mark.system
 NUM_STEPS = 16
@@ -19,8 +19,10 @@ NUM_STEPS = 16
 
 @pytest.fixture(scope="module")
 def undisturbed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two processes that nobody kills; without Ray, which is to change nothing."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    Shell(folder).succeed("train", str(write_job(folder, drawn)))
+    done = torchrun(2, write_job(folder, drawn))
+    assert done.returncode == 0, done.stderr[-4000:]
     return folder / "runs" / "small"
 
 
@@ -75,9 +77,10 @@ def test_a_killed_driver_goes_on_with_the_same_command(shell: Shell, drawn: Path
     assert_same_end(run, undisturbed)
 
 
-def test_a_finished_run_says_so_and_does_nothing(undisturbed: Path) -> None:
-    before = (undisturbed / "events.jsonl").read_bytes()
-    again = Shell(undisturbed.parents[1]).run("train", "job.yaml")
-    assert again.returncode == 0
-    assert "finished already" in again.stdout
-    assert (undisturbed / "events.jsonl").read_bytes() == before
+def test_a_finished_run_says_so_and_does_nothing(shell: Shell, drawn: Path) -> None:
+    command = ("train", str(write_job(shell.folder, drawn, cluster__workers=1, epochs=0.25)), "--launcher", "process")
+    shell.succeed(*command)
+    events = shell.folder / "runs/small/events.jsonl"
+    before = events.read_bytes()
+    assert "finished already" in shell.succeed(*command)
+    assert events.read_bytes() == before

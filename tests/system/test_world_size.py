@@ -13,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from system.shell import Shell, digests, rows, wait_for, write_job
+from system.shell import Shell, digests, rows, torchrun, wait_for, write_job
 
 pytestmark = pytest.mark.system
 STEPS = 5
@@ -46,24 +46,12 @@ def assert_same(run: Path, alone: Path) -> None:
     assert any(tensor.dtype == torch.float64 for tensor in ours.values())
 
 
+@pytest.mark.slow  # torchrun's end as Ray's do, see test_interruptions, and as one process below
 def test_two_ray_workers_end_as_one_process(shell: Shell, drawn: Path, alone: Path) -> None:
     shell.succeed("train", str(write_job(shell.folder, drawn, **CHANGES)))
     run = shell.folder / "runs" / "small"
     assert [row["workers"] for row in rows(run / "events.jsonl") if row["kind"] == "start"] == [2]
     assert_same(run, alone)
-
-
-def torchrun(num_processes: int, job: Path, *program: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}"]
-    return subprocess.run(
-        [*command, *(program or ("-m", "yolofleet.training", str(job)))],
-        cwd=job.parent,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def test_two_torchrun_processes_end_as_one(shell: Shell, drawn: Path, alone: Path) -> None:
