@@ -43,7 +43,7 @@ demo/shards/%/manifest.json: demo/images/instances_%.json
 	$(BIN)/yolofleet data shard $< demo/images/images demo/shards/$*
 .PRECIOUS: demo/images/instances_%.json demo/shards/%/manifest.json
 
-check: lint types unit  ## Lint, types and unit tests (two minutes)
+check: lint types unit  ## Lint, types and unit tests (three minutes)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

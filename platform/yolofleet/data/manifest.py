@@ -67,7 +67,7 @@ class Manifest:
     problems: dict[str, Any] = field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Hand the shards to other processes as columns: a million objects would take ten times as long."""
+        """Hand the shards to other processes as columns: a million objects take twice as long."""
         columns = [[getattr(entry, name) for entry in self.shards] for name in ShardEntry.__slots__]
         return self.__dict__ | {"shards": columns}
 
