@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from yolofleet.errors import UserError
@@ -22,6 +23,11 @@ from yolofleet.storage import ObjectNotFoundError, Storage
 Row = dict[str, Any]
 
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def seconds_of(row: Row) -> float:
+    """Return when a row was written, in seconds since 1970."""
+    return datetime.fromisoformat(str(row["time"])).timestamp()
 
 
 class CorruptLogError(UserError):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
-from yolofleet.tracking.json_lines import Row
+from yolofleet.tracking.json_lines import Row, seconds_of
 
 
 @dataclass(frozen=True)
@@ -16,7 +15,8 @@ class Restart:
     Attributes:
         own_seconds: In our own code: the driver's looking around, building and restoring, the first step.
         ray_seconds: In Ray's: placing the workers and starting their processes.
-        waited_seconds: For others: for nodes that were to come, and for a storage that did not answer.
+        waited_seconds: For others: for nodes that were to come, and for a storage that did not answer. An outage is
+            noted some time after it, and stands here as if it had ended then.
     """
 
     own_seconds: float
@@ -45,17 +45,17 @@ def restarts(events: Sequence[Row]) -> list[Restart]:
 
 
 def _account(restart: dict[str, Row], regained: Row, events: Sequence[Row]) -> Restart:
-    failed, starting, start = (_seconds(restart[kind]) for kind in ("failure", "starting", "start"))
+    failed, starting, start = (seconds_of(restart[kind]) for kind in ("failure", "starting", "start"))
     prepared = float(restart["start"].get("prepared_seconds", 0.0))
     first_step = float(regained.get("first_step_seconds", 0.0))
-    first_step_at = min(start + first_step, _seconds(regained))
+    first_step_at = min(start + first_step, seconds_of(regained))
     waited = 0.0
     if "waiting" in restart:  # then it looked for free places, and asked Ray for the workers
         settled = float(restart["starting"].get("settled_seconds", 0.0))
-        waited = max(0.0, starting - settled - _seconds(restart["waiting"]))
+        waited = max(0.0, starting - settled - seconds_of(restart["waiting"]))
     ours = ((failed, starting - waited), (start - prepared, first_step_at))
     outages = [
-        (_seconds(event) - float(event.get("seconds", 0.0)), _seconds(event))
+        (seconds_of(event) - float(event.get("seconds", 0.0)), seconds_of(event))
         for event in events
         if event.get("kind") == "storage_back"
     ]
@@ -76,7 +76,3 @@ def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) ->
         if end > begin:
             covered, reached = covered + end - begin, end
     return covered
-
-
-def _seconds(row: Row) -> float:
-    return datetime.fromisoformat(str(row["time"])).timestamp()

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 
-from yolofleet.tracking.json_lines import Row
+from yolofleet.tracking.json_lines import Row, seconds_of
 
 ENDS = ("end", "stopped", "failed")
 """Events after which nobody trains until the next start."""
@@ -100,15 +99,11 @@ def _short(value: object) -> str:
 def _seconds_trained(events: Iterable[Row], rows: Sequence[Row]) -> float:
     total, began, last = 0.0, None, None
     for event in events:
-        last = _seconds(event)
+        last = seconds_of(event)
         if event.get("kind") == "start" and began is None:
             began = last
         elif event.get("kind") in ENDS and began is not None:
             total, began = total + last - began, None
     if began is None or last is None:
         return total
-    return total + max(last, *(_seconds(row) for row in rows[-1:]), began) - began
-
-
-def _seconds(row: Row) -> float:
-    return datetime.fromisoformat(str(row["time"])).timestamp()
+    return total + max(last, *(seconds_of(row) for row in rows[-1:]), began) - began

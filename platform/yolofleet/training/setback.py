@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import datetime
 
+from yolofleet.tracking.json_lines import seconds_of
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.pulse import Reached
@@ -64,7 +64,7 @@ def _newest_row(run: RunDirectory) -> Reached | None:
     if not rows:
         return None
     row = max(rows, key=lambda row: int(row.get("step", 0)))
-    return Reached(int(row.get("step", 0)), datetime.fromisoformat(str(row["time"])).timestamp())
+    return Reached(int(row.get("step", 0)), seconds_of(row))
 
 
 def _ended_wilfully(run: RunDirectory) -> bool:
