@@ -33,8 +33,9 @@ def test_what_a_failure_cost_is_noted_once_when_the_run_is_past_where_it_was(run
     now = time.time()
     for step in (5, 10):
         run.append_metrics({"step": step, "loss": 1.0})
-    clock = iter([now + 20, now + 25, now + 60, now + 60]).__next__
+    clock = iter([now + 10, now + 20, now + 25, now + 60, now + 60]).__next__
     setback = Setback(run, 4, WorkerGroup(), clock)
+    setback.begin()
     for step in range(5, 13):
         setback.observe(step)
     (event,) = regained(run)

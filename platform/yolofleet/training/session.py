@@ -127,13 +127,15 @@ def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
-    setback = Setback(run, state.step, group) if group.is_first else None
+    setback = None
     if group.is_first:
+        setback = Setback(run, state.step, group)
         prepare(store, model, average)
         run.truncate_metrics_after(state.step)
         forget_from(run.storage.child(FOLDER), state.step)
         ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
         run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
+        setback.begin()
     group.barrier()
     skipped = SkippedSamples(run.storage)
     skipped.update()

@@ -40,6 +40,10 @@ class Setback:
         if self._before is not None and _ended_wilfully(run):
             self._before = Reached(self._before.step, self._began)
 
+    def begin(self) -> None:
+        """Note that all is prepared: the first step begins."""
+        self._began = self._clock()
+
     def observe(self, step: int) -> None:
         """Note that ``step`` steps are done now; the first time that is as far as before, say what it cost."""
         if self._before is None:
