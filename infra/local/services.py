@@ -48,7 +48,7 @@ class Household:
         self.secrets = self._private("secrets")
         self.data = self.folder / "data"
         self.data.mkdir(mode=0o711, exist_ok=True)
-        self.ports = self._ports(("database", "storage", "tracking", "ray", "dashboard"))
+        self.ports = self._ports(("database", "storage", "tracking", "ray", "dashboard", "agent"))
 
     def _private(self, name: str) -> Path:
         path = self.folder / name
@@ -91,6 +91,7 @@ class Household:
             "MLFLOW_TRACKING_USERNAME": "admin",
             "MLFLOW_TRACKING_PASSWORD": self.secret("tracking"),
             "RAY_ADDRESS": f"{LOOPBACK}:{self.ports['ray']}",
+            "RAY_API_SERVER_ADDRESS": f"http://{LOOPBACK}:{self.ports['dashboard']}",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.secrets / "ray_token"),
         }
@@ -210,8 +211,9 @@ def tracking(home: Household, *, has_database: bool) -> Service:
 
 def ray_nodes(home: Household, workers: int, cpus_per_worker: int) -> Iterator[Service]:
     """Give a head without work on it, and the workers."""
-    environment = {name: value for name, value in home.clients().items() if not name.startswith("RAY_ADDRESS")}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment = home.clients() | {"RAY_USAGE_STATS_ENABLED": "0"}
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        del environment[name]  # a node is told by its arguments
     common = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={LOOPBACK}",
               f"--object-store-memory={OBJECT_STORE_BYTES}"]  # fmt: skip
     temporary = home.folder / RAY_FOLDER
@@ -224,6 +226,7 @@ def ray_nodes(home: Household, workers: int, cpus_per_worker: int) -> Iterator[S
         command=[
             *common, "--head", "--num-cpus=0", f"--port={port}", f"--dashboard-host={LOOPBACK}",
             f"--dashboard-port={dashboard}", f"--temp-dir={temporary.resolve()}",
+            f"--dashboard-agent-listen-port={home.ports['agent']}",  # takes jobs; another Ray may have the usual port
         ],
         environment=environment,
         ready=lambda: _listens(port) and _listens(dashboard),

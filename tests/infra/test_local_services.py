@@ -20,12 +20,10 @@ import boto3
 import botocore.exceptions
 import psutil
 import pytest
-import yaml
 
-from system.conftest import drawn  # noqa: F401 - a fixture
-from system.shell import Shell, write_job
+from system.pages import ROOT, shell_blocks
 
-SERVICES = Path(__file__).parents[2] / "infra" / "local" / "services.py"
+SERVICES = ROOT / "infra" / "local" / "services.py"
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(1800)]
 needs_server = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("flask_wtf", "psycopg2")),
@@ -118,22 +116,28 @@ def test_up_again_changes_nothing(household: Path) -> None:
 
 
 @needs_server
-def test_a_job_trains_on_the_services(household: Path, drawn: Path, tmp_path: Path) -> None:  # noqa: F811
-    clients = environment(household)
-    shell = Shell(tmp_path, clients)
-    for part in ("train", "val"):
-        images = str(drawn / "images" / "images")
-        annotations = str(drawn / "images" / f"instances_{part}.json")
-        shell.succeed("data", "shard", annotations, images, f"s3://datasets/{part}")
-    data = {"train": "s3://datasets/train", "val": "s3://datasets/val", "image_size": 64}
-    job = write_job(tmp_path, drawn, cluster__workers=1, epochs=0.5, storage="s3://runs", data=data)
-    document = yaml.safe_load(job.read_text())
-    document["data"]["cache"] = {"path": str(tmp_path / "cache")}
-    document["tracking"] = {"uri": clients["MLFLOW_TRACKING_URI"], "register_as": "shapes"}
-    job.write_text(yaml.safe_dump(document))
-    record = json.loads(shell.succeed("train", str(job), "--json", timeout_seconds=1200))
-    assert record["model"].startswith("models:/shapes/")
-    assert "shapes" in shell.succeed("registry", "list", "--tracking-uri", clients["MLFLOW_TRACKING_URI"])
+def test_the_page_leads_from_nothing_to_a_job_on_a_cluster() -> None:
+    [block] = [
+        block
+        for sections, block in shell_blocks(ROOT / "docs" / "infrastructure.md")
+        if sections[-1] == "One machine, plain processes"
+    ]
+    clone = Path(tempfile.mkdtemp(prefix="yolofleet-clone-", dir="/tmp"))
+    clone.chmod(0o711)
+    (clone / ".venv").symlink_to(sys.prefix)
+    for name in ("infra", "jobs", "search_spaces"):
+        (clone / name).symlink_to(ROOT / name)
+    try:
+        walk = ["bash", "-euo", "pipefail", "-c", block]
+        done = subprocess.run(walk, cwd=clone, capture_output=True, text=True, check=False, timeout=1500)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        assert "quickstart" in done.stdout and "SUCCEEDED" in done.stdout and "goodput" in done.stdout
+        assert "gone" not in done.stdout, "all servers ran until the end"
+        left = [process for process in psutil.process_iter(["cmdline"]) if str(clone) in str(process.info["cmdline"])]
+        assert not left, "down ends everything"
+    finally:
+        services("down", str(clone / "services"))
+        shutil.rmtree(clone)
 
 
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:

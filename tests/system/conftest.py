@@ -23,6 +23,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def household(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    """A folder with everything that the pages name."""
+    from system.household import fill  # torch is heavy, most tests do not need it
+
+    return fill(tmp_path_factory.mktemp("household"), drawn)
+
+
 @pytest.fixture
 def shell(tmp_path: Path) -> Iterator[Shell]:
     """A shell in an empty folder; what it left running is ended afterwards."""

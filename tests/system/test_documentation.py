@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from system.shell import Shell, write_job
+from system.pages import PAGES, shell_lines
+from system.shell import Shell
+from system.test_shell_lines import run_elsewhere
 from yolofleet.cli.main import app
-from yolofleet.models import build_model
-from yolofleet.models.weights import official_parameter_names
 
 pytestmark = pytest.mark.system
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 SYNOPSIS = re.compile(r"\[|\b[A-Z]{2,}\b|\.\.\.")
 LONG = (
     "yolofleet export runs/quickstart exported/detector.onnx",
@@ -27,69 +23,26 @@ LONG = (
     "yolofleet cluster doctor job.yaml",
 )
 """Commands of half a minute each; tests of their own look at what they do."""
-TRACKING_URI = "sqlite:///runs/_mlflow/mlflow.db"
-SPACE = """
-name: my-search
-job: job.yaml
-parameters: {hyperparameters.lr0: {log_uniform: [0.001, 0.01]}}
-budget: {trials: 1}
-"""
 
 
 def commands(page: Path) -> list[str]:
-    """The yolofleet commands in a page's code blocks, without comments."""
-    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [re.split(r"\s{2,}| #", line.strip())[0] for line in lines if line.strip().startswith("yolofleet ")]
+    """The yolofleet commands in a page's code blocks."""
+    return [line.text for line in shell_lines(page) if line.text.startswith("yolofleet ")]
+
+
+def is_synopsis(command: str) -> bool:
+    """Whether a command has places that the reader fills in."""
+    return SYNOPSIS.search(command.replace("runs/NAME", "runs/quickstart").replace("-NAME", "")) is not None
 
 
 def examples() -> list[Any]:
-    """(page, command) of every command that is no synopsis; the long ones run with the whole set only."""
+    """(page, command) of every command that can be run as it stands; the long ones run with the whole set only."""
     return [
-        pytest.param(page.name, command, marks=[pytest.mark.slow] if command.startswith(LONG) else [])
+        pytest.param(page.name, line.text, marks=[pytest.mark.slow] if line.text.startswith(LONG) else [])
         for page in PAGES
-        for command in commands(page)
-        if not SYNOPSIS.search(command.replace("runs/NAME", "runs/quickstart").replace("-NAME", ""))
+        for line in shell_lines(page)
+        if line.text.startswith("yolofleet ") and not is_synopsis(line.text) and run_elsewhere(line) is None
     ]
-
-
-@pytest.fixture(scope="module")
-def household(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
-    """A folder with everything that the pages name; what they keep on S3 lies in a folder here."""
-    folder = tmp_path_factory.mktemp("household")
-    shell = Shell(folder, {"MLFLOW_TRACKING_URI": TRACKING_URI})
-    job = write_job(
-        folder,
-        drawn,
-        name="quickstart",
-        cluster__workers=1,
-        epochs=1,
-        tracking={"register_as": "shapes"},
-    )
-    shell.succeed("train", str(job), "--launcher", "process")
-    (folder / "runs" / "NAME").symlink_to(folder / "runs" / "quickstart")
-    shutil.copytree(folder / "runs" / "quickstart" / "model", folder / "my-detector")
-    for part in ("train", "val"):
-        shutil.copy(drawn / f"images/instances_{part}.json", folder)
-    shutil.copy(drawn / "images/instances_train.json", folder / "instances_train2017.json")
-    shutil.copy(drawn / "images/instances_val.json", folder / "annotations.json")
-    for name in ("images", "train2017", "photos"):
-        shutil.copytree(drawn / "images/images", folder / name)
-    for name in ("data/val", "store/datasets/val"):
-        shutil.copytree(drawn / "shards/val", folder / name)
-    shutil.copy(drawn / "images/images/000004.jpg", folder / "a.jpg")
-    shutil.copy(drawn / "images/images/000009.jpg", folder / "b.png")
-    for name, model, num_classes in (("yolov7.pt", "yolov7", 80), ("mine.pt", "yolov7-tiny", 3)):
-        detector = build_model(model, num_classes=num_classes)
-        state = detector.state_dict()
-        published = {theirs: state[ours].half() for theirs, ours in official_parameter_names(detector).items()}
-        torch.save(published, folder / name)
-    write_job(folder, drawn, name="my-run", cluster__workers=1, epochs=0.2)
-    (folder / "space.yaml").write_text(SPACE)
-    shutil.copy(ROOT / "jobs" / "coco-yolov7.yaml", folder)
-    shutil.copy(ROOT / "infra" / "kubernetes" / "settings.yaml", folder)
-    shell.succeed("tune", "space.yaml", "--yes")
-    return shell
 
 
 def test_the_pages_hold_commands() -> None:
@@ -106,15 +59,18 @@ def test_a_documented_command_works(page: str, command: str, household: Shell) -
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_that_is_named_exists(page: Path) -> None:
+def test_every_command_and_option_that_is_named_exists(page: Path) -> None:
     import typer
 
-    known = typer.main.get_command(app)
     for command in commands(page):
-        first, *rest = shlex.split(command.replace("|", " "))[1:]
-        group = known.commands[first]  # type: ignore[attr-defined]
-        if hasattr(group, "commands") and rest and rest[0].isalpha() and rest[0].islower():
-            assert rest[0] in group.commands, command
+        known = typer.main.get_command(app)
+        words = shlex.split(command.replace("|", " "))[1:]
+        while hasattr(known, "commands") and words:
+            word = words.pop(0)
+            assert word in known.commands, command
+            known = known.commands[word]
+        options = {name for parameter in known.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        assert {*re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", command)} <= options, command
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
