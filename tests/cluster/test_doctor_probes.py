@@ -20,8 +20,10 @@ from yolofleet.cluster.doctor.authentication import Address, knock
 from yolofleet.cluster.doctor.devices import look_at_devices
 from yolofleet.cluster.doctor.disk import CacheNeed, judge_disk, look_at_disk
 from yolofleet.cluster.doctor.limits import look_at_limits
+from yolofleet.cluster.doctor.line import CLUSTER
 from yolofleet.cluster.doctor.storage_probe import look_at_data, look_at_runs, marked
-from yolofleet.cluster.doctor.tracking_probe import look_at_tracking
+from yolofleet.cluster.doctor.tracking_probe import judge_tracking, look_at_tracking
+from yolofleet.specs.job import TrackingSpec
 from yolofleet.storage import StorageError, open_storage
 
 MARK = "mark"
@@ -139,15 +141,27 @@ def test_mlflow_that_is_away_or_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_mlflow_is_used_and_left_as_it_was(tmp_path: Path) -> None:
+def test_mlflow_is_used_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from yolofleet.tracking.mlflow_store import open_client
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = open_client(uri)
     experiment = client.create_experiment("mine")
     found = look_at_tracking(uri, "mine")
-    assert found.problem is None and found.write_seconds is not None
+    assert found.problem is None and found.write_seconds is not None and found.artifact_seconds is None
     assert list(client.search_registered_models()) == [] and len(client.search_experiments()) == 2
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    client.create_experiment("ours", artifact_location=str(kept))
+    found = look_at_tracking(uri, "ours")
+    assert found.problem is None and found.artifact_seconds is not None
+    assert list(kept.iterdir()) == [], "nothing is left"
+    client.create_experiment("nowhere", artifact_location="s3://bucket/nowhere")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
+    lost = look_at_tracking(uri, "nowhere")
+    assert lost.problem is not None and "no files at s3://bucket/nowhere" in lost.problem
+    assert judge_tracking(CLUSTER, lost, uri, TrackingSpec()).verdict == "fail"
     client.delete_experiment(experiment)
     deleted = look_at_tracking(uri, "mine").problem
     assert deleted is not None and "was deleted" in deleted

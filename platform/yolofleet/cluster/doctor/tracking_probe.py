@@ -11,6 +11,7 @@ from pathlib import Path
 from yolofleet.cluster.doctor.line import Line
 from yolofleet.errors import UserError
 from yolofleet.specs.job import TrackingSpec
+from yolofleet.tracking.artifact_place import artifact_problem, is_yet_to_be_made
 from yolofleet.tracking.deadline import within
 from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors, open_client, shown, sqlite_path
 
@@ -30,17 +31,19 @@ class TrackingFound:
         problem: What did not work; None: all of it did.
         read_seconds: What looking up the experiment took.
         write_seconds: What writing, reading and removing an entry took; None where the database is yet to be made.
+        artifact_seconds: What keeping, fetching and removing a file took; None where the folder is yet to be made.
     """
 
     problem: str | None = None
     read_seconds: float = 0.0
     write_seconds: float | None = None
+    artifact_seconds: float | None = None
 
 
 def look_at_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
-    """Look up the experiment, and write, read and remove an entry of the registry: the one thing that leaves no trace.
+    """Look up the experiment; write, read and remove an entry of the registry, and a file beside the experiment's runs.
 
-    A deleted run or experiment stays in MLflow's database; a deleted registered model does not.
+    Neither leaves a trace: a deleted run or experiment stays in MLflow's database, a deleted registered model does not.
     """
     database = sqlite_path(tracking_uri)
     if database is not None and not database.exists():
@@ -79,9 +82,17 @@ def _used(tracking_uri: str, experiment: str) -> TrackingFound:
             seen = client.get_registered_model(name).tags.get(TAG)
         finally:
             client.delete_registered_model(name)
+        place = (found or client.get_experiment("0")).artifact_location
     if seen != mark:
         return TrackingFound(f"MLflow at {shown(tracking_uri)} does not give back what was written there")
-    return TrackingFound(None, read - began, time.monotonic() - read)
+    written = time.monotonic()
+    if is_yet_to_be_made(place):
+        return TrackingFound(None, read - began, written - read)
+    if problem := artifact_problem(tracking_uri, place):
+        return TrackingFound(
+            f"MLflow at {shown(tracking_uri)} keeps records, but no files at {shown(place)}: {problem}"
+        )
+    return TrackingFound(None, read - began, written - read, time.monotonic() - written)
 
 
 def judge_tracking(place: str, found: TrackingFound, tracking_uri: str, tracking: TrackingSpec) -> Line:
@@ -95,6 +106,9 @@ def judge_tracking(place: str, found: TrackingFound, tracking_uri: str, tracking
         return Line(place, SUBJECT, "ok", f"{where}: is made by the first training")
     measured = {"read_seconds": found.read_seconds, "write_seconds": found.write_seconds}
     seen = f"{where}: read in {found.read_seconds:.2g} s, written in {found.write_seconds:.2g} s"
+    if found.artifact_seconds is not None:
+        measured["artifact_seconds"] = found.artifact_seconds
+        seen += f", a file kept and fetched in {found.artifact_seconds:.2g} s"
     if max(found.read_seconds, found.write_seconds) > SLOW_SECONDS:
         cure = "training does not wait for it, its end does: give the server more workers, or a nearer database"
         return Line(place, SUBJECT, "warn", seen, cure, measured)
