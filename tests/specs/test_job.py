@@ -36,6 +36,10 @@ def test_there_are_jobs() -> None:
         ({"data": {"train": "a", "val": "b", "imagesize": 1}}, ["data.imagesize", "did you mean 'image_size'"]),
         ({"epochs": "many"}, ["epochs", '"many"']),
         ({"recipe": "p7"}, ["recipe", '"p7"', "p5", "did you mean"]),
+        (
+            {"storage": "s3://runs", "tracking": {"register_as": "shapes"}},
+            ["tracking.register_as is shapes", "s3://runs", "set tracking.uri", "tracking.register_as=null"],
+        ),
         ({"global_batch_size": 60}, ["60", "micro_batch_size 16", "48 or 64"]),
         ({"cluster": {"workers": 8}}, ["8 workers", "4 micro-batches"]),
         ({"cluster": {"workers": [3, 2]}}, ["workers", "fewest"]),

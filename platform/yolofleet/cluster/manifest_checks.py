@@ -55,12 +55,6 @@ def check_places(job: JobSpec, prefix: str = "") -> None:
 
 def _check_tracking(job: JobSpec, prefix: str) -> None:
     uri = job.tracking.uri
-    if uri is None and job.tracking.register_as is not None:
-        raise UserError(
-            f"job {job.name}: {prefix}tracking.register_as is {job.tracking.register_as}, but without "
-            f"{prefix}tracking.uri there is no registry on a cluster; set {prefix}tracking.uri=http://mlflow:5000, or "
-            f"{prefix}tracking.register_as=null"
-        )
     if uri is not None and urlsplit(uri).scheme not in ("http", "https"):
         raise UserError(
             f"job {job.name}: {prefix}tracking.uri: {uri.partition(':')[0]} is opened by one host as a file or a "

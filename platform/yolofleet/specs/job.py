@@ -262,6 +262,12 @@ class JobSpec(Spec):
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}; use {' or '.join(near)}"
             )
+        if self.tracking.register_as is not None and self.tracking.uri is None and self.storage.startswith("s3://"):
+            raise ValueError(
+                f"tracking.register_as is {self.tracking.register_as}, but runs at {self.storage} have no "
+                "registry beside them; set tracking.uri=http://HOST:5000 (an MLflow server), or "
+                "tracking.register_as=null"
+            )
         if self.strategy != "ddp" and self.precision not in ("fp32", "bf16"):
             raise ValueError(f"strategy {self.strategy} computes in fp32 or bf16; use precision bf16, or strategy ddp")
         uneven = [number for number in self.cluster.worker_counts if self.num_micro_batches % number]
