@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from yolofleet.cli.submit import exit_code
 from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, read_bundle
 from yolofleet.cluster.follow import follow
-from yolofleet.cluster.service import SentJob, _checked_address
+from yolofleet.cluster.service import NoSuchJobError, SentJob, _checked_address
 from yolofleet.cluster.versions import differences, installed_versions
 from yolofleet.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
@@ -149,6 +149,27 @@ def test_no_character_is_lost_or_doubled_however_often_the_connection_breaks(
     ended = follow(service, RUNNING, shown.append, lambda line: None, retry_seconds=0.0)
     assert "".join(shown) == text + "last words\n"
     assert ended.status == "SUCCEEDED"
+
+
+class Forgetful(Breaking):
+    """A cluster that was started anew after the connection broke; it may have another job of that name."""
+
+    began: float | None = None
+
+    def job(self, name: str) -> SentJob:
+        if self.began is None:
+            raise NoSuchJobError(f"{name}: no such job")
+        return replace(RUNNING, began=self.began)
+
+
+@pytest.mark.parametrize("began", [None, 1e9])
+def test_a_cluster_that_was_started_anew_is_told_from_one_that_does_not_answer(began: float | None) -> None:
+    service: Any = Forgetful("what another job prints", [1], 1)
+    service.began = began
+    shown: list[str] = []
+    with pytest.raises(WorkError, match="was started anew and does not know yolofleet-x-1 any more; send it again"):
+        follow(service, RUNNING, shown.append, lambda text: None, retry_seconds=0.0)
+    assert shown == ["w"]
 
 
 def test_a_cluster_that_never_answers_again_is_given_up_and_the_job_named() -> None:

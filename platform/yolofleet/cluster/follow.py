@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from yolofleet.cluster.service import JobService, SentJob
+from yolofleet.cluster.service import JobService, NoSuchJobError, SentJob
 from yolofleet.errors import UserError, WorkError
 
 RETRY_SECONDS = 3.0
@@ -42,12 +42,14 @@ def follow(
         quiet_seconds: How long a connection may carry nothing before another is made.
 
     Raises:
-        WorkError: The cluster did not answer for too long; the job may go on.
+        WorkError: The cluster did not answer for too long; the job may go on. Or it answers and does not know the job.
     """
     shown = 0
     broken_since: float | None = None
     while True:
         try:
+            if broken_since is not None and service.job(job.id).began != job.began:
+                raise NoSuchJobError(f"{job.id}: another job has its name")
             shown = asyncio.run(_shown_from(service.tail(job), shown, show, quiet_seconds))
             now = service.job(job.id)
             broken_since = None
@@ -55,6 +57,11 @@ def follow(
                 text = service.logs(now)  # what came between the last piece and the end
                 show(text[shown:])
                 return now
+        except NoSuchJobError as error:
+            raise WorkError(
+                f"{service.address} was started anew and does not know {job.id} any more; send it again with "
+                "'yolofleet submit': the run goes on from its newest checkpoint"
+            ) from error
         except (UserError, WorkError, OSError, RuntimeError, _BrokenError) as error:
             shown = error.shown if isinstance(error, _BrokenError) else shown
             if broken_since is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -32,9 +33,15 @@ ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+TALKATIVE = ("ray.dashboard", "ray._private.runtime_env.packaging")
+"""Loggers of Ray's that tell of every upload and connection."""
 PREFIX = "yolofleet"
 ANYWAY = "anyway"
 """Tells the job to run whatever versions the cluster has."""
+
+
+class NoSuchJobError(UserError):
+    """The cluster answers, and does not know the job."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class JobService:
             def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
                 return super()._do_request(method, endpoint, timeout=ANSWER_TIMEOUT_SECONDS, **options)
 
+        for name in TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
         with self._told():
             self._client = PatientClient(self.address)
 
@@ -149,13 +158,13 @@ class JobService:
         """Return a job by its id, or the newest of a name.
 
         Raises:
-            UserError: There is none.
+            NoSuchJobError: There is none.
         """
         known = self.jobs()
         found = [job for job in known if name in (job.id, job.name)]
         if not found:
             listed = ", ".join(sorted({job.name or job.id for job in known})) or "none"
-            raise UserError(f"{name}: no such job at {self.address}; those there: {listed}")
+            raise NoSuchJobError(f"{name}: no such job at {self.address}; those there: {listed}")
         return found[-1]
 
     def logs(self, job: SentJob) -> str:
