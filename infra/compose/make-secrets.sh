@@ -36,5 +36,11 @@ admin_password = $(cat mlflow_password)
 authorization_function = mlflow.server.auth:authenticate_request_basic_auth
 grant_default_workspace_access = false
 END
+keep environment.sh <<END
+export RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$PWD/ray_token
+export AWS_ENDPOINT_URL=http://127.0.0.1:9000 AWS_REGION=us-east-1 AWS_SHARED_CREDENTIALS_FILE=$PWD/storage_credentials
+export MLFLOW_TRACKING_URI=http://127.0.0.1:5000 MLFLOW_TRACKING_USERNAME=admin
+export MLFLOW_TRACKING_PASSWORD=$(cat mlflow_password)
+END
 chmod 444 -- *
 echo "secrets are in $PWD"

@@ -5,8 +5,9 @@
     python services.py status FOLDER
     python services.py down FOLDER
 
-Everything listens on loopback. Secrets are made once, into files that only their owner reads, and are handed over in
-the environment, never in arguments. Data stays in the folder; ``up`` again starts what is not running.
+Servers listen on loopback; Ray's own ports do on every address, guarded by its token. Secrets are made once, into files
+that only their owner reads, and are handed over in the environment, never in arguments. Data stays in the folder;
+``up`` again starts what is not running.
 """
 
 from __future__ import annotations
@@ -236,10 +237,14 @@ def ray_nodes(home: Household, workers: int, cpus_per_worker: int) -> Iterator[S
         log = home.folder / "logs" / f"{name}.log"
         yield Service(
             name=name,
-            command=[*common, f"--address={LOOPBACK}:{port}", f"--num-cpus={cpus_per_worker}"],
+            # Nodes that share a folder take each other's unpacked jobs away.
+            command=[
+                *common, f"--address={LOOPBACK}:{port}", f"--num-cpus={cpus_per_worker}",
+                f"--temp-dir={temporary.resolve()}/{number}",
+            ],
             environment=environment,
             ready=lambda log=log: "Ray runtime started" in log.read_text(),
-        )
+        )  # fmt: skip
 
 
 def _listens(port: int) -> bool:
@@ -309,6 +314,8 @@ def main() -> int:
         return 0
     if arguments.action == "status":
         states = Processes(home.folder).states()
+        if not states:
+            print(f"nothing runs here; start it with: python {sys.argv[0]} up {arguments.folder}", file=sys.stderr)
         for name, pid in states.items():
             print(f"{name:<14} {'gone' if pid is None else f'runs ({pid})'}")
         return 0 if states and None not in states.values() else 1

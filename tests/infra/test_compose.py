@@ -122,5 +122,6 @@ def test_secrets_are_made_once_and_for_their_owner_only(tmp_path: Path, compose:
         parser = configparser.ConfigParser()
         parser.read_string(made[0][name])
         assert parser.sections() in (["default"], ["mlflow"])
+    assert f"RAY_AUTH_TOKEN_PATH={tmp_path}/secrets/ray_token" in made[0]["environment.sh"]
     assert made[0]["minio_password"] in made[0]["storage_credentials"]
     assert made[0]["mlflow_password"] in made[0]["mlflow_authentication"]

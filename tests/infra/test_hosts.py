@@ -83,6 +83,22 @@ def test_the_nodes_role_gives_what_a_run_needs_and_no_more() -> None:
     assert writable == ["arn:aws:s3:::YOUR-RUNS/*"]
 
 
+def test_the_heads_role_starts_and_ends_workers_and_gives_no_other_role() -> None:
+    policy = json.loads((INFRA / "aws" / "head-role.json").read_text())
+    actions = {action: entry for entry in policy["Statement"] for action in _listed(entry["Action"])}
+    assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:DescribeInstances", "ec2:TerminateInstances"} <= {*actions}
+    assert not any("*" in action for action in actions)
+    assert actions["iam:PassRole"]["Resource"] == "arn:aws:iam::*:role/yolofleet-node"
+    cluster = yaml.safe_load((INFRA / "aws" / "cluster.yaml").read_text())
+    ends = actions["ec2:TerminateInstances"]["Condition"]["StringEquals"]
+    assert ends == {"ec2:ResourceTag/ray-cluster-name": cluster["cluster_name"]}
+    profiles = {
+        name: kind["node_config"]["IamInstanceProfile"]["Name"]
+        for name, kind in cluster["available_node_types"].items()
+    }
+    assert profiles == {"head": "yolofleet-head", "on-demand": "yolofleet-node", "spot": "yolofleet-node"}
+
+
 def _listed(value: str | list[str]) -> list[str]:
     return [value] if isinstance(value, str) else value
 

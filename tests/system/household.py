@@ -53,7 +53,7 @@ def fill(folder: Path, drawn: Path) -> Shell:
         torch.save(published, folder / name)
     write_job(folder, drawn, name="my-run", cluster__workers=1, epochs=0.2)
     (folder / "space.yaml").write_text(SPACE)
-    shutil.copy(ROOT / "jobs" / "coco-yolov7.yaml", folder)
-    shutil.copy(ROOT / "infra" / "kubernetes" / "settings.yaml", folder)
+    for name in ("jobs", "infra"):
+        (folder / name).symlink_to(ROOT / name)
     shell.succeed("tune", "space.yaml", "--yes")
     return shell

@@ -41,7 +41,10 @@ def examples() -> list[Any]:
         pytest.param(page.name, line.text, marks=[pytest.mark.slow] if line.text.startswith(LONG) else [])
         for page in PAGES
         for line in shell_lines(page)
-        if line.text.startswith("yolofleet ") and not is_synopsis(line.text) and run_elsewhere(line) is None
+        if line.text.startswith("yolofleet ")
+        and not is_synopsis(line.text)
+        and not line.needs
+        and run_elsewhere(line) is None
     ]
 
 

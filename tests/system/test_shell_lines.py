@@ -47,5 +47,6 @@ def test_what_runs_elsewhere_is_still_there() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_file_of_this_project_that_a_line_names_exists(page: Path) -> None:
     for line in shell_lines(page):
-        for name in re.findall(r"\b(?:infra|jobs|search_spaces|benchmarks|tests)/[\w./-]+", line.text):
-            assert (ROOT / name).exists(), line
+        for name in re.findall(r"\b(?:infra|jobs|search_spaces|benchmarks|tests)/[\w./*-]+", line.text):
+            is_made = "/secrets/" in name  # by the command before it
+            assert is_made or any(ROOT.glob(name)), line
