@@ -54,7 +54,9 @@ def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[
         "metrics": {"loss": 0.25, "val_AP": 0.25},
     }
     run_report(str(tmp_path / "demo"))
-    assert "status: RUNNING" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "status: RUNNING\n" in told and "history:\n" in told and "{" not in told
+    assert "metrics:\n  loss " in told
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

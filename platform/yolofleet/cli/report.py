@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -45,10 +46,24 @@ def report(
         typer.echo(json.dumps(summary, indent=2))
         return
     history = summary["survival"].pop("history")
+    for line in (*_lines(summary), *(["history:"] if history else []), *(f"  {line}" for line in history)):
+        typer.echo(line)
+
+
+def _lines(summary: dict[str, Any]) -> Iterator[str]:
+    """Give a line for each figure, those that belong together below their name."""
     for key, value in summary.items():
-        typer.echo(f"{key}: {value}")
-    for line in history:
-        typer.echo(f"  {line}")
+        if isinstance(value, dict):
+            yield f"{key}:"
+            yield from (f"  {name:<28} {_shown(item)}" for name, item in value.items())
+        else:
+            yield f"{key}: {_shown(value)}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items()) or "none"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def _is_search(url: str) -> bool:
