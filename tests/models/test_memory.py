@@ -77,7 +77,9 @@ def test_strategies_share_what_they_say() -> None:
     assert memory["zero1"].momentum == -(-full.momentum // 4)
     assert memory["zero1"].gradients == full.gradients
     assert memory["zero2"].gradients == memory["zero2"].momentum == memory["zero1"].momentum
-    assert full.total > memory["zero1"].total > memory["zero2"].total
+    assert (full.exchange, memory["zero1"].exchange) == (full.gradients, memory["zero1"].momentum)
+    assert memory["zero2"].exchange == memory["zero1"].exchange + full.weights, "all gradients fit one bucket"
+    assert full.total > memory["zero2"].total > memory["zero1"].total, "a small model gains nothing more by sharing"
     assert {entry.activations for entry in memory.values()} == {full.activations}
 
 

@@ -177,7 +177,7 @@ def _print_memory(memory: list[TrainingMemory], micro_batch_size: int, precision
         f"\nmemory of a worker, GiB ({memory[0].num_workers} workers, micro-batch of {micro_batch_size} at "
         f"{image_size} px, {precision}):"
     )
-    columns = ("weights", "gradients", "momentum", "average", "activations", "total")
+    columns = ("weights", "gradients", "momentum", "average", "exchange", "activations", "total")
     print(f"{'strategy':10}" + "".join(f"{column:>12}" for column in columns))
     for entry in memory:
         print(f"{entry.strategy:10}" + "".join(f"{getattr(entry, column) / GIB:>12.3f}" for column in columns))

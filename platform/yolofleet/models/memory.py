@@ -17,6 +17,8 @@ from yolofleet.models.wiring import IMAGE, IMAGE_CHANNELS, ModelGraph, Source, W
 
 INDEX_BYTES = 8
 FLOAT32_BYTES = 4
+ZERO_BUCKET_BYTES = FLOAT32_BYTES << 24
+"""Gradients that workers exchange at once under ZeRO."""
 VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 Precision = Literal["fp32", "fp16", "bf16"]
@@ -67,12 +69,15 @@ class TrainingMemory:
     """The optimiser's moving average of the gradients."""
     average: int
     """The moving average of the weights."""
+    exchange: int
+    """What several workers need besides: gradients on their way, and under ZeRO a copy of the own share of weights."""
     activations: int
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.momentum + self.average + self.activations
+        state = self.weights + self.gradients + self.momentum + self.average
+        return state + self.exchange + self.activations
 
 
 def training_memory(
@@ -88,7 +93,8 @@ def training_memory(
     """Forecast the memory of training on one worker.
 
     Weights, gradients, momentum and the averaged weights are float32. ZeRO 1 shares the momentum out among the workers,
-    ZeRO 2 the gradients too.
+    ZeRO 2 the gradients too, which it exchanges in buckets; either steps on a copy of its own share of the weights.
+    Under ``ddp`` the gradients of earlier micro-batches lie beside the buckets that are exchanged, which hold as much.
 
     Args:
         graph: A wired table.
@@ -101,6 +107,7 @@ def training_memory(
     """
     weights = cost(graph, num_classes=num_classes, size=size).parameters * FLOAT32_BYTES
     share = -(-weights // num_workers)
+    buckets = min(ZERO_BUCKET_BYTES, weights)
     return TrainingMemory(
         strategy=strategy,
         num_workers=num_workers,
@@ -108,6 +115,7 @@ def training_memory(
         gradients=share if strategy == "zero2" else weights,
         momentum=weights if strategy == "ddp" else share,
         average=weights,
+        exchange={"ddp": weights if num_workers > 1 else 0, "zero1": share, "zero2": share + buckets}[strategy],
         activations=activation_bytes(
             graph, num_classes=num_classes, size=size, micro_batch_size=micro_batch_size, precision=precision
         ),

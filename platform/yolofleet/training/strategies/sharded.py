@@ -18,11 +18,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from yolofleet.models.memory import ZERO_BUCKET_BYTES
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.optimizer import grouped_parameters, momentum_state
 
-BUCKET_ELEMENTS = 1 << 24
-"""Gradients exchanged at once: 64 MB of float32."""
+BUCKET_ELEMENTS = ZERO_BUCKET_BYTES // 4
+"""Gradients exchanged at once, float32."""
 MOMENTUM = "momentum_buffer"
 
 
