@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +151,27 @@ def test_no_character_is_lost_or_doubled_however_often_the_connection_breaks(
     ended = follow(service, RUNNING, shown.append, lambda line: None, retry_seconds=0.0)
     assert "".join(shown) == text + "last words\n"
     assert ended.status == "SUCCEEDED"
+
+
+class Interrupted(Breaking):
+    """A cluster from which a piece comes in the very moment of a Ctrl-C; then nothing more."""
+
+    async def tail(self, job: SentJob) -> AsyncIterator[str]:
+        piece: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def both() -> None:
+            piece.set_result(self.text)
+            signal.raise_signal(signal.SIGINT)
+
+        asyncio.get_running_loop().call_later(0.05, both)
+        yield await piece
+        await asyncio.sleep(20)
+
+
+def test_a_ctrl_c_is_not_lost_when_a_piece_comes_with_it() -> None:
+    service: Any = Interrupted("x", [], 1)
+    with pytest.raises(KeyboardInterrupt):
+        follow(service, RUNNING, lambda text: None, lambda line: None, quiet_seconds=5.0)
 
 
 class Forgetful(Breaking):

@@ -92,7 +92,8 @@ async def _shown_from(pieces: AsyncIterator[str], already: int, show: Show, quie
     position, shown = 0, already
     try:
         while True:
-            piece = await asyncio.wait_for(anext(pieces), quiet_seconds)
+            async with asyncio.timeout(quiet_seconds):  # wait_for may lose a Ctrl-C that comes together with a piece
+                piece = await anext(pieces)
             fresh = piece[max(0, shown - position) :]
             position += len(piece)
             if fresh:
