@@ -59,8 +59,8 @@ def follow(
                 return now
         except NoSuchJobError as error:
             raise WorkError(
-                f"{service.address} was started anew and does not know {job.id} any more; send it again with "
-                "'yolofleet submit': the run goes on from its newest checkpoint"
+                f"{service.address} does not know {job.id} any more, as a cluster that was started anew; send it again "
+                "with 'yolofleet submit': the run goes on from its newest checkpoint"
             ) from error
         except (UserError, WorkError, OSError, RuntimeError, _BrokenError) as error:
             shown = error.shown if isinstance(error, _BrokenError) else shown
