@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,6 +168,15 @@ class Interrupted(Breaking):
         await asyncio.sleep(20)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let a Ctrl-C interrupt, as in a shell; who runs tests in several processes may have them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_ctrl_c_is_not_lost_when_a_piece_comes_with_it() -> None:
     service: Any = Interrupted("x", [], 1)
     with pytest.raises(KeyboardInterrupt):
