@@ -21,8 +21,11 @@ LONG = (
     "yolofleet export my-detector my",
     "yolofleet registry import yolov7.pt",
     "yolofleet cluster doctor job.yaml",
+    "yolofleet evaluate models:/",
+    "yolofleet registry import mine.pt",
+    "yolofleet train job.yaml cluster.workers=2",
 )
-"""Commands of half a minute each; tests of their own look at what they do."""
+"""Commands that take long; tests of their own look at what they do."""
 
 
 def commands(page: Path) -> list[str]:
