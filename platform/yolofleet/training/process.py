@@ -14,6 +14,8 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.errors import UserError
 from yolofleet.evaluation.device import chosen_device
@@ -58,7 +60,11 @@ def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
 def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
     if group.world_size == 1:
         return run_worker(job, group, token)
-    dist.init_process_group("nccl" if group.device.type == "cuda" else "gloo", timeout=COLLECTIVE_TIMEOUT)
+    # torchrun keeps its store over its restarts, with the addresses of the processes before in it.
+    found, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    backend = "nccl" if group.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
     try:
         return run_worker(job, group, _shared(token, group))
     finally:
