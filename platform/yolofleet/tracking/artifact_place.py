@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import secrets
 import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from yolofleet.redaction import without_passwords
-
-NAME = "yolofleet-doctor"
 
 
 def is_yet_to_be_made(place: str) -> bool:
@@ -18,19 +15,20 @@ def is_yet_to_be_made(place: str) -> bool:
     return parts.scheme in ("", "file") and not Path(parts.path).is_dir()
 
 
-def artifact_problem(tracking_uri: str, place: str) -> str | None:
+def artifact_problem(tracking_uri: str, place: str, name: str, text: str) -> str | None:
     """Keep a file, fetch it and remove it; return why that cannot be done, None if it can.
 
     Args:
         tracking_uri: Of the MLflow that the place belongs to; it may be the server that keeps the files.
         place: An experiment's artifact location.
+        name: Of the file; nothing else there may have it.
+        text: What it holds.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    name, mark = f"{NAME}-{secrets.token_hex(4)}.txt", secrets.token_hex(8)
-    with tempfile.TemporaryDirectory(prefix="yolofleet-doctor-") as folder:
+    with tempfile.TemporaryDirectory(prefix="yolofleet-artifact-") as folder:
         file, fetched = Path(folder, name), Path(folder, "fetched")
-        file.write_text(mark)
+        file.write_text(text)
         fetched.mkdir()
         try:
             store = get_artifact_repository(place, tracking_uri=tracking_uri)
@@ -41,4 +39,4 @@ def artifact_problem(tracking_uri: str, place: str) -> str | None:
                 store.delete_artifacts(name)
         except Exception as error:  # every kind of store raises what its own library does
             return without_passwords(" ".join(str(error).split()))[:300] or type(error).__name__
-    return None if seen == mark else "what is fetched is not what was kept"
+    return None if seen == text else "what is fetched is not what was kept"

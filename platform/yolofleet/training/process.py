@@ -14,7 +14,6 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.errors import UserError
@@ -61,8 +60,9 @@ def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
     if group.world_size == 1:
         return run_worker(job, group, token)
     # torchrun keeps its store over its restarts, with the addresses of the processes before in it.
-    found, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
-    store = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", found)
+    kept, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", kept)  # type: ignore[attr-defined]  # public, but not declared so
     backend = "nccl" if group.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
     try:

@@ -88,7 +88,7 @@ def _used(tracking_uri: str, experiment: str) -> TrackingFound:
     written = time.monotonic()
     if is_yet_to_be_made(place):
         return TrackingFound(None, read - began, written - read)
-    if problem := artifact_problem(tracking_uri, place):
+    if problem := artifact_problem(tracking_uri, place, f"{name}.txt", mark):
         return TrackingFound(
             f"MLflow at {shown(tracking_uri)} keeps records, but no files at {shown(place)}: {problem}"
         )
