@@ -1,13 +1,14 @@
-"""Inference, batch 1 on a CPU at 640 px: training form, deployed form, fused form, and exports in ONNX Runtime.
+"""Inference, batch 1 on a CPU at 640 px: a loaded detector over ONNX Runtime by itself and over other forms.
 
     python benchmarks/inference.py [--models yolov7-tiny yolov7] [--rounds 10] [--threads 1] [--int8] [--json]
 
-The fused form is what a loaded detector predicts with on a CPU: the deployed form with each activation inside its
-convolution. All compute decoded predictions of the same picture; they take turns, and each is given its best round, in
-processor time of one thread (with more threads: wall time). `ratio` is the training form's time over a form's: above 1
-it is faster. `difference` is the largest one to the training form's predictions, as a share of their range. INT8 takes
-its ranges from one random picture: enough for its speed, not for its predictions. (What deployment gains for every
-model, on a GPU too, is `deployed_form.py`'s question.)
+A detector whose package holds its network as ONNX is loaded to predict in ONNX Runtime; without that file, in the
+fused form: the deployed form in torch with each activation inside its convolution. ONNX Runtime by itself is given a
+graph for this one size and numpy arrays. All compute decoded predictions of the same picture; they take turns, and each
+is given its best round, in processor time of one thread (with more threads: wall time). `ratio` is the training form's
+time over a form's: above 1 it is faster. `difference` is the largest one to the training form's predictions, as a share
+of their range. INT8 takes its ranges from one random picture: enough for its speed, not for its predictions. (What
+deployment gains for every model, on a GPU too, is `deployed_form.py`'s question.)
 """
 
 from __future__ import annotations
@@ -18,20 +19,23 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from yolofleet.evaluation.detector import Detector, save_detector
-from yolofleet.export.card import make_card, put_card
+from yolofleet.evaluation.detector import save_detector
+from yolofleet.export.exporter import add_network
 from yolofleet.export.onnx_graph import network_to_onnx
 from yolofleet.export.onnx_quantization import quantized
-from yolofleet.export.onnx_session import OnnxNetwork
-from yolofleet.export.settings import InputShape
+from yolofleet.export.runtime import load_detector
+from yolofleet.export.settings import INPUT_NAME, InputShape
 from yolofleet.models import build_model, deploy
 from yolofleet.models.modules import lay_channels_innermost
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 IMAGE_SIZE = 640
 WARM_UPS = 2
@@ -47,18 +51,26 @@ def networks(name: str, *, int8: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     forms: dict[str, Callable[[Tensor], Tensor]] = {"training form": model, "deployed form": deployed}
     with tempfile.TemporaryDirectory(prefix="yolofleet-inference-") as folder:
         classes = [(number, str(number)) for number in range(model.num_classes)]
-        detector = Detector.load(save_detector(Path(folder), deployed, classes, IMAGE_SIZE))
-        forms["fused form"] = detector.network
-        graphs = {"ONNX Runtime": network_to_onnx(deployed, SHAPE)}
-        if int8:
-            noise = np.random.default_rng(0).integers(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-            graphs["ONNX Runtime, INT8"] = quantized(graphs["ONNX Runtime"], noise)
-        for label, graph in graphs.items():
-            put_card(graph, make_card(detector.card, deployed.strides, SHAPE, None))
-            path = Path(folder, "model.onnx")
-            path.write_bytes(graph.SerializeToString())
-            forms[label] = OnnxNetwork(path)
+        package = save_detector(Path(folder), deployed, classes, IMAGE_SIZE)
+        forms["fused form"] = load_detector(package).network
+        add_network(package)
+        forms["loaded detector"] = load_detector(package).network
+    graph = network_to_onnx(deployed, SHAPE)
+    forms["ONNX Runtime"] = by_itself(graph)
+    if int8:
+        noise = np.random.default_rng(0).integers(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+        forms["ONNX Runtime, INT8"] = by_itself(quantized(graph, noise))
     return forms
+
+
+def by_itself(graph: ModelProto) -> Callable[[Tensor], Tensor]:
+    """Return a graph as ONNX Runtime runs it, without anything of ours but the types."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {INPUT_NAME: images.numpy()})[0])
 
 
 @torch.inference_mode()
@@ -87,6 +99,7 @@ def compared(name: str, rounds: int, *, int8: bool) -> dict[str, Any]:
             }
             for label, seconds in best.items()
         },
+        "loaded_over_onnx_runtime": round(best["loaded detector"] / best["ONNX Runtime"], 3),
         "fused_over_onnx_runtime": round(best["fused form"] / best["ONNX Runtime"], 3),
     }
 

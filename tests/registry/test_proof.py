@@ -145,13 +145,10 @@ def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
     trained_package: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    from yolofleet.export.exporter import Request, export_detector
-    from yolofleet.export.settings import InputShape
+    from yolofleet.export.exporter import add_network
 
     package = Path(shutil.copytree(trained_package, tmp_path / "package"))
-    detector = Detector.load(package)
-    shape = InputShape(batch=1, image_size=detector.card.image_size, dynamic=False)
-    export_detector(detector, package / "model.onnx", Request(format="onnx", shape=shape))
+    add_network(package)
     version = register_detector(package, "shapes", tracking_uri, evidence={})
     passed = outcomes(verify(tracking_uri, version))
     assert passed["ONNX"] == passed["ONNX Runtime, model.onnx"] == "passed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import subprocess
 import sys
@@ -52,12 +53,15 @@ def test_shards_and_runs_live_on_s3(shell: Shell, drawn: Path, s3: dict[str, str
         data={"train": "s3://bucket/train", "val": "s3://bucket/val", "image_size": 64, "cache": {"path": "cache"}},
         storage="s3://bucket/runs",
         tracking={"uri": "sqlite:///mlflow.db", "register_as": "small"},
+        release_onnx=True,
     )
     done = shell.succeed("train", str(job))
     assert "models:/small/1" in done
     assert "finished already" in shell.succeed("train", str(job))
     figures = shell.succeed("evaluate", "s3://bucket/runs/small", "s3://bucket/val", "--json")
     assert '"AP50"' in figures
+    verified = shell.succeed("registry", "verify", "models:/small/1", "--tracking-uri", "sqlite:///mlflow.db")
+    assert re.search(r"ok +ONNX Runtime, model\.onnx", verified), verified
     logs = (shell.folder / "output.log").read_text() if (shell.folder / "output.log").exists() else ""
     assert KEYS[1] not in done + figures + logs
 

@@ -55,3 +55,12 @@ def test_a_storage_that_cannot_be_written_is_named(small_job: MakeJob, tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="does not take the run directory"):
         check_job(small_job(storage=str(tmp_path / "file")))
+
+
+def test_a_release_that_cannot_be_exported_is_refused_before_training(
+    small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("yolofleet.export.packages.find_spec", lambda name: None)
+    check_job(small_job())
+    with pytest.raises(UserError, match=r"onnx is not installed; install it with: pip install 'yolofleet\[export\]'"):
+        check_job(small_job(release_onnx=True))

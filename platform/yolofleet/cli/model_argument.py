@@ -24,25 +24,26 @@ def open_detector(model: str, device: str, tracking_uri: str | None = None) -> D
     Raises:
         UserError: There is no such model, it is damaged, or the device is not there.
     """
-    from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME, Detector
+    from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME
     from yolofleet.evaluation.device import chosen_device
+    from yolofleet.export.runtime import NETWORK_NAME, load_detector
     from yolofleet.storage import open_storage
 
     chosen = chosen_device(device, "--device")
     if model.startswith("models:/"):
         from yolofleet.registry.resolve import detector_folder
 
-        return Detector.load(detector_folder(model, tracking_uri), chosen)
+        return load_detector(detector_folder(model, tracking_uri), chosen)
     storage = open_storage(model) if "://" in model else open_storage(_existing_folder(model))
     place = next((place for place in (storage, storage.child("model")) if place.exists(CARD_NAME)), None)
     if place is None:
         raise _no_model(model, "it holds neither detector.json nor model/detector.json")
     if (local := place.local_path(CARD_NAME)) is not None:
-        return Detector.load(local.parent, chosen)
+        return load_detector(local.parent, chosen)
     with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
-        for name in (CARD_NAME, WEIGHTS_NAME):
+        for name in (CARD_NAME, WEIGHTS_NAME, *([NETWORK_NAME] if place.exists(NETWORK_NAME) else [])):
             place.download(name, Path(folder) / name)
-        return Detector.load(folder, chosen)
+        return load_detector(folder, chosen)
 
 
 def _existing_folder(model: str) -> Path:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
@@ -126,19 +126,19 @@ class Detector:
 
     Attributes:
         model: the network in evaluation mode, on `device`.
-        network: what predicts: the model itself, or its fused form where a CPU has one.
+        network: what predicts: the model itself, or a faster form that computes the same.
         card: what the package says about it.
         device: where it computes.
     """
 
     model: Network
-    network: Network
+    network: nn.Module
     card: DetectorCard
     device: torch.device
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> Detector:
-        """Reads a detector package.
+        """Reads a detector package, to compute in torch.
 
         Raises:
             DetectorError: no package, a damaged one, one of a newer format, or weights that do not fit its model.

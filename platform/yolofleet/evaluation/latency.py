@@ -10,16 +10,18 @@ from torch import nn
 
 
 @torch.inference_mode()
-def median_milliseconds(model: nn.Module, image_size: int, *, warm_up: int, repetitions: int) -> float:
-    """Return the median time of a network for one square random picture, on the device that it lies on.
+def median_milliseconds(
+    model: nn.Module, image_size: int, device: torch.device, *, warm_up: int, repetitions: int
+) -> float:
+    """Return the median time of a network for one square random picture.
 
     Args:
         model: In evaluation mode.
         image_size: Side of the picture in pixels.
+        device: Where the model lies.
         warm_up: Passes that are not counted.
         repetitions: Passes that are.
     """
-    device = next(model.parameters()).device
     image = torch.rand(1, 3, image_size, image_size, device=device)
     seconds = []
     for repetition in range(warm_up + repetitions):

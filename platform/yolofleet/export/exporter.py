@@ -15,6 +15,7 @@ from yolofleet.export.card import ExportCard, make_card, put_card
 from yolofleet.export.onnx_graph import network_to_onnx
 from yolofleet.export.onnx_quantization import quantized
 from yolofleet.export.onnx_suppression import add_suppression
+from yolofleet.export.runtime import NETWORK_NAME
 from yolofleet.export.settings import ExportError, Format, InputShape, Thresholds, check_shape
 from yolofleet.export.torch_files import write_safetensors, write_torchscript
 from yolofleet.export.triton import write_repository
@@ -87,6 +88,17 @@ def export_detector(
         return Exported(path=_written(detector, out, request, card, on_networks), card=card)
     except OSError as error:
         raise ExportError(f"cannot write {out}: {error.strerror or error}") from error
+
+
+def add_network(package: Path) -> None:
+    """Put its network into a detector package as ONNX, for any input, so that it predicts with it on CPUs.
+
+    Raises:
+        UserError: The package cannot be read or written.
+    """
+    detector = Detector.load(package)
+    shape = InputShape(batch=1, image_size=detector.card.image_size, dynamic=True)
+    export_detector(detector, package / NETWORK_NAME, Request(format="onnx", shape=shape))
 
 
 def _written(

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from yolofleet.export.settings import DECODED_NAME, INPUT_NAME, ExportError, InputShape, check_shape
+from yolofleet.export.packages import require_packages
+from yolofleet.export.settings import DECODED_NAME, INPUT_NAME, InputShape, check_shape
 from yolofleet.models import deploy
 from yolofleet.models.detector import Detector
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 OPSET = 18
 MOST_PICTURES = 4096
 LONGEST_SIDE = 16384
-CURE = "install it with: pip install 'yolofleet[export]'"
 
 
 def network_to_onnx(model: Detector, shape: InputShape) -> ModelProto:
@@ -65,19 +65,6 @@ def network_to_onnx(model: Detector, shape: InputShape) -> ModelProto:
     proto: ModelProto = program.model_proto
     _name_dimensions(proto, shape)
     return proto
-
-
-def require_packages(*names: str) -> None:
-    """Refuse to go on without packages that are only installed for exporting.
-
-    Raises:
-        ExportError: one of them is missing.
-    """
-    from importlib.util import find_spec
-
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        raise ExportError(f"the package {missing[0]} is not installed; {CURE}")
 
 
 def _any_shape(stride: int) -> dict[str, dict[int, Any]]:

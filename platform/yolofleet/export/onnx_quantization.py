@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.export.onnx_graph import require_packages
+from yolofleet.export.packages import require_packages
 from yolofleet.export.settings import INPUT_NAME, ExportError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.export.card import ExportCard, read_card
-from yolofleet.export.onnx_graph import require_packages
+from yolofleet.export.packages import require_packages
 from yolofleet.export.settings import COUNT_NAME, DETECTIONS_NAME, INPUT_NAME, ExportError
 
 MOST_BYTES = 1 << 31

@@ -107,7 +107,7 @@ def judged_on(
     Raises:
         UserError: The version cannot be judged on this dataset.
     """
-    from yolofleet.evaluation.detector import Detector
+    from yolofleet.export.runtime import load_detector
 
     with version_files(tracking_uri, version) as folder:
         if version.proof_sha256 is not None and (folder / PROOF_NAME).is_file():
@@ -123,7 +123,7 @@ def judged_on(
                 settings = proof.judgement.settings
                 if settings == JudgingSettings(image_size=settings.image_size, batch_size=settings.batch_size):
                     return Judged(proof.judgement, read_detections(folder / DETECTIONS_NAME))
-        return judge(Detector.load(folder / DETECTOR_FOLDER, device), dataset, on_images=on_images)
+        return judge(load_detector(folder / DETECTOR_FOLDER, device), dataset, on_images=on_images)
 
 
 def _recorded_data(first: Version, second: Version) -> str:

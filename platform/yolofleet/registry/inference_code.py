@@ -36,12 +36,12 @@ class InferenceCode:
     Attributes:
         package: The private name of the package.
         files: The rewritten sources by path below the package's folder.
-        requirements: The third-party distributions that the sources import, each with its installed version.
+        imports: The third-party packages that the sources import.
     """
 
     package: str
     files: dict[str, str]
-    requirements: tuple[str, ...]
+    imports: frozenset[str]
 
     def write(self, folder: Path) -> Path:
         """Write the package into ``folder`` and return the package's own folder."""
@@ -65,17 +65,16 @@ def collect_inference_code(root: str) -> InferenceCode:
 
     Raises:
         InferenceCodeError: A module imports yolofleet in a form that cannot be rewritten.
-        PackageNotFoundError: An imported third-party package is not installed as a distribution.
     """
     sources = {name: path.read_text(encoding="utf-8") for name, path in sorted(_reached_modules(root).items())}
     content = "\0".join(f"{name}\0{source}" for name, source in sources.items())
     package = PRIVATE_PREFIX + hashlib.sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
     files = {_path_in_package(name): renamed(source, package, name) for name, source in sources.items()}
-    foreign = {top for source in sources.values() for top in _foreign_imports(ast.parse(source))}
-    return InferenceCode(package, files, pinned(foreign))
+    imports = frozenset(top for source in sources.values() for top in _foreign_imports(ast.parse(source)))
+    return InferenceCode(package, files, imports)
 
 
-def pinned(imports: set[str]) -> tuple[str, ...]:
+def pinned(imports: frozenset[str]) -> tuple[str, ...]:
     """Return ``NAME==VERSION`` for the distributions that provide the imported top-level packages.
 
     A local version label (``2.13.0+cpu``) is left out: it says how torch was built here, not which torch it is.

@@ -143,10 +143,10 @@ def judged_package(folder: Path, data: str, device: str) -> Judged:
     Raises:
         UserError: The package, the dataset or the device cannot be used.
     """
-    from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.device import chosen_device
+    from yolofleet.export.runtime import load_detector
 
-    return judge(Detector.load(folder, chosen_device(device, "--device")), ShardDataset(data))
+    return judge(load_detector(folder, chosen_device(device, "--device")), ShardDataset(data))
 
 
 def judged_evidence(judged: Judged | None) -> dict[str, Any]:

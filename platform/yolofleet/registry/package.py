@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet import __version__
 from yolofleet.errors import UserError
-from yolofleet.registry.inference_code import InferenceCode, collect_inference_code
+from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pinned
 from yolofleet.registry.proof import Background, write_background, write_proof
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from yolofleet.registry.judgement import Judged
 
 SERVED_MODULE = "yolofleet.registry.served_detector"
+ONNX_RUNTIME = "onnxruntime"
+"""Imported only where a detector predicts with it."""
 EVIDENCE_NAME = "evidence.json"
 EVIDENCE_FORMAT = 1
 DETECTOR_FOLDER = "data/detector"
@@ -68,9 +70,9 @@ def collect_content(detector: Path) -> VersionContent:
     Raises:
         UserError: The folder is no detector package, is damaged, or holds files that run code.
     """
-    from yolofleet.evaluation.detector import Detector
+    from yolofleet.export.runtime import load_detector
 
-    loaded = Detector.load(detector)
+    loaded = load_detector(detector)
     for path in _files(detector):
         if path.suffix.lower() in EXECUTABLE_SUFFIXES:
             raise PackageError(f"{path}: such a file may run code when it is read; remove it from the package")
@@ -123,7 +125,7 @@ def write_version(
             loader_module=content.code.module(SERVED_MODULE),
             data_path=str(detector),
             code_paths=[str(package)],
-            pip_requirements=list(content.code.requirements),
+            pip_requirements=list(pinned(_imports(content))),
             signature=_signature(),
             input_example=[_example_picture()],
             model_config=dict(DEFAULT_CONFIG),
@@ -136,6 +138,14 @@ def write_version(
     write_background(target, background)
     write_proof(target, DETECTOR_FOLDER, content.loaded, background, inference_code=content.code.package)
     return target
+
+
+def _imports(content: VersionContent) -> frozenset[str]:
+    """Return the third-party packages that the version will import."""
+    from yolofleet.export.onnx_session import OnnxNetwork
+
+    in_torch = not isinstance(content.loaded.network, OnnxNetwork)
+    return content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
 
 
 def _signature() -> ModelSignature:

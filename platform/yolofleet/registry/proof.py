@@ -195,7 +195,9 @@ def measured_latency(detector: Detector) -> Latency:
     from yolofleet.evaluation.latency import median_milliseconds
 
     size = detector.card.image_size
-    found = median_milliseconds(detector.network, size, warm_up=LATENCY_WARM_UP, repetitions=LATENCY_REPETITIONS)
+    found = median_milliseconds(
+        detector.network, size, detector.device, warm_up=LATENCY_WARM_UP, repetitions=LATENCY_REPETITIONS
+    )
     return Latency(
         milliseconds=round(found, 3), image_size=size, device=str(detector.device), num_threads=torch.get_num_threads()
     )

@@ -72,6 +72,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     """
     from yolofleet.evaluation.detector import save_detector
     from yolofleet.evaluation.evaluate import evaluate
+    from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
     from yolofleet.registry.judgement import JudgingSettings, judged
     from yolofleet.registry.register import register_run
@@ -97,6 +98,8 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
         save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size)
         save_training_form(Path(folder), model)
+        if job.release_onnx:
+            add_network(Path(folder))
         run.save_model(Path(folder))
     run.record_facts(
         figures=result.figures,

@@ -17,6 +17,7 @@ from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 from yolofleet.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.pictures import PictureError
+from yolofleet.export.runtime import load_detector
 from yolofleet.registry.picture_urls import HOSTS_VARIABLE, SCHEMES, fetch_picture, named_hosts
 
 DEVICE_KEY = "device"
@@ -122,7 +123,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     wanted = str(config[DEVICE_KEY])
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     hosts = named_hosts(os.environ.get(HOSTS_VARIABLE, str(config[URL_HOSTS_KEY])))
-    return ServedDetector(Detector.load(Path(path), device), hosts)
+    return ServedDetector(load_detector(Path(path), device), hosts)
 
 
 def listed(model_input: Any) -> list[Any]:

@@ -149,10 +149,10 @@ def _anchor_claim(folder: Path, version: Version, expected: str | None) -> Claim
 
 
 def _loads(folder: Path, device: torch.device | str) -> tuple[Claim, Detector | None]:
-    from yolofleet.evaluation.detector import Detector
+    from yolofleet.export.runtime import load_detector
 
     try:
-        detector = Detector.load(folder / DETECTOR_FOLDER, device)
+        detector = load_detector(folder / DETECTOR_FOLDER, device)
     except UserError as error:
         reason = str(error).replace(f"{folder}/", "")
         return Claim("detector", "failed", reason), None

@@ -25,6 +25,6 @@ def measure_on(name: str) -> Callable[[JobSpec, int], float]:
         from yolofleet.models import build_model
 
         model = build_model(job.model, num_classes, deployed=True).eval().to(device)
-        return median_milliseconds(model, job.data.image_size, warm_up=WARM_UP, repetitions=REPETITIONS)
+        return median_milliseconds(model, job.data.image_size, device, warm_up=WARM_UP, repetitions=REPETITIONS)
 
     return measure

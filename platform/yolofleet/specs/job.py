@@ -31,6 +31,7 @@ EXECUTION_KEYS = (
     "tracking",
     "log_every_steps",
     "record_samples",
+    "release_onnx",
     "most_non_finite_steps",
 )
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
@@ -244,6 +245,9 @@ class JobSpec(Spec):
     """Steps between two rows of metrics."""
     record_samples: bool = False
     """Write the digest of every micro-batch that the network saw to the run directory, as proof of the order."""
+    release_onnx: bool = False
+    """Put the network as ONNX into the released package, which then predicts faster on CPUs
+    (needs the extra `export`)."""
     cluster: ClusterSpec = ClusterSpec()
     storage: Url = "runs"
     """Folder or s3:// URL under which the run directory lies."""

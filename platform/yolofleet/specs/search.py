@@ -17,7 +17,16 @@ from yolofleet.specs.parameters import Parameter
 SEARCH_FORMAT = 1
 NAMING = ("format", "name")
 """Fields of a job that the search sets for each trial by itself."""
-EXECUTION = (*NAMING, "storage", "tracking", "cluster", "checkpoint", "log_every_steps", "record_samples")
+EXECUTION = (
+    *NAMING,
+    "storage",
+    "tracking",
+    "cluster",
+    "checkpoint",
+    "log_every_steps",
+    "record_samples",
+    "release_onnx",
+)
 """Fields that do not change what is computed: the same for all trials."""
 
 Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]

@@ -11,6 +11,7 @@ import yaml
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.errors import UserError
+from yolofleet.export.packages import require_packages
 from yolofleet.models import build_model
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
@@ -81,6 +82,8 @@ def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
     val = open_dataset(job.data, job.data.val)
     _check_classes(job, train, val)
     _check_model(job, len(train.classes))
+    if job.release_onnx:
+        require_packages("onnx", "onnxscript", "onnxruntime")
     run = RunDirectory.open(job.storage, job.name)
     preparation = prepare(job, run, train, locate)
     changes = _claim(job, run)
