@@ -1,12 +1,13 @@
 """A served model under fire: many HTTP requests at once, one in twenty of them bad, each answer checked.
 
-    python benchmarks/serving.py [MODEL] [--requests 1000] [--at-once 16] [--json]
+    python benchmarks/serving.py [MODEL] [--in-torch] [--requests 1000] [--at-once 16] [--json]
 
 MODEL is `models:/NAME@ALIAS` (MLFLOW_TRACKING_URI names the store) or the folder of a registered version; without it a
-small detector with random weights is packaged and served. The server is MLflow's own, in a process of its own on a free
-port of the loopback. Every good request must be answered as the detector answers in this process, every bad one with
-status 400; then the server's memory is compared with what it was after the first tenth, and the time of a request with
-that of the bare forward pass (same process, same pictures, same number of threads).
+small detector with random weights is packaged and served: with its network as ONNX, and so in ONNX Runtime, or with
+--in-torch without. The server is MLflow's own, in a process of its own on a free port of the loopback. Every good
+request must be answered as the detector answers in this process, every bad one with status 400; then the server's
+memory is compared with what it was after the first tenth, and the time of a request with that of the bare forward pass
+in torch (same process, same pictures, same number of threads).
 """
 
 from __future__ import annotations
@@ -222,8 +223,9 @@ def forward_seconds(detector: Detector, pictures: list[np.ndarray]) -> float:
     return statistics.median(taken)
 
 
-def small_version(folder: Path) -> Path:
+def small_version(folder: Path, *, in_torch: bool) -> Path:
     """Package a small detector with random weights that finds a few things in every picture."""
+    from yolofleet.export.exporter import add_network
     from yolofleet.registry.package import collect_content, write_version
 
     torch.manual_seed(SEED)
@@ -234,6 +236,8 @@ def small_version(folder: Path) -> Path:
             conv.bias.zero_()
     classes = [(1, "circle"), (2, "square"), (3, "triangle")]
     package = save_detector(folder / "detector", model, classes, 256, confidence=0.5, max_detections=20)
+    if not in_torch:
+        add_network(package)
     return write_version(collect_content(package), folder / "version", evidence={})
 
 
@@ -246,10 +250,10 @@ def detector_of(model: str) -> Detector:
     return Detector.load(Path(model, "data", "detector"))
 
 
-def measured(model: str | None, num_requests: int, at_once: int) -> dict[str, Any]:
+def measured(model: str | None, num_requests: int, at_once: int, *, in_torch: bool) -> dict[str, Any]:
     """Serve, fire, return the figures."""
     with tempfile.TemporaryDirectory(prefix="yolofleet-serving-") as folder:
-        name = model or str(small_version(Path(folder)))
+        name = model or str(small_version(Path(folder), in_torch=in_torch))
         with served(name, Path(folder, "server.log")) as (port, process):
             return fire(port, detector_of(name), num_requests, at_once, process)
 
@@ -258,11 +262,12 @@ def main() -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", metavar="MODEL", help="models:/NAME@ALIAS or the folder of a version")
+    parser.add_argument("--in-torch", action="store_true", help="without MODEL: serve it without ONNX Runtime")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--json", action="store_true", help="print only JSON")
     options = parser.parse_args()
-    result = measured(options.model, options.requests, options.at_once)
+    result = measured(options.model, options.requests, options.at_once, in_torch=options.in_torch)
     if options.json:
         print(json.dumps(result))
     else:

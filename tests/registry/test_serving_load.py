@@ -13,13 +13,14 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "serving.py"
 MOST_GROWTH = 0.25
 
 
-def test_under_fire() -> None:
+@pytest.mark.parametrize("in_torch", [False, True])
+def test_under_fire(in_torch: bool) -> None:
     spec = importlib.util.spec_from_file_location("serving_benchmark", SCRIPT)
     assert spec is not None and spec.loader is not None
     serving = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = serving
     spec.loader.exec_module(serving)
-    result = serving.measured(None, 200, 12)
+    result = serving.measured(None, 200, 12, in_torch=in_torch)
     assert result["wrong"] == 0 and result["bad"] > 0, result
     assert set(result["statuses"]) == {"200", "400"}
     assert result["memory_growth"] < MOST_GROWTH, result
