@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +13,11 @@ import pytest
 import torch
 
 from export.conftest import CLASSES, lively
+from export.test_export import EVERYTHING
 from yolofleet.evaluation.detector import Detector, save_detector
-from yolofleet.export.card import make_card, put_card
+from yolofleet.export.card import KEY, make_card, put_card
 from yolofleet.export.onnx_session import OnnxNetwork
+from yolofleet.export.onnx_suppression import add_suppression
 from yolofleet.export.runtime import NETWORK_NAME, load_detector
 from yolofleet.export.settings import InputShape
 from yolofleet.models import build_model
@@ -36,6 +40,27 @@ def put(folder: Path, network: ModelProto, shape: InputShape, *, quantized: bool
     put_card(network, make_card(detector.card, detector.model.strides, shape, None, quantized=quantized))
     (folder / NETWORK_NAME).write_bytes(network.SerializeToString())
     return folder
+
+
+def changed(path: Path, change: Callable[[ModelProto], None]) -> bytes:
+    import onnx
+
+    model = onnx.load(path)
+    change(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def rewrite_card(model: ModelProto, **fields: object) -> None:
+    entry = next(entry for entry in model.metadata_props if entry.key == KEY)
+    entry.value = json.dumps({**json.loads(entry.value), **fields})
+
+
+def rename_input(model: ModelProto) -> None:
+    name = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["pictures" if used == name else used for used in node.input]
+    model.graph.input[0].name = "pictures"
 
 
 def test_it_predicts_in_onnx_runtime_what_torch_predicts(with_network: Path) -> None:
@@ -66,7 +91,10 @@ def test_without_the_file_torch_predicts(package: Path, caplog: pytest.LogCaptur
         ("quantized", "--int8"),
         ("other weights", "made of other weights"),
         ("other network", "computes something else"),
+        ("with suppression", "--nms"),
         ("cut off", "no ONNX file"),
+        ("of a later yolofleet", "format"),
+        ("unrunnable", "cannot be run"),
         ("no runtime", "onnxruntime is not installed"),
     ],
 )
@@ -91,10 +119,20 @@ def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
         save_detector(with_network, model, CLASSES, 64)
         if kind == "other network":
             put(with_network, network, any_shape)
+    elif kind == "with suppression":
+        whole = add_suppression(network, EVERYTHING, num_classes=len(CLASSES))
+        card = make_card(Detector.load(with_network).card, (8, 16, 32), any_shape, EVERYTHING)
+        put_card(whole, card)
+        path.write_bytes(whole.SerializeToString())
+    elif kind == "of a later yolofleet":
+        path.write_bytes(changed(path, lambda model: rewrite_card(model, format=2)))
+    elif kind == "unrunnable":
+        path.write_bytes(changed(path, rename_input))
     elif kind == "cut off":
         path.write_bytes(path.read_bytes()[:1000])
     else:
         monkeypatch.setattr("yolofleet.export.packages.find_spec", lambda name: None)
     assert not isinstance(load_detector(with_network).network, OnnxNetwork)
     (told,) = caplog.records
-    assert str(path) in told.getMessage() and reason in told.getMessage()
+    assert told.getMessage().startswith("torch predicts, which is slower") and reason in told.getMessage()
+    assert kind == "no runtime" or str(path) in told.getMessage()

@@ -56,6 +56,17 @@ def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def onnx_package(trained_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same detector with its network as ONNX; the exporter takes seconds."""
+    pytest.importorskip("onnxruntime")
+    from yolofleet.export.exporter import add_network
+
+    folder = shutil.copytree(trained_package, tmp_path_factory.mktemp("onnx") / "detector")
+    add_network(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def known_data(trained_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset whose objects are what `trained_package` finds, so that it has an AP that other weights do not have."""
     from PIL import Image

@@ -12,7 +12,8 @@ import signal
 import sys
 from typing import Any
 
-from yolofleet.registry.champions import ModelTags, PromotionLostError, move_alias
+from yolofleet.registry.champions import PromotionLostError, move_alias
+from yolofleet.registry.model_tags import ModelTags
 
 ALIAS = "champion"
 

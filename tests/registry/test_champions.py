@@ -19,6 +19,7 @@ from yolofleet.registry.champions import (
     rollback_target,
 )
 from yolofleet.registry.intents import LEASE_SECONDS, Holder, Intent, Line, read_intents
+from yolofleet.registry.model_tags import VersionGoneError
 from yolofleet.registry.versions import RegistryError
 
 ALIAS = "champion"
@@ -152,6 +153,27 @@ def test_killed_while_it_puts_right_what_another_left_the_next_one_does(
     versions = [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)]
     assert versions == [1, 2, *([3] if current == 3 else []), 5]
     assert store.aliases[previous_alias(ALIAS)] == current
+
+
+def test_a_deleted_version_costs_the_way_back_and_no_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutTheFirst(Memory):
+        def set_alias(self, alias: str, version: int) -> None:
+            if version == 1:
+                raise VersionGoneError("version 1 was deleted")
+            super().set_alias(alias, version)
+
+    store = WithoutTheFirst()
+    store.aliases[ALIAS] = 1
+    store.writes_left = 5
+    with pytest.raises(Killed):
+        promote(store, 2, 1)
+    assert store.aliases == {ALIAS: 2}
+    store.writes_left = None
+    monkeypatch.setattr(Holder, "is_known_dead", lambda holder: holder.pid != 0)
+    monkeypatch.setattr(Holder, "here", lambda: Holder("here", 0, "now"))
+    promote(store, 3, 2)
+    assert store.aliases == {ALIAS: 3, previous_alias(ALIAS): 2}
+    assert read_intents(store.tags, ALIAS) == []
 
 
 def test_of_many_threads_one_wins_each_round_and_all_others_are_told() -> None:

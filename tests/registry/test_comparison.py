@@ -18,7 +18,8 @@ from yolofleet.evaluation.detector import Detector, save_detector
 from yolofleet.evaluation.disagreement import disagreements
 from yolofleet.models import build_model
 from yolofleet.registry import comparison
-from yolofleet.registry.comparison import compare
+from yolofleet.registry.comparison import compare, judged_on
+from yolofleet.registry.judgement import JudgingSettings
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.versions import find_version
 
@@ -60,6 +61,17 @@ def test_figures_are_those_of_the_versions(store: str, known_data: Path, monkeyp
     assert swapped.difference == pytest.approx(-(found.differences.figure("AP").difference or 0))
     with pytest.raises(UserError, match="--data"):
         compare(store, second, second, num_replicates=100)
+
+
+def test_against_another_version_its_thresholds_count(store: str, known_data: Path) -> None:
+    version, dataset = find_version(store, "shapes/1"), ShardDataset(known_data)
+    recorded = judged_on(store, version, dataset, "cpu").judgement
+    like = JudgingSettings(image_size=4096, confidence=0.5, max_detections=2)
+    found = judged_on(store, version, dataset, "cpu", like=like).judgement
+    assert found.settings == recorded.settings.model_copy(update={"confidence": 0.5, "max_detections": 2})
+    assert found.figures["AP"] != recorded.figures["AP"]
+    again = judged_on(store, version, dataset, "cpu", like=recorded.settings).judgement
+    assert again == recorded
 
 
 def test_a_spoilt_record_is_not_believed(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

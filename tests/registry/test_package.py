@@ -114,6 +114,20 @@ def test_files_that_run_code_are_refused(own_package: Path) -> None:
         collect_content(own_package)
 
 
+def test_a_pickle_under_another_name_is_refused(own_package: Path) -> None:
+    import pickle
+
+    (own_package / "notes.txt").write_bytes(pickle.dumps({}))
+    with pytest.raises(PackageError, match=r"notes\.txt"):
+        collect_content(own_package)
+
+
+def test_onnxruntime_is_required_where_it_predicts(version_folder: Path, onnx_package: Path, tmp_path: Path) -> None:
+    assert "onnxruntime" not in (version_folder / "requirements.txt").read_text()
+    version = write_version(collect_content(onnx_package), tmp_path / "version", evidence={})
+    assert "onnxruntime==" in (version / "requirements.txt").read_text()
+
+
 def test_a_damaged_package_is_refused(own_package: Path) -> None:
     weights = own_package / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\0")

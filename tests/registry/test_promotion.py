@@ -27,9 +27,10 @@ from yolofleet.specs.promotion import AgainstChampion, ClassFloors, LatencyCeili
 pytestmark = pytest.mark.system
 
 GOOD = Verification(
-    Version("shapes", 2, facts={"data.train": "a" * 64}),
+    Version("shapes", 2),
     (Claim("proof", "passed", ""), Claim("data manifests", "passed", "")),
     latency=Latency(milliseconds=10.0, image_size=64, device="cpu", num_threads=1),
+    trained_on="a" * 64,
 )
 
 
@@ -49,7 +50,8 @@ def test_the_proof_gate_lets_only_named_claims_be_impossible() -> None:
 
 def test_the_lineage_gate_wants_the_manifest_of_the_training_data() -> None:
     assert lineage_gate(GOOD).passed
-    assert "not recorded" in lineage_gate(replace(GOOD, version=Version("shapes", 2))).detail
+    tagged = Version("shapes", 2, facts={"data.train": "a" * 64})  # by anybody
+    assert "not in the version" in lineage_gate(replace(GOOD, version=tagged, trained_on=None)).detail
     assert "not in the version" in lineage_gate(replace(GOOD, claims=GOOD.claims[:1])).detail
     damaged = replace(GOOD, claims=(Claim("data manifests", "failed", "damaged"),))
     assert not lineage_gate(damaged).passed

@@ -15,6 +15,8 @@ from yolofleet.cli.main import main
 from yolofleet.errors import UserError
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.export.onnx_session import OnnxNetwork
+from yolofleet.export.settings import INPUT_NAME
 from yolofleet.models import build_model
 from yolofleet.registry.judgement import read_detections, write_detections
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
@@ -62,7 +64,7 @@ def test_every_claim_of_an_untouched_version_passes(registered: tuple[str, Versi
     assert {name for name, outcome in outcomes(found).items() if outcome == "passed"} >= {
         "proof", "weights", "spec", "inference code", "evidence", "detections", "data manifests", "other files",
         "no pickle", "detector", "training form", "data, train", "data, val", "AP", "recorded detections",
-        "code version", "package versions",
+        "code version", "package versions", "tags",
     }  # fmt: skip
     assert outcomes(found)["latency"] == "note" and found.latency is not None
     assert found.judged is not None and (found.judged.judgement.figures["AP"] or 0) > 0.2
@@ -142,13 +144,9 @@ def test_weights_and_all_digests_replaced_together_do_not_have_the_ap(registered
 
 
 def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
-    trained_package: Path, tracking_uri: str, tmp_path: Path
+    onnx_package: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
-    pytest.importorskip("onnxruntime")
-    from yolofleet.export.exporter import add_network
-
-    package = Path(shutil.copytree(trained_package, tmp_path / "package"))
-    add_network(package)
+    package = Path(shutil.copytree(onnx_package, tmp_path / "package"))
     version = register_detector(package, "shapes", tracking_uri, evidence={})
     passed = outcomes(verify(tracking_uri, version))
     assert passed["ONNX"] == passed["ONNX Runtime, model.onnx"] == "passed"
@@ -163,6 +161,45 @@ def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
     (package / "notes.json").write_text("{}")
     with pytest.raises(UserError, match=r"model\.onnx"):
         register_detector(package, "shapes", tracking_uri, evidence={})
+
+
+def test_an_onnx_file_that_cannot_be_run_is_named(onnx_package: Path, tracking_uri: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    version = register_detector(onnx_package, "shapes", tracking_uri, evidence={})
+    files = local_folder(artifact_location(tracking_uri, version))
+    assert files is not None
+    path = files / "data/detector/model.onnx"
+    model = onnx.load(path)
+    model.graph.input[0].name = "pictures"
+    for node in model.graph.node:
+        node.input[:] = ["pictures" if used == INPUT_NAME else used for used in node.input]
+    onnx.save(model, path)
+    found = verify(tracking_uri, version)
+    assert {claim.name for claim in found.named("failed")} == {"ONNX", "ONNX Runtime, model.onnx"}
+    assert "cannot be run" in details(found, "failed")
+
+
+def test_the_weights_are_judged_even_if_an_onnx_file_of_good_figures_lies_beside_them(
+    registered: tuple[str, Version, Path], onnx_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolofleet.export import runtime
+
+    uri, _, files = registered
+    package = files / "data/detector"
+    shutil.copy(onnx_package / "model.onnx", package)
+    monkeypatch.setattr(runtime, "_equal_network", lambda path, detector: OnnxNetwork(path))  # deceived by the file
+    card = Detector.load(package).card
+    torch.manual_seed(99)
+    other = build_model(card.model, num_classes=len(card.classes), deployed=True)
+    classes = [(entry.id, entry.name) for entry in card.classes]
+    save_detector(package, other, classes, card.image_size, confidence=card.confidence, max_detections=20)
+    proof = json.loads((files / PROOF_NAME).read_text())
+    proof["files"]["data/detector/model.onnx"] = ""
+    (files / PROOF_NAME).write_text(json.dumps(proof))
+    rewritten(files, uri, with_tag=True)
+    found = verify(uri, find_version(uri, "shapes/1"))
+    assert outcomes(found)["AP"] == "failed"
+    assert "AP, model.onnx" in outcomes(found)  # judged as well, by itself
 
 
 def test_what_cannot_be_redone_is_said_and_is_not_passed(
@@ -181,6 +218,58 @@ def test_what_cannot_be_redone_is_said_and_is_not_passed(
     assert outcomes(verify(uri, version))["package versions"] == "not possible"
 
 
+def test_data_that_is_not_all_there_has_not_passed(
+    registered: tuple[str, Version, Path], known_data: Path, tmp_path: Path
+) -> None:
+    uri, version, _ = registered
+    copy = shutil.copytree(known_data, tmp_path / "copy")
+    shard = next((copy / "shards").glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    for spoil, told in (
+        (lambda: shard.write_bytes(content), "has sha256"),
+        (lambda: shard.write_bytes(content[:-512]), "bytes, not"),
+        (shard.unlink, "is missing"),
+    ):
+        spoil()
+        found = verify(uri, version, data=str(copy))
+        assert outcomes(found)["data, val"] == outcomes(found)["AP"] == "not possible", told
+        assert told in details(found, "not possible") and shard.name in details(found, "not possible")
+        assert not found.named("failed")
+
+
+def test_replaced_inference_code_is_found_though_all_digests_were_replaced_with_it(
+    registered: tuple[str, Version, Path],
+) -> None:
+    uri, _, files = registered
+    code = next((files / "code").rglob("nms.py"))
+    kept = code.read_text()
+    code.write_text(kept + "import os\n")
+    rewritten(files, uri, with_tag=True)
+    found = verify(uri, find_version(uri, "shapes/1"))
+    assert "nms.py is not what yolofleet" in details(found, "failed")
+    code.write_text(kept)
+    description = files / "MLmodel"
+    description.write_text(description.read_text().replace(".registry.served_detector", ".evil"))
+    rewritten(files, uri, with_tag=True)
+    found = verify(uri, find_version(uri, "shapes/1"))
+    assert {claim.name for claim in found.named("failed")} == {"code version"}
+    assert ".evil to load the model" in details(found, "failed")
+
+
+def test_figures_and_origins_that_mlflow_shows_are_those_of_the_evidence(
+    registered: tuple[str, Version, Path],
+) -> None:
+    uri, _, _ = registered
+    client = open_client(uri)
+    client.set_model_version_tag("shapes", "1", "yolofleet.figures.AP", "0.99")
+    client.set_model_version_tag("shapes", "1", "yolofleet.initial_weights.parent", "models:/best/1")
+    found = verify(uri, find_version(uri, "shapes/1"))
+    assert {claim.name for claim in found.named("failed")} == {"tags"}
+    assert "figures.AP is 0.99, recorded is" in details(found, "failed")
+    assert "initial_weights.parent is models:/best/1, recorded is missing" in details(found, "failed")
+
+
 def test_a_tag_that_names_other_data_fails(registered: tuple[str, Version, Path]) -> None:
     uri, _, _ = registered
     open_client(uri).set_model_version_tag("shapes", "1", "yolofleet.data.train", "0" * 64)
@@ -191,7 +280,7 @@ def test_the_command(registered: tuple[str, Version, Path], capsys: pytest.Captu
     uri, version, files = registered
     arguments = ["registry", "verify", "shapes@candidate", "--device", "cpu", "--tracking-uri", uri]
     assert main(arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("passed: 17 passed, 0 failed")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("passed: 18 passed, 0 failed")
     assert main([*arguments, "--data", "/nowhere"]) == 0
     assert main([*arguments, "--data", "/nowhere", "--strict"]) == 1
     assert main([*arguments, "--proof-sha256", "abc"]) == 2
@@ -200,7 +289,7 @@ def test_the_command(registered: tuple[str, Version, Path], capsys: pytest.Captu
     assert main([*arguments, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["verdict"] == "failed" and document["proof_sha256"] == version.proof_sha256
-    assert [claim["name"] for claim in document["claims"] if claim["outcome"] == "failed"] == ["evidence"]
+    assert [claim["name"] for claim in document["claims"] if claim["outcome"] == "failed"] == ["evidence", "tags"]
 
 
 def test_a_version_without_a_proof_fails(registered: tuple[str, Version, Path]) -> None:

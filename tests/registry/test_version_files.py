@@ -89,6 +89,22 @@ def test_a_digest_tag_is_no_path(detector_package: Path, tracking_uri: str) -> N
     assert version.digest is None and version.proof_sha256 is None
 
 
+def test_no_tag_leads_to_what_another_version_left_in_the_cache(
+    detector_package: Path, trained_package: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from yolofleet.registry import resolve
+    from yolofleet.registry.register import register_detector
+
+    first = register_detector(detector_package, "shapes", tracking_uri, evidence={})
+    register_detector(trained_package, "shapes", tracking_uri, evidence={})
+    open_client(tracking_uri).set_model_version_tag("shapes", "2", DIGEST_TAG, str(first.digest))
+    monkeypatch.setenv(resolve.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(resolve, "local_folder", lambda location: None)  # as if they lay elsewhere
+    kept = [resolve.detector_folder(f"models:/shapes/{number}", tracking_uri) for number in (1, 2)]
+    for folder, package in zip(kept, (detector_package, trained_package), strict=True):
+        assert (folder / "model.safetensors").read_bytes() == (package / "model.safetensors").read_bytes()
+
+
 def test_an_archive_that_leads_out_is_refused_and_writes_nothing(tmp_path: Path) -> None:
     checkpoint = tmp_path / "deep" / "evil.pt"
     checkpoint.parent.mkdir()

@@ -143,6 +143,10 @@ def test_model_is_saved_and_fetched(new_storage: NewStorage, tmp_path: Path) -> 
     folder = RunDirectory(new_storage()).fetch_model(tmp_path / "copy")
     assert (folder / "extra" / "model.safetensors").read_bytes() == b"weights"
     assert run.has_model()
+    (package / "extra" / "model.safetensors").rename(package / "weights.safetensors")
+    run.save_model(package)
+    folder = run.fetch_model(tmp_path / "second")
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == ["detector.json", "weights.safetensors"]
 
 
 def test_a_cursor_sees_only_what_is_new_and_starts_again_after_a_cut(new_storage: NewStorage) -> None:

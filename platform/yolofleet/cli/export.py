@@ -49,13 +49,15 @@ def export(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> int:
     """Write a detector for another runtime; with --verify, prove that it finds the same there."""
-    from yolofleet.cli.model_argument import open_detector
+    from yolofleet.cli.model_argument import package_folder
+    from yolofleet.evaluation.detector import Detector
     from yolofleet.export.calibration import dataset_pictures
     from yolofleet.export.exporter import Request, export_detector
     from yolofleet.export.settings import InputShape, check_format, check_shape
 
     chosen = check_format(kind)
-    detector = open_detector(model, "cpu", tracking_uri)
+    with package_folder(model, tracking_uri) as folder:
+        detector = Detector.load(folder)
     side = image_size or detector.card.image_size
     shape = InputShape(batch=batch, image_size=side, dynamic=dynamic)
     check_shape(shape, detector.model.max_stride)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,37 +15,56 @@ ACCEPTED = "a run directory, a detector package (a folder with detector.json), o
 
 
 def open_detector(model: str, device: str, tracking_uri: str | None = None) -> Detector:
-    """Load the detector that a MODEL argument names.
+    """Load the detector that a MODEL argument names, to predict with it.
 
     Args:
-        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or
-            ``models:/NAME/VERSION``.
+        model: As for `package_folder`.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         tracking_uri: The MLflow server of a registered version; None takes the environment's.
 
     Raises:
         UserError: There is no such model, it is damaged, or the device is not there.
     """
-    from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME
     from yolofleet.evaluation.device import chosen_device
-    from yolofleet.export.runtime import NETWORK_NAME, load_detector
-    from yolofleet.storage import open_storage
+    from yolofleet.export.runtime import load_detector
 
     chosen = chosen_device(device, "--device")
+    with package_folder(model, tracking_uri) as folder:
+        return load_detector(folder, chosen)
+
+
+@contextmanager
+def package_folder(model: str, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Give the detector package that a MODEL argument names a local folder, for the length of a with block.
+
+    Args:
+        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or
+            ``models:/NAME/VERSION``.
+        tracking_uri: The MLflow server of a registered version; None takes the environment's.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME
+    from yolofleet.export.runtime import NETWORK_NAME
+    from yolofleet.storage import open_storage
+
     if model.startswith("models:/"):
         from yolofleet.registry.resolve import detector_folder
 
-        return load_detector(detector_folder(model, tracking_uri), chosen)
+        yield detector_folder(model, tracking_uri)
+        return
     storage = open_storage(model) if "://" in model else open_storage(_existing_folder(model))
     place = next((place for place in (storage, storage.child("model")) if place.exists(CARD_NAME)), None)
     if place is None:
         raise _no_model(model, "it holds neither detector.json nor model/detector.json")
     if (local := place.local_path(CARD_NAME)) is not None:
-        return load_detector(local.parent, chosen)
+        yield local.parent
+        return
     with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
         for name in (CARD_NAME, WEIGHTS_NAME, *([NETWORK_NAME] if place.exists(NETWORK_NAME) else [])):
             place.download(name, Path(folder) / name)
-        return load_detector(folder, chosen)
+        yield Path(folder)
 
 
 def _existing_folder(model: str) -> Path:

@@ -46,8 +46,6 @@ def predict(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> int:
     """Find objects in pictures: draws them into --out and writes detections.json, a COCO document."""
-    from yolofleet.cli.model_argument import open_detector
-
     if workers is None:
         _predict_here(
             model,
@@ -62,12 +60,11 @@ def predict(
             json_output=json_output,
         )
         return 0
-    from yolofleet.cli.predict_many import picture_source, predict_many
+    from yolofleet.cli.predict_many import picture_source, predict_many, read_package
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
     source = picture_source(images)
-    detector = open_detector(model, "cpu", tracking_uri)
-    card = detector.card
+    package, card = read_package(model, tracking_uri)
     plan = PredictionPlan(
         weights_sha256=card.weights_sha256,
         data_digest=source.digest,
@@ -79,7 +76,8 @@ def predict(
         image_size=card.image_size if image_size is None else image_size,
     )
     problems = predict_many(
-        detector,
+        package,
+        [(entry.id, entry.name) for entry in card.classes],
         source,
         out,
         plan,

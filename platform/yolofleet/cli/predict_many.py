@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from yolofleet.cluster.picture_sources import PictureSource
     from yolofleet.cluster.prediction_parts import PredictionPlan
-    from yolofleet.evaluation.detector import Detector
+    from yolofleet.evaluation.detector import DetectorCard
 
 
 def predict_many(
-    detector: Detector,
+    package: Mapping[str, bytes],
+    classes: list[tuple[int, str]],
     source: PictureSource,
     out: str,
     plan: PredictionPlan,
@@ -43,7 +44,7 @@ def predict_many(
     if missing:
         with counting("pictures", sum(len(plan.pictures(part)) for part in missing)) as advance:
             predict_parts(
-                _package(detector),
+                package,
                 source,
                 plan,
                 storage.url,
@@ -53,7 +54,7 @@ def predict_many(
                 batch_size=batch_size,
                 on_part=advance,
             )
-    counts, problems = merge_parts(storage, plan, detector.classes)
+    counts, problems = merge_parts(storage, plan, classes)
     if json_output:
         print(json.dumps({"detections": f"{out}/{DOCUMENT_KEY}", "results": f"{out}/{RESULTS_KEY}", **counts}))
     else:
@@ -74,12 +75,16 @@ def picture_source(images: list[str]) -> PictureSource:
     return FilePictures(list(picture_paths([Path(image) for image in images])))
 
 
-def _package(detector: Detector) -> dict[str, bytes]:
-    """Return the detector package's files, to travel to other hosts."""
-    from yolofleet.cluster.part_predictor import PACKAGE_FILES
-    from yolofleet.evaluation.detector import save_detector
+def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes], DetectorCard]:
+    """Return what a worker needs of a detector package, to travel to other hosts, and its description.
 
-    with tempfile.TemporaryDirectory(prefix="yolofleet-package-") as folder:
-        card = detector.card
-        save_detector(Path(folder), detector.model, detector.classes, card.image_size)
-        return {name: Path(folder, name).read_bytes() for name in PACKAGE_FILES}
+    Raises:
+        UserError: There is no such model, or it is damaged.
+    """
+    from yolofleet.cli.model_argument import package_folder
+    from yolofleet.cluster.part_predictor import PACKAGE_FILES
+    from yolofleet.evaluation.detector import Detector
+
+    with package_folder(model, tracking_uri) as folder:
+        card = Detector.load(folder).card
+        return {name: (folder / name).read_bytes() for name in PACKAGE_FILES if (folder / name).is_file()}, card

@@ -86,7 +86,8 @@ def history(
     """Show which version an alias pointed to and when, the newest first."""
     from dataclasses import asdict
 
-    from yolofleet.registry.champions import ModelTags, reigns
+    from yolofleet.registry.champions import reigns
+    from yolofleet.registry.model_tags import ModelTags
     from yolofleet.registry.versions import list_versions
 
     uri = reachable_registry(tracking_uri)

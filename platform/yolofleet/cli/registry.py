@@ -45,7 +45,7 @@ def register(
     from tempfile import TemporaryDirectory
 
     from yolofleet.errors import UserError
-    from yolofleet.registry.judgement import judged_evidence, judged_package
+    from yolofleet.registry.judgement import judged_evidence, judged_manifests, judged_package
     from yolofleet.registry.register import register_detector, register_run
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mlflow_store import check_reachable
@@ -65,6 +65,7 @@ def register(
                 experiment=experiment,
                 evidence=judged_evidence(judged),
                 judged=judged,
+                manifests=judged_manifests(data),
                 alias=alias,
             )
     elif data is not None:
@@ -92,7 +93,7 @@ def import_(
     """Register a published checkpoint, in its deployed form."""
     from tempfile import TemporaryDirectory
 
-    from yolofleet.registry.judgement import judged_evidence, judged_package
+    from yolofleet.registry.judgement import judged_evidence, judged_manifests, judged_package
     from yolofleet.registry.published import package_checkpoint
     from yolofleet.registry.register import register_detector
     from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
@@ -109,6 +110,7 @@ def import_(
             experiment=experiment,
             evidence={**evidence, **judged_evidence(judged)},
             judged=judged,
+            manifests=judged_manifests(data),
             alias=alias,
         )
     _print_version(version, as_json)

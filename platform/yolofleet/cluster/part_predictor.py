@@ -10,12 +10,14 @@ from typing import Any
 
 from yolofleet.cluster.picture_sources import NumberedPicture, PictureSource
 from yolofleet.cluster.prediction_parts import PredictionPlan, part_key
-from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME, Detector
+from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME
 from yolofleet.evaluation.device import chosen_device
 from yolofleet.evaluation.pictures import PictureError
+from yolofleet.export.runtime import NETWORK_NAME, load_detector
 from yolofleet.storage import open_storage
 
-PACKAGE_FILES = (CARD_NAME, WEIGHTS_NAME)
+PACKAGE_FILES = (CARD_NAME, WEIGHTS_NAME, NETWORK_NAME)
+"""What a worker needs of a detector package; the last one is not in all."""
 
 
 class PartPredictor:
@@ -34,7 +36,8 @@ class PartPredictor:
         """Load the detector.
 
         Args:
-            package: the detector package's files by name: they travel, paths would not lead anywhere on another host.
+            package: what there is of `PACKAGE_FILES`, by name: contents travel, paths would lead nowhere on another
+                host.
             source: the pictures.
             plan: what is predicted of them.
             out: where the parts are kept.
@@ -42,9 +45,9 @@ class PartPredictor:
             batch_size: pictures that pass the network together.
         """
         with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
-            for name in PACKAGE_FILES:
-                Path(folder, name).write_bytes(package[name])
-            self._detector = Detector.load(folder, chosen_device(device, "--device"))
+            for name, content in package.items():
+                Path(folder, name).write_bytes(content)
+            self._detector = load_detector(folder, chosen_device(device, "--device"))
         self._source = source
         self._plan = plan
         self._storage = open_storage(out)

@@ -51,7 +51,9 @@ class Comparison:
 
 
 def compare_decoded(expected: Tensor, found: Tensor) -> Comparison:
-    """Compare decoded predictions (B, N, 5 + C)."""
+    """Compare decoded predictions (B, N, 5 + C); those of another shape are infinitely far."""
+    if expected.shape != found.shape:
+        return Comparison(num_images=expected.shape[0], num_boxes=0, box_pixels=torch.inf, score=torch.inf)
     difference = (expected.float().cpu() - found.float().cpu()).abs()
     difference = difference.nan_to_num(nan=torch.inf)
     return Comparison(

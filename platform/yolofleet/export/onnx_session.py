@@ -41,7 +41,7 @@ class OnnxNetwork(nn.Module):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or torch.get_num_threads()
         options.log_severity_level = 3
-        data = _read(path)
+        self._path, data = path, _read(path)
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a type of its own for each thing that can be wrong with a file
@@ -78,7 +78,11 @@ class OnnxNetwork(nn.Module):
         num_images, batch = len(pixels), self._session.get_inputs()[0].shape[0]
         if isinstance(batch, int) and num_images < batch:  # a file for so many, no fewer: the rest stays black
             pixels = np.concatenate((pixels, np.zeros((batch - num_images, *pixels.shape[1:]), np.float32)))
-        return [found[:num_images] for found in self._session.run(names, {INPUT_NAME: pixels})]
+        try:
+            return [found[:num_images] for found in self._session.run(names, {INPUT_NAME: pixels})]
+        except Exception as error:  # as above
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(f"{self._path} cannot be run by ONNX Runtime: {reason}") from error
 
 
 def _read(path: Path) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from yolofleet.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.export.comparison import compare_decoded
 from yolofleet.export.onnx_session import OnnxNetwork
@@ -40,8 +41,8 @@ def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Det
         return detector
     try:
         return replace(detector, network=_equal_network(path, detector))
-    except ExportError as error:
-        logger.warning("%s is not used to predict, torch is, which is slower: %s", path, error)
+    except UserError as error:
+        logger.warning("torch predicts, which is slower than ONNX Runtime: %s", error)
         return detector
 
 
@@ -55,11 +56,11 @@ def _equal_network(path: Path, detector: Detector) -> OnnxNetwork:
     network = OnnxNetwork(path)
     card = network.card
     if card.weights_sha256 != detector.card.weights_sha256:
-        raise ExportError("it was made of other weights; export it again")
+        raise ExportError(f"{path} was made of other weights; export it again")
     if card.quantized or card.suppression is not None or not card.dynamic:
-        raise ExportError("it has to be exported with --dynamic, without --nms and --int8")
+        raise ExportError(f"{path} can only be used if it is exported with --dynamic, without --nms and --int8")
     images = random_images(detector.model)
     comparison = compare_decoded(detector.network(images), network(images))
     if not comparison.equal:
-        raise ExportError(f"it computes something else than the weights: {comparison}; export it again")
+        raise ExportError(f"{path} computes something else than the weights: {comparison}; export it again")
     return network

@@ -20,16 +20,14 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yolofleet.errors import UserError, WorkError
 from yolofleet.registry.intents import Holder, Intent, Line, TagStore, read_intents
+from yolofleet.registry.model_tags import VersionGoneError
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError
-from yolofleet.tracking.mlflow_store import TrackingError, mlflow_errors, open_client
+from yolofleet.tracking.mlflow_store import TrackingError
 from yolofleet.tracking.run_directory import utc_now
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 SETTLE_SECONDS = 2.0
 """How long the last request of a killed process may still be on its way."""
@@ -65,41 +63,6 @@ class Reign:
     time: str
     identity: str
     forced: bool = False
-
-
-class ModelTags:
-    """Tags and aliases of a registered model in MLflow.
-
-    Args:
-        tracking_uri: The MLflow server or database.
-        name: The registered model.
-    """
-
-    def __init__(self, tracking_uri: str, name: str) -> None:
-        self._uri = tracking_uri
-        self._name = name
-        self._client: MlflowClient = open_client(tracking_uri)
-
-    def read(self) -> tuple[Mapping[str, str], Mapping[str, int]]:
-        """Return all tags and all aliases."""
-        with mlflow_errors(self._uri):
-            model = self._client.get_registered_model(self._name)
-        return dict(model.tags), {alias: int(number) for alias, number in model.aliases.items()}
-
-    def set_tag(self, key: str, value: str) -> None:
-        """Write a tag."""
-        with mlflow_errors(self._uri):
-            self._client.set_registered_model_tag(self._name, key, value)
-
-    def delete_tag(self, key: str) -> None:
-        """Remove a tag; nothing happens if it is gone."""
-        with mlflow_errors(self._uri):
-            self._client.delete_registered_model_tag(self._name, key)
-
-    def set_alias(self, alias: str, version: int) -> None:
-        """Point an alias to a version."""
-        with mlflow_errors(self._uri):
-            self._client.set_registered_model_alias(self._name, alias, str(version))
 
 
 def previous_alias(alias: str) -> str:
@@ -211,7 +174,8 @@ def _finish(store: TagStore, intent: Intent) -> Reign:
     reign = _reign(intent)
     store.set_tag(_history_key(intent.alias, intent.sequence), json.dumps(asdict(reign), sort_keys=True))
     if intent.expected is not None:
-        store.set_alias(previous_alias(intent.alias), intent.expected)
+        with suppress(VersionGoneError):  # then there is no way back, but the promotion holds
+            store.set_alias(previous_alias(intent.alias), intent.expected)
     store.delete_tag(intent.key)
     return reign
 

@@ -1,4 +1,4 @@
-"""The claims of a proof, each redone: files, forms, figures, data, code, packages.
+"""The claims of a proof, each redone: files, forms, code, packages, tags; for data and figures see `data_claims`.
 
 A claim ends as passed, failed, or not possible: data that is gone, packages that are not installed here. What is not
 possible never counts as passed. Files are read, never executed: the code that a version carries is compared, not run.
@@ -6,7 +6,7 @@ possible never counts as passed. Files are read, never executed: the code that a
 
 from __future__ import annotations
 
-import zipfile
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,25 +15,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+import yaml
+
 from yolofleet.errors import UserError
 from yolofleet.registry.forms import FORM_TOLERANCE, FormError, onnx_comparison, training_form_difference
-from yolofleet.registry.judgement import Judged, judge, read_detections
-from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE
+from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
 from yolofleet.registry.proof import DETECTIONS_NAME, LINEAGE_FOLDER, Latency, Proof, file_digests
-from yolofleet.storage import StorageError
+from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
 from yolofleet.training.initial import CARD_NAME, TRAINING_FORM
 
 if TYPE_CHECKING:
-    from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.detector import Detector
 
 Outcome = Literal["passed", "failed", "not possible", "note"]
 
-AP_TOLERANCE = 0.001
-"""How far a figure may be from the record: the order of sums differs between devices and batch sizes."""
-CHECKED_FIGURES = ("AP", "AP50", "AP75", "AR_100")
-"""The figures over all sizes; those of one size rest on few objects and jump with each."""
-PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 MOST_NAMED = 5
 
 
@@ -85,7 +80,7 @@ def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
                 if recorded[path] != present[path]
             ),
         ]
-        yield _claim(name, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
+        yield result_of(name, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
 
 
 def _kind(path: str) -> str:
@@ -97,14 +92,7 @@ def pickle_claim(folder: Path) -> Claim:
     problems = [
         path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file() and is_pickle(path)
     ]
-    return _claim("no pickle", [f"{name} is a pickle or an archive of one" for name in problems], "none in any file")
-
-
-def is_pickle(path: Path) -> bool:
-    """Return whether a file is a pickle of protocol 2 or later, or a zip as torch.save writes it."""
-    with path.open("rb") as file:
-        head = file.read(2)
-    return (len(head) == 2 and head[0] == 0x80 and head[1] in PICKLE_PROTOCOLS) or zipfile.is_zipfile(path)
+    return result_of("no pickle", [f"{name} is a pickle or an archive of one" for name in problems], "none in any file")
 
 
 def form_claims(folder: Path, proof: Proof, detector: Detector | None) -> Iterator[Claim]:
@@ -139,94 +127,36 @@ def _compared(name: str, detector: Detector | None, measure: Callable[[Detector]
     return Claim(name, "passed" if equal else "failed", detail)
 
 
-def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> tuple[Claim, ShardDataset | None]:
-    """Look whether data is still what it was; returns the dataset where it is.
-
-    Args:
-        part: ``train`` or ``val``.
-        digest: Of its manifest, as the proof says.
-        tagged: The same as the version's tag says, where it has one.
-        url: Where it lay, or lies now.
-    """
-    from yolofleet.data.dataset import ShardDataset
-
-    name = f"data, {part}"
-    if tagged is not None and tagged != digest:
-        return Claim(
-            name, "failed", f"the version's tag says manifest {tagged:.12}..., the proof {digest[:12]}..."
-        ), None
-    if url is None:
-        return Claim(name, "not possible", f"where it lay is not recorded; its manifest is {digest[:12]}..."), None
-    try:
-        dataset = ShardDataset(url)
-    except (UserError, StorageError) as error:
-        return Claim(name, "not possible", f"the data is gone: {error}"), None
-    if dataset.manifest.digest != digest:
-        other = dataset.manifest.digest[:12]
-        return Claim(name, "not possible", f"{url} holds other data now: {other}..., not {digest[:12]}..."), None
-    return Claim(name, "passed", f"{len(dataset):,} images at {url}, manifest {digest[:12]}..."), dataset
-
-
-def ap_claim(
-    proof: Proof, detector: Detector | None, dataset: ShardDataset | None, on_images: Callable[[int], None] | None
-) -> tuple[Claim, Judged | None]:
-    """Judge the deployed form anew, and compare the figures with the record."""
-    recorded = proof.judgement
-    if recorded is None:
-        return Claim("AP", "not possible", "nobody has judged it: register it with --data DATA"), None
-    if detector is None:
-        return Claim("AP", "not possible", "the detector does not load"), None
-    if dataset is None:
-        return Claim(
-            "AP", "not possible", "there is no validation set to judge on; name a copy of it with --data"
-        ), None
-    try:
-        found = judge(detector, dataset, recorded.settings, on_images)
-    except UserError as error:
-        return Claim("AP", "failed", str(error)), None
-    problems = [
-        f"{name} is {_shown(found.judgement.figures[name])}, recorded is {_shown(recorded.figures.get(name))}"
-        for name in CHECKED_FIGURES
-        if not _near(found.judgement.figures[name], recorded.figures.get(name))
-    ]
-    shown = ", ".join(f"{name} {_shown(found.judgement.figures[name])}" for name in CHECKED_FIGURES[:2])
-    done = f"{shown} on {found.judgement.num_images} images, as recorded within {AP_TOLERANCE:g}"
-    return _claim("AP", [f"{problem} (tolerance {AP_TOLERANCE:g})" for problem in problems], done), found
-
-
-def detections_claim(folder: Path, found: Judged | None) -> Claim | None:
-    """Compare the detections that travel with the version with those found anew; None where none travel."""
-    if not (folder / DETECTIONS_NAME).is_file():
-        return None
-    if found is None:
-        return Claim("recorded detections", "not possible", "the detector could not be judged anew")
-    from yolofleet.data.dataset import ShardDataset
-    from yolofleet.evaluation.average_precision import coco_average_precision
-
-    try:
-        recorded = read_detections(folder / DETECTIONS_NAME)
-        truth = ShardDataset(found.judgement.data).annotations()
-        figures = coco_average_precision(truth, recorded).figures
-    except UserError as error:
-        return Claim("recorded detections", "failed", str(error))
-    problems = [
-        f"they give {name} {_shown(figures[name])}, the detector gives {_shown(found.judgement.figures[name])}"
-        for name in CHECKED_FIGURES
-        if not _near(figures[name], found.judgement.figures[name])
-    ]
-    return _claim("recorded detections", problems, f"{len(recorded):,} boxes give the same figures")
-
-
-def environment_claims(proof: Proof) -> Iterator[Claim]:
-    """Compare code and packages here with those that the proof was written under."""
+def code_claim(folder: Path, proof: Proof) -> Claim:
+    """Compare the inference code that the version carries with that of this yolofleet, letter by letter."""
     from yolofleet.registry.inference_code import collect_inference_code
 
-    here = collect_inference_code(SERVED_MODULE).package
-    if here == proof.inference_code:
-        yield Claim("code version", "passed", f"yolofleet {proof.yolofleet_version}, {here}")
-    else:
-        detail = f"written with {proof.inference_code} (yolofleet {proof.yolofleet_version}), this yolofleet has {here}"
-        yield Claim("code version", "not possible", f"{detail}; the other claims were redone with this one")
+    code = collect_inference_code(SERVED_MODULE)
+    if code.package != proof.inference_code:
+        detail = (
+            f"written with {proof.inference_code} (yolofleet {proof.yolofleet_version}), this yolofleet has "
+            f"{code.package}; the other claims were redone with this one"
+        )
+        return Claim("code version", "not possible", detail)
+    own = {f"{code.package}/{name}": source.encode() for name, source in code.files.items()}
+    root = folder / "code"
+    carried = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    different = sorted(name for name in own.keys() | carried.keys() if own.get(name) != carried.get(name))
+    problems = [f"code/{name} is not what yolofleet {proof.yolofleet_version} puts there" for name in different]
+    if (loader := _loader_module(folder / "MLmodel")) != code.module(SERVED_MODULE):
+        problems.append(f"MLmodel names {loader} to load the model, not {code.module(SERVED_MODULE)}")
+    return result_of("code version", problems, f"yolofleet {proof.yolofleet_version}, {code.package}, letter by letter")
+
+
+def _loader_module(path: Path) -> str:
+    try:
+        return str(yaml.safe_load(path.read_bytes())["flavors"]["python_function"]["loader_module"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        return f"nothing ({type(error).__name__})"
+
+
+def packages_claim(proof: Proof) -> Claim:
+    """Compare the packages installed here with those that the proof was written under."""
     others = [
         f"{name} {_version_here(name)} (recorded {version})"
         for name, version in sorted(proof.packages.items())
@@ -234,9 +164,29 @@ def environment_claims(proof: Proof) -> Iterator[Claim]:
     ]
     if others:
         detail = f"other versions are installed here: {', '.join(others[:MOST_NAMED])}"
-        yield Claim("package versions", "not possible", f"{detail}; the other claims were redone with these")
-    else:
-        yield Claim("package versions", "passed", f"{len(proof.packages)} packages as recorded")
+        return Claim("package versions", "not possible", f"{detail}; the other claims were redone with these")
+    return Claim("package versions", "passed", f"{len(proof.packages)} packages as recorded")
+
+
+def tags_claim(folder: Path, version: Version) -> Claim:
+    """Compare what MLflow tells of the version with the evidence that travels in it."""
+    try:
+        document = json.loads((folder / EVIDENCE_NAME).read_bytes())
+        evidence = {key: value for key, value in document["evidence"].items() if key != "job"}
+        recorded = {DIGEST_TAG: document["digest"], **fact_tags(evidence)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return Claim("tags", "failed", f"{EVIDENCE_NAME} cannot be read: {error}")
+    tags = {DIGEST_TAG: version.digest, **{TAG_PREFIX + name: value for name, value in version.facts.items()}}
+    problems = [
+        f"{name} is {_tag(tags.get(name))}, recorded is {_tag(recorded.get(name))}"
+        for name in sorted(recorded.keys() | tags.keys())
+        if tags.get(name) != recorded.get(name)
+    ]
+    return result_of("tags", problems, f"{len(recorded)} tags as recorded")
+
+
+def _tag(value: str | None) -> str:
+    return "missing" if value is None else f"{value:.60}"
 
 
 def latency_note(recorded: Latency, here: Latency) -> Claim:
@@ -253,18 +203,9 @@ def _version_here(name: str) -> str:
         return "is missing"
 
 
-def _claim(name: str, problems: list[str], done: str) -> Claim:
+def result_of(name: str, problems: list[str], done: str) -> Claim:
+    """Return a claim that has failed if there is a problem, and else passed, with what was done."""
     if not problems:
         return Claim(name, "passed", done)
     more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
     return Claim(name, "failed", "; ".join(problems[:MOST_NAMED]) + more)
-
-
-def _near(found: float | None, recorded: float | None) -> bool:
-    if found is None or recorded is None:
-        return found is recorded
-    return abs(found - recorded) <= AP_TOLERANCE
-
-
-def _shown(value: float | None) -> str:
-    return "not measured" if value is None else f"{value:.4f}"

@@ -101,13 +101,24 @@ def judged_on(
     dataset: ShardDataset,
     device: torch.device | str,
     on_images: Callable[[int], None] | None = None,
+    *,
+    like: JudgingSettings | None = None,
 ) -> Judged:
-    """Return what a version is worth on a dataset: by its record, if that is whole and of this data, else judged now.
+    """Return what a version is worth on a dataset: by its record, if that is whole and made so, else judged now.
+
+    Args:
+        tracking_uri: The MLflow server or database.
+        version: The version.
+        dataset: The validation set.
+        device: Where to compute.
+        on_images: Told how many images were judged, each time some are.
+        like: Whose thresholds to use, those of another version that this one is compared with; its own input size and
+            the published evaluation's thresholds by default.
 
     Raises:
         UserError: The version cannot be judged on this dataset.
     """
-    from yolofleet.export.runtime import load_detector
+    from yolofleet.evaluation.detector import Detector
 
     with version_files(tracking_uri, version) as folder:
         if version.proof_sha256 is not None and (folder / PROOF_NAME).is_file():
@@ -120,10 +131,18 @@ def judged_on(
                 and file_sha256(folder / DETECTIONS_NAME) == digest
             )
             if whole and proof.judgement is not None and proof.judgement.manifest_sha256 == dataset.manifest.digest:
-                settings = proof.judgement.settings
-                if settings == JudgingSettings(image_size=settings.image_size, batch_size=settings.batch_size):
+                own = proof.judgement.settings
+                if own == _settings(own, like):
                     return Judged(proof.judgement, read_detections(folder / DETECTIONS_NAME))
-        return judge(load_detector(folder / DETECTOR_FOLDER, device), dataset, on_images=on_images)
+        detector = Detector.load(folder / DETECTOR_FOLDER, device)
+        own = JudgingSettings(image_size=detector.card.image_size)
+        return judge(detector, dataset, _settings(own, like), on_images)
+
+
+def _settings(own: JudgingSettings, like: JudgingSettings | None) -> JudgingSettings:
+    """Return how a version is judged: its pictures as it has them, all else as said."""
+    like = like or JudgingSettings(image_size=own.image_size)
+    return like.model_copy(update={"image_size": own.image_size, "batch_size": own.batch_size})
 
 
 def _recorded_data(first: Version, second: Version) -> str:

@@ -45,13 +45,13 @@ def proof_gate(policy: ProofGate, found: Verification) -> Gate:
 
 def lineage_gate(found: Verification) -> Gate:
     """The data that it was trained on is known, down to the shards."""
-    digest = found.version.facts.get("data.train")
+    digest = found.trained_on
     manifests = next((claim for claim in found.claims if claim.name == "data manifests"), None)
-    if digest is None:
-        return Gate("lineage", False, "the data that it was trained on is not recorded: register the run, not a folder")
-    if manifests is None or manifests.outcome != "passed":
-        reason = "is not in the version" if manifests is None else f"does not hold: {manifests.detail}"
-        return Gate("lineage", False, f"the manifest of its data ({LINEAGE_FOLDER}/) {reason}")
+    if digest is None or manifests is None:
+        reason = "the manifest of the data that it was trained on is not in the version"
+        return Gate("lineage", False, f"{reason}: register the run, not a folder")
+    if manifests.outcome != "passed":
+        return Gate("lineage", False, f"the manifest of its data ({LINEAGE_FOLDER}/) does not hold: {manifests.detail}")
     return Gate("lineage", True, f"trained on data {digest[:12]}..., its manifest is in the version")
 
 

@@ -143,10 +143,15 @@ def judged_package(folder: Path, data: str, device: str) -> Judged:
     Raises:
         UserError: The package, the dataset or the device cannot be used.
     """
+    from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.device import chosen_device
-    from yolofleet.export.runtime import load_detector
 
-    return judge(load_detector(folder, chosen_device(device, "--device")), ShardDataset(data))
+    return judge(Detector.load(folder, chosen_device(device, "--device")), ShardDataset(data))
+
+
+def judged_manifests(data: str | None) -> dict[str, bytes]:
+    """Return the manifest of the data that a detector package was judged on, by ``val``; empty where it was not."""
+    return {} if data is None else {"val": ShardDataset(data).manifest.to_bytes()}
 
 
 def judged_evidence(judged: Judged | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import shutil
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,6 +42,7 @@ EVIDENCE_FORMAT = 1
 DETECTOR_FOLDER = "data/detector"
 EXECUTABLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt", ".bin", ".py", ".so")
 """Files that run code when they are read, or may: none of them belongs into a detector package."""
+PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 
 
 class PackageError(UserError):
@@ -74,7 +76,7 @@ def collect_content(detector: Path) -> VersionContent:
 
     loaded = load_detector(detector)
     for path in _files(detector):
-        if path.suffix.lower() in EXECUTABLE_SUFFIXES:
+        if path.suffix.lower() in EXECUTABLE_SUFFIXES or is_pickle(path):
             raise PackageError(f"{path}: such a file may run code when it is read; remove it from the package")
     code = collect_inference_code(SERVED_MODULE)
     digest = hashlib.sha256(code.package.encode())
@@ -169,6 +171,13 @@ def _example_picture() -> str:
     buffer = io.BytesIO()
     Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
+
+
+def is_pickle(path: Path) -> bool:
+    """Return whether a file is a pickle of protocol 2 or later, or a zip as torch.save writes it."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return (len(head) == 2 and head[0] == 0x80 and head[1] in PICKLE_PROTOCOLS) or zipfile.is_zipfile(path)
 
 
 def _files(folder: Path) -> list[Path]:

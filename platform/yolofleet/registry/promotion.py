@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.errors import UserError
-from yolofleet.registry.champions import ModelTags, Reign, move_alias, rollback_target
+from yolofleet.registry.champions import Reign, move_alias, rollback_target
 from yolofleet.registry.comparison import judged_on
 from yolofleet.registry.gates import Gate, champion_gate, class_gate, latency_gate, lineage_gate, proof_gate
+from yolofleet.registry.model_tags import ModelTags
 from yolofleet.registry.verify import Verification, verify
 from yolofleet.registry.versions import RegistryError, Version, check_alias, list_versions
 from yolofleet.specs.promotion import AgainstChampion, PromotionPolicy
@@ -157,7 +158,7 @@ def _against(
         return Gate("against champion", False, "it could not be judged")
     try:
         dataset = ShardDataset(found.judged.judgement.data)
-        other = judged_on(tracking_uri, champion, dataset, device, on_images)
+        other = judged_on(tracking_uri, champion, dataset, device, on_images, like=found.judged.judgement.settings)
     except UserError as error:
         return Gate("against champion", False, f"{champion.uri} cannot be judged on this data: {error}")
     differences = paired_bootstrap(

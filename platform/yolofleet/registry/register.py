@@ -9,7 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from yolofleet.registry.champions import ModelTags, reigns
+from yolofleet.registry.champions import reigns
+from yolofleet.registry.model_tags import ModelTags
 from yolofleet.registry.package import collect_content, write_version
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
 from yolofleet.registry.run_background import run_background

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ CACHE_VARIABLE = "YOLOFLEET_CACHE"
 def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     """Return the folder of a registered detector package.
 
-    Artifacts on this machine's disk are used where they lie; others are downloaded once and kept by their digest.
+    Artifacts on this machine's disk are used where they lie; others are downloaded once and kept.
 
     Args:
         models_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/NAME`` (the newest).
@@ -34,7 +35,9 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     local = local_folder(location)
     if local is not None and (local / DETECTOR_FOLDER).is_dir():
         return _checked(local / DETECTOR_FOLDER, version)
-    kept = _cache_folder() / "detectors" / (version.digest or f"{version.name}-{version.number}")
+    # The digest is a tag that anybody may have set: it must not lead to what another version left.
+    identity = f"{uri}\0{version.name}\0{version.number}\0{version.created_milliseconds}\0{version.digest}"
+    kept = _cache_folder() / "detectors" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if not (kept / PACKAGE_INDEX).is_file():
         download(uri, location, DETECTOR_FOLDER, kept)
     return _checked(kept, version)

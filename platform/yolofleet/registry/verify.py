@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolofleet.errors import UserError
 from yolofleet.registry.claims import (
     Claim,
-    ap_claim,
-    data_claim,
-    detections_claim,
-    environment_claims,
+    code_claim,
     file_claims,
     form_claims,
     latency_note,
+    packages_claim,
     pickle_claim,
+    tags_claim,
 )
+from yolofleet.registry.data_claims import ap_claim, data_claim, detections_claim
 from yolofleet.registry.judgement import Judged
 from yolofleet.registry.package import DETECTOR_FOLDER
 from yolofleet.registry.proof import PROOF_NAME, Latency, Proof, file_sha256, measured_latency, read_proof
@@ -47,12 +47,14 @@ class Verification:
         claims: Each claim.
         judged: What the detector was found to be worth, where it could be judged.
         latency: Measured here, where the detector loads.
+        trained_on: Digest of the manifest of its training data, if that manifest travels in the version.
     """
 
     version: Version
     claims: tuple[Claim, ...]
     judged: Judged | None = field(default=None, repr=False)
     latency: Latency | None = None
+    trained_on: str | None = None
 
     def named(self, outcome: str) -> list[Claim]:
         """Return the claims that ended so."""
@@ -116,7 +118,10 @@ def _redone(
     data: str | None,
     on_images: Callable[[int], None] | None,
 ) -> Verification:
-    claims = [anchor, *file_claims(folder, proof), pickle_claim(folder)]
+    from yolofleet.export.onnx_session import OnnxNetwork
+    from yolofleet.export.runtime import NETWORK_NAME, load_detector
+
+    claims = [anchor, *file_claims(folder, proof), pickle_claim(folder), tags_claim(folder, version)]
     loads, detector = _loads(folder, device)
     claims += [loads, *form_claims(folder, proof, detector)]
     dataset: ShardDataset | None = None
@@ -124,15 +129,19 @@ def _redone(
         claim, found = data_claim(part, digest, version.facts.get(f"data.{part}"), _url_of(part, version, proof, data))
         claims.append(claim)
         dataset = found if part == "val" else dataset
-    ap, judged = ap_claim(proof, detector, dataset, on_images)
+    ap, judged = ap_claim("AP", proof, detector, dataset, on_images)
     claims.append(ap)
     if (recorded := detections_claim(folder, judged)) is not None:
         claims.append(recorded)
-    claims += environment_claims(proof)
-    latency = measured_latency(detector) if detector is not None else None
-    if latency is not None:
+    on_cpus = load_detector(folder / DETECTOR_FOLDER) if detector is not None else None
+    if on_cpus is not None and isinstance(on_cpus.network, OnnxNetwork):
+        claims.append(ap_claim(f"AP, {NETWORK_NAME}", proof, on_cpus, dataset, on_images)[0])
+    claims += [code_claim(folder, proof), packages_claim(proof)]
+    latency = None
+    if detector is not None and on_cpus is not None:
+        latency = measured_latency(on_cpus if detector.device.type == "cpu" else detector)
         claims.append(latency_note(proof.latency, latency))
-    return Verification(version, tuple(claims), judged, latency)
+    return Verification(version, tuple(claims), judged, latency, proof.data.get("train"))
 
 
 def _anchor_claim(folder: Path, version: Version, expected: str | None) -> Claim:
@@ -149,10 +158,10 @@ def _anchor_claim(folder: Path, version: Version, expected: str | None) -> Claim
 
 
 def _loads(folder: Path, device: torch.device | str) -> tuple[Claim, Detector | None]:
-    from yolofleet.export.runtime import load_detector
+    from yolofleet.evaluation.detector import Detector
 
     try:
-        detector = load_detector(folder / DETECTOR_FOLDER, device)
+        detector = Detector.load(folder / DETECTOR_FOLDER, device)
     except UserError as error:
         reason = str(error).replace(f"{folder}/", "")
         return Claim("detector", "failed", reason), None

@@ -207,7 +207,7 @@ class RunDirectory:
         self._writer(self._metrics_name).truncate(lambda row: int(row.get("step", 0)) <= step)
 
     def save_model(self, package: Path) -> None:
-        """Copy a detector package into ``model/``, its ``detector.json`` last.
+        """Copy a detector package into ``model/``, its ``detector.json`` last, and remove what else lies there.
 
         Raises:
             UserError: The folder holds no ``detector.json``.
@@ -219,6 +219,9 @@ class RunDirectory:
             raise UserError(f"{package}: holds no {PACKAGE_INDEX}, so it is not a detector package")
         for path in [*(path for path in files if path != index), index]:
             self.storage.put(keys[path], path)
+        for entry in self.storage.list(f"{MODEL_PREFIX}/"):
+            if entry.key not in keys.values():
+                self.storage.delete(entry.key)
 
     def has_model(self) -> bool:
         """Return whether ``model/`` holds a whole detector package."""
