@@ -93,13 +93,14 @@ RuntimeError: connectFullMesh failed: 127.0.0.1 refused"""
 
 
 def test_only_groups_of_this_driver_that_nobody_can_return_are_abandoned() -> None:
-    mine = HeldGroup("a", "job", maker_is_dead=True, state="CREATED")
+    mine = HeldGroup("a", "job", "actor", maker_is_dead=True, state="CREATED")
     held = [
         mine,
-        HeldGroup("b", "job", maker_is_dead=False, state="CREATED"),
-        HeldGroup("c", "other", maker_is_dead=True, state="CREATED"),
-        HeldGroup("d", "job", maker_is_dead=True, state="REMOVED"),
-        HeldGroup("e", "job", maker_is_dead=True, state="PENDING"),
+        HeldGroup("b", "job", "actor", maker_is_dead=False, state="CREATED"),
+        HeldGroup("c", "other", "actor", maker_is_dead=True, state="CREATED"),
+        HeldGroup("d", "job", "actor", maker_is_dead=True, state="REMOVED"),
+        HeldGroup("e", "job", "actor", maker_is_dead=True, state="PENDING"),
+        HeldGroup("f", "job", None, maker_is_dead=True, state="CREATED"),  # a trial of Ray Tune's
     ]
     assert [group.id for group in abandoned(held, "job")] == ["a", "e"]
 

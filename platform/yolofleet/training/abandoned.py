@@ -20,19 +20,22 @@ class HeldGroup:
     Attributes:
         id: Its id, hexadecimal.
         job: Ray's id of the driver under which it was made.
-        maker_is_dead: Whether the actor that made it is gone.
+        maker: Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials.
+        maker_is_dead: Whether that actor is gone; of the driver's own groups Ray says so, too.
         state: Ray's word for how it stands.
     """
 
     id: str
     job: str
+    maker: str | None
     maker_is_dead: bool
     state: str
 
 
 def abandoned(groups: Iterable[HeldGroup], job: str) -> list[HeldGroup]:
-    """Return those of a driver's groups whose maker is gone: nobody will use or return them."""
-    return [group for group in groups if group.job == job and group.maker_is_dead and group.state != GONE]
+    """Return those of a driver's groups that an actor made which is gone: nobody will use or return them."""
+    made = (group for group in groups if group.job == job and group.maker is not None)
+    return [group for group in made if group.maker_is_dead and group.state != GONE]
 
 
 def return_abandoned() -> int:
@@ -66,8 +69,10 @@ def held_groups() -> list[HeldGroup]:
         HeldGroup(
             id=entry.placement_group_id.hex(),
             job=entry.creator_job_id.hex(),
+            maker=None if maker.is_nil() else maker.hex(),
             maker_is_dead=bool(entry.creator_actor_dead),
             state=str(PlacementGroupTableData.PlacementGroupState.Name(entry.state)),
         )
         for entry in found
+        for maker in (ray.ActorID(entry.creator_actor_id),)
     ]
