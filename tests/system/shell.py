@@ -54,10 +54,13 @@ class Shell:
         return done.stdout
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start a command in a process group of its own."""
+        """Start a command in a process group of its own, as a shell in front of a user does: Ctrl-C interrupts it.
+
+        Who runs the tests in the background may have them, and what they start, ignore it.
+        """
         with (self.folder / "output.log").open("a") as log:
             return subprocess.Popen(
-                [*COMMAND, *arguments],
+                ["env", "--default-signal=INT", *COMMAND, *arguments],
                 cwd=self.folder,
                 env=self._environment(),
                 stdout=log,

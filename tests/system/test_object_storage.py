@@ -53,17 +53,34 @@ def test_shards_and_runs_live_on_s3(shell: Shell, drawn: Path, s3: dict[str, str
         data={"train": "s3://bucket/train", "val": "s3://bucket/val", "image_size": 64, "cache": {"path": "cache"}},
         storage="s3://bucket/runs",
         tracking={"uri": "sqlite:///mlflow.db", "register_as": "small"},
-        release_onnx=True,
     )
     done = shell.succeed("train", str(job))
     assert "models:/small/1" in done
     assert "finished already" in shell.succeed("train", str(job))
     figures = shell.succeed("evaluate", "s3://bucket/runs/small", "s3://bucket/val", "--json")
     assert '"AP50"' in figures
-    verified = shell.succeed("registry", "verify", "models:/small/1", "--tracking-uri", "sqlite:///mlflow.db")
-    assert re.search(r"ok +ONNX Runtime, model\.onnx", verified), verified
     logs = (shell.folder / "output.log").read_text() if (shell.folder / "output.log").exists() else ""
     assert KEYS[1] not in done + figures + logs
+
+
+@pytest.mark.slow
+def test_a_release_with_its_network_as_onnx_predicts_with_it(shell: Shell, drawn: Path, s3: dict[str, str]) -> None:
+    shell.environment = s3
+    job = write_job(
+        shell.folder,
+        drawn,
+        storage="s3://bucket/with-onnx",
+        tracking={"uri": "sqlite:///mlflow.db", "register_as": "quick"},
+        release_onnx=True,
+        cluster__workers=1,
+        epochs=0.5,
+    )
+    shell.succeed("train", str(job), "--launcher", "process")
+    verified = shell.succeed("registry", "verify", "models:/quick/1", "--tracking-uri", "sqlite:///mlflow.db")
+    for claim in ("ONNX Runtime, model.onnx", "AP, model.onnx"):
+        assert re.search(rf"ok +{re.escape(claim)}", verified), verified
+    done = shell.run("evaluate", "s3://bucket/with-onnx/small", str(drawn / "shards/val"), "--json", "--device", "cpu")
+    assert done.returncode == 0 and "torch predicts" not in done.stderr, done.stderr
 
 
 def test_a_wrong_secret_is_refused_at_once(shell: Shell, drawn: Path, s3: dict[str, str]) -> None:
