@@ -145,12 +145,14 @@ def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri
     run.append_metrics({"step": 1, "loss": 0.5})
     run.record_facts(figures={"AP": 0.25})
     run.save_model(detector_package)
+    run.storage.put("report/index.html", b"<html>")
     run.close()
     version = register_run(run, "shapes", tracking_uri)
     digest = hashlib.sha256(b"name: demo\n").hexdigest()
     assert version.facts == {"figures.AP": "0.25", "run_directory": run.url, "job_sha256": digest}
-    evidence = json.loads((detector_folder(version.uri, tracking_uri).parents[1] / "evidence.json").read_text())
-    assert evidence["evidence"]["job"] == {"name": "demo"}
+    files = detector_folder(version.uri, tracking_uri).parents[1]
+    assert json.loads((files / "evidence.json").read_text())["evidence"]["job"] == {"name": "demo"}
+    assert (files / "evaluation/report.html").read_bytes() == b"<html>"
     assert version.run_id is not None
     assert open_client(tracking_uri).get_run(version.run_id).data.metrics == {"loss": 0.5}
     assert register_run(run, "shapes", tracking_uri).number == 1

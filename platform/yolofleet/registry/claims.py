@@ -20,7 +20,7 @@ import yaml
 from yolofleet.errors import UserError
 from yolofleet.registry.forms import FORM_TOLERANCE, FormError, onnx_comparison, training_form_difference
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
-from yolofleet.registry.proof import DETECTIONS_NAME, LINEAGE_FOLDER, Latency, Proof, file_digests
+from yolofleet.registry.proof import DETECTIONS_NAME, LINEAGE_FOLDER, REPORT_NAME, Latency, Proof, file_digests
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
 from yolofleet.training.initial import CARD_NAME, TRAINING_FORM
 
@@ -40,6 +40,7 @@ FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
         "inference code": lambda path: path.startswith("code/"),
         "evidence": lambda path: path == EVIDENCE_NAME,
         "detections": lambda path: path == DETECTIONS_NAME,
+        "report": lambda path: path == REPORT_NAME,
         "data manifests": lambda path: path.startswith(f"{LINEAGE_FOLDER}/"),
     }
 )

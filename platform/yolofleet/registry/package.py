@@ -5,6 +5,7 @@ code/yolofleet_inference_DIGEST/     the inference code, under a name of its own
 data/detector/                       the detector package: detector.json, model.safetensors
 evidence.json                        what is known of the detector: figures, data, job
 evaluation/detections.safetensors    every box that its figures were taken from
+evaluation/report.html               the evaluation report of the run that made it
 lineage/train.json, lineage/val.json the manifests of its data, with the digests of all shards
 proof.json                           what all this claims, by digest, to be redone at any time
 """
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from mlflow.models import ModelSignature
 
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.registry.judgement import Judged
 
 SERVED_MODULE = "yolofleet.registry.served_detector"
 ONNX_RUNTIME = "onnxruntime"
@@ -91,8 +91,7 @@ def write_version(
     target: Path,
     *,
     evidence: Mapping[str, Any],
-    judged: Judged | None = None,
-    manifests: Mapping[str, bytes] | None = None,
+    background: Background | None = None,
     model_id: str | None = None,
     run_id: str | None = None,
 ) -> Path:
@@ -102,8 +101,7 @@ def write_version(
         content: What it holds.
         target: The folder; must not exist or be empty.
         evidence: What is known of the detector (plain JSON values).
-        judged: What it is worth, with its detections.
-        manifests: The manifests of its data, by ``train`` and ``val``.
+        background: What stands behind it.
         model_id: MLflow's id of the logged model, where there is one.
         run_id: MLflow's id of the run that made it, where there is one.
 
@@ -136,7 +134,7 @@ def write_version(
         )
     document = {"format": EVIDENCE_FORMAT, "digest": content.digest, "evidence": dict(evidence)}
     (target / EVIDENCE_NAME).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    background = Background(judged=judged, manifests=manifests or {})
+    background = background or Background()
     write_background(target, background)
     write_proof(target, DETECTOR_FOLDER, content.loaded, background, inference_code=content.code.package)
     return target

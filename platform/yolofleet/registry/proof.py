@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 PROOF_NAME = "proof.json"
 DETECTIONS_NAME = "evaluation/detections.safetensors"
+REPORT_NAME = "evaluation/report.html"
 LINEAGE_FOLDER = "lineage"
 FORMAT = 1
 MOST_BYTES_OF_PROOF = 64_000_000
@@ -85,16 +86,21 @@ class Background:
     Attributes:
         judged: What it is worth, with its detections.
         manifests: The manifests of its data as they are stored, by ``train`` and ``val``.
+        report: The page of its evaluation report.
     """
 
     judged: Judged | None = None
     manifests: Mapping[str, bytes] = field(default_factory=dict)
+    report: bytes | None = None
 
 
 def write_background(folder: Path, background: Background) -> None:
-    """Put detections and manifests into the folder of a version."""
+    """Put detections, report and manifests into the folder of a version."""
     if background.judged is not None:
         write_detections(background.judged.detections, folder / DETECTIONS_NAME)
+    if background.report is not None:
+        (folder / REPORT_NAME).parent.mkdir(exist_ok=True)
+        (folder / REPORT_NAME).write_bytes(background.report)
     for part, manifest in background.manifests.items():
         path = folder / LINEAGE_FOLDER / f"{part}.json"
         path.parent.mkdir(exist_ok=True)

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from yolofleet.registry.champions import reigns
 from yolofleet.registry.model_tags import ModelTags
 from yolofleet.registry.package import collect_content, write_version
-from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.proof import PROOF_NAME, Background, file_sha256
 from yolofleet.registry.run_background import run_background
 from yolofleet.registry.versions import (
     CANDIDATE,
@@ -53,6 +53,7 @@ def register_detector(
     evidence: Mapping[str, Any],
     judged: Judged | None = None,
     manifests: Mapping[str, bytes] | None = None,
+    report: bytes | None = None,
     alias: str = CANDIDATE,
 ) -> Version:
     """Register a detector package as a version of ``name`` and point ``alias`` to it.
@@ -70,6 +71,7 @@ def register_detector(
             ``evidence.json``, and its leaves, those of ``job`` apart, as tags of the version.
         judged: What it is worth, with its detections.
         manifests: The manifests of its data, by ``train`` and ``val``.
+        report: The page of its evaluation report.
         alias: Points to the version afterwards.
 
     Raises:
@@ -90,9 +92,8 @@ def register_detector(
             )
         version = _existing(tracking_uri, name, content.digest, run_id, must_be_judged=judged is not None)
         if version is None:
-            write = partial(
-                write_version, content, evidence=evidence, judged=judged, manifests=manifests, run_id=run_id
-            )
+            background = Background(judged=judged, manifests=manifests or {}, report=report)
+            write = partial(write_version, content, evidence=evidence, background=background, run_id=run_id)
             shown = {key: value for key, value in evidence.items() if key != "job"}
             version = _create(client, experiment, name, run_id, {**fact_tags(shown), DIGEST_TAG: content.digest}, write)
     set_alias(tracking_uri, version, alias)
@@ -128,6 +129,7 @@ def register_run(
             evidence=background.evidence,
             judged=background.judged,
             manifests=background.manifests,
+            report=background.report,
             alias=alias,
         )
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from yolofleet.training.preflight import Readiness
 
 RECORD_KEY = "report/release.json"
-PAGE_KEY = "report/index.html"
 NUM_PICTURES = 8
 
 
@@ -76,7 +75,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.models import deploy
     from yolofleet.registry.judgement import JudgingSettings, judged
     from yolofleet.registry.register import register_run
-    from yolofleet.registry.run_background import keep_background
+    from yolofleet.registry.run_background import PAGE_KEY, keep_background
     from yolofleet.training.initial import save_training_form
     from yolofleet.training.judge import Judge, judged_here
     from yolofleet.training.process import driver_device
@@ -155,6 +154,7 @@ def _anchors(run: RunDirectory) -> str:
 def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int, skipped: dict[str, Any]) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
+    from yolofleet.registry.run_background import PAGE_KEY
     from yolofleet.training.skips import described_skips
 
     pictures = draw_samples(ready.val, result.detections, count=NUM_PICTURES)

@@ -2,6 +2,7 @@
 
 report/judgement.json        what the released weights are worth, and on which data
 report/detections.json       every box, as a COCO result file
+report/index.html            the evaluation report, one page with its pictures inside
 lineage/train.json, val.json the manifests of the data, as they were when the model was released
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 JUDGEMENT_KEY = "report/judgement.json"
 DETECTIONS_KEY = "report/detections.json"
+PAGE_KEY = "report/index.html"
 
 
 def keep_background(run: RunDirectory, judged: Judged, *, train: ShardDataset, val: ShardDataset) -> None:
@@ -43,11 +45,13 @@ class RunBackground:
         evidence: Its facts, where it lies, and its job.
         judged: What the model is worth; None where the run was released without a judgement.
         manifests: The manifests of its data, by ``train`` and ``val``.
+        report: The page of its evaluation report, where there is one.
     """
 
     evidence: dict[str, Any]
     judged: Judged | None
     manifests: dict[str, bytes]
+    report: bytes | None
 
 
 def run_background(run: RunDirectory) -> RunBackground:
@@ -68,6 +72,7 @@ def run_background(run: RunDirectory) -> RunBackground:
         evidence=evidence,
         judged=_judged(run),
         manifests={part: manifest for part, manifest in found.items() if manifest is not None},
+        report=_read(run, PAGE_KEY),
     )
 
 
