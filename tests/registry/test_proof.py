@@ -262,6 +262,9 @@ def test_figures_and_origins_that_mlflow_shows_are_those_of_the_evidence(
 ) -> None:
     uri, _, _ = registered
     client = open_client(uri)
+    client.set_model_version_tag("shapes", "1", "figures.AP", "0.99")  # somebody's own tags are nobody's concern
+    version = find_version(uri, "shapes/1")
+    assert version.facts["figures.AP"] != "0.99" and outcomes(verify(uri, version))["tags"] == "passed"
     client.set_model_version_tag("shapes", "1", "yolofleet.figures.AP", "0.99")
     client.set_model_version_tag("shapes", "1", "yolofleet.initial_weights.parent", "models:/best/1")
     found = verify(uri, find_version(uri, "shapes/1"))

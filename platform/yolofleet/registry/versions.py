@@ -175,7 +175,8 @@ def _versions_of(client: MlflowClient, name: str) -> list[Version]:
 
 
 def _version(entry: ModelVersion, aliases: list[str]) -> Version:
-    facts = {key.removeprefix(TAG_PREFIX): value for key, value in entry.tags.items() if key not in DIGEST_TAGS}
+    ours = {key: value for key, value in entry.tags.items() if key.startswith(TAG_PREFIX) and key not in DIGEST_TAGS}
+    facts = {key.removeprefix(TAG_PREFIX): value for key, value in ours.items()}
     return Version(
         name=entry.name,
         number=int(entry.version),
