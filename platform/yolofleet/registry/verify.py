@@ -118,8 +118,7 @@ def _redone(
     data: str | None,
     on_images: Callable[[int], None] | None,
 ) -> Verification:
-    from yolofleet.export.onnx_session import OnnxNetwork
-    from yolofleet.export.runtime import NETWORK_NAME, load_detector
+    from yolofleet.export.runtime import NETWORK_NAME
 
     claims = [anchor, *file_claims(folder, proof), pickle_claim(folder), tags_claim(folder, version)]
     loads, detector = _loads(folder, device)
@@ -133,13 +132,14 @@ def _redone(
     claims.append(ap)
     if (recorded := detections_claim(folder, judged)) is not None:
         claims.append(recorded)
-    on_cpus = load_detector(folder / DETECTOR_FOLDER) if detector is not None else None
-    if on_cpus is not None and isinstance(on_cpus.network, OnnxNetwork):
-        claims.append(ap_claim(f"AP, {NETWORK_NAME}", proof, on_cpus, dataset, on_images)[0])
+    in_onnx_runtime = _in_onnx_runtime(folder) if detector is not None else None
+    if in_onnx_runtime is not None:
+        claims.append(ap_claim(f"AP, {NETWORK_NAME}", proof, in_onnx_runtime, dataset, on_images)[0])
     claims += [code_claim(folder, proof), packages_claim(proof)]
     latency = None
-    if detector is not None and on_cpus is not None:
-        latency = measured_latency(on_cpus if detector.device.type == "cpu" else detector)
+    if detector is not None:
+        on_cpu = detector.device.type == "cpu"
+        latency = measured_latency(in_onnx_runtime if on_cpu and in_onnx_runtime is not None else detector)
         claims.append(latency_note(proof.latency, latency))
     return Verification(version, tuple(claims), judged, latency, proof.data.get("train"))
 
@@ -168,6 +168,17 @@ def _loads(folder: Path, device: torch.device | str) -> tuple[Claim, Detector | 
     card = detector.card
     form = "deployed" if card.deployed else "training"
     return Claim("detector", "passed", f"{card.model.name}, {len(card.classes)} classes, {form} form"), detector
+
+
+def _in_onnx_runtime(folder: Path) -> Detector | None:
+    """Return the detector as it predicts on CPUs, if it does so in ONNX Runtime."""
+    from yolofleet.export.onnx_session import OnnxNetwork
+    from yolofleet.export.runtime import NETWORK_NAME, load_detector
+
+    if not (folder / DETECTOR_FOLDER / NETWORK_NAME).is_file():
+        return None
+    detector = load_detector(folder / DETECTOR_FOLDER)
+    return detector if isinstance(detector.network, OnnxNetwork) else None
 
 
 def _data_digests(version: Version, proof: Proof) -> dict[str, str]:
