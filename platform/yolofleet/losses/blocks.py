@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from yolofleet.losses.comparison import FIRST_CLASS_PLANE, GEOMETRY_PLANES, OWN_PLANE, compare_
+from yolofleet.losses.comparison import NUM_PLANES, OWN_PLANE, compare_
+from yolofleet.losses.hosting import copy_between
 from yolofleet.losses.workspace import Workspace
 
 Indices = npt.NDArray[np.int64]
@@ -32,7 +33,8 @@ class Blocks:
     Args:
         boxes: (5, N) geometry as in `Wanted`.
         label: (N,) class index.
-        planes: (7 + C, n) candidates as in `Offered`, all geometry finite.
+        planes: (6, n) candidates as in `Offered`, all of it finite.
+        odds: (n, C) their odds.
         workspace: Scratch memory.
 
     Attributes:
@@ -40,17 +42,19 @@ class Blocks:
         candidate: (number x width,) which candidate has each place, -1 for none.
     """
 
-    def __init__(self, boxes: Tensor, label: Tensor, planes: Tensor, workspace: Workspace) -> None:
+    def __init__(self, boxes: Tensor, label: Tensor, planes: Tensor, odds: Tensor, workspace: Workspace) -> None:
         self._boxes, self._label, self._workspace = boxes, label, workspace
-        self.candidate = _alike_together(planes[:GEOMETRY_PLANES].numpy())
+        self.candidate = _alike_together(planes.numpy())
         self.number = len(self.candidate) // BLOCK_WIDTH
-        table = workspace.take("blocks", (len(planes), len(self.candidate)), planes)
-        torch.index_select(planes, 1, torch.from_numpy(self.candidate.clip(min=0)), out=table)
+        candidate = torch.from_numpy(self.candidate.clip(min=0))
+        geometry = planes.index_select(1, candidate)
         spare = torch.from_numpy(np.flatnonzero(self.candidate < 0))
-        table[:GEOMETRY_PLANES, spare] = 0.0
-        table[OWN_PLANE, spare] = torch.inf
-        blocks = table.view(-1, self.number, BLOCK_WIDTH)
-        self._geometry, self._odds = blocks[:GEOMETRY_PLANES], blocks[FIRST_CLASS_PLANE:]
+        geometry[:, spare] = 0.0
+        geometry[OWN_PLANE, spare] = torch.inf
+        self._geometry = geometry.view(-1, self.number, BLOCK_WIDTH)
+        by_class = workspace.take("blocks", (odds.shape[1], len(candidate)), odds)
+        copy_between(odds.index_select(0, candidate).t(), by_class)
+        self._odds = by_class.view(-1, self.number, BLOCK_WIDTH)
         self._envelope = self._geometry.amin(2)  # (6, blocks)
         # Odds beside another candidate's lower own cost are worth less by the difference.
         worth = torch.exp(self._envelope[OWN_PLANE, :, None] - self._geometry[OWN_PLANE]).nan_to_num_(0.0)
@@ -71,8 +75,8 @@ class Blocks:
         cost = self._workspace.take("cost", (len(box), BLOCK_WIDTH), self._odds)
         odds = self._label.index_select(0, which).mul_(self.number).add_(row)
         torch.index_select(self._odds.view(-1, BLOCK_WIDTH), 0, odds, out=cost)
-        found = self._workspace.take("found", (GEOMETRY_PLANES, *cost.shape), self._odds)
-        rows = torch.arange(GEOMETRY_PLANES)[:, None] * self.number + row
+        found = self._workspace.take("found", (NUM_PLANES, *cost.shape), self._odds)
+        rows = torch.arange(NUM_PLANES)[:, None] * self.number + row
         torch.index_select(self._geometry.view(-1, BLOCK_WIDTH), 0, rows.flatten(), out=found.view(-1, BLOCK_WIDTH))
         overlap = compare_(cost, self._boxes.index_select(1, which)[..., None], found, self._workspace)
         return overlap.numpy(), cost.numpy()

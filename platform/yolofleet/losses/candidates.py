@@ -10,6 +10,7 @@ they are there.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -71,8 +72,8 @@ class Places:
         if not is_countable(valid):
             return places
         kept = indices_in_use(valid)
-        ends = np.searchsorted(kept.numpy(), np.cumsum(self.level_sizes))
-        sizes = tuple(np.diff(ends, prepend=0).tolist())
+        ends = [0, *np.searchsorted(kept.numpy(), list(accumulate(self.level_sizes))).tolist()]
+        sizes = tuple(end - start for start, end in pairwise(ends))
         return Places(sizes, **{name: column.index_select(0, kept) for name, column in places._columns().items()})
 
     def joined(self, further: Places, num_cells: int) -> Places:

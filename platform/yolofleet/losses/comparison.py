@@ -14,17 +14,15 @@ from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Places
 from yolofleet.losses.cost import PUBLISHED_NAN, class_cost_, published_class_cost_
 from yolofleet.losses.levels import Levels
-from yolofleet.losses.predictions import OBJECTNESS
+from yolofleet.losses.predictions import FIRST_CLASS, OBJECTNESS
 from yolofleet.losses.workspace import Workspace
 
 OVERLAP_WEIGHT = 3.0  # the published factor of -log(IoU) beside the class cost
 OVERLAP_FLOOR = 1e-8
 
-# Planes of `Offered`: area, own part of the class cost, x1, y1, -x2, -y2, odds of nobody's class, odds of each class.
-OWN_PLANE = 1
-GEOMETRY_PLANES = 6
-NOBODY_PLANE = 6
-FIRST_CLASS_PLANE = 7
+OWN_PLANE = 1  # of the planes of `Offered`
+NUM_PLANES = 6
+NOBODY = 0  # the channel of nobody's class in the odds
 
 
 @dataclass(frozen=True)
@@ -33,28 +31,30 @@ class Wanted:
 
     Attributes:
         geometry: (5, N + 1) area, x1, y1, -x2, -y2 in pixels.
-        plane: (N + 1,) the plane of `Offered` that holds the odds of the box's class.
+        channel: (N + 1,) where the odds of the box's class stand in a row of `Offered`.
         image: (N + 1,) image index, -1 for nobody.
     """
 
     geometry: Tensor
-    plane: Tensor
+    channel: Tensor
     image: Tensor
 
 
 @dataclass(frozen=True)
 class Offered:
-    """The candidates in the order of their positions: n.
+    """The candidates: n.
 
     Attributes:
-        flat: The planes one after the other, and a few ones more than them.
-        planes: (7 + C, n) area, own part of the class cost, x1, y1, -x2, -y2 of the decoded box in pixels, the odds
-            of nobody's class, which are 0, and the odds of each class.
-        image: (n,) image index.
+        planes: (6, n) area, own part of the class cost, x1, y1, -x2, -y2 of the decoded box in pixels, in the order
+            of the candidates' positions.
+        odds: (n, 5 + C) odds of each class, and 0 as those of nobody's class, in the order of the places.
+        order: (n,) the place at each position.
+        image: (n,) image index at each position.
     """
 
-    flat: Tensor
     planes: Tensor
+    odds: Tensor
+    order: Tensor
     image: Tensor
 
 
@@ -70,8 +70,8 @@ def wanted_boxes(boxes: Boxes, levels: Levels, published_quirks: bool) -> Wanted
     torch.sub(centre, size, alpha=0.5, out=geometry[1:3, :-1])
     torch.add(centre, size, alpha=0.5, out=geometry[3:, :-1]).neg_()
     geometry[0, -1] = 1.0  # an area, so that nothing is divided by 0
-    plane = torch.where(boxes.alive, boxes.label + FIRST_CLASS_PLANE, NOBODY_PLANE)
-    return Wanted(geometry, pad(plane, (0, 1), value=NOBODY_PLANE), pad(boxes.image, (0, 1), value=-1))
+    channel = torch.where(boxes.alive, boxes.label + FIRST_CLASS, NOBODY)
+    return Wanted(geometry, pad(channel, (0, 1), value=NOBODY), pad(boxes.image, (0, 1), value=-1))
 
 
 def offered_candidates(
@@ -87,37 +87,33 @@ def offered_candidates(
     """Decode the candidates and price their classes, a bounded number of candidates at a time.
 
     Args:
-        logits: (n, 5 + C) raw predictions of the candidates.
+        logits: (n, 5 + C) raw predictions of the candidates, replaced by the odds.
         places: n candidates.
         arrangement: Their layout.
         levels: The lead levels.
-        class_entries: Entries of a table of classes x candidates.
+        class_entries: Entries of a table of candidates x classes.
         published_quirks: Price classes as published.
-        workspace: Where the planes lie until the next call.
+        workspace: Scratch memory.
     """
     order, (number, channels) = arrangement.order, logits.shape
-    size = (channels + 2) * number
-    flat = workspace.take("planes", (size + max(arrangement.widths),), logits)
-    flat[size:] = 1.0
-    planes = flat[:size].view(-1, number)
+    share = logits[:, :OBJECTNESS].index_select(0, order).t().sigmoid()  # (4, n)
     price = published_class_cost_ if published_quirks else class_cost_
-    at_once = max(1, class_entries // channels)
-    for start in range(0, number, at_once):
-        columns = slice(start, start + at_once)
-        piece = planes[2:, columns].copy_(logits.index_select(0, order[columns]).t())
-        planes[OWN_PLANE, columns] = price(piece[OBJECTNESS], piece[OBJECTNESS + 1 :])
+    at_once = min(max(1, class_entries // channels), number)
+    scratch = workspace.take("classes", (at_once, channels), logits)
+    own = torch.cat([price(rows, scratch[: len(rows)]) for rows in torch.split(logits, at_once)])
+    logits[:, NOBODY] = 0.0
 
     prior = torch.cat([levels.prior_strides, levels.prior_anchors * levels.prior_strides * 2.0], 1).t()  # (3, L A)
     prior = prior.index_select(1, places.prior.index_select(0, order))  # stride and four times half the anchor
     corner = torch.stack([places.column, places.row]).index_select(1, order)  # (2, n) cells
-    share = planes[2:NOBODY_PLANE].sigmoid()
-    centre = share[:2].mul_(2.0).sub_(0.5).add_(corner).mul_(prior[0])  # (2, n) pixels
-    half = share[2:].square_().mul_(prior[1:])
+    centre = share[:2].mul(2.0).sub_(0.5).add_(corner).mul_(prior[0])  # (2, n) pixels
+    half = share[2:].square().mul_(prior[1:])
+    planes = logits.new_empty(NUM_PLANES, number)
     torch.mul(half[0], half[1], out=planes[0]).mul_(4.0)
+    torch.index_select(own, 0, order, out=planes[OWN_PLANE])
     torch.sub(centre, half, out=planes[2:4])
     torch.add(centre, half, out=planes[4:6]).neg_()
-    planes[NOBODY_PLANE] = 0.0
-    return Offered(flat, planes, places.image.index_select(0, order))
+    return Offered(planes, logits, order, places.image.index_select(0, order))
 
 
 @dataclass(frozen=True)
@@ -153,14 +149,19 @@ class Pairs:
     ) -> None:
         self.wanted, self.offered, self.arrangement = wanted, offered, arrangement
         self.published_quirks, self.workspace = published_quirks, workspace
-        (groups, highest), number = arrangement.box.shape, len(arrangement.order)
-        box = arrangement.box.flatten()
+        (groups, highest), widest = arrangement.box.shape, arrangement.empty.shape[1]
+        box, channels = arrangement.box.flatten(), offered.odds.shape[1]
         self._geometry = wanted.geometry.index_select(1, box).view(5, groups, highest, 1)
-        self._plane = wanted.plane.index_select(0, box).view(groups, highest)
-        first = torch.arange(GEOMETRY_PLANES, device=box.device)[:, None] * number + arrangement.start
-        found = _windows(offered.flat, first.flatten(), arrangement.empty.shape[1])
-        self._found = found.view(GEOMETRY_PLANES, groups, 1, -1).masked_fill_(arrangement.empty[:, None], 0.0)
-        self._found[1].masked_fill_(arrangement.empty[:, None], torch.inf)
+        position = torch.arange(widest, device=box.device) + arrangement.start[:, None]
+        position = position.masked_fill_(arrangement.empty, 0).flatten()
+        # The odds of a pair stand at first[column] + channel[row]; an index of half the size is read in less time.
+        number_type = torch.int32 if offered.odds.numel() < 1 << 31 else torch.int64
+        first = offered.order.index_select(0, position) * channels
+        self._first = first.to(number_type).view(groups, 1, widest)
+        self._channel = wanted.channel.index_select(0, box).to(number_type).view(groups, highest, 1)
+        found = offered.planes.index_select(1, position).view(NUM_PLANES, groups, 1, widest)
+        self._found = found.masked_fill_(arrangement.empty[:, None], 0.0)
+        self._found[OWN_PLANE].masked_fill_(arrangement.empty[:, None], torch.inf)
 
     def pieces(self, entries: int, num_groups: int) -> Iterator[Piece]:
         """Compare all pairs of the first groups, about `entries` at a time."""
@@ -180,16 +181,17 @@ class Pairs:
             first = last
 
     def _piece(self, groups: slice, rows: slice, width: int) -> Piece:
-        number, plane = len(self.arrangement.order), self._plane[groups, rows]
-        start = plane * number + self.arrangement.start[groups, None]
-        cost = self.workspace.take("cost", (*plane.shape, width), self.offered.flat)
-        _windows(self.offered.flat, start.flatten(), width, out=cost.view(-1, width))
+        channel, first = self._channel[groups, rows], self._first[groups, :, :width]
+        shape = (*channel.shape[:2], width)
+        index = torch.add(channel, first, out=self.workspace.take("index", shape, first))
+        cost = self.workspace.take("cost", shape, self.offered.planes)
+        torch.index_select(self.offered.odds.view(-1), 0, index.view(-1), out=cost.view(-1))
         overlap = compare_(cost, self._geometry[:, groups, rows], self._found[:, groups, :, :width], self.workspace)
         if self.published_quirks:
             cost.nan_to_num_(nan=PUBLISHED_NAN, posinf=torch.inf)
             cost.masked_fill_(self.arrangement.empty[groups, None, :width], torch.inf)
         if self.arrangement.is_shared:
-            image = pad(self.offered.image, (0, width - number))
+            image = pad(self.offered.image, (0, width - len(self.offered.order)))
             foreign = image != self.wanted.image[self.arrangement.box[groups, rows], None]
             overlap.masked_fill_(foreign, 0.0)
             cost.masked_fill_(foreign, torch.inf)
@@ -203,20 +205,14 @@ class Pairs:
         group = torch.searchsorted(self.arrangement.start, position, right=True) - 1
         height = self.arrangement.heights[int(group.max())]
         box = self.arrangement.box[:, :height].index_select(0, group)  # (c, height)
-        odds = self.wanted.plane[box] * len(self.arrangement.order) + position[:, None]
-        cost = self.offered.flat.index_select(0, odds.flatten()).view(*box.shape, 1)
+        place = self.offered.order.index_select(0, position)[:, None]
+        cost = self.offered.odds[place, self._channel[:, :height, 0].index_select(0, group)][..., None]
         geometry = self._geometry[:, :, :height].index_select(1, group)
-        found = self.offered.planes[:GEOMETRY_PLANES].index_select(1, position)[:, :, None, None]
+        found = self.offered.planes.index_select(1, position)[:, :, None, None]
         compare_(cost, geometry, found, self.workspace)
         if self.published_quirks:
             cost.nan_to_num_(nan=-torch.inf, posinf=torch.inf)
         return box.gather(1, cost.argmin(1)).squeeze(1)
-
-
-def _windows(flat: Tensor, start: Tensor, width: int, out: Tensor | None = None) -> Tensor:
-    """`width` entries from each of k places of a flat tensor: (k, width)."""
-    every = flat.as_strided((flat.numel() - width + 1, width), (1, 1))
-    return every.index_select(0, start) if out is None else torch.index_select(every, 0, start, out=out)
 
 
 def compare_(odds: Tensor, box: Tensor, found: Tensor, workspace: Workspace) -> Tensor:
@@ -225,7 +221,7 @@ def compare_(odds: Tensor, box: Tensor, found: Tensor, workspace: Workspace) -> 
     Args:
         odds: (*pairs) odds of the box's class.
         box: (5, *pairs) geometry of the boxes; a dimension of 1 stands for any size.
-        found: (6, *pairs) the first planes of the candidates; likewise.
+        found: (6, *pairs) planes of the candidates; likewise.
         workspace: Where the result lies until the next call.
     """
     overlap = overlap_of(box, found, workspace)
@@ -238,7 +234,8 @@ def compare_(odds: Tensor, box: Tensor, found: Tensor, workspace: Workspace) -> 
 def overlap_of(box: Tensor, found: Tensor, workspace: Workspace) -> Tensor:
     """IoU of every pair; arguments as for `compare_`."""
     shape = tuple(map(max, box.shape[1:], found.shape[1:]))
-    overlap, height, scratch = (workspace.take(name, shape, found) for name in ("overlap", "height", "pair"))
+    overlap, scratch = workspace.take("overlap", shape, found), workspace.take("pair", shape, found)
+    height = workspace.take("height", shape, found)
     torch.maximum(found[2], box[1], out=overlap)
     overlap.add_(torch.maximum(found[4], box[3], out=scratch)).clamp_(max=0.0)  # the common width, negated
     torch.maximum(found[3], box[2], out=height)

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from yolofleet.losses.blocks import BLOCK_WIDTH, NUM_SHARES, Blocks
 from yolofleet.losses.comparison import (
-    FIRST_CLASS_PLANE,
-    GEOMETRY_PLANES,
     OVERLAP_FLOOR,
     OVERLAP_WEIGHT,
     OWN_PLANE,
@@ -26,6 +24,7 @@ from yolofleet.losses.comparison import (
     compare_,
     overlap_of,
 )
+from yolofleet.losses.predictions import FIRST_CLASS
 
 Indices = npt.NDArray[np.int64]
 Numbers = npt.NDArray[Any]
@@ -61,10 +60,12 @@ class Crowd:
         arrangement, self._workspace = pairs.arrangement, pairs.workspace
         box = arrangement.box[group, : arrangement.heights[group]]
         self._boxes = pairs.wanted.geometry.index_select(1, box)  # (5, N)
-        self._label = pairs.wanted.plane.index_select(0, box) - FIRST_CLASS_PLANE  # (N,)
+        self._label = pairs.wanted.channel.index_select(0, box) - FIRST_CLASS  # (N,)
         self._start = int(arrangement.start[group])
         number = int((~arrangement.empty[group]).sum())
-        self._planes = pairs.offered.planes[:, self._start : self._start + number]  # (7 + C, n)
+        here = slice(self._start, self._start + number)
+        self._planes = pairs.offered.planes[:, here]  # (6, n)
+        self._odds = pairs.offered.odds.index_select(0, pairs.offered.order[here])[:, FIRST_CLASS:]  # (n, C)
 
     def takings(self, num_best: int, entries: int) -> Takings:
         """What every box wants and could take.
@@ -73,7 +74,7 @@ class Crowd:
             num_best: How many of the best overlaps make up k.
             entries: Pairs to compare at once.
         """
-        blocks = Blocks(self._boxes, self._label, self._planes, self._workspace)
+        blocks = Blocks(self._boxes, self._label, self._planes, self._odds, self._workspace)
         num_boxes, at_once = len(self._label), max(1, entries // blocks.number)
         starts = range(0, num_boxes, at_once)
         parts = [_takings(blocks, start, min(start + at_once, num_boxes), num_best, entries) for start in starts]
@@ -91,14 +92,15 @@ class Crowd:
             entries: Pairs to compare at once.
         """
         candidate, cheapest = position - self._start, taker.copy()
-        planes = self._planes.index_select(1, torch.from_numpy(candidate))  # (7 + C, c)
-        class_cost = planes[OWN_PLANE] - planes[FIRST_CLASS_PLANE:].amax(0).log()
+        which = torch.from_numpy(candidate)
+        planes = self._planes.index_select(1, which)  # (6, c)
+        class_cost = planes[OWN_PLANE] - self._odds.index_select(0, which).amax(1).log()
         allowed = self._cost(taker, candidate) + COST_MARGIN - class_cost
         least = (((-1.0 / OVERLAP_WEIGHT) * allowed).exp() - OVERLAP_FLOOR).numpy()  # (c,) overlap
         at_once = max(1, entries // len(self._label))
         for start in range(0, len(candidate), at_once):
             part = slice(start, start + at_once)
-            overlap = overlap_of(self._boxes[:, None], planes[:GEOMETRY_PLANES, part, None], self._workspace)  # (c, N)
+            overlap = overlap_of(self._boxes[:, None], planes[:, part, None], self._workspace)  # (c, N)
             row, box = np.divmod(np.flatnonzero(overlap.numpy() >= least[part, None]), len(self._label))
             cost = self._cost(box, candidate[part][row]).numpy()
             lowest = np.full(len(overlap), np.inf, dtype=cost.dtype)
@@ -110,9 +112,8 @@ class Crowd:
     def _cost(self, box: Indices, candidate: Indices) -> Tensor:
         """Cost of pairs: (m,)."""
         which, column = torch.from_numpy(box), torch.from_numpy(candidate)
-        cost = self._planes[FIRST_CLASS_PLANE + self._label.index_select(0, which), column]
-        found = self._planes[:GEOMETRY_PLANES].index_select(1, column)
-        compare_(cost, self._boxes.index_select(1, which), found, self._workspace)
+        cost = self._odds[column, self._label.index_select(0, which)]
+        compare_(cost, self._boxes.index_select(1, which), self._planes.index_select(1, column), self._workspace)
         return cost
 
 

@@ -23,7 +23,7 @@ def choose_on_device(pairs: Pairs, num_best: int, entries: int) -> Tensor:
     """
     arrangement, num_boxes = pairs.arrangement, pairs.wanted.image.shape[0] - 1
     # A box is known by its weight, N less its index: the highest weight is the first box, 0 is nobody.
-    weights = (num_boxes - arrangement.box).to(pairs.offered.flat.dtype)[..., None]  # (G, highest, 1)
+    weights = (num_boxes - arrangement.box).to(pairs.offered.planes.dtype)[..., None]  # (G, highest, 1)
     cheapest = torch.full_like(arrangement.empty, torch.inf, dtype=weights.dtype)  # (G, widest) of all boxes
     cheapest_weight, taker_weight = torch.zeros_like(cheapest), torch.zeros_like(cheapest)
     times_taken = torch.zeros_like(cheapest)

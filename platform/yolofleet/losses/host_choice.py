@@ -6,6 +6,7 @@ numpy, whose sort of numbers is vectorised and takes a small part of the time of
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from yolofleet.losses.arrangement import BLOCK
-from yolofleet.losses.comparison import GEOMETRY_PLANES, Pairs
+from yolofleet.losses.comparison import Pairs
 from yolofleet.losses.crowd import Crowd
 
-CROWD = 240  # boxes on an image from which on comparing by blocks takes less time than comparing all with all
+CROWD = 200  # boxes on an image from which on comparing by blocks takes less time than comparing all with all
 
 Indices = npt.NDArray[np.int64]
 
@@ -42,7 +43,8 @@ def choose_on_host(pairs: Pairs, num_best: int, entries: int) -> Tensor:
         width = piece.cost.shape[2]
         overlap, cost = piece.overlap.view(-1, width).numpy(), piece.cost.view(-1, width)
         overlap.sort(axis=1)
-        k = np.nan_to_num(overlap[:, -num_best:].sum(1)).astype(np.int64).clip(1, min(num_best, width))
+        best = overlap[:, -num_best:].sum(1)  # k, where a number
+        k = np.fmin(np.fmax(best, 1.0), min(num_best, width)).astype(np.int64)
         row, column, price = _cheapest_blocks(cost, k)
         box, start = boxes[piece.groups, piece.rows].ravel(), starts[piece.groups].repeat(piece.cost.shape[1])
         wanted[box] = k
@@ -79,9 +81,11 @@ def choose_on_host(pairs: Pairs, num_best: int, entries: int) -> Tensor:
 
 def _first_crowd(pairs: Pairs) -> int:
     """The first group with so many boxes that comparing all with all takes longer; the following have more."""
-    if pairs.published_quirks or not torch.isfinite(pairs.offered.planes[:GEOMETRY_PLANES]).all():
-        return len(pairs.arrangement.heights)  # what is no number cannot be bounded
-    return int(np.searchsorted(pairs.arrangement.heights, CROWD))
+    heights = pairs.arrangement.heights
+    first = bisect_left(heights, CROWD)
+    if first < len(heights) and not torch.isfinite(pairs.offered.planes).all():
+        return len(heights)  # what is no number cannot be bounded
+    return len(heights) if pairs.published_quirks else first
 
 
 def _cheapest_blocks(cost: Tensor, k: Indices) -> tuple[Indices, Indices, npt.NDArray[Any]]:
@@ -125,8 +129,9 @@ def _cheapest(
     if len(taker) == 0:
         return taker, position
     order = price.argsort()
-    rank = np.empty_like(order)  # equal prices have equal ranks
-    rank[order] = np.cumsum(np.diff(price[order], prepend=price[order[0]]) > 0)
+    ascending = price[order]
+    rank = np.zeros_like(order)  # equal prices have equal ranks
+    rank[order[1:]] = np.cumsum(ascending[1:] > ascending[:-1])
     number = taker * len(rank) + rank  # ordered by box and price
     counts = np.bincount(taker, minlength=len(wanted))
     last = counts.cumsum() - counts + np.minimum(wanted, counts) - 1  # of the k cheapest, in sorted order

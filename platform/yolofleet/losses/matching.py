@@ -48,7 +48,7 @@ def match(
         boxes: N boxes.
         places: n candidates.
         arrangement: Their layout.
-        logits: (n, 5 + C) raw predictions at the candidates.
+        logits: (n, 5 + C) raw predictions at the candidates; overwritten.
         levels: The lead levels.
         num_best: How many of the best overlaps make up k.
         published_quirks: Reproduce the published implementation where it is wrong.

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from yolofleet.losses.hosting import is_countable
+from yolofleet.losses.hosting import copy_between
 from yolofleet.losses.workspace import Workspace
 
-OBJECTNESS = 4  # the channels of a prediction: x, y, w, h, objectness, classes
+OBJECTNESS, FIRST_CLASS = 4, 5  # the channels of a prediction: x, y, w, h, objectness, classes
 
 
 def compute_dtype(predictions: Sequence[Tensor]) -> torch.dtype:
@@ -51,13 +50,6 @@ def _within_levels(cell: Tensor, level_sizes: Sequence[int], level_cells: Sequen
     return [part - start for part, start in zip(torch.split(cell, list(level_sizes)), starts, strict=False)]
 
 
-def _copy(source: Tensor, destination: Tensor) -> None:
-    if is_countable(source) and source.dtype == destination.dtype:
-        np.copyto(destination.numpy(), source.numpy())  # from memory that is far apart, faster than `copy_`
-    else:
-        destination.copy_(source)
-
-
 class _Read(torch.autograd.Function):
     """Indexing a level twice (rows, objectness) would make autograd fill and add two full-size gradients."""
 
@@ -69,7 +61,7 @@ class _Read(torch.autograd.Function):
         dtype, level_cells = compute_dtype(predictions), [level.shape[:4].numel() for level in predictions]
         objectness = predictions[0].new_empty(sum(level_cells), dtype=dtype)
         for level, column in zip(predictions, torch.split(objectness, level_cells), strict=True):
-            _copy(level[..., OBJECTNESS], column.view(level.shape[:4]))
+            copy_between(level[..., OBJECTNESS], column.view(level.shape[:4]))
         parts = _within_levels(cell, level_sizes, level_cells)
         rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
         return torch.cat(rows).to(dtype), objectness

@@ -22,13 +22,19 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[str, torch.dtype], Tensor] = {}  # what was asked for last, often asked for again
 
     def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Memory of a shape, with the type and device of `like`; whatever was taken under the name is overwritten."""
         if not is_countable(like):
             return like.new_empty(shape)
+        key = name, like.dtype
+        last = self._views.get(key)
+        if last is not None and last.shape == shape:
+            return last
         size = math.prod(shape)
-        buffer = self._buffers.get((name, like.dtype))
+        buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < size:
-            buffer = self._buffers[name, like.dtype] = like.new_empty(size)
-        return buffer[:size].view(shape)
+            buffer = self._buffers[key] = like.new_empty(size)
+        view = self._views[key] = buffer[:size].view(shape)
+        return view
