@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolofleet.evaluation.detector import save_detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.exporter import add_network
 from yolofleet.export.onnx_graph import network_to_onnx
 from yolofleet.export.onnx_quantization import quantized

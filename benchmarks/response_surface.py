@@ -16,7 +16,7 @@ from yolofleet.search.feasibility import Screened, violations
 from yolofleet.search.pareto import hypervolume
 from yolofleet.search.space import Parameters, Values
 from yolofleet.specs.parameters import Parameter
-from yolofleet.specs.search import Limit, Objective
+from yolofleet.specs.search_parts import Limit, Objective
 
 PARAMETERS = Parameters(
     {

@@ -298,7 +298,7 @@ def search(scale: Scale, folder: Path) -> list[Measure]:
     from yolofleet.search.samples import random_point
     from yolofleet.search.searcher import Searcher
     from yolofleet.search.trials import Measurement, Trials
-    from yolofleet.specs.search import AlgorithmSpec, BudgetSpec
+    from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec
 
     def planner(record: Trials, algorithm: str) -> Engine:
         searcher = Searcher(

@@ -43,7 +43,8 @@ from yolofleet.search.samples import random_point
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Space
 from yolofleet.search.trials import Trials
-from yolofleet.specs.search import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec, load_search
+from yolofleet.specs.search import load_search
+from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec
 
 WANTED_SHARE = 0.95
 MOST_TRIALS = 600

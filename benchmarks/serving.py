@@ -40,7 +40,8 @@ import torch
 from PIL import Image
 
 from yolofleet.data.letterbox import letterbox
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 
 BAD_SHARE = 0.05

@@ -24,7 +24,7 @@ SILENT_NODE = """
 import json, os, signal, time
 from yolofleet.cluster.doctor.nodes import Probes, described
 from yolofleet.search.connection import connected_to_ray
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 
 with connected_to_ray():
     import ray

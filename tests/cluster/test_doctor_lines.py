@@ -24,7 +24,8 @@ from yolofleet.cluster.doctor.storage_probe import DataFound, RunsFound, judge_d
 from yolofleet.cluster.doctor.tracking_probe import TrackingFound, judge_tracking
 from yolofleet.cluster.doctor.versions import Installed, judge_versions, look_at_versions
 from yolofleet.errors import UserError
-from yolofleet.specs.job import ClusterSpec, TrackingSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import TrackingSpec
 from yolofleet.training.capacity import NodeOffer
 
 GB, MB = 10**9, 10**6

@@ -15,7 +15,8 @@ from yolofleet.cluster.part_predictor import PACKAGE_FILES, PartPredictor
 from yolofleet.cluster.picture_sources import FilePictures
 from yolofleet.cluster.prediction_parts import PredictionPlan, merge_parts, missing_parts, part_key
 from yolofleet.errors import UserError
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 from yolofleet.specs.model import ModelChoice
 from yolofleet.storage import open_storage

@@ -16,7 +16,8 @@ import ray
 from ray._raylet import GcsClient
 from ray.core.generated import autoscaler_pb2
 
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Attendance, Member

@@ -13,7 +13,7 @@ from yolofleet.data.coco import read_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
-from yolofleet.evaluation.detector import save_detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 from yolofleet.specs.model import ModelChoice
 from yolofleet.storage import open_storage

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from yolofleet.errors import UserError
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model, deploy
 from yolofleet.specs.model import ModelChoice
 

@@ -11,7 +11,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 
 from export.conftest import lively
 from yolofleet.cli.main import main
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.card import make_card, put_card
 from yolofleet.export.exporter import Request, export_detector
 from yolofleet.export.onnx_session import OnnxNetwork

@@ -16,7 +16,8 @@ from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import read_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.onnx_graph import network_to_onnx
 from yolofleet.export.onnx_quantization import HEAD_PREFIX, quantized
 from yolofleet.export.onnx_session import OnnxNetwork

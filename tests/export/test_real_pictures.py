@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from yolofleet.data.letterbox import letterbox
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.evaluation.pictures import read_picture
 from yolofleet.export.exporter import Request, export_detector
 from yolofleet.export.settings import InputShape, Thresholds

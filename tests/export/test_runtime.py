@@ -14,7 +14,8 @@ import torch
 
 from export.conftest import CLASSES, lively
 from export.test_export import EVERYTHING
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.card import KEY, make_card, put_card
 from yolofleet.export.onnx_session import OnnxNetwork
 from yolofleet.export.onnx_suppression import add_suppression

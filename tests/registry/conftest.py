@@ -25,7 +25,7 @@ def detector_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployed detector with random weights: what it finds means nothing, but it always finds the same."""
     import torch
 
-    from yolofleet.evaluation.detector import save_detector
+    from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.models import build_model
     from yolofleet.specs.model import ModelChoice
 
@@ -41,7 +41,7 @@ def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A deployed detector with its training form beside it; its weights are random, too."""
     import torch
 
-    from yolofleet.evaluation.detector import save_detector
+    from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.models import build_model, deploy
     from yolofleet.specs.model import ModelChoice
     from yolofleet.training.initial import save_training_form

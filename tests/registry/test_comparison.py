@@ -14,7 +14,8 @@ from yolofleet.cli.main import main
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.errors import UserError
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.evaluation.disagreement import disagreements
 from yolofleet.models import build_model
 from yolofleet.registry import comparison

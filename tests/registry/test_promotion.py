@@ -13,7 +13,8 @@ import pytest
 from yolofleet.cli.main import main
 from yolofleet.errors import UserError
 from yolofleet.evaluation.bootstrap import Difference, Differences
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 from yolofleet.registry.claims import Claim
 from yolofleet.registry.gates import champion_gate, class_gate, latency_gate, lineage_gate, proof_gate

@@ -14,7 +14,8 @@ import torch
 from yolofleet.cli.main import main
 from yolofleet.errors import UserError
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.detector import Detector, save_detector
+from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.onnx_session import OnnxNetwork
 from yolofleet.export.settings import INPUT_NAME
 from yolofleet.models import build_model

@@ -9,7 +9,7 @@ import pytest
 from yolofleet.errors import UserError
 from yolofleet.search.controller import concurrency
 from yolofleet.search.tune_parts import result_of
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.search import SearchSpec
 
 Written = Callable[..., SearchSpec]

@@ -17,7 +17,7 @@ from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Row, Trials
 from yolofleet.specs.parameters import Parameter
-from yolofleet.specs.search import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec
+from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec
 
 PARAMETERS = Parameters({"x": Parameter(uniform=(0.0, 1.0)), "size": Parameter(choice=[1, 2, 4])})
 AP = [Objective(metric="ap", goal="max")]

@@ -13,7 +13,7 @@ from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Parameters, Values, key_of
 from yolofleet.search.trials import Measurement, Row, Trials
 from yolofleet.specs.parameters import Parameter
-from yolofleet.specs.search import AlgorithmSpec, Limit, Objective
+from yolofleet.specs.search_parts import AlgorithmSpec, Limit, Objective
 
 PARAMETERS = Parameters(
     {

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from system.shell import Shell, wait_for
-from yolofleet.evaluation.detector import save_detector
+from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 from yolofleet.specs.model import ModelChoice
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from yolofleet.errors import UserError
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.training.capacity import NodeOffer, evaluates_apart, has_room, num_places
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.training import ray_group
 from yolofleet.training.abandoned import HeldGroup, abandoned
 from yolofleet.training.attendance import Member

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from yolofleet.errors import WorkError
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.capacity import NodeOffer

@@ -45,7 +45,7 @@ def package_folder(model: str, tracking_uri: str | None = None) -> Iterator[Path
     Raises:
         UserError: There is no such model.
     """
-    from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME
+    from yolofleet.evaluation.detector_package import CARD_NAME, WEIGHTS_NAME
     from yolofleet.export.runtime import NETWORK_NAME
     from yolofleet.storage import open_storage
 

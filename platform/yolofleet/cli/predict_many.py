@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from yolofleet.cluster.picture_sources import PictureSource
     from yolofleet.cluster.prediction_parts import PredictionPlan
-    from yolofleet.evaluation.detector import DetectorCard
+    from yolofleet.evaluation.detector_package import DetectorCard
 
 
 def predict_many(

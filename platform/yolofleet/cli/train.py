@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage.lock import Token
+    from yolofleet.storage.holder import Token
     from yolofleet.training.preflight import Readiness
 
 

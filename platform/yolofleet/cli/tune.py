@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from yolofleet.search.session import Session
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
-    from yolofleet.storage.lock import Token
+    from yolofleet.storage.holder import Token
 
 
 def tune(

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from yolofleet.errors import UserError
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
 
 MEBIBYTE = 2**20

@@ -10,7 +10,7 @@ from typing import Any
 
 from yolofleet.cluster.picture_sources import NumberedPicture, PictureSource
 from yolofleet.cluster.prediction_parts import PredictionPlan, part_key
-from yolofleet.evaluation.detector import CARD_NAME, WEIGHTS_NAME
+from yolofleet.evaluation.detector_package import CARD_NAME, WEIGHTS_NAME
 from yolofleet.evaluation.device import chosen_device
 from yolofleet.evaluation.pictures import PictureError
 from yolofleet.export.runtime import NETWORK_NAME, load_detector

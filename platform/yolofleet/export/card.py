@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from yolofleet.evaluation.detector import DetectorCard, DetectorClass, Share
+from yolofleet.evaluation.detector_package import DetectorCard, DetectorClass, Share
 from yolofleet.export.settings import ExportError, InputShape, Thresholds
 from yolofleet.specs.base import Spec
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from yolofleet.evaluation.detector import DetectorCard
+from yolofleet.evaluation.detector_package import DetectorCard
 from yolofleet.export.card import KEY, ExportCard
 from yolofleet.export.settings import ExportError
 from yolofleet.models import build_model, deploy

@@ -44,7 +44,7 @@ def package_checkpoint(
     Raises:
         UserError: The file holds no weights of that model, or the classes are not known.
     """
-    from yolofleet.evaluation.detector import save_detector
+    from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.models import build_model, deploy
     from yolofleet.models.weights import load_official_state_dict, official_num_classes, read_checkpoint
     from yolofleet.models.zoo import resolve

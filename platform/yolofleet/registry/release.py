@@ -69,7 +69,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     Raises:
         UserError: The run has no checkpoint, or MLflow does not answer.
     """
-    from yolofleet.evaluation.detector import save_detector
+    from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.evaluation.evaluate import evaluate
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy

@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from yolofleet.errors import UserError, WorkError
 from yolofleet.search.engine import Engine, Leg, Result
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
 from yolofleet.training.capacity import num_places, shortage, wanted_resources
 

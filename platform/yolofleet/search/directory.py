@@ -21,7 +21,7 @@ from yolofleet.search.trials import Trials
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import ObjectNotFoundError, Storage
-from yolofleet.storage.lock import Token
+from yolofleet.storage.holder import Token
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
 from yolofleet.tracking.run_directory import RunDirectory, utc_now
 from yolofleet.tracking.search_mirror import TrialRun

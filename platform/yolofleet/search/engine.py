@@ -18,7 +18,7 @@ from yolofleet.search.population import Population
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Values
 from yolofleet.search.trials import Measurement, Trial, Trials
-from yolofleet.specs.search import BudgetSpec
+from yolofleet.specs.search_parts import BudgetSpec
 
 COMPLETED = "completed"
 STOPPED = "stopped"

@@ -17,7 +17,7 @@ from yolofleet.models.profile import cost
 from yolofleet.models.wiring import wire
 from yolofleet.search.space import Parameters, Space, Values
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.search import Limit
+from yolofleet.specs.search_parts import Limit
 from yolofleet.training.model import trained_table
 
 TRAINING_PASSES = 3

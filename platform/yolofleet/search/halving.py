@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from yolofleet.search.ranking import best_first
 from yolofleet.search.trials import Trial
-from yolofleet.specs.search import Objective, SchedulerSpec
+from yolofleet.specs.search_parts import Objective, SchedulerSpec
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from yolofleet.search.space import Values, key_of
-from yolofleet.specs.search import Objective
+from yolofleet.specs.search_parts import Objective
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 
 from yolofleet.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock import Lock, PlaceHeldError, Token, hold
+from yolofleet.storage.holder import Token
+from yolofleet.storage.lock import Lock, PlaceHeldError, hold
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.preflight import Readiness, check_job, run_storage

@@ -7,7 +7,8 @@ from typing import get_args
 
 from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES
-from yolofleet.specs.search import Figure, SearchSpec
+from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.search_parts import Figure
 
 TRAINING_METRICS = ("loss", "loss_box", "loss_objectness", "loss_classification", "samples_per_second")
 

@@ -20,7 +20,7 @@ from yolofleet.search.history import History, Observation
 from yolofleet.search.pareto import front
 from yolofleet.search.samples import pool
 from yolofleet.search.space import Parameters, Values, key_of
-from yolofleet.specs.search import Objective
+from yolofleet.specs.search_parts import Objective
 
 Array = NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from yolofleet.errors import UserError
 from yolofleet.search.history import History, Observation
 from yolofleet.search.space import Parameters, Values, is_there
 from yolofleet.specs.parameters import Parameter
-from yolofleet.specs.search import AlgorithmSpec, Objective
+from yolofleet.specs.search_parts import AlgorithmSpec, Objective
 
 MOST_REFUSED_TOLD = 300
 """The searcher learns limits from this many refusals; telling more only makes it slow."""

@@ -18,7 +18,7 @@ from yolofleet.search.ranking import best_first
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Exchange, Trial
 from yolofleet.specs.parameters import Parameter
-from yolofleet.specs.search import Objective, SchedulerSpec
+from yolofleet.specs.search_parts import Objective, SchedulerSpec
 
 CHANGEABLE = ("hyperparameters.", "assignment.")
 """Groups of a job that may change between two steps of one run: neither shapes nor the number of steps follow them."""

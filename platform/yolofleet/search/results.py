@@ -16,7 +16,8 @@ from yolofleet.search.ranking import best_first
 from yolofleet.search.scaling_law import ScalingLaw, fit_scaling_law
 from yolofleet.search.space import Space, Values
 from yolofleet.search.trials import Trial, Trials
-from yolofleet.specs.search import Objective, SearchSpec
+from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.search_parts import Objective
 
 AP = "val_AP"
 

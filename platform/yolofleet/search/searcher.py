@@ -19,7 +19,7 @@ from yolofleet.search.model_based import ModelBased
 from yolofleet.search.optuna_based import OptunaBased
 from yolofleet.search.samples import even_point, random_point
 from yolofleet.search.space import Parameters, Values, key_of
-from yolofleet.specs.search import AlgorithmSpec, Limit, Objective
+from yolofleet.specs.search_parts import AlgorithmSpec, Limit, Objective
 
 MOST_DRAWS = 20_000
 """Candidates looked at for one suggestion before the search gives up."""

@@ -22,7 +22,8 @@ from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Space
 from yolofleet.search.trials import Row, Trial, Trials
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.search import Figure, SearchSpec
+from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.search_parts import Figure
 from yolofleet.training.input import open_dataset
 
 POINTS_LOOKED_AT = 256

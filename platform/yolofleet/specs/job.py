@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from yolofleet.errors import UserError
-from yolofleet.redaction import holds_password
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import Spec
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.hyperparameters import HyperparameterOverrides, Hyperparameters, RecipeName, merged
 from yolofleet.specs.model import ModelChoice
+from yolofleet.specs.values import Bytes, Count, Url, absolute_url
 
 JOB_FORMAT = 1
-BYTE_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 # What may change between two starts of one run: how it is executed and watched, and where its data lies. What the data
 # and the model's table hold is compared by their digests.
@@ -37,36 +35,6 @@ EXECUTION_KEYS = (
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
 # Settings that came after the first runs: at their default they are no part of the identity, so that those runs go on.
 LATER_KEYS = ("assignment", "anchors", "freeze")
-
-
-def _bytes(value: Any) -> Any:
-    """Read sizes such as ``200GB``; plain numbers are bytes."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", value)
-    if match is None or match[2].upper() not in BYTE_UNITS:
-        raise ValueError(f"{value!r} is not a size; write a number of bytes, or e.g. 500MB, 200GB, 1TB")
-    return int(float(match[1]) * BYTE_UNITS[match[2].upper()])
-
-
-def _absolute(url: str) -> str:
-    return url if "://" in url else str(Path(url).expanduser().absolute())
-
-
-Count = Annotated[int, Field(ge=1)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1)]
-
-
-def _without_password(url: str) -> str:
-    if holds_password(url):
-        raise ValueError(
-            "holds a password, and a spec is kept with the run for all to read; leave it out of the URL and give it in "
-            "the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY)"
-        )
-    return url
-
-
-Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
 
 
 class CacheSpec(Spec):
@@ -93,73 +61,6 @@ class DataSpec(Spec):
     """Threads that decode and augment, per worker."""
     most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A run that had to skip more than this share of its samples stops."""
-
-
-class ClusterSpec(Spec):
-    """What Ray is asked for."""
-
-    workers: Count | tuple[Count, Count] = 1
-    """Number of workers, or [fewest, most] for a run that grows and shrinks with the cluster."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that each worker gets; 0 trains on the CPU."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs that each worker gets."""
-    labels: dict[str, str] = Field(default_factory=dict)
-    """Labels that a node must have for a worker to be placed there (Ray's node labels)."""
-    first_worker_labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the first worker's node besides: it writes the checkpoints, so keep it off nodes that may be taken."""
-    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Whether workers share nodes or keep apart (Ray's placement strategies)."""
-    max_failures: Annotated[int, Field(ge=0)] = 3
-    """Failures of workers, hangs among them, that a run survives in a row without a checkpoint between them."""
-    max_preemptions: Annotated[int, Field(ge=0)] = 20
-    """The same for nodes that were announced to go."""
-    max_start_failures: Annotated[int, Field(ge=0)] = 5
-    """The same for groups of workers that did not come up, and for Ray's own controller."""
-    start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """How long the workers may take to start."""
-    wait_for_nodes_seconds: Annotated[float, Field(ge=0)] = 1800.0
-    """How long a run waits for nodes that an autoscaler can add, or that it had and lost."""
-    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """A worker that makes no progress for so long is ended, its stacks kept; longer than any evaluation or step."""
-    resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
-    """How often a run with fewer than the most workers looks for room to grow."""
-    evaluation: Literal["auto", "inline", "apart"] = "auto"
-    """Who judges the model: the workers between two steps (inline), a task beside them that takes the place of one more
-    worker (apart), or that where several nodes have a place to spare (auto)."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.fewest_workers > self.most_workers:
-            raise ValueError(
-                f"workers [{self.fewest_workers}, {self.most_workers}]: the first is the fewest, the second the most"
-            )
-        return self
-
-    @property
-    def fewest_workers(self) -> int:
-        """The number of workers below which the run waits."""
-        return self.workers if isinstance(self.workers, int) else self.workers[0]
-
-    @property
-    def places_for_evaluation(self) -> int:
-        """Places like a worker's that are kept free beside the workers."""
-        return int(self.evaluation == "apart")
-
-    @property
-    def fewest_places(self) -> int:
-        """The number of places below which the run waits."""
-        return self.fewest_workers + self.places_for_evaluation
-
-    @property
-    def worker_counts(self) -> range:
-        """All numbers of workers that the run may have."""
-        return range(self.fewest_workers, self.most_workers + 1)
-
-    @property
-    def most_workers(self) -> int:
-        """The largest number of workers that the run uses."""
-        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
 
 class CheckpointSpec(Spec):
@@ -299,18 +200,18 @@ class JobSpec(Spec):
 
     def with_absolute_paths(self) -> JobSpec:
         """Return the job with every local path absolute, for processes that run in other folders."""
-        data = self.data.model_copy(update={"train": _absolute(self.data.train), "val": _absolute(self.data.val)})
+        data = self.data.model_copy(update={"train": absolute_url(self.data.train), "val": absolute_url(self.data.val)})
         if data.cache is not None:
-            cache = data.cache.model_copy(update={"path": _absolute(data.cache.path)})
+            cache = data.cache.model_copy(update={"path": absolute_url(data.cache.path)})
             data = data.model_copy(update={"cache": cache})
         model = self.model
         if model.spec is not None:
-            model = model.model_copy(update={"spec": _absolute(model.spec)})
+            model = model.model_copy(update={"spec": absolute_url(model.spec)})
         weights = self.initial_weights
         if weights is not None and not weights.startswith("models:/"):
-            weights = _absolute(weights)
+            weights = absolute_url(weights)
         return self.model_copy(
-            update={"data": data, "model": model, "storage": _absolute(self.storage), "initial_weights": weights}
+            update={"data": data, "model": model, "storage": absolute_url(self.storage), "initial_weights": weights}
         )
 
     @property

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from yolofleet.errors import UserError
 from yolofleet.specs.base import Spec, SpecError
 from yolofleet.specs.document import DocumentError, apply_overrides, parse_yaml, read_yaml
-from yolofleet.specs.job import Count, _bytes
 from yolofleet.specs.job_paths import flattened, unknown_path
 from yolofleet.specs.parameters import Parameter
+from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
+from yolofleet.specs.values import Count
 
 SEARCH_FORMAT = 1
 NAMING = ("format", "name")
@@ -28,122 +29,6 @@ EXECUTION = (
     "release_onnx",
 )
 """Fields that do not change what is computed: the same for all trials."""
-
-Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]
-Figure = Literal[
-    "gflops",
-    "gflops_training",
-    "parameters",
-    "parameters_training",
-    "activation_bytes",
-    "training_bytes",
-    "training_petaflops",
-    "latency_milliseconds",
-]
-"""What is known of a candidate before it trains."""
-
-Size = Annotated[float, BeforeValidator(_bytes)]
-
-
-class Limit(Spec):
-    """The bounds of a figure; a candidate outside never gets a worker."""
-
-    max: Size | None = None
-    """The largest value that is allowed."""
-    min: Size | None = None
-    """The smallest value that is allowed."""
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.max is None and self.min is None:
-            raise ValueError("a constraint needs max, min, or both")
-        if self.max is not None and self.min is not None and self.min > self.max:
-            raise ValueError(f"min {self.min:g} is above max {self.max:g}")
-        return self
-
-
-class Objective(Spec):
-    """One thing that is wanted."""
-
-    metric: str
-    """What a trial reports (``val_AP``), or a figure that is known before (``gflops``)."""
-    goal: Literal["max", "min"]
-    """Which way is better."""
-    reference: float | None = None
-    """The value from which on it is worth something; for the area under the front. Unless given, the constraint's
-    bound, or the worst value seen."""
-
-    @property
-    def sign(self) -> float:
-        """1 where more is better, else -1."""
-        return 1.0 if self.goal == "max" else -1.0
-
-
-class AlgorithmSpec(Spec):
-    """How candidates are chosen."""
-
-    name: Algorithm = "gaussian_process"
-    """gaussian_process models what is measured and knows what can be computed; tpe, nsga2 and nsga3 are Optuna's."""
-    startup_trials: Count = 8
-    """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
-    population_size: Annotated[int, Field(ge=2)] = 20
-    """Trials in a generation (nsga2, nsga3)."""
-
-
-class SchedulerSpec(Spec):
-    """How much is spent on each candidate."""
-
-    name: Literal["none", "asha", "population"] = "none"
-    """none: all train to the end; asha: the best of each rung train on; population: the worst go on from the best."""
-    reduction: Annotated[float, Field(gt=1)] = 3.0
-    """asha: one in this many trials goes on from each rung."""
-    rungs: Annotated[int, Field(ge=1, le=8)] = 2
-    """asha: rungs before the end of training; population: exchanges before the end."""
-    measure: Literal["share", "compute"] = "share"
-    """asha: rungs at the same share of each trial's own training, or at the same compute spent."""
-    quantile: Annotated[float, Field(gt=0, le=0.5)] = 0.25
-    """population: the share of trials that copies, and that is copied from."""
-    factors: tuple[float, float] = (0.8, 1.25)
-    """population: a copied number is multiplied by one of these."""
-
-
-class BudgetSpec(Spec):
-    """What the search may spend; whichever is used up first ends it."""
-
-    trials: Count | None = None
-    """Trials that get a worker, repeats not counted."""
-    gpu_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours of all workers together (CPU workers where a trial has no GPU)."""
-    wall_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours from the start of the command."""
-
-    @model_validator(mode="after")
-    def _some(self) -> Self:
-        if self.trials is None and self.gpu_hours is None and self.wall_hours is None:
-            raise ValueError("a budget needs trials, gpu_hours or wall_hours")
-        return self
-
-
-class PaperRow(Spec):
-    """A published result, drawn and listed beside the trials."""
-
-    label: str
-    """Name of the row; where it is the name of a choice, the two are listed together."""
-    ap: float | None = None
-    """Published AP in percent."""
-    gflops: float | None = None
-    """Published FLOPs in units of 10^9."""
-    parameters: float | None = None
-    """Published parameters in units of 10^6."""
-
-
-class PaperSpec(Spec):
-    """The published results that a space reproduces."""
-
-    table: str
-    """Where they stand."""
-    rows: list[PaperRow]
-    """The rows."""
 
 
 class SearchSpec(Spec):

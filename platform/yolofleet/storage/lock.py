@@ -13,27 +13,17 @@ takeover may still arrive after it, for as long as one request is tried (far les
 
 from __future__ import annotations
 
-import getpass
-import json
 import logging
-import os
-import re
-import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
-from functools import cache
-from pathlib import Path
+from dataclasses import replace
 from types import TracebackType
-from typing import Any
 
 from yolofleet.errors import UserError, WorkError
-from yolofleet.storage.objects import ObjectNotFoundError, Storage, StorageError
+from yolofleet.storage.holder import Holder, Token, key_of, newest_holder, read_holder
+from yolofleet.storage.objects import Storage, StorageError
 
-FOLDER = "lock"
 LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 0.5
 """After this long every racing put of the same object has landed."""
@@ -51,62 +41,6 @@ class LockLostError(WorkError):
     """The place was taken over; this process must write no more."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Token:
-    """What proves that a place is held: the holder's number and its own mark. It may be sent to other processes."""
-
-    number: int
-    mark: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """What the lock's object says of its holder.
-
-    Attributes:
-        number: Which holder this is, counted from 1.
-        mark: What no other holder has.
-        host: Name of its host.
-        place: Which process table ``process`` counts in: boot and process namespace of the host.
-        process: Its process.
-        process_began: When that process began, in the host's own ticks: process numbers are used again.
-        user: Whose process it is.
-        since: When it took the place (its own clock; for people to read only).
-        lease_seconds: After this long without a renewal others may take over.
-        renewals: How often it has said that it is alive.
-        released: Whether it has given the place back.
-    """
-
-    number: int
-    mark: str
-    host: str
-    place: str
-    process: int
-    process_began: int
-    user: str
-    since: str
-    lease_seconds: float
-    renewals: int = 0
-    released: bool = False
-
-    @property
-    def token(self) -> Token:
-        """The proof that goes with it."""
-        return Token(number=self.number, mark=self.mark)
-
-    def described(self) -> str:
-        """Return who it is, for a message."""
-        return f"process {self.process} of {self.user} on {self.host}, since {self.since}"
-
-    def ran_here(self) -> bool:
-        """Whether its process is one of those that this process can see."""
-        return self.place == _place()
-
-    def is_running(self) -> bool:
-        """Whether its process is still the one that took the lock; only to be asked where it ran."""
-        return _process_began(self.process) == self.process_began
-
-
 class Fence:
     """Asks, before anything is written, whether the token's holder still holds the place."""
 
@@ -121,10 +55,14 @@ class Fence:
             LockLostError: Someone else holds it.
             StorageError: The storage does not answer.
         """
-        ours = _read(self._storage, self.token.number)
-        if ours is not None and ours.mark == self.token.mark and not self._storage.exists(_key(self.token.number + 1)):
+        ours = read_holder(self._storage, self.token.number)
+        if (
+            ours is not None
+            and ours.mark == self.token.mark
+            and not self._storage.exists(key_of(self.token.number + 1))
+        ):
             return
-        newest = _newest(self._storage)
+        newest = newest_holder(self._storage)
         taker = newest.described() if newest is not None else "someone who removed the lock"
         raise LockLostError(f"{self._storage.url}: was taken over by {taker}; this process writes nothing more there")
 
@@ -154,7 +92,7 @@ class Lock:
             try:
                 self.fence.check()
                 self._holder = replace(self._holder, renewals=self._holder.renewals + 1)
-                _write(self._storage, self._holder)
+                self._storage.put(key_of(self._holder.number), self._holder.encoded())
             except LockLostError as error:
                 logger.warning("%s", error)
                 return
@@ -167,7 +105,7 @@ class Lock:
         self._thread.join()
         try:
             self.fence.check()
-            _write(self._storage, replace(self._holder, released=True))
+            self._storage.put(key_of(self._holder.number), replace(self._holder, released=True).encoded())
         except LockLostError:
             return
         except StorageError as error:
@@ -199,28 +137,18 @@ def hold(
         PlaceHeldError: A living holder has it: who, since when, and the cure.
         StorageError: The storage cannot be read or written.
     """
-    before = _newest(storage)
+    before = newest_holder(storage)
     if before is not None and not before.released:
         before = _outlive(storage, before, told)
-    holder = Holder(
-        number=1 if before is None else before.number + 1,
-        mark=uuid.uuid4().hex,
-        host=socket.gethostname(),
-        place=_place(),
-        process=os.getpid(),
-        process_began=_process_began(os.getpid()),
-        user=_user(),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
-        lease_seconds=lease_seconds,
-    )
-    written = storage.put_if_absent(_key(holder.number), _encoded(holder))
-    if written and storage.local_path(_key(1)) is None:
+    holder = Holder.here(1 if before is None else before.number + 1, lease_seconds)
+    written = storage.put_if_absent(key_of(holder.number), holder.encoded())
+    if written and storage.local_path(key_of(1)) is None:
         time.sleep(SETTLE_SECONDS)  # the endpoint may have ignored the condition
-    now = _newest(storage)
+    now = newest_holder(storage)
     if now is None or now.token != holder.token:
         raise _refusal(storage, now if now is not None else holder)
     for number in range(max(1, holder.number - 3), holder.number - 1):
-        storage.delete(_key(number))
+        storage.delete(key_of(number))
     return Lock(storage, holder)
 
 
@@ -238,7 +166,7 @@ def _outlive(storage: Storage, holder: Holder, told: Callable[[str], None]) -> H
     end = time.monotonic() + holder.lease_seconds
     while time.monotonic() < end:
         time.sleep(min(POLL_SECONDS, holder.lease_seconds / 10))
-        now = _newest(storage)
+        now = newest_holder(storage)
         if now is None or now.token != holder.token or now.renewals != holder.renewals:
             if now is None or now.released:
                 return now
@@ -252,61 +180,3 @@ def _refusal(storage: Storage, holder: Holder) -> PlaceHeldError:
         f"{storage.url} is in use by {holder.described()}, which is alive; wait until it has ended, stop it "
         f"(kill {holder.process} on {holder.host}), or use another name"
     )
-
-
-def _key(number: int) -> str:
-    return f"{FOLDER}/{number:08d}.json"
-
-
-def _newest(storage: Storage) -> Holder | None:
-    names = (re.fullmatch(rf"{FOLDER}/(\d+)\.json", entry.key) for entry in storage.list(f"{FOLDER}/"))
-    numbers = sorted(int(match[1]) for match in names if match)
-    return _read(storage, numbers[-1]) if numbers else None
-
-
-def _read(storage: Storage, number: int) -> Holder | None:
-    try:
-        data = storage.get(_key(number))
-    except ObjectNotFoundError:
-        return None
-    try:
-        document: dict[str, Any] = json.loads(data)
-        return Holder(**document)
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{storage.url}/{_key(number)}: is damaged ({error}); remove it if nobody uses {storage.url}"
-        ) from error
-
-
-def _write(storage: Storage, holder: Holder) -> None:
-    storage.put(_key(holder.number), _encoded(holder))
-
-
-def _encoded(holder: Holder) -> bytes:
-    return json.dumps(asdict(holder), indent=1).encode()
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return f"user {os.getuid()}"
-
-
-@cache
-def _place() -> str:
-    """Return what tells this process table from all others: the kernel's boot and the process namespace."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"unknown {uuid.uuid4().hex}"  # no other process is ever taken for one of this table
-
-
-def _process_began(process: int) -> int:
-    """Return when a process began, in ticks since boot; -1 where there is none (a zombie is none)."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return -1
-    return -1 if fields[0] in "ZX" else int(fields[19])

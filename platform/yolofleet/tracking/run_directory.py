@@ -32,7 +32,8 @@ from typing import Any
 from yolofleet.errors import UserError
 from yolofleet.redaction import without_passwords
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
-from yolofleet.storage.lock import Fence, Token
+from yolofleet.storage.holder import Token
+from yolofleet.storage.lock import Fence
 from yolofleet.tracking.json_lines import Cursor, Row, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import LogWriter, open_log
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 
 Kind = Literal["worker", "preemption", "start"]
 """``worker``: one died or hung; ``preemption``: a node was announced to go; ``start``: the workers never trained."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yolofleet.errors import UserError
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 
 
 @dataclass(frozen=True)

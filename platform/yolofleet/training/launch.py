@@ -13,7 +13,7 @@ from typing import Any
 
 from yolofleet.errors import UserError
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock import Token
+from yolofleet.storage.holder import Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.attendance import Attendance
 from yolofleet.training.capacity import NodeOffer, has_room

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from yolofleet.errors import UserError
 from yolofleet.evaluation.device import chosen_device
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock import Token
+from yolofleet.storage.holder import Token
 from yolofleet.training.finite import shared_text
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.loop import Outcome

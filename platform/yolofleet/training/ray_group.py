@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from yolofleet.errors import UserError, WorkError
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.storage.lock import LockLostError, Token
+from yolofleet.storage.holder import Token
+from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.abandoned import holds_room, return_abandoned
 from yolofleet.training.attendance import Member

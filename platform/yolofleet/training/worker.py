@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock import Token
+from yolofleet.storage.holder import Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.group import WorkerGroup
 from yolofleet.training.hang_watch import watching

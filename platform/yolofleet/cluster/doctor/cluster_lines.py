@@ -10,7 +10,8 @@ from yolofleet.cluster.doctor.nodes import Node
 from yolofleet.cluster.doctor.tracking_probe import SUBJECT as TRACKING_SUBJECT
 from yolofleet.cluster.doctor.tracking_probe import judge_tracking, look_at_tracking
 from yolofleet.errors import UserError
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.mlflow_store import default_tracking_uri
 from yolofleet.training.capacity import NodeOffer, has_room, num_places
 from yolofleet.training.input import open_dataset

@@ -8,7 +8,7 @@ from typing import Any
 from yolofleet.cluster.doctor.all_reduce import SUBJECT, Backend, Member, judge_exchange
 from yolofleet.cluster.doctor.line import CLUSTER, Line
 from yolofleet.cluster.doctor.nodes import SILENCE_CURE, Node, Silence, awaited, pinned, release
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 
 MOST_ON_A_NODE = 8
 

@@ -34,7 +34,8 @@ from yolofleet.cluster.doctor.storage_probe import (
 from yolofleet.cluster.doctor.versions import SUBJECT as VERSIONS_SUBJECT
 from yolofleet.cluster.doctor.versions import Installed, judge_versions, look_at_versions
 from yolofleet.errors import UserError
-from yolofleet.specs.job import ClusterSpec, JobSpec
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
 from yolofleet.tracking.deadline import within
 from yolofleet.training.cluster_view import alive_offers, free_resources, growth_offers

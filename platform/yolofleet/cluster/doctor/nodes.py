@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from yolofleet.specs.job import ClusterSpec
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.training.capacity import NodeOffer, wanted_resources
 
 HEAD_RESOURCE = "node:__internal_head__"

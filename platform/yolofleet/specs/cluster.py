@@ -1,0 +1,77 @@
+"""What a job asks of the cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from yolofleet.specs.base import Spec
+from yolofleet.specs.values import Count
+
+
+class ClusterSpec(Spec):
+    """What Ray is asked for."""
+
+    workers: Count | tuple[Count, Count] = 1
+    """Number of workers, or [fewest, most] for a run that grows and shrinks with the cluster."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that each worker gets; 0 trains on the CPU."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
+    """CPUs that each worker gets."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Labels that a node must have for a worker to be placed there (Ray's node labels)."""
+    first_worker_labels: dict[str, str] = Field(default_factory=dict)
+    """Labels of the first worker's node besides: it writes the checkpoints, so keep it off nodes that may be taken."""
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
+    """Whether workers share nodes or keep apart (Ray's placement strategies)."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Failures of workers, hangs among them, that a run survives in a row without a checkpoint between them."""
+    max_preemptions: Annotated[int, Field(ge=0)] = 20
+    """The same for nodes that were announced to go."""
+    max_start_failures: Annotated[int, Field(ge=0)] = 5
+    """The same for groups of workers that did not come up, and for Ray's own controller."""
+    start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """How long the workers may take to start."""
+    wait_for_nodes_seconds: Annotated[float, Field(ge=0)] = 1800.0
+    """How long a run waits for nodes that an autoscaler can add, or that it had and lost."""
+    hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
+    """A worker that makes no progress for so long is ended, its stacks kept; longer than any evaluation or step."""
+    resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
+    """How often a run with fewer than the most workers looks for room to grow."""
+    evaluation: Literal["auto", "inline", "apart"] = "auto"
+    """Who judges the model: the workers between two steps (inline), a task beside them that takes the place of one more
+    worker (apart), or that where several nodes have a place to spare (auto)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.fewest_workers > self.most_workers:
+            raise ValueError(
+                f"workers [{self.fewest_workers}, {self.most_workers}]: the first is the fewest, the second the most"
+            )
+        return self
+
+    @property
+    def fewest_workers(self) -> int:
+        """The number of workers below which the run waits."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def places_for_evaluation(self) -> int:
+        """Places like a worker's that are kept free beside the workers."""
+        return int(self.evaluation == "apart")
+
+    @property
+    def fewest_places(self) -> int:
+        """The number of places below which the run waits."""
+        return self.fewest_workers + self.places_for_evaluation
+
+    @property
+    def worker_counts(self) -> range:
+        """All numbers of workers that the run may have."""
+        return range(self.fewest_workers, self.most_workers + 1)
+
+    @property
+    def most_workers(self) -> int:
+        """The largest number of workers that the run uses."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
