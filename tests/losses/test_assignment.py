@@ -150,6 +150,25 @@ def test_comparing_by_blocks_finds_what_comparing_all_finds(
     assert found_by_comparing(1, assigner, predictions, targets) == wanted
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_comparing_by_blocks_holds_where_costs_of_neighbours_are_worlds_apart(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (256, 256)
+    predictions, targets = make_predictions(seed, 1, size, 3), make_targets(seed, 230, 1, 3)
+    targets[:, 1] = 0
+    generator = torch.Generator().manual_seed(seed)
+    for level in predictions:
+        sure = torch.rand(level.shape[:-1], generator=generator) < 0.02
+        level[..., 4:] = -60.0
+        level[..., 4:][sure] = torch.tensor([80.0, 80.0, 20.0, 20.0])  # object, its own class, the others
+    found = []
+    for crowd in (1, 1_000_000):
+        monkeypatch.setattr("yolofleet.losses.host_choice.CROWD", crowd)
+        found.append(positives(make_loss(3), predictions, targets, size))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("fault", [torch.nan, torch.inf])
 def test_predictions_that_are_no_number_end_no_comparison(fault: float) -> None:
     predictions, targets = make_predictions(10, image_size=SIZE), make_targets(10, 40)

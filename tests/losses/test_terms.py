@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -209,12 +212,39 @@ def test_wrong_input_is_named() -> None:
         make_loss()(predictions, targets, (96, 96))
     with pytest.raises(ValueError, match=r"targets must be \(N, 6\)"):
         make_loss()(predictions, targets[:, :5], SIZE)
+    with pytest.raises(ValueError, match="they are a ndarray"):
+        make_loss()(predictions, targets.numpy(), SIZE)  # type: ignore[arg-type]
+    for nothing in ([], [level[:0] for level in predictions]):
+        with pytest.raises(ValueError, match="nothing to learn from"):
+            make_loss()(nothing, targets, SIZE)
     targets[1, 1] = 19
     with pytest.raises(ValueError, match="target row 1 has class index 19; the class indices here are 0 to 4"):
         make_loss()(predictions, targets, SIZE)
     targets[1, :2] = torch.tensor([2.0, 0.0])
     with pytest.raises(ValueError, match="target row 1 has image index 2"):
         make_loss()(predictions, targets, SIZE)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.5])
+def test_the_focal_gradient_is_finite_where_scores_saturate(gamma: float) -> None:
+    predictions = [level.mul_(100.0).requires_grad_() for level in make_predictions(4, image_size=SIZE)]
+    result = make_loss(hyperparameters={"fl_gamma": gamma})(predictions, make_targets(4, 6), SIZE)
+    result.total.backward()
+    assert result.total.isfinite()
+    assert all(level.grad is not None and level.grad.isfinite().all() for level in predictions)
+
+
+def test_one_loss_serves_inference_mode_and_threads_and_can_be_copied() -> None:
+    loss, size = make_loss(), SIZE
+    cases = [(make_predictions(seed, image_size=size), make_targets(seed, 4 + 5 * seed)) for seed in range(4)]
+    wanted = [make_loss()(*case, size).total for case in cases]
+    with torch.inference_mode():
+        assert loss(*cases[3], size).total == wanted[3]
+    for other in (loss, copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert other(*cases[0], size).total == wanted[0]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: loss(*cases[number % 4], size).total, range(80)))
+    assert found == wanted * 20
 
 
 def test_one_class_has_no_class_term() -> None:
@@ -225,5 +255,11 @@ def test_one_class_has_no_class_term() -> None:
 def test_strides_and_anchors_must_agree() -> None:
     with pytest.raises(ValueError, match="anchors must be positive"):
         DetectionLoss(anchors=[[[1, 2]]], strides=STRIDES, num_classes=5, hyperparameters=GAINS)
+    with pytest.raises(ValueError, match=r"strides are \[0\]"):
+        DetectionLoss(anchors=[[[1, 2]]], strides=[0], num_classes=5, hyperparameters=GAINS)
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        DetectionLoss(anchors=[[[1, 2]]], strides=[8], num_classes=0, hyperparameters=GAINS)
+    with pytest.raises(ValueError, match="class_weights are"):
+        make_loss(class_weights=[1, 1, -1, 1, 1])
     with pytest.raises(ValueError, match="lack obj"):
         DetectionLoss(anchors=[[[1, 2]]], strides=[8], num_classes=5, hyperparameters={"box": 1, "cls": 1})

@@ -1,8 +1,8 @@
 """Candidates of an image in blocks of like ones, and what a block can promise to a box at most.
 
 Candidates that are alike in size and place make a block, and what they have at best makes its envelope: least area,
-least own cost, outermost corners, and for each class the best odds. Compared with a box, the envelope gives an overlap
-that no candidate of the block exceeds and a cost that none undercuts. Rounding keeps that true, for every operation of
+outermost corners, and for each class the least class cost. Compared with a box, the envelope gives an overlap that no
+candidate of the block exceeds and a cost that none undercuts. Rounding keeps that true, for every operation of
 the comparison grows or falls with its arguments; only the logarithm may not in its last bits, so a caller leaves a
 margin in costs.
 """
@@ -16,7 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from yolofleet.losses.comparison import NUM_PLANES, OWN_PLANE, compare_
+from yolofleet.losses.comparison import (
+    NUM_PLANES,
+    OVERLAP_FLOOR,
+    OVERLAP_WEIGHT,
+    OWN_PLANE,
+    compare_,
+    overlap_of,
+)
 from yolofleet.losses.hosting import copy_between
 from yolofleet.losses.workspace import Workspace
 
@@ -56,17 +63,17 @@ class Blocks:
         copy_between(odds.index_select(0, candidate).t(), by_class)
         self._odds = by_class.view(-1, self.number, BLOCK_WIDTH)
         self._envelope = self._geometry.amin(2)  # (6, blocks)
-        # Odds beside another candidate's lower own cost are worth less by the difference.
-        worth = torch.exp(self._envelope[OWN_PLANE, :, None] - self._geometry[OWN_PLANE]).nan_to_num_(0.0)
-        scaled = workspace.take("scaled", tuple(self._odds.shape), planes)
-        self._envelope_odds = torch.mul(self._odds, worth, out=scaled).amax(2)  # (C, blocks)
+        class_cost = torch.log(self._odds, out=workspace.take("class cost", tuple(self._odds.shape), planes))
+        class_cost.neg_().add_(self._geometry[OWN_PLANE])
+        self._least_class_cost = class_cost.amin(2)  # (C, blocks)
 
     def promise(self, boxes: slice) -> tuple[Numbers, Numbers]:
         """Overlap that no candidate of a block exceeds, and cost that none undercuts: two (boxes, blocks)."""
         label = self._label[boxes]
         cost = self._workspace.take("promise", (len(label), self.number), self._odds)
-        torch.index_select(self._envelope_odds, 0, label, out=cost)
-        overlap = compare_(cost, self._boxes[:, boxes, None], self._envelope[:, None], self._workspace)
+        torch.index_select(self._least_class_cost, 0, label, out=cost)
+        overlap = overlap_of(self._boxes[:, boxes, None], self._envelope[:, None], self._workspace)
+        cost.sub_((overlap + OVERLAP_FLOOR).log_(), alpha=OVERLAP_WEIGHT)
         return overlap.numpy().copy(), cost.numpy()
 
     def compare(self, box: Indices, block: Indices) -> tuple[Numbers, Numbers]:

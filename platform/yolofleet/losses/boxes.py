@@ -40,6 +40,17 @@ class Boxes:
         return Boxes(*(send(field, device) for field in (self.image, self.label, self.xywh, self.row, self.alive)))
 
 
+def check_targets(targets: Tensor) -> None:
+    """Return if targets have the shape that a loss takes.
+
+    Raises:
+        ValueError: They have not.
+    """
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] != 6:
+        given = f"a tensor {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {given}")
+
+
 def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.dtype, keep_degenerate: bool) -> Boxes:
     """Order targets by image and leave out boxes without an area or with a coordinate that is no number.
 
@@ -51,11 +62,9 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
         keep_degenerate: Let boxes without an area take part, as the published implementation does.
 
     Raises:
-        ValueError: Wrong shape; or, for targets in host memory, an image or class index out of range. (On a device an
-            index out of range ends in the device's own assertion: looking at it here would make the host wait.)
+        ValueError: For targets in host memory: an image or class index out of range. (On a device it ends in the
+            device's own assertion: looking at it here would make the host wait.)
     """
-    if targets.ndim != 2 or targets.shape[1] != 6:
-        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {tuple(targets.shape)}")
     order = torch.argsort(targets.detach()[:, 0], stable=True)
     targets = targets.detach().index_select(0, order)
     image, label = targets[:, 0].long(), targets[:, 1].long()

@@ -2,8 +2,10 @@
 
 The paper caps the objectness of the extra coarse cells "by the distance from the center of the object" so that they
 never reach what the fine cells can. It gives no formula. Here the cap falls linearly with the distance d, in cells,
-between the cell's centre and the object's: 1 - d / 2. A cell that only the coarse set holds is 1.0 to 1.6 cells away,
-so its target is at most 0.5, and 0.2 at the far end; a fine cell is nearer than 1.12 and is not capped at all.
+between the cell's centre and the object's: 1 - d / 2, and 0 from two cells on. A place that only the coarse search
+offers is 1.0 to 1.6 cells from its own object, so its target is at most 0.5, and 0.2 at the far end. With dynamic
+matching a box may also answer at a place that another box offered: nearer than that, where the cap is higher, or so
+far that nothing is left. What the lead head holds is not capped at all.
 """
 
 from __future__ import annotations

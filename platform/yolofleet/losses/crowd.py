@@ -30,6 +30,7 @@ Indices = npt.NDArray[np.int64]
 Numbers = npt.NDArray[Any]
 
 COST_MARGIN = 1e-3  # far above the rounding of a cost, far below what usually tells two costs apart
+COST_ERROR = 2e-6  # above the rounding of large costs, as a share of them
 
 
 class Takings(NamedTuple):
@@ -95,7 +96,8 @@ class Crowd:
         which = torch.from_numpy(candidate)
         planes = self._planes.index_select(1, which)  # (6, c)
         class_cost = planes[OWN_PLANE] - self._odds.index_select(0, which).amax(1).log()
-        allowed = self._cost(taker, candidate) + COST_MARGIN - class_cost
+        taken = self._cost(taker, candidate)
+        allowed = taken + taken.abs() * COST_ERROR + COST_MARGIN - class_cost
         least = (((-1.0 / OVERLAP_WEIGHT) * allowed).exp() - OVERLAP_FLOOR).numpy()  # (c,) overlap
         at_once = max(1, entries // len(self._label))
         for start in range(0, len(candidate), at_once):
@@ -131,7 +133,8 @@ def _takings(blocks: Blocks, start: int, end: int, num_best: int, entries: int) 
     overlaps = [(np.arange(num_rows).repeat(num_best), best.ravel())]
 
     promising = most > best[:, :1]
-    promising |= ~(least > limit[:, None] + COST_MARGIN)  # no number is a promise too
+    above = limit + np.abs(limit) * COST_ERROR + COST_MARGIN
+    promising |= ~(least > above[:, None])  # no number is a promise too
     np.put_along_axis(promising, block, False, axis=1)
     rows, others = np.divmod(np.flatnonzero(promising), blocks.number)
     at_once = max(1, entries // BLOCK_WIDTH)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.losses.assignment import Assignment, LabelAssigner
-from yolofleet.losses.boxes import Boxes, read_boxes
+from yolofleet.losses.boxes import Boxes, check_targets, read_boxes
 from yolofleet.losses.constraint import coarse_only_caps
 from yolofleet.losses.hosting import send
 from yolofleet.losses.levels import AnchorTable, Levels, levels_on
@@ -103,16 +103,23 @@ class DetectionLoss:
             raise ValueError(f"relaxation is {relaxation}; it must be above 0 and at most 1 cell")
         if not (math.isfinite(auxiliary_weight) and auxiliary_weight >= 0.0):
             raise ValueError(f"auxiliary_weight is {auxiliary_weight}; it must be 0 or more")
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; it must be 1 or more")
         self.settings = LossSettings.from_hyperparameters(hyperparameters)
         self.num_classes = num_classes
         self.strides = tuple(int(stride) for stride in strides)
+        if min(self.strides, default=0) < 1:
+            raise ValueError(f"strides are {list(strides)}; they must be pixels, 1 or more, one a level")
         self.anchors = _anchor_table(anchors, len(self.strides))
         self.balance = level_balance(len(self.strides))
         self.constraint = constraint
         self.auxiliary_weight = auxiliary_weight
         self.class_weights = None if class_weights is None else torch.as_tensor(class_weights, device="cpu")
-        if self.class_weights is not None and self.class_weights.shape != (num_classes,):
-            raise ValueError(f"class_weights has shape {tuple(self.class_weights.shape)}, not ({num_classes},)")
+        if self.class_weights is not None:
+            if self.class_weights.shape != (num_classes,):
+                raise ValueError(f"class_weights has shape {tuple(self.class_weights.shape)}, not ({num_classes},)")
+            if not bool((self.class_weights >= 0).all() & self.class_weights.isfinite().all()):
+                raise ValueError(f"class_weights are {self.class_weights.tolist()}; they must be numbers of 0 or more")
         self.label_assigner = LabelAssigner(
             assigner=assigner,
             matching=matching,
@@ -135,6 +142,8 @@ class DetectionLoss:
             ValueError: Shapes that do not fit, an index out of range, or no auxiliary levels for an assigner that
                 needs them.
         """
+        if len(predictions) == 0 or len(predictions[0]) == 0:
+            raise ValueError("there is nothing to learn from: no levels were predicted, or for no pictures")
         with torch.autocast(predictions[0].device.type, enabled=False):
             return self._loss(predictions, targets, image_size)
 
@@ -213,6 +222,7 @@ class DetectionLoss:
         self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]
     ) -> tuple[list[Tensor], Levels, Levels]:
         """The predictions in use, and the levels where they and where the targets are."""
+        check_targets(targets)
         num_levels, has_auxiliary = len(self.strides), self.label_assigner.assigner != "none"
         if len(predictions) not in (num_levels, 2 * num_levels):
             raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
@@ -238,7 +248,8 @@ class DetectionLoss:
 
 def _anchor_table(anchors: Any, num_levels: int) -> AnchorTable:
     table = torch.as_tensor(anchors, dtype=torch.float64, device="cpu")
-    if table.ndim != 3 or table.shape[0] != num_levels or table.shape[2] != 2 or not bool((table > 0).all()):
+    are_sizes = bool(((table > 0) & table.isfinite()).all())
+    if table.ndim != 3 or table.shape[0] != num_levels or table.shape[2] != 2 or not are_sizes:
         raise ValueError(
             f"anchors must be positive pixels of shape ({num_levels} levels, anchors, 2), not {tuple(table.shape)}"
         )

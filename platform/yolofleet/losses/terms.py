@@ -20,6 +20,7 @@ from yolofleet.losses.levels import Levels
 from yolofleet.losses.settings import LossSettings
 
 FOCAL_ALPHA = 0.25  # Lin et al. 2017, "Focal loss for dense object detection", and the published implementation
+FOCAL_FLOOR = 1e-12  # the gradient of a power below 1 has no limit at 0
 
 
 def box_fit(logits: Tensor, places: Places, boxes: Boxes, levels: Levels, alpha: Tensor | None = None) -> BoxFit:
@@ -144,7 +145,7 @@ def cross_entropy(logits: Tensor, target: Tensor, positive_weight: float, focal_
     probability = logits.sigmoid()
     correct = target * probability + (1.0 - target) * (1.0 - probability)
     alpha = target * FOCAL_ALPHA + (1.0 - target) * (1.0 - FOCAL_ALPHA)
-    return entropy * alpha * (1.0 - correct) ** focal_gamma
+    return entropy * alpha * (1.0 - correct).clamp(min=FOCAL_FLOOR) ** focal_gamma
 
 
 def _entropy_of_background(logits: Tensor, focal_gamma: float) -> Tensor:
@@ -152,4 +153,4 @@ def _entropy_of_background(logits: Tensor, focal_gamma: float) -> Tensor:
     entropy = F.softplus(logits, threshold=50.0)  # the default leaves the logarithm out from 20 on
     if focal_gamma == 0.0:
         return entropy
-    return entropy * (1.0 - FOCAL_ALPHA) * logits.sigmoid() ** focal_gamma
+    return entropy * (1.0 - FOCAL_ALPHA) * logits.sigmoid().clamp(min=FOCAL_FLOOR) ** focal_gamma
