@@ -103,7 +103,7 @@ def test_too_many_in_a_row_end_the_run_with_samples_and_checkpoint(
     # Steps 3 to 6 went wrong, so the run went back to step 2 and left them out; then steps 7 to 10 did.
     assert "step 10: loss or gradient was no finite number for 4 steps in a row" in message
     assert "most_non_finite_steps is 3" in message
-    assert "the last good checkpoint is step" in message
+    assert "the last good checkpoint is step 2, and the same command goes on from it" in message
     assert ("The loss is already no number" in message) == (kind == "loss")
     assert message.count(", ") >= 7  # the samples of both micro-batches
 

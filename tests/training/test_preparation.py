@@ -93,6 +93,13 @@ def test_the_default_keeps_the_model_s_anchors_and_says_what_they_reach(small_jo
     ready = check_job(job)
     assert run_table(job, ready.run) == trained_table(job)
     assert any(note.startswith("anchors: those of the model reach") for note in ready.notes)
+    assert not any(note.startswith("few steps") for note in ready.notes)
+
+
+def test_a_run_too_short_for_its_recipe_is_told_of(small_job: MakeJob) -> None:
+    ready = check_job(small_job(hyperparameters={}))
+    (note,) = [note for note in ready.notes if note.startswith("few steps")]
+    assert f"are {ready.num_steps} steps, and the recipe takes 1,000 to warm up alone" in note
 
 
 # Initial weights

@@ -69,14 +69,18 @@ class FiniteGuard:
         if not self.adapting:
             run.append_event("non_finite", step=state.step, in_a_row=state.non_finite_in_a_row)
 
+    def is_over(self, state: RunState) -> bool:
+        """Whether too many steps in a row were skipped, so that `check` will end the run."""
+        return state.non_finite_in_a_row > self._most_in_a_row
+
     def check(self, state: RunState, store: CheckpointStore) -> None:
         """End the run where too many steps in a row were skipped; a collective then.
 
         Raises:
-            NonFiniteError: Names the samples, of all workers, and the newest checkpoint.
+            NonFiniteError: Names the samples, of all workers, and the newest checkpoint before those steps.
         """
         self._good_step = state.step - state.non_finite_in_a_row
-        if state.non_finite_in_a_row <= self._most_in_a_row:
+        if not self.is_over(state):
             return
         bad, rest = self._keys()
         if bad:
@@ -84,12 +88,13 @@ class FiniteGuard:
         else:
             told = f"The losses are numbers, their gradients are not; samples of the last step: {_listed(rest)}"
         store.wait()
-        steps = store.steps()
-        good = f"the last good checkpoint is step {steps[-1]}" if steps else "there is no checkpoint yet"
+        good = "there is no checkpoint before them, so the same command begins anew"
+        for step in self.kept(store.steps()):
+            good = f"the last good checkpoint is step {step}, and the same command goes on from it"
         raise NonFiniteError(
             f"step {state.step}: loss or gradient was no finite number for {state.non_finite_in_a_row} steps in a row "
-            f"(most_non_finite_steps is {self._most_in_a_row}); {good}. {told}. Lower hyperparameters.lr0, or use "
-            "precision fp32; the same command goes on from the checkpoint",
+            f"(most_non_finite_steps is {self._most_in_a_row}); {good}. {told}. Under another name, try a lower "
+            "hyperparameters.lr0, or precision fp32",
             window=(state.step - state.non_finite_in_a_row, state.step),
         )
 

@@ -83,13 +83,13 @@ def _train(session: Session, evaluate: Evaluate | None, report: Report) -> Outco
         while state.step < milestones.num_steps and left is None:
             if (end := state.window_end(milestones.num_steps)) is not None:
                 _close(batches)
-                state.step = end
+                state.leave_out_until(end)
                 batches = session.stream.micro_batches(state.step, list(session.owned))
             gradient_norm = _do_step(session, batches)
             left = group.leave_reason() if state.step < milestones.num_steps else None
-            session.guard.check(state, session.store)
-            if milestones.logs(state.step):
+            if milestones.logs(state.step) or session.guard.is_over(state):
                 _log(session, gradient_norm, report)
+            session.guard.check(state, session.store)
             judged = milestones.evaluates(state.step)
             if judged and evaluate is not None and (figures := evaluate(session.average.model)) is not None:
                 report(judgement_row(state.step, figures))

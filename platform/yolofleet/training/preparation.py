@@ -26,6 +26,7 @@ from yolofleet.training.anchors import choose_anchors, table_anchors, with_ancho
 from yolofleet.training.freeze import check_block_names
 from yolofleet.training.initial import INITIAL_KEY, Locate, read_trained, take_over
 from yolofleet.training.model import trained_table
+from yolofleet.training.schedule import Schedule
 
 ANCHORS_KEY = "initial/anchors.json"
 IMAGE_WEIGHTS_KEY = "initial/image_weights.safetensors"
@@ -99,6 +100,13 @@ def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Loca
     notes.append(report.sentence())
     facts["anchors"] = {"source": report.source, "recall": report.after.recall, "model_recall": report.before.recall}
     objects[ANCHORS_KEY] = json.dumps(report.as_document(), indent=1).encode() + b"\n"
+    schedule = Schedule(recipe, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
+    if job.initial_weights is None and schedule.warmup_steps < schedule.recipe_warmup_steps:
+        notes.append(
+            f"few steps: {len(dataset):,} pictures, {job.epochs:g} times in batches of {job.global_batch_size}, are "
+            f"{schedule.num_steps:,} steps, and the recipe takes {schedule.recipe_warmup_steps:,} to warm up alone. "
+            "From scratch little is learned in them: raise epochs, or lower global_batch_size"
+        )
     return Preparation(tuple(notes), facts, objects)
 
 

@@ -32,16 +32,16 @@ def roll_back(run: RunDirectory, group: WorkerGroup, error: NonFiniteError) -> b
 
 def _prepared(run: RunDirectory, error: NonFiniteError) -> bool:
     first, end = error.window
-    if skipped_windows(run):
-        run.append_event("not_rolled_back", window=[first, end], reason="it was done once and did not help")
-        return False
     store = CheckpointStore(run.storage.child("checkpoints"), told=run.append_event, fenced=run.check_held)
     good = store.newest(at_most=first)
-    if good is None:
-        run.append_event("not_rolled_back", window=[first, end], reason="there is no checkpoint before it")
-        return False
+    done = bool(skipped_windows(run))
     run.check_held()
-    run.record_facts(skipped_windows=[[first, end]])
-    store.forget_after(good.step)
+    if not done and good is not None:
+        run.record_facts(skipped_windows=[[first, end]])
+    store.forget_after(good.step if good is not None else 0)  # from one of the bad steps a start would fail at once
+    if done or good is None:
+        reason = "it was done once and did not help" if done else "there is no checkpoint before it"
+        run.append_event("not_rolled_back", window=[first, end], reason=reason)
+        return False
     run.append_event("rolled_back", to_step=good.step, window=[first, end], reason=str(error))
     return True

@@ -39,12 +39,16 @@ class Schedule:
     steps_per_epoch: float
 
     @property
+    def recipe_warmup_steps(self) -> int:
+        """Steps of the recipe's warm-up, at least its minimum."""
+        recipe = self.hyperparameters
+        wanted = max(round(recipe.warmup_epochs * self.steps_per_epoch), recipe.warmup_min_steps)
+        return wanted if recipe.warmup_epochs > 0 else 0
+
+    @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up: the recipe's, at least its minimum, at most half of the run."""
-        wanted = max(
-            round(self.hyperparameters.warmup_epochs * self.steps_per_epoch), self.hyperparameters.warmup_min_steps
-        )
-        return min(wanted, self.num_steps // 2) if self.hyperparameters.warmup_epochs > 0 else 0
+        """Steps of the warm-up: the recipe's, at most half of the run."""
+        return min(self.recipe_warmup_steps, self.num_steps // 2)
 
     def factor(self, epoch: float) -> float:
         """Return the share of lr0 in an epoch: 1 at the start, ``lrf`` at the end."""

@@ -48,6 +48,11 @@ class RunState:
                 return min(end, num_steps - 1)
         return None
 
+    def leave_out_until(self, end: int) -> None:
+        """Go on at a later step; what is left out for numbers that were not finite still counts as skipped."""
+        self.non_finite_steps += end - self.step
+        self.step = end
+
     def count_step(self, finite: bool, *, adapting: bool = False) -> None:
         """Note a step done; ``adapting``: skipped only to lower the loss scale, which says nothing of the run."""
         self.step += 1
