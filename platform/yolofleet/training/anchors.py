@@ -55,7 +55,7 @@ class AnchorReport:
         if self.setting == "model":
             cure = f"boxes out of reach are never learned; set anchors=auto to fit anchors below {GOOD_RECALL:.0%}"
         else:
-            cure = "fitted ones reach no more; a larger data.image_size or hyperparameters.anchor_t may"
+            cure = "fitting gains nothing; a larger data.image_size or hyperparameters.anchor_t may help"
         return f"{text} ({cure})"
 
 
