@@ -86,6 +86,15 @@ def test_without_a_checkpoint_before_it_the_run_ends(small_job: MakeJob, monkeyp
         run(job_of(small_job, checkpoint={"every_steps": 50, "keep": 2}))
 
 
+def test_without_a_whole_checkpoint_before_it_none_is_removed(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: call >= 2)
+    job = job_of(small_job, most_non_finite_steps=3, checkpoint={"every_steps": 6, "keep": 2})
+    with pytest.raises(WorkError, match="there is no checkpoint before them"):
+        run(job)
+    folder = Path(job.storage) / "small" / "checkpoints"
+    assert list(folder.glob("step-*/COMMITTED"))  # its weights are those before the bad steps
+
+
 def test_the_last_step_is_never_left_out(small_job: MakeJob, monkeypatch) -> None:
     spoil_calls(monkeypatch, lambda call: 18 <= call < 24)  # the last three of twelve steps
     folder = run(job_of(small_job))

@@ -88,7 +88,7 @@ class FiniteGuard:
         else:
             told = f"The losses are numbers, their gradients are not; samples of the last step: {_listed(rest)}"
         store.wait()
-        good = "there is no checkpoint before them, so the same command begins anew"
+        good = "there is no checkpoint before them"
         for step in self.kept(store.steps()):
             good = f"the last good checkpoint is step {step}, and the same command goes on from it"
         raise NonFiniteError(

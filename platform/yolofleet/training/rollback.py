@@ -38,7 +38,8 @@ def _prepared(run: RunDirectory, error: NonFiniteError) -> bool:
     run.check_held()
     if not done and good is not None:
         run.record_facts(skipped_windows=[[first, end]])
-    store.forget_after(good.step if good is not None else 0)  # from one of the bad steps a start would fail at once
+    if good is not None:
+        store.forget_after(good.step)  # a start from one of the bad steps would fail at once
     if done or good is None:
         reason = "it was done once and did not help" if done else "there is no checkpoint before it"
         run.append_event("not_rolled_back", window=[first, end], reason=reason)
