@@ -32,7 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes
 	$(BIN)/yolofleet train jobs/quickstart.yaml
-	@echo; echo "Next, find objects in pictures:"
+	@echo; echo "Next, find objects in images:"
 	@echo "  $(BIN)/yolofleet predict models:/quickstart@candidate demo/images/images/000009.jpg --out predictions \\"
 	@echo "      --tracking-uri sqlite:///demo/runs/_mlflow/mlflow.db"
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from yolofleet.storage import open_storage
-from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.checkpoint.store import CheckpointStore
 
 NUM_SAVES = 7
 

@@ -4,7 +4,7 @@
 
 - ``mosaic_over_classic``: our training stream (shards, mosaic + affine + colour + flip at 640) over the classic order
   of work in OpenCV: decode four, resize, paste on a canvas, warp, HSV by lookup tables, flip.
-- ``mosaic_over_decode``: the same stream over decoding one picture and padding it, which is the limit of any CPU path.
+- ``mosaic_over_decode``: the same stream over decoding one image and padding it, which is the limit of any CPU path.
 - ``decode_over_classic``: that limit over the classic order of work; a check that the classic peer is honest.
 - ``read_over_webdataset``: samples read from shards without decoding, over webdataset's own reader.
 
@@ -45,7 +45,7 @@ SETTINGS = AugmentationSettings(mosaic9_share=0.0, mixup=0.0, paste_in=0.0, scal
 
 
 def built(folder: Path, out: Path) -> ShardDataset:
-    """Build shards of a folder of JPEGs, with the annotations beside it or else with three boxes in each picture."""
+    """Build shards of a folder of JPEGs, with the annotations beside it or else with three boxes in each image."""
     problems = ProblemLog()
     beside = folder.parent / "instances.json"
     data = beside.read_bytes() if beside.is_file() else json.dumps(made_up_annotations(folder)).encode()
@@ -55,7 +55,7 @@ def built(folder: Path, out: Path) -> ShardDataset:
 
 
 def made_up_annotations(folder: Path) -> dict[str, Any]:
-    """Return a COCO document with three boxes in each picture of a folder."""
+    """Return a COCO document with three boxes in each image of a folder."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, path in enumerate(sorted(folder.glob("*.jpg")), start=1):
@@ -70,12 +70,12 @@ def made_up_annotations(folder: Path) -> dict[str, Any]:
 
 
 def classic_sample(
-    pictures: list[bytes], generator: np.random.Generator, canvas: NDArray[np.uint8], output: NDArray[np.uint8]
+    images: list[bytes], generator: np.random.Generator, canvas: NDArray[np.uint8], output: NDArray[np.uint8]
 ) -> None:
     """Make one training sample (3, SIDE, SIDE) in the classic order of work; the canvas is memory to use."""
     canvas.fill(114)
     centre_x, centre_y = (int(value) for value in generator.uniform(SIDE / 2, 3 * SIDE / 2, size=2))
-    for place, data in enumerate(pictures):
+    for place, data in enumerate(images):
         image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR)
         gain = SIDE / max(image.shape[:2])
         if gain != 1:
@@ -103,7 +103,7 @@ def classic_sample(
 
 
 def decode_and_pad(data: bytes, padded: NDArray[np.uint8]) -> None:
-    """Decode one picture and pad it to the input's size (SIDE, SIDE, 3)."""
+    """Decode one image and pad it to the input's size (SIDE, SIDE, 3)."""
     image = simplejpeg.decode_jpeg(data, "RGB")[:SIDE, :SIDE]
     padded.fill(114)
     padded[: image.shape[0], : image.shape[1]] = image
@@ -126,7 +126,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     # Once a large block was freed, the C library keeps memory instead of returning it: no case pays for fresh pages.
     large = np.empty(30 << 20, dtype=np.uint8)
     del large
-    pictures = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+    images = [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as out:
         dataset = built(folder, Path(out))
@@ -151,12 +151,12 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
         def classic() -> int:
             for place in range(2 * MICRO_BATCH):
-                chosen = [pictures[index] for index in generator.integers(len(pictures), size=4)]
+                chosen = [images[index] for index in generator.integers(len(images), size=4)]
                 classic_sample(chosen, generator, canvas, outputs[place % MICRO_BATCH])
             return 2 * MICRO_BATCH
 
         def decode() -> int:
-            chosen = pictures[: 4 * MICRO_BATCH]
+            chosen = images[: 4 * MICRO_BATCH]
             for data in chosen:
                 decode_and_pad(data, padded)
             return len(chosen)
@@ -177,7 +177,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         "decode_over_classic": round(found["decode"] / found["classic"], 2),
         "read_over_webdataset": round(found["read"] / found["webdataset"], 2),
         "samples_per_cpu_second": {name: round(rate, 1) for name, rate in found.items()},
-        "images": len(pictures),
+        "images": len(images),
         "image_size": SIDE,
     }
 

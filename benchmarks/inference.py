@@ -4,10 +4,10 @@
 
 A detector whose package holds its network as ONNX is loaded to predict in ONNX Runtime; without that file, in the
 fused form: the deployed form in torch with each activation inside its convolution. ONNX Runtime by itself is given a
-graph for this one size and numpy arrays. All compute decoded predictions of the same picture; they take turns, and each
+graph for this one size and numpy arrays. All compute decoded predictions of the same image; they take turns, and each
 is given its best round, in processor time of one thread (with more threads: wall time). `ratio` is the training form's
 time over a form's: above 1 it is faster. `difference` is the largest one to the training form's predictions, as a share
-of their range. INT8 takes its ranges from one random picture: enough for its speed, not for its predictions. (What
+of their range. INT8 takes its ranges from one random image: enough for its speed, not for its predictions. (What
 deployment gains for every model, on a GPU too, is `deployed_form.py`'s question.)
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.exporter import add_network
 from yolofleet.export.onnx_graph import network_to_onnx
-from yolofleet.export.onnx_quantization import quantized
+from yolofleet.export.quantization import quantized
 from yolofleet.export.runtime import load_detector
 from yolofleet.export.settings import INPUT_NAME, InputShape
 from yolofleet.models import build_model, deploy

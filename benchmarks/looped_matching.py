@@ -26,7 +26,7 @@ def looped_matching(
     strides: Sequence[int],
     image_size: int,
 ) -> list[Tensor]:
-    """Match candidates and boxes of square pictures.
+    """Match candidates and boxes of square images.
 
     Args:
         predictions: One (B, A, H, W, 5 + C) a level.

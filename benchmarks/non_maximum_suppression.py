@@ -2,9 +2,9 @@
 
     python benchmarks/non_maximum_suppression.py [--json] [--rounds 5]
 
-One picture, 80 classes, IoU 0.65, at most 300 detections, one thread, processor milliseconds, medians over rounds in
+One image, 80 classes, IoU 0.65, at most 300 detections, one thread, processor milliseconds, medians over rounds in
 which the peers take turns. Candidates crowd around 40 objects, as at confidence 0.001. `whole` is the step from decoded
-predictions (25,200 boxes x 80 classes, a 640 px picture) to detections, with that many candidates above confidence.
+predictions (25,200 boxes x 80 classes, a 640 px image) to detections, with that many candidates above confidence.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/object_storage.py [FOLDER_OF_JPEGS] [--json]
 
-The shards of the pictures lie in a folder and on an S3 server on this machine (rclone). One epoch of training
+The shards of the images lie in a folder and on an S3 server on this machine (rclone). One epoch of training
 micro-batches is taken from files, from S3 with an empty shard cache (`cold`) and from S3 with a full one (`warm`), in
 turns, each with a dataset opened anew; wall time, the best of several rounds. `cold_over_file` contains the wait for
 the first shard, which nothing can hide; `cold_over_file_after_first` begins after the first micro-batch, where fetching

@@ -25,9 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yolofleet.registry.champions import move_alias, reigns
-from yolofleet.registry.intents import read_intents
-from yolofleet.registry.model_tags import ModelTags
+from yolofleet.registry.alias_history import move_alias, reigns
+from yolofleet.registry.promotion_lock import read_intents
+from yolofleet.registry.versions import ModelTags
 from yolofleet.tracking.mlflow_store import open_client
 
 ALIAS = "champion"
@@ -36,8 +36,8 @@ LEAN = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 NUM_ALONE = 10
 WORKER = """
 import json, sys
-from yolofleet.registry.champions import PromotionLostError, move_alias
-from yolofleet.registry.model_tags import ModelTags
+from yolofleet.registry.alias_history import PromotionLostError, move_alias
+from yolofleet.registry.versions import ModelTags
 uri, version = sys.argv[1], int(sys.argv[2])
 store = ModelTags(uri, "race")
 store.read()

@@ -2,7 +2,7 @@
 
     python benchmarks/resume_cost.py [--samples 10000] [--json]
 
-Builds a dataset of small drawn pictures, then opens it anew for every measurement, as a restarted process does, and
+Builds a dataset of small drawn images, then opens it anew for every measurement, as a restarted process does, and
 takes the first micro-batch at the first and at the last step of an epoch, taking turns. ``resume_cost`` is the ratio of
 the fastest of either, in CPU seconds; ``samples_read`` and ``shards_opened`` show that both read the same amount.
 """
@@ -28,7 +28,7 @@ from yolofleet.data.stream import AugmentationSettings, TrainingStream
 from yolofleet.storage import open_storage
 
 SIDE, MICRO_BATCH = 64, 16
-NUM_PICTURES = 50
+NUM_IMAGES = 50
 
 
 class CountingDataset(ShardDataset):
@@ -45,26 +45,24 @@ class CountingDataset(ShardDataset):
 
 
 def built(out: Path, num_samples: int) -> None:
-    """Build shards of many samples from a few pictures."""
-    pictures = out / "pictures"
-    pictures.mkdir()
+    """Build shards of many samples from a few images."""
+    images = out / "pictures"
+    images.mkdir()
     generator = np.random.default_rng(0)
-    for number in range(NUM_PICTURES):
+    for number in range(NUM_IMAGES):
         pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        cv2.imwrite(str(pictures / f"{number}.jpg"), cv2.resize(pixels, (SIDE, SIDE * 3 // 4)))
+        cv2.imwrite(str(images / f"{number}.jpg"), cv2.resize(pixels, (SIDE, SIDE * 3 // 4)))
     boxes = range(1, num_samples + 1)
     document = {
         "images": [
-            {"id": n, "file_name": f"{n % NUM_PICTURES}.jpg", "width": SIDE, "height": SIDE * 3 // 4} for n in boxes
+            {"id": n, "file_name": f"{n % NUM_IMAGES}.jpg", "width": SIDE, "height": SIDE * 3 // 4} for n in boxes
         ],
         "annotations": [{"id": n, "image_id": n, "category_id": 1, "bbox": [5, 5, 20, 20]} for n in boxes],
         "categories": [{"id": 1, "name": "thing"}],
     }
     problems = ProblemLog()
     source = parse_coco(json.dumps(document).encode(), "drawn", problems)
-    build_dataset(
-        source, open_storage(pictures), open_storage(out / "shards"), BuildOptions(shard_samples=500), problems
-    )
+    build_dataset(source, open_storage(images), open_storage(out / "shards"), BuildOptions(shard_samples=500), problems)
 
 
 def first_batch(url: Path, step: int) -> tuple[float, int, int]:

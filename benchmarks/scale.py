@@ -1,6 +1,6 @@
 """What everything but the training itself costs with 1,000 workers and 10^9 samples, and what gives way first.
 
-Nothing is trained: workers, their pictures, MLflow and the cluster's Jobs API are stand-ins, what lies between them is
+Nothing is trained: workers, their images, MLflow and the cluster's Jobs API are stand-ins, what lies between them is
 the real thing. Each part runs in a process of its own; its time is processor time, its memory what it adds at the peak.
 Both are compared with a limit of that part (`scale_parts.py` says why that much): the largest share names the part that
 would be the first to hold a larger cluster up.

@@ -16,7 +16,7 @@ from typing import Any
 GIBIBYTE = 2**30
 MICRO_BATCH = 16
 SAMPLES_PER_SHARD = 1000
-"""What shards of the default size hold, of pictures of 130 kB."""
+"""What shards of the default size hold, of images of 130 kB."""
 ROWS, EVENTS = 100_000, 20_000
 """Rows of metrics of a run of five million steps; events of 1,000 workers on nodes that come and go."""
 
@@ -106,7 +106,7 @@ def submission(scale: Scale, folder: Path) -> list[Measure]:
 
 
 def _members(scale: Scale) -> list[Any]:
-    from yolofleet.training.attendance import Member
+    from yolofleet.training.supervision.heartbeats import Member
 
     figures = {name: 1.0 for name in ("loss", "loss_box", "samples_per_second", "data_wait_share", "learning_rate")}
     return [
@@ -121,7 +121,7 @@ def reports(scale: Scale, folder: Path) -> list[Measure]:
     import psutil
     import ray
 
-    from yolofleet.training.attendance import Attendance
+    from yolofleet.training.supervision.heartbeats import Attendance
 
     _start_ray()
     attendance = ray.remote(num_cpus=0)(Attendance).remote()
@@ -159,8 +159,8 @@ def _start_ray(tries: int = 3) -> None:
 def watch(scale: Scale, folder: Path) -> list[Measure]:
     """Look at all workers' reports as the driver does each second: who is silent, how far, what is published."""
     from yolofleet.specs.job import JobSpec
-    from yolofleet.training.attendance import reached, silent_members
-    from yolofleet.training.run_metrics import member_readings
+    from yolofleet.training.metrics.publisher import member_readings
+    from yolofleet.training.supervision.heartbeats import reached, silent_members
 
     job = JobSpec.parse(_job(scale), source="job")
     wire = pickle.dumps(_members(scale))  # as Ray brings it
@@ -210,7 +210,7 @@ def dataset(scale: Scale, folder: Path) -> list[Measure]:
 
 
 def order(scale: Scale, folder: Path) -> list[Measure]:
-    """Find samples by their position. A start may take 10 s; one GPU takes at most 1,000 pictures a second."""
+    """Find samples by their position. A start may take 10 s; one GPU takes at most 1,000 images a second."""
     import numpy as np
 
     from yolofleet.data.order import SampleOrder
@@ -236,8 +236,8 @@ def order(scale: Scale, folder: Path) -> list[Measure]:
 
 def rows(scale: Scale, folder: Path) -> list[Measure]:
     """Keep a run's rows and events. The loop may wait a millisecond for a row; a restart half a minute to read all."""
+    from yolofleet.tracking.goodput import survival
     from yolofleet.tracking.run_directory import RunDirectory
-    from yolofleet.tracking.survival import survival
 
     row = {name: 0.123456789 for name in ("loss", "loss_box", "loss_objectness", "loss_classification", "momentum")}
     with RunDirectory.open(folder / "runs", "scale") as run:
@@ -295,8 +295,8 @@ def search(scale: Scale, folder: Path) -> list[Measure]:
     from response_surface import CONSTRAINTS, OBJECTIVES, PARAMETERS, measured_ap, screen
     from yolofleet.search.engine import COMPLETED, Engine, Leg, Result
     from yolofleet.search.history import Observation
-    from yolofleet.search.samples import random_point
     from yolofleet.search.searcher import Searcher
+    from yolofleet.search.space import random_point
     from yolofleet.search.trials import Measurement, Trials
     from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec
 

@@ -37,11 +37,10 @@ from response_surface import (
 )
 from yolofleet.search.engine import Engine, Leg, Result
 from yolofleet.search.feasibility import Screen
-from yolofleet.search.halving import Halving
 from yolofleet.search.history import Observation
-from yolofleet.search.samples import random_point
+from yolofleet.search.schedulers import Halving
 from yolofleet.search.searcher import Searcher
-from yolofleet.search.space import Space
+from yolofleet.search.space import Space, random_point
 from yolofleet.search.trials import Trials
 from yolofleet.specs.search import load_search
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec

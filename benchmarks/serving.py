@@ -7,7 +7,7 @@ small detector with random weights is packaged and served: with its network as O
 --in-torch without. The server is MLflow's own, in a process of its own on a free port of the loopback. Every good
 request must be answered as the detector answers in this process, every bad one with status 400; then the server's
 memory is compared with what it was after the first tenth, and the time of a request with that of the bare forward pass
-in torch (same process, same pictures, same number of threads).
+in torch (same process, same images, same number of threads).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 
 BAD_SHARE = 0.05
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 START_TIMEOUT_SECONDS = 300
 REQUEST_TIMEOUT_SECONDS = 300
 FORWARD_ROUNDS = 20
@@ -112,19 +112,19 @@ def memory_bytes(process: psutil.Process) -> int:
 
 
 def encoded(pixels: np.ndarray) -> str:
-    """Return a picture as a request holds it."""
+    """Return an image as a request holds it."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
 
 
 def bad_bodies() -> list[bytes]:
-    """Requests that must be refused: a text, half a picture, a huge one, none, no JSON, a path."""
+    """Requests that must be refused: a text, half an image, a huge one, none, no JSON, a path."""
     huge = Image.new("1", (30_000, 30_000))
     buffer = io.BytesIO()
     huge.save(buffer, "PNG")
     half = base64.b64decode(encoded(np.zeros((50, 50, 3), np.uint8)))[:60]
-    contents = [[base64.b64encode(data).decode()] for data in (b"a text, no picture" * 9, half, buffer.getvalue())]
+    contents = [[base64.b64encode(data).decode()] for data in (b"a text, no image" * 9, half, buffer.getvalue())]
     return [json.dumps({"inputs": value}).encode() for value in (*contents, [], ["/etc/passwd"])] + [b"{", b""]
 
 
@@ -132,14 +132,14 @@ def fire(port: int, detector: Detector, num_requests: int, at_once: int, process
     """Send the requests, check the answers, return the figures."""
     noise = np.random.default_rng(SEED)
     side = detector.card.image_size
-    pictures = [
-        noise.integers(0, 256, (int(noise.integers(side // 2, side)), side, 3), np.uint8) for _ in range(NUM_PICTURES)
+    images = [
+        noise.integers(0, 256, (int(noise.integers(side // 2, side)), side, 3), np.uint8) for _ in range(NUM_IMAGES)
     ]
-    expected = detector.predict(pictures, batch_size=1)
-    good = [json.dumps({"inputs": [encoded(picture)]}).encode() for picture in pictures]
+    expected = detector.predict(images, batch_size=1)
+    good = [json.dumps({"inputs": [encoded(image)]}).encode() for image in images]
     bad = bad_bodies()
     draw = random.Random(SEED)
-    plan = [(draw.random() < BAD_SHARE, draw.randrange(len(bad) * NUM_PICTURES)) for _ in range(num_requests)]
+    plan = [(draw.random() < BAD_SHARE, draw.randrange(len(bad) * NUM_IMAGES)) for _ in range(num_requests)]
     early: list[int] = []
     done, lock = 0, threading.Lock()
 
@@ -164,8 +164,8 @@ def fire(port: int, detector: Detector, num_requests: int, at_once: int, process
     with ThreadPoolExecutor(at_once) as pool:
         results = list(pool.map(one, plan))
     wall_seconds = time.perf_counter() - start
-    alone = [one((False, number)).seconds for number in range(NUM_PICTURES)]
-    forward = forward_seconds(detector, pictures)
+    alone = [one((False, number)).seconds for number in range(NUM_IMAGES)]
+    forward = forward_seconds(detector, images)
     seconds = sorted(result.seconds for result in results if not result.bad)
     return {
         "requests": num_requests,
@@ -209,12 +209,12 @@ def same(content: bytes, expected: list[dict[str, Any]]) -> bool:
 
 
 @torch.inference_mode()
-def forward_seconds(detector: Detector, pictures: list[np.ndarray]) -> float:
-    """Return the median time of the network alone on the pictures, letterboxed beforehand."""
+def forward_seconds(detector: Detector, images: list[np.ndarray]) -> float:
+    """Return the median time of the network alone on the images, letterboxed beforehand."""
     size = detector.card.image_size
     inputs = []
-    for picture in pictures:
-        boxed, _ = letterbox(picture, (size, size), stride=detector.model.max_stride, auto=True)
+    for image in images:
+        boxed, _ = letterbox(image, (size, size), stride=detector.model.max_stride, auto=True)
         inputs.append(torch.from_numpy(boxed).permute(2, 0, 1)[None].float() / 255)
     taken = []
     for turn in range(FORWARD_ROUNDS):
@@ -225,7 +225,7 @@ def forward_seconds(detector: Detector, pictures: list[np.ndarray]) -> float:
 
 
 def small_version(folder: Path, *, in_torch: bool) -> Path:
-    """Package a small detector with random weights that finds a few things in every picture."""
+    """Package a small detector with random weights that finds a few things in every image."""
     from yolofleet.export.exporter import add_network
     from yolofleet.registry.package import collect_content, write_version
 
@@ -245,7 +245,7 @@ def small_version(folder: Path, *, in_torch: bool) -> Path:
 def detector_of(model: str) -> Detector:
     """Load the detector that is served."""
     if model.startswith("models:/"):
-        from yolofleet.registry.resolve import detector_folder
+        from yolofleet.registry.version_files import detector_folder
 
         return Detector.load(detector_folder(model))
     return Detector.load(Path(model, "data", "detector"))

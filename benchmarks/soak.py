@@ -11,7 +11,7 @@ damaged. Then the run is left alone until it is done.
 - ``faults``: how often each happened; ``table``: each with what it cost.
 - ``visible``: how many of each the run's own events show; ``invisible``: the kinds that they do not show twice.
 - ``steps_redone_max``, ``steps_redone_max_damaged``: after a failure, and after one that met a damaged checkpoint.
-- ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.survival).
+- ``seconds_lost_median``, ``goodput``: from the run's own account (yolofleet.tracking.goodput).
 - ``restart_own_seconds_max``, ``restart_ray_seconds_median``: of each restart, from the failure to the first step, less
   ``restart_waited_seconds_max`` for nodes and storage that were away; ``restarts``: each by itself.
 - ``completed``: the run ended, every sample was seen exactly once, MLflow holds every step exactly once.
@@ -46,9 +46,8 @@ from faulty_s3 import faulty_s3  # noqa: E402
 from soak_account import after_damage, costs, leaks, signs  # noqa: E402 - beside this file
 from soak_faults import Soak, shuffled_kinds  # noqa: E402
 from soak_ground import placement_groups, start_mlflow, temporary_names, write_job, yolofleet  # noqa: E402
-from yolofleet.tracking.restarts import restarts  # noqa: E402
+from yolofleet.tracking.goodput import restarts, survival  # noqa: E402
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
-from yolofleet.tracking.survival import survival  # noqa: E402
 
 PAUSE_SECONDS = (20.0, 40.0)
 CALM_SECONDS = 900.0

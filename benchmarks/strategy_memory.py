@@ -2,7 +2,7 @@
 
     python benchmarks/strategy_memory.py [--model yolov7] [--workers 2] [--json]
 
-Each strategy trains for three steps of two micro-batches in processes of its own (gloo, small pictures, so that
+Each strategy trains for three steps of two micro-batches in processes of its own (gloo, small images, so that
 activations are next to nothing). What counts is the most that a process holds more after a backward pass of the last
 step than after it has trained a narrow model and forgotten it: weights, gradients, momentum, and whatever the strategy
 keeps besides. Without the weights' average, which is the same for all. In units of the weights; `over_forecast` is the
@@ -34,9 +34,9 @@ from yolofleet.models.zoo import resolve
 from yolofleet.specs.hyperparameters import merged
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.optimizer import build_optimizer
-from yolofleet.training.precision import Precision
+from yolofleet.training.loop.optimizer import build_optimizer
+from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.strategies.strategy import build_strategy
 
 STRATEGIES = ("ddp", "zero1", "zero2")

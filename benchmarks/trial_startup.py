@@ -2,7 +2,7 @@
 
     python benchmarks/trial_startup.py [--trials 3] [--json]
 
-Both are measured in one run on this machine, on drawn pictures, for a job of a few steps: from the moment that the work
+Both are measured in one run on this machine, on drawn images, for a job of a few steps: from the moment that the work
 is handed over until the loop's ``start`` event stands in the run directory. `first_trial_seconds` pays for loading
 torch and Ray in the trial's process, `next_trial_seconds` (median) are those that follow in the same process.
 `train_run_seconds` is `yolofleet train`'s way for each job: a Ray Train worker group from zero, Ray itself running
@@ -91,8 +91,8 @@ def trials(folder: Path, count: int) -> list[float]:
 def train_runs(folder: Path, count: int) -> list[float]:
     """Return the start-up seconds of Ray Train runs from zero, one after the other."""
     from yolofleet.specs.job import JobSpec
-    from yolofleet.training.launch import run_on_ray
-    from yolofleet.training.preflight import check_job
+    from yolofleet.training.setup.preflight import check_job
+    from yolofleet.training.supervision.launch import run_on_ray
 
     seconds = []
     for number in range(count):
@@ -106,12 +106,12 @@ def train_runs(folder: Path, count: int) -> list[float]:
 
 def measure(count: int) -> dict[str, Any]:
     """Measure both in one run."""
-    from yolofleet.search.connection import connected_to_ray
+    from yolofleet.core.ray_runtime import tune_connection
 
     with tempfile.TemporaryDirectory(prefix="trial-startup-") as name:
         folder = Path(name)
         draw(folder)
-        with connected_to_ray():
+        with tune_connection():
             theirs = train_runs(folder, count)
             ours = trials(folder, count + 1)
     following = statistics.median(ours[1:])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.redaction import holds_password, without_passwords
+from yolofleet.core.redaction import holds_password, without_passwords
 
 WORD = st.text("abcXYZ019-_.~%", min_size=1, max_size=12)
 PASSWORD = st.text("abcXYZ019-_.~%:@!$&()*+,;=", min_size=1, max_size=20)

@@ -4,7 +4,7 @@
 
 Trains a narrow YOLOv7-W6 with each of the four assigners and every seed, a few minutes a run, in the same sample order;
 the run directories below FOLDER make every run go on where it was stopped. Reported is
-AP of the averaged weights after the last step on pictures never trained on: mean and standard deviation over the
+AP of the averaged weights after the last step on images never trained on: mean and standard deviation over the
 seeds, and the difference to ``none`` paired by seed. With so small a model and so short a training the order of the
 paper's table (its AP at full size stands beside) need not come out; what comes out is printed.
 """
@@ -30,7 +30,7 @@ JOB: dict[str, Any] = {
     "hyperparameters": {
         "lr0": 0.05,
         "lrf": 0.05,
-        "obj": 17.0,  # the published gain is scaled by the picture's area against 640 px, and would vanish at 128
+        "obj": 17.0,  # the published gain is scaled by the image's area against 640 px, and would vanish at 128
         "cls": 3.0,  # and this one by the number of classes against 80
         "warmup_epochs": 1.0,
         "warmup_min_steps": 60,
@@ -55,7 +55,7 @@ def yolofleet(*arguments: str, folder: Path) -> None:
 
 
 def make_data(folder: Path) -> None:
-    """Draw the pictures and write their shards, unless they are there."""
+    """Draw the images and write their shards, unless they are there."""
     if not (folder / "shards/val/manifest.json").exists():
         yolofleet("data", "synth", "images", "--images", "800", "--seed", "6", folder=folder)
         for split in ("train", "val"):

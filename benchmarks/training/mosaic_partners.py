@@ -2,14 +2,14 @@
 
     python benchmarks/training/mosaic_partners.py [FOLDER] [--out DIR] [--seeds 3] [--minutes M] [--json]
 
-Trains a narrow YOLOv7-tiny on real pictures (FOLDER holds ``images/``, ``instances_train.json``, ``instances_val.json``
+Trains a narrow YOLOv7-tiny on real images (FOLDER holds ``images/``, ``instances_train.json``, ``instances_val.json``
 and, if there is one, ``instances_test.json``) in two arms, each with the same seeds, job, order and schedule:
 
 - ``micro_batch``: the product. The partners of a mosaic, of mixup and of pasted objects are the other samples of the
-  micro-batch, so every picture is decoded once a step.
+  micro-batch, so every image is decoded once a step.
 - ``free``: as published. Every sample draws partners of its own from the whole dataset. This order exists only here.
 
-AP is that of the averaged weights after the last step, on pictures that were never trained on. ``cost`` is how much
+AP is that of the averaged weights after the last step, on images that were never trained on. ``cost`` is how much
 lower the mean of ``micro_batch`` is; it counts as nothing while it is within the spread of equal runs, which is the
 standard deviation between seeds, pooled over both arms. Every run has a run directory of its own below ``--out``: what
 is finished is not done again, what was stopped goes on. With ``--minutes`` the script stops by itself after the first
@@ -40,22 +40,22 @@ from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.micro_batch import MicroBatch, MicroBatchPlace
-from yolofleet.data.picture import Picture, picture_from_record
+from yolofleet.data.order import Purpose, keyed_generator
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.randomness import Purpose, keyed_generator
+from yolofleet.data.records import LabelledImage, labelled_image
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.training import session
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.input import training_stream
-from yolofleet.training.preflight import check_job
-from yolofleet.training.schedule import Schedule
-from yolofleet.training.worker import run_worker
+from yolofleet.training.loop.schedule import Schedule
+from yolofleet.training.loop.train import trainer as session
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.setup.builders import training_stream
+from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.supervision.worker import run_worker
 
 ARMS = ("micro_batch", "free")
 NUM_FREE_PARTNERS = 17
-"""Enough for two mosaics of nine (the second one for mixup) without a picture twice."""
+"""Enough for two mosaics of nine (the second one for mixup) without an image twice."""
 JOB: dict[str, Any] = {
     "model": {"name": "yolov7-tiny", "transition_width": 0.5, "hidden_width": 0.5},
     "recipe": "tiny",
@@ -81,16 +81,16 @@ class FreePartners:
         self._dataset = dataset
         self._order = stream.order
         self._seed = seed
-        self._picture = lru_cache(maxsize=None)(self._decoded)  # the pictures are small; the free arm needs them often
+        self._image = lru_cache(maxsize=None)(self._decoded)  # the images are small; the free arm needs them often
 
-    def _decoded(self, number: int) -> Picture:
+    def _decoded(self, number: int) -> LabelledImage:
         sample = self._dataset.read(number)
         record = sample.record()
-        return picture_from_record(sample.key, sample.pixels(record), record, len(self._dataset.classes))
+        return labelled_image(sample.key, sample.pixels(record), record, len(self._dataset.classes))
 
-    def _own(self, position: int) -> Picture:
+    def _own(self, position: int) -> LabelledImage:
         place = self._order.place(position)
-        return self._picture(int(self._dataset.shard_starts[place.shard]) + place.row)
+        return self._image(int(self._dataset.shard_starts[place.shard]) + place.row)
 
     def make(self, place: MicroBatchPlace) -> MicroBatch:
         """Make one micro-batch, as ``MicroBatchMaker.make`` does."""
@@ -101,10 +101,10 @@ class FreePartners:
         for slot in range(place.size):
             generator = keyed_generator(self._seed, Purpose.AUGMENTATION, place.first + slot)
             partners = generator.choice(len(self._dataset), NUM_FREE_PARTNERS, replace=False)
-            pictures = [self._own(place.first + slot), *(self._picture(int(number)) for number in partners)]
-            found = augmenter.augment(0, pictures, generator, images[slot]).normalised(side)  # (n, 5)
+            labelled_images = [self._own(place.first + slot), *(self._image(int(number)) for number in partners)]
+            found = augmenter.augment(0, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
             targets.append(np.insert(found, 0, slot, axis=1))
-            keys.append(pictures[0].key)
+            keys.append(labelled_images[0].key)
         boxes = torch.from_numpy(np.concatenate(targets).astype(np.float32))
         return MicroBatch(place.step, place.index, torch.from_numpy(images), boxes, tuple(keys))
 

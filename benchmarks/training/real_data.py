@@ -1,4 +1,4 @@
-"""YOLOv7-tiny from scratch on real pictures (blood cells, three classes): how well, and in what time.
+"""YOLOv7-tiny from scratch on real images (blood cells, three classes): how well, and in what time.
 
     python benchmarks/training/real_data.py DATA --out FOLDER [--device cpu|gpu] [--minutes 20] [--json]
 

@@ -2,7 +2,7 @@
 
     python benchmarks/training/world_change.py --out FOLDER [--seeds 3] [--json]
 
-Trains a narrow YOLOv7-tiny on drawn pictures, once for each seed with one worker, and once more with the first seed
+Trains a narrow YOLOv7-tiny on drawn images, once for each seed with one worker, and once more with the first seed
 under 1, 3, 2 and 4 workers in turn, each group going on from the checkpoint of the one before. Samples are the same at
 every step; sums are not added up in the same order, and training makes much of little. ``difference`` is how far the
 AP of the changed run lies from the undisturbed one of its seed, ``spread`` the standard deviation between seeds. What
@@ -55,7 +55,7 @@ def run(*command: str, folder: Path) -> None:
 
 
 def drawn(folder: Path) -> None:
-    """Draw the pictures and build their shards, unless they are there."""
+    """Draw the images and build their shards, unless they are there."""
     if (folder / "val" / "manifest.json").exists():
         return
     run("-m", "yolofleet", "data", "synth", "images", "--images", str(NUM_IMAGES), "--seed", "1", folder=folder)

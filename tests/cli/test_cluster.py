@@ -73,7 +73,7 @@ def test_a_plan_is_a_table_with_the_cure(job: Path, capsys: pytest.CaptureFixtur
         (["--nodes", 9], "9 workers, but a global batch of 64 holds only 8 micro-batches"),
         (["--nodes", 3, "--workers", 2], "3 nodes, but only 2 workers"),
         (["--nodes", 0], "--nodes"),
-        (["--bandwidth", "fast"], "--bandwidth 'fast': a number of bytes"),
+        (["--bandwidth", "fast"], "--bandwidth 'fast' is not a size"),
         (["--bandwidth", "0"], "at least one byte"),
         (["data.cache.max_bytes=1MB"], "alone has 50,000,000 bytes"),
         (["data.train=nowhere"], "no dataset here"),

@@ -25,7 +25,7 @@ def test_from_drawing_to_inspecting(capsys: pytest.CaptureFixture[str], drawn: P
     annotations, images, out = drawn / "instances_train.json", drawn / "images", tmp_path / "out"
     code, text, _ = run(capsys, "check", annotations, images, "--strict", "--json", "--html", tmp_path / "page.html")
     assert code == 0 and json.loads(text)["usable"] == 16
-    assert "16 of 16 pictures" in (tmp_path / "page.html").read_text()
+    assert "16 of 16 images" in (tmp_path / "page.html").read_text()
     code, text, _ = run(capsys, "shard", annotations, images, out, "--shard-bytes", "20KB", "--json")
     built = json.loads(text)
     assert code == 0 and built["images"] == 16 and built["shards"] > 1 and built["skipped"] == 0
@@ -53,7 +53,7 @@ def test_a_strict_check_fails_on_any_problem(
     hostile = test_data / "hostile"
     arguments = ("check", hostile / "annotations" / "all_images.json", hostile / "images")
     code, text, errors = run(capsys, *arguments, "--html", tmp_path / "page.html")
-    assert code == 0 and "21 of 30 pictures can be used" in text and "drop: image_too_large x 3" in errors
+    assert code == 0 and "21 of 30 images can be used" in text and "drop: image_too_large x 3" in errors
     page = (tmp_path / "page.html").read_text()
     assert page.count("<figure>") == 15 and "data:image/jpeg" in page and "http" not in page
     assert run(capsys, *arguments, "--strict")[0] == 1
@@ -64,10 +64,10 @@ def test_a_strict_check_fails_on_any_problem(
     [
         (["check", "missing.json", "."], "missing.json"),
         (["check", "{annotations}/truncated.json", "{images}"], "no JSON at line 1, column 894"),
-        (["check", "{annotations}/ok.json"], "the folder of pictures is missing"),
+        (["check", "{annotations}/ok.json"], "the folder of images is missing"),
         (["check", "{annotations}/ok.json", "{images}", "--format", "coko"], "not one of auto, coco, yolo"),
         (["shard", "{annotations}/ok.json", "{out}/nowhere", "{out}"], "no files here"),
-        (["shard", "{annotations}/ok.json", "{images}", "{out}", "--shard-bytes", "many"], "128MB"),
+        (["shard", "{annotations}/ok.json", "{images}", "{out}", "--shard-bytes", "many"], "is not a size"),
         (["shard", "{annotations}/ok.json", "{images}", "{out}", "--split", "0.5"], "0.0-0.9"),
         (["shard", "{annotations}/ok.json", "{images}", "{out}", "--longest-side", "64"], "--reencode QUALITY"),
         (["shard", "{annotations}/ok.json", "{images}", "ftp://x/y"], "unknown scheme"),

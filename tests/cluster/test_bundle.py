@@ -14,12 +14,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.cli.submit import exit_code
-from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, read_bundle
+from yolofleet.cli.jobs import exit_code
+from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, differences, installed_versions, read_bundle
 from yolofleet.cluster.follow import follow
 from yolofleet.cluster.service import NoSuchJobError, SentJob, _checked_address
-from yolofleet.cluster.versions import differences, installed_versions
-from yolofleet.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
 
 JOB: dict[str, Any] = {
@@ -49,7 +48,9 @@ def test_spec_package_and_versions_travel_and_nothing_else(tmp_path: Path, monke
     job = JobSpec.load(out / SPEC_NAME)
     assert job.epochs == 7
     assert Path(job.data.val).is_absolute()
-    assert (out / "yolofleet/models/zoo/yolov7.yaml").is_file() and (out / "yolofleet/cli/sent.py").is_file()
+    assert (out / "yolofleet/models/zoo/yolov7.yaml").is_file() and (
+        out / "yolofleet/cli/remote_entrypoint.py"
+    ).is_file()
     assert not list(out.rglob("*.pyc"))
 
 

@@ -23,10 +23,10 @@ NODE_SUBJECTS = {"versions", "clock", "GPUs", "shared memory", "open files", "st
 SILENT_NODE = """
 import json, os, signal, time
 from yolofleet.cluster.doctor.nodes import Probes, described
-from yolofleet.search.connection import connected_to_ray
+from yolofleet.core.ray_runtime import tune_connection
 from yolofleet.specs.cluster import ClusterSpec
 
-with connected_to_ray():
+with tune_connection():
     import ray
     nodes = described(ray.nodes(), ClusterSpec())
     with Probes(nodes) as probes:

@@ -9,24 +9,30 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.cluster.doctor.afar import MARK, reported
-from yolofleet.cluster.doctor.all_reduce import Exchange, bandwidth, judge_exchange
+from yolofleet.cluster.doctor.all_reduce import Exchange, bandwidth, judge_exchange, look_at_exchange
 from yolofleet.cluster.doctor.authentication import Address, Answer, judge_reach, judge_stranger
-from yolofleet.cluster.doctor.clock import ClockOffset, judge_clock, measure_clock
-from yolofleet.cluster.doctor.cluster_lines import room_line
-from yolofleet.cluster.doctor.collective import look_at_exchange
+from yolofleet.cluster.doctor.cluster_checks import TrackingFound, judge_tracking, room_line
 from yolofleet.cluster.doctor.devices import Devices, Gpu, judge_devices, listed_gpus
 from yolofleet.cluster.doctor.disk import CacheNeed, Disk, file_system_of, judge_disk
-from yolofleet.cluster.doctor.limits import Limits, judge_open_files, judge_shared_memory
-from yolofleet.cluster.doctor.line import CLUSTER, Line, Report
+from yolofleet.cluster.doctor.entry import MARK, reported
+from yolofleet.cluster.doctor.finding import CLUSTER, Line, Report
+from yolofleet.cluster.doctor.node_checks import (
+    ClockOffset,
+    Installed,
+    Limits,
+    judge_clock,
+    judge_open_files,
+    judge_shared_memory,
+    judge_versions,
+    look_at_versions,
+    measure_clock,
+)
 from yolofleet.cluster.doctor.nodes import Node, described
 from yolofleet.cluster.doctor.storage_probe import DataFound, RunsFound, judge_data, judge_runs
-from yolofleet.cluster.doctor.tracking_probe import TrackingFound, judge_tracking
-from yolofleet.cluster.doctor.versions import Installed, judge_versions, look_at_versions
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import TrackingSpec
-from yolofleet.training.capacity import NodeOffer
+from yolofleet.training.supervision.nodes import NodeOffer
 
 GB, MB = 10**9, 10**6
 PLACE = "10.0.0.7"
@@ -162,7 +168,7 @@ def test_open_files(limit: int, expected: str) -> None:
 @pytest.mark.parametrize(
     ("change", "expected", "seen"),
     [
-        ({}, "ok", "500.0 GB free, writes 400 MB/s"),
+        ({}, "ok", "500 GB free, writes 400 MB/s"),
         ({"problem": "/mnt: Read-only file system", "bytes_per_second": None}, "fail", "Read-only"),
         ({"free_bytes": GB // 2}, "fail", "the largest shard alone has 1.0 GB"),
         ({"free_bytes": 20 * GB}, "warn", "wants to keep 60.0 GB"),
@@ -243,9 +249,9 @@ def test_room() -> None:
     ("backend", "found", "expected", "seen"),
     [
         ("gloo", [Exchange(0.05, True)] * 2, "ok", "336 MB/s"),
-        ("gloo", [Exchange(0.05, True), Exchange(4.0, True)], "warn", "4.19 MB/s"),
+        ("gloo", [Exchange(0.05, True), Exchange(4.0, True)], "warn", "4.2 MB/s"),
         ("nccl", [Exchange(1.0, True)] * 2, "warn", "134 MB/s"),
-        ("nccl", [Exchange(0.001, True)] * 8, "ok", "234.9 GB/s"),
+        ("nccl", [Exchange(0.001, True)] * 8, "ok", "235 GB/s"),
         ("nccl", [Exchange(0.001, True)], "ok", "no other to exchange with"),
         ("gloo", [Exchange(0.05, True), Exchange(0.05, False)], "fail", "the sum is wrong"),
         ("gloo", [Exchange(0.05, True), "10.0.0.8: no answer within 60 s"], "fail", "10.0.0.8: no answer"),

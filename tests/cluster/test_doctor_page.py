@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from yolofleet.cli.doctor_page import printed
-from yolofleet.cluster.doctor.line import CLUSTER, Line, Report
+from yolofleet.cli.doctor import printed
+from yolofleet.cluster.doctor.finding import CLUSTER, Line, Report
 
 LONG = "s3://a-bucket-with-a-long-name/runs/of/a/project: was refused by https://s3.example (AccessDenied) " * 2
 

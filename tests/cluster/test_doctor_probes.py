@@ -17,12 +17,12 @@ from cluster.exchange_worker import take_part
 from faulty_s3 import FaultyProxy, faulty_s3
 from yolofleet.cluster.doctor import all_reduce
 from yolofleet.cluster.doctor.authentication import Address, knock
+from yolofleet.cluster.doctor.cluster_checks import judge_tracking, look_at_tracking
 from yolofleet.cluster.doctor.devices import look_at_devices
 from yolofleet.cluster.doctor.disk import CacheNeed, judge_disk, look_at_disk
-from yolofleet.cluster.doctor.limits import look_at_limits
-from yolofleet.cluster.doctor.line import CLUSTER
+from yolofleet.cluster.doctor.finding import CLUSTER
+from yolofleet.cluster.doctor.node_checks import look_at_limits
 from yolofleet.cluster.doctor.storage_probe import look_at_data, look_at_runs, marked
-from yolofleet.cluster.doctor.tracking_probe import judge_tracking, look_at_tracking
 from yolofleet.specs.job import TrackingSpec
 from yolofleet.storage import StorageError, open_storage
 

@@ -213,7 +213,7 @@ def test_hosts_without_access_to_the_storage_are_told_before_training(
     code = (
         "import os, ray, sys\n"
         "from yolofleet.specs.job import JobSpec\n"
-        "from yolofleet.training.reach import check_reach\n"
+        "from yolofleet.training.supervision.nodes import check_reach\n"
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error')\n"
         "check_reach(JobSpec.load(sys.argv[2]).with_absolute_paths())\n"
     )

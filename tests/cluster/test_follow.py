@@ -12,7 +12,7 @@ import pytest
 from yolofleet.cluster import service as jobs
 from yolofleet.cluster.follow import follow
 from yolofleet.cluster.service import JobService, SentJob
-from yolofleet.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError
 
 RUNNING = SentJob("id", "run", "digest", "RUNNING", None, "", 0.0, None)
 TEXT = "".join(f"step {step}\n" for step in range(40))

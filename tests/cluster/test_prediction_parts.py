@@ -11,10 +11,9 @@ import pytest
 from PIL import Image
 
 from yolofleet.cli.main import main
-from yolofleet.cluster.part_predictor import PACKAGE_FILES, PartPredictor
-from yolofleet.cluster.picture_sources import FilePictures
-from yolofleet.cluster.prediction_parts import PredictionPlan, merge_parts, missing_parts, part_key
-from yolofleet.errors import UserError
+from yolofleet.cluster.batch_prediction import PACKAGE_FILES, PartPredictor
+from yolofleet.cluster.prediction_parts import FileImages, PredictionPlan, merge_parts, missing_parts, part_key
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
@@ -22,7 +21,7 @@ from yolofleet.specs.model import ModelChoice
 from yolofleet.storage import open_storage
 
 CLASSES = [(3, "circle"), (7, "square")]
-NUM_PICTURES = 10
+NUM_IMAGES = 10
 
 
 @pytest.fixture(scope="module")
@@ -33,35 +32,35 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Ten files; the fourth is no picture."""
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Ten files; the fourth is no image."""
     folder = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
-    paths = [folder / f"{number}.png" for number in range(NUM_PICTURES)]
+    paths = [folder / f"{number}.png" for number in range(NUM_IMAGES)]
     for number, path in enumerate(paths):
         Image.fromarray(random.integers(0, 256, (40 + number, 64, 3), np.uint8)).save(path)
-    paths[3].write_bytes(b"this is no picture")
+    paths[3].write_bytes(b"this is no image")
     return paths
 
 
-def plan_for(source: FilePictures, **changes: Any) -> PredictionPlan:
+def plan_for(source: FileImages, **changes: Any) -> PredictionPlan:
     values: dict[str, Any] = {
-        "weights_sha256": "0" * 64, "data_digest": source.digest, "num_pictures": len(source), "part_size": 3,
+        "weights_sha256": "0" * 64, "data_digest": source.digest, "num_images": len(source), "part_size": 3,
         "confidence": 0.002, "iou": 0.5, "max_detections": 5, "image_size": 64,
     }  # fmt: skip
     return PredictionPlan(**(values | changes))
 
 
-def test_parts_cover_every_picture_once() -> None:
-    for num_pictures in range(12):
+def test_parts_cover_every_image_once() -> None:
+    for num_images in range(12):
         for part_size in (1, 3, 5, 20):
-            plan = plan_for(FilePictures([]), num_pictures=num_pictures, part_size=part_size)
-            covered = [number for part in range(plan.num_parts) for number in plan.pictures(part)]
-            assert covered == list(range(num_pictures))
+            plan = plan_for(FileImages([]), num_images=num_images, part_size=part_size)
+            covered = [number for part in range(plan.num_parts) for number in plan.images(part)]
+            assert covered == list(range(num_images))
 
 
-def test_together_they_are_what_one_run_finds(package: Path, pictures: list[Path], tmp_path: Path) -> None:
-    source = FilePictures(pictures)
+def test_together_they_are_what_one_run_finds(package: Path, images: list[Path], tmp_path: Path) -> None:
+    source = FileImages(images)
     plan = plan_for(source)
     storage = open_storage(tmp_path / "out")
     assert missing_parts(storage, plan) == [0, 1, 2, 3]
@@ -79,7 +78,7 @@ def test_together_they_are_what_one_run_finds(package: Path, pictures: list[Path
     results = json.loads(storage.get("results.json"))
     assert len(problems) == 1 and "3.png" in problems[0]
     assert [image["id"] for image in document["images"]] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    readable = [path for place, path in enumerate(pictures) if place != 3]
+    readable = [path for place, path in enumerate(images) if place != 3]
     expected = Detector.load(package).predict(readable, confidence=0.002, iou=0.5, max_detections=5, batch_size=1)
     by_image = [[entry for entry in results if entry["image_id"] == image["id"]] for image in document["images"]]
     assert [len(found) for found in by_image] == [len(found) for found in expected]
@@ -94,37 +93,37 @@ def test_together_they_are_what_one_run_finds(package: Path, pictures: list[Path
 
 
 @pytest.mark.slow
-def test_a_worker_predicts_in_onnx_runtime_where_the_package_can(package: Path, pictures: list[Path]) -> None:
+def test_a_worker_predicts_in_onnx_runtime_where_the_package_can(package: Path, images: list[Path]) -> None:
     pytest.importorskip("onnxruntime")
-    from yolofleet.cli.predict_many import read_package
+    from yolofleet.cli.predict import read_package
     from yolofleet.export.exporter import add_network
-    from yolofleet.export.onnx_session import OnnxNetwork
+    from yolofleet.export.runtime import OnnxNetwork
 
     files, card = read_package(str(package), None)
     assert set(files) == {"detector.json", "model.safetensors"} and len(card.classes) == len(CLASSES)
     add_network(package)
     files, _ = read_package(str(package), None)
     (package / "model.onnx").unlink()
-    worker = PartPredictor(files, FilePictures(pictures), plan_for(FilePictures(pictures)), "nowhere", device="cpu")
+    worker = PartPredictor(files, FileImages(images), plan_for(FileImages(images)), "nowhere", device="cpu")
     assert isinstance(worker._detector.network, OnnxNetwork)
 
 
-def test_a_folder_belongs_to_one_plan(pictures: list[Path], tmp_path: Path) -> None:
-    plan = plan_for(FilePictures(pictures))
+def test_a_folder_belongs_to_one_plan(images: list[Path], tmp_path: Path) -> None:
+    plan = plan_for(FileImages(images))
     storage = open_storage(tmp_path)
     missing_parts(storage, plan)
     with pytest.raises(UserError, match=r"confidence, iou differ.*another --out"):
-        missing_parts(storage, plan_for(FilePictures(pictures), confidence=0.1, iou=0.6))
-    pictures[0].touch()
+        missing_parts(storage, plan_for(FileImages(images), confidence=0.1, iou=0.6))
+    images[0].touch()
     with pytest.raises(UserError, match="data_digest"):
-        missing_parts(storage, plan_for(FilePictures(pictures)))
+        missing_parts(storage, plan_for(FileImages(images)))
     storage.put("plan.json", b"[")
     with pytest.raises(UserError, match="all of it"):
         missing_parts(storage, plan)
 
 
-def test_no_pictures_at_all(tmp_path: Path) -> None:
-    storage, plan = open_storage(tmp_path), plan_for(FilePictures([]))
+def test_no_images_at_all(tmp_path: Path) -> None:
+    storage, plan = open_storage(tmp_path), plan_for(FileImages([]))
     assert missing_parts(storage, plan) == []
     assert merge_parts(storage, plan, CLASSES) == ({"images": 0, "annotations": 0}, [])
     assert json.loads(storage.get("detections.json"))["annotations"] == json.loads(storage.get("results.json")) == []
@@ -132,13 +131,13 @@ def test_no_pictures_at_all(tmp_path: Path) -> None:
 
 def test_more_workers_than_places_are_refused_before_ray_starts(
     package: Path,
-    pictures: list[Path],
+    images: list[Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    folder = str(pictures[0].parent)
+    folder = str(images[0].parent)
     arguments = ["predict", str(package), folder, "--workers", "9999", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--device", "cpu"]) == 2
     assert "--workers 9999" in capsys.readouterr().err

@@ -14,8 +14,8 @@ import yaml
 
 from cluster.manifest_rules import RuleBrokenError, Rules, pod_templates
 from yolofleet.cli.main import main
+from yolofleet.cluster.manifest import render as render_work
 from yolofleet.cluster.manifest_work import work_of_job
-from yolofleet.cluster.render import render as render_work
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
 
@@ -152,7 +152,7 @@ def test_a_pod_gets_what_its_workers_need(render: Render) -> None:
     on_cpus = ("cluster.gpus_per_worker=0", "precision=fp32", "kubernetes.spot=null")
     small, large = requests(*on_cpus, "micro_batch_size=8"), requests(*on_cpus, "data.image_size=1280")
     assert "nvidia.com/gpu" not in small
-    # What the activations take is known: 0.59 GB for a picture of 640 pixels in half precision, twice that in fp32.
+    # What the activations take is known: 0.59 GB for an image of 640 pixels in half precision, twice that in fp32.
     assert mebibytes(large["memory"]) > mebibytes(small["memory"]) > mebibytes(one["memory"])
     assert mebibytes(requests("kubernetes.memory_per_worker=40GB")["memory"]) == 39 * 1024 + 1024
     assert requests("kubernetes.on_demand.resources={vpc.amazonaws.com/efa: 4}")["vpc.amazonaws.com/efa"] == "4"

@@ -20,10 +20,9 @@ from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.attendance import Attendance, Member
-from yolofleet.training.capacity import num_places
-from yolofleet.training.cluster_view import alive_offers, draining_nodes, free_offers, growth_offers
-from yolofleet.training.group_watch import GroupWatch
+from yolofleet.training.supervision.heartbeats import Attendance, Member
+from yolofleet.training.supervision.nodes import alive_offers, draining_nodes, free_offers, growth_offers, num_places
+from yolofleet.training.supervision.watches import GroupWatch
 
 JOB: dict[str, Any] = {
     "name": "x",

@@ -1,4 +1,4 @@
-"""A small drawn dataset, as pictures and as shards, shared by the tests of the data path."""
+"""A small drawn dataset, as images and as shards, shared by the tests of the data path."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build() -> Build:
 
 @pytest.fixture(scope="session")
 def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The drawn pictures in shards of seven."""
+    """The drawn images in shards of seven."""
     out = tmp_path_factory.mktemp("shards")
     build_shards(drawn / "instances.json", drawn / "images", out, shard_samples=7)
     return out

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.anchors import anchor_fit, fitted_anchors
-from yolofleet.errors import UserError
 
 TINY = (((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)), ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)))
 

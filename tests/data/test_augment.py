@@ -8,16 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.data.augment import AugmentationSettings, Augmenter
-from yolofleet.data.colour import colour_matrix, draw_colour
+from yolofleet.data.augment import AugmentationSettings, Augmenter, colour_matrix, draw_colour
 from yolofleet.data.decode import decode_image
 from yolofleet.data.geometry import draw_warp, move_boxes, move_points, worth_keeping
-from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine
-from yolofleet.data.outlines import Outlines, boxes_inside
+from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine, render
+from yolofleet.data.order import Purpose, keyed_generator
 from yolofleet.data.paste import paste_objects
-from yolofleet.data.picture import Picture
-from yolofleet.data.randomness import Purpose, keyed_generator
-from yolofleet.data.render import render
+from yolofleet.data.records import LabelledImage, Outlines, boxes_inside
 from yolofleet.data.targets import Targets
 
 SIDE = 160
@@ -27,13 +24,15 @@ def generator(seed: int = 0) -> np.random.Generator:
     return keyed_generator(seed, Purpose.AUGMENTATION, 1)
 
 
-def picture(width: int, height: int, boxes: list[list[float]], seed: int = 0) -> Picture:
-    """A black picture with one white rectangle for each box."""
+def labelled(width: int, height: int, boxes: list[list[float]], seed: int = 0) -> LabelledImage:
+    """A black image with one white rectangle for each box."""
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     for x1, y1, x2, y2 in boxes:
         pixels[int(y1) : int(y2), int(x1) : int(x2)] = 255
     found = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    return Picture(str(seed), pixels, found, np.zeros(len(boxes), dtype=np.int64), Outlines.of([None] * len(boxes)))
+    return LabelledImage(
+        str(seed), pixels, found, np.zeros(len(boxes), dtype=np.int64), Outlines.of([None] * len(boxes))
+    )
 
 
 def white_extent(image: np.ndarray) -> tuple[float, float, float, float]:
@@ -58,15 +57,18 @@ def white_extent(image: np.ndarray) -> tuple[float, float, float, float]:
     ids=str,
 )
 def test_boxes_stay_on_their_objects(changes: dict[str, float]) -> None:
-    """One white object among four black pictures: its target is the box around what is white."""
+    """One white object among four black images: its target is the box around what is white."""
     strengths = {"mixup": 0.0, "paste_in": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "scale": 0.5} | changes
     augmenter = Augmenter(AugmentationSettings(**strengths), SIDE)
-    pictures = [picture(200, 150, [[60, 40, 150, 120]]), *(picture(120, 180, [], seed) for seed in range(1, 9))]
+    labelled_images = [
+        labelled(200, 150, [[60, 40, 150, 120]]),
+        *(labelled(120, 180, [], seed) for seed in range(1, 9)),
+    ]
     turned = any(strengths.get(name, 0) for name in ("degrees", "shear", "perspective"))
     num_seen = 0
     for seed in range(150):
         planes = np.empty((3, SIDE, SIDE), dtype=np.uint8)
-        targets = augmenter.augment(0, pictures, generator(seed), planes)
+        targets = augmenter.augment(0, labelled_images, generator(seed), planes)
         image = planes.transpose(1, 2, 0).copy()
         image[image == 114] = 0
         if not len(targets.boxes):
@@ -88,14 +90,16 @@ def test_upright_drawing_equals_the_way_through_a_canvas(seed: int, width: int, 
     smooth = cv2.resize(
         chance.integers(0, 255, (4, 4, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC
     )
-    pictures = [Picture("x", smooth, np.empty((0, 4)), np.empty(0, dtype=np.int64), Outlines.of([])) for _ in range(4)]
+    labelled_images = [
+        LabelledImage("x", smooth, np.empty((0, 4)), np.empty(0, dtype=np.int64), Outlines.of([])) for _ in range(4)
+    ]
     layout = mosaic_of_four([0, 1, 2, 3], [(width, height)] * 4, SIDE, generator(seed))
     warp, scale = draw_warp(AugmentationSettings(scale=0.4, translate=0.1), layout.size, SIDE, generator(seed + 1))
     direct, indirect = (np.empty((SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
-    render(layout, pictures, warp, scale, direct)
+    render(layout, labelled_images, warp, scale, direct)
     nearly = warp.copy()
     nearly[0, 1] = 1e-9  # no longer upright: takes the way through the canvas
-    render(layout, pictures, nearly, scale, indirect)
+    render(layout, labelled_images, nearly, scale, indirect)
     difference = np.abs(direct.astype(int) - indirect.astype(int))
     assert np.median(difference) <= 4 and (difference > 40).mean() < 0.12
 
@@ -117,18 +121,18 @@ def test_cells_lie_on_the_canvas_and_never_overlap(seed: int, sizes: list[tuple[
 
 
 @pytest.mark.parametrize("count", [4, 9])
-@pytest.mark.parametrize("num_pictures", [1, 2, 3, 4, 8, 16])
-def test_partners_hold_the_own_picture_once_where_there_are_enough(count: int, num_pictures: int) -> None:
+@pytest.mark.parametrize("num_images", [1, 2, 3, 4, 8, 16])
+def test_partners_hold_the_own_image_once_where_there_are_enough(count: int, num_images: int) -> None:
     for seed in range(20):
-        drawn = draw_partners(0, num_pictures, count, generator(seed))
-        assert len(drawn) == count and set(drawn) <= set(range(num_pictures)) and 0 in drawn
-        if num_pictures >= count:
+        drawn = draw_partners(0, num_images, count, generator(seed))
+        assert len(drawn) == count and set(drawn) <= set(range(num_images)) and 0 in drawn
+        if num_images >= count:
             assert len(set(drawn)) == count
-        elif num_pictures > 1:
+        elif num_images > 1:
             assert drawn.count(0) == 1
 
 
-def test_every_picture_is_seen_four_times_as_often_as_there_are_samples() -> None:
+def test_every_image_is_seen_four_times_as_often_as_there_are_samples() -> None:
     counts = np.zeros(8)
     for seed in range(800):
         for own in range(8):
@@ -217,7 +221,7 @@ def hsv_by_tables(image: np.ndarray, gains: np.ndarray) -> np.ndarray:
 
 
 def test_colours_are_distributed_as_those_of_the_published_tables(test_data: Path) -> None:
-    """On real pictures: means, their spread, and histograms of every channel."""
+    """On real images: means, their spread, and histograms of every channel."""
     chance = np.random.default_rng(0)
     files = sorted((test_data / "coco128" / "images").glob("*.jpg"))[:24]
     images = [cv2.resize(decode_image(path.read_bytes()), (64, 64), interpolation=cv2.INTER_AREA) for path in files]
@@ -256,22 +260,22 @@ def test_transforming_in_place_equals_transforming_aside() -> None:
 
 
 def test_equal_generators_make_equal_samples() -> None:
-    pictures = [picture(80 + 10 * number, 90, [[10, 10, 60, 70]], number) for number in range(5)]
+    labelled_images = [labelled(80 + 10 * number, 90, [[10, 10, 60, 70]], number) for number in range(5)]
     made = []
     for _ in range(2):
         augmenter = Augmenter(AugmentationSettings(mixup=0.5), SIDE)
         planes = np.empty((10, 3, SIDE, SIDE), dtype=np.uint8)
-        targets = [augmenter.augment(seed % 5, pictures, generator(seed), planes[seed]) for seed in range(10)]
+        targets = [augmenter.augment(seed % 5, labelled_images, generator(seed), planes[seed]) for seed in range(10)]
         made.append((planes.tobytes(), [target.boxes.tobytes() for target in targets]))
     assert made[0] == made[1]
 
 
-def test_extreme_pictures_are_augmented() -> None:
-    pictures = [picture(*size, [[0, 0, size[0], size[1]]]) for size in ((4000, 20), (3, 3000), (1, 1), (5, 4))]
+def test_extreme_images_are_augmented() -> None:
+    labelled_images = [labelled(*size, [[0, 0, size[0], size[1]]]) for size in ((4000, 20), (3, 3000), (1, 1), (5, 4))]
     augmenter = Augmenter(AugmentationSettings(degrees=5.0), SIDE)
     planes = np.empty((3, SIDE, SIDE), dtype=np.uint8)
     for seed in range(60):
-        targets = augmenter.augment(seed % 4, pictures, generator(seed), planes)
+        targets = augmenter.augment(seed % 4, labelled_images, generator(seed), planes)
         assert np.isfinite(targets.boxes).all()
 
 
@@ -282,7 +286,7 @@ def test_pasted_objects_bring_their_own_targets() -> None:
     angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     polygon = (np.stack([120.5 + 60 * np.cos(angles), 100.5 + 60 * np.sin(angles)], axis=1)).reshape(-1).tolist()
     boxes = np.array([[60.0, 40.0, 181.0, 161.0], [0.0, 0.0, 20.0, 20.0]])
-    source = Picture("x", pixels, boxes, np.array([2, 0]), Outlines.of([[polygon], None]))
+    source = LabelledImage("x", pixels, boxes, np.array([2, 0]), Outlines.of([[polygon], None]))
     empty = Targets(np.empty((0, 4)), np.empty(0, dtype=np.int64))
     num_pasted = 0
     for seed in range(40):
@@ -303,7 +307,7 @@ def test_pasted_objects_bring_their_own_targets() -> None:
 def test_pasting_hides_little_and_needs_polygons() -> None:
     pixels = np.full((100, 100, 3), 255, dtype=np.uint8)
     square = [[10.0, 10.0, 90.0, 10.0, 90.0, 90.0, 10.0, 90.0]]
-    source = Picture("x", pixels, np.array([[10.0, 10.0, 90.0, 90.0]]), np.array([1]), Outlines.of([square]))
+    source = LabelledImage("x", pixels, np.array([[10.0, 10.0, 90.0, 90.0]]), np.array([1]), Outlines.of([square]))
     everywhere = Targets(np.array([[0.0, 0.0, SIDE, SIDE]]), np.array([0]))
     for seed in range(20):
         image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
@@ -311,5 +315,5 @@ def test_pasting_hides_little_and_needs_polygons() -> None:
         for box in targets.boxes[1:]:
             assert (box[2] - box[0]) * (box[3] - box[1]) < 0.3 * SIDE * SIDE
         image = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
-        assert paste_objects(image, everywhere, [picture(90, 90, [[1, 1, 80, 80]])], generator(seed)) is everywhere
+        assert paste_objects(image, everywhere, [labelled(90, 90, [[1, 1, 80, 80]])], generator(seed)) is everywhere
         assert not image.any()

@@ -17,14 +17,13 @@ import pytest
 import webdataset
 
 from yolofleet.data.build import BuildError
-from yolofleet.data.build_plan import in_split, picture_key
+from yolofleet.data.build_plan import image_key, in_split
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import decode_image
 from yolofleet.data.manifest import Manifest, ManifestError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
-from yolofleet.data.shards import sample_key
-from yolofleet.data.tar_format import tar_header
+from yolofleet.data.shard_writer import sample_key, tar_header
 from yolofleet.storage import open_storage
 
 Build = Callable[..., ProblemLog]
@@ -80,7 +79,7 @@ def test_the_same_build_again_does_nothing_and_another_needs_permission(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     build(drawn / "instances.json", drawn / "images", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    with pytest.raises(BuildError, match=r"another dataset lies here \(45 pictures\).*--overwrite"):
+    with pytest.raises(BuildError, match=r"another dataset lies here \(45 images\).*--overwrite"):
         build(drawn / "instances_val.json", drawn / "images", tmp_path)
     assert len(ShardDataset(tmp_path)) == 45
 
@@ -97,7 +96,7 @@ drawn, out = Path(sys.argv[1]), sys.argv[2]
 problems = ProblemLog()
 source = read_coco(open_storage(drawn), "instances.json", problems)
 def slow(count):
-    print("picture", flush=True)
+    print("image", flush=True)
     time.sleep(0.02)
 options = BuildOptions(shard_samples=7, shuffle=False)
 module.build_dataset(source, open_storage(drawn / "images"), open_storage(out), options, problems, progress=slow)
@@ -126,7 +125,7 @@ def test_a_killed_build_goes_on_where_it_stopped(build: Build, drawn: Path, shar
     assert len(kept) >= 3
 
 
-def test_a_changed_picture_is_built_anew(build: Build, drawn: Path, tmp_path: Path) -> None:
+def test_a_changed_image_is_built_anew(build: Build, drawn: Path, tmp_path: Path) -> None:
     copy = tmp_path / "images"
     copy.mkdir()
     for path in (drawn / "images").iterdir():
@@ -161,7 +160,7 @@ def test_reencoding_is_smaller_and_moves_the_boxes_along(build: Build, drawn: Pa
     assert small_bytes < 0.5 * sum(path.stat().st_size for path in (drawn / "images").iterdir())
 
 
-def test_shuffled_shards_hold_everything_and_a_picture_keeps_its_neighbours(
+def test_shuffled_shards_hold_everything_and_an_image_keeps_its_neighbours(
     build: Build, drawn: Path, tmp_path: Path
 ) -> None:
     build(drawn / "instances.json", drawn / "images", tmp_path / "all", shuffle=True)
@@ -187,7 +186,7 @@ def test_shuffled_shards_hold_everything_and_a_picture_keeps_its_neighbours(
     ],
 )
 def test_file_names_stay_in_their_folder(file_name: str, key: str | None) -> None:
-    assert picture_key(file_name) == key
+    assert image_key(file_name) == key
 
 
 def test_keys_are_plain_and_recognisable() -> None:
@@ -234,7 +233,7 @@ def test_records_survive_json_exactly() -> None:
     assert again.to_json() == record.to_json()
 
 
-def test_pictures_come_out_of_shards_as_they_were(drawn: Path, dataset: ShardDataset) -> None:
+def test_images_come_out_of_shards_as_they_were(drawn: Path, dataset: ShardDataset) -> None:
     sample = dataset.read(11)
     direct = decode_image((drawn / "images" / "000011.jpg").read_bytes())
     assert (sample.pixels(sample.record()) == direct).all()

@@ -10,7 +10,7 @@ from yolofleet.data.coco import AnnotationError, parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.sources import SourceDataset
 
-# file -> (pictures, boxes, problems) after reading the annotations alone
+# file -> (images, boxes, problems) after reading the annotations alone
 READ = {
     "ok": (4, 12, {}),
     "box_zero_area": (4, 11, {"box_zero_area": 1}),

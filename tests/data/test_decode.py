@@ -36,7 +36,7 @@ def encoded(pixels: np.ndarray, image_format: str = "PNG", **options: object) ->
     return buffer.getvalue()
 
 
-def test_every_hostile_picture_is_read_or_refused_with_its_reason(test_data: Path) -> None:
+def test_every_hostile_image_is_read_or_refused_with_its_reason(test_data: Path) -> None:
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for path in image_files(test_data):
         data = path.read_bytes()
@@ -51,13 +51,13 @@ def test_every_hostile_picture_is_read_or_refused_with_its_reason(test_data: Pat
             if path.name in SIZES:
                 assert pixels.shape[1::-1] == SIZES[path.name]
     grown_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib
-    assert grown_kib < 200 * 1024, "a picture that claims gigapixels must not be allocated"
+    assert grown_kib < 200 * 1024, "an image that claims gigapixels must not be allocated"
 
 
 @pytest.mark.parametrize(
     "name", ["cmyk.jpg", "palette.png", "palette_transparent.png", "alpha.png", "photo.webp", "bitmap.bmp"]
 )
-def test_unusual_encodings_of_one_picture_keep_its_colours(test_data: Path, name: str) -> None:
+def test_unusual_encodings_of_one_image_keep_its_colours(test_data: Path, name: str) -> None:
     folder = test_data / "hostile" / "images"
     plain = decode_image((folder / "png_named.jpg").read_bytes())
     other = decode_image((folder / name).read_bytes())
@@ -77,7 +77,7 @@ def test_alpha_is_dropped_and_the_colour_below_is_kept() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_a_picture_only_if_its_annotations_fit_the_turned_one(orientation: int) -> None:
+def test_exif_turns_an_image_only_if_its_annotations_fit_the_turned_one(orientation: int) -> None:
     stored = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)  # 4 wide, 6 high
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -88,7 +88,7 @@ def test_exif_turns_a_picture_only_if_its_annotations_fit_the_turned_one(orienta
         from PIL import ImageOps
 
         upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    assert (decode_image(data) == upright).all(), "without annotations a picture is shown upright"
+    assert (decode_image(data) == upright).all(), "without annotations an image is shown upright"
     assert (decode_image(data, annotated_size=(4, 6)) == stored).all(), "annotations of the stored size win"
     turned = decode_image(data, annotated_size=(6, 4))
     assert turned.shape == ((4, 6, 3) if orientation >= 5 else (6, 4, 3))
@@ -117,7 +117,7 @@ def test_random_bytes_behind_every_signature_never_do_more_than_refuse() -> None
                 decode_image(signature + noise, max_pixels=10_000)
 
 
-def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
+def test_every_cut_of_an_image_is_refused_or_whole() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, size=(40, 50, 3), dtype=np.uint8)
     for image_format in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
         data = encoded(pixels, image_format)
@@ -130,17 +130,17 @@ def test_every_cut_of_a_picture_is_refused_or_whole() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("picture_format", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
 def test_every_orientation_in_every_format_is_brought_upright_or_left_as_annotated(
-    orientation: int, picture_format: str
+    orientation: int, image_format: str
 ) -> None:
-    """The formats agree, though the TIFF reader below turns pictures by itself."""
+    """The formats agree, though the TIFF reader below turns images by itself."""
     stored = np.zeros((24, 40, 3), dtype=np.uint8)
     stored[:12, :20] = (250, 250, 250)  # a bright corner tells every orientation from the others
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = io.BytesIO()
-    Image.fromarray(stored).save(data, picture_format, exif=exif)
+    Image.fromarray(stored).save(data, image_format, exif=exif)
     upright = np.asarray(ImageOps.exif_transpose(_with_orientation(stored, orientation)))
     shown = decode_image(data.getvalue())
     assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 5
@@ -153,9 +153,9 @@ def test_every_orientation_in_every_format_is_brought_upright_or_left_as_annotat
 
 
 def _with_orientation(pixels: NDArray[np.uint8], orientation: int) -> Image.Image:
-    picture = Image.fromarray(pixels)
-    picture.getexif()[0x0112] = orientation
-    return picture
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    return image
 
 
 @pytest.mark.parametrize(

@@ -10,19 +10,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.build import BuildError
 from yolofleet.data.check import check_dataset
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.evaluation_stream import EvaluationStream
 from yolofleet.data.inspect import inspect_dataset
 from yolofleet.data.manifest import ManifestError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
-from yolofleet.data.stream import AugmentationSettings, EvaluationStream, TrainingStream
-from yolofleet.errors import UserError
+from yolofleet.data.stream import AugmentationSettings, TrainingStream
 
 Build = Callable[..., ProblemLog]
 
-# annotations -> (pictures, boxes that are targets, problems that reading alone does not find)
+# annotations -> (images, boxes that are targets, problems that reading alone does not find)
 BUILT = {
     "ok": (4, 12, {}),
     "box_outside": (4, 11, {"box_outside": 1}),
@@ -114,7 +115,7 @@ def test_training_without_a_single_box_is_refused(build: Build, test_data: Path,
         stream(ShardDataset(tmp_path / "out"))
 
 
-def test_every_hostile_picture_is_built_or_left_out_and_counted(build: Build, test_data: Path, tmp_path: Path) -> None:
+def test_every_hostile_image_is_built_or_left_out_and_counted(build: Build, test_data: Path, tmp_path: Path) -> None:
     folder = corpus(test_data)
     problems = build(folder / "annotations" / "all_images.json", folder / "images", tmp_path / "out")
     found = problems.as_document()
@@ -128,9 +129,9 @@ def test_every_hostile_picture_is_built_or_left_out_and_counted(build: Build, te
     assert len(set(keys)) == 21 and not any("." in key for key in keys)
 
 
-def test_too_many_unusable_pictures_stop_the_build(build: Build, test_data: Path, tmp_path: Path) -> None:
+def test_too_many_unusable_images_stop_the_build(build: Build, test_data: Path, tmp_path: Path) -> None:
     folder = corpus(test_data)
-    with pytest.raises(BuildError, match=r"9 of 30 pictures are unusable.*image_damaged: 3 \(such as"):
+    with pytest.raises(BuildError, match=r"9 of 30 images are unusable.*image_damaged: 3 \(such as"):
         build(folder / "annotations" / "all_images.json", folder / "images", tmp_path, most_skipped=0.1)
     with pytest.raises(ManifestError, match="no dataset here"):
         ShardDataset(tmp_path)
@@ -139,10 +140,10 @@ def test_too_many_unusable_pictures_stop_the_build(build: Build, test_data: Path
 @pytest.mark.parametrize("name", TARS)
 def test_foreign_shards_give_the_samples_that_can_be_had(test_data: Path, name: str) -> None:
     problems = ProblemLog()
-    source, pictures = read_source(str(corpus(test_data) / "shards" / name), None, problems)
-    report = check_dataset(source, pictures, problems)
+    source, images = read_source(str(corpus(test_data) / "shards" / name), None, problems)
+    report = check_dataset(source, images, problems)
     assert (report.num_usable, problems.counts) == TARS[name]
-    assert report.num_boxes == 3 * report.num_usable, "boxes stay with their own picture"
+    assert report.num_boxes == 3 * report.num_usable, "boxes stay with their own image"
 
 
 @pytest.mark.parametrize("name", TARS_REFUSED)
@@ -153,9 +154,9 @@ def test_foreign_shards_without_a_sample_are_refused(test_data: Path, name: str)
 
 def test_a_folder_of_foreign_shards_is_one_source(test_data: Path) -> None:
     problems = ProblemLog()
-    source, pictures = read_source(str(corpus(test_data) / "shards"), None, problems)
+    source, images = read_source(str(corpus(test_data) / "shards"), None, problems)
     assert len(source.records) == sum(count for count, _ in TARS.values()) + 2  # two broken JPEGs are listed still
-    assert len(pictures.list()) == len(source.records)
+    assert len(images.list()) == len(source.records)
 
 
 def damaged(shards: Path, out: Path, damage: str) -> ShardDataset:
@@ -231,7 +232,7 @@ def test_check_counts_what_the_build_counts(build: Build, test_data: Path, tmp_p
     folder = corpus(test_data)
     built = build(folder / "annotations" / "all_images.json", folder / "images", tmp_path)
     checked = ProblemLog()
-    source, pictures = read_source(str(folder / "annotations" / "all_images.json"), str(folder / "images"), checked)
-    report = check_dataset(source, pictures, checked, num_threads=2)
+    source, images = read_source(str(folder / "annotations" / "all_images.json"), str(folder / "images"), checked)
+    report = check_dataset(source, images, checked, num_threads=2)
     assert checked.counts == built.counts and report.num_usable == 21
     assert json.dumps(checked.as_document())

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.image_weights import draws, image_weights
-from yolofleet.data.order import SampleOrder
+from yolofleet.data.order import SampleOrder, draws, image_weights
 from yolofleet.data.survey import Survey, survey_boxes
 
 

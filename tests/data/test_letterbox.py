@@ -35,16 +35,16 @@ def test_sizes_and_padding_equal_the_published_cases(reference: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "size", "auto"), [(8, (64, 64), True), (9, (64, 96), False)])
-def test_pixels_equal_the_published_pictures(reference: Path, number: int, size: tuple[int, int], auto: bool) -> None:
-    pictures = np.load(reference / "golden" / "letterbox.npz")
-    picture, _ = letterbox(pictures[f"in_{number}"], size, stride=32, auto=auto, scale_up=True)
-    np.testing.assert_array_equal(picture, pictures[f"out_{number}"])
+def test_pixels_equal_the_published_images(reference: Path, number: int, size: tuple[int, int], auto: bool) -> None:
+    images = np.load(reference / "golden" / "letterbox.npz")
+    source, _ = letterbox(images[f"in_{number}"], size, stride=32, auto=auto, scale_up=True)
+    np.testing.assert_array_equal(source, images[f"out_{number}"])
 
 
 @given(
     SIDES, SIDES, st.integers(1, 40), st.integers(1, 40), st.sampled_from([32, 64, 128]), st.booleans(), st.booleans()
 )
-def test_the_picture_lies_inside_and_boxes_come_back(
+def test_the_image_lies_inside_and_boxes_come_back(
     height: int, width: int, rows: int, columns: int, stride: int, auto: bool, scale_up: bool
 ) -> None:
     size = (rows * stride, columns * stride)
@@ -59,7 +59,7 @@ def test_the_picture_lies_inside_and_boxes_come_back(
     torch.testing.assert_close(box.undo(box.apply(boxes)), boxes, rtol=0, atol=1e-6)
 
 
-def test_boxes_outside_the_picture_are_clipped_to_it() -> None:
+def test_boxes_outside_the_image_are_clipped_to_it() -> None:
     _, box = fit((100, 200), (640, 640), stride=32, auto=False, scale_up=True)
     torch.testing.assert_close(
         box.undo(torch.tensor([[-50.0, -50.0, 900.0, 900.0]])), torch.tensor([[0.0, 0.0, 200.0, 100.0]])
@@ -67,17 +67,17 @@ def test_boxes_outside_the_picture_are_clipped_to_it() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (20, 4000), (3000, 3), (7, 64)])
-def test_thin_pictures_keep_at_least_one_pixel(height: int, width: int) -> None:
-    picture, box = letterbox(np.zeros((height, width, 3), np.uint8), (64, 64), stride=32, auto=True, scale_up=True)
-    assert picture.shape[0] % 32 == picture.shape[1] % 32 == 0
-    assert (picture == 0).all(axis=2).sum() == box.resized_height * box.resized_width
+def test_thin_images_keep_at_least_one_pixel(height: int, width: int) -> None:
+    source, box = letterbox(np.zeros((height, width, 3), np.uint8), (64, 64), stride=32, auto=True, scale_up=True)
+    assert source.shape[0] % 32 == source.shape[1] % 32 == 0
+    assert (source == 0).all(axis=2).sum() == box.resized_height * box.resized_width
 
 
 def test_padding_is_grey_and_pixels_of_the_right_size_are_kept() -> None:
     image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), dtype=np.uint8)
-    picture, box = letterbox(image, (64, 64), stride=32, auto=False, scale_up=True)
-    np.testing.assert_array_equal(picture[box.pad_top : box.pad_top + 32], image)
-    assert (picture[: box.pad_top] == PADDING_GREY).all() and (picture[box.pad_top + 32 :] == PADDING_GREY).all()
+    source, box = letterbox(image, (64, 64), stride=32, auto=False, scale_up=True)
+    np.testing.assert_array_equal(source[box.pad_top : box.pad_top + 32], image)
+    assert (source[: box.pad_top] == PADDING_GREY).all() and (source[box.pad_top + 32 :] == PADDING_GREY).all()
 
 
 def test_an_empty_size_is_refused() -> None:

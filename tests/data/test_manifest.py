@@ -26,7 +26,7 @@ def test_a_manifest_is_the_same_elsewhere(shards: list[ShardEntry]) -> None:
         num_crowds=1,
         shards=tuple(shards),
         source_digest="d",
-        problems={"skipped": {"no_picture": 1}},
+        problems={"skipped": {"no_image": 1}},
     )
     assert pickle.loads(pickle.dumps(manifest)) == manifest
     assert Manifest.from_bytes(manifest.to_bytes(), "here") == manifest

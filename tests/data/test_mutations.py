@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.index import IndexFormatError, ShardIndex
-from yolofleet.data.manifest import Manifest
+from yolofleet.data.manifest import IndexFormatError, Manifest, ShardIndex
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.tar_scan import scan_samples
-from yolofleet.errors import UserError
 
 VALUES = (
     None,

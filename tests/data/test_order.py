@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.data.order import SampleOrder
-from yolofleet.data.randomness import Purpose, keyed_generator
+from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(lambda sizes: sum(sizes) > 0)
 

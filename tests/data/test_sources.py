@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.check import check_dataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_class_names, read_source
 from yolofleet.data.yolo import parse_label_lines
-from yolofleet.errors import UserError
 
 VOC = """<annotation><folder>x</folder><filename>{name}.jpg</filename>
 <size><width>100</width><height>80</height><depth>3</depth></size>{objects}</annotation>"""
@@ -21,7 +21,7 @@ VOC_OBJECT = """<object><name>{name}</name><difficult>{difficult}</difficult>
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     (folder / "sub").mkdir(parents=True)
     for name in ("a", "b", "sub/c"):
@@ -37,13 +37,13 @@ def labels(tmp_path: Path) -> Path:
     return folder
 
 
-def test_yolo_labels_become_boxes_in_pixels(pictures: Path, labels: Path, tmp_path: Path) -> None:
+def test_yolo_labels_become_boxes_in_pixels(images: Path, labels: Path, tmp_path: Path) -> None:
     (labels / "a.txt").write_text("0 0.5 0.5 0.2 0.25\n2 0.1 0.2 0.4 0.2 0.4 0.6\n")
     (labels / "sub" / "c.txt").write_text("1 0.25 0.25 0.5 0.5\n")
     (tmp_path / "data.yaml").write_text("names: {0: cat, 1: dog, 2: owl}\n")
     problems = ProblemLog()
     names = read_class_names(str(tmp_path / "data.yaml"))
-    source, store = read_source(str(labels), str(pictures), problems, class_names=names)
+    source, store = read_source(str(labels), str(images), problems, class_names=names)
     assert [(entry.id, entry.name) for entry in source.classes] == [(0, "cat"), (1, "dog"), (2, "owl")]
     boxes = {record.file_name: record.boxes.tolist() for record in source.records}
     assert np.allclose(boxes["a.jpg"], [[40, 30, 20, 20], [10, 16, 30, 32]])
@@ -61,14 +61,14 @@ def test_the_bad_yolo_lines_of_the_hostile_corpus_are_counted(test_data: Path) -
     assert problems.counts == {"label_line_malformed": 5, "category_unknown": 1}
 
 
-def test_voc_corners_count_from_one_and_difficult_objects_are_no_targets(pictures: Path, labels: Path) -> None:
+def test_voc_corners_count_from_one_and_difficult_objects_are_no_targets(images: Path, labels: Path) -> None:
     objects = VOC_OBJECT.format(name="dog", difficult=0, x1=1, y1=1, x2=100, y2=80) + VOC_OBJECT.format(
         name="cat", difficult=1, x1=11, y1=21, x2=30, y2=40
     )
     (labels / "a.xml").write_text(VOC.format(name="a", objects=objects))
     (labels / "sub" / "c.xml").write_text(VOC.format(name="sub/c", objects=""))
     problems = ProblemLog()
-    source, store = read_source(str(labels), str(pictures), problems)
+    source, store = read_source(str(labels), str(images), problems)
     assert [(entry.id, entry.name) for entry in source.classes] == [(1, "cat"), (2, "dog")]
     first = source.records[0]
     assert first.boxes.tolist() == [[0, 0, 100, 80], [10, 20, 20, 20]] and first.iscrowd.tolist() == [False, True]
@@ -97,12 +97,12 @@ def test_voc_corners_count_from_one_and_difficult_objects_are_no_targets(picture
         (VOC.format(name="gone", objects="").replace("gone", "gone/x"), None),
     ],
 )
-def test_bad_voc_files_are_counted(pictures: Path, labels: Path, text: str, kind: str | None) -> None:
+def test_bad_voc_files_are_counted(images: Path, labels: Path, text: str, kind: str | None) -> None:
     (labels / "z.xml").write_text(text)
     good = VOC_OBJECT.format(name="dog", difficult=0, x1=1, y1=1, x2=50, y2=50)
     (labels / "b.xml").write_text(VOC.format(name="b", objects=good))
     problems = ProblemLog()
-    source, store = read_source(str(labels), str(pictures), problems)
+    source, store = read_source(str(labels), str(images), problems)
     report = check_dataset(source, store, problems)
     assert report.num_boxes == 1
     assert (kind or "image_file_missing") in problems.counts
@@ -123,8 +123,8 @@ def test_what_is_no_source_is_refused(tmp_path: Path, arrange: Callable[[Path], 
         read_source(str(folder) if any(folder.iterdir()) else str(tmp_path / "missing.json"), None, ProblemLog())
 
 
-def test_a_coco_file_needs_its_pictures(drawn: Path) -> None:
-    with pytest.raises(UserError, match="the folder of pictures is missing"):
+def test_a_coco_file_needs_its_images(drawn: Path) -> None:
+    with pytest.raises(UserError, match="the folder of images is missing"):
         read_source(str(drawn / "instances.json"), None, ProblemLog())
 
 

@@ -30,7 +30,7 @@ NAMES = [
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def image_files(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     for name in ("a.jpg", "b.jpg", *NAMES):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -44,7 +44,7 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """Two good pictures with a box each; the changes are those of the first annotation."""
+    """Two good images with a box each; the changes are those of the first annotation."""
     box = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 20, 20], "area": 400, "iscrowd": 0}
     return {
         "images": [
@@ -68,14 +68,14 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, An
 
 
 def test_what_is_no_file_is_missing_and_never_waited_for(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     names = ["a.jpg", *NAMES, "loop.jpg", "nowhere.jpg", "text.jpg", "pipe.jpg", "folder.jpg"]
     images = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document() | {"images": images}))
-    checked = told(capsys, "check", annotations, pictures)
-    built = told(capsys, "shard", annotations, pictures, tmp_path / "out")
+    checked = told(capsys, "check", annotations, image_files)
+    built = told(capsys, "shard", annotations, image_files, tmp_path / "out")
     good = 1 + len(NAMES)
     assert checked["usable"] == built["images"] == good and built["skipped"] == 5
     for found in (checked, built):
@@ -84,8 +84,8 @@ def test_what_is_no_file_is_missing_and_never_waited_for(
     assert told(capsys, "inspect", tmp_path / "out")["verified"]
 
 
-def test_storage_knows_files_only(pictures: Path) -> None:
-    storage = open_storage(pictures)
+def test_storage_knows_files_only(image_files: Path) -> None:
+    storage = open_storage(image_files)
     assert {entry.key for entry in storage.list()} == {"a.jpg", "b.jpg", "text.jpg", *NAMES}
     for name in ("pipe.jpg", "folder.jpg", "nowhere.jpg"):
         for read in (storage.get, storage.open_stream, lambda key: storage.get_range(key, 0, 1)):
@@ -108,18 +108,18 @@ def test_storage_knows_files_only(pictures: Path) -> None:
     ],
 )
 def test_numbers_beyond_all_measure_are_told(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], problem: str
+    image_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], problem: str
 ) -> None:
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document(**changes)))
-    assert told(capsys, "check", annotations, pictures)["problems"][problem]["count"] == 1
+    assert told(capsys, "check", annotations, image_files)["problems"][problem]["count"] == 1
 
 
 def test_many_classes_are_read_in_linear_time(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """20,000 of them took a minute when each was compared with all before it."""
     categories = [{"id": number, "name": f"class {number}"} for number in range(1, 20_001)]
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document() | {"categories": categories}))
-    assert len(told(capsys, "check", annotations, pictures)["class_counts"]) == 20_000
+    assert len(told(capsys, "check", annotations, image_files)["class_counts"]) == 20_000

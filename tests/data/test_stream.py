@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationStream
 from yolofleet.data.stream import AugmentationSettings, MicroBatch, TrainingStream
-from yolofleet.errors import UserError
 
 SIDE, GLOBAL, MICRO = 48, 16, 2
 
@@ -124,7 +124,7 @@ def test_a_global_batch_that_is_no_whole_number_of_micro_batches_is_refused(data
         stream(dataset, micro_batch_size=5)
 
 
-def test_without_augmentation_a_sample_is_its_letterboxed_picture(dataset: ShardDataset) -> None:
+def test_without_augmentation_a_sample_is_its_letterboxed_image(dataset: ShardDataset) -> None:
     batch = stream(dataset, augmentation=AugmentationSettings.none(), image_size=96).micro_batch(0, 0)
     records = dict(dataset.records())
     for place, key in enumerate(batch.keys):
@@ -142,7 +142,7 @@ def test_without_augmentation_a_sample_is_its_letterboxed_picture(dataset: Shard
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 @pytest.mark.parametrize("rectangular", [False, True])
 @pytest.mark.parametrize("threads", [0, 2])
-def test_evaluation_shows_every_picture_once_over_all_ranks(
+def test_evaluation_shows_every_image_once_over_all_ranks(
     dataset: ShardDataset, world: int, rectangular: bool, threads: int
 ) -> None:
     seen: list[int] = []

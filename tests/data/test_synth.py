@@ -10,12 +10,12 @@ import pytest
 from yolofleet.data.check import check_dataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
-from yolofleet.data.synth import draw_picture, write_synthetic_dataset
+from yolofleet.data.synth import draw_image, write_synthetic_dataset
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[tuple[np.ndarray, list[dict[str, object]]]]:
-    return [draw_picture(0, number, 64) for number in range(400)]
+def images() -> list[tuple[np.ndarray, list[dict[str, object]]]]:
+    return [draw_image(0, number, 64) for number in range(400)]
 
 
 def test_equal_seeds_draw_equal_datasets(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_equal_seeds_draw_equal_datasets(tmp_path: Path) -> None:
     assert read["a"] == read["b"][:12] and read["a"] != read["c"]
 
 
-def test_the_parts_share_no_picture_and_miss_none(drawn: Path) -> None:
+def test_the_parts_share_no_image_and_miss_none(drawn: Path) -> None:
     parts = {
         name: {image["id"] for image in json.loads((drawn / f"instances{name}.json").read_text())["images"]}
         for name in ("", "_train", "_val")
@@ -41,20 +41,20 @@ def test_what_is_drawn_passes_its_own_check(drawn: Path) -> None:
     assert report.num_usable == 45 and problems.counts == {}
 
 
-def test_there_is_something_of_everything(pictures: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
-    objects = [entry for _, found in pictures for entry in found]
+def test_there_is_something_of_everything(images: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
+    objects = [entry for _, found in images for entry in found]
     counts = Counter(entry["category_id"] for entry in objects if not entry["iscrowd"])
     assert set(counts) == {2, 5, 11} and max(counts.values()) < 1.3 * min(counts.values())
     crowds = [entry for entry in objects if entry["iscrowd"]]
     assert {type(entry.get("segmentation")) for entry in crowds} == {dict, type(None)}
     assert {type(entry.get("segmentation")) for entry in objects if not entry["iscrowd"]} == {list, type(None)}
-    num_empty = sum(not found for _, found in pictures)
-    assert 0.03 < num_empty / len(pictures) < 0.2 and 0.03 < len(crowds) / len(pictures) < 0.2
-    assert len({pixels.shape for pixels, _ in pictures}) > 10
+    num_empty = sum(not found for _, found in images)
+    assert 0.03 < num_empty / len(images) < 0.2 and 0.03 < len(crowds) / len(images) < 0.2
+    assert len({pixels.shape for pixels, _ in images}) > 10
 
 
-def test_runs_of_a_crowd_fill_its_picture(pictures: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
-    for pixels, found in pictures:
+def test_runs_of_a_crowd_fill_its_image(images: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
+    for pixels, found in images:
         for entry in found:
             if isinstance(entry.get("segmentation"), dict):
                 size, counts = entry["segmentation"]["size"], entry["segmentation"]["counts"]
@@ -62,9 +62,9 @@ def test_runs_of_a_crowd_fill_its_picture(pictures: list[tuple[np.ndarray, list[
                 assert sum(counts[1::2]) == entry["area"]
 
 
-def test_colour_says_nothing_about_the_class(pictures: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
+def test_colour_says_nothing_about_the_class(images: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
     colours: dict[object, list[np.ndarray]] = {2: [], 5: [], 11: []}
-    for pixels, found in pictures:
+    for pixels, found in images:
         for entry in found:
             if not entry["iscrowd"]:
                 x, y, width, height = entry["bbox"]
@@ -74,8 +74,8 @@ def test_colour_says_nothing_about_the_class(pictures: list[tuple[np.ndarray, li
     assert np.ptp(means, axis=0).max() < 25 and spread.min() > 50
 
 
-def test_boxes_lie_inside_and_objects_stand_out(pictures: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
-    for pixels, found in pictures:
+def test_boxes_lie_inside_and_objects_stand_out(images: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:
+    for pixels, found in images:
         height, width = pixels.shape[:2]
         for entry in found:
             x, y, across, down = entry["bbox"]

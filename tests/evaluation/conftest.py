@@ -21,7 +21,7 @@ from yolofleet.storage import open_storage
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images/, instances.json and shards/ of 20 drawn pictures."""
+    """A folder with images/, instances.json and shards/ of 20 drawn images."""
     folder = tmp_path_factory.mktemp("drawn")
     write_synthetic_dataset(folder, 20, seed=3, image_size=96)
     problems = ProblemLog()

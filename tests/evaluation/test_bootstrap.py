@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from evaluation.judged import random_problem
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
 from yolofleet.evaluation.bootstrap import drawn_images, match_images, paired_bootstrap, sample_figures
 from yolofleet.evaluation.detections import Detections
@@ -22,7 +22,7 @@ def problem(seed: int, num_images: int = 12) -> tuple[dict[str, Any], list[dict[
 
 
 def drawn(truth: dict[str, Any], records: list[dict[str, Any]], weights: Any) -> tuple[Any, Any]:
-    """The drawn images written out: a picture that is drawn twice is two pictures, side by side in the order of ids."""
+    """The drawn images written out: an image that is drawn twice is two images, side by side in the order of ids."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from evaluation.judged import pycocotools_judge
+from yolofleet.cli.arguments import open_detector
 from yolofleet.cli.main import main
-from yolofleet.cli.model_argument import open_detector
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage.local import FileStorage
 
@@ -59,7 +59,7 @@ def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(
         assert (again["figures"], again["per_class"]) == (document["figures"], document["per_class"])
 
 
-def test_predict_draws_pictures_and_writes_a_coco_document(
+def test_predict_draws_images_and_writes_a_coco_document(
     run: Path, drawn: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     one = sorted((drawn / "images").iterdir())[0]
@@ -68,13 +68,13 @@ def test_predict_draws_pictures_and_writes_a_coco_document(
     shutil.copy(one, twin)
     out = tmp_path / "out"
     assert main(["predict", str(run), str(drawn / "images"), str(twin), "--out", str(out), "--batch-size", "3"]) == 0
-    assert "detections in 21 pictures" in capsys.readouterr().out
+    assert "detections in 21 images" in capsys.readouterr().out
     document = json.loads((out / "detections.json").read_text())
     assert [entry["id"] for entry in document["images"]] == list(range(1, 22))
     assert {entry["image_id"] for entry in document["annotations"]} <= set(range(1, 22))
-    pictures = sorted(out.glob("*.jpg"))
-    assert len(pictures) == 21 and f"{one.stem}_2.jpg" in {path.name for path in pictures}
-    assert min(max(Image.open(path).size) for path in pictures) >= 480
+    images = sorted(out.glob("*.jpg"))
+    assert len(images) == 21 and f"{one.stem}_2.jpg" in {path.name for path in images}
+    assert min(max(Image.open(path).size) for path in images) >= 480
 
 
 def test_predict_json_prints_only_json(run: Path, drawn: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -90,7 +90,7 @@ def test_predict_does_all_it_can_and_then_names_what_it_could_not(
     names = ("ok_000.jpg", "text.jpg", "bomb_30000.png", "exif6.jpg")
     assert main(["predict", str(run), *(str(folder / name) for name in names), "--out", str(tmp_path)]) == 2
     message = capsys.readouterr().err
-    assert "2 of 4 pictures cannot be read" in message and "text.jpg" in message and "bomb_30000.png" in message
+    assert "2 of 4 images cannot be read" in message and "text.jpg" in message and "bomb_30000.png" in message
     assert sorted(path.name for path in tmp_path.glob("*.jpg")) == ["exif6.jpg", "ok_000.jpg"]
     assert Image.open(tmp_path / "exif6.jpg").size == (360, 480)  # shown upright
 
@@ -99,7 +99,7 @@ def test_a_registered_version_is_looked_up_in_the_registry(
     run: Path, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, str | None]] = []
-    registry = types.ModuleType("yolofleet.registry.resolve")
+    registry = types.ModuleType("yolofleet.registry.version_files")
 
     def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
         asked.append((models_uri, tracking_uri))
@@ -137,8 +137,8 @@ def test_a_run_in_remote_storage_is_downloaded_and_leaves_nothing_behind(
         (["evaluate", "{run}", "{data}", "--device", "abacus"], "--device abacus"),
         (["evaluate", "{run}", "{data}", "--image-size", "100"], "100"),
         (["evaluate", "{tmp}/empty.json", "{tmp}/empty.json"], "not a COCO annotation file"),
-        (["predict", "{run}", "{tmp}/none.jpg"], "there is no picture {tmp}/none.jpg"),
-        (["predict", "{run}", "{tmp}"], "a folder without pictures"),
+        (["predict", "{run}", "{tmp}/none.jpg"], "there is no image {tmp}/none.jpg"),
+        (["predict", "{run}", "{tmp}"], "a folder without images"),
         (["predict", "{run}", "{drawn}/images", "--out", "{drawn}/images"], "would overwrite"),
         (["predict", "{run}", "{tmp}/file.txt", "--out", "{tmp}/file.txt"], "cannot make the folder"),
         (["predict", "{tmp}/none", "{tmp}/file.txt"], "none is no model"),
@@ -147,7 +147,7 @@ def test_a_run_in_remote_storage_is_downloaded_and_leaves_nothing_behind(
 def test_wrong_input_is_exit_code_2_and_one_message(
     run: Path, drawn: Path, tmp_path: Path, capsys: Captured, arguments: list[str], words: str
 ) -> None:
-    (tmp_path / "file.txt").write_text("not a picture")
+    (tmp_path / "file.txt").write_text("not an image")
     (tmp_path / "empty.json").write_text("[]")
     places = {"tmp": tmp_path, "run": run, "drawn": drawn, "data": drawn / "dataset"}
     assert main([argument.format(**places) for argument in arguments]) == 2

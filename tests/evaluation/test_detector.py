@@ -1,4 +1,4 @@
-"""The detector package: round trip, every form of picture, and a readable word about every damage."""
+"""The detector package: round trip, every form of image, and a readable word about every damage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model, deploy
@@ -49,7 +49,7 @@ def test_a_package_gives_back_the_same_model(tmp_path: Path, deployed: bool) -> 
     assert not any(parameter.requires_grad for parameter in detector.model.parameters())
 
 
-def test_a_picture_is_the_same_in_every_form(package: Path, photo: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_an_image_is_the_same_in_every_form(package: Path, photo: NDArray[np.uint8], tmp_path: Path) -> None:
     detector = Detector.load(package)
     data = png(photo)
     path = tmp_path / "a b é #1.dat"
@@ -64,19 +64,19 @@ def test_a_picture_is_the_same_in_every_form(package: Path, photo: NDArray[np.ui
     assert json.loads(json.dumps(record)) == record
 
 
-def test_batches_of_mixed_sizes_give_what_single_pictures_give(package: Path) -> None:
+def test_batches_of_mixed_sizes_give_what_single_images_give(package: Path) -> None:
     detector = Detector.load(package)
     rng = np.random.default_rng(5)
     shapes = [(60, 96), (96, 60), (60, 96), (10, 300), (1, 1), (200, 200)]
-    pictures = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
-    together = detector.predict(pictures, batch_size=6)
-    for picture, records in zip(pictures, together, strict=True):
-        alone = detector.predict([picture])[0]
+    images = [rng.integers(0, 255, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    together = detector.predict(images, batch_size=6)
+    for image, records in zip(images, together, strict=True):
+        alone = detector.predict([image])[0]
         assert [record["category_id"] for record in alone] == [record["category_id"] for record in records]
         np.testing.assert_allclose(
             [record["bbox"] for record in alone], [record["bbox"] for record in records], atol=0.01
         )
-        height, width = picture.shape[:2]
+        height, width = image.shape[:2]
         for x, y, box_width, box_height in (record["bbox"] for record in records):
             assert x >= 0 and y >= 0 and x + box_width <= width + 0.01 and y + box_height <= height + 0.01
 
@@ -91,10 +91,10 @@ def test_thresholds_can_be_changed_for_one_call(package: Path, photo: NDArray[np
 
 
 @pytest.mark.parametrize(
-    ("picture", "words"),
+    ("image", "words"),
     [
         (b"", "the file is empty"),
-        (b"hello", "not a picture"),
+        (b"hello", "not an image"),
         ("missing.jpg", "no such file"),
         (Path("missing.jpg"), "cannot read missing.jpg: No such file"),
         (Path("/dev/zero"), "/dev/zero is a device or pipe"),
@@ -106,12 +106,12 @@ def test_thresholds_can_be_changed_for_one_call(package: Path, photo: NDArray[np
         (42, "not int"),
     ],
 )
-def test_what_is_no_picture_is_named(package: Path, picture: object, words: str) -> None:
+def test_what_is_no_image_is_named(package: Path, image: object, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Detector.load(package).predict([picture])  # type: ignore[list-item]
+        Detector.load(package).predict([image])  # type: ignore[list-item]
 
 
-def test_hostile_pictures_are_refused_or_read(package: Path, test_data: Path) -> None:
+def test_hostile_images_are_refused_or_read(package: Path, test_data: Path) -> None:
     detector = Detector.load(package)
     folder = test_data / "hostile" / "images"
     skipped = {"truncated.jpg", "truncated_header.jpg", "zero_bytes.jpg", "text.jpg", "html_error_page.jpg"}

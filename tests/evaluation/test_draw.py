@@ -1,4 +1,4 @@
-"""Pictures with boxes: everything drawn is inside, legible, and in the class's colour."""
+"""Images with boxes: everything drawn is inside, legible, and in the class's colour."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def test_neighbouring_classes_have_colours_that_can_be_told_apart() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20, 4000), (300, 3), (120, 160), (480, 640), (1500, 2000)])
-def test_any_size_of_picture_is_drawn_on(size: tuple[int, int]) -> None:
+def test_any_size_of_image_is_drawn_on(size: tuple[int, int]) -> None:
     height, width = size
     image = np.full((*size, 3), 120, np.uint8)
     boxes = [(0, 0, width, height), (-50, -50, 2 * width, 2 * height), (width - 1, height - 1, 5, 5), (0, 0, 0, 0)]
-    picture = draw_detections(image, [record(number, box) for number, box in enumerate(boxes)])
-    assert picture.width >= width and picture.height >= height
-    assert max(picture.size) >= 480 and picture.width >= 200
+    canvas = draw_detections(image, [record(number, box) for number, box in enumerate(boxes)])
+    assert canvas.width >= width and canvas.height >= height
+    assert max(canvas.size) >= 480 and canvas.width >= 200
     assert (image == 120).all()
-    drawn = np.asarray(picture).reshape(-1, 3)
+    drawn = np.asarray(canvas).reshape(-1, 3)
     assert (drawn == np.array(class_colour(0))).all(axis=1).any()
 
 
@@ -41,9 +41,7 @@ def test_a_label_at_the_border_is_whole(box: tuple[float, ...]) -> None:
     blank = np.full((480, 640, 3), 255, np.uint8)
     middle = draw_detections(blank, [record(4, (300, 240, *box[2:]))])
     corner = draw_detections(blank, [record(4, box)])
-    amounts = [
-        int((np.asarray(picture) == np.array(class_colour(4))).all(axis=2).sum()) for picture in (middle, corner)
-    ]
+    amounts = [int((np.asarray(canvas) == np.array(class_colour(4))).all(axis=2).sum()) for canvas in (middle, corner)]
     # The label's area is the same wherever it lies; only the box's outline may be cut or covered by it.
     assert abs(amounts[0] - amounts[1]) < 400
 
@@ -56,9 +54,9 @@ def test_long_names_crowds_and_names_from_outside_are_drawn() -> None:
     assert draw_detections(image, [long_name, crowd, unnamed], names={2: "кот"}).size == (500, 500)
 
 
-def test_pictures_are_encoded_and_put_on_a_sheet() -> None:
-    picture = draw_detections(np.zeros((100, 100, 3), np.uint8), [])
-    assert Image.open(io.BytesIO(encode(picture))).format == "JPEG"
-    assert Image.open(io.BytesIO(encode(picture, "png"))).size == picture.size
-    assert contact_sheet([picture] * 5, columns=4, cell=100).size == (440, 224)
+def test_images_are_encoded_and_put_on_a_sheet() -> None:
+    canvas = draw_detections(np.zeros((100, 100, 3), np.uint8), [])
+    assert Image.open(io.BytesIO(encode(canvas))).format == "JPEG"
+    assert Image.open(io.BytesIO(encode(canvas, "png"))).size == canvas.size
+    assert contact_sheet([canvas] * 5, columns=4, cell=100).size == (440, 224)
     assert contact_sheet([]).width > 0

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from evaluation.judged import pycocotools_judge
+from yolofleet.core.errors import UserError
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import read_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.problems import ProblemLog
-from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector
@@ -138,7 +138,7 @@ def test_a_model_is_evaluated_in_the_precision_of_its_weights(dataset: ShardData
     torch.testing.assert_close(single[:20, 5], double[:20, 5], rtol=1e-4, atol=0)
 
 
-def test_a_damaged_picture_counts_as_one_without_detections(drawn: Path, package: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_counts_as_one_without_detections(drawn: Path, package: Path, tmp_path: Path) -> None:
     import shutil
 
     shutil.copytree(drawn / "dataset", tmp_path / "dataset")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from evaluation.judged import random_problem
-from yolofleet.errors import UserError
-from yolofleet.evaluation.ground_truth import read_ground_truth
+from yolofleet.core.errors import UserError
+from yolofleet.evaluation.detections import read_ground_truth
 
 
 def test_a_good_file_is_read_as_it_is(tmp_path: Path) -> None:

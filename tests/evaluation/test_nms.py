@@ -124,7 +124,7 @@ def test_too_many_candidates_leave_the_best_and_ties_keep_their_order() -> None:
     assert kept[:, 0].tolist() == [690.0, -10.0, 90.0, 190.0]
 
 
-def test_an_empty_batch_and_a_picture_without_detections() -> None:
+def test_an_empty_batch_and_an_image_without_detections() -> None:
     assert non_maximum_suppression(torch.zeros(0, 10, 85), confidence=0.1, iou=0.5) == []
     assert non_maximum_suppression(torch.zeros(1, 10, 85), confidence=0.1, iou=0.5)[0].shape == (0, 6)
     with pytest.raises(ValueError, match="5 \\+ C"):

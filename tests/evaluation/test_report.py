@@ -61,7 +61,7 @@ def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> N
         title='Run <b>&"demo"',
         facts={"model": "<i>x</i>"},
         history=history,
-        pictures=draw_samples(dataset, nothing, count=3),
+        images=draw_samples(dataset, nothing, count=3),
     )
     parser = parsed(page)
     assert "script" not in parser.tags and "b" in parser.tags

@@ -1,4 +1,4 @@
-"""A detector that finds much in any picture, and its network as ONNX, made once: the exporter takes seconds."""
+"""A detector that finds much in any image, and its network as ONNX, made once: the exporter takes seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.onnx_graph import network_to_onnx
 from yolofleet.export.settings import InputShape
 from yolofleet.models import build_model
-from yolofleet.models.detector import Detector as Network
+from yolofleet.models.network import Network
 from yolofleet.specs.model import ModelChoice
 
 if TYPE_CHECKING:

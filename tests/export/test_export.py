@@ -15,8 +15,8 @@ from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.card import make_card, put_card
 from yolofleet.export.exporter import Request, export_detector
-from yolofleet.export.onnx_session import OnnxNetwork
 from yolofleet.export.onnx_suppression import add_suppression
+from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import ExportError, InputShape, Thresholds
 from yolofleet.export.triton import write_repository
 from yolofleet.export.verification import noise, verify

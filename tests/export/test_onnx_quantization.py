@@ -19,8 +19,8 @@ from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.onnx_graph import network_to_onnx
-from yolofleet.export.onnx_quantization import HEAD_PREFIX, quantized
-from yolofleet.export.onnx_session import OnnxNetwork
+from yolofleet.export.quantization import HEAD_PREFIX, quantized
+from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import ExportError, InputShape
 from yolofleet.models import build_model
 from yolofleet.specs.model import ModelTable
@@ -58,13 +58,13 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_head_stays_in_float(package: Path) -> None:
     network = network_to_onnx(Detector.load(package).model, InputShape(batch=1, image_size=64, dynamic=False))
-    pictures = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), np.uint8)
-    small = quantized(network, pictures)
+    inputs = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), np.uint8)
+    small = quantized(network, inputs)
     convolutions = [node for node in small.graph.node if node.op_type == "Conv"]
     in_float = [node for node in convolutions if not node.input[1].endswith("_DequantizeLinear_Output")]
     assert [node.input[1].startswith(HEAD_PREFIX) for node in in_float] == [True]
     assert len(convolutions) > 10
-    images = pictures.astype(np.float32) / 255
+    images = inputs.astype(np.float32) / 255
     expected, found = (
         onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(
             None, {"images": images[:1]}
@@ -74,7 +74,7 @@ def test_the_head_stays_in_float(package: Path) -> None:
     difference = np.abs(expected - found)
     assert difference[..., :2].max() < 4 and difference[..., 4:].mean() < 0.05 and difference.max() > 0
     with pytest.raises(ExportError, match="as many"):
-        quantized(network, pictures, batch=5)
+        quantized(network, inputs, batch=5)
 
 
 def test_its_worth_is_shown(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

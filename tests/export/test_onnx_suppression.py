@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from yolofleet.evaluation.nms import non_maximum_suppression
-from yolofleet.export.comparison import compare_detections
 from yolofleet.export.onnx_suppression import add_suppression
+from yolofleet.export.prediction_comparison import compare_detections
 from yolofleet.export.settings import DECODED_NAME, Thresholds
 
 onnx = pytest.importorskip("onnx")

@@ -17,9 +17,8 @@ from export.test_export import EVERYTHING
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.card import KEY, make_card, put_card
-from yolofleet.export.onnx_session import OnnxNetwork
 from yolofleet.export.onnx_suppression import add_suppression
-from yolofleet.export.runtime import NETWORK_NAME, load_detector
+from yolofleet.export.runtime import NETWORK_NAME, OnnxNetwork, load_detector
 from yolofleet.export.settings import InputShape
 from yolofleet.models import build_model
 
@@ -66,12 +65,10 @@ def rename_input(model: ModelProto) -> None:
 
 def test_it_predicts_in_onnx_runtime_what_torch_predicts(with_network: Path) -> None:
     random = np.random.default_rng(0)
-    pictures = [
-        random.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((64, 64), (40, 90), (90, 40))
-    ]
+    images = [random.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((64, 64), (40, 90), (90, 40))]
     detector = load_detector(with_network)
     assert isinstance(detector.network, OnnxNetwork)
-    expected, found = (each.predict(pictures, batch_size=2) for each in (Detector.load(with_network), detector))
+    expected, found = (each.predict(images, batch_size=2) for each in (Detector.load(with_network), detector))
     assert sum(map(len, expected)) > 10
     for want, got in zip(expected, found, strict=True):
         assert [record["category_id"] for record in want] == [record["category_id"] for record in got]
@@ -132,7 +129,7 @@ def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
     elif kind == "cut off":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        monkeypatch.setattr("yolofleet.export.packages.find_spec", lambda name: None)
+        monkeypatch.setattr("yolofleet.export.settings.find_spec", lambda name: None)
     assert not isinstance(load_detector(with_network).network, OnnxNetwork)
     (told,) = caplog.records
     assert told.getMessage().startswith("torch predicts, which is slower") and reason in told.getMessage()

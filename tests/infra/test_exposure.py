@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolofleet.training import launch
+from yolofleet.core import ray_runtime
 
 INFRA = Path(__file__).parents[2] / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
@@ -88,13 +89,13 @@ def test_a_ray_of_our_own_has_a_token_and_a_dashboard_on_loopback(monkeypatch: p
         monkeypatch.delenv(name)
     made = []
     for _ in range(2):
-        launch.make_token()
-        made.append({name: launch.os.environ[name] for name in names[:2]})
+        ray_runtime.make_token()
+        made.append({name: os.environ[name] for name in names[:2]})
         for name in names[:2]:
             monkeypatch.delenv(name)
     assert made[0]["RAY_AUTH_MODE"] == "token" and len(made[0]["RAY_AUTH_TOKEN"]) == 64
     assert made[0]["RAY_AUTH_TOKEN"] != made[1]["RAY_AUTH_TOKEN"]
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/the/users/own")
-    launch.make_token()
-    assert "RAY_AUTH_TOKEN" not in launch.os.environ, "what the user has set stays"
-    assert launch._local_options("local", dashboard=True)["dashboard_host"] == "127.0.0.1"
+    ray_runtime.make_token()
+    assert "RAY_AUTH_TOKEN" not in os.environ, "what the user has set stays"
+    assert ray_runtime.local_options(dashboard=True)["dashboard_host"] == "127.0.0.1"

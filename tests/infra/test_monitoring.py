@@ -15,7 +15,7 @@ import yaml
 from infra.promql import metrics_of
 from infra.source_texts import texts_of_the_package
 from yolofleet.cluster.manifest_pods import METRICS_PORT, PORTS, ROLE_LABEL, labels
-from yolofleet.training.run_metrics import METRICS
+from yolofleet.training.metrics.publisher import METRICS
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "infra" / "monitoring"

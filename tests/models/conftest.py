@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from yolofleet.models import build_model
-from yolofleet.models.detector import Detector
+from yolofleet.models.network import Network
 from yolofleet.specs.model import ModelChoice
 
 
-def randomised(model: Detector, seed: int = 0) -> Detector:
+def randomised(model: Network, seed: int = 0) -> Network:
     """Give a model statistics and scales that are not neutral, as training would."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -23,7 +23,7 @@ def randomised(model: Detector, seed: int = 0) -> Detector:
 
 
 @pytest.fixture
-def narrow_tiny() -> Detector:
+def narrow_tiny() -> Network:
     """yolov7-tiny at half the width, with three classes."""
     torch.manual_seed(0)
     choice = ModelChoice(name="yolov7-tiny", transition_width=0.5, hidden_width=0.5)
@@ -31,7 +31,7 @@ def narrow_tiny() -> Detector:
 
 
 @pytest.fixture
-def narrow_e6e() -> Detector:
+def narrow_e6e() -> Network:
     """A small yolov7-e6e with three classes: two groups a block, auxiliary heads."""
     torch.manual_seed(0)
     choice = ModelChoice(name="yolov7-e6e", depth=0.34, transition_width=0.125, hidden_width=0.125)

@@ -16,8 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolofleet.models import inert_pickle
-from yolofleet.models.inert_pickle import CheckpointError, Inert, InertUnpickler
+from yolofleet.models import checkpoint_reader as inert_pickle
+from yolofleet.models.checkpoint_reader import CheckpointError, Inert, InertUnpickler
 from yolofleet.models.weights import read_checkpoint
 
 

@@ -12,8 +12,8 @@ from PIL import Image
 from models.conftest import randomised
 from yolofleet.models import build_model, deploy
 from yolofleet.models.deployment import TOLERANCE, DeploymentError, prove, random_images
-from yolofleet.models.detector import Detector
 from yolofleet.models.modules import RepConv
+from yolofleet.models.network import Network
 from yolofleet.specs.model import ModelChoice
 
 NARROW = {"transition_width": 0.125, "hidden_width": 0.125}
@@ -45,14 +45,14 @@ def test_the_deployed_form_computes_the_same(choice: ModelChoice) -> None:
     assert prove(model, deployed, images) <= TOLERANCE
 
 
-def test_it_computes_the_same_on_real_images(narrow_tiny: Detector, test_data: Path) -> None:
+def test_it_computes_the_same_on_real_images(narrow_tiny: Network, test_data: Path) -> None:
     paths = sorted((test_data / "coco128").rglob("*.jpg"))[:4]
-    pictures = [np.asarray(Image.open(path).convert("RGB").resize((192, 128))) for path in paths]
-    images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    inputs = [np.asarray(Image.open(path).convert("RGB").resize((192, 128))) for path in paths]
+    images = torch.from_numpy(np.stack(inputs)).permute(0, 3, 1, 2).float() / 255
     assert prove(narrow_tiny, deploy(narrow_tiny), images) <= TOLERANCE
 
 
-def test_nothing_of_training_is_left(narrow_e6e: Detector) -> None:
+def test_nothing_of_training_is_left(narrow_e6e: Network) -> None:
     deployed = deploy(narrow_e6e)
     assert deployed.deployed
     assert not deployed.training
@@ -63,14 +63,14 @@ def test_nothing_of_training_is_left(narrow_e6e: Detector) -> None:
     assert len(deployed.raw(torch.rand(1, 3, 64, 64))) == 4
 
 
-def test_deploying_twice_is_harmless(narrow_tiny: Detector) -> None:
+def test_deploying_twice_is_harmless(narrow_tiny: Network) -> None:
     deployed = deploy(narrow_tiny)
     before = {name: tensor.clone() for name, tensor in deployed.state_dict().items()}
     again = deploy(deployed)
     assert all(torch.equal(before[name], tensor) for name, tensor in again.state_dict().items())
 
 
-def test_training_goes_on_unaffected(narrow_tiny: Detector) -> None:
+def test_training_goes_on_unaffected(narrow_tiny: Network) -> None:
     narrow_tiny.train()
     frozen = next(module for module in narrow_tiny.modules() if isinstance(module, torch.nn.BatchNorm2d)).eval()
     before = {name: tensor.clone() for name, tensor in narrow_tiny.state_dict().items()}
@@ -87,12 +87,12 @@ def test_training_goes_on_unaffected(narrow_tiny: Detector) -> None:
     assert not shared & {tensor.data_ptr() for tensor in deployed.state_dict().values()}
 
 
-def test_half_precision_weights_are_folded_and_proven_in_float32(narrow_tiny: Detector) -> None:
+def test_half_precision_weights_are_folded_and_proven_in_float32(narrow_tiny: Network) -> None:
     deployed = deploy(narrow_tiny.half())
     assert {parameter.dtype for parameter in deployed.parameters()} == {torch.float32}
 
 
-def test_a_form_that_computes_something_else_is_not_handed_out(narrow_tiny: Detector) -> None:
+def test_a_form_that_computes_something_else_is_not_handed_out(narrow_tiny: Network) -> None:
     deployed = deploy(narrow_tiny)
     with torch.no_grad():
         deployed.blocks["c3"][0].conv.weight[0] += 0.5

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model, deploy
-from yolofleet.models.detector import Detector
 from yolofleet.models.eelan import grouped_form
-from yolofleet.models.layers import Conv, MergeGroups, Shuffle
+from yolofleet.models.graph import Conv, MergeGroups, Shuffle
+from yolofleet.models.network import Network
 from yolofleet.models.profile import profile
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import zoo_table
 
 
 @torch.no_grad()
-def test_the_grouped_form_equals_the_branches(narrow_e6e: Detector) -> None:
+def test_the_grouped_form_equals_the_branches(narrow_e6e: Network) -> None:
     grouped = grouped_form(narrow_e6e.eval())
     images = torch.rand(2, 3, 128, 192)
     for want, got in zip(narrow_e6e.raw(images), grouped.raw(images), strict=True):
@@ -24,7 +24,7 @@ def test_the_grouped_form_equals_the_branches(narrow_e6e: Detector) -> None:
     torch.testing.assert_close(deploy(grouped)(images), narrow_e6e(images), rtol=1e-3, atol=1e-2)
 
 
-def test_gradients_agree_too(narrow_e6e: Detector) -> None:
+def test_gradients_agree_too(narrow_e6e: Network) -> None:
     grouped = grouped_form(narrow_e6e.train().double())
     images = torch.rand(2, 3, 128, 128, dtype=torch.float64)
     for model in (narrow_e6e, grouped):
@@ -34,7 +34,7 @@ def test_gradients_agree_too(narrow_e6e: Detector) -> None:
     torch.testing.assert_close(grouped.blocks["c2"][0].conv.weight.grad, expected, rtol=1e-6, atol=1e-12)
 
 
-def test_it_expands_shuffles_and_merges_at_the_same_cost(narrow_e6e: Detector) -> None:
+def test_it_expands_shuffles_and_merges_at_the_same_cost(narrow_e6e: Network) -> None:
     table = grouped_form(narrow_e6e).table
     block = next(block for block in wire(table).blocks if block.name == "c3")
     layers = [node.layer for node in block.graph.nodes]

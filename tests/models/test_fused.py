@@ -10,9 +10,9 @@ import torch
 
 from models.conftest import randomised
 from yolofleet.models import build_model, deploy
-from yolofleet.models.detector import Detector
 from yolofleet.models.fused import FusedConvolution, can_be_fused, fastest_form, fused_form
 from yolofleet.models.modules import ConvNormAct
+from yolofleet.models.network import Network
 from yolofleet.specs.model import ModelChoice
 
 NARROW = {"transition_width": 0.125, "hidden_width": 0.125}
@@ -25,7 +25,7 @@ CHOICES = [
 ]
 
 
-def deployed(choice: ModelChoice) -> Detector:
+def deployed(choice: ModelChoice) -> Network:
     torch.manual_seed(0)
     model = deploy(randomised(build_model(choice, 3)))
     if not can_be_fused(model):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.memory import activation_bytes, training_memory
 from yolofleet.models.wiring import wire

@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model, deploy, modules
-from yolofleet.models.detector import Detector
-from yolofleet.models.implicit import ImplicitAdd, ImplicitMultiply
+from yolofleet.models.head import ImplicitAdd, ImplicitMultiply
+from yolofleet.models.network import Network
 from yolofleet.models.zoo import zoo_table
 from yolofleet.specs.model import ModelChoice, ModelTable
 
 
-def test_raw_heads_are_level_by_level_and_auxiliary_ones_last(narrow_e6e: Detector) -> None:
+def test_raw_heads_are_level_by_level_and_auxiliary_ones_last(narrow_e6e: Network) -> None:
     images = torch.rand(2, 3, 128, 192)
     raw = narrow_e6e.raw(images)
     assert narrow_e6e.num_auxiliary_levels == 4
@@ -30,7 +30,7 @@ def test_raw_heads_are_level_by_level_and_auxiliary_ones_last(narrow_e6e: Detect
 
 
 @torch.no_grad()
-def test_training_returns_raw_and_evaluation_decoded(narrow_tiny: Detector) -> None:
+def test_training_returns_raw_and_evaluation_decoded(narrow_tiny: Network) -> None:
     images = torch.rand(2, 3, 64, 96)
     narrow_tiny.eval()
     raw, decoded = narrow_tiny.raw(images), narrow_tiny(images)
@@ -41,7 +41,7 @@ def test_training_returns_raw_and_evaluation_decoded(narrow_tiny: Detector) -> N
 
 
 @torch.no_grad()
-def test_decoding_is_the_published_formula(narrow_tiny: Detector) -> None:
+def test_decoding_is_the_published_formula(narrow_tiny: Network) -> None:
     # s = sigmoid(raw): xy = (2 s - 0.5 + cell) * stride, wh = (2 s)^2 * anchor; boxes by anchor, row, column.
     level, anchor, row, column = 1, 2, 3, 1
     raw = [torch.randn(1, 3, 64 // s, 64 // s, 8) for s in narrow_tiny.strides]
@@ -63,14 +63,14 @@ def test_decoding_is_the_published_formula(narrow_tiny: Detector) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @torch.no_grad()
-def test_boxes_are_decoded_in_single_precision(narrow_tiny: Detector, dtype: torch.dtype) -> None:
+def test_boxes_are_decoded_in_single_precision(narrow_tiny: Network, dtype: torch.dtype) -> None:
     raw = [torch.zeros(1, 3, 640 // stride, 640 // stride, 8, dtype=dtype) for stride in narrow_tiny.strides]
     decoded = narrow_tiny.decode(raw)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded[0, :80, 0], torch.arange(80) * 8 + 4.0)
 
 
-def test_evaluation_does_none_of_the_auxiliary_head_s_work(narrow_e6e: Detector) -> None:
+def test_evaluation_does_none_of_the_auxiliary_head_s_work(narrow_e6e: Network) -> None:
     ran: list[str] = []
     for name, block in narrow_e6e.blocks.items():
         block.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -79,7 +79,7 @@ def test_evaluation_does_none_of_the_auxiliary_head_s_work(narrow_e6e: Detector)
     assert not any(name.startswith("auxiliary") for name in ran)
 
 
-def test_partial_auxiliary_heads_reach_one_group_only(narrow_e6e: Detector) -> None:
+def test_partial_auxiliary_heads_reach_one_group_only(narrow_e6e: Network) -> None:
     raw = narrow_e6e.train()(torch.rand(2, 3, 128, 128))
     sum(level.square().mean() for level in raw[4:7]).backward()
     block = narrow_e6e.blocks["f3"]
@@ -101,7 +101,7 @@ def test_heads_start_at_the_expected_frequency_of_objects() -> None:
         assert bias[:, :4].abs().max() <= bound
 
 
-def test_batch_norm_and_implicit_knowledge_as_published(narrow_tiny: Detector) -> None:
+def test_batch_norm_and_implicit_knowledge_as_published(narrow_tiny: Network) -> None:
     norms = [module for module in narrow_tiny.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.03)}
     added = [module for module in narrow_tiny.modules() if isinstance(module, ImplicitAdd)]
@@ -110,13 +110,13 @@ def test_batch_norm_and_implicit_knowledge_as_published(narrow_tiny: Detector) -
     assert [tuple(module.value.shape) for module in multiplied] == [(1, 24, 1, 1)] * 3
 
 
-def test_every_parameter_takes_part_in_training(narrow_e6e: Detector) -> None:
+def test_every_parameter_takes_part_in_training(narrow_e6e: Network) -> None:
     sum(level.square().mean() for level in narrow_e6e.train()(torch.rand(2, 3, 128, 128))).backward()
     assert [name for name, parameter in narrow_e6e.named_parameters() if parameter.grad is None] == []
 
 
 @torch.no_grad()
-def test_a_copy_computes_the_same_and_stands_alone(narrow_tiny: Detector) -> None:
+def test_a_copy_computes_the_same_and_stands_alone(narrow_tiny: Network) -> None:
     images = torch.rand(1, 3, 64, 64)
     twin = copy.deepcopy(narrow_tiny.eval())
     assert torch.equal(twin(images), narrow_tiny(images))
@@ -125,7 +125,7 @@ def test_a_copy_computes_the_same_and_stands_alone(narrow_tiny: Detector) -> Non
     assert not torch.equal(twin(images), narrow_tiny(images))
 
 
-def test_inputs_in_any_layout_give_the_same_numbers(narrow_tiny: Detector) -> None:
+def test_inputs_in_any_layout_give_the_same_numbers(narrow_tiny: Network) -> None:
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         plain = narrow_tiny.eval()(images)
@@ -133,7 +133,7 @@ def test_inputs_in_any_layout_give_the_same_numbers(narrow_tiny: Detector) -> No
     torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-4)
 
 
-def test_the_table_of_a_model_survives_json(narrow_e6e: Detector) -> None:
+def test_the_table_of_a_model_survives_json(narrow_e6e: Network) -> None:
     document = narrow_e6e.table.document()
     table = ModelTable.parse(document, source="test")
     assert table == narrow_e6e.table
@@ -152,7 +152,7 @@ def test_a_model_is_built_from_name_choice_table_or_path(tmp_path) -> None:
     assert names == ["yolov7-tiny"] * 3 + ["mine"] * 3
 
 
-def test_wrong_sizes_and_no_classes_are_refused(narrow_tiny: Detector) -> None:
+def test_wrong_sizes_and_no_classes_are_refused(narrow_tiny: Network) -> None:
     with pytest.raises(UserError, match=r"\(64, 70\) must be multiples of 32"):
         narrow_tiny(torch.rand(1, 3, 64, 70))
     with pytest.raises(UserError, match="at least one class, not 0"):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
-from yolofleet.models.layers import Conv
+from yolofleet.models.graph import Conv
 from yolofleet.models.profile import profile
 from yolofleet.models.reparameterize import STACKED_ELAN_PLACEMENTS
 from yolofleet.models.wiring import ModelGraph, wire

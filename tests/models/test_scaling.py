@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.profile import Cost, cost, profile
 from yolofleet.models.scaling import concatenation_ratio, scaled, scaled_width

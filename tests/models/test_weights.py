@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.conftest import randomised
 from yolofleet.models import build_model, deploy
-from yolofleet.models.detector import Detector
+from yolofleet.models.network import Network
 from yolofleet.models.official_names import head_prefix
 from yolofleet.models.weights import (
     WeightsError,
@@ -22,19 +22,19 @@ from yolofleet.specs.model import ModelChoice
 NARROW = {"transition_width": 0.125, "hidden_width": 0.125}
 
 
-def narrow(name: str, num_classes: int = 3, seed: int = 0) -> Detector:
+def narrow(name: str, num_classes: int = 3, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     return randomised(build_model(ModelChoice(name=name, **NARROW), num_classes), seed)
 
 
-def published(model: Detector, *, deploy_layout: bool = False) -> dict[str, Tensor]:
+def published(model: Network, *, deploy_layout: bool = False) -> dict[str, Tensor]:
     """The state dict of a model under the published names."""
     state = model.state_dict()
     names = official_parameter_names(model, deploy_layout=deploy_layout)
     return {official: state[ours].clone() for official, ours in names.items()}
 
 
-def same(left: Detector, right: Detector) -> bool:
+def same(left: Network, right: Network) -> bool:
     images = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
         return torch.equal(left.eval()(images), right.eval()(images))
@@ -171,6 +171,6 @@ def test_transfer_from_folded_layers_says_where_the_others_are() -> None:
         transfer_state_dict(narrow("yolov7-tiny"), deploy(narrow("yolov7-tiny")).state_dict())
 
 
-def test_deployed_models_have_published_names_too(narrow_tiny: Detector) -> None:
+def test_deployed_models_have_published_names_too(narrow_tiny: Network) -> None:
     deployed = deploy(narrow_tiny)
     assert set(official_parameter_names(deployed).values()) == set(deployed.state_dict()) - {"anchors"}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.graph import GraphError
 from yolofleet.models.wiring import wire

@@ -44,7 +44,7 @@ def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.models import build_model, deploy
     from yolofleet.specs.model import ModelChoice
-    from yolofleet.training.initial import save_training_form
+    from yolofleet.training.setup.pretrained import save_training_form
 
     torch.manual_seed(1)
     choice = ModelChoice(name="yolov7-tiny", transition_width=0.125, hidden_width=0.125)
@@ -111,8 +111,8 @@ def own_package(detector_package: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[NDArray[np.uint8]]:
-    """Three pictures of different sizes."""
+def images() -> list[NDArray[np.uint8]]:
+    """Three images of different sizes."""
     random = np.random.default_rng(1)
     return [random.integers(0, 256, (height, width, 3), np.uint8) for height, width in ((60, 80), (64, 64), (90, 40))]
 
@@ -133,7 +133,7 @@ def registered_store(
     folder = tmp_path_factory.mktemp("registered")
     shutil.copy(empty_store, folder / "mlflow.db")
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.registry.judgement import judged_evidence, judged_package
+    from yolofleet.registry.evaluation_record import judged_evidence, judged_package
     from yolofleet.registry.register import register_detector
 
     judged = judged_package(trained_package, str(known_data), "cpu")

@@ -12,8 +12,8 @@ import signal
 import sys
 from typing import Any
 
-from yolofleet.registry.champions import PromotionLostError, move_alias
-from yolofleet.registry.model_tags import ModelTags
+from yolofleet.registry.alias_history import PromotionLostError, move_alias
+from yolofleet.registry.versions import ModelTags
 
 ALIAS = "champion"
 

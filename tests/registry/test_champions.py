@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from yolofleet.registry import champions
-from yolofleet.registry.champions import (
+from yolofleet.registry import alias_history as champions
+from yolofleet.registry.alias_history import (
     PromotionLostError,
     Reign,
     move_alias,
@@ -18,9 +18,8 @@ from yolofleet.registry.champions import (
     reigns,
     rollback_target,
 )
-from yolofleet.registry.intents import LEASE_SECONDS, Holder, Intent, Line, read_intents
-from yolofleet.registry.model_tags import VersionGoneError
-from yolofleet.registry.versions import RegistryError
+from yolofleet.registry.promotion_lock import LEASE_SECONDS, Holder, Intent, Line, read_intents
+from yolofleet.registry.versions import RegistryError, VersionGoneError
 
 ALIAS = "champion"
 NUM_WRITES = 7

@@ -11,7 +11,7 @@ import pytest
 from registry.servers import free_port, mlflow_server
 from yolofleet.cli.main import main
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.registry.resolve import CACHE_VARIABLE
+from yolofleet.registry.version_files import CACHE_VARIABLE
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from yolofleet.cli.main import main
+from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.errors import UserError
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
-from yolofleet.evaluation.disagreement import disagreements
+from yolofleet.evaluation.image_matches import disagreements
 from yolofleet.models import build_model
 from yolofleet.registry import comparison
 from yolofleet.registry.comparison import compare, judged_on
-from yolofleet.registry.judgement import JudgingSettings
+from yolofleet.registry.evaluation_record import JudgingSettings
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.versions import find_version
 
@@ -92,7 +92,7 @@ def test_a_spoilt_record_is_not_believed(store: str, tmp_path: Path, monkeypatch
     assert len(judged) == 2
 
 
-def test_the_command_writes_a_page_with_pictures(
+def test_the_command_writes_a_page_with_images(
     store: str, known_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["registry", "compare", "shapes/2", "shapes/1", "--replicates", "100", "--tracking-uri", store]
@@ -101,8 +101,8 @@ def test_the_command_writes_a_page_with_pictures(
     assert out.startswith("models:/shapes/1 against models:/shapes/2, 12 images") and "  circle  " in out
     page = (tmp_path / "page/index.html").read_text()
     assert "class='up'" in page and "src='data:image/jpeg;base64" in page and "http://" not in page
-    pictures = sorted((tmp_path / "page/pictures").iterdir())
-    assert pictures and Image.open(pictures[0]).width > 3 * 64
+    images = sorted((tmp_path / "page/images").iterdir())
+    assert images and Image.open(images[0]).width > 3 * 64
     assert main([*arguments, "--json", "--data", str(known_data)]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["manifest_sha256"] == ShardDataset(known_data).manifest.digest
@@ -134,7 +134,7 @@ def test_the_images_with_the_most_different_mistakes_come_first() -> None:
     first = found((1, 0, 0.9), (1, 20, 0.9), (1, 40, 0.9), (2, 0, 0.9), (3, 0, 0.9), (3, 20, 0.1))
     second = found((1, 0, 0.9), (1, 500, 0.9), (1, 600, 0.9), (2, 0, 0.9), (3, 0, 0.9), (3, 20, 0.9))
     entries = disagreements(truth, first, second, count=5)
-    assert [entry.image_id for entry in entries] == [1, 3]  # in picture 2 they do not differ
+    assert [entry.image_id for entry in entries] == [1, 3]  # in image 2 they do not differ
     assert (entries[0].first_missed, entries[0].first_false) == (0, 0)
     assert (entries[0].second_missed, entries[0].second_false) == (2, 2)
     assert entries[0].fewer_mistakes == -4 and entries[1].fewer_mistakes == 1

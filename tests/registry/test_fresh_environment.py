@@ -29,20 +29,20 @@ json.dump(model.predict([numpy.load(path) for path in sys.argv[2:]]), sys.stdout
 
 
 def test_it_predicts_with_only_its_listed_requirements(
-    detector_package: Path, pictures: list[Any], tmp_path: Path
+    detector_package: Path, images: list[Any], tmp_path: Path
 ) -> None:
     python = tmp_path / "environment" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
     in_torch = write_version(collect_content(detector_package), tmp_path / "in_torch", evidence={})
     _install(python, in_torch)
-    assert _predicted(python, in_torch, pictures, tmp_path) == Detector.load(detector_package).predict(pictures)
+    assert _predicted(python, in_torch, images, tmp_path) == Detector.load(detector_package).predict(images)
 
     package = shutil.copytree(detector_package, tmp_path / "package")
     add_network(package)
     in_onnx_runtime = write_version(collect_content(package), tmp_path / "in_onnx_runtime", evidence={})
     assert _added(in_onnx_runtime, in_torch) == ["onnxruntime"]
     _install(python, in_onnx_runtime)
-    assert _predicted(python, in_onnx_runtime, pictures, tmp_path) == load_detector(package).predict(pictures)
+    assert _predicted(python, in_onnx_runtime, images, tmp_path) == load_detector(package).predict(images)
 
 
 def _added(version: Path, other: Path) -> list[str]:
@@ -57,11 +57,11 @@ def _install(python: Path, version: Path) -> None:
     subprocess.run([python, "-m", "pip", "install", "-q", *torch_first], check=True, timeout=2000)
 
 
-def _predicted(python: Path, version: Path, pictures: list[Any], tmp_path: Path) -> Any:
+def _predicted(python: Path, version: Path, images: list[Any], tmp_path: Path) -> Any:
     """Return what a version finds, loaded from an empty folder."""
-    paths = [tmp_path / f"{index}.npy" for index in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        np.save(path, picture)
+    paths = [tmp_path / f"{index}.npy" for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        np.save(path, image)
     empty = tmp_path / "empty"
     empty.mkdir(exist_ok=True)
     answer = subprocess.run(

@@ -40,7 +40,7 @@ def test_the_name_follows_the_content(tmp_path: Path) -> None:
     code = collect_inference_code(SERVED_MODULE)
     assert re.fullmatch(r"yolofleet_inference_[0-9a-f]{12}", code.package)
     assert collect_inference_code(SERVED_MODULE).package == code.package
-    assert collect_inference_code("yolofleet.errors").package != code.package
+    assert collect_inference_code("yolofleet.core.errors").package != code.package
     folder = code.write(tmp_path)
     assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.py")} == set(code.files)
 

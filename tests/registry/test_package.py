@@ -1,4 +1,4 @@
-"""A version holds code and safetensors, no pickle, and predicts as the detector does, however pictures come."""
+"""A version holds code and safetensors, no pickle, and predicts as the detector does, however images come."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
-from yolofleet.evaluation.pictures import PictureError
+from yolofleet.evaluation.images import ImageReadError
 from yolofleet.registry.package import DETECTOR_FOLDER, PackageError, collect_content, write_version
 from yolofleet.registry.served_detector import SERVING_VARIABLE, content_only, listed
 
@@ -28,9 +28,9 @@ def version_folder(detector_package: Path, tmp_path_factory: pytest.TempPathFact
     return write_version(collect_content(detector_package), folder, evidence={"figures": {"AP": 0.5}})
 
 
-def png(picture: Any) -> bytes:
+def png(image: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -63,34 +63,34 @@ def test_the_scan_finds_a_planted_pickle(tmp_path: Path) -> None:
     assert is_pickle(tmp_path / "a") and is_pickle(tmp_path / "b")
 
 
-def test_every_form_of_picture_gives_what_the_detector_gives(
-    version_folder: Path, detector_package: Path, pictures: list[Any], tmp_path: Path
+def test_every_form_of_image_gives_what_the_detector_gives(
+    version_folder: Path, detector_package: Path, images: list[Any], tmp_path: Path
 ) -> None:
     import mlflow
     import pandas as pd
 
-    expected = Detector.load(detector_package).predict(pictures)
+    expected = Detector.load(detector_package).predict(images)
     assert sum(len(records) for records in expected) > 0
-    files = [png(picture) for picture in pictures]
+    files = [png(image) for image in images]
     paths = [tmp_path / f"{index}.png" for index in range(len(files))]
     for path, content in zip(paths, files, strict=True):
         path.write_bytes(content)
     model = mlflow.pyfunc.load_model(str(version_folder))
     forms: dict[str, Any] = {
-        "arrays": pictures,
+        "arrays": images,
         "bytes": files,
         "base64": [base64.b64encode(content).decode() for content in files],
         "data URLs": ["data:image/png;base64," + base64.b64encode(content).decode() for content in files],
         "paths": [str(path) for path in paths],
         "path objects": paths,
-        "a table": pd.DataFrame({"picture": files}),
+        "a table": pd.DataFrame({"image": files}),
         "a column": pd.Series(files),
     }
     for name, form in forms.items():
         assert model.predict(form) == expected, name
-    assert model.predict(pictures[0]) == expected[:1]
+    assert model.predict(images[0]) == expected[:1]
     assert model.predict(files[0]) == expected[:1]
-    assert model.predict(np.stack([pictures[1], pictures[1]])) == [expected[1], expected[1]]
+    assert model.predict(np.stack([images[1], images[1]])) == [expected[1], expected[1]]
     assert {*expected[0][0]} == {"category_id", "category_name", "bbox", "score"}
 
 
@@ -136,28 +136,28 @@ def test_a_damaged_package_is_refused(own_package: Path) -> None:
 
 
 def test_over_http_no_text_is_a_path(
-    version_folder: Path, pictures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version_folder: Path, images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException
 
     model = mlflow.pyfunc.load_model(str(version_folder), model_config={"device": "cpu"})
-    (tmp_path / "abcd").write_bytes(png(pictures[0]))
+    (tmp_path / "abcd").write_bytes(png(images[0]))
     monkeypatch.chdir(tmp_path)
     assert len(model.predict(["abcd"])) == 1
     monkeypatch.setenv(SERVING_VARIABLE, "true")
     for text in ("abcd", str(tmp_path / "abcd"), "file:///etc/passwd", "http://x/y.png"):
-        with pytest.raises(MlflowException, match="picture") as refusal:
+        with pytest.raises(MlflowException, match="image") as refusal:
             model.predict([text])
         refusal.value.message = "the whole request"
         assert "whole" not in refusal.value.serialize_as_json()
         assert refusal.value.get_http_status_code() == 400
-    with pytest.raises(PictureError, match="data URL"):
+    with pytest.raises(ImageReadError, match="data URL"):
         content_only("data:text/plain,aGVsbG8=")
 
 
 def test_a_table_with_two_columns_is_refused() -> None:
     import pandas as pd
 
-    with pytest.raises(PictureError, match="2"):
+    with pytest.raises(ImageReadError, match="2"):
         listed(pd.DataFrame({"a": [1], "b": [2]}))

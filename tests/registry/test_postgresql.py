@@ -20,14 +20,13 @@ from moto.server import ThreadedMotoServer
 
 from registry.servers import free_port, mlflow_server
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.registry.champions import reigns
-from yolofleet.registry.judgement import judged_evidence, judged_package
+from yolofleet.registry.alias_history import reigns
+from yolofleet.registry.evaluation_record import judged_evidence, judged_package
 from yolofleet.registry.lineage import find_lineage, uses_of
-from yolofleet.registry.model_tags import ModelTags
 from yolofleet.registry.promotion import examine, promote, roll_back
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import verify
-from yolofleet.registry.versions import find_version, list_versions, set_alias
+from yolofleet.registry.versions import ModelTags, find_version, list_versions, set_alias
 from yolofleet.specs.promotion import PromotionPolicy
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]

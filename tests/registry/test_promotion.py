@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from yolofleet.cli.main import main
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.bootstrap import Difference, Differences
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 from yolofleet.registry.claims import Claim
-from yolofleet.registry.gates import champion_gate, class_gate, latency_gate, lineage_gate, proof_gate
-from yolofleet.registry.judgement import JudgedClass, Judgement, JudgingSettings
+from yolofleet.registry.evaluation_record import JudgedClass, Judgement, JudgingSettings
+from yolofleet.registry.promotion import champion_gate, class_gate, latency_gate, lineage_gate, proof_gate
 from yolofleet.registry.proof import Latency
 from yolofleet.registry.verify import Verification
 from yolofleet.registry.versions import Version

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from registry.servers import free_port, mlflow_server
-from yolofleet.registry.champions import move_alias, previous_alias, reigns, rollback_target
-from yolofleet.registry.intents import read_intents
-from yolofleet.registry.model_tags import ModelTags
+from yolofleet.registry.alias_history import move_alias, previous_alias, reigns, rollback_target
+from yolofleet.registry.promotion_lock import read_intents
+from yolofleet.registry.versions import ModelTags
 from yolofleet.tracking.mlflow_store import open_client
 
 pytestmark = pytest.mark.system

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from yolofleet.cli.main import main
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
-from yolofleet.export.onnx_session import OnnxNetwork
+from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import INPUT_NAME
 from yolofleet.models import build_model
-from yolofleet.registry.judgement import read_detections, write_detections
+from yolofleet.registry.evaluation_record import read_detections, write_detections
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import Verification, verify

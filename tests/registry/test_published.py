@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from yolofleet.cli.main import main
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.models import build_model, deploy
 from yolofleet.models.weights import official_parameter_names
-from yolofleet.registry.published import coco_classes, package_checkpoint
-from yolofleet.training.initial import read_trained
+from yolofleet.registry.import_checkpoint import coco_classes, package_checkpoint
+from yolofleet.training.setup.pretrained import read_trained
 
 CLASSES = {"categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "cross"}]}
 

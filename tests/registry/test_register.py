@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from yolofleet.cli.registry import app
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.registry.register import register_detector, register_run
-from yolofleet.registry.resolve import detector_folder
+from yolofleet.registry.version_files import detector_folder
 from yolofleet.registry.versions import (
     RegistryError,
     check_name,
@@ -52,18 +52,18 @@ json.dump(model.predict([numpy.load(path) for path in sys.argv[2:]]), sys.stdout
 
 @pytest.mark.system
 def test_a_version_predicts_in_an_empty_folder_without_yolofleet(
-    detector_package: Path, tracking_uri: str, pictures: list[Any], tmp_path: Path
+    detector_package: Path, tracking_uri: str, images: list[Any], tmp_path: Path
 ) -> None:
     register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
-    paths = [tmp_path / f"{index}.npy" for index in range(len(pictures))]
-    for path, picture in zip(paths, pictures, strict=True):
-        np.save(path, picture)
+    paths = [tmp_path / f"{index}.npy" for index in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        np.save(path, image)
     empty = tmp_path / "empty"
     empty.mkdir()
     command = [sys.executable, "-I", "-c", PREDICT, tracking_uri, *map(str, paths)]
     answer = subprocess.run(command, cwd=empty, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 0, answer.stderr
-    assert json.loads(answer.stdout) == Detector.load(detector_package).predict(pictures)
+    assert json.loads(answer.stdout) == Detector.load(detector_package).predict(images)
     assert list(empty.iterdir()) == []
 
 

@@ -18,23 +18,30 @@ import pytest
 from PIL import Image
 
 from yolofleet.evaluation.detector import Detector
-from yolofleet.evaluation.pictures import PictureError
-from yolofleet.registry.picture_urls import MOST_BYTES, fetch_picture, named_hosts
-from yolofleet.registry.served_detector import MOST_PICTURES, SERVING_VARIABLE, RefusedRequest, ServedDetector
+from yolofleet.evaluation.images import ImageReadError
+from yolofleet.registry.served_detector import (
+    MOST_BYTES,
+    MOST_IMAGES,
+    SERVING_VARIABLE,
+    RefusedRequest,
+    ServedDetector,
+    fetch_image,
+    named_hosts,
+)
 
 
 def text_of(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def png(picture: Any) -> bytes:
+def png(image: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
+    Image.fromarray(image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def huge_png(side: int = 30_000) -> bytes:
-    """A few bytes that claim to be an enormous picture."""
+    """A few bytes that claim to be an enormous image."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -45,9 +52,9 @@ def huge_png(side: int = 30_000) -> bytes:
 
 
 BAD = {
-    "a huge picture": (text_of(huge_png()), "30000x30000"),
-    "a text file": (text_of(b"what is the answer, then?\n" * 20), "picture"),
-    "half a picture": (text_of(b"\x89PNG\r\n\x1a\n"), "picture"),
+    "a huge image": (text_of(huge_png()), "30000x30000"),
+    "a text file": (text_of(b"what is the answer, then?\n" * 20), "image"),
+    "half an image": (text_of(b"\x89PNG\r\n\x1a\n"), "image"),
     "no base64": ("not base64!", "base64"),
     "nothing": ("", "empty"),
     "a number": (7, "int"),
@@ -65,9 +72,9 @@ def served(detector_package: Path, monkeypatch: pytest.MonkeyPatch) -> ServedDet
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_picture_is_told_in_its_place(name: str, served: ServedDetector, pictures: list[Any]) -> None:
+def test_a_bad_image_is_told_in_its_place(name: str, served: ServedDetector, images: list[Any]) -> None:
     bad, told = BAD[name]
-    good = [text_of(png(picture)) for picture in pictures]
+    good = [text_of(png(image)) for image in images]
     expected = served.predict(good)
     assert all(expected)
     found = served.predict([good[0], bad, good[1], good[2], bad])
@@ -80,11 +87,11 @@ def test_a_bad_picture_is_told_in_its_place(name: str, served: ServedDetector, p
     assert served.predict(good) == expected, "alive after it"
 
 
-def test_outside_a_server_too(detector_package: Path, pictures: list[Any]) -> None:
+def test_outside_a_server_too(detector_package: Path, images: list[Any]) -> None:
     detector = ServedDetector(Detector.load(detector_package))
-    found = detector.predict([pictures[0], huge_png(), pictures[1]])
-    assert "30000x30000" in found[1][0]["error"] and [found[0], found[2]] == detector.predict(pictures[:2])
-    with pytest.raises(PictureError, match="no such file"):
+    found = detector.predict([images[0], huge_png(), images[1]])
+    assert "30000x30000" in found[1][0]["error"] and [found[0], found[2]] == detector.predict(images[:2])
+    with pytest.raises(ImageReadError, match="no such file"):
         detector.predict(["nowhere.png"])
 
 
@@ -105,17 +112,17 @@ def test_outside_a_server_too(detector_package: Path, pictures: list[Any]) -> No
     ],
     ids=["number", "null", "bool", "nan", "object", "empty object", "0-d", "nans", "floats", "nested", "long text"],
 )
-def test_what_holds_no_pictures_is_refused(request_body: Any, served: ServedDetector, pictures: list[Any]) -> None:
+def test_what_holds_no_images_is_refused(request_body: Any, served: ServedDetector, images: list[Any]) -> None:
     with pytest.raises(RefusedRequest) as refusal:
         served.predict(request_body)
     assert refusal.value.get_http_status_code() == 400
-    assert "picture" in refusal.value.message and len(refusal.value.message) < 400
-    assert served.predict([text_of(png(pictures[0]))])[0], "alive after it"
+    assert "image" in refusal.value.message and len(refusal.value.message) < 400
+    assert served.predict([text_of(png(images[0]))])[0], "alive after it"
 
 
-@pytest.mark.parametrize("count", [0, MOST_PICTURES + 1])
-def test_a_request_holds_some_pictures_but_not_any_number(count: int, served: ServedDetector) -> None:
-    with pytest.raises(RefusedRequest, match=f"1 to {MOST_PICTURES} pictures, this one {count}") as refusal:
+@pytest.mark.parametrize("count", [0, MOST_IMAGES + 1])
+def test_a_request_holds_some_images_but_not_any_number(count: int, served: ServedDetector) -> None:
+    with pytest.raises(RefusedRequest, match=f"1 to {MOST_IMAGES} images, this one {count}") as refusal:
         served.predict([text_of(huge_png())] * count)
     assert refusal.value.get_http_status_code() == 400
 
@@ -147,8 +154,8 @@ class Host(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def host(pictures: list[Any]) -> Iterator[str]:
-    Host.content = png(pictures[0])
+def host(images: list[Any]) -> Iterator[str]:
+    Host.content = png(images[0])
     server = HTTPServer(("127.0.0.1", 0), Host)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -158,13 +165,13 @@ def host(pictures: list[Any]) -> Iterator[str]:
     server.server_close()
 
 
-def test_a_picture_by_url_from_a_named_host(
-    host: str, detector_package: Path, pictures: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_an_image_by_url_from_a_named_host(
+    host: str, detector_package: Path, images: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(SERVING_VARIABLE, "true")
     detector = Detector.load(detector_package)
     served = ServedDetector(detector, named_hosts(f" {host}, other.example "))
-    assert served.predict([f"http://{host}/a.png"]) == detector.predict(pictures[:1])
+    assert served.predict([f"http://{host}/a.png"]) == detector.predict(images[:1])
     with pytest.raises(RefusedRequest, match="switched off"):
         ServedDetector(detector).predict([f"http://{host}/a.png"])
 
@@ -183,5 +190,5 @@ def test_a_picture_by_url_from_a_named_host(
     ],
 )
 def test_what_else_is_asked_of_a_url_is_refused(url: str, told: str, host: str) -> None:
-    with pytest.raises(PictureError, match=told):
-        fetch_picture(url.format(host=host), named_hosts(host))
+    with pytest.raises(ImageReadError, match=told):
+        fetch_image(url.format(host=host), named_hosts(host))

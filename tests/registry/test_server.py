@@ -19,7 +19,7 @@ from PIL import Image
 from registry.servers import end_group, free_port, mlflow_server, process
 from yolofleet.evaluation.detector import Detector
 from yolofleet.registry.register import register_run
-from yolofleet.registry.resolve import CACHE_VARIABLE, detector_folder
+from yolofleet.registry.version_files import CACHE_VARIABLE, detector_folder
 from yolofleet.storage import open_storage
 from yolofleet.tracking.mirror import Mirror
 from yolofleet.tracking.mlflow_store import check_reachable, open_client
@@ -38,7 +38,7 @@ def post(url: str, document: Any) -> tuple[int, Any]:
 
 
 def test_a_run_through_outage_registration_and_serving(
-    detector_package: Path, pictures: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    detector_package: Path, images: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
     uri = f"http://127.0.0.1:{port}"
@@ -48,7 +48,7 @@ def test_a_run_through_outage_registration_and_serving(
     run.write_job("name: demo\nseed: 1\n")
     run.append_event("start")
     run.save_model(detector_package)
-    run.storage.put("report/picture.png", b"png")
+    run.storage.put("report/image.png", b"png")
     mirror = Mirror(run, uri, "shapes", poll_seconds=0.2)
     mirror.start()  # before there is a server
 
@@ -78,15 +78,15 @@ def test_a_run_through_outage_registration_and_serving(
         assert [metric.step for metric in client.get_metric_history(mirror.run_id, "loss")] == list(range(1, 120))
         assert math.isnan(client.get_metric_history(mirror.run_id, "norm")[6].value)
         assert client.get_run(mirror.run_id).info.status == "FINISHED"
-        assert [item.path for item in client.list_artifacts(mirror.run_id, "report")] == ["report/picture.png"]
+        assert [item.path for item in client.list_artifacts(mirror.run_id, "report")] == ["report/image.png"]
 
         version = register_run(run, "shapes", uri, experiment="shapes")
         assert version.run_id == mirror.run_id
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
         folder = detector_folder("models:/shapes@candidate", uri)
         assert folder.is_relative_to(tmp_path / "cache")
-        expected = Detector.load(detector_package).predict(pictures)
-        assert Detector.load(folder).predict(pictures) == expected
+        expected = Detector.load(detector_package).predict(images)
+        assert Detector.load(folder).predict(images) == expected
 
         serve_port = free_port()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -95,13 +95,13 @@ def test_a_run_through_outage_registration_and_serving(
         serve_url = f"http://127.0.0.1:{serve_port}"
         with process(command, store / "serve.log", f"{serve_url}/ping"):
             texts = []
-            for picture in pictures:
+            for image in images:
                 buffer = io.BytesIO()
-                Image.fromarray(picture).save(buffer, "PNG")
+                Image.fromarray(image).save(buffer, "PNG")
                 texts.append(base64.b64encode(buffer.getvalue()).decode())
             assert post(f"{serve_url}/invocations", {"inputs": texts}) == (200, {"predictions": expected})
             for bad in (["/etc/passwd"], [str(store / "server.log")], ["aGVsbG8="], [1], [None]):
                 status, answer = post(f"{serve_url}/invocations", {"inputs": bad})
-                assert status == 400 and json.loads(answer)["message"].count("picture"), bad
+                assert status == 400 and json.loads(answer)["message"].count("image"), bad
                 assert "stack_trace" not in answer and len(answer) < 500, bad
             assert post(f"{serve_url}/invocations", {"inputs": texts[:1]}) == (200, {"predictions": expected[:1]})

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from yolofleet.errors import UserError
-from yolofleet.registry.published import package_checkpoint
+from yolofleet.core.errors import UserError
+from yolofleet.registry.import_checkpoint import package_checkpoint
 from yolofleet.registry.version_files import checked_name, download, version_files
 from yolofleet.registry.versions import DIGEST_TAG, PROOF_TAG, RegistryError, find_version
 from yolofleet.tracking.mlflow_store import open_client
@@ -92,7 +92,7 @@ def test_a_digest_tag_is_no_path(detector_package: Path, tracking_uri: str) -> N
 def test_no_tag_leads_to_what_another_version_left_in_the_cache(
     detector_package: Path, trained_package: Path, tracking_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from yolofleet.registry import resolve
+    from yolofleet.registry import version_files as resolve
     from yolofleet.registry.register import register_detector
 
     first = register_detector(detector_package, "shapes", tracking_uri, evidence={})

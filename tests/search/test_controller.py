@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from yolofleet.errors import UserError
-from yolofleet.search.controller import concurrency
-from yolofleet.search.tune_parts import result_of
+from yolofleet.core.errors import UserError
+from yolofleet.search.controller import concurrency, result_of
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.search import SearchSpec
 

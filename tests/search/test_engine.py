@@ -11,8 +11,7 @@ import pytest
 
 from yolofleet.search.engine import Engine, Leg, Pause, Result
 from yolofleet.search.feasibility import Screened
-from yolofleet.search.halving import Halving
-from yolofleet.search.population import Population
+from yolofleet.search.schedulers import Halving, Population
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Row, Trials

@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models.profile import profile
 from yolofleet.models.zoo import resolve
 from yolofleet.search.feasibility import Screen, check_feasible
-from yolofleet.search.samples import even_point
-from yolofleet.search.space import Space
+from yolofleet.search.space import Space, even_point
 from yolofleet.specs.search import SearchSpec
 
 Written = Callable[..., SearchSpec]

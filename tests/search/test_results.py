@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from yolofleet.search.importance import importances
-from yolofleet.search.results import results_of
+from yolofleet.search.results import results_of, summary_lines
 from yolofleet.search.scaling_law import fit_scaling_law
 from yolofleet.search.space import Parameters
-from yolofleet.search.text import summary_lines
 from yolofleet.search.trials import Measurement, Observation, Trials
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec

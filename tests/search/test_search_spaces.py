@@ -13,13 +13,11 @@ from yolofleet.models import build_model
 from yolofleet.models.profile import cost
 from yolofleet.models.wiring import wire
 from yolofleet.search.feasibility import Screen, check_feasible
-from yolofleet.search.metrics import check_metrics
-from yolofleet.search.samples import even_point
-from yolofleet.search.space import Space
+from yolofleet.search.session import check_metrics
+from yolofleet.search.space import Space, even_point
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec, load_search
-from yolofleet.training.model import trained_table
-from yolofleet.training.objective import build_loss
+from yolofleet.training.setup.builders import build_loss, trained_table
 
 SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 TABLES = [path for path in SPACES if path.name.startswith("table")]

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from yolofleet.errors import UserError
-from yolofleet.search.samples import even_point, random_point
-from yolofleet.search.space import Space
+from yolofleet.core.errors import UserError
+from yolofleet.search.space import Space, even_point, random_point
 from yolofleet.specs.search import SearchSpec
 
 Written = Callable[..., SearchSpec]

@@ -9,19 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolofleet.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import Leg, Result
-from yolofleet.search.initial import keep_initial_weights
-from yolofleet.search.leg import Order, run_leg
 from yolofleet.search.report import write_report
 from yolofleet.search.session import Session
+from yolofleet.search.trial_segment import Order, keep_initial_weights, run_leg
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec, load_search
 from yolofleet.storage import open_storage
-from yolofleet.training.checkpoint import CheckpointStore
-from yolofleet.training.initial import Locate
+from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.setup.pretrained import Locate
 
 Written = Callable[..., SearchSpec]
 
@@ -184,7 +183,7 @@ SMALL_TABLES = sorted(path.stem for path in SPACES.glob("table*.yaml"))
     "name", [*SMALL_TABLES, "compound-scaling", "hyperparameters-p5", "learning-rate", "quickstart"]
 )
 def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path, tmp_path: Path) -> None:
-    """Thin models on drawn pictures, two steps a trial: every row ends in the report beside the paper's."""
+    """Thin models on drawn images, two steps a trial: every row ends in the report beside the paper's."""
     overrides = [
         f"job.data.train={shards / 'train'}",
         f"job.data.val={shards / 'val'}",
@@ -211,7 +210,7 @@ def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path
     if not name.startswith("table"):
         overrides += ["budget.trials=4"]
     spec = load_search(SPACES / f"{name}.yaml", overrides)
-    if name.startswith("table5"):  # its rows set the size of the picture themselves
+    if name.startswith("table5"):  # its rows set the size of the image themselves
         rows = {
             label: {path: 64 if path == "data.image_size" else value for path, value in fields.items()}
             for label, fields in dict(spec.parameters["variant"].choice or {}).items()  # type: ignore[arg-type]

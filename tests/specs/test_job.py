@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.hyperparameters import Hyperparameters, merged, recipe
 from yolofleet.specs.job import CheckpointSpec, JobSpec
 

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec, load_search
 

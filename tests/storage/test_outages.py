@@ -7,7 +7,7 @@ import pytest
 
 from faulty_s3 import faulty_s3
 from yolofleet.storage import StorageError, open_storage
-from yolofleet.storage.outages import MOST_OFTEN_SECONDS, Outage, Outages
+from yolofleet.storage.objects import MOST_OFTEN_SECONDS, Outage, Outages
 
 
 class Clock:

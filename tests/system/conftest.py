@@ -14,7 +14,7 @@ from system.shell import Shell
 
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with drawn pictures and the shards made from them."""
+    """A folder with drawn images and the shards made from them."""
     folder = tmp_path_factory.mktemp("drawn")
     shell = Shell(folder)
     shell.succeed("data", "synth", "images", "--images", "80", "--seed", "3", "--image-size", "128")

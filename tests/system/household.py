@@ -1,4 +1,4 @@
-"""A folder with everything that the pages name: a trained run, shards, pictures, published weights, a search."""
+"""A folder with everything that the pages name: a trained run, shards, images, published weights, a search."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def fill(folder: Path, drawn: Path) -> Shell:
         shutil.copytree(drawn / "images/images", folder / name)
     for name in ("data/val", "store/datasets/val"):
         shutil.copytree(drawn / "shards/val", folder / name)
-    for picture, names in (("000004.jpg", ("a.jpg", "picture.jpg")), ("000009.jpg", ("b.png", "other.png"))):
+    for image, names in (("000004.jpg", ("a.jpg", "image.jpg")), ("000009.jpg", ("b.png", "other.png"))):
         for name in names:
-            shutil.copy(drawn / "images/images" / picture, folder / name)
+            shutil.copy(drawn / "images/images" / image, folder / name)
     for name, model, num_classes in (("yolov7.pt", "yolov7", 80), ("mine.pt", "yolov7-tiny", 3)):
         detector = build_model(model, num_classes=num_classes)
         state = detector.state_dict()

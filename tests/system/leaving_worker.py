@@ -8,10 +8,9 @@ import sys
 import torch.distributed as dist
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.preflight import check_job
-from yolofleet.training.pulse import Pulse
-from yolofleet.training.worker import run_worker
+from yolofleet.training.loop.worker_group import Pulse, WorkerGroup
+from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.supervision.worker import run_worker
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")

@@ -84,7 +84,7 @@ def test_other_data_under_the_same_name(shell: Shell, drawn: Path) -> None:
         ({"nothing": "here"}, "images"),
         ("text", "annotations.json"),
     ],
-    ids=["a result file", "no pictures", "not COCO", "text"],
+    ids=["a result file", "no images", "not COCO", "text"],
 )
 def test_annotations_that_are_not_coco(document: Any, part: str, shell: Shell, drawn: Path) -> None:
     path = shell.folder / "annotations.json"

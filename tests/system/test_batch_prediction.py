@@ -29,7 +29,7 @@ def test_killed_and_repeated_nothing_is_missing_and_nothing_twice(drawn: Path, s
     save_detector(shell.folder / "detector", model, CLASSES, 128, confidence=0.2, max_detections=5)
     data = str(drawn / "shards/train")
     command = ["predict", "detector", data, "--workers", "2", "--part-size", "1", "--out", "found", "--device", "cpu"]
-    num_pictures = json.loads((drawn / "shards/train/manifest.json").read_text())["num_samples"]
+    num_images = json.loads((drawn / "shards/train/manifest.json").read_text())["num_samples"]
     parts = shell.folder / "found" / "parts"
 
     first = shell.start(*command)
@@ -37,16 +37,16 @@ def test_killed_and_repeated_nothing_is_missing_and_nothing_twice(drawn: Path, s
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     kept = {path: path.stat().st_mtime_ns for path in parts.glob("0*.json")}
-    assert 3 <= len(kept) < num_pictures, "it was killed in the middle"
+    assert 3 <= len(kept) < num_images, "it was killed in the middle"
     assert not (shell.folder / "found" / "results.json").exists()
 
     done = shell.run(*command)
     assert done.returncode == 0, done.stderr
-    assert f"of {num_pictures} parts are there already" in done.stderr
+    assert f"of {num_images} parts are there already" in done.stderr
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     document = json.loads((shell.folder / "found" / "detections.json").read_text())
     images = [image["id"] for image in document["images"]]
-    assert len(images) == len(set(images)) == num_pictures
+    assert len(images) == len(set(images)) == num_images
     assert {entry["image_id"] for entry in document["annotations"]} <= set(images)
 
     again = shell.run(*command, "--json")

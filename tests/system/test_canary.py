@@ -80,7 +80,7 @@ def test_a_job_that_is_sent_takes_no_secret_along(trusted: Trusted, monkeypatch:
             assert code == 0, printed
             told.append(printed)
         (request,) = jobs.requests
-        assert request["entrypoint"] == "python -m yolofleet.cli.sent train"
+        assert request["entrypoint"] == "python -m yolofleet.cli.remote_entrypoint train"
         sent = list(jobs.texts())
         assert any("s3://runs" in text for text in sent), "the archive was looked into"
         assert set(request["runtime_env"]) <= {"working_dir", "env_vars", "_ray_commit"}

@@ -1,4 +1,4 @@
-"""Real pictures are learned, through the whole path: shards, Ray Train, the weight average, the registry, evaluate."""
+"""Real images are learned, through the whole path: shards, Ray Train, the weight average, the registry, evaluate."""
 
 from __future__ import annotations
 

@@ -14,8 +14,7 @@ import pytest
 import yaml
 
 from system.shell import Shell, kill_group, rows, write_job
-from yolofleet.search.samples import even_point
-from yolofleet.search.space import Space
+from yolofleet.search.space import Space, even_point
 from yolofleet.specs.search import load_search
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -70,8 +69,8 @@ def test_a_driver_killed_five_times_trains_every_trial_once(shell: Shell, drawn:
 
 SCRIPT = """
 import json, sys
-from yolofleet.search.connection import connected_to_ray
-with connected_to_ray():
+from yolofleet.core.ray_runtime import tune_connection
+with tune_connection():
     import ray
     from yolofleet.cli.main import main
     code = main(["tune", sys.argv[1], "--yes"])

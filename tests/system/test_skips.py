@@ -1,4 +1,4 @@
-"""A dataset with broken pictures: what was skipped is told by reason and by key, once, wherever a user looks."""
+"""A dataset with broken images: what was skipped is told by reason and by key, once, wherever a user looks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mlflow import MlflowClient
 from system.shell import Shell, rows, wait_for, write_job
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage import open_storage
-from yolofleet.training.sample_log import sample_rows
+from yolofleet.training.loop.sample_log import sample_rows
 
 pytestmark = pytest.mark.system
 TRACKING_URI = "sqlite:///mlflow.db"
 
 
 def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[str]]:
-    """Copy the drawn training set and break some pictures in its shards, every other one by a text in its place."""
+    """Copy the drawn training set and break some images in its shards, every other one by a text in its place."""
     out = folder / "shards"
     storage, target = open_storage(drawn / "shards/train"), open_storage(out)
     for entry in storage.list(""):
@@ -34,7 +34,7 @@ def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[st
         path = out / dataset.manifest.shards[shard].tar_key
         with path.open("r+b") as file:
             file.seek(start)
-            file.write(b"no picture" if number % 2 else b"\xff\xd8\xff" + bytes(length - 3))
+            file.write(b"no image" if number % 2 else b"\xff\xd8\xff" + bytes(length - 3))
         keys.append(index.keys[row])
     return out, keys
 

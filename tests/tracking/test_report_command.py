@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from yolofleet.cli.report import report
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.storage import open_storage
 from yolofleet.tracking.mlflow_store import open_client
 from yolofleet.tracking.run_directory import RunDirectory

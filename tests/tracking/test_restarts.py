@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from yolofleet.tracking.restarts import Restart, restarts
+from yolofleet.tracking.goodput import Restart, restarts
 
 
 def event(second: float, kind: str, **fields: Any) -> dict[str, Any]:

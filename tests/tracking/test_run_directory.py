@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.json_lines import CorruptLogError, Cursor, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import ObjectLogWriter

@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from yolofleet.tracking.survival import survival, told
+from yolofleet.tracking.goodput import survival, told
 
 
 def event(second: float, kind: str, **fields: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from yolofleet.storage import open_storage
 from yolofleet.storage.lock import LockLostError, hold
 from yolofleet.tracking.log_writer import FileLogWriter, ObjectLogWriter
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.checkpoint.store import CheckpointStore
 
 
 def taken_over(folder: Path) -> RunDirectory:

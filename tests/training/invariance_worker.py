@@ -24,11 +24,12 @@ from torch import nn
 from yolofleet.data.micro_batch import MicroBatch
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training import loop, session
-from yolofleet.training.ema import WeightAverage
-from yolofleet.training.finite import shared_text
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.precision import Precision
+from yolofleet.training.loop.non_finite import shared_text
+from yolofleet.training.loop.optimizer import WeightAverage
+from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.train import train as loop
+from yolofleet.training.loop.train import trainer as session
+from yolofleet.training.loop.worker_group import WorkerGroup
 
 WORLD_SIZES = (1, 2, 3, 4)
 LIMIT = timedelta(minutes=3)
@@ -38,7 +39,7 @@ BOXES = (3, 0, 5, 2, 60, 4)
 
 
 class MadeUpStream:
-    """Pictures of noise with boxes anywhere; the same global batch in every step."""
+    """Images of noise with boxes anywhere; the same global batch in every step."""
 
     def __init__(self, job: JobSpec) -> None:
         self._size, self._side = job.micro_batch_size, job.data.image_size

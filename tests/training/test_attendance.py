@@ -7,9 +7,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from yolofleet.training.attendance import Attendance, Member, reached, silent_members
-from yolofleet.training.group_watch import examined_and_killed
-from yolofleet.training.pulse import Pulse
+from yolofleet.training.loop.worker_group import Pulse
+from yolofleet.training.supervision.heartbeats import Attendance, Member, reached, silent_members
+from yolofleet.training.supervision.watches import examined_and_killed
 
 
 class Clock:

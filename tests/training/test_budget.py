@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training.budget import FailureBudget, Kind
+from yolofleet.training.supervision.failure_budget import FailureBudget, Kind
 
 CLUSTER = ClusterSpec(max_failures=2, max_preemptions=3, max_start_failures=1)
 

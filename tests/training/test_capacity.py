@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training.capacity import NodeOffer, evaluates_apart, has_room, num_places
+from yolofleet.training.supervision.nodes import NodeOffer, evaluates_apart, has_room, num_places
 
 
 def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.storage import StorageError, open_storage
-from yolofleet.training.checkpoint import CheckpointStore
+from yolofleet.training.checkpoint.store import CheckpointStore
 
 
 class Told:
@@ -140,8 +140,8 @@ def test_one_that_is_due_while_the_last_is_stored_waits_or_is_left_out_and_eithe
     tmp_path: Path, monkeypatch
 ) -> None:
     checkpoints, told = store(tmp_path)
-    monkeypatch.setattr("yolofleet.training.checkpoint.LONGEST_WAIT_SECONDS", 0.05)
-    monkeypatch.setattr("yolofleet.training.checkpoint.LONG_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("yolofleet.training.checkpoint.store.LONGEST_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("yolofleet.training.checkpoint.store.LONG_WAIT_SECONDS", 0.1)
     put = checkpoints.storage.put
     monkeypatch.setattr(checkpoints.storage, "put", lambda key, data: (time.sleep(0.1), put(key, data)))
     for step, skippable in ((1, False), (2, True), (3, False)):

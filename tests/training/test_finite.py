@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from system.shell import rows
-from yolofleet.errors import WorkError
+from yolofleet.core.errors import WorkError
 from yolofleet.losses import DetectionLoss, LossResult
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.finite import shared_text
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.precision import LOWEST_SCALE, Precision
-from yolofleet.training.preflight import check_job
-from yolofleet.training.process import run_in_process
+from yolofleet.training.loop.non_finite import shared_text
+from yolofleet.training.loop.precision import LOWEST_SCALE, Precision
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.supervision.process import run_in_process
 
 MakeJob = Callable[..., JobSpec]
 CPU = torch.device("cpu")

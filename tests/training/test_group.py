@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.training.group import owned_micro_batches
+from yolofleet.training.loop.worker_group import owned_micro_batches
 
 
 @given(st.integers(1, 64), st.integers(1, 64))

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 from yolofleet.storage import open_storage
-from yolofleet.training.hang_watch import EXIT_HUNG, watching
-from yolofleet.training.pulse import Pulse
+from yolofleet.training.loop.worker_group import Pulse
+from yolofleet.training.supervision.worker import EXIT_HUNG, watching
 
 STUCK_IN_A_READ = """
 import os, sys
 from yolofleet.storage import open_storage
-from yolofleet.training.hang_watch import watching
-from yolofleet.training.pulse import Pulse
+from yolofleet.training.supervision.worker import watching
+from yolofleet.training.loop.worker_group import Pulse
 
 def read_what_never_comes():
     reading, _ = os.pipe()
@@ -51,7 +51,7 @@ def test_steps_keep_a_worker_alive_and_the_start_may_take_its_time(tmp_path: Pat
 
 
 def test_a_storage_that_hangs_too_does_not_keep_the_process(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("yolofleet.training.hang_watch.STORE_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("yolofleet.training.supervision.worker.STORE_TIMEOUT_SECONDS", 0.1)
     storage = open_storage(tmp_path)
     monkeypatch.setattr(storage, "put", lambda key, data: time.sleep(5))
     pulse, ended = Pulse(), threading.Event()

@@ -15,13 +15,19 @@ from hypothesis import strategies as st
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.checkpoint import CheckpointStore
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.judge import Judge, judged_here
-from yolofleet.training.judgements import AVERAGE, DIGEST, TO_JUDGE, Judgements, best_checkpoint, judgement_row
-from yolofleet.training.preflight import check_job
-from yolofleet.training.pulse import StoppedError
-from yolofleet.training.worker import run_worker
+from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.evaluation.async_evaluation import Judge, judged_here
+from yolofleet.training.evaluation.checkpoint_evaluations import (
+    AVERAGE,
+    DIGEST,
+    TO_JUDGE,
+    Judgements,
+    best_checkpoint,
+    judgement_row,
+)
+from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup
+from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.supervision.worker import run_worker
 
 CPU = torch.device("cpu")
 
@@ -161,7 +167,7 @@ def test_weights_that_came_out_otherwise_are_judged_anew(tmp_path: Path) -> None
 
 
 def test_a_thread_judges_while_others_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("yolofleet.training.judge.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("yolofleet.training.evaluation.async_evaluation.POLL_SECONDS", 0.01)
     run = Run(tmp_path, keep=3)
     done = threading.Event()
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.run_metrics import METRICS
+from yolofleet.training.metrics.publisher import METRICS
 
 pytestmark = [pytest.mark.slow, pytest.mark.system, pytest.mark.timeout(900)]
 SAMPLE = re.compile(r"^ray_(yolofleet_\w+)\{(.*)\} (\S+)$")
@@ -25,8 +25,8 @@ DRIVER = """
 import json, sys, time
 import ray
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.launch import run_on_ray
-from yolofleet.training.preflight import check_job
+from yolofleet.training.supervision.launch import run_on_ray
+from yolofleet.training.setup.preflight import check_job
 
 ray.init(address="local", num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", logging_level="error")
 node = ray.nodes()[0]

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.zoo import zoo_names, zoo_table
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.model import trained_table
-from yolofleet.training.objective import build_loss
+from yolofleet.training.setup.builders import build_loss, trained_table
 
 
 def job(name: str, **changes: Any) -> JobSpec:

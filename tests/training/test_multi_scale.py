@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.training.multi_scale import MultiScale
+from yolofleet.training.loop.schedule import MultiScale
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 40), st.sampled_from([8, 32, 64]), st.floats(0.01, 0.9))

@@ -4,10 +4,10 @@ import time
 from pathlib import Path
 
 from yolofleet.storage import open_storage
+from yolofleet.tracking.goodput import told
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.tracking.survival import told
-from yolofleet.training.cluster_view import NodeSeen
-from yolofleet.training.node_watch import NodeWatch
+from yolofleet.training.supervision.nodes import NodeSeen
+from yolofleet.training.supervision.watches import NodeWatch
 
 HEAD = NodeSeen("10.0.0.1", "4 CPU, 0 GPU", alive=True, end="")
 WORKER = NodeSeen("10.0.0.2", "8 CPU, 1 GPU", alive=True, end="")

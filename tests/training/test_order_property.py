@@ -1,7 +1,7 @@
 """The promise of one order, on the path that training takes: the job's stream, the workers' shares, the sample logs.
 
-Pictures and boxes are compared by their digests as the network gets them, at several image sizes, with samples drawn by
-weight and with broken pictures among them, over any number of workers and threads and any stops in between.
+Images and boxes are compared by their digests as the network gets them, at several image sizes, with samples drawn by
+weight and with broken images among them, over any number of workers and threads and any stops in between.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.training.group import owned_micro_batches
-from yolofleet.training.input import open_dataset, training_stream
-from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from, sample_rows
-from yolofleet.training.schedule import Schedule
+from yolofleet.training.loop.sample_log import FOLDER, SampleLog, forget_from, sample_rows
+from yolofleet.training.loop.schedule import Schedule
+from yolofleet.training.loop.worker_group import owned_micro_batches
+from yolofleet.training.setup.builders import open_dataset, training_stream
 
 STEPS, MICRO_BATCHES = 8, 8
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
-    """A job over 30 pictures in six shards, three of them broken: eight steps are more than four epochs."""
+    """A job over 30 images in six shards, three of them broken: eight steps are more than four epochs."""
     folder = tmp_path_factory.mktemp("order")
     write_synthetic_dataset(folder, 30, seed=7, image_size=64)
     source = read_coco(open_storage(folder), "instances.json", ProblemLog())
@@ -94,7 +94,7 @@ def undisturbed(job: JobSpec, tmp_path_factory: pytest.TempPathFactory) -> list[
 
 def test_the_undisturbed_run_is_what_the_property_needs(undisturbed: list[tuple[Any, ...]]) -> None:
     assert sum(bool(row[3]) for row in undisturbed) == STEPS * MICRO_BATCHES
-    assert len({row[2] for row in undisturbed}) > 2, "broken pictures were met"
+    assert len({row[2] for row in undisturbed}) > 2, "broken images were met"
 
 
 def _property(max_examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:

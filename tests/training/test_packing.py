@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.training.packing import TYPE_NAMES, PackedTensors
+from yolofleet.training.checkpoint.packing import TYPE_NAMES, PackedTensors
 
 SHAPES = st.lists(st.integers(0, 4), max_size=4).map(tuple)
 

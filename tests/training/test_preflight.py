@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.preflight import check_job
+from yolofleet.training.setup.preflight import check_job
 
 MakeJob = Callable[..., JobSpec]
 
@@ -60,7 +60,7 @@ def test_a_storage_that_cannot_be_written_is_named(small_job: MakeJob, tmp_path:
 def test_a_release_that_cannot_be_exported_is_refused_before_training(
     small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yolofleet.export.packages.find_spec", lambda name: None)
+    monkeypatch.setattr("yolofleet.export.settings.find_spec", lambda name: None)
     check_job(small_job())
     with pytest.raises(UserError, match=r"onnx is not installed; install it with: pip install 'yolofleet\[export\]'"):
         check_job(small_job(release_onnx=True))

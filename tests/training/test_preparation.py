@@ -12,21 +12,24 @@ import pytest
 import safetensors.torch
 import torch
 
-from yolofleet.data.image_weights import image_weights
+from yolofleet.core.errors import UserError
+from yolofleet.data.order import image_weights
 from yolofleet.data.survey import survey_boxes
-from yolofleet.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.anchors import choose_anchors, table_anchors, with_anchors
-from yolofleet.training.batch_norm import MicroBatchStatistics
-from yolofleet.training.ema import WeightAverage
-from yolofleet.training.freeze import freeze_blocks
-from yolofleet.training.model import trained_table
-from yolofleet.training.optimizer import grouped_parameters
-from yolofleet.training.preflight import Readiness, check_job
-from yolofleet.training.preparation import run_image_weights, run_table
-from yolofleet.training.process import run_in_process
+from yolofleet.training.loop.batch_norm import MicroBatchStatistics
+from yolofleet.training.loop.optimizer import WeightAverage, grouped_parameters
+from yolofleet.training.setup.builders import freeze_blocks, trained_table
+from yolofleet.training.setup.preflight import Readiness, check_job
+from yolofleet.training.setup.preparation import (
+    choose_anchors,
+    run_image_weights,
+    run_table,
+    table_anchors,
+    with_anchors,
+)
+from yolofleet.training.supervision.process import run_in_process
 
 MakeJob = Callable[..., JobSpec]
 LONG = np.random.default_rng(0).lognormal(1.0, 0.3, (500, 2)) * (8.0, 1.0)

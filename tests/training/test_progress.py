@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.training.progress import Milestones
+from yolofleet.training.loop.progress import Milestones
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 50), st.floats(0.5, 60.0))

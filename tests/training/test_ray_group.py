@@ -3,12 +3,11 @@ from __future__ import annotations
 import pytest
 
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training import ray_group
-from yolofleet.training.abandoned import HeldGroup, abandoned
-from yolofleet.training.attendance import Member
-from yolofleet.training.capacity import NodeOffer
-from yolofleet.training.ray_group import _free_places, _judged, _scaling
-from yolofleet.training.torch_config import interface_of
+from yolofleet.training.supervision import ray_workers as ray_group
+from yolofleet.training.supervision.heartbeats import Member
+from yolofleet.training.supervision.nodes import NodeOffer
+from yolofleet.training.supervision.placement_group_cleanup import HeldGroup, abandoned
+from yolofleet.training.supervision.ray_workers import _free_places, _judged, _scaling, interface_of
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,9 @@ from yolofleet.models import build_model
 from yolofleet.specs.hyperparameters import Hyperparameters, recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
-from yolofleet.training.input import training_stream
-from yolofleet.training.objective import build_loss, class_weights
-from yolofleet.training.optimizer import apply_settings, build_optimizer, grouped_parameters
-from yolofleet.training.schedule import Schedule, averaging_decay
+from yolofleet.training.loop.optimizer import apply_settings, build_optimizer, grouped_parameters
+from yolofleet.training.loop.schedule import Schedule, averaging_decay
+from yolofleet.training.setup.builders import build_loss, class_weights, training_stream
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +220,7 @@ def test_image_sizes_change_with_the_step_and_only_with_it(drawn_shards: Path) -
     assert all(side % 32 == 0 and 32 <= side <= 160 for _, side in sides)
 
 
-def test_closed_mosaic_is_plain_pictures(drawn_shards: Path) -> None:
+def test_closed_mosaic_is_plain_images(drawn_shards: Path) -> None:
     plain = {"mosaic": 0.0, "mixup": 0.0, "paste_in": 0.0}
     closed = first_batches(drawn_shards, {"close_mosaic_share": 1.0})
     assert [batch.digest() for batch in closed] == [batch.digest() for batch in first_batches(drawn_shards, plain)]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from system.shell import digests, rows
-from yolofleet.errors import WorkError
+from yolofleet.core.errors import WorkError
 from yolofleet.losses import DetectionLoss, LossResult
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.preflight import check_job
-from yolofleet.training.process import run_in_process
+from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.supervision.process import run_in_process
 
 MakeJob = Callable[..., JobSpec]
 

@@ -11,10 +11,16 @@ from hypothesis import strategies as st
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.attendance import Member
-from yolofleet.training.publisher import EVENTS_SECONDS, Publisher
-from yolofleet.training.pulse import Pulse
-from yolofleet.training.run_metrics import METRICS, Reading, account_readings, member_readings
+from yolofleet.training.loop.worker_group import Pulse
+from yolofleet.training.metrics.publisher import (
+    EVENTS_SECONDS,
+    METRICS,
+    Publisher,
+    Reading,
+    account_readings,
+    member_readings,
+)
+from yolofleet.training.supervision.heartbeats import Member
 
 GIGABYTE = 10**9
 
@@ -127,9 +133,9 @@ def test_a_publisher_withdraws_what_is_gone_and_tells_how_long_nothing_moved(tmp
 
 
 def test_a_training_tells_its_figures(small_job: Callable[..., JobSpec]) -> None:
-    from yolofleet.training.group import WorkerGroup
-    from yolofleet.training.preflight import check_job
-    from yolofleet.training.worker import run_worker
+    from yolofleet.training.loop.worker_group import WorkerGroup
+    from yolofleet.training.setup.preflight import check_job
+    from yolofleet.training.supervision.worker import run_worker
 
     spec = small_job(epochs=0.5)
     check_job(spec)

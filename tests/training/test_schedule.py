@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.specs.hyperparameters import recipe
-from yolofleet.training.schedule import Schedule, averaging_decay, scaled_weight_decay
+from yolofleet.training.loop.schedule import Schedule, averaging_decay, scaled_weight_decay
 
 # Origin: the published implementation, commit a207844, run on a CPU (schedule.json of the golden numbers).
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())

@@ -7,9 +7,8 @@ import pytest
 
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.pulse import Pulse, Reached
-from yolofleet.training.setback import Setback
+from yolofleet.training.loop.worker_group import Pulse, Reached, WorkerGroup
+from yolofleet.training.metrics.restart_cost import Setback
 
 
 @pytest.fixture

@@ -4,8 +4,15 @@ from pathlib import Path
 
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.sample_log import FOLDER, SampleLog, forget_from
-from yolofleet.training.skips import SkippedSamples, described_skips, read_skipped, skipped_document
+from yolofleet.training.loop.sample_log import (
+    FOLDER,
+    SampleLog,
+    SkippedSamples,
+    described_skips,
+    forget_from,
+    read_skipped,
+    skipped_document,
+)
 
 
 class Batch:

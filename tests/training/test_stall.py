@@ -3,8 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from yolofleet.training.attendance import Attendance, Member
-from yolofleet.training.stall import Stall
+from yolofleet.training.supervision.heartbeats import Attendance, Member, Stall
 
 
 class Watched:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from system.shell import rows
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.job import JobSpec
 
 MakeJob = Callable[..., JobSpec]

@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from yolofleet.errors import WorkError
+from yolofleet.core.errors import WorkError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.capacity import NodeOffer
-from yolofleet.training.checkpoint import CheckpointStore
-from yolofleet.training.group_watch import GROWTH, PREEMPTION
-from yolofleet.training.pulse import Reached, StoppedError
-from yolofleet.training.ray_group import Ending
-from yolofleet.training.supervise import supervise, wait_for_nodes
+from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.loop.worker_group import Reached, StoppedError
+from yolofleet.training.supervision.nodes import NodeOffer
+from yolofleet.training.supervision.ray_workers import Ending
+from yolofleet.training.supervision.supervise import supervise, wait_for_nodes
+from yolofleet.training.supervision.watches import GROWTH, PREEMPTION
 
 DONE = Ending(None, None, "", None)
 JOB = JobSpec.parse(
@@ -128,7 +128,7 @@ def waiting(
 
 
 def test_nodes_that_come_are_waited_for_and_asked_of_the_autoscaler(tmp_path: Path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr("yolofleet.training.supervise.NODE_POLL_SECONDS", 0.01)
+    monkeypatch.setattr("yolofleet.training.supervision.supervise.NODE_POLL_SECONDS", 0.01)
     node = NodeOffer({"CPU": 1.0})
     asked, run = waiting(tmp_path, [[node], [node], [node], [node, node]])
     assert asked == [[{"CPU": 1.0}] * 2, []]

@@ -27,13 +27,13 @@ def anchors(
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
 ) -> None:
     """Measure which share of a dataset's boxes a model's anchors can learn at all, and fit better ones."""
+    from yolofleet.core.errors import UserError
     from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fitted_anchors
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.data.survey import survey_boxes
-    from yolofleet.errors import UserError
     from yolofleet.models.wiring import wire
     from yolofleet.models.zoo import resolve
-    from yolofleet.training.anchors import table_anchors
+    from yolofleet.training.setup.preparation import table_anchors
 
     table = resolve(model)
     side = image_size or table.image_size

@@ -1,12 +1,234 @@
-"""``yolofleet cluster``: what a cluster is asked for, and what works on it."""
+"""``yolofleet cluster``: what a cluster is asked for, and what works on it.
+
+``yolofleet cluster render``: the manifest that runs a job or a search on Kubernetes, printed and not applied.
+
+``yolofleet cluster plan``: what a job will ask of every node, known before anything is paid for.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
 import typer
 
-from yolofleet.cli import doctor, plan, render
+if TYPE_CHECKING:
+    from yolofleet.cluster.manifest_work import Work
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.specs.kubernetes import KubernetesSpec
+from yolofleet.cli.arguments import parse_byte_option
+from yolofleet.cli.doctor import doctor
+from yolofleet.cli.progress import counting
+from yolofleet.core.byte_sizes import format_bytes
+
+SETTINGS_PREFIX = "kubernetes."
+
+
+def render(
+    spec: Annotated[Path, typer.Argument(help="The job spec or the search space (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Fields to change, of the job or space, or of the settings: kubernetes.images.cuda=NAME:VERSION.",
+        ),
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--kubernetes", help="The Kubernetes settings (YAML).", show_default=False)
+    ] = None,
+    kind: Annotated[
+        Literal["RayJob", "RayCluster"],
+        typer.Option(help="A job with a cluster of its own, or a cluster that jobs are submitted to."),
+    ] = "RayJob",
+    out: Annotated[
+        Path | None, typer.Option(help="Write to this file instead of printing.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the documents as a JSON list.")] = False,
+) -> None:
+    """Print the manifest of a job or a search for KubeRay. Nothing is applied."""
+    import json
+    from importlib.metadata import version
+
+    from yolofleet.cluster.manifest import manifest_text
+    from yolofleet.cluster.manifest import render as rendered
+    from yolofleet.core.errors import UserError
+
+    changes = overrides or []
+    found = _settings(settings, [entry for entry in changes if entry.startswith(SETTINGS_PREFIX)])
+    work = _work(spec, [entry for entry in changes if not entry.startswith(SETTINGS_PREFIX)], found)
+    documents = rendered(work, found, ray_version=version("ray"), kind=kind)
+    text = json.dumps(documents, indent=1) + "\n" if as_json else manifest_text(documents)
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
+    typer.echo(f"wrote {out}; nothing is applied: kubectl apply -f {out}", err=True)
+
+
+def _settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
+    from yolofleet.specs.document import apply_overrides
+    from yolofleet.specs.kubernetes import KubernetesSpec
+
+    changes = [entry.removeprefix(SETTINGS_PREFIX) for entry in overrides]
+    if path is None:
+        return KubernetesSpec.parse(apply_overrides({}, changes), source="kubernetes")
+    return KubernetesSpec.load(path, changes)
+
+
+def _work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
+    from yolofleet.cluster.manifest_work import work_of_job, work_of_search
+    from yolofleet.specs.document import read_yaml
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.specs.search import load_search
+
+    document = read_yaml(path)
+    if isinstance(document, dict) and "parameters" in document:
+        return work_of_search(load_search(path, overrides), settings, source=str(path))
+    return work_of_job(JobSpec.load(path, overrides), settings)
+
+
+def plan(
+    job: Annotated[Path, typer.Argument(help="The job spec (YAML).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. global_batch_size=128.")
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes, each with a shard cache of its own.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers on all nodes together. Default: the most that the job asks for.")
+    ] = None,
+    bandwidth: Annotated[str, typer.Option(help="What one node can download in a second.")] = "100MB",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to look at.")] = 2,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+) -> None:
+    """Tell what training asks of every node: downloads, cache, disk, start-up time, shuffle quality.
+
+    Nothing is downloaded but the manifest, and no cluster is needed.
+    """
+    import numpy as np
+
+    from yolofleet.core.errors import UserError
+    from yolofleet.data.plan import plan_epochs
+    from yolofleet.specs.job import JobSpec
+    from yolofleet.training.setup.builders import open_dataset
+
+    spec = JobSpec.load(job, overrides or [])
+    speed = parse_byte_option(bandwidth.removesuffix("/s"), "--bandwidth")
+    dataset = open_dataset(spec.data, spec.data.train)
+    validation = open_dataset(spec.data, spec.data.val)
+    if not len(dataset):
+        raise UserError(f"{spec.data.train}: the dataset is empty; there is nothing to plan")
+    shards = dataset.manifest.shards
+    cache_bytes = dataset.cache_bytes
+    largest = max(shards, key=lambda entry: entry.bytes)
+    if largest.bytes > cache_bytes:
+        raise UserError(
+            f"data.cache.max_bytes is {cache_bytes:,}, but shard {largest.name} of {spec.data.train} alone has "
+            f"{largest.bytes:,} bytes; allow more, or build smaller shards"
+        )
+    num_workers = workers or max(nodes, spec.cluster.most_workers)
+    with counting("planning", epochs * len(dataset)) as advance:
+        found = plan_epochs(
+            dataset.shard_sizes,
+            np.array([entry.bytes for entry in shards], dtype=np.int64),
+            worker_of_micro_batch=_worker_of_micro_batch(spec, num_workers, nodes),
+            node_of_worker=[rank * nodes // num_workers for rank in range(num_workers)],
+            micro_batch_size=spec.micro_batch_size,
+            cache_bytes=cache_bytes,
+            bytes_per_second=speed,
+            seed=spec.seed,
+            num_epochs=epochs,
+            progress=advance,
+        )
+    facts: dict[str, Any] = {
+        "job": spec.name,
+        "train": spec.data.train,
+        "is_remote": dataset.is_remote,
+        "images": len(dataset),
+        "shards": len(shards),
+        "dataset_bytes": sum(entry.bytes for entry in shards),
+        "validation_bytes": sum(entry.bytes for entry in validation.manifest.shards),
+        "cache_bytes": cache_bytes,
+        "two_windows_bytes": found.window_bytes,
+        "workers": num_workers,
+        "steps_per_epoch": round(len(dataset) / spec.global_batch_size, 2),
+        "bandwidth_bytes_per_second": speed,
+        "start_seconds": round(found.start_seconds, 3),
+        "shuffle_quality": round(found.shuffle_quality, 4),
+        "nodes": [
+            {
+                "downloaded_bytes": list(node.downloaded_bytes),
+                "hit_share": [round(share, 4) for share in node.hit_share],
+                "peak_disk_bytes": node.peak_disk_bytes,
+                "first_batch_bytes": node.first_batch_bytes,
+            }
+            for node in found.nodes
+        ],
+    }
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(facts, indent=1))
+    else:
+        _print_plan(facts)
+
+
+def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
+    """Return the worker that owns each micro-batch of a step."""
+    from yolofleet.core.errors import UserError
+    from yolofleet.training.loop.worker_group import owned_micro_batches
+
+    if num_nodes > num_workers:
+        raise UserError(f"{num_nodes} nodes, but only {num_workers} workers; plan for fewer nodes or more --workers")
+    if num_workers > job.num_micro_batches:
+        raise UserError(
+            f"{num_workers} workers, but a global batch of {job.global_batch_size} holds only {job.num_micro_batches} "
+            f"micro-batches of {job.micro_batch_size}; plan for fewer --nodes or --workers, or a larger "
+            "global_batch_size"
+        )
+    ranges = (owned_micro_batches(job.num_micro_batches, rank, num_workers) for rank in range(num_workers))
+    return [rank for rank, owned in enumerate(ranges) for _ in owned]
+
+
+def _print_plan(facts: dict[str, Any]) -> None:
+    size = format_bytes
+    where = "fetched into the cache of each node"
+    if not facts["is_remote"]:
+        where = "a folder, read where it is: nothing is downloaded; the table is that of the same shards on S3"
+    print(f"{facts['train']}: {facts['images']:,} images in {facts['shards']:,} shards, {size(facts['dataset_bytes'])}")
+    print(f"  ({where})")
+    print(
+        f"{len(facts['nodes'])} nodes, {facts['workers']} workers, {facts['steps_per_epoch']:,} steps an epoch, "
+        f"cache of {size(facts['cache_bytes'])} a node"
+    )
+    num_epochs = len(facts["nodes"][0]["hit_share"])
+    epochs = "".join(f"{f'epoch {epoch + 1}':>12}{'hits':>8}" for epoch in range(num_epochs))
+    print(f"{'node':>6}{epochs}{'peak disk':>12}{'first batch':>14}")
+    for number, node in enumerate(facts["nodes"]):
+        pairs = zip(node["downloaded_bytes"], node["hit_share"], strict=True)
+        cells = "".join(f"{size(downloaded):>12}{share:>8.1%}" for downloaded, share in pairs)
+        print(f"{number:>6}{cells}{size(node['peak_disk_bytes']):>12}{size(node['first_batch_bytes']):>14}")
+    print(
+        f"start: {facts['start_seconds']:.1f} s until every node has its first micro-batch, at "
+        f"{size(facts['bandwidth_bytes_per_second'])}/s a node"
+    )
+    print(f"shuffle: {facts['shuffle_quality']:.0%} of the entropy of a full shuffle (which shards a batch mixes)")
+    everything = facts["dataset_bytes"] + facts["validation_bytes"]
+    if facts["cache_bytes"] < facts["two_windows_bytes"]:
+        print(
+            f"cure: data.cache.max_bytes of {size(facts['two_windows_bytes'])} or more; two windows do not fit, so "
+            "shards are fetched again and again"
+        )
+    elif facts["cache_bytes"] < everything:
+        print(
+            f"hint: with data.cache.max_bytes of {size(everything)} (training and validation) nothing is fetched "
+            "after the first epoch"
+        )
+
 
 app = typer.Typer(help="Clusters: whether they are fit, what a job will need, manifests.", no_args_is_help=True)
-app.command("doctor")(doctor.doctor)
-app.command("plan")(plan.plan)
-app.command("render")(render.render)
+app.command("doctor")(doctor)
+app.command("plan")(plan)
+app.command("render")(render)

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from yolofleet.cli.amounts import parsed_bytes
-from yolofleet.cli.counting import counting
+from yolofleet.cli.arguments import parse_byte_option
+from yolofleet.cli.progress import counting
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
-    from yolofleet.data.sources import PictureStore, SourceDataset
+    from yolofleet.data.sources import ImageStore, SourceDataset
 
 app = typer.Typer(help="Datasets: draw, check, shard, inspect, show.", no_args_is_help=True)
 
 SOURCE_HELP = "A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://."
 SOURCE_FORMAT = typer.Option("auto", "--format", help="What the annotations are: auto, coco, yolo, voc, webdataset.")
 CLASS_NAMES = typer.Option(None, help="File with the names of the classes, for YOLO and VOC: YAML, or one a line.")
-MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger pictures are left out.")
+MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger images are left out.")
 THREADS = typer.Option(0, min=0, help="Threads; 0 takes one a core.")
 AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
 
@@ -29,9 +29,9 @@ AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
 @app.command()
 def synth(
     out: Path = typer.Argument(..., help="Folder to draw into."),
-    images: int = typer.Option(500, min=1, help="Pictures in all; every fifth is for validation."),
+    images: int = typer.Option(500, min=1, help="Images in all; every fifth is for validation."),
     seed: int = typer.Option(0, help="Equal seeds draw equal datasets."),
-    image_size: int = typer.Option(192, min=32, help="Longer side of the pictures, in pixels."),
+    image_size: int = typer.Option(192, min=32, help="Longer side of the images, in pixels."),
     as_json: bool = AS_JSON,
 ) -> None:
     """Draw a COCO-format dataset of shapes, for trying things out."""
@@ -45,18 +45,18 @@ def synth(
         "folder": str(out / "images"),
         "annotations": {"all": parts[""], "train": parts["_train"], "val": parts["_val"]},
     }
-    _tell(as_json, facts, f"{images} pictures in {out / 'images'}; annotations in {out}/instances[_train|_val].json")
+    _tell(as_json, facts, f"{images} images in {out / 'images'}; annotations in {out}/instances[_train|_val].json")
 
 
 @app.command()
 def check(
     annotations: str = typer.Argument(..., help=SOURCE_HELP),
-    images: str | None = typer.Argument(None, help="Folder of the pictures: a path or s3://. Shards need none."),
+    images: str | None = typer.Argument(None, help="Folder of the images: a path or s3://. Shards need none."),
     source_format: str = SOURCE_FORMAT,
     classes: str | None = CLASS_NAMES,
     max_pixels: int = MAX_PIXELS,
     threads: int = THREADS,
-    html: Path | None = typer.Option(None, help="Write a page with the suspicious pictures to this file."),
+    html: Path | None = typer.Option(None, help="Write a page with the suspicious images to this file."),
     strict: bool = typer.Option(False, "--strict", help="Exit with code 1 if there is any problem."),
     as_json: bool = AS_JSON,
 ) -> None:
@@ -67,13 +67,13 @@ def check(
     from yolofleet.storage import open_storage
 
     problems = ProblemLog()
-    source, pictures = _read_source(annotations, images, problems, source_format, classes)
+    source, image_files = _read_source(annotations, images, problems, source_format, classes)
     with counting("checking", len(source.records)) as advance:
         report = check_dataset(
-            source, pictures, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
+            source, image_files, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
         )
     if html is not None:
-        page = check_page(annotations, report, problems, pictures, max_pixels=max_pixels)
+        page = check_page(annotations, report, problems, image_files, max_pixels=max_pixels)
         open_storage(str(html.parent)).put(html.name, page.encode())
     facts = {
         "images": report.num_listed,
@@ -92,7 +92,7 @@ def check(
     _tell(
         as_json,
         facts,
-        f"{annotations}: {report.num_usable} of {report.num_listed} pictures can be used, with {report.num_boxes} "
+        f"{annotations}: {report.num_usable} of {report.num_listed} images can be used, with {report.num_boxes} "
         f"boxes and {report.num_crowds} crowds; {report.num_empty} hold no object; {problems.num()} problems",
     )
     if strict and problems.counts:
@@ -102,36 +102,36 @@ def check(
 @app.command()
 def shard(
     annotations: str = typer.Argument(..., help=SOURCE_HELP),
-    images: str = typer.Argument(..., help="Folder of the pictures: a path or s3://; '-' for shards, which hold them."),
+    images: str = typer.Argument(..., help="Folder of the images: a path or s3://; '-' for shards, which hold them."),
     out: str = typer.Argument(..., help="Where the dataset shall lie: a path or s3://."),
     source_format: str = SOURCE_FORMAT,
     classes: str | None = CLASS_NAMES,
     shard_bytes: str = typer.Option("128MB", help="Size of a shard."),
-    shard_samples: int = typer.Option(10_000, min=1, help="Most pictures in a shard."),
+    shard_samples: int = typer.Option(10_000, min=1, help="Most images in a shard."),
     threads: int = THREADS,
     max_pixels: int = MAX_PIXELS,
-    max_skipped: float = typer.Option(0.5, min=0, max=1, help="Largest share of pictures that may be unusable."),
-    reencode: int | None = typer.Option(None, min=1, max=100, help="Encode pictures anew as JPEG of this quality."),
-    longest_side: int | None = typer.Option(None, min=1, help="With --reencode: scale larger pictures down to this."),
-    split: str | None = typer.Option(None, help="Take only a share of the pictures, by a hash of their ids: 0.0-0.9."),
-    shuffle: bool = typer.Option(True, help="Deal pictures to shards by a hash of their ids."),
+    max_skipped: float = typer.Option(0.5, min=0, max=1, help="Largest share of images that may be unusable."),
+    reencode: int | None = typer.Option(None, min=1, max=100, help="Encode images anew as JPEG of this quality."),
+    longest_side: int | None = typer.Option(None, min=1, help="With --reencode: scale larger images down to this."),
+    split: str | None = typer.Option(None, help="Take only a share of the images, by a hash of their ids: 0.0-0.9."),
+    shuffle: bool = typer.Option(True, help="Deal images to shards by a hash of their ids."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace another dataset that lies there."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Turn annotations and pictures into WebDataset shards with indexes and a manifest.
+    """Turn annotations and images into WebDataset shards with indexes and a manifest.
 
     An interrupted build goes on where it stopped; building twice gives the same bytes.
     """
+    from yolofleet.core.errors import UserError
     from yolofleet.data.build import build_dataset
     from yolofleet.data.build_plan import BuildOptions
     from yolofleet.data.problems import ProblemLog
-    from yolofleet.errors import UserError
     from yolofleet.storage import open_storage
 
     if longest_side is not None and reencode is None:
-        raise UserError("--longest-side scales pictures, which must then be encoded anew: add --reencode QUALITY")
+        raise UserError("--longest-side scales images, which must then be encoded anew: add --reencode QUALITY")
     options = BuildOptions(
-        shard_bytes=parsed_bytes(shard_bytes, "--shard-bytes"),
+        shard_bytes=parse_byte_option(shard_bytes, "--shard-bytes"),
         shard_samples=shard_samples,
         max_pixels=max_pixels,
         reencode_quality=reencode,
@@ -140,11 +140,11 @@ def shard(
         split=_parsed_split(split),
     )
     problems = ProblemLog()
-    source, pictures = _read_source(annotations, None if images == "-" else images, problems, source_format, classes)
+    source, image_files = _read_source(annotations, None if images == "-" else images, problems, source_format, classes)
     with counting("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
-            pictures,
+            image_files,
             open_storage(out),
             options,
             problems,
@@ -176,7 +176,7 @@ def shard(
     _tell(
         as_json,
         facts,
-        f"{out}: {manifest.num_samples} pictures ({result.num_skipped} left out), {manifest.num_boxes} boxes of "
+        f"{out}: {manifest.num_samples} images ({result.num_skipped} left out), {manifest.num_boxes} boxes of "
         f"{len(manifest.classes)} classes in {len(manifest.shards)} shards ({num_bytes:,} bytes{saved}; "
         f"{result.num_shards_reused} shards were there)",
     )
@@ -222,14 +222,14 @@ def inspect(
 
 def _print_inspection(facts: dict[str, Any]) -> None:
     state = "every digest is right" if facts["verified"] else "not verified, or damaged"
-    size = f"{facts['num_images']} pictures in {facts['shards']} shards, {facts['bytes']:,} bytes"
+    size = f"{facts['num_images']} images in {facts['shards']} shards, {facts['bytes']:,} bytes"
     print(f"{facts['url']}: {size}; {state}")
     print(f"digest {facts['digest']}")
     for title, key in (
         ("boxes by class", "class_counts"),
-        ("pictures by number of boxes (from)", "objects_per_image"),
+        ("images by number of boxes (from)", "objects_per_image"),
         ("boxes by side in pixels (from)", "box_sides"),
-        ("pictures by size", "image_sizes"),
+        ("images by size", "image_sizes"),
     ):
         counts: dict[str, int] = facts[key]
         largest = max(counts.values(), default=0) or 1
@@ -244,16 +244,16 @@ def show(
     job: Path = typer.Argument(..., help="The job whose training is looked at."),
     overrides: list[str] = typer.Argument(None, help="Changes to the job: key.path=value."),
     step: int = typer.Option(0, min=0, help="The training step."),
-    out: Path = typer.Option(..., help="Folder for the pictures."),
+    out: Path = typer.Option(..., help="Folder for the images."),
     as_json: bool = AS_JSON,
 ) -> None:
-    """Draw exactly the batch that a training step sees: augmented pictures with their targets."""
+    """Draw exactly the batch that a training step sees: augmented images with their targets."""
+    from yolofleet.core.errors import UserError
     from yolofleet.data.show import draw_micro_batch
-    from yolofleet.errors import UserError
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_storage
-    from yolofleet.training.input import open_dataset, training_stream
-    from yolofleet.training.schedule import Schedule
+    from yolofleet.training.loop.schedule import Schedule
+    from yolofleet.training.setup.builders import open_dataset, training_stream
 
     spec = JobSpec.load(job, overrides or [])
     dataset = open_dataset(spec.data, spec.data.train)
@@ -278,9 +278,9 @@ def show(
 
 def _read_source(
     annotations: str, images: str | None, problems: ProblemLog, source_format: str, classes: str | None
-) -> tuple[SourceDataset, PictureStore]:
+) -> tuple[SourceDataset, ImageStore]:
+    from yolofleet.core.errors import UserError
     from yolofleet.data.read_source import read_class_names, read_source
-    from yolofleet.errors import UserError
 
     formats = ("auto", "coco", "yolo", "voc", "webdataset")
     if source_format not in formats:
@@ -296,7 +296,7 @@ def _cores(threads: int) -> int:
 
 
 def _parsed_split(text: str | None) -> tuple[float, float]:
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
 
     if text is None:
         return (0.0, 1.0)

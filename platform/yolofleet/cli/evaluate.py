@@ -33,12 +33,12 @@ def evaluate(
         typer.Argument(metavar="DATA", help="A dataset (folder or s3://), or for a result file its COCO annotations."),
     ],
     results: Annotated[Path | None, typer.Option(help="Write the detections to this COCO result file.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page with curves and pictures into this folder.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page with curves and images into this folder.")] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input; as the model says.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that pass the network together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 16,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = 0.001,
     iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the worse box goes.")] = 0.65,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per picture.")] = 300,
+    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 300,
     rectangular: Annotated[
         bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
     ] = False,
@@ -47,7 +47,7 @@ def evaluate(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> int:
     """Judge a model on a dataset by COCO AP: the twelve figures, and each class."""
-    from yolofleet.cli.model_argument import open_detector
+    from yolofleet.cli.arguments import open_detector
     from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
 
@@ -95,8 +95,8 @@ def is_result_file(model: str) -> bool:
 
 
 def _open_dataset(data: str) -> ShardDataset:
+    from yolofleet.core.errors import UserError
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.errors import UserError
 
     if data.endswith(".json") and Path(data).is_file():
         raise UserError(
@@ -108,9 +108,8 @@ def _open_dataset(data: str) -> ShardDataset:
 def _judge_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:
     """Judge a COCO result file on a dataset, or on a COCO annotation file."""
     from yolofleet.evaluation.average_precision import coco_average_precision
-    from yolofleet.evaluation.detections import Detections
+    from yolofleet.evaluation.detections import Detections, read_ground_truth
     from yolofleet.evaluation.evaluate import EvaluationResult
-    from yolofleet.evaluation.ground_truth import read_ground_truth
 
     detections = Detections.read(path)
     dataset = None if data.endswith(".json") else _open_dataset(data)
@@ -123,10 +122,8 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
     from yolofleet.evaluation.samples import draw_samples
     from yolofleet.storage import open_storage
 
-    pictures = [] if dataset is None else draw_samples(dataset, result.detections)
-    page = render_report(
-        result, title=f"Evaluation of {model}", facts={"model": model, "data": data}, pictures=pictures
-    )
+    images = [] if dataset is None else draw_samples(dataset, result.detections)
+    page = render_report(result, title=f"Evaluation of {model}", facts={"model": model, "data": data}, images=images)
     open_storage(folder).put("index.html", page.encode())
     return folder / "index.html"
 

@@ -31,7 +31,7 @@ def export(
         str | None, typer.Option(metavar="DATA", help="Quantize to INT8, with ranges taken from these shards.")
     ] = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Any batch and any input size.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Pictures that pass together, unless --dynamic.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Images that pass together, unless --dynamic.")] = 1,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; as the model says.")] = None,
     confidence: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms; as the model says.")] = None,
     iou: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms; as the model says.")] = None,
@@ -39,20 +39,20 @@ def export(
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="For --nms: a box may be of several classes, as in evaluation.")
     ] = False,
-    calibration_pictures: Annotated[int, typer.Option(min=1, help="For --int8: how many are looked at.")] = 64,
+    calibration_images: Annotated[int, typer.Option(min=1, help="For --int8: how many are looked at.")] = 64,
     name: Annotated[str, typer.Option(help="For triton: name of the model in the repository.")] = "detector",
     verify: Annotated[bool, typer.Option("--verify", help="Run the result and compare it with torch.")] = False,
     verify_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Shards to verify on; random pictures without.")
+        str | None, typer.Option(metavar="DATA", help="Shards to verify on; random images without.")
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> int:
     """Write a detector for another runtime; with --verify, prove that it finds the same there."""
-    from yolofleet.cli.model_argument import package_folder
+    from yolofleet.cli.arguments import package_folder
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.calibration import dataset_pictures
     from yolofleet.export.exporter import Request, export_detector
+    from yolofleet.export.quantization import dataset_images
     from yolofleet.export.settings import InputShape, check_format, check_shape
 
     chosen = check_format(kind)
@@ -66,7 +66,7 @@ def export(
         format=chosen,
         shape=shape,
         thresholds=thresholds,
-        calibration=None if int8 is None else dataset_pictures(int8, side, calibration_pictures),
+        calibration=None if int8 is None else dataset_images(int8, side, calibration_images),
         name=name,
     )
     judged: list[dict[str, Any]] = []
@@ -108,7 +108,7 @@ def _thresholds(
 def _judged(models: Any, detector: Detector, data: str, request: Request) -> list[dict[str, Any]]:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.export.card import make_card
-    from yolofleet.export.judgement import judge_networks
+    from yolofleet.export.quantization import judge_networks
 
     print(f"judging the float and the INT8 network on {data}", file=sys.stderr)
     card = make_card(detector.card, detector.model.strides, request.shape, None)
@@ -132,20 +132,20 @@ def _verified(
     batches = noise(request.shape, stride) if data is None else _batches(data, request)
     found = compare(path, request.format, detector, request.thresholds, batches)
     is_int8 = request.calibration is not None
-    document["verified"] = {**found.as_json(), "pictures": data or "random"}
+    document["verified"] = {**found.as_json(), "images": data or "random"}
     if not quiet:
         verdict = "INT8, so differences are meant" if is_int8 else "equal" if found.equal else "NOT equal"
         print(f"verified against torch: {found}: {verdict}")
         if request.thresholds is not None and not found.num_boxes:
-            print("no detection was compared: name pictures with objects in --verify-data")
+            print("no detection was compared: name images with objects in --verify-data")
     return found.equal or is_int8
 
 
 def _batches(data: str, request: Request) -> list[Tensor]:
     import torch
 
-    from yolofleet.export.calibration import dataset_pictures
+    from yolofleet.export.quantization import dataset_images
 
-    pictures = torch.from_numpy(dataset_pictures(data, request.shape.image_size)).float() / 255
+    images = torch.from_numpy(dataset_images(data, request.shape.image_size)).float() / 255
     size = request.shape.batch
-    return [pictures[start : start + size] for start in range(0, len(pictures), size)]
+    return [images[start : start + size] for start in range(0, len(images), size)]

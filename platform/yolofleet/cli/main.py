@@ -20,12 +20,11 @@ from yolofleet.cli import (
     proof,
     registry,
     report,
-    submit,
     train,
     tune,
 )
-from yolofleet.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
-from yolofleet.redaction import without_passwords
+from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+from yolofleet.core.redaction import without_passwords
 
 app = typer.Typer(
     name="yolofleet",
@@ -44,7 +43,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("report")(report.report)
-app.command("submit")(submit.submit)
+app.command("submit")(jobs.submit)
 for command in (proof.verify, proof.compare, promotion.promote, promotion.rollback, promotion.history):
     registry.app.command(command.__name__)(command)
 app.add_typer(registry.app, name="registry")

@@ -9,8 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from yolofleet.models.memory import Precision, TrainingMemory
-    from yolofleet.models.profile import Profile
-    from yolofleet.models.table_view import BlockLine
+    from yolofleet.models.profile import BlockLine, Profile
     from yolofleet.models.wiring import ModelGraph
     from yolofleet.specs.model import ModelChoice
 
@@ -65,8 +64,7 @@ def show_model(
 ) -> None:
     """Show a model's block table, its cost, and the memory that training it needs."""
     from yolofleet.models.memory import STRATEGIES, training_memory
-    from yolofleet.models.profile import profile
-    from yolofleet.models.table_view import block_lines
+    from yolofleet.models.profile import block_lines, profile
     from yolofleet.models.wiring import wire
     from yolofleet.models.zoo import resolve
 
@@ -119,7 +117,7 @@ def _places(text: str | None) -> str | list[str] | None:
 
 
 def _precision(text: str) -> Precision:
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
 
     match text:
         case "fp32" | "fp16" | "bf16":

@@ -1,15 +1,102 @@
-"""``yolofleet predict``: find objects in pictures, draw them, and write them down."""
+"""``yolofleet predict``: find objects in images, draw them, and write them down.
+
+``yolofleet predict --workers``: find objects in very many images, in parts, on Ray.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from yolofleet.cluster.prediction_parts import ImageSource, PredictionPlan
+    from yolofleet.evaluation.detector_package import DetectorCard
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
+
+
+def predict_many(
+    package: Mapping[str, bytes],
+    classes: list[tuple[int, str]],
+    source: ImageSource,
+    out: str,
+    plan: PredictionPlan,
+    *,
+    workers: int,
+    device: str,
+    batch_size: int,
+    json_output: bool,
+) -> list[str]:
+    """Predict what is missing, put everything together and say what was made; returns what could not be read.
+
+    Raises:
+        UserError: the folder holds predictions of something else, or the cluster cannot hold so many workers.
+        WorkError: workers died again and again.
+    """
+    from yolofleet.cli.progress import counting
+    from yolofleet.cluster.batch_prediction import predict_parts
+    from yolofleet.cluster.prediction_parts import DOCUMENT_KEY, RESULTS_KEY, merge_parts, missing_parts
+    from yolofleet.storage import open_storage
+
+    storage = open_storage(out)
+    missing = missing_parts(storage, plan)
+    if len(missing) < plan.num_parts:
+        print(f"{plan.num_parts - len(missing)} of {plan.num_parts} parts are there already", file=sys.stderr)
+    if missing:
+        with counting("images", sum(len(plan.images(part)) for part in missing)) as advance:
+            predict_parts(
+                package,
+                source,
+                plan,
+                storage.url,
+                missing,
+                workers=workers,
+                device=device,
+                batch_size=batch_size,
+                on_part=advance,
+            )
+    counts, problems = merge_parts(storage, plan, classes)
+    if json_output:
+        print(json.dumps({"detections": f"{out}/{DOCUMENT_KEY}", "results": f"{out}/{RESULTS_KEY}", **counts}))
+    else:
+        print(f"{out}/{DOCUMENT_KEY}: {counts['annotations']} detections in {counts['images']} images")
+        print(f"{out}/{RESULTS_KEY}: the same as a COCO result file")
+    return problems
+
+
+def image_source(images: list[str]) -> ImageSource:
+    """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
+    from yolofleet.cli.arguments import image_paths
+    from yolofleet.cluster.prediction_parts import FileImages, ShardImages
+    from yolofleet.data.manifest import MANIFEST_KEY
+    from yolofleet.storage import open_storage
+
+    if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_KEY)):
+        return ShardImages(images[0])
+    return FileImages(list(image_paths([Path(image) for image in images])))
+
+
+def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes], DetectorCard]:
+    """Return what a worker needs of a detector package, to travel to other hosts, and its description.
+
+    Raises:
+        UserError: There is no such model, or it is damaged.
+    """
+    from yolofleet.cli.arguments import package_folder
+    from yolofleet.cluster.batch_prediction import PACKAGE_FILES
+    from yolofleet.evaluation.detector import Detector
+
+    with package_folder(model, tracking_uri) as folder:
+        card = Detector.load(folder).card
+        return {name: (folder / name).read_bytes() for name in PACKAGE_FILES if (folder / name).is_file()}, card
+
 
 RECORDS_NAME = "detections.json"
 
@@ -24,10 +111,10 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE", help="Pictures, or folders of them; with --workers also shards.", show_default=False
+            metavar="IMAGE", help="Images, or folders of them; with --workers also shards.", show_default=False
         ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Folder for the pictures and detections.json.")] = "predictions",
+    out: Annotated[str, typer.Option("--out", help="Folder for the images and detections.json.")] = "predictions",
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Predict with so many workers of Ray, without drawing; the same command goes on."),
@@ -39,13 +126,13 @@ def predict(
         float | None, typer.Option(min=0, max=1, help="Overlap above which the worse box goes; as the model says.")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input; as the model says.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures that pass the network together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    part_size: Annotated[int, typer.Option(min=1, help="With --workers: pictures that are committed together.")] = 256,
+    part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> int:
-    """Find objects in pictures: draws them into --out and writes detections.json, a COCO document."""
+    """Find objects in images: draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
         _predict_here(
             model,
@@ -60,15 +147,14 @@ def predict(
             json_output=json_output,
         )
         return 0
-    from yolofleet.cli.predict_many import picture_source, predict_many, read_package
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
-    source = picture_source(images)
+    source = image_source(images)
     package, card = read_package(model, tracking_uri)
     plan = PredictionPlan(
         weights_sha256=card.weights_sha256,
         data_digest=source.digest,
-        num_pictures=len(source),
+        num_images=len(source),
         part_size=part_size,
         confidence=card.confidence if confidence is None else confidence,
         iou=card.iou if iou is None else iou,
@@ -104,12 +190,11 @@ def _predict_here(
     json_output: bool,
 ) -> None:
     """Predict in this process and draw what was found."""
-    from yolofleet.cli.model_argument import open_detector
-    from yolofleet.cli.picture_paths import picture_paths
+    from yolofleet.cli.arguments import image_paths, open_detector
     from yolofleet.evaluation.draw import draw_detections, encode
-    from yolofleet.evaluation.pictures import PictureError, read_picture
+    from yolofleet.evaluation.images import ImageReadError, read_image
 
-    paths = list(picture_paths(images))
+    paths = list(image_paths(images))
     names = _output_names(paths)
     _check_overwriting(out, paths, names)
     detector = open_detector(model, device, tracking_uri)
@@ -120,8 +205,8 @@ def _predict_here(
         readable = []
         for number in range(start, min(start + batch_size, len(paths))):
             try:
-                readable.append((number, read_picture(paths[number])))
-            except PictureError as error:
+                readable.append((number, read_image(paths[number])))
+            except ImageReadError as error:
                 problems.append(str(error))
         found = detector.predict(
             [pixels for _, pixels in readable],
@@ -140,22 +225,22 @@ def _predict_here(
     if json_output:
         print(text)
     else:
-        print(f"{out / RECORDS_NAME}: {len(document['annotations'])} detections in {len(document['images'])} pictures")
+        print(f"{out / RECORDS_NAME}: {len(document['annotations'])} detections in {len(document['images'])} images")
     _raise_for(problems, len(paths))
 
 
-def _raise_for(problems: list[str], num_pictures: int) -> None:
-    """Name pictures that could not be read, after everything else is done."""
-    from yolofleet.errors import UserError
+def _raise_for(problems: list[str], num_images: int) -> None:
+    """Name images that could not be read, after everything else is done."""
+    from yolofleet.core.errors import UserError
 
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
         listed = "\n  ".join(problems[:5])
-        raise UserError(f"{len(problems)} of {num_pictures} pictures cannot be read:\n  {listed}{more}")
+        raise UserError(f"{len(problems)} of {num_images} images cannot be read:\n  {listed}{more}")
 
 
 def _output_names(paths: list[Path]) -> list[str]:
-    """A file name for each picture, each another one."""
+    """A file name for each image, each another one."""
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
@@ -169,16 +254,16 @@ def _output_names(paths: list[Path]) -> list[str]:
 
 
 def _check_overwriting(out: Path, paths: list[Path], names: list[str]) -> None:
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
 
     sources = {path.resolve() for path in paths}
     for name in names:
         if (out / name).resolve() in sources:
-            raise UserError(f"--out {out} would overwrite the picture {out / name}: choose another folder")
+            raise UserError(f"--out {out} would overwrite the image {out / name}: choose another folder")
 
 
 def _make_folder(out: Path) -> None:
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -194,7 +279,7 @@ def _empty_document(detector: Detector) -> dict[str, list[dict[str, Any]]]:
 def _add(
     document: dict[str, list[dict[str, Any]]], path: Path, size: tuple[int, ...], records: list[dict[str, Any]]
 ) -> None:
-    """Add a picture and what was found in it to the COCO document."""
+    """Add an image and what was found in it to the COCO document."""
     image_id = len(document["images"]) + 1
     document["images"].append({"id": image_id, "file_name": str(path), "width": size[1], "height": size[0]})
     for record in records:
@@ -212,7 +297,7 @@ def _add(
 
 
 def _summary(records: list[dict[str, Any]]) -> str:
-    """What was found in a picture, most frequent first: 2 circle, 1 square."""
+    """What was found in an image, most frequent first: 2 circle, 1 square."""
     counts: dict[str, int] = {}
     for record in records:
         counts[record["category_name"]] = counts.get(record["category_name"], 0) + 1

@@ -1,6 +1,8 @@
 """Watching a run from outside: a progress bar where there is a terminal, plain lines where there is none.
 
 The run directory is all that is looked at, so it works the same for a run of this process, of Ray, or of another host.
+
+Progress of work that is counted: a bar on a terminal, a plain line every ten seconds elsewhere.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from yolofleet.tracking.run_directory import RunDirectory
+from collections.abc import Callable
 
 POLL_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
@@ -84,7 +87,7 @@ class _News:
         return [{"problem": text} for event in events if (text := self._told(event)) is not None]
 
     def _told(self, event: dict[str, Any]) -> str | None:
-        from yolofleet.tracking.survival import told
+        from yolofleet.tracking.goodput import told
 
         kind = event.get("kind")
         if kind == "start":
@@ -187,3 +190,40 @@ class _Bar:
     def close(self) -> None:
         """Stop redrawing."""
         self._progress.stop()
+
+
+PLAIN_LINE_SECONDS = 10.0
+
+
+@contextmanager
+def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show progress on stderr for the length of a with block; gives the function that is told what was done."""
+    if not sys.stderr.isatty():
+        yield _PlainProgress(what, total).advance
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+class _PlainProgress:
+    """Progress as lines of text; safe among threads."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self._what = what
+        self._total = total
+        self._done = 0
+        self._last_seconds = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, count: int) -> None:
+        """Note that so many more are done."""
+        with self._lock:
+            self._done += count
+            if time.monotonic() - self._last_seconds >= PLAIN_LINE_SECONDS:
+                self._last_seconds = time.monotonic()
+                print(f"{self._what}: {self._done:,} of {self._total:,}", file=sys.stderr, flush=True)

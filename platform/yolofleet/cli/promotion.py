@@ -12,7 +12,7 @@ from yolofleet.cli.proof import Data, Device
 from yolofleet.cli.registry import AsJson, TrackingUri, reachable_registry
 
 if TYPE_CHECKING:
-    from yolofleet.registry.champions import Reign
+    from yolofleet.registry.alias_history import Reign
     from yolofleet.registry.promotion import Examination
 
 Name = Annotated[str, typer.Argument(help="The registered model.")]
@@ -37,8 +37,8 @@ def promote(
 ) -> int:
     """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
     from yolofleet.cli.evaluate import counting
-    from yolofleet.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
-    from yolofleet.evaluation.device import chosen_device
+    from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
+    from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry import promotion
     from yolofleet.specs.promotion import PromotionPolicy
 
@@ -86,9 +86,8 @@ def history(
     """Show which version an alias pointed to and when, the newest first."""
     from dataclasses import asdict
 
-    from yolofleet.registry.champions import reigns
-    from yolofleet.registry.model_tags import ModelTags
-    from yolofleet.registry.versions import list_versions
+    from yolofleet.registry.alias_history import reigns
+    from yolofleet.registry.versions import ModelTags, list_versions
 
     uri = reachable_registry(tracking_uri)
     list_versions(uri, name)

@@ -38,8 +38,8 @@ def verify(
 ) -> int:
     """Redo every claim of a version; exit code 1 if one fails."""
     from yolofleet.cli.evaluate import counting
-    from yolofleet.errors import EXIT_DONE, EXIT_WORK_FAILED
-    from yolofleet.evaluation.device import chosen_device
+    from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
+    from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry.verify import check_sha256
     from yolofleet.registry.verify import verify as verify_version
     from yolofleet.registry.versions import find_version
@@ -71,7 +71,7 @@ def compare(
         typer.Option("--data", help="Dataset to compare on. Default: what SECOND was judged on.", show_default=False),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page and the pictures where they differ most here.")
+        Path | None, typer.Option("--html", help="Write a page and the images where they differ most here.")
     ] = None,
     replicates: Annotated[int, typer.Option("--replicates", min=100, help="How often images are drawn anew.")] = 1000,
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
@@ -81,7 +81,7 @@ def compare(
 ) -> None:
     """Compare two versions on the same images: the twelve figures, each class, and how sure the differences are."""
     from yolofleet.cli.evaluate import counting
-    from yolofleet.evaluation.device import chosen_device
+    from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry.comparison import compare as compare_versions
     from yolofleet.registry.versions import find_version
 
@@ -121,14 +121,14 @@ def _described(entry: Difference) -> str:
 
 
 def _write_page(found: Comparison, folder: Path) -> None:
-    from yolofleet.registry.compare_page import differing_pictures, render_comparison
+    from yolofleet.registry.comparison import differing_images, render_comparison
     from yolofleet.storage import open_storage
 
-    pictures = differing_pictures(found)
+    images = differing_images(found)
     storage = open_storage(folder)
-    for number, entry in enumerate(pictures):
-        storage.put(f"pictures/{number:02d}.jpg", entry.picture.jpeg)
-    storage.put("index.html", render_comparison(found, pictures).encode())
+    for number, entry in enumerate(images):
+        storage.put(f"images/{number:02d}.jpg", entry.image.jpeg)
+    storage.put("index.html", render_comparison(found, images).encode())
 
 
 def _show(found: Verification) -> None:

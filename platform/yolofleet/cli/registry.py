@@ -44,8 +44,8 @@ def register(
     """Register a detector: its weights, its inference code and what is known of it."""
     from tempfile import TemporaryDirectory
 
-    from yolofleet.errors import UserError
-    from yolofleet.registry.judgement import judged_evidence, judged_manifests, judged_package
+    from yolofleet.core.errors import UserError
+    from yolofleet.registry.evaluation_record import judged_evidence, judged_manifests, judged_package
     from yolofleet.registry.register import register_detector, register_run
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mlflow_store import check_reachable
@@ -93,8 +93,8 @@ def import_(
     """Register a published checkpoint, in its deployed form."""
     from tempfile import TemporaryDirectory
 
-    from yolofleet.registry.judgement import judged_evidence, judged_manifests, judged_package
-    from yolofleet.registry.published import package_checkpoint
+    from yolofleet.registry.evaluation_record import judged_evidence, judged_manifests, judged_package
+    from yolofleet.registry.import_checkpoint import package_checkpoint
     from yolofleet.registry.register import register_detector
     from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
 

@@ -20,7 +20,7 @@ def report(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Show how a run stands; with --sync, bring MLflow level with it."""
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mirror import sync_now
     from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors
@@ -77,10 +77,9 @@ def _report_search(url: str, *, sync: bool, rebuild: bool, tracking_uri: str | N
     """Make a search's report anew from its record, and show its results."""
     import json
 
-    from yolofleet.search.directory import SearchDirectory
-    from yolofleet.search.mirroring import sync_search
+    from yolofleet.search.directory import SearchDirectory, sync_search
     from yolofleet.search.report import write_report
-    from yolofleet.search.text import summary_lines
+    from yolofleet.search.results import summary_lines
     from yolofleet.storage import open_storage
 
     directory = SearchDirectory(open_storage(url))
@@ -99,8 +98,8 @@ def _summary(directory: Any) -> dict[str, Any]:
     """Return how the run stands, with the newest value of every metric."""
     from dataclasses import asdict
 
-    from yolofleet.tracking.survival import survival
-    from yolofleet.training.skips import described_skips, read_skipped
+    from yolofleet.tracking.goodput import survival
+    from yolofleet.training.loop.sample_log import described_skips, read_skipped
 
     rows = directory.metrics()
     newest: dict[str, Any] = {}
@@ -123,7 +122,7 @@ def _summary(directory: Any) -> dict[str, Any]:
 
 def _store_of(directory: Any, given: str | None) -> tuple[str, str]:
     """Return the tracking URI and the experiment of a run, as its job says."""
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
     from yolofleet.specs.document import parse_yaml
     from yolofleet.specs.job import TrackingSpec
     from yolofleet.tracking.mlflow_store import default_tracking_uri

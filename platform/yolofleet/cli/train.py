@@ -14,8 +14,8 @@ import typer
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage.holder import Token
-    from yolofleet.training.preflight import Readiness
+    from yolofleet.storage.lock_record import Token
+    from yolofleet.training.setup.preflight import Readiness
 
 
 def train(
@@ -30,11 +30,11 @@ def train(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> int:
     """Train a model, judge it, and register it. The same command goes on with a run that was stopped."""
-    from yolofleet.errors import UserError
+    from yolofleet.core.errors import UserError
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import hold
     from yolofleet.tracking.mlflow_store import default_tracking_uri
-    from yolofleet.training.preflight import run_storage
+    from yolofleet.training.setup.preflight import run_storage
 
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
@@ -50,11 +50,11 @@ def train(
 
 def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token, verbose: bool) -> tuple[Release, str]:
     """Do what the run still lacks: training, the release, MLflow."""
-    from yolofleet.cli.located import located
+    from yolofleet.cli.arguments import located
     from yolofleet.registry.release import release, release_record
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.tracking.run_directory import RunDirectory
-    from yolofleet.training.preflight import check_job
+    from yolofleet.training.setup.preflight import check_job
 
     ready = check_job(spec, lambda uri: located(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
@@ -124,11 +124,11 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
             typer.echo(f"  {note}", err=True)
     with following(ready.run, ready.num_steps, ready.done_steps), _end_noted(spec, token):
         if launcher == "ray":
-            from yolofleet.training.launch import run_on_ray
+            from yolofleet.training.supervision.launch import run_on_ray
 
             run_on_ray(spec, token, show_worker_output=verbose)
         else:
-            from yolofleet.training.process import run_in_process
+            from yolofleet.training.supervision.process import run_in_process
 
             run_in_process(spec, token)
 
@@ -138,7 +138,7 @@ def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
     """Note in the run's events how the training ended if it did not end by itself."""
     from yolofleet.storage.lock import LockLostError
     from yolofleet.tracking.run_directory import RunDirectory
-    from yolofleet.training.pulse import StoppedError
+    from yolofleet.training.loop.worker_group import StoppedError
 
     try:
         yield
@@ -153,7 +153,7 @@ def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
 
 def _show(record: Release, headline: str, *, as_json: bool) -> None:
     """Print a line for each thing that the run made."""
-    from yolofleet.training.skips import described_skips
+    from yolofleet.training.loop.sample_log import described_skips
 
     if as_json:
         typer.echo(json.dumps(asdict(record), indent=1))
@@ -166,7 +166,7 @@ def _show(record: Release, headline: str, *, as_json: bool) -> None:
         "anchors": record.anchors,
         "model": record.model or "not registered (tracking.register_as is not set)",
         "report": record.report,
-        "pictures": record.pictures,
+        "images": record.images,
         "MLflow": _how_to_open(record.mlflow),
     }
     typer.echo(headline)

@@ -58,7 +58,7 @@ def following(session: Session, directory: SearchDirectory, trials: Trials) -> I
 
 
 def _say(session: Session, trials: Trials, kind: str, leg: Leg, result: Result | None) -> None:
-    from yolofleet.search.text import described
+    from yolofleet.search.results import described
 
     moment = time.strftime("%H:%M:%S")
     if kind == "begin":
@@ -92,7 +92,7 @@ def _table(session: Session, directory: SearchDirectory, trials: Trials, running
     from rich.table import Table
 
     from yolofleet.search.ranking import best_first
-    from yolofleet.search.text import described, short
+    from yolofleet.search.results import described, short
 
     objectives = session.spec.objectives
     shown_metrics = list(dict.fromkeys([*(objective.metric for objective in objectives), "gflops"]))

@@ -1,17 +1,103 @@
-"""Parts of a prediction dealt out to workers of Ray."""
+"""Parts of a prediction dealt out to workers of Ray.
+
+The work of one worker: predict a part's images, write the part.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from yolofleet.cluster.part_predictor import PartPredictor
-from yolofleet.cluster.picture_sources import PictureSource
-from yolofleet.cluster.prediction_parts import PredictionPlan
-from yolofleet.errors import UserError, WorkError
-from yolofleet.training.launch import RAY_ENVIRONMENT, RayConnection, make_token
+from yolofleet.cluster.prediction_parts import ImageSource, NumberedImage, PredictionPlan, part_key
+from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.ray_runtime import ray_connection
+from yolofleet.evaluation.detector import chosen_device
+from yolofleet.evaluation.detector_package import CARD_NAME, WEIGHTS_NAME
+from yolofleet.evaluation.images import ImageReadError
+from yolofleet.export.runtime import NETWORK_NAME, load_detector
+from yolofleet.storage import open_storage
+
+PACKAGE_FILES = (CARD_NAME, WEIGHTS_NAME, NETWORK_NAME)
+"""What a worker needs of a detector package; the last one is not in all."""
+
+
+class PartPredictor:
+    """Predicts parts of a plan with a detector of its own."""
+
+    def __init__(
+        self,
+        package: Mapping[str, bytes],
+        source: ImageSource,
+        plan: PredictionPlan,
+        out: str,
+        *,
+        device: str = "auto",
+        batch_size: int = 8,
+    ) -> None:
+        """Load the detector.
+
+        Args:
+            package: what there is of `PACKAGE_FILES`, by name: contents travel, paths would lead nowhere on another
+                host.
+            source: the images.
+            plan: what is predicted of them.
+            out: where the parts are kept.
+            device: auto, cpu, cuda or cuda:N.
+            batch_size: images that pass the network together.
+        """
+        with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
+            for name, content in package.items():
+                Path(folder, name).write_bytes(content)
+            self._detector = load_detector(folder, chosen_device(device, "--device"))
+        self._source = source
+        self._plan = plan
+        self._storage = open_storage(out)
+        self._batch_size = batch_size
+
+    def predict(self, part: int) -> int:
+        """Predict a part and write it; returns how many images it has."""
+        document: dict[str, list[Any]] = {"images": [], "annotations": [], "problems": []}
+        numbers = self._plan.images(part)
+        for start in range(0, len(numbers), self._batch_size):
+            images = []
+            for number in numbers[start : start + self._batch_size]:
+                try:
+                    images.append(self._source.read(number))
+                except ImageReadError as error:
+                    document["problems"].append(str(error))
+            self._add(document, images)
+        self._storage.put(part_key(part), json.dumps(document).encode())
+        return len(numbers)
+
+    def _add(self, document: dict[str, list[Any]], images: list[NumberedImage]) -> None:
+        found = self._detector.predict(
+            [image.pixels for image in images],
+            confidence=self._plan.confidence,
+            iou=self._plan.iou,
+            max_detections=self._plan.max_detections,
+            image_size=self._plan.image_size,
+            batch_size=self._batch_size,
+        )
+        for image, records in zip(images, found, strict=True):
+            height, width = image.pixels.shape[:2]
+            document["images"].append(
+                {"id": image.image_id, "file_name": image.file_name, "width": width, "height": height}
+            )
+            document["annotations"] += [
+                {
+                    "image_id": image.image_id,
+                    "category_id": record["category_id"],
+                    "bbox": record["bbox"],
+                    "score": record["score"],
+                }
+                for record in records
+            ]
+
 
 PARTS_AHEAD = 2
 """Parts that a worker holds: while it writes one, the next one waits at its door."""
@@ -20,7 +106,7 @@ RESTARTS = 3
 
 def predict_parts(
     package: Mapping[str, bytes],
-    source: PictureSource,
+    source: ImageSource,
     plan: PredictionPlan,
     out: str,
     parts: Sequence[int],
@@ -36,26 +122,23 @@ def predict_parts(
 
     Args:
         package: the detector package's files by name.
-        source: the pictures; every worker must reach them.
+        source: the images; every worker must reach them.
         plan: what is predicted of them.
         out: where the parts are kept; every worker must reach it.
         parts: which ones.
         workers: how many; no more than there are parts are started.
         device: what each works with; with auto a GPU each where the cluster has any.
-        batch_size: pictures that pass the network together.
-        on_part: called with the number of pictures of each part that is done.
+        batch_size: images that pass the network together.
+        on_part: called with the number of images of each part that is done.
 
     Raises:
         UserError: The cluster cannot hold so many workers, or an input cannot be read.
         WorkError: A worker died again and again.
     """
-    os.environ.update({name: value for name, value in RAY_ENVIRONMENT.items() if name not in os.environ})
     ray_module = sys.modules.get("ray")
     if os.environ.get("RAY_ADDRESS", "local") == "local" and not (ray_module and ray_module.is_initialized()):
         _check_room(workers, device, _this_machine())  # starting Ray takes seconds, and it finds no more than this
-        if ray_module is None:
-            make_token()
-    with RayConnection(show_worker_output=False, dashboard=False):
+    with ray_connection(dashboard=False):
         import ray
 
         resources = _resources(workers, device)
@@ -104,7 +187,7 @@ def _deal(pool: list[Any], package: Any, parts: list[int], on_part: Callable[[in
         for reference in done:
             worker = running.pop(reference)
             try:
-                num_pictures = ray.get(reference)
+                num_images = ray.get(reference)
             except ray.exceptions.RayTaskError as error:
                 cause = error.cause
                 if isinstance(cause, UserError):
@@ -114,7 +197,7 @@ def _deal(pool: list[Any], package: Any, parts: list[int], on_part: Callable[[in
                 reason = " ".join(str(error).split())[:300]
                 raise WorkError(f"a worker died {RESTARTS + 1} times: {reason}; the same command goes on") from error
             if on_part is not None:
-                on_part(num_pictures)
+                on_part(num_images)
             hand_out(worker)
 
 

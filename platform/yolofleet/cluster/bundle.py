@@ -2,26 +2,68 @@
 
 Never data, and never a secret: data and run directory are named by where they lie, and the nodes have credentials of
 their own in their environment.
+
+What is installed where a job is sent from, and whether a cluster has the same.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import platform
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
 import yolofleet
-from yolofleet.cluster.versions import installed_versions
-from yolofleet.errors import UserError
-from yolofleet.redaction import holds_password
+from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import holds_password
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec, load_search
+
+PINNED = (
+    "ray",
+    "torch",
+    "mlflow",
+    "deepspeed",
+    "webdataset",
+    "boto3",
+    "pycocotools",
+    "numpy",
+    "pydantic",
+    "safetensors",
+    "opencv-python-headless",
+    "simplejpeg",
+    "optuna",
+)
+"""Packages whose version decides what a job computes, or whether it runs at all."""
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of Python (without the patch) and of each pinned package that is installed here."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in PINNED:
+        try:
+            found[name] = metadata.version(name).partition("+")[0]  # a CPU and a CUDA build are the same version
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Return a line for each package that is wanted and is not there, or is there in another version."""
+    return [
+        f"{name}: {version} where the job was sent from, {found.get(name, 'not installed')} here"
+        for name, version in wanted.items()
+        if found.get(name) != version
+    ]
+
 
 SPEC_NAME = "spec.yaml"
 MODEL_NAME = "model.yaml"

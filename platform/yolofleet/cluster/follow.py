@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 from yolofleet.cluster.service import JobService, NoSuchJobError, SentJob
-from yolofleet.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError
 
 RETRY_SECONDS = 3.0
 PATIENCE_SECONDS = 600.0

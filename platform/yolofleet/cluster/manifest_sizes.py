@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
@@ -17,7 +17,7 @@ PROCESS_BYTES = 3 * GIBIBYTE
 STATE_COPIES = 3
 """Weights, moments and average of a checkpoint on its way to the storage, each as large as the weights."""
 THREAD_BYTES = 64 * MEBIBYTE
-"""What a loader thread holds of the pictures that it decodes."""
+"""What a loader thread holds of the images that it decodes."""
 AHEAD_PER_THREAD = 2
 """Micro-batches that a loader thread is ahead of training."""
 OBJECT_STORE_BYTES = GIBIBYTE
@@ -134,9 +134,9 @@ def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) 
 
 
 def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
-    """Return the main memory of one worker: its process, pictures on their way, a checkpoint, on a CPU the training."""
-    picture = 3 * job.data.image_size**2
-    ahead = job.data.loader_threads * AHEAD_PER_THREAD * job.micro_batch_size * picture
+    """Return the main memory of one worker: its process, images on their way, a checkpoint, on a CPU the training."""
+    image = 3 * job.data.image_size**2
+    ahead = job.data.loader_threads * AHEAD_PER_THREAD * job.micro_batch_size * image
     state = STATE_COPIES * 4 * profile["parameters_training"]
     training = 0.0 if job.cluster.gpus_per_worker else profile["training_bytes"]
     return int((PROCESS_BYTES + job.data.loader_threads * THREAD_BYTES + ahead + state + training) * HEADROOM)

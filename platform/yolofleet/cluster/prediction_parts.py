@@ -1,26 +1,134 @@
-"""Predictions for many pictures in parts, each written once and whole.
+"""Predictions for many images in parts, each written once and whole.
 
     plan.json           what is predicted of what: a folder belongs to one plan
-    parts/00000007.json pictures 7 x size to 8 x size, with what was found and what could not be read
+    parts/00000007.json images 7 x size to 8 x size, with what was found and what could not be read
     detections.json     all of it as a COCO document, made when every part is there
     results.json        the same as a COCO result file
 
-A part appears by one atomic write under a name that follows from its pictures, and it is a pure function of them:
+A part appears by one atomic write under a name that follows from its images, and it is a pure function of them:
 whoever writes it, and how often, it is the same. So a run that was killed is repeated, and only what is missing is
 computed.
+
+Many images by number: those of a sharded dataset, or files. Cheap to pickle for workers.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from yolofleet.errors import UserError
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.core.errors import UserError
+from yolofleet.data.dataset import SampleError, ShardDataset
+from yolofleet.data.decode import ImageError
+from yolofleet.data.records import RecordError
+from yolofleet.evaluation.images import ImageReadError, read_image
 from yolofleet.storage import Storage
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NumberedImage:
+    """A decoded image.
+
+    Attributes:
+        image_id: its id in the COCO document.
+        file_name: what it is called there.
+        pixels: (H, W, 3) uint8 RGB.
+    """
+
+    image_id: int
+    file_name: str
+    pixels: NDArray[np.uint8]
+
+
+class ImageSource(Protocol):
+    """Images by number, the same ones in every process."""
+
+    digest: str
+    """Of what is in it: another digest, other images."""
+
+    def __len__(self) -> int:
+        """Return how many images there are."""
+
+    def name(self, number: int) -> str:
+        """Return what to call an image that cannot be read."""
+
+    def read(self, number: int) -> NumberedImage:
+        """Read one; a ImageReadError says why it is no image, any other error that it cannot be read now."""
+
+
+class ShardImages:
+    """The images of a sharded dataset, with its image ids."""
+
+    def __init__(self, url: str) -> None:
+        self._dataset = ShardDataset(url)
+        self.digest = self._dataset.manifest.digest
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def name(self, number: int) -> str:
+        """Return shard and row."""
+        shard, row = self._dataset.locate(number)
+        return f"{self._dataset.manifest.shards[shard].name}/{row}"
+
+    def read(self, number: int) -> NumberedImage:
+        """Read one, the way up that its annotation speaks of.
+
+        Raises:
+            ImageReadError: It is damaged.
+            StorageError: The storage does not give it.
+        """
+        try:
+            sample = self._dataset.read(number)
+            record = sample.record()
+            return NumberedImage(record.image_id, record.file_name, sample.pixels(record))
+        except (SampleError, RecordError, ImageError) as error:
+            raise ImageReadError(f"{self.name(number)}: {error}") from error
+
+
+class FileImages:
+    """Image files, numbered from 1 in the order they were named."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """Take the files as they are now.
+
+        Raises:
+            UserError: One of them is not there.
+        """
+        self._paths = [path.absolute() for path in paths]
+        self._names = [str(path) for path in paths]
+        digest = hashlib.sha256()
+        for name, path in zip(self._names, self._paths, strict=True):
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise UserError(f"cannot read {path}: {error.strerror}") from error
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        self.digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def name(self, number: int) -> str:
+        """Return the path as it was named."""
+        return self._names[number]
+
+    def read(self, number: int) -> NumberedImage:
+        """Read one upright.
+
+        Raises:
+            ImageReadError: It is no image.
+        """
+        return NumberedImage(number + 1, self._names[number], read_image(self._paths[number]))
+
 
 PLAN_KEY = "plan.json"
 PARTS_PREFIX = "parts/"
@@ -38,19 +146,19 @@ class PredictionPlan:
 
     Attributes:
         weights_sha256: of the detector.
-        data_digest: of the pictures.
-        num_pictures: how many there are.
-        part_size: pictures of a part.
+        data_digest: of the images.
+        num_images: how many there are.
+        part_size: images of a part.
         confidence: lowest score kept.
         iou: overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per picture.
+        max_detections: kept per image.
         image_size: long side of the input in pixels.
         format: of this document.
     """
 
     weights_sha256: str
     data_digest: str
-    num_pictures: int
+    num_images: int
     part_size: int
     confidence: float
     iou: float
@@ -61,11 +169,11 @@ class PredictionPlan:
     @property
     def num_parts(self) -> int:
         """How many parts there are."""
-        return -(-self.num_pictures // self.part_size)
+        return -(-self.num_images // self.part_size)
 
-    def pictures(self, part: int) -> range:
-        """Return the numbers of a part's pictures."""
-        return range(part * self.part_size, min((part + 1) * self.part_size, self.num_pictures))
+    def images(self, part: int) -> range:
+        """Return the numbers of a part's images."""
+        return range(part * self.part_size, min((part + 1) * self.part_size, self.num_images))
 
 
 def part_key(part: int) -> str:
@@ -80,10 +188,9 @@ def missing_parts(storage: Storage, plan: PredictionPlan) -> list[int]:
         UserError: The folder holds predictions of another plan.
     """
     text = json.dumps(asdict(plan), indent=1, sort_keys=True).encode()
-    if not storage.put_if_absent(PLAN_KEY, text) and (found := storage.get(PLAN_KEY)) != text:
+    if not storage.put_if_absent(PLAN_KEY, text) and (differing := _differences(storage.get(PLAN_KEY), plan)):
         raise UserError(
-            f"{storage.url} holds predictions of something else ({_differences(found, plan)} differ); "
-            "choose another --out, or delete it"
+            f"{storage.url} holds other predictions (they differ in {differing}); choose another --out, or delete it"
         )
     there = {entry.key for entry in storage.list(PARTS_PREFIX)}
     return [part for part in range(plan.num_parts) if part_key(part) not in there]
@@ -147,8 +254,10 @@ def _write_list(file: Any, values: Iterator[Any]) -> None:
 
 
 def _differences(found: bytes, plan: PredictionPlan) -> str:
+    """Return the names of the fields in which a stored plan differs, nothing where it is the same plan."""
     try:
         there = json.loads(found)
+        there.setdefault("num_images", there.pop("num_pictures", None))  # the key of older plans
         return ", ".join(key for key, value in asdict(plan).items() if there.get(key) != value)
     except (ValueError, AttributeError):
         return "all of it"

@@ -14,9 +14,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yolofleet.cluster.bundle import Bundle
-from yolofleet.cluster.token import use_token
-from yolofleet.errors import UserError, WorkError
-from yolofleet.redaction import holds_password, without_passwords
+from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.ray_runtime import use_token
+from yolofleet.core.redaction import holds_password, without_passwords
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -121,7 +121,7 @@ class JobService:
                 return job, False
         # Two that send at once choose the same id, and the cluster takes it once.
         submission_id = f"{PREFIX}-{bundle.name}-{bundle.digest[:8]}-{len(earlier) + 1}"
-        command = f"python -m yolofleet.cli.sent {bundle.kind}{f' {ANYWAY}' if any_version else ''}"
+        command = f"python -m yolofleet.cli.remote_entrypoint {bundle.kind}{f' {ANYWAY}' if any_version else ''}"
         with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._told():
             bundle.write(Path(folder))
             environment = {"working_dir": folder, "env_vars": ENVIRONMENT}

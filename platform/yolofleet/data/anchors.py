@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.randomness import Purpose, keyed_generator
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
+from yolofleet.data.order import Purpose, keyed_generator
 
 GOOD_RECALL = 0.98
 """Recall below which anchors are fitted anew, as published."""

@@ -10,9 +10,9 @@ class AugmentationSettings:
     """Strengths and shares of every augmentation; the defaults are the published recipe of the large models."""
 
     mosaic: float = 1.0
-    """Share of samples that are made of several pictures."""
+    """Share of samples that are made of several images."""
     mosaic9_share: float = 0.2
-    """Share of the mosaics that hold nine pictures; the others hold four."""
+    """Share of the mosaics that hold nine images; the others hold four."""
     mixup: float = 0.15
     """Share of the mosaics that are blended with a second one."""
     paste_in: float = 0.15
@@ -40,17 +40,17 @@ class AugmentationSettings:
 
     @staticmethod
     def none() -> AugmentationSettings:
-        """Return settings that change nothing: the picture alone, letterboxed."""
+        """Return settings that change nothing: the image alone, letterboxed."""
         return AugmentationSettings(
             mosaic=0, mosaic9_share=0, mixup=0, paste_in=0, translate=0, scale=0, hsv_h=0, hsv_s=0, hsv_v=0, fliplr=0
         )
 
     @property
     def keeps_shape(self) -> bool:
-        """Whether every picture is only moved and scaled (by 1 to 1.1 at least), never turned or sheared."""
+        """Whether every image is only moved and scaled (by 1 to 1.1 at least), never turned or sheared."""
         return self.degrees == 0 and self.shear == 0 and self.perspective == 0
 
     @property
     def keeps_size(self) -> bool:
-        """Whether pictures are neither moved nor scaled nor turned: then the output is the letterboxed picture."""
+        """Whether images are neither moved nor scaled nor turned: then the output is the letterboxed image."""
         return self.keeps_shape and self.translate == 0 and self.scale == 0

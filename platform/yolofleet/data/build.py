@@ -16,21 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
-from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedPicture, PlannedShard, plan_build
+from yolofleet.core.errors import UserError
+from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
+from yolofleet.data.check import CheckedImage, check_image
 from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ManifestError, ShardEntry
-from yolofleet.data.picture_checks import CheckedPicture, check_picture
 from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
 from yolofleet.data.records import ImageRecord
-from yolofleet.data.reencode import reencode
-from yolofleet.data.shards import ShardWriter, sample_key
-from yolofleet.data.sources import PictureStore, SourceDataset
-from yolofleet.errors import UserError
+from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
+from yolofleet.data.sources import ImageStore, SourceDataset
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 
 DEFAULT_MOST_SKIPPED = 0.5
 NOTES_PREFIX = "building/"
 Progress = Callable[[int], None]
-"""Called with the number of pictures that were just dealt with, from any thread."""
+"""Called with the number of images that were just dealt with, from any thread."""
 
 
 class BuildError(UserError):
@@ -78,7 +77,7 @@ class BuildResult:
 
 def build_dataset(
     source: SourceDataset,
-    images: PictureStore,
+    images: ImageStore,
     out: Storage,
     options: BuildOptions,
     problems: ProblemLog,
@@ -92,30 +91,30 @@ def build_dataset(
 
     Args:
         source: Classes and records.
-        images: The folder of pictures.
+        images: The folder of images.
         out: Where the dataset shall lie.
         options: Shard sizes and the like.
         problems: Where problems are counted; it may hold those of reading the annotations.
         num_threads: Shards that are worked on at once (decoding releases the interpreter lock).
-        most_skipped: The largest share of pictures that may be left out.
+        most_skipped: The largest share of images that may be left out.
         overwrite: Replace another dataset that lies there.
-        progress: Told of every picture that was dealt with.
+        progress: Told of every image that was dealt with.
 
     Raises:
-        BuildError: Another dataset lies there, too many pictures are unusable, or none is left.
-        StorageError: Pictures cannot be read or shards cannot be written.
+        BuildError: Another dataset lies there, too many images are unusable, or none is left.
+        StorageError: Images cannot be read or shards cannot be written.
     """
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
     if not sizes:
-        raise BuildError(f"{images.url}: no files here; name the folder of the pictures")
+        raise BuildError(f"{images.url}: no files here; name the folder of the images")
     plan = plan_build(source.classes, source.records, sizes, options, problems)
     existing = _existing_manifest(out)
     if existing is not None and existing.source_digest == plan.digest:
-        source_bytes = sum(picture.size_bytes for shard in plan.shards for picture in shard.pictures)
+        source_bytes = sum(image.size_bytes for shard in plan.shards for image in shard.images)
         return BuildResult(existing, len(existing.shards), plan.num_listed - existing.num_samples, source_bytes)
     if existing is not None and not overwrite:
         raise BuildError(
-            f"{out.url}: another dataset lies here ({existing.num_samples} pictures); "
+            f"{out.url}: another dataset lies here ({existing.num_samples} images); "
             "choose another place, or pass --overwrite to replace it"
         )
     if existing is not None or out.exists(MANIFEST_KEY):
@@ -141,7 +140,7 @@ def _existing_manifest(out: Storage) -> Manifest | None:
 
 
 def _build_shards(
-    plan: BuildPlan, images: PictureStore, out: Storage, options: BuildOptions, num_threads: int, progress: Progress
+    plan: BuildPlan, images: ImageStore, out: Storage, options: BuildOptions, num_threads: int, progress: Progress
 ) -> tuple[list[_FinishedShard], int]:
     """Build what is missing; the first failure stops the rest and is raised."""
     stop = threading.Event()
@@ -152,7 +151,7 @@ def _build_shards(
         nonlocal num_reused
         note_key = f"{NOTES_PREFIX}{shard.name}.json"
         if (done := _noted_shard(out, note_key, plan.digest)) is not None:
-            progress(len(shard.pictures))
+            progress(len(shard.images))
             with lock:
                 num_reused += 1
             return done
@@ -186,7 +185,7 @@ def _noted_shard(out: Storage, note_key: str, digest: str) -> _FinishedShard | N
 def _build_shard(
     shard: PlannedShard,
     num_classes: int,
-    images: PictureStore,
+    images: ImageStore,
     out: Storage,
     options: BuildOptions,
     progress: Progress,
@@ -196,12 +195,12 @@ def _build_shard(
     class_counts = np.zeros(num_classes, dtype=np.int64)
     num_empty = num_crowds = num_samples = 0
     with tempfile.TemporaryDirectory(prefix="yolofleet-") as folder, ShardWriter(Path(folder) / "shard") as writer:
-        for picture in shard.pictures:
+        for image in shard.images:
             if stop.is_set():
                 raise StorageError(f"{out.url}: the build was stopped")
-            if (taken := _checked(picture, images, options, problems)) is not None:
+            if (taken := _checked(image, images, options, problems)) is not None:
                 data, extension, record = taken
-                writer.add(sample_key(picture.position, record.file_name), extension, data, record)
+                writer.add(sample_key(image.position, record.file_name), extension, data, record)
                 targets = record.classes[~record.iscrowd]
                 class_counts += np.bincount(targets, minlength=num_classes)
                 num_crowds += int(record.iscrowd.sum())
@@ -213,7 +212,7 @@ def _build_shard(
         entry,
         num_empty,
         num_crowds,
-        sum(picture.size_bytes for picture in shard.pictures),
+        sum(image.size_bytes for image in shard.images),
         class_counts.tolist(),
         problems.counts,
         problems.examples,
@@ -221,15 +220,15 @@ def _build_shard(
 
 
 def _checked(
-    picture: PlannedPicture, images: PictureStore, options: BuildOptions, problems: ProblemLog
+    image: PlannedImage, images: ImageStore, options: BuildOptions, problems: ProblemLog
 ) -> tuple[bytes, str, ImageRecord] | None:
-    """Read and check one picture; returns its bytes, their extension and the record that fits them."""
+    """Read and check one image; returns its bytes, their extension and the record that fits them."""
     try:
-        data = images.get(picture.key)
+        data = images.get(image.key)
     except ObjectNotFoundError:  # removed since the listing
-        problems.add("image_file_missing", f"image {picture.record.image_id}: {picture.record.file_name!r}")
+        problems.add("image_file_missing", f"image {image.record.image_id}: {image.record.file_name!r}")
         return None
-    checked: CheckedPicture | None = check_picture(picture.record, data, problems, max_pixels=options.max_pixels)
+    checked: CheckedImage | None = check_image(image.record, data, problems, max_pixels=options.max_pixels)
     if checked is None:
         return None
     if options.reencode_quality is not None:
@@ -261,10 +260,10 @@ def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, m
         if kind.startswith("image_") and PROBLEM_KINDS[kind].outcome == "drop"
     )
     if manifest.num_samples == 0:
-        raise BuildError(f"no picture is left to build a dataset from; {reasons or 'the source lists none'}")
+        raise BuildError(f"no image is left to build a dataset from; {reasons or 'the source lists none'}")
     if num_skipped > most_skipped * plan.num_listed:
         raise BuildError(
-            f"{num_skipped} of {plan.num_listed} pictures are unusable, more than the share of {most_skipped:g} that "
+            f"{num_skipped} of {plan.num_listed} images are unusable, more than the share of {most_skipped:g} that "
             f"may be skipped; {reasons}. Put them right, or allow more with --max-skipped"
         )
 

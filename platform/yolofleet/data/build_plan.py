@@ -1,6 +1,6 @@
-"""Which picture goes into which shard, decided before any picture is read.
+"""Which image goes into which shard, decided before any image is read.
 
-The plan is a pure function of the annotations, the listing of the picture folder and the options, and it has a digest.
+The plan is a pure function of the annotations, the listing of the image folder and the options, and it has a digest.
 So an interrupted build finds the shards that it had finished, and two builds of the same input are equal.
 """
 
@@ -24,25 +24,25 @@ class BuildOptions:
     """What a user may choose for a build. All of it is part of the plan's digest, except how much may be skipped."""
 
     shard_bytes: int = 128 * 2**20
-    """A shard is closed when the next picture would make it larger."""
+    """A shard is closed when the next image would make it larger."""
     shard_samples: int = 10_000
     """Most samples in a shard."""
     max_pixels: int = DEFAULT_MAX_PIXELS
-    """Larger pictures are left out."""
+    """Larger images are left out."""
     reencode_quality: int | None = None
-    """JPEG quality to encode every picture anew with; None keeps the bytes of the source."""
+    """JPEG quality to encode every image anew with; None keeps the bytes of the source."""
     longest_side: int | None = None
-    """Pictures with a longer side are scaled down to it (only together with ``reencode_quality``)."""
+    """Images with a longer side are scaled down to it (only together with ``reencode_quality``)."""
     shuffle: bool = True
-    """Deal pictures to shards in the order of a hash of their ids, so that a shard is a random sample of the dataset
+    """Deal images to shards in the order of a hash of their ids, so that a shard is a random sample of the dataset
     and the windowed shuffle of training mixes as well as a full one, however the source is sorted."""
     split: tuple[float, float] = (0.0, 1.0)
-    """The share of pictures to take, as an interval of the hash of their ids."""
+    """The share of images to take, as an interval of the hash of their ids."""
 
 
 @dataclass(frozen=True)
-class PlannedPicture:
-    """One picture on its way into a shard: its place in the source, its object in storage, its record."""
+class PlannedImage:
+    """One image on its way into a shard: its place in the source, its object in storage, its record."""
 
     position: int
     key: str
@@ -52,10 +52,10 @@ class PlannedPicture:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard's name and its pictures."""
+    """A shard's name and its images."""
 
     name: str
-    pictures: tuple[PlannedPicture, ...]
+    images: tuple[PlannedImage, ...]
 
 
 @dataclass(frozen=True)
@@ -75,36 +75,36 @@ def plan_build(
     options: BuildOptions,
     problems: ProblemLog,
 ) -> BuildPlan:
-    """Assign pictures to shards.
+    """Assign images to shards.
 
     Args:
         classes: Classes by index.
-        records: The source's pictures, in its order.
-        sizes: Bytes of every object below the folder of pictures, by key.
+        records: The source's images, in its order.
+        sizes: Bytes of every object below the folder of images, by key.
         options: The user's choices.
         problems: Where missing and forbidden files are counted.
     """
     chosen = [(position, record) for position, record in enumerate(records) if in_split(record.image_id, options.split)]
-    pictures = []
+    images = []
     for position, record in chosen:
-        key = picture_key(record.file_name)
+        key = image_key(record.file_name)
         if key is None:
             problems.add("image_path_outside", f"image {record.image_id}: file_name {record.file_name!r}")
         elif key not in sizes:
             problems.add("image_file_missing", f"image {record.image_id}: file_name {record.file_name!r}")
         else:
-            pictures.append(PlannedPicture(position, key, sizes[key], record))
+            images.append(PlannedImage(position, key, sizes[key], record))
     if options.shuffle:
-        pictures.sort(key=lambda picture: (hashed_place(picture.record.image_id), picture.position))
+        images.sort(key=lambda image: (hashed_place(image.record.image_id), image.position))
     shards = tuple(
         PlannedShard(f"shard-{number:06d}", tuple(group))
-        for number, group in enumerate(_grouped(pictures, options.shard_bytes, options.shard_samples))
+        for number, group in enumerate(_grouped(images, options.shard_bytes, options.shard_samples))
     )
-    return BuildPlan(classes, shards, len(chosen), _digest(classes, pictures, options))
+    return BuildPlan(classes, shards, len(chosen), _digest(classes, images, options))
 
 
-def picture_key(file_name: str) -> str | None:
-    """Return the storage key for a ``file_name``; None where it would leave the folder of pictures."""
+def image_key(file_name: str) -> str | None:
+    """Return the storage key for a ``file_name``; None where it would leave the folder of images."""
     if file_name.startswith(("/", "\\")) or file_name[1:3] in (":\\", ":/"):
         return None
     parts = [part for part in file_name.split("/") if part not in ("", ".")]
@@ -112,34 +112,34 @@ def picture_key(file_name: str) -> str | None:
 
 
 def in_split(image_id: int, split: tuple[float, float]) -> bool:
-    """Tell whether a picture belongs to a split, by the hash of its id: stable when pictures are added or removed."""
+    """Tell whether an image belongs to a split, by the hash of its id: stable when images are added or removed."""
     if split == (0.0, 1.0):
         return True
     return split[0] <= hashed_place(image_id) < split[1]
 
 
 def hashed_place(image_id: int) -> float:
-    """Return a place in [0, 1) for a picture, by the hash of its id."""
+    """Return a place in [0, 1) for an image, by the hash of its id."""
     return int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") / 2**64
 
 
-def _grouped(pictures: list[PlannedPicture], most_bytes: int, most_samples: int) -> list[list[PlannedPicture]]:
-    groups: list[list[PlannedPicture]] = []
+def _grouped(images: list[PlannedImage], most_bytes: int, most_samples: int) -> list[list[PlannedImage]]:
+    groups: list[list[PlannedImage]] = []
     used_bytes = 0
-    for picture in pictures:
-        if not groups or used_bytes + picture.size_bytes > most_bytes or len(groups[-1]) >= most_samples:
+    for image in images:
+        if not groups or used_bytes + image.size_bytes > most_bytes or len(groups[-1]) >= most_samples:
             groups.append([])
             used_bytes = 0
-        groups[-1].append(picture)
-        used_bytes += picture.size_bytes
+        groups[-1].append(image)
+        used_bytes += image.size_bytes
     return groups
 
 
-def _digest(classes: tuple[ObjectClass, ...], pictures: list[PlannedPicture], options: BuildOptions) -> str:
+def _digest(classes: tuple[ObjectClass, ...], images: list[PlannedImage], options: BuildOptions) -> str:
     digest = hashlib.sha256()
     head = {"build": BUILD_VERSION, "classes": [asdict(entry) for entry in classes], "options": asdict(options)}
     digest.update(json.dumps(head, sort_keys=True).encode())
-    for picture in pictures:
-        digest.update(f"\n{picture.position}\0{picture.key}\0{picture.size_bytes}\0".encode())
-        digest.update(picture.record.to_json())
+    for image in images:
+        digest.update(f"\n{image.position}\0{image.key}\0{image.size_bytes}\0".encode())
+        digest.update(image.record.to_json())
     return digest.hexdigest()

@@ -3,6 +3,8 @@
 A shard is fetched as one stream, checked against its digest while it is written, and named by that digest, so datasets
 share what they have in common. One process fetches while the others wait (file locks, which the kernel frees when a
 process dies); a reader holds its file open, so a shard may be evicted under it. The least recently opened goes first.
+
+Fetching the next shards into the cache while the present ones are read.
 """
 
 from __future__ import annotations
@@ -12,14 +14,16 @@ import fcntl
 import hashlib
 import logging
 import os
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.manifest import ShardEntry
-from yolofleet.errors import UserError
 from yolofleet.storage import Storage, StorageError
 
 BLOCK_BYTES = 1 << 20
@@ -191,3 +195,43 @@ class ShardCache:
 
 class _PassingError(Exception):
     """Waiting may help."""
+
+
+class Prefetcher:
+    """Fetches shards one after the other in a daemon thread of its own.
+
+    It is a help and never a need: a shard that it could not fetch is fetched by whoever reads it, who then meets the
+    error. Asking again for a shard that is there costs next to nothing, and keeps it from being evicted next.
+
+    Args:
+        fetch: Brings a shard, by number, into the cache unless it is there.
+    """
+
+    def __init__(self, fetch: Callable[[int], None]) -> None:
+        self._fetch = fetch
+        self._wanted: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asked: set[int] = set()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def ask(self, shards: list[int]) -> None:
+        """Ask for shards, in this order; those of earlier calls that are not asked for again are forgotten."""
+        with self._lock:
+            self._asked = set(shards)
+            for shard in shards:
+                self._wanted.put(shard)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="shard-prefetch", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            shard = self._wanted.get()
+            with self._lock:
+                is_wanted = shard in self._asked
+            if not is_wanted:
+                continue  # its window is over
+            try:
+                self._fetch(shard)
+            except UserError as error:
+                logger.warning("fetching shard %d ahead failed: %s", shard, error)

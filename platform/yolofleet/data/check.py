@@ -1,27 +1,121 @@
-"""Checking a dataset before anything is built from it: every picture decoded, every box looked at, nothing written."""
+"""Checking a dataset before anything is built from it: every image decoded, every box looked at, nothing written.
+
+The checks that need the image file: does it decode, how large is it, do its boxes lie inside.
+
+The file is right about its size; the annotations are right about which way up it is (see ``decode_image``).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 import numpy as np
+from numpy.typing import NDArray
 
-from yolofleet.data.build_plan import picture_key
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS
-from yolofleet.data.picture_checks import check_picture
+from yolofleet.data.build_plan import image_key
+from yolofleet.data.coco_boxes import THINNEST_BOX_PIXELS
+from yolofleet.data.decode import (
+    DEFAULT_MAX_PIXELS,
+    ImageError,
+    decode_image,
+    exif_orientation,
+    image_extension,
+    image_size,
+)
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
-from yolofleet.data.sources import PictureStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset
 from yolofleet.storage import ObjectNotFoundError
+
+ROUNDING_PIXELS = 1.0
+"""How far a box may reach out of its image before it is clipped. Annotation tools round; a box that is only rounded
+keeps its exact numbers, so that AP over our copy equals AP over the source to the last digit."""
+EXTREME_ASPECT = 50
+_EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")}
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image that decodes, with its record brought into agreement with it."""
+
+    record: ImageRecord
+    extension: str
+    pixels: NDArray[np.uint8]
+
+
+def check_image(
+    record: ImageRecord, data: bytes, problems: ProblemLog, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> CheckedImage | None:
+    """Decode an image and fit its record to it; None (and a counted problem) where it cannot be used."""
+    try:
+        annotated = (record.width, record.height) if record.width else upright_size(data, max_pixels)
+        pixels = decode_image(data, max_pixels=max_pixels, annotated_size=annotated)
+        extension = image_extension(data)
+    except ImageError as error:
+        problems.add(error.reason, f"{record.file_name}: {error}")
+        return None
+    height, width = pixels.shape[:2]
+    _note_oddities(record, data, extension, (width, height), problems)
+    return CheckedImage(_fit_boxes(replace(record, width=width, height=height), problems), extension, pixels)
+
+
+def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return the (width, height) that a viewer shows: EXIF orientations 5 to 8 swap the sides.
+
+    Raises:
+        ImageError: No image, a damaged header, or more pixels than allowed.
+    """
+    width, height = image_size(data, max_pixels=max_pixels)
+    return (height, width) if exif_orientation(data) >= 5 else (width, height)
+
+
+def _note_oddities(
+    record: ImageRecord, data: bytes, extension: str, size: tuple[int, int], problems: ProblemLog
+) -> None:
+    name, orientation = record.file_name, exif_orientation(data)
+    if record.width and (record.width, record.height) != size:
+        seen = f"{name}: {record.width}x{record.height} in the annotations, {size[0]}x{size[1]} in the file"
+        problems.add("image_size_wrong", seen)
+    elif orientation != 1:
+        turned = image_size(data, max_pixels=size[0] * size[1]) != size
+        problems.add("image_turned" if turned else "image_exif_ignored", f"{name}: EXIF orientation {orientation}")
+    suffix = PurePosixPath(name).suffix.lower().lstrip(".")
+    if suffix not in _EXTENSIONS_OF.get(extension, (extension,)):
+        problems.add("image_extension_wrong", f"{name}: the content is {extension}")
+    if extension == "gif":
+        problems.add("image_animated", name)
+    if max(size) > EXTREME_ASPECT * min(size):
+        problems.add("image_extreme_shape", f"{name}: {size[0]}x{size[1]}")
+
+
+def _fit_boxes(record: ImageRecord, problems: ProblemLog) -> ImageRecord:
+    """Clip boxes that reach out of the image by more than rounding; leave out those with nothing inside."""
+    if not len(record.boxes):
+        return record
+    size = np.array([record.width, record.height], dtype=np.float64)
+    low, high = record.boxes[:, :2], record.boxes[:, :2] + record.boxes[:, 2:]  # (n, 2) corners
+    overhang = np.maximum(-low, high - size).max(axis=1)
+    clipped_low, clipped_high = np.clip(low, 0, size), np.clip(high, 0, size)
+    inside = np.all(clipped_high - clipped_low >= THINNEST_BOX_PIXELS, axis=1)
+    clip = inside & (overhang > ROUNDING_PIXELS)
+    boxes, areas = record.boxes.copy(), record.areas.copy()
+    boxes[clip] = np.concatenate([clipped_low, clipped_high - clipped_low], axis=1)[clip]
+    areas[clip] = np.minimum(areas[clip], boxes[clip, 2] * boxes[clip, 3])
+    for index in np.flatnonzero(~inside | clip):
+        where = f"{record.file_name}: box {record.boxes[index].tolist()} in {record.width}x{record.height}"
+        problems.add("box_clipped" if inside[index] else "box_outside", where)
+    return replace(record, boxes=boxes, areas=areas).select(np.flatnonzero(inside).tolist())
+
 
 MOST_SUSPICIOUS_KEPT = 200
 
 
 @dataclass(frozen=True)
-class SuspiciousPicture:
-    """A picture with problems, for people to look at."""
+class SuspiciousImage:
+    """An image with problems, for people to look at."""
 
     file_name: str
     key: str | None
@@ -39,37 +133,37 @@ class CheckReport:
     num_crowds: int
     num_empty: int
     class_counts: tuple[int, ...]
-    suspicious: tuple[SuspiciousPicture, ...]
+    suspicious: tuple[SuspiciousImage, ...]
 
 
 def check_dataset(
     source: SourceDataset,
-    images: PictureStore,
+    images: ImageStore,
     problems: ProblemLog,
     *,
     num_threads: int = 1,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[int], None] = lambda count: None,
 ) -> CheckReport:
-    """Look at every picture and every box.
+    """Look at every image and every box.
 
     Args:
         source: Classes and records.
-        images: Where the pictures are.
+        images: Where the images are.
         problems: Where problems are counted.
-        num_threads: Pictures looked at at once.
-        max_pixels: Larger pictures are refused.
-        progress: Told of every picture.
+        num_threads: Images looked at at once.
+        max_pixels: Larger images are refused.
+        progress: Told of every image.
     """
     present = {entry.key for entry in images.list()}
 
-    def look(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousPicture | None]:
+    def look(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousImage | None]:
         own = ProblemLog()
-        key = picture_key(record.file_name)
+        key = image_key(record.file_name)
         fitted = _look(record, key, present, images, own, max_pixels)
         problems.merge(own.counts, own.examples)
         progress(1)
-        suspicious = SuspiciousPicture(record.file_name, key, own.examples, fitted or record) if own.counts else None
+        suspicious = SuspiciousImage(record.file_name, key, own.examples, fitted or record) if own.counts else None
         return fitted, suspicious
 
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
@@ -89,7 +183,7 @@ def check_dataset(
 
 
 def _look(
-    record: ImageRecord, key: str | None, present: set[str], images: PictureStore, own: ProblemLog, max_pixels: int
+    record: ImageRecord, key: str | None, present: set[str], images: ImageStore, own: ProblemLog, max_pixels: int
 ) -> ImageRecord | None:
     where = f"image {record.image_id}: file_name {record.file_name!r}"
     if key is None:
@@ -99,7 +193,7 @@ def _look(
         own.add("image_file_missing", where)
         return None
     try:
-        checked = check_picture(record, images.get(key), own, max_pixels=max_pixels)
+        checked = check_image(record, images.get(key), own, max_pixels=max_pixels)
     except ObjectNotFoundError:
         own.add("image_file_missing", where)
         return None

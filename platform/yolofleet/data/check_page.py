@@ -1,4 +1,4 @@
-"""The suspicious pictures of a check as one HTML page that needs nothing beside itself."""
+"""The suspicious images of a check as one HTML page that needs nothing beside itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from yolofleet.data.check import CheckReport, SuspiciousPicture
+from yolofleet.data.check import CheckReport, SuspiciousImage
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.sources import PictureStore
+from yolofleet.data.sources import ImageStore
 from yolofleet.storage import StorageError
 
 THUMBNAIL_SIDE = 320
@@ -31,7 +31,7 @@ def check_page(
     name: str,
     report: CheckReport,
     problems: ProblemLog,
-    images: PictureStore,
+    images: ImageStore,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> str:
@@ -41,8 +41,8 @@ def check_page(
         name: What was checked.
         report: What was found.
         problems: All problems, counted.
-        images: Where the pictures are.
-        max_pixels: Larger pictures are not shown.
+        images: Where the images are.
+        max_pixels: Larger images are not shown.
     """
     rows = "".join(
         f"<tr><td class={entry['outcome']}>{entry['outcome']}</td><td>{kind}</td><td>{entry['count']}</td>"
@@ -51,27 +51,27 @@ def check_page(
     )
     cards = "".join(_card(entry, images, max_pixels) for entry in report.suspicious)
     facts = (
-        f"{report.num_usable} of {report.num_listed} pictures can be used, with {report.num_boxes} boxes and "
+        f"{report.num_usable} of {report.num_listed} images can be used, with {report.num_boxes} boxes and "
         f"{report.num_crowds} crowds; {report.num_empty} hold no object."
     )
     return (
         f"<!doctype html><html lang=en><meta charset=utf-8><title>Check of {html.escape(name)}</title>"
         f"<style>{_STYLE}</style><h1>{html.escape(name)}</h1><p>{facts}</p>"
         f"<table><tr><th>Outcome<th>Problem<th>Count<th>Meaning and examples</tr>{rows}</table>"
-        f"<h2>Suspicious pictures</h2><div class=cards>{cards or '<p>None.</p>'}</div></html>\n"
+        f"<h2>Suspicious images</h2><div class=cards>{cards or '<p>None.</p>'}</div></html>\n"
     )
 
 
-def _card(entry: SuspiciousPicture, images: PictureStore, max_pixels: int) -> str:
+def _card(entry: SuspiciousImage, images: ImageStore, max_pixels: int) -> str:
     lines = "".join(
         f"<li><b>{kind}</b> {html.escape('; '.join(examples))}</li>"
         for kind, examples in sorted(entry.problems.items())
     )
     title = html.escape(entry.file_name)
-    return f"<figure>{_picture(entry, images, max_pixels)}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
+    return f"<figure>{_image(entry, images, max_pixels)}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
 
 
-def _picture(entry: SuspiciousPicture, images: PictureStore, max_pixels: int) -> str:
+def _image(entry: SuspiciousImage, images: ImageStore, max_pixels: int) -> str:
     if entry.key is None:
         return "<p>(not read: outside the folder)</p>"
     record = entry.record

@@ -12,15 +12,15 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
-from yolofleet.errors import UserError
 from yolofleet.storage import Storage
 
 LEAST_CORNER_SHARE = 0.5
-"""Share of boxes that must leave their picture, or contradict their area, before they are said to look like corners."""
+"""Share of boxes that must leave their image, or contradict their area, before they are said to look like corners."""
 
 
 class AnnotationError(UserError):
@@ -41,7 +41,7 @@ def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
         problems: Where problems are counted.
 
     Raises:
-        AnnotationError: It is no COCO file, it is ambiguous, or it lists no picture.
+        AnnotationError: It is no COCO file, it is ambiguous, or it lists no image.
     """
     document = _parse_json(data, name)
     classes = _classes(document, name, problems)
@@ -126,7 +126,7 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
         files[file_name] = image["id"]
         sound[image["id"]] = image
     if not sound:
-        raise AnnotationError(f"{name}: images: the list holds no usable picture; nothing to read")
+        raise AnnotationError(f"{name}: images: the list holds no usable image; nothing to read")
     renumbered = not all(_is_whole(identity) for identity in sound)
     result: dict[int | str, _Image] = {}
     for number, (identity, image) in enumerate(sound.items(), start=1):

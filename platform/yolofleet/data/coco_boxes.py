@@ -32,7 +32,7 @@ class CleanBox:
 
 
 def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
-    """Check what can be checked without knowing the picture's size.
+    """Check what can be checked without knowing the image's size.
 
     Raises:
         BoxProblem: The annotation must be left out.
@@ -90,7 +90,7 @@ def _is_sound_polygon(polygon: Any) -> bool:
 
 
 def _is_sound_rle(rle: dict[str, Any]) -> bool:
-    """Check the form of an RLE, and of uncompressed counts that they fill the picture exactly."""
+    """Check the form of an RLE, and of uncompressed counts that they fill the image exactly."""
     size, counts = rle.get("size"), rle.get("counts")
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
         return False

@@ -19,14 +19,11 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.buffers import BufferPool
-from yolofleet.data.cache import CacheSettings, ShardCache
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
-from yolofleet.data.index import IndexFormatError, ShardIndex
-from yolofleet.data.manifest import Manifest, ShardEntry
-from yolofleet.data.prefetch import Prefetcher
+from yolofleet.core.errors import UserError
+from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, BufferPool, decode_image
+from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex
 from yolofleet.data.records import ImageRecord, RecordError
-from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
 MOST_INDEXES_KEPT = 64
@@ -46,7 +43,7 @@ class SampleError(UserError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as it lies in its shard: encoded picture and annotation."""
+    """One sample as it lies in its shard: encoded image and annotation."""
 
     key: str
     image: bytes
@@ -63,7 +60,7 @@ class Sample:
     def pixels(
         self, record: ImageRecord, max_pixels: int = DEFAULT_MAX_PIXELS, buffers: BufferPool | None = None
     ) -> NDArray[np.uint8]:
-        """Decode the picture, (height, width, 3) RGB, the way up that the record speaks of.
+        """Decode the image, (height, width, 3) RGB, the way up that the record speaks of.
 
         Raises:
             ImageError: It is damaged or too large.
@@ -243,7 +240,7 @@ class ShardDataset:
                 sample = self.read(number)
                 yield sample.key, sample.record()
             except (SampleError, RecordError):
-                continue  # whoever looks at the picture counts it
+                continue  # whoever looks at the image counts it
 
     def annotations(self) -> dict[str, Any]:
         """Return the ground truth of all samples as a COCO "instances" document.

@@ -1,18 +1,23 @@
-"""Picture bytes -> RGB array, safe against any input.
+"""Image bytes -> RGB array, safe against any input.
 
-The format is told from the content, never from a name. The header is read first, and a picture with more pixels than
+The format is told from the content, never from a name. The header is read first, and an image with more pixels than
 the limit is refused before anything is allocated for it. Plain JPEGs go through libjpeg-turbo in its strict mode, which
-reports damaged data that other decoders turn into half-grey pictures; all other formats go through Pillow. Both release
+reports damaged data that other decoders turn into half-grey images; all other formats go through Pillow. Both release
 the interpreter lock while they decode, so threads are enough to feed a trainer.
 
-What becomes of unusual pictures: grey is repeated over three channels; 16-bit grey is scaled to 8 bits (``v >> 8``);
+What becomes of unusual images: grey is repeated over three channels; 16-bit grey is scaled to 8 bits (``v >> 8``);
 palettes are expanded; alpha is dropped (the colour below it is kept); CMYK is converted; of an animation the first
 frame is taken. Levels whose range cannot be known (floating point, more than 16 bits) are refused, not guessed.
+
+Memory that is used again. Fresh pages cost a training sample a quarter of its time; warm ones cost nothing.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import sys
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -29,13 +34,53 @@ from PIL import (
     WebPImagePlugin,
 )
 
-from yolofleet.data.buffers import BufferPool
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
+
+_REFERENCES_OF_A_FREE_BUFFER = 3  # the pool's list, the loop variable, and the argument of getrefcount
+_ROUNDING_BYTES = 1 << 16
+_MOST_WASTE = 2.0
+
+
+class BufferPool:
+    """Hands out uint8 arrays, and takes them back by itself when nothing refers to them any more.
+
+    An array (or a tensor, or any view) made of a buffer holds a reference to it, so a buffer is free exactly when the
+    pool alone knows it. Safe among threads.
+
+    Args:
+        most_bytes: What the pool remembers together; beyond that, arrays are made as usual.
+    """
+
+    def __init__(self, most_bytes: int = 1 << 30) -> None:
+        self._most_bytes = most_bytes
+        self._buffers: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, *shape: int) -> NDArray[np.uint8]:
+        """Return an array of a shape with whatever bytes are in it."""
+        size = math.prod(shape)
+        with self._lock:
+            for buffer in self._buffers:
+                fits = size <= buffer.size <= _MOST_WASTE * size + _ROUNDING_BYTES
+                if fits and sys.getrefcount(buffer) <= _REFERENCES_OF_A_FREE_BUFFER:
+                    return buffer[:size].reshape(shape)
+            buffer = np.empty(-(-size // _ROUNDING_BYTES) * _ROUNDING_BYTES, dtype=np.uint8)
+            self._forget_for(buffer.size)
+            if sum(other.size for other in self._buffers) + buffer.size <= self._most_bytes:
+                self._buffers.append(buffer)
+            return buffer[:size].reshape(shape)
+
+    def _forget_for(self, size: int) -> None:
+        """Forget the longest known buffers, in use or of sizes that are not asked for any more, to make room."""
+        total = sum(buffer.size for buffer in self._buffers)
+        while self._buffers and total + size > self._most_bytes:
+            total -= self._buffers.pop(0).size
+
 
 DEFAULT_MAX_PIXELS = 100_000_000
 EXIF_ORIENTATION_TAG = 0x0112
 
-_TRANSPOSES = {  # EXIF orientation -> what brings the stored picture upright
+_TRANSPOSES = {  # EXIF orientation -> what brings the stored image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -49,7 +94,7 @@ _BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.
 
 
 class ImageError(UserError):
-    """These bytes are not a picture that can be used; ``reason`` is a short word to count it by."""
+    """These bytes are not an image that can be used; ``reason`` is a short word to count it by."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -63,21 +108,21 @@ def decode_image(
     annotated_size: tuple[int, int] | None = None,
     buffers: BufferPool | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode a picture.
+    """Decode an image.
 
     Args:
         data: The file's bytes, in any of JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF.
-        max_pixels: Larger pictures are refused from their header.
+        max_pixels: Larger images are refused from their header.
         annotated_size: (width, height) that the annotations speak of. It decides whether an EXIF orientation that swaps
-            the sides is applied: only if the turned picture fits it and the stored one does not. None shows the
-            picture upright, as a viewer does.
+            the sides is applied: only if the turned image fits it and the stored one does not. None shows the
+            image upright, as a viewer does.
         buffers: Where to take the memory from.
 
     Returns:
         (height, width, 3) uint8, RGB, contiguous.
 
     Raises:
-        ImageError: Damaged, not a picture, or too large.
+        ImageError: Damaged, not an image, or too large.
     """
     width, height = image_size(data, max_pixels=max_pixels)
     pixels = _decode_stored(data, (height, width), buffers)
@@ -93,7 +138,7 @@ def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
     """Return the stored (width, height), read from the header alone.
 
     Raises:
-        ImageError: No picture, a damaged header, or more pixels than allowed.
+        ImageError: No image, a damaged header, or more pixels than allowed.
     """
     if not data:
         raise ImageError("image_empty", "the file is empty (0 bytes)")
@@ -145,49 +190,49 @@ def _decode_stored(data: bytes, size: tuple[int, int], buffers: BufferPool | Non
         except ValueError as error:
             raise ImageError("image_damaged", f"damaged JPEG: {error}") from error
         return pixels
-    picture = _open(data)
+    image = _open(data)
     try:
-        orientation = _turned_by_loading(picture)
-        picture.load()
-        stored = picture if orientation == 1 else picture.transpose(_undone(_TRANSPOSES[orientation]))
+        orientation = _turned_by_loading(image)
+        image.load()
+        stored = image if orientation == 1 else image.transpose(_undone(_TRANSPOSES[orientation]))
         return np.ascontiguousarray(_to_rgb(stored), dtype=np.uint8)
     except ImageError:
         raise
     except Exception as error:  # parsers fail in many ways on damaged bytes; all of them mean the same
-        raise ImageError("image_damaged", f"damaged {picture.format}: {type(error).__name__}: {error}") from error
+        raise ImageError("image_damaged", f"damaged {image.format}: {type(error).__name__}: {error}") from error
 
 
-def _turned_by_loading(picture: Image.Image) -> int:
+def _turned_by_loading(image: Image.Image) -> int:
     """Return the EXIF orientation that Pillow applies by itself: that of a TIFF, whose ``size`` is the turned one."""
-    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return 1
-    orientation = picture.tag_v2.get(EXIF_ORIENTATION_TAG, 1)
+    orientation = image.tag_v2.get(EXIF_ORIENTATION_TAG, 1)
     return orientation if orientation in _TRANSPOSES else 1
 
 
-def _stored_size(picture: Image.Image) -> tuple[int, int]:
-    width, height = picture.size
-    return (height, width) if _turned_by_loading(picture) >= 5 else (width, height)
+def _stored_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (height, width) if _turned_by_loading(image) >= 5 else (width, height)
 
 
 def _undone(transposition: Image.Transpose) -> Image.Transpose:
     return _BACK.get(transposition, transposition)
 
 
-def _to_rgb(picture: Image.Image) -> NDArray[np.uint8]:
-    if picture.mode == "F":
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode == "F":
         raise ImageError("image_unknown", "floating-point levels have no known range; save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):
-        levels = np.asarray(picture).astype(np.int64)
+    if image.mode.startswith("I"):
+        levels = np.asarray(image).astype(np.int64)
         if levels.min(initial=0) < 0 or levels.max(initial=0) > 0xFFFF:
-            raise ImageError("image_unknown", "levels of more than 16 bits; save the picture with 8 or 16 bits")
-        if picture.mode != "I;16" and levels.max(initial=0) < 256:
+            raise ImageError("image_unknown", "levels of more than 16 bits; save the image with 8 or 16 bits")
+        if image.mode != "I;16" and levels.max(initial=0) < 256:
             levels <<= 8  # 8-bit levels in a wide container
         grey = np.clip(levels >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
-    if picture.mode in ("RGBA", "LA", "PA", "RGBX"):
-        return np.asarray(picture.convert("RGBA"), dtype=np.uint8)[:, :, :3]
-    return np.asarray(picture.convert("RGB"), dtype=np.uint8)
+    if image.mode in ("RGBA", "LA", "PA", "RGBX"):
+        return np.asarray(image.convert("RGBA"), dtype=np.uint8)[:, :, :3]
+    return np.asarray(image.convert("RGB"), dtype=np.uint8)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -217,4 +262,4 @@ def _format_of(data: bytes) -> tuple[str, Callable[[io.BytesIO], Image.Image]]:
     if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
         return "avif", AvifImagePlugin.AvifImageFile
     start = data[:24].decode("ascii", errors="replace")
-    raise ImageError("image_unknown", f"not a picture of a known format; it starts with {start!r}")
+    raise ImageError("image_unknown", f"not an image of a known format; it starts with {start!r}")

@@ -1,7 +1,7 @@
-"""The evaluation stream: every picture exactly once over all ranks, letterboxed.
+"""The evaluation stream: every image exactly once over all ranks, letterboxed.
 
-Every picture is scaled so that its longer side is the image size, as in training, then padded. Batches are dealt out in
-turn: batch b belongs to rank ``b % world_size``. With ``rectangular`` pictures of similar shape share a batch that is
+Every image is scaled so that its longer side is the image size, as in training, then padded. Batches are dealt out in
+turn: batch b belongs to rank ``b % world_size``. With ``rectangular`` images of similar shape share a batch that is
 only as large as they need, as the published evaluation does.
 """
 
@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import SampleError, ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
 from yolofleet.data.letterbox import Letterbox, letterbox
-from yolofleet.data.ordered_map import ordered_map
 from yolofleet.data.records import RecordError
-from yolofleet.errors import UserError
+from yolofleet.data.stream import ordered_map
 
 RECTANGULAR_PADDING = 0.5
 """Strides added to a rectangular batch before rounding up (published)."""
@@ -30,14 +30,14 @@ RECTANGULAR_PADDING = 0.5
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Letterboxed pictures.
+    """Letterboxed images.
 
     Attributes:
         images: (B, 3, H, W) uint8 RGB.
-        image_ids: Id of each picture.
-        original_sizes: (height, width) of each picture, in pixels.
+        image_ids: Id of each image.
+        original_sizes: (height, width) of each image, in pixels.
         letterboxes: How to take boxes back out.
-        skipped: (key, reason) of pictures that could not be decoded; they are not in the batch.
+        skipped: (key, reason) of images that could not be decoded; they are not in the batch.
     """
 
     images: Tensor
@@ -48,18 +48,18 @@ class EvaluationBatch:
 
 
 class EvaluationStream:
-    """Batches of letterboxed pictures; iterate as often as you like.
+    """Batches of letterboxed images; iterate as often as you like.
 
     Args:
         dataset: The samples.
         image_size: Longer side of the input, in pixels; a multiple of the stride.
         stride: The model's largest stride.
-        batch_size: Pictures in a batch.
+        batch_size: Images in a batch.
         rank: Which share of the batches to yield.
         world_size: Number of shares.
         rectangular: Sort by shape and pad only as far as a batch needs; False makes every input square.
         num_threads: Threads that decode; 0 decodes where it is asked for.
-        max_pixels: Larger pictures are skipped.
+        max_pixels: Larger images are skipped.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class EvaluationStream:
         return order.tolist(), aspects[order].tolist()
 
     def _batch_shape(self, aspects: list[float]) -> tuple[int, int]:
-        """Return (height, width) of the input that holds pictures of these aspects."""
+        """Return (height, width) of the input that holds images of these aspects."""
         if not self._rectangular:
             return self._image_size, self._image_size
         height_share, width_share = 1.0, 1.0

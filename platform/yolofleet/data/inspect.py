@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.index import IndexFormatError
-from yolofleet.data.manifest import ShardEntry
+from yolofleet.data.manifest import IndexFormatError, ShardEntry
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, RecordError
 from yolofleet.storage import ObjectNotFoundError
@@ -29,9 +28,9 @@ class Inspection:
         num_images: Samples that can be read.
         class_counts: Boxes by class, crowds left out.
         num_crowds: Crowd regions.
-        objects_per_image: Pictures by number of boxes; key "4" stands for 4 to 7 and so on.
+        objects_per_image: Images by number of boxes; key "4" stands for 4 to 7 and so on.
         box_sides: Boxes by the square root of their area in pixels, in the same way.
-        image_sizes: Pictures by "WIDTHxHEIGHT", the commonest first.
+        image_sizes: Images by "WIDTHxHEIGHT", the commonest first.
         problems: What is damaged.
     """
 

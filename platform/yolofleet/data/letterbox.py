@@ -1,8 +1,8 @@
-"""Letterbox: fit a picture into the network's input without changing its aspect ratio, and take boxes back out again.
+"""Letterbox: fit an image into the network's input without changing its aspect ratio, and take boxes back out again.
 
-The picture is scaled by one factor and the rest is filled with grey 114. Rounding follows the published implementation
-(new size rounded half to even, the odd pixel of padding goes to the bottom and to the right), so pictures are equal to
-its pictures. Shrinking averages areas (as its evaluation does), enlarging interpolates linearly.
+The image is scaled by one factor and the rest is filled with grey 114. Rounding follows the published implementation
+(new size rounded half to even, the odd pixel of padding goes to the bottom and to the right), so images are equal to
+its images. Shrinking averages areas (as its evaluation does), enlarging interpolates linearly.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ PADDING_GREY = 114
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Letterbox:
-    """Where a picture lies inside its letterboxed form.
+    """Where an image lies inside its letterboxed form.
 
     Attributes:
         gain: the factor that was asked for, output pixels per original pixel.
-        pad_left: grey columns left of the picture.
-        pad_top: grey rows above the picture.
-        resized_height: rows the scaled picture really takes (a whole number, at least 1).
-        resized_width: columns the scaled picture really takes.
-        original_height: rows of the picture before.
-        original_width: columns of the picture before.
+        pad_left: grey columns left of the image.
+        pad_top: grey rows above the image.
+        resized_height: rows the scaled image really takes (a whole number, at least 1).
+        resized_width: columns the scaled image really takes.
+        original_height: rows of the image before.
+        original_width: columns of the image before.
     """
 
     gain: float
@@ -41,9 +41,9 @@ class Letterbox:
     original_width: int
 
     def undo(self, boxes: Tensor) -> Tensor:
-        """Maps boxes (..., 4) x1, y1, x2, y2 of the letterboxed picture to the original one, clipped to it.
+        """Maps boxes (..., 4) x1, y1, x2, y2 of the letterboxed image to the original one, clipped to it.
 
-        The scale is that of the whole-pixel size the picture really got, axis by axis: for a thin picture
+        The scale is that of the whole-pixel size the image really got, axis by axis: for a thin image
         (4000x20 becomes 640x3) it differs from `gain` by several percent.
         """
         x_scale = self.original_width / self.resized_width
@@ -56,7 +56,7 @@ class Letterbox:
         return restored
 
     def apply(self, boxes: Tensor) -> Tensor:
-        """Maps boxes (..., 4) x1, y1, x2, y2 of the original picture into the letterboxed one."""
+        """Maps boxes (..., 4) x1, y1, x2, y2 of the original image into the letterboxed one."""
         x_scale = self.resized_width / self.original_width
         y_scale = self.resized_height / self.original_height
         offset = boxes.new_tensor([self.pad_left, self.pad_top, self.pad_left, self.pad_top])
@@ -70,11 +70,11 @@ def fit(
     """Computes a letterbox without touching pixels.
 
     Args:
-        original: height and width of the picture.
+        original: height and width of the image.
         size: height and width of the network's input.
         stride: the model's largest stride in pixels.
         auto: pad only up to the next multiple of `stride` instead of the whole `size`.
-        scale_up: allow enlarging; otherwise a picture smaller than `size` keeps its pixels.
+        scale_up: allow enlarging; otherwise an image smaller than `size` keeps its pixels.
 
     Returns:
         Height and width of the output, and the letterbox.
@@ -84,7 +84,7 @@ def fit(
     """
     (height, width), (target_height, target_width) = original, size
     if min(height, width, target_height, target_width, stride) < 1:
-        raise ValueError(f"letterbox needs positive sizes: picture {original}, size {size}, stride {stride}")
+        raise ValueError(f"letterbox needs positive sizes: image {original}, size {size}, stride {stride}")
     gain = min(target_height / height, target_width / width)
     if not scale_up:
         gain = min(gain, 1.0)
@@ -109,7 +109,7 @@ def fit(
 def letterbox(
     image: NDArray[np.uint8], size: tuple[int, int], *, stride: int = 32, auto: bool = False, scale_up: bool = True
 ) -> tuple[NDArray[np.uint8], Letterbox]:
-    """Letterboxes a picture.
+    """Letterboxes an image.
 
     Args:
         image: (H, W, 3) uint8.
@@ -119,7 +119,7 @@ def letterbox(
         scale_up: allow enlarging.
 
     Returns:
-        The new picture (h, w, 3) uint8, contiguous, and the letterbox that undoes it.
+        The new image (h, w, 3) uint8, contiguous, and the letterbox that undoes it.
 
     Raises:
         ValueError: a size or the stride is not positive.

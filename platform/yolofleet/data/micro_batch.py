@@ -15,15 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.augment import AugmentationSettings, Augmenter
-from yolofleet.data.buffers import BufferPool
 from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import ImageError
-from yolofleet.data.order import SampleOrder
-from yolofleet.data.picture import Picture, picture_from_record
-from yolofleet.data.randomness import Purpose, keyed_generator
-from yolofleet.data.records import RecordError
-from yolofleet.errors import UserError
+from yolofleet.data.decode import BufferPool, ImageError
+from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
+from yolofleet.data.records import LabelledImage, RecordError, labelled_image
 
 MOST_SAMPLES_TRIED = 256
 
@@ -86,45 +83,45 @@ class MicroBatchMaker:
             StorageError: The storage does not give a shard.
         """
         skipped: list[tuple[str, str]] = []
-        pictures = self._pictures(place, skipped)
+        labelled_images = self._labelled_images(place, skipped)
         side = place.image_size
         images = self._buffers.take(place.size, 3, side, side)
         targets = []
         augmenter = Augmenter(place.augmentation, side, self._buffers)
         for slot in range(place.size):
             generator = keyed_generator(self._seed, Purpose.AUGMENTATION, place.first + slot)
-            found = augmenter.augment(slot, pictures, generator, images[slot]).normalised(side)  # (n, 5)
+            found = augmenter.augment(slot, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
             targets.append(np.insert(found, 0, slot, axis=1))
         return MicroBatch(
             place.step,
             place.index,
             torch.from_numpy(images),
             torch.from_numpy(np.concatenate(targets).astype(np.float32)),
-            tuple(picture.key for picture in pictures),
+            tuple(labelled.key for labelled in labelled_images),
             skipped,
         )
 
-    def _pictures(self, place: MicroBatchPlace, skipped: list[tuple[str, str]]) -> list[Picture]:
-        """Return one picture for each place: its own, or the next good one."""
-        own = [self._picture(place.first + slot, skipped) for slot in range(place.size)]
-        if all(picture is None for picture in own):
+    def _labelled_images(self, place: MicroBatchPlace, skipped: list[tuple[str, str]]) -> list[LabelledImage]:
+        """Return one image for each place: its own, or the next good one."""
+        own = [self._labelled(place.first + slot, skipped) for slot in range(place.size)]
+        if all(labelled is None for labelled in own):
             own[0] = self._next_good(place.first + place.size, skipped)
-        filled: list[Picture] = []
+        filled: list[LabelledImage] = []
         for slot in range(place.size):
             candidates = (own[(slot + ahead) % place.size] for ahead in range(place.size))
-            filled.append(next(picture for picture in candidates if picture is not None))
+            filled.append(next(labelled for labelled in candidates if labelled is not None))
         return filled
 
-    def _next_good(self, position: int, skipped: list[tuple[str, str]]) -> Picture:
+    def _next_good(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage:
         for ahead in range(MOST_SAMPLES_TRIED):
-            if (picture := self._picture(position + ahead, skipped)) is not None:
-                return picture
+            if (labelled := self._labelled(position + ahead, skipped)) is not None:
+                return labelled
         raise UserError(
             f"{self._dataset.url}: {len(skipped)} samples in a row cannot be used, the first because of "
             f"'{skipped[0][1]}' ({skipped[0][0]}); look at the dataset with 'yolofleet data inspect'"
         )
 
-    def _picture(self, position: int, skipped: list[tuple[str, str]]) -> Picture | None:
+    def _labelled(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
         place = self._order.place(position)
         number = int(self._dataset.shard_starts[place.shard]) + place.row
         key = f"{self._dataset.manifest.shards[place.shard].name}/{place.row}"
@@ -138,7 +135,7 @@ class MicroBatchMaker:
         except RecordError:
             skipped.append((key, "sample_json_damaged"))
         else:
-            return picture_from_record(key, pixels, record, len(self._dataset.classes))
+            return labelled_image(key, pixels, record, len(self._dataset.classes))
         return None
 
 

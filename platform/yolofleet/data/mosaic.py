@@ -1,30 +1,39 @@
-"""Where the pictures of a sample lie on its canvas: alone, four around a point, or nine around the first.
+"""Where the images of a sample lie on its canvas: alone, four around a point, or nine around the first.
 
-A picture is scaled so that its longer side is the output size s. A mosaic's canvas is a square of 2s: four pictures
+An image is scaled so that its longer side is the output size s. A mosaic's canvas is a square of 2s: four images
 meet at a point drawn between s/2 and 3s/2; of nine, laid out on 3s, a square of 2s is cut out at a drawn place. Each
-picture is cut to its own cell, so cells never overlap, and what no picture covers stays grey.
+image is cut to its own cell, so cells never overlap, and what no image covers stays grey.
+
+Pixels of a layout, warped straight into the network's input.
+
+Where the warp only moves and scales (the published default) every tile is cut to what will be seen of it and resized
+into its place: no canvas, no second interpolation. Cuts are made at whole pixels, and the matrix that is returned is
+that of the cut, so boxes stay exactly on their objects. A warp that turns or shears goes through a canvas.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from yolofleet.data.geometry import AxisMap, Rectangle
+from yolofleet.data.geometry import AxisMap, Matrix, Rectangle, scaling_and_shift
+from yolofleet.data.records import LabelledImage
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture on a canvas.
+    """One image on a canvas.
 
     Attributes:
-        picture: Its number in the micro-batch.
-        to_canvas: From picture pixels to canvas pixels.
-        cell: x1, y1, x2, y2 on the canvas; nothing of the picture is seen outside.
+        image: Its number in the micro-batch.
+        to_canvas: From image pixels to canvas pixels.
+        cell: x1, y1, x2, y2 on the canvas; nothing of the image is seen outside.
     """
 
-    picture: int
+    image: int
     to_canvas: AxisMap
     cell: Rectangle
 
@@ -38,58 +47,58 @@ class Layout:
 
 
 Sizes = list[tuple[int, int]]
-"""(width, height) of every picture of the micro-batch."""
+"""(width, height) of every image of the micro-batch."""
 
 
-def alone(picture: int, sizes: Sizes, side: int) -> Layout:
-    """Return one picture, centred on a canvas of the output's size (whole pixels, as a letterbox)."""
-    width, height, gain = _fitted(sizes[picture], side)
+def alone(image: int, sizes: Sizes, side: int) -> Layout:
+    """Return one image, centred on a canvas of the output's size (whole pixels, as a letterbox)."""
+    width, height, gain = _fitted(sizes[image], side)
     left, top = (side - width) // 2, (side - height) // 2
-    tile = Tile(picture, _placed(sizes[picture], gain, left, top), (left, top, left + width, top + height))
+    tile = Tile(image, _placed(sizes[image], gain, left, top), (left, top, left + width, top + height))
     return Layout(side, (tile,))
 
 
-def mosaic_of_four(pictures: list[int], sizes: Sizes, side: int, generator: np.random.Generator) -> Layout:
-    """Return four pictures that meet at a point with their inner corners."""
+def mosaic_of_four(images: list[int], sizes: Sizes, side: int, generator: np.random.Generator) -> Layout:
+    """Return four images that meet at a point with their inner corners."""
     centre_x, centre_y = (int(value) for value in generator.uniform(side / 2, side * 3 / 2, size=2))
     size = 2 * side
     tiles = []
-    for place, picture in enumerate(pictures):
-        width, height, gain = _fitted(sizes[picture], side)
+    for place, image in enumerate(images):
+        width, height, gain = _fitted(sizes[image], side)
         is_right, is_below = place % 2, place // 2
         left = centre_x if is_right else centre_x - width
         top = centre_y if is_below else centre_y - height
         cell = (max(left, 0), max(top, 0), min(left + width, size), min(top + height, size))
-        tiles.append(Tile(picture, _placed(sizes[picture], gain, left, top), cell))
+        tiles.append(Tile(image, _placed(sizes[image], gain, left, top), cell))
     return Layout(size, tuple(tiles))
 
 
-def mosaic_of_nine(pictures: list[int], sizes: Sizes, side: int, generator: np.random.Generator) -> Layout:
-    """Return nine pictures, each pushed against the middle one, seen through a window of two output sizes."""
+def mosaic_of_nine(images: list[int], sizes: Sizes, side: int, generator: np.random.Generator) -> Layout:
+    """Return nine images, each pushed against the middle one, seen through a window of two output sizes."""
     window_x, window_y = (int(value) for value in generator.uniform(0, side, size=2))
     size = 2 * side
-    middle_width, middle_height, _ = _fitted(sizes[pictures[0]], side)
+    middle_width, middle_height, _ = _fitted(sizes[images[0]], side)
     places = [(1, 1), (1, 0), (2, 0), (2, 1), (2, 2), (1, 2), (0, 2), (0, 1), (0, 0)]
     tiles = []
-    for (column, row), picture in zip(places, pictures, strict=True):
-        width, height, gain = _fitted(sizes[picture], side)
+    for (column, row), image in zip(places, images, strict=True):
+        width, height, gain = _fitted(sizes[image], side)
         left = (side - width, side, side + middle_width)[column] - window_x
         top = (side - height, side, side + middle_height)[row] - window_y
-        # The middle column and row are as wide as the middle picture: others there are cut to it.
+        # The middle column and row are as wide as the middle image: others there are cut to it.
         right = left + (min(width, middle_width) if column == 1 else width)
         bottom = top + (min(height, middle_height) if row == 1 else height)
         cell = (max(left, 0), max(top, 0), min(right, size), min(bottom, size))
         if cell[0] < cell[2] and cell[1] < cell[3]:
-            tiles.append(Tile(picture, _placed(sizes[picture], gain, left, top), cell))
+            tiles.append(Tile(image, _placed(sizes[image], gain, left, top), cell))
     return Layout(size, tuple(tiles))
 
 
-def draw_partners(own: int, num_pictures: int, count: int, generator: np.random.Generator) -> list[int]:
-    """Return ``count`` pictures of the micro-batch in random places, the sample's own among them.
+def draw_partners(own: int, num_images: int, count: int, generator: np.random.Generator) -> list[int]:
+    """Return ``count`` images of the micro-batch in random places, the sample's own among them.
 
     Partners are drawn without repetition as long as there are enough of them; a small micro-batch repeats.
     """
-    others = [picture for picture in range(num_pictures) if picture != own] or [own]
+    others = [image for image in range(num_images) if image != own] or [own]
     drawn = [own]
     while len(drawn) < count:
         drawn += [others[place] for place in generator.permutation(len(others))[: count - len(drawn)]]
@@ -97,7 +106,7 @@ def draw_partners(own: int, num_pictures: int, count: int, generator: np.random.
 
 
 def _fitted(size: tuple[int, int], side: int) -> tuple[int, int, float]:
-    """Return width and height in whole pixels, at least 1, and the gain of a picture scaled to a longer side."""
+    """Return width and height in whole pixels, at least 1, and the gain of an image scaled to a longer side."""
     gain = side / max(size)
     return max(1, round(size[0] * gain)), max(1, round(size[1] * gain)), gain
 
@@ -106,3 +115,107 @@ def _placed(size: tuple[int, int], gain: float, left: float, top: float) -> Axis
     """Return the map to whole canvas pixels: the rounded size decides, so box edges stay on pixel edges."""
     across, down = max(1, round(size[0] * gain)) / size[0], max(1, round(size[1] * gain)) / size[1]
     return AxisMap(across, down, left, top)
+
+
+GREY = 114
+_BORDER = (GREY, GREY, GREY)
+MOST_GAIN_OF_A_CUT = 2.0
+"""An image that is enlarged more is warped: cuts at its whole pixels would be coarse."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image came to lie in the output.
+
+    Attributes:
+        image: Its number in the micro-batch.
+        visible: x1, y1, x2, y2 in the image's pixels: what its cell on the canvas shows of it.
+        matrix: 3x3, from image pixels to output pixels.
+        region: x1, y1, x2, y2 in the output: nothing of the image lies outside.
+        scale: (across, down) from image to output without any turn, for comparing areas.
+    """
+
+    image: int
+    visible: Rectangle
+    matrix: Matrix
+    region: Rectangle
+    scale: tuple[float, float]
+
+    @property
+    def is_upright(self) -> bool:
+        """Whether the image is only moved and scaled."""
+        return bool(self.matrix[0, 1] == self.matrix[1, 0] == self.matrix[2, 0] == self.matrix[2, 1] == 0)
+
+
+def render(
+    layout: Layout, images: list[LabelledImage], warp: Matrix, scale: float, output: NDArray[np.uint8]
+) -> list[Placement]:
+    """Draw a layout into ``output`` (side, side, 3), all of which is written; returns where each image lies."""
+    upright = AxisMap.of(warp)
+    if upright is None:
+        return _draw_through_canvas(layout, images, warp, scale, output)
+    output.fill(GREY)
+    placements = [_draw_cut(tile, images[tile.image], upright, scale, output) for tile in layout.tiles]
+    return [placement for placement in placements if placement is not None]
+
+
+def _draw_cut(
+    tile: Tile, image: LabelledImage, warp: AxisMap, scale: float, output: NDArray[np.uint8]
+) -> Placement | None:
+    """Cut out of the image what will be seen and resize it into its place; None if nothing is seen."""
+    side = output.shape[0]
+    left, top, right, bottom = warp.rectangle(tile.cell)
+    x1, x2 = max(0, round(left)), min(side, round(right))
+    y1, y2 = max(0, round(top)), min(side, round(bottom))
+    if x1 >= x2 or y1 >= y2:
+        return None
+    to_output = warp.after(tile.to_canvas)
+    region = output[y1:y2, x1:x2]
+    if to_output.across > MOST_GAIN_OF_A_CUT or to_output.down > MOST_GAIN_OF_A_CUT:
+        _warp_into(region, image.pixels, AxisMap(1, 1, -x1, -y1).after(to_output).matrix())
+    else:
+        left, top, right, bottom = to_output.inverse().rectangle((x1, y1, x2, y2))
+        u1, u2 = _whole_span(left, right, image.size[0])
+        v1, v2 = _whole_span(top, bottom, image.size[1])
+        cv2.resize(image.pixels[v1:v2, u1:u2], (x2 - x1, y2 - y1), dst=region)
+        across, down = (x2 - x1) / (u2 - u1), (y2 - y1) / (v2 - v1)
+        to_output = AxisMap(across, down, x1 - u1 * across, y1 - v1 * down)
+    visible = tile.to_canvas.inverse().rectangle(tile.cell)
+    gains = (scale * tile.to_canvas.across, scale * tile.to_canvas.down)
+    return Placement(tile.image, visible, to_output.matrix(), (x1, y1, x2, y2), gains)
+
+
+def _whole_span(low: float, high: float, size: int) -> tuple[int, int]:
+    """Return the span in whole pixels nearest to [low, high], inside 0..size and at least one pixel long."""
+    start = min(max(round(low), 0), size - 1)
+    return start, min(max(round(high), start + 1), size)
+
+
+def _draw_through_canvas(
+    layout: Layout, images: list[LabelledImage], warp: Matrix, scale: float, output: NDArray[np.uint8]
+) -> list[Placement]:
+    canvas = np.full((layout.size, layout.size, 3), GREY, dtype=np.uint8)
+    side = output.shape[0]
+    placements = []
+    for tile in layout.tiles:
+        on_canvas = _draw_cut(tile, images[tile.image], AxisMap(1, 1, 0, 0), 1.0, canvas)
+        if on_canvas is None:
+            continue
+        gains = (scale * on_canvas.scale[0], scale * on_canvas.scale[1])
+        matrix = warp @ on_canvas.matrix
+        placements.append(Placement(tile.image, on_canvas.visible, matrix, (0, 0, side, side), gains))
+    _warp_into(output, canvas, warp)
+    return placements
+
+
+def _warp_into(output: NDArray[np.uint8], pixels: NDArray[np.uint8], matrix: Matrix) -> None:
+    """Warp an image so that it fills the output; what lies beyond its edge repeats the edge, or is grey if turned."""
+    # OpenCV counts from pixel centres, our coordinates from pixel edges: half a pixel on both ends.
+    centred = scaling_and_shift(1, 1, -0.5, -0.5) @ matrix @ scaling_and_shift(1, 1, 0.5, 0.5)
+    size = (output.shape[1], output.shape[0])
+    if matrix[2, :2].any():
+        cv2.warpPerspective(pixels, centred, size, output, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, _BORDER)
+    elif matrix[0, 1] or matrix[1, 0]:
+        cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT, _BORDER)
+    else:
+        cv2.warpAffine(pixels, centred[:2], size, output, cv2.INTER_LINEAR, cv2.BORDER_REPLICATE)

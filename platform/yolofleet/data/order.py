@@ -4,6 +4,17 @@ Sample g of the stream is sample ``g % N`` of epoch ``g // N``. An epoch's order
 (seed, epoch): the shards are shuffled, then the samples within each window of a few shards that follow each other. So
 reading stays nearly sequential, a node needs a window's shards at a time, and only that window is ever computed: the
 start costs the shuffle of the shard list (milliseconds at 10^5 shards) and memory for two numbers a shard.
+
+Random numbers by name: a generator is a pure function of a seed and of what it is for.
+
+Philox turns a key and a counter into random bits, so nothing is ever advanced, saved or restored, and it makes no
+difference who draws, in which order, or how often the run was stopped.
+
+Static image weights: images with rare classes are drawn more often, from the training set's annotations alone.
+
+An image's weight is the sum over its boxes of the inverse frequency of their classes. The published option multiplies
+each class by (1 - AP)^2 of the newest evaluation as well; that would make the order of samples depend on the course of
+the run, and it is left out: here the sample at a place of the stream stays a pure function of (dataset, seed, place).
 """
 
 from __future__ import annotations
@@ -11,12 +22,65 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.image_weights import draws
-from yolofleet.data.randomness import Purpose, keyed_generator
+from yolofleet.data.survey import Survey
+
+
+class Purpose(IntEnum):
+    """What random numbers are for; each purpose has numbers of its own."""
+
+    SHARD_ORDER = 1
+    SAMPLE_ORDER = 2
+    AUGMENTATION = 3
+    SYNTHESIS = 4
+    IMAGE_SIZE = 5
+    IMAGE_WEIGHTS = 6
+    ANCHORS = 7
+
+
+def keyed_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
+    """Return the generator for a seed, a purpose and up to two numbers (such as epoch and window, or the sample)."""
+    first, second = (*numbers, 0, 0)[:2]
+    # The counter's lowest word is left to the generator itself: 2^64 draws before it would meet a neighbour.
+    counter = np.array([0, int(purpose), second, 0], dtype=np.uint64)
+    key = np.array([seed % 2**64, first % 2**64], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
+def image_weights(survey: Survey, num_classes: int, share: float) -> NDArray[np.float64]:
+    """Return how often each sample is drawn per epoch in the long run: (num_samples,), 1 on average.
+
+    Args:
+        survey: All boxes of the dataset.
+        num_classes: Classes of the dataset.
+        share: 0 draws every image once, 1 by its weight alone (an image without boxes is then never drawn); between
+            them the two are mixed.
+    """
+    counts = np.bincount(survey.classes, minlength=num_classes)
+    rarity = 1.0 / np.maximum(counts, 1)
+    weights = np.bincount(survey.samples, weights=rarity[survey.classes], minlength=survey.num_samples)
+    mean = weights.mean() if len(weights) else 0.0
+    return (1.0 - share) + share * weights / mean if mean > 0 else np.ones(survey.num_samples)
+
+
+def draws(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return how often each sample is drawn in an epoch: (num_samples,), in all as many as there are samples.
+
+    Systematic sampling: each sample is drawn its weight's number of times, rounded down or up by one random number
+    for the epoch, so rare images come as often as their weight says in every epoch, not only on average.
+    """
+    num_samples = len(weights)
+    ends = np.cumsum(weights) * (num_samples / weights.sum())
+    ends[-1] = num_samples  # rounding must not cost the last draw
+    start = float(keyed_generator(seed, Purpose.IMAGE_WEIGHTS, epoch).random())
+    marks = np.floor(ends + start).astype(np.int64)
+    marks[-1] = num_samples
+    return np.asarray(np.diff(marks, prepend=0), dtype=np.int64)
+
 
 WINDOW_SHARDS = 8
 MOST_WINDOWS_KEPT = 4

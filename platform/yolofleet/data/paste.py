@@ -1,6 +1,6 @@
-"""Pasting cut-out objects into a sample (published as "paste-in"): small objects where the picture has room for them.
+"""Pasting cut-out objects into a sample (published as "paste-in"): small objects where the image has room for them.
 
-Objects with polygons are cut out of the pictures of the micro-batch, scaled into a randomly drawn rectangle, and pasted
+Objects with polygons are cut out of the images of the micro-batch, scaled into a randomly drawn rectangle, and pasted
 where they hide little of what is there. Sizes run from three quarters of the input down to a sixteenth.
 """
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.picture import Picture
+from yolofleet.data.records import LabelledImage
 from yolofleet.data.targets import Targets, joined
 
 SIZE_SHARES = (0.75,) * 2 + (0.5,) * 4 + (0.25,) * 4 + (0.125,) * 4 + (0.0625,) * 6
@@ -22,14 +22,14 @@ LEAST_MASK_PIXELS = 20
 
 
 def paste_objects(
-    image: NDArray[np.uint8], targets: Targets, pictures: list[Picture], generator: np.random.Generator
+    image: NDArray[np.uint8], targets: Targets, labelled_images: list[LabelledImage], generator: np.random.Generator
 ) -> Targets:
     """Paste objects of the micro-batch into an image, in place.
 
     Args:
         image: (side, side, 3) uint8.
         targets: What is in the image.
-        pictures: Pictures of the micro-batch; only their objects with polygons are used.
+        labelled_images: Images of the micro-batch; only their objects with polygons are used.
         generator: The sample's random numbers.
 
     Returns:
@@ -37,8 +37,8 @@ def paste_objects(
     """
     sources = [
         (number, int(place))
-        for number, picture in enumerate(pictures)
-        for place in np.flatnonzero(picture.outlines.has_polygon)
+        for number, labelled in enumerate(labelled_images)
+        for place in np.flatnonzero(labelled.outlines.has_polygon)
     ]
     if not sources:
         return targets
@@ -54,9 +54,9 @@ def paste_objects(
         room = np.array([left, top, min(left + width, side), min(top + height, side)], dtype=np.float64)
         if _largest_hidden_share(room, targets.boxes) >= MOST_HIDDEN_SHARE:
             continue
-        box = _pasted(image, pictures[number], place, room)
+        box = _pasted(image, labelled_images[number], place, room)
         if box is not None:
-            added = Targets(box[None], pictures[number].classes[place : place + 1])
+            added = Targets(box[None], labelled_images[number].classes[place : place + 1])
             targets = joined([targets, added])
     return targets
 
@@ -71,10 +71,12 @@ def _largest_hidden_share(room: NDArray[np.float64], boxes: NDArray[np.float64])
 
 
 def _pasted(
-    image: NDArray[np.uint8], picture: Picture, place: int, room: NDArray[np.float64]
+    image: NDArray[np.uint8], labelled: LabelledImage, place: int, room: NDArray[np.float64]
 ) -> NDArray[np.float64] | None:
     """Paste an object at the top left of its room, as large as fits; returns its box, or None if too little is left."""
-    x1, y1, x2, y2 = (int(value) for value in (*np.floor(picture.boxes[place, :2]), *np.ceil(picture.boxes[place, 2:])))
+    x1, y1, x2, y2 = (
+        int(value) for value in (*np.floor(labelled.boxes[place, :2]), *np.ceil(labelled.boxes[place, 2:]))
+    )
     left, top, right, bottom = (int(value) for value in room)
     gain = min((right - left) / (x2 - x1), (bottom - top) / (y2 - y1))
     width, height = max(1, round((x2 - x1) * gain)), max(1, round((y2 - y1) * gain))
@@ -83,20 +85,20 @@ def _pasted(
         return None
     mask = np.zeros((height, width), dtype=np.uint8)
     gains = (width / (x2 - x1), height / (y2 - y1))
-    polygons = [np.round((points - (x1, y1)) * gains - 0.5).astype(np.int32) for points in _polygons(picture, place)]
+    polygons = [np.round((points - (x1, y1)) * gains - 0.5).astype(np.int32) for points in _polygons(labelled, place)]
     cv2.fillPoly(mask, polygons, 1)
     inside = mask.astype(bool)
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if inside.sum() <= LEAST_MASK_PIXELS or min(np.ptp(rows), np.ptp(columns)) + 1 <= LEAST_SIDE_PIXELS:
         return None
-    cut = cv2.resize(picture.pixels[y1:y2, x1:x2], (width, height))
+    cut = cv2.resize(labelled.pixels[y1:y2, x1:x2], (width, height))
     image[top : top + height, left : left + width][inside] = cut[inside]
     return np.array([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1], dtype=np.float64)
 
 
-def _polygons(picture: Picture, place: int) -> list[NDArray[np.float64]]:
+def _polygons(labelled: LabelledImage, place: int) -> list[NDArray[np.float64]]:
     """Return the polygons of an object, each (points, 2): edges that follow each other belong together."""
-    outlines = picture.outlines
+    outlines = labelled.outlines
     own = outlines.owners == place
     starts, ends = outlines.ends[own, 0], outlines.ends[own, 1]
     breaks = np.flatnonzero((starts[1:] != ends[:-1]).any(axis=1)) + 1

@@ -1,7 +1,7 @@
 """What is wrong with a dataset, counted by kind, with examples.
 
 Every kind of problem is listed here once with what becomes of the item: a ``note`` changes nothing that matters, a
-``repair`` puts it right, a ``drop`` leaves the box or the picture out. What makes a whole file unusable is no problem
+``repair`` puts it right, a ``drop`` leaves the box or the image out. What makes a whole file unusable is no problem
 to count: it raises ``UserError``.
 """
 
@@ -32,8 +32,8 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "box_negative": ProblemKind("drop", "a bbox has a negative width or height"),
     "box_zero_area": ProblemKind("drop", "a bbox has no area"),
     "box_tiny": ProblemKind("drop", "a bbox is thinner than a hundredth of a pixel"),
-    "box_outside": ProblemKind("drop", "a bbox lies wholly outside its picture"),
-    "box_clipped": ProblemKind("repair", "a bbox reached out of its picture and was clipped to it"),
+    "box_outside": ProblemKind("drop", "a bbox lies wholly outside its image"),
+    "box_clipped": ProblemKind("repair", "a bbox reached out of its image and was clipped to it"),
     "boxes_look_like_corners": ProblemKind("note", "boxes seem to be x1,y1,x2,y2 instead of x,y,width,height"),
     "area_missing": ProblemKind("repair", "an annotation has no usable area; width x height is taken"),
     "iscrowd_malformed": ProblemKind("repair", "iscrowd is neither 0 nor 1; taken as 0"),
@@ -43,33 +43,33 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "category_unknown": ProblemKind("drop", "a category_id is not in the list of categories"),
     "category_duplicate_name": ProblemKind("note", "two categories have the same name; they stay two classes"),
     "annotation_malformed": ProblemKind("drop", "an annotation is not an object with an image_id"),
-    "annotation_without_image": ProblemKind("drop", "an annotation belongs to a picture that is not listed"),
+    "annotation_without_image": ProblemKind("drop", "an annotation belongs to an image that is not listed"),
     "annotation_duplicate_id": ProblemKind("repair", "two annotations have the same id; both are kept and renumbered"),
-    "annotation_duplicate_box": ProblemKind("note", "a picture has one box of one class twice; both are kept"),
-    # records of pictures
+    "annotation_duplicate_box": ProblemKind("note", "an image has one box of one class twice; both are kept"),
+    # records of images
     "image_malformed": ProblemKind("drop", "an image record is not an object with id and file_name"),
     "image_duplicate_file": ProblemKind("note", "one file is listed under two image ids (a leak between splits?)"),
     "image_id_renumbered": ProblemKind("repair", "image ids are not whole numbers; they become 1, 2, ..."),
     "image_size_missing": ProblemKind("repair", "an image record has no usable width and height; the file's are taken"),
     "image_size_wrong": ProblemKind("repair", "width and height differ from the file's; the file's are taken"),
-    "image_turned": ProblemKind("repair", "EXIF turns a picture and its annotations fit that: turned"),
-    "image_exif_ignored": ProblemKind("note", "EXIF turns a picture, its annotations do not: left as stored"),
-    "image_path_outside": ProblemKind("drop", "a file_name leaves the folder of pictures"),
+    "image_turned": ProblemKind("repair", "EXIF turns an image and its annotations fit that: turned"),
+    "image_exif_ignored": ProblemKind("note", "EXIF turns an image, its annotations do not: left as stored"),
+    "image_path_outside": ProblemKind("drop", "a file_name leaves the folder of images"),
     "image_file_missing": ProblemKind("drop", "a listed file does not exist"),
-    # files of pictures
-    "image_empty": ProblemKind("drop", "a picture file has 0 bytes"),
-    "image_unknown": ProblemKind("drop", "a file is not a picture of a known format"),
-    "image_damaged": ProblemKind("drop", "a picture file is damaged or cut short"),
-    "image_too_large": ProblemKind("drop", "a picture has more pixels than the limit"),
+    # files of images
+    "image_empty": ProblemKind("drop", "an image file has 0 bytes"),
+    "image_unknown": ProblemKind("drop", "a file is not an image of a known format"),
+    "image_damaged": ProblemKind("drop", "an image file is damaged or cut short"),
+    "image_too_large": ProblemKind("drop", "an image has more pixels than the limit"),
     "image_extension_wrong": ProblemKind("note", "a file's extension does not fit its content; the content counts"),
     "image_animated": ProblemKind("note", "an animation: its first frame is used"),
-    "image_extreme_shape": ProblemKind("note", "a picture is more than 50 times longer than wide"),
+    "image_extreme_shape": ProblemKind("note", "an image is more than 50 times longer than wide"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
-    "label_file_missing": ProblemKind("note", "a picture has no label file; it is taken as one without objects"),
+    "label_file_missing": ProblemKind("note", "an image has no label file; it is taken as one without objects"),
     # samples in shards
     "sample_without_json": ProblemKind("drop", "a sample in a shard has no annotation"),
-    "sample_without_image": ProblemKind("drop", "a sample in a shard has no picture"),
+    "sample_without_image": ProblemKind("drop", "a sample in a shard has no image"),
     "sample_duplicate_member": ProblemKind("drop", "a sample in a shard holds the same part twice"),
     "sample_json_damaged": ProblemKind("drop", "a sample's annotation is not readable JSON"),
     "sample_lost": ProblemKind("drop", "a sample could not be read because its shard is cut or damaged"),

@@ -6,13 +6,13 @@ from typing import Literal
 
 import yaml
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.sources import PictureStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset
 from yolofleet.data.tar_source import read_tar_shards
 from yolofleet.data.voc import read_voc
 from yolofleet.data.yolo import read_yolo
-from yolofleet.errors import UserError
 from yolofleet.storage import ObjectInfo, Storage, open_storage
 
 SourceFormat = Literal["auto", "coco", "yolo", "voc", "webdataset"]
@@ -26,12 +26,12 @@ def read_source(
     *,
     source_format: SourceFormat = "auto",
     class_names: list[str] | None = None,
-) -> tuple[SourceDataset, PictureStore]:
+) -> tuple[SourceDataset, ImageStore]:
     """Read annotations of any known kind.
 
     Args:
         annotations: A COCO file; a folder of YOLO label files or VOC XML files; a tar shard or a folder of them.
-        images: The folder of pictures; not needed for shards, which hold them.
+        images: The folder of images; not needed for shards, which hold them.
         problems: Where problems are counted.
         source_format: What the annotations are; ``auto`` tells from what is there.
         class_names: Names by class, for sources that do not name them.
@@ -47,16 +47,16 @@ def read_source(
             return read_tar_shards(folder, [entry for entry in entries if entry.key.endswith(_TAR_ENDINGS)], problems)
         if kind == "coco":
             raise UserError(f"{annotations}: a COCO source is one JSON file, and this is a folder; name the file in it")
-        pictures = _pictures(images, kind)
+        image_files = _images(images, kind)
         reader = read_yolo if kind == "yolo" else read_voc
-        return reader(folder, pictures, class_names, problems), pictures
+        return reader(folder, image_files, class_names, problems), image_files
     storage, key = opened_file(annotations)
     if source_format == "webdataset" or (source_format == "auto" and key.endswith(_TAR_ENDINGS)):
         return read_tar_shards(storage, [ObjectInfo(key, storage.size_bytes(key))], problems)
     data = storage.get(key)
     if source_format in ("yolo", "voc"):
         raise UserError(f"{annotations}: a {source_format} source is a folder of label files, and this is a file")
-    return parse_coco(data, annotations, problems), _pictures(images, "coco")
+    return parse_coco(data, annotations, problems), _images(images, "coco")
 
 
 def opened_file(url: str) -> tuple[Storage, str]:
@@ -101,8 +101,8 @@ def _kind_of_folder(annotations: str, entries: list[ObjectInfo]) -> SourceFormat
     )
 
 
-def _pictures(images: str | None, kind: str) -> Storage:
+def _images(images: str | None, kind: str) -> Storage:
     if images is None:
-        raise UserError(f"the folder of pictures is missing: a {kind} source does not hold them")
+        raise UserError(f"the folder of images is missing: a {kind} source does not hold them")
     storage = open_storage(images)
     return storage

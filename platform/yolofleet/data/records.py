@@ -1,4 +1,14 @@
-"""What is known of one picture and its objects, after every check: the form in which all sources are brought."""
+"""What is known of one image and its objects, after every check: the form in which all sources are brought.
+
+Polygons of an image's objects, and the box around what is seen of each through a window.
+
+A box that is cut by the edge of a mosaic's cell or of the output is too large: the object's part inside may be smaller.
+Where the source has polygons, the box of a cut object is that of the polygon's part inside the window, computed exactly
+from its edges. (The published augmentation samples 1000 points of the outline and keeps those inside, which comes to
+the same, except where the window lies within the object: there it finds nothing, and this finds the window.)
+
+A decoded image with its training targets.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +16,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 
 Segmentation = list[list[float]] | dict[str, Any] | None
 """Polygons (flat lists x, y, x, y, ... in pixels), an RLE as COCO writes it, or nothing."""
@@ -27,14 +38,14 @@ class ObjectClass:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One picture and its objects.
+    """One image and its objects.
 
     Attributes:
-        image_id: Id of the picture, unique in its dataset.
+        image_id: Id of the image, unique in its dataset.
         file_name: Name in the source, for people.
         width: Pixels; 0 while it is not known.
         height: Pixels; 0 while it is not known.
-        boxes: (n, 4) float64: x, y of the top left corner, width, height, in pixels of the picture.
+        boxes: (n, 4) float64: x, y of the top left corner, width, height, in pixels of the image.
         classes: (n,) int64 class indices.
         iscrowd: (n,) bool; a crowd is no training target and an ignore region in evaluation.
         areas: (n,) float64 square pixels, of the object's mask where the source knows it.
@@ -113,3 +124,136 @@ class ImageRecord:
 
 class RecordError(UserError):
     """The JSON of a sample is damaged."""
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """The edges of all polygons of an image.
+
+    Attributes:
+        ends: (e, 2, 2) first and last point of each edge, in pixels.
+        owners: (e,) number of the object that an edge belongs to, rising.
+        has_polygon: (n,) for each object whether it has any edges.
+    """
+
+    ends: NDArray[np.float64]
+    owners: NDArray[np.int64]
+    has_polygon: NDArray[np.bool_]
+
+    @staticmethod
+    def of(segmentations: Sequence[Segmentation]) -> Outlines:
+        """Collect the edges of every object's polygons; an RLE or nothing at all gives none."""
+        has_polygon = np.array([isinstance(entry, list) for entry in segmentations], dtype=np.bool_)
+        polygons: list[list[float]] = []
+        numbers: list[int] = []
+        for number, segmentation in enumerate(segmentations):
+            if isinstance(segmentation, list):
+                polygons += segmentation
+                numbers += [number] * len(segmentation)
+        if not polygons:
+            return Outlines(np.empty((0, 2, 2)), np.empty(0, dtype=np.int64), has_polygon)
+        points = np.fromiter(chain.from_iterable(polygons), dtype=np.float64).reshape(-1, 2)
+        counts = np.array([len(polygon) // 2 for polygon in polygons], dtype=np.int64)
+        following = np.arange(1, len(points) + 1)
+        last_points = np.cumsum(counts)
+        following[last_points - 1] = last_points - counts  # a polygon ends where it began
+        ends = np.stack([points, points[following]], axis=1)
+        return Outlines(ends, np.repeat(np.array(numbers, dtype=np.int64), counts), has_polygon)
+
+
+def boxes_inside(
+    edges: NDArray[np.float64], owners: NDArray[np.int64], windows: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the boxes around what is seen of objects, each through its own window.
+
+    Args:
+        edges: (e, 2, 2) first and last points of the edges of all objects' polygons.
+        owners: (e,) a number for each object, rising; every object has an edge.
+        windows: (k, 4) x1, y1, x2, y2 for each of the objects.
+
+    Returns:
+        (k, 4) x1, y1, x2, y2; all zero where nothing is seen.
+    """
+    first, last = edges[:, 0], edges[:, 1]
+    groups = np.flatnonzero(np.diff(owners, prepend=-1))  # where each object's edges begin
+    counts = np.diff(groups, append=len(owners))
+    window = np.repeat(windows, counts, axis=0)  # (e, 4)
+    inside, enters, leaves = _clipped(first, last, window[:, :2], window[:, 2:])
+    low = np.where(inside, np.minimum(enters, leaves), np.inf)
+    high = np.where(inside, np.maximum(enters, leaves), -np.inf)
+    places = [[0, 1], [2, 1], [2, 3], [0, 3]]
+    corners = windows[:, places].transpose(1, 0, 2)  # (4, k, 2)
+    crossings = _crossings(first, last, window[:, places].transpose(1, 0, 2))  # (4, e)
+    holds = np.logical_xor.reduceat(crossings, groups, axis=1)[:, :, None]  # (4, k, 1) corner in object
+    low = np.minimum(np.minimum.reduceat(low, groups), np.where(holds, corners, np.inf).min(axis=0))
+    high = np.maximum(np.maximum.reduceat(high, groups), np.where(holds, corners, -np.inf).max(axis=0))
+    boxes = np.concatenate([low, high], axis=1)
+    boxes[~np.isfinite(boxes).all(axis=1)] = 0.0
+    return boxes
+
+
+def _clipped(
+    first: NDArray[np.float64], last: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.float64]]:
+    """Clip edges to a window each, from ``low`` (e, 2) to ``high`` (e, 2) (Liang and Barsky, 1984).
+
+    Returns:
+        (e, 1) whether any of the edge lies inside, and (e, 2) each, the ends of the part inside.
+    """
+    along = last - first
+    parallel = along == 0
+    along_or_one = np.where(parallel, 1.0, along)
+    at_low, at_high = (low - first) / along_or_one, (high - first) / along_or_one
+    outside = parallel & ((at_low > 0) | (at_high < 0))  # beside the window for its whole length
+    enter = np.where(parallel, 0.0, np.minimum(at_low, at_high)).max(axis=1, keepdims=True)
+    leave = np.where(parallel, 1.0, np.maximum(at_low, at_high)).min(axis=1, keepdims=True)
+    enter, leave = np.maximum(enter, 0.0), np.minimum(leave, 1.0)
+    inside = ~outside.any(axis=1, keepdims=True) & (enter <= leave)
+    return inside, first + enter * along, first + leave * along
+
+
+def _crossings(first: NDArray[np.float64], last: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return (p, e): whether rays to the right from points (p, e, 2) cross the edges. An odd number means inside."""
+    x, y = points[..., 0], points[..., 1]
+    spans = (first[:, 1] > y) != (last[:, 1] > y)
+    rise = np.where(first[:, 1] == last[:, 1], 1.0, last[:, 1] - first[:, 1])
+    crossing = first[:, 0] + (y - first[:, 1]) / rise * (last[:, 0] - first[:, 0])
+    return np.asarray(spans & (x < crossing))
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A decoded image with the objects that may become targets: no crowds, all boxes inside.
+
+    Attributes:
+        key: Key of its sample.
+        pixels: (height, width, 3) uint8 RGB.
+        boxes: (n, 4) float64 x1, y1, x2, y2 in pixels.
+        classes: (n,) int64 class indices.
+        outlines: The polygons of the objects that have any.
+    """
+
+    key: str
+    pixels: NDArray[np.uint8]
+    boxes: NDArray[np.float64]
+    classes: NDArray[np.int64]
+    outlines: Outlines
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+
+def labelled_image(key: str, pixels: NDArray[np.uint8], record: ImageRecord, num_classes: int) -> LabelledImage:
+    """Return the image with its targets; boxes are clipped to it, and what has no area or no class is left out."""
+    height, width = pixels.shape[:2]
+    boxes = record.boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.minimum(np.maximum(boxes, 0.0), np.array((width, height, width, height), dtype=np.float64))
+    is_target = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.iscrowd
+    is_target &= (record.classes >= 0) & (record.classes < num_classes)
+    if is_target.all():
+        return LabelledImage(key, pixels, boxes, record.classes, Outlines.of(record.segmentations))
+    segmentations = list(compress(record.segmentations, is_target))
+    return LabelledImage(key, pixels, boxes[is_target], record.classes[is_target], Outlines.of(segmentations))

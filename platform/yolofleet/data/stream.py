@@ -3,27 +3,89 @@
 It is a ``webdataset.DataPipeline``. Where its shard lists, splitters and shuffles would stand is our own source stage,
 which knows the order from the step alone; the stages after it decode and augment, in threads (JPEG decoding, resizing
 and colour release the interpreter lock) and in order.
+
+A map in threads that keeps the order, works a bounded way ahead, and never holds up the end of the program.
 """
 
 from __future__ import annotations
 
+import queue
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from webdataset.pipeline import DataPipeline
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
-from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlace
 from yolofleet.data.order import SampleOrder
-from yolofleet.data.ordered_map import ordered_map
-from yolofleet.errors import UserError
 
-__all__ = ["AugmentationSettings", "EvaluationBatch", "EvaluationStream", "MicroBatch", "TrainingStream"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int, ahead: int, name: str
+) -> Iterator[Result]:
+    """Yield ``function(item)`` of every item, in order.
+
+    The threads are daemons: one that waits for an object store must not keep an interrupted program alive, as the
+    threads of an executor would.
+
+    Args:
+        function: What to do; it must be safe among threads.
+        items: What to do it to; read in the caller's thread, and only as far ahead as is worked.
+        num_threads: Threads that work; 0 works in the caller's.
+        ahead: Results that are made before they are asked for.
+        name: Name of the threads.
+
+    Raises:
+        Exception: Whatever ``function`` raises, in the place of its result.
+    """
+    if num_threads == 0:
+        yield from map(function, items)
+        return
+    tasks: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
+    for number in range(num_threads):
+        threading.Thread(target=_work, args=(function, tasks), name=f"{name}-{number}", daemon=True).start()
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            future: Future[Result] = Future()
+            waiting.append(future)
+            tasks.put((item, future))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+        for _ in range(num_threads):
+            tasks.put(None)
+
+
+def _work(function: Callable[[Item], Result], tasks: queue.SimpleQueue[tuple[Item, Future[Result]] | None]) -> None:
+    while (task := tasks.get()) is not None:
+        item, future = task
+        if not future.set_running_or_notify_cancel():
+            continue
+        try:
+            future.set_result(function(item))
+        except BaseException as error:  # handed to whoever waits for the result
+            future.set_exception(error)
+        del task, item, future  # nothing is kept while waiting for the next one
+
+
+__all__ = ["AugmentationSettings", "MicroBatch", "TrainingStream"]
 
 
 class TrainingStream:
@@ -39,7 +101,7 @@ class TrainingStream:
         num_threads: Threads that make micro-batches; 0 makes them where they are asked for.
         prefetch: Micro-batches made ahead for each thread.
         image_size_at: The image size at a step, in place of ``image_size``.
-        max_pixels: Larger pictures are skipped.
+        max_pixels: Larger images are skipped.
         sample_weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once.
 
     Raises:
@@ -66,7 +128,7 @@ class TrainingStream:
                 f"global_batch_size {global_batch_size} is not a whole number of micro-batches of {micro_batch_size}"
             )
         if not len(dataset) or not dataset.manifest.num_boxes:
-            held = f"{len(dataset)} pictures and {dataset.manifest.num_crowds} crowds"
+            held = f"{len(dataset)} images and {dataset.manifest.num_crowds} crowds"
             raise UserError(f"{dataset.url}: no boxes to learn from (it holds {held}); train on another dataset")
         self.dataset = dataset
         self.order = SampleOrder(dataset.shard_sizes, seed, weights=sample_weights)

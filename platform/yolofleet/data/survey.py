@@ -1,4 +1,4 @@
-"""What the boxes of a dataset look like, read from its annotations alone: no picture is fetched or decoded."""
+"""What the boxes of a dataset look like, read from its annotations alone: no image is fetched or decoded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Survey:
     """Every box that training may see (crowds and boxes without area left out), one row each.
 
     Attributes:
-        sizes: (n, 2) float64 width and height as shares of the picture's longer side.
+        sizes: (n, 2) float64 width and height as shares of the image's longer side.
         classes: (n,) int64 class indices.
         samples: (n,) int64 numbers of the samples that hold them.
         num_surveyed: Samples that were looked at.
@@ -57,7 +57,7 @@ def survey_boxes(dataset: ShardDataset, most_samples: int | None = None) -> Surv
 
 
 def _records(dataset: ShardDataset, numbers: NDArray[np.int64]) -> Iterator[tuple[int, ImageRecord]]:
-    """Yield number and annotation of samples, in order; damaged ones are left out (reading the picture counts them)."""
+    """Yield number and annotation of samples, in order; damaged ones are left out (reading the image counts them)."""
     is_local = dataset.storage.local_path(dataset.manifest.shards[0].tar_key) is not None
     num_threads = LOCAL_THREADS if is_local else REMOTE_THREADS
     with ThreadPoolExecutor(num_threads, thread_name_prefix="survey") as pool:

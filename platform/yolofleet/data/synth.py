@@ -1,8 +1,10 @@
 """A COCO-format dataset of drawn shapes, for trying things out and for tests: any size, equal for equal seeds.
 
 The class of an object is its shape alone: colour, texture, size, place and turn are independent of it, so a detector
-has to learn shapes. Backgrounds are textured; some pictures hold nothing; objects may overlap; some pictures hold a
+has to learn shapes. Backgrounds are textured; some images hold nothing; objects may overlap; some images hold a
 crowd (``iscrowd = 1``), described by an RLE or by its box alone. Category ids have gaps, as COCO's do.
+
+Backgrounds and fillings of the synthetic images: colours and patterns that say nothing about a class.
 """
 
 from __future__ import annotations
@@ -18,9 +20,61 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from yolofleet.data.randomness import Purpose, keyed_generator
-from yolofleet.data.synth_textures import background, textured
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
+from yolofleet.data.order import Purpose, keyed_generator
+
+LEAST_CONTRAST = 80.0
+"""Smallest distance, in grey levels, between an object's colour and what lies around it."""
+
+
+def background(height: int, width: int, generator: np.random.Generator) -> NDArray[np.uint8]:
+    """Return (height, width, 3) uint8: a gradient between two near colours, soft blotches, stripes, fine noise."""
+    first = generator.uniform(30, 225, size=3)
+    second = np.clip(first + generator.uniform(-50, 50, size=3), 0, 255)
+    angle = generator.uniform(0, 2 * np.pi)
+    y, x = np.mgrid[0:height, 0:width]
+    along = (np.cos(angle) * x + np.sin(angle) * y) / max(height, width)
+    share = (along - along.min()) / max(float(np.ptp(along)), 1e-6)
+    pixels = first + (second - first) * share[:, :, None]
+    coarse = generator.normal(0, 1, size=(max(2, height // 24), max(2, width // 24), 3)).astype(np.float32)
+    pixels += generator.uniform(3, 14) * cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    if generator.random() < 0.3:
+        pixels += _pattern(height, width, generator)[:, :, None] * generator.uniform(-15, 15, size=3)
+    pixels += generator.normal(0, generator.uniform(1, 4), size=(height, width, 1))
+    return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
+
+
+def textured(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], generator: np.random.Generator) -> None:
+    """Fill a mask with a random colour that stands out from its surroundings, plain or with a pattern."""
+    if not mask.any():
+        return
+    height, width = mask.shape
+    ring = cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool) & ~mask
+    around = pixels[ring if ring.any() else mask].mean(axis=0)
+    colour = generator.uniform(0, 255, size=3)
+    while np.abs(colour - around).mean() < LEAST_CONTRAST:
+        colour = generator.uniform(0, 255, size=3)
+    filling = np.broadcast_to(colour, (height, width, 3)).copy()
+    if generator.random() < 0.6:
+        filling += _pattern(height, width, generator)[:, :, None] * generator.uniform(-30, 30, size=3)
+    filling += generator.normal(0, 4, size=(height, width, 1))
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (3, 3), 0)[:, :, None]  # softened edges, as a lens draws them
+    pixels[:] = np.clip(pixels * (1 - soft) + filling * soft, 0, 255).astype(np.uint8)
+
+
+def _pattern(height: int, width: int, generator: np.random.Generator) -> NDArray[np.float64]:
+    """Return (height, width) in -1..1: stripes, a chequerboard or dots, at a random angle and pitch."""
+    pitch, angle = generator.uniform(5, 16), generator.uniform(0, np.pi)
+    y, x = np.mgrid[0:height, 0:width]
+    along = (np.cos(angle) * x + np.sin(angle) * y) / pitch * 2 * np.pi
+    across = (np.cos(angle) * y - np.sin(angle) * x) / pitch * 2 * np.pi
+    kind = int(generator.integers(3))
+    if kind == 0:
+        return np.asarray(np.sign(np.sin(along)))
+    if kind == 1:
+        return np.asarray(np.sign(np.sin(along) * np.sin(across)))
+    return np.asarray(np.where(np.sin(along) + np.sin(across) > 0.8, 1.0, -1.0))
+
 
 CATEGORIES = ((2, "disc"), (5, "triangle"), (11, "cross"))
 EMPTY_SHARE = 0.08
@@ -51,14 +105,14 @@ def write_synthetic_dataset(
 ) -> None:
     """Draw a dataset: ``OUT/images/*.jpg``, ``OUT/instances.json`` and its parts ``instances_train`` and ``_val``.
 
-    Every fifth picture belongs to the validation part.
+    Every fifth image belongs to the validation part.
 
     Args:
         out: Folder, made if it is missing.
-        num_images: Pictures in all.
-        seed: Equal seeds draw equal datasets; picture k does not depend on how many there are.
-        image_size: Longer side of the pictures, in pixels.
-        progress: Told of every picture drawn.
+        num_images: Images in all.
+        seed: Equal seeds draw equal datasets; image k does not depend on how many there are.
+        image_size: Longer side of the images, in pixels.
+        progress: Told of every image drawn.
 
     Raises:
         UserError: The folder cannot be made.
@@ -73,7 +127,7 @@ def write_synthetic_dataset(
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number in range(num_images):
-        pixels, objects = draw_picture(seed, number, image_size)
+        pixels, objects = draw_image(seed, number, image_size)
         name = f"{number:06d}.jpg"
         data = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB")
         (folder / "images" / name).write_bytes(data)
@@ -95,8 +149,8 @@ def write_synthetic_dataset(
         (folder / f"{part}.json").write_text(json.dumps(document), encoding="utf-8")
 
 
-def draw_picture(seed: int, number: int, image_size: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
-    """Draw one picture.
+def draw_image(seed: int, number: int, image_size: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
+    """Draw one image.
 
     Returns:
         (height, width, 3) uint8 RGB, and its objects as COCO annotations without ids.
@@ -151,7 +205,7 @@ def _placed_shape(
     drawn: list[NDArray[np.bool_]],
     generator: np.random.Generator,
 ) -> _Shape | None:
-    """Place a shape wholly inside the picture so that it hides little of those already drawn; None if nothing fits."""
+    """Place a shape wholly inside the image so that it hides little of those already drawn; None if nothing fits."""
     unit = _outline(category, generator) * side
     low, high = unit.min(axis=0), unit.max(axis=0)
     for _ in range(8):

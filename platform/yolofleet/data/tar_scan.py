@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.tar_format import BLOCK_BYTES
+from yolofleet.data.shard_writer import BLOCK_BYTES
 
 _REGULAR = (b"0", b"\0", b"7")
 _LONGEST_EXTENSION_BYTES = 1 << 20
@@ -30,7 +30,7 @@ class Member:
 
 @dataclass
 class TarSample:
-    """The parts of one sample: its picture's member, its annotation."""
+    """The parts of one sample: its image's member, its annotation."""
 
     key: str
     image: Member | None = None
@@ -38,7 +38,7 @@ class TarSample:
 
 
 def scan_samples(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog) -> Iterator[TarSample]:
-    """Yield the whole samples of an archive: a picture and an annotation next to each other under one key.
+    """Yield the whole samples of an archive: an image and an annotation next to each other under one key.
 
     Args:
         stream: The archive, read from front to back.

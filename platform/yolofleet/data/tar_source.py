@@ -1,4 +1,4 @@
-"""Foreign WebDataset shards as a source: pictures and annotations inside tar files.
+"""Foreign WebDataset shards as a source: images and annotations inside tar files.
 
 Three forms of ``KEY.json`` are understood: ours (``boxes`` and class indices in ``classes``), parallel lists
 (``bboxes`` and ``category_ids``), and COCO's own (``annotations`` with ``bbox`` and ``category_id``).
@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
 from yolofleet.data.tar_scan import TarSample, scan_samples
-from yolofleet.errors import UserError
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage
 
 
-class TarPictures:
-    """The pictures inside tar files, by ``ARCHIVE/KEY.EXTENSION``."""
+class TarImages:
+    """The images inside tar files, by ``ARCHIVE/KEY.EXTENSION``."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -29,29 +29,29 @@ class TarPictures:
         self.url = storage.url
 
     def add(self, key: str, archive: str, offset: int, size_bytes: int) -> None:
-        """Remember where a picture lies."""
+        """Remember where an image lies."""
         self._members[key] = (archive, offset, size_bytes)
 
     def list(self) -> list[ObjectInfo]:
-        """Return every picture that can be got, sorted by key."""
+        """Return every image that can be got, sorted by key."""
         return [ObjectInfo(key, place[2]) for key, place in sorted(self._members.items())]
 
     def get(self, key: str) -> bytes:
-        """Return the bytes of a picture."""
+        """Return the bytes of an image."""
         if key not in self._members:
-            raise ObjectNotFoundError(f"{self.url}: no picture {key!r}")
+            raise ObjectNotFoundError(f"{self.url}: no image {key!r}")
         return self._storage.get_range(*self._members[key])
 
 
 def read_tar_shards(
     storage: Storage, archives: list[ObjectInfo], problems: ProblemLog
-) -> tuple[SourceDataset, TarPictures]:
-    """Read the annotations of tar shards, and find their pictures.
+) -> tuple[SourceDataset, TarImages]:
+    """Read the annotations of tar shards, and find their images.
 
     Raises:
         UserError: Not a single sample can be used.
     """
-    pictures = TarPictures(storage)
+    images = TarImages(storage)
     found: list[tuple[dict[str, Any], str]] = []
     for archive in archives:
         name = f"{storage.url}/{archive.key}"
@@ -61,7 +61,7 @@ def read_tar_shards(
                 if document is None or sample.image is None:
                     continue
                 key = f"{len(found):09d}/{sample.image.name.lstrip('/')}".replace("..", "__").replace("\\", "_")
-                pictures.add(key, archive.key, sample.image.offset, sample.image.size_bytes)
+                images.add(key, archive.key, sample.image.offset, sample.image.size_bytes)
                 found.append((document, key))
     if not found:
         reasons = ", ".join(f"{kind}: {problems.examples[kind][0]}" for kind in sorted(problems.counts))
@@ -69,7 +69,7 @@ def read_tar_shards(
     categories = sorted({category for document, _ in found for category, _ in document["objects"]})
     index_of = {category: index for index, category in enumerate(categories)}
     records = _records(found, index_of, problems)
-    return SourceDataset(tuple(ObjectClass(category, str(category)) for category in categories), records), pictures
+    return SourceDataset(tuple(ObjectClass(category, str(category)) for category in categories), records), images
 
 
 def _annotation(sample: TarSample, name: str, problems: ProblemLog) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Training targets: which boxes are still there when a sample's pictures lie where they were drawn."""
+"""Training targets: which boxes are still there when a sample's images lie where they were drawn."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.data.geometry import LEAST_AREA_SHARE, LEAST_AREA_SHARE_POLYGON, clip_boxes, worth_keeping
-from yolofleet.data.outlines import boxes_inside
-from yolofleet.data.picture import Picture
-from yolofleet.data.render import Placement
+from yolofleet.data.mosaic import Placement
+from yolofleet.data.records import LabelledImage, boxes_inside
 
 CUT_PIXELS = 0.01
 """A box that loses less than this is not cut."""
@@ -35,19 +34,19 @@ def joined(parts: list[Targets]) -> Targets:
     return Targets(np.concatenate([part.boxes for part in parts]), np.concatenate([part.classes for part in parts]))
 
 
-def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Targets:
-    """Return the targets of a sample: boxes moved with their pictures, clipped, and only those of which enough is left.
+def seen_targets(placements: list[Placement], images: list[LabelledImage]) -> Targets:
+    """Return the targets of a sample: boxes moved with their images, clipped, and only those of which enough is left.
 
     Args:
-        placements: Where the pictures lie.
-        pictures: All pictures of the micro-batch.
+        placements: Where the images lie.
+        images: All images of the micro-batch.
     """
-    placed = [entry for entry in placements if len(pictures[entry.picture].boxes)]
+    placed = [entry for entry in placements if len(images[entry.image].boxes)]
     if not placed:
         return Targets(np.empty((0, 4)), np.empty(0, dtype=np.int64))
-    owners = [pictures[entry.picture] for entry in placed]
+    owners = [images[entry.image] for entry in placed]
     counts = [len(owner.boxes) for owner in owners]
-    boxes = np.concatenate([owner.boxes for owner in owners])  # (n, 4), and so on for all boxes of all pictures
+    boxes = np.concatenate([owner.boxes for owner in owners])  # (n, 4), and so on for all boxes of all images
     facts = np.array([(*entry.visible, *entry.region, *entry.scale, *entry.scale) for entry in placed])
     visible, region, scale = np.repeat(facts, counts, axis=0).reshape(-1, 3, 4).transpose(1, 0, 2)  # (n, 4) each
     maps = _Maps(placed, counts)
@@ -65,10 +64,10 @@ def seen_targets(placements: list[Placement], pictures: list[Picture]) -> Target
 
 
 class _Maps:
-    """The maps of all boxes of a sample, each that of its picture. Upright ones, the usual case, need no matrix.
+    """The maps of all boxes of a sample, each that of its image. Upright ones, the usual case, need no matrix.
 
     Args:
-        placed: Where the pictures lie.
+        placed: Where the images lie.
         counts: The number of boxes of each of them; n in all.
     """
 
@@ -103,7 +102,7 @@ class _Maps:
 def _tighten(
     after: NDArray[np.float64],
     wanted: NDArray[np.bool_],
-    owners: list[Picture],
+    owners: list[LabelledImage],
     maps: _Maps,
     region: NDArray[np.float64],
 ) -> None:

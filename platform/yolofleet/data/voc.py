@@ -1,4 +1,4 @@
-"""Pascal VOC annotations as a source: one XML file a picture.
+"""Pascal VOC annotations as a source: one XML file an image.
 
 Corners are whole pixels counted from 1, both inside the box, so ``x = xmin - 1`` and ``width = xmax - xmin + 1``. An
 object marked ``difficult`` is neither a target nor a miss in VOC; it becomes a crowd, which is the same here.
@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
-from yolofleet.errors import UserError
 from yolofleet.storage import Storage
 
 LONGEST_XML_BYTES = 64 << 20
@@ -28,7 +28,7 @@ def read_voc(
 
     Args:
         annotations: Folder of XML files.
-        images: Folder of pictures.
+        images: Folder of images.
         class_names: Names by class; None takes the names that occur, sorted.
         problems: Where problems are counted.
 

@@ -1,7 +1,7 @@
-"""YOLO label files as a source: one text file a picture, one object a line.
+"""YOLO label files as a source: one text file an image, one object a line.
 
-A line is ``class x y width height`` (centre and sides as shares of the picture) or ``class x1 y1 x2 y2 x3 y3 ...`` (a
-polygon). Shares are of the picture as a viewer shows it. Class k gets category id k.
+A line is ``class x y width height`` (centre and sides as shares of the image) or ``class x1 y1 x2 y2 x3 y3 ...`` (a
+polygon). Shares are of the image as a viewer shows it. Class k gets category id k.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
+from yolofleet.core.errors import UserError
+from yolofleet.data.check import upright_size
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
-from yolofleet.data.picture_checks import upright_size
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
-from yolofleet.data.sources import PICTURE_EXTENSIONS, SourceDataset
-from yolofleet.errors import UserError
+from yolofleet.data.sources import IMAGE_EXTENSIONS, SourceDataset
 from yolofleet.storage import Storage
 
 ROUNDING_SHARE = 1e-6
@@ -25,16 +25,16 @@ Line = tuple[int, list[float]]
 
 
 def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, problems: ProblemLog) -> SourceDataset:
-    """Read the labels of every picture below ``images``; a picture without a label file holds no objects.
+    """Read the labels of every image below ``images``; an image without a label file holds no objects.
 
     Args:
-        labels: Folder of label files, in the same sub-folders as the pictures.
-        images: Folder of pictures.
+        labels: Folder of label files, in the same sub-folders as the images.
+        images: Folder of images.
         class_names: Names by class; None takes as many classes as the labels speak of, named by their numbers.
         problems: Where problems are counted.
 
     Raises:
-        UserError: There is no picture, or no class.
+        UserError: There is no image, or no class.
     """
     label_keys = {
         str(PurePosixPath(entry.key).with_suffix("")): entry.key for entry in labels.list() if _is_text(entry.key)
@@ -42,19 +42,19 @@ def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, p
     found: list[tuple[str, tuple[int, int], list[Line]]] = []
     for entry in images.list():
         path = PurePosixPath(entry.key)
-        if path.suffix.lower().lstrip(".") not in PICTURE_EXTENSIONS:
+        if path.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS:
             continue
         try:
             size = upright_size(images.get(entry.key), DEFAULT_MAX_PIXELS)
         except ImageError:
-            size = (0, 0)  # the picture itself is looked at, and counted, where it is decoded
+            size = (0, 0)  # the image itself is looked at, and counted, where it is decoded
         label_key = label_keys.get(str(path.with_suffix("")))
         if label_key is None:
             problems.add("label_file_missing", entry.key)
         text = labels.get(label_key).decode("utf-8-sig", errors="replace") if label_key else ""
         found.append((entry.key, size, parse_label_lines(text, label_key or "", class_names, problems)))
     if not found:
-        raise UserError(f"{images.url}: no pictures here")
+        raise UserError(f"{images.url}: no images here")
     num_classes = len(class_names or ()) or 1 + max((line[0] for _, _, lines in found for line in lines), default=-1)
     if not num_classes:
         raise UserError(f"{labels.url}: no class is named and no label holds one; name the classes with --classes")

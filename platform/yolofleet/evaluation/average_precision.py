@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.matching import Floats, Integers
 from yolofleet.evaluation.precision_recall import (
     ALL,
     ALLOWED,
@@ -29,6 +28,8 @@ from yolofleet.evaluation.precision_recall import (
     RECALL_LEVELS,
     SMALL,
     Curves,
+    Floats,
+    Integers,
     detection_boxes,
     ground_truth_boxes,
     precision_recall,

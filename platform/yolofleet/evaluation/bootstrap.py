@@ -5,7 +5,7 @@ figures anew. Matching is inside one image, so it is done once; a replicate is o
 left of a class is its hits in the order of their scores and how many false detections stand before each, so a
 replicate costs a few sums over hits: a thousand of them on 5,000 images and 500,000 detections take half a minute.
 
-The figures of a replicate are those of pycocotools on the drawn images, where a picture drawn twice counts as two. The
+The figures of a replicate are those of pycocotools on the drawn images, where an image drawn twice counts as two. The
 interval is that of the replicates' percentiles, moved so that their mean lies on the difference that was measured: a
 replicate has fewer different images, which with a few dozen of them shifts AP by more than chance does.
 """
@@ -21,16 +21,18 @@ import numpy as np
 from yolofleet.evaluation.average_precision import FIGURE_NAMES
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.image_matches import ClassMatches, Matches, match_images
-from yolofleet.evaluation.matching import AREA_RANGES, Floats, Integers
 from yolofleet.evaluation.precision_recall import (
     ALL,
     ALLOWED,
+    AREA_RANGES,
     IOU_50,
     IOU_75,
     LARGE,
     MEDIUM,
     RECALL_LEVELS,
     SMALL,
+    Floats,
+    Integers,
 )
 
 CELLS_AT_ONCE = 16_000_000

@@ -1,4 +1,4 @@
-"""The detector package: a folder that holds all it takes to find objects in pictures, and no code.
+"""The detector package: a folder that holds all it takes to find objects in images, and no code.
 
 `detector.json` says what the model is (its block table, its classes with the dataset's ids, the input size and the
 thresholds to use), `model.safetensors` holds the weights; the JSON carries their digest and is written last, so that a
@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
-from yolofleet.models.detector import Detector as Network
+from yolofleet.models.network import Network
 from yolofleet.specs.base import Spec
 from yolofleet.specs.model import ModelTable
 
@@ -81,7 +81,7 @@ def save_detector(
         image_size: long side of the network's input in pixels, a multiple of the model's largest stride.
         confidence: the score from which detections are shown unless asked otherwise.
         iou: the overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per picture.
+        max_detections: kept per image.
 
     Returns:
         The folder.
@@ -166,7 +166,7 @@ def _read_card(folder: Path) -> DetectorCard:
 
 
 def check_fit(model: Network, num_classes: int, image_size: int) -> None:
-    """Return if a model has that many classes and can look at pictures of that size.
+    """Return if a model has that many classes and can look at images of that size.
 
     Raises:
         DetectorError: It has others, or cannot.

@@ -1,8 +1,8 @@
-"""Pictures with boxes and labels that one can read, at any size of picture.
+"""Images with boxes and labels that one can read, at any size of image.
 
-Line width, font and padding follow the picture's size. A label sits on top of its box, inside it or below it where
-there is no room above, and always wholly inside the picture; where that can be had it covers no label drawn before.
-Colours are far apart in hue and alternate in lightness; a class keeps its colour in every picture.
+Line width, font and padding follow the image's size. A label sits on top of its box, inside it or below it where
+there is no room above, and always wholly inside the image; where that can be had it covers no label drawn before.
+Colours are far apart in hue and alternate in lightness; a class keeps its colour in every image.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
 GOLDEN_RATIO = 0.618033988749895
-SMALLEST_LONG_SIDE = 480  # smaller pictures are enlarged: a label of legible size would cover them
-SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner pictures get a dark margin: no label would fit into them
+SMALLEST_LONG_SIDE = 480  # smaller images are enlarged: a label of legible size would cover them
+SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner images get a dark margin: no label would fit into them
 MARGIN = (24, 26, 30)
 JPEG_QUALITY = 92
 
@@ -40,7 +40,7 @@ def class_colour(category_id: int) -> Colour:
 def draw_detections(
     image: NDArray[np.uint8], records: Sequence[Mapping[str, Any]], *, names: Mapping[int, str] | None = None
 ) -> Image.Image:
-    """Draws detections or ground truth on a picture.
+    """Draws detections or ground truth on an image.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is left as it is.
@@ -49,15 +49,15 @@ def draw_detections(
         names: category id -> name.
 
     Returns:
-        The picture, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
+        The image, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
     """
     factor = max(1, -(-SMALLEST_LONG_SIDE // max(image.shape[:2])))
     height, width = image.shape[0] * factor, image.shape[1] * factor
-    picture = Image.new("RGB", (max(width, SMALLEST_WIDTH), max(height, SMALLEST_HEIGHT)), MARGIN)
-    picture.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
-    canvas = ImageDraw.Draw(picture)
+    drawing = Image.new("RGB", (max(width, SMALLEST_WIDTH), max(height, SMALLEST_HEIGHT)), MARGIN)
+    drawing.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    canvas = ImageDraw.Draw(drawing)
     line = max(3, round(max(height, width) / 260))
-    font = _font(max(13, round(min(max(picture.size) / 48, min(picture.size) / 12))))
+    font = _font(max(13, round(min(max(drawing.size) / 48, min(drawing.size) / 12))))
     ordered = sorted(records, key=lambda record: float(record.get("score", 1.0)))  # the surest on top
     for record in ordered:
         _draw_box(canvas, _corners(record, factor, width, height), line, record)
@@ -67,29 +67,29 @@ def draw_detections(
         occupied.append(
             _draw_label(canvas, _corners(record, factor, width, height), text, record, font, line, occupied)
         )
-    return picture
+    return drawing
 
 
-def encode(picture: Image.Image, extension: str = "jpg") -> bytes:
+def encode(canvas: Image.Image, extension: str = "jpg") -> bytes:
     """Returns the bytes of a JPEG (`jpg`) or PNG (`png`) file."""
     buffer = BytesIO()
     if extension == "png":
-        picture.save(buffer, "PNG")
+        canvas.save(buffer, "PNG")
     else:
-        picture.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour resolution: thin red lines
+        canvas.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour resolution: thin red lines
     return buffer.getvalue()
 
 
-def contact_sheet(pictures: Sequence[Image.Image], *, columns: int = 4, cell: int = 420) -> Image.Image:
-    """Puts pictures side by side on one sheet, each scaled into a square of `cell` pixels."""
-    rows = max(1, -(-len(pictures) // columns))
+def contact_sheet(images: Sequence[Image.Image], *, columns: int = 4, cell: int = 420) -> Image.Image:
+    """Puts images side by side on one sheet, each scaled into a square of `cell` pixels."""
+    rows = max(1, -(-len(images) // columns))
     gap = 8
     width, height = columns * (cell + gap) + gap, rows * (cell + gap) + gap
     sheet = Image.new("RGB", (width, height), MARGIN)
-    for place, picture in enumerate(pictures):
-        scale = cell / max(picture.size)
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        small = picture.resize(size, Image.Resampling.LANCZOS)
+    for place, canvas in enumerate(images):
+        scale = cell / max(canvas.size)
+        size = (max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale)))
+        small = canvas.resize(size, Image.Resampling.LANCZOS)
         left = gap + (place % columns) * (cell + gap) + (cell - small.width) // 2
         top = gap + (place // columns) * (cell + gap) + (cell - small.height) // 2
         sheet.paste(small, (left, top))
@@ -97,7 +97,7 @@ def contact_sheet(pictures: Sequence[Image.Image], *, columns: int = 4, cell: in
 
 
 def _corners(record: Mapping[str, Any], factor: int, width: int, height: int) -> Rectangle:
-    """The box in the enlarged picture, clipped to it: x1, y1, x2, y2."""
+    """The box in the enlarged image, clipped to it: x1, y1, x2, y2."""
     x, y, box_width, box_height = (float(value) * factor for value in record["bbox"])
     left, right = sorted((min(max(x, 0), width - 1), min(max(x + box_width, 0), width - 1)))
     top, bottom = sorted((min(max(y, 0), height - 1), min(max(y + box_height, 0), height - 1)))
@@ -150,7 +150,7 @@ def _draw_label(
 
 
 def _place(
-    corners: Rectangle, size: tuple[float, float], picture: tuple[int, int], occupied: Sequence[Rectangle]
+    corners: Rectangle, size: tuple[float, float], canvas: tuple[int, int], occupied: Sequence[Rectangle]
 ) -> tuple[float, float]:
     """Top left corner of a label: above its box, inside, below, a line off; the first place that covers no label."""
     left, top, right, bottom = corners
@@ -159,10 +159,10 @@ def _place(
     wishes += [(left, bottom), (left, bottom - height), (right - width, bottom - height)]
     wishes += [(left, top - 2 * height), (left, bottom + height), (left, top - 3 * height), (left, bottom + 2 * height)]
     inside = [
-        (max(0.0, min(x, picture[0] - 1 - width)), max(0.0, min(y, picture[1] - 1 - height)))
+        (max(0.0, min(x, canvas[0] - 1 - width)), max(0.0, min(y, canvas[1] - 1 - height)))
         for x, y in wishes
-        if -0.5 <= y <= picture[1] - height
-    ] or [(max(0.0, min(left, picture[0] - 1 - width)), max(0.0, min(top, picture[1] - 1 - height)))]
+        if -0.5 <= y <= canvas[1] - height
+    ] or [(max(0.0, min(left, canvas[0] - 1 - width)), max(0.0, min(top, canvas[1] - 1 - height)))]
     for x, y in inside:
         if not any(_cover((x, y, x + width, y + height), other) for other in occupied):
             return x, y
@@ -172,7 +172,7 @@ def _place(
 def _shortened(
     canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float
 ) -> str:
-    """The text, with its middle left out if it is wider than the picture."""
+    """The text, with its middle left out if it is wider than the image."""
     kept = len(text)
     while kept > 8 and canvas.textlength(text, font=font) > room:
         kept -= 2

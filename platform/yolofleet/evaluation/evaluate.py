@@ -1,4 +1,4 @@
-"""Evaluation: pictures through the network, detections judged by COCO AP.
+"""Evaluation: images through the network, detections judged by COCO AP.
 
 In two halves, so that ranks can share the work: `collect_detections` turns a rank's batches into one plain tensor, the
 caller gathers the tensors of all ranks, and `score_detections` judges them once. `evaluate` does both in one process.
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.letterbox import Letterbox
-from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import (
     AveragePrecision,
     ClassFigures,
@@ -39,7 +39,7 @@ class EvaluationResult:
     Attributes:
         judged: figures, classes and curves.
         detections: what was judged, as it would be written to a COCO result file.
-        skipped: (key, reason) of each picture that could not be read; it counts as one without detections.
+        skipped: (key, reason) of each image that could not be read; it counts as one without detections.
     """
 
     judged: AveragePrecision
@@ -83,16 +83,16 @@ def collect_detections(
 
     Args:
         model: gives decoded predictions (B, N, 5 + C) in evaluation mode; it lies on `device`.
-        batches: letterboxed pictures.
+        batches: letterboxed images.
         device: where the model lies.
         confidence: candidates below are dropped; each class above it makes a detection of its own.
         iou: overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per picture.
+        max_detections: kept per image.
         classes: class indices to keep (None: all).
         on_batch: called with each batch after it is done, for progress and for what the stream could not read.
 
     Returns:
-        (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original picture, score, class index.
+        (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original image, score, class index.
         Float64 holds every id below 2^53 exactly, so tensors of several ranks can be gathered as they are.
     """
     dtype = next((weights.dtype for weights in model.parameters()), torch.float32)
@@ -101,7 +101,7 @@ def collect_detections(
     collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batch at all gives a tensor, too
     try:
         for batch in batches:
-            if len(batch.image_ids):  # there is none where no picture of a batch could be read
+            if len(batch.image_ids):  # there is none where no image of a batch could be read
                 images = batch.images.to(device, non_blocking=True).to(dtype) / 255  # (B, 3, H, W)
                 found = non_maximum_suppression(
                     model(images), confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
@@ -116,7 +116,7 @@ def collect_detections(
 
 
 def _rows(image_id: int, letterbox: Letterbox, detections: Tensor) -> Tensor:
-    """One picture's detections (k, 6) in the letterboxed picture -> (k, 7) in the original one."""
+    """One image's detections (k, 6) in the letterboxed image -> (k, 7) in the original one."""
     ids = torch.full((len(detections), 1), float(image_id), dtype=torch.float64)
     return torch.cat((ids, letterbox.undo(detections[:, :4]), detections[:, 4:]), dim=1)
 
@@ -134,7 +134,7 @@ def score_detections(
         rows: (D, 7) as `collect_detections` gives, in any order of the images.
         ground_truth: the dataset's annotations as a COCO document.
         category_ids: the dataset's category id of each class index; None: the ground truth's categories in their order.
-        skipped: (key, reason) of pictures that could not be read.
+        skipped: (key, reason) of images that could not be read.
 
     Returns:
         The figures; equal however many ranks took part.
@@ -172,13 +172,13 @@ def evaluate(
         image_size: long side of the network's input in pixels.
         classes: (category id, name) of each class index of the model, if they may differ from the dataset's; they are
             brought together by `category_ids_for`.
-        batch_size: pictures that pass the network together.
+        batch_size: images that pass the network together.
         device: where the model lies.
         confidence: lowest score that counts.
         iou: overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per picture.
-        rectangular: pad pictures of like shape only as far as they need; as the published evaluation does, and faster.
-        num_threads: threads that decode pictures.
+        max_detections: kept per image.
+        rectangular: pad images of like shape only as far as they need; as the published evaluation does, and faster.
+        num_threads: threads that decode images.
         on_batch: called with each batch after it is done, for progress.
 
     Returns:

@@ -7,9 +7,9 @@ iterating `keep = not (keep @ suppresses)` to its fixpoint, which is the greedy 
 always compares all pairs, this one compares blocks with the few boxes it keeps.
 
 Classes are kept apart by comparing class numbers, not by moving boxes 4096 px a class as is usual: in float32 that
-rounds coordinates to 1/32 px at class 79, and boxes far outside the picture collide with their neighbour class.
+rounds coordinates to 1/32 px at class 79, and boxes far outside the image collide with their neighbour class.
 
-Limits: one picture at a time; equal scores keep their order in the input; a box that is not finite is no candidate.
+Limits: one image at a time; equal scores keep their order in the input; a box that is not finite is no candidate.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def non_maximum_suppression(
         decoded: (B, N, 5 + C): centre x, centre y, width, height in pixels, objectness and class probabilities.
         confidence: a candidate's objectness and its score (objectness x class probability) must both exceed this.
         iou: a box overlapping a better one of its class by more than this is suppressed.
-        max_detections: kept per picture, best first.
+        max_detections: kept per image, best first.
         multi_label: each class above `confidence` makes a candidate of its own; otherwise only the best class does.
         class_agnostic: boxes suppress each other whatever their classes.
         classes: class indices to keep (None: all).
-        max_candidates: the best ones that enter suppression, per picture.
+        max_candidates: the best ones that enter suppression, per image.
 
     Returns:
-        Per picture (k, 6): x1, y1, x2, y2 in pixels, score, class index; descending score.
+        Per image (k, 6): x1, y1, x2, y2 in pixels, score, class index; descending score.
 
     Raises:
         ValueError: `decoded` is not (B, N, 5 + C) with C >= 1.
@@ -115,7 +115,7 @@ def _overlaps(boxes: Tensor, labels: Tensor | None, better: Tensor, worse: Tenso
 def _candidates(
     predictions: Tensor, confidence: float, multi_label: bool, classes: Sequence[int] | None, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One picture's (N, 5 + C) -> the best K <= limit: boxes (K, 4) x1, y1, x2, y2, scores (K,), class indices (K,)."""
+    """One image's (N, 5 + C) -> the best K <= limit: boxes (K, 4) x1, y1, x2, y2, scores (K,), class indices (K,)."""
     plausible = (predictions[:, 4] > confidence) & predictions[:, :4].isfinite().all(dim=1)
     predictions = predictions.index_select(0, plausible.nonzero().squeeze(1))  # (M, 5 + C)
     # A detector of one class is trained without a class term: its objectness is the score.

@@ -1,4 +1,4 @@
-"""One page that shows what a model is worth: figures, curves, classes and pictures, all inside one HTML file."""
+"""One page that shows what a model is worth: figures, curves, classes and images, all inside one HTML file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from yolofleet.evaluation.charts import Series, line_chart
 from yolofleet.evaluation.draw import class_colour
 from yolofleet.evaluation.evaluate import EvaluationResult
 from yolofleet.evaluation.precision_recall import RECALL_LEVELS
-from yolofleet.evaluation.samples import SamplePicture
+from yolofleet.evaluation.samples import SampleImage
 
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#667;--line:#d9dde3;--card:#f5f7f9;--bar:#3b7dd8;--page:#fff}
@@ -36,7 +36,7 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 th,td{padding:5px 12px;border-bottom:1px solid var(--line);text-align:right}
 th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:500}
 .bar{display:inline-block;height:9px;background:var(--bar);border-radius:3px;margin-right:8px}
-.pictures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px}
+.images{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px}
 figure{margin:0}img{width:100%;height:auto;border-radius:6px}figcaption{color:var(--soft);font-size:13px}
 """
 MAIN_FIGURES = ("AP", "AP50", "AP75", "AR_100")
@@ -54,7 +54,7 @@ def render_report(
     title: str,
     facts: Mapping[str, str] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
-    pictures: Sequence[SamplePicture] = (),
+    images: Sequence[SampleImage] = (),
 ) -> str:
     """Renders the page.
 
@@ -63,7 +63,7 @@ def render_report(
         title: heading of the page.
         facts: what else is to be known: model, data, run, commit.
         history: a run's rows of metrics, each with its step: losses, learning rate, validation figures.
-        pictures: sample pictures, ground truth beside detections.
+        images: sample images, ground truth beside detections.
 
     Returns:
         An HTML document that needs no other file and no network.
@@ -83,8 +83,8 @@ def render_report(
         parts.append(_training(history))
     if result is not None:
         parts += [_curves(result), _classes(result.per_class)]
-    if pictures:
-        parts.append(_pictures(pictures))
+    if images:
+        parts.append(_images(images))
     parts.append("</body></html>\n")
     return "".join(parts)
 
@@ -183,14 +183,14 @@ def _classes(per_class: Sequence[ClassFigures]) -> str:
     return f"<h2>Classes</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>{note}"
 
 
-def _pictures(pictures: Sequence[SamplePicture]) -> str:
+def _images(images: Sequence[SampleImage]) -> str:
     figures = "".join(
-        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(picture.jpeg).decode()}' "
-        f"width='{picture.width}' height='{picture.height}' loading='lazy' alt=''>"
-        f"<figcaption>{escape(picture.name)}</figcaption></figure>"
-        for picture in pictures
+        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(image.jpeg).decode()}' "
+        f"width='{image.width}' height='{image.height}' loading='lazy' alt=''>"
+        f"<figcaption>{escape(image.name)}</figcaption></figure>"
+        for image in images
     )
-    return f"<h2>Pictures: ground truth left, detections right</h2><div class='pictures'>{figures}</div>"
+    return f"<h2>Images: ground truth left, detections right</h2><div class='images'>{figures}</div>"
 
 
 def _shown(value: float | None, decimals: int) -> str:

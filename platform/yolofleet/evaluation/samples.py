@@ -1,4 +1,4 @@
-"""Sample pictures of an evaluation: what is there beside what was found."""
+"""Sample images of an evaluation: what is there beside what was found."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ GAP = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SamplePicture:
-    """One picture several times: left with its ground truth, then with the detections.
+class SampleImage:
+    """One image several times: left with its ground truth, then with the detections.
 
     Attributes:
         name: its name in the dataset's source.
-        jpeg: the encoded picture.
+        jpeg: the encoded image.
         width: of it, in pixels.
         height: of it, in pixels.
     """
@@ -37,38 +37,38 @@ class SamplePicture:
 
 def draw_samples(
     dataset: ShardDataset, detections: Detections, *, count: int = 8, confidence: float = 0.25, side: int = 640
-) -> list[SamplePicture]:
-    """Draws some pictures of a dataset, evenly spread over it.
+) -> list[SampleImage]:
+    """Draws some images of a dataset, evenly spread over it.
 
     Args:
-        dataset: the pictures and their objects.
+        dataset: the images and their objects.
         detections: what was found in them.
-        count: how many pictures.
+        count: how many images.
         confidence: lowest score drawn.
         side: longest side of each half in pixels.
 
     Returns:
-        At most `count` pictures; one that cannot be read is left out.
+        At most `count` images; one that cannot be read is left out.
     """
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     found = (draw_sample(dataset, number, [detections], confidence, side) for number in numbers.tolist())
-    return [picture for picture in found if picture is not None]
+    return [image for image in found if image is not None]
 
 
 def draw_sample(
     dataset: ShardDataset, number: int, found: Sequence[Detections], confidence: float = 0.25, side: int = 640
-) -> SamplePicture | None:
-    """Draws one picture several times: with its ground truth, and with what each detector found.
+) -> SampleImage | None:
+    """Draws one image several times: with its ground truth, and with what each detector found.
 
     Args:
-        dataset: the pictures and their objects.
+        dataset: the images and their objects.
         number: of the sample.
         found: of each detector.
         confidence: lowest score drawn.
         side: longest side of each copy in pixels.
 
     Returns:
-        The picture, or None if it cannot be read.
+        The image, or None if it cannot be read.
     """
     try:
         sample = dataset.read(number)
@@ -82,7 +82,7 @@ def draw_sample(
     ]
     drawn = [objects, *(_records(detections, record.image_id, confidence) for detections in found)]
     both = _beside([draw_detections(pixels, records, names=dict(dataset.classes)) for records in drawn], side)
-    return SamplePicture(name=record.file_name, jpeg=encode(both), width=both.width, height=both.height)
+    return SampleImage(name=record.file_name, jpeg=encode(both), width=both.width, height=both.height)
 
 
 def _records(detections: Detections, image_id: int, confidence: float) -> list[dict[str, Any]]:
@@ -97,11 +97,11 @@ def _records(detections: Detections, image_id: int, confidence: float) -> list[d
     ]
 
 
-def _beside(pictures: Sequence[Image.Image], side: int) -> Image.Image:
-    """Pictures of one size in a row, none with a side above `side`."""
-    scale = min(1.0, side / max(pictures[0].size))
-    width, height = (max(1, round(length * scale)) for length in pictures[0].size)
-    row = Image.new("RGB", (len(pictures) * (width + GAP) - GAP, height), MARGIN)
-    for place, picture in enumerate(pictures):
-        row.paste(picture.resize((width, height), Image.Resampling.LANCZOS), (place * (width + GAP), 0))
+def _beside(images: Sequence[Image.Image], side: int) -> Image.Image:
+    """Images of one size in a row, none with a side above `side`."""
+    scale = min(1.0, side / max(images[0].size))
+    width, height = (max(1, round(length * scale)) for length in images[0].size)
+    row = Image.new("RGB", (len(images) * (width + GAP) - GAP, height), MARGIN)
+    for place, image in enumerate(images):
+        row.paste(image.resize((width, height), Image.Resampling.LANCZOS), (place * (width + GAP), 0))
     return row

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: how to prepare pictures for it and how to read its answer."""
+"""What an exported file says of itself: how to prepare images for it and how to read its answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class ExportCard(Spec):
     """Name of the block table."""
     classes: Annotated[tuple[DetectorClass, ...], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=32, le=16384)]
-    """Long side in pixels that the detector was trained for; pictures are letterboxed to it with grey 114."""
+    """Long side in pixels that the detector was trained for; images are letterboxed to it with grey 114."""
     strides: Annotated[tuple[int, ...], Field(min_length=1)]
     dynamic: bool
     """Whether batch and size of the input may be any; sides are multiples of the largest stride."""

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from yolofleet.evaluation.detector import Detector
 from yolofleet.export.card import ExportCard, make_card, put_card
 from yolofleet.export.onnx_graph import network_to_onnx
-from yolofleet.export.onnx_quantization import quantized
 from yolofleet.export.onnx_suppression import add_suppression
+from yolofleet.export.quantization import quantized
 from yolofleet.export.runtime import NETWORK_NAME
 from yolofleet.export.settings import ExportError, Format, InputShape, Thresholds, check_shape
 from yolofleet.export.torch_files import write_safetensors, write_torchscript
@@ -32,7 +32,7 @@ class Request:
         format: of the result.
         shape: of the input.
         thresholds: for suppression inside the file; None leaves it out.
-        calibration: (P, 3, H, W) uint8 pictures; given, the network is quantized to INT8.
+        calibration: (P, 3, H, W) uint8 images; given, the network is quantized to INT8.
         name: of the model in a Triton repository.
     """
 

@@ -14,20 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from yolofleet.export.packages import require_packages
-from yolofleet.export.settings import DECODED_NAME, INPUT_NAME, InputShape, check_shape
+from yolofleet.export.settings import DECODED_NAME, INPUT_NAME, InputShape, check_shape, require_packages
 from yolofleet.models import deploy
-from yolofleet.models.detector import Detector
+from yolofleet.models.network import Network
 
 if TYPE_CHECKING:
     from onnx import ModelProto
 
 OPSET = 18
-MOST_PICTURES = 4096
+MOST_IMAGES = 4096
 LONGEST_SIDE = 16384
 
 
-def network_to_onnx(model: Detector, shape: InputShape) -> ModelProto:
+def network_to_onnx(model: Network, shape: InputShape) -> ModelProto:
     """Return the deployed form of a detector as an ONNX model.
 
     Args:
@@ -36,7 +35,7 @@ def network_to_onnx(model: Detector, shape: InputShape) -> ModelProto:
 
     Returns:
         The graph from `images` (B, 3, H, W) float32 in 0..1 to `decoded` (B, boxes, 5 + classes), as
-        `Detector.forward` gives them in evaluation mode.
+        `Network.forward` gives them in evaluation mode.
 
     Raises:
         ExportError: the input does not fit the model, or a package of the extra `export` is missing.
@@ -72,7 +71,7 @@ def _any_shape(stride: int) -> dict[str, dict[int, Any]]:
     dim = torch.export.Dim
     most = LONGEST_SIDE // stride
     rows, columns = dim("rows", min=1, max=most), dim("columns", min=1, max=most)
-    return {INPUT_NAME: {0: dim("batch", min=1, max=MOST_PICTURES), 2: stride * rows, 3: stride * columns}}
+    return {INPUT_NAME: {0: dim("batch", min=1, max=MOST_IMAGES), 2: stride * rows, 3: stride * columns}}
 
 
 def _name_dimensions(model: ModelProto, shape: InputShape) -> None:

@@ -3,6 +3,8 @@
 On a CPU ONNX Runtime is the faster of the two (`benchmarks/inference.py`). A package that holds `model.onnx`, for any
 input and without suppression, predicts with it there. What that file computes is compared with the weights each time
 the package is loaded; where it cannot be used, torch predicts, and a warning says why.
+
+An exported ONNX file at work in ONNX Runtime, as a network like any other.
 """
 
 from __future__ import annotations
@@ -11,14 +13,98 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
-from yolofleet.export.comparison import compare_decoded
-from yolofleet.export.onnx_session import OnnxNetwork
-from yolofleet.export.settings import ExportError
+from yolofleet.export.card import ExportCard, read_card
+from yolofleet.export.prediction_comparison import compare_decoded
+from yolofleet.export.settings import COUNT_NAME, DETECTIONS_NAME, INPUT_NAME, ExportError, require_packages
 from yolofleet.models.deployment import random_images
+
+MOST_BYTES = 1 << 31
+"""No ONNX file is larger: it is one protobuf message."""
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file that maps images to decoded predictions, or with suppression inside to detections.
+
+    Attributes:
+        card: what the file says of itself.
+        strides: pixels a cell, of each level.
+    """
+
+    def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
+        """Load a file. It is read as bytes: what lies beside it is never looked at.
+
+        Args:
+            path: the file.
+            num_threads: threads of one run; None: as many as torch has.
+
+        Raises:
+            ExportError: the file cannot be read, is none of ours, or onnxruntime is missing.
+        """
+        super().__init__()
+        require_packages("onnxruntime")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = num_threads or torch.get_num_threads()
+        options.log_severity_level = 3
+        self._path, data = path, _read(path)
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime has a type of its own for each thing that can be wrong with a file
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(f"{path} is no ONNX file that ONNX Runtime can run: {reason}") from error
+        self.card: ExportCard = read_card(self._session.get_modelmeta().custom_metadata_map, str(path))
+        self.strides = self.card.strides
+
+    @property
+    def max_stride(self) -> int:
+        """Image sides are multiples of it."""
+        return max(self.strides)
+
+    @property
+    def num_classes(self) -> int:
+        """Classes it predicts."""
+        return len(self.card.classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (B, 3, H, W) in 0..1 to decoded predictions (B, boxes, 5 + classes)."""
+        if self.card.suppression is not None:
+            raise ExportError("this file has suppression inside: it gives detections, no decoded predictions")
+        return torch.from_numpy(self._run(images)[0])
+
+    def detections(self, images: Tensor) -> list[Tensor]:
+        """Map images (B, 3, H, W) in 0..1 to detections (k, 6) each, of a file with suppression inside."""
+        if self.card.suppression is None:
+            raise ExportError("this file has no suppression inside: export it with --nms")
+        rows, counts = self._run(images, [DETECTIONS_NAME, COUNT_NAME])
+        return [torch.from_numpy(row[: int(count)]) for row, count in zip(rows, counts[:, 0], strict=True)]
+
+    def _run(self, images: Tensor, names: list[str] | None = None) -> list[np.ndarray]:
+        pixels = images.detach().cpu().float().numpy()
+        num_images, batch = len(pixels), self._session.get_inputs()[0].shape[0]
+        if isinstance(batch, int) and num_images < batch:  # a file for so many, no fewer: the rest stays black
+            pixels = np.concatenate((pixels, np.zeros((batch - num_images, *pixels.shape[1:]), np.float32)))
+        try:
+            return [found[:num_images] for found in self._session.run(names, {INPUT_NAME: pixels})]
+        except Exception as error:  # as above
+            reason = " ".join(str(error).split())[:300]
+            raise ExportError(f"{self._path} cannot be run by ONNX Runtime: {reason}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size >= MOST_BYTES:
+            raise ExportError(f"{path} is no ONNX file: it has {path.stat().st_size:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
+
 
 NETWORK_NAME = "model.onnx"
 

@@ -1,11 +1,15 @@
-"""What an exported file shall be."""
+"""What an exported file shall be.
+
+Packages that are only there where detectors are exported, or run by another runtime than torch.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Literal, get_args
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 
 Format = Literal["onnx", "torchscript", "safetensors", "triton"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -26,7 +30,7 @@ class Thresholds:
     Attributes:
         confidence: a score must exceed this.
         iou: a box overlapping a better one of its class by more than this is suppressed.
-        max_detections: kept per picture.
+        max_detections: kept per image.
         multi_label: each class above the confidence makes a detection; otherwise only a box's best class does.
     """
 
@@ -41,7 +45,7 @@ class InputShape:
     """The network's input.
 
     Attributes:
-        batch: pictures that pass together; with `dynamic` the number that the file is traced with.
+        batch: images that pass together; with `dynamic` the number that the file is traced with.
         image_size: height and width in pixels, multiples of the model's largest stride.
         dynamic: whether batch, height and width may be any others when the file is run.
     """
@@ -70,9 +74,23 @@ def check_shape(shape: InputShape, stride: int) -> None:
         ExportError: the batch is empty, or the image size is no multiple of the stride.
     """
     if shape.batch < 1:
-        raise ExportError(f"--batch {shape.batch}: at least one picture passes the network")
+        raise ExportError(f"--batch {shape.batch}: at least one image passes the network")
     if shape.image_size < stride or shape.image_size % stride:
         near = max(stride, round(shape.image_size / stride) * stride)
         raise ExportError(
             f"--image-size {shape.image_size} is not a multiple of {stride}, the model's largest stride; take {near}"
         )
+
+
+CURE = "install it with: pip install 'yolofleet[export]'"
+
+
+def require_packages(*names: str) -> None:
+    """Refuse to go on without packages that are only installed for exporting.
+
+    Raises:
+        ExportError: one of them is missing.
+    """
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise ExportError(f"the package {missing[0]} is not installed; {CURE}")

@@ -15,16 +15,16 @@ from yolofleet.evaluation.detector_package import DetectorCard
 from yolofleet.export.card import KEY, ExportCard
 from yolofleet.export.settings import ExportError
 from yolofleet.models import build_model, deploy
-from yolofleet.models.detector import Detector
+from yolofleet.models.network import Network
 
 CARD_NAME = "yolofleet.json"
 DETECTOR_KEY = "detector"
 
 
-def write_torchscript(path: Path, model: Detector, card: ExportCard) -> None:
+def write_torchscript(path: Path, model: Network, card: ExportCard) -> None:
     """Write the traced network; it takes any batch and any size that is a multiple of the largest stride.
 
-    It takes and gives what `Detector.forward` does in evaluation mode; the card lies inside as `yolofleet.json`.
+    It takes and gives what `Network.forward` does in evaluation mode; the card lies inside as `yolofleet.json`.
     """
     network = deploy(model).eval()
     images = torch.zeros(2, 3, 2 * network.max_stride, 3 * network.max_stride, device=network.anchors.device)
@@ -47,7 +47,7 @@ def load_torchscript(path: Path) -> nn.Module:
     return module
 
 
-def write_safetensors(path: Path, model: Detector, card: ExportCard, detector: DetectorCard) -> None:
+def write_safetensors(path: Path, model: Network, card: ExportCard, detector: DetectorCard) -> None:
     """Write the deployed weights in one file, with the block table and classes in its metadata."""
     state: dict[str, Tensor] = {name: tensor.cpu().contiguous() for name, tensor in deploy(model).state_dict().items()}
     described = detector.model_copy(update={"deployed": True})
@@ -58,7 +58,7 @@ def write_safetensors(path: Path, model: Detector, card: ExportCard, detector: D
     path.write_bytes(save(state, metadata))
 
 
-def load_safetensors(path: Path) -> Detector:
+def load_safetensors(path: Path) -> Network:
     """Build the network from such a file alone.
 
     Raises:

@@ -20,7 +20,7 @@ CONFIG_NAME = "config.pbtxt"
 CLASSES_NAME = "classes.txt"
 MODEL_NAME = "1/model.onnx"
 MOST_TOGETHER = 16
-"""Pictures that Triton puts into one batch where any batch is possible."""
+"""Images that Triton puts into one batch where any batch is possible."""
 QUEUE_MICROSECONDS = 2000
 """How long a request may wait for others."""
 _TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64"}

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.nms import non_maximum_suppression
-from yolofleet.export.comparison import Comparison, compare_decoded, compare_detections, joined
-from yolofleet.export.onnx_session import OnnxNetwork
+from yolofleet.export.prediction_comparison import Comparison, compare_decoded, compare_detections, joined
+from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import Format, InputShape, Thresholds
 from yolofleet.export.torch_files import load_safetensors, load_torchscript
 from yolofleet.models import deploy
@@ -20,7 +20,7 @@ NUM_NOISE = 2
 
 
 def noise(shape: InputShape, stride: int) -> list[Tensor]:
-    """Return batches of random pictures (B, 3, H, W) in 0..1; for any input also one of another batch and shape."""
+    """Return batches of random images (B, 3, H, W) in 0..1; for any input also one of another batch and shape."""
     generator = torch.Generator().manual_seed(SEED)
     sizes = [(shape.batch, shape.image_size, shape.image_size)]
     if shape.dynamic:
@@ -39,7 +39,7 @@ def verify(
         kind: its format.
         detector: what it was made of.
         thresholds: of the suppression inside it, if any.
-        batches: pictures (B, 3, H, W) in 0..1.
+        batches: images (B, 3, H, W) in 0..1.
 
     Raises:
         ExportError: the file cannot be run.

@@ -59,7 +59,7 @@ def arrange(places: Places, boxes: Boxes, num_images: int) -> Arrangement:
     Args:
         places: n candidates; inside a level they are ordered by image.
         boxes: N boxes, ordered by image.
-        num_images: Pictures in the micro-batch.
+        num_images: Images in the micro-batch.
     """
     if not is_countable(places.cell):
         device = places.cell.device

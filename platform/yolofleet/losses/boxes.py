@@ -56,7 +56,7 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
 
     Args:
         targets: (N, 6) image index, class index, cx, cy, w, h; the box as shares of the image.
-        num_images: Pictures in the micro-batch.
+        num_images: Images in the micro-batch.
         num_classes: Classes of the detector.
         dtype: Floating type to compute in.
         keep_degenerate: Let boxes without an area take part, as the published implementation does.

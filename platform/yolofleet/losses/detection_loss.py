@@ -143,12 +143,12 @@ class DetectionLoss:
                 needs them.
         """
         if len(predictions) == 0 or len(predictions[0]) == 0:
-            raise ValueError("there is nothing to learn from: no levels were predicted, or for no pictures")
+            raise ValueError("there is nothing to learn from: no levels were predicted, or for no images")
         with torch.autocast(predictions[0].device.type, enabled=False):
             return self._loss(predictions, targets, image_size)
 
     def assign(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> list[Tensor]:
-        """The positives behind the loss, for tests and pictures; arguments as for the loss.
+        """The positives behind the loss, for tests and images; arguments as for the loss.
 
         Returns:
             For each level, lead then auxiliary, (k, 5) int64: image, anchor, row, column, target row.

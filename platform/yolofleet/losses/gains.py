@@ -18,7 +18,7 @@ def scaled_gains(
         hyperparameters: A recipe with `box`, `cls` and `obj`; every other key is passed through.
         num_classes: Classes of the detector.
         num_levels: Lead levels of the detector (3 for P5, 4 for P6).
-        image_size: Side of the training pictures in pixels; for non-square pictures the longer side.
+        image_size: Side of the training images in pixels; for non-square images the longer side.
 
     Returns:
         A new mapping; the one given is unchanged.

@@ -1,4 +1,4 @@
-"""The detector's levels as tensors: anchors, strides and grid sizes, made once for each device and picture size."""
+"""The detector's levels as tensors: anchors, strides and grid sizes, made once for each device and image size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Levels:
     prior_strides: Tensor
 
 
-@lru_cache(maxsize=128)  # a few picture sizes and devices; a constant made on a device anew each step would wait for it
+@lru_cache(maxsize=128)  # a few image sizes and devices; a constant made on a device anew each step would wait for it
 def levels_on(
     anchors: AnchorTable,
     strides: tuple[int, ...],
@@ -54,7 +54,7 @@ def levels_on(
         anchors: In pixels.
         strides: Pixels a cell, one a level.
         grids: Rows and columns of each level.
-        num_images: Pictures in the micro-batch.
+        num_images: Images in the micro-batch.
         device: Where the tensors will be used.
         dtype: Floating type of the computation.
     """

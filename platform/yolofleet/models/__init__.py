@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from yolofleet.models.detector import Detector
+    from yolofleet.models.network import Network
     from yolofleet.specs.model import ModelChoice, ModelTable
 
 __all__ = ["build_model", "deploy"]
@@ -14,7 +14,7 @@ __all__ = ["build_model", "deploy"]
 
 def build_model(
     name_or_spec: str | Path | ModelChoice | ModelTable, num_classes: int = 80, *, deployed: bool = False
-) -> Detector:
+) -> Network:
     """Build a detector with fresh weights.
 
     Args:
@@ -30,13 +30,13 @@ def build_model(
     Raises:
         UserError: The model is not known, or its table does not make a valid model.
     """
-    from yolofleet.models.detector import Detector
+    from yolofleet.models.network import Network
     from yolofleet.models.zoo import resolve
 
-    return Detector(resolve(name_or_spec), num_classes, deployed=deployed)
+    return Network(resolve(name_or_spec), num_classes, deployed=deployed)
 
 
-def deploy(model: Detector) -> Detector:
+def deploy(model: Network) -> Network:
     """Return the deployed form of a detector; the original is left as it is.
 
     Batch norm, RepConv and implicit knowledge are folded into the convolutions, auxiliary heads are dropped, and the

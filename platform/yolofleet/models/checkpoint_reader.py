@@ -3,20 +3,178 @@
 A ``.pt`` file is a zip archive: a pickle that describes objects, and one record of bytes for each tensor storage. The
 published files pickle whole module objects, so loading them the usual way imports and calls whatever they name. Here
 the pickle is read as inert data, and the weights are collected from what stands in for the module tree.
+
+A pickle read as inert data: tensors are built, nothing else in it is ever resolved, imported or called.
+
+The unpickler answers every global itself. Storages and tensors are built by functions of this file, ordered
+dictionaries are plain ones, and every other class is stood in for by ``Inert``, which keeps what it is given and does
+nothing.
 """
 
 from __future__ import annotations
 
+import io
 import pickle
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from yolofleet.models.inert_pickle import CheckpointError, Inert, InertUnpickler
+from yolofleet.core.errors import UserError
+
+STORAGE_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+MOST_PICKLE_BYTES = 64 * 2**20
+
+
+class CheckpointError(UserError):
+    """A file that is no readable checkpoint; nothing in it was run."""
+
+
+class Inert:
+    """Stands in for any object of a foreign class: it keeps what it is given and does nothing."""
+
+    state: dict[Any, Any]
+    items: list[Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Inert:
+        """Take any arguments; a pickle may leave out ``__init__``."""
+        inert = super().__new__(cls)
+        inert.state, inert.items = {}, []
+        return inert
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        parts = state if isinstance(state, tuple) else (state,)
+        for part in parts:
+            if isinstance(part, dict):
+                self.state.update(part)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.state[key] = value
+
+    def append(self, item: Any) -> None:
+        """Keep an item."""
+        self.items.append(item)
+
+    def extend(self, items: Any) -> None:
+        """Keep items."""
+        self.items.extend(items)
+
+    def add(self, item: Any) -> None:
+        """Keep an item."""
+        self.items.append(item)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Inert:
+        """Stand in for whatever the call would have returned."""
+        return Inert()
+
+
+class InertDict(dict[Any, Any]):
+    """Stands in for an ordered dictionary, which pickles its attributes too (a state dict has metadata)."""
+
+    def __setstate__(self, state: Any) -> None:
+        """Drop attributes."""
+
+
+class _Builder:
+    """A function that a pickle may call; it has no attributes that a pickle could set."""
+
+    __slots__ = ("_function",)
+    _function: Callable[..., Any]
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError("a tensor builder has no attributes to set")
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a tensor builder has no state to set")
+
+
+class InertUnpickler(pickle.Unpickler):
+    """Builds tensors and plain containers; every global but those of tensor storage becomes inert."""
+
+    def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
+        super().__init__(io.BytesIO(_record(archive, f"{root}data.pkl", MOST_PICKLE_BYTES)), encoding="utf-8")
+        self._archive, self._root = archive, root
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Answer a global without looking it up."""
+        if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
+            return STORAGE_DTYPES[name]
+        if module == "torch._utils" and name == "_rebuild_tensor_v2":
+            return _Builder(_tensor)
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return _Builder(_parameter)
+        if (module, name) == ("collections", "OrderedDict"):
+            return InertDict
+        return type("Inert", (Inert,), {})
+
+    def persistent_load(self, identity: Any) -> Tensor:
+        """Return a storage of the archive as a flat tensor; nothing else is outside the pickle."""
+        match identity:
+            case ("storage", torch.dtype() as dtype, str(key), str(), int(num_elements)):
+                return self._storage(dtype, key, num_elements)
+        raise CheckpointError("it refers to something outside that is no tensor storage")
+
+    def _storage(self, dtype: torch.dtype, key: str, num_elements: int) -> Tensor:
+        if key not in self._storages:
+            num_bytes = num_elements * dtype.itemsize
+            data = _record(self._archive, f"{self._root}data/{key}", num_bytes)
+            if num_elements < 0 or len(data) < num_bytes:
+                raise CheckpointError(f"storage {key} holds {len(data)} bytes, {num_bytes} are needed")
+            self._storages[key] = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype)
+        return self._storages[key]
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+    if not isinstance(storage, Tensor) or not all(isinstance(n, int) and n >= 0 for n in (offset, *size, *stride)):
+        raise CheckpointError("a tensor is described wrongly")
+    if prod(size) > storage.numel():
+        raise CheckpointError(f"a tensor of {prod(size)} elements lies in a storage of {storage.numel()}")
+    return storage.as_strided(size, stride, offset)
+
+
+def _parameter(data: Any, *_: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise CheckpointError("a parameter is no tensor")
+    return data
+
+
+def _record(archive: zipfile.ZipFile, name: str, most_bytes: int) -> bytes:
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise CheckpointError(f"record {name} is missing") from None
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise CheckpointError(f"record {name} is compressed, which torch.save never does")
+    if info.file_size > max(most_bytes, 0):
+        raise CheckpointError(f"record {name} has {info.file_size} bytes, more than the {most_bytes} it may have")
+    return archive.read(info)
+
 
 MOST_DEPTH = 200
 MOST_SHARING = 2

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from yolofleet.errors import UserError
-from yolofleet.models.detector import Detector
+from yolofleet.core.errors import UserError
 from yolofleet.models.head import Head
 from yolofleet.models.modules import ConvNormAct, RepConv, lay_channels_innermost
+from yolofleet.models.network import Network
 
 TOLERANCE = 1e-4
 PROOF_IMAGES = 2
@@ -30,7 +30,7 @@ class DeploymentError(UserError):
     """A deployed form does not compute what its training form does."""
 
 
-def deployed_form(model: Detector) -> Detector:
+def deployed_form(model: Network) -> Network:
     """Return the deployed form in evaluation mode, proven on random images; the original is left as it is.
 
     Raises:
@@ -39,7 +39,7 @@ def deployed_form(model: Detector) -> Detector:
     if model.deployed:
         return model
     with torch.device("meta"):
-        deployed = Detector(model.table, model.num_classes, deployed=True)
+        deployed = Network(model.table, model.num_classes, deployed=True)
     deployed.load_state_dict(folded_state_dict(model), assign=True)
     lay_channels_innermost(deployed)
     deployed.eval().requires_grad_(False)
@@ -48,7 +48,7 @@ def deployed_form(model: Detector) -> Detector:
     return deployed
 
 
-def folded_state_dict(model: Detector) -> dict[str, Tensor]:
+def folded_state_dict(model: Network) -> dict[str, Tensor]:
     """Return the weights of the deployed form."""
     state = {"anchors": model.anchors.detach().clone()}
     for step in model.lead_schedule:
@@ -107,7 +107,7 @@ def _folded_predictions(head: Head) -> Iterator[tuple[Tensor, Tensor]]:
         yield _rounded(weight, conv), _rounded(bias, conv)
 
 
-def random_images(model: Detector) -> Tensor:
+def random_images(model: Network) -> Tensor:
     """Return a few random images (B, 3, 2 s, 3 s), s the largest stride, the same ones every time."""
     generator = torch.Generator().manual_seed(PROOF_SEED)
     side = model.max_stride
@@ -115,7 +115,7 @@ def random_images(model: Detector) -> Tensor:
 
 
 @torch.no_grad()
-def prove(model: Detector, deployed: Detector, images: Tensor, tolerance: float = TOLERANCE) -> float:
+def prove(model: Network, deployed: Network, images: Tensor, tolerance: float = TOLERANCE) -> float:
     """Compare the raw lead predictions of the two forms on images, in float32.
 
     Args:
@@ -146,12 +146,12 @@ def prove(model: Detector, deployed: Detector, images: Tensor, tolerance: float 
     return worst
 
 
-def _single_precision(model: Detector) -> Detector:
+def _single_precision(model: Network) -> Network:
     """Return the model in float32: itself, unless its weights are of another precision."""
     if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
         return model
     with torch.device("meta"):
-        copy = Detector(model.table, model.num_classes, deployed=model.deployed)
+        copy = Network(model.table, model.num_classes, deployed=model.deployed)
     copy.load_state_dict(
         {n: t.float() if t.is_floating_point() else t for n, t in model.state_dict().items()}, assign=True
     )

@@ -11,15 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from yolofleet.errors import UserError
-from yolofleet.models.detector import Detector
-from yolofleet.models.layers import Add, Conv
+from yolofleet.core.errors import UserError
+from yolofleet.models.graph import Add, Conv
 from yolofleet.models.modules import lay_channels_innermost
+from yolofleet.models.network import Network
 from yolofleet.models.wiring import WiredBlock, wire
 from yolofleet.specs.blocks import ElanRow
 
 
-def grouped_form(model: Detector) -> Detector:
+def grouped_form(model: Network) -> Network:
     """Return a model with its E-ELAN blocks as group convolution, shuffle and merge; it computes the same.
 
     Args:
@@ -36,7 +36,7 @@ def grouped_form(model: Detector) -> Detector:
     if rows == table.blocks or model.deployed:
         raise UserError(f"model {table.name}: it has no E-ELAN blocks in branch form to group")
     with torch.device("meta"):
-        grouped = Detector(table.model_copy(update={"blocks": rows}), model.num_classes)
+        grouped = Network(table.model_copy(update={"blocks": rows}), model.num_classes)
     state = model.state_dict()
     for block, row, new_row in zip(wire(table).blocks, table.blocks, rows, strict=False):
         if new_row is not row:

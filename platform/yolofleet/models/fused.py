@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.models.deployment import DeploymentError, prove, random_images
-from yolofleet.models.detector import Detector
-from yolofleet.models.layers import Conv, Size
+from yolofleet.models.graph import Conv, Size
 from yolofleet.models.modules import LEAKY_SLOPE, ConvNormAct
+from yolofleet.models.network import Network
 from yolofleet.models.profile import block_sizes, check_size
 from yolofleet.models.wiring import IMAGE, Source, wire
 
@@ -39,7 +39,7 @@ OPERATORS = ("_convolution_pointwise", "_reorder_convolution_weight")
 logger = logging.getLogger(__name__)
 
 
-def fastest_form(model: Detector, image_size: int) -> Detector:
+def fastest_form(model: Network, image_size: int) -> Network:
     """Return what predicts fastest where a model lies: its fused form, or the model itself where it has none.
 
     A fused form that does not compute what the model does is never used: the model is returned, and a warning logged.
@@ -57,7 +57,7 @@ def fastest_form(model: Detector, image_size: int) -> Detector:
         return model
 
 
-def can_be_fused(model: Detector) -> bool:
+def can_be_fused(model: Network) -> bool:
     """Return whether a detector has a fused form here: deployed, float32, on a CPU that torch has the operators for."""
     return (
         model.deployed
@@ -68,18 +68,18 @@ def can_be_fused(model: Detector) -> bool:
     )
 
 
-def fused_form(model: Detector, image_size: int) -> Detector:
+def fused_form(model: Network, image_size: int) -> Network:
     """Return the fused form of a deployed detector, in evaluation mode; the original is left as it is.
 
     Args:
         model: One that `can_be_fused`.
-        image_size: Side of the pictures that it will see mostly; weights are laid out for it, any other will do.
+        image_size: Side of the images that it will see mostly; weights are laid out for it, any other will do.
 
     Raises:
         DeploymentError: It does not compute what the original does; says by how much.
     """
     with torch.device("meta"):
-        fused = Detector(model.table, model.num_classes, deployed=True)
+        fused = Network(model.table, model.num_classes, deployed=True)
     fused.anchors = model.anchors
     for name, input_size in _convolutions(model, image_size):
         module = model.get_submodule(name)
@@ -92,8 +92,8 @@ def fused_form(model: Detector, image_size: int) -> Detector:
     return fused
 
 
-def _convolutions(model: Detector, image_size: int) -> Iterator[tuple[str, list[int]]]:
-    """Yield the name of each convolution, and the size (B, C, H, W) that comes in for one picture."""
+def _convolutions(model: Network, image_size: int) -> Iterator[tuple[str, list[int]]]:
+    """Yield the name of each convolution, and the size (B, C, H, W) that comes in for one image."""
     graph = wire(model.table)
     check_size(graph, (image_size, image_size))
     sizes: dict[Source, Size] = {(IMAGE, ""): (image_size, image_size)}

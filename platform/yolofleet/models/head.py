@@ -1,4 +1,7 @@
-"""The prediction head: a 1x1 convolution a level, with implicit knowledge, and the decoding of its numbers to boxes."""
+"""The prediction head: a 1x1 convolution a level, with implicit knowledge, and the decoding of its numbers to boxes.
+
+Implicit knowledge (YOLOR; paper section 4.3): a learned vector, added to or multiplied with a feature map.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,34 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from yolofleet.models.implicit import ImplicitAdd, ImplicitMultiply
+DEVIATION = 0.02
+
+
+class ImplicitAdd(nn.Module):
+    """Adds a learned value to each channel; starts near 0."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.empty(1, channels, 1, 1))
+        nn.init.normal_(self.value, 0.0, DEVIATION)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return x + self.value
+
+
+class ImplicitMultiply(nn.Module):
+    """Multiplies each channel by a learned value; starts near 1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.empty(1, channels, 1, 1))
+        nn.init.normal_(self.value, 1.0, DEVIATION)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to the same shape."""
+        return x * self.value
+
 
 OBJECTS_AT_START = 8.0
 """Objects expected in an image of 640 px, for the first objectness bias."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from yolofleet.models.layers import Conv, Pool, SecondHalf, Size
+from yolofleet.models.graph import Conv, Pool, SecondHalf, Size
 from yolofleet.models.profile import block_sizes, check_size, cost
 from yolofleet.models.wiring import IMAGE, IMAGE_CHANNELS, ModelGraph, Source, WiredBlock
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from yolofleet.models.graph import BlockGraph
-from yolofleet.models.layers import (
+from yolofleet.models.graph import (
     Add,
+    BlockGraph,
     Concat,
     Conv,
     Layer,

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from yolofleet.errors import UserError
-from yolofleet.models.detector import Detector
-from yolofleet.models.layers import Conv
+from yolofleet.core.errors import UserError
+from yolofleet.models.graph import Conv
 from yolofleet.models.modules import ConvNormAct, RepConv
+from yolofleet.models.network import Network
 from yolofleet.models.wiring import ModelGraph, WiredBlock, wire
 from yolofleet.specs.blocks import CspRow, DarkRow, Row
 
@@ -21,7 +21,7 @@ NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 UNPUBLISHED_KINDS = ("alternate", "pools", "osa")
 
 
-def official_parameter_names(model: Detector, *, deploy_layout: bool = False) -> dict[str, str]:
+def official_parameter_names(model: Network, *, deploy_layout: bool = False) -> dict[str, str]:
     """Return published name -> name in ``model.state_dict()``, buffers of batch norm included.
 
     Args:
@@ -48,7 +48,7 @@ def official_parameter_names(model: Detector, *, deploy_layout: bool = False) ->
     return names
 
 
-def head_prefix(model: Detector, *, deploy_layout: bool = False) -> str:
+def head_prefix(model: Network, *, deploy_layout: bool = False) -> str:
     """Return the published name of the detection layer, e.g. ``model.105``."""
     graph = wire(model.table)
     number = sum(
@@ -119,7 +119,7 @@ def _module_names(module: nn.Module, official: str, ours: str) -> Iterator[tuple
                 yield f"{official}.bn.{field}", f"{ours}.norm.{field}"
 
 
-def _head_names(model: Detector, official: str, *, with_auxiliary: bool) -> Iterator[tuple[str, str]]:
+def _head_names(model: Network, official: str, *, with_auxiliary: bool) -> Iterator[tuple[str, str]]:
     head = model.head
     for level in range(len(head.lead)):
         for field in ("weight", "bias"):

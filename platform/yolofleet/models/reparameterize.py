@@ -15,7 +15,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models.graph import Rep
 from yolofleet.specs.blocks import BlockRow, ConvRow, CspRow, DarkRow, ElanRow
 from yolofleet.specs.model import ModelTable, Reparameterize

@@ -11,7 +11,7 @@ from functools import cache
 from math import ceil, floor
 from typing import Any
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.blocks import BlockRow, ElanRow, Row, Scaled
 from yolofleet.specs.model import ModelTable
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models.checkpoint_reader import read_checkpoint
-from yolofleet.models.detector import Detector
 from yolofleet.models.head import BOX_AND_OBJECTNESS
+from yolofleet.models.network import Network
 from yolofleet.models.official_names import head_prefix, official_parameter_names
 from yolofleet.specs.model import ModelTable
 
@@ -46,7 +46,7 @@ class LoadedWeights:
     """Our names of the tensors that the state dict says nothing about: left as they were, or made neutral."""
 
 
-def load_official_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedWeights:
+def load_official_state_dict(model: Network, state: Mapping[str, Tensor]) -> LoadedWeights:
     """Load a published state dict (``model.N....`` names) into a model; all or nothing.
 
     Both published layouts are understood: the training one, and the deployment one without implicit knowledge and
@@ -103,7 +103,7 @@ def official_num_classes(table: ModelTable, state: Mapping[str, Tensor]) -> int:
     )
 
 
-def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedWeights:
+def transfer_state_dict(model: Network, state: Mapping[str, Tensor]) -> LoadedWeights:
     """Take over every weight whose name and shape fit, e.g. to fine-tune on other classes.
 
     With another number of classes that is everything but the last layer (the prediction convolutions and the implicit
@@ -135,7 +135,7 @@ def transfer_state_dict(model: Detector, state: Mapping[str, Tensor]) -> LoadedW
     return LoadedWeights(tuple(sorted(fitting)), tuple(sorted(set(target) - fitting)))
 
 
-def _why_not(model: Detector, missing: list[str], state: Mapping[str, Tensor]) -> str:
+def _why_not(model: Network, missing: list[str], state: Mapping[str, Tensor]) -> str:
     """Say why weights cannot be taken over: folded for deployment, of other widths, or of another model."""
     target = model.state_dict()
     sizes = [name for name in missing if name in state]
@@ -161,7 +161,7 @@ def _is_last_layer(name: str) -> bool:
     return name.startswith(("head.lead.", "head.auxiliary.", "head.multiply."))
 
 
-def _in_our_names(model: Detector, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _in_our_names(model: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     names = official_parameter_names(model, deploy_layout=_is_deploy_layout(state))
     ours = {names[name]: tensor for name, tensor in state.items() if name in names}
     return {"anchors": model.anchors, **ours}
@@ -174,7 +174,7 @@ def _without_absent_counters(names: dict[str, str], state: Mapping[str, Tensor])
     return {official: ours for official, ours in names.items() if not official.endswith(COUNTERS)}
 
 
-def _check_names(model: Detector, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
+def _check_names(model: Network, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
     ignored = (f"{prefix}.anchors", f"{prefix}.anchor_grid")
     missing = [name for name in names if name not in state]
     left_over = [name for name in state if name not in names and name not in ignored]
@@ -182,7 +182,7 @@ def _check_names(model: Detector, names: Mapping[str, str], state: Mapping[str, 
         raise WeightsError(_mismatch(model, missing, left_over))
 
 
-def _mismatch(model: Detector, missing: list[str], left_over: list[str]) -> str:
+def _mismatch(model: Network, missing: list[str], left_over: list[str]) -> str:
     return (
         f"these are not weights of {model.table.name}: "
         f"{_first(missing)} missing, {_first(left_over)} left over; choose the model that they belong to"
@@ -195,7 +195,7 @@ def _first(names: list[str]) -> str:
     return f"{len(names)} ({shown}{more})" if names else "none"
 
 
-def _check_shapes(model: Detector, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
+def _check_shapes(model: Network, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
     target = model.state_dict()
     wrong = [o for o, ours in names.items() if o in state and state[o].shape != target[ours].shape]
     if not wrong:
@@ -210,7 +210,7 @@ def _check_shapes(model: Detector, names: Mapping[str, str], state: Mapping[str,
     raise WeightsError(_shape_differences(model, wrong, state, names))
 
 
-def _shape_differences(model: Detector, wrong: list[str], state: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
+def _shape_differences(model: Network, wrong: list[str], state: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
     target = model.state_dict()
     shown = "; ".join(
         f"{name}: {tuple(state[name].shape)}, the model has {tuple(target[names[name]].shape)}"
@@ -219,14 +219,14 @@ def _shape_differences(model: Detector, wrong: list[str], state: Mapping[str, Te
     return f"these are not weights of this {model.table.name}: {len(wrong)} tensors differ in shape: {shown}"
 
 
-def _make_implicit_neutral(model: Detector, loaded: set[str]) -> None:
+def _make_implicit_neutral(model: Network, loaded: set[str]) -> None:
     for name, neutral in (("add", 0.0), ("multiply", 1.0)):
         for level, module in enumerate(getattr(model.head, name)):
             if f"head.{name}.{level}.value" not in loaded:
                 module.value.fill_(neutral)
 
 
-def _take_anchors(model: Detector, state: Mapping[str, Tensor], prefix: str) -> bool:
+def _take_anchors(model: Network, state: Mapping[str, Tensor], prefix: str) -> bool:
     """Take over the published anchors, kept in cells (``anchors``) or in pixels (``anchor_grid``)."""
     if f"{prefix}.anchor_grid" in state:
         anchors = state[f"{prefix}.anchor_grid"].float()

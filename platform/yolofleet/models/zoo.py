@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models.reparameterize import reparameterized
 from yolofleet.models.scaling import scaled
 from yolofleet.specs.base import SpecError

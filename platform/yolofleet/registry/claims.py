@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from yolofleet.errors import UserError
-from yolofleet.registry.forms import FORM_TOLERANCE, FormError, onnx_comparison, training_form_difference
+from yolofleet.core.errors import UserError
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
-from yolofleet.registry.proof import DETECTIONS_NAME, LINEAGE_FOLDER, REPORT_NAME, Latency, Proof, file_digests
+from yolofleet.registry.proof import (
+    DETECTIONS_NAME,
+    FORM_TOLERANCE,
+    LINEAGE_FOLDER,
+    REPORT_NAME,
+    FormError,
+    Latency,
+    Proof,
+    file_digests,
+    onnx_comparison,
+    training_form_difference,
+)
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
-from yolofleet.training.initial import CARD_NAME, TRAINING_FORM
+from yolofleet.training.setup.pretrained import CARD_NAME, TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
@@ -192,7 +202,7 @@ def _tag(value: str | None) -> str:
 
 def latency_note(recorded: Latency, here: Latency) -> Claim:
     """Tell the latency here and where the version was registered; they need not agree."""
-    detail = f"{here.milliseconds:.1f} ms for a picture of {here.image_size} px on {here.device} here"
+    detail = f"{here.milliseconds:.1f} ms for an image of {here.image_size} px on {here.device} here"
     there = f"{recorded.milliseconds:.1f} ms on {recorded.device} where it was registered"
     return Claim("latency", "note", f"{detail}; {there}")
 

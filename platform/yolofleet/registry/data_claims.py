@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.registry.claims import Claim, result_of
-from yolofleet.registry.judgement import Judged, judge, read_detections
+from yolofleet.registry.evaluation_record import Judged, judge, read_detections
 from yolofleet.registry.proof import DETECTIONS_NAME, Proof
 from yolofleet.storage import StorageError
 

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from yolofleet import __version__
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pinned
 from yolofleet.registry.proof import Background, write_background, write_proof
 
@@ -127,7 +127,7 @@ def write_version(
             code_paths=[str(package)],
             pip_requirements=list(pinned(_imports(content))),
             signature=_signature(),
-            input_example=[_example_picture()],
+            input_example=[_example_image()],
             model_config=dict(DEFAULT_CONFIG),
             metadata={"yolofleet_version": __version__, "yolofleet_digest": content.digest},
             mlflow_model=Model(run_id=run_id, model_id=model_id),
@@ -142,17 +142,17 @@ def write_version(
 
 def _imports(content: VersionContent) -> frozenset[str]:
     """Return the third-party packages that the version will import."""
-    from yolofleet.export.onnx_session import OnnxNetwork
+    from yolofleet.export.runtime import OnnxNetwork
 
     in_torch = not isinstance(content.loaded.network, OnnxNetwork)
     return content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
 
 
 def _signature() -> ModelSignature:
-    """Return the signature: a list of pictures in, a list of records per picture out.
+    """Return the signature: a list of images in, a list of records per image out.
 
-    MLflow squeezes every input into a table before it looks at its types, which no picture array survives. A signature
-    that is marked as coming from type hints leaves that check to the model, and ours checks each picture.
+    MLflow squeezes every input into a table before it looks at its types, which no image array survives. A signature
+    that is marked as coming from type hints leaves that check to the model, and ours checks each image.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, Map, Schema
@@ -162,8 +162,8 @@ def _signature() -> ModelSignature:
     return signature
 
 
-def _example_picture() -> str:
-    """Return a small picture as base64 text, as a request to the served model holds it."""
+def _example_image() -> str:
+    """Return a small image as base64 text, as a request to the served model holds it."""
     from PIL import Image
 
     buffer = io.BytesIO()

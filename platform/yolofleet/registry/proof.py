@@ -3,30 +3,98 @@
 It names every file of the version by its digest, what the detector was worth and on which data, how far its forms lie
 apart, and under which code and packages that was found. Its own digest is a tag of the version, in MLflow's database:
 who can change the files of a version cannot change that, and who holds the digest on paper needs to trust neither.
+
+The forms of one detector, compared on random images: as trained, as deployed, as ONNX Runtime runs it.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolofleet.core.errors import UserError
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.detector import Detector
+    from yolofleet.export.prediction_comparison import Comparison
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from yolofleet import __version__
-from yolofleet.registry.forms import FormError, onnx_comparison, training_form_difference
-from yolofleet.registry.judgement import Judged, Judgement, Sha256, write_detections
+from yolofleet.registry.evaluation_record import Judged, Judgement, Sha256, write_detections
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
 from yolofleet.tracking.run_directory import utc_now
-from yolofleet.training.initial import TRAINING_FORM
+from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
+
+FORM_TOLERANCE = 1e-4
+"""Largest difference of raw predictions between training form and deployed form, as a share of their range."""
+
+
+class FormError(UserError):
+    """Two forms of a detector cannot be compared here."""
+
+
+def training_form_difference(folder: Path, detector: Detector) -> float:
+    """Return by how much the deployed weights of a package differ from its training form, as a share of the range.
+
+    Args:
+        folder: The detector package; it holds the training form.
+        detector: The package, loaded.
+
+    Raises:
+        UserError: The training form cannot be read, is not this model's, or computes something else.
+    """
+    from yolofleet.models import build_model
+    from yolofleet.models.deployment import prove, random_images
+    from yolofleet.models.weights import read_checkpoint
+    from yolofleet.training.checkpoint.run_state import load_strictly
+    from yolofleet.training.setup.pretrained import TRAINING_FORM
+
+    model = build_model(detector.card.model, len(detector.card.classes))
+    state = read_checkpoint(folder / TRAINING_FORM)
+    load_strictly(model, {name: state[name] for name in state if not name.endswith("num_batches_tracked")})
+    model.to(detector.device).eval()
+    return prove(model, detector.model, random_images(detector.model), FORM_TOLERANCE)
+
+
+def onnx_comparison(path: Path, detector: Detector) -> Comparison:
+    """Run an ONNX file beside torch, with suppression inside or without.
+
+    Args:
+        path: A file that `yolofleet export` made of this detector.
+        detector: The same detector in torch.
+
+    Raises:
+        FormError: It cannot be compared: it is quantised, or onnxruntime is not installed.
+        UserError: The file cannot be run, or was made of other weights.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("onnxruntime") is None:
+        raise FormError("onnxruntime is not installed; pip install 'yolofleet[export]'")
+    from yolofleet.export.runtime import OnnxNetwork
+    from yolofleet.export.settings import InputShape, Thresholds
+    from yolofleet.export.verification import noise, verify
+
+    card = OnnxNetwork(path).card
+    if card.weights_sha256 != detector.card.weights_sha256:
+        raise UserError(f"{path.name} was made of other weights ({card.weights_sha256[:12]}...): export it again")
+    if card.quantized:
+        raise FormError(f"{path.name} is quantised: its AP tells what it is worth, not its numbers")
+    shape = InputShape(batch=1, image_size=card.image_size, dynamic=card.dynamic)
+    thresholds = Thresholds(**card.suppression.model_dump()) if card.suppression is not None else None
+    return verify(path, "onnx", detector, thresholds, noise(shape, max(card.strides)))
+
 
 PROOF_NAME = "proof.json"
 DETECTIONS_NAME = "evaluation/detections.safetensors"
@@ -38,17 +106,17 @@ LATENCY_WARM_UP, LATENCY_REPETITIONS = 2, 10
 
 
 class Latency(Spec):
-    """How long one picture took where the version was registered: a note, for no other machine has to agree."""
+    """How long one image took where the version was registered: a note, for no other machine has to agree."""
 
     milliseconds: float
-    """Median of single square pictures."""
+    """Median of single square images."""
     image_size: int
     device: str
     num_threads: int
 
 
 class OnnxDifference(Spec):
-    """The largest differences between torch and ONNX Runtime on random pictures."""
+    """The largest differences between torch and ONNX Runtime on random images."""
 
     box_pixels: float
     """In pixels of the network's input."""
@@ -195,10 +263,10 @@ def installed_packages(requirements: list[str]) -> dict[str, str]:
 
 
 def measured_latency(detector: Detector) -> Latency:
-    """Measure how long the detector takes for one picture, on its device."""
+    """Measure how long the detector takes for one image, on its device."""
     import torch
 
-    from yolofleet.evaluation.latency import median_milliseconds
+    from yolofleet.evaluation.detector import median_milliseconds
 
     size = detector.card.image_size
     found = median_milliseconds(

@@ -9,15 +9,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from yolofleet.registry.champions import reigns
-from yolofleet.registry.model_tags import ModelTags
+from yolofleet.registry.alias_history import reigns
 from yolofleet.registry.package import collect_content, write_version
 from yolofleet.registry.proof import PROOF_NAME, Background, file_sha256
-from yolofleet.registry.run_background import run_background
+from yolofleet.registry.release import run_background
 from yolofleet.registry.versions import (
     CANDIDATE,
     DIGEST_TAG,
     PROOF_TAG,
+    ModelTags,
     RegistryError,
     Version,
     check_alias,
@@ -34,7 +34,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from yolofleet.registry.judgement import Judged
+    from yolofleet.registry.evaluation_record import Judged
 
 LOGGED_MODEL_NAME = "detector"
 MODEL_TYPE = "object-detector"

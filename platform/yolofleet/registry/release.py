@@ -2,28 +2,121 @@
 
 Every step leaves its result in the run directory and is repeated without harm, so a release that was interrupted is
 finished by the next start of the same command.
+
+What a run directory knows of its model beside the package: judgement, detections, manifests, facts.
+
+report/judgement.json        what the released weights are worth, and on which data
+report/detections.json       every box, as a COCO result file
+report/index.html            the evaluation report, one page with its images inside
+lineage/train.json, val.json the manifests of the data, as they were when the model was released
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import tempfile
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.errors import UserError
+from yolofleet.evaluation.detections import Detections
+from yolofleet.registry.evaluation_record import Judged, Judgement
+from yolofleet.registry.proof import LINEAGE_FOLDER
+from yolofleet.specs.document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
+    from yolofleet.data.dataset import ShardDataset
+import tempfile
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolofleet.core.errors import UserError
+
+if TYPE_CHECKING:
     from yolofleet.evaluation.evaluate import EvaluationResult
-    from yolofleet.models.detector import Detector
+    from yolofleet.models.network import Network
     from yolofleet.specs.job import JobSpec
-    from yolofleet.training.preflight import Readiness
+    from yolofleet.training.setup.preflight import Readiness
+
+JUDGEMENT_KEY = "report/judgement.json"
+DETECTIONS_KEY = "report/detections.json"
+PAGE_KEY = "report/index.html"
+
+
+def keep_background(run: RunDirectory, judged: Judged, *, train: ShardDataset, val: ShardDataset) -> None:
+    """Keep in the run directory what a later registration needs, whatever becomes of the data."""
+    for part, dataset in (("train", train), ("val", val)):
+        run.storage.put(_manifest_key(part), dataset.manifest.to_bytes())
+    run.record_facts(data_url={"train": train.storage.url, "val": val.storage.url})
+    run.storage.put(DETECTIONS_KEY, json.dumps(judged.detections.records()).encode())
+    run.storage.put(JUDGEMENT_KEY, json.dumps(judged.judgement.model_dump(mode="json"), indent=1).encode() + b"\n")
+
+
+@dataclass(frozen=True)
+class RunBackground:
+    """What a run knows of its model.
+
+    Attributes:
+        evidence: Its facts, where it lies, and its job.
+        judged: What the model is worth; None where the run was released without a judgement.
+        manifests: The manifests of its data, by ``train`` and ``val``.
+        report: The page of its evaluation report, where there is one.
+    """
+
+    evidence: dict[str, Any]
+    judged: Judged | None
+    manifests: dict[str, bytes]
+    report: bytes | None
+
+
+def run_background(run: RunDirectory) -> RunBackground:
+    """Return what a run directory knows of its model.
+
+    Raises:
+        UserError: A file of it is damaged.
+    """
+    job_text = run.job_text() or ""
+    evidence = {
+        **run.facts(),
+        "run_directory": run.url,
+        "job_sha256": hashlib.sha256(job_text.encode()).hexdigest(),
+        "job": parse_yaml(job_text, source=f"{run.url}/job.yaml"),
+    }
+    found = {part: _read(run, _manifest_key(part)) for part in ("train", "val")}
+    return RunBackground(
+        evidence=evidence,
+        judged=_judged(run),
+        manifests={part: manifest for part, manifest in found.items() if manifest is not None},
+        report=_read(run, PAGE_KEY),
+    )
+
+
+def _judged(run: RunDirectory) -> Judged | None:
+    judgement, detections = _read(run, JUDGEMENT_KEY), _read(run, DETECTIONS_KEY)
+    if judgement is None or detections is None:
+        return None
+    records: list[dict[str, Any]] = json.loads(detections)
+    return Judged(
+        Judgement.parse(json.loads(judgement), source=f"{run.url}/{JUDGEMENT_KEY}"),
+        Detections.from_records(records, source=f"{run.url}/{DETECTIONS_KEY}"),
+    )
+
+
+def _manifest_key(part: str) -> str:
+    return f"{LINEAGE_FOLDER}/{part}.json"
+
+
+def _read(run: RunDirectory, key: str) -> bytes | None:
+    try:
+        return run.storage.get(key)
+    except ObjectNotFoundError:
+        return None
+
 
 RECORD_KEY = "report/release.json"
-NUM_PICTURES = 8
+NUM_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +130,7 @@ class Release:
         figures: The twelve COCO figures of the deployed form.
         model: ``models:/NAME/VERSION``, or None where no registration was asked for.
         report: The page of the report.
-        pictures: The folder of sample pictures.
+        images: The folder of sample images.
         mlflow: The MLflow store, or None.
         skipped: What could not be read, of "training" and of "validation" (see ``training.skips``).
         anchors: Whose anchors it was trained with, and which share of the training boxes they reach.
@@ -49,7 +142,7 @@ class Release:
     figures: dict[str, float | None]
     model: str | None
     report: str
-    pictures: str
+    images: str
     mlflow: str | None
     skipped: dict[str, Any] = field(default_factory=dict)
     anchors: str = "model"
@@ -58,9 +151,11 @@ class Release:
 def release_record(run: RunDirectory) -> Release | None:
     """Return what an earlier release left, or None."""
     try:
-        return Release(**json.loads(run.storage.get(RECORD_KEY)))
+        document = json.loads(run.storage.get(RECORD_KEY))
     except ObjectNotFoundError:
         return None
+    document["images"] = document.pop("pictures", None) or document["images"]  # the key of older releases
+    return Release(**document)
 
 
 def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release:
@@ -73,13 +168,12 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.evaluation.evaluate import evaluate
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
-    from yolofleet.registry.judgement import JudgingSettings, judged
+    from yolofleet.registry.evaluation_record import JudgingSettings, judged
     from yolofleet.registry.register import register_run
-    from yolofleet.registry.run_background import PAGE_KEY, keep_background
-    from yolofleet.training.initial import save_training_form
-    from yolofleet.training.judge import Judge, judged_here
-    from yolofleet.training.process import driver_device
-    from yolofleet.training.skips import read_skipped, skipped_document
+    from yolofleet.training.evaluation.async_evaluation import Judge, judged_here
+    from yolofleet.training.loop.sample_log import read_skipped, skipped_document
+    from yolofleet.training.setup.pretrained import save_training_form
+    from yolofleet.training.supervision.process import driver_device
 
     run = ready.run
     device = driver_device(job)
@@ -121,7 +215,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         figures=dict(result.figures),
         model=version.uri if version is not None else None,
         report=f"{run.url}/{PAGE_KEY}",
-        pictures=f"{run.url}/report/pictures",
+        images=f"{run.url}/report/images",
         mlflow=tracking_uri,
         skipped=skipped,
         anchors=_anchors(run),
@@ -130,13 +224,13 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     return done
 
 
-def _best_average(job: JobSpec, ready: Readiness) -> tuple[Detector, int]:
+def _best_average(job: JobSpec, ready: Readiness) -> tuple[Network, int]:
     """Return the averaged model of the best evaluation, in its training form, and its step."""
     from yolofleet.models import build_model
-    from yolofleet.training.checkpoint import CheckpointStore
-    from yolofleet.training.judgements import best_checkpoint
-    from yolofleet.training.preparation import run_table
-    from yolofleet.training.state import load_strictly
+    from yolofleet.training.checkpoint.run_state import load_strictly
+    from yolofleet.training.checkpoint.store import CheckpointStore
+    from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
+    from yolofleet.training.setup.preparation import run_table
 
     checkpoint = best_checkpoint(ready.run, CheckpointStore(ready.run.storage.child("checkpoints")))
     if checkpoint is None:
@@ -154,10 +248,9 @@ def _anchors(run: RunDirectory) -> str:
 def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int, skipped: dict[str, Any]) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
-    from yolofleet.registry.run_background import PAGE_KEY
-    from yolofleet.training.skips import described_skips
+    from yolofleet.training.loop.sample_log import described_skips
 
-    pictures = draw_samples(ready.val, result.detections, count=NUM_PICTURES)
+    images = draw_samples(ready.val, result.detections, count=NUM_IMAGES)
     facts: dict[str, Any] = {
         "run": ready.run.url,
         "model": job.model.name or job.model.spec,
@@ -170,8 +263,8 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "anchors": _anchors(ready.run),
     }
     history = ready.run.metrics()
-    page = render_report(result, title=f"Run {job.name}", facts=facts, history=history, pictures=pictures)
+    page = render_report(result, title=f"Run {job.name}", facts=facts, history=history, images=images)
     storage = ready.run.storage
     storage.put(PAGE_KEY, page.encode())
-    for number, picture in enumerate(pictures):
-        storage.put(f"report/pictures/{number:02d}.jpg", picture.jpeg)
+    for number, image in enumerate(images):
+        storage.put(f"report/images/{number:02d}.jpg", image.jpeg)

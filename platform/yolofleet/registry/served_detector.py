@@ -1,4 +1,10 @@
-"""The detector as MLflow runs it: this module and what it imports travel inside every registered version."""
+"""The detector as MLflow runs it: this module and what it imports travel inside every registered version.
+
+Images by URL, from hosts that the operator of a server has named, and from no others.
+
+A server that fetches what a stranger names can be made to look at the network behind it. So there is a list of hosts,
+empty by default; a redirection is not followed, and size and time are bounded.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +12,89 @@ import base64
 import binascii
 import os
 import threading
+import time
 from collections.abc import Iterable, Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 import numpy as np
 import torch
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
-from yolofleet.evaluation.pictures import PictureError
+from yolofleet.evaluation.images import ImageReadError
 from yolofleet.export.runtime import load_detector
-from yolofleet.registry.picture_urls import HOSTS_VARIABLE, SCHEMES, fetch_picture, named_hosts
+
+HOSTS_VARIABLE = "YOLOFLEET_URL_HOSTS"
+"""Hosts, separated by commas, each with its port if that is not the scheme's own."""
+SCHEMES = ("http://", "https://")
+MOST_BYTES = 64 << 20
+TIMEOUT_SECONDS = 10.0
+BLOCK_BYTES = 1 << 16
+
+
+def named_hosts(text: str) -> frozenset[str]:
+    """Return the hosts of a list separated by commas."""
+    return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
+
+
+def fetch_image(url: str, hosts: frozenset[str]) -> bytes:
+    """Fetch an image.
+
+    Args:
+        url: http or https.
+        hosts: the hosts that may be asked.
+
+    Raises:
+        ImageReadError: The host is none of them, it does not answer in time, or with something too large.
+    """
+    shown = url[:200]
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
+    except ValueError as error:
+        raise ImageReadError(f"{shown!r} is no URL: {error}") from error
+    if not hosts:
+        raise ImageReadError(f"images by URL are switched off; {HOSTS_VARIABLE} names the hosts that may be asked")
+    if parts.username is not None or host not in hosts:
+        raise ImageReadError(f"{shown!r}: images are fetched from {', '.join(sorted(hosts))} only")
+    give_up = time.monotonic() + TIMEOUT_SECONDS
+    opener = build_opener(_NoRedirection)
+    data = bytearray()
+    try:
+        with opener.open(Request(url, headers={"User-Agent": "yolofleet"}), timeout=TIMEOUT_SECONDS) as answer:
+            while block := answer.read1(BLOCK_BYTES):
+                data += block
+                if len(data) > MOST_BYTES:
+                    raise ImageReadError(f"{shown!r} is larger than {MOST_BYTES:,} bytes")
+                if time.monotonic() > give_up:
+                    raise ImageReadError(f"{shown!r} took longer than {TIMEOUT_SECONDS:.0f} s")
+    except HTTPError as error:
+        raise ImageReadError(f"{shown!r}: the host answers {error.code}") from error
+    except (OSError, HTTPException, ValueError) as error:
+        raise ImageReadError(f"{shown!r} cannot be fetched: {type(error).__name__}") from error
+    return bytes(data)
+
+
+class _NoRedirection(HTTPRedirectHandler):
+    """Take a redirection for the error it is here: it may lead to a host that nobody named."""
+
+    def redirect_request(self, *_: Any) -> None:
+        """Follow nothing."""
+        return None
+
 
 DEVICE_KEY = "device"
 URL_HOSTS_KEY = "url_hosts"
 DEFAULT_CONFIG: Mapping[str, str] = {DEVICE_KEY: "auto", URL_HOSTS_KEY: ""}
-"""``auto`` takes a GPU where there is one; no host may be asked for pictures. Change it with
+"""``auto`` takes a GPU where there is one; no host may be asked for images. Change it with
 ``load_model(..., model_config={"device": "cpu"})``; the environment variable YOLOFLEET_URL_HOSTS goes before."""
-MOST_PICTURES = 256
+MOST_IMAGES = 256
 """In one request over HTTP."""
 ERROR_KEY = "error"
 SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
@@ -35,7 +104,7 @@ SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 class RefusedRequest(MlflowException):  # type: ignore[misc]  # mlflow ships no types
     """A request that cannot be answered; the client gets status 400 and this message.
 
-    MLflow's scoring server puts the whole request before the message of an error, megabytes of pictures; and for errors
+    MLflow's scoring server puts the whole request before the message of an error, megabytes of images; and for errors
     of another type it sends a stack trace. This one keeps its message.
     """
 
@@ -61,60 +130,60 @@ class ServedDetector:
 
         Args:
             detector: What predicts.
-            url_hosts: Hosts that may be asked for pictures.
+            url_hosts: Hosts that may be asked for images.
         """
         self._detector = detector
         self._url_hosts = url_hosts
         self._turn = threading.Lock()  # one prediction uses all cores; several at once would only hinder each other
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
-        """Return what is in each picture.
+        """Return what is in each image.
 
         Args:
-            model_input: One picture, a list of pictures, an array (B, H, W, 3) or a table with one column. A picture is
+            model_input: One image, a list of images, an array (B, H, W, 3) or a table with one column. An image is
                 the bytes of a file, base64 text of them, an array (H, W, 3) uint8 RGB, a URL of a host that is
                 allowed, or a path (not over HTTP, where a path would let a stranger look at the server's files).
             params: Not used; MLflow hands it over.
 
         Returns:
-            Per picture, best first: category_id, category_name, bbox [x, y, width, height] in pixels, score. A picture
+            Per image, best first: category_id, category_name, bbox [x, y, width, height] in pixels, score. An image
             that cannot be read among others that can has one record in its place that holds only ``error``.
 
         Raises:
-            PictureError: None of the pictures can be read.
-            RefusedRequest: The same, over HTTP; or there is no picture, or there are too many.
+            ImageReadError: None of the images can be read.
+            RefusedRequest: The same, over HTTP; or there is no image, or there are too many.
         """
         if os.environ.get(SERVING_VARIABLE, "").lower() not in ("true", "1"):
             return self._found(listed(model_input), over_http=False)
         try:
-            pictures = listed(model_input)
-            if not 1 <= len(pictures) <= MOST_PICTURES:
-                raise PictureError(f"a request holds 1 to {MOST_PICTURES} pictures, this one {len(pictures)}")
-            return self._found(pictures, over_http=True)
+            images = listed(model_input)
+            if not 1 <= len(images) <= MOST_IMAGES:
+                raise ImageReadError(f"a request holds 1 to {MOST_IMAGES} images, this one {len(images)}")
+            return self._found(images, over_http=True)
         except UserError as error:
             raise RefusedRequest(str(error)) from None
 
-    def _found(self, pictures: list[Any], *, over_http: bool) -> list[list[dict[str, Any]]]:
+    def _found(self, images: list[Any], *, over_http: bool) -> list[list[dict[str, Any]]]:
         contents: list[Any] = []
-        problems: dict[int, PictureError] = {}
-        for place, picture in enumerate(pictures):
+        problems: dict[int, ImageReadError] = {}
+        for place, image in enumerate(images):
             try:
-                contents.append(self._content(picture, over_http=over_http))
-            except PictureError as error:
+                contents.append(self._content(image, over_http=over_http))
+            except ImageReadError as error:
                 problems[place] = error
         with self._turn:
             answers = iter(self._detector.predict_each(contents))
-        found = [problems.get(place) or next(answers) for place in range(len(pictures))]
-        errors = [answer for answer in found if isinstance(answer, PictureError)]
+        found = [problems.get(place) or next(answers) for place in range(len(images))]
+        errors = [answer for answer in found if isinstance(answer, ImageReadError)]
         if errors and len(errors) == len(found):
             raise errors[0]
-        return [[{ERROR_KEY: str(answer)}] if isinstance(answer, PictureError) else answer for answer in found]
+        return [[{ERROR_KEY: str(answer)}] if isinstance(answer, ImageReadError) else answer for answer in found]
 
-    def _content(self, picture: Any, *, over_http: bool) -> Any:
-        """Return a picture with URLs fetched, and over HTTP with text decoded."""
-        if isinstance(picture, str) and picture.startswith(SCHEMES):
-            return fetch_picture(picture, self._url_hosts)
-        return content_only(picture) if over_http else picture
+    def _content(self, image: Any, *, over_http: bool) -> Any:
+        """Return an image with URLs fetched, and over HTTP with text decoded."""
+        if isinstance(image, str) and image.startswith(SCHEMES):
+            return fetch_image(image, self._url_hosts)
+        return content_only(image) if over_http else image
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedDetector:
@@ -127,38 +196,38 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
 
 
 def listed(model_input: Any) -> list[Any]:
-    """Return the pictures of MLflow's input, whatever it came in, as a list.
+    """Return the images of MLflow's input, whatever it came in, as a list.
 
     Raises:
-        PictureError: A table has several columns, or it is nothing that holds pictures.
+        ImageReadError: A table has several columns, or it is nothing that holds images.
     """
     columns = getattr(model_input, "columns", None)
     if columns is not None:  # a pandas table
         if len(columns) != 1:
-            raise PictureError(f"a table of pictures has one column, this one has {len(columns)}: {list(columns)[:5]}")
+            raise ImageReadError(f"a table of images has one column, this one has {len(columns)}: {list(columns)[:5]}")
         return list(model_input.iloc[:, 0])
     if isinstance(model_input, np.ndarray):
-        is_picture = model_input.ndim in (2, 3) and model_input.dtype == np.uint8
-        return [model_input] if is_picture else list(np.atleast_1d(model_input))
+        is_image = model_input.ndim in (2, 3) and model_input.dtype == np.uint8
+        return [model_input] if is_image else list(np.atleast_1d(model_input))
     if isinstance(model_input, str | bytes | bytearray | Path):
         return [model_input]
     if not isinstance(model_input, Iterable):
-        raise PictureError(f"pictures come as a list, not as {type(model_input).__name__}")
+        raise ImageReadError(f"images come as a list, not as {type(model_input).__name__}")
     return list(model_input)
 
 
-def content_only(picture: Any) -> Any:
-    """Return the picture with text decoded from base64, so that no text is ever taken for a path.
+def content_only(image: Any) -> Any:
+    """Return the image with text decoded from base64, so that no text is ever taken for a path.
 
     Raises:
-        PictureError: The text is not base64.
+        ImageReadError: The text is not base64.
     """
-    if not isinstance(picture, str):
-        return picture
-    header, comma, body = picture.rpartition(",")
+    if not isinstance(image, str):
+        return image
+    header, comma, body = image.rpartition(",")
     if comma and not (header.startswith("data:") and header.endswith(";base64")):
-        raise PictureError(f"a picture is sent as base64 text or as a data URL of it, not {picture[:60]!r}")
+        raise ImageReadError(f"an image is sent as base64 text or as a data URL of it, not {image[:60]!r}")
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(f"a picture is sent as base64 text; {picture[:60]!r} is not ({error})") from error
+        raise ImageReadError(f"an image is sent as base64 text; {image[:60]!r} is not ({error})") from error

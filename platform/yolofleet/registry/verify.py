@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.registry.claims import (
     Claim,
     code_claim,
@@ -25,7 +25,7 @@ from yolofleet.registry.claims import (
     tags_claim,
 )
 from yolofleet.registry.data_claims import ap_claim, data_claim, detections_claim
-from yolofleet.registry.judgement import Judged
+from yolofleet.registry.evaluation_record import Judged
 from yolofleet.registry.package import DETECTOR_FOLDER
 from yolofleet.registry.proof import PROOF_NAME, Latency, Proof, file_sha256, measured_latency, read_proof
 from yolofleet.registry.version_files import version_files
@@ -172,8 +172,7 @@ def _loads(folder: Path, device: torch.device | str) -> tuple[Claim, Detector | 
 
 def _in_onnx_runtime(folder: Path) -> Detector | None:
     """Return the detector as it predicts on CPUs, if it does so in ONNX Runtime."""
-    from yolofleet.export.onnx_session import OnnxNetwork
-    from yolofleet.export.runtime import NETWORK_NAME, load_detector
+    from yolofleet.export.runtime import NETWORK_NAME, OnnxNetwork, load_detector
 
     if not (folder / DETECTOR_FOLDER / NETWORK_NAME).is_file():
         return None

@@ -1,4 +1,4 @@
-"""The two pictures of a search, as inline SVG: objectives against each other, and all parameters side by side."""
+"""The two images of a search, as inline SVG: objectives against each other, and all parameters side by side."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ trials.jsonl                          the record (yolofleet.search.trials)
 trials/NUMBER/                        the run directory of each trial
 report/                               the results
 best.yaml                             the best job, ready to train
+
+Bringing MLflow level with a search now, from its directory alone.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ from typing import Any
 
 import yaml
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
+from yolofleet.search.space import Space
 from yolofleet.search.trials import Trials
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import ObjectNotFoundError, Storage
-from yolofleet.storage.holder import Token
+from yolofleet.storage.lock_record import Token
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
+from yolofleet.tracking.mirror import forget
+from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors
 from yolofleet.tracking.run_directory import RunDirectory, utc_now
-from yolofleet.tracking.search_mirror import TrialRun
+from yolofleet.tracking.search_mirror import SearchMirror, TrialRun
 
 SEARCH_KEY = "search.yaml"
 BEST_KEY = "best.yaml"
@@ -129,3 +134,27 @@ class SearchDirectory(RunDirectory):
 
 def _lasting(spec: SearchSpec) -> dict[str, Any]:
     return {key: value for key, value in spec.document().items() if key not in CHANGEABLE_KEYS}
+
+
+def sync_search(directory: SearchDirectory, given: str | None, *, rebuild: bool) -> str:
+    """Send to MLflow what it lacks of a search and its trials, and return the parent run's id.
+
+    Args:
+        directory: The search; it is only read.
+        given: The tracking URI; the base job's unless given.
+        rebuild: Delete the runs in MLflow first and send everything anew.
+
+    Raises:
+        UserError: No tracking URI is known, or nothing answers there.
+    """
+    job = Space(directory.spec(), source=directory.url).base_job
+    uri = given or job.tracking.uri or default_tracking_uri(directory.url.rstrip("/").rpartition("/")[0])
+    if uri is None:
+        raise UserError(f"{directory.url}: its job names no tracking.uri; give one with --tracking-uri")
+    check_reachable(uri)
+    with mlflow_errors(uri):
+        if rebuild:
+            for run in (directory, *(trial.run for trial in directory.trial_runs().values())):
+                if run.exists():
+                    forget(run, uri, job.tracking.experiment)
+        return SearchMirror(directory, directory.trial_runs, uri, job.tracking.experiment).sync()

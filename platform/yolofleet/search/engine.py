@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-from yolofleet.errors import WorkError
-from yolofleet.search.halving import Halving
-from yolofleet.search.population import Population
+from yolofleet.core.errors import WorkError
+from yolofleet.search.schedulers import Halving, Population
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Values
 from yolofleet.search.trials import Measurement, Trial, Trials

@@ -2,6 +2,8 @@
 
 Profiling is shape arithmetic (`yolofleet.models.profile`): about a millisecond a candidate, and candidates that share
 a model and an image size share the work. Latency alone is measured, on the deployed form, when a space asks for it.
+
+Latency of a candidate's deployed form, measured on this process's device: batch 1, median of single images.
 """
 
 from __future__ import annotations
@@ -11,14 +13,38 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.models.memory import STRATEGIES, training_memory
 from yolofleet.models.profile import cost
 from yolofleet.models.wiring import wire
 from yolofleet.search.space import Parameters, Space, Values
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search_parts import Limit
-from yolofleet.training.model import trained_table
+from yolofleet.training.setup.builders import trained_table
+
+WARM_UP = 5
+REPETITIONS = 20
+
+
+def measure_on(name: str) -> Callable[[JobSpec, int], float]:
+    """Return what measures a job's model in milliseconds, with fresh weights: they do not change its speed.
+
+    Raises:
+        UserError: There is no such device here.
+    """
+    from yolofleet.evaluation.detector import chosen_device
+
+    device = chosen_device(name, "latency_device")
+
+    def measure(job: JobSpec, num_classes: int) -> float:
+        from yolofleet.evaluation.detector import median_milliseconds
+        from yolofleet.models import build_model
+
+        model = build_model(job.model, num_classes, deployed=True).eval().to(device)
+        return median_milliseconds(model, job.data.image_size, device, warm_up=WARM_UP, repetitions=REPETITIONS)
+
+    return measure
+
 
 TRAINING_PASSES = 3
 """A training step costs about three forward passes: one forward, two backward (input and weight gradients)."""

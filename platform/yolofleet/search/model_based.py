@@ -18,8 +18,7 @@ from yolofleet.search.feasibility import Screened
 from yolofleet.search.gaussian_process import GaussianProcess, fit
 from yolofleet.search.history import History, Observation
 from yolofleet.search.pareto import front
-from yolofleet.search.samples import pool
-from yolofleet.search.space import Parameters, Values, key_of
+from yolofleet.search.space import Parameters, Values, key_of, pool
 from yolofleet.specs.search_parts import Objective
 
 Array = NDArray[np.float64]

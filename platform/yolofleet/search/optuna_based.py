@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.search.history import History, Observation
 from yolofleet.search.space import Parameters, Values, is_there
 from yolofleet.specs.parameters import Parameter

@@ -1,4 +1,4 @@
-"""The report of a search: one page, its pictures as files, the results as JSON, and the best job.
+"""The report of a search: one page, its images as files, the results as JSON, and the best job.
 
 All of it is made from the record; making it again replaces it.
 """
@@ -18,9 +18,8 @@ from yolofleet.evaluation.report import STYLE
 from yolofleet.search.charts import Axis, Dot, parallel_coordinates, scatter
 from yolofleet.search.directory import BEST_KEY, SearchDirectory
 from yolofleet.search.ranking import best_first
-from yolofleet.search.results import AP, Entry, Results, load_results
+from yolofleet.search.results import AP, Entry, Results, described, entry_rows, load_results, short
 from yolofleet.search.space import Space
-from yolofleet.search.text import described, entry_rows, short
 from yolofleet.specs.document import parse_yaml
 
 PAGE_KEY = "report/index.html"
@@ -102,7 +101,7 @@ def pareto_chart(results: Results) -> str:
         return Dot(x=entry.figures["gflops"], y=value, name=name, label=label)
 
     numbers = results.front
-    if len(results.spec.objectives) == 1:  # the picture has two axes, whatever was asked for
+    if len(results.spec.objectives) == 1:  # the image has two axes, whatever was asked for
         from yolofleet.search.pareto import front
 
         points = np.array([[entry.value(metric) or 0.0, -entry.figures["gflops"]] for entry in done])

@@ -11,14 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from yolofleet.errors import WorkError
+from yolofleet.core.errors import WorkError
 from yolofleet.search import history as record
 from yolofleet.search.feasibility import Screened
 from yolofleet.search.history import History, Observation
 from yolofleet.search.model_based import ModelBased
 from yolofleet.search.optuna_based import OptunaBased
-from yolofleet.search.samples import even_point, random_point
-from yolofleet.search.space import Parameters, Values, key_of
+from yolofleet.search.space import Parameters, Values, even_point, key_of, random_point
 from yolofleet.specs.search_parts import AlgorithmSpec, Limit, Objective
 
 MOST_DRAWS = 20_000

@@ -1,30 +1,63 @@
-"""A search put together: its space, data, record, searcher, schedule and engine."""
+"""A search put together: its space, data, record, searcher, schedule and engine.
+
+Which metrics a trial of this platform reports, so that a wrong name is told before anything trains.
+"""
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.errors import UserError
-from yolofleet.search.cloning import clone_checkpoint
+from yolofleet.evaluation.average_precision import FIGURE_NAMES
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import COMPLETED, Engine, Leg
 from yolofleet.search.feasibility import Screen, check_feasible
-from yolofleet.search.halving import Halving
-from yolofleet.search.initial import with_kept_weights
-from yolofleet.search.metrics import check_metrics
-from yolofleet.search.population import Population, check_changeable
 from yolofleet.search.ranking import best_first
-from yolofleet.search.samples import even_point
+from yolofleet.search.schedulers import Halving, Population, check_changeable
 from yolofleet.search.searcher import Searcher
-from yolofleet.search.space import Space
+from yolofleet.search.space import Space, even_point
+from yolofleet.search.trial_segment import clone_checkpoint, with_kept_weights
 from yolofleet.search.trials import Row, Trial, Trials
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.search_parts import Figure
-from yolofleet.training.input import open_dataset
+from yolofleet.training.setup.builders import open_dataset
+
+TRAINING_METRICS = ("loss", "loss_box", "loss_objectness", "loss_classification", "samples_per_second")
+
+
+def reported_metrics() -> tuple[str, ...]:
+    """Return the metrics that a trial reports."""
+    return (*(f"val_{name}" for name in FIGURE_NAMES), *TRAINING_METRICS)
+
+
+def check_metrics(spec: SearchSpec, *, source: str) -> None:
+    """Refuse an objective that no trial ever reports.
+
+    Raises:
+        UserError: Names the objective, the nearest metric, and all there are.
+    """
+    measured = reported_metrics()
+    known = (*measured, *get_args(Figure))
+    for objective in spec.objectives:
+        if objective.metric in known:
+            continue
+        near = difflib.get_close_matches(objective.metric, known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(
+            f"{source}: objectives: no trial reports '{objective.metric}'; {hint}Reported: {', '.join(measured)}; "
+            f"known beforehand: {', '.join(get_args(Figure))}"
+        )
+    if not any(objective.metric in measured for objective in spec.objectives):
+        raise UserError(
+            f"{source}: objectives: all are known without training, so nothing needs to be searched; "
+            "'yolofleet models list' shows them. Add one that is measured, e.g. val_AP"
+        )
+
 
 POINTS_LOOKED_AT = 256
 """Candidates profiled before the start, to see that some meet the limits and what they cost."""
@@ -67,7 +100,7 @@ class Session:
         train = open_dataset(job.data, job.data.train)
         measure = None
         if spec.latency_device is not None:
-            from yolofleet.search.latency import measure_on
+            from yolofleet.search.feasibility import measure_on
 
             measure = measure_on(spec.latency_device)
         screen = Screen(space, num_classes=len(train.classes), num_samples=len(train), measure_latency=measure)

@@ -1,4 +1,7 @@
-"""The base of every spec: frozen, strict, unknown keys refused, errors that a user can act on."""
+"""The base of every spec: frozen, strict, unknown keys refused, errors that a user can act on.
+
+Values that specs hold: numbers of things, sizes in bytes, URLs without secrets.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,14 @@ import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import pydantic
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from yolofleet.errors import UserError
-from yolofleet.redaction import without_passwords
+from yolofleet.core.byte_sizes import parse_bytes
+from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import holds_password, without_passwords
 from yolofleet.specs.document import apply_overrides, read_yaml
 
 MOST_ERRORS_SHOWN = 8
@@ -122,3 +126,31 @@ def _model_within(annotation: Any) -> type[BaseModel] | None:
 def _shown(value: Any) -> str:
     text = without_passwords(json.dumps(value, default=str))
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _read_bytes(value: Any) -> Any:
+    """Read sizes such as ``200GB``; plain numbers are bytes."""
+    return parse_bytes(value) if isinstance(value, str) else value
+
+
+def absolute_url(url: str) -> str:
+    """Return a path as an absolute one, and a URL as it is."""
+    return url if "://" in url else str(Path(url).expanduser().absolute())
+
+
+Count = Annotated[int, Field(ge=1)]
+ByteSize = BeforeValidator(_read_bytes)
+"""Reads ``200GB``."""
+Bytes = Annotated[int, ByteSize, Field(ge=1)]
+
+
+def _without_password(url: str) -> str:
+    if holds_password(url):
+        raise ValueError(
+            "holds a password, and a spec is kept with the run for all to read; leave it out of the URL and give it in "
+            "the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY)"
+        )
+    return url
+
+
+Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]

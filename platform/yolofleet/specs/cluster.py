@@ -6,8 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yolofleet.specs.base import Spec
-from yolofleet.specs.values import Count
+from yolofleet.specs.base import Count, Spec
 
 
 class ClusterSpec(Spec):

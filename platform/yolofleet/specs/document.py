@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 
 
 class DocumentError(UserError):

@@ -9,13 +9,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.assignment import AssignmentSpec
-from yolofleet.specs.base import Spec
+from yolofleet.specs.base import Bytes, Count, Spec, Url, absolute_url
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.hyperparameters import HyperparameterOverrides, Hyperparameters, RecipeName, merged
 from yolofleet.specs.model import ModelChoice
-from yolofleet.specs.values import Bytes, Count, Url, absolute_url
 
 JOB_FORMAT = 1
 

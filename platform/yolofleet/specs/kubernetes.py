@@ -7,8 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from yolofleet.specs.base import Spec
-from yolofleet.specs.values import Bytes, Count
+from yolofleet.specs.base import Bytes, Count, Spec
 
 KUBERNETES_FORMAT = 1
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)

@@ -40,10 +40,10 @@ class ClassFloors(Spec):
 
 
 class LatencyCeiling(Spec):
-    """How long one picture may take on the machine that promotes."""
+    """How long one image may take on the machine that promotes."""
 
     milliseconds: Annotated[float, Field(gt=0)]
-    """Median for a square picture of the version's own input size."""
+    """Median for a square image of the version's own input size."""
 
 
 class ProofGate(Spec):

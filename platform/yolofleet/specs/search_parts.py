@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from yolofleet.specs.base import Spec
-from yolofleet.specs.values import Count, parsed_bytes
+from yolofleet.specs.base import ByteSize, Count, Spec
 
 Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]
 Figure = Literal[
@@ -22,7 +21,7 @@ Figure = Literal[
 ]
 """What is known of a candidate before it trains."""
 
-Size = Annotated[float, BeforeValidator(parsed_bytes)]
+Size = Annotated[float, ByteSize]
 
 
 class Limit(Spec):

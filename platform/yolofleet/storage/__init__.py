@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from yolofleet.redaction import holds_password, without_passwords
+from yolofleet.core.redaction import holds_password, without_passwords
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, checked_key
 

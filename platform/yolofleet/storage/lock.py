@@ -20,8 +20,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
-from yolofleet.errors import UserError, WorkError
-from yolofleet.storage.holder import Holder, Token, key_of, newest_holder, read_holder
+from yolofleet.core.errors import UserError, WorkError
+from yolofleet.storage.lock_record import Holder, Token, key_of, newest_holder, read_holder
 from yolofleet.storage.objects import Storage, StorageError
 
 LEASE_SECONDS = 60.0

@@ -17,17 +17,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from yolofleet.redaction import without_passwords
+from yolofleet.core.redaction import without_passwords
 from yolofleet.storage.objects import (
     ObjectInfo,
     ObjectNotFoundError,
+    Outages,
     Result,
     Storage,
     StorageError,
     checked_key,
     checked_length,
 )
-from yolofleet.storage.outages import Outages
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 20.0

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, Storage
 
 Row = dict[str, Any]

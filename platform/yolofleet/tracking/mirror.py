@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any, Protocol
 
-from yolofleet.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.tracking.mirrored_run import MirroredRun, find_run
 from yolofleet.tracking.mlflow_store import experiment_id, open_client, shown
 from yolofleet.tracking.run_directory import RunDirectory

@@ -2,6 +2,10 @@
 
 MLflow's own defaults wait minutes for a server that is away (seven retries of two minutes each). `open_client` lowers
 them unless the user's environment says otherwise, and `check_reachable` answers within its time whatever happens.
+
+Doing something that may hang, within a time.
+
+Where MLflow keeps the files of runs: whether it can keep one, and give it back.
 """
 
 from __future__ import annotations
@@ -10,18 +14,43 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
-from yolofleet.errors import UserError
-from yolofleet.redaction import without_passwords
-from yolofleet.tracking.deadline import within
+from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import without_passwords
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+import tempfile
+
+Result = TypeVar("Result")
+
+
+def within(timeout_seconds: float, action: Callable[[], Result]) -> Result:
+    """Return what ``action`` returns or raises, or raise TimeoutError; a stuck one is left behind in its thread."""
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="within", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError
+    return results[0]
+
 
 CHECK_TIMEOUT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -240,3 +269,36 @@ def _first_use_lock(database: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which also unlocks
+
+
+def is_yet_to_be_made(place: str) -> bool:
+    """Return whether a place is a folder that the first run makes."""
+    parts = urlsplit(place)
+    return parts.scheme in ("", "file") and not Path(parts.path).is_dir()
+
+
+def artifact_problem(tracking_uri: str, place: str, name: str, text: str) -> str | None:
+    """Keep a file, fetch it and remove it; return why that cannot be done, None if it can.
+
+    Args:
+        tracking_uri: Of the MLflow that the place belongs to; it may be the server that keeps the files.
+        place: An experiment's artifact location.
+        name: Of the file; nothing else there may have it.
+        text: What it holds.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tempfile.TemporaryDirectory(prefix="yolofleet-artifact-") as folder:
+        file, fetched = Path(folder, name), Path(folder, "fetched")
+        file.write_text(text)
+        fetched.mkdir()
+        try:
+            store = get_artifact_repository(place, tracking_uri=tracking_uri)
+            store.log_artifact(str(file))
+            try:
+                seen = Path(store.download_artifacts(name, dst_path=str(fetched))).read_text()
+            finally:
+                store.delete_artifacts(name)
+        except Exception as error:  # every kind of store raises what its own library does
+            return without_passwords(" ".join(str(error).split()))[:300] or type(error).__name__
+    return None if seen == text else "what is fetched is not what was kept"

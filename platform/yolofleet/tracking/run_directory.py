@@ -11,7 +11,7 @@
                         tells how the run stands
         checkpoints/    (yolofleet.training)
         model/          the detector package of the best weights
-        report/         pictures and pages
+        report/         images and pages
 
 MLflow holds a copy of it (yolofleet.tracking.mirror); nothing ever reads MLflow to go on.
 """
@@ -29,11 +29,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from yolofleet.errors import UserError
-from yolofleet.redaction import without_passwords
+from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import without_passwords
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
-from yolofleet.storage.holder import Token
 from yolofleet.storage.lock import Fence
+from yolofleet.storage.lock_record import Token
 from yolofleet.tracking.json_lines import Cursor, Row, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import LogWriter, open_log
 

@@ -1,1 +1,1 @@
-"""The training loop and what it is made of; runs without Ray."""
+"""Training: the loop, what surrounds it, and who starts it."""

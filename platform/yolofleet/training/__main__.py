@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 
-from yolofleet.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+from yolofleet.core.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import hold
-from yolofleet.training.preflight import check_job, run_storage
-from yolofleet.training.process import run_in_process
+from yolofleet.training.setup.preflight import check_job, run_storage
+from yolofleet.training.supervision.process import run_in_process
 
 
 def main(arguments: list[str]) -> int:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from yolofleet.cluster.doctor.line import CLUSTER, Line
-from yolofleet.cluster.token import own_token
-from yolofleet.errors import UserError
+from yolofleet.cluster.doctor.finding import CLUSTER, Line
+from yolofleet.core.errors import UserError
+from yolofleet.core.ray_runtime import own_token
 
 REACH_SUBJECT = "Ray"
 SUBJECT = "authentication"

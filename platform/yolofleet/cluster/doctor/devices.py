@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from yolofleet.cluster.doctor.line import Line, Verdict
+from yolofleet.cluster.doctor.finding import Line, Verdict
 
 SUBJECT = "GPUs"
 TIMEOUT_SECONDS = 30.0

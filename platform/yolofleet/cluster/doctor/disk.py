@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolofleet.cluster.doctor.amounts import readable, speed
-from yolofleet.cluster.doctor.line import Line
+from yolofleet.cluster.doctor.finding import Line
+from yolofleet.core.byte_sizes import format_bytes
 
 SUBJECT = "shard cache"
 PROBE_BYTES = 32 * 2**20
@@ -119,21 +119,21 @@ def file_system_of(path: Path, mounts: str) -> str:
 def judge_disk(place: str, found: Disk, need: CacheNeed) -> Line:
     """Judge a node's disk by what the job wants to keep there."""
     room = min(need.most_bytes, found.free_bytes + found.held_bytes)
-    seen = f"{need.path} ({found.file_system}): {readable(found.free_bytes)} free"
+    seen = f"{need.path} ({found.file_system}): {format_bytes(found.free_bytes)} free"
     measured = {"free_bytes": float(found.free_bytes)}
     if found.problem is not None or found.bytes_per_second is None:
         cure = "set data.cache.path to a folder on a local disk that the node's user may write"
         return Line(place, SUBJECT, "fail", f"{need.path}: {found.problem}", cure, measured)
     measured["bytes_per_second"] = found.bytes_per_second
-    seen += f", writes {speed(found.bytes_per_second)}"
-    more = f"use a disk with {readable(need.wanted_bytes)} free (data.cache.path)"
+    seen += f", writes {format_bytes(found.bytes_per_second)}/s"
+    more = f"use a disk with {format_bytes(need.wanted_bytes)} free (data.cache.path)"
     if need.largest_bytes > room:
-        seen += f"; the largest shard alone has {readable(need.largest_bytes)}"
+        seen += f"; the largest shard alone has {format_bytes(need.largest_bytes)}"
         return Line(
             place, SUBJECT, "fail", seen, f"{more}, allow more (data.cache.max_bytes), or shard smaller", measured
         )
     if need.wanted_bytes > room:
-        seen += f"; the job wants to keep {readable(need.wanted_bytes)}"
+        seen += f"; the job wants to keep {format_bytes(need.wanted_bytes)}"
         return Line(place, SUBJECT, "warn", seen, f"{more}; until then shards are fetched again and again", measured)
     if found.file_system in MEMORY_FILE_SYSTEMS:
         seen += "; it takes memory from training"

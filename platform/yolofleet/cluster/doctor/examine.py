@@ -9,16 +9,26 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from yolofleet.cluster.doctor.clock import SUBJECT as CLOCK_SUBJECT
-from yolofleet.cluster.doctor.clock import judge_clock, measure_clock
-from yolofleet.cluster.doctor.cluster_lines import cache_need, ray_line, room_line, tracking_line
-from yolofleet.cluster.doctor.collective import look_at_exchange
+from yolofleet.cluster.doctor.all_reduce import look_at_exchange
+from yolofleet.cluster.doctor.cluster_checks import cache_need, ray_line, room_line, tracking_line
 from yolofleet.cluster.doctor.devices import SUBJECT as DEVICES_SUBJECT
 from yolofleet.cluster.doctor.devices import Devices, judge_devices, look_at_devices
 from yolofleet.cluster.doctor.disk import SUBJECT as DISK_SUBJECT
 from yolofleet.cluster.doctor.disk import CacheNeed, Disk, judge_disk, look_at_disk
-from yolofleet.cluster.doctor.limits import Limits, judge_open_files, judge_shared_memory, look_at_limits
-from yolofleet.cluster.doctor.line import CLUSTER, Line, Report
+from yolofleet.cluster.doctor.finding import CLUSTER, Line, Report
+from yolofleet.cluster.doctor.node_checks import (
+    CLOCK_SUBJECT,
+    VERSIONS_SUBJECT,
+    Installed,
+    Limits,
+    judge_clock,
+    judge_open_files,
+    judge_shared_memory,
+    judge_versions,
+    look_at_limits,
+    look_at_versions,
+    measure_clock,
+)
 from yolofleet.cluster.doctor.nodes import SILENCE_CURE, Node, Probes, described
 from yolofleet.cluster.doctor.storage_probe import (
     CREDENTIALS_CURE,
@@ -31,14 +41,12 @@ from yolofleet.cluster.doctor.storage_probe import (
     look_at_runs,
     marked,
 )
-from yolofleet.cluster.doctor.versions import SUBJECT as VERSIONS_SUBJECT
-from yolofleet.cluster.doctor.versions import Installed, judge_versions, look_at_versions
-from yolofleet.errors import UserError
+from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
-from yolofleet.tracking.deadline import within
-from yolofleet.training.cluster_view import alive_offers, free_resources, growth_offers
+from yolofleet.tracking.mlflow_store import within
+from yolofleet.training.supervision.nodes import alive_offers, free_resources, growth_offers
 
 Told = Callable[[str], None]
 LEFT_OUT = "room for workers, storage, data, shard cache and MLflow: name the JOB that is to run"

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from yolofleet.core.ray_runtime import HEAD_RESOURCE
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training.capacity import NodeOffer, wanted_resources
+from yolofleet.training.supervision.nodes import NodeOffer, wanted_resources
 
-HEAD_RESOURCE = "node:__internal_head__"
 CONCURRENT = 16
 """A question that hangs on a node must not keep the next ones from being answered."""
 

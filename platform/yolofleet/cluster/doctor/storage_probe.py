@@ -9,12 +9,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from yolofleet.cluster.doctor.amounts import readable, speed
-from yolofleet.cluster.doctor.line import Line
+from yolofleet.cluster.doctor.finding import Line
+from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.errors import UserError
 from yolofleet.data.manifest import Manifest
-from yolofleet.errors import UserError
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError, open_storage
-from yolofleet.tracking.deadline import within
+from yolofleet.tracking.mlflow_store import within
 
 RUNS_SUBJECT = "storage of runs"
 CONDITION_SUBJECT = "conditional put"
@@ -166,13 +166,14 @@ def judge_runs(place: str, found: RunsFound, url: str) -> list[Line]:
     if found.problem is not None:
         return [Line(place, RUNS_SUBJECT, "fail", found.problem, CREDENTIALS_CURE)]
     slowest = min(found.write_bytes_per_second, found.read_bytes_per_second)
-    seen = f"{url}: writes {speed(found.write_bytes_per_second)}, reads {speed(found.read_bytes_per_second)}"
+    writes, reads = format_bytes(found.write_bytes_per_second), format_bytes(found.read_bytes_per_second)
+    seen = f"{url}: writes {writes}/s, reads {reads}/s"
     measured = {
         "write_bytes_per_second": found.write_bytes_per_second,
         "read_bytes_per_second": found.read_bytes_per_second,
     }
     if slowest < SLOW_BYTES_PER_SECOND:
-        cure = f"checkpoints take long ({readable(465e6)} for yolov7): use storage near the nodes, or save less often"
+        cure = "checkpoints take long (465 MB for yolov7): use storage near the nodes, or save less often"
         lines = [Line(place, RUNS_SUBJECT, "warn", seen, cure, measured)]
     else:
         lines = [Line(place, RUNS_SUBJECT, "ok", seen, measured=measured)]
@@ -187,11 +188,11 @@ def judge_data(place: str, found: DataFound, subject: str, url: str) -> Line:
     if found.problem is not None:
         return Line(place, subject, "fail", found.problem, CREDENTIALS_CURE)
     if found.num_bytes == 0:
-        return Line(place, subject, "fail", f"{url}: holds no shard", "build it from pictures: yolofleet data shard")
+        return Line(place, subject, "fail", f"{url}: holds no shard", "build it from images: yolofleet data shard")
     if found.num_bytes < LEAST_TELLING_BYTES and found.seconds < READ_SECONDS:
-        return Line(place, subject, "ok", f"{url}: can be read; its {readable(found.num_bytes)} tell no speed")
+        return Line(place, subject, "ok", f"{url}: can be read; its {format_bytes(found.num_bytes)} tell no speed")
     reached = found.num_bytes / found.seconds
-    seen = f"{url}: reads {speed(reached)}"
+    seen = f"{url}: reads {format_bytes(reached)}/s"
     measured = {"read_bytes_per_second": reached}
     if reached < SLOW_BYTES_PER_SECOND:
         cure = "the first epoch will wait for data: use storage near the nodes, or a shard cache that keeps it all"

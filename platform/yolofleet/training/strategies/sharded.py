@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import nn
 
 from yolofleet.models.memory import ZERO_BUCKET_BYTES
-from yolofleet.training.group import WorkerGroup
-from yolofleet.training.optimizer import grouped_parameters, momentum_state
+from yolofleet.training.loop.optimizer import grouped_parameters, momentum_state
+from yolofleet.training.loop.worker_group import WorkerGroup
 
 BUCKET_ELEMENTS = ZERO_BUCKET_BYTES // 4
 """Gradients exchanged at once, float32."""

@@ -1,0 +1,1 @@
+"""What every room may use: errors, retries, background loops, text, sizes, names of file formats."""

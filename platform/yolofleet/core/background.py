@@ -1,0 +1,83 @@
+"""Background loops: a daemon thread that repeats an action, warns once when it fails, and ends with its owner."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from types import TracebackType
+
+CLOSE_TIMEOUT_SECONDS = 10.0
+logger = logging.getLogger(__name__)
+
+
+class BackgroundLoop:
+    """Repeats an action in a daemon thread, for the length of a with block or from `start` to `close`.
+
+    A failure never ends the loop: the first one of a row is logged as a warning, and the action is tried again at the
+    next turn. `EndLoop` raised by the action ends it.
+
+    Args:
+        action: What to repeat.
+        seconds: Pause between two calls.
+        name: Name of the thread.
+        warning: What a failure means, in words that come before the error: "metrics cannot be published".
+        at_once: Whether the first call comes before the first pause.
+        close_timeout_seconds: How long `close` waits for a call that is under way.
+    """
+
+    def __init__(
+        self,
+        action: Callable[[], object],
+        *,
+        seconds: float,
+        name: str,
+        warning: str,
+        at_once: bool = False,
+        close_timeout_seconds: float = CLOSE_TIMEOUT_SECONDS,
+    ) -> None:
+        self._action = action
+        self._seconds = seconds
+        self._warning = warning
+        self._at_once = at_once
+        self._close_timeout_seconds = close_timeout_seconds
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the loop; returns when the thread has ended, or after the time-out where a call hangs."""
+        self._closing.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=self._close_timeout_seconds)
+
+    def __enter__(self) -> BackgroundLoop:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _repeat(self) -> None:
+        failing = False
+        pause = 0.0 if self._at_once else self._seconds
+        while not self._closing.wait(pause):
+            pause = self._seconds
+            try:
+                self._action()
+                failing = False
+            except EndLoop:
+                return
+            except Exception as error:
+                if not failing:
+                    logger.warning("%s: %s", self._warning, error)
+                failing = True
+
+
+class EndLoop(Exception):  # noqa: N818 - a signal, not an error
+    """Raised by the action of a `BackgroundLoop` to end it."""

@@ -1,0 +1,52 @@
+"""Retries with a deadline: an action is tried again, with growing pauses, until it succeeds or patience is over."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+FIRST_PAUSE_SECONDS = 0.2
+LONGEST_PAUSE_SECONDS = 10.0
+JITTER = 0.2
+"""Pauses vary by this share, so that many clients of a server that comes back do not all call at once."""
+
+Result = TypeVar("Result")
+
+
+def retry(
+    action: Callable[[], Result],
+    *,
+    patience_seconds: float,
+    is_transient: Callable[[Exception], bool],
+    on_retry: Callable[[Exception, float], None] | None = None,
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
+) -> Result:
+    """Call an action until it succeeds; returns what it returns.
+
+    The pause doubles from 0.2 s. No attempt starts after the deadline, so the call ends after the patience and the
+    time of one attempt at most.
+
+    Args:
+        action: What to do; called again after a transient failure.
+        patience_seconds: Time from the first call in which attempts may start. 0: one attempt.
+        is_transient: Whether a failure may pass by itself; all others are raised at once.
+        on_retry: Called before each pause with the failure and the length of the pause, to log or count it.
+        longest_pause_seconds: Where the pauses stop growing.
+
+    Raises:
+        Exception: The failure of the last attempt, unchanged.
+    """
+    deadline = time.monotonic() + patience_seconds
+    pause_seconds = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return action()
+        except Exception as error:
+            if not is_transient(error) or time.monotonic() + pause_seconds > deadline:
+                raise
+            if on_retry is not None:
+                on_retry(error, pause_seconds)
+        time.sleep(pause_seconds * random.uniform(1 - JITTER, 1 + JITTER))
+        pause_seconds = min(2 * pause_seconds, longest_pause_seconds)

@@ -1,0 +1,42 @@
+"""Parts of messages: the nearest valid spelling, a long list cut short, an error on one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+NEAREST_CUTOFF = 0.45
+"""How alike two names must be (difflib's ratio) before one is offered for the other."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like the given one; None where none is like it."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=NEAREST_CUTOFF)
+    return matches[0] if matches else None
+
+
+def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "; ") -> str:
+    """Return "; did you mean 'NAME'?", or nothing where no known name is like the given one."""
+    match = nearest(name, known)
+    return f"{prefix}did you mean '{match}'?" if match is not None else ""
+
+
+def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> str:
+    """Join the first items and count the rest: "a, b, c and 4 more"."""
+    shown = separator.join(str(item) for item in items[:most])
+    left = len(items) - most
+    return f"{shown} and {left} more" if left > 0 else shown
+
+
+def one_line(text: object, most: int = 300) -> str:
+    """Return a text or an error on one line, cut after `most` characters; an empty error is named by its type."""
+    line = " ".join(str(text).split())
+    if not line and isinstance(text, BaseException):
+        line = type(text).__name__
+    return line[:most]
+
+
+def first_line(error: BaseException, most: int = 300) -> str:
+    """Return the first line of an error's message, cut after `most` characters; its type where it has no message."""
+    lines = str(error).splitlines()
+    return lines[0][:most] if lines else type(error).__name__

@@ -1,0 +1,107 @@
+"""Images from wherever they are: paths, bytes, base64 text, arrays -> (H, W, 3) uint8 RGB."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.core.errors import UserError
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+
+ImageInput = str | Path | bytes | bytearray | memoryview | NDArray[np.uint8]
+
+MOST_BYTES = 1 << 30
+LONGEST_PATH = 4096  # no file system takes more: a longer text can only be base64
+
+
+class ImageReadError(UserError):
+    """An image cannot be read; the message says which and why."""
+
+
+def read_image(image: ImageInput, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """Reads one image.
+
+    Args:
+        image: a path, the bytes of an image file, base64 text of such bytes (plain or as a `data:` URL), or an array
+            (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, RGB, alpha dropped. Text that names an existing file is a
+            path.
+        max_pixels: larger images are refused from their header, before anything is decoded.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        ImageReadError: it cannot be read, is no image, is damaged or is too large.
+    """
+    if isinstance(image, np.ndarray):
+        return _checked_array(image, max_pixels)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return _decoded(bytes(image), "image bytes", max_pixels)
+    if isinstance(image, Path) or _is_file(image):
+        return _decoded(_read(Path(image)), str(image), max_pixels)
+    if isinstance(image, str):
+        return _decoded(_from_base64(image), "base64 image", max_pixels)
+    raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(image).__name__}")
+
+
+def _checked_array(array: NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8]:
+    if array.dtype != np.uint8:
+        raise ImageReadError(f"an image array holds uint8 values 0 to 255, not {array.dtype}")
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise ImageReadError(f"an image array is (height, width, 3) RGB, not {array.shape}")
+    if array.shape[0] * array.shape[1] > max_pixels:
+        raise ImageReadError(
+            f"an image of {array.shape[1]}x{array.shape[0]} is above the limit of {max_pixels:,} pixels"
+        )
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    return np.ascontiguousarray(array[:, :, :3])
+
+
+def _is_file(text: object) -> bool:
+    if not isinstance(text, str) or len(text) > LONGEST_PATH or "\0" in text:
+        return False
+    try:
+        return Path(text).exists()
+    except OSError:  # a name that no file can have
+        return False
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "device or pipe"
+            raise ImageReadError(f"{path} is a {kind}, not an image")
+        if path.stat().st_size > MOST_BYTES:
+            raise ImageReadError(f"{path} is no image: it has {path.stat().st_size:,} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageReadError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _from_base64(text: str) -> bytes:
+    body = text
+    if text.startswith("data:"):
+        header, _, body = text.partition(",")
+        if not header.endswith(";base64"):
+            raise ImageReadError(f"a data URL must be base64, not {header[:60]!r}")
+    try:
+        data = base64.b64decode("".join(body.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageReadError(f"no such file, and no base64 image: {text[:60]!r}") from error
+    if not data or (body is text and len(text) < 100):  # the smallest image files are longer: this was meant as a path
+        raise ImageReadError(f"no such file: {text[:100]!r}")
+    return data
+
+
+def _decoded(data: bytes, source: str, max_pixels: int) -> NDArray[np.uint8]:
+    try:
+        return decode_image(data, max_pixels=max_pixels)
+    except ImageError as error:
+        raise ImageReadError(f"{source}: {error}") from error

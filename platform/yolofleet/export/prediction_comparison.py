@@ -1,0 +1,123 @@
+"""How far two ways of computing the same predictions are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MOST_BOX_PIXELS = 0.1
+MOST_SCORE = 1e-3
+EDGE = 1e-5
+"""Scores this near to the threshold, or to the last one that was kept, may fall on either side of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Differences between expected and found.
+
+    Attributes:
+        num_images: images compared.
+        num_boxes: boxes compared: all decoded ones, or those that suppression left.
+        box_pixels: largest difference of a box's numbers, in pixels of the network's input.
+        score: largest difference of a score.
+        unmatched: detections of one side without a partner of their class on the other.
+    """
+
+    num_images: int
+    num_boxes: int
+    box_pixels: float
+    score: float
+    unmatched: int = 0
+
+    @property
+    def equal(self) -> bool:
+        """Whether they are the same up to rounding."""
+        return self.box_pixels <= MOST_BOX_PIXELS and self.score <= MOST_SCORE and not self.unmatched
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        return {**asdict(self), "equal": self.equal}
+
+    def __str__(self) -> str:
+        unmatched = f", {self.unmatched} detections on one side only" if self.unmatched else ""
+        return (
+            f"{self.num_boxes:,} boxes of {self.num_images} images differ by at most {self.box_pixels:.2g} px, "
+            f"scores by {self.score:.2g}{unmatched}"
+        )
+
+
+def compare_decoded(expected: Tensor, found: Tensor) -> Comparison:
+    """Compare decoded predictions (B, N, 5 + C); those of another shape are infinitely far."""
+    if expected.shape != found.shape:
+        return Comparison(num_images=expected.shape[0], num_boxes=0, box_pixels=torch.inf, score=torch.inf)
+    difference = (expected.float().cpu() - found.float().cpu()).abs()
+    difference = difference.nan_to_num(nan=torch.inf)
+    return Comparison(
+        num_images=expected.shape[0],
+        num_boxes=expected.shape[0] * expected.shape[1],
+        box_pixels=float(difference[..., :4].max()),
+        score=float(difference[..., 4:].max()),
+    )
+
+
+def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, full: int) -> Comparison:
+    """Compare detections (k, 6) of each image, whatever their order.
+
+    Args:
+        expected: x1, y1, x2, y2, score, class index.
+        found: the same from the other side.
+        full: how many an image may have; where it has so many, the last ones are at the edge.
+    """
+    boxes, scores, unmatched = 0.0, 0.0, 0
+    for want, got in zip(expected, found, strict=True):
+        pairs = _paired(want, got)
+        for row, other in pairs:
+            boxes = max(boxes, float((want[row, :4] - got[other, :4]).abs().max()))
+            scores = max(scores, float((want[row, 4] - got[other, 4]).abs()))
+        left = [rows[list(set(range(len(rows))) - set(used))] for rows, used in _sides(want, got, pairs)]
+        edge = max((float(rows[:, 4].min()) for rows in (want, got) if len(rows) == full), default=-1.0)
+        unmatched += sum(int((rows[:, 4] > edge + EDGE).sum()) for rows in left)
+    return Comparison(
+        num_images=len(expected),
+        num_boxes=sum(len(rows) for rows in expected),
+        box_pixels=boxes,
+        score=scores,
+        unmatched=unmatched,
+    )
+
+
+def joined(parts: Sequence[Comparison]) -> Comparison:
+    """Return several comparisons as one."""
+    return Comparison(
+        num_images=sum(part.num_images for part in parts),
+        num_boxes=sum(part.num_boxes for part in parts),
+        box_pixels=max(part.box_pixels for part in parts),
+        score=max(part.score for part in parts),
+        unmatched=sum(part.unmatched for part in parts),
+    )
+
+
+def _sides(want: Tensor, got: Tensor, pairs: list[tuple[int, int]]) -> list[tuple[Tensor, list[int]]]:
+    return [(want, [row for row, _ in pairs]), (got, [other for _, other in pairs])]
+
+
+def _paired(want: Tensor, got: Tensor) -> list[tuple[int, int]]:
+    """Pair each expected detection with the nearest free one of its class, if one is near enough to be the same."""
+    if not len(want) or not len(got):
+        return []
+    distance = (want[:, None, :4] - got[None, :, :4]).abs().amax(dim=2)
+    far = (want[:, None, 5] != got[None, :, 5]) | (distance > MOST_BOX_PIXELS)
+    far |= (want[:, None, 4] - got[None, :, 4]).abs() > MOST_SCORE
+    distance = distance.masked_fill(far, torch.inf)
+    pairs, taken = [], torch.zeros(len(got), dtype=torch.bool)
+    for row in range(len(want)):
+        nearest = distance[row].masked_fill(taken, torch.inf)
+        other = int(nearest.argmin())
+        if nearest[other] < torch.inf:
+            taken[other] = True
+            pairs.append((row, other))
+    return pairs

@@ -1,0 +1,183 @@
+"""What a run went through, from its events: what failed, what it cost, and how much of the time was of use.
+
+What each restart of the workers took, and of whose making that was, from a run's events.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from yolofleet.tracking.json_lines import Row, seconds_of
+
+
+@dataclass(frozen=True)
+class Restart:
+    """What a restart of the workers took, from the failure as the driver learned of it to the first step.
+
+    Attributes:
+        own_seconds: In our own code: the driver's looking around, building and restoring, the first step.
+        ray_seconds: In Ray's: placing the workers and starting their processes.
+        waited_seconds: For others: for nodes that were to come, and for a storage that did not answer. An outage is
+            noted some time after it, and stands here as if it had ended then.
+    """
+
+    own_seconds: float
+    ray_seconds: float
+    waited_seconds: float
+
+
+def restarts(events: Sequence[Row]) -> list[Restart]:
+    """Return what each restart under one driver took; those that failed themselves are left out.
+
+    Args:
+        events: A run's events, in the order of their times.
+    """
+    found: list[Restart] = []
+    restart: dict[str, Row] = {}
+    for event in events:
+        kind = str(event.get("kind"))
+        if kind == "failure":
+            restart = {kind: event}
+        elif kind in ("waiting", "starting", "start") and restart:
+            restart[kind] = event
+        elif kind == "regained" and {"starting", "start"} <= restart.keys():
+            found.append(_account(restart, event, events))
+            restart = {}
+    return found
+
+
+def _account(restart: dict[str, Row], regained: Row, events: Sequence[Row]) -> Restart:
+    failed, starting, start = (seconds_of(restart[kind]) for kind in ("failure", "starting", "start"))
+    prepared = float(restart["start"].get("prepared_seconds", 0.0))
+    first_step = float(regained.get("first_step_seconds", 0.0))
+    first_step_at = min(start + first_step, seconds_of(regained))
+    waited = 0.0
+    if "waiting" in restart:  # then it looked for free places, and asked Ray for the workers
+        settled = float(restart["starting"].get("settled_seconds", 0.0))
+        waited = max(0.0, starting - settled - seconds_of(restart["waiting"]))
+    ours = ((failed, starting - waited), (start - prepared, first_step_at))
+    outages = [
+        (seconds_of(event) - float(event.get("seconds", 0.0)), seconds_of(event))
+        for event in events
+        if event.get("kind") == "storage_back"
+    ]
+    away = sum(_overlap(part, outages) for part in ours)
+    own = starting - failed + prepared + first_step - waited - away
+    return Restart(
+        own_seconds=round(max(0.0, own), 3),
+        ray_seconds=round(max(0.0, start - starting - prepared), 3),
+        waited_seconds=round(waited + away, 3),
+    )
+
+
+def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) -> float:
+    """Return how much of a stretch of time any of the spans covers."""
+    covered, reached = 0.0, part[0]
+    for begin, end in sorted(spans):
+        begin, end = max(begin, reached), min(end, part[1])
+        if end > begin:
+            covered, reached = covered + end - begin, end
+    return covered
+
+
+ENDS = ("end", "stopped", "failed")
+"""Events after which nobody trains until the next start."""
+TOLD = {
+    "failure": "{failure} failure at step {reached}: {reason}",
+    "regained": "step {step} reached again: {steps_redone} steps done twice, {seconds_lost} s lost",
+    "left": "saved step {step} and left: {reason}",
+    "rolled_back": "numbers went wrong: back to step {to_step}, steps {window} are left out",
+    "not_rolled_back": "numbers went wrong in steps {window}; not gone back: {reason}",
+    "waiting": "{reason}",
+    "checkpoint_failed": "checkpoint of step {step} could not be stored: {reason}",
+    "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
+    "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",
+    "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
+    "tracking_away": "MLflow at {uri} does not answer; training goes on, it gets everything later: {reason}",
+    "tracking_back": "MLflow at {uri} has caught up after {seconds} s",
+    "storage_back": "the storage answers again: {tries} calls failed within {seconds} s: {reason}",
+    "node_joined": "node {node} joined the cluster: {offers}",
+    "node_gone": "node {node} has left the cluster: {reason}",
+    "stalled": "no worker has moved for {silence_seconds} s after step {step}: {reason}",
+    "moving": "the workers move again after {seconds} s at step {step}",
+    "stopped": "stopped: {reason}",
+    "failed": "failed: {reason}",
+}
+LONGEST_REASON = 200
+
+
+@dataclass(frozen=True)
+class Survival:
+    """The account of a run.
+
+    Attributes:
+        starts: How often workers were started.
+        failures: Failures by kind.
+        steps_redone: Steps that were done twice.
+        seconds_lost: Time from each failure until the run was again as far as it had been.
+        seconds_trained: Time between starts and ends, what was lost included.
+        goodput: Share of that time that was not lost; None before anything was trained.
+        history: A line for everything out of the ordinary, oldest first.
+    """
+
+    starts: int
+    failures: dict[str, int]
+    steps_redone: int
+    seconds_lost: float
+    seconds_trained: float
+    goodput: float | None
+    history: list[str]
+
+
+def survival(events: Sequence[Row], rows: Sequence[Row] = ()) -> Survival:
+    """Return the account of a run.
+
+    Args:
+        events: Its events, in the order of their times.
+        rows: Its metrics; the newest one tells how long an unfinished run has trained.
+    """
+    regained = [event for event in events if event.get("kind") == "regained"]
+    lost = sum(float(event.get("seconds_lost", 0.0)) for event in regained)
+    trained = _seconds_trained(events, rows)
+    return Survival(
+        starts=sum(event.get("kind") == "start" for event in events),
+        failures=dict(Counter(str(event.get("failure")) for event in events if event.get("kind") == "failure")),
+        steps_redone=sum(int(event.get("steps_redone", 0)) for event in regained),
+        seconds_lost=round(lost, 3),
+        seconds_trained=round(trained, 3),
+        goodput=round(max(0.0, 1 - lost / trained), 4) if trained > 0 else None,
+        history=[line for event in events if (line := told(event)) is not None],
+    )
+
+
+def told(event: Row) -> str | None:
+    """Return an event as a line for people; None for one that is in the ordinary course of things."""
+    kind = str(event.get("kind"))
+    if kind not in TOLD:
+        return None
+    fields = {key: _short(value) for key, value in event.items()}
+    try:
+        text = TOLD[kind].format(**fields)
+    except KeyError:  # an event of another version, without one of the fields
+        text = f"{kind}: {fields}"
+    return f"{event.get('time')} {text}"
+
+
+def _short(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
+
+
+def _seconds_trained(events: Iterable[Row], rows: Sequence[Row]) -> float:
+    total, began, last = 0.0, None, None
+    for event in events:
+        last = seconds_of(event)
+        if event.get("kind") == "start" and began is None:
+            began = last
+        elif event.get("kind") in ENDS and began is not None:
+            total, began = total + last - began, None
+    if began is None or last is None:
+        return total
+    return total + max(last, *(seconds_of(row) for row in rows[-1:]), began) - began

@@ -1,0 +1,167 @@
+"""The state of a run between two steps, to and from a checkpoint."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+import yolofleet
+from yolofleet.core.errors import UserError
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore
+from yolofleet.training.evaluation.checkpoint_evaluations import TO_JUDGE
+from yolofleet.training.loop.optimizer import WeightAverage, load_momentum_state
+from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.worker_group import WorkerGroup
+
+
+@dataclass
+class RunState:
+    """Where a run stands; everything else follows from the job and the step.
+
+    Attributes:
+        step: Steps done.
+        num_updates: Steps in which the optimiser moved (the others were skipped).
+        non_finite_steps: Steps skipped because loss or gradient was no finite number.
+        non_finite_in_a_row: Those among the newest steps.
+        skipped_samples: Samples that could not be read, over all workers.
+        skipped_windows: Steps [from, to) that are left out because they went wrong before.
+    """
+
+    step: int = 0
+    num_updates: int = 0
+    non_finite_steps: int = 0
+    non_finite_in_a_row: int = 0
+    skipped_samples: int = 0
+    skipped_windows: list[list[int]] = field(default_factory=list)
+
+    def window_end(self, num_steps: int) -> int | None:
+        """Return where to go on if the next step is one to leave out; the run's last step is never left out."""
+        for first, end in self.skipped_windows:
+            if first <= self.step < min(end, num_steps - 1):
+                return min(end, num_steps - 1)
+        return None
+
+    def leave_out_until(self, end: int) -> None:
+        """Go on at a later step; what is left out for numbers that were not finite still counts as skipped."""
+        self.non_finite_steps += end - self.step
+        self.step = end
+
+    def count_step(self, finite: bool, *, adapting: bool = False) -> None:
+        """Note a step done; ``adapting``: skipped only to lower the loss scale, which says nothing of the run."""
+        self.step += 1
+        self.non_finite_steps += not finite
+        self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + (not adapting)
+
+
+def save(
+    store: CheckpointStore,
+    state: RunState,
+    job: JobSpec,
+    model: nn.Module,
+    average: WeightAverage,
+    moments: Mapping[str, torch.Tensor],
+    precision: Precision,
+    *,
+    skippable: bool = False,
+    to_judge: bool = False,
+) -> None:
+    """Take a checkpoint of everything that a restart needs.
+
+    Args:
+        store: Where it goes.
+        state: Where the run stands.
+        job: What is trained.
+        model: Its weights.
+        average: Their average.
+        moments: The optimiser's moments by parameter.
+        precision: Its loss scale.
+        skippable: It may be left out on a slow storage.
+        to_judge: It waits to be judged beside the training.
+    """
+    tensors = {
+        "weights": model.state_dict(),
+        "average": average.model.state_dict(),
+        "moments": moments,
+    }
+    document = {
+        "run": vars(state),
+        TO_JUDGE: to_judge,
+        "loss_scale": precision.state(),
+        "job_digest": job.digest(),
+        "versions": {
+            "yolofleet": yolofleet.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    store.save(state.step, tensors, document, skippable=skippable)
+
+
+def prepare(store: CheckpointStore, model: nn.Module, average: WeightAverage) -> None:
+    """Allocate the memory of the checkpoints to come."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    store.prepare({"weights": model.state_dict(), "average": average.model.state_dict(), "moments": trained})
+
+
+def restore(
+    store: CheckpointStore,
+    job: JobSpec,
+    group: WorkerGroup,
+    model: nn.Module,
+    average: WeightAverage,
+    optimizer: torch.optim.SGD,
+    precision: Precision,
+) -> RunState:
+    """Load the newest whole checkpoint into everything, or leave a fresh run as it is.
+
+    The first worker chooses the checkpoint, so that all go on from the same.
+    """
+    found = store.newest() if group.is_first else None
+    step = group.first_value(found.step if found is not None else -1)
+    if step < 0:
+        return RunState()
+    checkpoint = found if found is not None else store.load(step)
+    _check_same_job(checkpoint, job, store)
+    load_strictly(model, checkpoint.tensors["weights"])
+    load_strictly(average.model, checkpoint.tensors["average"])
+    load_momentum_state(model, optimizer, checkpoint.tensors["moments"])
+    precision.load_state(checkpoint.state["loss_scale"])
+    known = {field.name for field in fields(RunState)}  # older checkpoints also held the best step so far
+    return RunState(**{name: value for name, value in checkpoint.state["run"].items() if name in known})
+
+
+@torch.no_grad()
+def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Load a state that must fit the model in every name and shape (batch norm's pass counters are not in it).
+
+    Raises:
+        UserError: It does not fit; names what is missing, what is left over, and the first 5 of each.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": [name for name in own if name not in tensors],
+        "left over": [name for name in tensors if name not in own],
+        "of another shape": [
+            name for name, tensor in own.items() if name in tensors and tensor.shape != tensors[name].shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in problems.items() if names)
+        raise UserError(f"the checkpoint does not fit the job's model: {told}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
+
+
+def _check_same_job(checkpoint: Checkpoint, job: JobSpec, store: CheckpointStore) -> None:
+    recorded: Any = checkpoint.state.get("job_digest")
+    if recorded != job.digest():
+        raise UserError(
+            f"{store.storage.url}/step-{checkpoint.step}: was taken under another job spec (digest "
+            f"{str(recorded)[:12]}, this job has {job.digest()[:12]}); use another run name, or the job as it was"
+        )

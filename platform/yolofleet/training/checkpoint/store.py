@@ -1,0 +1,288 @@
+"""Checkpoints of a run: ``checkpoints/step-N/``, whole or not at all.
+
+A checkpoint is a few safetensors files and ``state.json``; ``COMMITTED``, with their sizes and SHA-256 digests, is
+written last. One without it, or with a file that does not match, is no checkpoint: the one before it is taken, and
+the user is told. Saving copies the tensors into packed files in memory, and a thread writes these while training goes
+on. The memory is used again for the next checkpoint, so that one waits until this one is stored, or is skipped if that
+takes too long; either is told. So at most two periods are lost: `CheckpointSpec.period_steps` is half of what may be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from yolofleet.core.errors import UserError
+from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
+from yolofleet.training.checkpoint.packing import PackedTensors, Tensors
+
+FORMAT = 1
+COMMIT_KEY = "COMMITTED"
+STATE_KEY = "state.json"
+LONGEST_WAIT_SECONDS = 60.0
+"""How long a checkpoint that is due waits for the one before it to be stored, before it is skipped."""
+LONG_WAIT_SECONDS = 1.0
+"""Waiting longer than this is told."""
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedCheckpointError(UserError):
+    """A checkpoint is torn, incomplete or altered."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole checkpoint, read and verified.
+
+    Attributes:
+        step: Steps that were done when it was taken.
+        state: Everything that is no tensor.
+        tensors: Tensors by file (``weights``, ``average``, ``moments``) and name.
+    """
+
+    step: int
+    state: dict[str, Any]
+    tensors: dict[str, dict[str, torch.Tensor]]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, for its one writer and any number of readers.
+
+    Args:
+        storage: The run's ``checkpoints/`` folder.
+        keep: Newest checkpoints that are kept.
+        told: Called with (kind, fields) when something happened that the user should know.
+        before_commit: Called before a checkpoint is committed, to store what must not be younger than it.
+        fenced: Called before anything is written or removed; raises where another process has taken the run over.
+
+    Attributes:
+        kept_besides: Given the steps of all checkpoints, returns those that are kept whatever their age.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        keep: int = 3,
+        told: Callable[..., None] | None = None,
+        before_commit: Callable[[], None] = lambda: None,
+        fenced: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.storage = storage
+        self.keep = keep
+        self.kept_besides: Callable[[list[int]], set[int]] = lambda steps: set()
+        self._before_commit = before_commit
+        self._fenced = fenced
+        self._told = told or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
+        self._writing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._packed: dict[str, PackedTensors] = {}
+
+    def prepare(self, tensors: Mapping[str, Tensors]) -> None:
+        """Allocate the memory of tensors like these, so that the first checkpoint is as quick as the others."""
+        for file, group in tensors.items():
+            if file not in self._packed or not self._packed[file].fits(group):
+                self._packed[file] = PackedTensors(group)
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Tensors],
+        state: Mapping[str, Any],
+        *,
+        skippable: bool = False,
+    ) -> None:
+        """Take a checkpoint; it is written in the background, after the one before it has been.
+
+        Args:
+            step: Steps done.
+            tensors: Tensors by file and name.
+            state: What is no tensor, as JSON values.
+            skippable: Leave this one out, and say so, if the one before it is not stored within
+                `LONGEST_WAIT_SECONDS`; otherwise it waits as long as that takes.
+        """
+        began = time.monotonic()
+        if not self.wait(LONGEST_WAIT_SECONDS if skippable else None):
+            self._told("checkpoint_skipped", step=step, reason="the one before it is still being stored")
+            return
+        waited = time.monotonic() - began
+        if waited > LONG_WAIT_SECONDS:
+            self._told("checkpoint_waited", step=step, seconds=round(waited, 3))
+        self.prepare(tensors)
+        for file, group in tensors.items():
+            self._packed[file].fill(group)
+        files: dict[str, bytes | bytearray] = {f"{file}.safetensors": self._packed[file].data for file in tensors}
+        files[STATE_KEY] = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
+        self._writing = threading.Thread(target=self._write_or_tell, args=(step, files), name=f"checkpoint-{step}")
+        self._writing.start()
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Return whether no checkpoint is being written, once that is so or the time is over.
+
+        Raises:
+            Exception: What went wrong in writing, a storage that does not take it apart.
+        """
+        if self._writing is not None:
+            self._writing.join(timeout_seconds)
+            if self._writing.is_alive():
+                return False
+            self._writing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return True
+
+    def _write_or_tell(self, step: int, files: dict[str, bytes | bytearray]) -> None:
+        """Write; a storage that does not take it costs this checkpoint, not the run."""
+        began = time.monotonic()
+        try:
+            self._write(step, files)
+        except StorageError as error:
+            self._told("checkpoint_failed", step=step, reason=str(error))
+            self._remove_quietly(step)  # a disk that is full is not helped by half a checkpoint
+            return
+        except Exception as error:  # nobody sees what a thread raises: the next `wait` raises it
+            self._failure = error
+            return
+        self._told("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
+        try:
+            self._retire(step)
+        except StorageError as error:  # the next checkpoint's turn takes what is left now
+            logger.warning("older checkpoints stay for now: %s", error)
+        except Exception as error:
+            self._failure = error
+
+    def _write(self, step: int, files: dict[str, bytes | bytearray]) -> None:
+        folder = f"step-{step}"
+        self._fenced()
+        self.storage.delete(f"{folder}/{COMMIT_KEY}")  # a damaged one of the same step may lie there
+        for name, data in files.items():
+            self._fenced()
+            self.storage.put(f"{folder}/{name}", data)
+        digests = {
+            name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+        }
+        self._before_commit()
+        self._fenced()
+        self.storage.put(f"{folder}/{COMMIT_KEY}", json.dumps({"format": FORMAT, "files": digests}, indent=1).encode())
+
+    def _retire(self, newest: int) -> None:
+        """Remove what is older than the newest ``keep`` and not kept besides, and what is left of torn ones."""
+        committed = [step for step in self.steps() if step <= newest]
+        kept = {*committed[-self.keep :], *self.kept_besides(committed)}
+        begun = {
+            int(match[1]) for entry in self.storage.list("step-") if (match := re.match(r"step-(\d+)/", entry.key))
+        }
+        for step in sorted(begun):
+            if step not in kept and step < newest:
+                self._remove(step)
+
+    def _remove(self, step: int) -> None:
+        self._fenced()
+        self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first: what is left is then no checkpoint
+        self.storage.delete_prefix(f"step-{step}/")
+
+    def _remove_quietly(self, step: int) -> None:
+        try:
+            self._remove(step)
+        except StorageError as error:
+            logger.warning("the torn checkpoint of step %d could not be removed: %s", step, error)
+
+    def forget_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, the newest first."""
+        for later in reversed([found for found in self.steps() if found > step]):
+            self._remove(later)
+
+    def steps(self) -> list[int]:
+        """Return the steps of all committed checkpoints, oldest first; their files are not looked at."""
+        found = (re.fullmatch(rf"step-(\d+)/{COMMIT_KEY}", entry.key) for entry in self.storage.list("step-"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return what is no tensor of a committed checkpoint; its other files are not looked at.
+
+        Raises:
+            DamagedCheckpointError: It is not there, or not as it was committed.
+        """
+        state, _ = self._read(step, lambda name: name == STATE_KEY)
+        return state
+
+    def file_digest(self, step: int, file: str) -> str:
+        """Return the SHA-256 of a tensor file of a committed checkpoint, as it was committed.
+
+        Raises:
+            DamagedCheckpointError: The checkpoint or the file is not there.
+        """
+        key = f"step-{step}/{COMMIT_KEY}"
+        try:
+            commit = _parsed(self.storage.get(key), f"{self.storage.url}/{key}")
+            return str(commit["files"][f"{file}.safetensors"]["sha256"])
+        except (ObjectNotFoundError, KeyError) as error:
+            raise DamagedCheckpointError(f"{self.storage.url}/{key}: incomplete: {error}") from error
+
+    def newest(self, at_most: int | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint that is whole, or None; damaged ones are passed over and told of.
+
+        Args:
+            at_most: The latest step that is looked for; None: any.
+        """
+        for step in reversed([found for found in self.steps() if at_most is None or found <= at_most]):
+            try:
+                return self.load(step)
+            except DamagedCheckpointError as error:
+                self._told("checkpoint_passed_over", step=step, reason=str(error))
+        return None
+
+    def load(self, step: int) -> Checkpoint:
+        """Read one checkpoint and verify every byte of it.
+
+        Raises:
+            DamagedCheckpointError: A file is missing or does not match its digest.
+        """
+        state, files = self._read(step, lambda name: True)
+        try:
+            tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
+        except safetensors.SafetensorError as error:
+            raise DamagedCheckpointError(f"{self.storage.url}/step-{step}: {error}") from error
+        return Checkpoint(step, state, tensors)
+
+    def _read(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Return the state and the wanted other files of a checkpoint, each as it was committed."""
+        folder = f"step-{step}"
+        where = f"{self.storage.url}/{folder}"
+        try:
+            commit = _parsed(self.storage.get(f"{folder}/{COMMIT_KEY}"), f"{where}/{COMMIT_KEY}")
+            _check_format(commit, f"{where}/{COMMIT_KEY}")
+            files = {name: self.storage.get(f"{folder}/{name}") for name in commit["files"] if wanted(name)}
+        except (ObjectNotFoundError, KeyError) as error:
+            raise DamagedCheckpointError(f"{where}: incomplete: {error}") from error
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
+                raise DamagedCheckpointError(f"{where}/{name}: does not match the digest in {COMMIT_KEY}")
+        return _parsed(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
+
+
+def _parsed(data: bytes, where: str) -> dict[str, Any]:
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise DamagedCheckpointError(f"{where}: is not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise DamagedCheckpointError(f"{where}: is not a JSON object")
+    return document
+
+
+def _check_format(document: dict[str, Any], where: str) -> None:
+    if int(document.get("format", 0)) > FORMAT:
+        raise UserError(f"{where}: format {document['format']} is newer than this version reads; upgrade yolofleet")

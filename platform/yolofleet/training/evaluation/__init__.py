@@ -1,0 +1,1 @@
+"""Evaluation of a run and of its checkpoints, during training or beside it."""

@@ -1,0 +1,115 @@
+"""Learning rate, momentum and averaging decay as pure functions of the step, so that a restart needs no state of them.
+
+Warm-up is linear in the step: the biases fall from ``warmup_bias_lr`` to the schedule, everything else rises from 0,
+and momentum rises from ``warmup_momentum``. The cosine (or line) is a function of the epoch begun, as published.
+
+Training at several scales: the image size of a step, drawn from the seed and the step alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from yolofleet.data.order import Purpose, keyed_generator
+from yolofleet.specs.hyperparameters import Hyperparameters
+
+NOMINAL_BATCH_SIZE = 64
+"""The batch that the published weight decay is meant for."""
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What the optimiser uses in one step."""
+
+    learning_rate: float
+    bias_learning_rate: float
+    momentum: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The schedule of one run.
+
+    Attributes:
+        hyperparameters: Peak values and shapes.
+        num_steps: Steps of the whole run.
+        steps_per_epoch: Steps of one pass over the training set; need not be a whole number.
+    """
+
+    hyperparameters: Hyperparameters
+    num_steps: int
+    steps_per_epoch: float
+
+    @property
+    def recipe_warmup_steps(self) -> int:
+        """Steps of the recipe's warm-up, at least its minimum."""
+        recipe = self.hyperparameters
+        wanted = max(round(recipe.warmup_epochs * self.steps_per_epoch), recipe.warmup_min_steps)
+        return wanted if recipe.warmup_epochs > 0 else 0
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up: the recipe's, at most half of the run."""
+        return min(self.recipe_warmup_steps, self.num_steps // 2)
+
+    def factor(self, epoch: float) -> float:
+        """Return the share of lr0 in an epoch: 1 at the start, ``lrf`` at the end."""
+        progress = min(1.0, epoch * self.steps_per_epoch / self.num_steps)
+        lrf = self.hyperparameters.lrf
+        if self.hyperparameters.schedule == "linear":
+            return (1 - progress) * (1 - lrf) + lrf
+        return (1 + math.cos(math.pi * progress)) / 2 * (1 - lrf) + lrf
+
+    def at(self, step: int) -> StepSettings:
+        """Return the settings of a step (the first is 0)."""
+        recipe = self.hyperparameters
+        peak = recipe.lr0 * self.factor(math.floor(step / self.steps_per_epoch))
+        warmup = self.warmup_steps
+        if step > warmup or warmup == 0:
+            return StepSettings(peak, peak, recipe.momentum)
+        share = step / warmup
+        return StepSettings(
+            learning_rate=share * peak,
+            bias_learning_rate=recipe.warmup_bias_lr + share * (peak - recipe.warmup_bias_lr),
+            momentum=recipe.warmup_momentum + share * (recipe.momentum - recipe.warmup_momentum),
+        )
+
+    def closes_mosaic(self, step: int) -> bool:
+        """Return whether the step lies in the last part of the run, which is trained on plain images."""
+        return step >= self.num_steps * (1 - self.hyperparameters.close_mosaic_share)
+
+
+def averaging_decay(hyperparameters: Hyperparameters, updates: int) -> float:
+    """Return the decay of the weight average at its update number ``updates`` (the first is 1)."""
+    return hyperparameters.ema_decay * (1 - math.exp(-updates / hyperparameters.ema_ramp_steps))
+
+
+def scaled_weight_decay(hyperparameters: Hyperparameters, global_batch_size: int) -> float:
+    """Return the weight decay for a global batch: losses are summed over it, so the decay grows with it."""
+    return hyperparameters.weight_decay * global_batch_size / NOMINAL_BATCH_SIZE
+
+
+@dataclass(frozen=True)
+class MultiScale:
+    """The image size of every step; all workers draw the same.
+
+    Attributes:
+        seed: Seed of the run.
+        image_size: The job's image size in pixels.
+        stride: The model's largest stride; every size is a multiple of it.
+        share: How far sizes lie from the job's, as a share of it; 0 always gives the job's. Published: 0.5.
+    """
+
+    seed: int
+    image_size: int
+    stride: int
+    share: float
+
+    def at(self, step: int) -> int:
+        """Return the size of a step, as published: uniform in whole pixels, then rounded down to a multiple."""
+        if self.share == 0:
+            return self.image_size
+        low, high = round((1 - self.share) * self.image_size), round((1 + self.share) * self.image_size)
+        drawn = int(keyed_generator(self.seed, Purpose.IMAGE_SIZE, step).integers(low, high + self.stride))
+        return max(self.stride, drawn // self.stride * self.stride)

@@ -1,0 +1,209 @@
+"""From a job to its datasets and its training stream.
+
+Blocks that do not learn: their parameters get no gradient and their batch norm does not move.
+
+The model that a job trains: the table that its choice means, as its label assignment needs it.
+
+The loss of a job: the published terms with their gains scaled, and the label assignment that the job chooses.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.core.errors import UserError
+from yolofleet.data.augment_settings import AugmentationSettings
+from yolofleet.data.cache import CacheSettings
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.order import image_weights
+from yolofleet.data.stream import TrainingStream
+from yolofleet.data.survey import survey_boxes
+from yolofleet.losses import DetectionLoss
+from yolofleet.losses.gains import scaled_gains
+from yolofleet.models.network import Network
+from yolofleet.models.wiring import wire
+from yolofleet.models.zoo import resolve, zoo_names, zoo_table
+from yolofleet.specs.assignment import AssignmentSpec
+from yolofleet.specs.hyperparameters import Hyperparameters
+from yolofleet.specs.job import DataSpec, JobSpec
+from yolofleet.specs.model import ModelTable
+from yolofleet.training.loop.schedule import MultiScale, Schedule
+
+
+def check_block_names(table: ModelTable, names: Sequence[str]) -> None:
+    """Refuse names that are no block of the model.
+
+    Raises:
+        UserError: Names the block, the nearest and all others.
+    """
+    known = [block.name for block in wire(table).blocks]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            hint = f"; did you mean '{near[0]}'?" if near else "."
+            raise UserError(f"freeze: model {table.name} has no block '{name}'{hint} Its blocks: {', '.join(known)}")
+
+
+def freeze_blocks(model: Network, names: Sequence[str]) -> None:
+    """Freeze blocks of a model in training mode, before an optimiser is made over it.
+
+    Args:
+        model: The model; frozen blocks stay in evaluation mode, so they normalise by their running statistics.
+        names: Names of its blocks, known to be right.
+    """
+    for name in names:
+        model.blocks[name].requires_grad_(False).eval()
+
+
+def trained_table(job: JobSpec) -> ModelTable:
+    """Return the table of the model as it is trained.
+
+    With the assigner ``none`` the auxiliary heads are not built at all: nothing would teach them, and a parameter
+    without gradient is one that workers would wait for in vain.
+
+    Raises:
+        UserError: The model is not known, or the assigner needs auxiliary heads that it does not have.
+    """
+    table = resolve(job.model)
+    assigner = job.assignment.assigner
+    if assigner == "none":
+        table = table.model_copy(update={"auxiliary": None})
+    if job.assignment.constraint and (table.auxiliary is None or assigner not in (None, "coarse_to_fine")):
+        guide = assigner or "none"
+        raise UserError(
+            f"assignment.constraint caps cells that only the coarse set holds, and assigner {guide} has no coarse set; "
+            "use assigner coarse_to_fine with a model that has auxiliary heads, or leave the constraint off"
+        )
+    if assigner == "none":
+        return table
+    if assigner is not None and table.auxiliary is None:
+        able = [name for name in zoo_names() if zoo_table(name).auxiliary is not None]
+        without = " (model.auxiliary is none)" if job.model.auxiliary == "none" else ""
+        raise UserError(
+            f"assignment.assigner {assigner} needs auxiliary heads, and {table.name} has none{without}; use assigner "
+            f"none, or a model that has them: {', '.join(able)}"
+        )
+    return table
+
+
+def build_loss(
+    model: Network,
+    hyperparameters: Hyperparameters,
+    image_size: int,
+    assignment: AssignmentSpec | None = None,
+    class_counts: Sequence[int] | None = None,
+) -> DetectionLoss:
+    """Return the loss that fits the model's heads, with gains scaled as published.
+
+    Args:
+        model: The model that is trained.
+        hyperparameters: Gains and the loss's other numbers.
+        image_size: Side of the training images in pixels.
+        assignment: How boxes find their cells; by default as published for the model.
+        class_counts: Boxes of each class in the training set, for ``class_balance``.
+    """
+    chosen = assignment or AssignmentSpec()
+    return DetectionLoss(
+        anchors=model.anchors,
+        strides=model.strides,
+        num_classes=model.num_classes,
+        hyperparameters=scaled_gains(hyperparameters.document(), model.num_classes, len(model.strides), image_size),
+        assigner=chosen.assigner or ("coarse_to_fine" if model.num_auxiliary_levels else "none"),
+        matching=chosen.matching,
+        constraint=chosen.constraint,
+        auxiliary_weight=chosen.auxiliary_weight,
+        relaxation=chosen.relaxation,
+        class_weights=class_weights(class_counts, hyperparameters.class_balance) if class_counts else None,
+    )
+
+
+def class_weights(class_counts: Sequence[int], balance: float) -> tuple[float, ...] | None:
+    """Return what the boxes of each class count in the class term: frequency ** -balance, 1 for the average box.
+
+    The published implementation derives inverse frequencies too, but only draws images by them.
+
+    Args:
+        class_counts: Boxes of each class.
+        balance: 0 leaves every class alike (None is returned), 1 lets every class count the same in all.
+    """
+    total = sum(class_counts)
+    if balance == 0 or total == 0:
+        return None
+    raw = [(total / count) ** balance if count else 0.0 for count in class_counts]
+    mean = sum(weight * count for weight, count in zip(raw, class_counts, strict=True)) / total
+    return tuple(weight / mean if weight else 1.0 for weight in raw)  # a class without boxes is never asked for
+
+
+def open_dataset(data: DataSpec, url: str) -> ShardDataset:
+    """Open one of the job's datasets, with the job's cache."""
+    cache = None
+    if data.cache is not None:
+        cache = CacheSettings(path=Path(data.cache.path), max_bytes=data.cache.max_bytes)
+    return ShardDataset(url, cache)
+
+
+def augmentation(hyperparameters: Hyperparameters) -> AugmentationSettings:
+    """Return the augmentation that the hyper-parameters describe."""
+    return AugmentationSettings(
+        mosaic=hyperparameters.mosaic,
+        mosaic9_share=hyperparameters.mosaic9_share,
+        mixup=hyperparameters.mixup,
+        paste_in=hyperparameters.paste_in,
+        degrees=hyperparameters.degrees,
+        translate=hyperparameters.translate,
+        scale=hyperparameters.scale,
+        shear=hyperparameters.shear,
+        perspective=hyperparameters.perspective,
+        hsv_h=hyperparameters.hsv_h,
+        hsv_s=hyperparameters.hsv_s,
+        hsv_v=hyperparameters.hsv_v,
+        flipud=hyperparameters.flipud,
+        fliplr=hyperparameters.fliplr,
+    )
+
+
+def training_stream(
+    job: JobSpec,
+    dataset: ShardDataset,
+    schedule: Schedule,
+    sample_weights: Callable[[], NDArray[np.float64]] | None = None,
+) -> TrainingStream:
+    """Return the job's endless training stream; its last part is plain images where the recipe says so.
+
+    Args:
+        job: What is trained.
+        dataset: The training set.
+        schedule: Its schedule, which knows the steps that close the mosaic.
+        sample_weights: Reads the sample weights where the run keeps them; they are computed unless given. Asked only
+            where the recipe draws images by weight.
+    """
+    share = schedule.hyperparameters.image_weights
+    weights = None
+    if share > 0:
+        weights = (sample_weights or (lambda: dataset_weights(dataset, share)))()
+    full = augmentation(schedule.hyperparameters)
+    plain = replace(full, mosaic=0.0, mixup=0.0, paste_in=0.0)
+    stride = wire(trained_table(job)).max_stride
+    sizes = MultiScale(job.seed, job.data.image_size, stride, schedule.hyperparameters.multi_scale)
+    return TrainingStream(
+        dataset,
+        seed=job.seed,
+        image_size=job.data.image_size,
+        global_batch_size=job.global_batch_size,
+        micro_batch_size=job.micro_batch_size,
+        augmentation=lambda step: plain if schedule.closes_mosaic(step) else full,
+        num_threads=job.data.loader_threads,
+        image_size_at=sizes.at,
+        sample_weights=weights,
+    )
+
+
+def dataset_weights(dataset: ShardDataset, share: float) -> NDArray[np.float64]:
+    """Return how often each sample is drawn an epoch; reads every annotation of the dataset."""
+    return image_weights(survey_boxes(dataset), len(dataset.classes), share)

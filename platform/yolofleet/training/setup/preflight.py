@@ -1,0 +1,199 @@
+"""Everything about a job that can be known to be wrong before the first worker starts."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from yolofleet.core.errors import UserError
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.export.settings import require_packages
+from yolofleet.models import build_model
+from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
+from yolofleet.storage import Storage, StorageError, open_storage
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.setup.builders import open_dataset, trained_table
+from yolofleet.training.setup.preparation import prepare
+from yolofleet.training.setup.pretrained import Locate
+
+MOST_CHANGES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What a job will do.
+
+    Attributes:
+        run: Its run directory.
+        num_steps: Steps of the whole run.
+        done_steps: Steps of the newest checkpoint; 0 for a fresh run.
+        train: The training set.
+        val: The validation set.
+        changes: What the spec says otherwise than at the last start, a line for each field.
+        notes: What a fresh run has decided (anchors, initial weights), a line each.
+    """
+
+    run: RunDirectory
+    num_steps: int
+    done_steps: int
+    train: ShardDataset
+    val: ShardDataset
+    changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is nothing left to train."""
+        return self.done_steps >= self.num_steps
+
+
+def run_storage(job: JobSpec) -> Storage:
+    """Return the storage whose root is the job's run directory, known to answer.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    storage = open_storage(job.storage).child(job.name)
+    try:
+        storage.list("lock/")
+    except StorageError as error:
+        raise UserError(f"storage {job.storage} does not hold the run directory: {error}") from error
+    return storage
+
+
+def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
+    """Check a job against its data, its model, its storage and what its run directory already holds.
+
+    Args:
+        job: What shall be trained.
+        locate: Finds registered versions for ``initial_weights``; None where there is no registry.
+
+    Raises:
+        UserError: Something cannot work; says what and how to put it right.
+    """
+    train = open_dataset(job.data, job.data.train)
+    val = open_dataset(job.data, job.data.val)
+    _check_classes(job, train, val)
+    _check_model(job, len(train.classes))
+    if job.release_onnx:
+        require_packages("onnx", "onnxscript", "onnxruntime")
+    run = RunDirectory.open(job.storage, job.name)
+    preparation = prepare(job, run, train, locate)
+    changes = _claim(job, run)
+    _check_contents(job, run, train, val)
+    preparation.keep(run)
+    steps = CheckpointStore(run.storage.child("checkpoints")).steps()
+    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes, preparation.notes)
+
+
+def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:
+    names, expected = ([f"{number}:{name}" for number, name in dataset.classes] for dataset in (val, train))
+    if not expected:
+        raise UserError(f"{job.data.train}: the dataset has no classes, so there is nothing to detect")
+    if sum(train.manifest.class_counts) == 0:
+        raise UserError(f"{job.data.train}: no boxes to learn from (crowd regions do not count)")
+    if names != expected:
+        changes = [line for line in difflib.ndiff(expected, names) if line[0] in "+-"][:6]
+        raise UserError(
+            f"{job.data.val}: its classes differ from those of {job.data.train}: {', '.join(changes)}; "
+            "shard both from annotations with the same categories"
+        )
+
+
+def _check_model(job: JobSpec, num_classes: int) -> None:
+    import torch
+
+    with torch.device("meta"):
+        model = build_model(trained_table(job), num_classes=num_classes)
+    stride = max(model.strides)
+    if job.data.image_size % stride:
+        low = job.data.image_size // stride * stride
+        near = " or ".join(str(size) for size in (low, low + stride) if size)
+        raise UserError(
+            f"data.image_size {job.data.image_size} is not a multiple of the model's largest stride {stride}; "
+            f"use {near}"
+        )
+
+
+def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
+    """Write the job into a fresh run directory, or check that the one there computes the same.
+
+    Returns:
+        What has changed of how it is executed.
+    """
+    before = run.job_text()
+    if before is None:
+        try:
+            run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+        except StorageError as error:
+            raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
+        return ()
+    recorded = JobSpec.parse(parse_yaml(before, source=f"{run.url}/job.yaml"), source="job.yaml of the run")
+    changes = [_with_sources(line, recorded, job) for line in _differences(recorded.computation(), job.computation())]
+    if changes:
+        more = f"\n  and {len(changes) - MOST_CHANGES_SHOWN} more" if len(changes) > MOST_CHANGES_SHOWN else ""
+        raise UserError(
+            f"run '{job.name}' in {job.storage} was started with another spec, and what it computes cannot change:\n  "
+            + "\n  ".join(changes[:MOST_CHANGES_SHOWN])
+            + f"{more}\nUse another name for the new spec, or the spec as it was to go on. What may change: "
+            f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
+        )
+    kept = job.model_copy(update={"initial_weights": recorded.initial_weights})
+    run.write_job(yaml.safe_dump(kept.document(), sort_keys=False))
+    return tuple(
+        f"{line} (not read again: the run keeps the weights that it started from)" if _is_source(line) else line
+        for line in _differences(recorded.document(), job.document())
+    )
+
+
+def _with_sources(line: str, recorded: JobSpec, job: JobSpec) -> str:
+    """Name the initial weights, of which the computation holds only whether there are any."""
+    if not _is_source(line):
+        return line
+    return f"initial_weights: was {_shown(recorded.initial_weights)}, now {_shown(job.initial_weights)}"
+
+
+def _is_source(line: str) -> bool:
+    return line.startswith("initial_weights: ")
+
+
+def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
+    """Record what the data and the model's table hold, or check that it is what the run was started with."""
+    table = trained_table(job).model_dump_json()
+    now = {
+        "train": train.manifest.digest,
+        "val": val.manifest.digest,
+        "model": hashlib.sha256(table.encode()).hexdigest(),
+    }
+    before = run.facts().get("contents")
+    if before is None:
+        run.record_facts(contents=now, data={"train": now["train"], "val": now["val"]})
+        return
+    names = {"train": job.data.train, "val": job.data.val, "model": job.model.spec or job.model.name}
+    for part, digest in now.items():
+        if before.get(part) != digest:
+            raise UserError(
+                f"run '{job.name}' in {job.storage} was started with another content of {part} ({names[part]}): digest "
+                f"{str(before.get(part))[:12]} then, {digest[:12]} now. Use another name, or put the old content back"
+            )
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            line
+            for key in keys
+            for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+        ]
+    return [] if before == now else [f"{path}: was {_shown(before)}, now {_shown(now)}"]
+
+
+def _shown(value: Any) -> str:
+    return "not set" if value is None else str(value)

@@ -1,0 +1,228 @@
+"""What a fresh run decides once, before its first step, and keeps in its directory for every later start.
+
+initial/anchors.json               the anchors, and how they suit the boxes of the training set
+initial/model.safetensors          the tensors taken over from trained weights (`initial_weights`)
+initial/image_weights.safetensors  how often each sample is drawn (`image_weights`)
+
+Which anchors a run trains with: measured against the boxes of its training set, and fitted anew where it says so.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from yolofleet.data.anchors import GOOD_RECALL, AnchorFit, Anchors, Sizes, anchor_fit, fitted_anchors, large_enough
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.order import image_weights
+from yolofleet.data.survey import survey_boxes
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.model import ModelTable
+from yolofleet.storage import ObjectNotFoundError
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.loop.schedule import Schedule
+from yolofleet.training.setup.builders import check_block_names, trained_table
+from yolofleet.training.setup.pretrained import INITIAL_KEY, Locate, read_trained, take_over
+
+Setting = Literal["model", "auto", "fit"]
+Source = Literal["model", "initial weights", "fitted"]
+
+
+@dataclass(frozen=True)
+class AnchorReport:
+    """How anchors were chosen.
+
+    Attributes:
+        setting: What the job asked for.
+        source: Where the anchors in use come from.
+        image_size: Side of the network's input in pixels that boxes were measured at.
+        ratio_limit: Largest ratio between a box's and an anchor's sides (``anchor_t``).
+        num_boxes: Boxes that were measured.
+        before: How the given anchors suit them.
+        after: How the anchors in use suit them.
+        anchors: The anchors in use.
+    """
+
+    setting: Setting
+    source: Source
+    image_size: int
+    ratio_limit: float
+    num_boxes: int
+    before: AnchorFit
+    after: AnchorFit
+    anchors: Anchors
+
+    def as_document(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return asdict(self)
+
+    def sentence(self) -> str:
+        """Say in one line how the anchors suit the data, and what can be done where they do not."""
+        reach = (
+            f"anchors: those of the {self.source} reach" if self.source != "fitted" else "anchors: fitted ones reach"
+        )
+        text = f"{reach} {self.after.recall:.1%} of {self.num_boxes} boxes at {self.image_size} px"
+        if self.source == "fitted":
+            few = len(self.anchors) * len(self.anchors[0])
+            equal = f" (fewer boxes than the {few} anchors: some are alike)" if self.num_boxes < few else ""
+            return f"{text}, those of the model {self.before.recall:.1%}{equal}"
+        if self.after.recall >= GOOD_RECALL or not self.num_boxes:
+            return text
+        if self.setting == "model":
+            cure = f"boxes out of reach are never learned; set anchors=auto to fit anchors below {GOOD_RECALL:.0%}"
+        else:
+            cure = "fitting gains nothing; a larger data.image_size or hyperparameters.anchor_t may help"
+        return f"{text} ({cure})"
+
+
+def choose_anchors(
+    setting: Setting,
+    given: Anchors,
+    sizes: Sizes,
+    *,
+    image_size: int,
+    ratio_limit: float,
+    seed: int,
+    source: Source = "model",
+) -> AnchorReport:
+    """Measure the given anchors, and fit new ones if the setting asks for it and they reach more boxes.
+
+    Args:
+        setting: ``model`` keeps those given; ``auto`` fits below a recall of 0.98, as published, and keeps what fits
+            better; ``fit`` fits always.
+        given: Anchors of the model, or of the weights it starts from.
+        sizes: (n, 2) boxes in pixels at the image size.
+        image_size: Side of the network's input in pixels.
+        ratio_limit: ``anchor_t``.
+        seed: Decides the course of the fitting.
+        source: Where the given anchors come from.
+
+    Raises:
+        UserError: ``fit`` is asked for, and no box is large enough to fit anchors to.
+    """
+    before = anchor_fit(sizes, given, ratio_limit)
+    wanted = setting == "fit" or (setting == "auto" and before.recall < GOOD_RECALL and bool(large_enough(sizes).any()))
+    used, after = given, before
+    if wanted and len(sizes):
+        fitted = fitted_anchors(sizes, len(given), len(given[0]), ratio_limit, seed)
+        found = anchor_fit(sizes, fitted, ratio_limit)
+        if setting == "fit" or found.recall > before.recall:
+            used, after, source = fitted, found, "fitted"
+    return AnchorReport(setting, source, image_size, ratio_limit, len(sizes), before, after, used)
+
+
+def table_anchors(table: ModelTable) -> Anchors:
+    """Return a table's anchors as widths and heights by level."""
+    return tuple(tuple(zip(level[::2], level[1::2], strict=True)) for level in table.anchors)
+
+
+def with_anchors(table: ModelTable, anchors: Anchors) -> ModelTable:
+    """Return a table with other anchors: whatever is built from it carries them."""
+    rows = tuple(tuple(side for anchor in level for side in anchor) for level in anchors)
+    return table.model_copy(update={"anchors": rows})
+
+
+ANCHORS_KEY = "initial/anchors.json"
+IMAGE_WEIGHTS_KEY = "initial/image_weights.safetensors"
+MOST_SAMPLES_SURVEYED = 5000
+"""Annotations read to measure anchors: some 35,000 boxes of COCO."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What a fresh run will start with; nothing of it is written yet.
+
+    Attributes:
+        notes: What the user should know, a line each.
+        facts: What the run should remember.
+        objects: What its directory will hold, by key, in the order of writing.
+    """
+
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict, repr=False)
+
+    def keep(self, run: RunDirectory) -> None:
+        """Write it into the run directory, the anchors last: where they are, everything is."""
+        if self.facts:
+            run.record_facts(**self.facts)
+        for key, data in self.objects.items():
+            run.storage.put(key, data)
+
+
+def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Locate | None = None) -> Preparation:
+    """Decide what a fresh run starts with; nothing is left to decide for a run that has started before.
+
+    Args:
+        job: What will be trained.
+        run: Its run directory, which is only looked at.
+        dataset: The training set.
+        locate: Finds registered versions for ``initial_weights``.
+
+    Raises:
+        UserError: A block to freeze does not exist, or the initial weights cannot be used.
+    """
+    table = trained_table(job)
+    check_block_names(table, job.freeze)
+    if run.storage.exists(ANCHORS_KEY):
+        return Preparation()
+    notes: list[str] = []
+    facts: dict[str, Any] = {}
+    objects: dict[str, bytes] = {}
+    given = None
+    if job.initial_weights is not None:
+        transfer = take_over(table, len(dataset.classes), read_trained(job.initial_weights, locate))
+        objects[INITIAL_KEY] = transfer.to_bytes()
+        facts["initial_weights"] = transfer.facts()
+        notes.append(transfer.sentence())
+        given = transfer.anchors
+    recipe = job.resolved_hyperparameters()
+    survey = survey_boxes(dataset, None if recipe.image_weights > 0 else MOST_SAMPLES_SURVEYED)
+    if recipe.image_weights > 0:
+        weights = image_weights(survey, len(dataset.classes), recipe.image_weights)
+        objects[IMAGE_WEIGHTS_KEY] = safetensors.numpy.save({"weights": weights})
+        notes.append(f"image weights: an image is drawn {weights.min():.2f} to {weights.max():.2f} times an epoch")
+    report = choose_anchors(
+        job.anchors,
+        given or table_anchors(table),
+        survey.sizes * job.data.image_size,
+        image_size=job.data.image_size,
+        ratio_limit=recipe.anchor_t,
+        seed=job.seed,
+        source="model" if given is None else "initial weights",
+    )
+    notes.append(report.sentence())
+    facts["anchors"] = {"source": report.source, "recall": report.after.recall, "model_recall": report.before.recall}
+    objects[ANCHORS_KEY] = json.dumps(report.as_document(), indent=1).encode() + b"\n"
+    schedule = Schedule(recipe, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
+    if job.initial_weights is None and schedule.warmup_steps < schedule.recipe_warmup_steps:
+        notes.append(
+            f"few steps: {len(dataset):,} images, {job.epochs:g} times in batches of {job.global_batch_size}, are "
+            f"{schedule.num_steps:,} steps, and the recipe takes {schedule.recipe_warmup_steps:,} to warm up alone. "
+            "From scratch little is learned in them: raise epochs, or lower global_batch_size"
+        )
+    return Preparation(tuple(notes), facts, objects)
+
+
+def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
+    """Return the table of the run's model, with the anchors that it trains with.
+
+    A run from before anchors were recorded has those of its model.
+    """
+    table = trained_table(job)
+    try:
+        document = json.loads(run.storage.get(ANCHORS_KEY))
+    except ObjectNotFoundError:
+        return table
+    return with_anchors(table, tuple(tuple((w, h) for w, h in level) for level in document["anchors"]))
+
+
+def run_image_weights(run: RunDirectory) -> NDArray[np.float64]:
+    """Return how often each sample is drawn an epoch, as the run decided at its start."""
+    found = safetensors.numpy.load(run.storage.get(IMAGE_WEIGHTS_KEY))
+    return np.asarray(found["weights"], dtype=np.float64)

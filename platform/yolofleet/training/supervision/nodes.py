@@ -1,0 +1,263 @@
+"""Whether the hosts that will train can reach what the job names, asked there and before anything starts.
+
+What a cluster can give: how many workers find room, now or once it has grown as far as it may.
+
+What Ray knows of its nodes, in the words of yolofleet.training.supervision.nodes; needs a connection to the cluster.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from yolofleet.core.errors import UserError
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
+from yolofleet.storage import StorageError, open_storage
+
+
+@dataclass(frozen=True)
+class NodeOffer:
+    """Resources of one node, or of each node of a group that an autoscaler may start.
+
+    Attributes:
+        resources: Amounts by kind, as Ray counts them.
+        count: Nodes like this.
+        labels: Ray's labels of the node.
+        name: What to call it in a message.
+    """
+
+    resources: Mapping[str, float]
+    count: int = 1
+    labels: Mapping[str, str] | None = None
+    name: str = "node"
+
+    def places(self, wanted: Mapping[str, float], labels: Mapping[str, str]) -> int:
+        """Return how many workers find room: resources of two nodes do not add up to one worker."""
+        if self.labels is not None and any(self.labels.get(key) != value for key, value in labels.items()):
+            return 0
+        counts = [int(self.resources.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0]
+        return self.count * min(counts)
+
+    def described(self) -> str:
+        """Return what it offers, for a message."""
+        amounts = ", ".join(f"{self.resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
+        return f"{self.name}: {amounts}" if self.count == 1 else f"{self.count} x {self.name}: {amounts}"
+
+
+def this_machine() -> NodeOffer:
+    """Return the most that a Ray of this machine's own can offer."""
+    import torch
+
+    return NodeOffer({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, name="this machine")
+
+
+def wanted_resources(cluster: ClusterSpec) -> dict[str, float]:
+    """Return what one worker needs."""
+    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    return {kind: amount for kind, amount in wanted.items() if amount > 0}
+
+
+def num_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
+    """Return how many of the job's workers find room in the offers."""
+    wanted = wanted_resources(cluster)
+    return sum(offer.places(wanted, cluster.labels) for offer in offers)
+
+
+def evaluates_apart(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
+    """Return whether evaluation gets a place of its own; on one node it would only take from the workers."""
+    if cluster.evaluation == "auto":
+        return len(offers) > 1 and num_places(cluster, offers) > cluster.most_workers
+    return cluster.evaluation == "apart"
+
+
+def has_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer] = ()) -> bool:
+    """Return whether the fewest workers, and the evaluation beside them, find room now.
+
+    Args:
+        cluster: What the job asks for.
+        nodes: The nodes that are there.
+        may_grow: The nodes that an autoscaler may have running at most, each group with its largest count.
+
+    Raises:
+        UserError: They never can; says what is there and what is missing.
+    """
+    if num_places(cluster, nodes) >= cluster.fewest_places:
+        return True
+    if num_places(cluster, may_grow) >= cluster.fewest_places:
+        return False
+    raise UserError(shortage(cluster, nodes, may_grow))
+
+
+def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer] = ()) -> str:
+    """Return what is asked for, what is there, and the cure."""
+    wanted = wanted_resources(cluster)
+    each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
+    labelled = f" on nodes labelled {dict(cluster.labels)}" if cluster.labels else ""
+    if cluster.places_for_evaluation:
+        labelled += " and one place like theirs for cluster.evaluation = apart"
+    lines = [
+        f"cluster.workers asks for at least {cluster.fewest_workers} workers of {each} each{labelled}, but the cluster "
+        f"has room for {num_places(cluster, nodes)} (its nodes: {_listed(nodes)})"
+    ]
+    if may_grow:
+        lines.append(
+            f"grown as far as its autoscaler may it has room for {num_places(cluster, may_grow)} ({_listed(may_grow)})"
+        )
+    if wanted.get("GPU") and not any(offer.resources.get("GPU") for offer in (*nodes, *may_grow)):
+        lines.append("there is no GPU at all: set cluster.gpus_per_worker=0 to train on CPUs")
+    lines.append(
+        "ask for fewer workers, for less per worker (cluster.cpus_per_worker, cluster.gpus_per_worker), or add nodes"
+    )
+    return ". ".join(line[:1].upper() + line[1:] if number else line for number, line in enumerate(lines))
+
+
+def _listed(offers: Sequence[NodeOffer], most_shown: int = 8) -> str:
+    shown = "; ".join(offer.described() for offer in offers[:most_shown])
+    more = f"; and {len(offers) - most_shown} more" if len(offers) > most_shown else ""
+    return f"{shown}{more}" or "none"
+
+
+@dataclass(frozen=True)
+class NodeSeen:
+    """A node that the cluster has or had.
+
+    Attributes:
+        name: Its address.
+        offers: What it has, for people.
+        alive: Whether it is there.
+        end: Why it is not; empty while it is there.
+    """
+
+    name: str
+    offers: str
+    alive: bool
+    end: str
+
+
+def nodes_seen() -> dict[str, NodeSeen]:
+    """Return every node that the cluster has or had, by Ray's id."""
+    import ray
+
+    return {
+        str(node["NodeID"]): NodeSeen(
+            name=str(node["NodeManagerAddress"]),
+            offers=", ".join(f"{node['Resources'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")),
+            alive=bool(node["Alive"]),
+            end=" ".join(str(node.get("DeathReasonMessage", "")).split()),
+        )
+        for node in ray.nodes()
+    }
+
+
+def alive_offers() -> list[NodeOffer]:
+    """Return the nodes that are there and stay."""
+    import ray
+
+    draining = draining_nodes()
+    return [
+        NodeOffer(node["Resources"], labels=node.get("Labels"), name=node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
+def free_offers() -> list[NodeOffer]:
+    """Return what nobody uses on each node that stays."""
+    import ray
+
+    free = free_resources()
+    draining = draining_nodes()
+    return [
+        NodeOffer(free.get(node["NodeID"], {}), labels=node.get("Labels"), name=node["NodeManagerAddress"])
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] not in draining
+    ]
+
+
+def free_resources() -> dict[str, dict[str, float]]:
+    """Return what nobody uses of each node's resources, by the node's id."""
+    import ray
+
+    return dict(ray._private.state.available_resources_per_node())
+
+
+def draining_nodes() -> set[str]:
+    """Return the ids of the nodes that are announced to go."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes() or {})
+
+
+def growth_offers() -> list[NodeOffer]:
+    """Return the groups of nodes that the cluster's autoscaler may start, each with its largest count; none without."""
+    import ray
+
+    config = ray._private.state.state.get_cluster_config()
+    groups = [] if config is None else config.node_group_configs
+    return [
+        NodeOffer(dict(group.resources), count=group.max_count if group.max_count >= 0 else 10**6, name=group.name)
+        for group in groups
+    ]
+
+
+def hosts() -> dict[str, str]:
+    """Return a node's id for each host of the cluster."""
+    import ray
+
+    return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+MANIFEST_KEY = "manifest.json"
+TIMEOUT_SECONDS = 120.0
+
+
+def check_reach(job: JobSpec) -> None:
+    """Make sure that every host of the cluster reads the data and writes the run directory.
+
+    Raises:
+        UserError: One does not: which, what, and the cure.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    paths = (job.storage, job.name, job.data.train, job.data.val)
+    probe = ray.remote(num_cpus=0, max_retries=1)(problem_here)
+    asked = {
+        host: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*paths)
+        for host, node in hosts().items()
+    }
+    problems: dict[str, str] = {}
+    for host, answer in asked.items():
+        try:
+            problem = ray.get(answer, timeout=TIMEOUT_SECONDS)
+        except ray.exceptions.RayError as error:
+            problem = f"it gives no answer ({type(error).__name__})"
+        if problem is not None:
+            problems[host] = problem
+    if problems:
+        host, problem = next(iter(problems.items()))
+        more = f" ({len(problems)} of {len(asked)} hosts have such a problem)" if len(asked) > 1 else ""
+        raise UserError(
+            f"host {host} cannot train this job: {problem}{more}. Workers run there: use storage that all hosts reach "
+            "(s3://, or a folder that is mounted on all of them), and give each the credentials in its environment"
+        )
+
+
+def problem_here(storage_url: str, name: str, *datasets: str) -> str | None:
+    """Return what keeps this host from training, or None: the run directory is read and written, the data found."""
+    key = f"probe/{uuid.uuid4().hex}"
+    try:
+        run = open_storage(storage_url).child(name)
+        if not run.exists("job.yaml"):
+            return f"storage {storage_url} does not show it the run directory that the driver has made there"
+        run.put(key, b"")
+        run.delete(key)
+        for url in datasets:
+            if not open_storage(url).exists(MANIFEST_KEY):
+                return f"it finds no dataset at {url}"
+    except StorageError as error:
+        return str(error)
+    return None

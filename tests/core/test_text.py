@@ -1,0 +1,53 @@
+"""Parts of messages."""
+
+from __future__ import annotations
+
+import pytest
+
+from yolofleet.core.byte_sizes import format_bytes, parse_bytes
+from yolofleet.core.text import and_more, did_you_mean, first_line, nearest, one_line
+
+
+def test_the_nearest_name_is_offered_and_nothing_where_none_is_alike() -> None:
+    known = ["epochs", "precision", "storage"]
+    assert nearest("epoch", known) == "epochs"
+    assert did_you_mean("precission", known) == "; did you mean 'precision'?"
+    assert nearest("zzz", known) is None
+    assert did_you_mean("zzz", known) == ""
+
+
+def test_a_long_list_is_cut_and_counted() -> None:
+    assert and_more(["a", "b"], 2) == "a, b"
+    assert and_more(["a", "b", "c", "d"], 2) == "a, b and 2 more"
+    assert and_more(["a", "b", "c"], 1, separator="; ") == "a and 2 more"
+
+
+def test_errors_are_one_line() -> None:
+    assert one_line("a\n  b\tc") == "a b c"
+    assert one_line(ValueError()) == "ValueError"
+    assert len(one_line("x" * 500, 100)) == 100
+    assert first_line(ValueError("first\nsecond")) == "first"
+    assert first_line(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"), [("5", 5), ("1.5 GB", 1_500_000_000), ("512MiB", 2**29), ("3 kb", 3000), ("1TB", 10**12)]
+)
+def test_sizes_are_read(text: str, num_bytes: int) -> None:
+    assert parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "fast", "-1", "1 XB", "1e9", "٣MB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_bytes(text)
+
+
+def test_sizes_are_written() -> None:
+    assert [format_bytes(n) for n in (0, 999, 1000, 128_000_000, 2_140_000_000)] == [
+        "0 B",
+        "999 B",
+        "1.0 kB",
+        "128 MB",
+        "2.1 GB",
+    ]
