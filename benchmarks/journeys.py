@@ -38,10 +38,9 @@ from journey_trace import Function, Trace, end_worker_traces, trace_ray_workers
 from yolofleet.cli.main import main as yolofleet_command
 from yolofleet.models import build_model
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.input import open_dataset, training_stream
-from yolofleet.training.objective import build_loss
-from yolofleet.training.precision import Precision
-from yolofleet.training.schedule import Schedule
+from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.schedule import Schedule
+from yolofleet.training.setup.builders import build_loss, open_dataset, training_stream
 
 METRICS = "metrics.jsonl"
 RELEASE_RECORD = "report/release.json"
