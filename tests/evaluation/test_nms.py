@@ -14,6 +14,8 @@ from torch import Tensor
 
 from yolofleet.evaluation.nms import box_iou, non_maximum_suppression, suppress
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "nms"
+
 
 def greedy(boxes: Tensor, labels: Tensor | None, iou: float, max_kept: int) -> list[int]:
     """The textbook loop, one box at a time."""
@@ -35,10 +37,10 @@ def crowded_boxes(seed: int, num_boxes: int, num_objects: int) -> Tensor:
 
 
 @pytest.mark.parametrize("case", ["eval80", "demo80", "nc1", "degenerate"])
-def test_detections_equal_the_published_ones(reference: Path, case: str) -> None:
-    golden = np.load(reference / "golden" / f"nms_{case}.npz")
+def test_detections_equal_the_published_ones(case: str) -> None:
+    golden = np.load(GOLDEN / f"{case}.npz")
     options = json.loads(str(golden["meta_json"]))["kw"]
-    source = golden if "prediction" in golden.files else np.load(reference / "golden" / "nms_eval80.npz")
+    source = golden if "prediction" in golden.files else np.load(GOLDEN / "eval80.npz")
     detections = non_maximum_suppression(
         torch.from_numpy(source["prediction"]),
         confidence=options["conf_thres"],
