@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.errors import UserError
-from yolofleet.search.ranking import best_first
+from yolofleet.search.ranking import best_first, objective_row
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Exchange, Trial
 from yolofleet.specs.parameters import Parameter
@@ -58,7 +58,7 @@ class Population:
         for member in alive:
             measurement = member.at_share(share)
             known = member.observation.figures | (measurement.values if measurement else {})
-            rows.append([objective.sign * known.get(objective.metric, float("-inf")) for objective in self.objectives])
+            rows.append(objective_row(self.objectives, known))
         order = [alive[index] for index in best_first(rows)]
         count = int(len(order) * self.spec.quantile)
         changed = {}
