@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -124,6 +125,37 @@ def test_too_many_candidates_leave_the_best_and_ties_keep_their_order() -> None:
     far_apart = [[100.0 * i, 50, 20, 20, 1.0, 0.9 if i == 7 else 0.5, 0.1] for i in range(20)]
     kept = non_maximum_suppression(prediction(*far_apart), confidence=0.2, iou=0.5, max_candidates=4)[0]
     assert kept[:, 0].tolist() == [690.0, -10.0, 90.0, 190.0]
+
+
+def test_the_bounds_are_the_published_ones_unless_given() -> None:
+    parameters = inspect.signature(non_maximum_suppression).parameters
+    defaults = {name: entry.default for name, entry in parameters.items() if entry.default is not entry.empty}
+    assert defaults == {
+        "max_detections": 300,
+        "multi_label": True,
+        "class_agnostic": False,
+        "classes": None,
+        "max_candidates": 30000,
+    }
+
+
+def test_a_candidate_must_exceed_the_confidence_twice() -> None:
+    """Objectness and score, each strictly; a detector of one class has its objectness for a score."""
+    decoded = prediction(
+        [50, 50, 20, 20, 0.5, 1.0, 0.0], [90, 50, 20, 20, 0.75, 0.5, 0.0], [150, 50, 20, 20, 0.75, 0.75, 0.0]
+    )
+    assert non_maximum_suppression(decoded, confidence=0.5, iou=0.5)[0][:, 4].tolist() == [0.5625]
+    assert non_maximum_suppression(decoded, confidence=0.375, iou=0.5)[0][:, 4].tolist() == [0.5625, 0.5]
+    one_class = prediction([50, 50, 20, 20, 0.5, 0.1], [90, 50, 20, 20, 0.75, 0.1])
+    assert non_maximum_suppression(one_class, confidence=0.5, iou=0.5)[0][:, 4].tolist() == [0.75]
+
+
+def test_overlap_of_pairs_by_hand() -> None:
+    first = torch.tensor([[0.0, 0, 10, 10], [0, 0, 0, 0]])
+    second = torch.tensor([[5.0, 0, 15, 20], [20, 20, 30, 30], [0, 0, 0, 0]])
+    found = box_iou(first, second)
+    assert found[0].tolist() == [pytest.approx(50 / 250), 0.0, 0.0]
+    assert found[1, :2].tolist() == [0.0, 0.0] and found[1, 2].isnan()
 
 
 def test_an_empty_batch_and_a_picture_without_detections() -> None:
