@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from yolofleet.losses import DetectionLoss
-from yolofleet.losses.gains import scaled_gains
+from yolofleet.losses import DetectionLoss, scaled_gains
 from yolofleet.models.detector import Detector
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.hyperparameters import Hyperparameters
