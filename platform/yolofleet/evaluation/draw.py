@@ -1,23 +1,23 @@
 """Pictures with boxes and labels that one can read, at any size of picture.
 
-Line width, font and padding follow the picture's size. A label sits on top of its box, inside it or below it where
+Line width, text and padding follow the picture's size. A label sits on top of its box, inside it or below it where
 there is no room above, and always wholly inside the picture; where that can be had it covers no label drawn before.
-Colours are far apart in hue and alternate in lightness; a class keeps its colour in every picture.
+Colours are far apart in hue and alternate in lightness; a class keeps its colour in every picture. The typeface is
+OpenCV's own: it has the letters of most scripts and needs no file. (Pillow's own has ASCII alone.)
 """
 
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -26,6 +26,7 @@ GOLDEN_RATIO = 0.618033988749895
 SMALLEST_LONG_SIDE = 480  # smaller pictures are enlarged: a label of legible size would cover them
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner pictures get a dark margin: no label would fit into them
 MARGIN = (24, 26, 30)
+TEXT_WEIGHT = 650  # OpenCV's scale: 400 is regular, 800 as heavy as it gets
 JPEG_QUALITY = 92
 
 
@@ -57,16 +58,15 @@ def draw_detections(
     picture.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     canvas = ImageDraw.Draw(picture)
     line = max(3, round(max(height, width) / 260))
-    font = _font(max(13, round(min(max(picture.size) / 48, min(picture.size) / 12))))
+    text_size = max(13, round(min(max(picture.size) / 48, min(picture.size) / 12)))
     ordered = sorted(records, key=lambda record: float(record.get("score", 1.0)))  # the surest on top
     for record in ordered:
         _draw_box(canvas, _corners(record, factor, width, height), line, record)
     occupied: list[Rectangle] = []
     for record in reversed(ordered):
         text = _label(record, names or {})
-        occupied.append(
-            _draw_label(canvas, _corners(record, factor, width, height), text, record, font, line, occupied)
-        )
+        corners = _corners(record, factor, width, height)
+        occupied.append(_draw_label(canvas, corners, text, record, text_size, line, occupied))
     return picture
 
 
@@ -131,21 +131,21 @@ def _draw_label(
     corners: Rectangle,
     text: str,
     record: Mapping[str, Any],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    text_size: int,
     line: int,
     occupied: Sequence[Rectangle],
 ) -> Rectangle:
     """Draws a label where there is room for it and returns the place."""
     colour = class_colour(int(record["category_id"]))
     padding = max(2, line)
-    text = _shortened(canvas, text, font, canvas.im.size[0] - 2 * padding - 1)
-    text_left, text_top, text_right, text_bottom = canvas.textbbox((0, 0), text, font=font)
-    width, height = text_right - text_left + 2 * padding, text_bottom - text_top + 2 * padding
+    text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
+    mask = _text_mask(text, text_size)
+    width, height = mask.width + 2 * padding, mask.height + 2 * padding
     left, top = _place(corners, (width, height), canvas.im.size, occupied)
     canvas.rectangle((left, top, left + width, top + height), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     fill = (0, 0, 0) if luminance > 130 else (255, 255, 255)
-    canvas.text((left + padding - text_left, top + padding - text_top), text, fill=fill, font=font)
+    canvas.bitmap((round(left) + padding, round(top) + padding), mask, fill=fill)
     return left, top, left + width, top + height
 
 
@@ -169,12 +169,10 @@ def _place(
     return inside[0]
 
 
-def _shortened(
-    canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float
-) -> str:
+def _shortened(text: str, text_size: int, room: float) -> str:
     """The text, with its middle left out if it is wider than the picture."""
     kept = len(text)
-    while kept > 8 and canvas.textlength(text, font=font) > room:
+    while kept > 8 and _text_box(text, text_size)[2] > room:
         kept -= 2
         text = text[: kept // 2 - 3] + "…" + text[-5:]
     return text
@@ -192,12 +190,20 @@ def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
     return f"{name} {float(record['score']):.2f}" if "score" in record else name
 
 
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans as matplotlib brings it (Latin, Greek, Cyrillic and more); where it is not there, Pillow's own."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:
-        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+@lru_cache(maxsize=1)
+def _typeface() -> Any:
+    return cv2.FontFace("sans")
+
+
+def _text_box(text: str, text_size: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a line of text that begins at (0, 0) on its base line."""
+    left, top, width, height = cv2.getTextSize((0, 0), text, (0, 0), _typeface(), text_size, TEXT_WEIGHT)
+    return left, top, width, height
+
+
+def _text_mask(text: str, text_size: int) -> Image.Image:
+    """How much of each pixel the text covers, 0..255, in a picture that just holds it."""
+    left, top, width, height = _text_box(text, text_size)
+    mask = np.zeros((max(height, 1), max(width, 1)), np.uint8)
+    cv2.putText(mask, text, (-left, -top), 255, _typeface(), text_size, TEXT_WEIGHT)
+    return Image.fromarray(mask)
