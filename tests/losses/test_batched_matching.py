@@ -39,7 +39,7 @@ def make_scene(family: str, seed: int, counts: list[int], spread: float, dtype: 
     return [level.to(dtype) for level in predictions], targets.to(dtype)
 
 
-def find_positives(family: str, scene: tuple[Any, Tensor], layout: str, **options: Any) -> list[Any]:
+def find_positives(family: str, scene: tuple[Any, Tensor], layout: str, **options: Any) -> Any:
     anchors = anchors_of(family)
     loss = DetectionLoss(
         anchors=anchors,
@@ -110,7 +110,9 @@ def test_a_nan_prediction_is_never_a_positive_and_changes_no_other(layout: str) 
 
 
 @given(
-    iou=st.lists(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=9, max_size=9), min_size=1, max_size=6),
+    iou=st.lists(
+        st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=9, max_size=9), min_size=1, max_size=6
+    ),
     seed=st.integers(0, 1000),
     num_best=st.integers(1, 12),
 )

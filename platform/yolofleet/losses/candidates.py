@@ -69,7 +69,7 @@ class Candidates:
         if not is_on_cpu(valid):
             return chosen
         slots = find_slots(valid)
-        sizes = tuple(int(part.sum()) for part in valid.split(self.level_sizes))
+        sizes = tuple(int(part.sum()) for part in torch.split(valid, list(self.level_sizes)))
         return Candidates(sizes, **{name: tensor[slots] for name, tensor in chosen._tensors().items()})
 
     def join(self, further: Candidates, num_cells: int) -> Candidates:
