@@ -153,9 +153,8 @@ def compute_objectness_cap(distance: Tensor) -> Tensor:
 
     The paper caps the objectness of the extra coarse cells "by the distance from the center of the object" so that
     they never reach what the fine cells can. It gives no formula; this one falls linearly. A cell that only the coarse
-    search offers is 1.0 to 1.6 cells from its own object, so its target is at most 0.5, and 0.2 at the far end. With
-    dynamic matching a box may also answer at a cell that another box offered: nearer than that, where the cap is
-    higher, or so far that nothing is left.
+    search finds is 1.0 to 1.6 cells from its object, so its target is at most 0.5. With dynamic matching a box may
+    also learn a cell that was found for another box: closer, or so distant that its target is 0.
     """
     return (1.0 - distance / CAP_REACH).clamp(min=0.0)
 
