@@ -25,7 +25,7 @@ from yolofleet.losses.device import find_slots, is_on_cpu, send
 from yolofleet.losses.matching import NO_BOX_IMAGE, NO_CANDIDATE_IMAGE, MatchingInput, compute_iou, compute_iou_cost
 
 # Pairs compared at once. On a CPU a few tables of this size fit the cache.
-CPU_PAIRS, DEVICE_PAIRS = 1 << 18, 1 << 22
+CPU_PAIRS, DEVICE_PAIRS = 1 << 19, 1 << 22
 PUBLISHED_INFINITY, PUBLISHED_NAN = 1e30, 2e30  # stand for such costs, and keep their published order
 
 
