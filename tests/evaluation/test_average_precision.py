@@ -47,6 +47,40 @@ def test_precision_at_recall_has_the_published_area() -> None:
         np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
 
 
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**31))
+def test_classes_curves_and_counts_are_those_of_pycocotools_too(seed: int) -> None:
+    ground_truth, detections = random_problem(seed)
+    if not detections:
+        return
+    judge = pycocotools_judge(ground_truth, detections)
+    ours = coco_average_precision(ground_truth, detections)
+    annotations = ground_truth["annotations"]
+    crowds = [entry for entry in annotations if entry["iscrowd"]]
+    for position, entry in enumerate(ours.per_class):
+        precision = judge.eval["precision"][:, :, position, 0, 2]
+        recall = judge.eval["recall"][:, position, 0, 2]
+        scores = judge.eval["scores"][0, :, position, 0, 2]
+        label = CATEGORY_IDS[position]
+        assert (entry.category_id, entry.name) == (label, f"class {label}")
+        assert entry.num_objects == sum(x["category_id"] == label and not x["iscrowd"] for x in annotations)
+        assert entry.num_detections == sum(x["category_id"] == label for x in detections)
+        if (precision == -1).any():
+            assert (entry.ap50, entry.ap75, entry.ar_100, entry.best_f1) == (None, None, None, None)
+            assert ours.curves[label] == ()
+            continue
+        assert ours.curves[label] == tuple(precision[0])
+        assert (entry.ap50, entry.ap75, entry.ar_100) == (precision[0].mean(), precision[5].mean(), recall.mean())
+        levels = np.linspace(0, 1, 101)
+        f1 = [2 * p * r / (p + r) if p + r else 0.0 for p, r in zip(precision[0], levels, strict=True)]
+        assert entry.best_f1 == pytest.approx(max(f1))
+        assert entry.best_confidence == (scores[int(np.argmax(f1))] if max(f1) > 0 else None)
+    document = ours.as_json()
+    assert document["figures"] == ours.figures and len(document["per_class"]) == len(CATEGORY_IDS)
+    counts = {name: document[name] for name in ("num_images", "num_objects", "num_crowds", "num_detections")}
+    assert list(counts.values()) == [12, len(annotations) - len(crowds), len(crowds), len(detections)]
+
+
 def test_more_than_a_hundred_detections_an_image_are_cut_as_pycocotools_cuts() -> None:
     ground_truth, detections = random_problem(5, num_images=3, max_detections=500)
     judge = pycocotools_judge(ground_truth, detections)
