@@ -161,6 +161,8 @@ def _changes(node: Any) -> list[Change]:
             for place, operator in enumerate(ops):
                 for other in COMPARISONS[type(operator)]:
                     add(node, node, "ops", [*ops[:place], other(), *ops[place + 1 :]])
+        case ast.BinOp(right=ast.Constant(value=None)):
+            pass  # a type
         case ast.BinOp(op=operator) if type(operator) in OPERATORS:
             add(node, node, "op", OPERATORS[type(operator)]())
         case ast.AugAssign(op=operator) if type(operator) in OPERATORS:

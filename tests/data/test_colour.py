@@ -73,3 +73,11 @@ def test_each_strength_alone_changes_colours_and_none_at_all_draws_no_matrix(nam
     assert draw_colour(AugmentationSettings(**nothing), generator()) is None
     matrix = draw_colour(AugmentationSettings(**nothing | {name: 0.5}), generator())
     assert matrix is not None and np.abs(matrix - np.eye(3)).max() > 0.01
+
+
+@given(st.floats(-3, 3), st.floats(0, 2))
+def test_a_hue_is_turned_by_its_angle_and_stretched_by_its_gain(hue: float, saturation: float) -> None:
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    found = to_yiq @ colour_matrix(hue, saturation, 1.0) @ np.linalg.inv(to_yiq)
+    turned = saturation * np.array([[np.cos(hue), -np.sin(hue)], [np.sin(hue), np.cos(hue)]])
+    assert np.allclose(found[1:, 1:], turned, atol=1e-5) and np.allclose(found[0], [1, 0, 0], atol=1e-5)

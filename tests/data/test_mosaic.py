@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolofleet.data.mosaic import draw_partners, mosaic_of_four, mosaic_of_nine
+from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine
 from yolofleet.data.randomness import Purpose, keyed_generator
 
 SIDE = 160
@@ -78,3 +78,13 @@ def test_nine_pictures_lie_around_the_first() -> None:
     assert found.min() >= -0.01 and found.max() <= 1
     assert found.mean(axis=0) == pytest.approx(0.5, abs=0.05) and found.std(axis=0) == pytest.approx(12**-0.5, rel=0.1)
     assert num_seen[0] == 600 and num_seen[1:].min() > 30 and num_seen[1:].max() <= 600
+
+
+@pytest.mark.parametrize("size", [(200, 100), (90, 120), (SIDE, SIDE), (7, 5000)])
+def test_a_picture_alone_lies_whole_in_the_middle(size: tuple[int, int]) -> None:
+    layout = alone(1, [(10, 10), size], SIDE)
+    (tile,) = layout.tiles
+    x1, y1, x2, y2 = tile.to_canvas.rectangle((0, 0, *size))
+    assert layout.size == SIDE and tile.picture == 1
+    assert tile.cell == pytest.approx((x1, y1, x2, y2)) and max(x2 - x1, y2 - y1) == pytest.approx(SIDE)
+    assert abs(x1 - (SIDE - x2)) <= 1 and abs(y1 - (SIDE - y2)) <= 1

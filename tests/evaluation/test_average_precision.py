@@ -47,6 +47,14 @@ def test_precision_at_recall_has_the_published_area() -> None:
         np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
 
 
+def test_the_last_class_counts_like_the_others() -> None:
+    ground_truth, detections = random_problem(3)
+    ground_truth["categories"] = ground_truth["categories"][:-1]  # the last one never has an object
+    detections = [entry for entry in detections if entry["category_id"] != CATEGORY_IDS[-1]]
+    theirs = [float(value) for value in pycocotools_judge(ground_truth, detections).stats]
+    assert list(coco_average_precision(ground_truth, detections).figures.values()) == theirs
+
+
 @settings(max_examples=6)
 @given(seed=st.integers(0, 2**31))
 def test_classes_curves_and_counts_are_those_of_pycocotools_too(seed: int) -> None:
