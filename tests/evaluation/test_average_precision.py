@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from evaluation.judged import CATEGORY_IDS, pycocotools_judge, random_problem
 from yolofleet.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
-from yolofleet.evaluation.precision_recall import _precision_at_recall
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.precision_recall import (
+    _precision_at_recall,
+    detection_boxes,
+    ground_truth_boxes,
+    precision_recall,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "average_precision.npz"
 
@@ -45,6 +51,19 @@ def test_precision_at_recall_has_the_published_area() -> None:
         hits = golden["tp"][rows]
         areas = [_precision_at_recall(hit, ~hit, num_objects)[0].mean() for hit in hits.T]
         np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
+
+
+def test_the_curves_are_the_arrays_of_pycocotools() -> None:
+    ground_truth, records = random_problem(12)
+    judge = pycocotools_judge(ground_truth, records).eval
+    image_ids = np.array(sorted(image["id"] for image in ground_truth["images"]))
+    category_ids = np.array(CATEGORY_IDS)
+    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
+    found, scores = detection_boxes(Detections.from_records(records), image_ids, category_ids)
+    curves = precision_recall(truth, found, scores, num_images=len(image_ids), num_classes=len(category_ids))
+    np.testing.assert_array_equal(curves.precision, judge["precision"][..., 2])
+    np.testing.assert_array_equal(curves.recall, judge["recall"])
+    np.testing.assert_array_equal(curves.scores, judge["scores"][0, :, :, 0, 2].T)
 
 
 def test_the_last_class_counts_like_the_others() -> None:
@@ -153,6 +172,8 @@ def test_area_and_crowd_may_be_left_out() -> None:
     short = [{key: entry[key] for key in ("image_id", "category_id", "bbox")} for entry in ground_truth["annotations"]]
     result = coco_average_precision({**ground_truth, "annotations": short}, perfect(ground_truth))
     assert result.figures["AP"] == pytest.approx(1.0)
+    explicit = [{**entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} for entry in short]
+    assert result == coco_average_precision({**ground_truth, "annotations": explicit}, perfect(ground_truth))
 
 
 def test_the_operating_point_is_where_f1_is_best() -> None:
