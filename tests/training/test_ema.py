@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from yolofleet.training.loop.update import WeightAverage
 
 from yolofleet.specs.hyperparameters import recipe
-from yolofleet.training.loop.optimizer import WeightAverage
 from yolofleet.training.loop.schedule import averaging_decay
 
 

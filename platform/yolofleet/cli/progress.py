@@ -87,18 +87,18 @@ class _News:
         return [{"problem": text} for event in events if (text := self._told(event)) is not None]
 
     def _told(self, event: dict[str, Any]) -> str | None:
-        from yolofleet.tracking.goodput import told
+        from yolofleet.tracking.goodput import format_event
 
         kind = event.get("kind")
         if kind == "start":
             started_before, self._started = self._started, True
             where = f"step {event.get('step')} with {event.get('workers')} workers"
             return f"the workers started again from {where}" if started_before else None
-        if kind not in ("stopped", "failed") and (line := told(event)) is not None:
+        if kind not in ("stopped", "failed") and (line := format_event(event)) is not None:
             return line.partition(" ")[2]
         if kind == "non_finite":
             row_of = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
-            return f"step {event.get('step')} was skipped: its loss or gradient is no finite number{row_of}"
+            return f"step {event.get('step')} was skipped: its loss or gradient is non-finite{row_of}"
         return None
 
 

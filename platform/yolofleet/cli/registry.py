@@ -45,16 +45,17 @@ def register(
     from tempfile import TemporaryDirectory
 
     from yolofleet.core.errors import UserError
+    from yolofleet.core.file_names import DETECTOR_CARD_NAME
     from yolofleet.registry.evaluation_record import judged_evidence, judged_manifests, judged_package
     from yolofleet.registry.register import register_detector, register_run
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mlflow_store import check_reachable
-    from yolofleet.tracking.run_directory import PACKAGE_INDEX, RunDirectory
+    from yolofleet.tracking.run_directory import RunDirectory
 
     storage = open_storage(model)
     uri = _registry_uri(tracking_uri, model)
     check_reachable(uri)
-    if storage.exists(PACKAGE_INDEX):
+    if storage.exists(DETECTOR_CARD_NAME):
         with TemporaryDirectory(prefix="yolofleet-package-") as folder:
             package = _local_package(model, Path(folder))
             judged = judged_package(package, data, device) if data is not None else None
@@ -189,11 +190,11 @@ def _registry_uri(given: str | None, model: str) -> str:
 
 def _local_package(model: str, folder: Path) -> Path:
     """Return the package's folder, downloaded into ``folder`` if it is remote."""
+    from yolofleet.core.file_names import DETECTOR_CARD_NAME
     from yolofleet.storage import open_storage
-    from yolofleet.tracking.run_directory import PACKAGE_INDEX
 
     storage = open_storage(model)
-    index = storage.local_path(PACKAGE_INDEX)
+    index = storage.local_path(DETECTOR_CARD_NAME)
     if index is not None:
         return index.parent
     for entry in storage.list():

@@ -98,8 +98,8 @@ def _summary(directory: Any) -> dict[str, Any]:
     """Return how the run stands, with the newest value of every metric."""
     from dataclasses import asdict
 
-    from yolofleet.tracking.goodput import survival
-    from yolofleet.training.loop.sample_log import described_skips, read_skipped
+    from yolofleet.tracking.goodput import summarize_run
+    from yolofleet.training.loop.sample_log import format_skips, read_skipped
 
     rows = directory.metrics()
     newest: dict[str, Any] = {}
@@ -114,8 +114,8 @@ def _summary(directory: Any) -> dict[str, Any]:
         "last_event": events[-1] if events else None,
         "step": newest.pop("step", 0),
         "has_model": directory.has_model(),
-        "skipped": described_skips(read_skipped(directory.storage)),
-        "survival": asdict(survival(events, rows)),
+        "skipped": format_skips(read_skipped(directory.storage)),
+        "survival": asdict(summarize_run(events, rows)),
         "metrics": {key: value for key, value in newest.items() if key != "time"},
     }
 

@@ -62,7 +62,7 @@ def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token,
     # A log of its own: the driver of the workers writes another at the same time.
     mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token)
     mirror = (
-        Mirror(ready.run, tracking_uri, spec.tracking.experiment, told=mirror_log.append_event)
+        Mirror(ready.run, tracking_uri, spec.tracking.experiment, on_event=mirror_log.append_event)
         if tracking_uri is not None
         else None
     )
@@ -128,7 +128,7 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
 
             run_on_ray(spec, token, show_worker_output=verbose)
         else:
-            from yolofleet.training.supervision.process import run_in_process
+            from yolofleet.training.supervision.worker import run_in_process
 
             run_in_process(spec, token)
 
@@ -153,7 +153,7 @@ def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
 
 def _show(record: Release, headline: str, *, as_json: bool) -> None:
     """Print a line for each thing that the run made."""
-    from yolofleet.training.loop.sample_log import described_skips
+    from yolofleet.training.loop.sample_log import format_skips
 
     if as_json:
         typer.echo(json.dumps(asdict(record), indent=1))
@@ -161,7 +161,7 @@ def _show(record: Release, headline: str, *, as_json: bool) -> None:
     lines = {
         "result": f"AP50 {_figure(record.figures['AP50'])}, AP {_figure(record.figures['AP'])} on "
         f"{record.num_images} images, by the deployed model of step {record.step}",
-        "skipped": "; ".join(f"{part}: {described_skips(found)}" for part, found in record.skipped.items()) or "none",
+        "skipped": "; ".join(f"{part}: {format_skips(found)}" for part, found in record.skipped.items()) or "none",
         "run directory": record.run,
         "anchors": record.anchors,
         "model": record.model or "not registered (tracking.register_as is not set)",

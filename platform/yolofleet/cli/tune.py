@@ -120,21 +120,21 @@ def check_room_here(session: Session) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     from yolofleet.search.controller import concurrency
-    from yolofleet.training.supervision.nodes import has_room, num_places, this_machine
+    from yolofleet.training.supervision.nodes import has_room, num_slots, this_machine
 
     cluster, here = session.space.base_job.cluster, this_machine()
     has_room(cluster, [here])
-    concurrency(session.spec, cluster, num_places(cluster, [here]), described="this machine")
+    concurrency(session.spec, cluster, num_slots(cluster, [here]), described="this machine")
 
 
 def _places_here(session: Session) -> int | None:
     """Return how many trials run at a time on this machine; None where a cluster decides."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    from yolofleet.training.supervision.nodes import num_places, this_machine
+    from yolofleet.training.supervision.nodes import num_slots, this_machine
 
     cluster = session.space.base_job.cluster
-    return max(num_places(cluster, [this_machine()]) // cluster.most_workers, 1)
+    return max(num_slots(cluster, [this_machine()]) // cluster.most_workers, 1)
 
 
 def tune(

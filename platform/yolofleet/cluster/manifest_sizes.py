@@ -76,12 +76,12 @@ class Demand:
     @classmethod
     def of_job(cls, cluster: ClusterSpec) -> Demand:
         """Return what one run asks for."""
-        return cls(1, cluster.fewest_places, cluster.most_workers + cluster.places_for_evaluation)
+        return cls(1, cluster.fewest_slots, cluster.most_workers + cluster.slots_for_evaluation)
 
     @classmethod
     def of_search(cls, cluster: ClusterSpec, trials: int) -> Demand:
         """Return what a search asks for: it counts its trials by the nodes that are there when it starts."""
-        places = trials * (cluster.most_workers + cluster.places_for_evaluation)
+        places = trials * (cluster.most_workers + cluster.slots_for_evaluation)
         return cls(trials, places, places)
 
 

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 import hashlib
 import os
 
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.registry.package import DETECTOR_FOLDER
 from yolofleet.registry.versions import find_version
 from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
-from yolofleet.tracking.run_directory import PACKAGE_INDEX
 
 MOST_FILES = 10_000
 
@@ -158,7 +158,7 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     # The digest is a tag that anybody may have set: it must not lead to what another version left.
     identity = f"{uri}\0{version.name}\0{version.number}\0{version.created_milliseconds}\0{version.digest}"
     kept = _cache_folder() / "detectors" / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if not (kept / PACKAGE_INDEX).is_file():
+    if not (kept / DETECTOR_CARD_NAME).is_file():
         download(uri, location, DETECTOR_FOLDER, kept)
     return _checked(kept, version)
 
@@ -171,6 +171,6 @@ def _cache_folder() -> Path:
 
 
 def _checked(folder: Path, version: Version) -> Path:
-    if not (folder / PACKAGE_INDEX).is_file():
-        raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{PACKAGE_INDEX})")
+    if not (folder / DETECTOR_CARD_NAME).is_file():
+        raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{DETECTOR_CARD_NAME})")
     return folder

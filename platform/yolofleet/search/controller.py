@@ -24,7 +24,7 @@ from yolofleet.search.trial_segment import Order, run_leg
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
-from yolofleet.training.supervision.nodes import num_places, shortage, wanted_resources
+from yolofleet.training.supervision.nodes import num_slots, shortage, wanted_resources
 
 FINISHED: str = Searcher.FINISHED
 
@@ -189,7 +189,7 @@ def run_search(
         from yolofleet.training.supervision.nodes import alive_offers
 
         offers = alive_offers()
-        places = num_places(cluster, offers)
+        places = num_slots(cluster, offers)
         if places < cluster.fewest_workers:
             raise UserError(shortage(cluster, offers))
         _tune(engine, job_of, objectives, concurrency(spec, cluster, places), cluster, told)

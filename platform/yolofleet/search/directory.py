@@ -26,7 +26,7 @@ from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import ObjectNotFoundError, Storage
 from yolofleet.storage.lock_record import Token
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
-from yolofleet.tracking.mirror import forget
+from yolofleet.tracking.mirror import delete_mlflow_run
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors
 from yolofleet.tracking.run_directory import RunDirectory, utc_now
 from yolofleet.tracking.search_mirror import SearchMirror, TrialRun
@@ -156,5 +156,5 @@ def sync_search(directory: SearchDirectory, given: str | None, *, rebuild: bool)
         if rebuild:
             for run in (directory, *(trial.run for trial in directory.trial_runs().values())):
                 if run.exists():
-                    forget(run, uri, job.tracking.experiment)
+                    delete_mlflow_run(run, uri, job.tracking.experiment)
         return SearchMirror(directory, directory.trial_runs, uri, job.tracking.experiment).sync()

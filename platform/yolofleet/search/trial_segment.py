@@ -30,11 +30,10 @@ from yolofleet.storage.lock_record import Token
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.progress import Milestones
-from yolofleet.training.loop.worker_group import Pulse, WorkerGroup
+from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
 from yolofleet.training.setup.preflight import Readiness, check_job, run_storage
 from yolofleet.training.setup.pretrained import Locate, read_trained
-from yolofleet.training.supervision.process import local_device
-from yolofleet.training.supervision.worker import run_worker
+from yolofleet.training.supervision.worker import local_device, run_worker
 
 INITIAL_PREFIX = "initial/"
 """What a run decided before its first step (anchors, say): a run that goes on from its weights goes on with it."""
@@ -205,7 +204,7 @@ def _train(job: JobSpec, last_step: int, num_steps: int, token: Token) -> None:
         run_on_ray(job, token, leave_after_step=pause)
         return
     device = local_device(job)
-    run_worker(job, WorkerGroup(device=device, pulse=Pulse(leave_after_step=pause)), token)
+    run_worker(job, WorkerGroup(device=device, progress=WorkerProgress(leave_after_step=pause)), token)
     if device.type == "cuda":
         import torch
 

@@ -128,7 +128,7 @@ class JobSpec(Spec):
     freeze: tuple[str, ...] = ()
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10
-    """Steps in a row with a loss or gradient that is no finite number, before the run stops."""
+    """Steps in a row with a non-finite loss or gradient, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
     global_batch_size: Count = 64

@@ -15,22 +15,22 @@ from pathlib import Path
 from yolofleet.cluster.doctor.disk import CacheNeed
 from yolofleet.cluster.doctor.finding import CLUSTER, Line
 from yolofleet.cluster.doctor.nodes import Node
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import without_passwords
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec, TrackingSpec
 from yolofleet.tracking.mlflow_store import (
     artifact_problem,
     check_reachable,
     default_tracking_uri,
-    is_yet_to_be_made,
+    is_made_by_first_run,
     mlflow_errors,
     open_client,
-    shown,
     sqlite_path,
-    within,
 )
 from yolofleet.training.setup.builders import open_dataset
-from yolofleet.training.supervision.nodes import NodeOffer, has_room, num_places
+from yolofleet.training.supervision.nodes import NodeOffer, has_room, num_slots
 
 TRACKING_SUBJECT = "MLflow"
 REACH_SECONDS = 30.0
@@ -69,7 +69,7 @@ def look_at_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
         check_reachable(tracking_uri, REACH_SECONDS)
         return within(USE_SECONDS, lambda: _used(tracking_uri, experiment))
     except TimeoutError:
-        return TrackingFound(f"MLflow at {shown(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
+        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
     except UserError as error:
         return TrackingFound(str(error))
 
@@ -89,8 +89,8 @@ def _used(tracking_uri: str, experiment: str) -> TrackingFound:
         found = client.get_experiment_by_name(experiment)
         if found is not None and found.lifecycle_stage != "active":
             return TrackingFound(
-                f"the MLflow experiment '{experiment}' at {shown(tracking_uri)} was deleted; restore it, or set "
-                "another tracking.experiment"
+                f"the MLflow experiment '{experiment}' at {without_passwords(tracking_uri)} was deleted; restore it, "
+                "or set another tracking.experiment"
             )
         read = time.monotonic()
         client.create_registered_model(name)
@@ -101,13 +101,14 @@ def _used(tracking_uri: str, experiment: str) -> TrackingFound:
             client.delete_registered_model(name)
         place = (found or client.get_experiment("0")).artifact_location
     if seen != mark:
-        return TrackingFound(f"MLflow at {shown(tracking_uri)} does not give back what was written there")
+        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} does not give back what was written there")
     written = time.monotonic()
-    if is_yet_to_be_made(place):
+    if is_made_by_first_run(place):
         return TrackingFound(None, read - began, written - read)
     if problem := artifact_problem(tracking_uri, place, f"{name}.txt", mark):
         return TrackingFound(
-            f"MLflow at {shown(tracking_uri)} keeps records, but no files at {shown(place)}: {problem}"
+            f"MLflow at {without_passwords(tracking_uri)} keeps records, but no files at "
+            f"{without_passwords(place)}: {problem}"
         )
     return TrackingFound(None, read - began, written - read, time.monotonic() - written)
 
@@ -118,7 +119,7 @@ def judge_tracking(place: str, found: TrackingFound, tracking_uri: str, tracking
         may_wait = tracking.when_away == "spool"
         cure = "see to the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
         return Line(place, TRACKING_SUBJECT, "warn" if may_wait else "fail", found.problem, cure)
-    where = shown(tracking_uri)
+    where = without_passwords(tracking_uri)
     if found.write_seconds is None:
         return Line(place, TRACKING_SUBJECT, "ok", f"{where}: is made by the first training")
     measured = {"read_seconds": found.read_seconds, "write_seconds": found.write_seconds}
@@ -156,7 +157,7 @@ def room_line(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequen
     except UserError as error:
         what, _, cure = str(error).rpartition(". ")
         return Line(CLUSTER, ROOM_SUBJECT, "fail", what, cure[:1].lower() + cure[1:])
-    places = num_places(cluster, nodes)
+    places = num_slots(cluster, nodes)
     seen = f"for {places} workers, the job wants {_span(cluster)}"
     if now:
         return Line(CLUSTER, ROOM_SUBJECT, "ok", seen, measured={"workers": float(places)})

@@ -89,7 +89,7 @@ def described(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[N
         resources, name = row["Resources"], row["NodeManagerAddress"]
         if shared[name] > 1:
             name += f" {row.get('Labels', {}).get('name') or row['NodeID'][:6]}"
-        places = NodeOffer(resources, labels=row.get("Labels")).places(wanted, cluster.labels)
+        places = NodeOffer(resources, labels=row.get("Labels")).slots(wanted, cluster.labels)
         most = min(places, cluster.most_workers)
         nodes.append(Node(row["NodeID"], name, row["NodeManagerAddress"], resources, most))
     return sorted(nodes, key=lambda node: (HEAD_RESOURCE not in node.resources, node.name))

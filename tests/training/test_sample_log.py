@@ -8,9 +8,9 @@ from yolofleet.training.loop.sample_log import (
     FOLDER,
     SampleLog,
     SkippedSamples,
-    described_skips,
-    forget_from,
+    format_skips,
     read_skipped,
+    remove_rows_from,
     skipped_document,
 )
 
@@ -37,7 +37,7 @@ def test_skips_are_summed_over_workers_and_starts(tmp_path: Path) -> None:
     found.update()
     found.update()
     assert found.total == 5
-    forget_from(open_storage(tmp_path).child(FOLDER), 2)  # a start at step 2, now with one worker
+    remove_rows_from(open_storage(tmp_path).child(FOLDER), 2)  # a start at step 2, now with one worker
     observed(tmp_path, 0, [Batch(2, 0, [damaged]), Batch(2, 1, [unknown, ("c", "image_unknown")])])
     again = SkippedSamples(open_storage(tmp_path))
     again.update()
@@ -61,14 +61,14 @@ def test_the_report_goes_to_the_run_directory_and_the_metrics(tmp_path: Path) ->
     skipped = SkippedSamples(open_storage(tmp_path))
     skipped.update()
     with RunDirectory(open_storage(tmp_path)) as run:
-        skipped.tell(run, step=1, num_seen=8)
+        skipped.write_report(run, step=1, num_seen=8)
         run.flush()
         assert run.metrics()[-1]["skipped_image_empty"] == 1
     assert read_skipped(open_storage(tmp_path)) == skipped.document(8)
 
 
 def test_a_report_is_one_line_for_people(tmp_path: Path) -> None:
-    assert described_skips(read_skipped(open_storage(tmp_path))) == "none"
+    assert format_skips(read_skipped(open_storage(tmp_path))) == "none"
     pairs = [(f"key-{number}", "image_damaged") for number in range(5)] + [("x", "sample_lost")]
-    text = described_skips(skipped_document(pairs, 1200))
+    text = format_skips(skipped_document(pairs, 1200))
     assert text == ("6 of 1,200 (0.50%): image_damaged x 5 (key-0, key-1, key-2 and 2 more); sample_lost x 1 (x)")

@@ -11,16 +11,16 @@ from hypothesis import strategies as st
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import Pulse
+from yolofleet.training.loop.worker_group import WorkerProgress
 from yolofleet.training.metrics.publisher import (
     EVENTS_SECONDS,
     METRICS,
     Publisher,
     Reading,
-    account_readings,
-    member_readings,
+    run_readings,
+    worker_readings,
 )
-from yolofleet.training.supervision.heartbeats import Member
+from yolofleet.training.supervision.heartbeats import WorkerStatus
 
 GIGABYTE = 10**9
 
@@ -33,8 +33,8 @@ def job(tmp_path: Path | str = "runs", **changes: Any) -> JobSpec:
     return JobSpec.parse(document | changes, source="job")
 
 
-def member(rank: int = 0, num_workers: int = 1, **changes: Any) -> Member:
-    return Member(group="g", rank=rank, num_workers=num_workers, process=1, node="n", host="h", **changes)
+def worker(rank: int = 0, num_workers: int = 1, **changes: Any) -> WorkerStatus:
+    return WorkerStatus(group="g", rank=rank, num_workers=num_workers, process=1, node="n", host="h", **changes)
 
 
 def values(readings: Any) -> dict[Any, float]:
@@ -44,18 +44,20 @@ def values(readings: Any) -> dict[Any, float]:
 @given(st.integers(1, 16), st.floats(0.01, 100.0), st.floats(0.0, 1.0))
 def test_the_rate_is_that_of_all_workers(workers: int, step_seconds: float, wait: float) -> None:
     figures = {"samples_per_second": 64 / step_seconds, "data_wait_share": wait, "problem": "text is no figure"}
-    found = values(member_readings(job(), 0.0, [member(num_workers=workers, figures=figures)]))
+    found = values(worker_readings(job(), 0.0, [worker(num_workers=workers, metrics=figures)]))
     assert found["step_seconds",] == pytest.approx(step_seconds)
     assert found["images_per_second",] == pytest.approx(64 / step_seconds)
     assert found["data_wait_seconds",] == pytest.approx(step_seconds * wait)
 
 
-def test_what_workers_say_is_told_by_rank() -> None:
-    members = [
-        member(0, 2, step=8, heard_at=10.0, silence_seconds=1.0, figures={"loss": 2.0, "loss_box": 0.5, "val_AP": 0.3}),
-        member(1, 2, step=9, heard_at=6.0, gpu_used_bytes=70 * GIGABYTE, gpu_total_bytes=80 * GIGABYTE),
+def test_worker_readings_are_tagged_by_rank() -> None:
+    workers = [
+        worker(
+            0, 2, step=8, received_at=10.0, silence_seconds=1.0, metrics={"loss": 2.0, "loss_box": 0.5, "val_AP": 0.3}
+        ),
+        worker(1, 2, step=9, received_at=6.0, gpu_used_bytes=70 * GIGABYTE, gpu_total_bytes=80 * GIGABYTE),
     ]
-    found = values(member_readings(job(), 12.0, members))
+    found = values(worker_readings(job(), 12.0, workers))
     assert (found["workers",], found["step",], found["average_precision",]) == (2, 8, 0.3)
     assert (found["worker_silence_seconds", "0"], found["worker_silence_seconds", "1"]) == (3.0, 6.0)
     assert found["gpu_memory_used_bytes", "1"] == 70 * GIGABYTE and ("gpu_memory_used_bytes", "0") not in found
@@ -63,7 +65,7 @@ def test_what_workers_say_is_told_by_rank() -> None:
     assert not any(name[0] in ("step_seconds", "images_per_second") for name in found), "no rate is known yet"
 
 
-def test_the_account_is_that_of_the_report() -> None:
+def test_run_readings_equal_the_report() -> None:
     def event(second: int, kind: str, **fields: Any) -> dict[str, Any]:
         return {"time": f"2026-01-01T00:00:{second:02}.000Z", "kind": kind, **fields}
 
@@ -75,20 +77,20 @@ def test_the_account_is_that_of_the_report() -> None:
         event(20, "start", num_steps=90),
         event(25, "regained", steps_redone=3, seconds_lost=15.0),
     ]
-    found = values(account_readings(events, "2026-01-01T00:00:30.000Z"))
+    found = values(run_readings(events, "2026-01-01T00:00:30.000Z"))
     assert found["goodput",] == 0.5 and found["lost_seconds",] == 15 and found["starts",] == 2
     assert found["failures", "worker"] == 1 and found["failures", "preemption"] == 0
     assert (found["checkpoint_step",], found["checkpoint_seconds",], found["planned_steps",]) == (10, 0.25, 90)
     assert found["checkpoint_troubles", "failed"] == 1 and found["checkpoint_troubles", "skipped"] == 0
-    assert ("goodput",) not in values(account_readings([], "2026-01-01T00:00:30.000Z"))
+    assert ("goodput",) not in values(run_readings([], "2026-01-01T00:00:30.000Z"))
 
 
-def test_a_pulse_keeps_the_newest_of_every_figure() -> None:
-    pulse = Pulse()
-    pulse.tell({"step": 1, "loss": 3.0})
-    before = pulse.figures
-    pulse.tell({"step": 2, "val_AP": 0.5})
-    assert pulse.figures == {"step": 2, "loss": 3.0, "val_AP": 0.5}
+def test_worker_progress_keeps_the_newest_of_every_figure() -> None:
+    progress = WorkerProgress()
+    progress.report({"step": 1, "loss": 3.0})
+    before = progress.metrics
+    progress.report({"step": 2, "val_AP": 0.5})
+    assert progress.metrics == {"step": 2, "loss": 3.0, "val_AP": 0.5}
     assert before == {"step": 1, "loss": 3.0}, "who reads it in another thread sees no half of the next"
 
 
@@ -104,16 +106,16 @@ class Board:
         self.shown.update(values([reading]))
 
 
-def test_a_publisher_withdraws_what_is_gone_and_tells_how_long_nothing_moved(tmp_path: Path) -> None:
-    clock, members = [100.0], [member(0, 2, step=5), member(1, 2, step=5)]
+def test_a_publisher_withdraws_what_is_gone_and_shows_the_age_of_the_last_step(tmp_path: Path) -> None:
+    clock, workers = [100.0], [worker(0, 2, step=5), worker(1, 2, step=5)]
     board = Board()
     with RunDirectory.open(tmp_path, "run") as run:
         run.append_event("start", step=0, num_steps=50)
-        publisher = Publisher(job(tmp_path), run, lambda: (0.0, members), board, lambda: clock[0])
+        publisher = Publisher(job(tmp_path), run, lambda: (0.0, workers), board, lambda: clock[0])
         publisher.publish()
         assert board.shown["planned_steps",] == 50 and board.shown["last_step_age_seconds",] == 0
         clock[0] += 20
-        members[:] = []
+        workers[:] = []
         publisher.publish()
         assert board.shown["workers",] == 0 and board.shown["last_step_age_seconds",] == 20
         assert math.isnan(board.shown["worker_silence_seconds", "1"]) and math.isnan(board.shown["step",])
@@ -121,11 +123,11 @@ def test_a_publisher_withdraws_what_is_gone_and_tells_how_long_nothing_moved(tmp
         publisher.publish()
         assert board.shown["failures", "worker"] == 0, "events are not asked for each time"
         clock[0] += EVENTS_SECONDS
-        members[:] = [member(0, 1, step=4)]
+        workers[:] = [worker(0, 1, step=4)]
         publisher.publish()
         assert board.shown["failures", "worker"] == 1
         assert board.shown["last_step_age_seconds",] == 20 + EVENTS_SECONDS, "steps done again are no progress"
-        members[:] = [member(0, 1, step=6)]
+        workers[:] = [worker(0, 1, step=6)]
         publisher.publish()
         assert board.shown["last_step_age_seconds",] == 0
         publisher.end()
@@ -141,7 +143,7 @@ def test_a_training_tells_its_figures(small_job: Callable[..., JobSpec]) -> None
     check_job(spec)
     group = WorkerGroup()
     run_worker(spec, group)
-    found = values(member_readings(spec, 0.0, [member(step=group.pulse.step, figures=group.pulse.figures)]))
+    found = values(worker_readings(spec, 0.0, [worker(step=group.progress.step, metrics=group.progress.metrics)]))
     rows = RunDirectory.open(spec.storage, spec.name).metrics()
     assert found["loss", "all"] == [row["loss"] for row in rows if "loss" in row][-1]
     assert found["average_precision",] == [row["val_AP"] for row in rows if "val_AP" in row][-1]

@@ -6,7 +6,7 @@ import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training.supervision.nodes import NodeOffer, evaluates_apart, has_room, num_places
+from yolofleet.training.supervision.nodes import NodeOffer, evaluates_separately, has_room, num_slots
 
 
 def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
@@ -14,9 +14,9 @@ def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
 
 
 def test_resources_of_two_nodes_do_not_add_up_to_one_worker() -> None:
-    assert num_places(ClusterSpec(cpus_per_worker=3), [node(4), node(4)]) == 2
-    assert num_places(ClusterSpec(cpus_per_worker=5), [node(4), node(4)]) == 0
-    assert num_places(ClusterSpec(cpus_per_worker=0.1), [node(0.3)]) == 3
+    assert num_slots(ClusterSpec(cpus_per_worker=3), [node(4), node(4)]) == 2
+    assert num_slots(ClusterSpec(cpus_per_worker=5), [node(4), node(4)]) == 0
+    assert num_slots(ClusterSpec(cpus_per_worker=0.1), [node(0.3)]) == 3
 
 
 def test_what_can_never_be_met_is_refused_with_what_is_there_and_missing() -> None:
@@ -43,20 +43,20 @@ def test_what_an_autoscaler_could_add_is_waited_for_and_what_it_could_not_is_ref
         has_room(ClusterSpec(workers=5, gpus_per_worker=1), [node(4)], [pool])
 
 
-def test_evaluation_has_a_place_of_its_own_where_there_is_one_to_spare() -> None:
+def test_evaluation_runs_beside_the_training_where_a_slot_is_free() -> None:
     def apart(nodes: int, **settings: Any) -> bool:
-        return evaluates_apart(ClusterSpec(**settings), [node(1)] * nodes)
+        return evaluates_separately(ClusterSpec(**settings), [node(1)] * nodes)
 
     assert apart(3, workers=2) and not apart(2, workers=2)
-    assert not apart(2, workers=(1, 2)), "a group that may grow takes the place"
-    assert not evaluates_apart(ClusterSpec(workers=1), [node(8)]), "on one node it would take from the workers"
+    assert not apart(2, workers=(1, 2)), "a group that may grow takes the slot"
+    assert not evaluates_separately(ClusterSpec(workers=1), [node(8)]), "on one node it would take from the workers"
     assert apart(2, workers=2, evaluation="apart") and not apart(9, workers=2, evaluation="inline")
 
 
-def test_a_place_that_evaluation_must_have_is_asked_for() -> None:
+def test_the_slot_of_a_separate_evaluation_is_asked_for() -> None:
     cluster = ClusterSpec(workers=2, evaluation="apart")
     assert has_room(cluster, [node(3)])
-    with pytest.raises(UserError, match=r"each and one place like theirs for cluster\.evaluation = apart"):
+    with pytest.raises(UserError, match=r"each and the same resources once more for cluster\.evaluation = apart"):
         has_room(cluster, [node(2)])
 
 

@@ -1,4 +1,4 @@
-"""Evaluation in a process of its own on the cluster, in the place of one more worker."""
+"""Evaluation of checkpoints on a cluster: each in a process of its own, with the resources of one more worker."""
 
 from __future__ import annotations
 
@@ -8,38 +8,35 @@ from typing import Any
 
 from yolofleet.core.errors import WorkError
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.evaluation.async_evaluation import judged_here
+from yolofleet.training.evaluation.async_evaluation import evaluate_checkpoint
 from yolofleet.training.evaluation.checkpoint_evaluations import Figures
 from yolofleet.training.loop.worker_group import StoppedError
 from yolofleet.training.supervision.nodes import wanted_resources
-from yolofleet.training.supervision.process import local_device
+from yolofleet.training.supervision.worker import local_device, use_worker_threads
 
 RESULT_POLL_SECONDS = 1.0
 
 
-class Evaluator:
-    """The process; it ends with the evaluation that it was started for."""
+class EvaluationActor:
+    """A process on the cluster that ends after the one evaluation it was started for."""
 
     def ready(self) -> None:
-        """Answer as soon as the process has its place."""
+        """Answer as soon as the process runs."""
 
-    def judge(self, document: dict[str, Any], step: int) -> Figures:
+    def evaluate(self, document: dict[str, Any], step: int) -> Figures:
         """Return the figures of a checkpoint of the job."""
-        import torch
-
         job = JobSpec.parse(document, source="job")
         device = local_device(job)
-        if device.type == "cpu":
-            torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
-        return dict(judged_here(job, step, device))
+        use_worker_threads(job, device)
+        return dict(evaluate_checkpoint(job, step, device))
 
 
 class ClusterEvaluation:
-    """Judges checkpoints on the cluster; neither a missing place nor a stuck process is waited for without end.
+    """Evaluates checkpoints on the cluster; waits neither for resources nor for a process that hangs without end.
 
     Args:
         job: What is trained.
-        is_over: Whether nobody waits for the figures any more.
+        is_over: Whether the figures are no longer needed.
     """
 
     def __init__(self, job: JobSpec, is_over: Callable[[], bool]) -> None:
@@ -50,28 +47,28 @@ class ClusterEvaluation:
         """Return the figures of the checkpoint of a step.
 
         Raises:
-            WorkError: There was no place for it in time, or it took too long.
-            StoppedError: Nobody waits any more.
+            WorkError: The resources were not free in time, or the evaluation took too long.
+            StoppedError: The figures are no longer needed.
             RayError: Its process or its node died.
         """
         import ray
 
         cluster = self._job.cluster
         wanted = wanted_resources(cluster)
-        place = ray.remote(Evaluator).options(
-            num_cpus=wanted["CPU"],
-            num_gpus=wanted.get("GPU", 0),
-            label_selector=dict(cluster.labels),
-            max_restarts=0,
+        process = (
+            ray.remote(EvaluationActor)
+            .options(
+                num_cpus=wanted["CPU"],
+                num_gpus=wanted.get("GPU", 0),
+                label_selector=dict(cluster.labels),
+                max_restarts=0,
+            )
+            .remote()
         )
-        process = place.remote()
         try:
             self._result(process.ready.remote(), cluster.wait_for_nodes_seconds, "cluster.wait_for_nodes_seconds")
-            figures: Figures = self._result(
-                process.judge.remote(self._job.document(), step),
-                cluster.hang_timeout_seconds,
-                "cluster.hang_timeout_seconds",
-            )
+            answer = process.evaluate.remote(self._job.document(), step)
+            figures: Figures = self._result(answer, cluster.hang_timeout_seconds, "cluster.hang_timeout_seconds")
             return figures
         finally:
             ray.kill(process)

@@ -1,4 +1,4 @@
-"""Every arithmetic trains; what is no finite number is skipped, counted, told of, and ends the run in the end."""
+"""Every precision trains; non-finite steps are skipped and counted, and lead back to a checkpoint, once."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from system.shell import rows
+from system.shell import digests, rows
 from yolofleet.core.errors import WorkError
 from yolofleet.losses import DetectionLoss, LossResult
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.non_finite import shared_text
-from yolofleet.training.loop.precision import LOWEST_SCALE, Precision
-from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.update import LOWEST_SCALE, Precision
 from yolofleet.training.setup.preflight import check_job
-from yolofleet.training.supervision.process import run_in_process
+from yolofleet.training.supervision.worker import run_in_process
 
 MakeJob = Callable[..., JobSpec]
 CPU = torch.device("cpu")
@@ -67,7 +65,7 @@ def test_every_precision_trains(precision: str, small_job: MakeJob) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_step_that_is_not_finite_is_skipped_and_counted(
+def test_a_non_finite_step_is_skipped_and_counted(
     precision: str, small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two micro-batches a step: the fourth call is the second half of step 2.
@@ -101,10 +99,10 @@ def test_too_many_in_a_row_end_the_run_with_samples_and_checkpoint(
         run(small_job(epochs=9, most_non_finite_steps=3))
     message = str(caught.value)
     # Steps 3 to 6 went wrong, so the run went back to step 2 and left them out; then steps 7 to 10 did.
-    assert "step 10: loss or gradient was no finite number for 4 steps in a row" in message
+    assert "step 10: loss or gradient was non-finite for 4 steps in a row" in message
     assert "most_non_finite_steps is 3" in message
-    assert "the last good checkpoint is step 2, and the same command goes on from it" in message
-    assert ("The loss is already no number" in message) == (kind == "loss")
+    assert "the last good checkpoint is step 2; resume the run from it with the same command" in message
+    assert ("The loss itself is non-finite" in message) == (kind == "loss")
     assert message.count(", ") >= 7  # the samples of both micro-batches
 
 
@@ -116,11 +114,11 @@ def test_a_good_step_between_starts_the_count_anew(small_job: MakeJob, monkeypat
 
 
 def test_a_gain_that_overflows_is_caught(small_job: MakeJob) -> None:
-    with pytest.raises(WorkError, match="The loss is already no number"):
+    with pytest.raises(WorkError, match="The loss itself is non-finite"):
         run(small_job(epochs=9, most_non_finite_steps=1, hyperparameters={"box": 3e38, "obj": 3e38}))
 
 
-def test_the_loss_scale_gives_way_before_the_run_does() -> None:
+def test_the_loss_scale_is_lowered_to_its_limit() -> None:
     precision = Precision("fp16", CPU)
     layer = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
@@ -130,15 +128,15 @@ def test_the_loss_scale_gives_way_before_the_run_does() -> None:
         precision.gradient_norm(layer, optimizer)
         precision.step(optimizer, finite=False)
         optimizer.zero_grad()
-        scales.append(precision.figures()["loss_scale"])
+        scales.append(precision.metrics()["loss_scale"])
     assert scales == [2.0**power for power in range(15, -1, -1)]
     precision.backward(layer(torch.full((1, 2), float("inf"))).sum())
     precision.gradient_norm(layer, optimizer)
     precision.step(optimizer, finite=False)
-    assert precision.figures()["loss_scale"] == LOWEST_SCALE
+    assert precision.metrics()["loss_scale"] == LOWEST_SCALE
 
 
-def test_an_overflow_of_the_scale_is_skipped_but_not_held_against_the_run(
+def test_an_overflow_of_the_loss_scale_is_skipped_but_does_not_count_against_the_run(
     small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(call: int, loss: torch.Tensor) -> torch.Tensor:
@@ -152,7 +150,7 @@ def test_an_overflow_of_the_scale_is_skipped_but_not_held_against_the_run(
     assert not [event for event in rows(folder / "events.jsonl") if event["kind"] == "non_finite"]
 
 
-def test_the_loss_scale_goes_on_after_a_restart(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_scale_is_restored_after_a_restart(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     class StopError(Exception):
         pass
 
@@ -172,6 +170,71 @@ def test_the_loss_scale_goes_on_after_a_restart(small_job: MakeJob, monkeypatch:
     assert max(scales) <= 2.0**15  # a fresh scale would start at 2^16
 
 
-def test_texts_of_one_worker_are_its_own() -> None:
-    assert shared_text("ä\nb\n", WorkerGroup()) == "ä\nb\n"
-    assert shared_text("", WorkerGroup()) == ""
+def spoil_calls(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[int], bool]) -> None:
+    """Make the loss of some calls NaN; two calls are a step."""
+    spoil(monkeypatch, lambda call, loss: loss * float("nan") if spoilt(call) else loss)
+
+
+def job_of(small_job: MakeJob, **changes: Any) -> JobSpec:
+    fields: dict[str, Any] = {"epochs": 3, "most_non_finite_steps": 2, "evaluation": {"every_epochs": 9.0}}
+    return small_job(**(fields | changes))
+
+
+def test_non_finite_steps_are_left_out_and_the_run_ends(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: 10 <= call < 16)  # steps 5, 6 and 7, counted from 0
+    folder = run(job_of(small_job))
+    events = rows(folder / "events.jsonl")
+    (event,) = [event for event in events if event["kind"] == "rolled_back"]
+    assert (event["to_step"], event["window"]) == (5, [5, 8])
+    assert "samples" in event["reason"]
+    assert [event["step"] for event in events if event["kind"] == "start"] == [0, 5]
+    done = sorted({step for step, _ in digests(folder)})
+    assert done == [step for step in range(12) if step not in (5, 6, 7)]
+    newest = json.loads((folder / "checkpoints/step-12/state.json").read_text())
+    assert newest["run"]["skipped_windows"] == [[5, 8]]
+    assert newest["run"]["non_finite_steps"] == 3
+    assert [row["step"] for row in rows(folder / "metrics.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 9, 10, 11, 12]
+
+
+def test_the_checkpoint_to_roll_back_to_is_kept_however_many_follow(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: 10 <= call < 18)  # four steps, and as many checkpoints
+    folder = run(job_of(small_job, most_non_finite_steps=3, checkpoint={"every_steps": 2, "keep": 1}))
+    (event,) = [event for event in rows(folder / "events.jsonl") if event["kind"] == "rolled_back"]
+    assert (event["to_step"], event["window"]) == (5, [5, 9])
+
+
+def test_a_run_rolls_back_once(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: call >= 10)
+    with pytest.raises(WorkError, match=r"non-finite for 3 steps in a row.* last good checkpoint is step 5;"):
+        run(job_of(small_job))
+    folder = Path(job_of(small_job).storage) / "small"
+    assert not (folder / "checkpoints/step-10").exists()  # all that are left lie before the bad steps
+    assert [row["non_finite_steps"] for row in rows(folder / "metrics.jsonl") if "loss" in row][-1] == 6
+    kinds = [event["kind"] for event in rows(folder / "events.jsonl") if "rolled_back" in event["kind"]]
+    assert kinds == ["rolled_back", "not_rolled_back"]
+    with pytest.raises(WorkError):  # nor by starting the command again
+        run(job_of(small_job))
+    kinds = [event["kind"] for event in rows(folder / "events.jsonl") if "rolled_back" in event["kind"]]
+    assert kinds.count("rolled_back") == 1
+
+
+def test_without_a_checkpoint_before_it_the_run_ends(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: call >= 2)
+    with pytest.raises(WorkError, match=r"non-finite.* there is no checkpoint before them"):
+        run(job_of(small_job, checkpoint={"every_steps": 50, "keep": 2}))
+
+
+def test_without_a_whole_checkpoint_before_it_none_is_removed(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: call >= 2)
+    job = job_of(small_job, most_non_finite_steps=3, checkpoint={"every_steps": 6, "keep": 2})
+    with pytest.raises(WorkError, match="there is no checkpoint before them"):
+        run(job)
+    folder = Path(job.storage) / "small" / "checkpoints"
+    assert list(folder.glob("step-*/COMMITTED"))  # its weights are those before the bad steps
+
+
+def test_the_last_step_is_never_left_out(small_job: MakeJob, monkeypatch) -> None:
+    spoil_calls(monkeypatch, lambda call: 18 <= call < 24)  # the last three of twelve steps
+    folder = run(job_of(small_job))
+    assert max(step for step, _ in digests(folder)) == 11
+    assert (folder / "checkpoints/step-12/COMMITTED").exists()
