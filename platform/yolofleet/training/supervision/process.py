@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import chosen_device
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.training.loop.non_finite import shared_text
 from yolofleet.training.loop.train import Outcome
 from yolofleet.training.loop.worker_group import Pulse, StoppedError, WorkerGroup
@@ -28,7 +28,7 @@ from yolofleet.training.supervision.worker import run_worker
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
+def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
     """Run the job here; as one worker of several where torchrun's environment (RANK, WORLD_SIZE) says so.
 
     Args:
@@ -55,7 +55,7 @@ def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
     return outcome
 
 
-def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
+def _run(job: JobSpec, group: WorkerGroup, token: FencingToken | None) -> Outcome:
     if group.world_size == 1:
         return run_worker(job, group, token)
     # torchrun keeps its store over its restarts, with the addresses of the processes before in it.
@@ -70,10 +70,10 @@ def _run(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
         dist.destroy_process_group()
 
 
-def _shared(token: Token | None, group: WorkerGroup) -> Token | None:
+def _shared(token: FencingToken | None, group: WorkerGroup) -> FencingToken | None:
     """Give every process the first one's proof that it holds the run: all write there, and all stop when it is lost."""
     text = shared_text("" if token is None else json.dumps(asdict(token)), group)
-    return Token(**json.loads(text)) if text else None
+    return FencingToken(**json.loads(text)) if text else None
 
 
 @contextmanager

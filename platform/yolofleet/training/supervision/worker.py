@@ -24,7 +24,7 @@ import torch
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
@@ -97,7 +97,7 @@ def all_stacks() -> str:
 
 
 def run_worker(
-    job: JobSpec, group: WorkerGroup, token: Token | None = None, *, evaluate_apart: bool = False
+    job: JobSpec, group: WorkerGroup, token: FencingToken | None = None, *, evaluate_apart: bool = False
 ) -> Outcome:
     """Take part in the job's run from where its run directory stands to its end.
 
