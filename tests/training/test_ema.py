@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from yolofleet.training.loop.update import WeightAverage
 
 from yolofleet.specs.hyperparameters import recipe
 from yolofleet.training.loop.schedule import averaging_decay
+from yolofleet.training.loop.update import WeightAverage
 
 
 def model() -> nn.Module:

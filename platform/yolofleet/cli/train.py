@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage.lock_record import Token
+    from yolofleet.storage.lock_record import FencingToken
     from yolofleet.training.setup.preflight import Readiness
 
 
@@ -40,7 +40,7 @@ def train(
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     spec = JobSpec.load(job, overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
-    with hold(run_storage(spec), told=lambda line: typer.echo(line, err=True)) as lock:
+    with hold(run_storage(spec), notify=lambda line: typer.echo(line, err=True)) as lock:
         if tracking_uri is not None:  # after the storage has proven that it can be written, for it may lie there
             _check_tracking(spec, tracking_uri)
         record, headline = _go_on(spec, launcher, tracking_uri, lock.token, verbose)
@@ -48,7 +48,9 @@ def train(
     return 0
 
 
-def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token, verbose: bool) -> tuple[Release, str]:
+def _go_on(
+    spec: JobSpec, launcher: str, tracking_uri: str | None, token: FencingToken, verbose: bool
+) -> tuple[Release, str]:
     """Do what the run still lacks: training, the release, MLflow."""
     from yolofleet.cli.model_argument import resolve_weights
     from yolofleet.registry.release import release, release_record
@@ -111,7 +113,7 @@ def _registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) -> str 
     return tracking_uri
 
 
-def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: bool) -> None:
+def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, verbose: bool) -> None:
     from yolofleet.cli.progress import following
 
     if ready.done_steps:
@@ -134,7 +136,7 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
 
 
 @contextmanager
-def _end_noted(spec: JobSpec, token: Token) -> Iterator[None]:
+def _end_noted(spec: JobSpec, token: FencingToken) -> Iterator[None]:
     """Note in the run's events how the training ended if it did not end by itself."""
     from yolofleet.storage.lock import LockLostError
     from yolofleet.tracking.run_directory import RunDirectory

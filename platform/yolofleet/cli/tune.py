@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from yolofleet.search.session import Session
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
-    from yolofleet.storage.lock_record import Token
+    from yolofleet.storage.lock_record import FencingToken
 
 MOST_MEASURED_GFLOPS = 400.0
 """A step that costs more than this is not run here to measure the speed."""
@@ -173,7 +173,7 @@ def tune(
     tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
-    with hold(storage, told=lambda line: typer.echo(line, err=True)) as lock:
+    with hold(storage, notify=lambda line: typer.echo(line, err=True)) as lock:
         directory = _search(spec, session, storage, lock.token, tracking_uri, job.tracking.experiment, verbose)
     from yolofleet.search.results import load_results
 
@@ -197,7 +197,7 @@ def _search(
     spec: SearchSpec,
     session: Session,
     storage: Storage,
-    token: Token,
+    token: FencingToken,
     tracking_uri: str | None,
     experiment: str,
     verbose: bool,

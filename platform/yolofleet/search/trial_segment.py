@@ -25,8 +25,8 @@ from yolofleet.core.errors import UserError, WorkError
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock import Lock, PlaceHeldError, hold
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock import Lock, LockHeldError, hold
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.progress import Milestones
@@ -196,7 +196,7 @@ def newest_metrics(run: RunDirectory, last_step: int) -> dict[str, float]:
     return newest
 
 
-def _train(job: JobSpec, last_step: int, num_steps: int, token: Token) -> None:
+def _train(job: JobSpec, last_step: int, num_steps: int, token: FencingToken) -> None:
     pause = None if last_step >= num_steps else last_step
     if job.cluster.most_workers > 1:
         from yolofleet.training.supervision.launch import run_on_ray
@@ -229,7 +229,7 @@ def _held(job: JobSpec) -> Iterator[Lock]:
         try:
             lock = hold(storage)
             break
-        except PlaceHeldError:
+        except LockHeldError:
             if time.monotonic() > end:
                 raise
             time.sleep(HOLD_POLL_SECONDS)

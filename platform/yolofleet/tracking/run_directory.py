@@ -34,7 +34,7 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import without_passwords
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.json_lines import Cursor, Row, list_logs, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import LogWriter, open_log
 
@@ -70,7 +70,7 @@ class RunDirectory:
         token: The run's lock as its holder has it: nothing is written once another process has taken the run over.
     """
 
-    def __init__(self, storage: Storage, *, source: str | None = None, token: Token | None = None) -> None:
+    def __init__(self, storage: Storage, *, source: str | None = None, token: FencingToken | None = None) -> None:
         if source is not None and not source.isalpha():
             raise ValueError(f"an event source is one word of letters, not {source!r}")
         self.storage = storage
@@ -82,7 +82,7 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, storage_url: str | Path, name: str, *, source: str | None = None, token: Token | None = None
+        cls, storage_url: str | Path, name: str, *, source: str | None = None, token: FencingToken | None = None
     ) -> RunDirectory:
         """Open the run ``name`` below ``storage_url``; nothing is written yet."""
         return cls(open_storage(storage_url).child(name), source=source, token=token)

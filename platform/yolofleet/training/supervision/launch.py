@@ -21,7 +21,7 @@ from yolofleet.core.errors import WorkError
 from yolofleet.core.ray_runtime import ray_connection, starts_own_ray
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
@@ -57,7 +57,7 @@ StopReason = Callable[[], str | None]
 
 def run_on_ray(
     job: JobSpec,
-    token: Token | None = None,
+    token: FencingToken | None = None,
     *,
     show_worker_output: bool = False,
     leave_after_step: int | None = None,
@@ -88,7 +88,7 @@ def run_on_ray(
 
 
 def _train(
-    job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason, leave_after_step: int | None
+    job: JobSpec, token: FencingToken | None, run: RunDirectory, stop_reason: StopReason, leave_after_step: int | None
 ) -> None:
     """Check the cluster, then start the workers as often as it takes."""
     import ray

@@ -29,7 +29,7 @@ from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import LockLostError
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup, WorkerProgress
 from yolofleet.training.supervision.heartbeats import WorkerStatus, own_status, report_heartbeats
@@ -92,7 +92,7 @@ def shared_folder(job: JobSpec, num_hosts: int) -> Iterator[str]:
 
 def train_once(
     job: JobSpec,
-    token: Token | None,
+    token: FencingToken | None,
     run: RunDirectory,
     folder: str,
     board: Any,
@@ -274,7 +274,7 @@ def train_worker(config: dict[str, Any]) -> str | None:
 
     context = ray.train.get_context()
     job = JobSpec.parse(config["job"], source="job")
-    token = None if config["token"] is None else Token(**config["token"])
+    token = None if config["token"] is None else FencingToken(**config["token"])
     known = None if config["known"] is None else KnownProgress(**config["known"])
     progress = WorkerProgress(known, leave_after_step=config["leave_after_step"])
     rank, world_size = context.get_world_rank(), context.get_world_size()

@@ -31,7 +31,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import chosen_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
@@ -45,7 +45,7 @@ STORE_TIMEOUT_SECONDS = 15.0
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
+def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
     """Run the job here; as one worker of several where torchrun's environment (RANK, WORLD_SIZE) says so.
 
     Args:
@@ -75,7 +75,7 @@ def run_in_process(job: JobSpec, token: Token | None = None) -> Outcome:
     return outcome
 
 
-def _run_in_group(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outcome:
+def _run_in_group(job: JobSpec, group: WorkerGroup, token: FencingToken | None) -> Outcome:
     # torchrun keeps its store over restarts, with the addresses of earlier processes in it: hence a prefix for each.
     base, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -85,7 +85,7 @@ def _run_in_group(job: JobSpec, group: WorkerGroup, token: Token | None) -> Outc
     try:
         # Every process gets the first one's token: all write, and all stop when the lock is lost.
         text = group.concatenate_texts("" if token is None else json.dumps(asdict(token)))
-        return run_worker(job, group, Token(**json.loads(text)) if text else None)
+        return run_worker(job, group, FencingToken(**json.loads(text)) if text else None)
     finally:
         dist.destroy_process_group()
 
@@ -145,7 +145,7 @@ def use_worker_threads(job: JobSpec, device: torch.device) -> None:
 
 
 def run_worker(
-    job: JobSpec, group: WorkerGroup, token: Token | None = None, *, evaluate_apart: bool = False
+    job: JobSpec, group: WorkerGroup, token: FencingToken | None = None, *, evaluate_apart: bool = False
 ) -> Outcome:
     """Take part in the job's run, from where its run directory stands to its end.
 

@@ -1,7 +1,8 @@
-"""One alias, many who want to move it: always one champion, every loser told, and a killed promotion is put right."""
+"""One alias and many promotions: one wins, every loser gets an error, and a killed promotion is finished or removed."""
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -9,16 +10,17 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from yolofleet.registry import alias_history as champions
+from yolofleet.core.liveness import LEASE_SECONDS, ProcessId
+from yolofleet.registry import alias_history
 from yolofleet.registry.alias_history import (
+    AliasChange,
     PromotionLostError,
-    Reign,
+    alias_changes,
     move_alias,
     previous_alias,
-    reigns,
     rollback_target,
 )
-from yolofleet.registry.promotion_lock import LEASE_SECONDS, Holder, Intent, Line, read_intents
+from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, read_requests
 from yolofleet.registry.versions import RegistryError, VersionGoneError
 
 ALIAS = "champion"
@@ -71,10 +73,10 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(champions, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(alias_history, "SETTLE_SECONDS", 0.0)
 
 
-def promote(store: Memory, version: int, expected: int | None, action: str = "promote") -> Reign:
+def promote(store: Memory, version: int, expected: int | None, action: str = "promote") -> AliasChange:
     return move_alias(store, ALIAS, version, expected=expected, action=action, reason=f"because of {version}")
 
 
@@ -82,16 +84,14 @@ def test_a_promotion_moves_the_alias_and_is_remembered() -> None:
     store = Memory()
     promote(store, 1, None)
     promote(store, 4, 1)
-    history = reigns(store.tags, store.aliases, ALIAS)
-    assert [(reign.sequence, reign.version, reign.previous) for reign in history] == [(1, 1, None), (2, 4, 1)]
+    history = alias_changes(store.tags, store.aliases, ALIAS)
+    assert [(change.sequence, change.version, change.previous) for change in history] == [(1, 1, None), (2, 4, 1)]
     assert history[1].reason == "because of 4" and history[1].time.endswith("Z") and history[1].by
     assert store.aliases == {ALIAS: 4, previous_alias(ALIAS): 1}
-    assert read_intents(store.tags, ALIAS) == []
-    with pytest.raises(
-        PromotionLostError, match=r"@champion points to version 4 now .*because of 4.*against version 1"
-    ):
+    assert read_requests(store.tags, ALIAS) == []
+    with pytest.raises(PromotionLostError, match=r"@champion points to version 4 now .*because of 4.*with version 1"):
         promote(store, 5, 1)
-    assert store.aliases[ALIAS] == 4 and read_intents(store.tags, ALIAS) == []
+    assert store.aliases[ALIAS] == 4 and read_requests(store.tags, ALIAS) == []
 
 
 def test_a_rollback_goes_back_and_can_be_taken_back() -> None:
@@ -120,26 +120,26 @@ def test_killed_before_any_write_it_leaves_the_old_or_the_new_state(
     store.writes_left = None
     committed = num_writes > 3
     assert store.aliases[ALIAS] == (2 if committed else 1)
-    seen = [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)]
+    seen = [change.version for change in alias_changes(store.tags, store.aliases, ALIAS)]
     assert seen == ([1, 2] if committed else [1])  # even before anything was put right
     assert rollback_target(store.tags, store.aliases, ALIAS) == 1 if committed else True
-    monkeypatch.setattr(Holder, "is_known_dead", lambda holder: holder.pid != 0)
-    monkeypatch.setattr(Holder, "here", lambda: Holder("here", 0, "now"))
+    monkeypatch.setattr(ProcessId, "has_ended", lambda process: process.pid != 0)
+    monkeypatch.setattr(ProcessId, "current", lambda: ProcessId("here", "boot", 0, 1))
     promote(store, 3, 2 if committed else 1)
-    history = reigns(store.tags, store.aliases, ALIAS)
-    assert [reign.version for reign in history] == ([1, 2, 3] if committed else [1, 3])
-    assert [reign.sequence for reign in history] == list(range(1, len(history) + 1))
+    history = alias_changes(store.tags, store.aliases, ALIAS)
+    assert [change.version for change in history] == ([1, 2, 3] if committed else [1, 3])
+    assert [change.sequence for change in history] == list(range(1, len(history) + 1))
     assert store.aliases == {ALIAS: 3, previous_alias(ALIAS): 2 if committed else 1}
-    assert read_intents(store.tags, ALIAS) == []
+    assert read_requests(store.tags, ALIAS) == []
 
 
 @pytest.mark.parametrize("num_writes", range(4, NUM_WRITES + 5))
-def test_killed_while_it_puts_right_what_another_left_the_next_one_does(
+def test_killed_while_it_finishes_another_the_next_one_finishes_both(
     num_writes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Memory()
     promote(store, 1, None)
-    monkeypatch.setattr(Holder, "is_known_dead", lambda holder: True)
+    monkeypatch.setattr(ProcessId, "has_ended", lambda process: True)
     store.writes_left = 4
     with pytest.raises(Killed):
         promote(store, 2, 1)
@@ -149,12 +149,12 @@ def test_killed_while_it_puts_right_what_another_left_the_next_one_does(
     store.writes_left = None
     current = store.aliases[ALIAS]
     promote(store, 5, current)
-    versions = [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)]
+    versions = [change.version for change in alias_changes(store.tags, store.aliases, ALIAS)]
     assert versions == [1, 2, *([3] if current == 3 else []), 5]
     assert store.aliases[previous_alias(ALIAS)] == current
 
 
-def test_a_deleted_version_costs_the_way_back_and_no_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deleted_version_prevents_a_rollback_but_no_promotion(monkeypatch: pytest.MonkeyPatch) -> None:
     class WithoutTheFirst(Memory):
         def set_alias(self, alias: str, version: int) -> None:
             if version == 1:
@@ -168,60 +168,60 @@ def test_a_deleted_version_costs_the_way_back_and_no_promotion(monkeypatch: pyte
         promote(store, 2, 1)
     assert store.aliases == {ALIAS: 2}
     store.writes_left = None
-    monkeypatch.setattr(Holder, "is_known_dead", lambda holder: holder.pid != 0)
-    monkeypatch.setattr(Holder, "here", lambda: Holder("here", 0, "now"))
+    monkeypatch.setattr(ProcessId, "has_ended", lambda process: process.pid != 0)
+    monkeypatch.setattr(ProcessId, "current", lambda: ProcessId("here", "boot", 0, 1))
     promote(store, 3, 2)
     assert store.aliases == {ALIAS: 3, previous_alias(ALIAS): 2}
-    assert read_intents(store.tags, ALIAS) == []
+    assert read_requests(store.tags, ALIAS) == []
 
 
-def test_of_many_threads_one_wins_each_round_and_all_others_are_told() -> None:
+def test_of_many_threads_one_wins_each_round_and_all_others_get_an_error() -> None:
     store = Memory()
     num_threads, num_rounds = 8, 6
     expected: int | None = None
     for round_number in range(num_rounds):
         won: list[int] = []
-        told: list[str] = []
+        lost: list[str] = []
         gate = threading.Barrier(num_threads)
 
-        def work(version: int, against: int | None, gate: threading.Barrier, won: list[int], told: list[str]) -> None:
+        def work(version: int, against: int | None, gate: threading.Barrier, won: list[int], lost: list[str]) -> None:
             gate.wait()
             try:
                 won.append(promote(store, version, against).version)
             except PromotionLostError as error:
-                told.append(str(error))
+                lost.append(str(error))
 
         threads = [
-            threading.Thread(target=work, args=(100 * round_number + place + 1, expected, gate, won, told))
-            for place in range(num_threads)
+            threading.Thread(target=work, args=(100 * round_number + thread + 1, expected, gate, won, lost))
+            for thread in range(num_threads)
         ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(won) == 1 and len(told) == num_threads - 1
+        assert len(won) == 1 and len(lost) == num_threads - 1
         assert store.aliases[ALIAS] == won[0]
         expected = won[0]
     assert len(store.champions_seen) == num_rounds  # no loser ever touched the alias
-    assert [reign.version for reign in reigns(store.tags, store.aliases, ALIAS)] == store.champions_seen
-    assert read_intents(store.tags, ALIAS) == []
+    assert [change.version for change in alias_changes(store.tags, store.aliases, ALIAS)] == store.champions_seen
+    assert read_requests(store.tags, ALIAS) == []
 
 
-def test_an_alias_that_was_moved_by_hand_is_found_and_said() -> None:
+def test_an_alias_that_was_moved_by_hand_is_recorded() -> None:
     store = Memory()
     promote(store, 1, None)
     store.aliases[ALIAS] = 9
     promote(store, 2, 9)
-    history = reigns(store.tags, store.aliases, ALIAS)
-    assert [(reign.version, reign.action) for reign in history] == [(1, "promote"), (9, "found"), (2, "promote")]
+    history = alias_changes(store.tags, store.aliases, ALIAS)
+    assert [(change.version, change.action) for change in history] == [(1, "promote"), (9, "found"), (2, "promote")]
     assert rollback_target(store.tags, store.aliases, ALIAS) == 9
 
 
-def test_an_intent_of_another_host_blocks_until_its_tag_has_not_changed_for_the_lease() -> None:
+def test_a_request_of_another_host_blocks_until_its_tag_has_not_changed_for_the_lease() -> None:
     store = Memory()
-    other = Intent(ALIAS, 7, None, "promote", "", "somebody", Holder("elsewhere", 1, "1"))
+    other = LockRequest(ALIAS, 7, None, "promote", "", "somebody", ProcessId("elsewhere", "boot", 1, 1))
     other = replace(other, stage="waiting", number=1)
-    store.set_tag(other.key, other.text())
+    store.set_tag(other.key, other.to_tag())
     now = 0.0
     waited: list[float] = []
 
@@ -229,18 +229,52 @@ def test_an_intent_of_another_host_blocks_until_its_tag_has_not_changed_for_the_
         nonlocal now
         now += max(seconds, 1.0)
         waited.append(now)
-        if now < 100:  # it lives, and says so
-            store.set_tag(other.key, other.text(beat=int(now) // 20))
+        if now < 100:  # it lives, and renews its tag
+            store.set_tag(other.key, other.to_tag(renewals=int(now) // 20))
 
-    line = Line(store, clock=lambda: now, sleep=sleep)
-    own = Intent(ALIAS, 8, None, "promote", "", "me", Holder.here())
-    own = line.wait_for_turn(own, lambda aliases: None)
+    lock = PromotionLock(store, clock=lambda: now, sleep=sleep)
+    own = LockRequest(ALIAS, 8, None, "promote", "", "me", ProcessId.current())
+    own = lock.acquire(own, lambda aliases: None)
     assert own.number == 2 and now > 80 + LEASE_SECONDS
     assert len({text for key, text in store.tags.items() if key == own.key}) == 1
 
 
-def test_damaged_tags_do_not_stop_anybody() -> None:
+def test_damaged_tags_stop_no_promotion() -> None:
     store = Memory()
     for text in ("", "{", "[]", '{"alias": 1}', '{"alias": "champion", "number": "x"}'):
         store.tags[f"yolofleet.intent.champion.{len(store.tags)}"] = text
     assert promote(store, 1, None).sequence == 1
+
+
+OLD_TAGS = {  # as yolofleet wrote them while the request was called an intent
+    "yolofleet.intent.champion.0a1b": json.dumps(
+        {
+            "alias": "champion", "version": 2, "expected": 1, "action": "promote", "reason": "old", "by": "somebody",
+            "holder": {"host": "node 12-34 pid:[40]", "pid": 77, "started": "4711"}, "time": "2026-01-01T00:00:00.000Z",
+            "identity": "0a1b", "stage": "committing", "number": 1, "sequence": 2, "forced": False, "beat": 3,
+        }
+    ),
+    "yolofleet.history.champion.000001": json.dumps(
+        {
+            "sequence": 1, "version": 1, "previous": None, "action": "promote", "reason": "the first",
+            "by": "somebody", "time": "2025-01-01T00:00:00.000Z", "identity": "ff", "forced": False,
+        }
+    ),
+}  # fmt: skip
+
+
+def test_tags_of_older_versions_are_read_and_written_alike() -> None:
+    (request,) = read_requests(OLD_TAGS, ALIAS)
+    assert request.process == ProcessId("node", "12-34 pid:[40]", 77, 4711)
+    assert json.loads(request.to_tag(renewals=3)) == json.loads(OLD_TAGS[request.key])
+    history = alias_changes(OLD_TAGS, {ALIAS: 2}, ALIAS)
+    assert [(change.version, change.reason) for change in history] == [(1, "the first"), (2, "old")]
+    assert rollback_target(OLD_TAGS, {ALIAS: 2}, ALIAS) == 1
+
+
+def test_a_dead_request_of_an_older_version_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ProcessId, "has_ended", lambda process: process.pid == 77)
+    store = Memory(tags=dict(OLD_TAGS), aliases={ALIAS: 2})
+    promote(store, 3, 2)
+    assert [change.version for change in alias_changes(store.tags, store.aliases, ALIAS)] == [1, 2, 3]
+    assert read_requests(store.tags, ALIAS) == []

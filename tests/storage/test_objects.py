@@ -1,3 +1,5 @@
+"""Objects at file paths and URLs: what is written is read, and what cannot be has an error with its cure."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.storage import ObjectNotFoundError, StorageError, checked_key, open_storage
+from yolofleet.storage import ObjectNotFoundError, StorageError, check_key, open_storage
 
 
 def test_objects_are_written_listed_read_and_deleted(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_an_object_is_written_once_only_where_asked(tmp_path: Path) -> None:
     assert storage.get("lock") == b"first"
 
 
-def test_what_is_missing_or_short_is_told(tmp_path: Path) -> None:
+def test_missing_and_short_objects_are_errors(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     with pytest.raises(ObjectNotFoundError, match="no such file"):
         storage.get("nothing")
@@ -53,7 +55,7 @@ def test_keys_stay_below_the_root(key: str, tmp_path: Path) -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="/\\\0", exclude_categories=["Cs"]), min_size=1), min_size=1))
 def test_plain_keys_pass_unchanged(parts: list[str]) -> None:
     key = "/".join(part if part not in (".", "..") else "x" for part in parts)
-    assert checked_key(key) == key
+    assert check_key(key) == key
 
 
 @pytest.mark.parametrize("url", ["ftp://x/y", "s3://", "file://host/x"])
@@ -62,7 +64,7 @@ def test_urls_that_cannot_be_served_are_refused(url: str) -> None:
         open_storage(url)
 
 
-def test_unreachable_s3_is_told_within_its_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_s3_is_an_error_within_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -74,16 +76,16 @@ def test_unreachable_s3_is_told_within_its_patience(monkeypatch: pytest.MonkeyPa
     assert caught.value.transient
 
 
-def test_a_file_in_place_of_the_root_or_a_folder_is_told(tmp_path: Path) -> None:
+def test_a_file_where_a_folder_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"mine")
     for storage in (open_storage(tmp_path / "file"), open_storage(tmp_path / "file" / "below")):
-        with pytest.raises(StorageError, match=r"file is a file, not a folder; choose another place"):
+        with pytest.raises(StorageError, match=r"file is a file, not a folder; choose another folder"):
             storage.put("lock/one", b"1")
     with pytest.raises(StorageError, match="is a folder, so no file can be written there"):
         open_storage(tmp_path.parent).put(tmp_path.name, b"1")
     assert (tmp_path / "file").read_bytes() == b"mine"
 
 
-def test_a_file_system_that_takes_no_folders_is_told() -> None:
-    with pytest.raises(StorageError, match=r"/proc/nothing.*cannot be made.*choose a place that can be written"):
+def test_a_file_system_without_folders_is_an_error() -> None:
+    with pytest.raises(StorageError, match=r"/proc/nothing.*cannot be made.*choose a folder that can be written"):
         open_storage("/proc/nothing").put("one", b"1")
