@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint types unit test test-full bench clean
+.PHONY: help install demo check lint types unit test test-full bench mutants clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -69,6 +69,9 @@ BENCHMARKS := average_precision checkpoint data_path deployed_form inference mat
 
 bench: $(INSTALLED)  ## Ratios against named peers
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+
+mutants: $(INSTALLED)  ## Small mistakes in the package that no test notices (an hour)
+	$(BIN)/python benchmarks/mutants.py
 
 clean:  ## Remove the environment, the demo and all caches
 	rm -rf $(VENV) demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -257,7 +257,7 @@ def _differences(found: bytes, plan: PredictionPlan) -> str:
     """Return the names of the fields in which a stored plan differs, nothing where it is the same plan."""
     try:
         there = json.loads(found)
-        there.setdefault("num_images", there.pop("num_pictures", None))  # the key of older plans
+        there.setdefault("num_images", there.pop("num_images", None))  # the key of older plans
         return ", ".join(key for key, value in asdict(plan).items() if there.get(key) != value)
     except (ValueError, AttributeError):
         return "all of it"
