@@ -218,19 +218,19 @@ def order(scale: Scale, folder: Path) -> list[Measure]:
     sizes = np.full(scale.shards, scale.samples // scale.shards, dtype=np.int64)
     with measuring("begin an epoch's order", 10) as begin:
         source = SampleOrder(sizes, seed=1)
-        source.place(scale.samples * 2 + 5)
+        source.locate(scale.samples * 2 + 5)
     numbers = random.Random(1)
     places = [scale.samples * 2 + numbers.randrange(scale.samples) for _ in range(2000)]
     with measuring("find a sample anywhere in an epoch", 0.1, times=len(places)) as anywhere:
         for position in places:
-            source.place(position)
+            source.locate(position)
     batch = scale.workers * MICRO_BATCH
     steps, rank = 2000, scale.workers // 2
     starts = [scale.samples * 2 + step * batch + rank * MICRO_BATCH for step in range(steps)]
     own = [start + number for start in starts for number in range(MICRO_BATCH)]
     with measuring("find the next sample of one rank", 0.001, times=len(own)) as following:
         for position in own:
-            source.place(position)
+            source.locate(position)
     return [begin, anywhere, following]
 
 

@@ -15,8 +15,8 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.data.box_checks import THINNEST_BOX_PIXELS
 from yolofleet.data.build_plan import image_key
-from yolofleet.data.coco_boxes import THINNEST_BOX_PIXELS
 from yolofleet.data.decode import (
     DEFAULT_MAX_PIXELS,
     ImageError,

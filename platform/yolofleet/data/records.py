@@ -160,6 +160,13 @@ class Outlines:
         ends = np.stack([points, points[following]], axis=1)
         return Outlines(ends, np.repeat(np.array(numbers, dtype=np.int64), counts), has_polygon)
 
+    def polygons(self, number: int) -> list[NDArray[np.float64]]:
+        """Return the polygons of an object, each (points, 2): edges that follow each other belong together."""
+        own = self.owners == number
+        starts, ends = self.ends[own, 0], self.ends[own, 1]
+        breaks = np.flatnonzero((starts[1:] != ends[:-1]).any(axis=1)) + 1
+        return np.split(starts, breaks)
+
 
 def boxes_inside(
     edges: NDArray[np.float64], owners: NDArray[np.int64], windows: NDArray[np.float64]

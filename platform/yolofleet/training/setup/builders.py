@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import image_weights
@@ -146,26 +144,6 @@ def open_dataset(data: DataSpec, url: str) -> ShardDataset:
     return ShardDataset(url, cache)
 
 
-def augmentation(hyperparameters: Hyperparameters) -> AugmentationSettings:
-    """Return the augmentation that the hyper-parameters describe."""
-    return AugmentationSettings(
-        mosaic=hyperparameters.mosaic,
-        mosaic9_share=hyperparameters.mosaic9_share,
-        mixup=hyperparameters.mixup,
-        paste_in=hyperparameters.paste_in,
-        degrees=hyperparameters.degrees,
-        translate=hyperparameters.translate,
-        scale=hyperparameters.scale,
-        shear=hyperparameters.shear,
-        perspective=hyperparameters.perspective,
-        hsv_h=hyperparameters.hsv_h,
-        hsv_s=hyperparameters.hsv_s,
-        hsv_v=hyperparameters.hsv_v,
-        flipud=hyperparameters.flipud,
-        fliplr=hyperparameters.fliplr,
-    )
-
-
 def training_stream(
     job: JobSpec,
     dataset: ShardDataset,
@@ -185,8 +163,8 @@ def training_stream(
     weights = None
     if share > 0:
         weights = (sample_weights or (lambda: dataset_weights(dataset, share)))()
-    full = augmentation(schedule.hyperparameters)
-    plain = replace(full, mosaic=0.0, mixup=0.0, paste_in=0.0)
+    full = schedule.hyperparameters
+    plain = full.without_composition()
     stride = wire(trained_table(job)).max_stride
     sizes = MultiScale(job.seed, job.data.image_size, stride, schedule.hyperparameters.multi_scale)
     return TrainingStream(
