@@ -10,9 +10,7 @@ import torch
 from yolofleet.models import build_model, deploy
 from yolofleet.models.blocks import register_block
 from yolofleet.models.graph import BlockBuilder, Feature
-from yolofleet.models.profile import cost
 from yolofleet.models.scaling import scaled
-from yolofleet.models.wiring import wire
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.blocks import Row, Stack, Transition
 from yolofleet.specs.model import ModelTable
@@ -55,10 +53,7 @@ def table(**changes: object) -> ModelTable:
 
 def test_it_is_built_counted_and_deployed() -> None:
     model = build_model(table(), num_classes=3)
-    assert (
-        sum(weight.numel() for weight in model.parameters())
-        == cost(wire(table()), num_classes=3, deployed=False).parameters
-    )
+    assert sum(weight.numel() for weight in model.parameters()) == profile(table(), num_classes=3).parameters
     images = torch.rand(2, 3, 64, 64)
     model(images)[0].sum().backward()
     deployed = deploy(model.eval())
