@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from evaluation.judged import pycocotools_judge
-from yolofleet.cli.arguments import open_detector
 from yolofleet.cli.main import main
+from yolofleet.cli.model_argument import open_detector
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage.local import FileStorage
 

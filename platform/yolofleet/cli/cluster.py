@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from yolofleet.cluster.manifest_work import Work
     from yolofleet.specs.job import JobSpec
     from yolofleet.specs.kubernetes import KubernetesSpec
-from yolofleet.cli.arguments import parse_byte_option
 from yolofleet.cli.doctor import doctor
+from yolofleet.cli.options import parse_byte_option
 from yolofleet.cli.progress import counting
 from yolofleet.core.byte_sizes import format_bytes
 

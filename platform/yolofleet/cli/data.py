@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from yolofleet.cli.arguments import parse_byte_option
+from yolofleet.cli.options import parse_byte_option
 from yolofleet.cli.progress import counting
 
 if TYPE_CHECKING:

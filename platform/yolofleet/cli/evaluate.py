@@ -47,7 +47,7 @@ def evaluate(
     json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> int:
     """Judge a model on a dataset by COCO AP: the twelve figures, and each class."""
-    from yolofleet.cli.arguments import open_detector
+    from yolofleet.cli.model_argument import open_detector
     from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
 

@@ -49,7 +49,7 @@ def export(
     json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> int:
     """Write a detector for another runtime; with --verify, prove that it finds the same there."""
-    from yolofleet.cli.arguments import package_folder
+    from yolofleet.cli.model_argument import package_folder
     from yolofleet.evaluation.detector import Detector
     from yolofleet.export.exporter import Request, export_detector
     from yolofleet.export.quantization import dataset_images

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,6 @@ def predict_many(
 
 def image_source(images: list[str]) -> ImageSource:
     """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
-    from yolofleet.cli.arguments import image_paths
     from yolofleet.cluster.prediction_parts import FileImages, ShardImages
     from yolofleet.data.manifest import MANIFEST_KEY
     from yolofleet.storage import open_storage
@@ -89,7 +88,7 @@ def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes]
     Raises:
         UserError: There is no such model, or it is damaged.
     """
-    from yolofleet.cli.arguments import package_folder
+    from yolofleet.cli.model_argument import package_folder
     from yolofleet.cluster.batch_prediction import PACKAGE_FILES
     from yolofleet.evaluation.detector import Detector
 
@@ -99,6 +98,26 @@ def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes]
 
 
 RECORDS_NAME = "detections.json"
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
+
+
+def image_paths(images: list[Path]) -> Iterator[Path]:
+    """Yield the images that the arguments name; of a folder, the files in it with the suffix of an image."""
+    from yolofleet.core.errors import UserError
+    from yolofleet.core.file_names import MANIFEST_NAME
+
+    for path in images:
+        if (path / MANIFEST_NAME).is_file():
+            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
+        if path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} is a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            yield from inside
+        elif not path.exists():
+            raise UserError(f"there is no image {path}")
+        else:
+            yield path
 
 
 def predict(
@@ -190,7 +209,7 @@ def _predict_here(
     json_output: bool,
 ) -> None:
     """Predict in this process and draw what was found."""
-    from yolofleet.cli.arguments import image_paths, open_detector
+    from yolofleet.cli.model_argument import open_detector
     from yolofleet.evaluation.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
 

@@ -50,13 +50,13 @@ def train(
 
 def _go_on(spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token, verbose: bool) -> tuple[Release, str]:
     """Do what the run still lacks: training, the release, MLflow."""
-    from yolofleet.cli.arguments import located
+    from yolofleet.cli.model_argument import resolve_weights
     from yolofleet.registry.release import release, release_record
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.tracking.run_directory import RunDirectory
     from yolofleet.training.setup.preflight import check_job
 
-    ready = check_job(spec, lambda uri: located(uri, tracking_uri))
+    ready = check_job(spec, lambda uri: resolve_weights(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
     # A log of its own: the driver of the workers writes another at the same time.

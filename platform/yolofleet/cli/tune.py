@@ -202,7 +202,7 @@ def _search(
     experiment: str,
     verbose: bool,
 ) -> SearchDirectory:
-    from yolofleet.cli.arguments import located
+    from yolofleet.cli.model_argument import resolve_weights
     from yolofleet.cli.tune_display import following
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
@@ -213,7 +213,7 @@ def _search(
     directory = SearchDirectory(storage, token=token)
     directory.claim(spec)
     base = session.space.base_job.with_absolute_paths()
-    keep_initial_weights(directory, base, lambda uri: located(uri, tracking_uri))
+    keep_initial_weights(directory, base, lambda uri: resolve_weights(uri, tracking_uri))
     trials = session.trials(directory)
     mirror = (
         SearchMirror(directory, directory.trial_runs, tracking_uri, experiment) if tracking_uri is not None else None

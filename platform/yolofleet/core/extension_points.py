@@ -72,6 +72,10 @@ class ExtensionPoint(Generic[Item]):
             )
         return self._items[name]
 
+    def built_in(self) -> list[str]:
+        """Return the names that are registered without importing plugins."""
+        return list(self._items)
+
     def names(self) -> list[str]:
         """Return all names, in the order of registration: the built-in ones first."""
         load_plugins()

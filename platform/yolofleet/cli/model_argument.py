@@ -1,0 +1,87 @@
+"""The MODEL argument of a command: a run directory, a detector package, or a registered version."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.detector import Detector
+
+ACCEPTED = f"a run directory, a detector package (a folder with {DETECTOR_CARD_NAME}), or models:/NAME@ALIAS"
+
+
+def open_detector(model: str, device: str, tracking_uri: str | None = None) -> Detector:
+    """Load the detector that a MODEL argument names, to predict with it.
+
+    Args:
+        model: As for `package_folder`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        tracking_uri: The MLflow server of a registered version; None takes the environment's.
+
+    Raises:
+        UserError: There is no such model, it is damaged, or the device does not exist.
+    """
+    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.export.runtime import load_detector
+
+    chosen = chosen_device(device, "--device")
+    with package_folder(model, tracking_uri) as folder:
+        return load_detector(folder, chosen)
+
+
+@contextmanager
+def package_folder(model: str, tracking_uri: str | None = None) -> Iterator[Path]:
+    """Yield the detector package that a MODEL argument names as a local folder, for the length of a with block.
+
+    Args:
+        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or
+            ``models:/NAME/VERSION``.
+        tracking_uri: The MLflow server of a registered version; None takes the environment's.
+
+    Raises:
+        UserError: There is no such model.
+    """
+    from yolofleet.evaluation.detector_package import WEIGHTS_NAME
+    from yolofleet.export.runtime import NETWORK_NAME
+    from yolofleet.storage import open_storage
+
+    if model.startswith("models:/"):
+        from yolofleet.registry.version_files import detector_folder
+
+        yield detector_folder(model, tracking_uri)
+        return
+    path = Path(model)
+    if "://" not in model and not path.is_dir():
+        raise _no_model(model, "it is a file" if path.exists() else "there is no such file or folder")
+    root = open_storage(model)
+    storage = next((entry for entry in (root, root.child("model")) if entry.exists(DETECTOR_CARD_NAME)), None)
+    if storage is None:
+        raise _no_model(model, f"it holds neither {DETECTOR_CARD_NAME} nor model/{DETECTOR_CARD_NAME}")
+    if (local := storage.local_path(DETECTOR_CARD_NAME)) is not None:
+        yield local.parent
+        return
+    with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
+        names = [DETECTOR_CARD_NAME, WEIGHTS_NAME, *([NETWORK_NAME] if storage.exists(NETWORK_NAME) else [])]
+        for name in names:
+            storage.download(name, Path(folder) / name)
+        yield Path(folder)
+
+
+def resolve_weights(models_uri: str, tracking_uri: str | None) -> tuple[Path, str]:
+    """Return the folder of a registered version, and the URI of the version that its alias points to."""
+    from yolofleet.registry.version_files import detector_folder
+    from yolofleet.registry.versions import find_version
+    from yolofleet.tracking.mlflow_store import find_tracking_uri
+
+    return detector_folder(models_uri, tracking_uri), find_version(find_tracking_uri(tracking_uri), models_uri).uri
+
+
+def _no_model(model: str, reason: str) -> UserError:
+    return UserError(f"{model} is no model: {reason}. MODEL is {ACCEPTED}")
