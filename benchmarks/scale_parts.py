@@ -177,7 +177,8 @@ def watch(scale: Scale, folder: Path) -> list[Measure]:
 
 def manifest(scale: Scale, folder: Path) -> list[Measure]:
     """Write the manifest of all shards, as a build does once. Ten minutes and 8 GiB: shards take days."""
-    from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ShardEntry
+    from yolofleet.core.file_names import MANIFEST_NAME
+    from yolofleet.data.manifest import Manifest, ShardEntry
     from yolofleet.data.records import ObjectClass
 
     with measuring("write the manifest", 600) as measure:
@@ -186,7 +187,7 @@ def manifest(scale: Scale, folder: Path) -> list[Measure]:
             for number in range(scale.shards)
         )
         made = Manifest((ObjectClass(1, "thing"),), (scale.samples,), scale.samples, 0, scale.samples, 0, shards, "0")
-        (folder / MANIFEST_KEY).write_bytes(made.to_bytes())
+        (folder / MANIFEST_NAME).write_bytes(made.to_bytes())
     measure.limit_bytes = 8 * GIBIBYTE
     return [measure]
 

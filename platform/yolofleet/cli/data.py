@@ -251,7 +251,7 @@ def show(
 ) -> None:
     """Draw exactly the batch that a training step sees: augmented images with their targets."""
     from yolofleet.core.errors import UserError
-    from yolofleet.data.show import draw_micro_batch
+    from yolofleet.data.draw import draw_micro_batch
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_storage
     from yolofleet.training.loop.schedule import Schedule

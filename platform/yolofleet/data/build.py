@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
 from yolofleet.data.check import CheckedImage, check_image
-from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ManifestError, ShardEntry
+from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
 from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
@@ -117,15 +118,15 @@ def build_dataset(
             f"{out.url}: another dataset lies here ({existing.num_samples} images); "
             "choose another place, or pass --overwrite to replace it"
         )
-    if existing is not None or out.exists(MANIFEST_KEY):
-        out.delete(MANIFEST_KEY)
+    if existing is not None or out.exists(MANIFEST_NAME):
+        out.delete(MANIFEST_NAME)
     finished, num_reused = _build_shards(plan, images, out, options, num_threads, progress)
     for shard in finished:
         problems.merge(shard.problem_counts, shard.problem_examples)
     manifest = _manifest(plan, finished, problems)
     _refuse_too_few(manifest, plan, problems, most_skipped)
     _remove_foreign_shards(out, manifest)
-    out.put(MANIFEST_KEY, manifest.to_bytes())
+    out.put(MANIFEST_NAME, manifest.to_bytes())
     for note in out.list(NOTES_PREFIX):
         out.delete(note.key)
     source_bytes = sum(shard.source_bytes for shard in finished)
@@ -134,7 +135,7 @@ def build_dataset(
 
 def _existing_manifest(out: Storage) -> Manifest | None:
     try:
-        return Manifest.read(out) if out.exists(MANIFEST_KEY) else None
+        return Manifest.read(out) if out.exists(MANIFEST_NAME) else None
     except ManifestError:
         return None  # what cannot be read is no dataset, and may be written over
 

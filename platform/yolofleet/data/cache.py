@@ -4,7 +4,7 @@ A shard is fetched as one stream, checked against its digest while it is written
 share what they have in common. One process fetches while the others wait (file locks, which the kernel frees when a
 process dies); a reader holds its file open, so a shard may be evicted under it. The least recently opened goes first.
 
-Fetching the next shards into the cache while the present ones are read.
+The next shards are fetched in the background while the present ones are read.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.retry import retry
 from yolofleet.data.manifest import ShardEntry
 from yolofleet.storage import Storage, StorageError
 
 BLOCK_BYTES = 1 << 20
 NUM_LOCKS = 64
-LONGEST_PAUSE_SECONDS = 10.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
@@ -91,24 +91,25 @@ class ShardCache:
 
     def _ensure(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, suffix: str) -> None:
         path = self._folder / f"{sha256}{suffix}"
-        give_up = time.monotonic() + self._settings.patience_seconds
-        pause_seconds = 0.2
+        deadline = time.monotonic() + self._settings.patience_seconds  # waiting for the lock counts, too
         with self._locked(f"{int(sha256[:8], 16) % NUM_LOCKS:02d}"):
-            with suppress(FileNotFoundError):
-                os.utime(path)  # whoever asks for it will open it soon: not the next one to be evicted
-            while not path.exists():
-                try:
-                    self._fetch(storage, key, sha256, size_bytes, path)
-                except (StorageError, _PassingError) as error:
-                    passing = isinstance(error, _PassingError) or error.transient
-                    if not passing:
-                        raise
-                    if time.monotonic() + pause_seconds > give_up:
-                        waited = f"after waiting {self._settings.patience_seconds:g} s"
-                        raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
-                    logger.warning("%s/%s: %s; trying again in %.1f s", storage.url, key, error, pause_seconds)
-                    time.sleep(pause_seconds)
-                    pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+            if path.exists():
+                os.utime(path)  # it will be opened soon: not the next one to be evicted
+                return
+            try:
+                retry(
+                    lambda: self._fetch(storage, key, sha256, size_bytes, path),
+                    patience_seconds=deadline - time.monotonic(),
+                    is_transient=_is_transient,
+                    on_retry=lambda error, pause: logger.warning(
+                        "%s/%s: %s; trying again in %.1f s", storage.url, key, error, pause
+                    ),
+                )
+            except (StorageError, _TransientError) as error:
+                if not _is_transient(error):
+                    raise
+                waited = f"after waiting {self._settings.patience_seconds:g} s"
+                raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
 
     def _fetch(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, path: Path) -> None:
         """Bring one object here. The caller holds its lock, so the left-over part of a dead process is replaced."""
@@ -127,14 +128,14 @@ class ShardCache:
                 target.truncate()
                 received = target.tell()
             if digest.hexdigest() != sha256:
-                raise _PassingError(
+                raise _TransientError(
                     f"{received} bytes came that are not the object ({expected} bytes with digest {sha256[:12]}...); "
                     f"they start with {start!r}"
                 )
             part.replace(path)
         except OSError as error:
             if error.errno in _DISK_FULL:
-                raise _PassingError(f"the disk of the cache {self._folder} is full") from error
+                raise _TransientError(f"the disk of the cache {self._folder} is full") from error
             raise CacheError(f"cache {self._folder}: {error.strerror or error}") from error
         finally:
             part.unlink(missing_ok=True)
@@ -156,7 +157,7 @@ class ShardCache:
                 if not is_full and self._allocated(part, size_bytes, is_last=not evictable):
                     return
                 if not evictable:
-                    raise _PassingError(f"the cache {self._folder} is full of shards that are being fetched")
+                    raise _TransientError(f"the cache {self._folder} is full of shards that are being fetched")
                 size, path = evictable.pop(0)
                 path.unlink(missing_ok=True)
                 total -= size
@@ -193,8 +194,12 @@ class ShardCache:
             yield
 
 
-class _PassingError(Exception):
-    """Waiting may help."""
+class _TransientError(Exception):
+    """A fetch failed for a reason that may pass."""
+
+
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, _TransientError) or (isinstance(error, StorageError) and error.transient)
 
 
 class Prefetcher:

@@ -26,7 +26,7 @@ from yolofleet.data.decode import (
     image_size,
 )
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ImageRecord
+from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import ImageStore, SourceDataset
 from yolofleet.storage import ObjectNotFoundError
 
@@ -127,6 +127,7 @@ class SuspiciousImage:
 class CheckReport:
     """What a check found."""
 
+    classes: tuple[ObjectClass, ...]
     num_listed: int
     num_usable: int
     num_boxes: int
@@ -172,6 +173,7 @@ def check_dataset(
     targets = [record.classes[~record.iscrowd] for record in usable]
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
     return CheckReport(
+        classes=source.classes,
         num_listed=len(source.records),
         num_usable=len(usable),
         num_boxes=int(counts.sum()),

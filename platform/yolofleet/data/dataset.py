@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.retry import retry
 from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, BufferPool, decode_image
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex
@@ -134,7 +134,7 @@ class ShardDataset:
                 return self._indexes[shard]
         entry = self.manifest.shards[shard]
         if self.storage.local_path(entry.index_key) is not None:
-            data = self._patiently(lambda: self.storage.get(entry.index_key))
+            data = self._wait_for(lambda: self.storage.get(entry.index_key))
             if hashlib.sha256(data).hexdigest() != entry.index_sha256:
                 name = f"{self.storage.url}/{entry.index_key}"
                 raise IndexFormatError(f"{name}: not the index that the manifest names; build the shards again")
@@ -162,7 +162,7 @@ class ShardDataset:
         image_start, json_start = int(row["image_offset"]), int(row["json_offset"])
         start = min(image_start, json_start)
         end = max(image_start + int(row["image_bytes"]), json_start + int(row["json_bytes"]))
-        data = self._patiently(lambda: self._read_span(shard, entry, start, end - start))
+        data = self._wait_for(lambda: self._read_span(shard, entry, start, end - start))
         if len(data) != end - start:
             raise SampleError("sample_lost", f"{self.storage.url}/{entry.tar_key}: the shard ends before sample {key}")
         image = data[image_start - start :][: int(row["image_bytes"])]
@@ -195,19 +195,14 @@ class ShardDataset:
             forbidden = error.errno in (errno.EACCES, errno.EPERM)
             raise StorageError(f"{local}: {error.strerror}", transient=not forbidden) from error
 
-    def _patiently(self, action: Callable[[], Result]) -> Result:
-        """Do something with the storage; what may pass (a network disk that is away) is waited for, never skipped."""
-        give_up = time.monotonic() + self._settings.patience_seconds
-        pause_seconds = 0.2
-        while True:
-            try:
-                return action()
-            except StorageError as error:
-                if not error.transient or time.monotonic() + pause_seconds > give_up:
-                    raise
-                logger.warning("%s; trying again in %.1f s", error, pause_seconds)
-            time.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, 10.0)
+    def _wait_for(self, action: Callable[[], Result]) -> Result:
+        """Return what an action on the storage returns. A transient failure is waited out, never skipped."""
+        return retry(
+            action,
+            patience_seconds=self._settings.patience_seconds,
+            is_transient=lambda error: isinstance(error, StorageError) and error.transient,
+            on_retry=lambda error, pause: logger.warning("%s; trying again in %.1f s", error, pause),
+        )
 
     @property
     def is_remote(self) -> bool:

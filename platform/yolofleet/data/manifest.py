@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.data.records import ObjectClass
 from yolofleet.storage import ObjectNotFoundError, Storage
 
@@ -87,7 +88,6 @@ class IndexFormatError(UserError):
     """A shard's index cannot be read."""
 
 
-MANIFEST_KEY = "manifest.json"
 FORMAT = 1
 
 
@@ -180,12 +180,12 @@ class Manifest:
         Raises:
             ManifestError: There is none, it is damaged, or a newer version wrote it.
         """
-        name = f"{storage.url}/{MANIFEST_KEY}"
+        name = f"{storage.url}/{MANIFEST_NAME}"
         try:
-            data = storage.get(MANIFEST_KEY)
+            data = storage.get(MANIFEST_NAME)
         except ObjectNotFoundError:
             raise ManifestError(
-                f"{storage.url}: no dataset here ({MANIFEST_KEY} is missing); build one with "
+                f"{storage.url}: no dataset here ({MANIFEST_NAME} is missing); build one with "
                 f"'yolofleet data shard ANNOTATIONS IMAGES {storage.url}', or run the build again if it was interrupted"
             ) from None
         return Manifest.from_bytes(data, name)

@@ -11,9 +11,9 @@ from PIL import Image
 
 from yolofleet.data.dataset import SampleError, ShardDataset
 from yolofleet.data.decode import ImageError
+from yolofleet.data.draw import MARGIN, draw_detections, encode
 from yolofleet.data.records import RecordError
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.draw import MARGIN, draw_detections, encode
 
 GAP = 6
 
