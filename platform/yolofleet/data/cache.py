@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 class CacheError(UserError):
-    """A shard cannot be brought into the cache."""
+    """A shard cannot be fetched into the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """Where shards from remote storage are kept, and how much of the disk they may take."""
+    """The folder for shards of remote storage, and how much of the disk they may take."""
 
     path: Path
     max_bytes: int = 100 * 2**30
     patience_seconds: float = 300.0
-    """How long a fetch waits for storage to answer, for right bytes and for room on the disk before it gives up."""
+    """Time in which a fetch is retried: while storage does not answer, sends wrong bytes, or the disk is full."""
 
 
 class ShardCache:
@@ -60,19 +60,19 @@ class ShardCache:
             raise CacheError(f"cache.path {self._folder}: cannot be made: {error.strerror}") from error
 
     def open(self, storage: Storage, entry: ShardEntry) -> int:
-        """Return a file descriptor of the shard's tar file, fetching it first if it is not here."""
+        """Return a file descriptor of the shard's tar file; fetches it first unless it is cached."""
         path = self._folder / f"{entry.sha256}.tar"
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 self.ensure(storage, entry)
-                continue  # another process may evict it before it is opened here; then fetch again
+                continue  # another process may evict it before it is opened; then it is fetched again
             os.utime(path)  # its last use, for the eviction
             return descriptor
 
     def ensure(self, storage: Storage, entry: ShardEntry) -> None:
-        """Fetch the shard unless it is here.
+        """Fetch the shard unless it is cached.
 
         Raises:
             CacheError: The patience is over, or the shard is larger than the cache may be.
@@ -112,7 +112,7 @@ class ShardCache:
                 raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
 
     def _fetch(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, path: Path) -> None:
-        """Bring one object here. The caller holds its lock, so the left-over part of a dead process is replaced."""
+        """Fetch one object. The caller holds its lock, so the left-over part of a dead process is replaced."""
         part = path.with_suffix(".part")
         expected = storage.size_bytes(key) if size_bytes is None else size_bytes
         digest, start = hashlib.sha256(), b""
@@ -141,7 +141,7 @@ class ShardCache:
             part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size_bytes: int) -> None:
-        """Make room and take it, so that fetches of several processes together stay within the bound."""
+        """Evict until the object fits and reserve its bytes, so that processes together stay within the bound."""
         if size_bytes > self._settings.max_bytes:
             raise CacheError(
                 f"cache.max_bytes is {self._settings.max_bytes:,}, but one shard alone has {size_bytes:,} bytes; "
@@ -154,7 +154,7 @@ class ShardCache:
             evictable = [(size, path) for _, size, path in files if path.suffix != ".part"]
             while True:
                 is_full = total + size_bytes > self._settings.max_bytes
-                if not is_full and self._allocated(part, size_bytes, is_last=not evictable):
+                if not is_full and self._allocate(part, size_bytes, is_last=not evictable):
                     return
                 if not evictable:
                     raise _TransientError(f"the cache {self._folder} is full of shards that are being fetched")
@@ -162,8 +162,8 @@ class ShardCache:
                 path.unlink(missing_ok=True)
                 total -= size
 
-    def _allocated(self, part: Path, size_bytes: int, *, is_last: bool) -> bool:
-        """Take room on the disk; False if there is too little and something could still be evicted."""
+    def _allocate(self, part: Path, size_bytes: int, *, is_last: bool) -> bool:
+        """Reserve bytes on the disk; False if there are too few and a file could still be evicted."""
         with part.open("wb") as target:
             try:
                 if size_bytes:
@@ -205,11 +205,11 @@ def _is_transient(error: Exception) -> bool:
 class Prefetcher:
     """Fetches shards one after the other in a daemon thread of its own.
 
-    It is a help and never a need: a shard that it could not fetch is fetched by whoever reads it, who then meets the
-    error. Asking again for a shard that is there costs next to nothing, and keeps it from being evicted next.
+    Nothing depends on it: a shard that it could not fetch is fetched by its reader, which then raises the error. Asking
+    again for a cached shard costs next to nothing, and keeps it from being evicted next.
 
     Args:
-        fetch: Brings a shard, by number, into the cache unless it is there.
+        fetch: Fetches a shard, by number, into the cache unless it is there.
     """
 
     def __init__(self, fetch: Callable[[int], None]) -> None:
@@ -220,7 +220,7 @@ class Prefetcher:
         self._thread: threading.Thread | None = None
 
     def ask(self, shards: list[int]) -> None:
-        """Ask for shards, in this order; those of earlier calls that are not asked for again are forgotten."""
+        """Ask for shards, in this order; shards of earlier calls that are not named again are dropped."""
         with self._lock:
             self._asked = set(shards)
             for shard in shards:

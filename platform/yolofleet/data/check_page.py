@@ -34,13 +34,13 @@ def check_page(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a check.
 
     Args:
-        name: What was checked.
-        report: What was found.
+        name: Name of the dataset.
+        report: The result of the check.
         problems: All problems, counted.
-        images: Where the images are.
+        images: Where images are read from.
         max_pixels: Larger images are not shown.
     """
     rows = "".join(

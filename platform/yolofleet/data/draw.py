@@ -155,7 +155,7 @@ def _draw_label(
     line: int,
     occupied: Sequence[Rectangle],
 ) -> Rectangle:
-    """Draws a label where there is room for it and returns the place."""
+    """Draws a label where there is room for it and returns its rectangle."""
     colour = class_colour(int(record["category_id"]))
     padding = max(2, line)
     text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
@@ -172,7 +172,7 @@ def _draw_label(
 def _place(
     corners: Rectangle, size: tuple[float, float], drawing: tuple[int, int], occupied: Sequence[Rectangle]
 ) -> tuple[float, float]:
-    """Top left corner of a label: above its box, inside, below, a line off; the first place that covers no label."""
+    """Top left corner of a label: above its box, inside, below, a line off; the first position that covers no label."""
     left, top, right, bottom = corners
     width, height = size
     wishes = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]

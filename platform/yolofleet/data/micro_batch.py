@@ -17,9 +17,9 @@ from torch import Tensor
 from yolofleet.core.errors import UserError
 from yolofleet.data.augment import Augmenter
 from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import BufferPool, ImageError
+from yolofleet.data.decode import BufferPool
 from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
-from yolofleet.data.records import LabelledImage, RecordError, labelled_image
+from yolofleet.data.records import LabelledImage, labelled_image
 from yolofleet.specs.hyperparameters import Augmentation
 
 MOST_SAMPLES_TRIED = 256
@@ -133,16 +133,9 @@ class MicroBatchMaker:
     def _read_image(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
         location = self._order.locate(position)
         number = int(self._dataset.shard_starts[location.shard]) + location.row
-        key = f"{self._dataset.manifest.shards[location.shard].name}/{location.row}"
         try:
-            sample = self._dataset.read(number)
-            key = sample.key
-            record = sample.record()
-            pixels = sample.pixels(record, self._max_pixels, self._buffers)
-        except (SampleError, ImageError) as error:
-            skipped.append((key, error.reason))
-        except RecordError:
-            skipped.append((key, "sample_json_damaged"))
-        else:
-            return labelled_image(key, pixels, record, len(self._dataset.classes))
-        return None
+            key, record, pixels = self._dataset.read_decoded(number, self._max_pixels, self._buffers)
+        except SampleError as error:
+            skipped.append((error.key, error.reason))
+            return None
+        return labelled_image(key, pixels, record, len(self._dataset.classes))

@@ -1,4 +1,4 @@
-"""Sources of datasets: every kind is brought to the same form, classes and records with a store of images.
+"""Sources of datasets: every kind is read into the same form, classes and records with a store of images.
 
 A `Source` says which annotations are of its kind, and reads them. The built-in ones are registered in `SOURCES` by
 `yolofleet.data.read_source`; a plugin registers more, and ``--format`` accepts their names.
@@ -41,7 +41,7 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True)
 class Annotations:
-    """What a user named as annotations: a folder, or one file in its folder.
+    """The annotations that a user named: a folder, or one file in its folder.
 
     Attributes:
         url: As the user wrote it.
@@ -79,7 +79,7 @@ class Source:
 
     Attributes:
         form: The form of its annotations, for messages: "a folder of VOC annotations (*.xml)".
-        detect: Whether annotations are of this kind, told from the names of the files.
+        detect: Returns whether annotations are of this kind, from the names of the files.
         read: Reads classes and records and finds the images. Its arguments: the annotations; the folder of images as
             the user named it, or None (see `open_images`); names by class, or None; the log where problems are
             counted. It raises UserError where the annotations cannot be used at all.

@@ -27,12 +27,12 @@ class TarImages:
         self.url = storage.url
 
     def add(self, key: str, archive: str, offset: int, size_bytes: int) -> None:
-        """Remember where an image lies."""
+        """Remember the offset of an image in its archive."""
         self._members[key] = (archive, offset, size_bytes)
 
     def list(self) -> list[ObjectInfo]:
-        """Return every image that can be got, sorted by key."""
-        return [ObjectInfo(key, place[2]) for key, place in sorted(self._members.items())]
+        """Return every image, sorted by key."""
+        return [ObjectInfo(key, size_bytes) for key, (_, _, size_bytes) in sorted(self._members.items())]
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an image."""
