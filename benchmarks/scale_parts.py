@@ -177,7 +177,8 @@ def watch(scale: Scale, folder: Path) -> list[Measure]:
 
 def manifest(scale: Scale, folder: Path) -> list[Measure]:
     """Write the manifest of all shards, as a build does once. Ten minutes and 8 GiB: shards take days."""
-    from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ShardEntry
+    from yolofleet.core.file_names import MANIFEST_NAME
+    from yolofleet.data.manifest import Manifest, ShardEntry
     from yolofleet.data.records import ObjectClass
 
     with measuring("write the manifest", 600) as measure:
@@ -186,7 +187,7 @@ def manifest(scale: Scale, folder: Path) -> list[Measure]:
             for number in range(scale.shards)
         )
         made = Manifest((ObjectClass(1, "thing"),), (scale.samples,), scale.samples, 0, scale.samples, 0, shards, "0")
-        (folder / MANIFEST_KEY).write_bytes(made.to_bytes())
+        (folder / MANIFEST_NAME).write_bytes(made.to_bytes())
     measure.limit_bytes = 8 * GIBIBYTE
     return [measure]
 
@@ -218,19 +219,19 @@ def order(scale: Scale, folder: Path) -> list[Measure]:
     sizes = np.full(scale.shards, scale.samples // scale.shards, dtype=np.int64)
     with measuring("begin an epoch's order", 10) as begin:
         source = SampleOrder(sizes, seed=1)
-        source.place(scale.samples * 2 + 5)
+        source.locate(scale.samples * 2 + 5)
     numbers = random.Random(1)
     places = [scale.samples * 2 + numbers.randrange(scale.samples) for _ in range(2000)]
     with measuring("find a sample anywhere in an epoch", 0.1, times=len(places)) as anywhere:
         for position in places:
-            source.place(position)
+            source.locate(position)
     batch = scale.workers * MICRO_BATCH
     steps, rank = 2000, scale.workers // 2
     starts = [scale.samples * 2 + step * batch + rank * MICRO_BATCH for step in range(steps)]
     own = [start + number for start in starts for number in range(MICRO_BATCH)]
     with measuring("find the next sample of one rank", 0.001, times=len(own)) as following:
         for position in own:
-            source.place(position)
+            source.locate(position)
     return [begin, anywhere, following]
 
 

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.data.augment import AugmentationSettings, Augmenter, colour_matrix, draw_colour
+from yolofleet.data.augment import Augmenter, colour_matrix, draw_colour, paste_objects
 from yolofleet.data.decode import decode_image
 from yolofleet.data.geometry import draw_warp, move_boxes, move_points, worth_keeping
-from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine, render
+from yolofleet.data.mosaic import draw_partners, mosaic_of_four, mosaic_of_nine, render, single_image
 from yolofleet.data.order import Purpose, keyed_generator
-from yolofleet.data.paste import paste_objects
 from yolofleet.data.records import LabelledImage, Outlines, boxes_inside
 from yolofleet.data.targets import Targets
+from yolofleet.specs.hyperparameters import Augmentation
 
 SIDE = 160
 
@@ -59,7 +59,7 @@ def white_extent(image: np.ndarray) -> tuple[float, float, float, float]:
 def test_boxes_stay_on_their_objects(changes: dict[str, float]) -> None:
     """One white object among four black images: its target is the box around what is white."""
     strengths = {"mixup": 0.0, "paste_in": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "scale": 0.5} | changes
-    augmenter = Augmenter(AugmentationSettings(**strengths), SIDE)
+    augmenter = Augmenter(Augmentation(**strengths), SIDE)
     labelled_images = [
         labelled(200, 150, [[60, 40, 150, 120]]),
         *(labelled(120, 180, [], seed) for seed in range(1, 9)),
@@ -94,7 +94,7 @@ def test_upright_drawing_equals_the_way_through_a_canvas(seed: int, width: int, 
         LabelledImage("x", smooth, np.empty((0, 4)), np.empty(0, dtype=np.int64), Outlines.of([])) for _ in range(4)
     ]
     layout = mosaic_of_four([0, 1, 2, 3], [(width, height)] * 4, SIDE, generator(seed))
-    warp, scale = draw_warp(AugmentationSettings(scale=0.4, translate=0.1), layout.size, SIDE, generator(seed + 1))
+    warp, scale = draw_warp(Augmentation(scale=0.4, translate=0.1), layout.size, SIDE, generator(seed + 1))
     direct, indirect = (np.empty((SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
     render(layout, labelled_images, warp, scale, direct)
     nearly = warp.copy()
@@ -110,7 +110,7 @@ def test_cells_lie_on_the_canvas_and_never_overlap(seed: int, sizes: list[tuple[
     for layout in (
         mosaic_of_four([0, 1, 2, 3], sizes, SIDE, generator(seed)),
         mosaic_of_nine(list(range(9)), sizes, SIDE, generator(seed)),
-        alone(0, sizes, SIDE),
+        single_image(0, sizes, SIDE),
     ):
         covered = np.zeros((layout.size, layout.size), dtype=int)
         for tile in layout.tiles:
@@ -182,12 +182,12 @@ def test_a_window_inside_an_object_is_its_box_and_one_outside_finds_nothing() ->
 
 
 def test_warps_without_strength_change_nothing() -> None:
-    warp, scale = draw_warp(AugmentationSettings.none(), SIDE, SIDE, generator())
+    warp, scale = draw_warp(Augmentation.none(), SIDE, SIDE, generator())
     assert np.allclose(warp, np.eye(3)) and scale == 1.0
 
 
 def test_warps_are_drawn_from_the_published_ranges() -> None:
-    strengths = AugmentationSettings(scale=0.9, translate=0.2, degrees=10.0)
+    strengths = Augmentation(scale=0.9, translate=0.2, degrees=10.0)
     drawn = [draw_warp(strengths, 2 * SIDE, SIDE, generator(seed)) for seed in range(2000)]
     scales = np.array([scale for _, scale in drawn])
     centres = np.array([move_points(np.array([[SIDE, SIDE]], dtype=float), warp)[0] for warp, _ in drawn]) / SIDE
@@ -205,7 +205,7 @@ def test_boxes_worth_keeping_follow_the_published_rule() -> None:
 
 
 def test_moved_boxes_hold_their_moved_corners() -> None:
-    warp, _ = draw_warp(AugmentationSettings(degrees=40, shear=10, perspective=0.001), 100, 100, generator(4))
+    warp, _ = draw_warp(Augmentation(degrees=40, shear=10, perspective=0.001), 100, 100, generator(4))
     box = np.array([[10.0, 20.0, 60.0, 50.0]])
     corners = move_points(np.array([[10.0, 20.0], [60.0, 20.0], [60.0, 50.0], [10.0, 50.0]]), warp)
     assert np.allclose(move_boxes(box, warp)[0], [*corners.min(axis=0), *corners.max(axis=0)])
@@ -225,7 +225,7 @@ def test_colours_are_distributed_as_those_of_the_published_tables(test_data: Pat
     chance = np.random.default_rng(0)
     files = sorted((test_data / "coco128" / "images").glob("*.jpg"))[:24]
     images = [cv2.resize(decode_image(path.read_bytes()), (64, 64), interpolation=cv2.INTER_AREA) for path in files]
-    strengths = AugmentationSettings()
+    strengths = Augmentation()
     made: list[list[np.ndarray]] = [[], []]
     for seed in range(1200):
         image = images[seed % len(images)]
@@ -263,7 +263,7 @@ def test_equal_generators_make_equal_samples() -> None:
     labelled_images = [labelled(80 + 10 * number, 90, [[10, 10, 60, 70]], number) for number in range(5)]
     made = []
     for _ in range(2):
-        augmenter = Augmenter(AugmentationSettings(mixup=0.5), SIDE)
+        augmenter = Augmenter(Augmentation(mixup=0.5), SIDE)
         planes = np.empty((10, 3, SIDE, SIDE), dtype=np.uint8)
         targets = [augmenter.augment(seed % 5, labelled_images, generator(seed), planes[seed]) for seed in range(10)]
         made.append((planes.tobytes(), [target.boxes.tobytes() for target in targets]))
@@ -272,7 +272,7 @@ def test_equal_generators_make_equal_samples() -> None:
 
 def test_extreme_images_are_augmented() -> None:
     labelled_images = [labelled(*size, [[0, 0, size[0], size[1]]]) for size in ((4000, 20), (3, 3000), (1, 1), (5, 4))]
-    augmenter = Augmenter(AugmentationSettings(degrees=5.0), SIDE)
+    augmenter = Augmenter(Augmentation(degrees=5.0), SIDE)
     planes = np.empty((3, SIDE, SIDE), dtype=np.uint8)
     for seed in range(60):
         targets = augmenter.augment(seed % 4, labelled_images, generator(seed), planes)

@@ -9,15 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.data.augment import colour_matrix, draw_colour
-from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.order import Purpose, keyed_generator
+from yolofleet.specs.hyperparameters import Augmentation
 
 
 def generator(seed: int = 0) -> np.random.Generator:
     return keyed_generator(seed, Purpose.AUGMENTATION, 1)
 
 
-def hue_shifts(settings: AugmentationSettings, num_draws: int) -> np.ndarray:
+def hue_shifts(settings: Augmentation, num_draws: int) -> np.ndarray:
     """Degrees by which each draw turns each of 360 hues: (draws, 360)."""
     hues = np.arange(360, dtype=np.float32)
     circle = np.stack([hues, np.full_like(hues, 0.5), np.full_like(hues, 0.6)], axis=1)[None]
@@ -30,7 +30,7 @@ def hue_shifts(settings: AugmentationSettings, num_draws: int) -> np.ndarray:
 @pytest.mark.parametrize("strength", [0.015, 0.1])
 def test_hues_turn_as_far_as_the_published_gain_turns_them(strength: float) -> None:
     """The published hue is multiplied by a gain of 1 - strength to 1 + strength; over all hues both turn as far."""
-    shifts = hue_shifts(AugmentationSettings(hsv_h=strength, hsv_s=0, hsv_v=0), 1000)
+    shifts = hue_shifts(Augmentation(hsv_h=strength, hsv_s=0, hsv_v=0), 1000)
     published = np.random.default_rng(0).uniform(-strength, strength, (1000, 1)) * np.arange(360)
     assert np.abs(shifts).mean() == pytest.approx(np.abs(published).mean(), rel=0.12)
     assert np.sqrt((shifts**2).mean()) == pytest.approx(np.sqrt((published**2).mean()), rel=0.08)
@@ -39,7 +39,7 @@ def test_hues_turn_as_far_as_the_published_gain_turns_them(strength: float) -> N
 
 def test_colour_is_drawn_evenly_from_the_published_ranges() -> None:
     """Hue, saturation and brightness, read back from the matrices: each uniform, none bound to another."""
-    strengths = AugmentationSettings()
+    strengths = Augmentation()
     to_chroma = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     rows = []
     for seed in range(3000):
@@ -70,8 +70,8 @@ def test_hue_and_saturation_leave_the_brightness_of_a_colour(hue: float, saturat
 @pytest.mark.parametrize("name", ["hsv_h", "hsv_s", "hsv_v"])
 def test_each_strength_alone_changes_colours_and_none_at_all_draws_no_matrix(name: str) -> None:
     nothing = {"hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0}
-    assert draw_colour(AugmentationSettings(**nothing), generator()) is None
-    matrix = draw_colour(AugmentationSettings(**nothing | {name: 0.5}), generator())
+    assert draw_colour(Augmentation(**nothing), generator()) is None
+    matrix = draw_colour(Augmentation(**nothing | {name: 0.5}), generator())
     assert matrix is not None and np.abs(matrix - np.eye(3)).max() > 0.01
 
 

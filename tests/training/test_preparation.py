@@ -73,7 +73,7 @@ def test_anchors_of_a_table_are_replaced_whole(small_job: MakeJob) -> None:
     assert with_anchors(table, table_anchors(table)) == table
 
 
-def test_fitted_anchors_are_in_the_report_the_checkpoint_and_the_next_start(small_job: MakeJob) -> None:
+def test_fit_anchors_are_in_the_report_the_checkpoint_and_the_next_start(small_job: MakeJob) -> None:
     job = small_job(anchors="fit", epochs=0.2)
     ready = trained(job)
     report = json.loads(Path(ready.run.url, "initial/anchors.json").read_text())

@@ -11,7 +11,7 @@ import torch
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.losses import scaled_gains
 from yolofleet.models import build_model
-from yolofleet.specs.hyperparameters import Hyperparameters, recipe
+from yolofleet.specs.hyperparameters import AUGMENTATIONS, AugmentationStep, Hyperparameters, recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
 from yolofleet.training.loop.schedule import Schedule, averaging_decay
@@ -22,6 +22,12 @@ from yolofleet.training.setup.builders import build_loss, class_weights, trainin
 @pytest.fixture(scope="module")
 def drawn_shards(small_data: Path) -> Path:
     return small_data / "train"
+
+
+@AUGMENTATIONS.register("test-invert")
+class Invert(AugmentationStep):
+    def apply(self, image: Any, boxes: Any, classes: Any, generator: Any) -> Any:
+        return 255 - image, boxes, classes
 
 
 SCHEDULE = {
@@ -62,6 +68,7 @@ STREAM = {
     "mosaic9_share": 1.0,
     "mixup": 1.0,
     "paste_in": 1.0,
+    "extra_augmentations": [{"name": "test-invert"}],
     "close_mosaic_share": 1.0,
     "multi_scale": 0.5,
     "image_weights": 1.0,

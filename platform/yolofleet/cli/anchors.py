@@ -28,7 +28,7 @@ def anchors(
 ) -> None:
     """Measure which share of a dataset's boxes a model's anchors can learn at all, and fit better ones."""
     from yolofleet.core.errors import UserError
-    from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fitted_anchors
+    from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fit_anchors
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.data.survey import survey_boxes
     from yolofleet.models.wiring import wire
@@ -44,7 +44,7 @@ def anchors(
     given = table_anchors(table)
     found = {table.name: (given, anchor_fit(sizes, given, anchor_t))}
     if fit:
-        better = fitted_anchors(sizes, len(given), len(given[0]), anchor_t, seed)
+        better = fit_anchors(sizes, len(given), len(given[0]), anchor_t, seed)
         found["fitted"] = (better, anchor_fit(sizes, better, anchor_t))
     if as_json:
         facts: dict[str, Any] = {

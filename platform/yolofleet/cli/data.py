@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Datasets: draw, check, shard, inspect, show.", no_args_is_help=True)
 
 SOURCE_HELP = "A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://."
-SOURCE_FORMAT = typer.Option("auto", "--format", help="What the annotations are: auto, coco, yolo, voc, webdataset.")
+SOURCE_FORMAT = typer.Option(
+    "auto", "--format", help="The annotations' kind: auto, coco, yolo, voc, webdataset, or a plugin's."
+)
 CLASS_NAMES = typer.Option(None, help="File with the names of the classes, for YOLO and VOC: YAML, or one a line.")
 MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger images are left out.")
 THREADS = typer.Option(0, min=0, help="Threads; 0 takes one a core.")
@@ -249,7 +251,7 @@ def show(
 ) -> None:
     """Draw exactly the batch that a training step sees: augmented images with their targets."""
     from yolofleet.core.errors import UserError
-    from yolofleet.data.show import draw_micro_batch
+    from yolofleet.data.draw import draw_micro_batch
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_storage
     from yolofleet.training.loop.schedule import Schedule
@@ -279,14 +281,10 @@ def show(
 def _read_source(
     annotations: str, images: str | None, problems: ProblemLog, source_format: str, classes: str | None
 ) -> tuple[SourceDataset, ImageStore]:
-    from yolofleet.core.errors import UserError
     from yolofleet.data.read_source import read_class_names, read_source
 
-    formats = ("auto", "coco", "yolo", "voc", "webdataset")
-    if source_format not in formats:
-        raise UserError(f"--format {source_format!r} is not one of {', '.join(formats)}")
     names = read_class_names(classes) if classes is not None else None
-    return read_source(annotations, images, problems, source_format=source_format, class_names=names)  # type: ignore[arg-type]  # "str"; expected a literal, checked above
+    return read_source(annotations, images, problems, source_format=source_format, class_names=names)
 
 
 def _cores(threads: int) -> int:

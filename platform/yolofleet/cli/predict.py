@@ -74,10 +74,10 @@ def predict_many(
 def image_source(images: list[str]) -> ImageSource:
     """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
     from yolofleet.cluster.prediction_parts import FileImages, ShardImages
-    from yolofleet.data.manifest import MANIFEST_KEY
+    from yolofleet.core.file_names import MANIFEST_NAME
     from yolofleet.storage import open_storage
 
-    if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_KEY)):
+    if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_NAME)):
         return ShardImages(images[0])
     return FileImages(list(image_paths([Path(image) for image in images])))
 
@@ -210,7 +210,7 @@ def _predict_here(
 ) -> None:
     """Predict in this process and draw what was found."""
     from yolofleet.cli.model_argument import open_detector
-    from yolofleet.evaluation.draw import draw_detections, encode
+    from yolofleet.data.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
 
     paths = list(image_paths(images))

@@ -211,7 +211,7 @@ def _compute(trial: Trial) -> float:
 def _paths_of(spec: SearchSpec, name: str) -> list[str]:
     parameter = spec.parameters[name]
     if isinstance(parameter.choice, dict):
-        from yolofleet.specs.job_paths import flattened
+        from yolofleet.specs.job_paths import flatten
 
-        return [path for fields in parameter.choice.values() for path in flattened(fields)]
+        return [path for fields in parameter.choice.values() for path in flatten(fields)]
     return [name]

@@ -1,4 +1,4 @@
-"""The parts of a search spec: limits, what is wanted, how candidates are chosen, what it may cost, what is known."""
+"""The parts of a search spec: limits, objectives, algorithm, scheduler, budget, published results."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Figure = Literal[
     "training_petaflops",
     "latency_milliseconds",
 ]
-"""What is known of a candidate before it trains."""
+"""A figure of a candidate that is known before it trains."""
 
 Size = Annotated[float, ByteSize]
 
@@ -42,14 +42,14 @@ class Limit(Spec):
 
 
 class Objective(Spec):
-    """One thing that is wanted."""
+    """One objective."""
 
     metric: str
-    """What a trial reports (``val_AP``), or a figure that is known before (``gflops``)."""
+    """A metric of a trial (``val_AP``), or a figure that is known before training (``gflops``)."""
     goal: Literal["max", "min"]
     """Which way is better."""
     reference: float | None = None
-    """The value from which on it is worth something; for the area under the front. Unless given, the constraint's
+    """The worst value that still counts, for the area under the front. Unless given, the constraint's
     bound, or the worst value seen."""
 
     @property
@@ -62,7 +62,7 @@ class AlgorithmSpec(Spec):
     """How candidates are chosen."""
 
     name: Algorithm = "gaussian_process"
-    """gaussian_process models what is measured and knows what can be computed; tpe, nsga2 and nsga3 are Optuna's."""
+    """gaussian_process models measured objectives and computes the others; tpe, nsga2 and nsga3 are Optuna's."""
     startup_trials: Count = 8
     """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
     population_size: Annotated[int, Field(ge=2)] = 20
@@ -73,9 +73,9 @@ class SchedulerSpec(Spec):
     """How much is spent on each candidate."""
 
     name: Literal["none", "asha", "population"] = "none"
-    """none: all train to the end; asha: the best of each rung train on; population: the worst go on from the best."""
+    """none: all train to the end; asha: the best of each rung train on; population: the worst take over the best."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
-    """asha: one in this many trials goes on from each rung."""
+    """asha: one in this many trials trains on from each rung."""
     rungs: Annotated[int, Field(ge=1, le=8)] = 2
     """asha: rungs before the end of training; population: exchanges before the end."""
     measure: Literal["share", "compute"] = "share"
@@ -87,7 +87,7 @@ class SchedulerSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """What the search may spend; whichever is used up first ends it."""
+    """The budget of the search; the limit that is reached first ends it."""
 
     trials: Count | None = None
     """Trials that get a worker, repeats not counted."""
@@ -120,6 +120,6 @@ class PaperSpec(Spec):
     """The published results that a space reproduces."""
 
     table: str
-    """Where they stand."""
+    """The table that holds them."""
     rows: list[PaperRow]
     """The rows."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
-from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import image_weights
@@ -138,26 +136,6 @@ def open_dataset(data: DataSpec, url: str) -> ShardDataset:
     return ShardDataset(url, cache)
 
 
-def augmentation(hyperparameters: Hyperparameters) -> AugmentationSettings:
-    """Return the augmentation that the hyper-parameters describe."""
-    return AugmentationSettings(
-        mosaic=hyperparameters.mosaic,
-        mosaic9_share=hyperparameters.mosaic9_share,
-        mixup=hyperparameters.mixup,
-        paste_in=hyperparameters.paste_in,
-        degrees=hyperparameters.degrees,
-        translate=hyperparameters.translate,
-        scale=hyperparameters.scale,
-        shear=hyperparameters.shear,
-        perspective=hyperparameters.perspective,
-        hsv_h=hyperparameters.hsv_h,
-        hsv_s=hyperparameters.hsv_s,
-        hsv_v=hyperparameters.hsv_v,
-        flipud=hyperparameters.flipud,
-        fliplr=hyperparameters.fliplr,
-    )
-
-
 def training_stream(
     job: JobSpec,
     dataset: ShardDataset,
@@ -177,8 +155,8 @@ def training_stream(
     weights = None
     if share > 0:
         weights = (sample_weights or (lambda: dataset_weights(dataset, share)))()
-    full = augmentation(schedule.hyperparameters)
-    plain = replace(full, mosaic=0.0, mixup=0.0, paste_in=0.0)
+    full = schedule.hyperparameters
+    plain = full.without_composition()
     stride = wire(trained_table(job)).max_stride
     sizes = MultiScale(job.seed, job.data.image_size, stride, schedule.hyperparameters.multi_scale)
     return TrainingStream(

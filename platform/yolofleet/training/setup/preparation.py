@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from yolofleet.data.anchors import GOOD_RECALL, AnchorFit, Anchors, Sizes, anchor_fit, fitted_anchors, large_enough
+from yolofleet.data.anchors import GOOD_RECALL, AnchorFit, Anchors, Sizes, anchor_fit, fit_anchors, large_enough
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import image_weights
 from yolofleet.data.survey import survey_boxes
@@ -109,7 +109,7 @@ def choose_anchors(
     wanted = setting == "fit" or (setting == "auto" and before.recall < GOOD_RECALL and bool(large_enough(sizes).any()))
     chosen, after = given, before
     if wanted and len(sizes):
-        fitted = fitted_anchors(sizes, len(given), len(given[0]), ratio_limit, seed)
+        fitted = fit_anchors(sizes, len(given), len(given[0]), ratio_limit, seed)
         fit = anchor_fit(sizes, fitted, ratio_limit)
         if setting == "fit" or fit.recall > before.recall:
             chosen, after, source = fitted, fit, "fitted"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolofleet.evaluation.draw import class_colour, contact_sheet, draw_detections, encode
+from yolofleet.data.draw import class_colour, contact_sheet, draw_detections, encode
 
 
 def record(category_id: int, box: tuple[float, ...], **more: Any) -> dict[str, Any]:

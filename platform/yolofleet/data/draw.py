@@ -1,4 +1,4 @@
-"""Images with boxes and labels that one can read, at any size of image.
+"""Images with boxes and legible labels, at any size of image.
 
 Line width, text and padding follow the image's size. A label sits on top of its box, inside it or below it where
 there is no room above, and always wholly inside the image; where that can be had it covers no label drawn before.
@@ -9,15 +9,19 @@ OpenCV's own: it has the letters of most scripts and needs no file. (Pillow's ow
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from yolofleet.data.micro_batch import MicroBatch
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -86,14 +90,30 @@ def contact_sheet(drawings: Sequence[Image.Image], *, columns: int = 4, cell: in
     gap = 8
     width, height = columns * (cell + gap) + gap, rows * (cell + gap) + gap
     sheet = Image.new("RGB", (width, height), MARGIN)
-    for place, drawing in enumerate(drawings):
+    for slot, drawing in enumerate(drawings):
         scale = cell / max(drawing.size)
         size = (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale)))
         small = drawing.resize(size, Image.Resampling.LANCZOS)
-        left = gap + (place % columns) * (cell + gap) + (cell - small.width) // 2
-        top = gap + (place // columns) * (cell + gap) + (cell - small.height) // 2
+        left = gap + (slot % columns) * (cell + gap) + (cell - small.width) // 2
+        top = gap + (slot // columns) * (cell + gap) + (cell - small.height) // 2
         sheet.paste(small, (left, top))
     return sheet
+
+
+def draw_micro_batch(batch: MicroBatch, names: Sequence[str]) -> bytes:
+    """Return a PNG with every image of a micro-batch, its targets drawn and named by class index."""
+    height, width = batch.images.shape[2:]
+    targets = batch.targets.numpy()
+    drawings = []
+    for slot, planes in enumerate(batch.images.numpy()):
+        own = targets[targets[:, 0] == slot]
+        sides = own[:, 4:] * (width, height)
+        corners = own[:, 2:4] * (width, height) - sides / 2
+        boxes = np.concatenate([corners, sides], axis=1).tolist()
+        records = [{"category_id": int(index), "bbox": box} for index, box in zip(own[:, 1], boxes, strict=True)]
+        drawings.append(draw_detections(planes.transpose(1, 2, 0), records, names=dict(enumerate(names))))
+    columns, cell = math.ceil(math.sqrt(len(drawings))), max(drawings[0].size)
+    return encode(contact_sheet(drawings, columns=columns, cell=cell), "png")
 
 
 def _corners(record: Mapping[str, Any], factor: int, width: int, height: int) -> Rectangle:
@@ -135,7 +155,7 @@ def _draw_label(
     line: int,
     occupied: Sequence[Rectangle],
 ) -> Rectangle:
-    """Draws a label where there is room for it and returns the place."""
+    """Draws a label where there is room for it and returns its rectangle."""
     colour = class_colour(int(record["category_id"]))
     padding = max(2, line)
     text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
@@ -152,7 +172,7 @@ def _draw_label(
 def _place(
     corners: Rectangle, size: tuple[float, float], drawing: tuple[int, int], occupied: Sequence[Rectangle]
 ) -> tuple[float, float]:
-    """Top left corner of a label: above its box, inside, below, a line off; the first place that covers no label."""
+    """Top left corner of a label: above its box, inside, below, a line off; the first position that covers no label."""
     left, top, right, bottom = corners
     width, height = size
     wishes = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]

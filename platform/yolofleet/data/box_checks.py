@@ -1,12 +1,15 @@
-"""The checks of one COCO annotation: a clean box, or the reason why it is left out."""
+"""The checks of one annotation, as all readers share them: a clean box, or the reason why it is left out."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from yolofleet.data.records import Segmentation
+import numpy as np
+
+from yolofleet.data.records import ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
 THINNEST_BOX_PIXELS = 0.01
@@ -66,6 +69,22 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
     if not is_sound:
         repairs.append("segmentation_malformed")
     return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, tuple(repairs))
+
+
+def build_record(
+    image_id: int, file_name: str, size: tuple[int, int], boxes: Sequence[tuple[int, CleanBox]]
+) -> ImageRecord:
+    """Return the record of an image from its boxes, each with its class index; a size of (0, 0) is unknown."""
+    return ImageRecord(
+        image_id,
+        file_name,
+        *size,
+        np.asarray([clean.box for _, clean in boxes], dtype=np.float64).reshape(-1, 4),
+        np.asarray([index for index, _ in boxes], dtype=np.int64),
+        np.asarray([clean.is_crowd for _, clean in boxes], dtype=np.bool_),
+        np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
+        tuple(clean.segmentation for _, clean in boxes),
+    )
 
 
 def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
