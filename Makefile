@@ -11,12 +11,11 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export XDG_CACHE_HOME := $(CURDIR)/.cache
-export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint types unit test test-full bench clean
+.PHONY: help install demo check lint types unit test test-full bench mutants clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -63,12 +62,15 @@ test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, instal
 test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
 	$(BIN)/pytest --durations=0
 
-# The others take long or need data: matching_growth, search_quality, soak, strategy_memory, all in benchmarks/training.
+# The others take long or need data: search_quality, soak, strategy_memory, all in benchmarks/training.
 BENCHMARKS := average_precision checkpoint data_path deployed_form inference matching model_profile \
               non_maximum_suppression object_storage resume_cost serving trial_startup
 
 bench: $(INSTALLED)  ## Ratios against named peers
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+
+mutants: $(INSTALLED)  ## Small mistakes in the package that no test notices (an hour)
+	$(BIN)/python benchmarks/mutants.py
 
 clean:  ## Remove the environment, the demo and all caches
 	rm -rf $(VENV) demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,12 +1,16 @@
 """What label assignment and the loss cost, as ratios to a matrix product of the same run.
 
     python benchmarks/matching.py [--json] [--rounds 15]
+    python benchmarks/matching.py --memory 2000
 
 640 px, batch 16, 80 classes, the yolov7 anchors, one thread, process CPU time, medians over rounds in which the
 matrix product and every case take turns, so that what else runs on the machine touches all of them alike. In its turn
 a case runs three times, since the published figures are those of calls repeated; the two long ones run once.
 `loss` is the forward pass with autograd recording, `step` adds the backward pass, `plain` is the loss without
 matching (every candidate is a positive), `looped` is the matching in the structure of the published implementation.
+
+`--memory` measures, in this process, the time of the matching of one image with so many boxes (lowest of three) and how
+far the process's resident size rises while it runs.
 """
 
 from __future__ import annotations
@@ -22,8 +26,7 @@ import torch
 from torch import Tensor
 
 from looped_matching import looped_matching
-from yolofleet.losses import DetectionLoss
-from yolofleet.losses.gains import scaled_gains
+from yolofleet.losses import DetectionLoss, scaled_gains
 
 ANCHORS = [
     [(12, 16), (19, 36), (40, 28)],
@@ -102,14 +105,33 @@ def measure(cases: dict[str, Callable[[], object]], rounds: int) -> dict[str, fl
     return {name: statistics.median(values) * 1000.0 for name, values in seconds.items()}
 
 
+def measure_memory(num_boxes: int) -> dict[str, float]:
+    """Match one image with many boxes; what the first call alone needs is not counted."""
+    predictions = [level.detach() for level in make_predictions(1)]
+    loss, targets = make_loss(), make_targets(1, num_boxes)
+    loss.match(predictions, make_targets(1, 1), (640, 640))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(3):
+        start = time.process_time()
+        loss.match(predictions, targets, (640, 640))
+        seconds.append(time.process_time() - start)
+    rise = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return {"boxes": num_boxes, "milliseconds": min(seconds) * 1000.0, "megabytes": rise / 1024.0}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print only JSON")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--memory", type=int, metavar="BOXES", help="only match one image with so many boxes")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.memory:
+        print(json.dumps(measure_memory(arguments.memory)))
+        return
 
     image_size = (640, 640)
     predictions = make_predictions(arguments.batch_size)

@@ -33,7 +33,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def reference(test_data: Path) -> Path:
-    """The folder of reference facts and golden numbers, beside the test data."""
+    """The folder of definitions of other programs (KubeRay), beside the test data."""
     path = test_data.parent / "reference"
     if not path.is_dir():
         pytest.skip(f"no reference folder beside the test data ({path})")

@@ -37,6 +37,29 @@ def test_an_epoch_stays_as_long_and_draws_by_weight(values: list[float], epoch: 
     assert np.array_equal(found, draws(weights, 5, epoch))
 
 
+class Start:
+    """A generator that draws one number."""
+
+    def __init__(self, value: float) -> None:
+        self._value = value
+
+    def random(self) -> float:
+        return self._value
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.sampled_from([0.0, 0.1, 0.3, 1 / 3, 7.0]), min_size=1, max_size=40).filter(any),
+    st.sampled_from([0.0, float(np.nextafter(1.0, 0.0))]),
+)
+def test_rounding_neither_costs_nor_adds_a_draw(values: list[float], start: float) -> None:
+    """The smallest and the largest random number that there is: sums of weights round up and down."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("yolofleet.data.order.keyed_generator", lambda *_: Start(start))
+        found = draws(np.array(values), 0, 0)
+    assert found.sum() == len(values) and found.min() >= 0
+
+
 def test_in_the_long_run_the_mean_is_the_weight() -> None:
     weights = np.array([0.3, 0.7, 1.0, 2.5, 0.5])
     mean = np.mean([draws(weights, 1, epoch) for epoch in range(2000)], axis=0)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from yolofleet.data.letterbox import PADDING_GREY, fit, letterbox
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 SIDES = st.integers(1, 3000)
 
 
-def test_sizes_and_padding_equal_the_published_cases(reference: Path) -> None:
-    cases = json.loads((reference / "golden" / "letterbox_cases.json").read_text())
+def test_sizes_and_padding_equal_the_published_cases() -> None:
+    cases = json.loads((GOLDEN / "letterbox_cases.json").read_text())
     assert len(cases) == 10
     for case in cases:
         size = case["new_shape"] if isinstance(case["new_shape"], list) else [case["new_shape"]] * 2
@@ -35,8 +36,8 @@ def test_sizes_and_padding_equal_the_published_cases(reference: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "size", "auto"), [(8, (64, 64), True), (9, (64, 96), False)])
-def test_pixels_equal_the_published_images(reference: Path, number: int, size: tuple[int, int], auto: bool) -> None:
-    images = np.load(reference / "golden" / "letterbox.npz")
+def test_pixels_equal_the_published_images(number: int, size: tuple[int, int], auto: bool) -> None:
+    images = np.load(GOLDEN / "letterbox.npz")
     source, _ = letterbox(images[f"in_{number}"], size, stride=32, auto=auto, scale_up=True)
     np.testing.assert_array_equal(source, images[f"out_{number}"])
 

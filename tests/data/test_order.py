@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -48,10 +49,61 @@ def test_a_window_reads_its_own_shards_only() -> None:
         assert seen == expected and len(expected) == 4
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("num_shards", [1, 4, 7, 8])
+def test_windows_follow_each_other_and_hold_what_is_read_in_them(num_shards: int, weighted: bool) -> None:
+    sizes = np.arange(1, num_shards + 1)
+    weights = np.random.default_rng(1).random(sizes.sum()) + 0.2 if weighted else None
+    order = SampleOrder(sizes, 7, window_shards=4, weights=weights)
+    count = int(sizes.sum())
+    at, read = (0, 0), 0
+    for _ in range(3 * order.num_windows(0)):
+        shards, rows = order.window_samples(*at)
+        found = [order.place(position) for position in range(read, read + len(shards))]
+        assert [(place.epoch, place.window) for place in found] == [at] * len(shards)
+        assert [(place.shard, place.row) for place in found] == list(zip(shards.tolist(), rows.tolist(), strict=True))
+        assert set(shards.tolist()) == set(order.window_shards(*at)) and len(order.window_shards(*at)) <= 4
+        read += len(shards)
+        at = order.window_after(*at)
+        if at[1] == 0:
+            assert read == at[0] * count
+    if not weighted:
+        assert order.num_windows(0) == -(-num_shards // 4) and at == (3, 0)
+
+
 def test_epochs_and_seeds_differ() -> None:
     sizes = np.full(10, 30)
     first, second = (places(SampleOrder(sizes, seed), range(600)) for seed in (0, 1))
     assert first[:300] != first[300:] and first != second
+
+
+def test_each_shuffle_is_a_permutation_of_its_own() -> None:
+    """The shards of an epoch, the samples of a window: each changes with the epoch, and none is the order as stored."""
+    order = SampleOrder(np.full(12, 20), 0, window_shards=3)
+    shards = [[shard for window in range(4) for shard in order.window_shards(epoch, window)] for epoch in range(3)]
+    assert all(sorted(entry) == list(range(12)) for entry in shards)
+    assert len({tuple(entry) for entry in [*shards, list(range(12))]}) == 4
+    rows = [tuple(np.argsort(order.window_samples(epoch, window)[1])) for epoch in (0, 1) for window in range(4)]
+    assert len(set(rows)) == 8
+
+
+@pytest.mark.parametrize(
+    ("weights", "checksum", "first"),
+    [
+        (None, 808274452, [(0, 26, 24), (0, 20, 4), (0, 18, 8)]),
+        (np.arange(1, 466) / 233.0, 413952010, [(0, 22, 8), (0, 26, 4), (0, 27, 1)]),
+    ],
+    ids=["once each", "weighted"],
+)
+def test_the_order_is_the_one_that_earlier_versions_drew(
+    weights: np.ndarray | None, checksum: int, first: list[tuple[int, int, int]]
+) -> None:
+    """A run that an earlier version began must go on with the samples that it has not seen."""
+    order = SampleOrder(np.arange(1, 31), 2026, weights=weights)
+    found = [order.place(position) for position in range(2 * 465)]
+    assert [(place.window, place.shard, place.row) for place in found[:3]] == first
+    rows = np.array([[place.epoch, place.window, place.shard, place.row] for place in found], dtype="<i8")
+    assert zlib.crc32(rows.tobytes()) == checksum
 
 
 def test_without_shuffle_the_order_is_that_of_the_shards() -> None:

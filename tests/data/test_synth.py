@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pycocotools import mask
 
 from yolofleet.data.check import check_dataset
 from yolofleet.data.problems import ProblemLog
@@ -60,6 +61,8 @@ def test_runs_of_a_crowd_fill_its_image(images: list[tuple[np.ndarray, list[dict
                 size, counts = entry["segmentation"]["size"], entry["segmentation"]["counts"]
                 assert size == list(pixels.shape[:2]) and sum(counts) == size[0] * size[1]
                 assert sum(counts[1::2]) == entry["area"]
+                read = mask.frPyObjects(entry["segmentation"], *size)
+                assert mask.toBbox(read).tolist() == entry["bbox"] and mask.area(read) == entry["area"]
 
 
 def test_colour_says_nothing_about_the_class(images: list[tuple[np.ndarray, list[dict[str, object]]]]) -> None:

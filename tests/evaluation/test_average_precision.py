@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ from hypothesis import strategies as st
 from evaluation.judged import CATEGORY_IDS, pycocotools_judge, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
+from yolofleet.evaluation.precision_recall import _precision_at_recall
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "average_precision.npz"
 
 
 @settings(max_examples=12)
@@ -29,6 +33,18 @@ def test_the_twelve_figures_are_those_of_pycocotools(seed: int, crowds: bool) ->
     for position, entry in enumerate(ours.per_class):
         measured = precision[:, :, position, 0, 2]
         assert entry.ap == (float(np.mean(measured)) if (measured > -1).all() else None)
+
+
+def test_precision_at_recall_has_the_published_area() -> None:
+    """The published AP joins the 101 recall levels by straight lines where COCO's has steps: 1 percent at the most."""
+    golden = np.load(GOLDEN)
+    for position, label in enumerate(golden["default/classes"]):
+        rows = np.flatnonzero(golden["pred_cls"] == label)
+        rows = rows[np.argsort(-golden["conf"][rows], kind="stable")]
+        num_objects = int((golden["target_cls"] == label).sum())
+        hits = golden["tp"][rows]
+        areas = [_precision_at_recall(hit, ~hit, num_objects)[0].mean() for hit in hits.T]
+        np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
 
 
 def test_more_than_a_hundred_detections_an_image_are_cut_as_pycocotools_cuts() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from evaluation.judged import random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
-from yolofleet.evaluation.bootstrap import drawn_images, match_images, paired_bootstrap, sample_figures
+from yolofleet.evaluation.bootstrap import (
+    Difference,
+    _differences,
+    drawn_images,
+    match_images,
+    paired_bootstrap,
+    sample_figures,
+)
 from yolofleet.evaluation.detections import Detections
 
 
@@ -83,6 +91,86 @@ def test_a_real_loss_is_told_from_noise_and_noise_from_a_loss() -> None:
     ).figure("AP")
     assert noise.low is not None and noise.high is not None and noise.low <= 0 <= noise.high
     assert noise.high - noise.low < loss.high - loss.low
+
+
+def test_an_interval_is_that_of_the_percentiles_around_the_measured_difference() -> None:
+    """Of replicates that are all too high by 0.3, with nan where a replicate had nothing to measure."""
+    values = np.linspace(-0.1, 0.1, 1001)
+    first = np.append(np.zeros(1001), np.nan)[None]
+    second = np.append(0.5 + values, np.nan)[None]
+    (entry,) = _differences(["AP"], [np.array([[0.4]]), np.array([[0.6]])], [first, second], 0.9)
+    assert (entry.first, entry.second, entry.difference) == (0.4, 0.6, pytest.approx(0.2))
+    assert (entry.low, entry.high) == (pytest.approx(0.2 - 0.09), pytest.approx(0.2 + 0.09))
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_the_interval_of_a_mean_is_the_textbook_one(confidence: float) -> None:
+    """With one object an image recall is a mean over images: its paired difference has a known standard error."""
+    num_images, random = 200, np.random.default_rng(2)
+    truth, objects = one_object_an_image(num_images, 1, random)
+    is_found = random.random((2, num_images)) < np.array([[0.8], [0.6]])
+    found = [[entry for entry, kept in zip(objects, row, strict=True) if kept] for row in is_found]
+    differences = paired_bootstrap(
+        truth, *map(Detections.from_records, found), num_replicates=800, confidence=confidence
+    )
+    recall = differences.figure("AR_1")
+    by_image = is_found[1].astype(float) - is_found[0]
+    error = NormalDist().inv_cdf((1 + confidence) / 2) * by_image.std() / num_images**0.5
+    assert recall.difference == pytest.approx(by_image.mean())
+    assert recall.low == pytest.approx(by_image.mean() - error, abs=0.15 * error)
+    assert recall.high == pytest.approx(by_image.mean() + error, abs=0.15 * error)
+
+
+def one_object_an_image(
+    num_images: int, num_classes: int, random: np.random.Generator
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A dataset of one object an image, and detections that find each with a score between 0 and 1."""
+    classes = (random.integers(num_classes, size=num_images) + 1).tolist()
+    shared = [
+        {"image_id": number, "category_id": label, "bbox": [0.0, 0.0, 50.0, 50.0]}
+        for number, label in enumerate(classes, 1)
+    ]
+    truth = {
+        "images": [{"id": entry["image_id"]} for entry in shared],
+        "categories": [{"id": number + 1, "name": str(number)} for number in range(num_classes)],
+        "annotations": [{**entry, "id": entry["image_id"]} for entry in shared],
+    }
+    return truth, [{**entry, "score": float(random.random())} for entry in shared]
+
+
+def perfect_and_noisy(seed: int) -> Difference:
+    """AP50 of a perfect detector and of one with many false detections, few images of many classes: AP is biased."""
+    random = np.random.default_rng(seed)
+    truth, objects = one_object_an_image(20, 5, random)
+    noise = [
+        {**objects[image], "category_id": int(random.integers(5)) + 1, "bbox": [100.0, 200.0, 50.0, 50.0]}
+        | {"score": float(random.random())}
+        for image in random.integers(20, size=60)
+    ]
+    perfect, noisy = Detections.from_records(objects), Detections.from_records(objects + noise)
+    return paired_bootstrap(truth, perfect, noisy, num_replicates=60, confidence=0.9, seed=seed).figure("AP50")
+
+
+def covered(num_datasets: int) -> tuple[float, float]:
+    """How far intervals lie to one side, as a share of their half width; how many hold the expected difference."""
+    entries = [perfect_and_noisy(seed) for seed in range(num_datasets)]
+    rows = np.array([(entry.difference, entry.low, entry.high) for entry in entries], dtype=float)
+    difference, low, high = rows.T
+    expected = difference.mean()
+    lean = ((low + high) / 2 - difference).mean() / ((high - low) / 2).mean()
+    return float(lean), float(((low <= expected) & (expected <= high)).mean())
+
+
+def test_an_interval_leans_to_no_side_where_replicates_are_biased() -> None:
+    lean, _ = covered(20)
+    assert abs(lean) < 0.2  # half of the half width where intervals are not moved back
+
+
+@pytest.mark.slow
+def test_intervals_hold_the_difference_as_often_as_they_say() -> None:
+    lean, share = covered(160)
+    assert abs(lean) < 0.2
+    assert share == pytest.approx(0.9, abs=0.06)  # 0.75 where intervals are not moved back
 
 
 def test_what_cannot_be_measured_is_none() -> None:

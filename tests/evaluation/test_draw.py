@@ -54,6 +54,16 @@ def test_long_names_crowds_and_names_from_outside_are_drawn() -> None:
     assert draw_detections(image, [long_name, crowd, unnamed], names={2: "кот"}).size == (500, 500)
 
 
+@pytest.mark.parametrize("names", [("кот", "ток"), ("犬", "猫"), ("αβγ", "γβα"), ("bär", "bår"), ("שלום", "םולש")])
+@pytest.mark.parametrize("side", [160, 480, 2000])
+def test_names_in_other_scripts_are_spelled_out(names: tuple[str, str], side: int) -> None:
+    image = np.full((side, side, 3), 120, np.uint8)
+    box = (side * 0.1, side * 0.4, side * 0.8, side * 0.5)
+    # A typeface without these letters draws the same empty frame for each, so both would look alike.
+    images = [np.asarray(draw_detections(image, [record(1, box, category_name=name)])) for name in names]
+    assert (images[0] != images[1]).any()
+
+
 def test_images_are_encoded_and_put_on_a_sheet() -> None:
     canvas = draw_detections(np.zeros((100, 100, 3), np.uint8), [])
     assert Image.open(io.BytesIO(encode(canvas))).format == "JPEG"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from yolofleet.evaluation.nms import box_iou, non_maximum_suppression, suppress
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "nms"
 
 
 def greedy(boxes: Tensor, labels: Tensor | None, iou: float, max_kept: int) -> list[int]:
@@ -35,10 +38,10 @@ def crowded_boxes(seed: int, num_boxes: int, num_objects: int) -> Tensor:
 
 
 @pytest.mark.parametrize("case", ["eval80", "demo80", "nc1", "degenerate"])
-def test_detections_equal_the_published_ones(reference: Path, case: str) -> None:
-    golden = np.load(reference / "golden" / f"nms_{case}.npz")
+def test_detections_equal_the_published_ones(case: str) -> None:
+    golden = np.load(GOLDEN / f"{case}.npz")
     options = json.loads(str(golden["meta_json"]))["kw"]
-    source = golden if "prediction" in golden.files else np.load(reference / "golden" / "nms_eval80.npz")
+    source = golden if "prediction" in golden.files else np.load(GOLDEN / "eval80.npz")
     detections = non_maximum_suppression(
         torch.from_numpy(source["prediction"]),
         confidence=options["conf_thres"],
@@ -124,7 +127,38 @@ def test_too_many_candidates_leave_the_best_and_ties_keep_their_order() -> None:
     assert kept[:, 0].tolist() == [690.0, -10.0, 90.0, 190.0]
 
 
-def test_an_empty_batch_and_an_image_without_detections() -> None:
+def test_the_bounds_are_the_published_ones_unless_given() -> None:
+    parameters = inspect.signature(non_maximum_suppression).parameters
+    defaults = {name: entry.default for name, entry in parameters.items() if entry.default is not entry.empty}
+    assert defaults == {
+        "max_detections": 300,
+        "multi_label": True,
+        "class_agnostic": False,
+        "classes": None,
+        "max_candidates": 30000,
+    }
+
+
+def test_a_candidate_must_exceed_the_confidence_twice() -> None:
+    """Objectness and score, each strictly; a detector of one class has its objectness for a score."""
+    decoded = prediction(
+        [50, 50, 20, 20, 0.5, 1.0, 0.0], [90, 50, 20, 20, 0.75, 0.5, 0.0], [150, 50, 20, 20, 0.75, 0.75, 0.0]
+    )
+    assert non_maximum_suppression(decoded, confidence=0.5, iou=0.5)[0][:, 4].tolist() == [0.5625]
+    assert non_maximum_suppression(decoded, confidence=0.375, iou=0.5)[0][:, 4].tolist() == [0.5625, 0.5]
+    one_class = prediction([50, 50, 20, 20, 0.5, 0.1], [90, 50, 20, 20, 0.75, 0.1])
+    assert non_maximum_suppression(one_class, confidence=0.5, iou=0.5)[0][:, 4].tolist() == [0.75]
+
+
+def test_overlap_of_pairs_by_hand() -> None:
+    first = torch.tensor([[0.0, 0, 10, 10], [0, 0, 0, 0]])
+    second = torch.tensor([[5.0, 0, 15, 20], [20, 20, 30, 30], [0, 0, 0, 0]])
+    found = box_iou(first, second)
+    assert found[0].tolist() == [pytest.approx(50 / 250), 0.0, 0.0]
+    assert found[1, :2].tolist() == [0.0, 0.0] and found[1, 2].isnan()
+
+
+def test_an_empty_batch_and_a_image_without_detections() -> None:
     assert non_maximum_suppression(torch.zeros(0, 10, 85), confidence=0.1, iou=0.5) == []
     assert non_maximum_suppression(torch.zeros(1, 10, 85), confidence=0.1, iou=0.5)[0].shape == (0, 6)
     with pytest.raises(ValueError, match="5 \\+ C"):

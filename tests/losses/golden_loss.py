@@ -13,6 +13,8 @@ from torch import Tensor
 
 from yolofleet.losses import DetectionLoss
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "losses"
+
 # Anchors of the published models, in pixels.
 ANCHORS = {
     "p5": [[12, 16, 19, 36, 40, 28], [36, 75, 76, 55, 72, 146], [142, 110, 192, 243, 459, 401]],
@@ -30,7 +32,7 @@ TAGS: dict[str, dict[str, Any]] = {
     "ota": {"assigner": "none", "matching": "dynamic", "heads": ("ota",)},
     "aux_ota": {"assigner": "coarse_to_fine", "matching": "dynamic", "heads": ("aux_ota_lead", "aux_ota_aux")},
 }
-LOCAL_CASES = [
+CASES = [
     *("p5_basic", "p5_crowd", "p5_empty_image", "p5_nc1", "p5_no_targets", "p5_tiny_border"),
     *("p6_basic", "p6_empty_crowd", "p6_no_targets"),
     "tiny_basic",
@@ -89,7 +91,7 @@ class GoldenCase:
         return levels
 
 
-def load_case(reference: Path, case: str, tag: str) -> GoldenCase:
-    """Read `loss_<case>.npz`."""
-    arrays = np.load(reference / "golden" / f"loss_{case}.npz")
+def load_case(case: str, tag: str) -> GoldenCase:
+    """Read `<case>.npz`."""
+    arrays = np.load(GOLDEN / f"{case}.npz")
     return GoldenCase(arrays, json.loads(str(arrays["meta_json"])), tag)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -46,3 +47,23 @@ def make_targets(seed: int, number: int, batch_size: int = 2, num_classes: int =
 
 def positives(loss: DetectionLoss, predictions: list[Tensor], targets: Tensor, size: tuple[int, int]) -> list[Any]:
     return [sorted(map(tuple, level.tolist())) for level in loss.assign(predictions, targets, size)]
+
+
+LAYOUTS = ("cpu", "small pieces", "padded device", "shared device")
+
+
+def use_layout(patch: pytest.MonkeyPatch, layout: str) -> None:
+    """Make the loss match as on a CPU, or on a CPU as it does on a device.
+
+    The devices' layouts have fixed shapes: of every image's table with targets in host memory (padded), of one table
+    of all images with targets on the device (shared).
+    """
+    if layout == "small pieces":
+        patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 100)
+    elif layout == "padded device":
+        patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 1 << 40)  # packs all images together
+        for module in ("device", "candidates"):
+            patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)
+    elif layout == "shared device":
+        for module in ("device", "candidates", "boxes", "batched_matching"):
+            patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)

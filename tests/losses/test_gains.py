@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolofleet.losses.gains import scaled_gains
+from yolofleet.losses import scaled_gains
 
 P5 = {"box": 0.05, "cls": 0.3, "obj": 0.7, "lr0": 0.01}
 

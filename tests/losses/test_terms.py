@@ -15,10 +15,18 @@ from torch.nn import functional as F
 
 from losses.scenes import GAINS, STRIDES, make_loss, make_predictions, make_targets
 from yolofleet.losses import DetectionLoss
-from yolofleet.losses.boxes import complete_iou, read_boxes
-from yolofleet.losses.levels import levels_on
-from yolofleet.losses.predictions import read_predictions
-from yolofleet.losses.terms import box_fit, box_term, class_term, cross_entropy, level_weights, objectness_term
+from yolofleet.losses.boxes import complete_iou
+from yolofleet.losses.levels import make_levels, read_predictions
+from yolofleet.losses.terms import (
+    cap_coarse_cells,
+    compute_box_fit,
+    compute_box_term,
+    compute_class_term,
+    compute_cross_entropy,
+    compute_level_weights,
+    compute_objectness_cap,
+    compute_objectness_term,
+)
 
 SIZE = (96, 128)
 
@@ -32,26 +40,29 @@ def test_gradient_equals_finite_differences_with_the_assignment_held_fixed() -> 
     loss = make_loss(3, hyperparameters={"fl_gamma": 1.5, "label_smoothing": 0.1, "cls_pw": 1.3, "obj_pw": 0.8})
     loss(predictions, targets, size).total.backward()
 
-    boxes = read_boxes(targets, 1, 3, torch.float64, False)
-    levels = levels_on(loss.anchors, loss.strides, tuple(sizes), 1, torch.device("cpu"), torch.float64)
-    places = loss.label_assigner.assign(predictions, [], boxes, levels, levels).lead
+    levels = make_levels(loss.anchors, loss.strides, tuple(sizes), 1, torch.device("cpu"), torch.float64)
+    boxes, found = loss.match(predictions, targets, size)
+    positives = found.lead
     cells = [3 * height * width for height, width in sizes]
-    fixed = box_fit(read_predictions(predictions, places.cell, places.level_sizes)[0], places, boxes, levels)
-    wanted = fixed.quality.detach().clamp(min=0)
+    fixed = compute_box_fit(
+        read_predictions(predictions, positives.cell, positives.level_sizes)[0], positives, boxes, levels
+    )
+    target = fixed.quality.detach().clamp(min=0)
 
     def total(levels_: list[torch.Tensor]) -> float:
-        rows, objectness = read_predictions(levels_, places.cell, places.level_sizes)
-        fit = box_fit(rows, places, boxes, levels, fixed.alpha)
-        weights = level_weights(places, [1.0] * 3, torch.float64)
+        rows, objectness = read_predictions(levels_, positives.cell, positives.level_sizes)
+        fit = compute_box_fit(rows, positives, boxes, levels, fixed.alpha)
+        weights, settings_ = compute_level_weights(positives, [1.0] * 3, torch.float64), loss.settings
         terms = (
-            loss.settings.box_gain * box_term(fit.quality, weights)
-            + loss.settings.objectness_gain
-            * objectness_term(objectness, rows[:, 4], wanted, places, cells, loss.balance, loss.settings)
-            + loss.settings.class_gain * class_term(rows[:, 5:], boxes.label[places.box], weights, loss.settings, None)
+            settings_.box_gain * compute_box_term(fit.quality, weights)
+            + settings_.objectness_gain
+            * compute_objectness_term(objectness, rows[:, 4], target, positives, cells, loss.balance, settings_)
+            + settings_.class_gain
+            * compute_class_term(rows[:, 5:], boxes.label[positives.box], weights, settings_, None)
         )
         return terms.item()
 
-    assert len(places) > 10
+    assert len(positives) > 10
     step = 1e-6
     with torch.no_grad():
         for level in predictions:
@@ -137,6 +148,33 @@ def test_constraint_lowers_only_coarse_cells() -> None:
         assert results[0].total == results[1].total
 
 
+def test_the_cap_falls_by_half_a_cell_to_nothing_at_two_cells() -> None:
+    distance = torch.tensor([0.0, 0.5, 1.0, 1.6, 2.0, 3.0])
+    torch.testing.assert_close(compute_objectness_cap(distance), torch.tensor([1.0, 0.75, 0.5, 0.2, 0.0, 0.0]))
+
+
+def test_the_objectness_target_of_a_coarse_cell_is_capped_by_its_distance() -> None:
+    # The object's centre is 0.9 cells right of and 0.4 below the corner of its cell; one neighbour is coarse only.
+    targets = torch.tensor([[0, 1, 4.9 / 16, 4.4 / 12, 0.1, 0.15]])
+    loss = make_loss(assigner="coarse_to_fine", matching="fixed", constraint=True)
+    boxes, found = loss.match(make_predictions(6, 1, SIZE, heads=2), targets, SIZE)
+    assert found.auxiliary is not None
+    grids = ((12, 16), (6, 8), (3, 4))
+    levels = make_levels(loss.anchors, loss.strides, grids, 1, torch.device("cpu"), torch.float32)
+    caps = cap_coarse_cells(found.lead, found.auxiliary, boxes, levels)
+    cells = {
+        (row, column): cap
+        for row, column, prior, cap in zip(
+            *(field.tolist() for field in (found.auxiliary.row, found.auxiliary.column, found.auxiliary.prior, caps)),
+            strict=True,
+        )
+        if prior < 3  # of the finest level
+    }
+    fine = {(4, 4): 1.0, (4, 5): 1.0, (3, 4): 1.0}
+    coarse = {(4, 3): 1 - math.hypot(1.4, 0.1) / 2, (5, 4): 1 - math.hypot(0.4, 1.1) / 2}
+    assert cells == pytest.approx(fine | coarse, abs=1e-5)
+
+
 def test_class_weights_scale_the_class_term() -> None:
     predictions, targets = make_predictions(7, image_size=SIZE), make_targets(7, 20)
     plain = make_loss()(predictions, targets, SIZE)
@@ -149,9 +187,9 @@ def test_focal_cross_entropy_is_the_paper_s_for_hard_targets() -> None:
     logits, target = torch.linspace(-4, 4, 9), torch.tensor([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     p = torch.where(target > 0, logits.sigmoid(), 1 - logits.sigmoid())
     alpha = torch.where(target > 0, 0.25, 0.75)
-    torch.testing.assert_close(cross_entropy(logits, target, 1.0, 2.0), -alpha * (1 - p) ** 2 * p.log())
+    torch.testing.assert_close(compute_cross_entropy(logits, target, 1.0, 2.0), -alpha * (1 - p) ** 2 * p.log())
     plain = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    torch.testing.assert_close(cross_entropy(logits, target, 1.0, 0.0), plain)
+    torch.testing.assert_close(compute_cross_entropy(logits, target, 1.0, 0.0), plain)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 1.5])
@@ -165,10 +203,10 @@ def test_objectness_term_is_the_mean_over_all_cells(gamma: float) -> None:
     for cell, target in zip(found.lead.cell.tolist(), wanted.tolist(), strict=True):
         dense[cell] = target  # the slots of a cell are in the published order: the last one stays
     cells = [level.shape[:4].numel() for level in predictions]
-    parts = torch.split(cross_entropy(objectness, dense, 1.7, gamma), cells)
-    judged = sum(part.mean() * balance for part, balance in zip(parts, (4.0, 1.0, 0.4), strict=True))
-    term = objectness_term(objectness, rows[:, 4], wanted, found.lead, cells, (4.0, 1.0, 0.4), loss.settings)
-    torch.testing.assert_close(term, judged)
+    parts = torch.split(compute_cross_entropy(objectness, dense, 1.7, gamma), cells)
+    expected = sum(part.mean() * balance for part, balance in zip(parts, (4.0, 1.0, 0.4), strict=True))
+    term = compute_objectness_term(objectness, rows[:, 4], wanted, found.lead, cells, (4.0, 1.0, 0.4), loss.settings)
+    torch.testing.assert_close(term, expected)
     assert len(boxes) == 30
 
 

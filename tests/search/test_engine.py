@@ -11,10 +11,11 @@ import pytest
 
 from yolofleet.search.engine import Engine, Leg, Pause, Result
 from yolofleet.search.feasibility import Screened
+from yolofleet.search.history import Observation
 from yolofleet.search.schedulers import Halving, Population
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Parameters, Values
-from yolofleet.search.trials import Row, Trials
+from yolofleet.search.trials import Measurement, Row, Trial, Trials
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Objective, SchedulerSpec
 
@@ -169,6 +170,21 @@ def test_a_population_copies_the_best_and_changes_a_little() -> None:
         assert exchange.values["x"] == pytest.approx(donor.observation.values["x"] * 0.8) or exchange.values[
             "x"
         ] == pytest.approx(min(donor.observation.values["x"] * 1.25, 1.0))
+
+
+def test_a_member_without_the_metric_copies_and_is_never_copied() -> None:
+    members = [
+        Trial(
+            number,
+            Observation(values={"x": number / 4, "size": 1}, figures={}),
+            (Measurement(0, 1 / 3, 30, {"seconds": float(number)} if number else {}, 1.0),),
+        )
+        for number in range(4)
+    ]
+    fastest = [Objective(metric="seconds", goal="min")]
+    spec = SchedulerSpec(name="population", rungs=2, quantile=0.25)
+    changed = Population(spec, fastest, PARAMETERS, seed=5).exchanges(members, 1)
+    assert {number: exchange.donor for number, exchange in changed.items()} == {0: 1}
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,15 @@ def test_hypervolume_counts_the_cells_below_the_points(rows: list[list[int]]) ->
     for x, y, _ in rows:
         flat[:x, :y] = True
     assert hypervolume(points[:, :2], (0, 0)) == pytest.approx(flat.sum())
+    assert hypervolume(points[:, :1], (0,)) == points[:, 0].max()
+
+
+@pytest.mark.parametrize("num_objectives", [1, 2, 3])
+def test_points_that_do_not_beat_the_reference_are_worth_nothing(num_objectives: int) -> None:
+    points = np.full((2, num_objectives), 2.0)
+    assert hypervolume(points, (2.0,) * num_objectives) == 0.0
+    assert hypervolume(points[:0], (0.0,) * num_objectives) == 0.0
+    assert hypervolume(points, (1.5,) * num_objectives) == pytest.approx(0.5**num_objectives)
 
 
 def test_several_objectives_are_ranked_in_layers() -> None:

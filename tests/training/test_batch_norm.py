@@ -77,3 +77,52 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
     statistics.add_micro_batch()
     statistics.finish_step(1, alone, accept=True)
     assert torch.isfinite(model[1].running_var).all()
+
+
+def test_several_micro_batches_move_the_statistics_once_by_their_mean() -> None:
+    model = network()
+    statistics = MicroBatchStatistics(model)
+    running, found = model[1].running_var.clone(), []
+    for _ in range(2):  # the second step begins from nothing
+        batches = [torch.randn(2, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+        statistics.begin_step()
+        found = []
+        for images in batches:
+            model(images)
+            found.append(model[0](images).transpose(0, 1).flatten(1).var(dim=1))
+            statistics.add_micro_batch()
+        statistics.finish_step(3, alone, accept=True)
+        running = 0.97 * running + 0.03 * torch.stack(found).mean(dim=0).detach()
+        torch.testing.assert_close(model[1].running_var, running, rtol=1e-9, atol=0)
+    assert model[1].num_batches_tracked is None
+
+
+def test_frozen_layers_and_models_without_batch_norm_are_left_alone() -> None:
+    model = nn.Sequential(network(), network()).double()
+    model[0].eval()
+    before = model[0][1].running_mean.clone(), model[0][1].momentum
+    statistics = MicroBatchStatistics(model)
+    statistics.begin_step()
+    model[1](torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    statistics.add_micro_batch()
+    statistics.finish_step(1, alone, accept=True)
+    assert torch.equal(model[0][1].running_mean, before[0]) and model[0][1].momentum == before[1] == 0.03
+    assert model[1][1].momentum == 1.0 and model[1][1].running_mean.any()
+    nothing = MicroBatchStatistics(nn.Conv2d(3, 4, 1))
+    nothing.begin_step()
+    nothing.add_micro_batch()
+    nothing.finish_step(1, alone, accept=True)
+    nothing.reload()
+
+
+def test_loaded_statistics_are_gone_on_from() -> None:
+    model = network()
+    statistics = MicroBatchStatistics(model)
+    loaded = {name: torch.full_like(value, 5.0) for name, value in model.state_dict().items() if "running" in name}
+    model.load_state_dict(loaded, strict=False)
+    statistics.reload()
+    statistics.begin_step()
+    model(torch.randn(2, 3, 8, 8, dtype=torch.float64))
+    statistics.add_micro_batch()
+    statistics.finish_step(1, alone, accept=False)
+    assert (model[1].running_mean == 5.0).all() and (model[1].running_var == 5.0).all()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.losses.gains import scaled_gains
+from yolofleet.losses import scaled_gains
 from yolofleet.models import build_model
 from yolofleet.specs.hyperparameters import Hyperparameters, recipe
 from yolofleet.specs.job import JobSpec

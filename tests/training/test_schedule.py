@@ -48,3 +48,42 @@ def test_any_run_warms_up_within_its_first_half_and_ends_low(num_steps: int, ste
     rates = [schedule.at(step).learning_rate for step in range(0, num_steps, max(1, num_steps // 50))]
     assert all(0 <= rate <= schedule.hyperparameters.lr0 for rate in rates)
     assert 0.8 <= schedule.at(num_steps - 1).momentum <= 0.937
+
+
+def test_a_line_falls_evenly_from_one_to_lrf_and_stays_there() -> None:
+    line = recipe("p5").model_copy(update={"schedule": "linear", "lrf": 0.2})
+    schedule = Schedule(line, num_steps=1000, steps_per_epoch=100.0)
+    assert [schedule.factor(epoch) for epoch in (0, 5, 10, 11)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+
+
+def test_warm_up_lasts_as_long_as_the_recipe_says_but_no_longer_than_half_the_run() -> None:
+    warm = recipe("p5").model_copy(update={"warmup_epochs": 3.0, "warmup_min_steps": 1000, "warmup_bias_lr": 0.1})
+    assert Schedule(warm, 100_000, 500.0).recipe_warmup_steps == 1500
+    assert Schedule(warm, 100_000, 100.0).recipe_warmup_steps == 1000
+    assert Schedule(warm, 1001, 100.0).warmup_steps == 500
+    cold = warm.model_copy(update={"warmup_epochs": 0.0})
+    schedule = Schedule(cold, 100_000, 500.0)
+    first = schedule.at(0)
+    assert schedule.warmup_steps == 0
+    assert (first.learning_rate, first.bias_learning_rate, first.momentum) == (cold.lr0, cold.lr0, cold.momentum)
+
+
+def test_at_the_end_of_warm_up_all_is_as_scheduled_and_before_it_is_not() -> None:
+    warm = recipe("p5")
+    schedule = Schedule(warm, 100_000, 500.0)
+    last = schedule.at(schedule.warmup_steps)
+    peak = warm.lr0 * schedule.factor(schedule.warmup_steps // 500)
+    assert (last.learning_rate, last.bias_learning_rate, last.momentum) == pytest.approx((peak, peak, warm.momentum))
+    before = schedule.at(schedule.warmup_steps - 1)
+    assert before.learning_rate < last.learning_rate and before.bias_learning_rate > last.bias_learning_rate
+    assert before.momentum < last.momentum
+    start = schedule.at(0)
+    assert (start.learning_rate, start.bias_learning_rate) == (0.0, warm.warmup_bias_lr)
+    assert start.momentum == warm.warmup_momentum
+
+
+def test_mosaics_end_with_the_last_part_of_the_run() -> None:
+    schedule = Schedule(recipe("p5").model_copy(update={"close_mosaic_share": 0.25}), 1000, 100.0)
+    assert [schedule.closes_mosaic(step) for step in (0, 749, 750, 999)] == [False, False, True, True]
+    never = Schedule(recipe("p5").model_copy(update={"close_mosaic_share": 0.0}), 1000, 100.0)
+    assert not never.closes_mosaic(999)

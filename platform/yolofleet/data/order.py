@@ -77,8 +77,8 @@ def draws(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int
     ends = np.cumsum(weights) * (num_samples / weights.sum())
     ends[-1] = num_samples  # rounding must not cost the last draw
     start = float(keyed_generator(seed, Purpose.IMAGE_WEIGHTS, epoch).random())
-    marks = np.floor(ends + start).astype(np.int64)
-    marks[-1] = num_samples
+    # A start close to 1 rounds up to it: that must not add a draw.
+    marks = np.minimum(np.floor(ends + start).astype(np.int64), num_samples)
     return np.asarray(np.diff(marks, prepend=0), dtype=np.int64)
 
 

@@ -1,23 +1,23 @@
 """Images with boxes and labels that one can read, at any size of image.
 
-Line width, font and padding follow the image's size. A label sits on top of its box, inside it or below it where
+Line width, text and padding follow the image's size. A label sits on top of its box, inside it or below it where
 there is no room above, and always wholly inside the image; where that can be had it covers no label drawn before.
-Colours are far apart in hue and alternate in lightness; a class keeps its colour in every image.
+Colours are far apart in hue and alternate in lightness; a class keeps its colour in every image. The typeface is
+OpenCV's own: it has the letters of most scripts and needs no file. (Pillow's own has ASCII alone.)
 """
 
 from __future__ import annotations
 
 import colorsys
-import importlib.util
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
@@ -26,6 +26,7 @@ GOLDEN_RATIO = 0.618033988749895
 SMALLEST_LONG_SIDE = 480  # smaller images are enlarged: a label of legible size would cover them
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner images get a dark margin: no label would fit into them
 MARGIN = (24, 26, 30)
+TEXT_WEIGHT = 650  # OpenCV's scale: 400 is regular, 800 as heavy as it gets
 JPEG_QUALITY = 92
 
 
@@ -49,7 +50,7 @@ def draw_detections(
         names: category id -> name.
 
     Returns:
-        The image, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
+        The drawing, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
     """
     factor = max(1, -(-SMALLEST_LONG_SIDE // max(image.shape[:2])))
     height, width = image.shape[0] * factor, image.shape[1] * factor
@@ -57,39 +58,38 @@ def draw_detections(
     drawing.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
     canvas = ImageDraw.Draw(drawing)
     line = max(3, round(max(height, width) / 260))
-    font = _font(max(13, round(min(max(drawing.size) / 48, min(drawing.size) / 12))))
+    text_size = max(13, round(min(max(drawing.size) / 48, min(drawing.size) / 12)))
     ordered = sorted(records, key=lambda record: float(record.get("score", 1.0)))  # the surest on top
     for record in ordered:
         _draw_box(canvas, _corners(record, factor, width, height), line, record)
     occupied: list[Rectangle] = []
     for record in reversed(ordered):
         text = _label(record, names or {})
-        occupied.append(
-            _draw_label(canvas, _corners(record, factor, width, height), text, record, font, line, occupied)
-        )
+        corners = _corners(record, factor, width, height)
+        occupied.append(_draw_label(canvas, corners, text, record, text_size, line, occupied))
     return drawing
 
 
-def encode(canvas: Image.Image, extension: str = "jpg") -> bytes:
+def encode(drawing: Image.Image, extension: str = "jpg") -> bytes:
     """Returns the bytes of a JPEG (`jpg`) or PNG (`png`) file."""
     buffer = BytesIO()
     if extension == "png":
-        canvas.save(buffer, "PNG")
+        drawing.save(buffer, "PNG")
     else:
-        canvas.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour resolution: thin red lines
+        drawing.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour resolution: thin red lines
     return buffer.getvalue()
 
 
-def contact_sheet(images: Sequence[Image.Image], *, columns: int = 4, cell: int = 420) -> Image.Image:
+def contact_sheet(drawings: Sequence[Image.Image], *, columns: int = 4, cell: int = 420) -> Image.Image:
     """Puts images side by side on one sheet, each scaled into a square of `cell` pixels."""
-    rows = max(1, -(-len(images) // columns))
+    rows = max(1, -(-len(drawings) // columns))
     gap = 8
     width, height = columns * (cell + gap) + gap, rows * (cell + gap) + gap
     sheet = Image.new("RGB", (width, height), MARGIN)
-    for place, canvas in enumerate(images):
-        scale = cell / max(canvas.size)
-        size = (max(1, round(canvas.width * scale)), max(1, round(canvas.height * scale)))
-        small = canvas.resize(size, Image.Resampling.LANCZOS)
+    for place, drawing in enumerate(drawings):
+        scale = cell / max(drawing.size)
+        size = (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale)))
+        small = drawing.resize(size, Image.Resampling.LANCZOS)
         left = gap + (place % columns) * (cell + gap) + (cell - small.width) // 2
         top = gap + (place // columns) * (cell + gap) + (cell - small.height) // 2
         sheet.paste(small, (left, top))
@@ -131,26 +131,26 @@ def _draw_label(
     corners: Rectangle,
     text: str,
     record: Mapping[str, Any],
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+    text_size: int,
     line: int,
     occupied: Sequence[Rectangle],
 ) -> Rectangle:
     """Draws a label where there is room for it and returns the place."""
     colour = class_colour(int(record["category_id"]))
     padding = max(2, line)
-    text = _shortened(canvas, text, font, canvas.im.size[0] - 2 * padding - 1)
-    text_left, text_top, text_right, text_bottom = canvas.textbbox((0, 0), text, font=font)
-    width, height = text_right - text_left + 2 * padding, text_bottom - text_top + 2 * padding
+    text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
+    mask = _text_mask(text, text_size)
+    width, height = mask.width + 2 * padding, mask.height + 2 * padding
     left, top = _place(corners, (width, height), canvas.im.size, occupied)
     canvas.rectangle((left, top, left + width, top + height), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     fill = (0, 0, 0) if luminance > 130 else (255, 255, 255)
-    canvas.text((left + padding - text_left, top + padding - text_top), text, fill=fill, font=font)
+    canvas.bitmap((round(left) + padding, round(top) + padding), mask, fill=fill)
     return left, top, left + width, top + height
 
 
 def _place(
-    corners: Rectangle, size: tuple[float, float], canvas: tuple[int, int], occupied: Sequence[Rectangle]
+    corners: Rectangle, size: tuple[float, float], drawing: tuple[int, int], occupied: Sequence[Rectangle]
 ) -> tuple[float, float]:
     """Top left corner of a label: above its box, inside, below, a line off; the first place that covers no label."""
     left, top, right, bottom = corners
@@ -159,22 +159,20 @@ def _place(
     wishes += [(left, bottom), (left, bottom - height), (right - width, bottom - height)]
     wishes += [(left, top - 2 * height), (left, bottom + height), (left, top - 3 * height), (left, bottom + 2 * height)]
     inside = [
-        (max(0.0, min(x, canvas[0] - 1 - width)), max(0.0, min(y, canvas[1] - 1 - height)))
+        (max(0.0, min(x, drawing[0] - 1 - width)), max(0.0, min(y, drawing[1] - 1 - height)))
         for x, y in wishes
-        if -0.5 <= y <= canvas[1] - height
-    ] or [(max(0.0, min(left, canvas[0] - 1 - width)), max(0.0, min(top, canvas[1] - 1 - height)))]
+        if -0.5 <= y <= drawing[1] - height
+    ] or [(max(0.0, min(left, drawing[0] - 1 - width)), max(0.0, min(top, drawing[1] - 1 - height)))]
     for x, y in inside:
         if not any(_cover((x, y, x + width, y + height), other) for other in occupied):
             return x, y
     return inside[0]
 
 
-def _shortened(
-    canvas: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float
-) -> str:
+def _shortened(text: str, text_size: int, room: float) -> str:
     """The text, with its middle left out if it is wider than the image."""
     kept = len(text)
-    while kept > 8 and canvas.textlength(text, font=font) > room:
+    while kept > 8 and _text_box(text, text_size)[2] > room:
         kept -= 2
         text = text[: kept // 2 - 3] + "…" + text[-5:]
     return text
@@ -192,12 +190,20 @@ def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
     return f"{name} {float(record['score']):.2f}" if "score" in record else name
 
 
-@lru_cache(maxsize=16)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """DejaVu Sans as matplotlib brings it (Latin, Greek, Cyrillic and more); where it is not there, Pillow's own."""
-    package = importlib.util.find_spec("matplotlib")
-    if package is not None and package.origin is not None:
-        path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
-        if path.is_file():
-            return ImageFont.truetype(str(path), size)
-    return ImageFont.load_default(size)
+@lru_cache(maxsize=1)
+def _typeface() -> Any:
+    return cv2.FontFace("sans")
+
+
+def _text_box(text: str, text_size: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a line of text that begins at (0, 0) on its base line."""
+    left, top, width, height = cv2.getTextSize((0, 0), text, (0, 0), _typeface(), text_size, TEXT_WEIGHT)
+    return left, top, width, height
+
+
+def _text_mask(text: str, text_size: int) -> Image.Image:
+    """How much of each pixel the text covers, 0..255, in an image that just holds it."""
+    left, top, width, height = _text_box(text, text_size)
+    mask = np.zeros((max(height, 1), max(width, 1)), np.uint8)
+    cv2.putText(mask, text, (-left, -top), 255, _typeface(), text_size, TEXT_WEIGHT)
+    return Image.fromarray(mask)

@@ -1,8 +1,11 @@
-"""Label assignment and the detection loss, in plain torch.
+"""Label assignment and the detection loss, in plain torch: what other rooms may import.
 
-`DetectionLoss` is the whole interface; docs/label-assignment.md shows its settings.
+docs/label-assignment.md shows the settings. `matching.match_image` is the paper's idea on one screen.
 """
 
+from yolofleet.losses.assigners import Assignment, Scene
+from yolofleet.losses.candidates import Candidates
 from yolofleet.losses.detection_loss import DetectionLoss, LossResult
+from yolofleet.losses.settings import scaled_gains
 
-__all__ = ["DetectionLoss", "LossResult"]
+__all__ = ["Assignment", "Candidates", "DetectionLoss", "LossResult", "Scene", "scaled_gains"]

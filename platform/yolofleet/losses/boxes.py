@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolofleet.losses.hosting import is_countable, send
+from yolofleet.losses.device import is_on_cpu, send
 
 EPSILON = 1e-7
 
@@ -23,7 +23,7 @@ class Boxes:
         label: (N,) class index.
         xywh: (N, 4) centre and size as shares of the image.
         row: (N,) the box's row in the caller's targets.
-        alive: (N,) whether the box takes part; all of them in host memory, where the others are left out.
+        alive: (N,) whether the box takes part; on a CPU all do, since the others are left out.
     """
 
     image: Tensor
@@ -36,35 +36,27 @@ class Boxes:
         return self.image.shape[0]
 
     def to(self, device: torch.device) -> Boxes:
-        """The same boxes on another device, copied without waiting."""
+        """Copy to another device without waiting."""
         return Boxes(*(send(field, device) for field in (self.image, self.label, self.xywh, self.row, self.alive)))
 
 
-def check_targets(targets: Tensor) -> None:
-    """Return if targets have the shape that a loss takes.
-
-    Raises:
-        ValueError: They have not.
-    """
-    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] != 6:
-        given = f"a tensor {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
-        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {given}")
-
-
 def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.dtype, keep_degenerate: bool) -> Boxes:
-    """Order targets by image and leave out boxes without an area or with a coordinate that is no number.
+    """Order targets by image and leave out boxes without an area or with a NaN or infinite coordinate.
 
     Args:
         targets: (N, 6) image index, class index, cx, cy, w, h; the box as shares of the image.
         num_images: Images in the micro-batch.
         num_classes: Classes of the detector.
         dtype: Floating type to compute in.
-        keep_degenerate: Let boxes without an area take part, as the published implementation does.
+        keep_degenerate: Let boxes without an area take part, as in the published implementation.
 
     Raises:
-        ValueError: For targets in host memory: an image or class index out of range. (On a device it ends in the
-            device's own assertion: looking at it here would make the host wait.)
+        ValueError: Targets are not a tensor (N, 6), or an image or class index is out of range. (Indices on a device
+            end in the device's own assertion: reading them here would make the host wait.)
     """
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] != 6:
+        given = f"a tensor {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {given}")
     order = torch.argsort(targets.detach()[:, 0], stable=True)
     targets = targets.detach().index_select(0, order)
     image, label = targets[:, 0].long(), targets[:, 1].long()
@@ -73,66 +65,52 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
     if not keep_degenerate:
         total = xywh.sum(1)
         alive = (xywh[:, 2:].amin(1) > 0) & (total - total == 0)  # infinity and NaN leave no 0
-    if not is_countable(targets):
-        # What stays under a mask must be a number.
+    if not is_on_cpu(targets):
+        # Values under a mask must be finite too: NaN x 0 is NaN.
         return Boxes(image, label, torch.where(alive[:, None], xywh, 0.5), order, alive)
     _check_range(image, num_images, "image", order)
     _check_range(label, num_classes, "class", order)
-    if alive.numpy().all():
+    if alive.all():
         return Boxes(image, label, xywh, order, alive)
     return Boxes(*(field[alive] for field in (image, label, xywh, order, alive)))
 
 
 def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:
-    outside = (index.numpy() < 0) | (index.numpy() >= limit)
+    outside = (index < 0) | (index >= limit)
     if outside.any():
-        place = int(outside.argmax())
+        first = int(outside.int().argmax())
         raise ValueError(
-            f"target row {int(rows[place])} has {noun} index {int(index[place])}; "
+            f"target row {int(rows[first])} has {noun} index {int(index[first])}; "
             f"the {noun} indices here are 0 to {limit - 1}"
         )
 
 
 def decode_centre(share: Tensor) -> Tensor:
-    """Box centre in cells from its cell's corner: 2 s - 0.5, so from -0.5 to 1.5.
-
-    Args:
-        share: (..., 2) sigmoid of the raw x and y.
-    """
+    """Decode a box's centre (..., 2) from the sigmoid of x and y: -0.5 to 1.5 cells from its cell's corner."""
     return share * 2.0 - 0.5
 
 
 def decode_size(share: Tensor, anchor: Tensor) -> Tensor:
-    """Box size in the anchor's unit: (2 s)^2 anchors, so at most four of them.
-
-    Args:
-        share: (..., 2) sigmoid of the raw width and height.
-        anchor: (..., 2) anchor width and height.
-    """
+    """Decode a box's size (..., 2) from the sigmoid of width and height: at most four anchors."""
     return (share * 2.0).square() * anchor
 
 
 class BoxFit(NamedTuple):
-    """How well boxes fit.
-
-    Attributes:
-        quality: (n,) CIoU, at most 1.
-        alpha: (n,) the aspect trade-off used in it, without gradient.
-    """
+    """CIoU (n,), at most 1, and the aspect trade-off alpha (n,) used in it, without gradient."""
 
     quality: Tensor
     alpha: Tensor
 
 
 def complete_iou(first: Tensor, second: Tensor, alpha: Tensor | None = None) -> BoxFit:
-    """CIoU (Zheng et al. 2020, "Distance-IoU loss"): overlap less centre distance less difference of aspect.
+    """Compute CIoU (Zheng et al. 2020, "Distance-IoU loss"): overlap less centre distance less difference of aspect.
 
     As in the published implementation, heights are raised by 1e-7, and so are the union and the enclosing diagonal;
     boxes without an area give a finite value and gradient.
 
     Args:
         first: (n, 4) cx, cy, w, h of the predictions.
-        second: (n, 4) cx, cy, w, h of the boxes wanted.
+        second: (n, 4) cx, cy, w, h of the ground truth.
         alpha: (n,) trade-off of the aspect term; by default computed from the boxes. It carries no gradient.
     """
     both = torch.stack([first, second])  # (2, n, 4)

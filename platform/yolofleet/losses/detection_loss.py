@@ -1,8 +1,8 @@
 """The loss of a micro-batch: assignment, box, objectness and class terms.
 
-One call costs little beside the network: the candidates are searched without looking at predictions, matched as one
-table, and the only pass over all cells is the objectness term. Nothing in it makes the host wait for a device; with
-the targets left in host memory the tables on the device are as small as they can be.
+One call costs little beside the network: the candidates are searched without reading predictions, matched in tables,
+and the only pass over all cells is the objectness term. Nothing in it makes the host wait for a device; with the
+targets left in host memory the tables on the device are as small as they can be.
 
 Half-precision predictions are read in float32, and the loss is computed outside autocast.
 """
@@ -17,21 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolofleet.losses.assignment import Assignment, LabelAssigner
-from yolofleet.losses.boxes import Boxes, check_targets, read_boxes
-from yolofleet.losses.constraint import coarse_only_caps
-from yolofleet.losses.hosting import send
-from yolofleet.losses.levels import AnchorTable, Levels, levels_on
-from yolofleet.losses.predictions import OBJECTNESS, compute_dtype, read_predictions
-from yolofleet.losses.settings import ASSIGNERS, MATCHINGS, Assigner, LossSettings, Matching, level_balance
+from yolofleet.losses.assigners import Assignment, LabelAssigner, Scene
+from yolofleet.losses.boxes import Boxes, read_boxes
+from yolofleet.losses.device import send
+from yolofleet.losses.levels import FIRST_CLASS, OBJECTNESS, AnchorTable, choose_dtype, make_levels, read_predictions
+from yolofleet.losses.settings import MATCHINGS, LossSettings, Matching, level_balance
 from yolofleet.losses.terms import (
-    box_fit,
-    box_term,
-    class_term,
-    level_weights,
-    objectness_term,
+    cap_coarse_cells,
+    compute_box_fit,
+    compute_box_term,
+    compute_class_term,
+    compute_level_weights,
+    compute_objectness_term,
 )
-from yolofleet.losses.workspace import Workspace
+from yolofleet.specs.assignment import ASSIGNERS
 
 AUXILIARY_WEIGHT = 0.25  # of every auxiliary term, as published
 
@@ -43,9 +42,7 @@ class LossResult:
     Attributes:
         total: (box + objectness + classification) x micro-batch size, the published scale, with gradient. Summed over
             the micro-batches of a step it does not depend on how they are spread over workers.
-        box: Box term with its gain, without gradient.
-        objectness: Objectness term with its gain, without gradient.
-        classification: Class term with its gain, without gradient.
+        box, objectness, classification: The terms with their gains, without gradient.
         num_positives: Positives of the lead head.
     """
 
@@ -63,16 +60,17 @@ class DetectionLoss:
         anchors: (levels, anchors, 2) width and height in pixels; a tensor, an array or nested sequences.
         strides: Pixels a cell, one a level.
         num_classes: Classes of the detector.
-        hyperparameters: `box`, `cls`, `obj` (gains, already scaled: `yolofleet.losses.gains.scaled_gains`), `cls_pw`,
+        hyperparameters: `box`, `cls`, `obj` (gains, already scaled: `yolofleet.losses.scaled_gains`), `cls_pw`,
             `obj_pw`, `fl_gamma`, `anchor_t`, `label_smoothing`.
-        assigner: `none` (no auxiliary head), `independent`, `lead` or `coarse_to_fine` (section 4.2, Table 6).
+        assigner: `none` (no auxiliary head), `independent`, `lead`, `coarse_to_fine` (section 4.2, Table 6), or a name
+            that was added to `yolofleet.specs.assignment.ASSIGNERS`.
         matching: `dynamic` (SimOTA) or `fixed` (every candidate is a positive).
         constraint: Cap the objectness target of cells that only the coarse set holds (Table 7); it has nothing to
             act on with an assigner without coarse set. Off in the published recipes.
         published_quirks: Reproduce the published implementation where it is wrong: boxes scaled by the image's height
             alone, NaN costs where scores saturate, boxes without an area.
         auxiliary_weight: Factor of every auxiliary term.
-        relaxation: How near to a neighbouring cell a box's centre must be for the coarse set, in cells: 0.5 is the
+        relaxation: How close to a neighbouring cell a box's centre must be for the coarse set, in cells: 0.5 is the
             fine set, 1.0 the published coarse set.
         class_weights: (classes,) factor of the class term for the positives of each class.
 
@@ -87,7 +85,7 @@ class DetectionLoss:
         strides: Sequence[int],
         num_classes: int,
         hyperparameters: Mapping[str, float],
-        assigner: Assigner = "none",
+        assigner: str = "none",
         matching: Matching = "dynamic",
         constraint: bool = False,
         published_quirks: bool = False,
@@ -110,7 +108,7 @@ class DetectionLoss:
         self.strides = tuple(int(stride) for stride in strides)
         if min(self.strides, default=0) < 1:
             raise ValueError(f"strides are {list(strides)}; they must be pixels, 1 or more, one a level")
-        self.anchors = _anchor_table(anchors, len(self.strides))
+        self.anchors = _read_anchors(anchors, len(self.strides))
         self.balance = level_balance(len(self.strides))
         self.constraint = constraint
         self.auxiliary_weight = auxiliary_weight
@@ -126,7 +124,6 @@ class DetectionLoss:
             relaxation=relaxation,
             ratio_limit=self.settings.anchor_ratio_limit,
             published_quirks=published_quirks,
-            workspace=Workspace(),
         )
 
     def __call__(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
@@ -134,7 +131,7 @@ class DetectionLoss:
 
         Args:
             predictions: Raw predictions (B, A, H, W, 5 + C) of the lead levels, then of the auxiliary levels. With
-                the assigner `none`, auxiliary levels are not looked at.
+                the assigner `none`, auxiliary levels are not read.
             targets: (N, 6) image index, class index, cx, cy, w, h as shares of the image; best left in host memory.
             image_size: Height and width in pixels.
 
@@ -145,10 +142,10 @@ class DetectionLoss:
         if len(predictions) == 0 or len(predictions[0]) == 0:
             raise ValueError("there is nothing to learn from: no levels were predicted, or for no images")
         with torch.autocast(predictions[0].device.type, enabled=False):
-            return self._loss(predictions, targets, image_size)
+            return self._compute(predictions, targets, image_size)
 
     def assign(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> list[Tensor]:
-        """The positives behind the loss, for tests and images; arguments as for the loss.
+        """Return the positives behind the loss, to check or to draw; arguments as for the loss.
 
         Returns:
             For each level, lead then auxiliary, (k, 5) int64: image, anchor, row, column, target row.
@@ -157,50 +154,51 @@ class DetectionLoss:
         rows = send(boxes.row, predictions[0].device)
         num_anchors = len(self.anchors[0])
         tables = []
-        for places in (found.lead, found.auxiliary):
-            if places is not None:
-                columns = (places.image, places.prior % num_anchors, places.row, places.column, rows[places.box])
-                parts = torch.split(torch.stack(columns, 1), list(places.level_sizes))
-                valid = torch.split(places.valid, list(places.level_sizes))
+        for head in (found.lead, found.auxiliary):
+            if head is not None:
+                columns = (head.image, head.prior % num_anchors, head.row, head.column, rows[head.box])
+                parts = torch.split(torch.stack(columns, 1), list(head.level_sizes))
+                valid = torch.split(head.valid, list(head.level_sizes))
                 tables += [part[marked] for part, marked in zip(parts, valid, strict=True)]
         return tables
 
     def match(
         self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]
     ) -> tuple[Boxes, Assignment]:
-        """The boxes in order and their positives as the loss uses them; arguments as for the loss."""
-        used, levels, near = self._levels(predictions, targets, image_size)
-        boxes = self._boxes(targets, used)
-        return boxes, self._assign(used, boxes, levels, near)
+        """Return the boxes in order and their positives as the loss uses them; arguments as for the loss."""
+        scene = self._make_scene(predictions, targets, image_size)
+        return scene.boxes, self.label_assigner.assign(scene)
 
-    def _loss(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
-        used, levels, near = self._levels(predictions, targets, image_size)
-        boxes = self._boxes(targets, used)
-        found = self._assign(used, boxes, levels, near)
-        boxes = boxes.to(used[0].device)
+    def _compute(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
+        # 1. Assign: which cells of which head are positives.
+        scene = self._make_scene(predictions, targets, image_size)
+        found = self.label_assigner.assign(scene)
+        levels, used = scene.levels, [*scene.lead, *scene.auxiliary]
+        boxes = scene.boxes.to(used[0].device)
+        heads = [1.0] * len(scene.lead) + [self.auxiliary_weight] * len(scene.auxiliary)
+        positives = found.lead if found.auxiliary is None else found.lead.join(found.auxiliary, levels.starts[-1])
+        rows, objectness = read_predictions(used, positives.cell, positives.level_sizes)
+        weights = compute_level_weights(positives, heads, rows.dtype)
 
-        num_levels = len(self.strides)
+        # 2. Box term. Its quality is the objectness target, which the constraint caps in coarse cells.
+        fit = compute_box_fit(rows, positives, boxes, levels)
+        target = fit.quality.detach().clamp(min=0.0)
+        if self.constraint and found.auxiliary is not None and self.label_assigner.registered.has_coarse_set:
+            caps = cap_coarse_cells(found.lead, found.auxiliary, boxes, levels)
+            target = torch.minimum(target, torch.cat([torch.ones_like(target[: len(found.lead)]), caps]))
+        box = self.settings.box_gain * compute_box_term(fit.quality, weights)
+
+        # 3. Objectness term, over all cells.
         level_cells = [level.shape[:4].numel() for level in used]
-        heads = [1.0] * num_levels + [self.auxiliary_weight] * (len(used) - num_levels)
-        places = found.lead if found.auxiliary is None else found.lead.joined(found.auxiliary, levels.starts[-1])
-        rows, objectness = read_predictions(used, places.cell, places.level_sizes)
-
-        fit = box_fit(rows, places, boxes, levels)
-        weights = level_weights(places, heads, rows.dtype)
-        wanted = fit.quality.detach().clamp(min=0.0)
-        if self.constraint and found.auxiliary is not None and self.label_assigner.assigner == "coarse_to_fine":
-            caps = coarse_only_caps(found.lead, found.auxiliary, boxes, levels)
-            wanted = torch.minimum(wanted, torch.cat([torch.ones_like(wanted[: len(found.lead)]), caps]))
-        class_weights = None if self.class_weights is None else send(self.class_weights.to(rows.dtype), rows.device)
-
-        settings = self.settings
-        box = settings.box_gain * box_term(fit.quality, weights)
         factors = [balance * head for balance, head in zip(self.balance * 2, heads, strict=False)]
-        objectness_loss = settings.objectness_gain * objectness_term(
-            objectness, rows[:, OBJECTNESS], wanted, places, level_cells, factors, settings
+        objectness_loss = self.settings.objectness_gain * compute_objectness_term(
+            objectness, rows[:, OBJECTNESS], target, positives, level_cells, factors, self.settings
         )
-        classification = settings.class_gain * class_term(
-            rows[:, 5:], boxes.label[places.box], weights, settings, class_weights
+
+        # 4. Class term, over the positives.
+        class_weights = None if self.class_weights is None else send(self.class_weights.to(rows.dtype), rows.device)
+        classification = self.settings.class_gain * compute_class_term(
+            rows[:, FIRST_CLASS:], boxes.label[positives.box], weights, self.settings, class_weights
         )
         return LossResult(
             total=(box + objectness_loss + classification) * used[0].shape[0],
@@ -210,43 +208,35 @@ class DetectionLoss:
             num_positives=found.lead.valid.sum(),
         )
 
-    def _assign(self, used: Sequence[Tensor], boxes: Boxes, levels: Levels, near: Levels) -> Assignment:
-        num_levels = len(self.strides)
-        return self.label_assigner.assign(used[:num_levels], used[num_levels:], boxes, near, levels)
-
-    def _boxes(self, targets: Tensor, used: Sequence[Tensor]) -> Boxes:
-        keep_degenerate = self.label_assigner.published_quirks
-        return read_boxes(targets, used[0].shape[0], self.num_classes, compute_dtype(used), keep_degenerate)
-
-    def _levels(
-        self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]
-    ) -> tuple[list[Tensor], Levels, Levels]:
-        """The predictions in use, and the levels where they and where the targets are."""
-        check_targets(targets)
-        num_levels, has_auxiliary = len(self.strides), self.label_assigner.assigner != "none"
+    def _make_scene(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Scene:
+        """Check predictions and targets against each other and describe the micro-batch to an assigner."""
+        num_levels, uses_auxiliary = len(self.strides), self.label_assigner.registered.uses_auxiliary
         if len(predictions) not in (num_levels, 2 * num_levels):
             raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
-        if has_auxiliary and len(predictions) == num_levels:
+        if uses_auxiliary and len(predictions) == num_levels:
             raise ValueError(
                 f"assigner {self.label_assigner.assigner!r} needs auxiliary levels, but only {num_levels} lead levels "
                 "were predicted; use assigner 'none', or a detector with auxiliary head in its training form"
             )
-        used = list(predictions[: 2 * num_levels if has_auxiliary else num_levels])
+        used = list(predictions[: 2 * num_levels if uses_auxiliary else num_levels])
+        num_images, num_anchors = used[0].shape[0], len(self.anchors[0])
         grids = tuple((int(image_size[0]) // stride, int(image_size[1]) // stride) for stride in self.strides)
-        num_anchors = len(self.anchors[0])
         for index, level in enumerate(used):
-            expected = (used[0].shape[0], num_anchors, *grids[index % num_levels], 5 + self.num_classes)
+            expected = (num_images, num_anchors, *grids[index % num_levels], 5 + self.num_classes)
             if tuple(level.shape) != expected:
                 raise ValueError(
                     f"level {index} is {tuple(level.shape)}; {expected} is expected at {tuple(image_size)}"
                 )
-        device, dtype = used[0].device, compute_dtype(used)
-        num_images = used[0].shape[0]
-        levels = levels_on(self.anchors, self.strides, grids, num_images, device, dtype)
-        return used, levels, levels_on(self.anchors, self.strides, grids, num_images, targets.device, dtype)
+        dtype, quirks = choose_dtype(used), self.label_assigner.published_quirks
+        boxes = read_boxes(targets, num_images, self.num_classes, dtype, keep_degenerate=quirks)
+        box_levels, levels = (
+            make_levels(self.anchors, self.strides, grids, num_images, device, dtype)
+            for device in (targets.device, used[0].device)
+        )
+        return Scene(self.label_assigner, used[:num_levels], used[num_levels:], boxes, box_levels, levels)
 
 
-def _anchor_table(anchors: Any, num_levels: int) -> AnchorTable:
+def _read_anchors(anchors: Any, num_levels: int) -> AnchorTable:
     table = torch.as_tensor(anchors, dtype=torch.float64, device="cpu")
     are_sizes = bool(((table > 0) & table.isfinite()).all())
     if table.ndim != 3 or table.shape[0] != num_levels or table.shape[2] != 2 or not are_sizes:

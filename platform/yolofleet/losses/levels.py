@@ -1,14 +1,23 @@
-"""The detector's levels as tensors: anchors, strides and grid sizes, made once for each device and image size."""
+"""The detector's levels: anchors, strides and grids as tensors, and how predictions are read from them.
+
+The tensors are made once for each device and image size. Predictions are read with one full-size gradient a level.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from yolofleet.losses.hosting import send
+from yolofleet.losses.device import send
+
+OBJECTNESS, FIRST_CLASS = 4, 5  # the channels of a prediction: x, y, w, h, objectness, classes
 
 AnchorTable = tuple[tuple[tuple[float, float], ...], ...]  # levels, anchors, (width, height) in pixels
 
@@ -40,7 +49,7 @@ class Levels:
 
 
 @lru_cache(maxsize=128)  # a few image sizes and devices; a constant made on a device anew each step would wait for it
-def levels_on(
+def make_levels(
     anchors: AnchorTable,
     strides: tuple[int, ...],
     grids: tuple[tuple[int, int], ...],
@@ -61,7 +70,7 @@ def levels_on(
     num_anchors = len(anchors[0])
     planes = [rows * columns for rows, columns in grids]
     starts = tuple(num_images * num_anchors * sum(planes[:level]) for level in range(len(grids) + 1))
-    with torch.inference_mode(False), torch.no_grad():  # they will be used with autograd later, whoever asks first
+    with torch.inference_mode(False), torch.no_grad():  # they will be used with autograd later
         stride = torch.tensor(strides, dtype=dtype)[:, None, None]  # (L, 1, 1)
         in_cells = torch.tensor(anchors, dtype=dtype) / stride  # (L, A, 2)
         grid = torch.tensor([[columns, rows] for rows, columns in grids], dtype=dtype)
@@ -77,3 +86,66 @@ def levels_on(
             stride.expand(*prior, 1).reshape(-1, 1),
         )
         return Levels(starts, *(send(table.contiguous(), device) for table in tables))
+
+
+def choose_dtype(predictions: Sequence[Tensor]) -> torch.dtype:
+    """float64 for float64 predictions, else float32: half precision cannot hold the loss."""
+    return torch.float64 if predictions[0].dtype == torch.float64 else torch.float32
+
+
+def read_rows(predictions: Sequence[Tensor], cell: Tensor, level_sizes: Sequence[int]) -> Tensor:
+    """Read the predictions of some cells in the computing type.
+
+    Args:
+        predictions: One (B, A, H, W, 5 + C) a level.
+        cell: (n,) numbers of cells (image, anchor, row, column) counted through all levels, level after level.
+        level_sizes: How many of them belong to each level.
+
+    Returns:
+        (n, 5 + C).
+    """
+    parts = _split_by_level(cell, level_sizes, [level.shape[:4].numel() for level in predictions])
+    rows = [level.flatten(0, 3).index_select(0, part) for level, part in zip(predictions, parts, strict=True)]
+    return torch.cat(rows).to(choose_dtype(predictions))
+
+
+def _split_by_level(cell: Tensor, level_sizes: Sequence[int], level_cells: Sequence[int]) -> list[Tensor]:
+    """Turn cell numbers counted through all levels into indices of each level."""
+    starts = accumulate(level_cells, initial=0)
+    return [part - start for part, start in zip(torch.split(cell, list(level_sizes)), starts, strict=False)]
+
+
+class _Read(torch.autograd.Function):
+    """Indexing a level twice (rows, objectness) would make autograd fill and add two full-size gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, cell: Tensor, level_sizes: tuple[int, ...], *predictions: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(cell)
+        ctx.level_sizes = level_sizes
+        ctx.levels = [(level.shape, level.dtype) for level in predictions]
+        objectness = torch.cat([level[..., OBJECTNESS].flatten() for level in predictions])
+        return read_rows(predictions, cell, level_sizes), objectness.to(choose_dtype(predictions))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, rows: Tensor, objectness: Tensor) -> tuple[Tensor | None, ...]:
+        (cell,) = ctx.saved_tensors
+        sizes = list(ctx.level_sizes)
+        level_cells = [shape[:4].numel() for shape, _ in ctx.levels]
+        dense = torch.split(objectness, level_cells)
+        parts = _split_by_level(cell, sizes, level_cells)
+        gradients = []
+        for (shape, dtype), part, row, column in zip(ctx.levels, parts, torch.split(rows, sizes), dense, strict=True):
+            gradient = torch.zeros(shape, dtype=dtype, device=rows.device)
+            gradient[..., OBJECTNESS] = column.view(shape[:4])
+            gradient.view(-1, shape[4]).index_add_(0, part, row.to(dtype))
+            gradients.append(gradient)
+        return None, None, *gradients
+
+
+def read_predictions(
+    predictions: Sequence[Tensor], cell: Tensor, level_sizes: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Read rows as `read_rows` does, and the objectness of all cells (flat, level by level), both with gradient."""
+    rows, objectness = _Read.apply(cell, level_sizes, *predictions)  # type: ignore[no-untyped-call]
+    return rows, objectness

@@ -120,27 +120,32 @@ def ap_claim(
     return result_of(name, [f"{problem} (tolerance {AP_TOLERANCE:g})" for problem in problems], done), found
 
 
-def detections_claim(folder: Path, found: Judged | None) -> Claim | None:
-    """Compare the detections that travel with the version with those found anew; None where none travel."""
+def detections_claim(folder: Path, proof: Proof, found: Judged | None) -> Claim | None:
+    """Compute the figures of the detections that travel with the version, by pycocotools; None where none travel.
+
+    They must be the figures recorded, exactly, and those of the detector found anew, nearly.
+    """
     if not (folder / DETECTIONS_NAME).is_file():
         return None
-    if found is None:
+    if found is None or proof.judgement is None:
         return Claim("recorded detections", "not possible", "the detector could not be judged anew")
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.evaluation.average_precision import coco_average_precision
+    from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
 
     try:
         recorded = read_detections(folder / DETECTIONS_NAME)
         truth = ShardDataset(found.judgement.data).annotations()
-        figures = coco_average_precision(truth, recorded).figures
+        figures = reference_average_precision(truth, recorded)
     except UserError as error:
         return Claim("recorded detections", "failed", str(error))
-    problems = [
+    problems = disagreements(proof.judgement.figures, figures)
+    problems += [
         f"they give {name} {_shown(figures[name])}, the detector gives {_shown(found.judgement.figures[name])}"
         for name in CHECKED_FIGURES
         if not _near(figures[name], found.judgement.figures[name])
     ]
-    return result_of("recorded detections", problems, f"{len(recorded):,} boxes give the same figures")
+    done = f"{len(recorded):,} boxes give the same figures, by {reference_name()}"
+    return result_of("recorded detections", problems, done)
 
 
 def _near(found: float | None, recorded: float | None) -> bool:

@@ -7,7 +7,7 @@ which is what `Detections` are rounded to), so that two versions are compared wi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,10 +16,13 @@ import safetensors.numpy
 from pydantic import Field
 from safetensors import SafetensorError
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
+from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
+from yolofleet.storage import StorageError
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
@@ -69,6 +72,8 @@ class Judgement(Spec):
     figures: dict[str, float | None]
     """The twelve COCO figures."""
     classes: tuple[JudgedClass, ...]
+    confirmed_by: str | None = None
+    """What computed the same figures from the same detections (`pycocotools 2.0.11`); None where nothing did."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,28 @@ def judge(
         on_batch=lambda batch: on_images(len(batch.image_ids) + len(batch.skipped)) if on_images else None,
     )
     return judged(result, dataset, settings, str(detector.device))
+
+
+def confirmed(judged: Judged) -> Judged:
+    """Return a judgement whose figures pycocotools has computed from the same detections; unchanged without its data.
+
+    Raises:
+        RegistryError: pycocotools computes other figures.
+    """
+    judgement = judged.judgement
+    try:
+        dataset = ShardDataset(judgement.data)
+        if dataset.manifest.digest != judgement.manifest_sha256:
+            return judged
+        truth = dataset.annotations()
+    except (UserError, StorageError):
+        return judged
+    if problems := disagreements(judgement.figures, reference_average_precision(truth, judged.detections)):
+        raise RegistryError(
+            f"the figures to register are not those of their detections on {judgement.data}: {'; '.join(problems)}. "
+            "Figures or detections were changed, or one of the two computes them wrongly: evaluate again"
+        )
+    return replace(judged, judgement=judgement.model_copy(update={"confirmed_by": reference_name()}))
 
 
 def judged_package(folder: Path, data: str, device: str) -> Judged:

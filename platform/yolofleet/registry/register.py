@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from yolofleet.registry.alias_history import reigns
+from yolofleet.registry.evaluation_record import Judged, confirmed
 from yolofleet.registry.package import collect_content, write_version
 from yolofleet.registry.proof import PROOF_NAME, Background, file_sha256
 from yolofleet.registry.release import run_background
@@ -33,8 +34,6 @@ from yolofleet.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-    from yolofleet.registry.evaluation_record import Judged
 
 LOGGED_MODEL_NAME = "detector"
 MODEL_TYPE = "object-detector"
@@ -92,6 +91,7 @@ def register_detector(
             )
         version = _existing(tracking_uri, name, content.digest, run_id, must_be_judged=judged is not None)
         if version is None:
+            judged = confirmed(judged) if judged is not None else None
             background = Background(judged=judged, manifests=manifests or {}, report=report)
             write = partial(write_version, content, evidence=evidence, background=background, run_id=run_id)
             shown = {key: value for key, value in evidence.items() if key != "job"}

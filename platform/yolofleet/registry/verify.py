@@ -130,7 +130,7 @@ def _redone(
         dataset = found if part == "val" else dataset
     ap, judged = ap_claim("AP", proof, detector, dataset, on_images)
     claims.append(ap)
-    if (recorded := detections_claim(folder, judged)) is not None:
+    if (recorded := detections_claim(folder, proof, judged)) is not None:
         claims.append(recorded)
     in_onnx_runtime = _in_onnx_runtime(folder) if detector is not None else None
     if in_onnx_runtime is not None:

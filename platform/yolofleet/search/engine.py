@@ -168,8 +168,8 @@ class Engine:
             if trial.end is None and (leg := self._unfinished(trial)) is not None:
                 return leg
         if isinstance(self._schedule, Halving):
-            waiting = [t for t in trials.values() if (t.number, 0) not in self._running]
-            if (best := self._schedule.promoted(waiting)) is not None:
+            running = {number for number, repeat in self._running if repeat == 0}
+            if (best := self._schedule.promoted(list(trials.values()), running)) is not None:
                 return self._leg(best, 0, self._schedule.share(best, self._schedule.rung(best)))
         if isinstance(self._schedule, Population):
             self._exchange(self._schedule)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from yolofleet.search.pareto import front
+from yolofleet.specs.search_parts import Objective
+
+
+def objective_row(objectives: Sequence[Objective], known: Mapping[str, float]) -> list[float]:
+    """Return the objectives of a trial, more is better; a metric that is not known is the worst value of it."""
+    return [entry.sign * known[entry.metric] if entry.metric in known else float("-inf") for entry in objectives]
 
 
 def best_first(rows: Sequence[Sequence[float]]) -> list[int]:

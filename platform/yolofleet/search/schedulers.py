@@ -14,14 +14,14 @@ has trained less at a rung than a small one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.search.ranking import best_first
+from yolofleet.search.ranking import best_first, objective_row
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Exchange, Trial
 from yolofleet.specs.parameters import Parameter
@@ -60,14 +60,18 @@ class Halving:
             reached += 1
         return reached
 
-    def promoted(self, trials: Sequence[Trial]) -> Trial | None:
-        """Return the waiting trial that may go on, the farthest first; None where none may."""
+    def promoted(self, trials: Sequence[Trial], running: Collection[int] = ()) -> Trial | None:
+        """Return the waiting trial that may go on, the farthest first; None where none may.
+
+        Args:
+            trials: All trials. One that trains on from a rung was promoted: it still counts among the best of the rung.
+            running: Numbers of the trials that train at the moment.
+        """
         for rung in reversed(range(self.spec.rungs)):
             there = [trial for trial in trials if not trial.failed and self.rung(trial) > rung]
-            rows = [row for trial in there if (row := self._row(trial, rung)) is not None]
-            for index in best_first(rows)[: int(len(there) / self.spec.reduction)]:
-                if self.rung(there[index]) == rung + 1 and there[index].end is None:
-                    return there[index]
+            for trial in self._best_first(there, rung)[: int(len(there) / self.spec.reduction)]:
+                if self.rung(trial) == rung + 1 and trial.end is None and trial.number not in running:
+                    return trial
         return None
 
     def best_waiting(self, trials: Sequence[Trial]) -> Trial | None:
@@ -77,16 +81,16 @@ class Halving:
         for rung in reversed(range(self.spec.rungs)):
             there = [trial for trial in trials if trial.end is None and self.rung(trial) == rung + 1]
             if there:
-                rows = [row for trial in there if (row := self._row(trial, rung)) is not None]
-                return there[best_first(rows)[0]]
+                return self._best_first(there, rung)[0]
         return None
 
-    def _row(self, trial: Trial, rung: int) -> list[float] | None:
+    def _best_first(self, trials: Sequence[Trial], rung: int) -> list[Trial]:
+        return [trials[index] for index in best_first([self._row(trial, rung) for trial in trials])]
+
+    def _row(self, trial: Trial, rung: int) -> list[float]:
         measurement = trial.at_share(self.share(trial, rung))
-        if measurement is None:
-            return None
-        known = trial.observation.figures | measurement.values
-        return [objective.sign * known.get(objective.metric, float("-inf")) for objective in self.objectives]
+        measured = measurement.values if measurement is not None else {}
+        return objective_row(self.objectives, trial.observation.figures | measured)
 
 
 CHANGEABLE = ("hyperparameters.", "assignment.")
@@ -127,7 +131,7 @@ class Population:
         for member in alive:
             measurement = member.at_share(share)
             known = member.observation.figures | (measurement.values if measurement else {})
-            rows.append([objective.sign * known.get(objective.metric, float("-inf")) for objective in self.objectives])
+            rows.append(objective_row(self.objectives, known))
         order = [alive[index] for index in best_first(rows)]
         count = int(len(order) * self.spec.quantile)
         changed = {}

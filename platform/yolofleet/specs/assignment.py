@@ -2,17 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
 
 from yolofleet.specs.base import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredAssigner:
+    """An assigner that a job can name.
+
+    Attributes:
+        function: Where it is, as ``module:function``; `yolofleet.losses.assigners` says what it takes and returns.
+        uses_auxiliary: Whether it needs a model with auxiliary heads.
+        has_coarse_set: Whether the auxiliary heads learn cells that the lead head does not, which a constraint can cap.
+    """
+
+    function: str
+    uses_auxiliary: bool = True
+    has_coarse_set: bool = False
+
+
+ASSIGNERS: dict[str, RegisteredAssigner] = {
+    "none": RegisteredAssigner(function="yolofleet.losses.assigners:assign_lead_alone", uses_auxiliary=False),
+    "independent": RegisteredAssigner(function="yolofleet.losses.assigners:assign_independent"),
+    "lead": RegisteredAssigner(function="yolofleet.losses.assigners:assign_lead_guided"),
+    "coarse_to_fine": RegisteredAssigner(
+        function="yolofleet.losses.assigners:assign_coarse_to_fine", has_coarse_set=True
+    ),
+}
+"""Every assigner by its name in a job; one line here registers one more."""
+
+
+def _check_registered(name: str) -> str:
+    if name in ASSIGNERS:
+        return name
+    *others, last = map(repr, ASSIGNERS)
+    expected = f"{', '.join(others)} or {last}"
+    raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
 
 
 class AssignmentSpec(Spec):
     """Label assignment; left alone it is the published one of the model."""
 
-    assigner: Literal["none", "independent", "lead", "coarse_to_fine"] | None = None
+    assigner: Annotated[str, AfterValidator(_check_registered)] | None = None
     """Who guides the auxiliary heads (Table 6); ``none`` trains the model without them. By default coarse_to_fine for
     models with auxiliary heads, none for the others."""
     matching: Literal["dynamic", "fixed"] = "dynamic"

@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import nn
 
-from yolofleet.models.head import ImplicitAdd, ImplicitMultiply
+from yolofleet.models.network import ImplicitAdd, ImplicitMultiply
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.training.loop.schedule import StepSettings, averaging_decay, scaled_weight_decay
 

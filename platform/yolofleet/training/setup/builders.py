@@ -24,12 +24,11 @@ from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import image_weights
 from yolofleet.data.stream import TrainingStream
 from yolofleet.data.survey import survey_boxes
-from yolofleet.losses import DetectionLoss
-from yolofleet.losses.gains import scaled_gains
+from yolofleet.losses import DetectionLoss, scaled_gains
 from yolofleet.models.network import Network
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve, zoo_names, zoo_table
-from yolofleet.specs.assignment import AssignmentSpec
+from yolofleet.specs.assignment import ASSIGNERS, AssignmentSpec
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import DataSpec, JobSpec
 from yolofleet.specs.model import ModelTable
@@ -64,25 +63,24 @@ def freeze_blocks(model: Network, names: Sequence[str]) -> None:
 def trained_table(job: JobSpec) -> ModelTable:
     """Return the table of the model as it is trained.
 
-    With the assigner ``none`` the auxiliary heads are not built at all: nothing would teach them, and a parameter
-    without gradient is one that workers would wait for in vain.
+    With an assigner that does not use the auxiliary heads (``none``) they are not built at all: nothing would teach
+    them, and a parameter without gradient is one that workers would wait for in vain.
 
     Raises:
         UserError: The model is not known, or the assigner needs auxiliary heads that it does not have.
     """
     table = resolve(job.model)
     assigner = job.assignment.assigner
-    if assigner == "none":
+    chosen = ASSIGNERS[assigner or "coarse_to_fine"]
+    if not chosen.uses_auxiliary:
         table = table.model_copy(update={"auxiliary": None})
-    if job.assignment.constraint and (table.auxiliary is None or assigner not in (None, "coarse_to_fine")):
+    if job.assignment.constraint and (table.auxiliary is None or not chosen.has_coarse_set):
         guide = assigner or "none"
         raise UserError(
             f"assignment.constraint caps cells that only the coarse set holds, and assigner {guide} has no coarse set; "
             "use assigner coarse_to_fine with a model that has auxiliary heads, or leave the constraint off"
         )
-    if assigner == "none":
-        return table
-    if assigner is not None and table.auxiliary is None:
+    if assigner is not None and chosen.uses_auxiliary and table.auxiliary is None:
         able = [name for name in zoo_names() if zoo_table(name).auxiliary is not None]
         without = " (model.auxiliary is none)" if job.model.auxiliary == "none" else ""
         raise UserError(

@@ -1,0 +1,133 @@
+"""Label assigners (section 4.2, Figure 5, Table 6): which cells of which head answer for which box.
+
+An assigner is a function from a `Scene` to an `Assignment`, registered by a line in `yolofleet.specs.assignment`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from yolofleet.losses.batched_matching import group_by_image, match_batched
+from yolofleet.losses.boxes import Boxes
+from yolofleet.losses.candidates import Candidates, search_candidates
+from yolofleet.losses.levels import Levels, read_rows
+from yolofleet.losses.matching import prepare_matching
+from yolofleet.losses.settings import Matching
+from yolofleet.specs.assignment import ASSIGNERS, RegisteredAssigner
+
+FINE_REACH = 0.5
+NUM_BEST_WITHOUT_AUXILIARY = 10  # overlaps that make up k, as published
+NUM_BEST_WITH_AUXILIARY = 20
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Positives of each head, on the predictions' device.
+
+    Attributes:
+        lead: Positives of the lead levels.
+        auxiliary: Positives of the auxiliary levels, counted from 0 as the lead's; None without auxiliary head.
+    """
+
+    lead: Candidates
+    auxiliary: Candidates | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelAssigner:
+    """Chooses the positives of a micro-batch.
+
+    Attributes:
+        assigner: Name of the assigner.
+        matching: `dynamic` chooses among the candidates by cost, `fixed` takes every candidate.
+        relaxation: How close to a neighbouring cell a box's centre must be for the coarse set, in cells. The fine
+            set has 0.5 and the published coarse set 1.0.
+        ratio_limit: A box and an anchor fit when neither side differs by this factor or more.
+        published_quirks: Reproduce the published implementation where it is wrong.
+    """
+
+    assigner: str
+    matching: Matching
+    relaxation: float
+    ratio_limit: float
+    published_quirks: bool
+
+    @property
+    def registered(self) -> RegisteredAssigner:
+        """What the assigner is known for."""
+        return ASSIGNERS[self.assigner]
+
+    @torch.no_grad()
+    def assign(self, scene: Scene) -> Assignment:
+        """Assign the boxes of a micro-batch."""
+        module, function = self.registered.function.split(":")
+        assign: Callable[[Scene], Assignment] = getattr(importlib.import_module(module), function)
+        return assign(scene)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an assigner sees of a micro-batch.
+
+    Attributes:
+        settings: How to search and match.
+        lead: Lead predictions, (B, A, H, W, 5 + C) a level.
+        auxiliary: Auxiliary predictions of the same shapes; none where the assigner does not use them.
+        boxes: The ground truth.
+        box_levels: The lead levels where the boxes are.
+        levels: The lead levels where the predictions are.
+    """
+
+    settings: LabelAssigner
+    lead: Sequence[Tensor]
+    auxiliary: Sequence[Tensor]
+    boxes: Boxes
+    box_levels: Levels
+    levels: Levels
+
+    def choose(self, guide: Sequence[Tensor], reach: float) -> Candidates:
+        """Choose positives by the predictions of a head.
+
+        Args:
+            guide: Predictions of the head.
+            reach: How close to a neighbouring cell a box's centre must be, in cells.
+        """
+        settings, device, num_images = self.settings, guide[0].device, guide[0].shape[0]
+        found = search_candidates(self.boxes, self.box_levels, reach=reach, ratio_limit=settings.ratio_limit)
+        candidates = found.to(device)
+        if settings.matching == "fixed":
+            return candidates
+        groups = group_by_image(self.boxes, found, num_images, device)
+        rows = read_rows(guide, candidates.cell, candidates.level_sizes)
+        pairs = prepare_matching(self.boxes.to(device), candidates, rows, self.levels, settings.published_quirks)
+        num_best = NUM_BEST_WITH_AUXILIARY if settings.registered.uses_auxiliary else NUM_BEST_WITHOUT_AUXILIARY
+        box = match_batched(pairs, groups, num_best, settings.published_quirks)
+        is_positive = box < len(self.boxes)
+        return candidates.choose(torch.where(is_positive, box, candidates.box), is_positive)
+
+
+def assign_lead_alone(scene: Scene) -> Assignment:
+    """Match the lead head by its own predictions; there is no other head."""
+    return Assignment(scene.choose(scene.lead, FINE_REACH), None)
+
+
+def assign_independent(scene: Scene) -> Assignment:
+    """Match each head by its own predictions."""
+    return Assignment(scene.choose(scene.lead, FINE_REACH), scene.choose(scene.auxiliary, FINE_REACH))
+
+
+def assign_lead_guided(scene: Scene) -> Assignment:
+    """Give both heads the positives that the lead head's predictions choose."""
+    fine = scene.choose(scene.lead, FINE_REACH)
+    return Assignment(fine, fine)
+
+
+def assign_coarse_to_fine(scene: Scene) -> Assignment:
+    """Let the lead head's predictions choose a fine set for itself and a coarse one for the auxiliary head."""
+    coarse_reach = scene.settings.relaxation
+    return Assignment(scene.choose(scene.lead, FINE_REACH), scene.choose(scene.lead, coarse_reach))

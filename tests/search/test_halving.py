@@ -1,0 +1,128 @@
+"""Successive halving promotes exactly the trials that the published algorithm does, in the same order."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from search.test_engine import AP, engine, run
+from yolofleet.search.history import Observation
+from yolofleet.search.schedulers import Halving
+from yolofleet.search.trials import Measurement, Trial, Trials
+from yolofleet.specs.search_parts import Objective, SchedulerSpec
+
+
+def halving(reduction: float, rungs: int, objectives: list[Objective] = AP) -> Halving:
+    return Halving(SchedulerSpec(name="asha", reduction=reduction, rungs=rungs), objectives, lambda trial: 1.0, 1.0)
+
+
+def published(worth: list[float], reduction: int, rungs: int, workers: int) -> list[tuple[int, int]]:
+    """Algorithm 2 of Li et al. 2020, as (trial, rung) in the order of ending; rung ``rungs`` is the end of training.
+
+    A worker that is free takes the best trial of the top 1 / reduction of a rung that was not promoted from it yet, the
+    highest rung first; else a new trial. The job that was begun first ends first.
+    """
+    results: list[list[int]] = [[] for _ in range(rungs + 1)]
+    promoted: list[set[int]] = [set() for _ in range(rungs)]
+    running: list[tuple[int, int]] = []
+    ended: list[tuple[int, int]] = []
+    num_begun = 0
+
+    def job() -> tuple[int, int] | None:
+        nonlocal num_begun
+        for rung in reversed(range(rungs)):
+            best = sorted(results[rung], key=lambda trial: -worth[trial])[: len(results[rung]) // reduction]
+            waiting = [trial for trial in best if trial not in promoted[rung]]
+            if waiting:
+                promoted[rung].add(waiting[0])
+                return waiting[0], rung + 1
+        if num_begun == len(worth):
+            return None
+        num_begun += 1
+        return num_begun - 1, 0
+
+    while True:
+        while len(running) < workers and (new := job()) is not None:
+            running.append(new)
+        if not running:
+            return ended
+        trial, rung = running.pop(0)
+        results[rung].append(trial)
+        ended.append((trial, rung))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize(("reduction", "rungs", "trials"), [(2, 3, 20), (3, 2, 40), (4, 1, 17), (3, 3, 81)])
+def test_promotions_are_those_of_the_published_algorithm(reduction: int, rungs: int, trials: int, workers: int) -> None:
+    record = Trials()
+    legs = run(engine(record, halving(reduction, rungs), trials=trials), workers)
+    worth = [-abs(record.trials[number].values["x"] - 0.4) for number in range(trials)]
+    shares = {round(float(reduction) ** (rung - rungs), 9): rung for rung in range(rungs + 1)}
+    found = [(leg.trial, shares[round(leg.share, 9)]) for leg in legs]
+    expected = published(worth, reduction, rungs, workers)
+    assert Counter(rung for _, rung in found) == Counter(rung for _, rung in expected)
+    assert found == expected
+    ends = {trial.number for trial in record.trials.values() if trial.end == "completed"}
+    assert ends == {trial for trial, rung in expected if rung == rungs}
+
+
+def trial(number: int, *measurements: tuple[float, float], end: str | None = None, **figures: float) -> Trial:
+    """A trial with its AP at shares of its training."""
+    found = [Measurement(0, share, round(share * 90), {"ap": ap}, 1.0) for share, ap in measurements]
+    return Trial(number, Observation(values={}, figures=figures), tuple(found), end=end)
+
+
+def test_one_that_trains_on_from_a_rung_still_counts_among_its_best() -> None:
+    trials = [trial(number, (1 / 3, 1 - number / 10)) for number in range(6)]
+    schedule = halving(3.0, 1)
+    assert schedule.promoted(trials) is trials[0]
+    assert schedule.promoted(trials, running={0}) is trials[1]
+    assert schedule.promoted(trials, running={0, 1}) is None
+
+
+def test_a_failed_trial_leaves_its_rung_and_an_ended_one_stays_in_it() -> None:
+    failed = trial(0, (0.5, 0.9), end="failed: out of memory")
+    ended = [trial(1, (0.5, 0.8), end="stopped: not among the best of rung 1"), trial(2, (1.0, 0.7), end="completed")]
+    waiting = [trial(number, (0.5, 1 / number)) for number in range(3, 7)]
+    schedule = halving(2.0, 1)
+    assert schedule.promoted([failed, *ended, *waiting]) is waiting[0]  # the third of six
+    assert schedule.promoted([failed, *ended, *waiting[:3]]) is None  # the best two of five have ended
+    assert schedule.promoted([]) is None
+
+
+def test_the_farthest_go_on_first() -> None:
+    near = [trial(number, (1 / 4, 0.9 - number / 10)) for number in range(4)]
+    far = [trial(number, (1 / 4, 0.3), (1 / 2, 0.4)) for number in range(4, 6)]
+    schedule = halving(2.0, 2)
+    assert schedule.promoted([*near, *far]) is far[0]
+    assert schedule.promoted([*near, far[0]]) is near[0]
+    assert [schedule.rung(entry) for entry in (near[0], far[0], trial(9), trial(9, (1.0, 0.1)))] == [1, 2, 0, 3]
+
+
+def test_trials_without_the_metric_are_last_and_figures_count_as_asked() -> None:
+    schedule = halving(2.0, 1, [Objective(metric="gflops", goal="min")])
+    small, large = trial(0, (0.5, 0.1), gflops=3.0), trial(1, (0.5, 0.9), gflops=9.0)
+    assert schedule.promoted([large, small]) is small
+    unknown = trial(2, (0.5, 0.99))
+    assert schedule.promoted([unknown, large]) is large
+    both = halving(2.0, 1, [*AP, Objective(metric="gflops", goal="min")])
+    beaten = trial(3, (0.5, 0.05), gflops=4.0)
+    assert [both.promoted([beaten, other]) for other in (small, large)] == [small, large]
+
+
+def test_the_best_of_the_farthest_goes_on_where_nothing_has_trained_to_its_end() -> None:
+    schedule = halving(3.0, 2)
+    near, far = trial(0, (1 / 9, 0.05)), [trial(number, (1 / 9, 0.1), (1 / 3, number / 10)) for number in (1, 2)]
+    assert schedule.promoted([near, *far]) is None  # the best of three has gone on
+    assert schedule.best_waiting([near, *far]) is far[1]
+    assert schedule.best_waiting([near]) is near
+    assert schedule.best_waiting([trial(0), trial(1, (1 / 9, 0.5), end="failed: out of memory")]) is None
+    assert schedule.best_waiting([near, *far, trial(3, (1.0, 0.1))]) is None
+
+
+def test_rungs_by_compute_end_at_the_largest_and_small_models_may_be_over_before() -> None:
+    spec = SchedulerSpec(name="asha", reduction=2.0, rungs=2, measure="compute")
+    schedule = Halving(spec, AP, lambda entry: entry.observation.figures["petaflops"], 8.0)
+    shares = [[schedule.share(trial(0, petaflops=size), rung) for rung in range(3)] for size in (8.0, 4.0, 1.0)]
+    assert shares == [[0.25, 0.5, 1.0], [0.5, 1.0, 1.0], [1.0, 1.0, 1.0]]
