@@ -60,7 +60,7 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="directory of neither a run"):
         run_report(str(tmp_path))
 
 
