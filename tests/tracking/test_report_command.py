@@ -60,7 +60,7 @@ def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="directory of neither a run"):
         run_report(str(tmp_path))
 
 

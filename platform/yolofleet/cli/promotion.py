@@ -36,7 +36,7 @@ def promote(
     as_json: AsJson = False,
 ) -> int:
     """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
-    from yolofleet.cli.evaluate import counting
+    from yolofleet.cli.progress import show_progress
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
     from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry import promotion
@@ -47,7 +47,7 @@ def promote(
     gates = PromotionPolicy.load(policy) if policy is not None else PromotionPolicy()
     chosen = chosen_device(device, "--device")
     uri = reachable_registry(tracking_uri)
-    with counting() as on_images:
+    with show_progress("evaluating") as on_images:
         examined = promotion.examine(uri, name, version, to, gates, chosen, data=data, on_images=on_images)
     wanted = (examined.passed or force) and not dry_run
     reign = promotion.promote(uri, examined, reason, forced=force) if wanted else None

@@ -1,15 +1,15 @@
-"""Watching a search: a table that lives where there is a terminal, a line for each event where there is none."""
+"""Progress of a search on stderr: a live table where there is a terminal, a line for each event elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
+from yolofleet.cli.options import note
+from yolofleet.core.background import BackgroundLoop
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
@@ -20,22 +20,21 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 1.0
 MOST_ROWS = 16
 
-Told = Callable[[str, "Leg", "Result | None"], None]
+OnSegment = Callable[[str, "Leg", "Result | None"], None]
 
 
 @contextmanager
-def following(session: Session, directory: SearchDirectory, trials: Trials) -> Iterator[Told]:
-    """Show the search on stderr for the length of a with block; yields what to call for each leg."""
-    running: dict[int, Leg] = {}
+def watch_search(session: Session, directory: SearchDirectory, trials: Trials) -> Iterator[OnSegment]:
+    """Show the search on stderr for the length of a with block; yields what to call when a segment begins or ends."""
     if not sys.stderr.isatty():
-        yield lambda kind, leg, result: _say(session, trials, kind, leg, result)
+        yield lambda kind, leg, result: _print_event(session, trials, kind, leg, result)
         return
     from rich.console import Console
     from rich.live import Live
 
-    ended = threading.Event()
+    running: dict[int, Leg] = {}
 
-    def told(kind: str, leg: Leg, result: Result | None) -> None:
+    def on_segment(kind: str, leg: Leg, result: Result | None) -> None:
         if kind == "begin":
             running[leg.trial] = leg
         else:
@@ -44,42 +43,38 @@ def following(session: Session, directory: SearchDirectory, trials: Trials) -> I
     with Live(console=Console(stderr=True), refresh_per_second=2) as live:
 
         def refresh() -> None:
-            while not ended.wait(REFRESH_SECONDS):
-                live.update(_table(session, directory, trials, dict(running)))
+            live.update(_table(session, directory, trials, dict(running)))
 
-        thread = threading.Thread(target=refresh, name="search-table", daemon=True)
-        thread.start()
         try:
-            yield told
+            with BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="search-table", warning="no table can be shown"):
+                yield on_segment
         finally:
-            ended.set()
-            thread.join(timeout=5)
-            live.update(_table(session, directory, trials, {}))
+            running.clear()
+            refresh()
 
 
-def _say(session: Session, trials: Trials, kind: str, leg: Leg, result: Result | None) -> None:
+def _print_event(session: Session, trials: Trials, kind: str, leg: Leg, result: Result | None) -> None:
     from yolofleet.search.results import described
 
     moment = time.strftime("%H:%M:%S")
     if kind == "begin":
         until = f" to {leg.share:.0%}" if leg.share < 1 else ""
         begun = f", from trial {leg.donor.trial}'s weights" if leg.donor is not None else ""
-        typer.echo(f"{moment} trial {leg.run_name}{until}{begun}: {described(leg.values)}", err=True)
+        note(f"{moment} trial {leg.run_name}{until}{begun}: {described(leg.values)}")
         return
     if result is None:
         return
     if result.failure is not None:
-        typer.echo(f"{moment} trial {leg.run_name} failed: {result.failure}", err=True)
+        note(f"{moment} trial {leg.run_name} failed: {result.failure}")
         return
     shown = ", ".join(
         f"{objective.metric} {_figure(_value(trials, leg, result, objective.metric))}"
         for objective in session.spec.objectives
     )
     num_ended = sum(trial.end is not None for trial in trials.trials.values())
-    typer.echo(
+    note(
         f"{moment} trial {leg.run_name} at {result.share:.0%}: {shown} ({result.gpu_seconds:.1f} worker seconds; "
-        f"{num_ended} trials ended, {trials.num_refused} candidates refused)",
-        err=True,
+        f"{num_ended} trials ended, {trials.num_refused} candidates refused)"
     )
 
 
@@ -103,9 +98,9 @@ def _table(session: Session, directory: SearchDirectory, trials: Trials, running
     )
     for heading in ("trial", "parameters", *shown_metrics, "trained", "state"):
         table.add_column(heading, justify="left" if heading in ("parameters", "state") else "right")
-    listed = list(trials.trials.values())
-    results = {trial.number: trial.result(session.spec.repeats) for trial in listed}
-    scored = [(trial, row) for trial in listed if (row := results[trial.number].objectives(objectives)) is not None]
+    known = list(trials.trials.values())
+    results = {trial.number: trial.result(session.spec.repeats) for trial in known}
+    scored = [(trial, row) for trial in known if (row := results[trial.number].objectives(objectives)) is not None]
     best = [scored[index][0] for index in best_first([row for _, row in scored])]
     busy = [trials.trials[number] for number in running if number in trials.trials]
     shown = busy + [trial for trial in best if trial.number not in running][: MOST_ROWS - len(busy)]

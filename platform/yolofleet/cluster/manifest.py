@@ -35,7 +35,7 @@ AUTOSCALER_AMOUNTS = {"cpu": "500m", "memory": "1Gi"}
 Document = dict[str, Any]
 
 
-def render(work: Work, settings: KubernetesSpec, *, ray_version: str, kind: Kind = "RayJob") -> list[Document]:
+def render_manifest(work: Work, settings: KubernetesSpec, *, ray_version: str, kind: Kind = "RayJob") -> list[Document]:
     """Return the documents to apply: the network policy, the work's files, and the job or the cluster.
 
     Args:

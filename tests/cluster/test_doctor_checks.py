@@ -1,4 +1,4 @@
-"""Every line of the doctor: what makes it ok, a warning, a failure. Facts go in, no cluster is needed."""
+"""Every check of the doctor: what makes it ok, a warning, a failure. Facts go in, no cluster is needed."""
 
 from __future__ import annotations
 
@@ -9,59 +9,61 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.cluster.doctor.all_reduce import Exchange, bandwidth, judge_exchange, look_at_exchange
-from yolofleet.cluster.doctor.authentication import Address, Answer, judge_reach, judge_stranger
-from yolofleet.cluster.doctor.cluster_checks import TrackingFound, judge_tracking, room_line
-from yolofleet.cluster.doctor.devices import Devices, Gpu, judge_devices, listed_gpus
-from yolofleet.cluster.doctor.disk import CacheNeed, Disk, file_system_of, judge_disk
-from yolofleet.cluster.doctor.entry import MARK, reported
-from yolofleet.cluster.doctor.finding import CLUSTER, Line, Report
+from yolofleet.cluster.doctor.access import REPORT_PREFIX, parse_report
+from yolofleet.cluster.doctor.all_reduce import Exchange, bandwidth, check_all_reduce, examine_all_reduce
+from yolofleet.cluster.doctor.authentication import Address, ProbeResult, check_access, check_authentication
+from yolofleet.cluster.doctor.cluster_checks import TrackingFound, check_room, check_tracking
+from yolofleet.cluster.doctor.devices import Devices, Gpu, check_devices, parse_gpus
+from yolofleet.cluster.doctor.disk import CacheNeed, Disk, check_disk, file_system_of
+from yolofleet.cluster.doctor.finding import CLUSTER, Finding, Report
 from yolofleet.cluster.doctor.node_checks import (
     ClockOffset,
     Installed,
     Limits,
-    judge_clock,
-    judge_open_files,
-    judge_shared_memory,
-    judge_versions,
-    look_at_versions,
+    check_clock,
+    check_open_files,
+    check_shared_memory,
+    check_versions,
     measure_clock,
+    probe_versions,
 )
-from yolofleet.cluster.doctor.nodes import Node, described
-from yolofleet.cluster.doctor.storage_probe import DataFound, RunsFound, judge_data, judge_runs
+from yolofleet.cluster.doctor.nodes import Node, list_nodes
+from yolofleet.cluster.doctor.storage_probe import DataFound, RunsFound, check_data, check_runs
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import TrackingSpec
 from yolofleet.training.supervision.nodes import NodeOffer
 
 GB, MB = 10**9, 10**6
-PLACE = "10.0.0.7"
+NODE = "10.0.0.7"
 WANTED = Installed({"python": "3.11", "ray": "2.60.0", "torch": "2.13.0"}, "0.1.0")
-H100 = Gpu("NVIDIA H100", "580.10", 81559)
+H100 = Gpu("NVIDIA H100", "580.10")
 TWO = Devices((H100, H100), driver_cuda=(13, 0), torch_cuda=(13, 0))
 DISK = Disk(500 * GB, 0, "ext4", 400e6)
 NEED = CacheNeed("/mnt/cache", 100 * GB, 60 * GB, GB)
 TOKEN_URL = "http://me:hidden-word@mlflow:5000"
 
 
-def verdict(found: Line | Iterable[Line]) -> list[str]:
-    return [line.verdict for line in ([found] if isinstance(found, Line) else found)]
+def verdict(found: Finding | Iterable[Finding]) -> list[str]:
+    return [finding.verdict for finding in ([found] if isinstance(found, Finding) else found)]
 
 
 def test_a_line_that_is_not_ok_has_a_cure_and_no_other() -> None:
     with pytest.raises(ValueError, match="cure"):
-        Line(PLACE, "x", "fail", "seen")
+        Finding(NODE, "x", "fail", "seen")
     with pytest.raises(ValueError, match="cure"):
-        Line(PLACE, "x", "ok", "seen", "do this")
+        Finding(NODE, "x", "ok", "seen", "do this")
 
 
 def test_a_report_travels_as_json_and_fails_with_its_worst_line() -> None:
-    sound = Line(PLACE, "clock", "ok", "within 0.1 s", measured={"offset_seconds": 0.05})
-    warned = Line(CLUSTER, "authentication", "warn", "no token", "set one")
+    sound = Finding(NODE, "clock", "ok", "within 0.1 s", measured={"offset_seconds": 0.05})
+    warned = Finding(CLUSTER, "authentication", "warn", "no token", "set one")
     report = Report((sound, warned), ("MLflow",))
-    assert report.exit_code == 0 and report.places == [CLUSTER, PLACE]
-    assert Report.from_document(json.loads(json.dumps(report.document()))) == report
-    assert replace(report, lines=(*report.lines, Line(PLACE, "x", "fail", "y", "z"))).exit_code == 1
+    assert report.exit_code == 0 and report.nodes == [CLUSTER, NODE]
+    document = json.loads(json.dumps(report.document()))
+    assert Report.from_document(document) == report
+    assert [line["place"] for line in document["lines"]] == [NODE, CLUSTER]
+    assert replace(report, findings=(*report.findings, Finding(NODE, "x", "fail", "y", "z"))).exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -76,14 +78,14 @@ def test_a_report_travels_as_json_and_fails_with_its_worst_line() -> None:
     ],
 )
 def test_versions(change: dict[str, object], expected: str, seen: str) -> None:
-    line = judge_versions(PLACE, replace(WANTED, **change), WANTED)
-    assert line.verdict == expected and seen in line.seen
+    finding = check_versions(NODE, replace(WANTED, **change), WANTED)
+    assert finding.verdict == expected and seen in finding.seen
 
 
 def test_the_versions_of_this_machine_satisfy_what_it_requires() -> None:
-    found = look_at_versions()
+    found = probe_versions()
     assert {"python", "ray", "torch"} <= found.versions.keys() and found.unmet == ()
-    assert judge_versions(PLACE, found, found).verdict == "ok"
+    assert check_versions(NODE, found, found).verdict == "ok"
 
 
 @pytest.mark.parametrize(
@@ -99,10 +101,10 @@ def test_the_versions_of_this_machine_satisfy_what_it_requires() -> None:
     ],
 )
 def test_clock(seconds: float, uncertainty: float, expected: str) -> None:
-    line = judge_clock(PLACE, ClockOffset(seconds, uncertainty))
-    assert line.verdict == expected
+    finding = check_clock(NODE, ClockOffset(seconds, uncertainty))
+    assert finding.verdict == expected
     if expected != "ok":
-        assert ("ahead" if seconds > 0 else "behind") in line.seen
+        assert ("ahead" if seconds > 0 else "behind") in finding.seen
 
 
 def test_the_quickest_answer_tells_the_time_best() -> None:
@@ -130,17 +132,17 @@ def test_the_quickest_answer_tells_the_time_best() -> None:
     ],
 )
 def test_devices(found: Devices, by_ray: float, per_worker: float | None, expected: str, seen: str) -> None:
-    line = judge_devices(PLACE, found, by_ray, per_worker)
-    assert line.verdict == expected and seen in line.seen
+    finding = check_devices(NODE, found, by_ray, per_worker)
+    assert finding.verdict == expected and seen in finding.seen
 
 
 def test_what_nvidia_smi_lists_is_read() -> None:
-    assert listed_gpus("NVIDIA H100 80GB HBM3, 580.10, 81559\nTesla, V100, 470.1, 16160\n") == (
-        Gpu("NVIDIA H100 80GB HBM3", "580.10", 81559),
-        Gpu("Tesla, V100", "470.1", 16160),
+    assert parse_gpus("NVIDIA H100 80GB HBM3, 580.10\nTesla, V100, 470.1\n") == (
+        Gpu("NVIDIA H100 80GB HBM3", "580.10"),
+        Gpu("Tesla, V100", "470.1"),
     )
     with pytest.raises(ValueError):
-        listed_gpus("No devices were found")
+        parse_gpus("No devices were found")
 
 
 @pytest.mark.parametrize(
@@ -154,15 +156,15 @@ def test_what_nvidia_smi_lists_is_read() -> None:
     ],
 )
 def test_shared_memory(size: int, free: int, store: float, workers: int, expected: str) -> None:
-    line = judge_shared_memory(PLACE, Limits(size, free, 65536), store, workers)
-    assert line.verdict == expected and (expected == "ok" or "--shm-size" in str(line.cure))
+    finding = check_shared_memory(NODE, Limits(size, free, 65536), store, workers)
+    assert finding.verdict == expected and (expected == "ok" or "--shm-size" in str(finding.cure))
 
 
 @pytest.mark.parametrize(
     ("limit", "expected"), [(65536, "ok"), (-1, "ok"), (4096, "warn"), (1024, "warn"), (256, "fail")]
 )
 def test_open_files(limit: int, expected: str) -> None:
-    assert judge_open_files(PLACE, Limits(GB, GB, limit)).verdict == expected
+    assert check_open_files(NODE, Limits(GB, GB, limit)).verdict == expected
 
 
 @pytest.mark.parametrize(
@@ -179,8 +181,8 @@ def test_open_files(limit: int, expected: str) -> None:
     ],
 )
 def test_shard_cache(change: dict[str, object], expected: str, seen: str) -> None:
-    line = judge_disk(PLACE, replace(DISK, **change), NEED)
-    assert line.verdict == expected and seen in line.seen
+    finding = check_disk(NODE, replace(DISK, **change), NEED)
+    assert finding.verdict == expected and seen in finding.seen
 
 
 def test_the_file_system_under_a_path_is_the_last_mount_above_it() -> None:
@@ -201,7 +203,7 @@ def test_the_file_system_under_a_path_is_the_last_mount_above_it() -> None:
     ],
 )
 def test_storage_of_runs(found: RunsFound, expected: list[str]) -> None:
-    assert verdict(judge_runs(PLACE, found, "s3://runs")) == expected
+    assert verdict(check_runs(NODE, found, "s3://runs")) == expected
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_storage_of_runs(found: RunsFound, expected: list[str]) -> None:
     ],
 )
 def test_data(found: DataFound, expected: str) -> None:
-    assert verdict(judge_data(PLACE, found, "training data", "s3://data/train")) == [expected]
+    assert verdict(check_data(NODE, found, "training data", "s3://data/train")) == [expected]
 
 
 @pytest.mark.parametrize(
@@ -230,18 +232,18 @@ def test_data(found: DataFound, expected: str) -> None:
     ],
 )
 def test_tracking(found: TrackingFound, when_away: str, expected: str) -> None:
-    line = judge_tracking(CLUSTER, found, TOKEN_URL, TrackingSpec(when_away=when_away))
-    assert line.verdict == expected and "hidden-word" not in f"{line.seen}{line.cure}"
+    finding = check_tracking(found, TOKEN_URL, TrackingSpec(when_away=when_away))
+    assert finding.verdict == expected and "hidden-word" not in f"{finding.seen}{finding.cure}"
 
 
 def test_room() -> None:
     cluster = ClusterSpec(workers=(2, 4), gpus_per_worker=1)
     offers = [NodeOffer({"CPU": 8.0, "GPU": 1.0}, name=f"n{number}") for number in range(3)]
-    line = room_line(cluster, offers, [])
-    assert line.verdict == "ok" and line.seen == "for 3 workers, the job wants 2 to 4"
-    waits = room_line(cluster, offers[:1], [replace(offers[0], count=5)])
+    finding = check_room(cluster, offers, [])
+    assert finding.verdict == "ok" and finding.seen == "for 3 workers, the job wants 2 to 4"
+    waits = check_room(cluster, offers[:1], [replace(offers[0], count=5)])
     assert waits.verdict == "warn" and "autoscaler" in str(waits.cure)
-    never = room_line(cluster, offers[:1], [])
+    never = check_room(cluster, offers[:1], [])
     assert never.verdict == "fail" and "room for 1" in never.seen and str(never.cure).startswith("ask for fewer")
 
 
@@ -259,8 +261,8 @@ def test_room() -> None:
     ],
 )
 def test_all_reduce(backend: str, found: list[Exchange | str], expected: str, seen: str) -> None:
-    line = judge_exchange(backend, "two", found)  # type: ignore[arg-type]
-    assert line.verdict == expected and seen in line.seen
+    finding = check_all_reduce(backend, "two", found)  # type: ignore[arg-type]
+    assert finding.verdict == expected and seen in finding.seen
 
 
 def test_of_two_each_link_carries_the_tensor_once() -> None:
@@ -271,9 +273,9 @@ def test_of_two_each_link_carries_the_tensor_once() -> None:
 def test_gpus_that_others_use_are_left_to_them() -> None:
     nodes = [Node("a", "n1", "n1", {"GPU": 8.0}, 8), Node("b", "n2", "n2", {"GPU": 8.0}, 8)]
     free = {"a": {"GPU": 8.0}, "b": {"CPU": 1.0}}
-    line = look_at_exchange(nodes, ClusterSpec(gpus_per_worker=1), free, 1.0, 1.0)
-    assert line.verdict == "warn" and line.seen == "not tried: no GPU is free on n2"
-    assert look_at_exchange([], None, free, 1.0, 1.0).verdict == "fail"
+    finding = examine_all_reduce(nodes, ClusterSpec(gpus_per_worker=1), free, 1.0, 1.0)
+    assert finding.verdict == "warn" and finding.seen == "not tried: no GPU is free on n2"
+    assert examine_all_reduce([], None, free, 1.0, 1.0).verdict == "fail"
 
 
 @pytest.mark.parametrize(
@@ -305,35 +307,38 @@ def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "expected"),
-    [(Answer("silent", "refused"), "nothing answers"), (Answer("refused", "HTTP 401"), "a token, none is set")],
+    ("result", "expected"),
+    [
+        (ProbeResult("silent", "refused"), "nothing answers"),
+        (ProbeResult("refused", "HTTP 401"), "a token, none is set"),
+    ],
 )
-def test_a_cluster_that_cannot_be_looked_at(
-    ours: Answer, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_cluster_that_cannot_be_examined(
+    result: ProbeResult, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     address = Address.parse("http://head:8265")
-    line = judge_reach(address, ours)
-    assert line is not None and line.verdict == "fail" and expected in line.seen
+    finding = check_access(address, result)
+    assert finding is not None and finding.verdict == "fail" and expected in finding.seen
     monkeypatch.setenv("RAY_AUTH_TOKEN", "hidden-word")
-    line = judge_reach(address, Answer("refused", "HTTP 403"))
-    assert line is not None and "refuses this token" in line.seen and "hidden-word" not in line.seen
-    assert judge_reach(address, Answer("in")) is None
+    finding = check_access(address, ProbeResult("refused", "HTTP 403"))
+    assert finding is not None and "refuses this token" in finding.seen and "hidden-word" not in finding.seen
+    assert check_access(address, ProbeResult("accepted")) is None
 
 
 @pytest.mark.parametrize(
     ("address", "stranger", "expected"),
     [
-        ("http://10.0.0.1:8265", Answer("refused", "HTTP 401"), "ok"),
-        ("http://127.0.0.1:8265", Answer("in"), "warn"),
-        ("localhost:6379", Answer("in"), "warn"),
-        ("http://10.0.0.1:8265", Answer("in"), "fail"),
-        ("head:6379", Answer("in"), "fail"),
+        ("http://10.0.0.1:8265", ProbeResult("refused", "HTTP 401"), "ok"),
+        ("http://127.0.0.1:8265", ProbeResult("accepted"), "warn"),
+        ("localhost:6379", ProbeResult("accepted"), "warn"),
+        ("http://10.0.0.1:8265", ProbeResult("accepted"), "fail"),
+        ("head:6379", ProbeResult("accepted"), "fail"),
     ],
 )
-def test_authentication(address: str, stranger: Answer, expected: str) -> None:
-    assert judge_stranger(Address.parse(address), stranger).verdict == expected
+def test_authentication(address: str, stranger: ProbeResult, expected: str) -> None:
+    assert check_authentication(Address.parse(address), stranger).verdict == expected
 
 
 def test_nodes_are_named_apart_and_know_how_many_workers_they_take() -> None:
@@ -343,15 +348,15 @@ def test_nodes_are_named_apart_and_know_how_many_workers_they_take() -> None:
         {"Alive": True, "NodeID": "c" * 56, "NodeManagerAddress": "h1", "Resources": {"CPU": 1.0}, "Labels": {}},
         {"Alive": False, "NodeID": "d" * 56, "NodeManagerAddress": "h4", "Resources": {"CPU": 1.0}},
     ]
-    nodes = described(rows, ClusterSpec(workers=2, cpus_per_worker=1))
+    nodes = list_nodes(rows, ClusterSpec(workers=2, cpus_per_worker=1))
     assert [(node.name, node.num_workers) for node in nodes] == [("h2", 0), ("h1 bbbbbb", 2), ("h1 cccccc", 1)]
 
 
 def test_a_report_comes_back_in_the_log_whatever_else_is_printed() -> None:
-    report = Report((Line(CLUSTER, "Ray", "ok", "2.60.0, 1 node"),))
-    log = f"versions\n{MARK}{json.dumps(report.document())}\n(raylet) something of Ray's\n"
-    assert reported(log, "") == report
-    lost = reported("a\nb\nModuleNotFoundError: No module named 'pydantic'\n", "failed")
-    assert isinstance(lost, Line) and lost.verdict == "fail" and "pydantic" in lost.seen
-    never = reported("", "the runtime environment could not be made")
-    assert isinstance(never, Line) and "could not be made" in never.seen
+    report = Report((Finding(CLUSTER, "Ray", "ok", "2.60.0, 1 node"),))
+    log = f"versions\n{REPORT_PREFIX}{json.dumps(report.document())}\n(raylet) something of Ray's\n"
+    assert parse_report(log, "") == report
+    lost = parse_report("a\nb\nModuleNotFoundError: No module named 'pydantic'\n", "failed")
+    assert isinstance(lost, Finding) and lost.verdict == "fail" and "pydantic" in lost.seen
+    never = parse_report("", "the runtime environment could not be made")
+    assert isinstance(never, Finding) and "could not be made" in never.seen

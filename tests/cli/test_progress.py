@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.cli.progress import POLL_SECONDS, _Lines, described, following, is_news
+from yolofleet.cli.progress import POLL_SECONDS, _Lines, format_row, is_shown, watch_run
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 
 
 def test_counts_of_skipped_samples_are_no_step() -> None:
-    assert not is_news({"step": 8, "skipped_image_damaged": 3})
+    assert not is_shown({"step": 8, "skipped_image_damaged": 3})
     for row in ({"step": 8, "loss": 0.1}, {"step": 8, "val_AP": None}, {"problem": "the network is away"}):
-        assert is_news(row) and described(row)
+        assert is_shown(row) and format_row(row)
 
 
 def test_an_event_that_arrives_after_a_later_one_is_shown_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = RunDirectory(open_storage(tmp_path))
-    with following(run, 10, 0):
+    with watch_run(run, 10, 0):
         run.append_event("waiting", reason="for nodes")
         run.flush()
         time.sleep(2 * POLL_SECONDS)
@@ -31,7 +31,7 @@ def test_an_event_that_arrives_after_a_later_one_is_shown_too(
     assert capsys.readouterr().err.splitlines() == ["for nodes", "for the weather"]
 
 
-def test_the_time_left_is_not_judged_by_what_a_restart_cost(
+def test_a_restart_does_not_change_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 0.0
