@@ -11,15 +11,15 @@ from yolofleet.specs.search_parts import Objective
 
 
 def objective_row(objectives: Sequence[Objective], known: Mapping[str, float]) -> list[float]:
-    """Return the objectives of a trial, more is better; a metric that is not known is the worst value of it."""
+    """Return a trial's objectives, signed so that more is better; a missing metric counts as the worst value."""
     return [entry.sign * known[entry.metric] if entry.metric in known else float("-inf") for entry in objectives]
 
 
 def best_first(rows: Sequence[Sequence[float]]) -> list[int]:
     """Return the indices of rows of objectives (more is better), best first.
 
-    With one objective by its value; with several in layers, each the front of what is left, and within a layer by the
-    first objective. Equal rows keep their order.
+    One objective is sorted by value. Several are sorted in layers (non-dominated sorting), each the front of the rows
+    that are left, and within a layer by the first objective. Equal rows keep their order.
     """
     if not rows:
         return []

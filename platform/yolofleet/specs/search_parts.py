@@ -1,14 +1,17 @@
-"""The parts of a search spec: limits, what is wanted, how candidates are chosen, what it may cost, what is known."""
+"""The parts of a search spec: limits, objectives, algorithm, scheduler, budget and published results."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.extension_points import ExtensionPoint
 from yolofleet.specs.base import ByteSize, Count, Spec
 
-Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]
+ALGORITHMS: ExtensionPoint[Any] = ExtensionPoint("search algorithm", home="yolofleet.search.algorithms")
+"""The search algorithms; `yolofleet.search.algorithms` says what is registered."""
 Figure = Literal[
     "gflops",
     "gflops_training",
@@ -58,10 +61,18 @@ class Objective(Spec):
         return 1.0 if self.goal == "max" else -1.0
 
 
+def _registered(name: str) -> str:
+    try:
+        ALGORITHMS.get(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
 class AlgorithmSpec(Spec):
     """How candidates are chosen."""
 
-    name: Algorithm = "gaussian_process"
+    name: Annotated[str, AfterValidator(_registered)] = "gaussian_process"
     """gaussian_process models what is measured and knows what can be computed; tpe, nsga2 and nsga3 are Optuna's."""
     startup_trials: Count = 8
     """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
