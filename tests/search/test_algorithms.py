@@ -10,10 +10,9 @@ import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import load_plugins
-from yolofleet.search.algorithms import ALGORITHMS
 from yolofleet.search.engine import Engine, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screened
-from yolofleet.search.searcher import Searcher
+from yolofleet.search.searcher import ALGORITHMS, Searcher
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Trials
 from yolofleet.specs.parameters import Parameter
@@ -23,7 +22,7 @@ from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Objective
 PLUGIN = '''
 """A grid of Halton points: the van der Corput sequence in bases 2 and 3."""
 
-from yolofleet.search.algorithms import ALGORITHMS
+from yolofleet.search.searcher import ALGORITHMS
 
 
 def van_der_corput(number, base):
@@ -87,6 +86,24 @@ def test_an_algorithm_of_ones_own_runs_a_search(halton: str, make_spec: Callable
     assert [entry.refused for entry in record.history()] == [False, False, True, False, True, False]
     assert record.trials[3].observation.notes == {"point": 5}
     assert all(trial.end == "completed" for trial in record.trials.values())
+
+
+def test_the_algorithm_of_the_manual_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs/search.md").read_text()
+    monkeypatch.setattr(ALGORITHMS, "_items", dict(ALGORITHMS.items()))
+    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    searcher = Searcher(
+        PARAMETERS,
+        objectives=[Objective(metric="ap", goal="max")],
+        constraints={},
+        algorithm=AlgorithmSpec(name="middle"),
+        screen=screen_left_half,
+        known=set(),
+    )
+    suggestion = searcher.suggest([])
+    assert suggestion is not None
+    assert suggestion.observation.values == {"x": 0.5, "y": 0.5}
+    assert searcher.suggest([suggestion.observation]) is None
 
 
 def screen_left_half(values: Values) -> Screened:

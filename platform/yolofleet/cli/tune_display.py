@@ -69,8 +69,9 @@ def _print_event(
     if result.failure is not None:
         note(f"{moment} trial {segment.run_name} failed: {result.failure}")
         return
+    known = trials.trials[segment.trial].observation.figures | (result.measured or {})
     shown = ", ".join(
-        f"{objective.metric} {_figure(_value(trials, segment, result, objective.metric))}"
+        f"{objective.metric} {known[objective.metric]:.4g}" if objective.metric in known else f"{objective.metric} none"
         for objective in session.spec.objectives
     )
     num_ended = sum(trial.end is not None for trial in trials.trials.values())
@@ -80,15 +81,10 @@ def _print_event(
     )
 
 
-def _value(trials: Trials, segment: TrialSegment, result: SegmentResult, metric: str) -> float | None:
-    value = (result.measured or {}).get(metric)
-    return trials.trials[segment.trial].observation.figures.get(metric) if value is None else value
-
-
 def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, running: dict[int, TrialSegment]) -> Any:
     from rich.table import Table
 
-    from yolofleet.search.ranking import best_first
+    from yolofleet.search.history import best_first
     from yolofleet.search.results import format_value, format_values
 
     objectives = session.spec.objectives
@@ -127,7 +123,3 @@ def _share(directory: SearchDirectory, trial: Any, running: dict[int, TrialSegme
     total = next((int(event["num_steps"]) for event in reversed(run.events()) if "num_steps" in event), 0)
     rows = run.metrics()
     return int(rows[-1]["step"]) / total if rows and total else 0.0
-
-
-def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"

@@ -17,8 +17,8 @@ import yaml
 from yolofleet.evaluation.report import STYLE
 from yolofleet.search.charts import Axis, Dot, parallel_coordinates, scatter
 from yolofleet.search.directory import BEST_KEY, SearchDirectory
+from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front
-from yolofleet.search.ranking import best_first
 from yolofleet.search.results import AP, Entry, Results, entry_rows, format_value, format_values, load_results
 from yolofleet.search.space import Space
 from yolofleet.specs.document import parse_yaml

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 
 from yolofleet.search.directory import SearchDirectory
-from yolofleet.search.history import Observation, objective_bounds, reference_point
+from yolofleet.search.history import Observation, best_first, objective_bounds, reference_point
 from yolofleet.search.importance import Importance, importances
 from yolofleet.search.pareto import front, hypervolume
-from yolofleet.search.ranking import best_first
 from yolofleet.search.scaling_law import ScalingLaw, fit_scaling_law
 from yolofleet.search.space import Space, Values
 from yolofleet.search.trials import Trial, Trials

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.search.ranking import best_first, objective_row
+from yolofleet.search.history import best_first, objective_row
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Exchange, Trial
 from yolofleet.specs.parameters import Parameter

@@ -17,7 +17,7 @@ from yolofleet.evaluation.average_precision import FIGURE_NAMES
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import COMPLETED, Engine, TrialSegment
 from yolofleet.search.feasibility import Screen, check_feasible, measure_on
-from yolofleet.search.ranking import best_first
+from yolofleet.search.history import best_first
 from yolofleet.search.schedulers import Halving, Population, check_changeable
 from yolofleet.search.searcher import Searcher
 from yolofleet.search.space import Space, even_point

@@ -1,4 +1,4 @@
-"""The search spec: a base job, what may vary of it, the limits, what is wanted, and how to look for it."""
+"""The search spec: a base job, its free parameters, the limits, the objectives, and how to search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXECUTION = (
     "record_samples",
     "release_onnx",
 )
-"""Fields that do not change what is computed: the same for all trials."""
+"""Fields that do not change what is computed, so they are the same for all trials."""
 
 
 class SearchSpec(Spec):
@@ -36,7 +36,7 @@ class SearchSpec(Spec):
     format: Annotated[int, Field(ge=1)] = SEARCH_FORMAT
     """Version of this file format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
-    """Name of the search. The same name goes on with the same search."""
+    """Name of the search. The same name resumes the same search."""
     job: dict[str, Any]
     """The base job: a path, taken from the folder of this file, or the job itself."""
     set: dict[str, Any] = Field(default_factory=dict)
@@ -44,9 +44,9 @@ class SearchSpec(Spec):
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
     """What varies: dotted paths of the job, or a name of its own for a choice that sets several fields."""
     constraints: dict[Figure, Limit] = Field(default_factory=dict)
-    """Limits on what is known before training."""
+    """Limits on figures that are known before training."""
     objectives: list[Objective] = Field(min_length=1, default_factory=lambda: [Objective(metric="val_AP", goal="max")])
-    """What is wanted, one or several."""
+    """The objectives, one or several."""
     algorithm: AlgorithmSpec = AlgorithmSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
     repeats: Count = 1

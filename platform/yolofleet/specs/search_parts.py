@@ -10,8 +10,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
 from yolofleet.specs.base import ByteSize, Count, Spec
 
-ALGORITHMS: ExtensionPoint[Any] = ExtensionPoint("search algorithm", home="yolofleet.search.algorithms")
-"""The search algorithms; `yolofleet.search.algorithms` says what is registered."""
+ALGORITHMS: ExtensionPoint[Any] = ExtensionPoint("search algorithm", home="yolofleet.search.searcher")
+"""The search algorithms; `yolofleet.search.searcher` says what is registered."""
 Figure = Literal[
     "gflops",
     "gflops_training",
@@ -22,7 +22,7 @@ Figure = Literal[
     "training_petaflops",
     "latency_milliseconds",
 ]
-"""What is known of a candidate before it trains."""
+"""Figures of a candidate that are known before it trains."""
 
 Size = Annotated[float, ByteSize]
 
@@ -45,15 +45,15 @@ class Limit(Spec):
 
 
 class Objective(Spec):
-    """One thing that is wanted."""
+    """One objective."""
 
     metric: str
     """What a trial reports (``val_AP``), or a figure that is known before (``gflops``)."""
     goal: Literal["max", "min"]
     """Which way is better."""
     reference: float | None = None
-    """The value from which on it is worth something; for the area under the front. Unless given, the constraint's
-    bound, or the worst value seen."""
+    """Its coordinate of the reference point, for the hypervolume. Unless given, the limit on it, or the worst measured
+    value."""
 
     @property
     def sign(self) -> float:
@@ -84,9 +84,9 @@ class SchedulerSpec(Spec):
     """How much is spent on each candidate."""
 
     name: Literal["none", "asha", "population"] = "none"
-    """none: all train to the end; asha: the best of each rung train on; population: the worst go on from the best."""
+    """none: all train to the end; asha: the best of each rung train on; population: the worst copy the best."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
-    """asha: one in this many trials goes on from each rung."""
+    """asha: one in this many trials is promoted from each rung."""
     rungs: Annotated[int, Field(ge=1, le=8)] = 2
     """asha: rungs before the end of training; population: exchanges before the end."""
     measure: Literal["share", "compute"] = "share"
@@ -98,7 +98,7 @@ class SchedulerSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """What the search may spend; whichever is used up first ends it."""
+    """The budget of a search; the first limit that is used up ends it."""
 
     trials: Count | None = None
     """Trials that get a worker, repeats not counted."""
@@ -128,9 +128,9 @@ class PaperRow(Spec):
 
 
 class PaperSpec(Spec):
-    """The published results that a space reproduces."""
+    """Published results that a space reproduces."""
 
     table: str
-    """Where they stand."""
+    """Name of the table, as the report shows it."""
     rows: list[PaperRow]
     """The rows."""
