@@ -14,7 +14,6 @@ from yolofleet.search.history import Observation
 from yolofleet.search.space import Values
 
 Row = dict[str, Any]
-RECORD_FORMAT = 1
 
 
 @dataclass(frozen=True)
