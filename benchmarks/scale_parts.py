@@ -292,9 +292,9 @@ def mirroring(scale: Scale, folder: Path) -> list[Measure]:
 
 
 def search(scale: Scale, folder: Path) -> list[Measure]:
-    """Plan trials of a long search. With a worker each for an hour, a leg must be planned in 3600 s / workers."""
+    """Plan trials of a long search. With a worker each for an hour, a segment must be planned in 3600 s / workers."""
     from response_surface import CONSTRAINTS, OBJECTIVES, PARAMETERS, measured_ap, screen
-    from yolofleet.search.engine import COMPLETED, Engine, Leg, Result
+    from yolofleet.search.engine import COMPLETED, Engine, SegmentResult, TrialSegment
     from yolofleet.search.history import Observation
     from yolofleet.search.searcher import Searcher
     from yolofleet.search.space import random_point
@@ -314,7 +314,7 @@ def search(scale: Scale, folder: Path) -> list[Measure]:
         return Engine(record, searcher, BudgetSpec(trials=10 * scale.trials))
 
     kept: list[dict[str, Any]] = []
-    earlier = Trials(keep=kept.append)
+    earlier = Trials(store_row=kept.append)
     for number in range(scale.trials):
         values = PARAMETERS.at(random_point(1, number, len(PARAMETERS)))
         trial = earlier.suggest(Observation(values, screen(values).figures)).number
@@ -331,10 +331,12 @@ def search(scale: Scale, folder: Path) -> list[Measure]:
         count = 5
         with measuring(f"plan a trial after them ({algorithm})", 3600 / scale.workers, times=count) as planning:
             for number in range(count):
-                leg = engine.next_leg()
-                if not isinstance(leg, Leg):
+                segment = engine.next_segment()
+                if not isinstance(segment, TrialSegment):
                     raise RuntimeError("the search ended early")
-                engine.complete(leg, Result(9, 1.0, {"val_AP": measured_ap(leg.values, 1.0, 1, number)}, 3600.0))
+                engine.complete(
+                    segment, SegmentResult(9, 1.0, {"val_AP": measured_ap(segment.values, 1.0, 1, number)}, 3600.0)
+                )
         found.append(planning)
     return found
 

@@ -45,7 +45,7 @@ from response_surface import (
     screen,
     true_hypervolume,
 )
-from yolofleet.search.engine import Engine, Leg, Result
+from yolofleet.search.engine import Engine, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screen
 from yolofleet.search.history import History, Observation
 from yolofleet.search.schedulers import Halving
@@ -147,12 +147,12 @@ def halving(seed: int, algorithm: str = "gaussian_process", trials: int = HALVIN
     schedule = Halving(SCHEDULER, AP, lambda trial: hours(trial.values, 1.0), LARGEST_HOURS)
     engine = Engine(record, searcher(algorithm, AP, seed), BudgetSpec(trials=trials), schedule)
     spent = 0.0
-    while isinstance(leg := engine.next_leg(), Leg):
-        newest = record.trials[leg.trial].at(0)
-        cost = hours(leg.values, leg.share - (newest.share if newest is not None else 0.0))
+    while isinstance(segment := engine.next_segment(), TrialSegment):
+        newest = record.trials[segment.trial].at(0)
+        cost = hours(segment.values, segment.share - (newest.share if newest is not None else 0.0))
         spent += cost
-        ap = measured_ap(leg.values, leg.share, seed, leg.trial)
-        engine.complete(leg, Result(share=leg.share, measured={"val_AP": ap}, gpu_seconds=cost * 3600))
+        ap = measured_ap(segment.values, segment.share, seed, segment.trial)
+        engine.complete(segment, SegmentResult(share=segment.share, measured={"val_AP": ap}, gpu_seconds=cost * 3600))
     ends = [trial for trial in record.trials.values() if (at := trial.at(0)) is not None and at.share >= 1]
     chosen = max(ends, key=lambda trial: trial.measurements[-1].values["val_AP"])
     return (best_ap() - final_ap(chosen.values)) / best_ap(), spent / full_hours(seed)

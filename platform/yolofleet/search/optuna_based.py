@@ -12,7 +12,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.search.history import History, Observation
-from yolofleet.search.space import Parameters, Values, is_there
+from yolofleet.search.space import Parameters, Values, is_active
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, Objective
 
@@ -75,7 +75,7 @@ class OptunaBased:
         """Return the parameters that a trial of Optuna suggests, those left out whose condition does not hold."""
         values: Values = {}
         for name, parameter in self._parameters.by_name.items():
-            if is_there(parameter, values):
+            if is_active(parameter, values):
                 values[name] = _suggested(trial, name, parameter)
         return values
 
