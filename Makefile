@@ -62,7 +62,7 @@ test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, instal
 test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
 	$(BIN)/pytest --durations=0
 
-# The others take long or need data: matching_growth, search_quality, soak, strategy_memory, all in benchmarks/training.
+# The others take long or need data: search_quality, soak, strategy_memory, all in benchmarks/training.
 BENCHMARKS := average_precision checkpoint data_path deployed_form inference matching model_profile \
               non_maximum_suppression object_storage resume_cost serving trial_startup
 

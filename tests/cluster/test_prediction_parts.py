@@ -112,7 +112,7 @@ def test_a_folder_belongs_to_one_plan(images: list[Path], tmp_path: Path) -> Non
     plan = plan_for(FileImages(images))
     storage = open_storage(tmp_path)
     missing_parts(storage, plan)
-    with pytest.raises(UserError, match=r"confidence, iou differ.*another --out"):
+    with pytest.raises(UserError, match=r"differ in confidence, iou\).*another --out"):
         missing_parts(storage, plan_for(FileImages(images), confidence=0.1, iou=0.6))
     images[0].touch()
     with pytest.raises(UserError, match="data_digest"):

@@ -39,7 +39,7 @@ def make_scene(family: str, seed: int, counts: list[int], spread: float, dtype: 
     return [level.to(dtype) for level in predictions], targets.to(dtype)
 
 
-def find_positives(family: str, scene: tuple[Any, Tensor], layout: str, **options: Any) -> list[Any]:
+def find_positives(family: str, scene: tuple[Any, Tensor], layout: str, **options: Any) -> Any:
     anchors = anchors_of(family)
     loss = DetectionLoss(
         anchors=anchors,

@@ -12,8 +12,7 @@ from torch import nn
 
 from yolofleet.core.errors import UserError
 from yolofleet.models import build_model, deploy, modules
-from yolofleet.models.head import ImplicitAdd, ImplicitMultiply
-from yolofleet.models.network import Network
+from yolofleet.models.network import ImplicitAdd, ImplicitMultiply, Network
 from yolofleet.models.zoo import zoo_table
 from yolofleet.specs.model import ModelChoice, ModelTable
 

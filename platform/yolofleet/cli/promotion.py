@@ -39,7 +39,7 @@ def promote(
     as_json: JsonOption = False,
 ) -> int:
     """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
-    from yolofleet.cli.evaluate import counting
+    from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry import promotion
     from yolofleet.specs.promotion import PromotionPolicy
@@ -49,7 +49,7 @@ def promote(
     gates = PromotionPolicy.load(policy) if policy is not None else PromotionPolicy()
     torch_device = chosen_device(device, "--device")
     uri = reachable_registry(tracking_uri)
-    with counting() as on_images:
+    with show_progress("evaluating") as on_images:
         report = promotion.check_gates(uri, name, version, to, gates, torch_device, data=data, on_images=on_images)
     wanted = (report.passed or force) and not dry_run
     change = promotion.promote(uri, report, reason, forced=force) if wanted else None

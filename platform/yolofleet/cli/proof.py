@@ -37,7 +37,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Redo every claim of a version; exit code 1 if one fails."""
-    from yolofleet.cli.evaluate import counting
+    from yolofleet.cli.progress import show_progress
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
     from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry.verify import check_sha256
@@ -47,7 +47,7 @@ def verify(
     check_sha256(proof_sha256)
     torch_device = chosen_device(device, "--device")
     uri = reachable_registry(tracking_uri)
-    with counting() as on_images:
+    with show_progress("evaluating") as on_images:
         verification = verify_version(
             uri,
             find_version(uri, model),
@@ -78,14 +78,14 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare two versions on the same images: the twelve figures, each class, and how sure the differences are."""
-    from yolofleet.cli.evaluate import counting
+    from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import chosen_device
     from yolofleet.registry.comparison import compare as compare_versions
     from yolofleet.registry.versions import find_version
 
     torch_device = chosen_device(device, "--device")
     uri = reachable_registry(tracking_uri)
-    with counting() as on_images:
+    with show_progress("evaluating") as on_images:
         comparison = compare_versions(
             uri,
             find_version(uri, first),

@@ -43,16 +43,17 @@ def register(
     """Register a detector: its weights, its inference code and what is known of it."""
     from tempfile import TemporaryDirectory
 
+    from yolofleet.core.file_names import DETECTOR_CARD_NAME
     from yolofleet.registry.evaluation_record import Evidence, evaluate_package
     from yolofleet.registry.register import register_detector, register_run
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mlflow_store import check_reachable
-    from yolofleet.tracking.run_directory import PACKAGE_INDEX, RunDirectory
+    from yolofleet.tracking.run_directory import RunDirectory
 
     storage = open_storage(model)
     uri = _registry_uri(tracking_uri, model)
     check_reachable(uri)
-    if storage.exists(PACKAGE_INDEX):
+    if storage.exists(DETECTOR_CARD_NAME):
         with TemporaryDirectory(prefix="yolofleet-package-") as folder:
             package = _local_package(model, Path(folder))
             evidence = evaluate_package(package, data, device) if data is not None else Evidence()
@@ -160,11 +161,11 @@ def _registry_uri(given: str | None, model: str) -> str:
 
 def _local_package(model: str, folder: Path) -> Path:
     """Return the package's folder, downloaded into ``folder`` if it is remote."""
+    from yolofleet.core.file_names import DETECTOR_CARD_NAME
     from yolofleet.storage import open_storage
-    from yolofleet.tracking.run_directory import PACKAGE_INDEX
 
     storage = open_storage(model)
-    index = storage.local_path(PACKAGE_INDEX)
+    index = storage.local_path(DETECTOR_CARD_NAME)
     if index is not None:
         return index.parent
     for entry in storage.list():

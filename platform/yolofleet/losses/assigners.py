@@ -1,11 +1,5 @@
 """Label assigners (section 4.2, Figure 5, Table 6): which cells of which head answer for which box.
 
-* `none`: the lead head alone.
-* `independent`: each head is matched by its own predictions.
-* `lead`: the lead head's predictions give one set of positives for both heads.
-* `coarse_to_fine`: the lead head's predictions give two sets, a fine one for the lead head and, from more cells
-  around each box, a coarse one for the auxiliary head.
-
 An assigner is a function from a `Scene` to an `Assignment`, registered by a line in `yolofleet.specs.assignment`.
 """
 
@@ -24,7 +18,7 @@ from yolofleet.losses.candidates import Candidates, search_candidates
 from yolofleet.losses.levels import Levels, read_rows
 from yolofleet.losses.matching import prepare_matching
 from yolofleet.losses.settings import Matching
-from yolofleet.specs.assignment import ASSIGNERS
+from yolofleet.specs.assignment import ASSIGNERS, RegisteredAssigner
 
 FINE_REACH = 0.5
 NUM_BEST_WITHOUT_AUXILIARY = 10  # overlaps that make up k, as published
@@ -64,19 +58,14 @@ class LabelAssigner:
     published_quirks: bool
 
     @property
-    def uses_auxiliary(self) -> bool:
-        """Whether auxiliary levels are needed."""
-        return ASSIGNERS[self.assigner].uses_auxiliary
-
-    @property
-    def has_coarse_set(self) -> bool:
-        """Whether the auxiliary head has a set of its own from the lead head's predictions."""
-        return ASSIGNERS[self.assigner].has_coarse_set
+    def registered(self) -> RegisteredAssigner:
+        """What the assigner is known for."""
+        return ASSIGNERS[self.assigner]
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:
         """Assign the boxes of a micro-batch."""
-        module, function = ASSIGNERS[self.assigner].function.split(":")
+        module, function = self.registered.function.split(":")
         assign: Callable[[Scene], Assignment] = getattr(importlib.import_module(module), function)
         return assign(scene)
 
@@ -116,7 +105,7 @@ class Scene:
         groups = group_by_image(self.boxes, found, num_images, device)
         rows = read_rows(guide, candidates.cell, candidates.level_sizes)
         pairs = prepare_matching(self.boxes.to(device), candidates, rows, self.levels, settings.published_quirks)
-        num_best = NUM_BEST_WITH_AUXILIARY if settings.uses_auxiliary else NUM_BEST_WITHOUT_AUXILIARY
+        num_best = NUM_BEST_WITH_AUXILIARY if settings.registered.uses_auxiliary else NUM_BEST_WITHOUT_AUXILIARY
         box = match_batched(pairs, groups, num_best, settings.published_quirks)
         is_positive = box < len(self.boxes)
         return candidates.choose(torch.where(is_positive, box, candidates.box), is_positive)

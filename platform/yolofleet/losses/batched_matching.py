@@ -11,7 +11,7 @@ know how many candidates an image has, one table holds all boxes and candidates,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +25,8 @@ from yolofleet.losses.device import find_slots, is_on_cpu, send
 from yolofleet.losses.matching import NO_BOX_IMAGE, NO_CANDIDATE_IMAGE, MatchingInput, compute_iou, compute_iou_cost
 
 # Pairs compared at once. On a CPU a few tables of this size fit the cache.
-CPU_PAIRS, DEVICE_PAIRS = 1 << 18, 1 << 22
-PUBLISHED_INFINITY, PUBLISHED_NAN = 1e30, 2e30  # numbers for the costs that are none, in the order of the published
+CPU_PAIRS, DEVICE_PAIRS = 1 << 19, 1 << 22
+PUBLISHED_INFINITY, PUBLISHED_NAN = 1e30, 2e30  # stand for such costs, and keep their published order
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,7 @@ class Group:
 
 
 def group_by_image(boxes: Boxes, candidates: Candidates, num_images: int, device: torch.device) -> list[Group]:
-    """Lay out boxes and candidates for the device that compares them.
-
-    Args:
-        boxes: N boxes where the targets are.
-        candidates: n candidates, there too.
-        num_images: Images of the micro-batch.
-        device: Where they will be compared.
-    """
+    """Lay out boxes and candidates, both where the targets are, for the device that compares them."""
     if len(boxes) == 0 or len(candidates) == 0:
         return []
     if not is_on_cpu(candidates.cell):
@@ -60,15 +53,12 @@ def group_by_image(boxes: Boxes, candidates: Candidates, num_images: int, device
         return [Group(box, candidate, is_shared=True)]
     tables = list(zip(*(_split_by_image(table.image, num_images) for table in (boxes, candidates)), strict=True))
     groups = _pack([table for table in tables if len(table[0]) and len(table[1])]) if device.type == "cpu" else [tables]
-    return [
-        Group(
-            send(pad_sequence([box for box, _ in group], batch_first=True, padding_value=len(boxes)), device),
-            send(
-                pad_sequence([column for _, column in group], batch_first=True, padding_value=len(candidates)), device
-            ),
-        )
-        for group in groups
-    ]
+
+    def pad(indices: Iterable[Tensor], nothing: int) -> Tensor:
+        return send(pad_sequence(list(indices), batch_first=True, padding_value=nothing), device)
+
+    pairs = (zip(*group, strict=True) for group in groups)
+    return [Group(pad(box, len(boxes)), pad(candidate, len(candidates))) for box, candidate in pairs]
 
 
 def _split_by_image(image: Tensor, num_images: int) -> list[Tensor]:
@@ -116,7 +106,8 @@ def match_batched(pairs: MatchingInput, groups: list[Group], num_best: int, publ
         times_selected = nothing.scatter_add(1, column, torch.ones_like(column))[:, :width].flatten()
         box = (nothing + num_boxes).scatter(1, column, box)[:, :width].flatten()
         # 3. A candidate that several boxes selected goes to the box of the image that it is cheapest for.
-        for some in torch.split(find_slots(times_selected > 1), max(1, _count_pairs_at_once(box) // rows.shape[1])):
+        at_once = max(1, _count_pairs_at_once(box) // rows.shape[1])
+        for some in torch.split(find_slots(times_selected > 1), at_once):
             row = _find_cheapest_row(tables, some, published_quirks)
             cheapest = group.box.flatten()[some // width * rows.shape[1] + row]
             box[some] = torch.where(times_selected[some] > 1, cheapest, box[some])
@@ -173,7 +164,7 @@ def select_cheapest(iou: Tensor, cost: Tensor, num_best: int) -> Tensor:
 
     Args:
         iou: (G, M, W) overlap.
-        cost: (G, M, W) its cost.
+        cost: (G, M, W).
         num_best: How many of the best overlaps make up k.
 
     Returns:
@@ -199,12 +190,9 @@ def select_cheapest(iou: Tensor, cost: Tensor, num_best: int) -> Tensor:
 
 
 def _find_cheapest_row(tables: MatchingInput, index: Tensor, published_quirks: bool) -> Tensor:
-    """Find the box of the image that candidates are cheapest for, of equal ones the first: (c,) rows.
+    """Find the row of the box that each of some candidates is cheapest for, of equal ones the first: (c,).
 
-    Args:
-        tables: Boxes and candidates of a group.
-        index: (c,) indices into its flattened (G, W) candidates.
-        published_quirks: A box that a candidate costs NaN comes before all others, as published.
+    `index` (c,) is of the group's flattened (G, W) candidates. The published implementation takes NaN for the cheapest.
     """
     table = index // tables.candidate_image.shape[1]
     candidate_corners = tables.candidate_corners.flatten(1).index_select(1, index)

@@ -40,17 +40,6 @@ class Boxes:
         return Boxes(*(send(field, device) for field in (self.image, self.label, self.xywh, self.row, self.alive)))
 
 
-def check_targets(targets: Tensor) -> None:
-    """Check the type and shape of targets.
-
-    Raises:
-        ValueError: They are not a tensor (N, 6).
-    """
-    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] != 6:
-        given = f"a tensor {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
-        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {given}")
-
-
 def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.dtype, keep_degenerate: bool) -> Boxes:
     """Order targets by image and leave out boxes without an area or with a NaN or infinite coordinate.
 
@@ -62,9 +51,12 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
         keep_degenerate: Let boxes without an area take part, as in the published implementation.
 
     Raises:
-        ValueError: For targets in host memory: an image or class index out of range. (On a device it ends in the
-            device's own assertion: looking at it here would make the host wait.)
+        ValueError: Targets are not a tensor (N, 6), or an image or class index is out of range. (Indices on a device
+            end in the device's own assertion: reading them here would make the host wait.)
     """
+    if not isinstance(targets, Tensor) or targets.ndim != 2 or targets.shape[1] != 6:
+        given = f"a tensor {tuple(targets.shape)}" if isinstance(targets, Tensor) else f"a {type(targets).__name__}"
+        raise ValueError(f"targets must be (N, 6): image, class, cx, cy, w, h; they are {given}")
     order = torch.argsort(targets.detach()[:, 0], stable=True)
     targets = targets.detach().index_select(0, order)
     image, label = targets[:, 0].long(), targets[:, 1].long()
@@ -94,31 +86,17 @@ def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:
 
 
 def decode_centre(share: Tensor) -> Tensor:
-    """Decode a box's centre in cells from its cell's corner: 2 s - 0.5, so from -0.5 to 1.5.
-
-    Args:
-        share: (..., 2) sigmoid of the raw x and y.
-    """
+    """Decode a box's centre (..., 2) from the sigmoid of x and y: -0.5 to 1.5 cells from its cell's corner."""
     return share * 2.0 - 0.5
 
 
 def decode_size(share: Tensor, anchor: Tensor) -> Tensor:
-    """Decode a box's size in the anchor's unit: (2 s)^2 anchors, so at most four of them.
-
-    Args:
-        share: (..., 2) sigmoid of the raw width and height.
-        anchor: (..., 2) anchor width and height.
-    """
+    """Decode a box's size (..., 2) from the sigmoid of width and height: at most four anchors."""
     return (share * 2.0).square() * anchor
 
 
 class BoxFit(NamedTuple):
-    """How well boxes fit.
-
-    Attributes:
-        quality: (n,) CIoU, at most 1.
-        alpha: (n,) the aspect trade-off used in it, without gradient.
-    """
+    """CIoU (n,), at most 1, and the aspect trade-off alpha (n,) used in it, without gradient."""
 
     quality: Tensor
     alpha: Tensor

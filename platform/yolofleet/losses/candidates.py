@@ -104,8 +104,8 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
     # 2. The centre's own cell, and the neighbours within reach that lie on the grid.
     distance = torch.cat([centre, grid - centre], 1)  # (L, 4, N) from the left, the top, the right, the bottom
     is_close = (distance.frac() < reach) & (distance > 1.0)
-    offered = torch.cat([torch.ones_like(is_close[:, :1]), is_close], 1)  # (L, 5, N)
-    valid = offered[:, :, None] & fits[:, None]  # (L, 5, A, N)
+    is_candidate = torch.cat([torch.ones_like(is_close[:, :1]), is_close], 1)  # (L, 5, N)
+    valid = is_candidate[:, :, None] & fits[:, None]  # (L, 5, A, N)
 
     # 3. The cell of each slot: the one that holds the moved centre.
     moves = torch.tensor(NEIGHBOURS, dtype=centre.dtype)[..., None] * reach  # (5, 2, 1)

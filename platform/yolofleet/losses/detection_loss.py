@@ -18,16 +18,9 @@ import torch
 from torch import Tensor
 
 from yolofleet.losses.assigners import Assignment, LabelAssigner, Scene
-from yolofleet.losses.boxes import Boxes, check_targets, read_boxes
+from yolofleet.losses.boxes import Boxes, read_boxes
 from yolofleet.losses.device import send
-from yolofleet.losses.levels import (
-    FIRST_CLASS,
-    OBJECTNESS,
-    AnchorTable,
-    choose_dtype,
-    make_levels,
-    read_predictions,
-)
+from yolofleet.losses.levels import FIRST_CLASS, OBJECTNESS, AnchorTable, choose_dtype, make_levels, read_predictions
 from yolofleet.losses.settings import MATCHINGS, LossSettings, Matching, level_balance
 from yolofleet.losses.terms import (
     cap_coarse_cells,
@@ -49,9 +42,7 @@ class LossResult:
     Attributes:
         total: (box + objectness + classification) x micro-batch size, the published scale, with gradient. Summed over
             the micro-batches of a step it does not depend on how they are spread over workers.
-        box: Box term with its gain, without gradient.
-        objectness: Objectness term with its gain, without gradient.
-        classification: Class term with its gain, without gradient.
+        box, objectness, classification: The terms with their gains, without gradient.
         num_positives: Positives of the lead head.
     """
 
@@ -192,7 +183,7 @@ class DetectionLoss:
         # 2. Box term. Its quality is the objectness target, which the constraint caps in coarse cells.
         fit = compute_box_fit(rows, positives, boxes, levels)
         target = fit.quality.detach().clamp(min=0.0)
-        if self.constraint and found.auxiliary is not None and self.label_assigner.has_coarse_set:
+        if self.constraint and found.auxiliary is not None and self.label_assigner.registered.has_coarse_set:
             caps = cap_coarse_cells(found.lead, found.auxiliary, boxes, levels)
             target = torch.minimum(target, torch.cat([torch.ones_like(target[: len(found.lead)]), caps]))
         box = self.settings.box_gain * compute_box_term(fit.quality, weights)
@@ -219,8 +210,7 @@ class DetectionLoss:
 
     def _make_scene(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> Scene:
         """Check predictions and targets against each other and describe the micro-batch to an assigner."""
-        check_targets(targets)
-        num_levels, uses_auxiliary = len(self.strides), self.label_assigner.uses_auxiliary
+        num_levels, uses_auxiliary = len(self.strides), self.label_assigner.registered.uses_auxiliary
         if len(predictions) not in (num_levels, 2 * num_levels):
             raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
         if uses_auxiliary and len(predictions) == num_levels:
@@ -238,14 +228,12 @@ class DetectionLoss:
                     f"level {index} is {tuple(level.shape)}; {expected} is expected at {tuple(image_size)}"
                 )
         dtype, quirks = choose_dtype(used), self.label_assigner.published_quirks
-        return Scene(
-            settings=self.label_assigner,
-            lead=used[:num_levels],
-            auxiliary=used[num_levels:],
-            boxes=read_boxes(targets, num_images, self.num_classes, dtype, keep_degenerate=quirks),
-            box_levels=make_levels(self.anchors, self.strides, grids, num_images, targets.device, dtype),
-            levels=make_levels(self.anchors, self.strides, grids, num_images, used[0].device, dtype),
+        boxes = read_boxes(targets, num_images, self.num_classes, dtype, keep_degenerate=quirks)
+        box_levels, levels = (
+            make_levels(self.anchors, self.strides, grids, num_images, device, dtype)
+            for device in (targets.device, used[0].device)
         )
+        return Scene(self.label_assigner, used[:num_levels], used[num_levels:], boxes, box_levels, levels)
 
 
 def _read_anchors(anchors: Any, num_levels: int) -> AnchorTable:

@@ -146,13 +146,6 @@ class _Read(torch.autograd.Function):
 def read_predictions(
     predictions: Sequence[Tensor], cell: Tensor, level_sizes: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """Read the rows (n, 5 + C) of some cells and the objectness logits of all, both with gradient.
-
-    Arguments as for `read_rows`. The rows' own objectness carries its gradient as well.
-
-    Returns:
-        Rows (n, 5 + C), and objectness (cells of all levels,) flattened over (image, anchor, row, column) level by
-        level.
-    """
+    """Read rows as `read_rows` does, and the objectness of all cells (flat, level by level), both with gradient."""
     rows, objectness = _Read.apply(cell, level_sizes, *predictions)  # type: ignore[no-untyped-call]
     return rows, objectness

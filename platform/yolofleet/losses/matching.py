@@ -70,11 +70,7 @@ def match_image(iou: Tensor, cost: Tensor, num_best: int) -> Tensor:
 
 
 def match_by_image(pairs: MatchingInput, num_images: int, num_best: int) -> Tensor:
-    """Match a micro-batch image by image.
-
-    Returns:
-        (n,) the box that each candidate answers for, N for none.
-    """
+    """Match a micro-batch image by image: (n,) the box that each candidate answers for, N for none."""
     matched = torch.full_like(pairs.candidate_image, len(pairs.box_image))
     for image in range(num_images):
         box = (pairs.box_image == image).nonzero().squeeze(1)

@@ -57,10 +57,7 @@ class LossSettings:
 
     @classmethod
     def from_hyperparameters(cls, hyperparameters: Mapping[str, float]) -> LossSettings:
-        """Read the published names; keys of other parts of the recipe (`lr0`, `mosaic`, ...) are not the loss's.
-
-        Args:
-            hyperparameters: Must hold `box`, `cls` and `obj`; may hold the other keys of `HYPERPARAMETERS`.
+        """Read the published names; `box`, `cls` and `obj` must be there, keys that are not the loss's are ignored.
 
         Raises:
             ValueError: A gain is missing, or a value is out of range.
@@ -75,13 +72,7 @@ class LossSettings:
 
 
 def level_balance(num_levels: int) -> tuple[float, ...]:
-    """Factor of each level's objectness mean: fine levels have many cells and few objects.
-
-    The values are the published implementation's: 4.0, 1.0, 0.4 for three levels, else 4.0, 1.0, 0.25, 0.06, 0.02.
-
-    Raises:
-        ValueError: More levels than there are published factors.
-    """
+    """The published factor of each level's objectness mean: fine levels have many cells and few objects."""
     if num_levels == 3:
         return (4.0, 1.0, 0.4)
     factors = (4.0, 1.0, 0.25, 0.06, 0.02)

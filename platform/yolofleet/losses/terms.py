@@ -27,12 +27,7 @@ def compute_box_fit(
 ) -> BoxFit:
     """Compute the CIoU between each positive's prediction and its box, in cells of the level and from its own cell.
 
-    Args:
-        logits: (n, 5 + C) raw predictions of the positives.
-        positives: n positives.
-        boxes: N boxes.
-        levels: The levels of the positives.
-        alpha: (n,) aspect trade-off to hold fixed; by default computed.
+    `logits` (n, 5 + C) are raw predictions; `alpha` (n,) is an aspect trade-off to hold fixed, by default computed.
     """
     share = logits[:, :4].sigmoid()
     predicted = torch.cat(
@@ -46,8 +41,8 @@ def compute_box_fit(
 def compute_level_weights(positives: Candidates, factors: Sequence[float], dtype: torch.dtype) -> Tensor:
     """What each slot counts: its level's factor / the level's number of positives; 0 for slots not in use: (n,)."""
     parts = torch.split(positives.valid, list(positives.level_sizes))
-    weights = [factor * part / part.sum().clamp(min=1) for factor, part in zip(factors, parts, strict=True)]
-    return torch.cat(weights).to(dtype)
+    pairs = zip(factors, (part.to(dtype) for part in parts), strict=True)
+    return torch.cat([factor * part / part.sum().clamp(min=1) for factor, part in pairs])
 
 
 def spread_over_slots(numbers: Sequence[float], positives: Candidates, like: Tensor) -> Tensor:
@@ -158,9 +153,8 @@ def compute_objectness_cap(distance: Tensor) -> Tensor:
 
     The paper caps the objectness of the extra coarse cells "by the distance from the center of the object" so that
     they never reach what the fine cells can. It gives no formula; this one falls linearly. A cell that only the coarse
-    search offers is 1.0 to 1.6 cells from its own object, so its target is at most 0.5, and 0.2 at the far end. With
-    dynamic matching a box may also answer at a cell that another box offered: nearer than that, where the cap is
-    higher, or so far that nothing is left.
+    search finds is 1.0 to 1.6 cells from its object, so its target is at most 0.5. With dynamic matching a box may
+    also learn a cell that was found for another box: closer, or so distant that its target is 0.
     """
     return (1.0 - distance / CAP_REACH).clamp(min=0.0)
 
@@ -168,11 +162,7 @@ def compute_objectness_cap(distance: Tensor) -> Tensor:
 def cap_coarse_cells(lead: Candidates, auxiliary: Candidates, boxes: Boxes, levels: Levels) -> Tensor:
     """Compute the cap of each auxiliary positive's objectness target (n,): 1 where the lead head holds the cell too.
 
-    Args:
-        lead: Positives of the lead head.
-        auxiliary: n positives of the auxiliary head, cells counted as the lead's.
-        boxes: The ground truth, on the predictions' device.
-        levels: The lead levels, on the predictions' device.
+    Boxes and levels are on the predictions' device; cells of both heads are counted alike.
     """
     num_cells = levels.starts[-1]
     held = lead.valid.new_zeros(num_cells + 1)  # the last entry takes what is not in use

@@ -1,22 +1,20 @@
-"""The blocks of the YOLOv7 family: each row of a table written out as layers.
+"""Each kind of row of a block table, written out as layers.
 
-The order of the layers is the order of the published weights. Sources: paper Figure 2 (ELAN, E-ELAN), section 5.1
-(tiny, P5 and P6 models); where the paper is silent, the published implementation's graph.
-
-The blocks of the baselines: YOLOR, Scaled-YOLOv4, YOLOv4, YOLOv3, YOLOR-u5, r50-csp (paper Table 1).
-
-The order of the layers is the order of the published weights.
+The order of the layers is the order of the published weights. Sources: paper Figure 2 (ELAN, E-ELAN) and section 5.1
+(tiny, P5 and P6 models), Table 1 for the baselines (YOLOR, Scaled-YOLOv4, YOLOv4, YOLOv3, YOLOR-u5, r50-csp); where the
+paper is silent, the published implementation's graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import gcd
-from types import MappingProxyType
+from typing import Any
 
 from yolofleet.models.graph import BlockBuilder, BlockGraph, Feature
 from yolofleet.models.reparameterize import elan_rep, residual_rep
 from yolofleet.specs.blocks import (
+    ROWS,
     AlternateRow,
     ConvRow,
     CspRow,
@@ -35,7 +33,12 @@ from yolofleet.specs.blocks import (
     SppRow,
     SppTinyRow,
     UpConcatRow,
+    row_kind,
 )
+
+Outputs = Feature | dict[str, Feature]
+BlockFunction = Callable[[BlockBuilder, Any], Outputs]
+"""Writes a row out as layers: it takes the builder and the row, and returns the block's map, or maps by tap name."""
 
 
 def dark(net: BlockBuilder, row: DarkRow) -> Feature:
@@ -125,16 +128,6 @@ def res_stem(net: BlockBuilder, row: ResStemRow) -> Feature:
     return net.conv(net.concat([strided, net.pool(x, 2, stride=2)]), row.out)
 
 
-BASELINE_BLOCKS: Mapping[type[Row], Callable[..., Feature | dict[str, Feature]]] = MappingProxyType(
-    {DarkRow: dark, CspRow: csp, AlternateRow: alternate, SppRow: spp, OsaRow: osa, ResStemRow: res_stem}
-)
-"""The function of each kind of row."""
-
-
-Outputs = Feature | dict[str, Feature]
-BlockFunction = Callable[[BlockBuilder, Row], Outputs]
-
-
 def build_block(row: Row, inputs: list[tuple[int, int]], activation: str) -> BlockGraph:
     """Write one row out as layers.
 
@@ -147,7 +140,7 @@ def build_block(row: Row, inputs: list[tuple[int, int]], activation: str) -> Blo
         GraphError: Channels or strides do not fit.
     """
     net = BlockBuilder(inputs, row.activation or activation)
-    outputs = BLOCKS[type(row)](net, row)
+    outputs = _BLOCKS[type(row)](net, row)
     return net.finish(outputs if isinstance(outputs, dict) else {"": outputs})
 
 
@@ -266,7 +259,7 @@ def pools(net: BlockBuilder, row: PoolsRow) -> Feature:
     return net.concat([*reversed(net.pool_pyramid(x, row.sizes)), x])
 
 
-_OWN: dict[type[Row], Callable[..., Outputs]] = {
+_BLOCKS: dict[type[Row], BlockFunction] = {
     ConvRow: conv,
     ReorgRow: reorg,
     ElanRow: elan,
@@ -277,6 +270,30 @@ _OWN: dict[type[Row], Callable[..., Outputs]] = {
     SppcspcRow: sppcspc,
     SppTinyRow: spp_tiny,
     PoolsRow: pools,
+    DarkRow: dark,
+    CspRow: csp,
+    AlternateRow: alternate,
+    SppRow: spp,
+    OsaRow: osa,
+    ResStemRow: res_stem,
 }
-BLOCKS: Mapping[type[Row], Callable[..., Outputs]] = MappingProxyType({**_OWN, **BASELINE_BLOCKS})
 """The function of each kind of row."""
+
+
+def register_block(row: type[Row]) -> Callable[[BlockFunction], BlockFunction]:
+    """Return a decorator that registers a block: its row in a table, and the function that writes its layers.
+
+    Args:
+        row: A subclass of `Row` whose field ``block`` is a literal: the name of the block in a table. Fields marked
+            `Transition`, `Hidden` or `Stack` follow compound scaling.
+
+    Raises:
+        UserError: The name is taken.
+    """
+
+    def add(function: BlockFunction) -> BlockFunction:
+        ROWS.register(row_kind(row))(row)
+        _BLOCKS[row] = function
+        return function
+
+    return add

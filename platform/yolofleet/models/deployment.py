@@ -17,9 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
-from yolofleet.models.head import Head
 from yolofleet.models.modules import ConvNormAct, RepConv, lay_channels_innermost
-from yolofleet.models.network import Network
+from yolofleet.models.network import Head, Network
 
 TOLERANCE = 1e-4
 PROOF_IMAGES = 2

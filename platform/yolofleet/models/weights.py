@@ -12,8 +12,7 @@ from torch import Tensor
 
 from yolofleet.core.errors import UserError
 from yolofleet.models.checkpoint_reader import read_checkpoint
-from yolofleet.models.head import BOX_AND_OBJECTNESS
-from yolofleet.models.network import Network
+from yolofleet.models.network import BOX_AND_OBJECTNESS, Network
 from yolofleet.models.official_names import head_prefix, official_parameter_names
 from yolofleet.specs.model import ModelTable
 

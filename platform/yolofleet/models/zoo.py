@@ -11,7 +11,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.models.reparameterize import reparameterized
 from yolofleet.models.scaling import scaled
 from yolofleet.specs.base import SpecError
-from yolofleet.specs.blocks import ElanRow
+from yolofleet.specs.blocks import CspRow, DarkRow, ElanRow
 from yolofleet.specs.document import read_yaml
 from yolofleet.specs.model import AuxiliarySpec, DerivedTable, ModelChoice, ModelTable
 
@@ -150,7 +150,7 @@ def _with_reversed_residuals(table: ModelTable, reverse: bool) -> ModelTable:
     """Return the table with dark blocks reversed, 3x3 before 1x1 (paper Figure 7)."""
     rows = tuple(
         row.model_copy(update={"reverse": reverse})
-        if row.block == "dark" or (row.block == "csp" and row.residual == "dark")
+        if isinstance(row, DarkRow) or (isinstance(row, CspRow) and row.residual == "dark")
         else row
         for row in table.blocks
     )

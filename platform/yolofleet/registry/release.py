@@ -142,14 +142,14 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
     from yolofleet.registry.register import register_run
-    from yolofleet.training.evaluation.async_evaluation import Judge, judged_here
+    from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
     from yolofleet.training.loop.sample_log import read_skipped, skipped_document
     from yolofleet.training.setup.pretrained import save_training_form
-    from yolofleet.training.supervision.process import driver_device
+    from yolofleet.training.supervision.worker import driver_device
 
     run = ready.run
     device = driver_device(job)
-    Judge(run, lambda step: judged_here(job, step, device)).judge_all()  # what nobody came to
+    CheckpointEvaluator(run, lambda step: evaluate_checkpoint(job, step, device)).evaluate_all()  # what nobody came to
     model, step = _best_average(job, ready)
     deployed = deploy(model.eval()).to(device)
     settings = EvaluationSettings(
@@ -216,7 +216,7 @@ def _anchors(run: RunDirectory) -> str:
 def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int, skipped: dict[str, Any]) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
-    from yolofleet.training.loop.sample_log import described_skips
+    from yolofleet.training.loop.sample_log import format_skips
 
     images = draw_samples(ready.val, result.detections, count=NUM_IMAGES)
     facts: dict[str, Any] = {
@@ -226,8 +226,8 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "validation set": job.data.val,
         "steps": ready.num_steps,
         "released step": step,
-        "skipped in training": described_skips(skipped["training"]),
-        "skipped in validation": described_skips(skipped["validation"]),
+        "skipped in training": format_skips(skipped["training"]),
+        "skipped in validation": format_skips(skipped["validation"]),
         "anchors": _anchors(ready.run),
     }
     history = ready.run.metrics()

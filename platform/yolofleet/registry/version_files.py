@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.registry.package import DETECTOR_FOLDER
 from yolofleet.registry.versions import RegistryError, Version, find_version
 from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri, mlflow_errors, open_client
-from yolofleet.tracking.run_directory import PACKAGE_INDEX
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -144,7 +144,7 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     # The digest is a tag that anybody may have set: it alone must not lead to the files of another version.
     identity = f"{uri}\0{version.name}\0{version.number}\0{version.created_milliseconds}\0{version.digest}"
     kept = _cache_folder() / "detectors" / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if not (kept / PACKAGE_INDEX).is_file():
+    if not (kept / DETECTOR_CARD_NAME).is_file():
         download(uri, location, DETECTOR_FOLDER, kept)
     return _check_package(kept, version)
 
@@ -156,6 +156,6 @@ def _cache_folder() -> Path:
 
 
 def _check_package(folder: Path, version: Version) -> Path:
-    if not (folder / PACKAGE_INDEX).is_file():
-        raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{PACKAGE_INDEX})")
+    if not (folder / DETECTOR_CARD_NAME).is_file():
+        raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{DETECTOR_CARD_NAME})")
     return folder

@@ -6,13 +6,23 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from enum import Enum
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    Tag,
+)
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.extension_points import ExtensionPoint
+from yolofleet.core.text import did_you_mean
 from yolofleet.specs.base import Spec, SpecError
 
 
@@ -49,11 +59,13 @@ class Row(Spec):
     num_inputs: ClassVar[int | None] = 1
 
     name: RowName | None = None
-    """What other rows call it; a row that nobody names needs none."""
+    """Name by which other rows refer to it; a row that no other row reads needs none."""
     inputs: References = Field(default=(), alias="from")
     """Names of the rows it reads (``name.tap`` for a block's second output); the row above unless given."""
     activation: Activation | None = None
     """Another activation than the table's."""
+    block: str
+    """The kind of block; a literal in every kind. The digest of a table depends on the order of fields."""
 
 
 class ReorgRow(Row):
@@ -67,7 +79,7 @@ class ConvRow(Row):
 
     block: Literal["conv"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
     kernel: Literal[1, 3, 5, 6, 7] = 3
     """Side of the kernel, in pixels."""
     stride: Literal[1, 2] = 1
@@ -105,7 +117,7 @@ class ElanRow(Row):
     merge: Literal["branches", "grouped"] = "branches"
     """How two groups are computed: as two branches and a sum, or as group convolutions, shuffle and sum."""
     rep: tuple[str, ...] = ()
-    """Places of RepConv in each stack of two (see ``yolofleet.models.reparameterize``)."""
+    """Positions of RepConv in each stack of two (see ``yolofleet.models.reparameterize``)."""
 
 
 class DownRow(Row):
@@ -115,7 +127,7 @@ class DownRow(Row):
     method: DownSampling
     """conv: 3x3, stride 2; pool_conv: MPC; split: DownC; pool: 2x2 max pool."""
     out: Transition | None = None
-    """Channels that come out; not for ``pool``, which keeps them."""
+    """Output channels; not for ``pool``, which keeps them."""
 
 
 class MergeUpRow(Row):
@@ -166,7 +178,7 @@ class SppRow(Row):
 
     block: Literal["spp"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
 
 
 def _growing(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -188,13 +200,13 @@ class DarkRow(Row):
 
     block: Literal["dark"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
     stack: Stack = 1
     """Number of blocks."""
     shortcut: bool = True
     """Whether the input is added."""
     rep: tuple[str, ...] = ()
-    """Where RepConv stands."""
+    """Positions of RepConv."""
     reverse: bool = False
     """3x3 before 1x1 (paper Figure 7)."""
 
@@ -206,7 +218,7 @@ class CspRow(Row):
     form: Literal["a", "b", "c", "darknet"]
     """Published forms CSPA, CSPB, CSPC, and the first stage form of YOLOv4 (``darknet``)."""
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
     hidden: Transition | None = None
     """Channels of both paths; ``out`` in form b and half of it in the others unless given."""
     stack: Stack
@@ -218,7 +230,7 @@ class CspRow(Row):
     shortcut: bool = True
     """Whether the residual blocks add their input."""
     rep: tuple[str, ...] = ()
-    """Where RepConv stands."""
+    """Positions of RepConv."""
     reverse: bool = False
     """3x3 before 1x1 in the residual blocks (paper Figure 7)."""
 
@@ -236,27 +248,60 @@ class ResStemRow(Row):
 
     block: Literal["res_stem"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
+
+
+def row_kind(row: type[Row]) -> str:
+    """Return the name of a kind of row: the one value of its field ``block``."""
+    return str(get_args(row.model_fields["block"].annotation)[0])
+
+
+ROWS: ExtensionPoint[type[Row]] = ExtensionPoint("block")
+"""The class of each kind of row; `yolofleet.models.blocks.register_block` adds one."""
+
+_BuiltIn = (
+    Annotated[ReorgRow, Tag("reorg")]
+    | Annotated[ConvRow, Tag("conv")]
+    | Annotated[AlternateRow, Tag("alternate")]
+    | Annotated[ElanRow, Tag("elan")]
+    | Annotated[DownRow, Tag("down")]
+    | Annotated[MergeUpRow, Tag("merge_up")]
+    | Annotated[UpConcatRow, Tag("up_concat")]
+    | Annotated[MergeDownRow, Tag("merge_down")]
+    | Annotated[SppcspcRow, Tag("sppcspc")]
+    | Annotated[SppTinyRow, Tag("spp_tiny")]
+    | Annotated[SppRow, Tag("spp")]
+    | Annotated[PoolsRow, Tag("pools")]
+    | Annotated[DarkRow, Tag("dark")]
+    | Annotated[CspRow, Tag("csp")]
+    | Annotated[OsaRow, Tag("osa")]
+    | Annotated[ResStemRow, Tag("res_stem")]
+)
+for _member in get_args(_BuiltIn):
+    _row = get_args(_member)[0]
+    ROWS.register(row_kind(_row))(_row)
+_BUILT_IN_KINDS = frozenset(ROWS.built_in())
+
+
+def _tag(row: Any) -> str:
+    kind = row.get("block") if isinstance(row, dict) else getattr(row, "block", None)
+    return str(kind) if kind in _BUILT_IN_KINDS else "registered"
+
+
+def _read_registered(row: Any) -> Row:
+    """Read a row of a kind that a plugin registered; what is no row of any kind is refused."""
+    if isinstance(row, Row):
+        return row
+    kind = str(row.get("block")) if isinstance(row, dict) else ""
+    try:
+        return ROWS.get(kind).model_validate(row)
+    except UserError as error:
+        raise ValueError(str(error)) from None
 
 
 BlockRow = Annotated[
-    ReorgRow
-    | ConvRow
-    | AlternateRow
-    | ElanRow
-    | DownRow
-    | MergeUpRow
-    | UpConcatRow
-    | MergeDownRow
-    | SppcspcRow
-    | SppTinyRow
-    | SppRow
-    | PoolsRow
-    | DarkRow
-    | CspRow
-    | OsaRow
-    | ResStemRow,
-    Field(discriminator="block"),
+    _BuiltIn | Annotated[SerializeAsAny[Row], PlainValidator(_read_registered), Tag("registered")],
+    Discriminator(_tag),
 ]
 
 
@@ -270,7 +315,7 @@ def check_row_keys(rows: Any, source: str) -> None:
     Raises:
         SpecError: Names the row, the key and what is allowed.
     """
-    classes = {get_args(row.model_fields["block"].annotation)[0]: row for row in get_args(get_args(BlockRow)[0])}
+    classes = ROWS.items()
     for position, row in enumerate(rows if isinstance(rows, list) else ()):
         if not isinstance(row, dict) or "block" not in row:
             continue
@@ -278,15 +323,10 @@ def check_row_keys(rows: Any, source: str) -> None:
         where = f"{source}: row {position}" + (f" ({row['name']})" if "name" in row else "")
         if kind not in classes:
             raise SpecError(
-                f"{where}: no block is called '{kind}'{_nearest(kind, classes)} Known: {', '.join(classes)}"
+                f"{where}: no block is called '{kind}'{did_you_mean(kind, classes) or '.'} Known: {', '.join(classes)}"
             )
         allowed = [field.alias or name for name, field in classes[kind].model_fields.items()]
         for key in row:
             if key not in (*allowed, *classes[kind].model_fields):
-                hint = _nearest(str(key), allowed)
+                hint = did_you_mean(str(key), allowed) or "."
                 raise SpecError(f"{where}: block {kind} has no key '{key}'{hint} Allowed: {', '.join(allowed)}")
-
-
-def _nearest(word: str, words: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else "."

@@ -9,7 +9,7 @@ from yolofleet.core.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, 
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import hold
 from yolofleet.training.setup.preflight import check_job, run_storage
-from yolofleet.training.supervision.process import run_in_process
+from yolofleet.training.supervision.worker import run_in_process
 
 
 def main(arguments: list[str]) -> int:
