@@ -240,7 +240,7 @@ def small_version(folder: Path, *, in_torch: bool) -> Path:
     package = save_detector(folder / "detector", model, classes, 256, confidence=0.5, max_detections=20)
     if not in_torch:
         add_network(package)
-    return write_version(collect_content(package), folder / "version", evidence=Evidence())
+    return write_version(collect_content(package), folder / "version", Evidence())
 
 
 def detector_of(model: str) -> Detector:

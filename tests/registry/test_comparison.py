@@ -38,7 +38,7 @@ def store(registered_store: Path, trained_package: Path, tmp_path_factory: pytes
         weights.data.zero_()
     save_detector(folder / "blank", blank, [(entry.id, entry.name) for entry in card.classes], card.image_size)
     uri = f"sqlite:///{folder}/mlflow.db"
-    register_detector(folder / "blank", "shapes", uri, evidence=Evidence())
+    register_detector(folder / "blank", "shapes", uri, Evidence())
     return uri
 
 

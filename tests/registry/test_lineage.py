@@ -38,7 +38,7 @@ def test_fine_tuned_versions_lead_to_all_their_parents(
     store: str, detector_package: Path, own_package: Path, trained_package: Path
 ) -> None:
     def tuned(folder: Path, parent: str) -> None:
-        register_detector(folder, "tuned", store, evidence=Evidence({"initial_weights": {"parent": parent}}))
+        register_detector(folder, "tuned", store, Evidence({"initial_weights": {"parent": parent}}))
 
     tuned(detector_package, "models:/shapes/1")
     tuned(trained_package, "models:/tuned/1")
@@ -51,9 +51,7 @@ def test_fine_tuned_versions_lead_to_all_their_parents(
 
 def test_data_leads_to_the_versions_that_used_it(store: str, known_data: Path, detector_package: Path) -> None:
     manifest = ShardDataset(known_data).manifest
-    register_detector(
-        detector_package, "other", store, evidence=Evidence({"data": {"val": manifest.digest, "train": "0" * 64}})
-    )
+    register_detector(detector_package, "other", store, Evidence({"data": {"val": manifest.digest, "train": "0" * 64}}))
     for digest in (manifest.digest, manifest.digest[:8], manifest.shards[0].sha256):
         uses = {use.version.uri: use.parts for use in find_uses(store, digest)}
         assert uses == {"models:/other/1": ("val",), "models:/shapes/1": ("train", "val")}

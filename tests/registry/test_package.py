@@ -26,7 +26,7 @@ pytestmark = pytest.mark.system
 @pytest.fixture(scope="module")
 def version_folder(detector_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("version") / "model"
-    return write_version(collect_content(detector_package), folder, evidence=Evidence({"figures": {"AP": 0.5}}))
+    return write_version(collect_content(detector_package), folder, Evidence({"figures": {"AP": 0.5}}))
 
 
 def png(image: Any) -> bytes:
@@ -125,7 +125,7 @@ def test_a_pickle_under_another_name_is_refused(own_package: Path) -> None:
 
 def test_onnxruntime_is_required_where_it_predicts(version_folder: Path, onnx_package: Path, tmp_path: Path) -> None:
     assert "onnxruntime" not in (version_folder / "requirements.txt").read_text()
-    version = write_version(collect_content(onnx_package), tmp_path / "version", evidence=Evidence())
+    version = write_version(collect_content(onnx_package), tmp_path / "version", Evidence())
     assert "onnxruntime==" in (version / "requirements.txt").read_text()
 
 

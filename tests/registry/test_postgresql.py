@@ -27,7 +27,7 @@ from yolofleet.registry.lineage import find_lineage, find_uses
 from yolofleet.registry.promotion import check_gates, promote, roll_back
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import verify
-from yolofleet.registry.versions import ModelTags, find_version, list_versions, set_alias
+from yolofleet.registry.versions import ModelTags, list_versions
 from yolofleet.specs.promotion import PromotionPolicy
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -127,7 +127,7 @@ def test_from_registration_to_rollback(server: str, trained_package: Path, own_p
     report = check_gates(server, "shapes", 1, "champion", policy)
     assert report.passed, report.document()
     promote(server, report, "the first")
-    second = register_detector(own_package, "shapes", server, evidence=Evidence())
+    second = register_detector(own_package, "shapes", server, Evidence())
     assert find_lineage(server, second).data == ()
     refused = check_gates(server, "shapes", 2, "champion", policy)
     assert not refused.passed
@@ -138,5 +138,4 @@ def test_from_registration_to_rollback(server: str, trained_package: Path, own_p
     assert [(change.version, change.action, change.forced) for change in alias_changes(tags, aliases, "champion")] == [
         (1, "promote", False), (2, "promote", True), (1, "rollback", False),
     ]  # fmt: skip
-    set_alias(server, find_version(server, "shapes/2"), "candidate")
     assert len(list_versions(server)) == 2

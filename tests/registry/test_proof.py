@@ -148,7 +148,7 @@ def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
     onnx_package: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     package = Path(shutil.copytree(onnx_package, tmp_path / "package"))
-    version = register_detector(package, "shapes", tracking_uri, evidence=Evidence())
+    version = register_detector(package, "shapes", tracking_uri, Evidence())
     passed = outcomes(verify(tracking_uri, version))
     assert passed["ONNX"] == passed["ONNX Runtime, model.onnx"] == "passed"
     files = local_folder(artifact_location(tracking_uri, version))
@@ -161,12 +161,12 @@ def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
     (package / "model.onnx").write_bytes(data[: len(data) // 2])
     (package / "notes.json").write_text("{}")
     with pytest.raises(UserError, match=r"model\.onnx"):
-        register_detector(package, "shapes", tracking_uri, evidence=Evidence())
+        register_detector(package, "shapes", tracking_uri, Evidence())
 
 
 def test_an_onnx_file_that_cannot_be_run_is_named(onnx_package: Path, tracking_uri: str) -> None:
     onnx = pytest.importorskip("onnx")
-    version = register_detector(onnx_package, "shapes", tracking_uri, evidence=Evidence())
+    version = register_detector(onnx_package, "shapes", tracking_uri, Evidence())
     files = local_folder(artifact_location(tracking_uri, version))
     assert files is not None
     path = files / "data/detector/model.onnx"

@@ -126,8 +126,8 @@ def _write_page(comparison: Comparison, folder: Path) -> None:
 
     images = differing_images(comparison)
     storage = open_storage(folder)
-    for number, entry in enumerate(images):
-        storage.put(f"images/{number:02d}.jpg", entry.image.jpeg)
+    for number, (_, image) in enumerate(images):
+        storage.put(f"images/{number:02d}.jpg", image.jpeg)
     storage.put("index.html", render_comparison(comparison, images).encode())
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Outcome = Literal["passed", "failed", "not possible", "note"]
 
 MOST_NAMED = 5
-PIECE_BYTES = 1 << 20
 
 FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
     {
@@ -65,17 +64,12 @@ OTHER_FILES = "other files"
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim and its outcome.
-
-    Attributes:
-        name: What is claimed.
-        outcome: A note is neither passed nor failed.
-        detail: What was measured, and the cure where it has not passed.
-    """
+    """One claim and its outcome; a note is neither passed nor failed."""
 
     name: str
     outcome: Outcome
     detail: str
+    """What was measured, and the cure where it has not passed."""
 
 
 def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
@@ -203,14 +197,7 @@ def _format_tag(value: str | None) -> str:
 
 
 def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> tuple[Claim, ShardDataset | None]:
-    """Check whether data is still the same; returns the dataset where it is.
-
-    Args:
-        part: ``train`` or ``val``.
-        digest: Of its manifest, as the proof says.
-        tagged: The same as the version's tag says, where it has one.
-        url: Where the data is.
-    """
+    """Check whether the data at a URL has the manifest digest of the proof and the tag; return the dataset if so."""
     from yolofleet.data.dataset import ShardDataset
 
     name = f"data, {part}"
@@ -242,18 +229,11 @@ def _shard_problem(dataset: ShardDataset, *, whole: bool) -> str | None:
         if shard.index_key not in sizes:
             return f"{shard.index_key} is missing"
         if whole:
-            sha256 = _sha256(dataset.storage.open_stream(shard.tar_key))
+            with dataset.storage.open_stream(shard.tar_key) as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             if sha256 != shard.sha256:
                 return f"{shard.tar_key} has sha256 {sha256[:12]}..., not {shard.sha256[:12]}..."
     return None
-
-
-def _sha256(stream: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    with stream:
-        while piece := stream.read(PIECE_BYTES):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def latency_note(recorded: Latency, here: Latency) -> Claim:

@@ -39,21 +39,14 @@ MORE_STYLE = """
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two versions side by side.
-
-    Attributes:
-        first: The first version.
-        second: The second one.
-        dataset: The dataset that both were evaluated on.
-        evaluations: Of the first and of the second version.
-        differences: Second less first, with confidence intervals.
-    """
+    """Two versions, evaluated on the same dataset."""
 
     first: Version
     second: Version
     dataset: ShardDataset
     evaluations: tuple[Evaluation, Evaluation]
     differences: Differences
+    """Second less first, with confidence intervals."""
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -75,7 +68,6 @@ def compare(
     data: str | None = None,
     num_replicates: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
     on_images: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Compare two versions on one dataset.
@@ -90,7 +82,6 @@ def compare(
         data: The dataset; by default the one that the second version was evaluated on.
         num_replicates: Of the bootstrap.
         confidence: Share of the replicates inside an interval.
-        seed: Of the bootstrap's draws.
         on_images: Called with a number of images each time that some were evaluated.
 
     Raises:
@@ -110,7 +101,6 @@ def compare(
         evaluations[1].detections,
         num_replicates=num_replicates,
         confidence=confidence,
-        seed=seed,
     )
     return Comparison(first, second, dataset, evaluations, differences)
 
@@ -176,33 +166,20 @@ def _recorded_data(first: Version, second: Version) -> str:
     )
 
 
-@dataclass(frozen=True)
-class DifferingImage:
-    """An image on which two versions differ.
-
-    Attributes:
-        disagreement: The mistakes of both.
-        image: Ground truth, the first version's boxes, the second version's boxes.
-    """
-
-    disagreement: Disagreement
-    image: SampleImage
-
-
-def differing_images(comparison: Comparison, *, count: int = NUM_IMAGES) -> list[DifferingImage]:
-    """Draw the images on which two versions differ most."""
+def differing_images(comparison: Comparison) -> list[tuple[Disagreement, SampleImage]]:
+    """Draw the images on which two versions differ most: ground truth, boxes of the first, boxes of the second."""
     first, second = (evaluation.detections for evaluation in comparison.evaluations)
-    chosen = disagreements(comparison.dataset.annotations(), first, second, count=count)
+    chosen = disagreements(comparison.dataset.annotations(), first, second, count=NUM_IMAGES)
     numbers = _sample_numbers(comparison.dataset)
     images = []
     for entry in chosen:
         image = draw_sample(comparison.dataset, numbers[entry.image_id], [first, second], side=SIDE_PIXELS)
         if image is not None:
-            images.append(DifferingImage(entry, image))
+            images.append((entry, image))
     return images
 
 
-def render_comparison(comparison: Comparison, images: Sequence[DifferingImage]) -> str:
+def render_comparison(comparison: Comparison, images: Sequence[tuple[Disagreement, SampleImage]]) -> str:
     """Render the page; it needs no other file and no network."""
     differences = comparison.differences
     first, second = escape(comparison.first.uri), escape(comparison.second.uri)
@@ -224,7 +201,7 @@ def render_comparison(comparison: Comparison, images: Sequence[DifferingImage]) 
             f"<p class='soft'>Left the ground truth, then {first}, then {second}; boxes from a score of 0.25.</p>"
             if images
             else "<p class='soft'>Both have the same number of mistakes in every image.</p>",
-            f"<div class='images'>{''.join(_figure(entry) for entry in images)}</div></body></html>\n",
+            f"<div class='images'>{''.join(_figure(*entry) for entry in images)}</div></body></html>\n",
         ]
     )
 
@@ -250,15 +227,14 @@ def _row(row: Difference, widest: float) -> str:
     )
 
 
-def _figure(entry: DifferingImage) -> str:
-    mistakes = entry.disagreement
+def _figure(mistakes: Disagreement, image: SampleImage) -> str:
+    name = escape(image.name)
     return (
-        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(entry.image.jpeg).decode()}' "
-        f"width='{entry.image.width}' height='{entry.image.height}' loading='lazy' "
-        f"alt='{escape(entry.image.name)}: ground truth and the boxes of both versions'>"
-        f"<figcaption>{escape(entry.image.name)}: the first misses {mistakes.first_missed} and has "
-        f"{mistakes.first_false} wrong, the second misses {mistakes.second_missed} and has {mistakes.second_false} "
-        "wrong</figcaption></figure>"
+        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(image.jpeg).decode()}' "
+        f"width='{image.width}' height='{image.height}' loading='lazy' "
+        f"alt='{name}: ground truth and the boxes of both versions'>"
+        f"<figcaption>{name}: the first misses {mistakes.first_missed} and has {mistakes.first_false} wrong, "
+        f"the second misses {mistakes.second_missed} and has {mistakes.second_false} wrong</figcaption></figure>"
     )
 
 

@@ -1,6 +1,6 @@
 """What a detector is worth: on which data, with which settings, every figure, and every box behind the figures.
 
-The detections travel with a version as whole numbers (boxes in thousandths of a pixel, scores in hundred-thousandths,
+The detections are stored in a version as whole numbers (boxes in thousandths of a pixel, scores in hundred-thousandths,
 which is what `Detections` are rounded to), so that two versions can be compared without running either.
 """
 

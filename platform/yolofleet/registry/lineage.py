@@ -25,38 +25,28 @@ PARENT_FACT = "initial_weights.parent"
 
 @dataclass(frozen=True)
 class DataSource:
-    """One dataset behind a version.
-
-    Attributes:
-        part: ``train``: it was trained on it; ``val``: it was selected and evaluated by it.
-        manifest_sha256: Digest of its manifest.
-        url: Where it was; None where that is not recorded.
-        shards: (name, sha256) of each shard; None where the manifest is not in the version.
-    """
+    """A dataset that a version was trained on (``train``), or selected and evaluated by (``val``)."""
 
     part: str
     manifest_sha256: str
     url: str | None
+    """Where it was; None where that is not recorded."""
     shards: tuple[tuple[str, str], ...] | None = field(repr=False)
+    """(name, sha256) of each shard; None where the manifest is not in the version."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version comes from; None where it is not recorded.
-
-    Attributes:
-        run_id: MLflow's id of the run that made it.
-        run_directory: Where the directory of that run was.
-        job_sha256: Digest of its job spec, which is in ``evidence.json``.
-        data: The data that it was trained on and evaluated by.
-        parents: The version that it was fine-tuned from, that one's parent, and so on.
-    """
+    """Where a version comes from; None where it is not recorded."""
 
     run_id: str | None
+    """MLflow's id of the run that made it."""
     run_directory: str | None
     job_sha256: str | None
+    """Digest of its job spec, which is in ``evidence.json``."""
     data: tuple[DataSource, ...]
     parents: tuple[str, ...]
+    """The version that it was fine-tuned from, that one's parent, and so on."""
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -68,7 +58,7 @@ class Lineage:
 
 @dataclass(frozen=True)
 class DataUse:
-    """A version, and what it used some data for: ``train``, ``val`` or both."""
+    """A version, and how it used some data: for ``train``, ``val`` or both."""
 
     version: Version
     parts: tuple[str, ...]
@@ -86,10 +76,10 @@ def find_lineage(tracking_uri: str, version: Version) -> Lineage:
         digest = version.facts.get(f"data.{part}")
         if digest is None:
             continue
-        data = manifests.get(part)
-        known = data is not None and hashlib.sha256(data).hexdigest() == digest
-        manifest = Manifest.from_bytes(data, f"{version.uri}/{part}") if known and data is not None else None
-        shards = None if manifest is None else tuple((shard.name, shard.sha256) for shard in manifest.shards)
+        shards = None
+        if (data := manifests.get(part)) is not None and hashlib.sha256(data).hexdigest() == digest:
+            manifest = Manifest.from_bytes(data, f"{version.uri}/{part}")
+            shards = tuple((shard.name, shard.sha256) for shard in manifest.shards)
         sources.append(DataSource(part, digest, version.facts.get(f"data_url.{part}"), shards))
     return Lineage(
         run_id=version.run_id,

@@ -51,19 +51,14 @@ class PackageError(UserError):
 
 @dataclass(frozen=True)
 class VersionContent:
-    """What a registered version will hold.
-
-    Attributes:
-        detector: The detector package.
-        code: The inference code.
-        digest: sha256 over package and code: versions with the same digest predict the same.
-        loaded: The detector, on the CPU.
-    """
+    """A detector package, checked and loaded, and its inference code: what a registered version will hold."""
 
     detector: Path
     code: InferenceCode
     digest: str
+    """sha256 over package and code: versions with the same digest predict the same."""
     loaded: Detector = field(repr=False)
+    """The detector, on the CPU."""
 
 
 def collect_content(detector: Path) -> VersionContent:
@@ -89,22 +84,19 @@ def collect_content(detector: Path) -> VersionContent:
 def write_version(
     content: VersionContent,
     target: Path,
-    *,
     evidence: Evidence,
+    *,
     model_id: str | None = None,
     run_id: str | None = None,
 ) -> Path:
-    """Write a version as an MLflow model folder.
+    """Write a version as an MLflow model folder, which must not exist or be empty; return that folder.
 
     Args:
-        content: What it holds.
-        target: The folder; must not exist or be empty.
+        content: The detector and its inference code.
+        target: The folder.
         evidence: What is known of the detector.
         model_id: MLflow's id of the logged model, where there is one.
         run_id: MLflow's id of the run that made it, where there is one.
-
-    Returns:
-        ``target``.
 
     Raises:
         UserError: A training form or an ONNX file in the package computes something else than the package.
@@ -112,7 +104,11 @@ def write_version(
     import mlflow
     from mlflow.models import Model
 
+    from yolofleet.export.runtime import OnnxNetwork
     from yolofleet.registry.served_detector import DEFAULT_CONFIG
+
+    in_torch = not isinstance(content.loaded.network, OnnxNetwork)
+    imports = content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
 
     with TemporaryDirectory(prefix="yolofleet-version-") as staging:
         package = content.code.write(Path(staging))
@@ -123,7 +119,7 @@ def write_version(
             loader_module=content.code.module(SERVED_MODULE),
             data_path=str(detector),
             code_paths=[str(package)],
-            pip_requirements=list(pin_requirements(_imports(content))),
+            pip_requirements=list(pin_requirements(imports)),
             signature=_signature(),
             input_example=[_example_image()],
             model_config=dict(DEFAULT_CONFIG),
@@ -135,14 +131,6 @@ def write_version(
     write_evidence_files(target, evidence)
     write_proof(target, DETECTOR_FOLDER, content.loaded, evidence, inference_code=content.code.package)
     return target
-
-
-def _imports(content: VersionContent) -> frozenset[str]:
-    """Return the third-party packages that the version will import."""
-    from yolofleet.export.runtime import OnnxNetwork
-
-    in_torch = not isinstance(content.loaded.network, OnnxNetwork)
-    return content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
 
 
 def _signature() -> ModelSignature:

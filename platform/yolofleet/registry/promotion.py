@@ -29,17 +29,12 @@ MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Gate:
-    """The answer of one gate.
-
-    Attributes:
-        name: The condition.
-        passed: Whether it holds.
-        detail: The numbers, and what to do if it has not passed.
-    """
+    """The answer of one gate."""
 
     name: str
     passed: bool
     detail: str
+    """The numbers, and the cure if it has not passed."""
 
 
 def proof_gate(policy: ProofGate, verification: Verification) -> Gate:
@@ -66,7 +61,7 @@ def lineage_gate(verification: Verification) -> Gate:
 
 
 def champion_gate(policy: AgainstChampion, differences: Differences, champion: str) -> Gate:
-    """The lower end of the difference's confidence interval lies above the largest drop allowed."""
+    """The lower end of the difference's confidence interval is above the largest drop allowed."""
     figure = differences.figure(policy.figure)
     if figure.difference is None or figure.low is None or figure.high is None:
         return Gate("against champion", False, f"{policy.figure} cannot be measured on this data")
@@ -115,18 +110,12 @@ def latency_gate(policy: LatencyCeiling, verification: Verification) -> Gate:
 
 @dataclass(frozen=True)
 class GateReport:
-    """The answers of all gates for one version.
-
-    Attributes:
-        version: The version.
-        alias: The alias that it is promoted to.
-        champion: The version that has the alias now; None for none.
-        gates: The answers.
-    """
+    """The answers of all gates for a version that is promoted to an alias."""
 
     version: Version
     alias: str
     champion: Version | None
+    """The version that has the alias now; None for none."""
     gates: tuple[Gate, ...]
 
     @property

@@ -27,7 +27,6 @@ from yolofleet.registry.versions import (
     fact_tags,
     find_version,
     list_versions,
-    set_alias,
 )
 from yolofleet.tracking.mirror import sync_now
 from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client
@@ -77,7 +76,8 @@ def register_detector(
     client = open_client(tracking_uri)
     with mlflow_errors(tracking_uri):
         _make_model(client, name)
-        tags, aliases = ModelTags(tracking_uri, name).read()
+        store = ModelTags(tracking_uri, name)
+        tags, aliases = store.read()
         if alias_changes(tags, aliases, alias):
             raise RegistryError(
                 f"@{alias} of '{name}' is moved by promotions, as its history shows: register with another alias, "
@@ -90,7 +90,7 @@ def register_detector(
             write = partial(write_version, content, evidence=evidence, run_id=run_id)
             tags_of_facts = fact_tags({key: value for key, value in evidence.facts.items() if key != "job"})
             version = _create(client, experiment, name, run_id, {**tags_of_facts, DIGEST_TAG: content.digest}, write)
-    set_alias(tracking_uri, version, alias)
+    store.set_alias(alias, version.number)
     return find_version(tracking_uri, version.uri)
 
 

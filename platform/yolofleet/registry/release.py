@@ -149,7 +149,9 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
 
     run = ready.run
     device = driver_device(job)
-    CheckpointEvaluator(run, lambda step: evaluate_checkpoint(job, step, device)).evaluate_all()  # what nobody came to
+    CheckpointEvaluator(
+        run, lambda step: evaluate_checkpoint(job, step, device)
+    ).evaluate_all()  # checkpoints that are left
     model, step = _best_average(job, ready)
     deployed = deploy(model.eval()).to(device)
     settings = EvaluationSettings(

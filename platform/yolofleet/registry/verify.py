@@ -2,7 +2,7 @@
 
 Every file is checked against the proof's digests, and the proof against its own digest, which is a tag of the version
 in MLflow's database. Who can write both the files and the tags can forge all digests, but not the AP of other weights:
-the figures are measured again on the data (`ap_claim`). Who can forge the data and the figures too is found out only by
+the figures are measured again on the data (`ap_claim`). Who can forge the data and the figures too is detected only by
 a digest of the proof that was kept elsewhere (``expected_proof_sha256``).
 """
 
@@ -56,21 +56,14 @@ CHECKED_FIGURES = ("AP", "AP50", "AP75", "AR_100")
 
 @dataclass(frozen=True)
 class Verification:
-    """The outcome of every claim of a version.
-
-    Attributes:
-        version: The version.
-        claims: Each claim.
-        evaluation: The evaluation made here; None where it was not possible.
-        latency: Measured here, where the detector loads.
-        trained_on: Digest of the manifest of its training data, if that manifest is in the version.
-    """
+    """The outcome of every claim of a version, and what was measured on the way."""
 
     version: Version
     claims: tuple[Claim, ...]
     evaluation: Evaluation | None = field(default=None, repr=False)
     latency: Latency | None = None
     trained_on: str | None = None
+    """Digest of the manifest of its training data, if that manifest is in the version."""
 
     def with_outcome(self, outcome: Outcome) -> list[Claim]:
         """Return the claims that have an outcome."""

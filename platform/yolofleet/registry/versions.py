@@ -36,8 +36,8 @@ class Version:
     """One registered version.
 
     Attributes:
-        name: The registered model.
-        number: The version.
+        name: Name of the registered model.
+        number: Number of the version.
         aliases: The aliases that point to it.
         digest: sha256 of the detector package and its inference code; None if it was not registered by yolofleet.
         proof_sha256: sha256 of its ``proof.json``, kept in MLflow's database, apart from the files.
@@ -125,20 +125,6 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
     if match is None:
         raise RegistryError(f"{reference!r} is not a model reference; write models:/NAME@ALIAS or models:/NAME/VERSION")
     return match[1], match[2], int(match[3]) if match[3] else None
-
-
-def set_alias(tracking_uri: str, version: Version, alias: str) -> Version | None:
-    """Point an alias of the version's model to it, and return the version that it pointed to before.
-
-    Raises:
-        RegistryError: No alias can have this name.
-        TrackingError: MLflow does not answer.
-    """
-    check_alias(alias)
-    before = next((known for known in list_versions(tracking_uri, version.name) if alias in known.aliases), None)
-    with mlflow_errors(tracking_uri):
-        open_client(tracking_uri).set_registered_model_alias(version.name, alias, str(version.number))
-    return before
 
 
 def fact_tags(evidence: Mapping[str, Any]) -> dict[str, str]:

@@ -7,8 +7,8 @@ import os
 import stat
 import uuid
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from yolofleet.storage.objects import (
     TEMPORARY_PREFIX,
@@ -52,7 +52,7 @@ class FileStorage(Storage):
         data = _guard_file(self._path(key), read)
         return check_length(data, length, f"{self.url}/{key}", start)
 
-    def open_stream(self, key: str) -> BinaryIO:
+    def open_stream(self, key: str) -> BufferedReader:
         return _guard_file(self._path(key), _open)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
@@ -91,7 +91,7 @@ class FileStorage(Storage):
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         start = self.root / prefix.rpartition("/")[0] if "/" in prefix else self.root
-        found = []
+        entries = []
         for folder, _, names in os.walk(start):
             for name in names:
                 path = Path(folder, name)
@@ -104,8 +104,8 @@ class FileStorage(Storage):
                             continue
                         raise StorageError(f"{path}: {error.strerror}") from error
                     if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
-                        found.append(ObjectInfo(key, status.st_size))
-        return sorted(found, key=lambda entry: entry.key)
+                        entries.append(ObjectInfo(key, status.st_size))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def size_bytes(self, key: str) -> int:
         path = self._path(key)
@@ -147,7 +147,7 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     """Open a regular file for reading; a pipe or a device is refused, because reading it might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode

@@ -9,8 +9,9 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from yolofleet.core.errors import UserError
 
@@ -81,9 +82,9 @@ class Outages:
             too_soon = self._taken_at is not None and now - self._taken_at < MOST_OFTEN_SECONDS
             if not self._tries or self._began is not None or too_soon:
                 return None
-            found = Outage(round(self._seconds, 3), self._tries, self._reason)
+            outage = Outage(round(self._seconds, 3), self._tries, self._reason)
             self._seconds, self._tries, self._taken_at = 0.0, 0, now
-            return found
+            return outage
 
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -134,7 +135,7 @@ class Storage(ABC):
         """Return exactly ``length`` bytes from ``start``; a shorter object is an error."""
 
     @abstractmethod
-    def open_stream(self, key: str) -> BinaryIO:
+    def open_stream(self, key: str) -> BufferedReader:
         """Open the object for one sequential read; a broken connection goes on where it stopped."""
 
     @abstractmethod

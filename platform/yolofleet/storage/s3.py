@@ -12,8 +12,9 @@ import io
 import os
 from collections.abc import Callable
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from yolofleet.core.redaction import without_passwords
 from yolofleet.core.retry import retry
@@ -126,8 +127,8 @@ class S3Storage(Storage):
 
         return check_length(self._call("reading", key, read), length, f"{self.url}/{key}", start)
 
-    def open_stream(self, key: str) -> BinaryIO:
-        return io.BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
+    def open_stream(self, key: str) -> BufferedReader:
+        return BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
         def write(client: Any) -> None:
