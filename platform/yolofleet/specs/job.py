@@ -124,12 +124,12 @@ class JobSpec(Spec):
     anchors: Literal["model", "auto", "fit"] = "model"
     """Which anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
     initial_weights: Url | None = None
-    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt or .safetensors file; the
+    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, a .pt or a .safetensors file; the
     number of classes may differ. Random weights unless given."""
     freeze: tuple[str, ...] = ()
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10
-    """Steps in a row with a NaN or infinite loss or gradient, before the run stops."""
+    """Steps in a row with a non-finite loss or gradient, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
     global_batch_size: Count = 64
