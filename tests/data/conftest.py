@@ -26,7 +26,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_shards(annotations: Path, images: Path, out: Path, **options: object) -> ProblemLog:
-    """Build a dataset, in the order of the source unless told otherwise, and return its problems."""
+    """Build a dataset, in the order of the source unless the options say otherwise, and return its problems."""
     problems = ProblemLog()
     source = parse_coco(annotations.read_bytes(), annotations.name, problems)
     options.setdefault("shuffle", False)

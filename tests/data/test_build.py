@@ -103,7 +103,7 @@ module.build_dataset(source, open_storage(drawn / "images"), open_storage(out), 
 """
 
 
-def test_a_killed_build_goes_on_where_it_stopped(build: Build, drawn: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_killed_build_resumes_where_it_stopped(build: Build, drawn: Path, shards: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED_BUILD, str(drawn), str(tmp_path)],
         stdout=subprocess.PIPE,
