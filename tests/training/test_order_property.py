@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from system.shell import sample_rows
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.specs.job import JobSpec
@@ -37,7 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
     """A job over 30 images in six shards, three of them broken: eight steps are more than four epochs."""
     folder = tmp_path_factory.mktemp("order")
     write_synthetic_dataset(folder, 30, seed=7, image_size=64)
-    source = read_coco(open_storage(folder), "instances.json", ProblemLog())
+    source = parse_coco((folder / "instances.json").read_bytes(), "instances.json", ProblemLog())
     build_dataset(
         source,
         open_storage(folder / "images"),
