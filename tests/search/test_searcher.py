@@ -1,4 +1,4 @@
-"""Every algorithm: screened, repeatable, rebuilt from the record, and better than chance where it should be."""
+"""Every algorithm is screened, repeatable and resumes from the record; models are better than chance."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def searcher(name: str, objectives: list[Objective] = OBJECTIVES) -> Searcher:
         PARAMETERS,
         objectives=objectives,
         constraints=CONSTRAINTS,
-        algorithm=AlgorithmSpec(name=name, startup_trials=4, population_size=4),  # type: ignore[arg-type]
+        algorithm=AlgorithmSpec(name=name, startup_trials=4, population_size=4),
         screen=screen,
         known={"cost"},
         seed=1,
@@ -71,9 +71,9 @@ def test_no_trial_breaks_a_limit_and_what_was_refused_is_on_record(name: str) ->
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_search_goes_on_from_its_record_as_if_it_had_never_stopped(name: str) -> None:
+def test_a_search_resumes_from_its_record_as_if_it_had_never_stopped(name: str) -> None:
     rows: list[Row] = []
-    whole = Trials(keep=rows.append)
+    whole = Trials(store_row=rows.append)
     search(whole, searcher(name), 12)
     again = Trials()
     cut = next(index for index, row in enumerate(rows) if row["kind"] == "measured" and row["trial"] == 6)
@@ -117,7 +117,7 @@ def test_a_small_space_is_used_up() -> None:
             parameters,
             objectives=OBJECTIVES,
             constraints=CONSTRAINTS,
-            algorithm=AlgorithmSpec(name=name),  # type: ignore[arg-type]
+            algorithm=AlgorithmSpec(name=name),
             screen=screen,
             known={"cost"},
         )

@@ -21,10 +21,10 @@ from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
-    from yolofleet.search.session import Session
+    from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
-    from yolofleet.storage.lock_record import Token
+    from yolofleet.storage.lock_record import FencingToken
 
 MOST_MEASURED_GFLOPS = 400.0
 """A step that costs more than this is not run here to measure the speed."""
@@ -33,10 +33,10 @@ POINTS = 64
 """Candidates that the forecast screens, spread evenly over the space."""
 
 
-def show_plan(session: Session, *, as_json: bool) -> None:
+def show_plan(session: SearchSession, *, as_json: bool) -> None:
     """Print the plan: on stderr for people, on stdout as JSON."""
     from yolofleet.search.feasibility import profile_job
-    from yolofleet.search.forecast import forecast, sentences
+    from yolofleet.search.forecast import forecast, forecast_lines
     from yolofleet.search.space import even_point
 
     spec, parameters = session.spec, session.space.parameters
@@ -64,7 +64,7 @@ def show_plan(session: Session, *, as_json: bool) -> None:
         print_result({"forecast": asdict(expected), "candidates": documents}, (), as_json=True)
         return
     note(f"search {spec.name}:")
-    for line in sentences(expected, spec):
+    for line in forecast_lines(expected, spec):
         note(f"  {line}")
     if is_grid:
         for entry, result in candidates[:CANDIDATES_SHOWN]:
@@ -76,7 +76,7 @@ def show_plan(session: Session, *, as_json: bool) -> None:
             note(f"    and {len(values) - CANDIDATES_SHOWN} more (--plan --json lists all)")
 
 
-def measure_speed(session: Session, gflops: float) -> float | None:
+def measure_speed(session: SearchSession, gflops: float) -> float | None:
     """Return images a second of the base job's training step on one core here; None where it is not measured.
 
     It is measured only for jobs that train on CPUs of this machine and whose step takes seconds at most.
@@ -108,7 +108,7 @@ def measure_speed(session: Session, gflops: float) -> float | None:
         torch.set_num_threads(before)
 
 
-def check_room_here(session: Session) -> None:
+def check_room_here(session: SearchSession) -> None:
     """Refuse trials that this machine can never hold, before Ray is started; a cluster is checked once it is connected.
 
     Raises:
@@ -117,21 +117,21 @@ def check_room_here(session: Session) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     from yolofleet.search.controller import concurrency
-    from yolofleet.training.supervision.nodes import has_room, num_places, this_machine
+    from yolofleet.training.supervision.nodes import has_room, num_slots, this_machine
 
     cluster, here = session.space.base_job.cluster, this_machine()
     has_room(cluster, [here])
-    concurrency(session.spec, cluster, num_places(cluster, [here]), described="this machine")
+    concurrency(session.spec, cluster, num_slots(cluster, [here]), where="this machine")
 
 
-def _trials_at_a_time_here(session: Session) -> int | None:
+def _trials_at_a_time_here(session: SearchSession) -> int | None:
     """Return how many trials run at a time on this machine; None where a cluster decides."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    from yolofleet.training.supervision.nodes import num_places, this_machine
+    from yolofleet.training.supervision.nodes import num_slots, this_machine
 
     cluster = session.space.base_job.cluster
-    return max(num_places(cluster, [this_machine()]) // cluster.most_workers, 1)
+    return max(num_slots(cluster, [this_machine()]) // cluster.most_workers, 1)
 
 
 def tune(
@@ -149,14 +149,14 @@ def tune(
     from yolofleet.core.errors import WorkError
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.search.results import load_results, summary_lines
-    from yolofleet.search.session import Session
+    from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import load_search
     from yolofleet.storage import open_storage
     from yolofleet.storage.lock import hold
     from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
 
     spec = load_search(space, overrides or [])
-    session = Session.open(spec, source=str(space))
+    session = SearchSession.open(spec, source=str(space))
     job = session.space.base_job.with_absolute_paths()
     storage = open_storage(job.storage).child(spec.name)
     directory = SearchDirectory(storage)
@@ -171,7 +171,7 @@ def tune(
     tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
-    with hold(storage, told=note) as lock:
+    with hold(storage, notify=note) as lock:
         directory = _search(spec, session, storage, lock.token, tracking_uri, job.tracking.experiment, verbose)
     results = load_results(directory)
     if results.best is None:
@@ -183,9 +183,9 @@ def tune(
 
 def _search(
     spec: SearchSpec,
-    session: Session,
+    session: SearchSession,
     storage: Storage,
-    token: Token,
+    token: FencingToken,
     tracking_uri: str | None,
     experiment: str,
     verbose: bool,
@@ -216,7 +216,7 @@ def _search(
                 session.engine(trials, directory),
                 session.job_of(directory),
                 session.measured_objectives,
-                told=on_segment,
+                on_segment=on_segment,
                 show_worker_output=verbose,
             )
         write_report(directory)

@@ -77,12 +77,12 @@ class Demand:
     @classmethod
     def of_job(cls, cluster: ClusterSpec) -> Demand:
         """Return the demand of one run."""
-        return cls(1, cluster.fewest_places, cluster.most_workers + cluster.places_for_evaluation)
+        return cls(1, cluster.fewest_slots, cluster.most_workers + cluster.slots_for_evaluation)
 
     @classmethod
     def of_search(cls, cluster: ClusterSpec, trials: int) -> Demand:
         """Return the demand of a search: it sets its concurrency by the nodes that are there when it starts."""
-        slots = trials * (cluster.most_workers + cluster.places_for_evaluation)
+        slots = trials * (cluster.most_workers + cluster.slots_for_evaluation)
         return cls(trials, slots, slots)
 
 

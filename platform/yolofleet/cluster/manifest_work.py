@@ -20,7 +20,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.space import Space, even_point
 from yolofleet.specs.job import CacheSpec, JobSpec
-from yolofleet.specs.job_paths import flattened, with_fields
+from yolofleet.specs.job_paths import flatten, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec
 
@@ -175,7 +175,7 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     _check_choices(spec, source)
     demand = Demand.of_search(job.cluster, spec.concurrency or settings.trials)
     files, changes = _for_pods(job, settings)
-    document = spec.document() | {"set": flattened(spec.set) | changes}
+    document = spec.document() | {"set": flatten(spec.set) | changes}
     executed = Space(SearchSpec.parse(document, source=source), source=source).base_job
     files["space.yaml"] = yaml.safe_dump(document, sort_keys=False)
     profiles = list(_profiles(space))
@@ -204,7 +204,7 @@ def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:
 def _check_choices(spec: SearchSpec, source: str) -> None:
     for name, parameter in spec.parameters.items():
         choices = parameter.choice
-        fields = [flattened(entry) for entry in choices.values()] if isinstance(choices, dict) else [{name: choices}]
+        fields = [flatten(entry) for entry in choices.values()] if isinstance(choices, dict) else [{name: choices}]
         if any("model.spec" in entry for entry in fields):
             raise UserError(
                 f"{source}: parameters.{name} chooses among model specs of this machine, which pods do not see; vary "

@@ -42,11 +42,11 @@ from yolofleet.cluster.doctor.storage_probe import (
     probe_runs,
     shared_marker,
 )
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
-from yolofleet.tracking.mlflow_store import within
 from yolofleet.training.supervision.nodes import alive_offers, free_resources, growth_offers
 
 Notify = Callable[[str], None]
