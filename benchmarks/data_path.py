@@ -36,12 +36,13 @@ from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import image_size
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.stream import AugmentationSettings, TrainingStream
+from yolofleet.data.stream import TrainingStream
+from yolofleet.specs.hyperparameters import Augmentation
 from yolofleet.storage import open_storage
 
 SIDE = 640
 MICRO_BATCH = 16
-SETTINGS = AugmentationSettings(mosaic9_share=0.0, mixup=0.0, paste_in=0.0, scale=0.5, translate=0.1)
+SETTINGS = Augmentation(mosaic9_share=0.0, mixup=0.0, paste_in=0.0, scale=0.5, translate=0.1)
 
 
 def built(folder: Path, out: Path) -> ShardDataset:

@@ -24,7 +24,8 @@ from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import Sample, ShardDataset
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.stream import AugmentationSettings, TrainingStream
+from yolofleet.data.stream import TrainingStream
+from yolofleet.specs.hyperparameters import Augmentation
 from yolofleet.storage import open_storage
 
 SIDE, MICRO_BATCH = 64, 16
@@ -75,7 +76,7 @@ def first_batch(url: Path, step: int) -> tuple[float, int, int]:
         image_size=SIDE,
         global_batch_size=MICRO_BATCH,
         micro_batch_size=MICRO_BATCH,
-        augmentation=AugmentationSettings(),
+        augmentation=Augmentation(),
         num_threads=0,
     )
     next(stream.micro_batches(step, [0]))

@@ -105,13 +105,13 @@ def submission(scale: Scale, folder: Path) -> list[Measure]:
     return [measure]
 
 
-def _members(scale: Scale) -> list[Any]:
-    from yolofleet.training.supervision.heartbeats import Member
+def _workers(scale: Scale) -> list[Any]:
+    from yolofleet.training.supervision.heartbeats import WorkerStatus
 
     figures = {name: 1.0 for name in ("loss", "loss_box", "samples_per_second", "data_wait_share", "learning_rate")}
     return [
-        Member("group", rank, scale.workers, 1000 + rank, f"{rank:056x}", f"10.0.{rank // 256}.{rank % 256}", step=7,
-               figures=figures if rank == 0 else {}, gpu_used_bytes=1, gpu_total_bytes=2)
+        WorkerStatus("group", rank, scale.workers, 1000 + rank, f"{rank:056x}", f"10.0.{rank // 256}.{rank % 256}",
+                     step=7, metrics=figures if rank == 0 else {}, gpu_used_bytes=1, gpu_total_bytes=2)
         for rank in range(scale.workers)
     ]  # fmt: skip
 
@@ -121,22 +121,22 @@ def reports(scale: Scale, folder: Path) -> list[Measure]:
     import psutil
     import ray
 
-    from yolofleet.training.supervision.heartbeats import Attendance
+    from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 
     _start_ray()
-    attendance = ray.remote(num_cpus=0)(Attendance).remote()
-    process = psutil.Process(ray.get(attendance.__ray_call__.remote(lambda _: __import__("os").getpid())))
-    members = _members(scale)
-    ray.get(attendance.begin.remote("group"))
-    ray.get([attendance.report.remote(member) for member in members])
+    board = ray.remote(num_cpus=0)(HeartbeatBoard).remote()
+    process = psutil.Process(ray.get(board.__ray_call__.remote(lambda _: __import__("os").getpid())))
+    workers = _workers(scale)
+    ray.get(board.begin.remote("group"))
+    ray.get([board.report.remote(worker) for worker in workers])
     before, resident = sum(process.cpu_times()[:2]), process.memory_info().rss
     rounds = 3
     for _ in range(rounds):
-        ray.get([attendance.report.remote(member) for member in members])
+        ray.get([board.report.remote(worker) for worker in workers])
     measure = Measure("list one report of each worker, in Ray's actor", 1.0)
     measure.seconds = (sum(process.cpu_times()[:2]) - before) / rounds
     measure.bytes = max(0, process.memory_info().rss - resident)
-    if len(ray.get(attendance.members.remote())[1]) != scale.workers:
+    if len(ray.get(board.workers.remote())[1]) != scale.workers:
         raise RuntimeError("a report is missing")
     ray.shutdown()
     return [measure]
@@ -159,25 +159,26 @@ def _start_ray(tries: int = 3) -> None:
 def watch(scale: Scale, folder: Path) -> list[Measure]:
     """Look at all workers' reports as the driver does each second: who is silent, how far, what is published."""
     from yolofleet.specs.job import JobSpec
-    from yolofleet.training.metrics.publisher import member_readings
-    from yolofleet.training.supervision.heartbeats import reached, silent_members
+    from yolofleet.training.metrics.publisher import worker_readings
+    from yolofleet.training.supervision.heartbeats import newest_progress, silent_workers
 
     job = JobSpec.parse(_job(scale), source="job")
-    wire = pickle.dumps(_members(scale))  # as Ray brings it
+    wire = pickle.dumps(_workers(scale))  # as Ray brings it
     rounds = 10
     with measuring("look at every worker's report, in the driver", 1.0, times=rounds) as measure:
         for _ in range(rounds):
-            members = pickle.loads(wire)
-            if reached(1.0, members) is None or len(silent_members(1.0, members, 600.0)) > 0:
+            workers = pickle.loads(wire)
+            if newest_progress(1.0, workers) is None or len(silent_workers(1.0, workers, 600.0)) > 0:
                 raise RuntimeError("a worker is not heard")
-            if len([*member_readings(job, 1.0, members)]) < 3 * scale.workers:
+            if len([*worker_readings(job, 1.0, workers)]) < 3 * scale.workers:
                 raise RuntimeError("a worker is not published")
     return [measure]
 
 
 def manifest(scale: Scale, folder: Path) -> list[Measure]:
     """Write the manifest of all shards, as a build does once. Ten minutes and 8 GiB: shards take days."""
-    from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ShardEntry
+    from yolofleet.core.file_names import MANIFEST_NAME
+    from yolofleet.data.manifest import Manifest, ShardEntry
     from yolofleet.data.records import ObjectClass
 
     with measuring("write the manifest", 600) as measure:
@@ -186,7 +187,7 @@ def manifest(scale: Scale, folder: Path) -> list[Measure]:
             for number in range(scale.shards)
         )
         made = Manifest((ObjectClass(1, "thing"),), (scale.samples,), scale.samples, 0, scale.samples, 0, shards, "0")
-        (folder / MANIFEST_KEY).write_bytes(made.to_bytes())
+        (folder / MANIFEST_NAME).write_bytes(made.to_bytes())
     measure.limit_bytes = 8 * GIBIBYTE
     return [measure]
 
@@ -218,25 +219,25 @@ def order(scale: Scale, folder: Path) -> list[Measure]:
     sizes = np.full(scale.shards, scale.samples // scale.shards, dtype=np.int64)
     with measuring("begin an epoch's order", 10) as begin:
         source = SampleOrder(sizes, seed=1)
-        source.place(scale.samples * 2 + 5)
+        source.locate(scale.samples * 2 + 5)
     numbers = random.Random(1)
     places = [scale.samples * 2 + numbers.randrange(scale.samples) for _ in range(2000)]
     with measuring("find a sample anywhere in an epoch", 0.1, times=len(places)) as anywhere:
         for position in places:
-            source.place(position)
+            source.locate(position)
     batch = scale.workers * MICRO_BATCH
     steps, rank = 2000, scale.workers // 2
     starts = [scale.samples * 2 + step * batch + rank * MICRO_BATCH for step in range(steps)]
     own = [start + number for start in starts for number in range(MICRO_BATCH)]
     with measuring("find the next sample of one rank", 0.001, times=len(own)) as following:
         for position in own:
-            source.place(position)
+            source.locate(position)
     return [begin, anywhere, following]
 
 
 def rows(scale: Scale, folder: Path) -> list[Measure]:
     """Keep a run's rows and events. The loop may wait a millisecond for a row; a restart half a minute to read all."""
-    from yolofleet.tracking.goodput import survival
+    from yolofleet.tracking.goodput import summarize_run
     from yolofleet.tracking.run_directory import RunDirectory
 
     row = {name: 0.123456789 for name in ("loss", "loss_box", "loss_objectness", "loss_classification", "momentum")}
@@ -252,7 +253,7 @@ def rows(scale: Scale, folder: Path) -> list[Measure]:
             raise RuntimeError("rows are missing")
     run = RunDirectory.open(folder / "runs", "scale")
     with measuring("read all events and account for them", 30) as account:
-        if survival(run.events()).failures != {"worker": EVENTS // 2}:
+        if summarize_run(run.events()).failures != {"worker": EVENTS // 2}:
             raise RuntimeError("events are missing")
     return [append, reading, account]
 

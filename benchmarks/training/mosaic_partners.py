@@ -39,15 +39,15 @@ from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.micro_batch import MicroBatch, MicroBatchPlace
+from yolofleet.data.micro_batch import MicroBatch, MicroBatchPlan
 from yolofleet.data.order import Purpose, keyed_generator
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import LabelledImage, labelled_image
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
+from yolofleet.training.loop import trainer
 from yolofleet.training.loop.schedule import Schedule
-from yolofleet.training.loop.train import trainer as session
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import training_stream
 from yolofleet.training.setup.preflight import check_job
@@ -89,24 +89,24 @@ class FreePartners:
         return labelled_image(sample.key, sample.pixels(record), record, len(self._dataset.classes))
 
     def _own(self, position: int) -> LabelledImage:
-        place = self._order.place(position)
-        return self._image(int(self._dataset.shard_starts[place.shard]) + place.row)
+        location = self._order.locate(position)
+        return self._image(int(self._dataset.shard_starts[location.shard]) + location.row)
 
-    def make(self, place: MicroBatchPlace) -> MicroBatch:
+    def make(self, plan: MicroBatchPlan) -> MicroBatch:
         """Make one micro-batch, as ``MicroBatchMaker.make`` does."""
-        side = place.image_size
-        images = np.empty((place.size, 3, side, side), dtype=np.uint8)
-        augmenter = Augmenter(place.augmentation, side)
+        side = plan.image_size
+        images = np.empty((plan.size, 3, side, side), dtype=np.uint8)
+        augmenter = Augmenter(plan.augmentation, side)
         targets, keys = [], []
-        for slot in range(place.size):
-            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, place.first + slot)
+        for slot in range(plan.size):
+            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.first + slot)
             partners = generator.choice(len(self._dataset), NUM_FREE_PARTNERS, replace=False)
-            labelled_images = [self._own(place.first + slot), *(self._image(int(number)) for number in partners)]
+            labelled_images = [self._own(plan.first + slot), *(self._image(int(number)) for number in partners)]
             found = augmenter.augment(0, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
             targets.append(np.insert(found, 0, slot, axis=1))
             keys.append(labelled_images[0].key)
         boxes = torch.from_numpy(np.concatenate(targets).astype(np.float32))
-        return MicroBatch(place.step, place.index, torch.from_numpy(images), boxes, tuple(keys))
+        return MicroBatch(plan.step, plan.index, torch.from_numpy(images), boxes, tuple(keys))
 
 
 def free_stream(job: JobSpec, dataset: ShardDataset, schedule: Schedule) -> TrainingStream:
@@ -142,7 +142,7 @@ def trained(arm: str, seed: int, out: Path, image_size: int, epochs: float) -> d
     ready = check_job(job)
     if not ready.finished:
         make_stream = free_stream if arm == "free" else training_stream
-        with mock.patch.object(session, "training_stream", make_stream):
+        with mock.patch.object(trainer, "training_stream", make_stream):
             run_worker(job, WorkerGroup())
     judged = [row for row in ready.run.metrics() if "val_AP" in row]
     return {name: float(judged[-1][f"val_{name}"]) for name in ("AP", "AP50", "AP75")}
@@ -188,7 +188,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for arm in ARMS:
             if time.monotonic() - began > 60 * arguments.minutes:
-                sys.exit(f"stopped before {arm}, seed {seed}; the same command goes on from there")
+                sys.exit(f"stopped before {arm}, seed {seed}; resume with the same command")
             found[arm].append(trained(arm, seed, out, arguments.image_size, arguments.epochs))
             print(f"{arm}, seed {seed}: {found[arm][-1]}", file=sys.stderr, flush=True)
     result = verdict(found) | {"runs": found, "image_size": arguments.image_size, "epochs": arguments.epochs}

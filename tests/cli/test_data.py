@@ -65,7 +65,7 @@ def test_a_strict_check_fails_on_any_problem(
         (["check", "missing.json", "."], "missing.json"),
         (["check", "{annotations}/truncated.json", "{images}"], "no JSON at line 1, column 894"),
         (["check", "{annotations}/ok.json"], "the folder of images is missing"),
-        (["check", "{annotations}/ok.json", "{images}", "--format", "coko"], "not one of auto, coco, yolo"),
+        (["check", "{annotations}/ok.json", "{images}", "--format", "coko"], "no format 'coko'; did you mean 'coco'?"),
         (["shard", "{annotations}/ok.json", "{out}/nowhere", "{out}"], "no files here"),
         (["shard", "{annotations}/ok.json", "{images}", "{out}", "--shard-bytes", "many"], "is not a size"),
         (["shard", "{annotations}/ok.json", "{images}", "{out}", "--split", "0.5"], "0.0-0.9"),

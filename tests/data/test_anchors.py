@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.anchors import anchor_fit, fitted_anchors
+from yolofleet.data.anchors import anchor_fit, fit_anchors
 
 TINY = (((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)), ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)))
 
@@ -24,7 +24,7 @@ def test_a_box_is_reached_by_the_rule_of_the_loss() -> None:
 def test_no_boxes_is_no_error() -> None:
     assert anchor_fit(np.empty((0, 2)), TINY, 4.0).recall == 0.0
     with pytest.raises(UserError, match="nothing to fit"):
-        fitted_anchors(np.full((5, 2), 1.0), 2, 3, 4.0, seed=0)
+        fit_anchors(np.full((5, 2), 1.0), 2, 3, 4.0, seed=0)
 
 
 def test_many_boxes_are_measured_in_pieces_alike() -> None:
@@ -34,18 +34,18 @@ def test_many_boxes_are_measured_in_pieces_alike() -> None:
     assert whole.fit == pytest.approx(np.mean([part.fit for part in parts]))
 
 
-def test_fitted_anchors_find_the_clusters() -> None:
+def test_fit_anchors_find_the_clusters() -> None:
     generator = np.random.default_rng(1)
     centres = np.array([[6, 8], [20, 14], [30, 60], [90, 70], [150, 260], [400, 300]], dtype=float)
     sizes = np.concatenate([centre * generator.lognormal(0, 0.05, (300, 2)) for centre in centres])
-    found = np.array(fitted_anchors(sizes, 2, 3, 4.0, seed=0)).reshape(-1, 2)
+    found = np.array(fit_anchors(sizes, 2, 3, 4.0, seed=0)).reshape(-1, 2)
     assert found == pytest.approx(centres, rel=0.15)
 
 
 def test_fitting_helps_where_the_model_s_anchors_miss() -> None:
     sizes = np.random.default_rng(2).lognormal(1.5, 0.5, (3000, 2)) * (6.0, 1.0)  # small and long
     before = anchor_fit(sizes, TINY, 4.0)
-    after = anchor_fit(sizes, fitted_anchors(sizes, 2, 3, 4.0, seed=0), 4.0)
+    after = anchor_fit(sizes, fit_anchors(sizes, 2, 3, 4.0, seed=0), 4.0)
     assert before.recall < 0.9
     assert after.recall > 0.98
     assert after.fit > before.fit
@@ -55,8 +55,8 @@ def test_fitting_helps_where_the_model_s_anchors_miss() -> None:
 @given(st.integers(1, 40), st.integers(1, 4), st.integers(1, 3), st.integers(0, 2**40))
 def test_any_boxes_give_usable_anchors(count: int, num_levels: int, num_anchors: int, seed: int) -> None:
     sizes = np.random.default_rng(seed).lognormal(3, 1, (count, 2)) + 2
-    anchors = fitted_anchors(sizes, num_levels, num_anchors, 4.0, seed)
-    assert anchors == fitted_anchors(sizes, num_levels, num_anchors, 4.0, seed)
+    anchors = fit_anchors(sizes, num_levels, num_anchors, 4.0, seed)
+    assert anchors == fit_anchors(sizes, num_levels, num_anchors, 4.0, seed)
     table = np.array(anchors)
     assert table.shape == (num_levels, num_anchors, 2)
     assert (table > 0).all() and np.isfinite(table).all()
@@ -65,4 +65,4 @@ def test_any_boxes_give_usable_anchors(count: int, num_levels: int, num_anchors:
 
 
 def test_equal_boxes_are_no_problem() -> None:
-    assert np.array(fitted_anchors(np.full((10, 2), 30.0), 3, 3, 4.0, seed=0)) == pytest.approx(30.0, rel=0.3)
+    assert np.array(fit_anchors(np.full((10, 2), 30.0), 3, 3, 4.0, seed=0)) == pytest.approx(30.0, rel=0.3)

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.data.augment import AugmentationSettings, Augmenter, colour_matrix, draw_colour
+from yolofleet.data.augment import Augmenter, colour_matrix, draw_colour, paste_objects
 from yolofleet.data.decode import decode_image
 from yolofleet.data.geometry import draw_warp, move_boxes, move_points, worth_keeping
-from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine, render
+from yolofleet.data.mosaic import draw_partners, mosaic_of_four, mosaic_of_nine, render, single_image
 from yolofleet.data.order import Purpose, keyed_generator
-from yolofleet.data.paste import paste_objects
 from yolofleet.data.records import LabelledImage, Outlines, boxes_inside
 from yolofleet.data.targets import Targets
+from yolofleet.specs.hyperparameters import Augmentation
 
 SIDE = 160
 
@@ -59,7 +59,7 @@ def white_extent(image: np.ndarray) -> tuple[float, float, float, float]:
 def test_boxes_stay_on_their_objects(changes: dict[str, float]) -> None:
     """One white object among four black images: its target is the box around what is white."""
     strengths = {"mixup": 0.0, "paste_in": 0.0, "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "scale": 0.5} | changes
-    augmenter = Augmenter(AugmentationSettings(**strengths), SIDE)
+    augmenter = Augmenter(Augmentation(**strengths), SIDE)
     labelled_images = [
         labelled(200, 150, [[60, 40, 150, 120]]),
         *(labelled(120, 180, [], seed) for seed in range(1, 9)),
@@ -94,7 +94,7 @@ def test_upright_drawing_equals_the_way_through_a_canvas(seed: int, width: int, 
         LabelledImage("x", smooth, np.empty((0, 4)), np.empty(0, dtype=np.int64), Outlines.of([])) for _ in range(4)
     ]
     layout = mosaic_of_four([0, 1, 2, 3], [(width, height)] * 4, SIDE, generator(seed))
-    warp, scale = draw_warp(AugmentationSettings(scale=0.4, translate=0.1), layout.size, SIDE, generator(seed + 1))
+    warp, scale = draw_warp(Augmentation(scale=0.4, translate=0.1), layout.size, SIDE, generator(seed + 1))
     direct, indirect = (np.empty((SIDE, SIDE, 3), dtype=np.uint8) for _ in range(2))
     render(layout, labelled_images, warp, scale, direct)
     nearly = warp.copy()
@@ -110,7 +110,7 @@ def test_cells_lie_on_the_canvas_and_never_overlap(seed: int, sizes: list[tuple[
     for layout in (
         mosaic_of_four([0, 1, 2, 3], sizes, SIDE, generator(seed)),
         mosaic_of_nine(list(range(9)), sizes, SIDE, generator(seed)),
-        alone(0, sizes, SIDE),
+        single_image(0, sizes, SIDE),
     ):
         covered = np.zeros((layout.size, layout.size), dtype=int)
         for tile in layout.tiles:
@@ -130,71 +130,6 @@ def test_partners_hold_the_own_image_once_where_there_are_enough(count: int, num
             assert len(set(drawn)) == count
         elif num_images > 1:
             assert drawn.count(0) == 1
-
-
-@pytest.mark.parametrize("count", [4, 9])
-def test_every_image_is_as_often_in_one_position_as_in_another(count: int) -> None:
-    """The sample's own too: were it always first, its objects would always lie top left (or in the middle)."""
-    num_draws = 4000
-    seen = np.zeros((2, count))  # the own image, another one
-    for seed in range(num_draws):
-        drawn = draw_partners(5, 12, count, generator(seed))
-        seen[0, drawn.index(5)] += 1
-        if 7 in drawn:
-            seen[1, drawn.index(7)] += 1
-    expected = seen.sum(axis=1, keepdims=True) / count
-    assert seen[0].sum() == num_draws and seen[1].sum() == pytest.approx(num_draws * (count - 1) / 11, rel=0.06)
-    assert ((seen - expected) ** 2 / expected).sum(axis=1).max() < 30  # chi squared: 1 in 4,000 with nine positions
-
-
-def test_four_images_meet_at_a_point_in_the_order_of_reading() -> None:
-    sizes = [(200, 100), (90, 120), (SIDE, SIDE), (30, 60)]
-    centres = []
-    for seed in range(600):
-        layout = mosaic_of_four([3, 0, 2, 1], sizes, SIDE, generator(seed))
-        assert layout.size == 2 * SIDE and [tile.image for tile in layout.tiles] == [3, 0, 2, 1]
-        # The corner of each whole image that is turned to the middle.
-        corners = set()
-        for number, tile in enumerate(layout.tiles):
-            width, height = sizes[tile.image]
-            x1, y1, x2, y2 = tile.to_canvas.rectangle((0, 0, width, height))
-            assert max(x2 - x1, y2 - y1) == pytest.approx(SIDE)
-            assert (x2 - x1) / (y2 - y1) == pytest.approx(width / height, rel=0.03)
-            corners.add((round(x1 if number % 2 else x2, 6), round(y1 if number // 2 else y2, 6)))
-            shown = (max(x1, 0), max(y1, 0), min(x2, 2 * SIDE), min(y2, 2 * SIDE))
-            assert tile.cell == pytest.approx(shown), "cut only by the canvas"
-        assert len(corners) == 1
-        centres.append(corners.pop())
-    found = np.array(centres) / SIDE
-    assert found.min() >= 0.49 and found.max() <= 1.5
-    assert found.mean(axis=0) == pytest.approx(1.0, abs=0.05) and found.std(axis=0) == pytest.approx(12**-0.5, rel=0.1)
-
-
-def test_nine_images_lie_around_the_first() -> None:
-    """In the published order: the middle, then clockwise from above it; each pushed against the middle one."""
-    sizes = [(200, 100), (90, 120), (SIDE, SIDE), (30, 60), (100, 99), (64, 200), (170, 150), (20, 20), (300, 290)]
-    windows, num_seen = [], np.zeros(9, dtype=int)
-    columns, rows = [1, 1, 2, 2, 2, 1, 0, 0, 0], [1, 0, 0, 1, 2, 2, 2, 1, 0]
-    for seed in range(600):
-        layout = mosaic_of_nine(list(range(9)), sizes, SIDE, generator(seed))
-        boxes = {tile.image: tile.to_canvas.rectangle((0, 0, *sizes[tile.image])) for tile in layout.tiles}
-        left, top, right, bottom = boxes[0]  # the middle image always shows
-        windows.append((SIDE - left, SIDE - top))
-        for tile in layout.tiles:
-            num_seen[tile.image] += 1
-            x1, y1, x2, y2 = boxes[tile.image]
-            column, row = columns[tile.image], rows[tile.image]
-            assert max(x2 - x1, y2 - y1) == pytest.approx(SIDE)
-            assert (x2, x1, x1)[column] == pytest.approx((left, left, right)[column])
-            assert (y2, y1, y1)[row] == pytest.approx((top, top, bottom)[row])
-            end_x, end_y = (min(x2, right) if column == 1 else x2), (min(y2, bottom) if row == 1 else y2)
-            shown = (max(x1, 0), max(y1, 0), min(end_x, layout.size), min(end_y, layout.size))
-            assert tile.cell == pytest.approx(shown)
-            assert tile.cell[0] < tile.cell[2] and tile.cell[1] < tile.cell[3]
-    found = np.array(windows) / SIDE
-    assert found.min() >= -0.01 and found.max() <= 1
-    assert found.mean(axis=0) == pytest.approx(0.5, abs=0.05) and found.std(axis=0) == pytest.approx(12**-0.5, rel=0.1)
-    assert num_seen[0] == 600 and num_seen[1:].min() > 30 and num_seen[1:].max() <= 600
 
 
 def test_every_image_is_seen_four_times_as_often_as_there_are_samples() -> None:
@@ -247,12 +182,12 @@ def test_a_window_inside_an_object_is_its_box_and_one_outside_finds_nothing() ->
 
 
 def test_warps_without_strength_change_nothing() -> None:
-    warp, scale = draw_warp(AugmentationSettings.none(), SIDE, SIDE, generator())
+    warp, scale = draw_warp(Augmentation.none(), SIDE, SIDE, generator())
     assert np.allclose(warp, np.eye(3)) and scale == 1.0
 
 
 def test_warps_are_drawn_from_the_published_ranges() -> None:
-    strengths = AugmentationSettings(scale=0.9, translate=0.2, degrees=10.0)
+    strengths = Augmentation(scale=0.9, translate=0.2, degrees=10.0)
     drawn = [draw_warp(strengths, 2 * SIDE, SIDE, generator(seed)) for seed in range(2000)]
     scales = np.array([scale for _, scale in drawn])
     centres = np.array([move_points(np.array([[SIDE, SIDE]], dtype=float), warp)[0] for warp, _ in drawn]) / SIDE
@@ -270,7 +205,7 @@ def test_boxes_worth_keeping_follow_the_published_rule() -> None:
 
 
 def test_moved_boxes_hold_their_moved_corners() -> None:
-    warp, _ = draw_warp(AugmentationSettings(degrees=40, shear=10, perspective=0.001), 100, 100, generator(4))
+    warp, _ = draw_warp(Augmentation(degrees=40, shear=10, perspective=0.001), 100, 100, generator(4))
     box = np.array([[10.0, 20.0, 60.0, 50.0]])
     corners = move_points(np.array([[10.0, 20.0], [60.0, 20.0], [60.0, 50.0], [10.0, 50.0]]), warp)
     assert np.allclose(move_boxes(box, warp)[0], [*corners.min(axis=0), *corners.max(axis=0)])
@@ -290,7 +225,7 @@ def test_colours_are_distributed_as_those_of_the_published_tables(test_data: Pat
     chance = np.random.default_rng(0)
     files = sorted((test_data / "coco128" / "images").glob("*.jpg"))[:24]
     images = [cv2.resize(decode_image(path.read_bytes()), (64, 64), interpolation=cv2.INTER_AREA) for path in files]
-    strengths = AugmentationSettings()
+    strengths = Augmentation()
     made: list[list[np.ndarray]] = [[], []]
     for seed in range(1200):
         image = images[seed % len(images)]
@@ -307,48 +242,6 @@ def test_colours_are_distributed_as_those_of_the_published_tables(test_data: Pat
     for channel in range(3):
         shares = [np.histogram(v[..., channel], bins=16, range=(0, 256))[0] / v[..., 0].size for v in (ours, theirs)]
         assert np.abs(shares[0] - shares[1]).sum() / 2 < 0.06, "total variation between the histograms"
-
-
-def hue_shifts(settings: AugmentationSettings, num_draws: int) -> np.ndarray:
-    """Degrees by which each draw turns each of 360 hues: (draws, 360)."""
-    hues = np.arange(360, dtype=np.float32)
-    circle = np.stack([hues, np.full_like(hues, 0.5), np.full_like(hues, 0.6)], axis=1)[None]
-    colours = cv2.cvtColor(circle, cv2.COLOR_HSV2RGB)
-    matrices = [draw_colour(settings, generator(seed)) for seed in range(num_draws)]
-    turned = [cv2.cvtColor(cv2.transform(colours, m), cv2.COLOR_RGB2HSV)[0, :, 0] for m in matrices]
-    return (np.array(turned) - hues + 180) % 360 - 180
-
-
-@pytest.mark.parametrize("strength", [0.015, 0.1])
-def test_hues_turn_as_far_as_the_published_gain_turns_them(strength: float) -> None:
-    """The published hue is multiplied by a gain of 1 - strength to 1 + strength; over all hues both turn as far."""
-    shifts = hue_shifts(AugmentationSettings(hsv_h=strength, hsv_s=0, hsv_v=0), 1000)
-    published = np.random.default_rng(0).uniform(-strength, strength, (1000, 1)) * np.arange(360)
-    assert np.abs(shifts).mean() == pytest.approx(np.abs(published).mean(), rel=0.12)
-    assert np.sqrt((shifts**2).mean()) == pytest.approx(np.sqrt((published**2).mean()), rel=0.08)
-    assert abs(shifts.mean()) < 0.1 * np.abs(shifts).mean()
-
-
-def test_colour_is_drawn_evenly_from_the_published_ranges() -> None:
-    """Hue, saturation and brightness, read back from the matrices: each uniform, none bound to another."""
-    strengths = AugmentationSettings()
-    to_chroma = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-    rows = []
-    for seed in range(3000):
-        matrix = draw_colour(strengths, generator(seed))
-        assert matrix is not None
-        brightness = float(matrix.sum(axis=1).mean())  # grey stays grey
-        chroma = (to_chroma @ matrix @ np.linalg.inv(to_chroma) / brightness)[1:, 1:]
-        rows.append([np.arctan2(chroma[1, 0], chroma[0, 0]), np.hypot(chroma[1, 0], chroma[0, 0]), brightness])
-    ranges = [(-np.pi * 0.015, np.pi * 0.015), (0.3, 1.7), (0.6, 1.4)]
-    shares = np.array(
-        [(column - low) / (high - low) for column, (low, high) in zip(np.array(rows).T, ranges, strict=True)]
-    )
-    assert shares.min() > -1e-3 and shares.max() < 1 + 1e-3
-    for share in shares:
-        # The largest gap between the empirical and the uniform distribution: 1 in 1,000 exceeds 1.95 / sqrt(n).
-        assert np.abs(np.sort(share) - (np.arange(3000) + 0.5) / 3000).max() < 1.95 / 3000**0.5
-    assert np.abs(np.corrcoef(shares) - np.eye(3)).max() < 0.06
 
 
 def test_colour_matrices_keep_grey_and_scale_as_asked() -> None:
@@ -370,7 +263,7 @@ def test_equal_generators_make_equal_samples() -> None:
     labelled_images = [labelled(80 + 10 * number, 90, [[10, 10, 60, 70]], number) for number in range(5)]
     made = []
     for _ in range(2):
-        augmenter = Augmenter(AugmentationSettings(mixup=0.5), SIDE)
+        augmenter = Augmenter(Augmentation(mixup=0.5), SIDE)
         planes = np.empty((10, 3, SIDE, SIDE), dtype=np.uint8)
         targets = [augmenter.augment(seed % 5, labelled_images, generator(seed), planes[seed]) for seed in range(10)]
         made.append((planes.tobytes(), [target.boxes.tobytes() for target in targets]))
@@ -379,7 +272,7 @@ def test_equal_generators_make_equal_samples() -> None:
 
 def test_extreme_images_are_augmented() -> None:
     labelled_images = [labelled(*size, [[0, 0, size[0], size[1]]]) for size in ((4000, 20), (3, 3000), (1, 1), (5, 4))]
-    augmenter = Augmenter(AugmentationSettings(degrees=5.0), SIDE)
+    augmenter = Augmenter(Augmentation(degrees=5.0), SIDE)
     planes = np.empty((3, SIDE, SIDE), dtype=np.uint8)
     for seed in range(60):
         targets = augmenter.augment(seed % 4, labelled_images, generator(seed), planes)

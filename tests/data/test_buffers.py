@@ -10,7 +10,8 @@ import torch
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import BufferPool
-from yolofleet.data.stream import AugmentationSettings, TrainingStream
+from yolofleet.data.stream import TrainingStream
+from yolofleet.specs.hyperparameters import Augmentation
 
 
 def test_a_buffer_is_used_again_only_when_nothing_refers_to_it() -> None:
@@ -51,7 +52,7 @@ def test_memory_stays_flat_over_epochs(dataset: ShardDataset) -> None:
         image_size=160,
         global_batch_size=8,
         micro_batch_size=8,
-        augmentation=AugmentationSettings(),
+        augmentation=Augmentation(),
         num_threads=2,
     )
     batches = stream.micro_batches(0, [0])

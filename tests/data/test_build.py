@@ -79,7 +79,7 @@ def test_the_same_build_again_does_nothing_and_another_needs_permission(
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     build(drawn / "instances.json", drawn / "images", tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    with pytest.raises(BuildError, match=r"another dataset lies here \(45 images\).*--overwrite"):
+    with pytest.raises(BuildError, match=r"holds another dataset already \(45 images\).*--overwrite"):
         build(drawn / "instances_val.json", drawn / "images", tmp_path)
     assert len(ShardDataset(tmp_path)) == 45
 

@@ -18,7 +18,8 @@ import pytest
 from faulty_s3 import Fault, FaultyProxy, faulty_s3
 from yolofleet.data.cache import CacheError, CacheSettings, ShardCache
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.stream import AugmentationSettings, TrainingStream
+from yolofleet.data.stream import TrainingStream
+from yolofleet.specs.hyperparameters import Augmentation
 from yolofleet.storage import StorageError, open_storage
 from yolofleet.storage import s3 as storage_module
 
@@ -72,7 +73,7 @@ def digests(dataset: ShardDataset, count: int = NUM_BATCHES) -> list[str]:
         image_size=48,
         global_batch_size=4,
         micro_batch_size=4,
-        augmentation=AugmentationSettings(),
+        augmentation=Augmentation(),
         num_threads=2,
     )
     return [batch.digest() for batch in itertools.islice(stream.micro_batches(0, [0]), count)]

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.data.augment_settings import AugmentationSettings
 from yolofleet.data.geometry import (
     AxisMap,
     clip_boxes,
@@ -19,6 +18,7 @@ from yolofleet.data.geometry import (
     scaling_and_shift,
     worth_keeping,
 )
+from yolofleet.specs.hyperparameters import Augmentation
 
 NUMBERS = st.floats(-50, 50)
 FACTORS = st.floats(0.1, 8)
@@ -33,7 +33,7 @@ def corners_by_matrix(matrix: np.ndarray, corners: tuple[float, ...]) -> list[fl
 
 @given(MAPS, MAPS, st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS))
 def test_axis_maps_are_their_matrices(first: AxisMap, second: AxisMap, corners: tuple[float, ...]) -> None:
-    expected = np.array([[first.across, 0, first.right], [0, first.down, first.below], [0, 0, 1]])
+    expected = np.array([[first.scale_x, 0, first.shift_x], [0, first.scale_y, first.shift_y], [0, 0, 1]])
     assert np.array_equal(first.matrix(), expected)
     assert first.rectangle(corners) == pytest.approx(corners_by_matrix(expected, corners))
     assert np.allclose(second.after(first).matrix(), second.matrix() @ first.matrix())
@@ -62,7 +62,7 @@ class Fixed:
 def test_a_warp_is_the_published_product_of_its_parts() -> None:
     """Translation x shear x rotation and scale x perspective x centring, each by its own drawn number."""
     drawn = (0.5, -0.25, 0.75, 0.2, -0.6, 0.4, 0.3, -0.9)
-    settings = AugmentationSettings(degrees=30, translate=0.2, scale=0.5, shear=10, perspective=0.001)
+    settings = Augmentation(degrees=30, translate=0.2, scale=0.5, shear=10, perspective=0.001)
     warp, scale = draw_warp(settings, 320, 160, Fixed(*drawn))  # type: ignore[arg-type]
     assert scale == pytest.approx(0.5 + (1.6 - 0.5) * 0.6)
     angle = math.radians(30 * 0.75)
@@ -77,8 +77,8 @@ def test_a_warp_is_the_published_product_of_its_parts() -> None:
 
 def test_an_upright_warp_is_that_of_the_same_numbers_with_almost_no_turn() -> None:
     drawn = (0.5, -0.25, 0.75, 0.2, -0.6, 0.4, 0.3, -0.9)
-    upright, scale = draw_warp(AugmentationSettings(), 320, 160, Fixed(*drawn))  # type: ignore[arg-type]
-    turned, same = draw_warp(AugmentationSettings(degrees=1e-9), 320, 160, Fixed(*drawn))  # type: ignore[arg-type]
+    upright, scale = draw_warp(Augmentation(), 320, 160, Fixed(*drawn))  # type: ignore[arg-type]
+    turned, same = draw_warp(Augmentation(degrees=1e-9), 320, 160, Fixed(*drawn))  # type: ignore[arg-type]
     assert scale == same and np.allclose(upright, turned, atol=1e-6)
     assert AxisMap.of(upright) is not None
 

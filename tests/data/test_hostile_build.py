@@ -19,7 +19,8 @@ from yolofleet.data.inspect import inspect_dataset
 from yolofleet.data.manifest import ManifestError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
-from yolofleet.data.stream import AugmentationSettings, TrainingStream
+from yolofleet.data.stream import TrainingStream
+from yolofleet.specs.hyperparameters import Augmentation
 
 Build = Callable[..., ProblemLog]
 
@@ -83,7 +84,7 @@ def stream(dataset: ShardDataset, **changes: object) -> TrainingStream:
         "image_size": 64,
         "global_batch_size": 8,
         "micro_batch_size": 4,
-        "augmentation": AugmentationSettings(),
+        "augmentation": Augmentation(),
         "num_threads": 0,
     }
     return TrainingStream(dataset, **(settings | changes))  # type: ignore[arg-type]

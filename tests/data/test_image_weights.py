@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.order import SampleOrder, draws, image_weights
+from yolofleet.data.order import SampleOrder, draw_counts, image_weights
 from yolofleet.data.survey import Survey, survey_boxes
 
 
@@ -30,11 +30,11 @@ def test_rare_classes_weigh_more() -> None:
 )
 def test_an_epoch_stays_as_long_and_draws_by_weight(values: list[float], epoch: int) -> None:
     weights = np.array(values)
-    found = draws(weights, 5, epoch)
+    found = draw_counts(weights, 5, epoch)
     expected = weights / weights.sum() * len(weights)
     assert found.sum() == len(weights)
     assert (np.abs(found - expected) <= 1 + 1e-6).all()
-    assert np.array_equal(found, draws(weights, 5, epoch))
+    assert np.array_equal(found, draw_counts(weights, 5, epoch))
 
 
 class Start:
@@ -56,13 +56,13 @@ def test_rounding_neither_costs_nor_adds_a_draw(values: list[float], start: floa
     """The smallest and the largest random number that there is: sums of weights round up and down."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("yolofleet.data.order.keyed_generator", lambda *_: Start(start))
-        found = draws(np.array(values), 0, 0)
+        found = draw_counts(np.array(values), 0, 0)
     assert found.sum() == len(values) and found.min() >= 0
 
 
 def test_in_the_long_run_the_mean_is_the_weight() -> None:
     weights = np.array([0.3, 0.7, 1.0, 2.5, 0.5])
-    mean = np.mean([draws(weights, 1, epoch) for epoch in range(2000)], axis=0)
+    mean = np.mean([draw_counts(weights, 1, epoch) for epoch in range(2000)], axis=0)
     assert mean == pytest.approx(weights, abs=0.05)
 
 
@@ -75,9 +75,9 @@ def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], win
     starts = np.cumsum(shard_sizes) - shard_sizes
     order = SampleOrder(shard_sizes, 4, window_shards=window, weights=weights)
     for epoch in (0, 1, 7):
-        places = [order.place(epoch * total + place) for place in range(total)]
+        places = [order.locate(epoch * total + place) for place in range(total)]
         drawn = np.bincount([starts[place.shard] + place.row for place in places], minlength=total)
-        assert np.array_equal(drawn, draws(weights, 4, epoch))
+        assert np.array_equal(drawn, draw_counts(weights, 4, epoch))
         shards_of_windows: dict[int, set[int]] = {}
         for place in places:
             shards_of_windows.setdefault(place.window, set()).add(place.shard)
@@ -87,7 +87,7 @@ def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], win
 def test_equal_weights_are_the_plain_order() -> None:
     sizes = np.array([5, 3, 8])
     plain, weighted = SampleOrder(sizes, 2), SampleOrder(sizes, 2, weights=np.ones(16))
-    assert [plain.place(g) for g in range(48)] == [weighted.place(g) for g in range(48)]
+    assert [plain.locate(g) for g in range(48)] == [weighted.locate(g) for g in range(48)]
 
 
 def test_a_survey_reads_every_box_once(dataset: ShardDataset) -> None:

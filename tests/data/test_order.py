@@ -15,7 +15,7 @@ SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(lambda size
 
 
 def places(order: SampleOrder, positions: range) -> list[tuple[int, int]]:
-    return [(place.shard, place.row) for place in (order.place(position) for position in positions)]
+    return [(place.shard, place.row) for place in (order.locate(position) for position in positions)]
 
 
 @settings(max_examples=60)
@@ -45,7 +45,7 @@ def test_a_window_reads_its_own_shards_only() -> None:
     order = SampleOrder(sizes, 7, window_shards=4)
     for window in range(order.num_windows(0)):
         expected = set(order.window_shards(0, window))
-        seen = {order.place(position).shard for position in range(window * 20, (window + 1) * 20)}
+        seen = {order.locate(position).shard for position in range(window * 20, (window + 1) * 20)}
         assert seen == expected and len(expected) == 4
 
 
@@ -59,7 +59,7 @@ def test_windows_follow_each_other_and_hold_what_is_read_in_them(num_shards: int
     at, read = (0, 0), 0
     for _ in range(3 * order.num_windows(0)):
         shards, rows = order.window_samples(*at)
-        found = [order.place(position) for position in range(read, read + len(shards))]
+        found = [order.locate(position) for position in range(read, read + len(shards))]
         assert [(place.epoch, place.window) for place in found] == [at] * len(shards)
         assert [(place.shard, place.row) for place in found] == list(zip(shards.tolist(), rows.tolist(), strict=True))
         assert set(shards.tolist()) == set(order.window_shards(*at)) and len(order.window_shards(*at)) <= 4
@@ -100,7 +100,7 @@ def test_the_order_is_the_one_that_earlier_versions_drew(
 ) -> None:
     """A run that an earlier version began must go on with the samples that it has not seen."""
     order = SampleOrder(np.arange(1, 31), 2026, weights=weights)
-    found = [order.place(position) for position in range(2 * 465)]
+    found = [order.locate(position) for position in range(2 * 465)]
     assert [(place.window, place.shard, place.row) for place in found[:3]] == first
     rows = np.array([[place.epoch, place.window, place.shard, place.row] for place in found], dtype="<i8")
     assert zlib.crc32(rows.tobytes()) == checksum

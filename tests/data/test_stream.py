@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.data.stream import AugmentationSettings, MicroBatch, TrainingStream
+from yolofleet.data.stream import MicroBatch, TrainingStream
+from yolofleet.specs.hyperparameters import Augmentation
 
 SIDE, GLOBAL, MICRO = 48, 16, 2
 
@@ -25,7 +26,7 @@ def stream(dataset: ShardDataset, **changes: object) -> TrainingStream:
         "image_size": SIDE,
         "global_batch_size": GLOBAL,
         "micro_batch_size": MICRO,
-        "augmentation": AugmentationSettings(),
+        "augmentation": Augmentation(),
         "num_threads": 0,
     }
     return TrainingStream(dataset, **(arguments | changes))  # type: ignore[arg-type]
@@ -101,11 +102,11 @@ def test_targets_lie_inside_and_name_their_image(dataset: ShardDataset) -> None:
 
 
 def test_sizes_and_strengths_may_change_with_the_step(dataset: ShardDataset) -> None:
-    plain = AugmentationSettings.none()
+    plain = Augmentation.none()
     source = stream(
         dataset,
         image_size_at=lambda step: 32 + 32 * (step % 2),
-        augmentation=lambda step: plain if step else AugmentationSettings(),
+        augmentation=lambda step: plain if step else Augmentation(),
     )
     sides = [batch.images.shape[-1] for batch in taken(source, 0, [0], 4)]
     assert sides == [32, 64, 32, 64]
@@ -125,7 +126,7 @@ def test_a_global_batch_that_is_no_whole_number_of_micro_batches_is_refused(data
 
 
 def test_without_augmentation_a_sample_is_its_letterboxed_image(dataset: ShardDataset) -> None:
-    batch = stream(dataset, augmentation=AugmentationSettings.none(), image_size=96).micro_batch(0, 0)
+    batch = stream(dataset, augmentation=Augmentation.none(), image_size=96).micro_batch(0, 0)
     records = dict(dataset.records())
     for place, key in enumerate(batch.keys):
         record = records[key]

@@ -101,7 +101,7 @@ def test_names_that_torch_keeps_are_refused(tmp_path: Path) -> None:
         ("  - {name: a, block: conv}", "blocks.2.conv.out: is missing"),
         ("  - {name: a, block: elan, hidden: 8, stack: 3, out: 8}", "multiple of 2"),
         ("  - {name: a, block: conv, out: -8}", "greater than or equal to 1"),
-        ("  - {name: c2, block: conv, out: 8}", "two rows are called c2"),
+        ("  - {name: c2, block: conv, out: 8}", "two rows have the name c2"),
         ("  - {name: a, block: pools, sizes: [9, 5]}", "pool sides must be odd and grow"),
     ],
 )

@@ -15,6 +15,7 @@ import pytest
 from yolofleet.cli.registry import app
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
+from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.register import register_detector, register_run
 from yolofleet.registry.version_files import detector_folder
 from yolofleet.registry.versions import (
@@ -54,7 +55,7 @@ json.dump(model.predict([numpy.load(path) for path in sys.argv[2:]]), sys.stdout
 def test_a_version_predicts_in_an_empty_folder_without_yolofleet(
     detector_package: Path, tracking_uri: str, images: list[Any], tmp_path: Path
 ) -> None:
-    register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+    register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence(EVIDENCE))
     paths = [tmp_path / f"{index}.npy" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         np.save(path, image)
@@ -68,13 +69,13 @@ def test_a_version_predicts_in_an_empty_folder_without_yolofleet(
 
 
 def test_the_same_detector_is_registered_once(detector_package: Path, own_package: Path, tracking_uri: str) -> None:
-    first = register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+    first = register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence(EVIDENCE))
     assert (first.number, first.aliases, first.run_id) == (1, ("candidate",), None)
     assert first.facts == {"data.train": "sha256:ab", "figures.AP": "0.5", "figures.AP50": "0.75"}
-    assert register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE) == first
+    assert register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence(EVIDENCE)) == first
     card = own_package / "detector.json"
     card.write_text(card.read_text().replace('"circle"', '"circlet"'))
-    second = register_detector(own_package, "shapes", tracking_uri, evidence={})
+    second = register_detector(own_package, "shapes", tracking_uri, evidence=Evidence())
     assert (second.number, second.aliases) == (2, ("candidate",))
     assert find_version(tracking_uri, "shapes/1").aliases == ()
     assert [version.number for version in list_versions(tracking_uri)] == [2, 1]
@@ -90,13 +91,13 @@ def test_a_registration_that_was_cut_off_is_finished(
             mlflow.MlflowClient, "set_registered_model_alias", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
-    again = register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+            register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence(EVIDENCE))
+    again = register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence(EVIDENCE))
     assert (again.number, again.aliases) == (1, ("candidate",))
 
 
 def test_every_reference_finds_its_version(detector_package: Path, tracking_uri: str) -> None:
-    register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+    register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence(EVIDENCE))
     for reference in (
         "models:/shapes@candidate",
         "models:/shapes/1",
@@ -128,9 +129,9 @@ def test_references_and_names() -> None:
 
 
 def test_an_alias_moves_and_tells_where_it_was(detector_package: Path, own_package: Path, tracking_uri: str) -> None:
-    first = register_detector(detector_package, "shapes", tracking_uri, evidence={})
+    first = register_detector(detector_package, "shapes", tracking_uri, evidence=Evidence())
     (own_package / "notes.json").write_text("{}")
-    second = register_detector(own_package, "shapes", tracking_uri, evidence={})
+    second = register_detector(own_package, "shapes", tracking_uri, evidence=Evidence())
     assert set_alias(tracking_uri, first, "champion") is None
     before = set_alias(tracking_uri, second, "champion")
     assert before is not None and before.number == 1

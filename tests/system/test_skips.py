@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 from system.shell import Shell, rows, wait_for, write_job
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage import open_storage
-from yolofleet.training.loop.sample_log import sample_rows
+from yolofleet.training.loop.sample_log import read_sample_rows
 
 pytestmark = pytest.mark.system
 TRACKING_URI = "sqlite:///mlflow.db"
@@ -42,7 +42,9 @@ def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[st
 def told_twice(run: Path) -> list[tuple[Any, ...]]:
     """Skips that the run's sample logs hold more than once for the same place of the stream."""
     found = Counter(
-        (row["step"], row["micro_batch"], row["skipped"]) for row in sample_rows(open_storage(run)) if "reason" in row
+        (row["step"], row["micro_batch"], row["skipped"])
+        for row in read_sample_rows(open_storage(run))
+        if "reason" in row
     )
     return [place for place, count in found.items() if count > 1]
 

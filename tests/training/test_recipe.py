@@ -11,17 +11,23 @@ import torch
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.losses import scaled_gains
 from yolofleet.models import build_model
-from yolofleet.specs.hyperparameters import Hyperparameters, recipe
+from yolofleet.specs.hyperparameters import AUGMENTATIONS, AugmentationStep, Hyperparameters, recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
-from yolofleet.training.loop.optimizer import apply_settings, build_optimizer, grouped_parameters
 from yolofleet.training.loop.schedule import Schedule, averaging_decay
+from yolofleet.training.loop.update import apply_settings, build_optimizer, group_parameters
 from yolofleet.training.setup.builders import build_loss, class_weights, training_stream
 
 
 @pytest.fixture(scope="module")
 def drawn_shards(small_data: Path) -> Path:
     return small_data / "train"
+
+
+@AUGMENTATIONS.register("test-invert")
+class Invert(AugmentationStep):
+    def apply(self, image: Any, boxes: Any, classes: Any, generator: Any) -> Any:
+        return 255 - image, boxes, classes
 
 
 SCHEDULE = {
@@ -62,6 +68,7 @@ STREAM = {
     "mosaic9_share": 1.0,
     "mixup": 1.0,
     "paste_in": 1.0,
+    "extra_augmentations": [{"name": "test-invert"}],
     "close_mosaic_share": 1.0,
     "multi_scale": 0.5,
     "image_weights": 1.0,
@@ -119,7 +126,7 @@ def test_only_convolution_weights_decay_and_by_the_global_batch(batch: int, expe
 )
 def test_parameter_groups_are_the_published_ones(name: str, biases: int, decayed: int, plain: int) -> None:
     with torch.device("meta"):
-        groups = grouped_parameters(build_model(name))
+        groups = group_parameters(build_model(name))
     counts = {name: len(members) for name, members in groups.items()}
     # Implicit additions and multiplications are one group there and here; published P6 counts leave them out.
     assert (counts["biases"], counts["decayed"]) == (biases, decayed)

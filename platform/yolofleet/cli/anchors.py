@@ -30,7 +30,7 @@ def anchors(
 ) -> None:
     """Measure the share of a dataset's boxes that a model's anchors can learn, and fit better anchors."""
     from yolofleet.core.errors import UserError
-    from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fitted_anchors
+    from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fit_anchors
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.data.survey import survey_boxes
     from yolofleet.models.wiring import wire
@@ -46,7 +46,7 @@ def anchors(
     given = table_anchors(table)
     fits = {table.name: (given, anchor_fit(sizes, given, anchor_t))}
     if fit:
-        better = fitted_anchors(sizes, len(given), len(given[0]), anchor_t, seed)
+        better = fit_anchors(sizes, len(given), len(given[0]), anchor_t, seed)
         fits["fitted"] = (better, anchor_fit(sizes, better, anchor_t))
     facts: dict[str, Any] = {
         "data": data,

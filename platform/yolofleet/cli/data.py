@@ -252,7 +252,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Draw exactly the batch that a training step sees: augmented images with their targets."""
-    from yolofleet.data.show import draw_micro_batch
+    from yolofleet.data.draw import draw_micro_batch
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_storage
     from yolofleet.training.loop.schedule import Schedule
@@ -284,11 +284,8 @@ def _read_source(
 ) -> tuple[SourceDataset, ImageStore]:
     from yolofleet.data.read_source import read_class_names, read_source
 
-    formats = ("auto", "coco", "yolo", "voc", "webdataset")
-    if source_format not in formats:
-        raise UserError(f"--format {source_format!r} is not one of {', '.join(formats)}")
     names = read_class_names(classes) if classes is not None else None
-    return read_source(annotations, images, problems, source_format=source_format, class_names=names)  # type: ignore[arg-type]  # "str"; expected a literal, checked above
+    return read_source(annotations, images, problems, source_format=source_format, class_names=names)
 
 
 def _cores(threads: int) -> int:

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import Request
-    from yolofleet.export.settings import Thresholds
+    from yolofleet.export.formats import Request
+    from yolofleet.export.settings import InputShape, Thresholds
 
 
 def export(
     model: ModelArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; for triton the model repository.")],
-    kind: Annotated[str, typer.Option("--format", help="onnx, torchscript, safetensors or triton.")] = "onnx",
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, torchscript, safetensors, triton, or a plugin's.")
+    ] = "onnx",
     nms: Annotated[bool, typer.Option("--nms", help="Put NMS inside, as standard ONNX operators.")] = False,
     int8: Annotated[
         str | None, typer.Option(metavar="DATA", help="Quantize to INT8, with ranges taken from these shards.")
@@ -47,31 +49,28 @@ def export(
     from yolofleet.cli.model_argument import package_folder
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import Request, export_detector
+    from yolofleet.export.exporter import export_detector
+    from yolofleet.export.formats import FORMATS, Request
     from yolofleet.export.quantization import dataset_images
-    from yolofleet.export.settings import InputShape, check_format, check_shape
+    from yolofleet.export.settings import InputShape, check_shape
 
-    chosen = check_format(kind)
+    FORMATS.get(kind)  # an unknown name is refused before the model is read
     with package_folder(model, tracking_uri) as folder:
         detector = Detector.load(folder)
     side = image_size or detector.card.image_size
     shape = InputShape(batch=batch, image_size=side, dynamic=dynamic)
     check_shape(shape, detector.model.max_stride)
     thresholds = _thresholds(detector, confidence, iou, max_detections, multi_label) if nms else None
+    evaluated: list[dict[str, Any]] = []
     request = Request(
-        format=chosen,
+        format=kind,
         shape=shape,
         thresholds=thresholds,
         calibration=None if int8 is None else dataset_images(int8, side, calibration_images),
         name=name,
+        on_networks=lambda *models: evaluated.extend(_evaluate_networks(models, detector, str(int8), shape)),
     )
-    evaluated: list[dict[str, Any]] = []
-    exported = export_detector(
-        detector,
-        out,
-        request,
-        on_networks=lambda *models: evaluated.extend(_evaluate_networks(models, detector, str(int8), request)),
-    )
+    exported = export_detector(detector, out, request)
     num_bytes = exported.path.stat().st_size
     document: dict[str, Any] = {"path": str(exported.path), "bytes": num_bytes, "card": exported.card.document()}
     lines = [f"{exported.path}: {num_bytes / 1e6:.1f} MB"]
@@ -100,14 +99,14 @@ def _thresholds(
     )
 
 
-def _evaluate_networks(models: Any, detector: Detector, data: str, request: Request) -> list[dict[str, Any]]:
+def _evaluate_networks(models: Any, detector: Detector, data: str, shape: InputShape) -> list[dict[str, Any]]:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.export.card import make_card
     from yolofleet.export.quantization import judge_networks
 
     note(f"evaluating the float and the INT8 network on {data}")
-    card = make_card(detector.card, detector.model.strides, request.shape, None)
-    return [entry.as_json() for entry in judge_networks(models, detector, ShardDataset(data), card, request.shape)]
+    card = make_card(detector.card, detector.model.strides, shape, None)
+    return [entry.as_json() for entry in judge_networks(models, detector, ShardDataset(data), card, shape)]
 
 
 def _format_evaluation(label: str, entry: dict[str, Any]) -> str:

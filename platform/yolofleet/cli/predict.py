@@ -163,7 +163,7 @@ def _predict_here(
 ) -> None:
     """Predict in this process and draw the detections."""
     from yolofleet.cli.model_argument import open_detector
-    from yolofleet.evaluation.draw import draw_detections, encode
+    from yolofleet.data.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
 
     paths = list(image_paths(images))

@@ -127,14 +127,14 @@ class _NewEvents:
         return [{"problem": text} for event in events if (text := self._format(event)) is not None]
 
     def _format(self, event: dict[str, Any]) -> str | None:
-        from yolofleet.tracking.goodput import told
+        from yolofleet.tracking.goodput import format_event
 
         kind = event.get("kind")
         if kind == "start":
             started_before, self._started = self._started, True
             position = f"step {event.get('step')} with {event.get('workers')} workers"
             return f"the workers started again from {position}" if started_before else None
-        if kind not in ("stopped", "failed") and (line := told(event)) is not None:
+        if kind not in ("stopped", "failed") and (line := format_event(event)) is not None:
             return line.partition(" ")[2]
         if kind == "non_finite":
             in_a_row = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""

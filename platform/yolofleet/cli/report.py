@@ -96,8 +96,8 @@ def _report_search(
 
 def _summarize(directory: RunDirectory) -> dict[str, Any]:
     """Return the state of the run, with the newest value of every metric."""
-    from yolofleet.tracking.goodput import survival
-    from yolofleet.training.loop.sample_log import described_skips, read_skipped
+    from yolofleet.tracking.goodput import summarize_run
+    from yolofleet.training.loop.sample_log import format_skips, read_skipped
 
     rows = directory.metrics()
     newest: dict[str, Any] = {}
@@ -112,8 +112,8 @@ def _summarize(directory: RunDirectory) -> dict[str, Any]:
         "last_event": events[-1] if events else None,
         "step": newest.pop("step", 0),
         "has_model": directory.has_model(),
-        "skipped": described_skips(read_skipped(directory.storage)),
-        "survival": asdict(survival(events, rows)),
+        "skipped": format_skips(read_skipped(directory.storage)),
+        "survival": asdict(summarize_run(events, rows)),
         "metrics": {key: value for key, value in newest.items() if key != "time"},
     }
 

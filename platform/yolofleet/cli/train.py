@@ -15,7 +15,7 @@ from yolofleet.core.text import one_line
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage.lock_record import Token
+    from yolofleet.storage.lock_record import FencingToken
     from yolofleet.training.setup.preflight import Readiness
 
 
@@ -39,7 +39,7 @@ def train(
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     spec = JobSpec.load(job, overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
-    with hold(run_storage(spec), told=note) as lock:
+    with hold(run_storage(spec), notify=note) as lock:
         if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes
             _check_tracking(spec, tracking_uri)
         record, headline = _finish_run(spec, launcher, tracking_uri, lock.token, verbose)
@@ -47,7 +47,7 @@ def train(
 
 
 def _finish_run(
-    spec: JobSpec, launcher: str, tracking_uri: str | None, token: Token, verbose: bool
+    spec: JobSpec, launcher: str, tracking_uri: str | None, token: FencingToken, verbose: bool
 ) -> tuple[Release, str]:
     """Do what the run still lacks: training, the release, MLflow."""
     from yolofleet.cli.model_argument import resolve_weights
@@ -65,7 +65,7 @@ def _finish_run(
 
 
 @contextmanager
-def _mirrored(spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: Token) -> Iterator[None]:
+def _mirrored(spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: FencingToken) -> Iterator[None]:
     """Copy the run to MLflow for the length of a with block."""
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.tracking.run_directory import RunDirectory
@@ -75,7 +75,7 @@ def _mirrored(spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: 
         return
     # A log of its own: the driver of the workers writes another at the same time.
     mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token)
-    mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment, told=mirror_log.append_event)
+    mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment, on_event=mirror_log.append_event)
     mirror.start()
     try:
         yield
@@ -114,7 +114,7 @@ def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) ->
     return tracking_uri
 
 
-def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: bool) -> None:
+def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, verbose: bool) -> None:
     from yolofleet.cli.progress import watch_run
 
     if ready.done_steps:
@@ -131,13 +131,13 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: Token, verbose: 
 
             run_on_ray(spec, token, show_worker_output=verbose)
         else:
-            from yolofleet.training.supervision.process import run_in_process
+            from yolofleet.training.supervision.worker import run_in_process
 
             run_in_process(spec, token)
 
 
 @contextmanager
-def _record_failure(spec: JobSpec, token: Token) -> Iterator[None]:
+def _record_failure(spec: JobSpec, token: FencingToken) -> Iterator[None]:
     """Write an event into the run's log where the training is stopped or fails."""
     from yolofleet.storage.lock import LockLostError
     from yolofleet.tracking.run_directory import RunDirectory
@@ -156,14 +156,14 @@ def _record_failure(spec: JobSpec, token: Token) -> Iterator[None]:
 
 def _result_lines(record: Release, headline: str) -> Iterator[str]:
     """Yield a line for each thing that the run made."""
-    from yolofleet.training.loop.sample_log import described_skips
+    from yolofleet.training.loop.sample_log import format_skips
 
     ap50, ap = (
         "none (no objects)" if record.figures[key] is None else f"{record.figures[key]:.4f}" for key in ("AP50", "AP")
     )
     lines = {
         "result": f"AP50 {ap50}, AP {ap} on {record.num_images} images, by the deployed model of step {record.step}",
-        "skipped": "; ".join(f"{part}: {described_skips(skips)}" for part, skips in record.skipped.items()) or "none",
+        "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
         "run directory": record.run,
         "anchors": record.anchors,
         "model": record.model or "not registered (tracking.register_as is not set)",

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
-    from yolofleet.storage.lock_record import Token
+    from yolofleet.storage.lock_record import FencingToken
 
 MOST_MEASURED_GFLOPS = 400.0
 """A step that costs more than this is not run here to measure the speed."""
@@ -117,21 +117,21 @@ def check_room_here(session: SearchSession) -> None:
     if os.environ.get("RAY_ADDRESS"):
         return
     from yolofleet.search.controller import concurrency
-    from yolofleet.training.supervision.nodes import has_room, num_places, this_machine
+    from yolofleet.training.supervision.nodes import has_room, num_slots, this_machine
 
     cluster, here = session.space.base_job.cluster, this_machine()
     has_room(cluster, [here])
-    concurrency(session.spec, cluster, num_places(cluster, [here]), where="this machine")
+    concurrency(session.spec, cluster, num_slots(cluster, [here]), where="this machine")
 
 
 def _trials_at_a_time_here(session: SearchSession) -> int | None:
     """Return how many trials run at a time on this machine; None where a cluster decides."""
     if os.environ.get("RAY_ADDRESS"):
         return None
-    from yolofleet.training.supervision.nodes import num_places, this_machine
+    from yolofleet.training.supervision.nodes import num_slots, this_machine
 
     cluster = session.space.base_job.cluster
-    return max(num_places(cluster, [this_machine()]) // cluster.most_workers, 1)
+    return max(num_slots(cluster, [this_machine()]) // cluster.most_workers, 1)
 
 
 def tune(
@@ -171,7 +171,7 @@ def tune(
     tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
-    with hold(storage, told=note) as lock:
+    with hold(storage, notify=note) as lock:
         directory = _search(spec, session, storage, lock.token, tracking_uri, job.tracking.experiment, verbose)
     results = load_results(directory)
     if results.best is None:
@@ -185,7 +185,7 @@ def _search(
     spec: SearchSpec,
     session: SearchSession,
     storage: Storage,
-    token: Token,
+    token: FencingToken,
     tracking_uri: str | None,
     experiment: str,
     verbose: bool,

@@ -62,25 +62,25 @@ def anchor_fit(sizes: Sizes, anchors: Anchors, ratio_limit: float) -> AnchorFit:
     """
     table = np.array(anchors, dtype=np.float64).reshape(-1, 2)
     num_levels = len(anchors)
-    found, pairs, fit, by_level = 0, 0, 0.0, np.zeros(num_levels)
+    num_reached, pairs, fit, by_level = 0, 0, 0.0, np.zeros(num_levels)
     for start in range(0, len(sizes), ROWS_AT_A_TIME):
         ratios = _ratios(sizes[start : start + ROWS_AT_A_TIME], table)  # (rows, levels x anchors)
         within = ratios < ratio_limit
         best = ratios.min(axis=1)
-        found += int(within.any(axis=1).sum())
+        num_reached += int(within.any(axis=1).sum())
         pairs += int(within.sum())
         fit += float((1.0 / best[best < ratio_limit]).sum())
         by_level += within.reshape(len(ratios), num_levels, -1).any(axis=2).sum(axis=0)
     count = max(len(sizes), 1)
-    return AnchorFit(found / count, pairs / count, fit / count, tuple((by_level / count).tolist()))
+    return AnchorFit(num_reached / count, pairs / count, fit / count, tuple((by_level / count).tolist()))
 
 
 def large_enough(sizes: Sizes) -> NDArray[np.bool_]:
-    """Tell which boxes anchors can be fitted to: those with a side of 2 pixels or more."""
+    """Return which boxes anchors can be fitted to: those with a side of 2 pixels or more."""
     return np.asarray((sizes >= LEAST_SIDE_PIXELS).any(axis=1), dtype=np.bool_)
 
 
-def fitted_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit: float, seed: int) -> Anchors:
+def fit_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit: float, seed: int) -> Anchors:
     """Return anchors that suit boxes: k-means, then evolution; sorted by area, the smallest on the finest level.
 
     Args:
@@ -103,8 +103,8 @@ def fitted_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit:
         (np.arange(min(len(usable), MOST_BOXES_FITTED)) * len(usable)) // min(len(usable), MOST_BOXES_FITTED)
     ]
     generator = keyed_generator(seed, Purpose.ANCHORS)
-    anchors = _means(thinned, num_levels * num_anchors, generator)
-    anchors = _evolved(thinned, anchors, ratio_limit, generator)
+    anchors = _k_means(thinned, num_levels * num_anchors, generator)
+    anchors = _evolve(thinned, anchors, ratio_limit, generator)
     by_area = np.argsort(anchors.prod(axis=1), kind="stable")
     levels = np.maximum(anchors[by_area], 1.0).reshape(num_levels, num_anchors, 2).tolist()
     return tuple(tuple((round(width, 2), round(height, 2)) for width, height in level) for level in levels)
@@ -116,15 +116,17 @@ def _ratios(sizes: Sizes, table: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.maximum(apart, 1.0 / np.maximum(apart, 1e-12)).max(axis=2), dtype=np.float64)
 
 
-def _means(sizes: Sizes, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
+def _k_means(sizes: Sizes, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
     """Return k-means centres of the sizes: (count, 2), of their logarithms, for the fit is a matter of ratios."""
     points = np.log(np.maximum(sizes, 1e-9))
     centres = points[[int(generator.integers(len(points)))]]
-    while len(centres) < count:  # start far from each other: a point is chosen by its squared distance (k-means++)
+    # Start far from each other: a point is chosen by its squared distance to the nearest centre (k-means++).
+    while len(centres) < count:
         distance = _squared_distances(points, centres).min(axis=1)
         total = float(distance.sum())
         chance = distance / total if total > 0 else np.full(len(points), 1.0 / len(points))
         centres = np.concatenate([centres, points[[int(generator.choice(len(points), p=chance))]]])
+    # Lloyd's rounds: points go to their nearest centre, centres to the mean of their points.
     for _ in range(KMEANS_ROUNDS):
         owner = _squared_distances(points, centres).argmin(axis=1)
         members = np.bincount(owner, minlength=count)
@@ -141,7 +143,7 @@ def _squared_distances(points: NDArray[np.float64], centres: NDArray[np.float64]
     return np.asarray(((points[:, None] - centres[None]) ** 2).sum(axis=2), dtype=np.float64)
 
 
-def _evolved(
+def _evolve(
     sizes: Sizes, anchors: NDArray[np.float64], ratio_limit: float, generator: np.random.Generator
 ) -> NDArray[np.float64]:
     """Return anchors after random changes of which every better one is kept."""

@@ -1,7 +1,8 @@
 """Building a dataset of shards: in parallel, restartable after a kill, byte-identical when run twice.
 
 Every finished shard leaves a note under ``building/`` with its entry, its counts and its problems; a build that is run
-again takes the notes of the same plan and does only the rest. The manifest comes last, then the notes are removed.
+again reads the notes of the same plan and builds the missing shards only. The manifest is written last, then the notes
+are removed.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
 from yolofleet.data.check import CheckedImage, check_image
-from yolofleet.data.manifest import MANIFEST_KEY, Manifest, ManifestError, ShardEntry
+from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
 from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
@@ -29,7 +31,7 @@ from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 DEFAULT_MOST_SKIPPED = 0.5
 NOTES_PREFIX = "building/"
 Progress = Callable[[int], None]
-"""Called with the number of images that were just dealt with, from any thread."""
+"""Called with the number of images that were just processed, from any thread."""
 
 
 class BuildError(UserError):
@@ -38,7 +40,7 @@ class BuildError(UserError):
 
 @dataclass(frozen=True)
 class _FinishedShard:
-    """What is known of a finished shard: its entry (None if no sample was left), its counts, its problems."""
+    """The result of one shard: its entry (None if no sample was left), its counts, its problems."""
 
     entry: ShardEntry | None
     num_empty: int
@@ -53,7 +55,7 @@ class _FinishedShard:
 
     @staticmethod
     def from_note(data: bytes, digest: str) -> _FinishedShard | None:
-        """Return what a note says; None if it is of another plan."""
+        """Read a note; None if it is of another plan."""
         try:
             document = json.loads(data)
             if document["plan"] != digest:
@@ -67,7 +69,7 @@ class _FinishedShard:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """A finished build: its manifest, and what it took."""
+    """A finished build: its manifest, and how much of it was new."""
 
     manifest: Manifest
     num_shards_reused: int
@@ -92,16 +94,16 @@ def build_dataset(
     Args:
         source: Classes and records.
         images: The folder of images.
-        out: Where the dataset shall lie.
+        out: Where the dataset is written.
         options: Shard sizes and the like.
         problems: Where problems are counted; it may hold those of reading the annotations.
-        num_threads: Shards that are worked on at once (decoding releases the interpreter lock).
+        num_threads: Shards that are built at once (decoding releases the interpreter lock).
         most_skipped: The largest share of images that may be left out.
-        overwrite: Replace another dataset that lies there.
-        progress: Told of every image that was dealt with.
+        overwrite: Replace another dataset in the same folder.
+        progress: Called for every image that was processed.
 
     Raises:
-        BuildError: Another dataset lies there, too many images are unusable, or none is left.
+        BuildError: The folder holds another dataset, too many images are unusable, or none is left.
         StorageError: Images cannot be read or shards cannot be written.
     """
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
@@ -114,18 +116,18 @@ def build_dataset(
         return BuildResult(existing, len(existing.shards), plan.num_listed - existing.num_samples, source_bytes)
     if existing is not None and not overwrite:
         raise BuildError(
-            f"{out.url}: another dataset lies here ({existing.num_samples} images); "
-            "choose another place, or pass --overwrite to replace it"
+            f"{out.url}: holds another dataset already ({existing.num_samples} images); "
+            "choose another folder, or pass --overwrite to replace it"
         )
-    if existing is not None or out.exists(MANIFEST_KEY):
-        out.delete(MANIFEST_KEY)
+    if existing is not None or out.exists(MANIFEST_NAME):
+        out.delete(MANIFEST_NAME)
     finished, num_reused = _build_shards(plan, images, out, options, num_threads, progress)
     for shard in finished:
         problems.merge(shard.problem_counts, shard.problem_examples)
-    manifest = _manifest(plan, finished, problems)
+    manifest = _make_manifest(plan, finished, problems)
     _refuse_too_few(manifest, plan, problems, most_skipped)
     _remove_foreign_shards(out, manifest)
-    out.put(MANIFEST_KEY, manifest.to_bytes())
+    out.put(MANIFEST_NAME, manifest.to_bytes())
     for note in out.list(NOTES_PREFIX):
         out.delete(note.key)
     source_bytes = sum(shard.source_bytes for shard in finished)
@@ -134,15 +136,15 @@ def build_dataset(
 
 def _existing_manifest(out: Storage) -> Manifest | None:
     try:
-        return Manifest.read(out) if out.exists(MANIFEST_KEY) else None
+        return Manifest.read(out) if out.exists(MANIFEST_NAME) else None
     except ManifestError:
-        return None  # what cannot be read is no dataset, and may be written over
+        return None  # an unreadable manifest is no dataset, and may be overwritten
 
 
 def _build_shards(
     plan: BuildPlan, images: ImageStore, out: Storage, options: BuildOptions, num_threads: int, progress: Progress
 ) -> tuple[list[_FinishedShard], int]:
-    """Build what is missing; the first failure stops the rest and is raised."""
+    """Build the missing shards; the first failure stops the others and is raised."""
     stop = threading.Event()
     num_reused = 0
     lock = threading.Lock()
@@ -150,7 +152,7 @@ def _build_shards(
     def build(shard: PlannedShard) -> _FinishedShard:
         nonlocal num_reused
         note_key = f"{NOTES_PREFIX}{shard.name}.json"
-        if (done := _noted_shard(out, note_key, plan.digest)) is not None:
+        if (done := _read_note(out, note_key, plan.digest)) is not None:
             progress(len(shard.images))
             with lock:
                 num_reused += 1
@@ -172,7 +174,7 @@ def _build_shards(
             raise
 
 
-def _noted_shard(out: Storage, note_key: str, digest: str) -> _FinishedShard | None:
+def _read_note(out: Storage, note_key: str, digest: str) -> _FinishedShard | None:
     try:
         done = _FinishedShard.from_note(out.get(note_key), digest)
         if done is not None and done.entry is not None and out.size_bytes(done.entry.tar_key) != done.entry.bytes:
@@ -198,7 +200,7 @@ def _build_shard(
         for image in shard.images:
             if stop.is_set():
                 raise StorageError(f"{out.url}: the build was stopped")
-            if (taken := _checked(image, images, options, problems)) is not None:
+            if (taken := _read_checked(image, images, options, problems)) is not None:
                 data, extension, record = taken
                 writer.add(sample_key(image.position, record.file_name), extension, data, record)
                 targets = record.classes[~record.iscrowd]
@@ -219,7 +221,7 @@ def _build_shard(
     )
 
 
-def _checked(
+def _read_checked(
     image: PlannedImage, images: ImageStore, options: BuildOptions, problems: ProblemLog
 ) -> tuple[bytes, str, ImageRecord] | None:
     """Read and check one image; returns its bytes, their extension and the record that fits them."""
@@ -236,7 +238,7 @@ def _checked(
     return data, checked.extension, checked.record
 
 
-def _manifest(plan: BuildPlan, finished: list[_FinishedShard], problems: ProblemLog) -> Manifest:
+def _make_manifest(plan: BuildPlan, finished: list[_FinishedShard], problems: ProblemLog) -> Manifest:
     entries = tuple(shard.entry for shard in finished if shard.entry is not None)
     class_counts = tuple(sum(shard.class_counts[index] for shard in finished) for index in range(len(plan.classes)))
     return Manifest(
@@ -264,7 +266,7 @@ def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, m
     if num_skipped > most_skipped * plan.num_listed:
         raise BuildError(
             f"{num_skipped} of {plan.num_listed} images are unusable, more than the share of {most_skipped:g} that "
-            f"may be skipped; {reasons}. Put them right, or allow more with --max-skipped"
+            f"may be skipped; {reasons}. Repair them, or allow more with --max-skipped"
         )
 
 

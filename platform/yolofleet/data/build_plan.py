@@ -21,7 +21,7 @@ BUILD_VERSION = 1
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What a user may choose for a build. All of it is part of the plan's digest, except how much may be skipped."""
+    """The choices of a build; all of them are part of the plan's digest."""
 
     shard_bytes: int = 128 * 2**20
     """A shard is closed when the next image would make it larger."""
@@ -42,7 +42,7 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class PlannedImage:
-    """One image on its way into a shard: its place in the source, its object in storage, its record."""
+    """An image of a planned shard: its position in the source, its key and size in storage, its record."""
 
     position: int
     key: str
@@ -60,7 +60,7 @@ class PlannedShard:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """Everything that a build will do."""
+    """The shards of a build, before any image is read."""
 
     classes: tuple[ObjectClass, ...]
     shards: tuple[PlannedShard, ...]
@@ -95,10 +95,10 @@ def plan_build(
         else:
             images.append(PlannedImage(position, key, sizes[key], record))
     if options.shuffle:
-        images.sort(key=lambda image: (hashed_place(image.record.image_id), image.position))
+        images.sort(key=lambda image: (hash_share(image.record.image_id), image.position))
     shards = tuple(
         PlannedShard(f"shard-{number:06d}", tuple(group))
-        for number, group in enumerate(_grouped(images, options.shard_bytes, options.shard_samples))
+        for number, group in enumerate(_group(images, options.shard_bytes, options.shard_samples))
     )
     return BuildPlan(classes, shards, len(chosen), _digest(classes, images, options))
 
@@ -112,18 +112,18 @@ def image_key(file_name: str) -> str | None:
 
 
 def in_split(image_id: int, split: tuple[float, float]) -> bool:
-    """Tell whether an image belongs to a split, by the hash of its id: stable when images are added or removed."""
+    """Return whether an image belongs to a split, by the hash of its id: stable when images are added or removed."""
     if split == (0.0, 1.0):
         return True
-    return split[0] <= hashed_place(image_id) < split[1]
+    return split[0] <= hash_share(image_id) < split[1]
 
 
-def hashed_place(image_id: int) -> float:
-    """Return a place in [0, 1) for an image, by the hash of its id."""
+def hash_share(image_id: int) -> float:
+    """Return the hash of an image's id as a number in [0, 1)."""
     return int.from_bytes(hashlib.sha256(str(image_id).encode()).digest()[:8], "big") / 2**64
 
 
-def _grouped(images: list[PlannedImage], most_bytes: int, most_samples: int) -> list[list[PlannedImage]]:
+def _group(images: list[PlannedImage], most_bytes: int, most_samples: int) -> list[list[PlannedImage]]:
     groups: list[list[PlannedImage]] = []
     used_bytes = 0
     for image in images:

@@ -4,7 +4,7 @@ A shard is fetched as one stream, checked against its digest while it is written
 share what they have in common. One process fetches while the others wait (file locks, which the kernel frees when a
 process dies); a reader holds its file open, so a shard may be evicted under it. The least recently opened goes first.
 
-Fetching the next shards into the cache while the present ones are read.
+The next shards are fetched in the background while the present ones are read.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.retry import retry
 from yolofleet.data.manifest import ShardEntry
 from yolofleet.storage import Storage, StorageError
 
 BLOCK_BYTES = 1 << 20
 NUM_LOCKS = 64
-LONGEST_PAUSE_SECONDS = 10.0
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
 
 class CacheError(UserError):
-    """A shard cannot be brought into the cache."""
+    """A shard cannot be fetched into the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """Where shards from remote storage are kept, and how much of the disk they may take."""
+    """The folder for shards of remote storage, and how much of the disk they may take."""
 
     path: Path
     max_bytes: int = 100 * 2**30
     patience_seconds: float = 300.0
-    """How long a fetch waits for storage to answer, for right bytes and for room on the disk before it gives up."""
+    """Time in which a fetch is retried: while storage does not answer, sends wrong bytes, or the disk is full."""
 
 
 class ShardCache:
@@ -60,19 +60,19 @@ class ShardCache:
             raise CacheError(f"cache.path {self._folder}: cannot be made: {error.strerror}") from error
 
     def open(self, storage: Storage, entry: ShardEntry) -> int:
-        """Return a file descriptor of the shard's tar file, fetching it first if it is not here."""
+        """Return a file descriptor of the shard's tar file; fetches it first unless it is cached."""
         path = self._folder / f"{entry.sha256}.tar"
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
                 self.ensure(storage, entry)
-                continue  # another process may evict it before it is opened here; then fetch again
+                continue  # another process may evict it before it is opened; then it is fetched again
             os.utime(path)  # its last use, for the eviction
             return descriptor
 
     def ensure(self, storage: Storage, entry: ShardEntry) -> None:
-        """Fetch the shard unless it is here.
+        """Fetch the shard unless it is cached.
 
         Raises:
             CacheError: The patience is over, or the shard is larger than the cache may be.
@@ -91,27 +91,28 @@ class ShardCache:
 
     def _ensure(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, suffix: str) -> None:
         path = self._folder / f"{sha256}{suffix}"
-        give_up = time.monotonic() + self._settings.patience_seconds
-        pause_seconds = 0.2
+        deadline = time.monotonic() + self._settings.patience_seconds  # waiting for the lock counts, too
         with self._locked(f"{int(sha256[:8], 16) % NUM_LOCKS:02d}"):
-            with suppress(FileNotFoundError):
-                os.utime(path)  # whoever asks for it will open it soon: not the next one to be evicted
-            while not path.exists():
-                try:
-                    self._fetch(storage, key, sha256, size_bytes, path)
-                except (StorageError, _PassingError) as error:
-                    passing = isinstance(error, _PassingError) or error.transient
-                    if not passing:
-                        raise
-                    if time.monotonic() + pause_seconds > give_up:
-                        waited = f"after waiting {self._settings.patience_seconds:g} s"
-                        raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
-                    logger.warning("%s/%s: %s; trying again in %.1f s", storage.url, key, error, pause_seconds)
-                    time.sleep(pause_seconds)
-                    pause_seconds = min(2 * pause_seconds, LONGEST_PAUSE_SECONDS)
+            if path.exists():
+                os.utime(path)  # it will be opened soon: not the next one to be evicted
+                return
+            try:
+                retry(
+                    lambda: self._fetch(storage, key, sha256, size_bytes, path),
+                    patience_seconds=deadline - time.monotonic(),
+                    is_transient=_is_transient,
+                    on_retry=lambda error, pause: logger.warning(
+                        "%s/%s: %s; trying again in %.1f s", storage.url, key, error, pause
+                    ),
+                )
+            except (StorageError, _TransientError) as error:
+                if not _is_transient(error):
+                    raise
+                waited = f"after waiting {self._settings.patience_seconds:g} s"
+                raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
 
     def _fetch(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, path: Path) -> None:
-        """Bring one object here. The caller holds its lock, so the left-over part of a dead process is replaced."""
+        """Fetch one object. The caller holds its lock, so the left-over part of a dead process is replaced."""
         part = path.with_suffix(".part")
         expected = storage.size_bytes(key) if size_bytes is None else size_bytes
         digest, start = hashlib.sha256(), b""
@@ -127,20 +128,20 @@ class ShardCache:
                 target.truncate()
                 received = target.tell()
             if digest.hexdigest() != sha256:
-                raise _PassingError(
+                raise _TransientError(
                     f"{received} bytes came that are not the object ({expected} bytes with digest {sha256[:12]}...); "
                     f"they start with {start!r}"
                 )
             part.replace(path)
         except OSError as error:
             if error.errno in _DISK_FULL:
-                raise _PassingError(f"the disk of the cache {self._folder} is full") from error
+                raise _TransientError(f"the disk of the cache {self._folder} is full") from error
             raise CacheError(f"cache {self._folder}: {error.strerror or error}") from error
         finally:
             part.unlink(missing_ok=True)
 
     def _reserve(self, part: Path, size_bytes: int) -> None:
-        """Make room and take it, so that fetches of several processes together stay within the bound."""
+        """Evict until the object fits and reserve its bytes, so that processes together stay within the bound."""
         if size_bytes > self._settings.max_bytes:
             raise CacheError(
                 f"cache.max_bytes is {self._settings.max_bytes:,}, but one shard alone has {size_bytes:,} bytes; "
@@ -153,16 +154,16 @@ class ShardCache:
             evictable = [(size, path) for _, size, path in files if path.suffix != ".part"]
             while True:
                 is_full = total + size_bytes > self._settings.max_bytes
-                if not is_full and self._allocated(part, size_bytes, is_last=not evictable):
+                if not is_full and self._allocate(part, size_bytes, is_last=not evictable):
                     return
                 if not evictable:
-                    raise _PassingError(f"the cache {self._folder} is full of shards that are being fetched")
+                    raise _TransientError(f"the cache {self._folder} is full of shards that are being fetched")
                 size, path = evictable.pop(0)
                 path.unlink(missing_ok=True)
                 total -= size
 
-    def _allocated(self, part: Path, size_bytes: int, *, is_last: bool) -> bool:
-        """Take room on the disk; False if there is too little and something could still be evicted."""
+    def _allocate(self, part: Path, size_bytes: int, *, is_last: bool) -> bool:
+        """Reserve bytes on the disk; False if there are too few and a file could still be evicted."""
         with part.open("wb") as target:
             try:
                 if size_bytes:
@@ -193,18 +194,22 @@ class ShardCache:
             yield
 
 
-class _PassingError(Exception):
-    """Waiting may help."""
+class _TransientError(Exception):
+    """A fetch failed for a reason that may pass."""
+
+
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, _TransientError) or (isinstance(error, StorageError) and error.transient)
 
 
 class Prefetcher:
     """Fetches shards one after the other in a daemon thread of its own.
 
-    It is a help and never a need: a shard that it could not fetch is fetched by whoever reads it, who then meets the
-    error. Asking again for a shard that is there costs next to nothing, and keeps it from being evicted next.
+    Nothing depends on it: a shard that it could not fetch is fetched by its reader, which then raises the error. Asking
+    again for a cached shard costs next to nothing, and keeps it from being evicted next.
 
     Args:
-        fetch: Brings a shard, by number, into the cache unless it is there.
+        fetch: Fetches a shard, by number, into the cache unless it is there.
     """
 
     def __init__(self, fetch: Callable[[int], None]) -> None:
@@ -215,7 +220,7 @@ class Prefetcher:
         self._thread: threading.Thread | None = None
 
     def ask(self, shards: list[int]) -> None:
-        """Ask for shards, in this order; those of earlier calls that are not asked for again are forgotten."""
+        """Ask for shards, in this order; shards of earlier calls that are not named again are dropped."""
         with self._lock:
             self._asked = set(shards)
             for shard in shards:

@@ -1,8 +1,7 @@
-"""Checking a dataset before anything is built from it: every image decoded, every box looked at, nothing written.
+"""Checks of a dataset that need its image files: every image is decoded and every box compared with it.
 
-The checks that need the image file: does it decode, how large is it, do its boxes lie inside.
-
-The file is right about its size; the annotations are right about which way up it is (see ``decode_image``).
+A build checks each image in the same way. The file decides about its size; the annotations decide about which way up it
+is (see ``decode_image``).
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from pathlib import PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.data.box_checks import THINNEST_BOX_PIXELS
 from yolofleet.data.build_plan import image_key
-from yolofleet.data.coco_boxes import THINNEST_BOX_PIXELS
 from yolofleet.data.decode import (
     DEFAULT_MAX_PIXELS,
     ImageError,
@@ -26,12 +25,12 @@ from yolofleet.data.decode import (
     image_size,
 )
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ImageRecord
+from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import ImageStore, SourceDataset
 from yolofleet.storage import ObjectNotFoundError
 
 ROUNDING_PIXELS = 1.0
-"""How far a box may reach out of its image before it is clipped. Annotation tools round; a box that is only rounded
+"""A box may reach so far out of its image before it is clipped. Annotation tools round; a box that is only rounded
 keeps its exact numbers, so that AP over our copy equals AP over the source to the last digit."""
 EXTREME_ASPECT = 50
 _EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")}
@@ -39,7 +38,7 @@ _EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")
 
 @dataclass(frozen=True)
 class CheckedImage:
-    """An image that decodes, with its record brought into agreement with it."""
+    """A decoded image, and its record with the image's size and the boxes clipped to it."""
 
     record: ImageRecord
     extension: str
@@ -49,7 +48,7 @@ class CheckedImage:
 def check_image(
     record: ImageRecord, data: bytes, problems: ProblemLog, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> CheckedImage | None:
-    """Decode an image and fit its record to it; None (and a counted problem) where it cannot be used."""
+    """Decode an image and fit its record to it; None, and a counted problem, where it cannot be used."""
     try:
         annotated = (record.width, record.height) if record.width else upright_size(data, max_pixels)
         pixels = decode_image(data, max_pixels=max_pixels, annotated_size=annotated)
@@ -115,7 +114,7 @@ MOST_SUSPICIOUS_KEPT = 200
 
 @dataclass(frozen=True)
 class SuspiciousImage:
-    """An image with problems, for people to look at."""
+    """An image with problems, for the page of a check."""
 
     file_name: str
     key: str | None
@@ -125,8 +124,9 @@ class SuspiciousImage:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found."""
+    """The result of a check."""
 
+    classes: tuple[ObjectClass, ...]
     num_listed: int
     num_usable: int
     num_boxes: int
@@ -145,44 +145,45 @@ def check_dataset(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     progress: Callable[[int], None] = lambda count: None,
 ) -> CheckReport:
-    """Look at every image and every box.
+    """Check every image and every box.
 
     Args:
         source: Classes and records.
-        images: Where the images are.
+        images: Where images are read from.
         problems: Where problems are counted.
-        num_threads: Images looked at at once.
+        num_threads: Images checked at once.
         max_pixels: Larger images are refused.
-        progress: Told of every image.
+        progress: Called for every image.
     """
     present = {entry.key for entry in images.list()}
 
-    def look(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousImage | None]:
+    def check(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousImage | None]:
         own = ProblemLog()
         key = image_key(record.file_name)
-        fitted = _look(record, key, present, images, own, max_pixels)
+        fitted = _check_one(record, key, present, images, own, max_pixels)
         problems.merge(own.counts, own.examples)
         progress(1)
         suspicious = SuspiciousImage(record.file_name, key, own.examples, fitted or record) if own.counts else None
         return fitted, suspicious
 
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-        looked = list(pool.map(look, source.records))
-    usable = [record for record, _ in looked if record is not None]
+        checked = list(pool.map(check, source.records))
+    usable = [record for record, _ in checked if record is not None]
     targets = [record.classes[~record.iscrowd] for record in usable]
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
     return CheckReport(
+        classes=source.classes,
         num_listed=len(source.records),
         num_usable=len(usable),
         num_boxes=int(counts.sum()),
         num_crowds=sum(int(record.iscrowd.sum()) for record in usable),
         num_empty=sum(len(classes) == 0 for classes in targets),
         class_counts=tuple(counts.tolist()),
-        suspicious=tuple(entry for _, entry in looked if entry is not None)[:MOST_SUSPICIOUS_KEPT],
+        suspicious=tuple(entry for _, entry in checked if entry is not None)[:MOST_SUSPICIOUS_KEPT],
     )
 
 
-def _look(
+def _check_one(
     record: ImageRecord, key: str | None, present: set[str], images: ImageStore, own: ProblemLog, max_pixels: int
 ) -> ImageRecord | None:
     where = f"image {record.image_id}: file_name {record.file_name!r}"

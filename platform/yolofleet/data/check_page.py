@@ -1,4 +1,4 @@
-"""The suspicious images of a check as one HTML page that needs nothing beside itself."""
+"""The suspicious images of a check as one HTML page, with its images and style in it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ import html
 
 import cv2
 import numpy as np
-import simplejpeg
 
 from yolofleet.data.check import CheckReport, SuspiciousImage
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+from yolofleet.data.draw import draw_detections, encode
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.sources import ImageStore
 from yolofleet.storage import StorageError
 
-THUMBNAIL_SIDE = 320
-BOX_COLOUR = (230, 30, 90)
+THUMBNAIL_SIDE = 480
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #1c1e21 }
 table { border-collapse: collapse; width: 100% } td, th { border-bottom: 1px solid #ddd; padding: .4rem .6rem;
@@ -35,13 +34,13 @@ def check_page(
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
 ) -> str:
-    """Return the page.
+    """Return the HTML page of a check.
 
     Args:
-        name: What was checked.
-        report: What was found.
+        name: Name of the dataset.
+        report: The result of the check.
         problems: All problems, counted.
-        images: Where the images are.
+        images: Where images are read from.
         max_pixels: Larger images are not shown.
     """
     rows = "".join(
@@ -49,7 +48,8 @@ def check_page(
         f"<td>{html.escape(entry['meaning'])}<br><small>{html.escape('; '.join(entry['examples']))}</small></td></tr>"
         for kind, entry in problems.as_document().items()
     )
-    cards = "".join(_card(entry, images, max_pixels) for entry in report.suspicious)
+    names = {index: entry.name for index, entry in enumerate(report.classes)}
+    cards = "".join(_card(entry, images, names, max_pixels) for entry in report.suspicious)
     facts = (
         f"{report.num_usable} of {report.num_listed} images can be used, with {report.num_boxes} boxes and "
         f"{report.num_crowds} crowds; {report.num_empty} hold no object."
@@ -62,16 +62,18 @@ def check_page(
     )
 
 
-def _card(entry: SuspiciousImage, images: ImageStore, max_pixels: int) -> str:
+def _card(entry: SuspiciousImage, images: ImageStore, names: dict[int, str], max_pixels: int) -> str:
     lines = "".join(
         f"<li><b>{kind}</b> {html.escape('; '.join(examples))}</li>"
         for kind, examples in sorted(entry.problems.items())
     )
     title = html.escape(entry.file_name)
-    return f"<figure>{_image(entry, images, max_pixels)}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
+    return (
+        f"<figure>{_image(entry, images, names, max_pixels)}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
+    )
 
 
-def _image(entry: SuspiciousImage, images: ImageStore, max_pixels: int) -> str:
+def _image(entry: SuspiciousImage, images: ImageStore, names: dict[int, str], max_pixels: int) -> str:
     if entry.key is None:
         return "<p>(not read: outside the folder)</p>"
     record = entry.record
@@ -80,11 +82,13 @@ def _image(entry: SuspiciousImage, images: ImageStore, max_pixels: int) -> str:
         pixels = decode_image(images.get(entry.key), max_pixels=max_pixels, annotated_size=annotated)
     except (ImageError, StorageError) as error:
         return f"<p>({html.escape(str(error))})</p>"
-    gain = THUMBNAIL_SIDE / max(pixels.shape[:2])
+    gain = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[:2]))
     size = (max(1, round(pixels.shape[1] * gain)), max(1, round(pixels.shape[0] * gain)))
-    small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA if gain < 1 else cv2.INTER_NEAREST)
-    for x, y, width, height in np.clip(record.boxes, -1e6, 1e6) * gain:
-        corners = (round(x), round(y)), (round(x + width), round(y + height))
-        cv2.rectangle(small, *corners, BOX_COLOUR, 1)
-    data = base64.b64encode(simplejpeg.encode_jpeg(np.ascontiguousarray(small), quality=80)).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+    records = [
+        {"category_id": int(index), "bbox": box, "iscrowd": bool(crowd)}
+        for index, box, crowd in zip(
+            record.classes, (np.clip(record.boxes, -1e6, 1e6) * gain).tolist(), record.iscrowd, strict=True
+        )
+    ]
+    drawing = draw_detections(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), records, names=names)
+    return f'<img alt="" src="data:image/jpeg;base64,{base64.b64encode(encode(drawing)).decode()}">'

@@ -1,7 +1,7 @@
 """Reading COCO annotation files, whatever is in them.
 
 A file that is not COCO, or that could be read in two ways, is refused with one sentence. An annotation that cannot be
-used is left out and counted by kind; what can be put right is put right and counted. Nothing is guessed in silence.
+used is left out and counted by kind; what can be repaired is repaired and counted. Nothing is guessed in silence.
 """
 
 from __future__ import annotations
@@ -10,12 +10,10 @@ import json
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-import numpy as np
-
 from yolofleet.core.errors import UserError
-from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
+from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.records import ObjectClass
 from yolofleet.data.sources import SourceDataset
 from yolofleet.storage import Storage
 
@@ -47,7 +45,10 @@ def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
     classes = _classes(document, name, problems)
     images = _images(document, name, problems)
     boxes = _boxes_by_image(document, name, classes, images, problems)
-    records = tuple(_record(image, boxes[source_id]) for source_id, image in images.items())
+    records = tuple(
+        build_record(image.image_id, image.file_name, (image.width, image.height), boxes[source_id])
+        for source_id, image in images.items()
+    )
     return SourceDataset(classes, records)
 
 
@@ -151,7 +152,7 @@ def _boxes_by_image(
     boxes: dict[int | str, list[tuple[int, CleanBox]]] = {identity: [] for identity in images}
     seen_ids: set[Any] = set()
     seen_boxes: set[Any] = set()
-    num_suspicious = num_judged = 0
+    num_suspicious = num_boxes = 0
     for annotation in document["annotations"]:
         if not isinstance(annotation, dict) or not _is_identity(annotation.get("image_id")):
             problems.add("annotation_malformed", f"{name}: {str(annotation)[:80]}")
@@ -171,7 +172,7 @@ def _boxes_by_image(
         except BoxProblem as problem:
             problems.add(problem.kind, f"{where} ({image.file_name}): {problem}")
             continue
-        num_judged += 1
+        num_boxes += 1
         num_suspicious += _looks_like_corners(clean, image)
         identity = (annotation["image_id"], class_index, clean.box)
         if identity in seen_boxes:
@@ -180,8 +181,8 @@ def _boxes_by_image(
         for repair in clean.repairs:
             problems.add(repair, f"{where} ({image.file_name})")
         boxes[annotation["image_id"]].append((class_index, clean))
-    if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_judged:
-        problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {num_judged} boxes")
+    if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_boxes:
+        problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {num_boxes} boxes")
     return boxes
 
 
@@ -197,7 +198,7 @@ def _class_index(annotation: dict[str, Any], index_of: dict[int, int]) -> int:
 
 
 def _looks_like_corners(clean: CleanBox, image: _Image) -> bool:
-    """Tell whether a box makes more sense as x1, y1, x2, y2: then its area is that of the smaller rectangle."""
+    """Return whether a box makes more sense as x1, y1, x2, y2: then its area is that of the smaller rectangle."""
     x, y, width, height = clean.box
     if not (width > x >= 0 and height > y >= 0):
         return False
@@ -205,20 +206,6 @@ def _looks_like_corners(clean: CleanBox, image: _Image) -> bool:
     fits_area = "area_missing" not in clean.repairs and abs(clean.area - as_corners) <= 0.01 * as_corners
     leaves = image.width > 0 and (x + width > image.width + 1 or y + height > image.height + 1)
     return (fits_area and as_corners < width * height) or leaves
-
-
-def _record(image: _Image, boxes: list[tuple[int, CleanBox]]) -> ImageRecord:
-    return ImageRecord(
-        image.image_id,
-        image.file_name,
-        image.width,
-        image.height,
-        np.asarray([clean.box for _, clean in boxes], dtype=np.float64).reshape(-1, 4),
-        np.asarray([index for index, _ in boxes], dtype=np.int64),
-        np.asarray([clean.is_crowd for _, clean in boxes], dtype=np.bool_),
-        np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
-        tuple(clean.segmentation for _, clean in boxes),
-    )
 
 
 def _is_whole(value: Any) -> TypeGuard[int]:

@@ -1,4 +1,4 @@
-"""A dataset of shards, read sample by sample: from local files as they are, from remote storage through the cache."""
+"""A dataset of shards, read sample by sample: local files directly, remote storage through the node's cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,30 +19,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.retry import retry
 from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, BufferPool, decode_image
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, BufferPool, ImageError, decode_image
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex
 from yolofleet.data.records import ImageRecord, RecordError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
 MOST_INDEXES_KEPT = 64
 MOST_OPEN_SHARDS = 16
-"""Two windows. An open shard takes room on the disk even when the cache has evicted it, so they are not many."""
+"""Two windows. An open shard occupies the disk even when the cache has evicted it, so few are kept open."""
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
 class SampleError(UserError):
-    """One sample cannot be used; ``reason`` is a short word to count it by."""
+    """One sample cannot be used; ``reason`` is a short word to count it by, ``key`` names the sample."""
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, key: str = "") -> None:
         super().__init__(message)
         self.reason = reason
+        self.key = key
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as it lies in its shard: encoded image and annotation."""
+    """One sample as stored in its shard: encoded image and annotation."""
 
     key: str
     image: bytes
@@ -73,7 +74,7 @@ class ShardDataset:
     """The samples of a dataset by number, in the order of its shards. Safe among threads, cheap to pickle for workers.
 
     Args:
-        url: Where the dataset lies: a path, ``file://`` or ``s3://``.
+        url: Folder of the dataset: a path, ``file://`` or ``s3://``.
         cache: The node's shard cache for remote storage; None takes a folder in the system's temporary directory.
 
     Raises:
@@ -134,7 +135,7 @@ class ShardDataset:
                 return self._indexes[shard]
         entry = self.manifest.shards[shard]
         if self.storage.local_path(entry.index_key) is not None:
-            data = self._patiently(lambda: self.storage.get(entry.index_key))
+            data = self._wait_for(lambda: self.storage.get(entry.index_key))
             if hashlib.sha256(data).hexdigest() != entry.index_sha256:
                 name = f"{self.storage.url}/{entry.index_key}"
                 raise IndexFormatError(f"{name}: not the index that the manifest names; build the shards again")
@@ -151,8 +152,8 @@ class ShardDataset:
         """Read one sample.
 
         Raises:
-            SampleError: The shard is cut short where the sample should lie.
-            StorageError: The storage does not give the shard.
+            SampleError: The shard ends before the sample does.
+            StorageError: The shard cannot be read from storage.
         """
         shard, row_number = self.locate(number)
         entry, index = self.manifest.shards[shard], self.index(shard)
@@ -162,11 +163,32 @@ class ShardDataset:
         image_start, json_start = int(row["image_offset"]), int(row["json_offset"])
         start = min(image_start, json_start)
         end = max(image_start + int(row["image_bytes"]), json_start + int(row["json_bytes"]))
-        data = self._patiently(lambda: self._read_span(shard, entry, start, end - start))
+        data = self._wait_for(lambda: self._read_span(shard, entry, start, end - start))
         if len(data) != end - start:
             raise SampleError("sample_lost", f"{self.storage.url}/{entry.tar_key}: the shard ends before sample {key}")
         image = data[image_start - start :][: int(row["image_bytes"])]
         return Sample(key, image, data[json_start - start :][: int(row["json_bytes"])])
+
+    def read_decoded(
+        self, number: int, max_pixels: int = DEFAULT_MAX_PIXELS, buffers: BufferPool | None = None
+    ) -> tuple[str, ImageRecord, NDArray[np.uint8]]:
+        """Read one sample and decode it: its key, annotation and pixels (height, width, 3) RGB.
+
+        Raises:
+            SampleError: Any part of it is damaged, or the image is too large.
+            StorageError: The shard cannot be read from storage.
+        """
+        shard, row = self.locate(number)
+        key = f"{self.manifest.shards[shard].name}/{row}"
+        try:
+            sample = self.read(number)
+            key = sample.key
+            record = sample.record()
+            return key, record, sample.pixels(record, max_pixels, buffers)
+        except (SampleError, ImageError) as error:
+            raise SampleError(error.reason, str(error), key) from error
+        except RecordError as error:
+            raise SampleError("sample_json_damaged", str(error), key) from error
 
     def _read_span(self, shard: int, entry: ShardEntry, start: int, length: int) -> bytes:
         with self._lock:
@@ -195,33 +217,28 @@ class ShardDataset:
             forbidden = error.errno in (errno.EACCES, errno.EPERM)
             raise StorageError(f"{local}: {error.strerror}", transient=not forbidden) from error
 
-    def _patiently(self, action: Callable[[], Result]) -> Result:
-        """Do something with the storage; what may pass (a network disk that is away) is waited for, never skipped."""
-        give_up = time.monotonic() + self._settings.patience_seconds
-        pause_seconds = 0.2
-        while True:
-            try:
-                return action()
-            except StorageError as error:
-                if not error.transient or time.monotonic() + pause_seconds > give_up:
-                    raise
-                logger.warning("%s; trying again in %.1f s", error, pause_seconds)
-            time.sleep(pause_seconds)
-            pause_seconds = min(2 * pause_seconds, 10.0)
+    def _wait_for(self, action: Callable[[], Result]) -> Result:
+        """Return what an action on the storage returns. A transient failure is waited out, never skipped."""
+        return retry(
+            action,
+            patience_seconds=self._settings.patience_seconds,
+            is_transient=lambda error: isinstance(error, StorageError) and error.transient,
+            on_retry=lambda error, pause: logger.warning("%s; trying again in %.1f s", error, pause),
+        )
 
     @property
     def is_remote(self) -> bool:
-        """Whether shards are read through the cache, because they do not lie on a disk of this machine."""
+        """Whether shards are read through the cache, because they are not on a disk of this machine."""
         return bool(self.manifest.shards) and self.storage.local_path(self.manifest.shards[0].tar_key) is None
 
     @property
     def cache_bytes(self) -> int:
-        """What the node's cache may hold."""
+        """Most bytes that the node's cache may hold."""
         return self._settings.max_bytes
 
     @property
     def cache_path(self) -> Path:
-        """Where the node's cache lies."""
+        """Folder of the node's cache."""
         return self._settings.path
 
     def prefetch(self, shards: Sequence[int]) -> None:
@@ -240,7 +257,7 @@ class ShardDataset:
                 sample = self.read(number)
                 yield sample.key, sample.record()
             except (SampleError, RecordError):
-                continue  # whoever looks at the image counts it
+                continue  # it is counted where its image is read
 
     def annotations(self) -> dict[str, Any]:
         """Return the ground truth of all samples as a COCO "instances" document.
@@ -253,15 +270,15 @@ class ShardDataset:
             images.append(
                 {"id": record.image_id, "file_name": record.file_name, "width": record.width, "height": record.height}
             )
-            for place, box in enumerate(record.boxes.tolist()):
+            for index, box in enumerate(record.boxes.tolist()):
                 annotations.append(
                     {
                         "id": len(annotations) + 1,
                         "image_id": record.image_id,
-                        "category_id": self.classes[int(record.classes[place])][0],
+                        "category_id": self.classes[int(record.classes[index])][0],
                         "bbox": box,
-                        "area": float(record.areas[place]),
-                        "iscrowd": int(record.iscrowd[place]),
+                        "area": float(record.areas[index]),
+                        "iscrowd": int(record.iscrowd[index]),
                     }
                 )
         categories = [{"id": identity, "name": name} for identity, name in self.classes]
@@ -269,7 +286,7 @@ class ShardDataset:
 
 
 class _Descriptor:
-    """An open shard, closed when nobody reads from it any more."""
+    """An open shard, closed when its last reader lets go of it."""
 
     def __init__(self, number: int) -> None:
         self._number = number

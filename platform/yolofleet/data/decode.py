@@ -1,6 +1,6 @@
 """Image bytes -> RGB array, safe against any input.
 
-The format is told from the content, never from a name. The header is read first, and an image with more pixels than
+The format is detected from the content, never from a name. The header is read first, and an image with more pixels than
 the limit is refused before anything is allocated for it. Plain JPEGs go through libjpeg-turbo in its strict mode, which
 reports damaged data that other decoders turn into half-grey images; all other formats go through Pillow. Both release
 the interpreter lock while they decode, so threads are enough to feed a trainer.
@@ -9,7 +9,7 @@ What becomes of unusual images: grey is repeated over three channels; 16-bit gre
 palettes are expanded; alpha is dropped (the colour below it is kept); CMYK is converted; of an animation the first
 frame is taken. Levels whose range cannot be known (floating point, more than 16 bits) are refused, not guessed.
 
-Memory that is used again. Fresh pages cost a training sample a quarter of its time; warm ones cost nothing.
+Pixels are decoded into memory that is used again: fresh pages cost a training sample a quarter of its time.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class BufferPool:
     pool alone knows it. Safe among threads.
 
     Args:
-        most_bytes: What the pool remembers together; beyond that, arrays are made as usual.
+        most_bytes: Most bytes of all arrays that the pool keeps; further ones are allocated as usual.
     """
 
     def __init__(self, most_bytes: int = 1 << 30) -> None:
@@ -57,7 +57,7 @@ class BufferPool:
         self._lock = threading.Lock()
 
     def take(self, *shape: int) -> NDArray[np.uint8]:
-        """Return an array of a shape with whatever bytes are in it."""
+        """Return an array of a shape; its bytes are not initialised."""
         size = math.prod(shape)
         with self._lock:
             for buffer in self._buffers:
@@ -71,7 +71,7 @@ class BufferPool:
             return buffer[:size].reshape(shape)
 
     def _forget_for(self, size: int) -> None:
-        """Forget the longest known buffers, in use or of sizes that are not asked for any more, to make room."""
+        """Forget the oldest buffers, in use or of sizes that are not asked for any more, to make room."""
         total = sum(buffer.size for buffer in self._buffers)
         while self._buffers and total + size > self._most_bytes:
             total -= self._buffers.pop(0).size
@@ -90,7 +90,7 @@ _TRANSPOSES = {  # EXIF orientation -> what brings the stored image upright
     8: Image.Transpose.ROTATE_90,
 }
 _BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
-"""What undoes a transposition; the others undo themselves."""
+"""The inverse of a transposition; the others are their own inverse."""
 
 
 class ImageError(UserError):
@@ -194,7 +194,7 @@ def _decode_stored(data: bytes, size: tuple[int, int], buffers: BufferPool | Non
     try:
         orientation = _turned_by_loading(image)
         image.load()
-        stored = image if orientation == 1 else image.transpose(_undone(_TRANSPOSES[orientation]))
+        stored = image if orientation == 1 else image.transpose(_inverse(_TRANSPOSES[orientation]))
         return np.ascontiguousarray(_to_rgb(stored), dtype=np.uint8)
     except ImageError:
         raise
@@ -215,7 +215,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
     return (height, width) if _turned_by_loading(image) >= 5 else (width, height)
 
 
-def _undone(transposition: Image.Transpose) -> Image.Transpose:
+def _inverse(transposition: Image.Transpose) -> Image.Transpose:
     return _BACK.get(transposition, transposition)
 
 

@@ -1,8 +1,8 @@
 """The evaluation stream: every image exactly once over all ranks, letterboxed.
 
-Every image is scaled so that its longer side is the image size, as in training, then padded. Batches are dealt out in
-turn: batch b belongs to rank ``b % world_size``. With ``rectangular`` images of similar shape share a batch that is
-only as large as they need, as the published evaluation does.
+Every image is scaled so that its longer side is the image size, as in training, then padded. Batch b belongs to rank
+``b % world_size``. With ``rectangular``, images of similar shape share a batch that is padded only as far as they need,
+as in the published evaluation.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from torch import Tensor
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
-from yolofleet.data.records import RecordError
 from yolofleet.data.stream import ordered_map
 
 RECTANGULAR_PADDING = 0.5
@@ -36,7 +35,7 @@ class EvaluationBatch:
         images: (B, 3, H, W) uint8 RGB.
         image_ids: Id of each image.
         original_sizes: (height, width) of each image, in pixels.
-        letterboxes: How to take boxes back out.
+        letterboxes: Maps boxes back to the original image.
         skipped: (key, reason) of images that could not be decoded; they are not in the batch.
     """
 
@@ -48,7 +47,7 @@ class EvaluationBatch:
 
 
 class EvaluationStream:
-    """Batches of letterboxed images; iterate as often as you like.
+    """Batches of letterboxed images; it can be iterated several times.
 
     Args:
         dataset: The samples.
@@ -58,7 +57,7 @@ class EvaluationStream:
         rank: Which share of the batches to yield.
         world_size: Number of shares.
         rectangular: Sort by shape and pad only as far as a batch needs; False makes every input square.
-        num_threads: Threads that decode; 0 decodes where it is asked for.
+        num_threads: Threads that decode; 0 decodes in the caller's thread.
         max_pixels: Larger images are skipped.
     """
 
@@ -91,7 +90,7 @@ class EvaluationStream:
         self._max_pixels = max_pixels
 
     def __len__(self) -> int:
-        """Return how many batches this rank yields."""
+        """Return the number of batches of this rank."""
         num_batches = math.ceil(len(self.dataset) / self._batch_size)
         return len(range(self._rank, num_batches, self._world_size))
 
@@ -131,7 +130,7 @@ class EvaluationStream:
         height = math.ceil(height_share * side / stride + RECTANGULAR_PADDING) * stride
         return height, math.ceil(width_share * side / stride + RECTANGULAR_PADDING) * stride
 
-    def _letterboxed(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+    def _letterbox(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
         """Scale the longer side to the image size, then pad to the batch's shape, which may be larger."""
         height, width = pixels.shape[:2]
         scaled, box = letterbox(pixels, (self._image_size, self._image_size), stride=1, auto=True, scale_up=True)
@@ -143,23 +142,15 @@ class EvaluationStream:
         planes, ids, sizes, boxes = [], [], [], []
         skipped: list[tuple[str, str]] = []
         for number in numbers:
-            shard, row = self.dataset.locate(number)
-            key = f"{self.dataset.manifest.shards[shard].name}/{row}"
             try:
-                sample = self.dataset.read(number)
-                key = sample.key
-                record = sample.record()
-                pixels = sample.pixels(record, self._max_pixels)
-            except (SampleError, ImageError) as error:
-                skipped.append((key, error.reason))
+                _, record, pixels = self.dataset.read_decoded(number, self._max_pixels)
+            except SampleError as error:
+                skipped.append((error.key, error.reason))
                 continue
-            except RecordError:
-                skipped.append((key, "sample_json_damaged"))
-                continue
-            boxed, how = self._letterboxed(pixels, shape)
+            boxed, box = self._letterbox(pixels, shape)
             planes.append(np.ascontiguousarray(boxed.transpose(2, 0, 1)))  # (3, H, W)
             ids.append(record.image_id)
             sizes.append((pixels.shape[0], pixels.shape[1]))
-            boxes.append(how)
+            boxes.append(box)
         images = np.stack(planes) if planes else np.empty((0, 3, *shape), dtype=np.uint8)
         return EvaluationBatch(torch.from_numpy(images), ids, sizes, boxes, skipped)

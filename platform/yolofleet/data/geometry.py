@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.augment_settings import AugmentationSettings
+from yolofleet.specs.hyperparameters import Augmentation
 
 Matrix = NDArray[np.float64]
 Rectangle = tuple[float, float, float, float]
@@ -24,52 +24,52 @@ MOST_ASPECT = 20.0
 
 @dataclass(frozen=True, slots=True)
 class AxisMap:
-    """A map that only moves and scales: x * across + right, y * down + below. Plain numbers: it is made very often."""
+    """A map that only moves and scales: x * scale_x + shift_x, the same for y. Plain numbers: it is made very often."""
 
-    across: float
-    down: float
-    right: float
-    below: float
+    scale_x: float
+    scale_y: float
+    shift_x: float
+    shift_y: float
 
     def after(self, first: AxisMap) -> AxisMap:
         """Return the map that does ``first``, then this one."""
         return AxisMap(
-            self.across * first.across,
-            self.down * first.down,
-            self.across * first.right + self.right,
-            self.down * first.below + self.below,
+            self.scale_x * first.scale_x,
+            self.scale_y * first.scale_y,
+            self.scale_x * first.shift_x + self.shift_x,
+            self.scale_y * first.shift_y + self.shift_y,
         )
 
     def inverse(self) -> AxisMap:
-        """Return the map back."""
-        return AxisMap(1 / self.across, 1 / self.down, -self.right / self.across, -self.below / self.down)
+        """Return the inverse map."""
+        return AxisMap(1 / self.scale_x, 1 / self.scale_y, -self.shift_x / self.scale_x, -self.shift_y / self.scale_y)
 
     def rectangle(self, corners: Rectangle) -> Rectangle:
         """Return a rectangle x1, y1, x2, y2 moved."""
         x1, y1, x2, y2 = corners
-        across, down, right, below = self.across, self.down, self.right, self.below
-        return x1 * across + right, y1 * down + below, x2 * across + right, y2 * down + below
+        scale_x, scale_y, shift_x, shift_y = self.scale_x, self.scale_y, self.shift_x, self.shift_y
+        return x1 * scale_x + shift_x, y1 * scale_y + shift_y, x2 * scale_x + shift_x, y2 * scale_y + shift_y
 
     def matrix(self) -> Matrix:
         """Return the map as a 3x3 matrix."""
-        return scaling_and_shift(self.across, self.down, self.right, self.below)
+        return scaling_and_shift(self.scale_x, self.scale_y, self.shift_x, self.shift_y)
 
     @staticmethod
     def of(matrix: Matrix) -> AxisMap | None:
-        """Return a 3x3 matrix as such a map; None if it turns, shears or has perspective."""
-        (across, shear_x, right), (shear_y, down, below), (perspective_x, perspective_y, _) = matrix.tolist()
+        """Return the map of a 3x3 matrix; None if it turns, shears or has perspective."""
+        (scale_x, shear_x, shift_x), (shear_y, scale_y, shift_y), (perspective_x, perspective_y, _) = matrix.tolist()
         if shear_x or shear_y or perspective_x or perspective_y:
             return None
-        return AxisMap(across, down, right, below)
+        return AxisMap(scale_x, scale_y, shift_x, shift_y)
 
 
-def scaling_and_shift(across: float, down: float, right: float, below: float) -> Matrix:
-    """Return the 3x3 matrix of x * across + right, y * down + below."""
-    return np.array([[across, 0.0, right], [0.0, down, below], [0.0, 0.0, 1.0]])
+def scaling_and_shift(scale_x: float, scale_y: float, shift_x: float, shift_y: float) -> Matrix:
+    """Return the 3x3 matrix of x * scale_x + shift_x, y * scale_y + shift_y."""
+    return np.array([[scale_x, 0.0, shift_x], [0.0, scale_y, shift_y], [0.0, 0.0, 1.0]])
 
 
 def draw_warp(
-    settings: AugmentationSettings, canvas_size: int, output_size: int, generator: np.random.Generator
+    settings: Augmentation, canvas_size: int, output_size: int, generator: np.random.Generator
 ) -> tuple[Matrix, float]:
     """Draw the published random warp T·S·R·P·C from a square canvas to the square output.
 
@@ -122,7 +122,7 @@ def clip_boxes(boxes: NDArray[np.float64], low: NDArray[np.float64], high: NDArr
 def worth_keeping(
     before: NDArray[np.float64], after: NDArray[np.float64], least_share: float | NDArray[np.float64]
 ) -> NDArray[np.bool_]:
-    """Tell which boxes are still targets after a warp (the published rule).
+    """Return which boxes are still targets after a warp (the published rule).
 
     Args:
         before: (n, 4) boxes on the canvas, multiplied by the warp's scale.

@@ -1,4 +1,4 @@
-"""Looking into a dataset of shards: every digest verified, every annotation read, counts and histograms."""
+"""Inspection of a dataset of shards: every digest verified, every annotation read, counts and histograms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIDE_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
 
 @dataclass
 class Inspection:
-    """What a dataset holds, as found by reading all of it.
+    """The content of a dataset, counted by reading all of it.
 
     Attributes:
         num_images: Samples that can be read.
@@ -31,7 +31,7 @@ class Inspection:
         objects_per_image: Images by number of boxes; key "4" stands for 4 to 7 and so on.
         box_sides: Boxes by the square root of their area in pixels, in the same way.
         image_sizes: Images by "WIDTHxHEIGHT", the commonest first.
-        problems: What is damaged.
+        problems: Damage, counted by kind.
     """
 
     num_images: int = 0
@@ -64,7 +64,7 @@ def inspect_dataset(
     Args:
         dataset: The dataset.
         verify: Compare the bytes of every shard and index with the manifest.
-        progress: Told of every shard with its number of samples.
+        progress: Called for every shard with its number of samples.
     """
     found = Inspection(class_counts={name: 0 for _, name in dataset.classes})
     names = [name for _, name in dataset.classes]

@@ -20,7 +20,7 @@ PADDING_GREY = 114
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Letterbox:
-    """Where an image lies inside its letterboxed form.
+    """The position of an image inside its letterboxed form.
 
     Attributes:
         gain: the factor that was asked for, output pixels per original pixel.

@@ -1,9 +1,9 @@
-"""The manifest: what a dataset of shards holds. It is written last, so a half-written dataset is not a dataset.
+"""The manifest of a dataset of shards, and the index of a shard.
 
-The binary index of a shard: where each sample's image and annotation lie, and what is needed to plan with it.
-
-Layout, little-endian: 8 bytes ``YFINDEX1``, the number of samples (u64), one row a sample (``ROW``), then the keys in
-UTF-8, one a line. It is about 60 bytes a sample and lies beside its shard, so a manifest stays small at any size.
+The manifest names classes, counts and shards with their digests. It is written last, so a half-written dataset is not a
+dataset. An index holds the offsets of each sample's image and annotation, and the facts that a plan needs. It is stored
+beside its shard at about 60 bytes a sample, so a manifest stays small at any size. Layout of an index, little-endian:
+8 bytes ``YFINDEX1``, the number of samples (u64), one row a sample (``ROW``), then the keys in UTF-8, one a line.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.data.records import ObjectClass
 from yolofleet.storage import ObjectNotFoundError, Storage
 
@@ -53,7 +54,7 @@ class ShardIndex:
         return len(self.rows)
 
     def to_bytes(self) -> bytes:
-        """Return the index as it lies in storage."""
+        """Return the index as it is stored."""
         count = np.array([len(self.rows)], dtype="<u8").tobytes()
         return MAGIC + count + self.rows.astype(ROW).tobytes() + "\n".join(self.keys).encode()
 
@@ -63,7 +64,7 @@ class ShardIndex:
 
         Args:
             data: Its bytes.
-            name: What to call it in messages.
+            name: Name of the index in messages.
 
         Raises:
             IndexFormatError: It is damaged, or of a format that this version does not know.
@@ -87,12 +88,11 @@ class IndexFormatError(UserError):
     """A shard's index cannot be read."""
 
 
-MANIFEST_KEY = "manifest.json"
 FORMAT = 1
 
 
 class ManifestError(UserError):
-    """There is no dataset here, or its manifest cannot be used."""
+    """There is no dataset, or its manifest cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a dataset holds.
+    """The content of a dataset.
 
     Attributes:
         classes: Classes by index, with the category ids of the source.
@@ -129,7 +129,7 @@ class Manifest:
         num_crowds: Crowd regions.
         shards: The shards, in order.
         source_digest: Digest of what the dataset was built from and how.
-        problems: What the build left out or put right, by kind (see ``ProblemLog.as_document``).
+        problems: What the build left out or repaired, by kind (see ``ProblemLog.as_document``).
     """
 
     classes: tuple[ObjectClass, ...]
@@ -151,7 +151,7 @@ class Manifest:
         self.__dict__.update(state | {"shards": tuple(map(ShardEntry, *state["shards"]))})
 
     def to_bytes(self) -> bytes:
-        """Return the manifest as it lies in storage: one shard a line, keys in a fixed order."""
+        """Return the manifest as it is stored: one shard a line, keys in a fixed order."""
         head = {
             "format": FORMAT,
             "kind": "yolofleet-dataset",
@@ -180,12 +180,12 @@ class Manifest:
         Raises:
             ManifestError: There is none, it is damaged, or a newer version wrote it.
         """
-        name = f"{storage.url}/{MANIFEST_KEY}"
+        name = f"{storage.url}/{MANIFEST_NAME}"
         try:
-            data = storage.get(MANIFEST_KEY)
+            data = storage.get(MANIFEST_NAME)
         except ObjectNotFoundError:
             raise ManifestError(
-                f"{storage.url}: no dataset here ({MANIFEST_KEY} is missing); build one with "
+                f"{storage.url}: no dataset here ({MANIFEST_NAME} is missing); build one with "
                 f"'yolofleet data shard ANNOTATIONS IMAGES {storage.url}', or run the build again if it was interrupted"
             ) from None
         return Manifest.from_bytes(data, name)

@@ -1,14 +1,13 @@
-"""The micro-batch: the samples that pass the network together, and how one is put together.
+"""The micro-batch: the samples that pass the network together, read, decoded and augmented.
 
-A sample that cannot be decoded gives its place to the next good one of its micro-batch (its first good one after the
-last), so the outcome is the same at every world size; it is named in ``skipped``. A micro-batch without a single good
-sample takes the next good one of the stream.
+A sample that cannot be decoded is replaced by the next good one of its micro-batch (by the first good one where it is
+the last), so the outcome is the same at every world size; its key is in ``skipped``. A micro-batch without a single
+good sample takes the next good one of the stream.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,25 +15,35 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.augment import AugmentationSettings, Augmenter
+from yolofleet.data.augment import Augmenter
 from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import BufferPool, ImageError
+from yolofleet.data.decode import BufferPool
 from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
-from yolofleet.data.records import LabelledImage, RecordError, labelled_image
+from yolofleet.data.records import LabelledImage, labelled_image
+from yolofleet.specs.hyperparameters import Augmentation
 
 MOST_SAMPLES_TRIED = 256
 
 
 @dataclass(frozen=True)
-class MicroBatchPlace:
-    """Which micro-batch: its step, its index within the step, and the stream position (g) of its first sample."""
+class MicroBatchPlan:
+    """A micro-batch before it is made: which samples of the stream it holds, and how they are augmented.
+
+    Attributes:
+        step: The training step.
+        index: Its number within the step.
+        first: Position (g) of its first sample in the stream.
+        size: Samples that it holds.
+        image_size: Side of the square images, in pixels.
+        augmentation: How samples are augmented.
+    """
 
     step: int
     index: int
     first: int
     size: int
     image_size: int
-    augmentation: AugmentationSettings
+    augmentation: Augmentation
 
 
 @dataclass(frozen=True)
@@ -46,8 +55,8 @@ class MicroBatch:
         index: Its number within the step.
         images: (B, 3, H, W) uint8 RGB.
         targets: (N, 6) float32: image in the micro-batch, class index, centre x, centre y, width, height as shares.
-        keys: Key of the sample at each place.
-        skipped: (key, reason) of samples that gave their place to another.
+        keys: Key of the sample in each slot.
+        skipped: (key, reason) of samples that were replaced by another.
     """
 
     step: int
@@ -66,7 +75,7 @@ class MicroBatch:
 
 
 class MicroBatchMaker:
-    """Reads, decodes and augments micro-batches; a pure function of the place, safe among threads."""
+    """Reads, decodes and augments micro-batches; a pure function of the plan, safe among threads."""
 
     def __init__(self, dataset: ShardDataset, order: SampleOrder, seed: int, max_pixels: int) -> None:
         self._dataset = dataset
@@ -75,69 +84,58 @@ class MicroBatchMaker:
         self._max_pixels = max_pixels
         self._buffers = BufferPool()
 
-    def make(self, place: MicroBatchPlace) -> MicroBatch:
+    def make(self, plan: MicroBatchPlan) -> MicroBatch:
         """Make one micro-batch.
 
         Raises:
-            UserError: No sample far and wide can be used.
+            UserError: None of the next 256 samples can be used.
             StorageError: The storage does not give a shard.
         """
         skipped: list[tuple[str, str]] = []
-        labelled_images = self._labelled_images(place, skipped)
-        side = place.image_size
-        images = self._buffers.take(place.size, 3, side, side)
+        labelled_images = self._read_images(plan, skipped)
+        side = plan.image_size
+        images = self._buffers.take(plan.size, 3, side, side)
         targets = []
-        augmenter = Augmenter(place.augmentation, side, self._buffers)
-        for slot in range(place.size):
-            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, place.first + slot)
-            found = augmenter.augment(slot, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
-            targets.append(np.insert(found, 0, slot, axis=1))
+        augmenter = Augmenter(plan.augmentation, side, self._buffers)
+        for slot in range(plan.size):
+            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.first + slot)
+            own = augmenter.augment(slot, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
+            targets.append(np.insert(own, 0, slot, axis=1))
         return MicroBatch(
-            place.step,
-            place.index,
+            plan.step,
+            plan.index,
             torch.from_numpy(images),
             torch.from_numpy(np.concatenate(targets).astype(np.float32)),
             tuple(labelled.key for labelled in labelled_images),
             skipped,
         )
 
-    def _labelled_images(self, place: MicroBatchPlace, skipped: list[tuple[str, str]]) -> list[LabelledImage]:
-        """Return one image for each place: its own, or the next good one."""
-        own = [self._labelled(place.first + slot, skipped) for slot in range(place.size)]
+    def _read_images(self, plan: MicroBatchPlan, skipped: list[tuple[str, str]]) -> list[LabelledImage]:
+        """Return an image for each slot: its own sample's, or the next good one."""
+        own = [self._read_image(plan.first + slot, skipped) for slot in range(plan.size)]
         if all(labelled is None for labelled in own):
-            own[0] = self._next_good(place.first + place.size, skipped)
+            own[0] = self._next_good(plan.first + plan.size, skipped)
         filled: list[LabelledImage] = []
-        for slot in range(place.size):
-            candidates = (own[(slot + ahead) % place.size] for ahead in range(place.size))
+        for slot in range(plan.size):
+            candidates = (own[(slot + ahead) % plan.size] for ahead in range(plan.size))
             filled.append(next(labelled for labelled in candidates if labelled is not None))
         return filled
 
     def _next_good(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage:
         for ahead in range(MOST_SAMPLES_TRIED):
-            if (labelled := self._labelled(position + ahead, skipped)) is not None:
+            if (labelled := self._read_image(position + ahead, skipped)) is not None:
                 return labelled
         raise UserError(
             f"{self._dataset.url}: {len(skipped)} samples in a row cannot be used, the first because of "
             f"'{skipped[0][1]}' ({skipped[0][0]}); look at the dataset with 'yolofleet data inspect'"
         )
 
-    def _labelled(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
-        place = self._order.place(position)
-        number = int(self._dataset.shard_starts[place.shard]) + place.row
-        key = f"{self._dataset.manifest.shards[place.shard].name}/{place.row}"
+    def _read_image(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
+        location = self._order.locate(position)
+        number = int(self._dataset.shard_starts[location.shard]) + location.row
         try:
-            sample = self._dataset.read(number)
-            key = sample.key
-            record = sample.record()
-            pixels = sample.pixels(record, self._max_pixels, self._buffers)
-        except (SampleError, ImageError) as error:
-            skipped.append((key, error.reason))
-        except RecordError:
-            skipped.append((key, "sample_json_damaged"))
-        else:
-            return labelled_image(key, pixels, record, len(self._dataset.classes))
-        return None
-
-
-SizeAt = Callable[[int], int]
-"""The image size at a step, for training at several scales."""
+            key, record, pixels = self._dataset.read_decoded(number, self._max_pixels, self._buffers)
+        except SampleError as error:
+            skipped.append((error.key, error.reason))
+            return None
+        return labelled_image(key, pixels, record, len(self._dataset.classes))

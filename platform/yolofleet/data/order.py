@@ -5,16 +5,14 @@ Sample g of the stream is sample ``g % N`` of epoch ``g // N``. An epoch's order
 reading stays nearly sequential, a node needs a window's shards at a time, and only that window is ever computed: the
 start costs the shuffle of the shard list (milliseconds at 10^5 shards) and memory for two numbers a shard.
 
-Random numbers by name: a generator is a pure function of a seed and of what it is for.
+Random numbers come from generators that are a pure function of a seed and of their purpose. Philox turns a key and a
+counter into random bits, so no generator is advanced, saved or restored: it makes no difference which process draws, in
+which order, or how often the run was stopped.
 
-Philox turns a key and a counter into random bits, so nothing is ever advanced, saved or restored, and it makes no
-difference who draws, in which order, or how often the run was stopped.
-
-Static image weights: images with rare classes are drawn more often, from the training set's annotations alone.
-
-An image's weight is the sum over its boxes of the inverse frequency of their classes. The published option multiplies
-each class by (1 - AP)^2 of the newest evaluation as well; that would make the order of samples depend on the course of
-the run, and it is left out: here the sample at a place of the stream stays a pure function of (dataset, seed, place).
+With image weights, images with rare classes are drawn more often, from the training set's annotations alone. An image's
+weight is the sum over its boxes of the inverse frequency of their classes. The published option multiplies each class
+by (1 - AP)^2 of the newest evaluation as well; that is left out, because the order of samples would then depend on the
+course of the run and the sample at a position would no longer be a pure function of (dataset, seed, position).
 """
 
 from __future__ import annotations
@@ -28,6 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.data.survey import Survey
+
+WINDOW_SHARDS = 8
+MOST_WINDOWS_KEPT = 4
 
 
 class Purpose(IntEnum):
@@ -67,7 +68,7 @@ def image_weights(survey: Survey, num_classes: int, share: float) -> NDArray[np.
     return (1.0 - share) + share * weights / mean if mean > 0 else np.ones(survey.num_samples)
 
 
-def draws(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
+def draw_counts(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:
     """Return how often each sample is drawn in an epoch: (num_samples,), in all as many as there are samples.
 
     Systematic sampling: each sample is drawn its weight's number of times, rounded down or up by one random number
@@ -82,13 +83,9 @@ def draws(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int
     return np.asarray(np.diff(marks, prepend=0), dtype=np.int64)
 
 
-WINDOW_SHARDS = 8
-MOST_WINDOWS_KEPT = 4
-
-
 @dataclass(frozen=True)
-class Place:
-    """Where a sample of the stream lies: epoch, window of the epoch, shard, row in the shard."""
+class SampleLocation:
+    """Where to find a sample of the stream: epoch, window of the epoch, shard, row in the shard."""
 
     epoch: int
     window: int
@@ -98,21 +95,21 @@ class Place:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch's order of shards, and where its windows begin.
+    """One epoch: its order of shards and the first samples of its windows.
 
     Attributes:
         shards: (num_shards,) shard numbers in the order of the epoch.
-        window_starts: (num_windows + 1,) place in the epoch of each window's first sample, and N at the end.
-        draws: (N,) how often each sample is drawn; None draws each once.
+        window_starts: (num_windows + 1,) position in the epoch of each window's first sample, and N at the end.
+        draw_counts: (N,) how often each sample is drawn; None draws each once.
     """
 
     shards: NDArray[np.int64]
     window_starts: NDArray[np.int64]
-    draws: NDArray[np.int64] | None
+    draw_counts: NDArray[np.int64] | None
 
 
 class SampleOrder:
-    """The order of the samples of a dataset. Pure: it remembers only what it would compute again.
+    """The order of the samples of a dataset. Pure: what it remembers could be computed again.
 
     Args:
         shard_sizes: (num_shards,) samples of each shard.
@@ -142,18 +139,18 @@ class SampleOrder:
         self._windows: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def place(self, position: int) -> Place:
-        """Return where sample ``position`` (g) of the endless stream lies."""
+    def locate(self, position: int) -> SampleLocation:
+        """Return the location of sample ``position`` (g) of the endless stream."""
         epoch_number, within = divmod(position, self.num_samples)
         with self._lock:
             epoch = self._epoch(epoch_number)
             window = int(np.searchsorted(epoch.window_starts, within, side="right")) - 1
             shards, rows = self._window(epoch_number, epoch, window)
         slot = within - int(epoch.window_starts[window])
-        return Place(epoch_number, window, int(shards[slot]), int(rows[slot]))
+        return SampleLocation(epoch_number, window, int(shards[slot]), int(rows[slot]))
 
     def num_windows(self, epoch: int) -> int:
-        """Return how many windows an epoch has."""
+        """Return the number of windows of an epoch."""
         with self._lock:
             return len(self._epoch(epoch).window_starts) - 1
 
@@ -174,8 +171,8 @@ class SampleOrder:
 
     def _epoch(self, number: int) -> _Epoch:
         if number not in self._epochs:
-            times = None if self._weights is None else draws(self._weights, self._seed, number)
-            sizes = self._sizes if times is None else _summed(times, self._sizes)
+            times = None if self._weights is None else draw_counts(self._weights, self._seed, number)
+            sizes = self._sizes if times is None else _sum_by_shard(times, self._sizes)
             shards = np.flatnonzero(sizes)
             if self._shuffle:
                 shards = keyed_generator(self._seed, Purpose.SHARD_ORDER, number).permutation(shards)
@@ -195,8 +192,8 @@ class SampleOrder:
             first = np.cumsum(sizes) - sizes
             all_shards = np.repeat(shards, sizes)
             all_rows = np.arange(len(all_shards)) - np.repeat(first, sizes)
-            if epoch.draws is not None:
-                times = epoch.draws[(np.cumsum(self._sizes) - self._sizes)[all_shards] + all_rows]
+            if epoch.draw_counts is not None:
+                times = epoch.draw_counts[(np.cumsum(self._sizes) - self._sizes)[all_shards] + all_rows]
                 all_shards, all_rows = np.repeat(all_shards, times), np.repeat(all_rows, times)
             if self._shuffle:
                 order = keyed_generator(self._seed, Purpose.SAMPLE_ORDER, number, window).permutation(len(all_shards))
@@ -207,8 +204,8 @@ class SampleOrder:
         return self._windows[name]
 
 
-def _summed(times: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sum of the samples' numbers over each shard: (num_shards,)."""
+def _sum_by_shard(times: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of ``times`` (N,) over the samples of each shard: (num_shards,)."""
     sums = np.concatenate([[0], np.cumsum(times)])
     ends = np.cumsum(sizes)
     return np.asarray(sums[ends] - sums[ends - sizes], dtype=np.int64)

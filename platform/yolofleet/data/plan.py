@@ -1,8 +1,8 @@
-"""What training will ask of the nodes of a cluster, computed from the manifest alone: no cluster, no download.
+"""The load of training on the nodes of a cluster, computed from the manifest alone: no cluster, no download.
 
-The same order that training follows is walked through window by window. Each node fetches the shards of the next window
-ahead of time; its workers open the shards of their own micro-batches once a window and hold them open; what was asked
-for longest ago is evicted. The cost is that of the order itself: seconds for COCO, minutes at 10^9 samples.
+The order of training is simulated window by window. Each node fetches the shards of the next window ahead of time; its
+workers open the shards of their own micro-batches once a window and hold them open; the least recently used shard is
+evicted. The cost is that of the order itself: seconds for COCO, minutes at 10^9 samples.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from yolofleet.data.order import SampleOrder
 
 @dataclass(frozen=True)
 class NodePlan:
-    """What one node does in the epochs that were simulated.
+    """The load of one node in the simulated epochs.
 
     Attributes:
         downloaded_bytes: Bytes fetched, by epoch.
         hit_share: Share of the shards that were in the cache when a worker opened them, by epoch.
         peak_disk_bytes: Most bytes in the cache at any time.
-        first_batch_bytes: Bytes that must come before its first micro-batch can be made.
+        first_batch_bytes: Bytes to download before its first micro-batch can be made.
     """
 
     downloaded_bytes: tuple[int, ...]
@@ -36,11 +36,11 @@ class NodePlan:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """What the whole cluster does.
+    """The load of the whole cluster.
 
     Attributes:
         nodes: One plan for each node.
-        window_bytes: The most that two windows that follow each other take: a smaller cache fetches shards again.
+        window_bytes: Most bytes of two consecutive windows: a smaller cache fetches shards again.
         start_seconds: Until the slowest node has its first micro-batch, at the bandwidth given.
         shuffle_quality: Entropy of the shards of origin within a global batch, as a share of a full shuffle's.
     """
@@ -72,11 +72,11 @@ def plan_epochs(
         worker_of_micro_batch: The worker that makes each micro-batch of a step, numbered from 0.
         node_of_worker: The node of each worker, numbered from 0.
         micro_batch_size: Samples that pass the network together.
-        cache_bytes: What a node's cache may hold.
-        bytes_per_second: What a node can download.
+        cache_bytes: Most bytes that a node's cache may hold.
+        bytes_per_second: Download bandwidth of a node.
         seed: Seed of the run.
-        num_epochs: Epochs to simulate; the second shows what the cache is worth.
-        progress: Is told how many samples were walked through.
+        num_epochs: Epochs to simulate; the second shows the effect of the cache.
+        progress: Called with the number of samples that were simulated.
     """
     order = SampleOrder(shard_samples, seed)
     workers = np.asarray(worker_of_micro_batch, dtype=np.int64)  # (micro-batches of a step,)
@@ -90,7 +90,7 @@ def plan_epochs(
         for window in range(order.num_windows(epoch)):
             following = order.window_after(epoch, window)
             both = ((epoch, window), following)
-            ahead = [(shard, place[0]) for place in both for shard in order.window_shards(*place)]
+            ahead = [(shard, position[0]) for position in both for shard in order.window_shards(*position)]
             window_bytes = max(window_bytes, int(shard_bytes[list({shard for shard, _ in ahead})].sum()))
             shards, _ = order.window_samples(epoch, window)
             pending = np.concatenate([rest, shards])
@@ -130,7 +130,7 @@ class _Node:
 
         Args:
             opened: (steps, micro-batches, samples) worker x number of shards + shard, of every sample of this node.
-            ahead: Shards of this window and the next, which are asked for in the background, and the epoch of each.
+            ahead: Shards of this window and the next, fetched in the background, and the epoch of each.
             epoch: Which epoch the window belongs to.
         """
         num_first = 0
@@ -145,15 +145,15 @@ class _Node:
 
     def _open_all(self, opened: NDArray[np.int64], epoch: int) -> None:
         """Open shards in order, each once for each worker."""
-        pairs, places = np.unique(opened, return_index=True)
-        for pair in pairs[np.argsort(places)].tolist():
+        pairs, first_uses = np.unique(opened, return_index=True)
+        for pair in pairs[np.argsort(first_uses)].tolist():
             shard = pair % len(self._shard_bytes)
             self._opened[epoch] += 1
             self._hits[epoch] += shard in self._cached
             self._fetch(shard, epoch)
 
     def _fetch(self, shard: int, epoch: int) -> None:
-        """Bring a shard into the cache unless it is there; either way it is the last to be evicted."""
+        """Fetch a shard into the cache unless it is there; either way it is the last to be evicted."""
         if shard in self._cached:
             self._cached.move_to_end(shard)
             return
@@ -166,7 +166,7 @@ class _Node:
         self._peak_bytes = max(self._peak_bytes, self._used_bytes)
 
     def plan(self) -> NodePlan:
-        """Return what the node did."""
+        """Return the load of the node."""
         shares = (hits / opened if opened else 1.0 for hits, opened in zip(self._hits, self._opened, strict=True))
         return NodePlan(tuple(self._downloaded), tuple(shares), self._peak_bytes, self.first_batch_bytes)
 

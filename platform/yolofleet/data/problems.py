@@ -1,8 +1,7 @@
-"""What is wrong with a dataset, counted by kind, with examples.
+"""Problems of a dataset, counted by kind, with examples.
 
-Every kind of problem is listed here once with what becomes of the item: a ``note`` changes nothing that matters, a
-``repair`` puts it right, a ``drop`` leaves the box or the image out. What makes a whole file unusable is no problem
-to count: it raises ``UserError``.
+Every kind of problem is listed here once with its outcome: a ``note`` changes nothing, a ``repair`` corrects the item,
+a ``drop`` leaves the box or the image out. A file that cannot be used at all raises ``UserError`` instead.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ NUM_EXAMPLES_KEPT = 5
 
 @dataclass(frozen=True)
 class ProblemKind:
-    """One kind of problem: what becomes of the item, and a sentence on it."""
+    """One kind of problem: its outcome for the item, and a sentence on it."""
 
     outcome: Outcome
     meaning: str
@@ -32,7 +31,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "box_negative": ProblemKind("drop", "a bbox has a negative width or height"),
     "box_zero_area": ProblemKind("drop", "a bbox has no area"),
     "box_tiny": ProblemKind("drop", "a bbox is thinner than a hundredth of a pixel"),
-    "box_outside": ProblemKind("drop", "a bbox lies wholly outside its image"),
+    "box_outside": ProblemKind("drop", "a bbox is wholly outside its image"),
     "box_clipped": ProblemKind("repair", "a bbox reached out of its image and was clipped to it"),
     "boxes_look_like_corners": ProblemKind("note", "boxes seem to be x1,y1,x2,y2 instead of x,y,width,height"),
     "area_missing": ProblemKind("repair", "an annotation has no usable area; width x height is taken"),
@@ -99,7 +98,7 @@ class ProblemLog:
                 shown.append(example)
 
     def merge(self, counts: dict[str, int], examples: dict[str, list[str]]) -> None:
-        """Add what another log has counted."""
+        """Add the counts and examples of another log."""
         with self._lock:
             for kind, count in counts.items():
                 self.counts[kind] = self.counts.get(kind, 0) + count
@@ -107,7 +106,7 @@ class ProblemLog:
                 shown.extend(examples.get(kind, [])[: NUM_EXAMPLES_KEPT - len(shown)])
 
     def num(self, outcomes: Iterable[Outcome] = ("note", "repair", "drop"), prefix: str = "") -> int:
-        """Return how many problems had one of these outcomes, of kinds that start with ``prefix``."""
+        """Return the number of problems with one of these outcomes, of kinds that start with ``prefix``."""
         wanted = set(outcomes)
         return sum(
             count

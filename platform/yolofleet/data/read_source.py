@@ -1,68 +1,104 @@
-"""Telling what kind of source a user named, and reading it."""
+"""Reading the annotations that a user named: COCO, YOLO, VOC, tar shards, or a kind of source that a plugin adds."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
 
 import yaml
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.sources import ImageStore, SourceDataset
+from yolofleet.data.sources import SOURCES, Annotations, ImageStore, Source, SourceDataset, open_file, open_images
 from yolofleet.data.tar_source import read_tar_shards
 from yolofleet.data.voc import read_voc
 from yolofleet.data.yolo import read_yolo
-from yolofleet.storage import ObjectInfo, Storage, open_storage
 
-SourceFormat = Literal["auto", "coco", "yolo", "voc", "webdataset"]
-_TAR_ENDINGS = (".tar", ".zip", ".tgz", ".gz")
+TAR_ENDINGS = (".tar", ".zip", ".tgz", ".gz")
+
+
+Read = tuple[SourceDataset, ImageStore]
+
+
+def _read_shards(
+    annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog
+) -> Read:
+    archives = [entry for entry in annotations.files if not annotations.is_folder or entry.key.endswith(TAR_ENDINGS)]
+    return read_tar_shards(annotations.storage, archives, problems)
+
+
+def _read_labels(reader: Callable[..., SourceDataset]) -> Callable[..., Read]:
+    def read(annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog) -> Read:
+        if not annotations.is_folder:
+            raise UserError(f"{annotations.url}: label files are needed, in a folder, and this is one file")
+        store = open_images(images)
+        return reader(annotations.storage, store, class_names, problems), store
+
+    return read
+
+
+def _read_coco_file(
+    annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog
+) -> Read:
+    if annotations.is_folder:
+        raise UserError(f"{annotations.url}: a COCO source is one JSON file, and this is a folder; name the file in it")
+    data = annotations.storage.get(annotations.files[0].key)
+    return parse_coco(data, annotations.url, problems), open_images(images)
+
+
+SOURCES.register("coco")(
+    Source(
+        form="a COCO file (*.json)",
+        detect=lambda found: not found.is_folder and not found.has(*TAR_ENDINGS),  # its reader says why one is not COCO
+        read=_read_coco_file,
+    )
+)
+SOURCES.register("yolo")(
+    Source(
+        form="a folder of YOLO labels (*.txt)",
+        detect=lambda found: found.is_folder and found.has(".txt") and not found.has(".tar", ".xml"),
+        read=_read_labels(read_yolo),
+    )
+)
+SOURCES.register("voc")(
+    Source(
+        form="a folder of VOC annotations (*.xml)",
+        detect=lambda found: found.is_folder and found.has(".xml") and not found.has(".tar"),
+        read=_read_labels(read_voc),
+    )
+)
+SOURCES.register("webdataset")(
+    Source(
+        form="tar shards (*.tar)",
+        detect=lambda found: found.has(".tar") or (not found.is_folder and found.has(*TAR_ENDINGS)),
+        read=_read_shards,
+    )
+)
 
 
 def read_source(
-    annotations: str,
+    url: str,
     images: str | None,
     problems: ProblemLog,
     *,
-    source_format: SourceFormat = "auto",
+    source_format: str = "auto",
     class_names: list[str] | None = None,
 ) -> tuple[SourceDataset, ImageStore]:
-    """Read annotations of any known kind.
+    """Read annotations of any registered kind.
 
     Args:
-        annotations: A COCO file; a folder of YOLO label files or VOC XML files; a tar shard or a folder of them.
+        url: The annotations: a file or a folder.
         images: The folder of images; not needed for shards, which hold them.
         problems: Where problems are counted.
-        source_format: What the annotations are; ``auto`` tells from what is there.
+        source_format: Name of the kind in `SOURCES`; ``auto`` tells it from the files.
         class_names: Names by class, for sources that do not name them.
 
     Raises:
-        UserError: There is nothing there, or it cannot be used at all.
+        UserError: There is no such kind, there are no annotations, or they cannot be used at all.
     """
-    folder = open_storage(annotations)
-    entries = folder.list()
-    if entries:
-        kind = source_format if source_format != "auto" else _kind_of_folder(annotations, entries)
-        if kind == "webdataset":
-            return read_tar_shards(folder, [entry for entry in entries if entry.key.endswith(_TAR_ENDINGS)], problems)
-        if kind == "coco":
-            raise UserError(f"{annotations}: a COCO source is one JSON file, and this is a folder; name the file in it")
-        image_files = _images(images, kind)
-        reader = read_yolo if kind == "yolo" else read_voc
-        return reader(folder, image_files, class_names, problems), image_files
-    storage, key = opened_file(annotations)
-    if source_format == "webdataset" or (source_format == "auto" and key.endswith(_TAR_ENDINGS)):
-        return read_tar_shards(storage, [ObjectInfo(key, storage.size_bytes(key))], problems)
-    data = storage.get(key)
-    if source_format in ("yolo", "voc"):
-        raise UserError(f"{annotations}: a {source_format} source is a folder of label files, and this is a file")
-    return parse_coco(data, annotations, problems), _images(images, "coco")
-
-
-def opened_file(url: str) -> tuple[Storage, str]:
-    """Return the storage of the folder that holds a file, and the file's key in it."""
-    folder, separator, name = url.rpartition("/")
-    return open_storage((folder or "/") if separator else "."), name
+    source = SOURCES.get(source_format) if source_format != "auto" else None
+    annotations = Annotations.open(url)
+    return (source or _detect(annotations)).read(annotations, images, class_names, problems)
 
 
 def read_class_names(url: str) -> list[str]:
@@ -71,7 +107,7 @@ def read_class_names(url: str) -> list[str]:
     Raises:
         UserError: No names are found.
     """
-    storage, key = opened_file(url)
+    storage, key = open_file(url)
     text = storage.get(key).decode("utf-8-sig", errors="replace")
     names: object = text.splitlines()
     if key.endswith((".yaml", ".yml")):
@@ -84,25 +120,17 @@ def read_class_names(url: str) -> list[str]:
         if sorted(names) != list(range(len(names))):
             raise UserError(f"{url}: names: the numbers must be 0, 1, 2, ..., not {sorted(names, key=str)[:8]}")
         names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not (
-        cleaned := [str(name).strip() for name in names if name is not None and str(name).strip()]
-    ):
+    cleaned = [str(name).strip() for name in names if name is not None] if isinstance(names, list) else []
+    if not (cleaned := [name for name in cleaned if name]):
         raise UserError(f"{url}: no class names; write one a line, or a YAML file with a list 'names'")
     return cleaned
 
 
-def _kind_of_folder(annotations: str, entries: list[ObjectInfo]) -> SourceFormat:
-    for kind, ending in (("webdataset", ".tar"), ("voc", ".xml"), ("yolo", ".txt")):
-        if any(entry.key.lower().endswith(ending) for entry in entries):
-            return kind  # type: ignore[return-value]  # mypy: expected a literal, got str
-    raise UserError(
-        f"{annotations}: a folder without label files; a source is a COCO file (*.json), or a folder of YOLO labels "
-        "(*.txt), of VOC annotations (*.xml) or of tar shards (*.tar)"
-    )
-
-
-def _images(images: str | None, kind: str) -> Storage:
-    if images is None:
-        raise UserError(f"the folder of images is missing: a {kind} source does not hold them")
-    storage = open_storage(images)
-    return storage
+def _detect(annotations: Annotations) -> Source:
+    """Return the kind of annotations; kinds that plugins add come first, as COCO takes any single file."""
+    sources = SOURCES.items()
+    for source in reversed(sources.values()):
+        if source.detect(annotations):
+            return source
+    forms = "; ".join(source.form for source in sources.values())
+    raise UserError(f"{annotations.url}: a folder without label files. A source is one of: {forms}")

@@ -1,13 +1,10 @@
-"""What is known of one image and its objects, after every check: the form in which all sources are brought.
+"""An image and its objects: as a record of its dataset, and decoded with its training targets.
 
-Polygons of an image's objects, and the box around what is seen of each through a window.
-
-A box that is cut by the edge of a mosaic's cell or of the output is too large: the object's part inside may be smaller.
-Where the source has polygons, the box of a cut object is that of the polygon's part inside the window, computed exactly
-from its edges. (The published augmentation samples 1000 points of the outline and keeps those inside, which comes to
-the same, except where the window lies within the object: there it finds nothing, and this finds the window.)
-
-A decoded image with its training targets.
+A record is the common form of all sources. A box that is cut by the edge of a mosaic's cell or of the output is too
+large, because the object's part inside may be smaller. Where the source has polygons, the box of a cut object is that
+of the polygon's part inside the window, computed exactly from its edges. (The published augmentation samples 1000
+points of the outline and keeps those inside. The result is the same, except for a window within the object: there it
+finds nothing, and this finds the window.)
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ Segmentation = list[list[float]] | dict[str, Any] | None
 
 @dataclass(frozen=True)
 class ObjectClass:
-    """A class of objects: the category id of its source, and its name. Its index is its place in the list."""
+    """A class of objects: the category id of its source, and its name. Its index is its position in the list."""
 
     id: int
     name: str
@@ -160,11 +157,18 @@ class Outlines:
         ends = np.stack([points, points[following]], axis=1)
         return Outlines(ends, np.repeat(np.array(numbers, dtype=np.int64), counts), has_polygon)
 
+    def polygons(self, number: int) -> list[NDArray[np.float64]]:
+        """Return the polygons of an object, each (points, 2): edges that follow each other belong together."""
+        own = self.owners == number
+        starts, ends = self.ends[own, 0], self.ends[own, 1]
+        breaks = np.flatnonzero((starts[1:] != ends[:-1]).any(axis=1)) + 1
+        return np.split(starts, breaks)
+
 
 def boxes_inside(
     edges: NDArray[np.float64], owners: NDArray[np.int64], windows: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Return the boxes around what is seen of objects, each through its own window.
+    """Return the boxes around the visible parts of objects, each in its own window.
 
     Args:
         edges: (e, 2, 2) first and last points of the edges of all objects' polygons.
@@ -172,8 +176,9 @@ def boxes_inside(
         windows: (k, 4) x1, y1, x2, y2 for each of the objects.
 
     Returns:
-        (k, 4) x1, y1, x2, y2; all zero where nothing is seen.
+        (k, 4) x1, y1, x2, y2; all zero where nothing is visible.
     """
+    # A visible part reaches as far as the edges inside its window, and to the window's corners inside the polygon.
     first, last = edges[:, 0], edges[:, 1]
     groups = np.flatnonzero(np.diff(owners, prepend=-1))  # where each object's edges begin
     counts = np.diff(groups, append=len(owners))
@@ -181,9 +186,9 @@ def boxes_inside(
     inside, enters, leaves = _clipped(first, last, window[:, :2], window[:, 2:])
     low = np.where(inside, np.minimum(enters, leaves), np.inf)
     high = np.where(inside, np.maximum(enters, leaves), -np.inf)
-    places = [[0, 1], [2, 1], [2, 3], [0, 3]]
-    corners = windows[:, places].transpose(1, 0, 2)  # (4, k, 2)
-    crossings = _crossings(first, last, window[:, places].transpose(1, 0, 2))  # (4, e)
+    corner_columns = [[0, 1], [2, 1], [2, 3], [0, 3]]
+    corners = windows[:, corner_columns].transpose(1, 0, 2)  # (4, k, 2)
+    crossings = _crossings(first, last, window[:, corner_columns].transpose(1, 0, 2))  # (4, e)
     holds = np.logical_xor.reduceat(crossings, groups, axis=1)[:, :, None]  # (4, k, 1) corner in object
     low = np.minimum(np.minimum.reduceat(low, groups), np.where(holds, corners, np.inf).min(axis=0))
     high = np.maximum(np.maximum.reduceat(high, groups), np.where(holds, corners, -np.inf).max(axis=0))
@@ -198,8 +203,9 @@ def _clipped(
     """Clip edges to a window each, from ``low`` (e, 2) to ``high`` (e, 2) (Liang and Barsky, 1984).
 
     Returns:
-        (e, 1) whether any of the edge lies inside, and (e, 2) each, the ends of the part inside.
+        (e, 1) whether any part of the edge is inside, and (e, 2) each, the ends of that part.
     """
+    # An edge is first + t * along, t in [0, 1]; find the t at which it enters and leaves the window on each axis.
     along = last - first
     parallel = along == 0
     along_or_one = np.where(parallel, 1.0, along)
@@ -246,7 +252,7 @@ class LabelledImage:
 
 
 def labelled_image(key: str, pixels: NDArray[np.uint8], record: ImageRecord, num_classes: int) -> LabelledImage:
-    """Return the image with its targets; boxes are clipped to it, and what has no area or no class is left out."""
+    """Return the image with its targets; boxes are clipped to it, those without area or class are left out."""
     height, width = pixels.shape[:2]
     boxes = record.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]

@@ -137,26 +137,26 @@ def reencode(
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB")
     if (new_width, new_height) == (width, height) and len(data) >= len(original):
         return original, checked.extension, checked.record
-    return data, "jpg", _scaled(checked.record, new_width, new_height)
+    return data, "jpg", _scale(checked.record, new_width, new_height)
 
 
-def _scaled(record: ImageRecord, width: int, height: int) -> ImageRecord:
+def _scale(record: ImageRecord, width: int, height: int) -> ImageRecord:
     if (record.width, record.height) == (width, height):
         return record
-    across, down = width / record.width, height / record.height
+    scale_x, scale_y = width / record.width, height / record.height
     return replace(
         record,
         width=width,
         height=height,
-        boxes=record.boxes * [across, down, across, down],
-        areas=record.areas * (across * down),
-        segmentations=tuple(_scaled_segmentation(entry, across, down) for entry in record.segmentations),
+        boxes=record.boxes * [scale_x, scale_y, scale_x, scale_y],
+        areas=record.areas * (scale_x * scale_y),
+        segmentations=tuple(_scale_segmentation(entry, scale_x, scale_y) for entry in record.segmentations),
     )
 
 
-def _scaled_segmentation(segmentation: Segmentation, across: float, down: float) -> Segmentation:
-    """Scale polygons; an RLE speaks of the old pixels and is left out (its box stays)."""
+def _scale_segmentation(segmentation: Segmentation, scale_x: float, scale_y: float) -> Segmentation:
+    """Scale polygons; an RLE counts the old pixels and is left out (its box stays)."""
     if not isinstance(segmentation, list):
         return None
-    gains = (across, down)
-    return [[value * gains[place % 2] for place, value in enumerate(polygon)] for polygon in segmentation]
+    gains = (scale_x, scale_y)
+    return [[value * gains[index % 2] for index, value in enumerate(polygon)] for polygon in segmentation]

@@ -1,31 +1,111 @@
-"""Where datasets come from. Every source is brought to the same form: classes, records, and a place to get images."""
+"""Sources of datasets: every kind is read into the same form, classes and records with a store of images.
+
+A `Source` says which annotations are of its kind, and reads them. The built-in ones are registered in `SOURCES` by
+`yolofleet.data.read_source`; a plugin registers more, and ``--format`` accepts their names.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.extension_points import ExtensionPoint
+from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
-from yolofleet.storage import ObjectInfo
+from yolofleet.storage import ObjectInfo, Storage, open_storage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
 
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """A dataset as its source describes it, before its image files were looked at."""
+    """A dataset as its source describes it, before its image files are read."""
 
     classes: tuple[ObjectClass, ...]
     records: tuple[ImageRecord, ...]
 
 
 class ImageStore(Protocol):
-    """A place to get images from: any ``Storage``, or the inside of tar files."""
+    """Where images are read from: any ``Storage``, or the inside of tar files."""
 
     url: str
 
     def list(self) -> list[ObjectInfo]:
-        """Return every image that can be got, sorted by key."""
+        """Return every image, sorted by key."""
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an image."""
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The annotations that a user named: a folder, or one file in its folder.
+
+    Attributes:
+        url: As the user wrote it.
+        storage: The folder.
+        files: The files of the folder; for one file it alone.
+        is_folder: Whether the user named a folder.
+    """
+
+    url: str
+    storage: Storage
+    files: tuple[ObjectInfo, ...]
+    is_folder: bool
+
+    @staticmethod
+    def open(url: str) -> Annotations:
+        """List a folder, or find a file.
+
+        Raises:
+            UserError: There is neither.
+        """
+        folder = open_storage(url)
+        if files := folder.list():
+            return Annotations(url, folder, tuple(files), is_folder=True)
+        storage, key = open_file(url)
+        return Annotations(url, storage, (ObjectInfo(key, storage.size_bytes(key)),), is_folder=False)
+
+    def has(self, *endings: str) -> bool:
+        """Return whether a file has one of these endings, in lower case."""
+        return any(entry.key.lower().endswith(endings) for entry in self.files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A kind of source.
+
+    Attributes:
+        form: The form of its annotations, for messages: "a folder of VOC annotations (*.xml)".
+        detect: Returns whether annotations are of this kind, from the names of the files.
+        read: Reads classes and records and finds the images. Its arguments: the annotations; the folder of images as
+            the user named it, or None (see `open_images`); names by class, or None; the log where problems are
+            counted. It raises UserError where the annotations cannot be used at all.
+    """
+
+    form: str
+    detect: Callable[[Annotations], bool]
+    read: Callable[[Annotations, str | None, list[str] | None, ProblemLog], tuple[SourceDataset, ImageStore]]
+
+
+SOURCES: ExtensionPoint[Source] = ExtensionPoint("format")
+"""Kinds of sources by name; ``SOURCES.register("NAME")(Source(...))`` registers one."""
+
+
+def open_images(images: str | None) -> Storage:
+    """Open the folder of images of a source whose annotations do not hold them.
+
+    Raises:
+        UserError: The user named none.
+    """
+    if images is None:
+        raise UserError("the folder of images is missing, and these annotations do not hold the images; name it")
+    return open_storage(images)
+
+
+def open_file(url: str) -> tuple[Storage, str]:
+    """Return the storage of the folder of a file, and the file's key in it."""
+    folder, separator, name = url.rpartition("/")
+    return open_storage((folder or "/") if separator else "."), name

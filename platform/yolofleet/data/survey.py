@@ -1,4 +1,4 @@
-"""What the boxes of a dataset look like, read from its annotations alone: no image is fetched or decoded."""
+"""The sizes and classes of a dataset's boxes, read from its annotations alone: no image is fetched or decoded."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
 """A COCO-format dataset of drawn shapes, for trying things out and for tests: any size, equal for equal seeds.
 
-The class of an object is its shape alone: colour, texture, size, place and turn are independent of it, so a detector
-has to learn shapes. Backgrounds are textured; some images hold nothing; objects may overlap; some images hold a
+The class of an object is its shape alone: colour, texture, size, position and rotation are independent of it, so a
+detector has to learn shapes. Backgrounds are textured; some images are empty; objects may overlap; some images hold a
 crowd (``iscrowd = 1``), described by an RLE or by its box alone. Category ids have gaps, as COCO's do.
-
-Backgrounds and fillings of the synthetic images: colours and patterns that say nothing about a class.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.order import Purpose, keyed_generator
 
 LEAST_CONTRAST = 80.0
-"""Smallest distance, in grey levels, between an object's colour and what lies around it."""
+"""Smallest distance, in grey levels, between an object's colour and its surroundings."""
 
 
 def background(height: int, width: int, generator: np.random.Generator) -> NDArray[np.uint8]:
@@ -44,7 +42,7 @@ def background(height: int, width: int, generator: np.random.Generator) -> NDArr
     return np.asarray(np.clip(pixels, 0, 255), dtype=np.uint8)
 
 
-def textured(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], generator: np.random.Generator) -> None:
+def fill_textured(pixels: NDArray[np.uint8], mask: NDArray[np.bool_], generator: np.random.Generator) -> None:
     """Fill a mask with a random colour that stands out from its surroundings, plain or with a pattern."""
     if not mask.any():
         return
@@ -112,7 +110,7 @@ def write_synthetic_dataset(
         num_images: Images in all.
         seed: Equal seeds draw equal datasets; image k does not depend on how many there are.
         image_size: Longer side of the images, in pixels.
-        progress: Told of every image drawn.
+        progress: Called for every image drawn.
 
     Raises:
         UserError: The folder cannot be made.
@@ -170,11 +168,11 @@ def draw_image(seed: int, number: int, image_size: int) -> tuple[NDArray[np.uint
     for _ in range(int(generator.integers(1, MOST_OBJECTS + 1))):
         category = int(generator.integers(len(CATEGORIES)))
         side = min(height, width) * generator.uniform(0.25, 0.55)
-        shape = _placed_shape(category, side, height, width, drawn, generator)
+        shape = _place_shape(category, side, height, width, drawn, generator)
         if shape is None:
             continue
         drawn.append(shape.mask)
-        textured(pixels, shape.mask, generator)
+        fill_textured(pixels, shape.mask, generator)
         objects.append(_annotation(category, shape, with_polygon=bool(generator.random() < POLYGON_SHARE)))
     return pixels, objects
 
@@ -197,7 +195,7 @@ def _outline(category: int, generator: np.random.Generator) -> NDArray[np.float6
     return np.asarray((points * stretch) @ turn.T)
 
 
-def _placed_shape(
+def _place_shape(
     category: int,
     side: float,
     height: int,
@@ -213,13 +211,13 @@ def _placed_shape(
         if (room <= 0).any():
             return None
         outline = unit - low + 1 + generator.uniform(0, 1, size=2) * room
-        mask = _filled(outline, height, width)
+        mask = _fill(outline, height, width)
         if all((mask & other).sum() <= MOST_HIDDEN_SHARE * min(mask.sum(), other.sum()) for other in drawn):
             return _Shape(outline, mask)
     return None
 
 
-def _filled(outline: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+def _fill(outline: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
     mask = np.zeros((height, width), dtype=np.uint8)
     points = np.round((outline - 0.5) * 2**_SUBPIXEL_BITS).astype(np.int32)  # OpenCV counts from pixel centres
     cv2.fillPoly(mask, [points], 1, shift=_SUBPIXEL_BITS)
@@ -235,8 +233,8 @@ def _draw_crowd(pixels: NDArray[np.uint8], generator: np.random.Generator) -> tu
     region = np.zeros((height, width), dtype=bool)
     for _ in range(12):
         outline = _outline(category, generator) * (min(height, width) * generator.uniform(0.07, 0.1))
-        mask = _filled(outline + corner + generator.uniform(0.12, 0.88, size=2) * size, height, width)
-        textured(pixels, mask, generator)
+        mask = _fill(outline + corner + generator.uniform(0.12, 0.88, size=2) * size, height, width)
+        fill_textured(pixels, mask, generator)
         region |= mask
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]

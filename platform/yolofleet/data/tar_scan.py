@@ -1,7 +1,7 @@
-"""Reading foreign tar shards whatever state they are in: where their members lie, and what is wrong with them.
+"""Scanning foreign tar shards in any state: the offsets of their members, and what is wrong with them.
 
-Python's ``tarfile`` ends in silence at a cut or damaged header; here the loss is counted. Nothing is unpacked: names
-are opaque text, links and devices are never followed, and no size that a header claims is believed beyond the file.
+Python's ``tarfile`` ends silently at a cut or damaged header; here the loss is counted. Nothing is unpacked: names are
+opaque text, links and devices are never followed, and no size in a header is trusted beyond the end of the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SKIP_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """A regular file in an archive; ``data`` is held only where it was asked for."""
 
     name: str
@@ -33,8 +33,8 @@ class TarSample:
     """The parts of one sample: its image's member, its annotation."""
 
     key: str
-    image: Member | None = None
-    annotation: Member | None = None
+    image: TarMember | None = None
+    annotation: TarMember | None = None
 
 
 def scan_samples(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog) -> Iterator[TarSample]:
@@ -43,7 +43,7 @@ def scan_samples(stream: BinaryIO, size_bytes: int, name: str, problems: Problem
     Args:
         stream: The archive, read from front to back.
         size_bytes: Its size.
-        name: What to call it in messages.
+        name: Name of the archive in messages.
         problems: Where everything else is counted.
     """
     sample: TarSample | None = None
@@ -90,7 +90,7 @@ def _whole(sample: TarSample, name: str, problems: ProblemLog) -> Iterator[TarSa
         yield sample
 
 
-def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog) -> Iterator[Member]:
+def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog) -> Iterator[TarMember]:
     offset = 0
     extension: dict[str, str] = {}
     while offset < size_bytes:
@@ -122,7 +122,7 @@ def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog)
             if kind in _REGULAR:
                 wanted = member_name.lower().endswith(".json")
                 data = _read(stream, padded)[:size] if wanted else _skip(stream, padded)
-                yield Member(member_name, offset, size, data if wanted else None)
+                yield TarMember(member_name, offset, size, data if wanted else None)
             else:
                 problems.add("member_ignored", f"{name}: {member_name!r} is a link, folder or device")
                 _skip(stream, padded)

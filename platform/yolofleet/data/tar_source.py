@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-
 from yolofleet.core.errors import UserError
-from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
+from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
@@ -29,12 +27,12 @@ class TarImages:
         self.url = storage.url
 
     def add(self, key: str, archive: str, offset: int, size_bytes: int) -> None:
-        """Remember where an image lies."""
+        """Remember the offset of an image in its archive."""
         self._members[key] = (archive, offset, size_bytes)
 
     def list(self) -> list[ObjectInfo]:
-        """Return every image that can be got, sorted by key."""
-        return [ObjectInfo(key, place[2]) for key, place in sorted(self._members.items())]
+        """Return every image, sorted by key."""
+        return [ObjectInfo(key, size_bytes) for key, (_, _, size_bytes) in sorted(self._members.items())]
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an image."""
@@ -121,19 +119,5 @@ def _records(
                 boxes.append((index_of[category], clean_numbers(annotation)))
             except BoxProblem as problem:
                 problems.add(problem.kind, f"{document['where']}: {problem}")
-        records.append(_record(document["id"] if keeps_ids else number, key, document["size"], boxes))
+        records.append(build_record(document["id"] if keeps_ids else number, key, document["size"], boxes))
     return tuple(records)
-
-
-def _record(image_id: int, key: str, size: list[int], boxes: list[tuple[int, CleanBox]]) -> ImageRecord:
-    return ImageRecord(
-        image_id,
-        key,
-        size[0],
-        size[1],
-        np.asarray([clean.box for _, clean in boxes], dtype=np.float64).reshape(-1, 4),
-        np.asarray([index for index, _ in boxes], dtype=np.int64),
-        np.asarray([clean.is_crowd for _, clean in boxes], dtype=np.bool_),
-        np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
-        tuple(clean.segmentation for _, clean in boxes),
-    )

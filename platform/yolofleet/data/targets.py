@@ -1,4 +1,4 @@
-"""Training targets: which boxes are still there when a sample's images lie where they were drawn."""
+"""Training targets: the boxes of a sample's images, moved and cut as the images are; boxes cut too far are dropped."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Targets:
         return np.concatenate([self.classes[:, None], centres / side, sides / side], axis=1).astype(np.float32)
 
 
-def joined(parts: list[Targets]) -> Targets:
+def join_targets(parts: list[Targets]) -> Targets:
     """Return the targets of several parts as one."""
     return Targets(np.concatenate([part.boxes for part in parts]), np.concatenate([part.classes for part in parts]))
 
 
-def seen_targets(placements: list[Placement], images: list[LabelledImage]) -> Targets:
-    """Return the targets of a sample: boxes moved with their images, clipped, and only those of which enough is left.
+def visible_targets(placements: list[Placement], images: list[LabelledImage]) -> Targets:
+    """Return the targets of a sample: boxes moved with their images and clipped, without those cut too far.
 
     Args:
-        placements: Where the images lie.
+        placements: Positions of the images in the output.
         images: All images of the micro-batch.
     """
     placed = [entry for entry in placements if len(images[entry.image].boxes)]
@@ -50,12 +50,14 @@ def seen_targets(placements: list[Placement], images: list[LabelledImage]) -> Ta
     facts = np.array([(*entry.visible, *entry.region, *entry.scale, *entry.scale) for entry in placed])
     visible, region, scale = np.repeat(facts, counts, axis=0).reshape(-1, 3, 4).transpose(1, 0, 2)  # (n, 4) each
     maps = _Maps(placed, counts)
+    # What the cell on the canvas shows of each box, then where that comes to lie in the output.
     seen = clip_boxes(boxes, visible[:, :2], visible[:, 2:])
-    after = clip_boxes(maps.moved_boxes(seen), region[:, :2], region[:, 2:])
+    after = clip_boxes(maps.move_boxes(seen), region[:, :2], region[:, 2:])
     least_share: float | NDArray[np.float64] = LEAST_AREA_SHARE
     if any(owner.outlines.owners.size for owner in owners):
+        # The part of a cut box may be larger than the part of its object: where there is a polygon, fit the box to it.
         has_polygon = np.concatenate([owner.outlines.has_polygon for owner in owners])
-        is_cut = (np.abs(after - maps.moved_boxes(boxes)) > CUT_PIXELS).any(axis=1) | (not maps.is_upright)
+        is_cut = (np.abs(after - maps.move_boxes(boxes)) > CUT_PIXELS).any(axis=1) | (not maps.is_upright)
         touched = (after[:, 2:] > after[:, :2]).all(axis=1)
         _tighten(after, is_cut & touched & has_polygon, owners, maps, region)
         least_share = np.where(has_polygon, LEAST_AREA_SHARE_POLYGON, LEAST_AREA_SHARE)
@@ -67,7 +69,7 @@ class _Maps:
     """The maps of all boxes of a sample, each that of its image. Upright ones, the usual case, need no matrix.
 
     Args:
-        placed: Where the images lie.
+        placed: Positions of the images in the output.
         counts: The number of boxes of each of them; n in all.
     """
 
@@ -77,23 +79,23 @@ class _Maps:
         self._gain = self._matrix[:, [0, 1], [0, 1]]  # (n, 2)
         self._shift = self._matrix[:, :2, 2]  # (n, 2)
 
-    def moved_boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    def move_boxes(self, boxes: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the upright boxes (n, 4) around boxes moved each by its map."""
         if self.is_upright:  # and no map mirrors, so corners stay where they are
             corners = boxes.reshape(-1, 2, 2) * self._gain[:, None] + self._shift[:, None]
             return np.asarray(corners.reshape(-1, 4))
         corners = boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
-        moved = self._through(corners, self._matrix)
+        moved = self._move_points(corners, self._matrix)
         return np.concatenate([moved.min(axis=1), moved.max(axis=1)], axis=1)
 
-    def moved_edges(self, edges: NDArray[np.float64], owners: NDArray[np.int64]) -> NDArray[np.float64]:
+    def move_edges(self, edges: NDArray[np.float64], owners: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return edges (e, 2, 2) moved by the maps of the boxes (e,) that they belong to."""
         if self.is_upright:
             return np.asarray(edges * self._gain[owners][:, None] + self._shift[owners][:, None])
-        return self._through(edges, self._matrix[owners])
+        return self._move_points(edges, self._matrix[owners])
 
     @staticmethod
-    def _through(points: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _move_points(points: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return points (n, p, 2) moved by matrices (n, 3, 3)."""
         moved = points @ matrix[:, :, :2].transpose(0, 2, 1) + matrix[:, None, :, 2]  # (n, p, 3) homogeneous
         return np.asarray(moved[..., :2] / moved[..., 2:])
@@ -106,7 +108,7 @@ def _tighten(
     maps: _Maps,
     region: NDArray[np.float64],
 ) -> None:
-    """Replace the wanted boxes by those around what is seen of their polygons, in place."""
+    """Replace the wanted boxes by those around the visible parts of their polygons, in place."""
     rows = np.flatnonzero(wanted)
     if not len(rows):
         return
@@ -118,7 +120,7 @@ def _tighten(
         numbers.append(own[chosen] + first)
         first += len(owner.boxes)
     boxes_of_edges = np.concatenate(numbers)
-    moved = maps.moved_edges(np.concatenate(edges), boxes_of_edges)
+    moved = maps.move_edges(np.concatenate(edges), boxes_of_edges)
     tight = boxes_inside(moved, boxes_of_edges, region[rows])
     low, high = np.maximum(tight[:, :2], after[rows, :2]), np.minimum(tight[:, 2:], after[rows, 2:])
     after[rows] = np.concatenate([low, high], axis=1)  # a turned cell cuts, too: within both

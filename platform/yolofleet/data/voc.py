@@ -9,10 +9,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
-import numpy as np
-
 from yolofleet.core.errors import UserError
-from yolofleet.data.coco_boxes import BoxProblem, CleanBox, clean_numbers
+from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
@@ -113,16 +111,7 @@ def _record(
     for name, _ in objects:
         if name not in index_of:
             problems.add("category_unknown", f"{key}: {name!r}")
-    return ImageRecord(
-        image_id,
-        key,
-        *size,
-        np.asarray([clean.box for _, clean in known], dtype=np.float64).reshape(-1, 4),
-        np.asarray([index for index, _ in known], dtype=np.int64),
-        np.asarray([clean.is_crowd for _, clean in known], dtype=np.bool_),
-        np.asarray([clean.area for _, clean in known], dtype=np.float64),
-        (None,) * len(known),
-    )
+    return build_record(image_id, key, size, known)
 
 
 def _whole(text: str | None) -> int:

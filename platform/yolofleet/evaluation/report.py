@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.data.draw import class_colour
 from yolofleet.evaluation.average_precision import ClassFigures
 from yolofleet.evaluation.charts import Series, line_chart
-from yolofleet.evaluation.draw import class_colour
 from yolofleet.evaluation.evaluate import EvaluationResult
 from yolofleet.evaluation.precision_recall import RECALL_LEVELS
 from yolofleet.evaluation.samples import SampleImage

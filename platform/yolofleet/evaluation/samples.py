@@ -10,10 +10,8 @@ import numpy as np
 from PIL import Image
 
 from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import ImageError
-from yolofleet.data.records import RecordError
+from yolofleet.data.draw import MARGIN, draw_detections, encode
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.draw import MARGIN, draw_detections, encode
 
 GAP = 6
 
@@ -71,10 +69,8 @@ def draw_sample(
         The image, or None if it cannot be read.
     """
     try:
-        sample = dataset.read(number)
-        record = sample.record()
-        pixels = sample.pixels(record)
-    except (SampleError, RecordError, ImageError):  # evaluation has counted and named it already
+        _, record, pixels = dataset.read_decoded(number)
+    except SampleError:  # evaluation has counted and named it already
         return None
     objects = [
         {"category_id": dataset.classes[int(index)][0], "bbox": box, "iscrowd": bool(crowd)}

@@ -1,11 +1,11 @@
-"""The source files that a detector needs to predict, taken along under a private package name.
+"""The source files that a detector needs to predict, copied into a registered version under a private package name.
 
-A registered version must predict where yolofleet is not installed, and must go on predicting as it did where another
-yolofleet is. So it carries its own inference code: the modules reached by following imports (never a hand-kept list),
+A registered version must predict where yolofleet is not installed, and predict the same where another yolofleet is
+installed. So it carries its own inference code: the modules reached by following imports (never a hand-kept list),
 copied into a package whose name holds the digest of its content, with their imports rewritten to that name. Two
 versions loaded into one process share the package only if their code is the same.
 
-Limits: imports are absolute (``from yolofleet.x import y``); a module that is named in a string only is not found.
+Imports must be absolute (``from yolofleet.x import y``); a module that is named only in a string is not found.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DIGEST_DIGITS = 12
 
 
 class InferenceCodeError(Exception):
-    """A source file is written in a way that cannot be taken along: a mistake in yolofleet, not of its user."""
+    """A source file cannot be copied into a version: a mistake in yolofleet, not of its user."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class InferenceCode:
 
 @lru_cache(maxsize=1)
 def collect_inference_code(root: str) -> InferenceCode:
-    """Return the code that importing the module ``root`` runs or may run; it is read once in a process.
+    """Return the code that importing a module runs or may run; it is read once in a process.
 
     Args:
         root: Full name of a yolofleet module.
@@ -69,12 +69,12 @@ def collect_inference_code(root: str) -> InferenceCode:
     sources = {name: path.read_text(encoding="utf-8") for name, path in sorted(_reached_modules(root).items())}
     content = "\0".join(f"{name}\0{source}" for name, source in sources.items())
     package = PRIVATE_PREFIX + hashlib.sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
-    files = {_path_in_package(name): renamed(source, package, name) for name, source in sources.items()}
+    files = {_path_in_package(name): rewrite_imports(source, package, name) for name, source in sources.items()}
     imports = frozenset(top for source in sources.values() for top in _foreign_imports(ast.parse(source)))
     return InferenceCode(package, files, imports)
 
 
-def pinned(imports: frozenset[str]) -> tuple[str, ...]:
+def pin_requirements(imports: frozenset[str]) -> tuple[str, ...]:
     """Return ``NAME==VERSION`` for the distributions that provide the imported top-level packages.
 
     A local version label (``2.13.0+cpu``) is left out: it says how torch was built here, not which torch it is.
@@ -93,7 +93,7 @@ def _providers() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def renamed(source: str, package: str, module: str) -> str:
+def rewrite_imports(source: str, package: str, module: str) -> str:
     """Return the source with its yolofleet imports turned to ``package``.
 
     Raises:

@@ -23,7 +23,7 @@ from yolofleet.search.trial_segment import SegmentOrder, run_segment
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
-from yolofleet.training.supervision.nodes import num_places, shortage, wanted_resources
+from yolofleet.training.supervision.nodes import num_slots, shortage, wanted_resources
 
 FINISHED: str = Searcher.FINISHED
 HEAD_SHARE = 0.001
@@ -185,7 +185,7 @@ def run_search(
         from yolofleet.training.supervision.nodes import alive_offers
 
         offers = alive_offers()
-        slots = num_places(cluster, offers)
+        slots = num_slots(cluster, offers)
         if slots < cluster.fewest_workers:
             raise UserError(shortage(cluster, offers))
         source = EngineSearch(engine, job_of, objectives, on_segment)

@@ -24,9 +24,9 @@ from yolofleet.search.trials import Trials
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import ObjectNotFoundError, Storage
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
-from yolofleet.tracking.mirror import forget
+from yolofleet.tracking.mirror import delete_mlflow_run
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors
 from yolofleet.tracking.run_directory import RunDirectory, utc_now
 from yolofleet.tracking.search_mirror import SearchMirror, TrialRun
@@ -43,7 +43,7 @@ CHANGEABLE_KEYS = ("budget", "concurrency", "paper", "samples_per_second")
 class SearchDirectory(RunDirectory):
     """The directory of one search, for its one writer and any number of readers."""
 
-    def __init__(self, storage: Storage, *, token: Token | None = None) -> None:
+    def __init__(self, storage: Storage, *, token: FencingToken | None = None) -> None:
         super().__init__(storage, token=token)
 
     @property
@@ -156,5 +156,5 @@ def sync_search(directory: SearchDirectory, given: str | None, *, rebuild: bool)
         if rebuild:
             for run in (directory, *(trial.run for trial in directory.trial_runs().values())):
                 if run.exists():
-                    forget(run, uri, job.tracking.experiment)
+                    delete_mlflow_run(run, uri, job.tracking.experiment)
         return SearchMirror(directory, directory.trial_runs, uri, job.tracking.experiment).sync()

@@ -24,7 +24,7 @@ from yolofleet.search.space import Space, even_point
 from yolofleet.search.trial_segment import clone_checkpoint, use_kept_weights
 from yolofleet.search.trials import Row, Trial, Trials
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.job_paths import flattened
+from yolofleet.specs.job_paths import flatten
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.search_parts import Figure
 from yolofleet.training.setup.builders import open_dataset
@@ -196,4 +196,4 @@ def _append_end(directory: SearchDirectory, trial: Trial, reason: str) -> None:
 def _paths_of(spec: SearchSpec, name: str) -> list[str]:
     """Return the fields of the job that a parameter sets."""
     choice = spec.parameters[name].choice
-    return [path for fields in choice.values() for path in flattened(fields)] if isinstance(choice, dict) else [name]
+    return [path for fields in choice.values() for path in flatten(fields)] if isinstance(choice, dict) else [name]

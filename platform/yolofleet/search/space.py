@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from yolofleet.core.errors import UserError
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.job_paths import field_at, flattened, with_fields
+from yolofleet.specs.job_paths import field_at, flatten, with_fields
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec
 
@@ -150,7 +150,7 @@ class Space:
         self.spec = spec
         self.source = source
         self.parameters = Parameters(spec.free_parameters())
-        self.base = with_fields(spec.job, flattened(spec.set)) | {"name": spec.name}
+        self.base = with_fields(spec.job, flatten(spec.set)) | {"name": spec.name}
         self.base_job = JobSpec.parse(self.base, source=f"{source}: base job")
         self._check_values()
 
@@ -163,7 +163,7 @@ class Space:
                     fields[name] = self._follow(name, parameter, fields)
             elif name in values:
                 if isinstance(parameter.choice, dict):
-                    fields |= flattened(parameter.choice[values[name]])
+                    fields |= flatten(parameter.choice[values[name]])
                 else:
                     fields[name] = values[name]
         return fields

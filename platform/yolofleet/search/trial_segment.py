@@ -25,16 +25,15 @@ from yolofleet.core.text import one_line
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock import PlaceHeldError, hold
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock import LockHeldError, hold
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.progress import Milestones
-from yolofleet.training.loop.worker_group import Pulse, WorkerGroup
+from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
 from yolofleet.training.setup.preflight import Readiness, check_job, run_storage
 from yolofleet.training.setup.pretrained import Locate, read_trained
-from yolofleet.training.supervision.process import local_device
-from yolofleet.training.supervision.worker import run_worker
+from yolofleet.training.supervision.worker import local_device, run_worker
 
 LOCK_PATIENCE_SECONDS = 120.0
 """How long a segment waits until the process of a lost driver has ended and its lock on the run is free."""
@@ -73,7 +72,7 @@ def run_segment(text: str) -> dict[str, Any]:
         lock = retry(
             lambda: hold(storage),
             patience_seconds=LOCK_PATIENCE_SECONDS,
-            is_transient=lambda error: isinstance(error, PlaceHeldError),
+            is_transient=lambda error: isinstance(error, LockHeldError),
             longest_pause_seconds=LOCK_POLL_SECONDS,
         )
         with lock:
@@ -121,7 +120,7 @@ def newest_metrics(run: RunDirectory, last_step: int) -> dict[str, float]:
     return newest
 
 
-def _train(job: JobSpec, last_step: int, num_steps: int, token: Token) -> None:
+def _train(job: JobSpec, last_step: int, num_steps: int, token: FencingToken) -> None:
     pause = None if last_step >= num_steps else last_step
     if job.cluster.most_workers > 1:
         from yolofleet.training.supervision.launch import run_on_ray
@@ -129,7 +128,7 @@ def _train(job: JobSpec, last_step: int, num_steps: int, token: Token) -> None:
         run_on_ray(job, token, leave_after_step=pause)
         return
     device = local_device(job)
-    run_worker(job, WorkerGroup(device=device, pulse=Pulse(leave_after_step=pause)), token)
+    run_worker(job, WorkerGroup(device=device, progress=WorkerProgress(leave_after_step=pause)), token)
     if device.type == "cuda":
         torch.cuda.empty_cache()  # other trials may share this GPU while this process waits or trains the next one
 

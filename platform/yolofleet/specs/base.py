@@ -1,11 +1,10 @@
 """The base of every spec: frozen, strict, unknown keys refused, errors that a user can act on.
 
-Values that specs hold: numbers of things, sizes in bytes, URLs without secrets.
+Beside it stand the types of values that several specs share: counts, sizes in bytes, URLs without secrets.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,17 +16,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_password, without_passwords
+from yolofleet.core.text import did_you_mean
 from yolofleet.specs.document import apply_overrides, read_yaml
 
 MOST_ERRORS_SHOWN = 8
 
 
 class SpecError(UserError):
-    """A spec does not hold what it must: file, key, value seen, what is allowed, nearest spelling."""
+    """A spec is wrong; the message names file, key, value, what is allowed and the nearest spelling."""
 
 
 class Spec(BaseModel):
-    """A piece of what a user writes."""
+    """A part of a document that a user writes: a job, a search space, a table of blocks."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -41,11 +41,11 @@ class Spec(BaseModel):
             SpecError: Something does not fit; every problem in one message, each on its own line.
         """
         if not isinstance(document, dict):
-            raise SpecError(f"{source}: a mapping of keys is needed here, not {_shown(document)}")
+            raise SpecError(f"{source}: a mapping of keys is needed here, not {_format_value(document)}")
         try:
             return cls.model_validate_json(json.dumps(document, default=str))
         except pydantic.ValidationError as error:
-            raise SpecError("\n".join(_explained(cls, error, source))) from None
+            raise SpecError("\n".join(_explain(cls, error, source))) from None
 
     @classmethod
     def load(cls, path: str | Path, overrides: list[str] | None = None) -> Self:
@@ -60,22 +60,22 @@ class Spec(BaseModel):
         return cls.parse(document, source=str(path))
 
     def document(self) -> dict[str, Any]:
-        """Return the spec as plain JSON values, without what is left at None."""
+        """Return the spec as plain JSON values, without fields that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _explained(cls: type[BaseModel], error: pydantic.ValidationError, source: str) -> Iterator[str]:
+def _explain(cls: type[BaseModel], error: pydantic.ValidationError, source: str) -> Iterator[str]:
     problems = error.errors(include_url=False)
     for problem in problems[:MOST_ERRORS_SHOWN]:
         location = [part for part in problem["loc"] if not _is_union_label(part)]
         key = ".".join(str(part) for part in location) or "(whole file)"
-        yield f"{source}: {key}: {_cure(cls, problem, location)}"
+        yield f"{source}: {key}: {_explain_one(cls, problem, location)}"
     if len(problems) > MOST_ERRORS_SHOWN:
         yield f"{source}: and {len(problems) - MOST_ERRORS_SHOWN} more problems"
 
 
 def _is_union_label(part: int | str) -> bool:
-    """Tell pydantic's own labels in a location (which branch of a union) from the user's keys."""
+    """Return whether a part of a location is pydantic's label of a branch of a union, and no key of the user's."""
     return isinstance(part, str) and (
         part in ("int", "float", "str", "bool", "tuple", "list", "dict", "constrained-int", "constrained-float")
         or "[" in part
@@ -84,20 +84,18 @@ def _is_union_label(part: int | str) -> bool:
     )
 
 
-def _cure(cls: type[BaseModel], problem: Any, location: list[int | str]) -> str:
-    kind, value, message = problem["type"], _shown(problem["input"]), str(problem["msg"])
+def _explain_one(cls: type[BaseModel], problem: Any, location: list[int | str]) -> str:
+    kind, value, message = problem["type"], _format_value(problem["input"]), str(problem["msg"])
     if kind == "extra_forbidden":
         allowed = _keys_at(cls, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
-        return f"unknown key (value {value}); {hint}Allowed here: {', '.join(sorted(allowed))}"
+        hint = did_you_mean(str(location[-1]), allowed) or ";"
+        return f"unknown key (value {value}){hint} Allowed here: {', '.join(sorted(allowed))}"
     if kind == "missing":
         return "is missing; it has no default"
     if kind == "literal_error":
         expected = str(problem["ctx"]["expected"])
         choices = expected.replace("'", "").replace(" or ", ", ").split(", ")
-        near = difflib.get_close_matches(str(problem["input"]), choices, n=1, cutoff=0.5)
-        return f"{value} is not one of {expected}" + (f"; did you mean '{near[0]}'?" if near else "")
+        return f"{value} is not one of {expected}{did_you_mean(str(problem['input']), choices)}"
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     return f"{message[:1].lower()}{message[1:]}, not {value}"
@@ -110,20 +108,21 @@ def _keys_at(cls: type[BaseModel], location: list[int | str]) -> list[str]:
         if current is None or isinstance(part, int):
             continue
         field = current.model_fields.get(str(part))
-        current = _model_within(field.annotation) if field is not None else None
+        current = spec_within(field.annotation) if field is not None else None
     return list(current.model_fields) if current is not None else []
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:
+def spec_within(annotation: Any) -> type[BaseModel] | None:
+    """Return the spec in an annotation, such as that of ``ClusterSpec | None``; None where there is none."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for inner in get_args(annotation):
-        if (found := _model_within(inner)) is not None:
+        if (found := spec_within(inner)) is not None:
             return found
     return None
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = without_passwords(json.dumps(value, default=str))
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -58,14 +58,14 @@ class Row(Spec):
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
     num_inputs: ClassVar[int | None] = 1
 
-    block: str
-    """The kind of block; a literal in every kind."""
     name: RowName | None = None
-    """What other rows call it; a row that nobody names needs none."""
+    """Name by which other rows refer to it; a row that no other row reads needs none."""
     inputs: References = Field(default=(), alias="from")
     """Names of the rows it reads (``name.tap`` for a block's second output); the row above unless given."""
     activation: Activation | None = None
     """Another activation than the table's."""
+    block: str
+    """The kind of block; a literal in every kind. The digest of a table depends on the order of fields."""
 
 
 class ReorgRow(Row):
@@ -79,7 +79,7 @@ class ConvRow(Row):
 
     block: Literal["conv"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
     kernel: Literal[1, 3, 5, 6, 7] = 3
     """Side of the kernel, in pixels."""
     stride: Literal[1, 2] = 1
@@ -117,7 +117,7 @@ class ElanRow(Row):
     merge: Literal["branches", "grouped"] = "branches"
     """How two groups are computed: as two branches and a sum, or as group convolutions, shuffle and sum."""
     rep: tuple[str, ...] = ()
-    """Places of RepConv in each stack of two (see ``yolofleet.models.reparameterize``)."""
+    """Positions of RepConv in each stack of two (see ``yolofleet.models.reparameterize``)."""
 
 
 class DownRow(Row):
@@ -127,7 +127,7 @@ class DownRow(Row):
     method: DownSampling
     """conv: 3x3, stride 2; pool_conv: MPC; split: DownC; pool: 2x2 max pool."""
     out: Transition | None = None
-    """Channels that come out; not for ``pool``, which keeps them."""
+    """Output channels; not for ``pool``, which keeps them."""
 
 
 class MergeUpRow(Row):
@@ -178,7 +178,7 @@ class SppRow(Row):
 
     block: Literal["spp"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
 
 
 def _growing(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -200,13 +200,13 @@ class DarkRow(Row):
 
     block: Literal["dark"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
     stack: Stack = 1
     """Number of blocks."""
     shortcut: bool = True
     """Whether the input is added."""
     rep: tuple[str, ...] = ()
-    """Where RepConv stands."""
+    """Positions of RepConv."""
     reverse: bool = False
     """3x3 before 1x1 (paper Figure 7)."""
 
@@ -218,7 +218,7 @@ class CspRow(Row):
     form: Literal["a", "b", "c", "darknet"]
     """Published forms CSPA, CSPB, CSPC, and the first stage form of YOLOv4 (``darknet``)."""
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
     hidden: Transition | None = None
     """Channels of both paths; ``out`` in form b and half of it in the others unless given."""
     stack: Stack
@@ -230,7 +230,7 @@ class CspRow(Row):
     shortcut: bool = True
     """Whether the residual blocks add their input."""
     rep: tuple[str, ...] = ()
-    """Where RepConv stands."""
+    """Positions of RepConv."""
     reverse: bool = False
     """3x3 before 1x1 in the residual blocks (paper Figure 7)."""
 
@@ -248,7 +248,7 @@ class ResStemRow(Row):
 
     block: Literal["res_stem"]
     out: Transition
-    """Channels that come out."""
+    """Output channels."""
 
 
 def row_kind(row: type[Row]) -> str:

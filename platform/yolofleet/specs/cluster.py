@@ -1,4 +1,4 @@
-"""What a job asks of the cluster."""
+"""The resources of the cluster that a job asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from yolofleet.specs.base import Count, Spec
 
 
 class ClusterSpec(Spec):
-    """What Ray is asked for."""
+    """Workers, their resources, and what happens when they fail."""
 
     workers: Count | tuple[Count, Count] = 1
     """Number of workers, or [fewest, most] for a run that grows and shrinks with the cluster."""
@@ -21,21 +21,21 @@ class ClusterSpec(Spec):
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that a node must have for a worker to be placed there (Ray's node labels)."""
     first_worker_labels: dict[str, str] = Field(default_factory=dict)
-    """Labels of the first worker's node besides: it writes the checkpoints, so keep it off nodes that may be taken."""
+    """Further labels of the first worker's node: it writes the checkpoints, so it should not be a preemptible one."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
-    """Whether workers share nodes or keep apart (Ray's placement strategies)."""
+    """Whether workers share nodes or are spread over them (Ray's placement strategies)."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Failures of workers, hangs among them, that a run survives in a row without a checkpoint between them."""
     max_preemptions: Annotated[int, Field(ge=0)] = 20
-    """The same for nodes that were announced to go."""
+    """The same for nodes whose preemption was announced."""
     max_start_failures: Annotated[int, Field(ge=0)] = 5
-    """The same for groups of workers that did not come up, and for Ray's own controller."""
+    """The same for groups of workers that did not start, and for Ray's own controller."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long the workers may take to start."""
     wait_for_nodes_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """How long a run waits for nodes that an autoscaler can add, or that it had and lost."""
     hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """A worker that makes no progress for so long is ended, its stacks kept; longer than any evaluation or step."""
+    """A worker without progress for so long is ended, and its stacks are kept; longer than any evaluation or step."""
     resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How often a run with fewer than the most workers looks for room to grow."""
     evaluation: Literal["auto", "inline", "apart"] = "auto"
@@ -56,14 +56,14 @@ class ClusterSpec(Spec):
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def places_for_evaluation(self) -> int:
-        """Places like a worker's that are kept free beside the workers."""
+    def slots_for_evaluation(self) -> int:
+        """Worker slots that are kept free for the evaluation, beside the workers."""
         return int(self.evaluation == "apart")
 
     @property
-    def fewest_places(self) -> int:
-        """The number of places below which the run waits."""
-        return self.fewest_workers + self.places_for_evaluation
+    def fewest_slots(self) -> int:
+        """The number of worker slots below which the run waits."""
+        return self.fewest_workers + self.slots_for_evaluation
 
     @property
     def worker_counts(self) -> range:

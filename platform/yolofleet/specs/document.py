@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import nearest, one_line
 
 
 class DocumentError(UserError):
@@ -52,7 +53,7 @@ def parse_yaml(text: str, *, source: str) -> Any:
     except RecursionError as error:
         raise DocumentError(f"{source}: nested too deeply to be a spec") from error
     except (yaml.YAMLError, ValueError) as error:
-        raise DocumentError(f"{source}: not readable as YAML: {_one_line(error)}") from error
+        raise DocumentError(f"{source}: not readable as YAML: {_locate_error(error)}") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -82,45 +83,43 @@ def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str,
     Raises:
         DocumentError: An override has no ``=``, or its path runs through something that is not a mapping.
     """
-    result: dict[str, Any] = _copied(document)
+    result: dict[str, Any] = _copy(document)
     for override in overrides:
         path, equals, text = override.partition("=")
         keys = path.strip().split(".")
         if not equals or not all(keys):
             raise DocumentError(f"override {override!r}: write it as key.path=value, e.g. data.image_size=320")
         value = parse_yaml(text, source=f"override {override!r}")
-        place = result
+        group = result
         for depth, key in enumerate(keys[:-1]):
-            inner = place.setdefault(key, {})
+            inner = group.setdefault(key, {})
             if not isinstance(inner, dict):
                 where = ".".join(keys[: depth + 1])
                 raise DocumentError(
                     f"override {override!r}: '{where}' is {inner!r}, not a mapping with keys of its own"
                 )
-            place = inner
-        place[keys[-1]] = value
+            group = inner
+        group[keys[-1]] = value
     return result
 
 
-def _copied(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _copied(inner) for key, inner in value.items()}
+        return {key: _copy(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_copied(inner) for inner in value]
+        return [_copy(inner) for inner in value]
     return value
 
 
-def _one_line(error: Exception) -> str:
+def _locate_error(error: Exception) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _similar_files(path: Path) -> str:
-    import difflib
-
     folder = path.parent
     names = [entry.name for entry in folder.glob("*.y*ml")] if folder.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {folder / near[0]}?" if near else ""
+    match = nearest(path.name, names)
+    return f"; did you mean {folder / match}?" if match else ""

@@ -1,18 +1,27 @@
 """Hyper-parameters of training: the published recipes ``p5``, ``p6`` and ``tiny``; a job may override any value.
 
-Keys keep the names that the field knows from the published files. Each recipe is a short YAML file beside this module.
+Keys keep the names of the published files. Each recipe is a short YAML file beside this module. Those of augmentation
+are a class of their own, which `yolofleet.data` uses as it is; a step of one's own is a class registered in
+`AUGMENTATIONS`, and its fields are what a job may set.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, create_model
+from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.extension_points import ExtensionPoint
 from yolofleet.specs.base import Spec
 from yolofleet.specs.document import parse_yaml
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RecipeName = Literal["p5", "p6", "tiny"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -20,7 +29,108 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 
 
-class Hyperparameters(Spec):
+class AugmentationStep(Spec, ABC):
+    """A step of augmentation that a plugin adds, after the built-in ones; its fields are its parameters in a job.
+
+    A sample must stay a pure function of its position in the stream: draw random numbers from ``generator`` alone and
+    keep nothing from one sample to the next.
+    """
+
+    name: str
+    """Name under which the step is registered."""
+    share: Share = 1.0
+    """Share of the samples that it is applied to."""
+
+    @abstractmethod
+    def apply(
+        self,
+        image: NDArray[np.uint8],
+        boxes: NDArray[np.float64],
+        classes: NDArray[np.int64],
+        generator: np.random.Generator,
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDArray[np.int64]]:
+        """Return the image and the targets of a sample, changed.
+
+        Args:
+            image: (side, side, 3) RGB; it may be changed in place, and the returned one must have the same shape.
+            boxes: (n, 4) x1, y1, x2, y2 in pixels; the returned ones are clipped to the image.
+            classes: (n,) class indices.
+            generator: The sample's random numbers.
+        """
+
+
+AUGMENTATIONS: ExtensionPoint[type[AugmentationStep]] = ExtensionPoint("augmentation")
+"""Steps by name: ``@AUGMENTATIONS.register("NAME")`` before a class registers it."""
+
+
+def _read_step(value: Any) -> Any:
+    """Build a step from its name and parameters; the class that is registered under the name checks them."""
+    if isinstance(value, AugmentationStep):
+        return value
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        raise ValueError("a mapping with the name of an augmentation and its parameters is needed: {name: NAME}")
+    try:
+        return AUGMENTATIONS.get(value["name"]).parse(value, source=value["name"])
+    except UserError as error:
+        raise ValueError(str(error)) from None
+
+
+class Augmentation(Spec):
+    """How samples are augmented; the defaults are the recipe of the large models."""
+
+    hsv_h: Share = 0.015
+    """Range of the hue shift, as a share of the circle."""
+    hsv_s: Share = 0.7
+    """Range of the saturation gain."""
+    hsv_v: Share = 0.4
+    """Range of the brightness gain."""
+    degrees: NotNegative = 0.0
+    """Range of rotation, in degrees."""
+    translate: Share = 0.2
+    """Range of translation, as a share of the image."""
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Range of the size change: from 1 - scale to 1.1 + scale, as published."""
+    shear: NotNegative = 0.0
+    """Range of shear, in degrees."""
+    perspective: Annotated[float, Field(ge=0, le=0.001)] = 0.0
+    """Range of perspective."""
+    flipud: Share = 0.0
+    """Share of images turned upside down."""
+    fliplr: Share = 0.5
+    """Share of images mirrored."""
+    mosaic: Share = 1.0
+    """Share of samples made of several images."""
+    mosaic9_share: Share = 0.2
+    """Share of the mosaics that hold nine images rather than four."""
+    mixup: Share = 0.15
+    """Share of samples blended with another."""
+    paste_in: Share = 0.15
+    """Share of samples that receive pasted objects (data with polygons only)."""
+    extra_augmentations: tuple[Annotated[SerializeAsAny[AugmentationStep], BeforeValidator(_read_step)], ...] = ()
+    """Registered steps of one's own, applied after the others, in this order: a list of {name: NAME, share: SHARE}."""
+
+    @classmethod
+    def none(cls) -> Augmentation:
+        """Return an augmentation that changes nothing: the image alone, letterboxed."""
+        still = Augmentation(translate=0.0, scale=0.0, hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, fliplr=0.0, mosaic9_share=0.0)
+        return still.without_composition()
+
+    def without_composition(self) -> Self:
+        """Return the augmentation of a single image: without mosaic, mixup and paste-in."""
+        return self.model_copy(update={"mosaic": 0.0, "mixup": 0.0, "paste_in": 0.0})
+
+    @property
+    def keeps_shape(self) -> bool:
+        """Whether every image is only moved and scaled (by 1 to 1.1 at least), never turned or sheared."""
+        return self.degrees == 0 and self.shear == 0 and self.perspective == 0
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether images are neither moved nor scaled nor turned: then the output is the letterboxed image."""
+        return self.keeps_shape and self.translate == 0 and self.scale == 0
+
+
+class Hyperparameters(Augmentation):
     """One complete set of hyper-parameters."""
 
     lr0: Positive
@@ -63,34 +173,6 @@ class Hyperparameters(Spec):
     """Range of the image size: every step draws one, from 1 - multi_scale to 1 + multi_scale of the job's."""
     image_weights: Share = 0.0
     """How far images with rare classes are drawn more often: 0 draws every image once an epoch, 1 by its weight."""
-    hsv_h: Share
-    """Range of the hue shift, as a share of the circle."""
-    hsv_s: Share
-    """Range of the saturation gain."""
-    hsv_v: Share
-    """Range of the brightness gain."""
-    degrees: NotNegative = 0.0
-    """Range of rotation, in degrees."""
-    translate: Share
-    """Range of translation, as a share of the image."""
-    scale: Annotated[float, Field(ge=0, lt=1)]
-    """Range of the size change: from 1 - scale to 1.1 + scale, as published."""
-    shear: NotNegative = 0.0
-    """Range of shear, in degrees."""
-    perspective: Annotated[float, Field(ge=0, le=0.001)] = 0.0
-    """Range of perspective."""
-    flipud: Share = 0.0
-    """Share of images turned upside down."""
-    fliplr: Share = 0.5
-    """Share of images mirrored."""
-    mosaic: Share
-    """Share of samples made of several images."""
-    mosaic9_share: Share = 0.2
-    """Share of the mosaics that hold nine images rather than four."""
-    mixup: Share
-    """Share of samples blended with another."""
-    paste_in: Share
-    """Share of samples that receive pasted objects (data with polygons only)."""
     close_mosaic_share: Share = 0.0
     """The last part of the run, as a share of its steps, trained without mosaic, mixup and paste-in."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999

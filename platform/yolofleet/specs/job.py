@@ -18,8 +18,8 @@ from yolofleet.specs.model import ModelChoice
 
 JOB_FORMAT = 1
 
-# What may change between two starts of one run: how it is executed and watched, and where its data lies. What the data
-# and the model's table hold is compared by their digests.
+# May change between two starts of one run: how it is executed and tracked, and where its data is stored. The contents
+# of the data and of the model's table are compared by their digests.
 EXECUTION_KEYS = (
     "cluster",
     "strategy",
@@ -32,7 +32,8 @@ EXECUTION_KEYS = (
     "most_non_finite_steps",
 )
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
-# Settings that came after the first runs: at their default they are no part of the identity, so that those runs go on.
+# Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
+# can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
 
 
@@ -42,7 +43,7 @@ class CacheSpec(Spec):
     path: Url
     """Folder of the cache."""
     max_bytes: Bytes = 100 * 10**9
-    """It never holds more than this; the shards used longest ago go first."""
+    """Most bytes that it holds; the least recently used shards are evicted first."""
 
 
 class DataSpec(Spec):
@@ -77,7 +78,7 @@ class CheckpointSpec(Spec):
 
 
 class EvaluationSpec(Spec):
-    """How the model is judged on the validation set."""
+    """How the model is evaluated on the validation set."""
 
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
@@ -92,7 +93,7 @@ class EvaluationSpec(Spec):
 
 
 class TrackingSpec(Spec):
-    """Where MLflow is, and what it shall be told."""
+    """Where MLflow is, and under which names the run is tracked."""
 
     uri: Url | None = None
     """MLflow tracking URI; by default an sqlite database beside the runs when storage is a folder."""
@@ -110,7 +111,7 @@ class JobSpec(Spec):
     format: Annotated[int, Field(ge=1)] = JOB_FORMAT
     """Version of this file format."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-    """Name of the run: letters, digits, '.', '_' and '-'. The same name goes on with the same run."""
+    """Name of the run: letters, digits, '.', '_' and '-'. The same name resumes the same run."""
     model: ModelChoice
     """Which model."""
     data: DataSpec
@@ -119,16 +120,16 @@ class JobSpec(Spec):
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters that differ from the recipe's."""
     assignment: AssignmentSpec = AssignmentSpec()
-    """How boxes find the cells that learn them."""
+    """How boxes are assigned to the cells that learn them."""
     anchors: Literal["model", "auto", "fit"] = "model"
-    """Whose anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
+    """Which anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
     initial_weights: Url | None = None
-    """Where training starts from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt or .safetensors
-    file; the number of classes may differ. Random weights unless given."""
+    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt or .safetensors file;
+    the number of classes may differ. Random weights unless given."""
     freeze: tuple[str, ...] = ()
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10
-    """Steps in a row with a loss or gradient that is no finite number, before the run stops."""
+    """Steps in a row with a non-finite loss or gradient, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
     global_batch_size: Count = 64
@@ -150,7 +151,7 @@ class JobSpec(Spec):
     (needs the extra `export`)."""
     cluster: ClusterSpec = ClusterSpec()
     storage: Url = "runs"
-    """Folder or s3:// URL under which the run directory lies."""
+    """Folder or s3:// URL that holds the run directory."""
     checkpoint: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
@@ -232,7 +233,7 @@ class JobSpec(Spec):
         document["data"] = {key: value for key, value in document["data"].items() if key not in EXECUTION_DATA_KEYS}
         document["model"].pop("spec", None)
         if self.initial_weights is not None:
-            document["initial_weights"] = True  # what they held is recorded in the run; where they lay may change
+            document["initial_weights"] = True  # their content is recorded in the run; their path may change
         document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
         for key in LATER_KEYS:
             if getattr(self, key) == type(self).model_fields[key].default:

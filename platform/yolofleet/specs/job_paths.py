@@ -1,15 +1,16 @@
-"""The dotted paths of a job: which there are, and setting fields by them."""
+"""The dotted paths of a job's fields: a list of all, and reading and setting fields by them."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, get_args
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 
+from yolofleet.core.text import did_you_mean
+from yolofleet.specs.base import spec_within
 from yolofleet.specs.hyperparameters import Hyperparameters
 from yolofleet.specs.job import JobSpec
 
@@ -21,66 +22,62 @@ def job_paths() -> tuple[str, ...]:
 
 
 def _paths(model: type[BaseModel], prefix: str) -> list[str]:
-    found = []
+    paths = []
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"
-        found.append(path)
-        inner = Hyperparameters if path == "hyperparameters" else _model_within(field.annotation)
+        paths.append(path)
+        inner = Hyperparameters if path == "hyperparameters" else _group_of(field.annotation)
         if inner is not None:
-            found += _paths(inner, f"{path}.")
-    return found
+            paths += _paths(inner, f"{path}.")
+    return paths
 
 
-def _model_within(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _model_within(inner)) is not None), None)
+def _group_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the spec that a field holds; None for plain values and for lists, whose items have no dotted path."""
+    return None if get_origin(annotation) in (list, tuple) else spec_within(annotation)
 
 
 def unknown_path(path: str) -> str | None:
-    """Return why a dotted path is no field of a job, with the nearest one; None where it is one."""
+    """Return why a dotted path names no field of a job, with the nearest one; None where it names one."""
     if path in job_paths():
         return None
-    near = difflib.get_close_matches(path, job_paths(), n=1, cutoff=0.5)
-    if not near:  # the last part alone, for someone who left out the group
-        last = path.rpartition(".")[2]
-        near = [known for known in job_paths() if known.rpartition(".")[2] == last][:1]
-    return f"a job has no field '{path}'" + (f"; did you mean '{near[0]}'?" if near else "")
+    last = path.rpartition(".")[2]  # by itself, for a user who left out the group
+    same_name = next((f"; did you mean '{known}'?" for known in job_paths() if known.rpartition(".")[2] == last), "")
+    return f"a job has no field '{path}'" + (did_you_mean(path, job_paths()) or same_name)
 
 
 def with_fields(document: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a job's document with fields set by their dotted paths; the document given is unchanged."""
     result = copy.deepcopy(dict(document))
     for path, value in fields.items():
-        place = result
-        *groups, last = path.split(".")
-        for group in groups:
-            inner = place.get(group)
-            if not isinstance(inner, dict):
-                inner = place[group] = {}
-            place = inner
-        place[last] = copy.deepcopy(value)
+        group = result
+        *names, last = path.split(".")
+        for name in names:
+            if not isinstance(group.get(name), dict):
+                group[name] = {}
+            group = group[name]
+        group[last] = copy.deepcopy(value)
     return result
 
 
 def field_at(document: Mapping[str, Any], path: str) -> Any:
     """Return the field at a dotted path, None where the document does not hold it."""
-    place: Any = document
+    group: Any = document
     for key in path.split("."):
-        if not isinstance(place, Mapping) or key not in place:
+        if not isinstance(group, Mapping) or key not in group:
             return None
-        place = place[key]
-    return place
+        group = group[key]
+    return group
 
 
-def flattened(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested fields by dotted path; a path that is a field of a job by itself and no group is not opened."""
+def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested fields by dotted path; the value of a field that is no group stays as it is."""
     flat: dict[str, Any] = {}
     for key, value in fields.items():
         path = f"{prefix}{key}"
         is_group = any(known.startswith(f"{path}.") for known in job_paths())
         if isinstance(value, Mapping) and is_group:
-            flat |= flattened(value, f"{path}.")
+            flat |= flatten(value, f"{path}.")
         else:
             flat[path] = value
     return flat

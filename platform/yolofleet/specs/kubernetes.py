@@ -1,4 +1,4 @@
-"""The Kubernetes settings: what a cluster's pods look like, whatever the job; never a secret, only names of Secrets."""
+"""The Kubernetes settings: the pods of a cluster, for all jobs; never a secret, only names of Secrets."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ KUBERNETES_FORMAT = 1
 SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
-"""A name as Kubernetes takes it: small letters, digits and '-'."""
+"""A name in Kubernetes: small letters, digits and '-'."""
 Image = Annotated[str, Field(min_length=1)]
 
 
 class TolerationSpec(Spec):
-    """A taint that pods put up with."""
+    """A taint that pods tolerate."""
 
     key: Annotated[str, Field(min_length=1)]
     """The taint's key."""
@@ -36,18 +36,18 @@ class PoolSpec(Spec):
     tolerations: tuple[TolerationSpec, ...] = ()
     """Taints of those nodes."""
     resources: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """What each pod gets besides, e.g. ``vpc.amazonaws.com/efa: 4``."""
+    """Further resources of each pod, e.g. ``vpc.amazonaws.com/efa: 4``."""
 
 
 class HeadSpec(Spec):
     """The head: Ray's own services and the job's driver, which also proves the finished model; no worker runs on it."""
 
     cpus: Annotated[float, Field(ge=1)] = 4.0
-    """CPUs of its pod; Ray is told of none."""
+    """CPUs of its pod; Ray counts none of them."""
     memory: Annotated[Bytes, Field(ge=4 * 10**9)] = 16 * 10**9
     """Memory of its pod."""
     pool: PoolSpec = PoolSpec()
-    """Where it runs: nodes that nobody takes away."""
+    """Where it runs: nodes that are not preempted."""
 
 
 class ImagesSpec(Spec):
@@ -72,14 +72,14 @@ class ImagesSpec(Spec):
 
 
 class SecretsSpec(Spec):
-    """Names of Secrets of the namespace; what they hold never passes through here."""
+    """Names of Secrets of the namespace; their contents are never read here."""
 
     ray_token: Name = "yolofleet-ray-token"
     """Ray's token, under the key ``auth_token``."""
     storage: Name | None = None
     """S3 credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Leave it out where service_account has a role."""
     tracking: Name | None = None
-    """MLflow's: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Leave it out where it asks for none."""
+    """MLflow's: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD. Leave it out where MLflow asks for no login."""
     image_pull: Name | None = None
     """The registry's, where the images are not public."""
 
@@ -90,19 +90,19 @@ class KubernetesSpec(Spec):
     format: Annotated[int, Field(ge=1)] = KUBERNETES_FORMAT
     """Version of this file format."""
     namespace: Name = "yolofleet"
-    """Where everything goes."""
+    """Namespace of all objects."""
     images: ImagesSpec = ImagesSpec()
     head: HeadSpec = HeadSpec()
     on_demand: PoolSpec = PoolSpec()
     """Nodes that stay: for all workers, or where there is a spot pool for the first worker of each run."""
     spot: PoolSpec | None = None
-    """Nodes that may be taken away, for all workers but the first."""
+    """Nodes that may be preempted, for all workers but the first."""
     workers_per_pod: Count = 1
     """Training workers that share a pod: as many as a node has GPUs, so that they share its links and shard cache."""
     trials: Count = 4
-    """Trials at a time that a search's cluster has room for, where the search itself does not say."""
+    """Trials that a search's cluster runs at a time, unless the search says so itself."""
     gpu_resource: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
-    """What the device plug-in calls a GPU."""
+    """Name of a GPU in the device plug-in."""
     gpu_memory: Bytes | None = None
     """Memory of one GPU: a job whose model needs more is refused."""
     memory_per_worker: Bytes | None = None
@@ -117,7 +117,7 @@ class KubernetesSpec(Spec):
     operator_namespace: Name = "kuberay-system"
     """Where the KubeRay operator runs: it alone, and the job's own pods, reach the head."""
     monitoring_namespace: Name | None = None
-    """Where Prometheus runs: what is there reads the metrics of a run's pods."""
+    """Where Prometheus runs: pods there may read the metrics of a run's pods."""
     queue: Name | None = None
     """Kueue's local queue."""
     priority: Name | None = None
@@ -125,7 +125,7 @@ class KubernetesSpec(Spec):
     new_clusters: Annotated[int, Field(ge=0)] = 3
     """How often a job whose head was lost starts again, on a new cluster, from the run's newest checkpoint."""
     keep_seconds: Annotated[int, Field(ge=0)] = 600
-    """How long a finished job's cluster stays, for a look at its logs."""
+    """How long the cluster of a finished job is kept, so that its logs can be read."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -143,7 +143,7 @@ class KubernetesSpec(Spec):
         for name in environment:
             if SECRET_NAME.search(name):
                 raise ValueError(
-                    f"{name} looks like a secret, which would stand in the manifest for all to read; keep it in a "
+                    f"{name} looks like a secret, which all readers of the manifest would see; keep it in a "
                     "Secret and name that under secrets.storage or secrets.tracking"
                 )
         return environment

@@ -1,4 +1,4 @@
-"""The model spec: what a job says about its model, and the block table that a model is."""
+"""The model specs: the model of a job, and the table of blocks that defines a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Reparameterize = Literal["planned", "none"] | tuple[str, ...]
 
 
 class ModelChoice(Spec):
-    """What a job says about its model; the number of classes comes from the data."""
+    """The model of a job; the number of classes comes from the data."""
 
     name: str | None = None
     """A model of the zoo (``yolofleet models list``)."""
@@ -31,7 +31,7 @@ class ModelChoice(Spec):
     hidden_width: Factor | None = None
     """Multiplies the widths inside blocks, which compound scaling leaves alone."""
     reparameterize: Reparameterize | None = None
-    """Where RepConv stands: planned, none, or a list of places; as the table says unless given."""
+    """Convolutions that are RepConv: planned, none, or a list of positions; those of the table unless given."""
     reverse_residual: bool | None = None
     """Put the 3x3 before the 1x1 in residual blocks (paper Figure 7)."""
     auxiliary: Literal["none", "full", "partial"] | None = None
@@ -72,9 +72,9 @@ class ModelTable(Spec):
     format: Annotated[int, Field(ge=1)] = TABLE_FORMAT
     """Version of the table format."""
     name: str
-    """What the model is called."""
+    """Name of the model."""
     note: str | None = None
-    """What a reader should know."""
+    """Remark for readers."""
     image_size: Annotated[int, Field(ge=32, le=8192)]
     """Side of the square that cost is counted at, in pixels."""
     activation: Activation
@@ -104,7 +104,7 @@ class ModelTable(Spec):
             )
         names = [row.name for row in self.blocks if row.name is not None]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two rows are called {', '.join(twice)}; each name is given once")
+            raise ValueError(f"two rows have the name {', '.join(twice)}; each name is given once")
         return self
 
     @classmethod
@@ -131,7 +131,7 @@ class ModelTable(Spec):
 
 
 def check_format(document: Any, source: str) -> None:
-    """Refuse a table of a newer format before its unknown keys are complained about.
+    """Refuse a table of a newer format before its unknown keys are reported.
 
     Raises:
         SpecError: Names both formats and the cure.
@@ -144,18 +144,18 @@ def check_format(document: Any, source: str) -> None:
 
 
 class DerivedTable(Spec):
-    """A model as a scaling of a base plus what differs."""
+    """A model as a scaling of a base, with changes."""
 
     format: Annotated[int, Field(ge=1)] = TABLE_FORMAT
     """Version of the table format."""
     name: str
-    """What the model is called."""
+    """Name of the model."""
     note: str | None = None
-    """What a reader should know."""
+    """Remark for readers."""
     base: str
     """Name or path of the table it starts from."""
     change: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """What differs: fields by row name, by kind of block, or under ``table``, ``head``, ``auxiliary``."""
+    """Changed fields: by row name, by kind of block, or under ``table``, ``head``, ``auxiliary``."""
     append: tuple[BlockRow, ...] = ()
     """Rows added at the end, before the changes."""
     depth: Factor = 1.0

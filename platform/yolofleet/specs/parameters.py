@@ -1,4 +1,4 @@
-"""One parameter of a search space: what values it may take, and the way between them and the unit interval.
+"""One parameter of a search space: its values, and the map between them and the unit interval.
 
 Every searcher works in the unit cube; a parameter turns a coordinate into a value and back. Values of a ``choice``
 that are mappings set several fields of the job together: that is how the rows of an ablation table are written.
@@ -20,7 +20,7 @@ DECIMALS = 12
 
 
 class Parameter(Spec):
-    """What one parameter may be: exactly one of the kinds."""
+    """The values of one parameter: exactly one of the kinds."""
 
     choice: list[Any] | dict[str, dict[str, Any]] | None = None
     """Values to choose from; or names, each with the fields (dotted paths) that it sets together."""
@@ -73,7 +73,7 @@ class Parameter(Spec):
 
     @property
     def kind(self) -> Kind:
-        """Which kind it is."""
+        """The kind of values."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
@@ -94,7 +94,7 @@ class Parameter(Spec):
 
     @property
     def num_values(self) -> int | None:
-        """How many values it can take; None where that is a continuum."""
+        """Number of values; None where they are a continuum."""
         if self.choice is not None:
             return len(self.choice)
         low, high = self.range

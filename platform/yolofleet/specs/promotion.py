@@ -1,4 +1,4 @@
-"""The policy that a promotion has to meet: what a new champion must show before an alias points to it."""
+"""The policy of promotions: the gates that a new champion must pass before an alias points to it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AgainstChampion(Spec):
     figure: FigureName = "AP"
     """Which of the twelve COCO figures decides."""
     largest_drop: Share = 0.01
-    """How much lower it may be. The lower end of the confidence interval of the difference must lie above this."""
+    """How much lower it may be. The lower end of the confidence interval of the difference must be above this."""
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Of the interval, which is a paired bootstrap over images."""
     replicates: Annotated[int, Field(ge=100, le=100_000)] = 1000
@@ -36,7 +36,7 @@ class ClassFloors(Spec):
     every: Share | None = None
     """Each class that has objects in the validation set."""
     classes: dict[str, Share] = Field(default_factory=dict)
-    """By class name; goes before `every`."""
+    """By class name; takes precedence over `every`."""
 
 
 class LatencyCeiling(Spec):
@@ -54,11 +54,11 @@ class ProofGate(Spec):
 
 
 class PromotionPolicy(Spec):
-    """What a promotion has to meet. A gate that is null is not asked."""
+    """The gates of a promotion. A gate that is null is not checked."""
 
     proof: ProofGate | None = ProofGate()
     lineage: bool = True
-    """Whether the data that it was trained on must be known, down to the digests of the shards."""
+    """Whether the training data must be known, down to the digests of the shards."""
     against_champion: AgainstChampion | None = AgainstChampion()
     class_floors: ClassFloors | None = None
     latency: LatencyCeiling | None = None

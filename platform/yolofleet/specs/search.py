@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from yolofleet.core.errors import UserError
 from yolofleet.specs.base import Count, Spec, SpecError
 from yolofleet.specs.document import DocumentError, apply_overrides, parse_yaml, read_yaml
-from yolofleet.specs.job_paths import flattened, unknown_path
+from yolofleet.specs.job_paths import flatten, unknown_path
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
 
@@ -42,7 +42,7 @@ class SearchSpec(Spec):
     set: dict[str, Any] = Field(default_factory=dict)
     """Fields of the base job that differ, by dotted path."""
     parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
-    """What varies: dotted paths of the job, or a name of its own for a choice that sets several fields."""
+    """Parameters that vary: dotted paths of the job, or a name of its own for a choice that sets several fields."""
     constraints: dict[Figure, Limit] = Field(default_factory=dict)
     """Limits on figures that are known before training."""
     objectives: list[Objective] = Field(min_length=1, default_factory=lambda: [Objective(metric="val_AP", goal="max")])
@@ -70,7 +70,7 @@ class SearchSpec(Spec):
             raise ValueError(
                 f"format {self.format} is newer than this version reads ({SEARCH_FORMAT}); upgrade yolofleet"
             )
-        for path in flattened(self.set):
+        for path in flatten(self.set):
             _check_path(path, "set", NAMING)
         for name, parameter in self.parameters.items():
             _check_parameter(name, parameter, self.parameters)
@@ -101,7 +101,7 @@ class SearchSpec(Spec):
         """
         document = read_yaml(path)
         if isinstance(document, dict):
-            document = _overridden(document, overrides or [])
+            document = _override(document, overrides or [])
             document["job"] = _base_job(document.get("job"), Path(path))
         return cls.parse(document, source=str(path))
 
@@ -122,7 +122,7 @@ def _base_job(job: Any, path: Path) -> Any:
     return document
 
 
-def _overridden(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+def _override(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     plain = []
     result = apply_overrides(document, [])
     for override in overrides:
@@ -142,7 +142,7 @@ def _overridden(document: dict[str, Any], overrides: list[str]) -> dict[str, Any
 
 
 def _override_parameter(document: dict[str, Any], rest: str, value: Any, override: str) -> None:
-    """Set a parameter, or one key of it; its name is a dotted path itself, so the longest name that fits counts."""
+    """Set a parameter, or one key of it; its name is a dotted path itself, so the longest matching name counts."""
     parameters = document.setdefault("parameters", {})
     if rest in parameters or isinstance(value, dict):
         parameters[rest] = value
@@ -171,7 +171,7 @@ def _check_parameter(name: str, parameter: Parameter, others: dict[str, Paramete
     where = f"parameters.{name}"
     if isinstance(parameter.choice, dict):
         for label, fields in parameter.choice.items():
-            for path in flattened(fields):
+            for path in flatten(fields):
                 _check_path(path, f"{where}.{label}")
     else:
         _check_path(name, where)
@@ -194,7 +194,7 @@ def _check_condition(wanted: Any, other: Parameter, where: str) -> None:
 
 
 def load_search(path: str | Path, overrides: list[str] | None = None) -> SearchSpec:
-    """Read a space and say what is wrong with a file that is a job instead.
+    """Read a search space; a job in its place is refused with the command that trains it.
 
     Raises:
         UserError: The file is no space.

@@ -48,7 +48,7 @@ class Objective(Spec):
     """One objective."""
 
     metric: str
-    """What a trial reports (``val_AP``), or a figure that is known before (``gflops``)."""
+    """A metric of a trial (``val_AP``), or a figure that is known before training (``gflops``)."""
     goal: Literal["max", "min"]
     """Which way is better."""
     reference: float | None = None

@@ -17,22 +17,22 @@ from pathlib import Path
 from yolofleet.cluster.doctor.disk import CacheNeed
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
 from yolofleet.cluster.doctor.nodes import Node
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import without_passwords
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec, TrackingSpec
 from yolofleet.tracking.mlflow_store import (
     artifact_problem,
     check_reachable,
     default_tracking_uri,
-    is_yet_to_be_made,
+    is_made_by_first_run,
     mlflow_errors,
     open_client,
-    shown,
     sqlite_path,
-    within,
 )
 from yolofleet.training.setup.builders import open_dataset
-from yolofleet.training.supervision.nodes import NodeOffer, has_room, num_places
+from yolofleet.training.supervision.nodes import NodeOffer, has_room, num_slots
 
 ROOM_SUBJECT = "room for workers"
 TRACKING_SUBJECT = "MLflow"
@@ -65,7 +65,7 @@ def check_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Seque
     except UserError as error:
         problem, _, cure = str(error).rpartition(". ")
         return finding("fail", problem, cure[:1].lower() + cure[1:])
-    slots = num_places(cluster, nodes)
+    slots = num_slots(cluster, nodes)
     fewest, most = cluster.fewest_workers, cluster.most_workers
     seen = f"for {slots} workers, the job wants {most if fewest == most else f'{fewest} to {most}'}"
     if has_room_now:
@@ -120,7 +120,7 @@ def probe_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
         check_reachable(tracking_uri, REACH_SECONDS)
         return within(USE_SECONDS, lambda: _use_tracking(tracking_uri, experiment))
     except TimeoutError:
-        return TrackingFound(f"MLflow at {shown(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
+        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
     except UserError as error:
         return TrackingFound(str(error))
 
@@ -141,8 +141,8 @@ def _use_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
         entry = client.get_experiment_by_name(experiment)
         if entry is not None and entry.lifecycle_stage != "active":
             return TrackingFound(
-                f"the MLflow experiment '{experiment}' at {shown(tracking_uri)} was deleted; restore it, or set "
-                "another tracking.experiment"
+                f"the MLflow experiment '{experiment}' at {without_passwords(tracking_uri)} was deleted; restore it, "
+                "or set another tracking.experiment"
             )
         read = time.monotonic()
         client.create_registered_model(name)
@@ -153,13 +153,14 @@ def _use_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
             client.delete_registered_model(name)
         location = (entry or client.get_experiment("0")).artifact_location
     if seen != value:
-        return TrackingFound(f"MLflow at {shown(tracking_uri)} does not give back what was written there")
+        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} does not give back what was written there")
     written = time.monotonic()
-    if is_yet_to_be_made(location):
+    if is_made_by_first_run(location):
         return TrackingFound(None, read - began, written - read)
     if problem := artifact_problem(tracking_uri, location, f"{name}.txt", value):
         return TrackingFound(
-            f"MLflow at {shown(tracking_uri)} keeps records, but no files at {shown(location)}: {problem}"
+            f"MLflow at {without_passwords(tracking_uri)} keeps records, but no files at "
+            f"{without_passwords(location)}: {problem}"
         )
     return TrackingFound(None, read - began, written - read, time.monotonic() - written)
 
@@ -171,7 +172,7 @@ def check_tracking(found: TrackingFound, tracking_uri: str, tracking: TrackingSp
         may_wait = tracking.when_away == "spool"
         cure = "see to the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
         return finding("warn" if may_wait else "fail", found.problem, cure)
-    name = shown(tracking_uri)
+    name = without_passwords(tracking_uri)
     if found.write_seconds is None:
         return finding("ok", f"{name}: is made by the first training")
     measured = {"read_seconds": found.read_seconds, "write_seconds": found.write_seconds}

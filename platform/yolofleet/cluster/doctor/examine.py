@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,35 +42,24 @@ from yolofleet.cluster.doctor.storage_probe import (
     probe_runs,
     shared_marker,
 )
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
-from yolofleet.tracking.mlflow_store import within
 from yolofleet.training.supervision.nodes import alive_offers, free_resources, growth_offers
 
 Notify = Callable[[str], None]
 LEFT_OUT = "room for workers, storage, data, shard cache and MLflow: name the JOB that is to run"
+START_SECONDS = 180.0
+"""Until an actor runs on a node; a busy host takes long to load torch."""
+LOOK_SECONDS = 60.0
+"""For what a node knows by itself."""
+DISK_SECONDS = 60.0
+STORAGE_SECONDS = 120.0
+EXCHANGE_SECONDS = 60.0
+"""For meeting and summing; the processes have `START_SECONDS` to come up."""
 ALIVE_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Deadlines:
-    """How long each question may take, in seconds.
-
-    Attributes:
-        start: Until an actor runs on a node; a busy host takes long to load torch.
-        look: What a node knows by itself.
-        disk: Writing to its disk.
-        storage: Writing to and reading from the storage.
-        exchange: Meeting and summing; its processes have `start` to come up.
-    """
-
-    start: float = 180.0
-    look: float = 60.0
-    disk: float = 60.0
-    storage: float = 120.0
-    exchange: float = 60.0
 
 
 def examine(job: JobSpec | None, expected: Installed, notify: Notify) -> Report:
@@ -102,18 +90,17 @@ class _Examination:
         self._notify = notify
         self._probes = probes
         self._nodes = nodes
-        self._deadlines = Deadlines()
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings in the order of the checks."""
-        job, deadlines = self._job, self._deadlines
+        job = self._job
         cluster = None if job is None else job.cluster
         yield ray_finding(self._nodes)
         if cluster is not None:
             yield check_room(cluster, alive_offers(), growth_offers())
         yield from self._ask_nodes(
             VERSIONS_SUBJECT,
-            deadlines.start,
+            START_SECONDS,
             probe_versions,
             lambda node, found: [check_versions(node.name, found, self._expected)],
         )
@@ -121,19 +108,19 @@ class _Examination:
         gpus_per_worker = None if cluster is None else cluster.gpus_per_worker
         yield from self._ask_nodes(
             DEVICES_SUBJECT,
-            deadlines.look,
+            LOOK_SECONDS,
             partial(probe_devices, bool(gpus_per_worker)),
             lambda node, found: [check_devices(node.name, found, node.gpus, gpus_per_worker)],
             only_workers=True,
         )
-        yield from self._ask_nodes("limits", deadlines.look, probe_limits, self._check_limits)
+        yield from self._ask_nodes("limits", LOOK_SECONDS, probe_limits, self._check_limits)
         if job is not None:
             yield from self._ask_about_storage(job)
             yield from self._ask_about_cache(job)
             self._notify("MLflow")
             yield examine_tracking(job)
         self._notify("all-reduce")
-        yield examine_all_reduce(self._nodes, cluster, free_resources(), deadlines.start, deadlines.exchange)
+        yield examine_all_reduce(self._nodes, cluster, free_resources(), START_SECONDS, EXCHANGE_SECONDS)
 
     def _ask_nodes(
         self,
@@ -165,7 +152,7 @@ class _Examination:
                 yield Finding(node.name, CLOCK_SUBJECT, "fail", str(error), NO_ANSWER_CURE)
 
     def _time_at(self, node: Node) -> float:
-        answers = self._probes.ask([node], time.time, seconds=self._deadlines.look)
+        answers = self._probes.ask([node], time.time, seconds=LOOK_SECONDS)
         if node in answers.missing:
             raise _NoAnswerError(answers.missing[node].reason)
         return answers.facts[node]
@@ -178,12 +165,12 @@ class _Examination:
         return [check_shared_memory(node.name, found, node.object_store_bytes, num_workers), files]
 
     def _ask_about_storage(self, job: JobSpec) -> Iterator[Finding]:
-        marker, seconds, url = secrets.token_hex(8), self._deadlines.storage, job.storage
+        marker, url = secrets.token_hex(8), job.storage
         try:
             with shared_marker(url, marker):
                 yield from self._ask_nodes(
                     RUNS_SUBJECT,
-                    seconds,
+                    STORAGE_SECONDS,
                     partial(probe_runs, url, marker),
                     lambda node, found: check_runs(node.name, found, url),
                 )
@@ -191,11 +178,11 @@ class _Examination:
             yield Finding(CLUSTER, RUNS_SUBJECT, "fail", str(error), CREDENTIALS_CURE)
         for subject, data_url in (("training data", job.data.train), ("validation data", job.data.val)):
             check = partial(_check_data, subject, data_url)
-            yield from self._ask_nodes(subject, seconds, partial(probe_data, data_url), check)
+            yield from self._ask_nodes(subject, STORAGE_SECONDS, partial(probe_data, data_url), check)
 
     def _ask_about_cache(self, job: JobSpec) -> Iterator[Finding]:
         try:
-            need = within(self._deadlines.storage, partial(cache_need, job))
+            need = within(STORAGE_SECONDS, partial(cache_need, job))
         except (UserError, TimeoutError):
             return  # the data cannot be read: the nodes have reported that already
         if need is None:
@@ -203,7 +190,7 @@ class _Examination:
             return
         yield from self._ask_nodes(
             DISK_SUBJECT,
-            self._deadlines.disk,
+            DISK_SECONDS,
             partial(probe_disk, need.path),
             lambda node, found: [check_disk(node.name, found, need)],
             only_workers=True,

@@ -93,7 +93,7 @@ def list_nodes(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[
         resources, name = row["Resources"], row["NodeManagerAddress"]
         if shared[name] > 1:
             name += f" {row.get('Labels', {}).get('name') or row['NodeID'][:6]}"
-        slots = NodeOffer(resources, labels=row.get("Labels")).places(wanted, cluster.labels)
+        slots = NodeOffer(resources, labels=row.get("Labels")).slots(wanted, cluster.labels)
         num_workers = min(slots, cluster.most_workers)
         nodes.append(Node(row["NodeID"], name, row["NodeManagerAddress"], resources, num_workers))
     return sorted(nodes, key=lambda node: (HEAD_RESOURCE not in node.resources, node.name))

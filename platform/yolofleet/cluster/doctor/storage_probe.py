@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from yolofleet.cluster.doctor.finding import Finding
+from yolofleet.core.background import within
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.data.manifest import Manifest
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError, open_storage
-from yolofleet.tracking.mlflow_store import within
 
 RUNS_SUBJECT = "storage of runs"
 CONDITION_SUBJECT = "conditional put"

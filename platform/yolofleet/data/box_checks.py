@@ -1,0 +1,122 @@
+"""The checks of one annotation, as all readers share them: a clean box, or the reason why it is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from yolofleet.data.records import ImageRecord, Segmentation
+
+LARGEST_AREA = 1e18
+THINNEST_BOX_PIXELS = 0.01
+
+
+class BoxProblem(Exception):  # noqa: N818 - it carries a kind of problem, it is no error of the program
+    """The annotation is left out; ``kind`` is the problem to count."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class CleanBox:
+    """A box that may be used, and the problems that were put right."""
+
+    box: tuple[float, float, float, float]
+    area: float
+    is_crowd: bool
+    segmentation: Segmentation
+    repairs: tuple[str, ...]
+
+
+def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
+    """Check what can be checked without knowing the image's size.
+
+    Raises:
+        BoxProblem: The annotation must be left out.
+    """
+    if annotation.get("bbox") is None:
+        raise BoxProblem("box_missing", "no bbox")
+    values = annotation["bbox"]
+    if not isinstance(values, list) or len(values) != 4 or any(not _is_number(value) for value in values):
+        raise BoxProblem("box_malformed", f"bbox {str(values)[:80]}")
+    try:
+        x, y, width, height = (float(value) for value in values)
+    except OverflowError:
+        raise BoxProblem("box_not_finite", "bbox holds a number too large for a float") from None
+    if not all(math.isfinite(value) for value in (x, y, width, height)):
+        raise BoxProblem("box_not_finite", f"bbox {values}")
+    if width < 0 or height < 0:
+        raise BoxProblem("box_negative", f"bbox {values}")
+    if width == 0 or height == 0:
+        raise BoxProblem("box_zero_area", f"bbox {values}")
+    if min(width, height) < THINNEST_BOX_PIXELS:
+        raise BoxProblem("box_tiny", f"bbox {values}")
+    repairs = []
+    area = annotation.get("area")
+    if not _is_number(area) or not 0 <= area <= LARGEST_AREA:
+        area = width * height
+        repairs.append("area_missing")
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        repairs.append("iscrowd_malformed")
+    segmentation, is_sound = clean_segmentation(annotation.get("segmentation"))
+    if not is_sound:
+        repairs.append("segmentation_malformed")
+    return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, tuple(repairs))
+
+
+def build_record(
+    image_id: int, file_name: str, size: tuple[int, int], boxes: Sequence[tuple[int, CleanBox]]
+) -> ImageRecord:
+    """Return the record of an image from its boxes, each with its class index; a size of (0, 0) is unknown."""
+    return ImageRecord(
+        image_id,
+        file_name,
+        *size,
+        np.asarray([clean.box for _, clean in boxes], dtype=np.float64).reshape(-1, 4),
+        np.asarray([index for index, _ in boxes], dtype=np.int64),
+        np.asarray([clean.is_crowd for _, clean in boxes], dtype=np.bool_),
+        np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
+        tuple(clean.segmentation for _, clean in boxes),
+    )
+
+
+def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
+    """Return polygons or RLE that can be relied on (None where there are none), and whether nothing was wrong."""
+    if segmentation is None or segmentation == []:
+        return None, True
+    if isinstance(segmentation, dict):
+        is_sound = _is_sound_rle(segmentation)
+        return ({"size": segmentation["size"], "counts": segmentation["counts"]}, True) if is_sound else (None, False)
+    if isinstance(segmentation, list) and all(_is_sound_polygon(polygon) for polygon in segmentation):
+        return [[float(value) for value in polygon] for polygon in segmentation], True
+    return None, False
+
+
+def _is_sound_polygon(polygon: Any) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and all(_is_number(value) and abs(value) < 1e6 for value in polygon)  # NaN is not below anything
+    )
+
+
+def _is_sound_rle(rle: dict[str, Any]) -> bool:
+    """Check the form of an RLE, and of uncompressed counts that they fill the image exactly."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+        return False
+    if isinstance(counts, list):
+        return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == size[0] * size[1]
+    return isinstance(counts, str) and counts != "" and all(48 <= ord(character) < 112 for character in counts)
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)

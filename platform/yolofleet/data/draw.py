@@ -1,0 +1,229 @@
+"""Images with boxes and legible labels, at any size of image.
+
+Line width, text and padding follow the image's size. A label sits on top of its box, inside it or below it where
+there is no room above, and always wholly inside the image; where that can be had it covers no label drawn before.
+Colours are far apart in hue and alternate in lightness; a class keeps its colour in every image. The typeface is
+OpenCV's own: it has the letters of most scripts and needs no file. (Pillow's own has ASCII alone.)
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from yolofleet.data.micro_batch import MicroBatch
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[float, float, float, float]
+
+GOLDEN_RATIO = 0.618033988749895
+SMALLEST_LONG_SIDE = 480  # smaller images are enlarged: a label of legible size would cover them
+SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner images get a dark margin: no label would fit into them
+MARGIN = (24, 26, 30)
+TEXT_WEIGHT = 650  # OpenCV's scale: 400 is regular, 800 as heavy as it gets
+JPEG_QUALITY = 92
+
+
+def class_colour(category_id: int) -> Colour:
+    """A colour for a class: equal ids get equal colours, and neighbouring ids lie far apart."""
+    hue = (0.02 + category_id * GOLDEN_RATIO) % 1.0
+    lightness, saturation = ((0.50, 0.95), (0.62, 0.85), (0.40, 0.90))[category_id % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_detections(
+    image: NDArray[np.uint8], records: Sequence[Mapping[str, Any]], *, names: Mapping[int, str] | None = None
+) -> Image.Image:
+    """Draws detections or ground truth on an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is left as it is.
+        records: each with category_id, bbox x, y, width, height in pixels and, where there is one, score; the name is
+            category_name or the one in `names`. A true `iscrowd` makes a dashed box.
+        names: category id -> name.
+
+    Returns:
+        The drawing, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
+    """
+    factor = max(1, -(-SMALLEST_LONG_SIDE // max(image.shape[:2])))
+    height, width = image.shape[0] * factor, image.shape[1] * factor
+    drawing = Image.new("RGB", (max(width, SMALLEST_WIDTH), max(height, SMALLEST_HEIGHT)), MARGIN)
+    drawing.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    canvas = ImageDraw.Draw(drawing)
+    line = max(3, round(max(height, width) / 260))
+    text_size = max(13, round(min(max(drawing.size) / 48, min(drawing.size) / 12)))
+    ordered = sorted(records, key=lambda record: float(record.get("score", 1.0)))  # the surest on top
+    for record in ordered:
+        _draw_box(canvas, _corners(record, factor, width, height), line, record)
+    occupied: list[Rectangle] = []
+    for record in reversed(ordered):
+        text = _label(record, names or {})
+        corners = _corners(record, factor, width, height)
+        occupied.append(_draw_label(canvas, corners, text, record, text_size, line, occupied))
+    return drawing
+
+
+def encode(drawing: Image.Image, extension: str = "jpg") -> bytes:
+    """Returns the bytes of a JPEG (`jpg`) or PNG (`png`) file."""
+    buffer = BytesIO()
+    if extension == "png":
+        drawing.save(buffer, "PNG")
+    else:
+        drawing.save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)  # full colour resolution: thin red lines
+    return buffer.getvalue()
+
+
+def contact_sheet(drawings: Sequence[Image.Image], *, columns: int = 4, cell: int = 420) -> Image.Image:
+    """Puts images side by side on one sheet, each scaled into a square of `cell` pixels."""
+    rows = max(1, -(-len(drawings) // columns))
+    gap = 8
+    width, height = columns * (cell + gap) + gap, rows * (cell + gap) + gap
+    sheet = Image.new("RGB", (width, height), MARGIN)
+    for slot, drawing in enumerate(drawings):
+        scale = cell / max(drawing.size)
+        size = (max(1, round(drawing.width * scale)), max(1, round(drawing.height * scale)))
+        small = drawing.resize(size, Image.Resampling.LANCZOS)
+        left = gap + (slot % columns) * (cell + gap) + (cell - small.width) // 2
+        top = gap + (slot // columns) * (cell + gap) + (cell - small.height) // 2
+        sheet.paste(small, (left, top))
+    return sheet
+
+
+def draw_micro_batch(batch: MicroBatch, names: Sequence[str]) -> bytes:
+    """Return a PNG with every image of a micro-batch, its targets drawn and named by class index."""
+    height, width = batch.images.shape[2:]
+    targets = batch.targets.numpy()
+    drawings = []
+    for slot, planes in enumerate(batch.images.numpy()):
+        own = targets[targets[:, 0] == slot]
+        sides = own[:, 4:] * (width, height)
+        corners = own[:, 2:4] * (width, height) - sides / 2
+        boxes = np.concatenate([corners, sides], axis=1).tolist()
+        records = [{"category_id": int(index), "bbox": box} for index, box in zip(own[:, 1], boxes, strict=True)]
+        drawings.append(draw_detections(planes.transpose(1, 2, 0), records, names=dict(enumerate(names))))
+    columns, cell = math.ceil(math.sqrt(len(drawings))), max(drawings[0].size)
+    return encode(contact_sheet(drawings, columns=columns, cell=cell), "png")
+
+
+def _corners(record: Mapping[str, Any], factor: int, width: int, height: int) -> Rectangle:
+    """The box in the enlarged image, clipped to it: x1, y1, x2, y2."""
+    x, y, box_width, box_height = (float(value) * factor for value in record["bbox"])
+    left, right = sorted((min(max(x, 0), width - 1), min(max(x + box_width, 0), width - 1)))
+    top, bottom = sorted((min(max(y, 0), height - 1), min(max(y + box_height, 0), height - 1)))
+    return left, top, right, bottom
+
+
+def _draw_box(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, record: Mapping[str, Any]) -> None:
+    """A box in its colour inside a thin dark one, so that it is seen on any background."""
+    left, top, right, bottom = corners
+    colour = class_colour(int(record["category_id"]))
+    if record.get("iscrowd"):
+        _draw_dashed(canvas, corners, line, colour)
+        return
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
+    canvas.rectangle(corners, outline=colour, width=line)
+
+
+def _draw_dashed(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, colour: Colour) -> None:
+    left, top, right, bottom = corners
+    dash = 5 * line
+    for start in np.arange(left, right, 2 * dash):
+        for y in (top, bottom):
+            canvas.line((start, y, min(start + dash, right), y), fill=colour, width=line)
+    for start in np.arange(top, bottom, 2 * dash):
+        for x in (left, right):
+            canvas.line((x, start, x, min(start + dash, bottom)), fill=colour, width=line)
+
+
+def _draw_label(
+    canvas: ImageDraw.ImageDraw,
+    corners: Rectangle,
+    text: str,
+    record: Mapping[str, Any],
+    text_size: int,
+    line: int,
+    occupied: Sequence[Rectangle],
+) -> Rectangle:
+    """Draws a label where there is room for it and returns its rectangle."""
+    colour = class_colour(int(record["category_id"]))
+    padding = max(2, line)
+    text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
+    mask = _text_mask(text, text_size)
+    width, height = mask.width + 2 * padding, mask.height + 2 * padding
+    left, top = _place(corners, (width, height), canvas.im.size, occupied)
+    canvas.rectangle((left, top, left + width, top + height), fill=colour)
+    luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    fill = (0, 0, 0) if luminance > 130 else (255, 255, 255)
+    canvas.bitmap((round(left) + padding, round(top) + padding), mask, fill=fill)
+    return left, top, left + width, top + height
+
+
+def _place(
+    corners: Rectangle, size: tuple[float, float], drawing: tuple[int, int], occupied: Sequence[Rectangle]
+) -> tuple[float, float]:
+    """Top left corner of a label: above its box, inside, below, a line off; the first position that covers no label."""
+    left, top, right, bottom = corners
+    width, height = size
+    wishes = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]
+    wishes += [(left, bottom), (left, bottom - height), (right - width, bottom - height)]
+    wishes += [(left, top - 2 * height), (left, bottom + height), (left, top - 3 * height), (left, bottom + 2 * height)]
+    inside = [
+        (max(0.0, min(x, drawing[0] - 1 - width)), max(0.0, min(y, drawing[1] - 1 - height)))
+        for x, y in wishes
+        if -0.5 <= y <= drawing[1] - height
+    ] or [(max(0.0, min(left, drawing[0] - 1 - width)), max(0.0, min(top, drawing[1] - 1 - height)))]
+    for x, y in inside:
+        if not any(_cover((x, y, x + width, y + height), other) for other in occupied):
+            return x, y
+    return inside[0]
+
+
+def _shortened(text: str, text_size: int, room: float) -> str:
+    """The text, with its middle left out if it is wider than the image."""
+    kept = len(text)
+    while kept > 8 and _text_box(text, text_size)[2] > room:
+        kept -= 2
+        text = text[: kept // 2 - 3] + "…" + text[-5:]
+    return text
+
+
+def _cover(first: Rectangle, second: Rectangle) -> bool:
+    return first[0] < second[2] and second[0] < first[2] and first[1] < second[3] and second[1] < first[3]
+
+
+def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    category_id = int(record["category_id"])
+    name = str(record.get("category_name") or names.get(category_id, category_id))
+    if record.get("iscrowd"):
+        name += " (crowd)"
+    return f"{name} {float(record['score']):.2f}" if "score" in record else name
+
+
+@lru_cache(maxsize=1)
+def _typeface() -> Any:
+    return cv2.FontFace("sans")
+
+
+def _text_box(text: str, text_size: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height of a line of text that begins at (0, 0) on its base line."""
+    left, top, width, height = cv2.getTextSize((0, 0), text, (0, 0), _typeface(), text_size, TEXT_WEIGHT)
+    return left, top, width, height
+
+
+def _text_mask(text: str, text_size: int) -> Image.Image:
+    """How much of each pixel the text covers, 0..255, in an image that just holds it."""
+    left, top, width, height = _text_box(text, text_size)
+    mask = np.zeros((max(height, 1), max(width, 1)), np.uint8)
+    cv2.putText(mask, text, (-left, -top), 255, _typeface(), text_size, TEXT_WEIGHT)
+    return Image.fromarray(mask)
