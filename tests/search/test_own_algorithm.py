@@ -1,4 +1,4 @@
-"""The algorithms by name: one of one's own is one file with one registering line, and an unknown name is refused."""
+"""A search algorithm of one's own is one file and one registering line; unknown names are refused with the nearest."""
 
 from __future__ import annotations
 
