@@ -1,6 +1,6 @@
 """Label assigners (section 4.2, Figure 5, Table 6): which cells of which head answer for which box.
 
-An assigner is a function from a `Scene` to an `Assignment`, registered by a line in `yolofleet.specs.assignment`.
+An assigner is a function from a `Scene` to an `Assignment`, registered in `yolofleet.specs.assignment.ASSIGNERS`.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LabelAssigner:
     @property
     def registered(self) -> RegisteredAssigner:
         """What the assigner is known for."""
-        return ASSIGNERS[self.assigner]
+        return ASSIGNERS.get(self.assigner)
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:

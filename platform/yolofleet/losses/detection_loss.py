@@ -93,8 +93,8 @@ class DetectionLoss:
         relaxation: float = 1.0,
         class_weights: Sequence[float] | Tensor | None = None,
     ) -> None:
-        if assigner not in ASSIGNERS:
-            raise ValueError(f"assigner is {assigner!r}; it must be one of {', '.join(ASSIGNERS)}")
+        if assigner not in ASSIGNERS.names():
+            raise ValueError(f"assigner is {assigner!r}; it must be one of {', '.join(ASSIGNERS.names())}")
         if matching not in MATCHINGS:
             raise ValueError(f"matching is {matching!r}; it must be one of {', '.join(MATCHINGS)}")
         if not 0.0 < relaxation <= 1.0:

@@ -1,4 +1,4 @@
-"""How boxes find the cells that learn them (paper section 4.2): what a job says about it."""
+"""Label assignment (paper section 4.2): the assigners by name, and the choices of a job."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
-from pydantic_core import PydanticCustomError
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.extension_points import ExtensionPoint
 from yolofleet.specs.base import Spec
 
 
@@ -26,27 +27,34 @@ class RegisteredAssigner:
     has_coarse_set: bool = False
 
 
-ASSIGNERS: dict[str, RegisteredAssigner] = {
-    "none": RegisteredAssigner(function="yolofleet.losses.assigners:assign_lead_alone", uses_auxiliary=False),
-    "independent": RegisteredAssigner(function="yolofleet.losses.assigners:assign_independent"),
-    "lead": RegisteredAssigner(function="yolofleet.losses.assigners:assign_lead_guided"),
-    "coarse_to_fine": RegisteredAssigner(
-        function="yolofleet.losses.assigners:assign_coarse_to_fine", has_coarse_set=True
-    ),
-}
-"""Every assigner by its name in a job; one line here registers one more."""
+ASSIGNERS: ExtensionPoint[RegisteredAssigner] = ExtensionPoint("assigner")
+"""Every assigner by its name in a job; a plugin registers more."""
+
+for _name, _function, _uses_auxiliary, _has_coarse_set in (
+    ("none", "assign_lead_alone", False, False),
+    ("independent", "assign_independent", True, False),
+    ("lead", "assign_lead_guided", True, False),
+    ("coarse_to_fine", "assign_coarse_to_fine", True, True),
+):
+    ASSIGNERS.register(_name)(
+        RegisteredAssigner(
+            function=f"yolofleet.losses.assigners:{_function}",
+            uses_auxiliary=_uses_auxiliary,
+            has_coarse_set=_has_coarse_set,
+        )
+    )
 
 
 def _check_registered(name: str) -> str:
-    if name in ASSIGNERS:
-        return name
-    *others, last = map(repr, ASSIGNERS)
-    expected = f"{', '.join(others)} or {last}"
-    raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    try:
+        ASSIGNERS.get(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
 
 
 class AssignmentSpec(Spec):
-    """Label assignment; left alone it is the published one of the model."""
+    """Label assignment; by default the published one of the model."""
 
     assigner: Annotated[str, AfterValidator(_check_registered)] | None = None
     """Who guides the auxiliary heads (Table 6); ``none`` trains the model without them. By default coarse_to_fine for
