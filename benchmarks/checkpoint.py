@@ -50,7 +50,7 @@ def made_up_state(num_bytes: int, device: str) -> dict[str, dict[str, torch.Tens
 def measured(num_bytes: int, device: str, folder: Path) -> dict[str, float]:
     """Take several checkpoints and return the figures."""
     state = made_up_state(num_bytes, device)
-    store = CheckpointStore(open_storage(folder), keep=1, told=lambda kind, **fields: None)
+    store = CheckpointStore(open_storage(folder), keep=1, on_event=lambda kind, **fields: None)
     store.prepare(state)
     blocks, processor, stored = [], [], []
     for step in range(NUM_SAVES):

@@ -38,8 +38,8 @@ from journey_trace import Function, Trace, end_worker_traces, trace_ray_workers
 from yolofleet.cli.main import main as yolofleet_command
 from yolofleet.models import build_model
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.precision import Precision
 from yolofleet.training.loop.schedule import Schedule
+from yolofleet.training.loop.update import Precision
 from yolofleet.training.setup.builders import build_loss, open_dataset, training_stream
 
 METRICS = "metrics.jsonl"

@@ -1,12 +1,13 @@
 """The small changes of `mutants.py`: one operator, number, name, bound, statement or keyword at a time.
 
 A mutation is named by the node's place in the order of walking and by which of the node's changes it is, so it can be
-made anew in a fresh tree. Messages, annotations, decorators and assertions are left alone: no result depends on them.
+made anew in a fresh tree. Messages, annotations, decorators and checks are left alone: no result depends on them.
 """
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,7 @@ NAMES = {
 WORDS = {"left": "right", "right": "left"}
 LEFT_ALONE = (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
 LEFT_ALONE_FIELDS = ("annotation", "returns", "decorator_list", "type_params")
+LEFT_ALONE_KEYWORDS = ("strict",)  # of zip: only ever checks
 LONGEST_TEXT = 70
 
 
@@ -111,6 +113,7 @@ def mutations(source: str, within: tuple[str, ...] = ()) -> list[Mutation]:
         if isinstance(node, ast.FunctionDef) and node.name in within
     ]
     found = []
+    seen: Counter[tuple[str, str, str]] = Counter()
     for position, node in enumerate(list(_walk(tree))):
         for number, change in enumerate(_changes(node)):
             line = change.part.lineno
@@ -119,8 +122,10 @@ def mutations(source: str, within: tuple[str, ...] = ()) -> list[Mutation]:
             kept = getattr(change.owner, change.field)
             before, after = change.make()
             setattr(change.owner, change.field, kept)
-            short = _short(before, after), _short(after, before)
-            found.append(Mutation(source, position, number, line, lines[line - 1].strip(), *short))
+            shown = lines[line - 1].strip(), _short(before, after), _short(after, before)
+            seen[shown] += 1
+            again = f" (number {seen[shown]} of the line)" if seen[shown] > 1 else ""
+            found.append(Mutation(source, position, number, line, *shown[:2], shown[2] + again))
     return found
 
 
@@ -139,7 +144,8 @@ def _walk(node: ast.AST) -> Iterator[ast.AST]:
         if field in LEFT_ALONE_FIELDS:
             continue
         for child in value if isinstance(value, list) else [value]:
-            if isinstance(child, ast.AST) and not isinstance(child, LEFT_ALONE):
+            is_check = isinstance(child, ast.keyword) and child.arg in LEFT_ALONE_KEYWORDS
+            if isinstance(child, ast.AST) and not isinstance(child, LEFT_ALONE) and not is_check:
                 yield from _walk(child)
 
 
@@ -155,6 +161,8 @@ def _changes(node: Any) -> list[Change]:
             for place, operator in enumerate(ops):
                 for other in COMPARISONS[type(operator)]:
                     add(node, node, "ops", [*ops[:place], other(), *ops[place + 1 :]])
+        case ast.BinOp(right=ast.Constant(value=None)):
+            pass  # a type
         case ast.BinOp(op=operator) if type(operator) in OPERATORS:
             add(node, node, "op", OPERATORS[type(operator)]())
         case ast.AugAssign(op=operator) if type(operator) in OPERATORS:
@@ -184,7 +192,7 @@ def _changes(node: Any) -> list[Change]:
             add(node, node, "upper", ast.Constant(-1) if upper is None else ast.BinOp(upper, ast.Sub(), one))
         case ast.Call(keywords=keywords):
             for place, keyword in enumerate(keywords):
-                if keyword.arg is not None:
+                if keyword.arg not in (None, *LEFT_ALONE_KEYWORDS):
                     add(node, node, "keywords", [*keywords[:place], *keywords[place + 1 :]])
     for field in ("body", "orelse", "finalbody"):
         block = getattr(node, field, None)

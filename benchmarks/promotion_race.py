@@ -2,7 +2,7 @@
 
     python benchmarks/promotion_race.py [--processes 20 --rounds 50] [--json]
 
-In each round all processes want to move the alias `champion` of one model, each to a version of its own, judged
+In each round all processes want to move the alias `champion` of one model, each to a version of its own, compared
 against the champion of the round before. What is counted: rounds with exactly one winner whose version the alias then
 points to, losers that were told, intents left over. What is timed: a round, over a single promotion that nobody
 contests, in the same run.
@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from yolofleet.registry.alias_history import move_alias, reigns
-from yolofleet.registry.promotion_lock import read_intents
+from yolofleet.registry.alias_history import alias_changes, move_alias
+from yolofleet.registry.promotion_lock import read_requests
 from yolofleet.registry.versions import ModelTags
 from yolofleet.tracking.mlflow_store import open_client
 
@@ -127,8 +127,8 @@ def race(uri: str, num_processes: int, num_rounds: int) -> dict[str, Any]:
         "rounds_with_one_winner": good_rounds,
         "losers": num_rounds * (num_processes - 1),
         "losers_told": told,
-        "history_entries": len(reigns(tags, aliases, ALIAS)),
-        "intents_left": len(read_intents(tags, ALIAS)),
+        "history_entries": len(alias_changes(tags, aliases, ALIAS)),
+        "intents_left": len(read_requests(tags, ALIAS)),
         "median_round_seconds": round(statistics.median(seconds), 3),
         "longest_round_seconds": round(max(seconds), 3),
     }

@@ -1,4 +1,4 @@
-"""A stand-in for training with a known answer: cheap, noisy, shaped like detector scaling; for judging searches.
+"""A substitute for training with a known optimum, to measure searches on: cheap, noisy, shaped like detector scaling.
 
 Depth d in [0.33, 2.5], transition width w in [0.5, 2.0], image size r in {320, 384, ..., 1280} and learning rate l in
 [3e-4, 3e-1] decide GFLOPs G, AP at the end of training A, AP after a share t of it, and GPU hours.
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.search.feasibility import Screened, violations
-from yolofleet.search.pareto import hypervolume
+from yolofleet.search.pareto import front, hypervolume
 from yolofleet.search.space import Parameters, Values
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import Limit, Objective
@@ -73,7 +73,7 @@ def measured_ap(values: Values, share: float, seed: int, trial: int) -> float:
 
 
 def screen(values: Values) -> Screened:
-    """Return what is known of a candidate before it trains."""
+    """Return the figures and violations of a candidate."""
     figures = {"gflops": gflops(values), "gpu_hours": hours(values, 1.0)}
     return Screened(figures, violations(figures, CONSTRAINTS))
 
@@ -105,9 +105,7 @@ def best_ap(num: int = 120) -> float:
 
 
 def found_hypervolume(entries: list[Any]) -> float:
-    """Return the hypervolume of the noise-free AP of the candidates that a search calls its front."""
-    from yolofleet.search.pareto import front
-
+    """Return the hypervolume of the candidates that a search takes for its front, by their noise-free AP."""
     if not entries:
         return 0.0
     seen = np.array([[entry.measured["val_AP"], -entry.figures["gflops"]] for entry in entries])

@@ -105,13 +105,13 @@ def submission(scale: Scale, folder: Path) -> list[Measure]:
     return [measure]
 
 
-def _members(scale: Scale) -> list[Any]:
-    from yolofleet.training.supervision.heartbeats import Member
+def _workers(scale: Scale) -> list[Any]:
+    from yolofleet.training.supervision.heartbeats import WorkerStatus
 
     figures = {name: 1.0 for name in ("loss", "loss_box", "samples_per_second", "data_wait_share", "learning_rate")}
     return [
-        Member("group", rank, scale.workers, 1000 + rank, f"{rank:056x}", f"10.0.{rank // 256}.{rank % 256}", step=7,
-               figures=figures if rank == 0 else {}, gpu_used_bytes=1, gpu_total_bytes=2)
+        WorkerStatus("group", rank, scale.workers, 1000 + rank, f"{rank:056x}", f"10.0.{rank // 256}.{rank % 256}",
+                     step=7, metrics=figures if rank == 0 else {}, gpu_used_bytes=1, gpu_total_bytes=2)
         for rank in range(scale.workers)
     ]  # fmt: skip
 
@@ -121,22 +121,22 @@ def reports(scale: Scale, folder: Path) -> list[Measure]:
     import psutil
     import ray
 
-    from yolofleet.training.supervision.heartbeats import Attendance
+    from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 
     _start_ray()
-    attendance = ray.remote(num_cpus=0)(Attendance).remote()
-    process = psutil.Process(ray.get(attendance.__ray_call__.remote(lambda _: __import__("os").getpid())))
-    members = _members(scale)
-    ray.get(attendance.begin.remote("group"))
-    ray.get([attendance.report.remote(member) for member in members])
+    board = ray.remote(num_cpus=0)(HeartbeatBoard).remote()
+    process = psutil.Process(ray.get(board.__ray_call__.remote(lambda _: __import__("os").getpid())))
+    workers = _workers(scale)
+    ray.get(board.begin.remote("group"))
+    ray.get([board.report.remote(worker) for worker in workers])
     before, resident = sum(process.cpu_times()[:2]), process.memory_info().rss
     rounds = 3
     for _ in range(rounds):
-        ray.get([attendance.report.remote(member) for member in members])
+        ray.get([board.report.remote(worker) for worker in workers])
     measure = Measure("list one report of each worker, in Ray's actor", 1.0)
     measure.seconds = (sum(process.cpu_times()[:2]) - before) / rounds
     measure.bytes = max(0, process.memory_info().rss - resident)
-    if len(ray.get(attendance.members.remote())[1]) != scale.workers:
+    if len(ray.get(board.workers.remote())[1]) != scale.workers:
         raise RuntimeError("a report is missing")
     ray.shutdown()
     return [measure]
@@ -159,18 +159,18 @@ def _start_ray(tries: int = 3) -> None:
 def watch(scale: Scale, folder: Path) -> list[Measure]:
     """Look at all workers' reports as the driver does each second: who is silent, how far, what is published."""
     from yolofleet.specs.job import JobSpec
-    from yolofleet.training.metrics.publisher import member_readings
-    from yolofleet.training.supervision.heartbeats import reached, silent_members
+    from yolofleet.training.metrics.publisher import worker_readings
+    from yolofleet.training.supervision.heartbeats import newest_progress, silent_workers
 
     job = JobSpec.parse(_job(scale), source="job")
-    wire = pickle.dumps(_members(scale))  # as Ray brings it
+    wire = pickle.dumps(_workers(scale))  # as Ray brings it
     rounds = 10
     with measuring("look at every worker's report, in the driver", 1.0, times=rounds) as measure:
         for _ in range(rounds):
-            members = pickle.loads(wire)
-            if reached(1.0, members) is None or len(silent_members(1.0, members, 600.0)) > 0:
+            workers = pickle.loads(wire)
+            if newest_progress(1.0, workers) is None or len(silent_workers(1.0, workers, 600.0)) > 0:
                 raise RuntimeError("a worker is not heard")
-            if len([*member_readings(job, 1.0, members)]) < 3 * scale.workers:
+            if len([*worker_readings(job, 1.0, workers)]) < 3 * scale.workers:
                 raise RuntimeError("a worker is not published")
     return [measure]
 
@@ -237,7 +237,7 @@ def order(scale: Scale, folder: Path) -> list[Measure]:
 
 def rows(scale: Scale, folder: Path) -> list[Measure]:
     """Keep a run's rows and events. The loop may wait a millisecond for a row; a restart half a minute to read all."""
-    from yolofleet.tracking.goodput import survival
+    from yolofleet.tracking.goodput import summarize_run
     from yolofleet.tracking.run_directory import RunDirectory
 
     row = {name: 0.123456789 for name in ("loss", "loss_box", "loss_objectness", "loss_classification", "momentum")}
@@ -253,7 +253,7 @@ def rows(scale: Scale, folder: Path) -> list[Measure]:
             raise RuntimeError("rows are missing")
     run = RunDirectory.open(folder / "runs", "scale")
     with measuring("read all events and account for them", 30) as account:
-        if survival(run.events()).failures != {"worker": EVENTS // 2}:
+        if summarize_run(run.events()).failures != {"worker": EVENTS // 2}:
             raise RuntimeError("events are missing")
     return [append, reading, account]
 
@@ -292,29 +292,31 @@ def mirroring(scale: Scale, folder: Path) -> list[Measure]:
 
 
 def search(scale: Scale, folder: Path) -> list[Measure]:
-    """Plan trials of a long search. With a worker each for an hour, a leg must be planned in 3600 s / workers."""
+    """Plan trials of a long search. With a worker each for an hour, a segment must be planned in 3600 s / workers."""
     from response_surface import CONSTRAINTS, OBJECTIVES, PARAMETERS, measured_ap, screen
-    from yolofleet.search.engine import COMPLETED, Engine, Leg, Result
+    from yolofleet.search.engine import COMPLETED, Engine, SegmentResult, TrialSegment
     from yolofleet.search.history import Observation
-    from yolofleet.search.searcher import Searcher
+    from yolofleet.search.searcher import Searcher, SearchProblem
     from yolofleet.search.space import random_point
     from yolofleet.search.trials import Measurement, Trials
     from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec
 
     def planner(record: Trials, algorithm: str) -> Engine:
         searcher = Searcher(
-            PARAMETERS,
-            objectives=OBJECTIVES,
-            constraints=CONSTRAINTS,
-            algorithm=AlgorithmSpec(name=algorithm),  # type: ignore[arg-type]
-            screen=screen,
-            known={"gflops"},
-            seed=1,
+            SearchProblem(
+                PARAMETERS,
+                objectives=OBJECTIVES,
+                constraints=CONSTRAINTS,
+                algorithm=AlgorithmSpec(name=algorithm),
+                screen=screen,
+                known=frozenset({"gflops"}),
+                seed=1,
+            )
         )
         return Engine(record, searcher, BudgetSpec(trials=10 * scale.trials))
 
     kept: list[dict[str, Any]] = []
-    earlier = Trials(keep=kept.append)
+    earlier = Trials(store_row=kept.append)
     for number in range(scale.trials):
         values = PARAMETERS.at(random_point(1, number, len(PARAMETERS)))
         trial = earlier.suggest(Observation(values, screen(values).figures)).number
@@ -331,10 +333,12 @@ def search(scale: Scale, folder: Path) -> list[Measure]:
         count = 5
         with measuring(f"plan a trial after them ({algorithm})", 3600 / scale.workers, times=count) as planning:
             for number in range(count):
-                leg = engine.next_leg()
-                if not isinstance(leg, Leg):
+                segment = engine.next_segment()
+                if not isinstance(segment, TrialSegment):
                     raise RuntimeError("the search ended early")
-                engine.complete(leg, Result(9, 1.0, {"val_AP": measured_ap(leg.values, 1.0, 1, number)}, 3600.0))
+                engine.complete(
+                    segment, SegmentResult(9, 1.0, {"val_AP": measured_ap(segment.values, 1.0, 1, number)}, 3600.0)
+                )
         found.append(planning)
     return found
 

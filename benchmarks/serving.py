@@ -227,6 +227,7 @@ def forward_seconds(detector: Detector, images: list[np.ndarray]) -> float:
 def small_version(folder: Path, *, in_torch: bool) -> Path:
     """Package a small detector with random weights that finds a few things in every image."""
     from yolofleet.export.exporter import add_network
+    from yolofleet.registry.evaluation_record import Evidence
     from yolofleet.registry.package import collect_content, write_version
 
     torch.manual_seed(SEED)
@@ -239,7 +240,7 @@ def small_version(folder: Path, *, in_torch: bool) -> Path:
     package = save_detector(folder / "detector", model, classes, 256, confidence=0.5, max_detections=20)
     if not in_torch:
         add_network(package)
-    return write_version(collect_content(package), folder / "version", evidence={})
+    return write_version(collect_content(package), folder / "version", Evidence())
 
 
 def detector_of(model: str) -> Detector:

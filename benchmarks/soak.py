@@ -46,7 +46,7 @@ from faulty_s3 import faulty_s3  # noqa: E402
 from soak_account import after_damage, costs, leaks, signs  # noqa: E402 - beside this file
 from soak_faults import Soak, shuffled_kinds  # noqa: E402
 from soak_ground import placement_groups, start_mlflow, temporary_names, write_job, yolofleet  # noqa: E402
-from yolofleet.tracking.goodput import restarts, survival  # noqa: E402
+from yolofleet.tracking.goodput import restarts, summarize_run  # noqa: E402
 from yolofleet.tracking.run_directory import RunDirectory  # noqa: E402
 
 PAUSE_SECONDS = (20.0, 40.0)
@@ -136,7 +136,7 @@ def figures(
 ) -> dict[str, Any]:
     """Return what the run's own account says."""
     events, rows = soak.run.events(), soak.run.metrics()
-    account, again = survival(events, rows), restarts(events)
+    account, again = summarize_run(events, rows), restarts(events)
     regained = [event for event in events if event["kind"] == "regained"]
     damaged = after_damage(events)
     shown = signs(soak.done, events)

@@ -34,8 +34,7 @@ from yolofleet.models.zoo import resolve
 from yolofleet.specs.hyperparameters import merged
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
-from yolofleet.training.loop.optimizer import build_optimizer
-from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.update import Precision, build_optimizer
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.strategies.strategy import build_strategy
 

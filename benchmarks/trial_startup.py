@@ -59,8 +59,8 @@ def trials(folder: Path, count: int) -> list[float]:
     """Return the start-up seconds of a search's trials, one at a time."""
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
-    from yolofleet.search.engine import Leg, Result
-    from yolofleet.search.session import Session
+    from yolofleet.search.engine import SegmentResult, TrialSegment
+    from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import open_storage
 
@@ -73,18 +73,18 @@ def trials(folder: Path, count: int) -> list[float]:
         "budget": {"trials": count},
     }
     spec = SearchSpec.parse(document, source="benchmark")
-    session = Session.open(spec, source="benchmark")
+    session = SearchSession.open(spec, source="benchmark")
     directory = SearchDirectory(open_storage(folder / "runs").child("startup"))
     directory.claim(spec)
     handed: dict[str, float] = {}
 
-    def told(kind: str, leg: Leg, result: Result | None) -> None:
+    def on_segment(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
         if kind == "begin":
-            handed[leg.run_name] = time.time()
+            handed[segment.run_name] = time.time()
 
     engine = session.engine(session.trials(directory), directory)
     cluster = session.space.base_job.cluster
-    run_search(spec, cluster, engine, session.job_of(directory), session.measured_objectives, told=told)
+    run_search(spec, cluster, engine, session.job_of(directory), session.measured_objectives, on_segment=on_segment)
     return [started(directory.trial(name)) - at for name, at in handed.items()]
 
 

@@ -46,8 +46,8 @@ from yolofleet.data.records import LabelledImage, labelled_image
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
+from yolofleet.training.loop import trainer
 from yolofleet.training.loop.schedule import Schedule
-from yolofleet.training.loop.train import trainer as session
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import training_stream
 from yolofleet.training.setup.preflight import check_job
@@ -142,7 +142,7 @@ def trained(arm: str, seed: int, out: Path, image_size: int, epochs: float) -> d
     ready = check_job(job)
     if not ready.finished:
         make_stream = free_stream if arm == "free" else training_stream
-        with mock.patch.object(session, "training_stream", make_stream):
+        with mock.patch.object(trainer, "training_stream", make_stream):
             run_worker(job, WorkerGroup())
     judged = [row for row in ready.run.metrics() if "val_AP" in row]
     return {name: float(judged[-1][f"val_{name}"]) for name in ("AP", "AP50", "AP75")}
@@ -188,7 +188,7 @@ def main() -> None:
     for seed in range(arguments.seeds):
         for arm in ARMS:
             if time.monotonic() - began > 60 * arguments.minutes:
-                sys.exit(f"stopped before {arm}, seed {seed}; the same command goes on from there")
+                sys.exit(f"stopped before {arm}, seed {seed}; resume with the same command")
             found[arm].append(trained(arm, seed, out, arguments.image_size, arguments.epochs))
             print(f"{arm}, seed {seed}: {found[arm][-1]}", file=sys.stderr, flush=True)
     result = verdict(found) | {"runs": found, "image_size": arguments.image_size, "epochs": arguments.epochs}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from yolofleet.cli.main import main
-from yolofleet.cli.progress import described
+from yolofleet.cli.progress import format_row
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "mlflow", "numpy", "pydantic", "boto3", "yaml", "cv2", "webdataset")
@@ -45,8 +45,8 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_rows_are_described() -> None:
+def test_rows_are_format_row() -> None:
     row = {"step": 3, "loss": 0.5, "loss_box": 0.1, "learning_rate": 0.01, "samples_per_second": 12.5}
-    assert "loss 0.5000" in described(row)
-    assert "12.5 images/s" in described(row)
-    assert described({"step": 3, "val_AP": None, "val_AP50": None}) == "step 3: validation AP50 none, AP none"
+    assert "loss 0.5000" in format_row(row)
+    assert "12.5 images/s" in format_row(row)
+    assert format_row({"step": 3, "val_AP": None, "val_AP50": None}) == "step 3: validation AP50 none, AP none"

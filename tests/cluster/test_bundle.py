@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from yolofleet.cli.jobs import exit_code
 from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, differences, installed_versions, read_bundle
 from yolofleet.cluster.follow import follow
-from yolofleet.cluster.service import NoSuchJobError, SentJob, _checked_address
+from yolofleet.cluster.service import NoSuchJobError, SentJob, _check_address
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
 
@@ -106,7 +106,7 @@ def test_versions_differ_by_name() -> None:
 @pytest.mark.parametrize("address", ["auto", "ray://host:10001", "127.0.0.1:8265", "http://"])
 def test_what_is_no_dashboard_is_refused(address: str) -> None:
     with pytest.raises(UserError, match="it looks like http://HOST:8265"):
-        _checked_address(address)
+        _check_address(address)
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,7 @@ def test_a_cluster_that_was_started_anew_is_told_from_one_that_does_not_answer(b
     service: Any = Forgetful("what another job prints", [1], 1)
     service.began = began
     shown: list[str] = []
-    with pytest.raises(WorkError, match=r"does not know yolofleet-x-1 any more, .* send it again"):
+    with pytest.raises(WorkError, match=r"no longer knows yolofleet-x-1: .*Send it again"):
         follow(service, RUNNING, shown.append, lambda text: None, retry_seconds=0.0)
     assert shown == ["w"]
 
@@ -208,6 +208,6 @@ def test_a_cluster_that_was_started_anew_is_told_from_one_that_does_not_answer(b
 def test_a_cluster_that_never_answers_again_is_given_up_and_the_job_named() -> None:
     service: Any = Breaking("x", [0] * 1000, 1)
     told: list[str] = []
-    with pytest.raises(WorkError, match="the job may go on: yolofleet jobs logs yolofleet-x-1 --follow"):
+    with pytest.raises(WorkError, match="the job may still run: yolofleet jobs logs yolofleet-x-1 --follow"):
         follow(service, RUNNING, lambda text: None, told.append, patience_seconds=0.05, retry_seconds=0.01)
-    assert told == ["the connection to http://cluster is lost; the job goes on, trying again"]
+    assert told == ["the connection to http://cluster is lost; the job still runs, trying again"]

@@ -22,15 +22,15 @@ NODE_SUBJECTS = {"versions", "clock", "GPUs", "shared memory", "open files", "st
 }
 SILENT_NODE = """
 import json, os, signal, time
-from yolofleet.cluster.doctor.nodes import Probes, described
+from yolofleet.cluster.doctor.nodes import Probes, list_nodes
 from yolofleet.core.ray_runtime import tune_connection
 from yolofleet.specs.cluster import ClusterSpec
 
 with tune_connection():
     import ray
-    nodes = described(ray.nodes(), ClusterSpec())
+    nodes = list_nodes(ray.nodes(), ClusterSpec())
     with Probes(nodes) as probes:
-        processes = probes.ask(nodes, os.getpid, seconds=300).found
+        processes = probes.ask(nodes, os.getpid, seconds=300).facts
         began = time.monotonic()
         hung = probes.ask(nodes, time.sleep, 600, seconds=3)
         after = probes.ask(nodes, time.time, seconds=60)
@@ -41,8 +41,8 @@ with tune_connection():
         last = probes.ask([other], time.time, seconds=60)
         took = time.monotonic() - began
 print(json.dumps({
-    "nodes": len(nodes), "hung": len(hung.silent), "after": len(after.found), "took": took,
-    "third": [node.id == stopped.id for node in third.silent], "last": [s.reason for s in last.silent.values()],
+    "nodes": len(nodes), "hung": len(hung.missing), "after": len(after.facts), "took": took,
+    "third": [node.id == stopped.id for node in third.missing], "last": [s.reason for s in last.missing.values()],
 }))
 """
 
@@ -90,7 +90,7 @@ def test_on_a_node_without_a_job_what_depends_on_it_is_left_out(asker: Shell, tw
     asker.environment["RAY_ADDRESS"] = two_nodes.address
     done = asker.run("cluster", "doctor", timeout_seconds=PATIENCE_SECONDS)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2.60.0, 2 nodes" in done.stdout and "not looked at: room for workers, storage" in done.stdout
+    assert "2.60.0, 2 nodes" in done.stdout and "not checked: room for workers, storage" in done.stdout
 
 
 def test_a_wrong_token_no_token_and_a_dead_address_are_failures_with_the_cure(

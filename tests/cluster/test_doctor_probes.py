@@ -16,13 +16,12 @@ import pytest
 from cluster.exchange_worker import take_part
 from faulty_s3 import FaultyProxy, faulty_s3
 from yolofleet.cluster.doctor import all_reduce
-from yolofleet.cluster.doctor.authentication import Address, knock
-from yolofleet.cluster.doctor.cluster_checks import judge_tracking, look_at_tracking
-from yolofleet.cluster.doctor.devices import look_at_devices
-from yolofleet.cluster.doctor.disk import CacheNeed, judge_disk, look_at_disk
-from yolofleet.cluster.doctor.finding import CLUSTER
-from yolofleet.cluster.doctor.node_checks import look_at_limits
-from yolofleet.cluster.doctor.storage_probe import look_at_data, look_at_runs, marked
+from yolofleet.cluster.doctor.authentication import Address, probe
+from yolofleet.cluster.doctor.cluster_checks import check_tracking, probe_tracking
+from yolofleet.cluster.doctor.devices import probe_devices
+from yolofleet.cluster.doctor.disk import CacheNeed, check_disk, probe_disk
+from yolofleet.cluster.doctor.node_checks import probe_limits
+from yolofleet.cluster.doctor.storage_probe import probe_data, probe_runs, shared_marker
 from yolofleet.specs.job import TrackingSpec
 from yolofleet.storage import StorageError, open_storage
 
@@ -53,8 +52,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
 
 def test_storage_is_used_and_left_as_it_was(s3: FaultyProxy) -> None:
     url = "s3://bucket/runs"
-    with marked(url, MARK):
-        found = look_at_runs(url, MARK)
+    with shared_marker(url, MARK):
+        found = probe_runs(url, MARK)
         assert found.problem is None and found.honours_conditions
         assert found.write_bytes_per_second > 0 < found.read_bytes_per_second
     assert open_storage(url).list() == []
@@ -62,50 +61,50 @@ def test_storage_is_used_and_left_as_it_was(s3: FaultyProxy) -> None:
 
 def test_storage_that_ignores_conditions_is_found_out(s3: FaultyProxy) -> None:
     s3.ignores_conditions = True
-    with marked("s3://bucket/runs", MARK):
-        found = look_at_runs("s3://bucket/runs", MARK)
+    with shared_marker("s3://bucket/runs", MARK):
+        found = probe_runs("s3://bucket/runs", MARK)
     assert found.problem is None and not found.honours_conditions
     assert open_storage("s3://bucket/runs").list() == []
 
 
 def test_storage_that_refuses_is_told_with_the_cure(s3: FaultyProxy) -> None:
-    with marked("s3://bucket/runs", MARK):
+    with shared_marker("s3://bucket/runs", MARK):
         s3.ending, s3.for_ever = "", "403"
-        found = look_at_runs("s3://bucket/runs", MARK)
+        found = probe_runs("s3://bucket/runs", MARK)
         s3.for_ever = None
     assert found.problem is not None and "AWS_ACCESS_KEY_ID" in found.problem and "secret" not in found.problem
-    missing = look_at_runs("s3://no-such-bucket/runs", MARK)
+    missing = probe_runs("s3://no-such-bucket/runs", MARK)
     assert missing.problem is not None
 
 
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
-    with marked(str(tmp_path / "runs"), MARK):
-        here = look_at_runs(str(tmp_path / "runs"), MARK)
+    with shared_marker(str(tmp_path / "runs"), MARK):
+        here = probe_runs(str(tmp_path / "runs"), MARK)
         assert here.problem is None and here.honours_conditions
-        elsewhere = look_at_runs(str(tmp_path / "other"), MARK)
+        elsewhere = probe_runs(str(tmp_path / "other"), MARK)
     assert elsewhere.problem is not None and "not shared" in elsewhere.problem
     assert list(tmp_path.iterdir()) == [], "the folders that were made for it are gone"
 
 
 def test_a_folder_that_cannot_be_written_is_told() -> None:
-    with pytest.raises(StorageError, match="/proc/runs"), marked("/proc/runs", MARK):
+    with pytest.raises(StorageError, match="/proc/runs"), shared_marker("/proc/runs", MARK):
         pass
 
 
 def test_data_is_read_or_the_reason_told(tmp_path: Path) -> None:
-    found = look_at_data(str(tmp_path))
+    found = probe_data(str(tmp_path))
     assert found.problem is not None and "no dataset here" in found.problem
 
 
 def test_a_disk_is_written_and_left_as_it_was(tmp_path: Path) -> None:
-    found = look_at_disk(str(tmp_path / "deep" / "cache"))
+    found = probe_disk(str(tmp_path / "deep" / "cache"))
     assert found.problem is None and found.bytes_per_second is not None and found.free_bytes > 0
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    blocked = look_at_disk(str(tmp_path / "file"))
+    blocked = probe_disk(str(tmp_path / "file"))
     assert blocked.problem is not None and "is a file" in blocked.problem
-    closed = look_at_disk("/proc/cache")
-    assert closed.problem is not None and judge_disk("n", closed, CacheNeed("/proc/cache", 1, 1, 1)).verdict == "fail"
+    closed = probe_disk("/proc/cache")
+    assert closed.problem is not None and check_disk("n", closed, CacheNeed("/proc/cache", 1, 1, 1)).verdict == "fail"
 
 
 def test_a_full_disk_is_told(tmp_path: Path) -> None:
@@ -113,30 +112,30 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a small file system cannot be mounted here (it takes root)")
     try:
-        found = look_at_disk(str(tmp_path))
+        found = probe_disk(str(tmp_path))
         assert found.problem is not None and "No space left" in found.problem and found.file_system == "tmpfs"
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_limits_and_devices_of_this_machine_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = look_at_limits()
+    found = probe_limits()
     assert found.shared_memory_bytes >= found.shared_memory_free_bytes and found.open_files != 0
     broken = tmp_path / "nvidia-smi"
     broken.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    problem = look_at_devices(False).problem
+    problem = probe_devices(False).problem
     assert problem is not None and "version mismatch" in problem
 
 
 def test_mlflow_that_is_away_or_cannot_be_made_is_told(tmp_path: Path) -> None:
-    away = look_at_tracking(f"http://127.0.0.1:{free_port()}", "yolofleet").problem
+    away = probe_tracking(f"http://127.0.0.1:{free_port()}", "yolofleet").problem
     assert away is not None and "nothing answers" in away
     fresh = tmp_path / "_mlflow" / "mlflow.db"
-    assert look_at_tracking(f"sqlite:///{fresh}", "yolofleet").problem is None and not fresh.parent.exists()
+    assert probe_tracking(f"sqlite:///{fresh}", "yolofleet").problem is None and not fresh.parent.exists()
     (tmp_path / "file").write_text("")
-    closed = look_at_tracking(f"sqlite:///{tmp_path}/file/mlflow.db", "yolofleet").problem
+    closed = probe_tracking(f"sqlite:///{tmp_path}/file/mlflow.db", "yolofleet").problem
     assert closed is not None and "cannot be made" in closed
 
 
@@ -147,23 +146,23 @@ def test_mlflow_is_used_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.M
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     client = open_client(uri)
     experiment = client.create_experiment("mine")
-    found = look_at_tracking(uri, "mine")
+    found = probe_tracking(uri, "mine")
     assert found.problem is None and found.write_seconds is not None and found.artifact_seconds is None
     assert list(client.search_registered_models()) == [] and len(client.search_experiments()) == 2
     kept = tmp_path / "kept"
     kept.mkdir()
     client.create_experiment("ours", artifact_location=str(kept))
-    found = look_at_tracking(uri, "ours")
+    found = probe_tracking(uri, "ours")
     assert found.problem is None and found.artifact_seconds is not None
     assert list(kept.iterdir()) == [], "nothing is left"
     client.create_experiment("nowhere", artifact_location="s3://bucket/nowhere")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", os.environ["AWS_ENDPOINT_URL"])
-    lost = look_at_tracking(uri, "nowhere")
+    lost = probe_tracking(uri, "nowhere")
     assert lost.problem is not None and "no files at s3://bucket/nowhere" in lost.problem
-    assert judge_tracking(CLUSTER, lost, uri, TrackingSpec()).verdict == "fail"
+    assert check_tracking(lost, uri, TrackingSpec()).verdict == "fail"
     client.delete_experiment(experiment)
-    deleted = look_at_tracking(uri, "mine").problem
+    deleted = probe_tracking(uri, "mine").problem
     assert deleted is not None and "was deleted" in deleted
 
 
@@ -185,11 +184,11 @@ def test_a_dashboard_is_asked_with_a_token_and_without() -> None:
     server = HTTPServer(("127.0.0.1", 0), _Guarded)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = Address.parse(f"http://127.0.0.1:{server.server_port}")
-    assert [knock(address, token).kind for token in ("right", "wrong", None)] == ["in", "refused", "refused"]
-    assert knock(address, "moved").kind == "silent" and not _Guarded.followed, "no token is sent on"
+    assert [probe(address, token).outcome for token in ("right", "wrong", None)] == ["accepted", "refused", "refused"]
+    assert probe(address, "moved").outcome == "silent" and not _Guarded.followed, "no token is sent on"
     server.shutdown()
     server.server_close()
-    assert knock(address, "right").kind == "silent"
+    assert probe(address, "right").outcome == "silent"
 
 
 def test_who_speaks_anything_but_http_or_grpc_is_silent() -> None:
@@ -206,8 +205,8 @@ def test_who_speaks_anything_but_http_or_grpc_is_silent() -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         port = listener.getsockname()[1]
-        assert knock(Address.parse(f"http://127.0.0.1:{port}"), None).kind == "silent"
-        assert knock(Address.parse(f"127.0.0.1:{port}"), None).kind == "silent"
+        assert probe(Address.parse(f"http://127.0.0.1:{port}"), None).outcome == "silent"
+        assert probe(Address.parse(f"127.0.0.1:{port}"), None).outcome == "silent"
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -229,6 +228,6 @@ def test_two_processes_sum_or_say_that_one_is_missing(missing: int) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.manifest_rules import RuleBrokenError, Rules, pod_templates
 from yolofleet.cli.main import main
-from yolofleet.cluster.manifest import render as render_work
+from yolofleet.cluster.manifest import render_manifest
 from yolofleet.cluster.manifest_work import work_of_job
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
@@ -277,7 +277,7 @@ MUTATIONS: dict[str, Callable[[list[Document]], object]] = {
 def whole(rules: Rules) -> list[Document]:
     """A manifest that holds."""
     settings = KubernetesSpec.load(SETTINGS)
-    documents = render_work(work_of_job(JobSpec.load(JOB), settings), settings, ray_version="2.60.0")
+    documents = render_manifest(work_of_job(JobSpec.load(JOB), settings), settings, ray_version="2.60.0")
     rules.check(documents)
     return documents
 

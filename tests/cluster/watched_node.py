@@ -20,8 +20,8 @@ from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.supervision.heartbeats import Attendance, Member
-from yolofleet.training.supervision.nodes import alive_offers, draining_nodes, free_offers, growth_offers, num_places
+from yolofleet.training.supervision.heartbeats import HeartbeatBoard, WorkerStatus
+from yolofleet.training.supervision.nodes import alive_offers, draining_nodes, free_offers, growth_offers, num_slots
 from yolofleet.training.supervision.watches import GroupWatch
 
 JOB: dict[str, Any] = {
@@ -32,44 +32,42 @@ JOB: dict[str, Any] = {
 }
 
 
-def asked_of(attendance: Any, member: Member, folder: Path, patience_seconds: float = 60.0) -> str | None:
+def asked_of(board: Any, member: WorkerStatus, folder: Path, patience_seconds: float = 60.0) -> str | None:
     """Return what the watch asks of a group whose only worker that reports is ``member``."""
-    ray.get(attendance.begin.remote(member.group))
+    ray.get(board.begin.remote(member.group))
     end = time.monotonic() + patience_seconds
-    with GroupWatch(
-        JobSpec.parse(JOB, source="job"), RunDirectory(open_storage(folder)), attendance, lambda: None
-    ) as watch:
-        while watch.asked is None and time.monotonic() < end:
-            ray.get(attendance.report.remote(member))
+    with GroupWatch(JobSpec.parse(JOB, source="job"), RunDirectory(open_storage(folder)), board, lambda: None) as watch:
+        while watch.leave_reason is None and time.monotonic() < end:
+            ray.get(board.report.remote(member))
             time.sleep(0.2)
-    return watch.asked
+    return watch.leave_reason
 
 
 def main(out: Path) -> None:
     ray.init(address="local", num_cpus=3, include_dashboard=False, log_to_driver=False, labels={"pool": "a"})
     node = ray.get_runtime_context().get_node_id()
     found: dict[str, Any] = {
-        "places": num_places(ClusterSpec(labels={"pool": "a"}), alive_offers()),
-        "places_elsewhere": num_places(ClusterSpec(labels={"pool": "b"}), alive_offers()),
+        "places": num_slots(ClusterSpec(labels={"pool": "a"}), alive_offers()),
+        "places_elsewhere": num_slots(ClusterSpec(labels={"pool": "b"}), alive_offers()),
         "growth": len(growth_offers()),
     }
     group = ray.util.placement_group([{"CPU": 2}])
     ray.get(group.ready())
     end = time.monotonic() + 30
-    while num_places(ClusterSpec(), free_offers()) != 1 and time.monotonic() < end:
+    while num_slots(ClusterSpec(), free_offers()) != 1 and time.monotonic() < end:
         time.sleep(0.1)
-    found["free_beside_two"] = num_places(ClusterSpec(), free_offers())
-    attendance = ray.remote(num_cpus=0)(Attendance).remote()
-    member = Member(group="g", rank=0, num_workers=2, process=os.getpid(), node=node, host="h", step=5)
-    found["with_room"] = asked_of(attendance, member, out.parent)
+    found["free_beside_two"] = num_slots(ClusterSpec(), free_offers())
+    board = ray.remote(num_cpus=0)(HeartbeatBoard).remote()
+    member = WorkerStatus(group="g", rank=0, num_workers=2, process=os.getpid(), node=node, host="h", step=5)
+    found["with_room"] = asked_of(board, member, out.parent)
     gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
     reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
     gcs.drain_node(node, reason, "spot", int((time.time() + 600) * 1000))
     end = time.monotonic() + 30
     while not draining_nodes() and time.monotonic() < end:
         time.sleep(0.1)
-    found["places_while_draining"] = num_places(ClusterSpec(), alive_offers())
-    found["announced_to_go"] = asked_of(attendance, member, out.parent)
+    found["places_while_draining"] = num_slots(ClusterSpec(), alive_offers())
+    found["announced_to_go"] = asked_of(board, member, out.parent)
     ray.shutdown()
     out.write_text(json.dumps(found))
 

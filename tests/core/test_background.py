@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from yolofleet.core.background import BackgroundLoop, EndLoop
+from yolofleet.core.background import BackgroundLoop, EndLoop, within
 
 
 def test_a_loop_repeats_until_it_is_closed() -> None:
@@ -46,3 +46,16 @@ def test_the_first_call_can_come_at_once_and_closing_does_not_wait_for_the_pause
     assert called.wait(timeout=5)
     loop.close()
     assert not loop._thread.is_alive()
+
+
+def test_a_call_within_its_time_returns_or_raises_what_it_does() -> None:
+    assert within(30, lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        within(30, lambda: 1 / 0)
+
+
+def test_a_call_that_hangs_is_left_behind() -> None:
+    release = threading.Event()
+    with pytest.raises(TimeoutError):
+        within(0.05, lambda: release.wait(30))
+    release.set()

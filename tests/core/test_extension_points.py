@@ -49,6 +49,17 @@ def test_a_name_is_registered_once():
         point.register("square")(abs)
 
 
+def test_built_in_things_come_from_their_home_module_once_names_are_asked_for(tmp_path, monkeypatch):
+    (tmp_path / "home_of_shapes.py").write_text("import builtins\nbuiltins.HOST.register('square')('square')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    point = ExtensionPoint[object]("shape", home="home_of_shapes")
+    monkeypatch.setattr("builtins.HOST", point, raising=False)
+    assert "home_of_shapes" not in sys.modules
+    assert point.get("square") == "square"
+    point.register("circle")("circle")
+    assert (point.built_in(), point.names()) == (["square", "circle"], ["square", "circle"])
+
+
 PLUGIN = (
     "import builtins\nbuiltins.num_imports = getattr(builtins, 'num_imports', 0) + 1\nHOST.register('{0}')('{0}')\n"
 )

@@ -34,7 +34,7 @@ def test_many_boxes_are_measured_in_pieces_alike() -> None:
     assert whole.fit == pytest.approx(np.mean([part.fit for part in parts]))
 
 
-def test_fitted_anchors_find_the_clusters() -> None:
+def test_fit_anchors_find_the_clusters() -> None:
     generator = np.random.default_rng(1)
     centres = np.array([[6, 8], [20, 14], [30, 60], [90, 70], [150, 260], [400, 300]], dtype=float)
     sizes = np.concatenate([centre * generator.lognormal(0, 0.05, (300, 2)) for centre in centres])

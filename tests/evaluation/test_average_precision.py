@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from evaluation.judged import CATEGORY_IDS, pycocotools_judge, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
-from yolofleet.evaluation.precision_recall import _precision_at_recall
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.precision_recall import (
+    _precision_at_recall,
+    detection_boxes,
+    ground_truth_boxes,
+    precision_recall,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "average_precision.npz"
 
@@ -45,6 +51,61 @@ def test_precision_at_recall_has_the_published_area() -> None:
         hits = golden["tp"][rows]
         areas = [_precision_at_recall(hit, ~hit, num_objects)[0].mean() for hit in hits.T]
         np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
+
+
+def test_the_curves_are_the_arrays_of_pycocotools() -> None:
+    ground_truth, records = random_problem(12)
+    judge = pycocotools_judge(ground_truth, records).eval
+    image_ids = np.array(sorted(image["id"] for image in ground_truth["images"]))
+    category_ids = np.array(CATEGORY_IDS)
+    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
+    found, scores = detection_boxes(Detections.from_records(records), image_ids, category_ids)
+    curves = precision_recall(truth, found, scores, num_images=len(image_ids), num_classes=len(category_ids))
+    np.testing.assert_array_equal(curves.precision, judge["precision"][..., 2])
+    np.testing.assert_array_equal(curves.recall, judge["recall"])
+    np.testing.assert_array_equal(curves.scores, judge["scores"][0, :, :, 0, 2].T)
+
+
+def test_the_last_class_counts_like_the_others() -> None:
+    ground_truth, detections = random_problem(3)
+    ground_truth["categories"] = ground_truth["categories"][:-1]  # the last one never has an object
+    detections = [entry for entry in detections if entry["category_id"] != CATEGORY_IDS[-1]]
+    theirs = [float(value) for value in pycocotools_judge(ground_truth, detections).stats]
+    assert list(coco_average_precision(ground_truth, detections).figures.values()) == theirs
+
+
+@settings(max_examples=6)
+@given(seed=st.integers(0, 2**31))
+def test_classes_curves_and_counts_are_those_of_pycocotools_too(seed: int) -> None:
+    ground_truth, detections = random_problem(seed)
+    if not detections:
+        return
+    judge = pycocotools_judge(ground_truth, detections)
+    ours = coco_average_precision(ground_truth, detections)
+    annotations = ground_truth["annotations"]
+    crowds = [entry for entry in annotations if entry["iscrowd"]]
+    for position, entry in enumerate(ours.per_class):
+        precision = judge.eval["precision"][:, :, position, 0, 2]
+        recall = judge.eval["recall"][:, position, 0, 2]
+        scores = judge.eval["scores"][0, :, position, 0, 2]
+        label = CATEGORY_IDS[position]
+        assert (entry.category_id, entry.name) == (label, f"class {label}")
+        assert entry.num_objects == sum(x["category_id"] == label and not x["iscrowd"] for x in annotations)
+        assert entry.num_detections == sum(x["category_id"] == label for x in detections)
+        if (precision == -1).any():
+            assert (entry.ap50, entry.ap75, entry.ar_100, entry.best_f1) == (None, None, None, None)
+            assert ours.curves[label] == ()
+            continue
+        assert ours.curves[label] == tuple(precision[0])
+        assert (entry.ap50, entry.ap75, entry.ar_100) == (precision[0].mean(), precision[5].mean(), recall.mean())
+        levels = np.linspace(0, 1, 101)
+        f1 = [2 * p * r / (p + r) if p + r else 0.0 for p, r in zip(precision[0], levels, strict=True)]
+        assert entry.best_f1 == pytest.approx(max(f1))
+        assert entry.best_confidence == (scores[int(np.argmax(f1))] if max(f1) > 0 else None)
+    document = ours.as_json()
+    assert document["figures"] == ours.figures and len(document["per_class"]) == len(CATEGORY_IDS)
+    counts = {name: document[name] for name in ("num_images", "num_objects", "num_crowds", "num_detections")}
+    assert list(counts.values()) == [12, len(annotations) - len(crowds), len(crowds), len(detections)]
 
 
 def test_more_than_a_hundred_detections_an_image_are_cut_as_pycocotools_cuts() -> None:
@@ -111,6 +172,8 @@ def test_area_and_crowd_may_be_left_out() -> None:
     short = [{key: entry[key] for key in ("image_id", "category_id", "bbox")} for entry in ground_truth["annotations"]]
     result = coco_average_precision({**ground_truth, "annotations": short}, perfect(ground_truth))
     assert result.figures["AP"] == pytest.approx(1.0)
+    explicit = [{**entry, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0} for entry in short]
+    assert result == coco_average_precision({**ground_truth, "annotations": explicit}, perfect(ground_truth))
 
 
 def test_the_operating_point_is_where_f1_is_best() -> None:

@@ -103,6 +103,13 @@ def test_an_interval_is_that_of_the_percentiles_around_the_measured_difference()
     assert (entry.low, entry.high) == (pytest.approx(0.2 - 0.09), pytest.approx(0.2 + 0.09))
 
 
+def test_a_figure_needs_a_measurement_and_replicates_that_have_one() -> None:
+    spread, nothing, one, none = np.zeros((1, 5)), np.full((1, 5), np.nan), np.ones((1, 1)), np.full((1, 1), np.nan)
+    for exact, samples in ((one, nothing), (none, spread), (none, nothing)):
+        (entry,) = _differences(["AP"], [exact] * 2, [samples] * 2, 0.9)
+        assert (entry.first, entry.second, entry.difference, entry.low, entry.high) == (None,) * 5
+
+
 @pytest.mark.parametrize("confidence", [0.8, 0.95])
 def test_the_interval_of_a_mean_is_the_textbook_one(confidence: float) -> None:
     """With one object an image recall is a mean over images: its paired difference has a known standard error."""

@@ -14,7 +14,8 @@ from yolofleet.cli.main import main
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.card import make_card, put_card
-from yolofleet.export.exporter import Request, export_detector
+from yolofleet.export.exporter import export_detector
+from yolofleet.export.formats import Request
 from yolofleet.export.onnx_suppression import add_suppression
 from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import ExportError, InputShape, Thresholds
@@ -142,7 +143,7 @@ def triton_config(text: str) -> Any:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--format", "engine"), "onnx, torchscript"),
+        (("--format", "engine"), "onnx, safetensors, torchscript"),
         (("--image-size", "50"), "take 64"),
         (("--format", "torchscript", "--nms"), "--nms"),
         (("--int8", "nowhere"), "nowhere"),

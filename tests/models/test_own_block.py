@@ -10,6 +10,7 @@ import torch
 from yolofleet.models import build_model, deploy
 from yolofleet.models.blocks import register_block
 from yolofleet.models.graph import BlockBuilder, Feature
+from yolofleet.models.profile import profile
 from yolofleet.models.scaling import scaled
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.blocks import Row, Stack, Transition

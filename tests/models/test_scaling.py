@@ -102,6 +102,35 @@ def test_a_scaled_build_has_the_parameters_of_its_profile(name: str, factors: di
     assert shapes[: len(model.strides)] == [(1, 3, 128 // s, 128 // s, 12) for s in model.strides]
 
 
+@pytest.mark.parametrize("depth", [0.2, 0.33, 0.75, 1.25, 1.5, 2.0])
+def test_stacks_are_rounded_to_the_nearest_and_single_blocks_stay_single(depth: float) -> None:
+    """Residual stacks to the nearest count, those of ELAN blocks to the nearest even one; never to none."""
+    for name in ("yolov3", "yolor-csp", "yolov7-w6"):
+        table = zoo_table(name)
+        for before, after in zip(table.blocks, scaled(table, depth=depth, transition_width=1.0).blocks, strict=True):
+            stack = getattr(before, "stack", None)
+            if stack is None:
+                assert after == before
+            elif isinstance(before, ElanRow):
+                assert after.stack == max(2 * int(stack * depth / 2 + 0.5), 2)
+            else:
+                assert after.stack == (max(int(stack * depth + 0.5), 1) if stack > 1 else 1)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 3.0])
+def test_each_width_follows_its_own_factor(factor: float) -> None:
+    table = zoo_table("yolov7-w6")
+    wide, inside = scaled(table, transition_width=factor), scaled(table, hidden_width=factor)
+    for before, outer, inner in zip(table.blocks, wide.blocks, inside.blocks, strict=True):
+        if isinstance(before, ElanRow):
+            assert (outer.out, outer.hidden, outer.chain) == (before.out * factor, before.hidden, before.chain)
+            assert (inner.out, inner.hidden) == (before.out, before.hidden * factor)
+            assert inner.chain == (before.chain and before.chain * factor)
+    assert table.auxiliary is not None and wide.auxiliary is not None and inside.auxiliary is not None
+    assert wide.auxiliary.out == tuple(width * factor for width in table.auxiliary.out)
+    assert inside.auxiliary == table.auxiliary
+
+
 def test_deeper_and_wider_cost_more() -> None:
     costs = [profile(scaled(zoo_table("yolov7"), depth=depth)).gflops for depth in (0.5, 1.0, 1.5, 2.0)]
     assert costs == sorted(costs)
@@ -120,4 +149,5 @@ def test_impossible_factors_are_refused(factors: dict[str, float]) -> None:
 
 def test_a_factor_without_anything_to_act_on_is_refused() -> None:
     with pytest.raises(UserError, match="hidden_width has nothing to act on"):
-        scaled(zoo_table("yolov3"), hidden_width=0.5)
+        scaled(zoo_table("yolov3"), hidden_width=2.0)
+    assert scaled(zoo_table("yolov3"), hidden_width=1.0) is zoo_table("yolov3")

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -129,28 +130,23 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def registered_store(
     trained_package: Path, known_data: Path, empty_store: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A store with one judged version."""
+    """A store with one evaluated version."""
     folder = tmp_path_factory.mktemp("registered")
     shutil.copy(empty_store, folder / "mlflow.db")
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.registry.evaluation_record import judged_evidence, judged_package
+    from yolofleet.registry.evaluation_record import evaluate_package
     from yolofleet.registry.register import register_detector
 
-    judged = judged_package(trained_package, str(known_data), "cpu")
+    evidence = evaluate_package(trained_package, str(known_data), "cpu")
     manifest = ShardDataset(known_data).manifest.to_bytes()
-    evidence = {
-        **judged_evidence(judged),
-        "data": {part: hashlib.sha256(manifest).hexdigest() for part in ("train", "val")},
-        "data_url": {"train": str(known_data), "val": str(known_data)},
+    parts = ("train", "val")
+    facts = {
+        **evidence.facts,
+        "data": dict.fromkeys(parts, hashlib.sha256(manifest).hexdigest()),
+        "data_url": dict.fromkeys(parts, str(known_data)),
     }
-    register_detector(
-        trained_package,
-        "shapes",
-        f"sqlite:///{folder}/mlflow.db",
-        evidence=evidence,
-        judged=judged,
-        manifests={"train": manifest, "val": manifest},
-    )
+    evidence = replace(evidence, facts=facts, manifests=dict.fromkeys(parts, manifest))
+    register_detector(trained_package, "shapes", f"sqlite:///{folder}/mlflow.db", evidence)
     return folder
 
 

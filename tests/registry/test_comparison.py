@@ -19,8 +19,8 @@ from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.evaluation.image_matches import disagreements
 from yolofleet.models import build_model
 from yolofleet.registry import comparison
-from yolofleet.registry.comparison import compare, judged_on
-from yolofleet.registry.evaluation_record import JudgingSettings
+from yolofleet.registry.comparison import compare, evaluate_version
+from yolofleet.registry.evaluation_record import EvaluationSettings, Evidence
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.versions import find_version
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.system
 
 @pytest.fixture(scope="module")
 def store(registered_store: Path, trained_package: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Version 1 is judged; version 2, whose head is blank, is not."""
+    """Version 1 was evaluated; version 2, whose head is blank, was not."""
     folder = tmp_path_factory.mktemp("compared")
     shutil.copy(registered_store / "mlflow.db", folder / "mlflow.db")
     card = Detector.load(trained_package).card
@@ -38,22 +38,22 @@ def store(registered_store: Path, trained_package: Path, tmp_path_factory: pytes
         weights.data.zero_()
     save_detector(folder / "blank", blank, [(entry.id, entry.name) for entry in card.classes], card.image_size)
     uri = f"sqlite:///{folder}/mlflow.db"
-    register_detector(folder / "blank", "shapes", uri, evidence={})
+    register_detector(folder / "blank", "shapes", uri, Evidence())
     return uri
 
 
 def test_figures_are_those_of_the_versions(store: str, known_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = find_version(store, "shapes/1"), find_version(store, "shapes/2")
-    judged_now: list[Path] = []
-    judge = comparison.judge
+    evaluated: list[Path] = []
+    evaluate = comparison.evaluate_detector
 
     def counted(detector: Detector, *arguments: object, **options: object) -> object:
-        judged_now.append(Path())
-        return judge(detector, *arguments, **options)  # type: ignore[arg-type]
+        evaluated.append(Path())
+        return evaluate(detector, *arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(comparison, "judge", counted)
+    monkeypatch.setattr(comparison, "evaluate_detector", counted)
     found = compare(store, first, second, num_replicates=100)
-    assert len(judged_now) == 1  # the other one has a record
+    assert len(evaluated) == 1  # the other one has a record
     for entry in found.differences.figures:
         recorded = first.facts.get(f"figures.{entry.name}")
         assert entry.first == (pytest.approx(float(recorded), abs=1e-12) if recorded else None)
@@ -66,12 +66,12 @@ def test_figures_are_those_of_the_versions(store: str, known_data: Path, monkeyp
 
 def test_against_another_version_its_thresholds_count(store: str, known_data: Path) -> None:
     version, dataset = find_version(store, "shapes/1"), ShardDataset(known_data)
-    recorded = judged_on(store, version, dataset, "cpu").judgement
-    like = JudgingSettings(image_size=4096, confidence=0.5, max_detections=2)
-    found = judged_on(store, version, dataset, "cpu", like=like).judgement
+    recorded = evaluate_version(store, version, dataset, "cpu").record
+    other = EvaluationSettings(image_size=4096, confidence=0.5, max_detections=2)
+    found = evaluate_version(store, version, dataset, "cpu", thresholds_of=other).record
     assert found.settings == recorded.settings.model_copy(update={"confidence": 0.5, "max_detections": 2})
     assert found.figures["AP"] != recorded.figures["AP"]
-    again = judged_on(store, version, dataset, "cpu", like=recorded.settings).judgement
+    again = evaluate_version(store, version, dataset, "cpu", thresholds_of=recorded.settings).record
     assert again == recorded
 
 
@@ -85,11 +85,13 @@ def test_a_spoilt_record_is_not_believed(store: str, tmp_path: Path, monkeypatch
     monkeypatch.setattr("yolofleet.registry.version_files.artifact_location", lambda *_: str(own))
     path = own / "evaluation/detections.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    judged: list[object] = []
-    judge = comparison.judge
-    monkeypatch.setattr(comparison, "judge", lambda *given, **more: judged.append(given) or judge(*given, **more))
+    evaluated: list[object] = []
+    evaluate = comparison.evaluate_detector
+    monkeypatch.setattr(
+        comparison, "evaluate_detector", lambda *given, **more: evaluated.append(given) or evaluate(*given, **more)
+    )
     compare(store, version, version, num_replicates=100)
-    assert len(judged) == 2
+    assert len(evaluated) == 2
 
 
 def test_the_command_writes_a_page_with_images(

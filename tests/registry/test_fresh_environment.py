@@ -15,6 +15,7 @@ import pytest
 from yolofleet.evaluation.detector import Detector
 from yolofleet.export.exporter import add_network
 from yolofleet.export.runtime import load_detector
+from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.package import collect_content, write_version
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(2400)]
@@ -33,13 +34,13 @@ def test_it_predicts_with_only_its_listed_requirements(
 ) -> None:
     python = tmp_path / "environment" / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "environment")], check=True)
-    in_torch = write_version(collect_content(detector_package), tmp_path / "in_torch", evidence={})
+    in_torch = write_version(collect_content(detector_package), tmp_path / "in_torch", Evidence())
     _install(python, in_torch)
     assert _predicted(python, in_torch, images, tmp_path) == Detector.load(detector_package).predict(images)
 
     package = shutil.copytree(detector_package, tmp_path / "package")
     add_network(package)
-    in_onnx_runtime = write_version(collect_content(package), tmp_path / "in_onnx_runtime", evidence={})
+    in_onnx_runtime = write_version(collect_content(package), tmp_path / "in_onnx_runtime", Evidence())
     assert _added(in_onnx_runtime, in_torch) == ["onnxruntime"]
     _install(python, in_onnx_runtime)
     assert _predicted(python, in_onnx_runtime, images, tmp_path) == load_detector(package).predict(images)

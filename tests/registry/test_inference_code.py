@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.registry.inference_code import InferenceCodeError, collect_inference_code, pinned, renamed
+from yolofleet.registry.inference_code import (
+    InferenceCodeError,
+    collect_inference_code,
+    pin_requirements,
+    rewrite_imports,
+)
 from yolofleet.registry.package import SERVED_MODULE
 
 
@@ -19,7 +24,7 @@ def test_it_holds_what_inference_needs_and_nothing_else() -> None:
         *code.files
     }
     assert packages.isdisjoint({"training", "losses", "tracking", "cli", "search", "cluster", "storage.py"})
-    requirements = pinned(code.imports)
+    requirements = pin_requirements(code.imports)
     names = {requirement.partition("==")[0].lower() for requirement in requirements}
     assert {"torch", "safetensors", "mlflow", "numpy", "pillow", "simplejpeg"} <= names
     assert names.isdisjoint({"ray", "boto3", "webdataset", "pycocotools", "matplotlib"})
@@ -54,7 +59,7 @@ def test_every_import_form_is_renamed() -> None:
         "    from yolofleet import __version__\n"
         "    from  yolofleet.data.decode import (\n        decode_image,\n    )\n"
     )
-    assert renamed(source, "mine", "m") == (
+    assert rewrite_imports(source, "mine", "m") == (
         "from mine.models import deploy\n"
         "import torch, json\n"
         "text = 'from yolofleet.models import deploy'\n"
@@ -67,7 +72,7 @@ def test_every_import_form_is_renamed() -> None:
 @pytest.mark.parametrize("source", ["import yolofleet.models\n", "import yolofleet\n", "from . import deploy\n"])
 def test_forms_that_cannot_be_renamed_are_refused(source: str) -> None:
     with pytest.raises(InferenceCodeError, match="write"):
-        renamed(source, "mine", "m")
+        rewrite_imports(source, "mine", "m")
 
 
 def test_a_module_that_does_not_exist() -> None:

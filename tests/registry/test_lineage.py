@@ -10,7 +10,8 @@ import pytest
 
 from yolofleet.cli.main import main
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.registry.lineage import find_lineage, uses_of
+from yolofleet.registry.evaluation_record import Evidence
+from yolofleet.registry.lineage import find_lineage, find_uses
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.versions import RegistryError, find_version
 
@@ -37,7 +38,7 @@ def test_fine_tuned_versions_lead_to_all_their_parents(
     store: str, detector_package: Path, own_package: Path, trained_package: Path
 ) -> None:
     def tuned(folder: Path, parent: str) -> None:
-        register_detector(folder, "tuned", store, evidence={"initial_weights": {"parent": parent}})
+        register_detector(folder, "tuned", store, Evidence({"initial_weights": {"parent": parent}}))
 
     tuned(detector_package, "models:/shapes/1")
     tuned(trained_package, "models:/tuned/1")
@@ -50,16 +51,16 @@ def test_fine_tuned_versions_lead_to_all_their_parents(
 
 def test_data_leads_to_the_versions_that_used_it(store: str, known_data: Path, detector_package: Path) -> None:
     manifest = ShardDataset(known_data).manifest
-    register_detector(detector_package, "other", store, evidence={"data": {"val": manifest.digest, "train": "0" * 64}})
+    register_detector(detector_package, "other", store, Evidence({"data": {"val": manifest.digest, "train": "0" * 64}}))
     for digest in (manifest.digest, manifest.digest[:8], manifest.shards[0].sha256):
-        uses = {use.version.uri: use.parts for use in uses_of(store, digest)}
+        uses = {use.version.uri: use.parts for use in find_uses(store, digest)}
         assert uses == {"models:/other/1": ("val",), "models:/shapes/1": ("train", "val")}
-    assert [use.version.name for use in uses_of(store, "0" * 64)] == ["other"]
-    assert uses_of(store, "1" * 64) == []
-    assert uses_of(store, manifest.digest, "other")[0].parts == ("val",)
+    assert [use.version.name for use in find_uses(store, "0" * 64)] == ["other"]
+    assert find_uses(store, "1" * 64) == []
+    assert find_uses(store, manifest.digest, "other")[0].parts == ("val",)
     for wrong in ("abc", "xyzxyzxyz", "A" * 64, ""):
-        with pytest.raises(RegistryError, match="no digest"):
-            uses_of(store, wrong)
+        with pytest.raises(RegistryError, match="not a digest"):
+            find_uses(store, wrong)
 
 
 def test_the_commands(store: str, known_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +73,7 @@ def test_the_commands(store: str, known_data: Path, capsys: pytest.CaptureFixtur
     assert lineage["data"][0]["shards"] == {shard.name: shard.sha256 for shard in manifest.shards}
     arguments = ["registry", "list", "--tracking-uri", store, "--data"]
     assert main([*arguments, manifest.digest[:10]]) == 0
-    assert capsys.readouterr().out.rstrip().endswith("trained on it and judged on it")
+    assert capsys.readouterr().out.rstrip().endswith("trained on it and evaluated on it")
     assert main([*arguments, "f" * 64]) == 0
     assert "no version used data" in capsys.readouterr().err
     assert main([*arguments, "nothing"]) == 2

@@ -16,8 +16,9 @@ from PIL import Image
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.images import ImageReadError
+from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.package import DETECTOR_FOLDER, PackageError, collect_content, write_version
-from yolofleet.registry.served_detector import SERVING_VARIABLE, content_only, listed
+from yolofleet.registry.served_detector import SERVING_VARIABLE, decode_content, list_images
 
 pytestmark = pytest.mark.system
 
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.system
 @pytest.fixture(scope="module")
 def version_folder(detector_package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("version") / "model"
-    return write_version(collect_content(detector_package), folder, evidence={"figures": {"AP": 0.5}})
+    return write_version(collect_content(detector_package), folder, Evidence({"figures": {"AP": 0.5}}))
 
 
 def png(image: Any) -> bytes:
@@ -124,7 +125,7 @@ def test_a_pickle_under_another_name_is_refused(own_package: Path) -> None:
 
 def test_onnxruntime_is_required_where_it_predicts(version_folder: Path, onnx_package: Path, tmp_path: Path) -> None:
     assert "onnxruntime" not in (version_folder / "requirements.txt").read_text()
-    version = write_version(collect_content(onnx_package), tmp_path / "version", evidence={})
+    version = write_version(collect_content(onnx_package), tmp_path / "version", Evidence())
     assert "onnxruntime==" in (version / "requirements.txt").read_text()
 
 
@@ -153,11 +154,11 @@ def test_over_http_no_text_is_a_path(
         assert "whole" not in refusal.value.serialize_as_json()
         assert refusal.value.get_http_status_code() == 400
     with pytest.raises(ImageReadError, match="data URL"):
-        content_only("data:text/plain,aGVsbG8=")
+        decode_content("data:text/plain,aGVsbG8=")
 
 
 def test_a_table_with_two_columns_is_refused() -> None:
     import pandas as pd
 
     with pytest.raises(ImageReadError, match="2"):
-        listed(pd.DataFrame({"a": [1], "b": [2]}))
+        list_images(pd.DataFrame({"a": [1], "b": [2]}))

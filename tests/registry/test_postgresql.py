@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -20,13 +21,13 @@ from moto.server import ThreadedMotoServer
 
 from registry.servers import free_port, mlflow_server
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.registry.alias_history import reigns
-from yolofleet.registry.evaluation_record import judged_evidence, judged_package
-from yolofleet.registry.lineage import find_lineage, uses_of
-from yolofleet.registry.promotion import examine, promote, roll_back
+from yolofleet.registry.alias_history import alias_changes
+from yolofleet.registry.evaluation_record import Evidence, evaluate_package
+from yolofleet.registry.lineage import find_lineage, find_uses
+from yolofleet.registry.promotion import check_gates, promote, roll_back
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import verify
-from yolofleet.registry.versions import ModelTags, find_version, list_versions, set_alias
+from yolofleet.registry.versions import ModelTags, list_versions
 from yolofleet.specs.promotion import PromotionPolicy
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
@@ -108,33 +109,33 @@ def server(postgresql: str, s3: str, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_from_registration_to_rollback(server: str, trained_package: Path, own_package: Path, known_data: Path) -> None:
-    judged = judged_package(trained_package, str(known_data), "cpu")
+    evidence = evaluate_package(trained_package, str(known_data), "cpu")
     manifest = ShardDataset(known_data).manifest
     stored = manifest.to_bytes()
-    evidence = {**judged_evidence(judged), "data": dict.fromkeys(("train", "val"), hashlib.sha256(stored).hexdigest())}
+    facts = {**evidence.facts, "data": dict.fromkeys(("train", "val"), hashlib.sha256(stored).hexdigest())}
     manifests = {"train": stored, "val": stored}
-    first = register_detector(trained_package, "shapes", server, evidence=evidence, judged=judged, manifests=manifests)
+    evidence = replace(evidence, facts=facts, manifests=manifests)
+    first = register_detector(trained_package, "shapes", server, evidence)
     found = verify(server, first)
-    assert not found.named("failed"), found.document()
-    assert {claim.name for claim in found.named("not possible")} == {"data, train"}  # where it lay is not recorded
+    assert not found.with_outcome("failed"), found.document()
+    assert {claim.name for claim in found.with_outcome("not possible")} == {"data, train"}  # its URL is not recorded
     lineage = find_lineage(server, first)
     assert lineage.data[0].shards == tuple((shard.name, shard.sha256) for shard in manifest.shards)
-    assert [use.version.number for use in uses_of(server, manifest.shards[0].sha256)] == [1]
+    assert [use.version.number for use in find_uses(server, manifest.shards[0].sha256)] == [1]
 
     policy = PromotionPolicy.parse({"proof": {"may_be_impossible": ["data, train"]}}, source="policy")
-    examined = examine(server, "shapes", 1, "champion", policy)
-    assert examined.passed, examined.document()
-    promote(server, examined, "the first")
-    second = register_detector(own_package, "shapes", server, evidence={})
+    report = check_gates(server, "shapes", 1, "champion", policy)
+    assert report.passed, report.document()
+    promote(server, report, "the first")
+    second = register_detector(own_package, "shapes", server, Evidence())
     assert find_lineage(server, second).data == ()
-    refused = examine(server, "shapes", 2, "champion", policy)
+    refused = check_gates(server, "shapes", 2, "champion", policy)
     assert not refused.passed
     promote(server, refused, "for the test", forced=True)
     assert roll_back(server, "shapes", "champion", "and back").version == 1
     tags, aliases = ModelTags(server, "shapes").read()
     assert aliases == {"candidate": second.number, "champion": 1, "champion-previous": 2}
-    assert [(reign.version, reign.action, reign.forced) for reign in reigns(tags, aliases, "champion")] == [
+    assert [(change.version, change.action, change.forced) for change in alias_changes(tags, aliases, "champion")] == [
         (1, "promote", False), (2, "promote", True), (1, "rollback", False),
     ]  # fmt: skip
-    set_alias(server, find_version(server, "shapes/2"), "candidate")
     assert len(list_versions(server)) == 2

@@ -17,7 +17,7 @@ from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model
 from yolofleet.registry.claims import Claim
-from yolofleet.registry.evaluation_record import JudgedClass, Judgement, JudgingSettings
+from yolofleet.registry.evaluation_record import ClassRecord, EvaluationRecord, EvaluationSettings
 from yolofleet.registry.promotion import champion_gate, class_gate, latency_gate, lineage_gate, proof_gate
 from yolofleet.registry.proof import Latency
 from yolofleet.registry.verify import Verification
@@ -75,20 +75,20 @@ def test_the_interval_decides_about_the_drop(low: float, high: float, largest_dr
 
 
 def test_classes_have_floors_of_their_own() -> None:
-    judgement = Judgement(
-        data="d", manifest_sha256="0" * 64, settings=JudgingSettings(image_size=64), device="cpu", num_images=3,
+    record = EvaluationRecord(
+        data="d", manifest_sha256="0" * 64, settings=EvaluationSettings(image_size=64), device="cpu", num_images=3,
         figures={"AP": 0.5},
         classes=(
-            JudgedClass(id=1, name="cat", num_objects=3, ap=0.4),
-            JudgedClass(id=2, name="dog", num_objects=3, ap=0.2),
-            JudgedClass(id=3, name="elk", num_objects=0),
+            ClassRecord(id=1, name="cat", num_objects=3, ap=0.4),
+            ClassRecord(id=2, name="dog", num_objects=3, ap=0.2),
+            ClassRecord(id=3, name="elk", num_objects=0),
         ),
     )  # fmt: skip
-    assert class_gate(ClassFloors(every=0.2), judgement).passed
-    assert class_gate(ClassFloors(every=0.3, classes={"dog": 0.1}), judgement).passed
-    assert "dog has AP 0.2000" in class_gate(ClassFloors(every=0.3), judgement).detail
-    assert "elk has no object" in class_gate(ClassFloors(classes={"elk": 0.1}), judgement).detail
-    assert "no class 'cow'" in class_gate(ClassFloors(classes={"cow": 0.1}), judgement).detail
+    assert class_gate(ClassFloors(every=0.2), record).passed
+    assert class_gate(ClassFloors(every=0.3, classes={"dog": 0.1}), record).passed
+    assert "dog has AP 0.2000" in class_gate(ClassFloors(every=0.3), record).detail
+    assert "elk has no object" in class_gate(ClassFloors(classes={"elk": 0.1}), record).detail
+    assert "no class 'cow'" in class_gate(ClassFloors(classes={"cow": 0.1}), record).detail
     assert not class_gate(ClassFloors(every=0.1), None).passed
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from registry.servers import free_port, mlflow_server
-from yolofleet.registry.alias_history import move_alias, previous_alias, reigns, rollback_target
-from yolofleet.registry.promotion_lock import read_intents
+from yolofleet.registry.alias_history import alias_changes, move_alias, previous_alias, rollback_target
+from yolofleet.registry.promotion_lock import read_requests
 from yolofleet.registry.versions import ModelTags
 from yolofleet.tracking.mlflow_store import open_client
 
@@ -78,11 +78,11 @@ def race(uri: str, name: str, num_processes: int, num_rounds: int) -> None:
             winners.append(won[0])
             expected = won[0]
     tags, aliases = store.read()
-    history = reigns(tags, aliases, ALIAS)
-    assert [reign.sequence for reign in history] == list(range(1, num_rounds + 1))
-    assert [reign.version for reign in history] == winners and aliases[ALIAS] == winners[-1]
-    assert [reign.previous for reign in history] == [None, *winners[:-1]]
-    assert read_intents(tags, ALIAS) == []
+    history = alias_changes(tags, aliases, ALIAS)
+    assert [change.sequence for change in history] == list(range(1, num_rounds + 1))
+    assert [change.version for change in history] == winners and aliases[ALIAS] == winners[-1]
+    assert [change.previous for change in history] == [None, *winners[:-1]]
+    assert read_requests(tags, ALIAS) == []
 
 
 @pytest.mark.slow
@@ -107,11 +107,11 @@ def test_killed_before_a_write_the_next_promotion_puts_it_right(server: str, num
     tags, aliases = store.read()
     committed = num_writes > 3
     assert aliases[ALIAS] == (2 if committed else 1)
-    assert reigns(tags, aliases, ALIAS)[-1].version == aliases[ALIAS]
+    assert alias_changes(tags, aliases, ALIAS)[-1].version == aliases[ALIAS]
     if committed:
         assert rollback_target(tags, aliases, ALIAS) == 1
     move_alias(store, ALIAS, 3, expected=aliases[ALIAS], action="promote", reason="next")
     tags, after = store.read()
-    assert [reign.version for reign in reigns(tags, after, ALIAS)] == ([1, 2, 3] if committed else [1, 3])
+    assert [change.version for change in alias_changes(tags, after, ALIAS)] == ([1, 2, 3] if committed else [1, 3])
     assert after == {ALIAS: 3, previous_alias(ALIAS): aliases[ALIAS]}
-    assert read_intents(tags, ALIAS) == []
+    assert read_requests(tags, ALIAS) == []

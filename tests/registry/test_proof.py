@@ -19,8 +19,8 @@ from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import INPUT_NAME
 from yolofleet.models import build_model
-from yolofleet.registry.evaluation_record import read_detections, write_detections
-from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.evaluation_record import Evidence, read_detections, write_detections
+from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import Verification, verify
 from yolofleet.registry.version_files import artifact_location, local_folder
@@ -48,14 +48,14 @@ def outcomes(found: Verification) -> dict[str, str]:
 
 
 def details(found: Verification, outcome: str) -> str:
-    return "\n".join(f"{claim.name}: {claim.detail}" for claim in found.named(outcome))
+    return "\n".join(f"{claim.name}: {claim.detail}" for claim in found.with_outcome(outcome))
 
 
 def flip_last_letter(path: Path, near: bytes) -> None:
     """Change one byte of a file, inside a text that it holds."""
     data = bytearray(path.read_bytes())
-    place = data.index(near) + len(near) - 1
-    data[place] ^= 1
+    position = data.index(near) + len(near) - 1
+    data[position] ^= 1
     path.write_bytes(data)
 
 
@@ -68,7 +68,7 @@ def test_every_claim_of_an_untouched_version_passes(registered: tuple[str, Versi
         "code version", "package versions", "tags",
     }  # fmt: skip
     assert outcomes(found)["latency"] == "note" and found.latency is not None
-    assert found.judged is not None and (found.judged.judgement.figures["AP"] or 0) > 0.2
+    assert found.evaluation is not None and (found.evaluation.record.figures["AP"] or 0) > 0.2
 
 
 def test_one_changed_byte_is_named(registered: tuple[str, Version, Path]) -> None:
@@ -89,7 +89,7 @@ def test_one_changed_byte_is_named(registered: tuple[str, Version, Path]) -> Non
         flip_last_letter(path, near)
         found = verify(uri, version)
         assert found.verdict == "failed"
-        failed = [entry for entry in found.named("failed") if entry.name == claim]
+        failed = [entry for entry in found.with_outcome("failed") if entry.name == claim]
         assert failed and path.relative_to(files).as_posix() in failed[0].detail, (claim, details(found, "failed"))
         shutil.copy(kept / path.relative_to(files), path)
     assert verify(uri, version).verdict == "passed"
@@ -128,7 +128,7 @@ def test_weights_and_all_digests_replaced_together_do_not_have_the_ap(registered
     classes = [(entry.id, entry.name) for entry in card.classes]
     save_detector(package, other, classes, card.image_size, confidence=card.confidence, max_detections=20)
     rewritten(files, uri, with_tag=False)
-    assert {claim.name for claim in verify(uri, version).named("failed")} == {
+    assert {claim.name for claim in verify(uri, version).with_outcome("failed")} == {
         "proof", "training form", "AP", "recorded detections",
     }  # fmt: skip
     (package / "training.safetensors").unlink()
@@ -138,17 +138,17 @@ def test_weights_and_all_digests_replaced_together_do_not_have_the_ap(registered
     (files / PROOF_NAME).write_text(json.dumps(proof))
     rewritten(files, uri, with_tag=True)
     found = verify(uri, find_version(uri, "shapes/1"))
-    assert {claim.name for claim in found.named("failed")} == {"AP", "recorded detections"}
+    assert {claim.name for claim in found.with_outcome("failed")} == {"AP", "recorded detections"}
     assert "recorded is" in details(found, "failed")
     pinned = verify(uri, find_version(uri, "shapes/1"), expected_proof_sha256=version.proof_sha256)
-    assert "you expect" in next(claim.detail for claim in pinned.named("failed") if claim.name == "proof")
+    assert "you expect" in next(claim.detail for claim in pinned.with_outcome("failed") if claim.name == "proof")
 
 
 def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
     onnx_package: Path, tracking_uri: str, tmp_path: Path
 ) -> None:
     package = Path(shutil.copytree(onnx_package, tmp_path / "package"))
-    version = register_detector(package, "shapes", tracking_uri, evidence={})
+    version = register_detector(package, "shapes", tracking_uri, Evidence())
     passed = outcomes(verify(tracking_uri, version))
     assert passed["ONNX"] == passed["ONNX Runtime, model.onnx"] == "passed"
     files = local_folder(artifact_location(tracking_uri, version))
@@ -161,12 +161,12 @@ def test_onnx_is_run_beside_torch_and_a_changed_byte_is_named(
     (package / "model.onnx").write_bytes(data[: len(data) // 2])
     (package / "notes.json").write_text("{}")
     with pytest.raises(UserError, match=r"model\.onnx"):
-        register_detector(package, "shapes", tracking_uri, evidence={})
+        register_detector(package, "shapes", tracking_uri, Evidence())
 
 
 def test_an_onnx_file_that_cannot_be_run_is_named(onnx_package: Path, tracking_uri: str) -> None:
     onnx = pytest.importorskip("onnx")
-    version = register_detector(onnx_package, "shapes", tracking_uri, evidence={})
+    version = register_detector(onnx_package, "shapes", tracking_uri, Evidence())
     files = local_folder(artifact_location(tracking_uri, version))
     assert files is not None
     path = files / "data/detector/model.onnx"
@@ -176,11 +176,11 @@ def test_an_onnx_file_that_cannot_be_run_is_named(onnx_package: Path, tracking_u
         node.input[:] = ["pictures" if used == INPUT_NAME else used for used in node.input]
     onnx.save(model, path)
     found = verify(tracking_uri, version)
-    assert {claim.name for claim in found.named("failed")} == {"ONNX", "ONNX Runtime, model.onnx"}
+    assert {claim.name for claim in found.with_outcome("failed")} == {"ONNX", "ONNX Runtime, model.onnx"}
     assert "cannot be run" in details(found, "failed")
 
 
-def test_the_weights_are_judged_even_if_an_onnx_file_of_good_figures_lies_beside_them(
+def test_the_weights_are_evaluated_even_if_an_onnx_file_of_good_figures_lies_beside_them(
     registered: tuple[str, Version, Path], onnx_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from yolofleet.export import runtime
@@ -200,7 +200,7 @@ def test_the_weights_are_judged_even_if_an_onnx_file_of_good_figures_lies_beside
     rewritten(files, uri, with_tag=True)
     found = verify(uri, find_version(uri, "shapes/1"))
     assert outcomes(found)["AP"] == "failed"
-    assert "AP, model.onnx" in outcomes(found)  # judged as well, by itself
+    assert "AP, model.onnx" in outcomes(found)  # evaluated as well, by itself
 
 
 def test_what_cannot_be_redone_is_said_and_is_not_passed(
@@ -227,16 +227,16 @@ def test_data_that_is_not_all_there_has_not_passed(
     shard = next((copy / "shards").glob("*.tar"))
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
-    for spoil, told in (
+    for spoil, message in (
         (lambda: shard.write_bytes(content), "has sha256"),
         (lambda: shard.write_bytes(content[:-512]), "bytes, not"),
         (shard.unlink, "is missing"),
     ):
         spoil()
         found = verify(uri, version, data=str(copy))
-        assert outcomes(found)["data, val"] == outcomes(found)["AP"] == "not possible", told
-        assert told in details(found, "not possible") and shard.name in details(found, "not possible")
-        assert not found.named("failed")
+        assert outcomes(found)["data, val"] == outcomes(found)["AP"] == "not possible", message
+        assert message in details(found, "not possible") and shard.name in details(found, "not possible")
+        assert not found.with_outcome("failed")
 
 
 def test_replaced_inference_code_is_found_though_all_digests_were_replaced_with_it(
@@ -254,7 +254,7 @@ def test_replaced_inference_code_is_found_though_all_digests_were_replaced_with_
     description.write_text(description.read_text().replace(".registry.served_detector", ".evil"))
     rewritten(files, uri, with_tag=True)
     found = verify(uri, find_version(uri, "shapes/1"))
-    assert {claim.name for claim in found.named("failed")} == {"code version"}
+    assert {claim.name for claim in found.with_outcome("failed")} == {"code version"}
     assert ".evil to load the model" in details(found, "failed")
 
 
@@ -269,7 +269,7 @@ def test_figures_and_origins_that_mlflow_shows_are_those_of_the_evidence(
     client.set_model_version_tag("shapes", "1", "yolofleet.figures.AP", "0.99")
     client.set_model_version_tag("shapes", "1", "yolofleet.initial_weights.parent", "models:/best/1")
     found = verify(uri, find_version(uri, "shapes/1"))
-    assert {claim.name for claim in found.named("failed")} == {"tags"}
+    assert {claim.name for claim in found.with_outcome("failed")} == {"tags"}
     assert "figures.AP is 0.99, recorded is" in details(found, "failed")
     assert "initial_weights.parent is models:/best/1, recorded is missing" in details(found, "failed")
 
@@ -318,13 +318,19 @@ def test_detections_travel_number_by_number(tmp_path: Path) -> None:
         assert (getattr(read, name) == getattr(detections, name)).all(), name
 
 
-def test_a_package_registered_with_data_is_judged(
+def test_a_package_registered_with_data_is_evaluated(
     trained_package: Path, known_data: Path, tracking_uri: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["registry", "register", str(trained_package), "--name", "shapes", "--tracking-uri", tracking_uri]
     assert main([*arguments, "--json"]) == 0
     bare: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert main([*arguments, "--json", "--data", str(known_data), "--device", "cpu"]) == 0
-    judged: dict[str, Any] = json.loads(capsys.readouterr().out)
-    assert (bare["version"], judged["version"]) == (1, 2) and float(judged["facts"]["figures.AP"]) > 0.2
+    evaluated: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert (bare["version"], evaluated["version"]) == (1, 2) and float(evaluated["facts"]["figures.AP"]) > 0.2
     assert verify(tracking_uri, find_version(tracking_uri, "shapes/1")).verdict == "incomplete"
+
+
+def test_a_proof_keeps_the_keys_of_older_versions(registered: tuple[str, Version, Path]) -> None:
+    document = json.loads((registered[2] / PROOF_NAME).read_text())
+    assert document["judgement"]["figures"]["AP"] > 0.2 and "evaluation" not in document
+    assert Proof.parse(document, source=PROOF_NAME).model_dump(mode="json", by_alias=True) == document

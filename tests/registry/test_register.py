@@ -15,15 +15,17 @@ import pytest
 from yolofleet.cli.registry import app
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
+from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.register import register_detector, register_run
 from yolofleet.registry.version_files import detector_folder
 from yolofleet.registry.versions import (
+    ModelTags,
     RegistryError,
+    check_alias,
     check_name,
     find_version,
     list_versions,
     parse_reference,
-    set_alias,
 )
 from yolofleet.storage import open_storage
 from yolofleet.tracking.mlflow_store import TrackingError, open_client
@@ -54,7 +56,7 @@ json.dump(model.predict([numpy.load(path) for path in sys.argv[2:]]), sys.stdout
 def test_a_version_predicts_in_an_empty_folder_without_yolofleet(
     detector_package: Path, tracking_uri: str, images: list[Any], tmp_path: Path
 ) -> None:
-    register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+    register_detector(detector_package, "shapes", tracking_uri, Evidence(EVIDENCE))
     paths = [tmp_path / f"{index}.npy" for index in range(len(images))]
     for path, image in zip(paths, images, strict=True):
         np.save(path, image)
@@ -68,13 +70,13 @@ def test_a_version_predicts_in_an_empty_folder_without_yolofleet(
 
 
 def test_the_same_detector_is_registered_once(detector_package: Path, own_package: Path, tracking_uri: str) -> None:
-    first = register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+    first = register_detector(detector_package, "shapes", tracking_uri, Evidence(EVIDENCE))
     assert (first.number, first.aliases, first.run_id) == (1, ("candidate",), None)
     assert first.facts == {"data.train": "sha256:ab", "figures.AP": "0.5", "figures.AP50": "0.75"}
-    assert register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE) == first
+    assert register_detector(detector_package, "shapes", tracking_uri, Evidence(EVIDENCE)) == first
     card = own_package / "detector.json"
     card.write_text(card.read_text().replace('"circle"', '"circlet"'))
-    second = register_detector(own_package, "shapes", tracking_uri, evidence={})
+    second = register_detector(own_package, "shapes", tracking_uri, Evidence())
     assert (second.number, second.aliases) == (2, ("candidate",))
     assert find_version(tracking_uri, "shapes/1").aliases == ()
     assert [version.number for version in list_versions(tracking_uri)] == [2, 1]
@@ -90,13 +92,13 @@ def test_a_registration_that_was_cut_off_is_finished(
             mlflow.MlflowClient, "set_registered_model_alias", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
         )
         with pytest.raises(KeyboardInterrupt):
-            register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
-    again = register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+            register_detector(detector_package, "shapes", tracking_uri, Evidence(EVIDENCE))
+    again = register_detector(detector_package, "shapes", tracking_uri, Evidence(EVIDENCE))
     assert (again.number, again.aliases) == (1, ("candidate",))
 
 
 def test_every_reference_finds_its_version(detector_package: Path, tracking_uri: str) -> None:
-    register_detector(detector_package, "shapes", tracking_uri, evidence=EVIDENCE)
+    register_detector(detector_package, "shapes", tracking_uri, Evidence(EVIDENCE))
     for reference in (
         "models:/shapes@candidate",
         "models:/shapes/1",
@@ -115,28 +117,20 @@ def test_every_reference_finds_its_version(detector_package: Path, tracking_uri:
             detector_folder(reference, tracking_uri)
 
 
-def test_references_and_names() -> None:
+def test_references_names_and_aliases() -> None:
     assert parse_reference("models:/a b@champion") == ("a b", "champion", None)
     assert parse_reference("models:/a/12") == ("a", None, 12)
     for wrong in ("models:/", "models:/a/b/c", "models:/a@b@c", "a/x", ""):
         with pytest.raises(RegistryError, match="NAME@ALIAS"):
             parse_reference(wrong)
+    check_alias("champion-2")
+    for wrong in ("v1", "latest", "a b", "", "1"):
+        with pytest.raises(RegistryError, match="alias"):
+            check_alias(wrong)
     check_name("yolov7 coco.v2")
     for wrong in ("", " a", "a/b", "a:b", "it's", "a" * 201, "a\n"):
         with pytest.raises(RegistryError, match="cannot name"):
             check_name(wrong)
-
-
-def test_an_alias_moves_and_tells_where_it_was(detector_package: Path, own_package: Path, tracking_uri: str) -> None:
-    first = register_detector(detector_package, "shapes", tracking_uri, evidence={})
-    (own_package / "notes.json").write_text("{}")
-    second = register_detector(own_package, "shapes", tracking_uri, evidence={})
-    assert set_alias(tracking_uri, first, "champion") is None
-    before = set_alias(tracking_uri, second, "champion")
-    assert before is not None and before.number == 1
-    for wrong in ("v1", "latest", "a b", "", "1"):
-        with pytest.raises(RegistryError, match="alias"):
-            set_alias(tracking_uri, first, wrong)
 
 
 def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri: str, tmp_path: Path) -> None:
@@ -175,7 +169,7 @@ def test_the_commands(detector_package: Path, tracking_uri: str, capsys: pytest.
 
     registered = json.loads(run("register", str(detector_package), "--name", "shapes", "--json"))
     assert registered["uri"] == "models:/shapes/1" and registered["aliases"] == ["candidate"]
-    set_alias(tracking_uri, find_version(tracking_uri, "shapes/1"), "champion")
+    ModelTags(tracking_uri, "shapes").set_alias("champion", 1)
     assert run("list") == "models:/shapes/1  @candidate @champion\n"
     shown = json.loads(run("show", "shapes@champion", "--json"))
     assert shown.pop("lineage")["run_id"] is None

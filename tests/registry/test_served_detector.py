@@ -26,7 +26,7 @@ from yolofleet.registry.served_detector import (
     RefusedRequest,
     ServedDetector,
     fetch_image,
-    named_hosts,
+    parse_hosts,
 )
 
 
@@ -72,17 +72,17 @@ def served(detector_package: Path, monkeypatch: pytest.MonkeyPatch) -> ServedDet
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_image_is_told_in_its_place(name: str, served: ServedDetector, images: list[Any]) -> None:
-    bad, told = BAD[name]
+def test_a_bad_image_has_an_error_at_its_position(name: str, served: ServedDetector, images: list[Any]) -> None:
+    bad, message = BAD[name]
     good = [text_of(png(image)) for image in images]
     expected = served.predict(good)
     assert all(expected)
     found = served.predict([good[0], bad, good[1], good[2], bad])
     assert [found[0], *found[2:4]] == expected
-    for place in (1, 4):
-        assert [*found[place][0]] == ["error"] and told in found[place][0]["error"], found[place]
-        assert len(found[place][0]["error"]) < 400
-    with pytest.raises(RefusedRequest, match=told):
+    for position in (1, 4):
+        assert [*found[position][0]] == ["error"] and message in found[position][0]["error"], found[position]
+        assert len(found[position][0]["error"]) < 400
+    with pytest.raises(RefusedRequest, match=message):
         served.predict([bad])
     assert served.predict(good) == expected, "alive after it"
 
@@ -170,25 +170,25 @@ def test_an_image_by_url_from_a_named_host(
 ) -> None:
     monkeypatch.setenv(SERVING_VARIABLE, "true")
     detector = Detector.load(detector_package)
-    served = ServedDetector(detector, named_hosts(f" {host}, other.example "))
+    served = ServedDetector(detector, parse_hosts(f" {host}, other.example "))
     assert served.predict([f"http://{host}/a.png"]) == detector.predict(images[:1])
     with pytest.raises(RefusedRequest, match="switched off"):
         ServedDetector(detector).predict([f"http://{host}/a.png"])
 
 
 @pytest.mark.parametrize(
-    ("url", "told"),
+    ("url", "message"),
     [
         ("http://{host}/moved.png", "answers 302"),
         ("http://{host}/missing.png", "answers 404"),
         ("http://{host}/endless.png", "larger than"),
         ("http://localhost/a.png", "only"),
-        ("http://{host}.evil.example/a.png", "no URL"),
+        ("http://{host}.evil.example/a.png", "not a URL"),
         ("http://user@{host}/a.png", "only"),
         ("http://{host}@evil.example/a.png", "only"),
-        ("http://[::1/a.png", "no URL"),
+        ("http://[::1/a.png", "not a URL"),
     ],
 )
-def test_what_else_is_asked_of_a_url_is_refused(url: str, told: str, host: str) -> None:
-    with pytest.raises(ImageReadError, match=told):
-        fetch_image(url.format(host=host), named_hosts(host))
+def test_other_urls_are_refused(url: str, message: str, host: str) -> None:
+    with pytest.raises(ImageReadError, match=message):
+        fetch_image(url.format(host=host), parse_hosts(host))

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from yolofleet.core.errors import UserError
+from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.import_checkpoint import package_checkpoint
-from yolofleet.registry.version_files import checked_name, download, version_files
+from yolofleet.registry.version_files import check_file_name, download, version_files
 from yolofleet.registry.versions import DIGEST_TAG, PROOF_TAG, RegistryError, find_version
 from yolofleet.tracking.mlflow_store import open_client
 
@@ -23,12 +24,12 @@ EVIL = ("../evil", "a/../../evil", "/tmp/evil", "..", "a\\..\\evil", "a\0b", "%2
 @pytest.mark.parametrize("name", EVIL)
 def test_a_name_that_leads_out_is_refused(name: str) -> None:
     with pytest.raises(RegistryError, match="nothing was written"):
-        checked_name(name, "s3://somewhere")
+        check_file_name(name, "s3://somewhere")
 
 
 def test_plain_names_are_taken() -> None:
     for name in ("MLmodel", "data/detector/model.safetensors", "code/a b/c..d.py"):
-        assert str(checked_name(name, "here")) == name
+        check_file_name(name, "here")
 
 
 @pytest.mark.parametrize("evil", [name for name in EVIL if name])
@@ -70,7 +71,7 @@ def test_a_link_in_a_version_is_refused(
 ) -> None:
     from yolofleet.registry.register import register_detector
 
-    version = register_detector(detector_package, "shapes", tracking_uri, evidence={})
+    version = register_detector(detector_package, "shapes", tracking_uri, Evidence())
     own = tmp_path / "files"
     (own / "data").mkdir(parents=True)
     os.symlink("/etc/passwd", own / "data" / "notes.txt")
@@ -82,7 +83,7 @@ def test_a_link_in_a_version_is_refused(
 def test_a_digest_tag_is_no_path(detector_package: Path, tracking_uri: str) -> None:
     from yolofleet.registry.register import register_detector
 
-    register_detector(detector_package, "shapes", tracking_uri, evidence={})
+    register_detector(detector_package, "shapes", tracking_uri, Evidence())
     for tag in (DIGEST_TAG, PROOF_TAG):
         open_client(tracking_uri).set_model_version_tag("shapes", "1", tag, "../../../home")
     version = find_version(tracking_uri, "shapes/1")
@@ -95,8 +96,8 @@ def test_no_tag_leads_to_what_another_version_left_in_the_cache(
     from yolofleet.registry import version_files as resolve
     from yolofleet.registry.register import register_detector
 
-    first = register_detector(detector_package, "shapes", tracking_uri, evidence={})
-    register_detector(trained_package, "shapes", tracking_uri, evidence={})
+    first = register_detector(detector_package, "shapes", tracking_uri, Evidence())
+    register_detector(trained_package, "shapes", tracking_uri, Evidence())
     open_client(tracking_uri).set_model_version_tag("shapes", "2", DIGEST_TAG, str(first.digest))
     monkeypatch.setenv(resolve.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(resolve, "local_folder", lambda location: None)  # as if they lay elsewhere

@@ -1,4 +1,4 @@
-"""A small space over a small job."""
+"""A small search space over a small job, and small drawn data for it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.fixture
-def written() -> Callable[..., SearchSpec]:
+def make_spec() -> Callable[..., SearchSpec]:
     """Parse the small space with changes: ``change(parameters={...})``."""
 
     def change(**changes: Any) -> SearchSpec:
@@ -53,7 +53,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def over_data(written: Callable[..., SearchSpec], shards: Path, tmp_path: Path) -> Callable[..., SearchSpec]:
+def make_spec_over_data(
+    make_spec: Callable[..., SearchSpec], shards: Path, tmp_path: Path
+) -> Callable[..., SearchSpec]:
     """Parse the small space over the drawn data, its runs in the test's folder."""
 
     def change(**changes: Any) -> SearchSpec:
@@ -65,6 +67,6 @@ def over_data(written: Callable[..., SearchSpec], shards: Path, tmp_path: Path) 
             "log_every_steps": 1,
             "evaluation": {"every_epochs": 0.5, "batch_size": 8},
         }
-        return written(**({"job": job} | changes))
+        return make_spec(**({"job": job} | changes))
 
     return change

@@ -1,4 +1,4 @@
-"""What runs next: budgets, rungs, exchanges, and going on from the record after any interruption."""
+"""What the engine runs next: budgets, rungs, exchanges, and resuming from the record after any interruption."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from yolofleet.search.engine import Engine, Leg, Pause, Result
+from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screened
 from yolofleet.search.history import Observation
 from yolofleet.search.schedulers import Halving, Population
-from yolofleet.search.searcher import Searcher
+from yolofleet.search.searcher import Searcher, SearchProblem
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Measurement, Row, Trial, Trials
 from yolofleet.specs.parameters import Parameter
@@ -28,19 +28,19 @@ def screen(values: Values) -> Screened:
     return Screened({"training_petaflops": float(values["size"])}, {})
 
 
-def ap(leg: Leg) -> float:
-    return float((1 - abs(leg.values["x"] - 0.4)) * leg.share**0.3)
+def ap(segment: TrialSegment) -> float:
+    return float((1 - abs(segment.values["x"] - 0.4)) * segment.share**0.3)
 
 
 def engine(record: Trials, schedule: Halving | Population | None, algorithm: str = "random", **budget: Any) -> Engine:
     searcher = Searcher(
-        PARAMETERS,
-        objectives=AP,
-        constraints={},
-        algorithm=AlgorithmSpec(name=algorithm),  # type: ignore[arg-type]
-        screen=screen,
-        known=set(),
-        seed=3,
+        SearchProblem(
+            PARAMETERS,
+            objectives=AP,
+            algorithm=AlgorithmSpec(name=algorithm),
+            screen=screen,
+            seed=3,
+        )
     )
     return Engine(record, searcher, BudgetSpec(**budget), schedule)
 
@@ -54,35 +54,38 @@ def population() -> Population:
     return Population(SchedulerSpec(name="population", rungs=2, quantile=0.25), AP, PARAMETERS, seed=5)
 
 
-def run(source: Engine, at_a_time: int = 1, most_legs: int = 1000) -> list[Leg]:
-    """Run legs, ``at_a_time`` at once, the oldest ending first; returns them as they ended."""
-    running: list[Leg] = []
-    done: list[Leg] = []
-    while len(done) < most_legs:
-        while len(running) < at_a_time and isinstance(leg := source.next_leg(), Leg):
-            running.append(leg)
+def run(source: Engine, at_a_time: int = 1, most_segments: int = 1000) -> list[TrialSegment]:
+    """Run segments, ``at_a_time`` at once, the oldest ending first; returns them as they ended."""
+    running: list[TrialSegment] = []
+    done: list[TrialSegment] = []
+    while len(done) < most_segments:
+        while len(running) < at_a_time and isinstance(segment := source.next_segment(), TrialSegment):
+            running.append(segment)
         if not running:
             break
-        leg = running.pop(0)
+        segment = running.pop(0)
         source.complete(
-            leg, Result(step=int(leg.share * 90), share=leg.share, measured={"ap": ap(leg)}, gpu_seconds=60)
+            segment,
+            SegmentResult(
+                step=int(segment.share * 90), share=segment.share, measured={"ap": ap(segment)}, gpu_seconds=60
+            ),
         )
-        done.append(leg)
+        done.append(segment)
     return done
 
 
 @pytest.mark.parametrize("at_a_time", [1, 3])
 def test_every_trial_of_the_budget_is_trained_once(at_a_time: int) -> None:
     record = Trials()
-    legs = run(engine(record, None, trials=7), at_a_time)
-    assert sorted(leg.trial for leg in legs) == list(range(7))
+    segments = run(engine(record, None, trials=7), at_a_time)
+    assert sorted(segment.trial for segment in segments) == list(range(7))
     assert all(trial.end == "completed" for trial in record.trials.values())
 
 
 def test_repeats_are_runs_of_their_own() -> None:
     record = Trials(repeats=3)
-    legs = run(engine(record, None, trials=2))
-    assert [leg.run_name for leg in legs] == [
+    segments = run(engine(record, None, trials=2))
+    assert [segment.run_name for segment in segments] == [
         "0000",
         "0000-repeat1",
         "0000-repeat2",
@@ -90,12 +93,12 @@ def test_repeats_are_runs_of_their_own() -> None:
         "0001-repeat1",
         "0001-repeat2",
     ]
-    assert record.history()[0].measured == {"ap": pytest.approx(ap(legs[0]))}
+    assert record.history()[0].measured == {"ap": pytest.approx(ap(segments[0]))}
 
 
-def test_hours_end_a_search_and_more_of_them_go_on() -> None:
+def test_hours_end_a_search_and_a_larger_budget_resumes_it() -> None:
     rows: list[Row] = []
-    assert len(run(engine(Trials(keep=rows.append), None, gpu_hours=3 / 60))) == 3
+    assert len(run(engine(Trials(store_row=rows.append), None, gpu_hours=3 / 60))) == 3
     again = Trials()
     again.replay(rows)
     assert len(run(engine(again, None, gpu_hours=5 / 60))) == 2
@@ -106,18 +109,18 @@ def test_the_clock_ends_a_search() -> None:
     now = [0.0]
     searcher_engine = engine(Trials(), None, wall_hours=1.0)
     searcher_engine._clock = lambda: now[0]  # type: ignore[method-assign]
-    searcher_engine._begin = 0.0
-    assert isinstance(searcher_engine.next_leg(), Leg)
+    searcher_engine._start = 0.0
+    assert isinstance(searcher_engine.next_segment(), TrialSegment)
     now[0] = 3601.0
-    assert searcher_engine.next_leg() is Pause.WAIT  # for the one that runs
+    assert searcher_engine.next_segment() is Pause.WAIT  # for the one that runs
 
 
 def test_a_failed_trial_gets_no_more_workers() -> None:
     record = Trials()
     source = engine(record, None, trials=2)
-    leg = source.next_leg()
-    assert isinstance(leg, Leg)
-    source.complete(leg, Result(failure="loss was no number"))
+    segment = source.next_segment()
+    assert isinstance(segment, TrialSegment)
+    source.complete(segment, SegmentResult(failure="the loss is NaN"))
     assert [entry.trial for entry in run(source)] == [1]
     assert record.trials[0].failed
 
@@ -125,10 +128,11 @@ def test_a_failed_trial_gets_no_more_workers() -> None:
 @pytest.mark.parametrize("measure", ["share", "compute"])
 def test_halving_spends_most_on_the_best(measure: str) -> None:
     record = Trials()
-    legs = run(engine(record, halving(measure), trials=27))
+    segments = run(engine(record, halving(measure), trials=27))
     ends = [trial for trial in record.trials.values() if trial.end == "completed"]
     spent = sum(
-        leg.share - max((e.share for e in legs[:i] if e.trial == leg.trial), default=0) for i, leg in enumerate(legs)
+        segment.share - max((e.share for e in segments[:i] if e.trial == segment.trial), default=0)
+        for i, segment in enumerate(segments)
     )
     assert 1 <= len(ends) <= 14
     assert spent < 27 * 0.6
@@ -149,27 +153,33 @@ def test_rungs_by_compute_cost_every_size_the_same() -> None:
 
 
 def test_a_population_copies_the_best_and_changes_a_little() -> None:
-    record = Trials()
-    cloned: list[Leg] = []
+    rows: list[Row] = []
+    record = Trials(store_row=rows.append)
+    cloned: list[TrialSegment] = []
     source = engine(record, population(), trials=8)
     source._clone = cloned.append
-    legs = run(source)
-    assert len(legs) == 8 * 3
+    segments = run(source)
+    assert len(segments) == 8 * 3
     changed = [trial for trial in record.trials.values() if trial.exchanges]
     assert changed
-    for leg in cloned:
-        assert leg.donor is not None
-        assert leg.donor.step in (30, 60)
-        trial = record.trials[leg.trial]
-        assert leg.run_name.endswith(f"exchange{trial.exchanges[-1].number}") or leg.run_name.endswith("exchange1")
+    for segment in cloned:
+        assert segment.source is not None
+        assert segment.source.step in (30, 60)
+        trial = record.trials[segment.trial]
+        assert segment.run_name.endswith(f"exchange{trial.exchanges[-1].number}") or segment.run_name.endswith(
+            "exchange1"
+        )
+    stored = [(row["trial"], row["exchange"], row["donor"]) for row in rows if "donor" in row]  # the key of old records
+    exchanges = [(trial.number, entry.number, entry.source) for trial in changed for entry in trial.exchanges]
+    assert sorted(stored) == sorted(exchanges)
     first = [trial.exchanges[0] for trial in changed if trial.exchanges[0].number == 1]
     assert len(first) == 2  # a quarter of eight
     for exchange in first:
-        donor = record.trials[exchange.donor]
-        assert not any(entry.number == 1 for entry in donor.exchanges)
-        assert exchange.values["x"] == pytest.approx(donor.observation.values["x"] * 0.8) or exchange.values[
+        copied = record.trials[exchange.source]
+        assert not any(entry.number == 1 for entry in copied.exchanges)
+        assert exchange.values["x"] == pytest.approx(copied.observation.values["x"] * 0.8) or exchange.values[
             "x"
-        ] == pytest.approx(min(donor.observation.values["x"] * 1.25, 1.0))
+        ] == pytest.approx(min(copied.observation.values["x"] * 1.25, 1.0))
 
 
 def test_a_member_without_the_metric_copies_and_is_never_copied() -> None:
@@ -184,7 +194,7 @@ def test_a_member_without_the_metric_copies_and_is_never_copied() -> None:
     fastest = [Objective(metric="seconds", goal="min")]
     spec = SchedulerSpec(name="population", rungs=2, quantile=0.25)
     changed = Population(spec, fastest, PARAMETERS, seed=5).exchanges(members, 1)
-    assert {number: exchange.donor for number, exchange in changed.items()} == {0: 1}
+    assert {number: exchange.source for number, exchange in changed.items()} == {0: 1}
 
 
 @pytest.mark.parametrize(
@@ -199,13 +209,13 @@ def test_a_driver_killed_five_times_leaves_the_same_trials_none_twice(schedule: 
     done: list[tuple[int, str, float]] = []
     chance = random.Random(1)
     for start in range(6):
-        record = Trials(keep=rows.append)
+        record = Trials(store_row=rows.append)
         record.replay(json.loads(json.dumps(rows)))
         most = chance.randrange(1, 4) if start < 5 else 1000
         source = engine(record, schedule(), algorithm, trials=12)
-        done += [(leg.trial, leg.run_name, leg.share) for leg in run(source, most_legs=most)]
+        done += [(segment.trial, segment.run_name, segment.share) for segment in run(source, most_segments=most)]
         if start < 5:
-            source.next_leg()  # begun, then lost with its driver
+            source.next_segment()  # begun, then lost with its driver
     assert len(done) == len(set(done))
     assert {t.number: t.values for t in record.trials.values()} == {t.number: t.values for t in whole.trials.values()}
     assert {t.number: t.end for t in record.trials.values()} == {t.number: t.end for t in whole.trials.values()}

@@ -1,4 +1,4 @@
-"""What is known before anything trains, and what it refuses."""
+"""Figures of candidates before anything trains, and the limits that refuse them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from yolofleet.search.feasibility import Screen, check_feasible
 from yolofleet.search.space import Space, even_point
 from yolofleet.specs.search import SearchSpec
 
-Written = Callable[..., SearchSpec]
+MakeSpec = Callable[..., SearchSpec]
 
 
-def test_figures_are_those_of_the_profile(written: Written) -> None:
-    space = Space(written())
+def test_figures_are_those_of_the_profile(make_spec: MakeSpec) -> None:
+    space = Space(make_spec())
     values = space.parameters.at([1.0 - 1e-9, 0.5])
     screened = Screen(space, num_classes=3, num_samples=80)(values)
     job = space.job(values)
@@ -29,14 +29,14 @@ def test_figures_are_those_of_the_profile(written: Written) -> None:
     assert screened.figures["training_petaflops"] == pytest.approx(3 * 20 * 8 * expected.gflops * 1e9 / 1e15, rel=1e-3)
 
 
-def test_a_broken_limit_is_told_as_a_share_of_it(written: Written) -> None:
-    space = Space(written(constraints={"parameters": {"max": 1000.0}}))
+def test_a_broken_limit_is_reported_as_a_share_of_it(make_spec: MakeSpec) -> None:
+    space = Space(make_spec(constraints={"parameters": {"max": 1000.0}}))
     screened = Screen(space)(space.parameters.at([0.5, 0.5]))
     assert screened.violations["parameters"] == pytest.approx(screened.figures["parameters"] / 1000 - 1)
 
 
-def test_a_candidate_that_cannot_be_built_is_refused_with_its_reason(written: Written) -> None:
-    space = Space(written(parameters={"data.image_size": {"choice": [64, 72]}}))
+def test_a_candidate_that_cannot_be_built_is_refused_with_its_reason(make_spec: MakeSpec) -> None:
+    space = Space(make_spec(parameters={"data.image_size": {"choice": [64, 72]}}))
     screen = Screen(space)
     assert screen({"data.image_size": 64}).feasible
     refused = screen({"data.image_size": 72})
@@ -44,14 +44,14 @@ def test_a_candidate_that_cannot_be_built_is_refused_with_its_reason(written: Wr
     assert "multiple of its largest stride" in str(refused.problem)
 
 
-def test_limits_that_nothing_meets_are_refused_with_the_nearest_candidate(written: Written) -> None:
-    space = Space(written(constraints={"parameters": {"max": 1000.0}}))
+def test_limits_that_nothing_meets_are_refused_with_the_nearest_candidate(make_spec: MakeSpec) -> None:
+    space = Space(make_spec(constraints={"parameters": {"max": 1000.0}}))
     points = [even_point(0, number, 2) for number in range(50)]
     with pytest.raises(UserError, match=r"none of 50 .* The nearest is model.transition_width=0.25"):
         check_feasible(space.parameters, Screen(space), points, source="space.yaml")
 
 
-def test_latency_is_measured_only_for_what_meets_the_other_limits(written: Written) -> None:
+def test_latency_is_measured_only_for_what_meets_the_other_limits(make_spec: MakeSpec) -> None:
     asked = []
 
     def measure(job: object, num_classes: int) -> float:
@@ -59,7 +59,7 @@ def test_latency_is_measured_only_for_what_meets_the_other_limits(written: Writt
         return 5.0
 
     space = Space(
-        written(
+        make_spec(
             constraints={"parameters": {"max": 500_000.0}, "latency_milliseconds": {"max": 4.0}}, latency_device="cpu"
         )
     )

@@ -18,10 +18,10 @@ def halving(reduction: float, rungs: int, objectives: list[Objective] = AP) -> H
 
 
 def published(worth: list[float], reduction: int, rungs: int, workers: int) -> list[tuple[int, int]]:
-    """Algorithm 2 of Li et al. 2020, as (trial, rung) in the order of ending; rung ``rungs`` is the end of training.
+    """Return the jobs of algorithm 2 of Li et al. 2020, as (trial, rung) in the order of their ends.
 
-    A worker that is free takes the best trial of the top 1 / reduction of a rung that was not promoted from it yet, the
-    highest rung first; else a new trial. The job that was begun first ends first.
+    Rung ``rungs`` is the end of training. A free worker takes the best trial of the top 1 / reduction of a rung that
+    was not promoted from it yet, the highest rung first, or else a new trial. The job that started first ends first.
     """
     results: list[list[int]] = [[] for _ in range(rungs + 1)]
     promoted: list[set[int]] = [set() for _ in range(rungs)]
@@ -56,29 +56,29 @@ def published(worth: list[float], reduction: int, rungs: int, workers: int) -> l
 @pytest.mark.parametrize(("reduction", "rungs", "trials"), [(2, 3, 20), (3, 2, 40), (4, 1, 17), (3, 3, 81)])
 def test_promotions_are_those_of_the_published_algorithm(reduction: int, rungs: int, trials: int, workers: int) -> None:
     record = Trials()
-    legs = run(engine(record, halving(reduction, rungs), trials=trials), workers)
+    segments = run(engine(record, halving(reduction, rungs), trials=trials), workers)
     worth = [-abs(record.trials[number].values["x"] - 0.4) for number in range(trials)]
     shares = {round(float(reduction) ** (rung - rungs), 9): rung for rung in range(rungs + 1)}
-    found = [(leg.trial, shares[round(leg.share, 9)]) for leg in legs]
+    promotions = [(segment.trial, shares[round(segment.share, 9)]) for segment in segments]
     expected = published(worth, reduction, rungs, workers)
-    assert Counter(rung for _, rung in found) == Counter(rung for _, rung in expected)
-    assert found == expected
+    assert Counter(rung for _, rung in promotions) == Counter(rung for _, rung in expected)
+    assert promotions == expected
     ends = {trial.number for trial in record.trials.values() if trial.end == "completed"}
     assert ends == {trial for trial, rung in expected if rung == rungs}
 
 
 def trial(number: int, *measurements: tuple[float, float], end: str | None = None, **figures: float) -> Trial:
     """A trial with its AP at shares of its training."""
-    found = [Measurement(0, share, round(share * 90), {"ap": ap}, 1.0) for share, ap in measurements]
-    return Trial(number, Observation(values={}, figures=figures), tuple(found), end=end)
+    measured = [Measurement(0, share, round(share * 90), {"ap": ap}, 1.0) for share, ap in measurements]
+    return Trial(number, Observation(values={}, figures=figures), tuple(measured), end=end)
 
 
-def test_one_that_trains_on_from_a_rung_still_counts_among_its_best() -> None:
+def test_a_promoted_trial_still_counts_among_the_best_of_its_rung() -> None:
     trials = [trial(number, (1 / 3, 1 - number / 10)) for number in range(6)]
     schedule = halving(3.0, 1)
-    assert schedule.promoted(trials) is trials[0]
-    assert schedule.promoted(trials, running={0}) is trials[1]
-    assert schedule.promoted(trials, running={0, 1}) is None
+    assert schedule.next_promotion(trials) is trials[0]
+    assert schedule.next_promotion(trials, running={0}) is trials[1]
+    assert schedule.next_promotion(trials, running={0, 1}) is None
 
 
 def test_a_failed_trial_leaves_its_rung_and_an_ended_one_stays_in_it() -> None:
@@ -86,35 +86,35 @@ def test_a_failed_trial_leaves_its_rung_and_an_ended_one_stays_in_it() -> None:
     ended = [trial(1, (0.5, 0.8), end="stopped: not among the best of rung 1"), trial(2, (1.0, 0.7), end="completed")]
     waiting = [trial(number, (0.5, 1 / number)) for number in range(3, 7)]
     schedule = halving(2.0, 1)
-    assert schedule.promoted([failed, *ended, *waiting]) is waiting[0]  # the third of six
-    assert schedule.promoted([failed, *ended, *waiting[:3]]) is None  # the best two of five have ended
-    assert schedule.promoted([]) is None
+    assert schedule.next_promotion([failed, *ended, *waiting]) is waiting[0]  # the third of six
+    assert schedule.next_promotion([failed, *ended, *waiting[:3]]) is None  # the best two of five have ended
+    assert schedule.next_promotion([]) is None
 
 
-def test_the_farthest_go_on_first() -> None:
+def test_the_highest_rung_is_promoted_first() -> None:
     near = [trial(number, (1 / 4, 0.9 - number / 10)) for number in range(4)]
     far = [trial(number, (1 / 4, 0.3), (1 / 2, 0.4)) for number in range(4, 6)]
     schedule = halving(2.0, 2)
-    assert schedule.promoted([*near, *far]) is far[0]
-    assert schedule.promoted([*near, far[0]]) is near[0]
+    assert schedule.next_promotion([*near, *far]) is far[0]
+    assert schedule.next_promotion([*near, far[0]]) is near[0]
     assert [schedule.rung(entry) for entry in (near[0], far[0], trial(9), trial(9, (1.0, 0.1)))] == [1, 2, 0, 3]
 
 
 def test_trials_without_the_metric_are_last_and_figures_count_as_asked() -> None:
     schedule = halving(2.0, 1, [Objective(metric="gflops", goal="min")])
     small, large = trial(0, (0.5, 0.1), gflops=3.0), trial(1, (0.5, 0.9), gflops=9.0)
-    assert schedule.promoted([large, small]) is small
+    assert schedule.next_promotion([large, small]) is small
     unknown = trial(2, (0.5, 0.99))
-    assert schedule.promoted([unknown, large]) is large
+    assert schedule.next_promotion([unknown, large]) is large
     both = halving(2.0, 1, [*AP, Objective(metric="gflops", goal="min")])
     beaten = trial(3, (0.5, 0.05), gflops=4.0)
-    assert [both.promoted([beaten, other]) for other in (small, large)] == [small, large]
+    assert [both.next_promotion([beaten, other]) for other in (small, large)] == [small, large]
 
 
-def test_the_best_of_the_farthest_goes_on_where_nothing_has_trained_to_its_end() -> None:
+def test_the_best_of_the_highest_rung_trains_on_where_no_trial_has_ended() -> None:
     schedule = halving(3.0, 2)
     near, far = trial(0, (1 / 9, 0.05)), [trial(number, (1 / 9, 0.1), (1 / 3, number / 10)) for number in (1, 2)]
-    assert schedule.promoted([near, *far]) is None  # the best of three has gone on
+    assert schedule.next_promotion([near, *far]) is None  # the best of three has gone on
     assert schedule.best_waiting([near, *far]) is far[1]
     assert schedule.best_waiting([near]) is near
     assert schedule.best_waiting([trial(0), trial(1, (1 / 9, 0.5), end="failed: out of memory")]) is None

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front, hypervolume
-from yolofleet.search.ranking import best_first
 
 POINTS = st.lists(st.lists(st.integers(0, 6), min_size=3, max_size=3), min_size=1, max_size=12)
 

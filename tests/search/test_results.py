@@ -1,4 +1,4 @@
-"""What a record tells in the end: front, importances, the scaling law, and what is said where data is thin."""
+"""The results of a record: front, importances and scaling law, and the reason where the trials support none."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec
 
 
-def test_a_law_is_found_again_with_its_uncertainty() -> None:
+def test_a_known_law_is_recovered_with_its_uncertainty() -> None:
     random = np.random.default_rng(0)
     compute = np.geomspace(1, 100, 14)
     trials = [(c, 0.6 - 0.3 * c**-0.4 + random.normal(0, 0.002)) for c in compute]
@@ -31,17 +31,17 @@ def test_a_law_is_found_again_with_its_uncertainty() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trials", "told"),
+    ("trials", "message"),
     [
         ([(1.0, 0.2), (2.0, 0.3)], "2 trials on the front"),
         ([(1 + i / 10, 0.2 + i / 100) for i in range(8)], "spans a factor of 1.7"),
         ([], "0 trials"),
     ],
 )
-def test_thin_data_carries_no_law(trials: list[tuple[float, float]], told: str) -> None:
+def test_few_trials_support_no_law(trials: list[tuple[float, float]], message: str) -> None:
     law = fit_scaling_law(trials)
     assert not law.supported
-    assert told in law.sentence()
+    assert message in law.sentence()
 
 
 def test_the_parameter_that_matters_is_found() -> None:
@@ -55,17 +55,17 @@ def test_the_parameter_that_matters_is_found() -> None:
     random = np.random.default_rng(1)
     candidates = [parameters.at(random.random(3).tolist()) for _ in range(40)]
     measured = [3 * values["x"] + {"a": 0.0, "b": 1.5, "c": 0.2}[values["kind"]] for values in candidates]
-    found = importances(parameters, candidates, measured, [1.0] * 40)
-    assert found is not None
-    by_name = {entry.parameter: entry.share for entry in found}
+    result = importances(parameters, candidates, measured, [1.0] * 40)
+    assert result is not None
+    by_name = {entry.parameter: entry.share for entry in result}
     assert by_name["x"] > by_name["kind"] > by_name["idle"]
     assert by_name["idle"] < 0.05
     assert sum(by_name.values()) == pytest.approx(1)
     assert importances(parameters, candidates[:5], measured[:5], [1.0] * 5) is None
 
 
-def test_repeats_give_a_mean_and_a_spread(written: Callable[..., SearchSpec]) -> None:
-    spec = written(repeats=2, budget={"trials": 1})
+def test_repeats_give_a_mean_and_a_spread(make_spec: Callable[..., SearchSpec]) -> None:
+    spec = make_spec(repeats=2, budget={"trials": 1})
     record = Trials(repeats=2)
     figures = {"gflops": 1.0, "parameters": 1e6, "training_petaflops": 1.0}
     values = {"model.transition_width": 0.5, "hyperparameters.lr0": 0.01}
@@ -81,7 +81,7 @@ def test_repeats_give_a_mean_and_a_spread(written: Callable[..., SearchSpec]) ->
     assert "0.4500 ± 0.0707" in "\n".join(summary_lines(results, "runs/small"))
 
 
-def test_a_search_without_a_result_says_so(written: Callable[..., SearchSpec]) -> None:
-    results = results_of(written(), Trials())
+def test_a_search_without_a_result_says_so(make_spec: Callable[..., SearchSpec]) -> None:
+    results = results_of(make_spec(), Trials())
     assert (results.best, results.front) == (None, [])
     assert "no trial has completed" in summary_lines(results, "runs/small")

@@ -1,4 +1,4 @@
-"""Every space of the repository: loaded, expanded, profiled; the paper's columns; candidates that differ."""
+"""Every space of the repository loads and is profiled, has the paper's parameters and FLOPs, and its rows differ."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_space_is_loaded_expanded_and_profiled(path: Path) -> None:
         assert all(entry.feasible for entry in screened)
         assert len(screened) == space.spec.budget.trials
     points = [even_point(0, number, len(space.parameters)) for number in range(8)]
-    assert check_feasible(space.parameters, screen, points, source=path.name) > 0
+    check_feasible(space.parameters, screen, points, source=path.name)
 
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""Every algorithm: screened, repeatable, rebuilt from the record, and better than chance where it should be."""
+"""Every algorithm is screened, repeatable and resumes from the record; models are better than chance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from yolofleet.search.feasibility import Screened, violations
 from yolofleet.search.history import Observation
-from yolofleet.search.searcher import Searcher
+from yolofleet.search.searcher import Searcher, SearchProblem
 from yolofleet.search.space import Parameters, Values, key_of
 from yolofleet.search.trials import Measurement, Row, Trials
 from yolofleet.specs.parameters import Parameter
@@ -39,13 +39,15 @@ def ap(values: Values) -> float:
 
 def searcher(name: str, objectives: list[Objective] = OBJECTIVES) -> Searcher:
     return Searcher(
-        PARAMETERS,
-        objectives=objectives,
-        constraints=CONSTRAINTS,
-        algorithm=AlgorithmSpec(name=name, startup_trials=4, population_size=4),  # type: ignore[arg-type]
-        screen=screen,
-        known={"cost"},
-        seed=1,
+        SearchProblem(
+            PARAMETERS,
+            objectives=objectives,
+            constraints=CONSTRAINTS,
+            algorithm=AlgorithmSpec(name=name, startup_trials=4, population_size=4),
+            screen=screen,
+            known=frozenset({"cost"}),
+            seed=1,
+        )
     )
 
 
@@ -71,9 +73,9 @@ def test_no_trial_breaks_a_limit_and_what_was_refused_is_on_record(name: str) ->
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_a_search_goes_on_from_its_record_as_if_it_had_never_stopped(name: str) -> None:
+def test_a_search_resumes_from_its_record_as_if_it_had_never_stopped(name: str) -> None:
     rows: list[Row] = []
-    whole = Trials(keep=rows.append)
+    whole = Trials(store_row=rows.append)
     search(whole, searcher(name), 12)
     again = Trials()
     cut = next(index for index, row in enumerate(rows) if row["kind"] == "measured" and row["trial"] == 6)
@@ -97,12 +99,14 @@ def test_a_model_finds_more_than_chance() -> None:
 def test_a_grid_is_walked_once_and_ends() -> None:
     parameters = Parameters({"n": Parameter(integer=(1, 3)), "kind": Parameter(choice=["plain", "rich"])})
     source = Searcher(
-        parameters,
-        objectives=OBJECTIVES,
-        constraints=CONSTRAINTS,
-        algorithm=AlgorithmSpec(name="grid"),
-        screen=screen,
-        known={"cost"},
+        SearchProblem(
+            parameters,
+            objectives=OBJECTIVES,
+            constraints=CONSTRAINTS,
+            algorithm=AlgorithmSpec(name="grid"),
+            screen=screen,
+            known=frozenset({"cost"}),
+        )
     )
     history: list[Observation] = []
     while (suggestion := source.suggest(history)) is not None:
@@ -114,12 +118,14 @@ def test_a_small_space_is_used_up() -> None:
     parameters = Parameters({"n": Parameter(integer=(1, 3)), "kind": Parameter(choice=["plain"])})
     for name in ("random", "tpe", "gaussian_process"):
         source = Searcher(
-            parameters,
-            objectives=OBJECTIVES,
-            constraints=CONSTRAINTS,
-            algorithm=AlgorithmSpec(name=name),  # type: ignore[arg-type]
-            screen=screen,
-            known={"cost"},
+            SearchProblem(
+                parameters,
+                objectives=OBJECTIVES,
+                constraints=CONSTRAINTS,
+                algorithm=AlgorithmSpec(name=name),
+                screen=screen,
+                known=frozenset({"cost"}),
+            )
         )
         history: list[Observation] = []
         while (suggestion := source.suggest(history)) is not None:

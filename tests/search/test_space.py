@@ -1,4 +1,4 @@
-"""From points to candidates to jobs."""
+"""Points of the unit cube become candidates, and candidates become jobs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from yolofleet.core.errors import UserError
 from yolofleet.search.space import Space, even_point, random_point
 from yolofleet.specs.search import SearchSpec
 
-Written = Callable[..., SearchSpec]
+MakeSpec = Callable[..., SearchSpec]
 
 
-def test_a_candidate_becomes_a_job(written: Written) -> None:
-    space = Space(written())
+def test_a_candidate_becomes_a_job(make_spec: MakeSpec) -> None:
+    space = Space(make_spec())
     values = space.parameters.at([0.0, 0.5])
     job = space.job(values, {"name": "0001", "seed": 7})
     assert job.model.transition_width == 0.25
@@ -22,17 +22,17 @@ def test_a_candidate_becomes_a_job(written: Written) -> None:
     assert (job.name, job.seed, job.global_batch_size) == ("0001", 7, 8)
 
 
-def test_a_choice_may_set_several_fields(written: Written) -> None:
+def test_a_choice_may_set_several_fields(make_spec: MakeSpec) -> None:
     rows = {"base": {}, "wide": {"model.transition_width": 1.0, "hyperparameters": {"lr0": 0.02}}}
-    space = Space(written(parameters={"variant": {"choice": rows}}))
+    space = Space(make_spec(parameters={"variant": {"choice": rows}}))
     job = space.job({"variant": "wide"})
     assert (job.model.transition_width, job.hyperparameters["lr0"]) == (1.0, 0.02)
     assert space.job({"variant": "base"}).model.transition_width == 0.25
 
 
-def test_a_parameter_may_follow_another_one_or_the_job(written: Written) -> None:
+def test_a_parameter_may_follow_another_one_or_the_job(make_spec: MakeSpec) -> None:
     space = Space(
-        written(
+        make_spec(
             parameters={
                 "model.depth": {"choice": [1.0, 4.0]},
                 "model.hidden_width": {"follows": "model.depth", "power": 0.5, "factor": 0.5},
@@ -45,9 +45,9 @@ def test_a_parameter_may_follow_another_one_or_the_job(written: Written) -> None
     assert len(space.parameters) == 1
 
 
-def test_a_conditional_parameter_is_there_when_its_condition_is_met(written: Written) -> None:
+def test_a_conditional_parameter_is_active_when_its_condition_is_met(make_spec: MakeSpec) -> None:
     space = Space(
-        written(
+        make_spec(
             parameters={
                 "hyperparameters.schedule": {"choice": ["cosine", "linear"]},
                 "hyperparameters.lrf": {"choice": [0.1, 0.2], "when": {"hyperparameters.schedule": "linear"}},
@@ -59,11 +59,11 @@ def test_a_conditional_parameter_is_there_when_its_condition_is_met(written: Wri
     assert len(space.parameters.grid()) == space.parameters.num_candidates == 3
 
 
-def test_values_that_no_job_takes_are_told_at_once(written: Written) -> None:
+def test_values_that_make_no_valid_job_are_refused_at_once(make_spec: MakeSpec) -> None:
     with pytest.raises(UserError, match=r"parameters\.epochs"):
-        Space(written(parameters={"epochs": {"uniform": [-2, -1]}}))
+        Space(make_spec(parameters={"epochs": {"uniform": [-2, -1]}}))
     with pytest.raises(UserError, match="base job"):
-        Space(written(set={"epochs": -1}))
+        Space(make_spec(set={"epochs": -1}))
 
 
 @pytest.mark.parametrize("draw", [random_point, even_point])

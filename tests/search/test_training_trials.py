@@ -1,4 +1,4 @@
-"""Searches over real trainers, run in this process leg by leg: pauses, results, copied weights, reports."""
+"""Searches over real trainers, run in this process segment by segment: pauses, results, copied weights, reports."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import yaml
 
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.search.directory import SearchDirectory
-from yolofleet.search.engine import Leg, Result
+from yolofleet.search.engine import SegmentResult, TrialSegment
 from yolofleet.search.report import write_report
-from yolofleet.search.session import Session
-from yolofleet.search.trial_segment import Order, keep_initial_weights, run_leg
+from yolofleet.search.session import SearchSession
+from yolofleet.search.trial_segment import SegmentOrder, keep_initial_weights, run_segment
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec, load_search
@@ -22,40 +22,42 @@ from yolofleet.storage import open_storage
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.setup.pretrained import Locate
 
-Written = Callable[..., SearchSpec]
+MakeSpec = Callable[..., SearchSpec]
 
 
 def unknown(models_uri: str) -> tuple[Path, str]:
-    """There is no registry."""
+    """Fail: these searches need no registry."""
     raise AssertionError(models_uri)
 
 
-def search(spec: SearchSpec, most_legs: int = 100, locate: Locate = unknown) -> tuple[SearchDirectory, list[Leg]]:
-    """Run a search here, as far as its legs are allowed."""
-    session = Session.open(spec, source="space.yaml")
+def search(
+    spec: SearchSpec, most_segments: int = 100, locate: Locate = unknown
+) -> tuple[SearchDirectory, list[TrialSegment]]:
+    """Run a search in this process, up to a number of segments."""
+    session = SearchSession.open(spec, source="space.yaml")
     directory = SearchDirectory(open_storage(session.space.base_job.storage).child(spec.name))
     directory.claim(spec)
     keep_initial_weights(directory, session.space.base_job.with_absolute_paths(), locate)
     engine = session.engine(session.trials(directory), directory)
     job_of = session.job_of(directory)
-    done: list[Leg] = []
-    while len(done) < most_legs and isinstance(leg := engine.next_leg(), Leg):
-        order = Order(job_of(leg).document(), leg.share, session.measured_objectives)
-        engine.complete(leg, Result(**run_leg(order.text())))
-        done.append(leg)
+    done: list[TrialSegment] = []
+    while len(done) < most_segments and isinstance(segment := engine.next_segment(), TrialSegment):
+        order = SegmentOrder(job_of(segment).document(), segment.share, session.measured_objectives)
+        engine.complete(segment, SegmentResult(**run_segment(order.to_json())))
+        done.append(segment)
     directory.close()
     return directory, done
 
 
 @pytest.mark.slow
-def test_a_search_ends_in_a_report_and_a_job_that_is_valid(over_data: Written) -> None:
-    spec = over_data(
+def test_a_search_ends_in_a_report_and_a_job_that_is_valid(make_spec_over_data: MakeSpec) -> None:
+    spec = make_spec_over_data(
         budget={"trials": 2},
         objectives=[{"metric": "val_AP", "goal": "max"}, {"metric": "gflops", "goal": "min"}],
         constraints={"parameters": {"max": 5e5}},
     )
-    directory, legs = search(spec)
-    assert len(legs) == 2
+    directory, segments = search(spec)
+    assert len(segments) == 2
     results = write_report(directory)
     assert results.best is not None
     assert all("val_AP" in entry.measured and entry.completed for entry in results.entries)
@@ -65,49 +67,49 @@ def test_a_search_ends_in_a_report_and_a_job_that_is_valid(over_data: Written) -
     assert "no scaling law" in page
     assert "<circle" in page
     assert json.loads(directory.storage.get("report/results.json"))["best"]["number"] == results.best
-    _, legs = search(spec)
-    assert legs == []
+    _, segments = search(spec)
+    assert segments == []
     with pytest.raises(UserError, match="was started with another"):
-        search(over_data(budget={"trials": 2}, parameters={"hyperparameters.lr0": {"choice": [0.01]}}))
+        search(make_spec_over_data(budget={"trials": 2}, parameters={"hyperparameters.lr0": {"choice": [0.01]}}))
 
 
 @pytest.mark.slow
-def test_every_trial_starts_from_the_same_registered_weights(over_data: Written) -> None:
-    """Which version an alias names may change during a search; the weights that it began with do not."""
-    donor, _ = search(over_data(name="donor", budget={"trials": 1}))
+def test_every_trial_starts_from_the_same_registered_weights(make_spec_over_data: MakeSpec) -> None:
+    """An alias may name another version during a search; the weights that its trials start from stay the same."""
+    trained, _ = search(make_spec_over_data(name="trained", budget={"trials": 1}))
     asked: list[str] = []
 
     def locate(models_uri: str) -> tuple[Path, str]:
         asked.append(models_uri)
-        path = donor.trial("0000").storage.local_path("job.yaml")
+        path = trained.trial("0000").storage.local_path("job.yaml")
         assert path is not None
         return path.parent, "models:/shapes/3"
 
-    spec = over_data(
+    spec = make_spec_over_data(
         name="tuned",
         parameters={"hyperparameters.lr0": {"log_uniform": [0.001, 0.1]}},
         budget={"trials": 2},
-        set={"initial_weights": "models:/shapes@champion", "model.transition_width": donor_width(donor)},
+        set={"initial_weights": "models:/shapes@champion", "model.transition_width": width_of_first_trial(trained)},
     )
-    directory, legs = search(spec, locate=locate)
+    directory, segments = search(spec, locate=locate)
     search(spec, locate=locate)
     assert asked == ["models:/shapes@champion"]
-    found = [directory.trial(leg.run_name).facts()["initial_weights"]["sha256"] for leg in legs]
-    assert len(found) == 2 and len(set(found)) == 1
+    digests = [directory.trial(segment.run_name).facts()["initial_weights"]["sha256"] for segment in segments]
+    assert len(digests) == 2 and len(set(digests)) == 1
     (event,) = [event for event in directory.events() if event["kind"] == "initial_weights"]
     assert (event["parent"], event["source"]) == ("models:/shapes/3", "models:/shapes@champion")
 
 
-def donor_width(directory: SearchDirectory) -> float:
-    """The width of the model that the first trial trained."""
+def width_of_first_trial(directory: SearchDirectory) -> float:
+    """The width of the first trial's model."""
     return float(yaml.safe_load(directory.trial("0000").job_text() or "")["model"]["transition_width"])
 
 
-def test_a_rung_pauses_a_run_and_the_next_leg_goes_on_from_it(over_data: Written) -> None:
-    spec = over_data(budget={"trials": 3}, scheduler={"name": "asha", "reduction": 2.0, "rungs": 1})
-    directory, legs = search(spec)
-    assert sorted(leg.share for leg in legs) == [0.5, 0.5, 0.5, 1.0]
-    promoted = legs[-1] if legs[-1].share == 1 else next(leg for leg in legs if leg.share == 1)
+def test_a_rung_pauses_a_run_and_the_next_segment_resumes_it(make_spec_over_data: MakeSpec) -> None:
+    spec = make_spec_over_data(budget={"trials": 3}, scheduler={"name": "asha", "reduction": 2.0, "rungs": 1})
+    directory, segments = search(spec)
+    assert sorted(segment.share for segment in segments) == [0.5, 0.5, 0.5, 1.0]
+    promoted = segments[-1] if segments[-1].share == 1 else next(segment for segment in segments if segment.share == 1)
     kinds = [(event["kind"], event.get("step")) for event in directory.trial(promoted.run_name).events()]
     assert ("left", 4) in kinds
     assert ("start", 4) in kinds
@@ -122,53 +124,53 @@ def test_a_rung_pauses_a_run_and_the_next_leg_goes_on_from_it(over_data: Written
 
 
 @pytest.mark.slow
-def test_a_member_of_a_population_begins_with_its_donors_weights(over_data: Written) -> None:
-    spec = over_data(
+def test_a_member_of_a_population_starts_from_the_weights_of_its_source(make_spec_over_data: MakeSpec) -> None:
+    spec = make_spec_over_data(
         budget={"trials": 4},
         parameters={"hyperparameters.lr0": {"log_uniform": [0.001, 0.1]}},
         scheduler={"name": "population", "rungs": 1, "quantile": 0.25},
     )
-    directory, legs = search(spec)
-    changed = [leg for leg in legs if leg.donor is not None]
+    directory, segments = search(spec)
+    changed = [segment for segment in segments if segment.source is not None]
     assert len(changed) == 1
-    leg = changed[0]
-    assert leg.donor is not None
-    run, donor = directory.trial(leg.run_name), directory.trial(leg.donor.run_name)
+    segment = changed[0]
+    assert segment.source is not None
+    run, source = directory.trial(segment.run_name), directory.trial(segment.source.run_name)
     cloned = next(event for event in run.events() if event["kind"] == "cloned")
     first = next(row for row in run.events() if row["kind"] == "start")
-    assert (cloned["source"], cloned["step"], first["step"]) == (leg.donor.run_name, 4, 4)
-    folder = f"checkpoints/step-{leg.donor.step}"
-    theirs = json.loads(donor.storage.get(f"{folder}/COMMITTED"))["files"]["weights.safetensors"]["sha256"]
-    assert cloned["weights_sha256"] == theirs
+    assert (cloned["source"], cloned["step"], first["step"]) == (segment.source.run_name, 4, 4)
+    folder = f"checkpoints/step-{segment.source.step}"
+    copied = json.loads(source.storage.get(f"{folder}/COMMITTED"))["files"]["weights.safetensors"]["sha256"]
+    assert cloned["weights_sha256"] == copied
     assert CheckpointStore(run.storage.child("checkpoints")).newest() is not None
     job = yaml.safe_load(run.job_text() or "")
-    assert job["hyperparameters"]["lr0"] == leg.values["hyperparameters.lr0"]
+    assert job["hyperparameters"]["lr0"] == segment.values["hyperparameters.lr0"]
 
 
-def test_what_cannot_change_in_training_is_no_part_of_a_population(over_data: Written) -> None:
+def test_a_population_refuses_parameters_that_cannot_change_in_training(make_spec_over_data: MakeSpec) -> None:
     with pytest.raises(UserError, match="cannot change while a model trains"):
-        Session.open(over_data(scheduler={"name": "population"}), source="space.yaml")
+        SearchSession.open(make_spec_over_data(scheduler={"name": "population"}), source="space.yaml")
 
 
-def test_a_search_whose_every_trial_fails_is_stopped_and_told(over_data: Written) -> None:
-    spec = over_data(budget={"trials": 9})
-    session = Session.open(spec, source="space.yaml")
+def test_a_search_whose_every_trial_fails_ends_with_the_reason(make_spec_over_data: MakeSpec) -> None:
+    spec = make_spec_over_data(budget={"trials": 9})
+    session = SearchSession.open(spec, source="space.yaml")
     directory = SearchDirectory(open_storage(session.space.base_job.storage).child(spec.name))
     engine = session.engine(session.trials(directory), directory)
     with pytest.raises(WorkError, match="3 trials failed one after the other and none has given a result"):
-        while isinstance(leg := engine.next_leg(), Leg):
-            engine.complete(leg, Result(failure="there is no GPU"))
+        while isinstance(segment := engine.next_segment(), TrialSegment):
+            engine.complete(segment, SegmentResult(failure="there is no GPU"))
     assert len(directory.rows()) == 6
 
 
 @pytest.mark.slow
-def test_a_trial_that_goes_wrong_is_told_and_the_search_goes_on(over_data: Written, shards: Path) -> None:
-    spec = over_data(
+def test_a_trial_that_fails_is_recorded_and_the_search_continues(make_spec_over_data: MakeSpec, shards: Path) -> None:
+    spec = make_spec_over_data(
         parameters={"hyperparameters.lr0": {"choice": [0.01, 1e30]}}, algorithm={"name": "grid"}, budget={"trials": 2}
     )
-    directory, legs = search(spec)
+    directory, segments = search(spec)
     ends = {row["trial"]: row["reason"] for row in directory.rows() if row["kind"] == "ended"}
-    assert len(legs) == 2
+    assert len(segments) == 2
     assert ends[0] == "completed"
     assert ends[1].startswith(("failed: ", "completed"))
     assert write_report(directory).best == 0
@@ -229,7 +231,7 @@ def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"objectives": [{"metric": "val_mAP", "goal": "max"}]}, "no trial reports 'val_mAP'; did you mean 'val_AP'?"),
         ({"objectives": [{"metric": "gflops", "goal": "min"}]}, "all are known without training"),
@@ -237,8 +239,8 @@ def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path
     ],
 )
 def test_a_search_that_cannot_work_is_refused_before_it_starts(
-    over_data: Written, changes: dict[str, object], told: str
+    make_spec_over_data: MakeSpec, changes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        Session.open(over_data(**changes), source="space.yaml")
-    assert told in str(caught.value)
+        SearchSession.open(make_spec_over_data(**changes), source="space.yaml")
+    assert message in str(caught.value)

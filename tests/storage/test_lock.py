@@ -1,3 +1,5 @@
+"""One process at a time holds the lock of a storage; dead holders are succeeded, living ones are not."""
+
 from __future__ import annotations
 
 import json
@@ -14,7 +16,8 @@ import pytest
 
 from faulty_s3 import faulty_s3
 from yolofleet.storage import Storage, open_storage
-from yolofleet.storage.lock import Fence, Lock, LockLostError, PlaceHeldError, hold
+from yolofleet.storage.local import FileStorage
+from yolofleet.storage.lock import Fence, Lock, LockHeldError, LockLostError, hold
 
 HOLDING = """
 import sys, time
@@ -27,7 +30,7 @@ time.sleep(100)
 
 
 @pytest.fixture(params=["file", "s3", "s3 without conditions"])
-def place(request, tmp_path: Path, monkeypatch) -> Iterator[Storage]:
+def storage(request, tmp_path: Path, monkeypatch) -> Iterator[Storage]:
     if request.param == "file":
         yield open_storage(tmp_path / "run")
         return
@@ -66,14 +69,14 @@ def from_elsewhere(storage: Storage, **changes: Any) -> None:
     storage.put(key, json.dumps(document | {"place": "elsewhere", "host": "far"} | changes).encode())
 
 
-def test_one_of_many_at_once_gets_the_place(place: Storage) -> None:
+def test_one_of_many_at_once_gets_the_lock(storage: Storage) -> None:
     locks: list[Lock] = []
     refusals: list[str] = []
 
     def attempt() -> None:
         try:
-            locks.append(hold(place))
-        except PlaceHeldError as error:
+            locks.append(hold(storage))
+        except LockHeldError as error:
             refusals.append(str(error))
 
     threads = [threading.Thread(target=attempt) for _ in range(6)]
@@ -85,7 +88,7 @@ def test_one_of_many_at_once_gets_the_place(place: Storage) -> None:
     assert all(f"kill {os.getpid()}" in refusal and "use another name" in refusal for refusal in refusals)
     locks[0].fence.check()
     locks[0].release()
-    with hold(place) as second:
+    with hold(storage) as second:
         assert second.token.number == locks[0].token.number + 1
         with pytest.raises(LockLostError):
             locks[0].fence.check()
@@ -95,13 +98,13 @@ def test_a_dead_process_of_this_host_is_succeeded_at_once(tmp_path: Path) -> Non
     holder = subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     storage = open_storage(tmp_path)
-    with pytest.raises(PlaceHeldError, match=f"process {holder.pid} .* is alive"):
+    with pytest.raises(LockHeldError, match=f"process {holder.pid} .* is alive"):
         hold(storage)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    told: list[str] = []
-    with hold(storage, told=told.append):
-        assert "that process has ended" in told[0]
+    lines: list[str] = []
+    with hold(storage, notify=lines.append):
+        assert "that process has ended" in lines[0]
 
 
 def test_a_reused_process_number_is_another_process(tmp_path: Path) -> None:
@@ -110,18 +113,18 @@ def test_a_reused_process_number_is_another_process(tmp_path: Path) -> None:
     key = storage.list("lock/")[-1].key
     document = json.loads(storage.get(key))
     storage.put(key, json.dumps(document | {"process_began": 1}).encode())
-    hold(storage, told=lambda line: None).release()
+    hold(storage, notify=lambda line: None).release()
     lock.release()
 
 
 def test_the_silent_holder_of_another_host_is_succeeded_after_its_lease(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     old = hold(storage)
-    old._ended.set()  # it renews no more
+    old._renewals.close()  # it renews no more
     from_elsewhere(storage, lease_seconds=0.5, since="2099-01-01T00:00:00+00:00")  # its clock is far ahead
-    told: list[str] = []
-    with hold(storage, told=told.append) as new:
-        assert [line.partition(" ")[0] for line in told] == [str(tmp_path), "taking"]
+    lines: list[str] = []
+    with hold(storage, notify=lines.append) as new:
+        assert [line.partition(" ")[0] for line in lines] == [str(tmp_path), "taking"]
         new.fence.check()
         with pytest.raises(LockLostError, match="was taken over by process"):
             old.fence.check()
@@ -129,15 +132,28 @@ def test_the_silent_holder_of_another_host_is_succeeded_after_its_lease(tmp_path
     assert json.loads(storage.get("lock/00000002.json"))["released"]
 
 
+def test_waiting_for_a_lease_lists_nothing(tmp_path: Path, monkeypatch) -> None:
+    storage = open_storage(tmp_path)
+    hold(storage)._renewals.close()
+    from_elsewhere(storage, lease_seconds=0.5)
+    listed: list[str] = []
+    list_all = FileStorage.list
+    monkeypatch.setattr(FileStorage, "list", lambda self, prefix="": listed.append(prefix) or list_all(self, prefix))
+    with hold(storage, notify=lambda line: None) as lock:
+        assert len(listed) == 2  # before and after the wait
+        lock.fence.check()
+        assert len(listed) == 2
+
+
 def test_a_renewing_holder_of_another_host_is_left_alone(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     lock = hold(storage)
-    lock._ended.set()
+    lock._renewals.close()
     from_elsewhere(storage, lease_seconds=5.0, since="1999-01-01T00:00:00+00:00")
     renewal = threading.Timer(0.7, lambda: from_elsewhere(storage, lease_seconds=5.0, renewals=1))
     renewal.start()
-    with pytest.raises(PlaceHeldError, match="on far, since"):
-        hold(storage, told=lambda line: None)
+    with pytest.raises(LockHeldError, match="on far, since"):
+        hold(storage, notify=lambda line: None)
     renewal.join()
     lock.release()
 
@@ -150,7 +166,7 @@ def test_a_lock_is_renewed(tmp_path: Path) -> None:
         lock.fence.check()
 
 
-def test_a_removed_lock_is_a_lost_one(tmp_path: Path) -> None:
+def test_a_removed_lock_is_lost(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     lock = hold(storage)
     storage.delete_prefix("lock/")
@@ -159,7 +175,7 @@ def test_a_removed_lock_is_a_lost_one(tmp_path: Path) -> None:
     lock.release()
 
 
-def test_old_locks_are_cleared_away(tmp_path: Path) -> None:
+def test_old_records_are_removed(tmp_path: Path) -> None:
     storage = open_storage(tmp_path)
     for _ in range(6):
         hold(storage).release()

@@ -1,3 +1,5 @@
+"""Transient faults of a storage are collected and reported once, when they are over."""
+
 from __future__ import annotations
 
 import pickle
@@ -18,7 +20,7 @@ class Clock:
         return self.now
 
 
-def test_what_has_passed_is_told_once_and_what_goes_on_is_not() -> None:
+def test_an_outage_is_reported_once_and_only_when_it_is_over() -> None:
     clock = Clock()
     outages = Outages(clock)
     outages.note_answer()
@@ -33,25 +35,25 @@ def test_what_has_passed_is_told_once_and_what_goes_on_is_not() -> None:
     assert outages.take() is None
 
 
-def test_a_store_that_refuses_now_and_then_is_told_of_seldom_and_in_full() -> None:
+def test_frequent_faults_are_reported_seldom_and_in_full() -> None:
     clock = Clock()
     outages = Outages(clock)
-    told = []
+    reports = []
     for _ in range(100):
         outages.note_fault("slow down")
         clock.now += 0.5
         outages.note_answer()
         if (found := outages.take()) is not None:
-            told.append(found)
+            reports.append(found)
     clock.now += MOST_OFTEN_SECONDS
     if (last := outages.take()) is not None:
-        told.append(last)
-    assert len(told) <= 50 / MOST_OFTEN_SECONDS + 2
-    assert sum(found.tries for found in told) == 100
-    assert sum(found.seconds for found in told) == 50.0
+        reports.append(last)
+    assert len(reports) <= 50 / MOST_OFTEN_SECONDS + 2
+    assert sum(found.tries for found in reports) == 100
+    assert sum(found.seconds for found in reports) == 50.0
 
 
-def test_s3_calls_that_were_tried_again_are_told_and_refusals_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retried_s3_calls_are_reported_and_refusals_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
 
     from yolofleet.storage.s3 import _s3_client

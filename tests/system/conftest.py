@@ -35,6 +35,19 @@ def household(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
 def shell(tmp_path: Path) -> Iterator[Shell]:
     """A shell in an empty folder; what it left running is ended afterwards."""
     yield Shell(tmp_path)
+    _end_processes(tmp_path)
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Iterator[Shell]:
+    """A shell in a folder with the records of an older yolofleet; what it left running is ended afterwards."""
+    from system.older_records import unpack  # torch is heavy, most tests do not need it
+
+    yield unpack(tmp_path)
+    _end_processes(tmp_path)
+
+
+def _end_processes(folder: Path) -> None:
     for process in psutil.process_iter(["cwd", "cmdline"]):
-        if process.info["cwd"] == str(tmp_path) and process.pid != os.getpid():
+        if process.info["cwd"] == str(folder) and process.pid != os.getpid():
             process.kill()

@@ -128,7 +128,7 @@ def test_a_resumed_run_sends_no_step_twice(storage_folder: Path) -> None:
     assert open_client(uri).get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_run_that_goes_on_is_running_again(storage_folder: Path) -> None:
+def test_a_resumed_run_is_running_again(storage_folder: Path) -> None:
     run, uri = new_run(storage_folder, 1), uri_of(storage_folder)
     for kind, status in (("failed", "FAILED"), ("start", "RUNNING"), ("stopped", "KILLED")):
         run.append_event(kind)
@@ -162,7 +162,9 @@ def test_a_server_that_is_away_and_comes_back(storage_folder: Path, monkeypatch:
 
     run, uri = new_run(storage_folder, 5), uri_of(storage_folder)
     noted: list[tuple[str, dict[str, Any]]] = []
-    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02, told=lambda kind, **fields: noted.append((kind, fields)))
+    mirror = Mirror(
+        run, uri, EXPERIMENT, poll_seconds=0.02, on_event=lambda kind, **fields: noted.append((kind, fields))
+    )
     mirror.start()
     wait_until(lambda: mirror.run_id)
     attempts: list[int] = []
@@ -199,7 +201,7 @@ def test_a_storage_that_is_away_as_well_does_not_end_the_mirror(
 
     told: list[str] = []
     run, uri = new_run(storage_folder, 5), uri_of(storage_folder)
-    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02, told=not_now)
+    mirror = Mirror(run, uri, EXPERIMENT, poll_seconds=0.02, on_event=not_now)
     with monkeypatch.context() as patch:
         patch.setattr(mlflow.MlflowClient, "log_batch", lambda *_, **__: 1 / 0)
         mirror.start()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.tracking.mlflow_store import TrackingError, check_reachable, check_uri, default_tracking_uri, shown
+from yolofleet.core.redaction import without_passwords
+from yolofleet.tracking.mlflow_store import TrackingError, check_reachable, check_uri, default_tracking_uri
 
 
 @pytest.mark.parametrize(
@@ -39,8 +40,8 @@ def test_the_default_store_lies_beside_the_runs(tmp_path: Path) -> None:
 
 
 def test_passwords_are_not_shown() -> None:
-    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
-    assert shown("http://host:5000") == "http://host:5000"
+    assert without_passwords("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+    assert without_passwords("http://host:5000") == "http://host:5000"
 
 
 def test_a_refused_connection() -> None:

@@ -34,14 +34,14 @@ def make_run(folder: Path, job: str = "name: demo\n") -> RunDirectory:
     return run
 
 
-def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "demo")
     run_report(str(tmp_path / "demo"), "--json")
     summary = json.loads(capsys.readouterr().out)
     assert summary["last_event"].pop("time")
-    survival = summary.pop("survival")
-    assert (survival["starts"], survival["steps_redone"]) == (2, 0)
-    assert survival["history"][0].endswith("failed: disk")
+    account = summary.pop("survival")
+    assert (account["starts"], account["steps_redone"]) == (2, 0)
+    assert account["history"][0].endswith("failed: disk")
     assert summary == {
         "name": "demo",
         "url": str(tmp_path / "demo"),
@@ -54,13 +54,13 @@ def test_it_says_how_a_run_stands(tmp_path: Path, capsys: pytest.CaptureFixture[
         "metrics": {"loss": 0.25, "val_AP": 0.25},
     }
     run_report(str(tmp_path / "demo"))
-    told = capsys.readouterr().out
-    assert "status: RUNNING\n" in told and "history:\n" in told and "{" not in told
-    assert "metrics:\n  loss " in told
+    text = capsys.readouterr().out
+    assert "status: RUNNING\n" in text and "history:\n" in text and "{" not in text
+    assert "metrics:\n  loss " in text
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run directory"):
+    with pytest.raises(UserError, match="directory of neither a run"):
         run_report(str(tmp_path))
 
 

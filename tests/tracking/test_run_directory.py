@@ -67,7 +67,7 @@ def test_every_cut_of_a_log_reads_as_a_prefix(tmp_path: Path) -> None:
         assert steps(run) == list(range(whole[:size].count(b"\n")))
 
 
-def test_damage_in_the_middle_is_told(tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step":1}\nrubbish\n{"step":2}\n')
     with pytest.raises(CorruptLogError, match=r"metrics\.jsonl: the line at byte 11.*rubbish"):
         RunDirectory(open_storage(tmp_path)).metrics()
@@ -187,7 +187,7 @@ def test_an_object_log_grows_in_bounded_parts(object_storage: Any) -> None:
     assert read_new_rows(storage, "metrics", cursor)[0] == []
 
 
-def test_an_object_log_copied_to_a_disk_goes_on_there(tmp_path: Path, object_storage: Any) -> None:
+def test_an_object_log_copied_to_a_disk_continues_there(tmp_path: Path, object_storage: Any) -> None:
     storage = object_storage
     writer = ObjectLogWriter(storage, "metrics", part_bytes=60)
     for step in range(10):
@@ -237,7 +237,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert steps(run) == [1, 2, 3, 4]
 
 
-def test_faults_that_passed_are_told_with_the_next_row(new_storage: Callable[[], Storage]) -> None:
+def test_past_faults_of_the_storage_are_an_event(new_storage: Callable[[], Storage]) -> None:
     storage = new_storage()
     with RunDirectory(storage) as run:
         run.append_metrics({"step": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,7 @@ def test_no_checkpoint_is_written_or_retired(tmp_path: Path) -> None:
         early.save(step, {"weights": {"w": torch.ones(2)}}, {})
     early.wait()
     before = contents(tmp_path)
-    late = CheckpointStore(checkpoints, keep=1, fenced=run.check_held)
+    late = CheckpointStore(checkpoints, keep=1, check_lock=run.check_lock)
     late.save(3, {"weights": {"w": torch.ones(2)}}, {})
     with pytest.raises(LockLostError):
         late.wait()
@@ -69,27 +70,28 @@ def test_a_checkpoint_that_is_overtaken_half_way_is_never_committed(tmp_path: Pa
         lock.release()
         hold(storage).release()
 
-    late = CheckpointStore(storage.child("checkpoints"), before_commit=overtaken, fenced=run.check_held)
+    late = CheckpointStore(storage.child("checkpoints"), before_commit=overtaken, check_lock=run.check_lock)
     late.save(3, {"weights": {"w": torch.ones(2)}}, {})
     with pytest.raises(LockLostError):
         late.wait()
     assert late.steps() == []
 
 
-def test_the_thread_that_puts_rows_tells_the_next_append(tmp_path: Path) -> None:
+def test_a_lock_that_is_lost_in_the_background_is_raised_by_the_next_append(tmp_path: Path) -> None:
     lost = threading.Event()
 
-    def fenced() -> None:
+    def check_lock() -> None:
         if lost.is_set():
             raise LockLostError("gone")
 
-    writer = ObjectLogWriter(open_storage(tmp_path), "metrics", fenced, put_interval_seconds=0.01)
+    writer = ObjectLogWriter(open_storage(tmp_path), "metrics", check_lock, put_interval_seconds=0.01)
     writer.append({"step": 1})
     writer.flush()
     lost.set()
     writer.append({"step": 2})
-    assert writer._thread is not None
-    writer._thread.join(timeout=5)
+    end = time.monotonic() + 5
+    while writer._lost is None and time.monotonic() < end:
+        time.sleep(0.01)
     with pytest.raises(LockLostError):
         writer.append({"step": 3})
     with pytest.raises(LockLostError):
@@ -98,12 +100,12 @@ def test_the_thread_that_puts_rows_tells_the_next_append(tmp_path: Path) -> None
 
 
 def test_a_closed_log_of_a_lost_run_releases_its_file(tmp_path: Path) -> None:
-    def fenced() -> None:
+    def check_lock() -> None:
         if lost:
             raise LockLostError("gone")
 
     lost: list[bool] = []
-    writer = FileLogWriter(open_storage(tmp_path), "metrics", fenced)
+    writer = FileLogWriter(open_storage(tmp_path), "metrics", check_lock)
     writer.append({"step": 1})
     lost.append(True)
     with pytest.raises(LockLostError):

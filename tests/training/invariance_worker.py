@@ -24,11 +24,9 @@ from torch import nn
 from yolofleet.data.micro_batch import MicroBatch
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.non_finite import shared_text
-from yolofleet.training.loop.optimizer import WeightAverage
-from yolofleet.training.loop.precision import Precision
-from yolofleet.training.loop.train import train as loop
-from yolofleet.training.loop.train import trainer as session
+from yolofleet.training.loop import train as train_module
+from yolofleet.training.loop import trainer
+from yolofleet.training.loop.update import Precision, WeightAverage
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -100,7 +98,7 @@ def train(rank: int, world_size: int, folder: Path, job: JobSpec, num_steps: int
     losses: list[float] = []
     recorder = Recorder(num_steps)
     with RunDirectory.open(folder / f"runs-{world_size}", job.name) as run:
-        loop.train(
+        train_module.train(
             job,
             run,
             WorkerGroup(rank, world_size),
@@ -116,7 +114,7 @@ def train(rank: int, world_size: int, folder: Path, job: JobSpec, num_steps: int
 def main(rank: int, folder: Path, document: dict[str, Any], num_steps: int) -> None:
     torch.set_num_threads(1)
     job = JobSpec.parse(document, source="job")
-    session.training_stream = lambda *_: MadeUpStream(job)  # type: ignore[assignment]
+    trainer.training_stream = lambda *_: MadeUpStream(job)  # type: ignore[assignment]
     for world_size in WORLD_SIZES:
         if rank >= world_size:
             continue
@@ -128,7 +126,7 @@ def main(rank: int, folder: Path, document: dict[str, Any], num_steps: int) -> N
         )
         train(rank, world_size, folder, job, num_steps)
         texts = [f"said by {number}\n" * number for number in range(world_size)]  # the first says nothing
-        assert shared_text(texts[rank], WorkerGroup(rank, world_size)) == "".join(texts)
+        assert WorkerGroup(rank, world_size).concatenate_texts(texts[rank]) == "".join(texts)
         dist.destroy_process_group()
 
 

@@ -14,8 +14,7 @@ from torch import nn
 
 from yolofleet.specs.hyperparameters import merged
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.optimizer import build_optimizer, load_momentum_state
-from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.update import Precision, build_optimizer, load_momentum_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.strategies.strategy import Strategy, build_strategy
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from yolofleet.training.loop.batch_norm import MicroBatchStatistics
+from yolofleet.training.loop.update import MicroBatchStatistics
 
 
 def network() -> nn.Sequential:

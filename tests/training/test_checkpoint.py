@@ -15,7 +15,7 @@ from yolofleet.storage import StorageError, open_storage
 from yolofleet.training.checkpoint.store import CheckpointStore
 
 
-class Told:
+class Events:
     def __init__(self) -> None:
         self.events: list[tuple[str, dict]] = []
 
@@ -26,9 +26,9 @@ class Told:
         return [kind for kind, _ in self.events]
 
 
-def store(folder: Path, keep: int = 3) -> tuple[CheckpointStore, Told]:
-    told = Told()
-    return CheckpointStore(open_storage(folder), keep, told=told), told
+def store(folder: Path, keep: int = 3) -> tuple[CheckpointStore, Events]:
+    events = Events()
+    return CheckpointStore(open_storage(folder), keep, on_event=events), events
 
 
 def save(checkpoints: CheckpointStore, step: int) -> None:
@@ -37,7 +37,7 @@ def save(checkpoints: CheckpointStore, step: int) -> None:
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
-    checkpoints, told = store(tmp_path)
+    checkpoints, events = store(tmp_path)
     tensors = {"weights": {"w": torch.randn(4, 5)}, "moments": {"w": torch.randn(4, 5).double()}}
     checkpoints.save(7, tensors, {"run": {"step": 7}})
     tensors["weights"]["w"].zero_()  # training goes on while the snapshot is written
@@ -47,7 +47,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert (found.step, found.state["run"]) == (7, {"step": 7})
     assert found.tensors["weights"]["w"].abs().sum() > 0
     assert torch.equal(found.tensors["moments"]["w"], tensors["moments"]["w"])
-    assert told.kinds() == ["checkpoint"]
+    assert events.kinds() == ["checkpoint"]
 
 
 def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
@@ -56,9 +56,9 @@ def test_an_empty_folder_holds_no_checkpoint(tmp_path: Path) -> None:
 
 @settings(max_examples=25)
 @given(damage=st.sampled_from(["flip", "cut", "gone", "uncommitted", "nonsense"]), file=st.integers(0, 1))
-def test_a_damaged_checkpoint_is_passed_over_and_told(damage: str, file: int, tmp_path_factory) -> None:
+def test_a_damaged_checkpoint_is_passed_over_with_an_event(damage: str, file: int, tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("checkpoints")
-    checkpoints, told = store(folder)
+    checkpoints, events = store(folder)
     save(checkpoints, 1)
     save(checkpoints, 2)
     victim = folder / "step-2" / ["weights.safetensors", "state.json"][file]
@@ -76,12 +76,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(damage: str, file: int, tm
         (folder / "step-2" / "COMMITTED").write_text("{")
     found = checkpoints.newest()
     assert found is not None and found.step == 1
-    assert ("checkpoint_passed_over" in told.kinds()) == (damage != "uncommitted")
+    assert ("checkpoint_passed_over" in events.kinds()) == (damage != "uncommitted")
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     checkpoints, _ = store(tmp_path, keep=2)
-    checkpoints.kept_besides = lambda steps: {2} & set(steps)
+    checkpoints.protected_steps = lambda steps: {2} & set(steps)
     for step in range(1, 7):
         save(checkpoints, step)
     assert checkpoints.steps() == [2, 5, 6]
@@ -89,30 +89,30 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_takes_nothing_costs_the_checkpoint_not_the_run(tmp_path: Path, monkeypatch) -> None:
-    checkpoints, told = store(tmp_path)
+    checkpoints, events = store(tmp_path)
 
     def full(key: str, data: object) -> None:
         raise StorageError("the disk is full")
 
     monkeypatch.setattr(checkpoints.storage, "put", full)
     save(checkpoints, 1)
-    assert told.kinds() == ["checkpoint_failed"]
+    assert events.kinds() == ["checkpoint_failed"]
     monkeypatch.undo()
     save(checkpoints, 2)
     assert checkpoints.steps() == [2]
 
 
 def test_a_storage_that_fails_after_the_commit_costs_nothing(tmp_path: Path) -> None:
-    checkpoints, told = store(tmp_path, keep=1)
+    checkpoints, events = store(tmp_path, keep=1)
 
     def away(steps: list[int]) -> set[int]:
         raise StorageError("503")
 
-    checkpoints.kept_besides = away
+    checkpoints.protected_steps = away
     save(checkpoints, 1)
     save(checkpoints, 2)
     assert checkpoints.steps() == [1, 2]
-    assert told.kinds() == ["checkpoint", "checkpoint"]
+    assert events.kinds() == ["checkpoint", "checkpoint"]
 
 
 def test_an_unforeseen_failure_is_not_lost_in_its_thread(tmp_path: Path, monkeypatch) -> None:
@@ -136,10 +136,10 @@ def test_what_is_written_is_the_state_at_the_call(tmp_path: Path, monkeypatch) -
     assert checkpoints.load(1).state["run"] == {"step": 1}
 
 
-def test_one_that_is_due_while_the_last_is_stored_waits_or_is_left_out_and_either_is_told(
+def test_one_that_is_due_while_the_last_is_stored_waits_or_is_left_out_with_an_event(
     tmp_path: Path, monkeypatch
 ) -> None:
-    checkpoints, told = store(tmp_path)
+    checkpoints, events = store(tmp_path)
     monkeypatch.setattr("yolofleet.training.checkpoint.store.LONGEST_WAIT_SECONDS", 0.05)
     monkeypatch.setattr("yolofleet.training.checkpoint.store.LONG_WAIT_SECONDS", 0.1)
     put = checkpoints.storage.put
@@ -147,14 +147,14 @@ def test_one_that_is_due_while_the_last_is_stored_waits_or_is_left_out_and_eithe
     for step, skippable in ((1, False), (2, True), (3, False)):
         checkpoints.save(step, {"weights": {"w": torch.full((2,), float(step))}}, {}, skippable=skippable)
     checkpoints.wait()
-    assert told.kinds() == ["checkpoint_skipped", "checkpoint", "checkpoint_waited", "checkpoint"]
+    assert events.kinds() == ["checkpoint_skipped", "checkpoint", "checkpoint_waited", "checkpoint"]
     assert checkpoints.steps() == [1, 3]
     for step in (1, 3):  # the memory that both used never mixed them
         assert checkpoints.load(step).tensors["weights"]["w"].tolist() == [step, step]
 
 
 def test_a_full_disk_is_left_as_empty_as_before(tmp_path: Path, monkeypatch) -> None:
-    checkpoints, told = store(tmp_path)
+    checkpoints, events = store(tmp_path)
     save(checkpoints, 1)
     put = checkpoints.storage.put
 
@@ -165,7 +165,7 @@ def test_a_full_disk_is_left_as_empty_as_before(tmp_path: Path, monkeypatch) -> 
 
     monkeypatch.setattr(checkpoints.storage, "put", full)
     save(checkpoints, 2)
-    assert told.kinds() == ["checkpoint", "checkpoint_failed"]
+    assert events.kinds() == ["checkpoint", "checkpoint_failed"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     monkeypatch.undo()
     save(checkpoints, 3)

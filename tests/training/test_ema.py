@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from yolofleet.specs.hyperparameters import recipe
-from yolofleet.training.loop.optimizer import WeightAverage
 from yolofleet.training.loop.schedule import averaging_decay
+from yolofleet.training.loop.update import WeightAverage
 
 
 def model() -> nn.Module:

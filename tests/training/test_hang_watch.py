@@ -7,22 +7,22 @@ import time
 from pathlib import Path
 
 from yolofleet.storage import open_storage
-from yolofleet.training.loop.worker_group import Pulse
-from yolofleet.training.supervision.worker import EXIT_HUNG, watching
+from yolofleet.training.loop.worker_group import WorkerProgress
+from yolofleet.training.supervision.worker import EXIT_HUNG, end_when_hung
 
 STUCK_IN_A_READ = """
 import os, sys
 from yolofleet.storage import open_storage
-from yolofleet.training.supervision.worker import watching
-from yolofleet.training.loop.worker_group import Pulse
+from yolofleet.training.supervision.worker import end_when_hung
+from yolofleet.training.loop.worker_group import WorkerProgress
 
 def read_what_never_comes():
     reading, _ = os.pipe()
     os.read(reading, 1)
 
-pulse = Pulse()
-with watching(pulse, 0.5, open_storage(sys.argv[1]), rank=1):
-    pulse.beat(7)
+progress = WorkerProgress()
+with end_when_hung(progress, 0.5, open_storage(sys.argv[1]), rank=1):
+    progress.advance(7)
     read_what_never_comes()
 """
 
@@ -39,22 +39,22 @@ def test_a_stuck_read_ends_the_process_and_leaves_its_stack(tmp_path: Path) -> N
 
 
 def test_steps_keep_a_worker_alive_and_the_start_may_take_its_time(tmp_path: Path) -> None:
-    pulse, ended = Pulse(), threading.Event()
-    with watching(pulse, 0.3, open_storage(tmp_path), rank=0, end_process=lambda code: ended.set()):
-        time.sleep(0.5)  # nothing has beaten yet
+    progress, ended = WorkerProgress(), threading.Event()
+    with end_when_hung(progress, 0.3, open_storage(tmp_path), rank=0, end_process=lambda code: ended.set()):
+        time.sleep(0.5)  # no step has begun
         for step in range(12):
-            pulse.beat(step)
+            progress.advance(step)
             time.sleep(0.05)
         assert not ended.is_set()
         assert ended.wait(timeout=10)
-    assert pulse.silence_seconds() == 0
+    assert progress.silence_seconds() == 0
 
 
 def test_a_storage_that_hangs_too_does_not_keep_the_process(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("yolofleet.training.supervision.worker.STORE_TIMEOUT_SECONDS", 0.1)
     storage = open_storage(tmp_path)
     monkeypatch.setattr(storage, "put", lambda key, data: time.sleep(5))
-    pulse, ended = Pulse(), threading.Event()
-    with watching(pulse, 0.1, storage, rank=0, end_process=lambda code: ended.set()):
-        pulse.beat(1)
+    progress, ended = WorkerProgress(), threading.Event()
+    with end_when_hung(progress, 0.1, storage, rank=0, end_process=lambda code: ended.set()):
+        progress.advance(1)
         assert ended.wait(timeout=3)

@@ -53,11 +53,11 @@ def results(
         start_new_session=True,
     )
     try:
-        _, told = workers.communicate(timeout=550)
+        _, output = workers.communicate(timeout=550)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(workers.pid, signal.SIGKILL)
-    assert workers.returncode == 0, told[-3000:]
+    assert workers.returncode == 0, output[-3000:]
     return {
         (world, rank): safetensors.torch.load_file(folder / f"world-{world}-rank-{rank}.safetensors")
         for world in range(1, 5)
@@ -75,12 +75,12 @@ def assert_invariant(found: dict[tuple[int, int], dict[str, torch.Tensor]]) -> N
         expected = {name: tensor for name, tensor in alone.items() if name != "loss" or rank == 0}
         assert tensors.keys() == expected.keys(), (world, rank)
         for name, tensor in tensors.items():
-            told = f"{name} at {world} workers, rank {rank}"
+            message = f"{name} at {world} workers, rank {rank}"
             if name.startswith(("weights", "average")) or name == "loss":
-                torch.testing.assert_close(tensor, alone[name], rtol=1e-6, atol=1e-6, msg=told)
+                torch.testing.assert_close(tensor, alone[name], rtol=1e-6, atol=1e-6, msg=message)
             else:
                 scale = float(alone[name].abs().max())
-                torch.testing.assert_close(tensor, alone[name], rtol=1e-5, atol=1e-5 * max(scale, 1e-6), msg=told)
+                torch.testing.assert_close(tensor, alone[name], rtol=1e-5, atol=1e-5 * max(scale, 1e-6), msg=message)
 
 
 SMALL_TABLE = {

@@ -65,8 +65,8 @@ def test_a_run_is_on_rays_metrics_endpoint(small_job: Callable[..., JobSpec], tm
             line = driver.stdout.readline()
             assert line, (tmp_path / "errors").read_text()
             host, port = json.loads(line)
-            told: list[str] = []
-            ending = threading.Thread(target=lambda: told.append(driver.stdout.readline()))  # type: ignore[union-attr]
+            lines: list[str] = []
+            ending = threading.Thread(target=lambda: lines.append(driver.stdout.readline()))  # type: ignore[union-attr]
             ending.start()
             seen: dict[str, list[tuple[dict[str, str], float]]] = {}
             url = f"http://{host}:{port}/metrics"
@@ -80,7 +80,7 @@ def test_a_run_is_on_rays_metrics_endpoint(small_job: Callable[..., JobSpec], tm
                 except OSError:
                     assert driver.poll() is None, (tmp_path / "errors").read_text()
                 time.sleep(2)
-            assert told == ['"trained"\n'], (tmp_path / "errors").read_text()
+            assert lines == ['"trained"\n'], (tmp_path / "errors").read_text()
             after = scraped(url)
             end = time.monotonic() + 60
             while any(not math.isnan(value) for samples in after.values() for _, value in samples):

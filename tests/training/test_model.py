@@ -17,7 +17,7 @@ def job(name: str, **changes: Any) -> JobSpec:
 
 
 @pytest.mark.parametrize(("name", "expected"), [("yolov7-w6", "coarse_to_fine"), ("yolov7-tiny", "none")])
-def test_the_assigner_is_the_published_one_unless_told(name: str, expected: str) -> None:
+def test_the_assigner_is_the_published_one_by_default(name: str, expected: str) -> None:
     chosen = job(name, model={"name": name, "transition_width": 0.05, "hidden_width": 0.05})
     model = build_model(trained_table(chosen), num_classes=2)
     loss = build_loss(model, chosen.resolved_hyperparameters(), 64, chosen.assignment)

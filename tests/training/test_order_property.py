@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from system.shell import sample_rows
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
@@ -23,7 +24,7 @@ from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.training.loop.sample_log import FOLDER, SampleLog, forget_from, sample_rows
+from yolofleet.training.loop.sample_log import FOLDER, SampleLog, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.worker_group import owned_micro_batches
 from yolofleet.training.setup.builders import open_dataset, training_stream
@@ -81,7 +82,7 @@ def seen(run: Path) -> list[tuple[Any, ...]]:
     """Everything that the logs tell, sorted: digests and keys of every micro-batch, and what was skipped."""
     return sorted(
         (row["step"], row["micro_batch"], row.get("skipped", ""), row.get("digest", ""), tuple(row.get("keys", ())))
-        for row in sample_rows(open_storage(run))
+        for row in sample_rows(run)
     )
 
 
@@ -109,7 +110,7 @@ def check(job: JobSpec, undisturbed: list[tuple[Any, ...]], parts: list[tuple[in
     with tempfile.TemporaryDirectory() as folder:
         run, step = Path(folder), 0
         for until, num_workers, num_threads, lost in [*parts, (STEPS, 3, 1, 0)]:
-            forget_from(open_storage(run).child(FOLDER), step)  # as every start does, from its checkpoint's step
+            remove_rows_from(open_storage(run).child(FOLDER), step)  # as every start does, from its checkpoint's step
             if until > step:
                 work(job, run, step, until, num_workers, num_threads)
                 step = max(step, until - lost)  # what came after the last checkpoint is done again

@@ -16,14 +16,14 @@ def test_a_spec_that_computes_something_else_is_refused_field_by_field(small_job
     check_job(small_job())
     with pytest.raises(UserError) as refusal:
         check_job(small_job(epochs=3, seed=7, hyperparameters={"lr0": 0.02}))
-    told = str(refusal.value).splitlines()
-    assert told[0].endswith("was started with another spec, and what it computes cannot change:")
-    assert "  epochs: was 2.0, now 3.0" in told
-    assert "  seed: was 0, now 7" in told
-    assert "  hyperparameters.lr0: was not set, now 0.02" in told
-    assert "  hyperparameters.warmup_min_steps: was 4, now not set" in told
-    assert "Use another name" in told[-1]
-    assert "cluster, strategy, storage, checkpoint" in told[-1]
+    lines = str(refusal.value).splitlines()
+    assert lines[0].endswith("was started with another spec, and what it computes cannot change:")
+    assert "  epochs: was 2.0, now 3.0" in lines
+    assert "  seed: was 0, now 7" in lines
+    assert "  hyperparameters.lr0: was not set, now 0.02" in lines
+    assert "  hyperparameters.warmup_min_steps: was 4, now not set" in lines
+    assert "Use another name" in lines[-1]
+    assert "cluster, strategy, storage, checkpoint" in lines[-1]
 
 
 def test_many_differences_are_counted(small_job: MakeJob) -> None:
@@ -33,7 +33,7 @@ def test_many_differences_are_counted(small_job: MakeJob) -> None:
         check_job(small_job(epochs=3, seed=7, global_batch_size=16, hyperparameters=hyperparameters))
 
 
-def test_what_may_change_is_taken_and_told(small_job: MakeJob) -> None:
+def test_allowed_changes_are_taken_and_listed(small_job: MakeJob) -> None:
     assert check_job(small_job()).changes == ()
     assert check_job(small_job()).changes == ()
     changed = check_job(small_job(cluster={"workers": 2, "max_failures": 9}, checkpoint={"every_steps": 5, "keep": 2}))

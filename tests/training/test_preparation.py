@@ -18,8 +18,7 @@ from yolofleet.data.survey import survey_boxes
 from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.batch_norm import MicroBatchStatistics
-from yolofleet.training.loop.optimizer import WeightAverage, grouped_parameters
+from yolofleet.training.loop.update import MicroBatchStatistics, WeightAverage, group_parameters
 from yolofleet.training.setup.builders import freeze_blocks, trained_table
 from yolofleet.training.setup.preflight import Readiness, check_job
 from yolofleet.training.setup.preparation import (
@@ -29,7 +28,7 @@ from yolofleet.training.setup.preparation import (
     table_anchors,
     with_anchors,
 )
-from yolofleet.training.supervision.process import run_in_process
+from yolofleet.training.supervision.worker import run_in_process
 
 MakeJob = Callable[..., JobSpec]
 LONG = np.random.default_rng(0).lognormal(1.0, 0.3, (500, 2)) * (8.0, 1.0)
@@ -49,9 +48,6 @@ def checkpoint(ready: Readiness, file: str) -> dict[str, torch.Tensor]:
 def narrow(job: JobSpec, num_classes: int, seed: int = 5) -> Any:
     torch.manual_seed(seed)
     return build_model(trained_table(job), num_classes)
-
-
-# Anchors
 
 
 def test_anchors_are_kept_unless_they_reach_too_little() -> None:
@@ -74,7 +70,7 @@ def test_anchors_of_a_table_are_replaced_whole(small_job: MakeJob) -> None:
     assert with_anchors(table, table_anchors(table)) == table
 
 
-def test_fitted_anchors_are_in_the_report_the_checkpoint_and_the_next_start(small_job: MakeJob) -> None:
+def test_fit_anchors_are_in_the_report_the_checkpoint_and_the_next_start(small_job: MakeJob) -> None:
     job = small_job(anchors="fit", epochs=0.2)
     ready = trained(job)
     report = json.loads(Path(ready.run.url, "initial/anchors.json").read_text())
@@ -99,16 +95,13 @@ def test_the_default_keeps_the_model_s_anchors_and_says_what_they_reach(small_jo
     assert not any(note.startswith("few steps") for note in ready.notes)
 
 
-def test_a_run_too_short_for_its_recipe_is_told_of(small_job: MakeJob) -> None:
+def test_a_run_too_short_for_its_recipe_gets_a_note(small_job: MakeJob) -> None:
     ready = check_job(small_job(hyperparameters={}))
     (note,) = [note for note in ready.notes if note.startswith("few steps")]
     assert f"are {ready.num_steps} steps, and the recipe takes 1,000 to warm up alone" in note
 
 
-# Initial weights
-
-
-def test_a_run_goes_on_from_another_run_s_best_average(small_job: MakeJob) -> None:
+def test_a_run_starts_from_another_run_s_best_average(small_job: MakeJob) -> None:
     first = trained(small_job(name="first", epochs=0.3))
     job = small_job(name="second", initial_weights=first.run.url, epochs=0.2, hyperparameters={"lr0": 1e-9})
     second = trained(job)
@@ -205,14 +198,14 @@ def test_weights_of_another_model_are_refused(small_job: MakeJob, tmp_path: Path
         ("models:/mine@candidate", "only 'yolofleet train' looks into the registry"),
     ],
 )
-def test_a_source_that_is_none_is_told(small_job: MakeJob, tmp_path: Path, source: str, part: str) -> None:
+def test_a_source_without_weights_is_refused(small_job: MakeJob, tmp_path: Path, source: str, part: str) -> None:
     (tmp_path / "empty").mkdir()
     named = source if ":/" in source else str(tmp_path / source)
     with pytest.raises(UserError, match=part):
         check_job(small_job(initial_weights=named))
 
 
-def test_a_registered_version_is_found_by_who_knows_the_registry(small_job: MakeJob, tmp_path: Path) -> None:
+def test_a_registered_version_is_found_through_the_registry(small_job: MakeJob, tmp_path: Path) -> None:
     job = small_job(initial_weights="models:/mine@candidate")
     (tmp_path / "package").mkdir()
     safetensors.torch.save_file(narrow(job, 3).state_dict(), tmp_path / "package/training.safetensors")
@@ -227,18 +220,12 @@ def test_a_package_without_training_form_is_refused_with_the_cure(small_job: Mak
         check_job(small_job(initial_weights=str(tmp_path)))
 
 
-# Image weights
-
-
 def test_image_weights_are_decided_once(small_job: MakeJob) -> None:
     job = small_job(hyperparameters={"image_weights": 0.5}, epochs=0.2)
     ready = trained(job)
     expected = image_weights(survey_boxes(ready.train), 3, 0.5)
     assert np.array_equal(run_image_weights(ready.run), expected)
     assert any(note.startswith("image weights") for note in ready.notes)
-
-
-# Frozen blocks
 
 
 def test_frozen_blocks_stay_as_they_were_and_the_others_learn(small_job: MakeJob) -> None:
@@ -263,7 +250,7 @@ def test_neither_optimiser_nor_statistics_hold_frozen_blocks(small_job: MakeJob)
     model = build_model(trained_table(small_job()), 3).train()
     names = list(model.blocks)[:2]
     freeze_blocks(model, names)
-    held = [name for members in grouped_parameters(model).values() for name, _ in members]
+    held = [name for members in group_parameters(model).values() for name, _ in members]
     assert held and not [name for name in held if name.startswith(tuple(f"blocks.{name}." for name in names))]
     before = model.blocks[names[0]].state_dict()
     statistics, average = MicroBatchStatistics(model), WeightAverage(model, small_job().resolved_hyperparameters())
@@ -276,7 +263,7 @@ def test_neither_optimiser_nor_statistics_hold_frozen_blocks(small_job: MakeJob)
         assert torch.equal(tensor, before[name])
 
 
-def test_a_run_with_frozen_blocks_goes_on(small_job: MakeJob) -> None:
+def test_a_run_with_frozen_blocks_resumes(small_job: MakeJob) -> None:
     names = list(build_model(trained_table(small_job()), 3).blocks)[:2]
     job = small_job(freeze=names, epochs=0.3)
     ready = trained(job)
@@ -291,7 +278,7 @@ def test_what_cannot_start_claims_no_run_directory(small_job: MakeJob) -> None:
     assert check_job(small_job()).notes  # the same name starts with the spec put right
 
 
-def test_an_unknown_block_is_told_with_the_nearest(small_job: MakeJob) -> None:
+def test_an_unknown_block_is_refused_with_the_nearest(small_job: MakeJob) -> None:
     name = next(iter(build_model(trained_table(small_job()), 3).blocks))
     with pytest.raises(UserError, match=f"no block '{name}x'; did you mean '{name}'"):
         check_job(small_job(freeze=[f"{name}x"]))
@@ -305,13 +292,13 @@ def test_boxes_too_small_to_fit_keep_the_model_s_anchors_or_are_refused() -> Non
         choose_anchors("fit", given, np.full((5, 2), 1.0), image_size=32, ratio_limit=4.0, seed=0)
 
 
-def test_fewer_boxes_than_anchors_are_told() -> None:
+def test_fewer_boxes_than_anchors_get_a_note() -> None:
     given = (((10.0, 13.0),), ((30.0, 61.0),))
     report = choose_anchors("fit", given, np.full((1, 2), 20.0), image_size=32, ratio_limit=4.0, seed=0)
     assert "fewer boxes than the 2 anchors" in report.sentence()
 
 
-def test_another_source_is_not_read_again_and_that_is_told(small_job: MakeJob, tmp_path: Path) -> None:
+def test_another_source_is_not_read_again_and_the_change_says_so(small_job: MakeJob, tmp_path: Path) -> None:
     source = tmp_path / "mine.safetensors"
     job = small_job(initial_weights=str(source))
     safetensors.torch.save_file(narrow(job, 3).state_dict(), source)

@@ -1,19 +1,81 @@
+"""Milestones of a run, and what a restart cost."""
+
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.training.loop.progress import Milestones
+from yolofleet.storage import open_storage
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.loop.progress import Milestones, RestartCost
+from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup, WorkerProgress
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 50), st.floats(0.5, 60.0))
 def test_milestones(num_steps: int, log: int, checkpoint: int, evaluation: float) -> None:
     milestones = Milestones(num_steps, log, checkpoint, evaluation)
     steps = range(1, num_steps + 1)
-    judged = [step for step in steps if milestones.evaluates(step)]
-    assert judged[-1] == num_steps
-    assert len(judged) <= num_steps / min(evaluation, num_steps) + 2
-    assert all(milestones.saves(step) for step in judged)
+    evaluated = [step for step in steps if milestones.evaluates(step)]
+    assert evaluated[-1] == num_steps
+    assert len(evaluated) <= num_steps / min(evaluation, num_steps) + 2
+    assert all(milestones.saves(step) for step in evaluated)
     assert milestones.logs(num_steps)
-    gaps = [b - a for a, b in zip([0, *judged], judged, strict=False)]
+    gaps = [b - a for a, b in zip([0, *evaluated], evaluated, strict=False)]
     assert max(gaps) <= evaluation + 1
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    return RunDirectory(open_storage(tmp_path))
+
+
+def regained(run: RunDirectory) -> list[dict]:
+    return [event for event in run.events() if event["kind"] == "regained"]
+
+
+def test_a_fresh_run_has_lost_nothing(run: RunDirectory) -> None:
+    cost = RestartCost(run, 0, WorkerGroup())
+    for step in range(1, 4):
+        cost.observe(step)
+    assert regained(run) == []
+
+
+def test_the_cost_of_a_failure_is_recorded_once_the_run_is_further_than_before(run: RunDirectory) -> None:
+    run.append_event("start", step=0)
+    now = time.time()
+    for step in (5, 10):
+        run.append_metrics({"step": step, "loss": 1.0})
+    clock = iter([now + 10, now + 20, now + 25, now + 60, now + 60]).__next__
+    cost = RestartCost(run, 4, WorkerGroup(), clock)
+    cost.begin()
+    for step in range(5, 13):
+        cost.observe(step)
+    (event,) = regained(run)
+    assert (event["step"], event["steps_redone"]) == (11, 6)
+    assert event["seconds_lost"] == pytest.approx(60, abs=2)
+    assert event["first_step_seconds"] == pytest.approx(5, abs=0.1)
+    assert event["seconds_since_start"] == pytest.approx(40, abs=0.1)
+
+
+def test_the_last_heartbeat_is_more_precise_than_the_rows(run: RunDirectory) -> None:
+    run.append_event("start", step=0)
+    run.append_metrics({"step": 10, "loss": 1.0})
+    group = WorkerGroup(progress=WorkerProgress(KnownProgress(17, time.time())))
+    cost = RestartCost(run, 12, group)
+    cost.observe(18)
+    assert regained(run)[0]["steps_redone"] == 5
+
+
+def test_the_pause_of_a_run_that_was_stopped_on_purpose_is_not_lost(run: RunDirectory) -> None:
+    run.append_event("start", step=0)
+    run.append_metrics({"step": 10, "loss": 1.0})
+    run.append_event("stopped", reason="Ctrl-C")
+    later = time.time() + 86400
+    clock = iter([later, later + 3, later + 3, later + 3]).__next__
+    cost = RestartCost(run, 8, WorkerGroup(), clock)
+    cost.observe(11)
+    assert regained(run)[0]["seconds_lost"] == pytest.approx(3)

@@ -14,8 +14,8 @@ from yolofleet.models import build_model
 from yolofleet.specs.hyperparameters import AUGMENTATIONS, AugmentationStep, Hyperparameters, recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
-from yolofleet.training.loop.optimizer import apply_settings, build_optimizer, grouped_parameters
 from yolofleet.training.loop.schedule import Schedule, averaging_decay
+from yolofleet.training.loop.update import apply_settings, build_optimizer, group_parameters
 from yolofleet.training.setup.builders import build_loss, class_weights, training_stream
 
 
@@ -126,7 +126,7 @@ def test_only_convolution_weights_decay_and_by_the_global_batch(batch: int, expe
 )
 def test_parameter_groups_are_the_published_ones(name: str, biases: int, decayed: int, plain: int) -> None:
     with torch.device("meta"):
-        groups = grouped_parameters(build_model(name))
+        groups = group_parameters(build_model(name))
     counts = {name: len(members) for name, members in groups.items()}
     # Implicit additions and multiplications are one group there and here; published P6 counts leave them out.
     assert (counts["biases"], counts["decayed"]) == (biases, decayed)

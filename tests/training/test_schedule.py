@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.specs.hyperparameters import recipe
-from yolofleet.training.loop.schedule import Schedule, averaging_decay, scaled_weight_decay
+from yolofleet.training.loop.schedule import MultiScale, Schedule, averaging_decay, scaled_weight_decay
 
 # Origin: the published implementation, commit a207844, run on a CPU (schedule.json of the golden numbers).
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())
@@ -87,3 +87,22 @@ def test_mosaics_end_with_the_last_part_of_the_run() -> None:
     assert [schedule.closes_mosaic(step) for step in (0, 749, 750, 999)] == [False, False, True, True]
     never = Schedule(recipe("p5").model_copy(update={"close_mosaic_share": 0.0}), 1000, 100.0)
     assert not never.closes_mosaic(999)
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 40), st.sampled_from([8, 32, 64]), st.floats(0.01, 0.9))
+def test_sizes_are_multiples_of_the_stride_within_the_range(seed: int, cells: int, stride: int, share: float) -> None:
+    sizes = MultiScale(seed, cells * stride, stride, share)
+    for step in range(20):
+        side = sizes.at(step)
+        assert side % stride == 0
+        assert side == sizes.at(step)
+        assert max(stride, (1 - share) * cells * stride - stride) <= side <= (1 + share) * cells * stride + stride
+
+
+def test_the_published_range_is_met_end_to_end() -> None:
+    seen = {MultiScale(0, 640, 32, 0.5).at(step) for step in range(3000)}
+    assert seen == set(range(320, 961, 32))
+
+
+def test_off_means_the_job_s_size() -> None:
+    assert {MultiScale(3, 640, 32, 0.0).at(step) for step in range(50)} == {640}

@@ -49,7 +49,7 @@ def job_of(small_job: MakeJob, **changes: Any) -> JobSpec:
 
 @pytest.mark.slow
 @pytest.mark.system
-def test_zero_computes_what_ddp_does_and_goes_on_from_any_other(tmp_path: Path) -> None:
+def test_zero_computes_what_ddp_does_and_resumes_from_any_other(tmp_path: Path) -> None:
     out = tmp_path / "losses.json"
     done = torchrun(2, str(Path(__file__).with_name("strategy_worker.py")), str(out))
     assert done.returncode == 0, done.stderr[-4000:]
@@ -67,7 +67,7 @@ def test_zero_computes_what_ddp_does_and_goes_on_from_any_other(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.system
-def test_a_run_goes_on_under_another_strategy(small_job: MakeJob, tmp_path: Path) -> None:
+def test_a_run_resumes_under_another_strategy(small_job: MakeJob, tmp_path: Path) -> None:
     run = trained(job_of(small_job, strategy="zero2"), tmp_path)
     for gone in (run / "checkpoints" / f"step-{NUM_STEPS}").iterdir():
         gone.unlink()
@@ -80,7 +80,7 @@ def test_a_run_goes_on_under_another_strategy(small_job: MakeJob, tmp_path: Path
     assert all(moments[name].shape == weights[name].shape for name in moments)
 
 
-def test_what_zero_cannot_do_is_refused_before_anything_starts(small_job: MakeJob) -> None:
+def test_settings_that_zero_cannot_compute_are_refused_before_the_start(small_job: MakeJob) -> None:
     with pytest.raises(UserError, match="zero1 computes in fp32 or bf16"):
         small_job(strategy="zero1", precision="fp16")
     with pytest.raises(UserError, match=r"4 micro-batches cannot be shared by 3 workers; use strategy zero1"):

@@ -1,29 +1,34 @@
-"""``yolofleet cluster``: what a cluster is asked for, and what works on it.
+"""``yolofleet cluster``: is a cluster fit for work, what does a job need of each node, manifests for Kubernetes.
 
-``yolofleet cluster render``: the manifest that runs a job or a search on Kubernetes, printed and not applied.
-
-``yolofleet cluster plan``: what a job will ask of every node, known before anything is paid for.
+``plan`` says what training downloads, caches and waits for, before anything is paid for; ``render`` prints a manifest
+and applies nothing; ``doctor`` has a module of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from yolofleet.cli.doctor import doctor
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, note, parse_byte_option, print_result
+from yolofleet.cli.progress import show_progress
+from yolofleet.core.byte_sizes import format_bytes
+
 if TYPE_CHECKING:
     from yolofleet.cluster.manifest_work import Work
     from yolofleet.specs.job import JobSpec
     from yolofleet.specs.kubernetes import KubernetesSpec
-from yolofleet.cli.doctor import doctor
-from yolofleet.cli.options import parse_byte_option
-from yolofleet.cli.progress import counting
-from yolofleet.core.byte_sizes import format_bytes
 
 SETTINGS_PREFIX = "kubernetes."
 
+app = typer.Typer(help="Clusters: whether they are fit, what a job will need, manifests.", no_args_is_help=True)
+app.command("doctor")(doctor)
 
+
+@app.command("render")
 def render(
     spec: Annotated[Path, typer.Argument(help="The job spec or the search space (YAML).", show_default=False)],
     overrides: Annotated[
@@ -49,26 +54,25 @@ def render(
     import json
     from importlib.metadata import version
 
-    from yolofleet.cluster.manifest import manifest_text
-    from yolofleet.cluster.manifest import render as rendered
+    from yolofleet.cluster.manifest import manifest_text, render_manifest
     from yolofleet.core.errors import UserError
 
     changes = overrides or []
-    found = _settings(settings, [entry for entry in changes if entry.startswith(SETTINGS_PREFIX)])
-    work = _work(spec, [entry for entry in changes if not entry.startswith(SETTINGS_PREFIX)], found)
-    documents = rendered(work, found, ray_version=version("ray"), kind=kind)
+    kubernetes = _read_settings(settings, [entry for entry in changes if entry.startswith(SETTINGS_PREFIX)])
+    work = _read_work(spec, [entry for entry in changes if not entry.startswith(SETTINGS_PREFIX)], kubernetes)
+    documents = render_manifest(work, kubernetes, ray_version=version("ray"), kind=kind)
     text = json.dumps(documents, indent=1) + "\n" if as_json else manifest_text(documents)
     if out is None:
-        typer.echo(text, nl=False)
+        print(text, end="")
         return
     try:
         out.write_text(text)
     except OSError as error:
         raise UserError(f"--out {out}: cannot be written: {error.strerror}") from error
-    typer.echo(f"wrote {out}; nothing is applied: kubectl apply -f {out}", err=True)
+    note(f"wrote {out}; nothing is applied: kubectl apply -f {out}")
 
 
-def _settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
+def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
     from yolofleet.specs.document import apply_overrides
     from yolofleet.specs.kubernetes import KubernetesSpec
 
@@ -78,7 +82,7 @@ def _settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
     return KubernetesSpec.load(path, changes)
 
 
-def _work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
+def _read_work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
     from yolofleet.cluster.manifest_work import work_of_job, work_of_search
     from yolofleet.specs.document import read_yaml
     from yolofleet.specs.job import JobSpec
@@ -90,20 +94,19 @@ def _work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
     return work_of_job(JobSpec.load(path, overrides), settings)
 
 
+@app.command("plan")
 def plan(
-    job: Annotated[Path, typer.Argument(help="The job spec (YAML).", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. global_batch_size=128.")
-    ] = None,
+    job: JobArgument,
+    overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, each with a shard cache of its own.")] = 1,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers on all nodes together. Default: the most that the job asks for.")
     ] = None,
-    bandwidth: Annotated[str, typer.Option(help="What one node can download in a second.")] = "100MB",
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs to look at.")] = 2,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+    bandwidth: Annotated[str, typer.Option(help="Download speed of one node, per second.")] = "100MB",
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs to plan.")] = 2,
+    as_json: JsonOption = False,
 ) -> None:
-    """Tell what training asks of every node: downloads, cache, disk, start-up time, shuffle quality.
+    """Show what training needs of every node: downloads, cache, disk, start-up time, shuffle quality.
 
     Nothing is downloaded but the manifest, and no cluster is needed.
     """
@@ -129,8 +132,8 @@ def plan(
             f"{largest.bytes:,} bytes; allow more, or build smaller shards"
         )
     num_workers = workers or max(nodes, spec.cluster.most_workers)
-    with counting("planning", epochs * len(dataset)) as advance:
-        found = plan_epochs(
+    with show_progress("planning", epochs * len(dataset)) as advance:
+        epoch_plan = plan_epochs(
             dataset.shard_sizes,
             np.array([entry.bytes for entry in shards], dtype=np.int64),
             worker_of_micro_batch=_worker_of_micro_batch(spec, num_workers, nodes),
@@ -151,12 +154,12 @@ def plan(
         "dataset_bytes": sum(entry.bytes for entry in shards),
         "validation_bytes": sum(entry.bytes for entry in validation.manifest.shards),
         "cache_bytes": cache_bytes,
-        "two_windows_bytes": found.window_bytes,
+        "two_windows_bytes": epoch_plan.window_bytes,
         "workers": num_workers,
         "steps_per_epoch": round(len(dataset) / spec.global_batch_size, 2),
         "bandwidth_bytes_per_second": speed,
-        "start_seconds": round(found.start_seconds, 3),
-        "shuffle_quality": round(found.shuffle_quality, 4),
+        "start_seconds": round(epoch_plan.start_seconds, 3),
+        "shuffle_quality": round(epoch_plan.shuffle_quality, 4),
         "nodes": [
             {
                 "downloaded_bytes": list(node.downloaded_bytes),
@@ -164,15 +167,10 @@ def plan(
                 "peak_disk_bytes": node.peak_disk_bytes,
                 "first_batch_bytes": node.first_batch_bytes,
             }
-            for node in found.nodes
+            for node in epoch_plan.nodes
         ],
     }
-    if as_json:
-        import json
-
-        typer.echo(json.dumps(facts, indent=1))
-    else:
-        _print_plan(facts)
+    print_result(facts, _plan_lines(facts), as_json=as_json)
 
 
 def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
@@ -192,43 +190,38 @@ def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> li
     return [rank for rank, owned in enumerate(ranges) for _ in owned]
 
 
-def _print_plan(facts: dict[str, Any]) -> None:
+def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
     size = format_bytes
-    where = "fetched into the cache of each node"
+    source = "fetched into the cache of each node"
     if not facts["is_remote"]:
-        where = "a folder, read where it is: nothing is downloaded; the table is that of the same shards on S3"
-    print(f"{facts['train']}: {facts['images']:,} images in {facts['shards']:,} shards, {size(facts['dataset_bytes'])}")
-    print(f"  ({where})")
-    print(
+        source = "a folder, read where it is: nothing is downloaded; the table is that of the same shards on S3"
+    images, shards = f"{facts['images']:,} images", f"{facts['shards']:,} shards"
+    yield f"{facts['train']}: {images} in {shards}, {size(facts['dataset_bytes'])}"
+    yield f"  ({source})"
+    yield (
         f"{len(facts['nodes'])} nodes, {facts['workers']} workers, {facts['steps_per_epoch']:,} steps an epoch, "
         f"cache of {size(facts['cache_bytes'])} a node"
     )
     num_epochs = len(facts["nodes"][0]["hit_share"])
     epochs = "".join(f"{f'epoch {epoch + 1}':>12}{'hits':>8}" for epoch in range(num_epochs))
-    print(f"{'node':>6}{epochs}{'peak disk':>12}{'first batch':>14}")
+    yield f"{'node':>6}{epochs}{'peak disk':>12}{'first batch':>14}"
     for number, node in enumerate(facts["nodes"]):
         pairs = zip(node["downloaded_bytes"], node["hit_share"], strict=True)
         cells = "".join(f"{size(downloaded):>12}{share:>8.1%}" for downloaded, share in pairs)
-        print(f"{number:>6}{cells}{size(node['peak_disk_bytes']):>12}{size(node['first_batch_bytes']):>14}")
-    print(
+        yield f"{number:>6}{cells}{size(node['peak_disk_bytes']):>12}{size(node['first_batch_bytes']):>14}"
+    yield (
         f"start: {facts['start_seconds']:.1f} s until every node has its first micro-batch, at "
         f"{size(facts['bandwidth_bytes_per_second'])}/s a node"
     )
-    print(f"shuffle: {facts['shuffle_quality']:.0%} of the entropy of a full shuffle (which shards a batch mixes)")
-    everything = facts["dataset_bytes"] + facts["validation_bytes"]
+    yield f"shuffle: {facts['shuffle_quality']:.0%} of the entropy of a full shuffle (which shards a batch mixes)"
+    both_bytes = facts["dataset_bytes"] + facts["validation_bytes"]
     if facts["cache_bytes"] < facts["two_windows_bytes"]:
-        print(
+        yield (
             f"cure: data.cache.max_bytes of {size(facts['two_windows_bytes'])} or more; two windows do not fit, so "
             "shards are fetched again and again"
         )
-    elif facts["cache_bytes"] < everything:
-        print(
-            f"hint: with data.cache.max_bytes of {size(everything)} (training and validation) nothing is fetched "
+    elif facts["cache_bytes"] < both_bytes:
+        yield (
+            f"hint: with data.cache.max_bytes of {size(both_bytes)} (training and validation) nothing is fetched "
             "after the first epoch"
         )
-
-
-app = typer.Typer(help="Clusters: whether they are fit, what a job will need, manifests.", no_args_is_help=True)
-app.command("doctor")(doctor)
-app.command("plan")(plan)
-app.command("render")(render)

@@ -1,16 +1,17 @@
-"""``yolofleet data``: draw, check, shard, inspect and show datasets."""
+"""``yolofleet data``: draws, checks, shards, inspects and shows datasets."""
 
 from __future__ import annotations
 
-import json
-import sys
+import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import parse_byte_option
-from yolofleet.cli.progress import counting
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, note, parse_byte_option, print_result
+from yolofleet.cli.progress import show_progress
+from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
@@ -18,28 +19,28 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Datasets: draw, check, shard, inspect, show.", no_args_is_help=True)
 
-SOURCE_HELP = "A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://."
-SOURCE_FORMAT = typer.Option(
-    "auto", "--format", help="The annotations' kind: auto, coco, yolo, voc, webdataset, or a plugin's."
-)
-CLASS_NAMES = typer.Option(None, help="File with the names of the classes, for YOLO and VOC: YAML, or one a line.")
-MAX_PIXELS = typer.Option(100_000_000, min=1, help="Larger images are left out.")
-THREADS = typer.Option(0, min=0, help="Threads; 0 takes one a core.")
-AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
+Annotations = Annotated[
+    str, typer.Argument(help="A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://.")
+]
+SourceFormat = Annotated[str, typer.Option("--format", help="auto, coco, yolo, voc or webdataset.")]
+ClassNames = Annotated[str | None, typer.Option(help="File with class names for YOLO and VOC: YAML, or one a line.")]
+MaxPixels = Annotated[int, typer.Option(min=1, help="Larger images are left out.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 takes one a core.")]
+DEFAULT_MAX_PIXELS = 100_000_000
 
 
 @app.command()
 def synth(
-    out: Path = typer.Argument(..., help="Folder to draw into."),
-    images: int = typer.Option(500, min=1, help="Images in all; every fifth is for validation."),
-    seed: int = typer.Option(0, help="Equal seeds draw equal datasets."),
-    image_size: int = typer.Option(192, min=32, help="Longer side of the images, in pixels."),
-    as_json: bool = AS_JSON,
+    out: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    images: Annotated[int, typer.Option(min=1, help="Images in all; every fifth is for validation.")] = 500,
+    seed: Annotated[int, typer.Option(help="Equal seeds draw equal datasets.")] = 0,
+    image_size: Annotated[int, typer.Option(min=32, help="Longer side of the images, in pixels.")] = 192,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a COCO-format dataset of shapes, for trying things out."""
     from yolofleet.data.synth import write_synthetic_dataset
 
-    with counting("drawing", images) as advance:
+    with show_progress("drawing", images) as advance:
         write_synthetic_dataset(out, images, seed, image_size, advance)
     parts = {part: str(out / f"instances{part}.json") for part in ("", "_train", "_val")}
     facts = {
@@ -47,21 +48,24 @@ def synth(
         "folder": str(out / "images"),
         "annotations": {"all": parts[""], "train": parts["_train"], "val": parts["_val"]},
     }
-    _tell(as_json, facts, f"{images} images in {out / 'images'}; annotations in {out}/instances[_train|_val].json")
+    line = f"{images} images in {out / 'images'}; annotations in {out}/instances[_train|_val].json"
+    print_result(facts, [line], as_json=as_json)
 
 
 @app.command()
 def check(
-    annotations: str = typer.Argument(..., help=SOURCE_HELP),
-    images: str | None = typer.Argument(None, help="Folder of the images: a path or s3://. Shards need none."),
-    source_format: str = SOURCE_FORMAT,
-    classes: str | None = CLASS_NAMES,
-    max_pixels: int = MAX_PIXELS,
-    threads: int = THREADS,
-    html: Path | None = typer.Option(None, help="Write a page with the suspicious images to this file."),
-    strict: bool = typer.Option(False, "--strict", help="Exit with code 1 if there is any problem."),
-    as_json: bool = AS_JSON,
-) -> None:
+    annotations: Annotations,
+    images: Annotated[
+        str | None, typer.Argument(help="Folder of the images: a path or s3://. Shards need none.")
+    ] = None,
+    source_format: SourceFormat = "auto",
+    classes: ClassNames = None,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    threads: Threads = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a page with the suspicious images to this file.")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if there is any problem.")] = False,
+    as_json: JsonOption = False,
+) -> int:
     """Look for every problem in a dataset before anything is built from it; nothing is changed."""
     from yolofleet.data.check import check_dataset
     from yolofleet.data.check_page import check_page
@@ -70,9 +74,14 @@ def check(
 
     problems = ProblemLog()
     source, image_files = _read_source(annotations, images, problems, source_format, classes)
-    with counting("checking", len(source.records)) as advance:
+    with show_progress("checking", len(source.records)) as advance:
         report = check_dataset(
-            source, image_files, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
+            source,
+            image_files,
+            problems,
+            num_threads=_cores(threads),
+            max_pixels=max_pixels,
+            progress=advance,
         )
     if html is not None:
         page = check_page(annotations, report, problems, image_files, max_pixels=max_pixels)
@@ -89,42 +98,40 @@ def check(
         },
         "problems": problems.as_document(),
     }
-    if not as_json:
-        _warn_of(problems)
-    _tell(
-        as_json,
-        facts,
+    line = (
         f"{annotations}: {report.num_usable} of {report.num_listed} images can be used, with {report.num_boxes} "
-        f"boxes and {report.num_crowds} crowds; {report.num_empty} hold no object; {problems.num()} problems",
+        f"boxes and {report.num_crowds} crowds; {report.num_empty} hold no object; {problems.num()} problems"
     )
-    if strict and problems.counts:
-        raise typer.Exit(1)
+    _note_problems(problems, as_json=as_json)
+    print_result(facts, [line], as_json=as_json)
+    return EXIT_WORK_FAILED if strict and problems.counts else EXIT_DONE
 
 
 @app.command()
 def shard(
-    annotations: str = typer.Argument(..., help=SOURCE_HELP),
-    images: str = typer.Argument(..., help="Folder of the images: a path or s3://; '-' for shards, which hold them."),
-    out: str = typer.Argument(..., help="Where the dataset shall lie: a path or s3://."),
-    source_format: str = SOURCE_FORMAT,
-    classes: str | None = CLASS_NAMES,
-    shard_bytes: str = typer.Option("128MB", help="Size of a shard."),
-    shard_samples: int = typer.Option(10_000, min=1, help="Most images in a shard."),
-    threads: int = THREADS,
-    max_pixels: int = MAX_PIXELS,
-    max_skipped: float = typer.Option(0.5, min=0, max=1, help="Largest share of images that may be unusable."),
-    reencode: int | None = typer.Option(None, min=1, max=100, help="Encode images anew as JPEG of this quality."),
-    longest_side: int | None = typer.Option(None, min=1, help="With --reencode: scale larger images down to this."),
-    split: str | None = typer.Option(None, help="Take only a share of the images, by a hash of their ids: 0.0-0.9."),
-    shuffle: bool = typer.Option(True, help="Deal images to shards by a hash of their ids."),
-    overwrite: bool = typer.Option(False, "--overwrite", help="Replace another dataset that lies there."),
-    as_json: bool = AS_JSON,
+    annotations: Annotations,
+    images: Annotated[str, typer.Argument(help="Folder of the images: a path or s3://; '-' for shards.")],
+    out: Annotated[str, typer.Argument(help="Where to write the dataset: a path or s3://.")],
+    source_format: SourceFormat = "auto",
+    classes: ClassNames = None,
+    shard_bytes: Annotated[str, typer.Option(help="Size of a shard.")] = "128MB",
+    shard_samples: Annotated[int, typer.Option(min=1, help="Most images in a shard.")] = 10_000,
+    threads: Threads = 0,
+    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unusable images.")] = 0.5,
+    reencode: Annotated[
+        int | None, typer.Option(min=1, max=100, help="Encode images anew as JPEG of this quality.")
+    ] = None,
+    longest_side: Annotated[int | None, typer.Option(min=1, help="With --reencode: longest side of an image.")] = None,
+    split: Annotated[str | None, typer.Option(help="Share of the images to take, by hash of id: 0.0-0.9.")] = None,
+    shuffle: Annotated[bool, typer.Option(help="Deal images to shards by a hash of their ids.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset that lies there.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn annotations and images into WebDataset shards with indexes and a manifest.
 
-    An interrupted build goes on where it stopped; building twice gives the same bytes.
+    An interrupted build resumes where it stopped; building twice gives the same bytes.
     """
-    from yolofleet.core.errors import UserError
     from yolofleet.data.build import build_dataset
     from yolofleet.data.build_plan import BuildOptions
     from yolofleet.data.problems import ProblemLog
@@ -139,11 +146,11 @@ def shard(
         reencode_quality=reencode,
         longest_side=longest_side,
         shuffle=shuffle,
-        split=_parsed_split(split),
+        split=_parse_split(split),
     )
     problems = ProblemLog()
     source, image_files = _read_source(annotations, None if images == "-" else images, problems, source_format, classes)
-    with counting("sharding", len(source.records)) as advance:
+    with show_progress("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
             image_files,
@@ -171,37 +178,36 @@ def shard(
         "source_bytes": result.source_bytes,
         "problems": manifest.problems,
     }
-    if not as_json:
-        _warn_of(problems)
-    share = num_bytes / max(1, result.source_bytes)
-    saved = f", {share:.0%} of the source" if reencode is not None else ""
-    _tell(
-        as_json,
-        facts,
+    share = f", {num_bytes / max(1, result.source_bytes):.0%} of the source" if reencode is not None else ""
+    line = (
         f"{out}: {manifest.num_samples} images ({result.num_skipped} left out), {manifest.num_boxes} boxes of "
-        f"{len(manifest.classes)} classes in {len(manifest.shards)} shards ({num_bytes:,} bytes{saved}; "
-        f"{result.num_shards_reused} shards were there)",
+        f"{len(manifest.classes)} classes in {len(manifest.shards)} shards ({num_bytes:,} bytes{share}; "
+        f"{result.num_shards_reused} shards were there)"
     )
+    _note_problems(problems, as_json=as_json)
+    print_result(facts, [line], as_json=as_json)
 
 
 @app.command()
 def inspect(
-    url: str = typer.Argument(..., help="The dataset: a path or s3://."),
-    verify: bool = typer.Option(True, "--verify/--no-verify", help="Compare every byte with the manifest's digests."),
-    as_json: bool = AS_JSON,
-) -> None:
+    url: Annotated[str, typer.Argument(help="The dataset: a path or s3://.")],
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare every byte with the manifest's digests.")
+    ] = True,
+    as_json: JsonOption = False,
+) -> int:
     """Verify a dataset's digests and show what it holds; exit code 1 if anything is damaged."""
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.data.inspect import inspect_dataset
 
     dataset = ShardDataset(url)
     manifest = dataset.manifest
-    with counting("inspecting", len(dataset)) as advance:
-        found = inspect_dataset(dataset, verify=verify, progress=advance)
+    with show_progress("inspecting", len(dataset)) as advance:
+        result = inspect_dataset(dataset, verify=verify, progress=advance)
     facts = {
         "url": url,
         "digest": manifest.digest,
-        "verified": verify and not found.problems.counts,
+        "verified": verify and not result.problems.counts,
         "shards": len(manifest.shards),
         "bytes": sum(entry.bytes for entry in manifest.shards),
         "manifest": {
@@ -211,22 +217,18 @@ def inspect(
             "empty": manifest.num_empty,
             "problems_of_the_build": manifest.problems,
         },
-        **found.as_document(),
+        **result.as_document(),
     }
-    if as_json:
-        _tell(True, facts, "")
-    else:
-        _warn_of(found.problems)
-        _print_inspection(facts)
-    if found.problems.counts:
-        raise typer.Exit(1)
+    _note_problems(result.problems, as_json=as_json)
+    print_result(facts, _inspection_lines(facts), as_json=as_json)
+    return EXIT_WORK_FAILED if result.problems.counts else EXIT_DONE
 
 
-def _print_inspection(facts: dict[str, Any]) -> None:
+def _inspection_lines(facts: dict[str, Any]) -> Iterator[str]:
     state = "every digest is right" if facts["verified"] else "not verified, or damaged"
     size = f"{facts['num_images']} images in {facts['shards']} shards, {facts['bytes']:,} bytes"
-    print(f"{facts['url']}: {size}; {state}")
-    print(f"digest {facts['digest']}")
+    yield f"{facts['url']}: {size}; {state}"
+    yield f"digest {facts['digest']}"
     for title, key in (
         ("boxes by class", "class_counts"),
         ("images by number of boxes (from)", "objects_per_image"),
@@ -235,22 +237,21 @@ def _print_inspection(facts: dict[str, Any]) -> None:
     ):
         counts: dict[str, int] = facts[key]
         largest = max(counts.values(), default=0) or 1
-        print(f"{title}:")
+        yield f"{title}:"
         numeric = all(name.isdigit() for name in counts)
         for name, count in sorted(counts.items(), key=lambda item: int(item[0]) if numeric else -item[1]):
-            print(f"  {name:>24} {count:>9,} {'#' * round(40 * count / largest)}")
+            yield f"  {name:>24} {count:>9,} {'#' * round(40 * count / largest)}"
 
 
 @app.command()
 def show(
-    job: Path = typer.Argument(..., help="The job whose training is looked at."),
-    overrides: list[str] = typer.Argument(None, help="Changes to the job: key.path=value."),
-    step: int = typer.Option(0, min=0, help="The training step."),
-    out: Path = typer.Option(..., help="Folder for the images."),
-    as_json: bool = AS_JSON,
+    job: JobArgument,
+    out: Annotated[Path, typer.Option(help="Folder for the images.")],
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(min=0, help="The training step.")] = 0,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw exactly the batch that a training step sees: augmented images with their targets."""
-    from yolofleet.core.errors import UserError
     from yolofleet.data.draw import draw_micro_batch
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_storage
@@ -269,13 +270,13 @@ def show(
     schedule = Schedule(spec.resolved_hyperparameters(), num_steps, steps_per_epoch)
     stream = training_stream(spec, dataset, schedule)
     folder = open_storage(str(out))
-    drawn = []
+    drawn: list[dict[str, Any]] = []
     for index in range(stream.micro_batches_per_step):
         batch = stream.micro_batch(step, index)
         name = f"step-{step}-micro-batch-{index}.png"
         folder.put(name, draw_micro_batch(batch, [name for _, name in dataset.classes]))
         drawn.append({"file": str(out / name), "digest": batch.digest(), "keys": batch.keys, "skipped": batch.skipped})
-    _tell(as_json, {"step": step, "micro_batches": drawn}, "\n".join(f"{entry['file']}" for entry in drawn))
+    print_result({"step": step, "micro_batches": drawn}, [str(entry["file"]) for entry in drawn], as_json=as_json)
 
 
 def _read_source(
@@ -288,18 +289,12 @@ def _read_source(
 
 
 def _cores(threads: int) -> int:
-    import os
-
     return threads or os.cpu_count() or 1
 
 
-def _parsed_split(text: str | None) -> tuple[float, float]:
-    from yolofleet.core.errors import UserError
-
-    if text is None:
-        return (0.0, 1.0)
+def _parse_split(text: str | None) -> tuple[float, float]:
     try:
-        low, high = (float(part) for part in text.split("-"))
+        low, high = (float(part) for part in (text or "0-1").split("-"))
     except ValueError:
         raise UserError(f"--split {text!r}: two shares are needed, such as 0.0-0.9") from None
     if not 0 <= low < high <= 1:
@@ -307,12 +302,10 @@ def _parsed_split(text: str | None) -> tuple[float, float]:
     return (low, high)
 
 
-def _warn_of(problems: ProblemLog) -> None:
-    """Say on stderr what was left out or put right: one line a kind, with an example."""
+def _note_problems(problems: ProblemLog, *, as_json: bool) -> None:
+    """Say on stderr what was left out or repaired: one line a kind, with an example; in JSON the facts have it."""
+    if as_json:
+        return
     for kind, entry in problems.as_document().items():
         example = entry["examples"][0] if entry["examples"] else ""
-        print(f"{entry['outcome']}: {kind} x {entry['count']}: {entry['meaning']} ({example})", file=sys.stderr)
-
-
-def _tell(as_json: bool, facts: dict[str, Any], sentence: str) -> None:
-    print(json.dumps(facts, indent=1, ensure_ascii=False) if as_json else sentence)
+        note(f"{entry['outcome']}: {kind} x {entry['count']}: {entry['meaning']} ({example})")

@@ -1,22 +1,24 @@
-"""``yolofleet evaluate``: what a model, or a file of detections, is worth on a dataset."""
+"""``yolofleet evaluate``: the COCO AP of a model, or of a file of detections, on a dataset."""
 
 from __future__ import annotations
 
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from yolofleet.cli.options import Device, JsonOption, note, print_result
+from yolofleet.cli.progress import show_progress
+from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.text import and_more
+
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.evaluate import EvaluationResult
 
-PLAIN_LINE_SECONDS = 10.0
+MOST_NAMES = 6
 
 
 def evaluate(
@@ -34,34 +36,35 @@ def evaluate(
     ],
     results: Annotated[Path | None, typer.Option(help="Write the detections to this COCO result file.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page with curves and images into this folder.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="Long side of the input; as the model says.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 16,
-    confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = 0.001,
-    iou: Annotated[float, typer.Option(min=0, max=1, help="Overlap above which the worse box goes.")] = 0.65,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = 300,
+    confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = EVALUATION_CONFIDENCE,
+    iou: Annotated[
+        float, typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box.")
+    ] = EVALUATION_IOU,
+    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = EVALUATION_MAX_DETECTIONS,
     rectangular: Annotated[
         bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
-) -> int:
-    """Judge a model on a dataset by COCO AP: the twelve figures, and each class."""
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate a model on a dataset by COCO AP: the twelve figures, and each class."""
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
 
     started = time.monotonic()
     if is_result_file(model):
-        dataset, result = _judge_file(Path(model), data)
+        dataset, result = _evaluate_file(Path(model), data)
     else:
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
         if unknown := classes_unknown_to(detector.classes, dataset.classes):
-            names = ", ".join(name for _, name in unknown[:6]) + (", ..." if len(unknown) > 6 else "")
-            known = ", ".join(name for _, name in detector.classes[:6]) + (", ..." if len(detector.classes) > 6 else "")
-            print(f"warning: the model does not know {names}, so AP is 0 there; it knows {known}", file=sys.stderr)
-        with counting(len(dataset)) as advance:
+            known = _join_names(detector.classes)
+            note(f"warning: the model does not know {_join_names(unknown)}, so AP is 0 there; it knows {known}")
+        with show_progress("evaluating", len(dataset)) as advance:
             result = evaluate_model(
                 detector.network,
                 dataset,
@@ -79,14 +82,19 @@ def evaluate(
     if results is not None:
         result.detections.write(results)
     page = _write_report(report, model, data, dataset, result) if report is not None else None
-    if json_output:
-        print(json.dumps({"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}))
-        return 0
-    _show(result, seconds)
+    if as_json:
+        facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
+        print_result(facts, (), as_json=True)
+        return
+    _print_tables(result, seconds)
     for label, path in (("detections", results), ("report", page)):
         if path is not None:
             print(f"{label}: {path}")
-    return 0
+
+
+def _join_names(classes: list[tuple[int, str]]) -> str:
+    names = [name for _, name in classes]
+    return and_more(names, MOST_NAMES)
 
 
 def is_result_file(model: str) -> bool:
@@ -100,13 +108,13 @@ def _open_dataset(data: str) -> ShardDataset:
 
     if data.endswith(".json") and Path(data).is_file():
         raise UserError(
-            f"{data} is a file: a model is judged on a sharded dataset; make one with 'yolofleet data shard'"
+            f"{data} is a file: a model is evaluated on a sharded dataset; make one with 'yolofleet data shard'"
         )
     return ShardDataset(data)
 
 
-def _judge_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:
-    """Judge a COCO result file on a dataset, or on a COCO annotation file."""
+def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:
+    """Evaluate a COCO result file on a dataset, or on a COCO annotation file."""
     from yolofleet.evaluation.average_precision import coco_average_precision
     from yolofleet.evaluation.detections import Detections, read_ground_truth
     from yolofleet.evaluation.evaluate import EvaluationResult
@@ -128,36 +136,7 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
     return folder / "index.html"
 
 
-@contextmanager
-def counting(num_images: int | None = None) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr where there is a terminal, plain lines where there is none.
-
-    Args:
-        num_images: How many there will be; None where that is not known yet.
-    """
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("[bold]evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("", total=num_images)
-            yield lambda count: bar.advance(task, count)
-        return
-    done, spoken = 0, time.monotonic()
-
-    def advance(count: int) -> None:
-        nonlocal done, spoken
-        done += count
-        if time.monotonic() > spoken + PLAIN_LINE_SECONDS or (done == num_images and done > count):
-            total = "" if num_images is None else f" of {num_images}"
-            print(f"evaluated {done}{total} images", file=sys.stderr, flush=True)
-            spoken = time.monotonic()
-
-    yield advance
-
-
-def _show(result: EvaluationResult, seconds: float) -> None:
+def _print_tables(result: EvaluationResult, seconds: float) -> None:
     """Print the figures and the classes as tables."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -171,17 +150,14 @@ def _show(result: EvaluationResult, seconds: float) -> None:
         f"{judged.num_detections} detections, {seconds:.1f} s"
     )
     if result.skipped:
-        named = ", ".join(f"{key} ({reason})" for key, reason in result.skipped[:3])
-        more = f" and {len(result.skipped) - 3} more" if len(result.skipped) > 3 else ""
-        console.print(
-            f"[yellow]{len(result.skipped)} images could not be read and count as empty: {escape(named)}{more}"
-        )
+        skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
+        console.print(f"[yellow]{len(result.skipped)} images could not be read and count as empty: {escape(skipped)}")
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):
         figures.add_column(heading, justify="right" if not heading else "left")
     names = list(result.figures)
     for left, right in zip(names[:6], names[6:], strict=True):
-        figures.add_row(left, _shown(result.figures[left]), right, _shown(result.figures[right]))
+        figures.add_row(left, _format(result.figures[left]), right, _format(result.figures[right]))
     console.print(figures)
     classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     classes.add_column("class", no_wrap=True, overflow="ellipsis")
@@ -190,12 +166,12 @@ def _show(result: EvaluationResult, seconds: float) -> None:
     present = [entry for entry in result.per_class if entry.num_objects]
     for entry in present:
         numbers: list[Any] = [entry.ap, entry.ap50, entry.ap75, entry.ar_100, entry.best_f1, entry.best_confidence]
-        classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_shown, numbers))
+        classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_format, numbers))
     console.print(classes)
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
     if len(present) < len(result.per_class):
         console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"

@@ -2,93 +2,87 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from yolofleet.cli.options import JsonOption, ModelArgument, note, print_result
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import Request
-    from yolofleet.export.settings import Thresholds
+    from yolofleet.export.formats import Request
+    from yolofleet.export.settings import InputShape, Thresholds
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False
-        ),
-    ],
+    model: ModelArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; for triton the model repository.")],
-    kind: Annotated[str, typer.Option("--format", help="onnx, torchscript, safetensors or triton.")] = "onnx",
-    nms: Annotated[bool, typer.Option("--nms", help="Put suppression inside, as standard ONNX operators.")] = False,
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, torchscript, safetensors, triton, or a plugin's.")
+    ] = "onnx",
+    nms: Annotated[bool, typer.Option("--nms", help="Put NMS inside, as standard ONNX operators.")] = False,
     int8: Annotated[
         str | None, typer.Option(metavar="DATA", help="Quantize to INT8, with ranges taken from these shards.")
     ] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Any batch and any input size.")] = False,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Accept any batch and any input size.")] = False,
     batch: Annotated[int, typer.Option(min=1, help="Images that pass together, unless --dynamic.")] = 1,
-    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels; as the model says.")] = None,
-    confidence: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms; as the model says.")] = None,
-    iou: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms; as the model says.")] = None,
-    max_detections: Annotated[int | None, typer.Option(min=1, help="For --nms; as the model says.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels. Default: the model's.")] = None,
+    confidence: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms. Default: the model's.")] = None,
+    iou: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms. Default: the model's.")] = None,
+    max_detections: Annotated[int | None, typer.Option(min=1, help="For --nms. Default: the model's.")] = None,
     multi_label: Annotated[
         bool, typer.Option("--multi-label", help="For --nms: a box may be of several classes, as in evaluation.")
     ] = False,
-    calibration_images: Annotated[int, typer.Option(min=1, help="For --int8: how many are looked at.")] = 64,
+    calibration_images: Annotated[int, typer.Option(min=1, help="For --int8: images that give the ranges.")] = 64,
     name: Annotated[str, typer.Option(help="For triton: name of the model in the repository.")] = "detector",
     verify: Annotated[bool, typer.Option("--verify", help="Run the result and compare it with torch.")] = False,
     verify_data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Shards to verify on; random images without.")
+        str | None, typer.Option(metavar="DATA", help="Shards to verify on. Default: random images.")
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
-    """Write a detector for another runtime; with --verify, prove that it finds the same there."""
+    """Write a detector for another runtime; with --verify, check that it finds the same there."""
     from yolofleet.cli.model_argument import package_folder
+    from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import Request, export_detector
+    from yolofleet.export.exporter import export_detector
+    from yolofleet.export.formats import FORMATS, Request
     from yolofleet.export.quantization import dataset_images
-    from yolofleet.export.settings import InputShape, check_format, check_shape
+    from yolofleet.export.settings import InputShape, check_shape
 
-    chosen = check_format(kind)
+    FORMATS.get(kind)  # an unknown name is refused before the model is read
     with package_folder(model, tracking_uri) as folder:
         detector = Detector.load(folder)
     side = image_size or detector.card.image_size
     shape = InputShape(batch=batch, image_size=side, dynamic=dynamic)
     check_shape(shape, detector.model.max_stride)
     thresholds = _thresholds(detector, confidence, iou, max_detections, multi_label) if nms else None
+    evaluated: list[dict[str, Any]] = []
     request = Request(
-        format=chosen,
+        format=kind,
         shape=shape,
         thresholds=thresholds,
         calibration=None if int8 is None else dataset_images(int8, side, calibration_images),
         name=name,
+        on_networks=lambda *models: evaluated.extend(_evaluate_networks(models, detector, str(int8), shape)),
     )
-    judged: list[dict[str, Any]] = []
-    exported = export_detector(
-        detector,
-        out,
-        request,
-        on_networks=lambda *models: judged.extend(_judged(models, detector, str(int8), request)),
-    )
-    document: dict[str, Any] = {"path": str(exported.path), "bytes": exported.path.stat().st_size}
-    document["card"] = exported.card.document()
-    if judged:
-        document["float"], document["int8"] = judged
-    if not json_output:
-        print(f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB")
-        _show_judged(judged)
-    equal = True
+    exported = export_detector(detector, out, request)
+    num_bytes = exported.path.stat().st_size
+    document: dict[str, Any] = {"path": str(exported.path), "bytes": num_bytes, "card": exported.card.document()}
+    lines = [f"{exported.path}: {num_bytes / 1e6:.1f} MB"]
+    if evaluated:
+        document["float"], document["int8"] = evaluated
+        lines += [_format_evaluation(label, entry) for label, entry in zip(("float", "INT8"), evaluated, strict=True)]
+    is_equal = True
     if verify or verify_data is not None:
-        equal = _verified(exported.path, detector, request, verify_data, document, quiet=json_output)
-    if json_output:
-        print(json.dumps(document))
-    return 0 if equal else 1
+        is_equal, document["verified"], more = _verify(exported.path, detector, request, verify_data)
+        lines += more
+    print_result(document, lines, as_json=as_json)
+    return EXIT_DONE if is_equal else EXIT_WORK_FAILED
 
 
 def _thresholds(
@@ -105,40 +99,41 @@ def _thresholds(
     )
 
 
-def _judged(models: Any, detector: Detector, data: str, request: Request) -> list[dict[str, Any]]:
+def _evaluate_networks(models: Any, detector: Detector, data: str, shape: InputShape) -> list[dict[str, Any]]:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.export.card import make_card
     from yolofleet.export.quantization import judge_networks
 
-    print(f"judging the float and the INT8 network on {data}", file=sys.stderr)
-    card = make_card(detector.card, detector.model.strides, request.shape, None)
-    return [entry.as_json() for entry in judge_networks(models, detector, ShardDataset(data), card, request.shape)]
+    note(f"evaluating the float and the INT8 network on {data}")
+    card = make_card(detector.card, detector.model.strides, shape, None)
+    return [entry.as_json() for entry in judge_networks(models, detector, ShardDataset(data), card, shape)]
 
 
-def _show_judged(judged: list[dict[str, Any]]) -> None:
-    for label, entry in zip(("float", "INT8"), judged, strict=False):
-        ap, ap50 = ("none" if entry[key] is None else f"{entry[key]:.4f}" for key in ("AP", "AP50"))
-        print(f"{label:6} AP {ap}  AP50 {ap50}  {entry['milliseconds']:.1f} ms  {entry['megabytes']:.1f} MB")
+def _format_evaluation(label: str, entry: dict[str, Any]) -> str:
+    ap, ap50 = ("none" if entry[key] is None else f"{entry[key]:.4f}" for key in ("AP", "AP50"))
+    return f"{label:6} AP {ap}  AP50 {ap50}  {entry['milliseconds']:.1f} ms  {entry['megabytes']:.1f} MB"
 
 
-def _verified(
-    path: Path, detector: Detector, request: Request, data: str | None, document: dict[str, Any], *, quiet: bool
-) -> bool:
-    """Run the result, say the differences, and return whether they are those of rounding; INT8 is told, not judged."""
+def _verify(
+    path: Path, detector: Detector, request: Request, data: str | None
+) -> tuple[bool, dict[str, Any], list[str]]:
+    """Run the exported file and compare it with torch.
+
+    Returns:
+        Whether the differences are those of rounding (those of INT8 are reported and accepted), the comparison as JSON
+        values, and as lines.
+    """
     from yolofleet.export.verification import noise
     from yolofleet.export.verification import verify as compare
 
-    stride = detector.model.max_stride
-    batches = noise(request.shape, stride) if data is None else _batches(data, request)
-    found = compare(path, request.format, detector, request.thresholds, batches)
+    batches = noise(request.shape, detector.model.max_stride) if data is None else _batches(data, request)
+    comparison = compare(path, request.format, detector, request.thresholds, batches)
     is_int8 = request.calibration is not None
-    document["verified"] = {**found.as_json(), "images": data or "random"}
-    if not quiet:
-        verdict = "INT8, so differences are meant" if is_int8 else "equal" if found.equal else "NOT equal"
-        print(f"verified against torch: {found}: {verdict}")
-        if request.thresholds is not None and not found.num_boxes:
-            print("no detection was compared: name images with objects in --verify-data")
-    return found.equal or is_int8
+    verdict = "INT8, so differences are meant" if is_int8 else "equal" if comparison.equal else "NOT equal"
+    lines = [f"verified against torch: {comparison}: {verdict}"]
+    if request.thresholds is not None and not comparison.num_boxes:
+        lines.append("no detection was compared: name images with objects in --verify-data")
+    return comparison.equal or is_int8, {**comparison.as_json(), "images": data or "random"}, lines
 
 
 def _batches(data: str, request: Request) -> list[Tensor]:

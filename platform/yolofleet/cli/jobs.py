@@ -1,78 +1,71 @@
-"""``yolofleet jobs``: what was sent to a cluster.
-
-``yolofleet submit``: a job or a search, sent to a cluster.
-"""
+"""``yolofleet submit`` and ``yolofleet jobs``: sends a job or a search to a cluster, and watches or stops it there."""
 
 from __future__ import annotations
 
-import json
 import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from yolofleet.cli.options import EXIT_STOPPED, Address, JsonOption, Overrides, note, print_result
+from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
+
 if TYPE_CHECKING:
     from yolofleet.cluster.service import JobService, SentJob
-import time
 
-AddressOption = Annotated[
-    str | None,
-    typer.Option(
-        help="The cluster's dashboard, http://HOST:8265; by default RAY_API_SERVER_ADDRESS, else this machine."
-    ),
-]
+app = typer.Typer(help="Jobs on a cluster: their state, their output, stopping them.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the name of its run.", show_default=False)]
 
 
 def submit(
     spec: Annotated[Path, typer.Argument(help="A job spec or a search space (YAML).", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. epochs=5.")
-    ] = None,
-    address: AddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show what it prints until it has ended.")] = False,
+    overrides: Overrides = None,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,
     any_version: Annotated[
         bool, typer.Option("--any-version", help="Run it even if the cluster has other versions than this machine.")
     ] = False,
-    json_output: Annotated[bool, typer.Option("--json", help="Print the job as JSON on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> int:
-    """Send a job or a search to a cluster. The same spec again goes on with it, or finds it running."""
+    """Send a job or a search to a cluster. The same spec sent again resumes the run, or finds the job running."""
     from yolofleet.cluster.bundle import read_bundle
     from yolofleet.cluster.service import JobService
 
     bundle = read_bundle(spec, overrides or [])
     service = JobService(address)
     job, is_new = service.send(bundle, any_version=any_version)
-    typer.echo(f"{'sent' if is_new else 'is there already, ' + job.status.lower()}: {job.id}", err=True)
-    if json_output:
-        typer.echo(json.dumps(format_job(job)))
+    note(f"{'sent' if is_new else f'is there already, {job.status.lower()}'}: {job.id}")
+    print_result(asdict(job), (), as_json=as_json)
     if follow:
-        return followed(service, job)
-    if not json_output:
-        where = f"{job.id} --address {service.address}"
-        typer.echo(f"  yolofleet jobs logs {where} --follow\n  yolofleet jobs stop {where}", err=True)
-    return 0
+        return _follow(service, job)
+    if not as_json:
+        arguments = f"{job.id} --address {service.address}"
+        note(f"  yolofleet jobs logs {arguments} --follow\n  yolofleet jobs stop {arguments}")
+    return EXIT_DONE
 
 
-def followed(service: JobService, job: SentJob) -> int:
-    """Show what a job prints until it has ended, and return its exit code as ours."""
+def _follow(service: JobService, job: SentJob) -> int:
+    """Show a job's output until it has ended, and return its exit code."""
     from yolofleet.cluster.follow import follow
 
     try:
-        ended = follow(service, job, pass_on, lambda line: typer.echo(line, err=True))
+        ended = follow(service, job, _pass_on, note)
     except KeyboardInterrupt:
-        typer.echo(
-            f"\nno longer followed; the job goes on: yolofleet jobs logs {job.id} --follow --address {service.address}",
-            err=True,
-        )
-        return 130
+        command = f"yolofleet jobs logs {job.id} --follow --address {service.address}"
+        note(f"\nno longer followed; the job still runs: {command}")
+        return EXIT_STOPPED
     took = "" if ended.began is None or ended.ended is None else f" after {ended.ended - ended.began:.0f} s"
-    typer.echo(f"{ended.id}: {ended.status.lower()}{took}", err=True)
+    note(f"{ended.id}: {ended.status.lower()}{took}")
     return exit_code(ended)
 
 
-def pass_on(text: str) -> None:
-    """Pass on what a job has printed as it is, colours of Ray's among it."""
+def _pass_on(text: str) -> None:
+    """Print a job's output as it is, Ray's colours included."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -80,104 +73,82 @@ def pass_on(text: str) -> None:
 def exit_code(job: SentJob) -> int:
     """Return the exit code of a job that has ended; 1 for one that was stopped or never ran."""
     if job.status == "SUCCEEDED":
-        return 0
-    return job.exit_code if job.exit_code not in (None, 0) else 1
-
-
-def format_job(job: SentJob) -> dict[str, object]:
-    """Return a job as plain JSON values."""
-    from dataclasses import asdict
-
-    return asdict(job)
-
-
-app = typer.Typer(help="Jobs on a cluster: how they stand, what they print, stopping them.", no_args_is_help=True)
-
-JobArgument = Annotated[str, typer.Argument(help="The job's id, or the name of its run.", show_default=False)]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+        return EXIT_DONE
+    return job.exit_code if job.exit_code not in (None, EXIT_DONE) else EXIT_WORK_FAILED
 
 
 @app.command("list")
-def list_jobs(address: AddressOption = None, json_output: JsonOption = False) -> int:
+def list_jobs(address: Address = None, as_json: JsonOption = False) -> None:
     """List the jobs that the cluster knows, the oldest first."""
     from yolofleet.cluster.service import JobService
 
     service = JobService(address)
     jobs = service.jobs()
-    if json_output:
-        typer.echo(json.dumps([format_job(job) for job in jobs], indent=1))
-        return 0
-    if not jobs:
-        typer.echo(f"no job was sent to {service.address} yet")
-    for job in jobs:
-        typer.echo(f"{job.status:<10} {_moment(job.began):<20} {job.name or '-':<24} {job.id}")
-    return 0
+    lines = [f"{job.status:<10} {_format_time(job.began):<20} {job.name or '-':<24} {job.id}" for job in jobs]
+    nothing = f"no job was sent to {service.address} yet"
+    print_result([asdict(job) for job in jobs], lines or [nothing], as_json=as_json)
 
 
 @app.command()
-def show(job: JobArgument, address: AddressOption = None, json_output: JsonOption = False) -> int:
-    """Show how a job stands."""
+def show(job: JobId, address: Address = None, as_json: JsonOption = False) -> None:
+    """Show the state of a job."""
     from yolofleet.cluster.service import JobService
 
     found = JobService(address).job(job)
-    if json_output:
-        typer.echo(json.dumps(format_job(found), indent=1))
-        return 0
-    lines = {
-        "job": found.id,
-        "run": found.name or "-",
-        "status": found.status.lower() + ("" if found.exit_code is None else f", exit code {found.exit_code}"),
-        "began": _moment(found.began),
-        "ended": _moment(found.ended),
-        "message": found.message,
+    print_result(asdict(found), _job_lines(found), as_json=as_json)
+
+
+def _job_lines(job: SentJob) -> Iterator[str]:
+    fields = {
+        "job": job.id,
+        "run": job.name or "-",
+        "status": job.status.lower() + ("" if job.exit_code is None else f", exit code {job.exit_code}"),
+        "began": _format_time(job.began),
+        "ended": _format_time(job.ended),
+        "message": job.message,
     }
-    for name, text in lines.items():
-        typer.echo(f"{name:<9} {text}")
-    return 0
+    return (f"{name:<9} {text}" for name, text in fields.items())
 
 
 @app.command()
 def logs(
-    job: JobArgument,
-    address: AddressOption = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until it has ended.")] = False,
+    job: JobId,
+    address: Address = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Show further output until it has ended.")] = False,
 ) -> int:
-    """Print what a job has printed; with --follow its exit code becomes this command's."""
+    """Print a job's output; with --follow its exit code becomes this command's."""
     from yolofleet.cluster.service import JobService
 
     service = JobService(address)
     found = service.job(job)
     if follow:
-        return followed(service, found)
-    pass_on(service.logs(found))
-    return 0
+        return _follow(service, found)
+    _pass_on(service.logs(found))
+    return EXIT_DONE
 
 
 @app.command()
 def stop(
-    job: JobArgument,
-    address: AddressOption = None,
+    job: JobId,
+    address: Address = None,
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for it to end.")] = 150.0,
-) -> int:
-    """Tell a job to save its state and end. The same spec sent again goes on from there."""
+) -> None:
+    """Tell a job to save its state and end. The same spec sent again resumes it."""
     from yolofleet.cluster.service import STOP_SECONDS, JobService
     from yolofleet.core.errors import WorkError
 
     service = JobService(address)
     found = service.job(job)
     if found.has_ended:
-        typer.echo(f"{found.id}: has ended already ({found.status.lower()})")
-        return 0
+        print(f"{found.id}: has ended already ({found.status.lower()})")
+        return
     service.stop(found)
-    typer.echo(f"{found.id}: told to stop; it has {STOP_SECONDS} s to save its state", err=True)
-    end = time.monotonic() + wait_seconds
-    while not (found := service.job(found.id)).has_ended:
-        if time.monotonic() > end:
-            raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")
-        time.sleep(1.0)
-    typer.echo(f"{found.id}: {found.status.lower()}")
-    return 0
+    note(f"{found.id}: told to stop; it has {STOP_SECONDS} s to save its state")
+    found = service.await_end(found, wait_seconds)
+    if not found.has_ended:
+        raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")
+    print(f"{found.id}: {found.status.lower()}")
 
 
-def _moment(seconds: float | None) -> str:
+def _format_time(seconds: float | None) -> str:
     return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

@@ -23,6 +23,7 @@ from yolofleet.cli import (
     train,
     tune,
 )
+from yolofleet.cli.options import EXIT_STOPPED, note
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 from yolofleet.core.redaction import without_passwords
 
@@ -54,31 +55,29 @@ app.add_typer(cluster.app, name="cluster")
 @app.callback(invoke_without_command=True)
 def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        typer.echo(f"yolofleet {__version__}")
+        print(f"yolofleet {__version__}")
         raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong."""
+    """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 stopped."""
     try:
-        result = app(args=arguments, standalone_mode=False)
+        exit_code = app(args=arguments, standalone_mode=False)
     except UserError as error:
-        return _told(f"error: {error}", EXIT_USER_ERROR)
+        note(without_passwords(f"error: {error}"))
+        return EXIT_USER_ERROR
     except WorkError as error:
-        return _told(f"failed: {error}", EXIT_WORK_FAILED)
+        note(without_passwords(f"failed: {error}"))
+        return EXIT_WORK_FAILED
     except KeyboardInterrupt:
-        return _told("stopped; the same command goes on from the newest checkpoint", 130)
+        note("stopped. Run the same command again to resume from the newest checkpoint")
+        return EXIT_STOPPED
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own: a wrong option or argument
             error.show()
             return EXIT_USER_ERROR
         raise
-    return result if isinstance(result, int) else EXIT_DONE
-
-
-def _told(message: str, code: int) -> int:
-    print(without_passwords(message), file=sys.stderr)
-    return code
+    return exit_code if isinstance(exit_code, int) else EXIT_DONE
 
 
 def run() -> None:

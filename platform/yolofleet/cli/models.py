@@ -1,11 +1,14 @@
-"""``yolofleet models``: the zoo, and one model in detail with its cost."""
+"""``yolofleet models``: lists the zoo, and shows one model's blocks, cost and memory."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from yolofleet.cli.options import JsonOption, print_result
 
 if TYPE_CHECKING:
     from yolofleet.models.memory import Precision, TrainingMemory
@@ -15,27 +18,23 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Models: the zoo, block tables, cost.", no_args_is_help=True)
 
-AS_JSON = typer.Option(False, "--json", help="Print only JSON on stdout.")
+NumClasses = Annotated[int, typer.Option("--classes", min=1, help="Classes to predict.")]
 GIB = 2**30
 
 
 @app.command("list")
-def list_models(
-    num_classes: int = typer.Option(80, "--classes", min=1, help="Classes to predict."),
-    as_json: bool = AS_JSON,
-) -> None:
+def list_models(num_classes: NumClasses = 80, as_json: JsonOption = False) -> None:
     """List the models with parameters and GFLOPs, in training and in deployed form, at their own image size."""
     from yolofleet.models.profile import profile
     from yolofleet.models.zoo import zoo_names, zoo_table
 
     profiles = [profile(zoo_table(name), num_classes=num_classes) for name in zoo_names()]
-    if as_json:
-        print(json.dumps([entry.document() for entry in profiles], indent=1))
-        return
-    print(f"{'model':18}{'parameters':>22}{'GFLOPs':>20}{'image':>8}")
-    print(f"{'':18}{'training':>12}{'deployed':>10}{'training':>10}{'deployed':>10}{'size':>8}")
-    for entry in profiles:
-        print(_list_line(entry))
+    lines = [
+        f"{'model':18}{'parameters':>22}{'GFLOPs':>20}{'image':>8}",
+        f"{'':18}{'training':>12}{'deployed':>10}{'training':>10}{'deployed':>10}{'size':>8}",
+        *map(_list_line, profiles),
+    ]
+    print_result([entry.document() for entry in profiles], lines, as_json=as_json)
 
 
 def _list_line(entry: Profile) -> str:
@@ -48,19 +47,27 @@ def _list_line(entry: Profile) -> str:
 
 @app.command("show")
 def show_model(
-    model: str = typer.Argument(..., help="Name of the zoo, or path of a block table (YAML)."),
-    depth: float = typer.Option(1.0, help="Compound scaling: multiplies the stacked convolutions."),
-    transition_width: float | None = typer.Option(None, help="Width factor between blocks; follows from the depth."),
-    hidden_width: float | None = typer.Option(None, help="Width factor inside blocks."),
-    reparameterize: str | None = typer.Option(None, help="planned, none, or places such as first,second."),
-    reverse_residual: bool | None = typer.Option(None, help="3x3 before 1x1 in residual blocks (paper Figure 7)."),
-    auxiliary: str | None = typer.Option(None, help="Auxiliary heads: none, full or partial."),
-    num_classes: int = typer.Option(80, "--classes", min=1, help="Classes to predict."),
-    image_size: int | None = typer.Option(None, min=32, help="Side of the image in pixels."),
-    micro_batch_size: int = typer.Option(1, min=1, help="Images that pass together, for the memory forecast."),
-    precision: str = typer.Option("fp32", help="fp32, fp16 or bf16, for the memory forecast."),
-    workers: int = typer.Option(1, min=1, help="Workers that share, for the memory forecast."),
-    as_json: bool = AS_JSON,
+    model: Annotated[str, typer.Argument(help="Name of the zoo, or path of a block table (YAML).")],
+    depth: Annotated[float, typer.Option(help="Compound scaling: multiplies the stacked convolutions.")] = 1.0,
+    transition_width: Annotated[
+        float | None, typer.Option(help="Width factor between blocks; follows from the depth.")
+    ] = None,
+    hidden_width: Annotated[float | None, typer.Option(help="Width factor inside blocks.")] = None,
+    reparameterize: Annotated[
+        str | None, typer.Option(help="Positions of RepConv: planned, none, or a list such as first,second.")
+    ] = None,
+    reverse_residual: Annotated[
+        bool | None, typer.Option(help="3x3 before 1x1 in residual blocks (paper Figure 7).")
+    ] = None,
+    auxiliary: Annotated[str | None, typer.Option(help="Auxiliary heads: none, full or partial.")] = None,
+    num_classes: NumClasses = 80,
+    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the image in pixels.")] = None,
+    micro_batch_size: Annotated[
+        int, typer.Option(min=1, help="Images that pass together, for the memory forecast.")
+    ] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the memory forecast.")] = "fp32",
+    workers: Annotated[int, typer.Option(min=1, help="Workers that share, for the memory forecast.")] = 1,
+    as_json: JsonOption = False,
 ) -> None:
     """Show a model's block table, its cost, and the memory that training it needs."""
     from yolofleet.models.memory import STRATEGIES, training_memory
@@ -74,7 +81,7 @@ def show_model(
             depth=depth,
             transition_width=transition_width,
             hidden_width=hidden_width,
-            reparameterize=_places(reparameterize),
+            reparameterize=_parse_positions(reparameterize),
             reverse_residual=reverse_residual,
             auxiliary=auxiliary,
         )
@@ -95,15 +102,13 @@ def show_model(
         )
         for strategy in STRATEGIES
     ]
-    if as_json:
-        print(json.dumps(_document(graph, facts, lines, memory, micro_batch_size, precision), indent=1))
-        return
-    _print_model(graph, facts, lines)
-    _print_memory(memory, micro_batch_size, precision, facts.image_size)
+    document = _document(graph, facts, lines, memory, micro_batch_size, precision)
+    shown = [*_model_lines(graph, facts, lines), *_memory_lines(memory, micro_batch_size, precision, facts.image_size)]
+    print_result(document, shown, as_json=as_json)
 
 
 def _choice(model: str, **options: Any) -> ModelChoice:
-    """Return what a job would say: the model by name or path, and the options that were given."""
+    """Return the model by name or path with the options that were given, as a job names it."""
     from yolofleet.specs.model import ModelChoice
 
     is_path = model.endswith((".yaml", ".yml")) or "/" in model
@@ -111,9 +116,9 @@ def _choice(model: str, **options: Any) -> ModelChoice:
     return ModelChoice.parse({"spec" if is_path else "name": model, **given}, source="models show")
 
 
-def _places(text: str | None) -> str | list[str] | None:
-    """Read where RepConv shall stand: a word of its own, or places separated by commas."""
-    return text if text in (None, "planned", "none") else [place.strip() for place in text.split(",")]
+def _parse_positions(text: str | None) -> str | list[str] | None:
+    """Read the positions of RepConv: one of the two words, or a list separated by commas."""
+    return text if text in (None, "planned", "none") else [position.strip() for position in text.split(",")]
 
 
 def _precision(text: str) -> Precision:
@@ -134,8 +139,6 @@ def _document(
     micro_batch_size: int,
     precision: str,
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
     return {
         **facts.document(),
         "strides": list(graph.strides),
@@ -149,33 +152,36 @@ def _document(
     }
 
 
-def _print_model(graph: ModelGraph, facts: Profile, lines: list[BlockLine]) -> None:
+def _model_lines(graph: ModelGraph, facts: Profile, lines: list[BlockLine]) -> Iterator[str]:
     table = graph.table
-    print(f"{facts.name}: {facts.num_classes} classes, {facts.image_size} px, {table.activation}")
+    yield f"{facts.name}: {facts.num_classes} classes, {facts.image_size} px, {table.activation}"
     if facts.note:
-        print(f"note: {facts.note}")
-    print()
-    print(
+        yield f"note: {facts.note}"
+    yield ""
+    yield (
         f"{'name':16}{'block':12}{'from':18}{'channels':>9}{'stride':>7}{'convs':>6}{'parameters':>12}{'GFLOPs':>8}  "
     )
     for line in lines:
-        print(
+        yield (
             f"{line.name:16}{line.block:12}{' '.join(line.sources):18}{line.channels:>9}{line.stride:>7}"
             f"{line.convolutions:>6}{line.parameters:>12,}{line.gflops:>8.2f}  {line.settings}"
         )
     levels = ", ".join(f"{name} (stride {stride})" for (name, _), stride in zip(graph.lead, graph.strides, strict=True))
     auxiliary = f"; {facts.num_auxiliary_levels} auxiliary levels in training" if facts.num_auxiliary_levels else ""
-    print(f"\nhead on {levels}, {table.num_anchors} anchors each{auxiliary}")
-    print(f"training form: {facts.parameters:>12,} parameters {facts.gflops:>10.2f} GFLOPs")
-    print(f"deployed form: {facts.parameters_deployed:>12,} parameters {facts.gflops_deployed:>10.2f} GFLOPs")
+    yield ""
+    yield f"head on {levels}, {table.num_anchors} anchors each{auxiliary}"
+    yield f"training form: {facts.parameters:>12,} parameters {facts.gflops:>10.2f} GFLOPs"
+    yield f"deployed form: {facts.parameters_deployed:>12,} parameters {facts.gflops_deployed:>10.2f} GFLOPs"
 
 
-def _print_memory(memory: list[TrainingMemory], micro_batch_size: int, precision: str, image_size: int) -> None:
-    print(
+def _memory_lines(
+    memory: list[TrainingMemory], micro_batch_size: int, precision: str, image_size: int
+) -> Iterator[str]:
+    yield (
         f"\nmemory of a worker, GiB ({memory[0].num_workers} workers, micro-batch of {micro_batch_size} at "
         f"{image_size} px, {precision}):"
     )
     columns = ("weights", "gradients", "momentum", "average", "exchange", "activations", "total")
-    print(f"{'strategy':10}" + "".join(f"{column:>12}" for column in columns))
+    yield f"{'strategy':10}" + "".join(f"{column:>12}" for column in columns)
     for entry in memory:
-        print(f"{entry.strategy:10}" + "".join(f"{getattr(entry, column) / GIB:>12.3f}" for column in columns))
+        yield f"{entry.strategy:10}" + "".join(f"{getattr(entry, column) / GIB:>12.3f}" for column in columns)

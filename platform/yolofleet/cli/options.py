@@ -18,6 +18,9 @@ import typer
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
 
+EXIT_STOPPED = 130
+"""The exit code of a command that Ctrl-C has stopped, as a shell expects it."""
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 TrackingUri = Annotated[
     str | None,

@@ -1,132 +1,36 @@
-"""``yolofleet predict``: find objects in images, draw them, and write them down.
+"""``yolofleet predict``: finds objects in images, draws them and writes them down.
 
-``yolofleet predict --workers``: find objects in very many images, in parts, on Ray.
+Without ``--workers`` this process predicts and draws. With it workers of Ray predict very many images in parts, without
+drawing; parts that are there already are not repeated, so the same command resumes.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from yolofleet.cluster.prediction_parts import ImageSource, PredictionPlan
-    from yolofleet.evaluation.detector_package import DetectorCard
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from yolofleet.cli.options import Device, JsonOption, ModelArgument, note, print_result
+from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.text import and_more
+
 if TYPE_CHECKING:
+    from yolofleet.cluster.prediction_parts import ImageSource, PredictionPlan
     from yolofleet.evaluation.detector import Detector
-
-
-def predict_many(
-    package: Mapping[str, bytes],
-    classes: list[tuple[int, str]],
-    source: ImageSource,
-    out: str,
-    plan: PredictionPlan,
-    *,
-    workers: int,
-    device: str,
-    batch_size: int,
-    json_output: bool,
-) -> list[str]:
-    """Predict what is missing, put everything together and say what was made; returns what could not be read.
-
-    Raises:
-        UserError: the folder holds predictions of something else, or the cluster cannot hold so many workers.
-        WorkError: workers died again and again.
-    """
-    from yolofleet.cli.progress import counting
-    from yolofleet.cluster.batch_prediction import predict_parts
-    from yolofleet.cluster.prediction_parts import DOCUMENT_KEY, RESULTS_KEY, merge_parts, missing_parts
-    from yolofleet.storage import open_storage
-
-    storage = open_storage(out)
-    missing = missing_parts(storage, plan)
-    if len(missing) < plan.num_parts:
-        print(f"{plan.num_parts - len(missing)} of {plan.num_parts} parts are there already", file=sys.stderr)
-    if missing:
-        with counting("images", sum(len(plan.images(part)) for part in missing)) as advance:
-            predict_parts(
-                package,
-                source,
-                plan,
-                storage.url,
-                missing,
-                workers=workers,
-                device=device,
-                batch_size=batch_size,
-                on_part=advance,
-            )
-    counts, problems = merge_parts(storage, plan, classes)
-    if json_output:
-        print(json.dumps({"detections": f"{out}/{DOCUMENT_KEY}", "results": f"{out}/{RESULTS_KEY}", **counts}))
-    else:
-        print(f"{out}/{DOCUMENT_KEY}: {counts['annotations']} detections in {counts['images']} images")
-        print(f"{out}/{RESULTS_KEY}: the same as a COCO result file")
-    return problems
-
-
-def image_source(images: list[str]) -> ImageSource:
-    """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
-    from yolofleet.cluster.prediction_parts import FileImages, ShardImages
-    from yolofleet.core.file_names import MANIFEST_NAME
-    from yolofleet.storage import open_storage
-
-    if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_NAME)):
-        return ShardImages(images[0])
-    return FileImages(list(image_paths([Path(image) for image in images])))
-
-
-def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes], DetectorCard]:
-    """Return what a worker needs of a detector package, to travel to other hosts, and its description.
-
-    Raises:
-        UserError: There is no such model, or it is damaged.
-    """
-    from yolofleet.cli.model_argument import package_folder
-    from yolofleet.cluster.batch_prediction import PACKAGE_FILES
-    from yolofleet.evaluation.detector import Detector
-
-    with package_folder(model, tracking_uri) as folder:
-        card = Detector.load(folder).card
-        return {name: (folder / name).read_bytes() for name in PACKAGE_FILES if (folder / name).is_file()}, card
-
+    from yolofleet.evaluation.detector_package import DetectorCard
 
 RECORDS_NAME = "detections.json"
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-
-
-def image_paths(images: list[Path]) -> Iterator[Path]:
-    """Yield the images that the arguments name; of a folder, the files in it with the suffix of an image."""
-    from yolofleet.core.errors import UserError
-    from yolofleet.core.file_names import MANIFEST_NAME
-
-    for path in images:
-        if (path / MANIFEST_NAME).is_file():
-            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
-        if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise UserError(f"{path} is a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            yield from inside
-        elif not path.exists():
-            raise UserError(f"there is no image {path}")
-        else:
-            yield path
+MOST_PROBLEMS = 5
 
 
 def predict(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False
-        ),
-    ],
+    model: ModelArgument,
     images: Annotated[
         list[str],
         typer.Argument(
@@ -136,36 +40,27 @@ def predict(
     out: Annotated[str, typer.Option("--out", help="Folder for the images and detections.json.")] = "predictions",
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Predict with so many workers of Ray, without drawing; the same command goes on."),
+        typer.Option(min=1, help="Predict with this many Ray workers, without drawing; the same command resumes."),
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score shown; as the model says.")
+        float | None, typer.Option(min=0, max=1, help="Lowest score shown. Default: the model's.")
     ] = None,
     iou: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Overlap above which the worse box goes; as the model says.")
+        float | None,
+        typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box. Default: the model's."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(help="Long side of the input; as the model says.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 8,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
-) -> int:
+    as_json: JsonOption = False,
+) -> None:
     """Find objects in images: draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
-        _predict_here(
-            model,
-            [Path(image) for image in images],
-            Path(out),
-            confidence=confidence,
-            iou=iou,
-            image_size=image_size,
-            batch_size=batch_size,
-            device=device,
-            tracking_uri=tracking_uri,
-            json_output=json_output,
-        )
-        return 0
+        options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
+        _predict_here(model, images, Path(out), options, device, tracking_uri, as_json=as_json)
+        return
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
     source = image_source(images)
@@ -180,35 +75,93 @@ def predict(
         max_detections=card.max_detections,
         image_size=card.image_size if image_size is None else image_size,
     )
-    problems = predict_many(
-        package,
-        [(entry.id, entry.name) for entry in card.classes],
-        source,
-        out,
-        plan,
-        workers=workers,
-        device=device,
-        batch_size=batch_size,
-        json_output=json_output,
-    )
-    _raise_for(problems, len(source))
-    return 0
+    _predict_missing_parts(package, source, out, plan, workers=workers, device=device, batch_size=batch_size)
+    _merge_parts(out, plan, [(entry.id, entry.name) for entry in card.classes], as_json=as_json)
+
+
+def image_paths(images: list[str]) -> Iterator[Path]:
+    """Yield the images that the arguments name; of a folder, the files in it with the suffix of an image."""
+    for path in map(Path, images):
+        if (path / MANIFEST_NAME).is_file():
+            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
+        if path.is_dir():
+            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+            if not inside:
+                raise UserError(f"{path} is a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            yield from inside
+        elif not path.exists():
+            raise UserError(f"there is no image {path}")
+        else:
+            yield path
+
+
+def image_source(images: list[str]) -> ImageSource:
+    """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
+    from yolofleet.cluster.prediction_parts import FileImages, ShardImages
+    from yolofleet.storage import open_storage
+
+    if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_NAME)):
+        return ShardImages(images[0])
+    return FileImages(list(image_paths(images)))
+
+
+def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes], DetectorCard]:
+    """Return the files of a detector package that a worker needs, to be sent to other hosts, and the package's card.
+
+    Raises:
+        UserError: There is no such model, or it is damaged.
+    """
+    from yolofleet.cli.model_argument import package_folder
+    from yolofleet.cluster.batch_prediction import PACKAGE_FILES
+    from yolofleet.evaluation.detector import Detector
+
+    with package_folder(model, tracking_uri) as folder:
+        card = Detector.load(folder).card
+        return {name: (folder / name).read_bytes() for name in PACKAGE_FILES if (folder / name).is_file()}, card
+
+
+def _predict_missing_parts(
+    package: Mapping[str, bytes], source: ImageSource, out: str, plan: PredictionPlan, **options: Any
+) -> None:
+    from yolofleet.cli.progress import show_progress
+    from yolofleet.cluster.batch_prediction import predict_parts
+    from yolofleet.cluster.prediction_parts import missing_parts
+    from yolofleet.storage import open_storage
+
+    storage = open_storage(out)
+    missing = missing_parts(storage, plan)
+    if len(missing) < plan.num_parts:
+        note(f"{plan.num_parts - len(missing)} of {plan.num_parts} parts are there already")
+    if missing:
+        with show_progress("images", sum(len(plan.images(part)) for part in missing)) as advance:
+            predict_parts(package, source, plan, storage.url, missing, on_part=advance, **options)
+
+
+def _merge_parts(out: str, plan: PredictionPlan, classes: list[tuple[int, str]], *, as_json: bool) -> None:
+    from yolofleet.cluster.prediction_parts import DOCUMENT_KEY, RESULTS_KEY, merge_parts
+    from yolofleet.storage import open_storage
+
+    counts, problems = merge_parts(open_storage(out), plan, classes)
+    document, results = f"{out}/{DOCUMENT_KEY}", f"{out}/{RESULTS_KEY}"
+    lines = [
+        f"{document}: {counts['annotations']} detections in {counts['images']} images",
+        f"{results}: the same as a COCO result file",
+    ]
+    print_result({"detections": document, "results": results, **counts}, lines, as_json=as_json)
+    _raise_for(problems, plan.num_images)
 
 
 def _predict_here(
     model: str,
-    images: list[Path],
+    images: list[str],
     out: Path,
-    *,
-    confidence: float | None,
-    iou: float | None,
-    image_size: int | None,
-    batch_size: int,
+    options: dict[str, Any],
     device: str,
     tracking_uri: str | None,
-    json_output: bool,
+    *,
+    as_json: bool,
 ) -> None:
-    """Predict in this process and draw what was found."""
+    """Predict in this process and draw the detections."""
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.data.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
@@ -220,6 +173,7 @@ def _predict_here(
     _make_folder(out)
     problems: list[str] = []
     document = _empty_document(detector)
+    batch_size = options["batch_size"]
     for start in range(0, len(paths), batch_size):
         readable = []
         for number in range(start, min(start + batch_size, len(paths))):
@@ -227,39 +181,27 @@ def _predict_here(
                 readable.append((number, read_image(paths[number])))
             except ImageReadError as error:
                 problems.append(str(error))
-        found = detector.predict(
-            [pixels for _, pixels in readable],
-            confidence=confidence,
-            iou=iou,
-            image_size=image_size,
-            batch_size=batch_size,
-        )
-        for (number, pixels), records in zip(readable, found, strict=True):
+        detections = detector.predict([pixels for _, pixels in readable], **options)
+        for (number, pixels), records in zip(readable, detections, strict=True):
             (out / names[number]).write_bytes(encode(draw_detections(pixels, records)))
             _add(document, paths[number], pixels.shape[:2], records)
-            if not json_output:
-                print(f"{out / names[number]}: {_summary(records)}")
-    text = json.dumps(document, indent=1)
-    (out / RECORDS_NAME).write_text(text + "\n", encoding="utf-8")
-    if json_output:
-        print(text)
-    else:
-        print(f"{out / RECORDS_NAME}: {len(document['annotations'])} detections in {len(document['images'])} images")
+            if not as_json:
+                print(f"{out / names[number]}: {_summarize(records)}")
+    (out / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    counts = f"{len(document['annotations'])} detections in {len(document['images'])} images"
+    print_result(document, [f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
     _raise_for(problems, len(paths))
 
 
 def _raise_for(problems: list[str], num_images: int) -> None:
     """Name images that could not be read, after everything else is done."""
-    from yolofleet.core.errors import UserError
-
     if problems:
-        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
-        listed = "\n  ".join(problems[:5])
-        raise UserError(f"{len(problems)} of {num_images} images cannot be read:\n  {listed}{more}")
+        named = and_more(problems, MOST_PROBLEMS, separator="\n  ")
+        raise UserError(f"{len(problems)} of {num_images} images cannot be read:\n  {named}")
 
 
 def _output_names(paths: list[Path]) -> list[str]:
-    """A file name for each image, each another one."""
+    """Return a file name for each image, no two the same on any file system."""
     names: list[str] = []
     taken: set[str] = set()
     for path in paths:
@@ -273,8 +215,6 @@ def _output_names(paths: list[Path]) -> list[str]:
 
 
 def _check_overwriting(out: Path, paths: list[Path], names: list[str]) -> None:
-    from yolofleet.core.errors import UserError
-
     sources = {path.resolve() for path in paths}
     for name in names:
         if (out / name).resolve() in sources:
@@ -282,8 +222,6 @@ def _check_overwriting(out: Path, paths: list[Path], names: list[str]) -> None:
 
 
 def _make_folder(out: Path) -> None:
-    from yolofleet.core.errors import UserError
-
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -298,7 +236,7 @@ def _empty_document(detector: Detector) -> dict[str, list[dict[str, Any]]]:
 def _add(
     document: dict[str, list[dict[str, Any]]], path: Path, size: tuple[int, ...], records: list[dict[str, Any]]
 ) -> None:
-    """Add an image and what was found in it to the COCO document."""
+    """Add an image and its detections to the COCO document."""
     image_id = len(document["images"]) + 1
     document["images"].append({"id": image_id, "file_name": str(path), "width": size[1], "height": size[0]})
     for record in records:
@@ -315,10 +253,7 @@ def _add(
         )
 
 
-def _summary(records: list[dict[str, Any]]) -> str:
-    """What was found in an image, most frequent first: 2 circle, 1 square."""
-    counts: dict[str, int] = {}
-    for record in records:
-        counts[record["category_name"]] = counts.get(record["category_name"], 0) + 1
-    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
-    return ", ".join(f"{count} {name}" for name, count in ordered) or "nothing found"
+def _summarize(records: list[dict[str, Any]]) -> str:
+    """Return the counts of the classes, most frequent first: 2 circle, 1 square."""
+    counts = Counter(record["category_name"] for record in records).most_common()
+    return ", ".join(f"{count} {name}" for name, count in counts) or "nothing found"

@@ -1,4 +1,7 @@
-"""Entry point of submitted jobs: ``python -m yolofleet.cli.remote_entrypoint train|tune|doctor [anyway]``."""
+"""Entry point of submitted jobs: ``python -m yolofleet.cli.remote_entrypoint train|tune|doctor [anyway]``.
+
+It runs on the cluster, in the folder that the bundle was unpacked into: the spec and the sender's versions lie there.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,34 @@ import sys
 from pathlib import Path
 
 from yolofleet import __version__
-from yolofleet.cli.main import main as command_line
+from yolofleet.cli.main import main as run_command
+from yolofleet.cli.options import note
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME, differences, installed_versions
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR
 
 
 def main(arguments: list[str]) -> int:
-    """Check the versions, then run the command on the spec beside."""
+    """Check the versions, then run the command on the spec."""
     kind, *options = arguments
-    wanted = json.loads(Path(VERSIONS_NAME).read_text())
+    expected = json.loads(Path(VERSIONS_NAME).read_text())
     if kind == "doctor":
-        return _examined(wanted)
-    found = differences(wanted, installed_versions())
-    if found and ANYWAY not in options:
-        print(
-            "error: this cluster has other versions than the place that the job was sent from:\n  "
-            + "\n  ".join(found)
-            + "\nUse the image that belongs to this version, or send it with --any-version",
-            file=sys.stderr,
+        return _run_doctor(expected)
+    differing = differences(expected, installed_versions())
+    if differing and ANYWAY not in options:
+        note(
+            "error: this cluster has other versions than the machine that the job was sent from:\n  "
+            + "\n  ".join(differing)
+            + "\nUse the image that belongs to this version, or send it with --any-version"
         )
         return EXIT_USER_ERROR
-    return command_line([kind, SPEC_NAME, *(["--yes"] if kind == "tune" else [])])
+    return run_command([kind, SPEC_NAME, *(["--yes"] if kind == "tune" else [])])
 
 
-def _examined(versions: dict[str, str]) -> int:
-    """Look at the cluster, and leave the report in the log for the one who asked."""
+def _run_doctor(versions: dict[str, str]) -> int:
+    """Examine the cluster, and print the report into the log, where the sender reads it."""
     from yolofleet.cli.doctor import job_of
-    from yolofleet.cluster.doctor.entry import MARK
+    from yolofleet.cluster.doctor.access import REPORT_PREFIX
     from yolofleet.cluster.doctor.examine import examine
     from yolofleet.cluster.doctor.node_checks import Installed
     from yolofleet.core.ray_runtime import tune_connection
@@ -43,7 +46,7 @@ def _examined(versions: dict[str, str]) -> int:
     document = read_yaml(Path(SPEC_NAME))
     with tune_connection(dashboard=False):
         report = examine(job_of(document) if document else None, Installed(versions, __version__), print)
-    print(f"{MARK}{json.dumps(report.document())}", flush=True)
+    print(f"{REPORT_PREFIX}{json.dumps(report.document())}", flush=True)
     return EXIT_DONE
 
 

@@ -1,11 +1,18 @@
-"""``yolofleet report``: how a run stands, and MLflow brought level with it."""
+"""``yolofleet report``: shows the state of a run or a search, and brings MLflow up to date with it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from yolofleet.cli.options import JsonOption, print_result
+
+if TYPE_CHECKING:
+    from yolofleet.search.directory import SearchDirectory
+    from yolofleet.tracking.run_directory import RunDirectory
 
 
 def report(
@@ -17,89 +24,80 @@ def report(
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server or database. Default: the job's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show how a run stands; with --sync, bring MLflow level with it."""
+    """Show the state of a run; with --sync, bring MLflow up to date with it."""
     from yolofleet.core.errors import UserError
+    from yolofleet.search.directory import SearchDirectory
     from yolofleet.storage import open_storage
-    from yolofleet.tracking.mirror import sync_now
-    from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors
     from yolofleet.tracking.run_directory import RunDirectory
 
-    if _is_search(run):
-        _report_search(run, sync=sync, rebuild=rebuild, tracking_uri=tracking_uri, as_json=as_json)
+    storage = open_storage(run)
+    search = SearchDirectory(storage)
+    if search.exists():
+        _report_search(search, sync=sync, rebuild=rebuild, tracking_uri=tracking_uri, as_json=as_json)
         return
-    directory = RunDirectory(open_storage(run))
+    directory = RunDirectory(storage)
     if not directory.exists():
         raise UserError(
-            f"{run}: is no run directory (no job.yaml) and no search's (no search.yaml); give the folder STORAGE/NAME"
+            f"{run}: is the directory of neither a run (no job.yaml) nor a search (no search.yaml); give the folder "
+            "STORAGE/NAME"
         )
-    summary = _summary(directory)
+    summary = _summarize(directory)
     if sync or rebuild:
-        uri, experiment = _store_of(directory, tracking_uri)
-        check_reachable(uri)
-        with mlflow_errors(uri):
-            summary["mlflow_run_id"] = sync_now(directory, uri, experiment, rebuild=rebuild)
-    if as_json:
-        import json
+        summary["mlflow_run_id"] = _sync(directory, tracking_uri, rebuild=rebuild)
+    print_result(summary, _lines(summary), as_json=as_json)
 
-        typer.echo(json.dumps(summary, indent=2))
-        return
-    history = summary["survival"].pop("history")
-    for line in (*_lines(summary), *(["history:"] if history else []), *(f"  {line}" for line in history)):
-        typer.echo(line)
+
+def _sync(directory: RunDirectory, tracking_uri: str | None, *, rebuild: bool) -> str | None:
+    from yolofleet.tracking.mirror import sync_now
+    from yolofleet.tracking.mlflow_store import check_reachable, mlflow_errors
+
+    uri, experiment = _find_store(directory, tracking_uri)
+    check_reachable(uri)
+    with mlflow_errors(uri):
+        return sync_now(directory, uri, experiment, rebuild=rebuild)
 
 
 def _lines(summary: dict[str, Any]) -> Iterator[str]:
-    """Give a line for each figure, those that belong together below their name."""
+    """Yield a line for each figure, those that belong together below their name, and the history last."""
+    history = summary["survival"]["history"]
     for key, value in summary.items():
         if isinstance(value, dict):
             yield f"{key}:"
-            yield from (f"  {name:<28} {_shown(item)}" for name, item in value.items())
+            yield from (f"  {name:<28} {_format(item)}" for name, item in value.items() if item is not history)
         else:
-            yield f"{key}: {_shown(value)}"
+            yield f"{key}: {_format(value)}"
+    if history:
+        yield "history:"
+        yield from (f"  {line}" for line in history)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_shown(item)}" for name, item in value.items()) or "none"
+        return ", ".join(f"{name} {_format(item)}" for name, item in value.items()) or "none"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def _is_search(url: str) -> bool:
-    from yolofleet.search.directory import SearchDirectory
-    from yolofleet.storage import open_storage
-
-    return SearchDirectory(open_storage(url)).exists()
-
-
-def _report_search(url: str, *, sync: bool, rebuild: bool, tracking_uri: str | None, as_json: bool) -> None:
-    """Make a search's report anew from its record, and show its results."""
-    import json
-
-    from yolofleet.search.directory import SearchDirectory, sync_search
+def _report_search(
+    directory: SearchDirectory, *, sync: bool, rebuild: bool, tracking_uri: str | None, as_json: bool
+) -> None:
+    """Write a search's report anew from its record, and show its results."""
+    from yolofleet.search.directory import sync_search
     from yolofleet.search.report import write_report
     from yolofleet.search.results import summary_lines
-    from yolofleet.storage import open_storage
 
-    directory = SearchDirectory(open_storage(url))
     results = write_report(directory)
     lines = summary_lines(results, directory.url)
     if sync or rebuild:
         lines.append(f"MLflow run: {sync_search(directory, tracking_uri, rebuild=rebuild)}")
-    if as_json:
-        typer.echo(json.dumps(results.document(), indent=1))
-        return
-    for line in lines:
-        typer.echo(line)
+    print_result(results.document(), lines, as_json=as_json)
 
 
-def _summary(directory: Any) -> dict[str, Any]:
-    """Return how the run stands, with the newest value of every metric."""
-    from dataclasses import asdict
-
-    from yolofleet.tracking.goodput import survival
-    from yolofleet.training.loop.sample_log import described_skips, read_skipped
+def _summarize(directory: RunDirectory) -> dict[str, Any]:
+    """Return the state of the run, with the newest value of every metric."""
+    from yolofleet.tracking.goodput import summarize_run
+    from yolofleet.training.loop.sample_log import format_skips, read_skipped
 
     rows = directory.metrics()
     newest: dict[str, Any] = {}
@@ -114,23 +112,23 @@ def _summary(directory: Any) -> dict[str, Any]:
         "last_event": events[-1] if events else None,
         "step": newest.pop("step", 0),
         "has_model": directory.has_model(),
-        "skipped": described_skips(read_skipped(directory.storage)),
-        "survival": asdict(survival(events, rows)),
+        "skipped": format_skips(read_skipped(directory.storage)),
+        "survival": asdict(summarize_run(events, rows)),
         "metrics": {key: value for key, value in newest.items() if key != "time"},
     }
 
 
-def _store_of(directory: Any, given: str | None) -> tuple[str, str]:
-    """Return the tracking URI and the experiment of a run, as its job says."""
+def _find_store(directory: RunDirectory, given: str | None) -> tuple[str, str]:
+    """Return the tracking URI and the experiment of a run, by its job."""
     from yolofleet.core.errors import UserError
     from yolofleet.specs.document import parse_yaml
     from yolofleet.specs.job import TrackingSpec
     from yolofleet.tracking.mlflow_store import default_tracking_uri
 
-    document = parse_yaml(directory.job_text() or "", source=f"{directory.url}/job.yaml") or {}
-    tracking = TrackingSpec.parse(document.get("tracking", {}), source=f"{directory.url}/job.yaml")
-    storage_url = directory.url.rstrip("/").rpartition("/")[0]
-    uri = given or tracking.uri or default_tracking_uri(storage_url)
+    source = f"{directory.url}/job.yaml"
+    document = parse_yaml(directory.job_text() or "", source=source) or {}
+    tracking = TrackingSpec.parse(document.get("tracking", {}), source=source)
+    uri = given or tracking.uri or default_tracking_uri(directory.url.rstrip("/").rpartition("/")[0])
     if uri is None:
         raise UserError(f"{directory.url}: the job names no tracking.uri; give one with --tracking-uri")
     return uri, tracking.experiment

@@ -1,98 +1,91 @@
-"""Watching a search: a table that lives where there is a terminal, a line for each event where there is none."""
+"""Progress of a search on stderr: a live table where there is a terminal, a line for each event elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import typer
+from yolofleet.cli.options import note
+from yolofleet.core.background import BackgroundLoop
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
-    from yolofleet.search.engine import Leg, Result
-    from yolofleet.search.session import Session
+    from yolofleet.search.engine import SegmentResult, TrialSegment
+    from yolofleet.search.session import SearchSession
     from yolofleet.search.trials import Trials
 
 REFRESH_SECONDS = 1.0
 MOST_ROWS = 16
 
-Told = Callable[[str, "Leg", "Result | None"], None]
+OnSegment = Callable[[str, "TrialSegment", "SegmentResult | None"], None]
 
 
 @contextmanager
-def following(session: Session, directory: SearchDirectory, trials: Trials) -> Iterator[Told]:
-    """Show the search on stderr for the length of a with block; yields what to call for each leg."""
-    running: dict[int, Leg] = {}
+def watch_search(session: SearchSession, directory: SearchDirectory, trials: Trials) -> Iterator[OnSegment]:
+    """Show the search on stderr for the length of a with block; yields what to call when a segment begins or ends."""
     if not sys.stderr.isatty():
-        yield lambda kind, leg, result: _say(session, trials, kind, leg, result)
+        yield lambda kind, segment, result: _print_event(session, trials, kind, segment, result)
         return
     from rich.console import Console
     from rich.live import Live
 
-    ended = threading.Event()
+    running: dict[int, TrialSegment] = {}
 
-    def told(kind: str, leg: Leg, result: Result | None) -> None:
+    def on_segment(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
         if kind == "begin":
-            running[leg.trial] = leg
+            running[segment.trial] = segment
         else:
-            running.pop(leg.trial, None)
+            running.pop(segment.trial, None)
 
     with Live(console=Console(stderr=True), refresh_per_second=2) as live:
 
         def refresh() -> None:
-            while not ended.wait(REFRESH_SECONDS):
-                live.update(_table(session, directory, trials, dict(running)))
+            live.update(_table(session, directory, trials, dict(running)))
 
-        thread = threading.Thread(target=refresh, name="search-table", daemon=True)
-        thread.start()
         try:
-            yield told
+            with BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="search-table", warning="no table can be shown"):
+                yield on_segment
         finally:
-            ended.set()
-            thread.join(timeout=5)
-            live.update(_table(session, directory, trials, {}))
+            running.clear()
+            refresh()
 
 
-def _say(session: Session, trials: Trials, kind: str, leg: Leg, result: Result | None) -> None:
-    from yolofleet.search.results import described
+def _print_event(
+    session: SearchSession, trials: Trials, kind: str, segment: TrialSegment, result: SegmentResult | None
+) -> None:
+    from yolofleet.search.results import format_values
 
     moment = time.strftime("%H:%M:%S")
     if kind == "begin":
-        until = f" to {leg.share:.0%}" if leg.share < 1 else ""
-        begun = f", from trial {leg.donor.trial}'s weights" if leg.donor is not None else ""
-        typer.echo(f"{moment} trial {leg.run_name}{until}{begun}: {described(leg.values)}", err=True)
+        until = f" to {segment.share:.0%}" if segment.share < 1 else ""
+        begun = f", from trial {segment.source.trial}'s weights" if segment.source is not None else ""
+        note(f"{moment} trial {segment.run_name}{until}{begun}: {format_values(segment.values)}")
         return
     if result is None:
         return
     if result.failure is not None:
-        typer.echo(f"{moment} trial {leg.run_name} failed: {result.failure}", err=True)
+        note(f"{moment} trial {segment.run_name} failed: {result.failure}")
         return
+    known = trials.trials[segment.trial].observation.figures | (result.measured or {})
     shown = ", ".join(
-        f"{objective.metric} {_figure(_value(trials, leg, result, objective.metric))}"
+        f"{objective.metric} {known[objective.metric]:.4g}" if objective.metric in known else f"{objective.metric} none"
         for objective in session.spec.objectives
     )
     num_ended = sum(trial.end is not None for trial in trials.trials.values())
-    typer.echo(
-        f"{moment} trial {leg.run_name} at {result.share:.0%}: {shown} ({result.gpu_seconds:.1f} worker seconds; "
-        f"{num_ended} trials ended, {trials.num_refused} candidates refused)",
-        err=True,
+    note(
+        f"{moment} trial {segment.run_name} at {result.share:.0%}: {shown} ({result.gpu_seconds:.1f} worker seconds; "
+        f"{num_ended} trials ended, {trials.num_refused} candidates refused)"
     )
 
 
-def _value(trials: Trials, leg: Leg, result: Result, metric: str) -> float | None:
-    value = (result.measured or {}).get(metric)
-    return trials.trials[leg.trial].observation.figures.get(metric) if value is None else value
-
-
-def _table(session: Session, directory: SearchDirectory, trials: Trials, running: dict[int, Leg]) -> Any:
+def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, running: dict[int, TrialSegment]) -> Any:
     from rich.table import Table
 
-    from yolofleet.search.ranking import best_first
-    from yolofleet.search.results import described, short
+    from yolofleet.search.history import best_first
+    from yolofleet.search.results import format_value, format_values
 
     objectives = session.spec.objectives
     shown_metrics = list(dict.fromkeys([*(objective.metric for objective in objectives), "gflops"]))
@@ -103,9 +96,9 @@ def _table(session: Session, directory: SearchDirectory, trials: Trials, running
     )
     for heading in ("trial", "parameters", *shown_metrics, "trained", "state"):
         table.add_column(heading, justify="left" if heading in ("parameters", "state") else "right")
-    listed = list(trials.trials.values())
-    results = {trial.number: trial.result(session.spec.repeats) for trial in listed}
-    scored = [(trial, row) for trial in listed if (row := results[trial.number].objectives(objectives)) is not None]
+    known = list(trials.trials.values())
+    results = {trial.number: trial.result(session.spec.repeats) for trial in known}
+    scored = [(trial, row) for trial in known if (row := results[trial.number].objectives(objectives)) is not None]
     best = [scored[index][0] for index in best_first([row for _, row in scored])]
     busy = [trials.trials[number] for number in running if number in trials.trials]
     shown = busy + [trial for trial in best if trial.number not in running][: MOST_ROWS - len(busy)]
@@ -116,21 +109,17 @@ def _table(session: Session, directory: SearchDirectory, trials: Trials, running
         share = _share(directory, trial, running) if trial.number in running else result.share
         table.add_row(
             str(trial.number),
-            described(trial.values),
-            *("-" if value is None else short(value) for value in values),
+            format_values(trial.values),
+            *("-" if value is None else format_value(value) for value in values),
             f"{share:.0%}",
             state.partition(":")[0],
         )
     return table
 
 
-def _share(directory: SearchDirectory, trial: Any, running: dict[int, Leg]) -> float:
-    """Return how far a running trial is, as its run directory says."""
+def _share(directory: SearchDirectory, trial: Any, running: dict[int, TrialSegment]) -> float:
+    """Return the share of its steps that a running trial has done, by its run directory."""
     run = directory.trial(running[trial.number].run_name)
     total = next((int(event["num_steps"]) for event in reversed(run.events()) if "num_steps" in event), 0)
     rows = run.metrics()
     return int(rows[-1]["step"]) / total if rows and total else 0.0
-
-
-def _figure(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"

@@ -1,9 +1,7 @@
-"""What a job takes with it to a cluster: its spec, this package, and the versions that it was checked with.
+"""The bundle of a job that is sent to a cluster: its spec, this package's source, and the versions of the sender.
 
-Never data, and never a secret: data and run directory are named by where they lie, and the nodes have credentials of
+It never holds data or a secret: the spec names where data and run directory lie, and the nodes have credentials of
 their own in their environment.
-
-What is installed where a job is sent from, and whether a cluster has the same.
 """
 
 from __future__ import annotations
@@ -25,8 +23,12 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_password
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.search import SearchSpec, load_search
+from yolofleet.specs.search import load_search
 
+SPEC_NAME = "spec.yaml"
+MODEL_NAME = "model.yaml"
+VERSIONS_NAME = "versions.json"
+PACKAGE_SUFFIXES = (".py", ".yaml", ".json", ".typed")
 PINNED = (
     "ray",
     "torch",
@@ -44,33 +46,27 @@ PINNED = (
 )
 """Packages whose version decides what a job computes, or whether it runs at all."""
 
+Kind = Literal["train", "tune", "doctor"]
+
 
 def installed_versions() -> dict[str, str]:
     """Return the version of Python (without the patch) and of each pinned package that is installed here."""
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
     for name in PINNED:
         try:
-            found[name] = metadata.version(name).partition("+")[0]  # a CPU and a CUDA build are the same version
+            versions[name] = metadata.version(name).partition("+")[0]  # a CPU and a CUDA build are the same version
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def differences(wanted: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
-    """Return a line for each package that is wanted and is not there, or is there in another version."""
+def differences(expected: Mapping[str, str], installed: Mapping[str, str]) -> list[str]:
+    """Return a line for each expected package that is not installed, or in another version."""
     return [
-        f"{name}: {version} where the job was sent from, {found.get(name, 'not installed')} here"
-        for name, version in wanted.items()
-        if found.get(name) != version
+        f"{name}: {version} where the job was sent from, {installed.get(name, 'not installed')} here"
+        for name, version in expected.items()
+        if installed.get(name) != version
     ]
-
-
-SPEC_NAME = "spec.yaml"
-MODEL_NAME = "model.yaml"
-VERSIONS_NAME = "versions.json"
-PACKAGE_SUFFIXES = (".py", ".yaml", ".json", ".typed")
-
-Kind = Literal["train", "tune", "doctor"]
 
 
 @dataclass(frozen=True)
@@ -91,12 +87,12 @@ class Bundle:
 
     @property
     def digest(self) -> str:
-        """The SHA-256 of the spec and the model's table: two bundles of the same digest ask for the same."""
+        """The SHA-256 of the spec and the model's table: bundles of the same digest ask for the same."""
         text = json.dumps([self.kind, self.document, self.model_table], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        """Write it into an empty folder, the package's own source with it."""
+        """Write the bundle into an empty folder, with the source of this package."""
         (folder / SPEC_NAME).write_text(yaml.safe_dump(self.document, sort_keys=False))
         if self.model_table is not None:
             (folder / MODEL_NAME).write_text(self.model_table)
@@ -113,34 +109,28 @@ def read_bundle(path: Path, overrides: list[str]) -> Bundle:
     """Read a job spec, or a search space, and make it fit to be sent.
 
     Raises:
-        UserError: It is no valid spec, or names something that stays behind.
+        UserError: It is not a valid spec, or names a file that only this machine has.
     """
     try:
-        document = parse_yaml(path.read_text(), source=str(path))
+        given = parse_yaml(path.read_text(), source=str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    if isinstance(document, dict) and "parameters" in document:
-        return _search_bundle(load_search(path, overrides), path)
-    return _job_bundle(JobSpec.load(path, overrides), path)
-
-
-def _job_bundle(job: JobSpec, path: Path) -> Bundle:
-    job = job.with_absolute_paths()
-    document, table = _without_local_files(job.document(), path)
-    _check_no_secret(document, path)
-    return Bundle("train", job.name, document, table)
-
-
-def _search_bundle(space: SearchSpec, path: Path) -> Bundle:
-    document = space.document()
-    job = JobSpec.parse(document["job"], source=f"{path}: job").with_absolute_paths().document()
-    document["job"], table = _without_local_files(job, path)
-    _check_no_secret(document, path)
-    return Bundle("tune", space.name, document, table)
+    if isinstance(given, dict) and "parameters" in given:
+        space = load_search(path, overrides)
+        document = space.document()
+        job = JobSpec.parse(document["job"], source=f"{path}: job").with_absolute_paths()
+        document["job"], table = _without_local_files(job.document(), path)
+        bundle = Bundle("tune", space.name, document, table)
+    else:
+        job = JobSpec.load(path, overrides).with_absolute_paths()
+        document, table = _without_local_files(job.document(), path)
+        bundle = Bundle("train", job.name, document, table)
+    _check_no_secret(bundle.document, path)
+    return bundle
 
 
 def _check_no_secret(value: Any, path: Path, key: str = "") -> None:
-    """Refuse URLs with a password in them: the spec is kept in the run directory and shown by the cluster."""
+    """Refuse URLs with a password in them: the run directory keeps the spec, and the cluster shows it."""
     if isinstance(value, dict):
         for name, item in value.items():
             _check_no_secret(item, path, f"{key}.{name}" if key else str(name))
@@ -155,10 +145,10 @@ def _check_no_secret(value: Any, path: Path, key: str = "") -> None:
 
 
 def _without_local_files(job: dict[str, Any], path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the job with the model's table as a file beside the spec, and that table."""
+    """Return the job with its model named as a file beside the spec, and the content of that file."""
     weights = job.get("initial_weights")
-    stays_behind = isinstance(weights, str) and "://" not in weights and Path(weights).is_file()
-    if stays_behind and not str(weights).startswith("models:/"):
+    is_local_file = isinstance(weights, str) and "://" not in weights and Path(weights).is_file()
+    if is_local_file and not str(weights).startswith("models:/"):
         raise UserError(
             f"{path}: initial_weights {weights}: a file of this machine is not sent with the job; put it where the "
             "cluster reads it (s3://...), or register it and name models:/NAME@ALIAS"

@@ -27,25 +27,25 @@ from yolofleet.specs.kubernetes import KubernetesSpec, PoolSpec
 Kind = Literal["RayJob", "RayCluster"]
 API_VERSION = "ray.io/v1"
 SUBMISSIONS = 2
-"""How often the submitter's pod may be lost and come back to the same submission."""
+"""How often the submitter's pod may be lost; a new one finds the same submission."""
 IDLE_SECONDS = 600
-"""A worker node stays that long without work: a group that starts again must find its places."""
+"""How long a worker node stays without work: a group that starts again must find its nodes."""
 AUTOSCALER_AMOUNTS = {"cpu": "500m", "memory": "1Gi"}
 
 Document = dict[str, Any]
 
 
-def render(work: Work, settings: KubernetesSpec, *, ray_version: str, kind: Kind = "RayJob") -> list[Document]:
+def render_manifest(work: Work, settings: KubernetesSpec, *, ray_version: str, kind: Kind = "RayJob") -> list[Document]:
     """Return the documents to apply: the network policy, the work's files, and the job or the cluster.
 
     Args:
-        work: What the cluster is for (`yolofleet.cluster.manifest_work`).
+        work: The run or search (`yolofleet.cluster.manifest_work`).
         settings: How jobs run on this Kubernetes.
         ray_version: Ray's version in the image.
         kind: A job with a cluster of its own, or a cluster that jobs are submitted to.
 
     Raises:
-        UserError: No image for what the work needs.
+        UserError: The settings name no image that the work can run in.
     """
     image = image_for(work.job, settings)
     policy = network_policy(work, settings)
@@ -57,7 +57,7 @@ def render(work: Work, settings: KubernetesSpec, *, ray_version: str, kind: Kind
 
 
 def manifest_text(documents: list[Document]) -> str:
-    """Return documents as YAML that any reader's safe loader takes."""
+    """Return documents as YAML that every safe loader reads."""
     return yaml.dump_all(documents, Dumper=_ReadableDumper, sort_keys=False, width=120)
 
 
@@ -92,7 +92,7 @@ def _job(work: Work, settings: KubernetesSpec, image: str, cluster: Document) ->
             "submissionMode": "K8sJobMode",
             "submitterConfig": {"backoffLimit": SUBMISSIONS},
             "submitterPodTemplate": submitter_template(work, settings, image),
-            "backoffLimit": settings.new_clusters,  # each on a new cluster: the run goes on by its name
+            "backoffLimit": settings.new_clusters,  # each on a new cluster: the run resumes by its name
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": settings.keep_seconds,
             "rayClusterSpec": cluster,
@@ -110,7 +110,7 @@ def _cluster(work: Work, settings: KubernetesSpec, cluster: Document) -> Documen
 
 
 def _queued(metadata: Document, settings: KubernetesSpec) -> Document:
-    """Add what Kueue looks at; it then decides when the pods may start."""
+    """Add Kueue's labels; it then decides when the pods may start."""
     if settings.queue is not None:
         metadata["labels"]["kueue.x-k8s.io/queue-name"] = settings.queue
     if settings.priority is not None:
@@ -179,7 +179,7 @@ def _worker_group(
 
 
 class _ReadableDumper(yaml.SafeDumper):
-    """Writes text of several lines as it reads, and no anchors for what appears twice."""
+    """Writes text of several lines as a block, and no anchors for values that appear twice."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

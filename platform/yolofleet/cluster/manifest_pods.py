@@ -1,6 +1,7 @@
-"""Pod templates of the head, the workers and the submitter: unprivileged, on a root filesystem that nobody writes.
+"""Pod templates of the head, the workers and the submitter, and the network policy of a run.
 
-Who may talk to whom: the pods of one run with each other, the operator with the head, and nobody else with any.
+Containers run as a plain user on a read-only root file system. The policy lets the pods of one run reach each other,
+and the operator the head; nothing else reaches them.
 """
 
 from __future__ import annotations
@@ -18,22 +19,26 @@ RUN_LABEL = "yolofleet.io/run"
 ROLE_LABEL = "yolofleet.io/role"
 HEAD_SHARED_MEMORY_BYTES = 2 * GIBIBYTE
 SCRATCH_BYTES = 20 * GIBIBYTE
-"""Ray's logs and sockets, and what a run unpacks, below ``/tmp``."""
+"""Ray's logs and sockets, and temporary files of a run, below ``/tmp``."""
 HOME_BYTES = 2 * GIBIBYTE
 DRIVER_GRACE_SECONDS = 300
 """The driver's time to let the workers finish and save their step."""
 WORKER_GRACE_SECONDS = 90
 KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
-"""Tells the node autoscalers not to move a pod in order to save a node."""
+"""Tells the node autoscalers not to evict a pod in order to save a node."""
 METRICS_PORT = 8080
-"""Where each pod's Ray tells its metrics, by KubeRay's own default."""
+"""Where each pod's Ray serves its metrics, by KubeRay's own default."""
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": METRICS_PORT}
+DNS_PORT = 53
+API_SERVER_PORT = 6443
+NODE_METADATA = "169.254.169.254/32"
+"""The cloud's address that gives a node's own credentials to every pod that asks."""
 
 Document = dict[str, Any]
 
 
 def labels(work: Work, role: str) -> dict[str, str]:
-    """Return the labels that the network policy finds a pod by."""
+    """Return the labels by which the network policy selects a pod."""
     return {"app.kubernetes.io/name": "yolofleet", RUN_LABEL: work.resource_name, ROLE_LABEL: role}
 
 
@@ -41,10 +46,10 @@ def head_template(work: Work, settings: KubernetesSpec, image: str, files_name: 
     """Return the head's pod template.
 
     Args:
-        work: What it is for.
+        work: The run or search.
         settings: How jobs run on this Kubernetes.
-        image: What it runs.
-        files_name: ConfigMap with the work's files; None for a cluster without work of its own.
+        image: The image of its container.
+        files_name: ConfigMap with the work's files; None for a cluster that jobs are submitted to.
     """
     amounts = {"cpu": f"{settings.head.cpus:g}", "memory": mebibytes(settings.head.memory)}
     container = _ray_container("ray-head", image, settings, amounts)
@@ -61,11 +66,11 @@ def worker_template(work: Work, settings: KubernetesSpec, image: str, pool: Pool
     """Return a worker's pod template.
 
     Args:
-        work: What it is for.
+        work: The run or search.
         settings: How jobs run on this Kubernetes.
-        image: What it runs.
-        pool: The nodes that it goes to.
-        may_go: Whether those nodes may be taken away.
+        image: The image of its container.
+        pool: The nodes that it is scheduled on.
+        may_go: Whether those nodes may be reclaimed.
     """
     pod = work.pod
     amounts = {"cpu": str(pod.cpus), "memory": mebibytes(pod.memory_bytes)}
@@ -77,7 +82,7 @@ def worker_template(work: Work, settings: KubernetesSpec, image: str, pool: Pool
     spec = _pod(
         container, _volumes(pod.shared_memory_bytes, pod.cache_bytes, settings), settings, pool, WORKER_GRACE_SECONDS
     )
-    spec["automountServiceAccountToken"] = False  # only the head's autoscaler speaks to Kubernetes
+    spec["automountServiceAccountToken"] = False  # only the head's autoscaler uses the Kubernetes API
     metadata: Document = {"labels": labels(work, "worker")}
     if not may_go:
         metadata["annotations"] = KEPT
@@ -85,7 +90,7 @@ def worker_template(work: Work, settings: KubernetesSpec, image: str, pool: Pool
 
 
 def submitter_template(work: Work, settings: KubernetesSpec, image: str) -> Document:
-    """Return the template of the pod that hands the command to the head and passes its output on."""
+    """Return the template of the pod that sends the command to the head and passes its output on."""
     container = _container("submitter", image, {"cpu": "100m", "memory": "512Mi"})
     container["env"] = _ray_environment(settings)
     volumes = [_scratch("tmp", GIBIBYTE), _scratch("home", GIBIBYTE)]
@@ -95,7 +100,7 @@ def submitter_template(work: Work, settings: KubernetesSpec, image: str) -> Docu
 
 
 def security_context() -> Document:
-    """Return what a container may do: nothing beyond running as a plain user."""
+    """Return the rights of a container: none beyond those of a plain user."""
     return {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -140,12 +145,11 @@ def _pod(
     if pool.node_selector:
         spec["nodeSelector"] = dict(pool.node_selector)
     if pool.tolerations:
-        spec["tolerations"] = [_toleration(entry.document()) for entry in pool.tolerations]
+        spec["tolerations"] = [
+            {"operator": "Equal" if "value" in entry else "Exists"} | entry
+            for entry in (toleration.document() for toleration in pool.tolerations)
+        ]
     return spec
-
-
-def _toleration(entry: Document) -> Document:
-    return {"operator": "Equal" if "value" in entry else "Exists"} | entry
 
 
 def _container(name: str, image: str, amounts: dict[str, str]) -> Document:
@@ -180,13 +184,13 @@ def _ray_environment(settings: KubernetesSpec) -> list[Document]:
 
 
 def _work_environment(settings: KubernetesSpec) -> list[Document]:
-    held: list[Document] = [{"name": "MLFLOW_DISABLE_TELEMETRY", "value": "true"}]
-    held += [{"name": name, "value": value} for name, value in settings.environment.items()]
+    variables: list[Document] = [{"name": "MLFLOW_DISABLE_TELEMETRY", "value": "true"}]
+    variables += [{"name": name, "value": value} for name, value in settings.environment.items()]
     secrets = (
         (settings.secrets.storage, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
         (settings.secrets.tracking, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
     )
-    return held + [_from_secret(key, name, key) for name, keys in secrets if name is not None for key in keys]
+    return variables + [_from_secret(key, name, key) for name, keys in secrets if name is not None for key in keys]
 
 
 def _from_secret(variable: str, secret: str, key: str) -> Document:
@@ -212,12 +216,6 @@ def _volumes(shared_memory_bytes: int, cache_bytes: int, settings: KubernetesSpe
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": mebibytes(shared_memory_bytes)}},
         cache,
     ]
-
-
-DNS_PORT = 53
-API_SERVER_PORT = 6443
-NODE_METADATA = "169.254.169.254/32"
-"""The cloud's address that hands a node's own role to whoever asks."""
 
 
 def network_policy(work: Work, settings: KubernetesSpec) -> Document:

@@ -1,9 +1,10 @@
-"""How many pods of which size a job needs: counts and amounts, without a word of YAML."""
+"""How many pods of which size a job needs: plain numbers; the YAML is made elsewhere."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
@@ -15,21 +16,21 @@ GIBIBYTE = 2**30
 PROCESS_BYTES = 3 * GIBIBYTE
 """A worker's process before it does anything: Python, torch, on a GPU the host's part of its context."""
 STATE_COPIES = 3
-"""Weights, moments and average of a checkpoint on its way to the storage, each as large as the weights."""
+"""Weights, moments and average of a checkpoint that is being uploaded, each as large as the weights."""
 THREAD_BYTES = 64 * MEBIBYTE
-"""What a loader thread holds of the images that it decodes."""
+"""Images that a loader thread is decoding."""
 AHEAD_PER_THREAD = 2
-"""Micro-batches that a loader thread is ahead of training."""
+"""Micro-batches that a loader thread prepares ahead of training."""
 OBJECT_STORE_BYTES = GIBIBYTE
 """Ray's object store, of which training uses next to nothing."""
 COLLECTIVE_BYTES = GIBIBYTE
-"""Shared memory of one worker, through which NCCL and gloo talk within a pod."""
+"""Shared memory of one worker, through which NCCL and gloo exchange tensors within a pod."""
 HEADROOM = 1.25
 
 
 @dataclass(frozen=True)
 class PodSize:
-    """What each worker pod gets.
+    """The resources of each worker pod.
 
     Attributes:
         cpus: CPUs.
@@ -48,7 +49,7 @@ class PodSize:
 
 @dataclass(frozen=True)
 class GroupSize:
-    """How many pods of a kind there may be.
+    """The smallest and the largest number of pods of a group.
 
     Attributes:
         fewest: Pods without which the job waits.
@@ -61,12 +62,12 @@ class GroupSize:
 
 @dataclass(frozen=True)
 class Demand:
-    """What runs at a time.
+    """How many workers run at a time.
 
     Attributes:
         runs: Training runs at a time: one for a job, several for a search.
-        fewest: Places for workers, evaluation included, without which the work waits.
-        most: Places that it can use.
+        fewest: Slots for workers, evaluation included, without which the work waits.
+        most: Slots that it can use.
     """
 
     runs: int
@@ -75,14 +76,14 @@ class Demand:
 
     @classmethod
     def of_job(cls, cluster: ClusterSpec) -> Demand:
-        """Return what one run asks for."""
-        return cls(1, cluster.fewest_places, cluster.most_workers + cluster.places_for_evaluation)
+        """Return the demand of one run."""
+        return cls(1, cluster.fewest_slots, cluster.most_workers + cluster.slots_for_evaluation)
 
     @classmethod
     def of_search(cls, cluster: ClusterSpec, trials: int) -> Demand:
-        """Return what a search asks for: it counts its trials by the nodes that are there when it starts."""
-        places = trials * (cluster.most_workers + cluster.places_for_evaluation)
-        return cls(trials, places, places)
+        """Return the demand of a search: it sets its concurrency by the nodes that are there when it starts."""
+        slots = trials * (cluster.most_workers + cluster.slots_for_evaluation)
+        return cls(trials, slots, slots)
 
 
 def group_sizes(
@@ -91,7 +92,7 @@ def group_sizes(
     """Return the sizes of the on-demand and of the spot group.
 
     Args:
-        demand: What runs at a time.
+        demand: How many workers run at a time.
         workers_per_pod: Workers that share a pod.
         has_spot: Whether there are spot nodes.
         keeps_first: Whether the first worker of each run is kept on nodes that stay.
@@ -104,7 +105,7 @@ def group_sizes(
 
 
 def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) -> PodSize:
-    """Return what a worker pod gets.
+    """Return the size of a worker pod.
 
     Args:
         job: What its workers train.
@@ -134,7 +135,7 @@ def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) 
 
 
 def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
-    """Return the main memory of one worker: its process, images on their way, a checkpoint, on a CPU the training."""
+    """Return the main memory of one worker: its process, prefetched images, a checkpoint, on a CPU the training."""
     image = 3 * job.data.image_size**2
     ahead = job.data.loader_threads * AHEAD_PER_THREAD * job.micro_batch_size * image
     state = STATE_COPIES * 4 * profile["parameters_training"]
@@ -145,14 +146,9 @@ def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
 def _whole(amount: float, workers: int, key: str) -> int:
     total = amount * workers
     if abs(total - round(total)) > 1e-6:
+        multiple = Fraction(amount).limit_denominator(100).denominator
         raise UserError(
             f"{key} = {amount:g} with kubernetes.workers_per_pod = {workers} makes {total:g} a pod, and a pod gets "
-            f"whole ones; set kubernetes.workers_per_pod to a multiple of {_workers_for_whole(amount)}"
+            f"whole ones; set kubernetes.workers_per_pod to a multiple of {multiple}"
         )
     return round(total)
-
-
-def _workers_for_whole(amount: float) -> int:
-    from fractions import Fraction
-
-    return Fraction(amount).limit_denominator(100).denominator

@@ -1,6 +1,6 @@
-"""The work that a manifest is for: a training run or a search, as its head will read and start it.
+"""The work that a manifest is for: a training run or a search, as the head reads and starts it in a pod.
 
-What a job or a search must not ask for when its workers run in pods, each refused with the cure.
+Pods see neither the folders nor the files of one machine, so a job that names any is refused here with the cure.
 """
 
 from __future__ import annotations
@@ -24,21 +24,32 @@ from yolofleet.specs.job_paths import flatten, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec
 
+FILES_FOLDER = "/etc/yolofleet"
+CACHE_FOLDER = "/cache"
+CAPACITY_LABEL = "yolofleet.io/capacity"
+ON_DEMAND, SPOT = "on-demand", "spot"
+TYPICAL_CLASSES = 80
+"""Classes to estimate a model's memory with: the data's are not read, and hardly matter."""
+NUM_CANDIDATES = 32
+LONGEST_NAME = 40
+"""KubeRay derives names of pods and services from a cluster's, and Kubernetes takes 63 characters."""
+HTTPS_PORT = 443
+
 
 def is_local(url: str) -> bool:
-    """Return whether a URL names a place on one machine."""
+    """Return whether a URL names a folder or file of one machine."""
     return "://" not in url or url.startswith("file://")
 
 
-def check_places(job: JobSpec, prefix: str = "") -> None:
-    """Refuse places that only one machine has, and credentials within URLs.
+def check_locations(job: JobSpec, prefix: str = "") -> None:
+    """Refuse folders and files that only one machine has, and credentials within URLs.
 
     Args:
         job: What the workers train.
-        prefix: What stands before a field in an override (``job.`` for a search).
+        prefix: The start of a field's key in an override (``job.`` for a search).
 
     Raises:
-        UserError: Names the field, and what to write instead.
+        UserError: There is one; names the field, and what to write instead.
     """
     cures = {
         "storage": "storage=s3://BUCKET/runs",
@@ -46,8 +57,8 @@ def check_places(job: JobSpec, prefix: str = "") -> None:
         "s3://BUCKET/train'",
         "data.val": "data.val=s3://BUCKET/val, written by 'yolofleet data shard ANNOTATIONS IMAGES s3://BUCKET/val'",
     }
-    places = {"storage": job.storage, "data.train": job.data.train, "data.val": job.data.val}
-    for field, url in places.items():
+    locations = {"storage": job.storage, "data.train": job.data.train, "data.val": job.data.val}
+    for field, url in locations.items():
         if is_local(url):
             raise UserError(
                 f"job {job.name}: {prefix}{field}: {url} is a folder of one machine, and the pods of a cluster do not "
@@ -60,7 +71,7 @@ def check_places(job: JobSpec, prefix: str = "") -> None:
             "register it (yolofleet registry import) and give models:/NAME@ALIAS, or put it on S3"
         )
     _check_tracking(job, prefix)
-    for field, named in (*places.items(), ("initial_weights", weights), ("tracking.uri", job.tracking.uri)):
+    for field, named in (*locations.items(), ("initial_weights", weights), ("tracking.uri", job.tracking.uri)):
         if named is not None and "@" in urlsplit(named).netloc:
             raise UserError(
                 f"job {job.name}: {prefix}{field} holds a user or a password, which a manifest would show to all; "
@@ -82,7 +93,7 @@ def image_for(job: JobSpec, settings: KubernetesSpec) -> str:
     """Return the image that the job's pods run.
 
     Raises:
-        UserError: None is named for what the job needs.
+        UserError: The settings name none that the job can run in.
     """
     if job.cluster.gpus_per_worker:
         if settings.images.cuda is None:
@@ -101,29 +112,17 @@ def image_for(job: JobSpec, settings: KubernetesSpec) -> str:
     return image
 
 
-FILES_FOLDER = "/etc/yolofleet"
-CACHE_FOLDER = "/cache"
-CAPACITY_LABEL = "yolofleet.io/capacity"
-ON_DEMAND, SPOT = "on-demand", "spot"
-TYPICAL_CLASSES = 80
-"""Classes to count a model's memory with: those of the data are not read, and hardly matter."""
-CANDIDATES_LOOKED_AT = 32
-LONGEST_NAME = 40
-"""KubeRay makes names of pods and services from a cluster's, and Kubernetes takes 63 characters."""
-HTTPS_PORT = 443
-
-
 @dataclass(frozen=True)
 class Work:
-    """What a cluster is for.
+    """A run or a search that a cluster is started for.
 
     Attributes:
         name: The run's or the search's name: a start under the same name resumes.
-        job: The job, or the base job of the search, as the head will read it.
-        files: What the head gets to read, by file name.
-        command: What the head runs.
-        demand: What runs at a time.
-        pod: What each worker pod gets.
+        job: The job, or the base job of the search, as the head reads it.
+        files: The files of the head's ConfigMap, by name.
+        command: The head's command.
+        demand: How many workers run at a time.
+        pod: The size of each worker pod.
     """
 
     name: str
@@ -135,7 +134,7 @@ class Work:
 
     @property
     def resource_name(self) -> str:
-        """The name as Kubernetes takes it; two names that differ stay two."""
+        """The name as Kubernetes takes it; different names stay different."""
         plain = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
         if plain == self.name and plain[0].isalpha() and len(plain) <= LONGEST_NAME:
             return plain
@@ -152,9 +151,9 @@ def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
     """Return the work of a training run.
 
     Raises:
-        UserError: It cannot run in pods; says why and what to write instead.
+        UserError: It cannot run in pods; names the reason and what to write instead.
     """
-    check_places(job)
+    check_locations(job)
     demand = Demand.of_job(job.cluster)
     files, changes = _for_pods(job, settings)
     document = with_fields(job.document(), changes)
@@ -168,11 +167,11 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     """Return the work of a search.
 
     Raises:
-        UserError: It cannot run in pods; says why and what to write instead.
+        UserError: It cannot run in pods; names the reason and what to write instead.
     """
     space = Space(spec, source=source)
     job = space.base_job
-    check_places(job, prefix="job.")
+    check_locations(job, prefix="job.")
     _check_choices(spec, source)
     demand = Demand.of_search(job.cluster, spec.concurrency or settings.trials)
     files, changes = _for_pods(job, settings)
@@ -181,7 +180,7 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     files["space.yaml"] = yaml.safe_dump(document, sort_keys=False)
     profiles = list(_profiles(space))
     if not profiles:
-        raise UserError(f"{source}: none of {CANDIDATES_LOOKED_AT} candidates makes a valid job; see 'yolofleet tune'")
+        raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")
     largest = max(profiles, key=lambda entry: worker_bytes(*entry))
     pod = pod_size(executed, settings.model_copy(update=_memory(settings, *largest)), profile_job(job, TYPICAL_CLASSES))
     return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod)
@@ -192,8 +191,8 @@ def _memory(settings: KubernetesSpec, job: JobSpec, profile: dict[str, float]) -
 
 
 def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:
-    """Give jobs all over the space, with what their models cost; those that make no valid job are left out."""
-    for index in range(CANDIDATES_LOOKED_AT):
+    """Yield jobs spread over the space with the cost of their models; invalid candidates are left out."""
+    for index in range(NUM_CANDIDATES):
         point = even_point(space.spec.seed, index, len(space.parameters))
         try:
             job = space.job(space.parameters.at(point))
@@ -214,7 +213,7 @@ def _check_choices(spec: SearchSpec, source: str) -> None:
 
 
 def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], dict[str, Any]]:
-    """Return the files that the head needs besides, and the fields of the job that differ in pods."""
+    """Return further files that the head needs, and the fields of the job that differ in pods."""
     files: dict[str, str] = {}
     changes: dict[str, Any] = {"data.cache.path": CACHE_FOLDER}
     if settings.spot is not None and job.cluster.most_workers > 1:

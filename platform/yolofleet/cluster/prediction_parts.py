@@ -1,15 +1,12 @@
-"""Predictions for many images in parts, each written once and whole.
+"""Predictions for many images in parts, each written once and whole, and the images as a numbered source.
 
-    plan.json           what is predicted of what: a folder belongs to one plan
-    parts/00000007.json images 7 x size to 8 x size, with what was found and what could not be read
+    plan.json           what is predicted of which images: a folder belongs to one plan
+    parts/00000007.json images 7 x size to 8 x size: their detections, and the images that could not be read
     detections.json     all of it as a COCO document, made when every part is there
     results.json        the same as a COCO result file
 
-A part appears by one atomic write under a name that follows from its images, and it is a pure function of them:
-whoever writes it, and how often, it is the same. So a run that was killed is repeated, and only what is missing is
-computed.
-
-Many images by number: those of a sharded dataset, or files. Cheap to pickle for workers.
+A part appears by one atomic write under a name that follows from its images, and it is a pure function of them: it is
+the same whoever writes it, and however often. So a run that was killed is repeated, and computes only missing parts.
 """
 
 from __future__ import annotations
@@ -32,14 +29,23 @@ from yolofleet.data.records import RecordError
 from yolofleet.evaluation.images import ImageReadError, read_image
 from yolofleet.storage import Storage
 
+PLAN_KEY = "plan.json"
+PARTS_PREFIX = "parts/"
+DOCUMENT_KEY = "detections.json"
+RESULTS_KEY = "results.json"
+FORMAT = 1
+RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
+
+Part = dict[str, Any]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberedImage:
     """A decoded image.
 
     Attributes:
-        image_id: its id in the COCO document.
-        file_name: what it is called there.
+        image_id: Its id in the COCO document.
+        file_name: Its name there.
         pixels: (H, W, 3) uint8 RGB.
     """
 
@@ -49,19 +55,16 @@ class NumberedImage:
 
 
 class ImageSource(Protocol):
-    """Images by number, the same ones in every process."""
+    """Images by number, the same ones in every process; cheap to pickle for workers."""
 
     digest: str
-    """Of what is in it: another digest, other images."""
+    """Differs where the images differ."""
 
     def __len__(self) -> int:
-        """Return how many images there are."""
-
-    def name(self, number: int) -> str:
-        """Return what to call an image that cannot be read."""
+        """Return the number of images."""
 
     def read(self, number: int) -> NumberedImage:
-        """Read one; a ImageReadError says why it is no image, any other error that it cannot be read now."""
+        """Read an image; an ImageReadError means that it is damaged, any other error that it cannot be read now."""
 
 
 class ShardImages:
@@ -74,34 +77,30 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def name(self, number: int) -> str:
-        """Return shard and row."""
-        shard, row = self._dataset.locate(number)
-        return f"{self._dataset.manifest.shards[shard].name}/{row}"
-
     def read(self, number: int) -> NumberedImage:
-        """Read one, the way up that its annotation speaks of.
+        """Read an image, turned as its annotations expect it.
 
         Raises:
             ImageReadError: It is damaged.
-            StorageError: The storage does not give it.
+            StorageError: It cannot be fetched now.
         """
         try:
             sample = self._dataset.read(number)
             record = sample.record()
             return NumberedImage(record.image_id, record.file_name, sample.pixels(record))
         except (SampleError, RecordError, ImageError) as error:
-            raise ImageReadError(f"{self.name(number)}: {error}") from error
+            shard, row = self._dataset.locate(number)
+            raise ImageReadError(f"{self._dataset.manifest.shards[shard].name}/{row}: {error}") from error
 
 
 class FileImages:
     """Image files, numbered from 1 in the order they were named."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """Take the files as they are now.
+        """Record the files as they are now.
 
         Raises:
-            UserError: One of them is not there.
+            UserError: One of them cannot be read.
         """
         self._paths = [path.absolute() for path in paths]
         self._names = [str(path) for path in paths]
@@ -117,43 +116,29 @@ class FileImages:
     def __len__(self) -> int:
         return len(self._paths)
 
-    def name(self, number: int) -> str:
-        """Return the path as it was named."""
-        return self._names[number]
-
     def read(self, number: int) -> NumberedImage:
-        """Read one upright.
+        """Read an image upright.
 
         Raises:
-            ImageReadError: It is no image.
+            ImageReadError: It is damaged.
         """
         return NumberedImage(number + 1, self._names[number], read_image(self._paths[number]))
 
 
-PLAN_KEY = "plan.json"
-PARTS_PREFIX = "parts/"
-DOCUMENT_KEY = "detections.json"
-RESULTS_KEY = "results.json"
-FORMAT = 1
-RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
-
-Part = dict[str, Any]
-
-
 @dataclass(frozen=True, kw_only=True)
 class PredictionPlan:
-    """What is predicted of what.
+    """What is predicted of which images.
 
     Attributes:
-        weights_sha256: of the detector.
-        data_digest: of the images.
-        num_images: how many there are.
-        part_size: images of a part.
-        confidence: lowest score kept.
-        iou: overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per image.
-        image_size: long side of the input in pixels.
-        format: of this document.
+        weights_sha256: Digest of the detector.
+        data_digest: Digest of the images.
+        num_images: Number of images.
+        part_size: Images of a part.
+        confidence: Lowest score kept.
+        iou: IoU above which NMS drops the lower-scored box of a class.
+        max_detections: Detections kept per image.
+        image_size: Long side of the input in pixels.
+        format: Version of this document.
     """
 
     weights_sha256: str
@@ -168,7 +153,7 @@ class PredictionPlan:
 
     @property
     def num_parts(self) -> int:
-        """How many parts there are."""
+        """The number of parts."""
         return -(-self.num_images // self.part_size)
 
     def images(self, part: int) -> range:
@@ -177,12 +162,12 @@ class PredictionPlan:
 
 
 def part_key(part: int) -> str:
-    """Return where a part lies."""
+    """Return the key of a part."""
     return f"{PARTS_PREFIX}{part:08d}.json"
 
 
 def missing_parts(storage: Storage, plan: PredictionPlan) -> list[int]:
-    """Take a folder for a plan, or go on in it, and return the parts that are not there yet.
+    """Claim a folder for a plan, or resume in it, and return the parts that are missing.
 
     Raises:
         UserError: The folder holds predictions of another plan.
@@ -192,8 +177,8 @@ def missing_parts(storage: Storage, plan: PredictionPlan) -> list[int]:
         raise UserError(
             f"{storage.url} holds other predictions (they differ in {differing}); choose another --out, or delete it"
         )
-    there = {entry.key for entry in storage.list(PARTS_PREFIX)}
-    return [part for part in range(plan.num_parts) if part_key(part) not in there]
+    written = {entry.key for entry in storage.list(PARTS_PREFIX)}
+    return [part for part in range(plan.num_parts) if part_key(part) not in written]
 
 
 def merge_parts(
@@ -202,7 +187,7 @@ def merge_parts(
     """Write the COCO document and the COCO results of all parts; no more than one part is held in memory.
 
     Returns:
-        How many images and annotations there are, and what could not be read.
+        The numbers of images and annotations, and a line for each image that could not be read.
     """
     problems: list[str] = []
     counts = {"images": 0, "annotations": 0}
@@ -230,8 +215,8 @@ def merge_parts(
         document, result_list = Path(folder, DOCUMENT_KEY), Path(folder, RESULTS_KEY)
         with document.open("w", encoding="utf-8") as file:
             lists = {"images": images(), "categories": categories, "annotations": annotations()}
-            for place, (key, values) in enumerate(lists.items()):
-                file.write(f'{"," if place else "{"}\n"{key}": ')
+            for position, (key, values) in enumerate(lists.items()):
+                file.write(f'{"," if position else "{"}\n"{key}": ')
                 _write_list(file, values)
             file.write("}\n")
         with result_list.open("w", encoding="utf-8") as file:
@@ -248,16 +233,16 @@ def _parts(storage: Storage, plan: PredictionPlan) -> Iterator[Part]:
 
 def _write_list(file: Any, values: Iterator[Any]) -> None:
     file.write("[")
-    for place, value in enumerate(values):
-        file.write(("," if place else "") + "\n " + json.dumps(value))
+    for position, value in enumerate(values):
+        file.write(("," if position else "") + "\n " + json.dumps(value))
     file.write("]\n")
 
 
-def _differences(found: bytes, plan: PredictionPlan) -> str:
+def _differences(content: bytes, plan: PredictionPlan) -> str:
     """Return the names of the fields in which a stored plan differs, nothing where it is the same plan."""
     try:
-        there = json.loads(found)
-        there.setdefault("num_images", there.pop("num_images", None))  # the key of older plans
-        return ", ".join(key for key, value in asdict(plan).items() if there.get(key) != value)
+        stored = json.loads(content)
+        stored.setdefault("num_images", stored.pop("num_pictures", None))  # the key of older plans
+        return ", ".join(key for key, value in asdict(plan).items() if stored.get(key) != value)
     except (ValueError, AttributeError):
         return "all of it"

@@ -1,4 +1,8 @@
-"""The Jobs API of a Ray cluster: what was sent to it, how it stands, what it printed."""
+"""The Jobs API of a Ray cluster: sends jobs, lists them, reads their state and output, stops them.
+
+One private method of Ray's client is overridden, `_do_request`: the client takes no time-out, and would wait for ever
+for a host that went away in the middle of an answer.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,8 @@ from yolofleet.cluster.bundle import Bundle
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import use_token
 from yolofleet.core.redaction import holds_password, without_passwords
+from yolofleet.core.retry import retry
+from yolofleet.core.text import first_line, one_line
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -24,24 +30,25 @@ ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
 STOP_SECONDS = 120
 """How long a job that is told to stop may take to save its state."""
 FORGET_SECONDS = 3.0
-"""After this long nobody at the cluster looks for a job that has been taken from the list."""
+"""Ray's supervisor of a job looks for it once more within this time after the job was deleted."""
 START_SECONDS = 60
-"""How long a cluster that has just started is asked again whether it takes jobs."""
+"""How long sending is retried at a cluster that has just started and takes no jobs yet."""
+POLL_SECONDS = 1.0
 ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
-TALKATIVE = ("ray.dashboard", "ray._private.runtime_env.packaging")
-"""Loggers of Ray's that tell of every upload and connection."""
+VERBOSE_LOGGERS = ("ray.dashboard", "ray._private.runtime_env.packaging")
+"""Loggers of Ray that report every upload and connection."""
 PREFIX = "yolofleet"
 ANYWAY = "anyway"
 """Tells the job to run whatever versions the cluster has."""
 
 
 class NoSuchJobError(UserError):
-    """The cluster answers, and does not know the job."""
+    """The cluster answers and does not know the job."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +57,11 @@ class SentJob:
 
     Attributes:
         id: Its submission id.
-        name: Name of the run or search; None for a job that was not sent by us.
+        name: Name of the run or search; None for a job that yolofleet did not send.
         digest: Digest of its bundle.
         status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        exit_code: What it ended with, where it ended by itself.
-        message: What the cluster says of it.
+        exit_code: Its exit code, where it ended by itself.
+        message: The cluster's message on its state.
         began: When it started, in seconds since 1970.
         ended: When it ended.
     """
@@ -70,7 +77,7 @@ class SentJob:
 
     @property
     def has_ended(self) -> bool:
-        """Whether nothing more will come of it."""
+        """Whether it will not change any more."""
         return self.status in ENDED
 
 
@@ -78,27 +85,27 @@ class JobService:
     """The Jobs API at an address.
 
     Args:
-        address: Where the cluster's dashboard answers, ``http://HOST:PORT``.
+        address: The cluster's dashboard, ``http://HOST:PORT``.
 
     Raises:
-        UserError: Nobody answers there, or it does not let us in.
+        UserError: No cluster answers there, or it refuses this user's token.
     """
 
     def __init__(self, address: str | None) -> None:
-        self.address = _checked_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
+        self.address = _check_address(address or os.environ.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS)
         use_token()
-        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray takes it before what it is given
+        os.environ["RAY_API_SERVER_ADDRESS"] = self.address  # Ray prefers it to the address that it is given
         from ray.job_submission import JobSubmissionClient
 
         class PatientClient(JobSubmissionClient):  # type: ignore[misc]  # Ray has no types here
-            """Ray's client waits for ever for a host that went away in the middle of an answer."""
+            """Ray's client with time-outs."""
 
             def _do_request(self, method: str, endpoint: str, **options: Any) -> Any:
                 return super()._do_request(method, endpoint, timeout=ANSWER_TIMEOUT_SECONDS, **options)
 
-        for name in TALKATIVE:
+        for name in VERBOSE_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        with self._told():
+        with self._user_errors():
             self._client = PatientClient(self.address)
 
     def send(self, bundle: Bundle, *, any_version: bool = False) -> tuple[SentJob, bool]:
@@ -119,40 +126,33 @@ class JobService:
                 )
             if not job.has_ended:
                 return job, False
-        # Two that send at once choose the same id, and the cluster takes it once.
+        # Two users who send at once choose the same id, and the cluster takes it once.
         submission_id = f"{PREFIX}-{bundle.name}-{bundle.digest[:8]}-{len(earlier) + 1}"
         command = f"python -m yolofleet.cli.remote_entrypoint {bundle.kind}{f' {ANYWAY}' if any_version else ''}"
-        with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._told():
+        with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._user_errors():
             bundle.write(Path(folder))
             environment = {"working_dir": folder, "env_vars": ENVIRONMENT}
             metadata = {"name": bundle.name, "digest": bundle.digest, "kind": bundle.kind}
             try:
-                self._submit(command, submission_id, environment, metadata)
+                # A cluster that has just started may not take jobs yet.
+                retry(
+                    lambda: self._client.submit_job(
+                        entrypoint=command, submission_id=submission_id, metadata=metadata, runtime_env=environment
+                    ),
+                    patience_seconds=START_SECONDS,
+                    is_transient=lambda error: isinstance(error, RuntimeError) and "No available agent" in str(error),
+                )
             except RuntimeError as error:
                 if "already exists" not in str(error):
                     raise
                 return self.job(submission_id), False
         return self.job(submission_id), True
 
-    def _submit(self, command: str, submission_id: str, environment: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Submit; a cluster that has just started may not take jobs yet."""
-        end = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self._client.submit_job(
-                    entrypoint=command, submission_id=submission_id, metadata=metadata, runtime_env=environment
-                )
-                return
-            except RuntimeError as error:
-                if "No available agent" not in str(error) or time.monotonic() > end:
-                    raise
-            time.sleep(1.0)
-
     def jobs(self) -> list[SentJob]:
         """Return the jobs that were sent to the cluster, the oldest first."""
-        with self._told():
-            found = [_sent(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: job.began or 0.0)
+        with self._user_errors():
+            jobs = [_parse_job(details) for details in self._client.list_jobs() if details.submission_id]
+        return sorted(jobs, key=lambda job: job.began or 0.0)
 
     def job(self, name: str) -> SentJob:
         """Return a job by its id, or the newest of a name.
@@ -160,16 +160,24 @@ class JobService:
         Raises:
             NoSuchJobError: There is none.
         """
-        known = self.jobs()
-        found = [job for job in known if name in (job.id, job.name)]
-        if not found:
-            listed = ", ".join(sorted({job.name or job.id for job in known})) or "none"
-            raise NoSuchJobError(f"{name}: no such job at {self.address}; those there: {listed}")
-        return found[-1]
+        jobs = self.jobs()
+        matches = [job for job in jobs if name in (job.id, job.name)]
+        if not matches:
+            names = ", ".join(sorted({job.name or job.id for job in jobs})) or "none"
+            raise NoSuchJobError(f"{name}: no such job at {self.address}; those there: {names}")
+        return matches[-1]
+
+    def await_end(self, job: SentJob, patience_seconds: float) -> SentJob:
+        """Return a job's state when it has ended, or when the patience is over."""
+        end = time.monotonic() + patience_seconds
+        while not job.has_ended and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+            job = self.job(job.id)
+        return job
 
     def logs(self, job: SentJob) -> str:
         """Return everything that a job has printed so far."""
-        with self._told():
+        with self._user_errors():
             return str(self._client.get_job_logs(job.id))
 
     def tail(self, job: SentJob) -> AsyncIterator[str]:
@@ -179,31 +187,31 @@ class JobService:
 
     def stop(self, job: SentJob) -> None:
         """Tell a job to save its state and end; it is ended after `STOP_SECONDS`."""
-        with self._told():
+        with self._user_errors():
             self._client.stop_job(job.id)
 
     def forget(self, job: SentJob) -> None:
-        """Take a job that has ended from the cluster's list; one that still runs is stopped, and stays there."""
-        with self._told():
+        """Remove a job that has ended from the cluster's list; one that still runs is stopped, and stays there."""
+        with self._user_errors():
             if not self.job(job.id).has_ended:
                 self._client.stop_job(job.id)
                 return
             self._client.delete_job(job.id)
-            # Whoever watches the job at the cluster looks once more, misses it, and notes that it has failed.
+            # Ray's supervisor of the job looks once more, misses it, and records that it has failed.
             time.sleep(FORGET_SECONDS)
-            if any(known.id == job.id for known in self.jobs()):
+            if any(listed.id == job.id for listed in self.jobs()):
                 self._client.delete_job(job.id)
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn what Ray raises into what a user can do about it."""
+    def _user_errors(self) -> Iterator[None]:
+        """Turn Ray's errors into errors that name their cure."""
         from ray.exceptions import AuthenticationError
 
         try:
             yield
         except (ConnectionError, OSError) as error:
             raise UserError(
-                f"{self.address}: no Ray cluster answers there ({_first_line(error)}); is it running, and is --address "
+                f"{self.address}: no Ray cluster answers there ({first_line(error)}); is it running, and is --address "
                 "that of its dashboard (http://HOST:8265)?"
             ) from error
         except AuthenticationError as error:
@@ -212,10 +220,10 @@ class JobService:
                 "RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
             ) from error
         except RuntimeError as error:
-            raise WorkError(f"{self.address}: {_first_line(error)}") from error
+            raise WorkError(f"{self.address}: {first_line(error)}") from error
 
 
-def _checked_address(address: str) -> str:
+def _check_address(address: str) -> str:
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
@@ -224,7 +232,7 @@ def _checked_address(address: str) -> str:
     return address.rstrip("/")
 
 
-def _sent(details: Any) -> SentJob:
+def _parse_job(details: Any) -> SentJob:
     metadata = details.metadata or {}
     return SentJob(
         id=str(details.submission_id),
@@ -232,7 +240,7 @@ def _sent(details: Any) -> SentJob:
         digest=metadata.get("digest"),
         status=str(getattr(details.status, "value", details.status)),
         exit_code=details.driver_exit_code,
-        message=" ".join((details.message or "").split())[:300],
+        message=one_line(details.message or ""),
         began=_seconds(details.start_time),
         ended=_seconds(details.end_time),
     )
@@ -240,7 +248,3 @@ def _sent(details: Any) -> SentJob:
 
 def _seconds(milliseconds: int | None) -> float | None:
     return None if milliseconds is None else milliseconds / 1000
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

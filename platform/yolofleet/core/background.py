@@ -1,4 +1,4 @@
-"""Background loops: a daemon thread that repeats an action, warns once when it fails, and ends with its owner."""
+"""Daemon threads: a loop that repeats an action and warns once when it fails, and a call with a time limit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 CLOSE_TIMEOUT_SECONDS = 10.0
+Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 
@@ -81,3 +83,28 @@ class BackgroundLoop:
 
 class EndLoop(Exception):  # noqa: N818 - a signal, not an error
     """Raised by the action of a `BackgroundLoop` to end it."""
+
+
+def within(timeout_seconds: float, action: Callable[[], Result]) -> Result:
+    """Return what ``action`` returns or raises; one that hangs is left behind in its thread.
+
+    Raises:
+        TimeoutError: The action did not end in time.
+    """
+    results: list[Result] = []
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(action())
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work, name="within", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if failures:
+        raise failures[0]
+    if not results:
+        raise TimeoutError
+    return results[0]

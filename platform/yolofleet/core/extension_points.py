@@ -32,10 +32,13 @@ class ExtensionPoint(Generic[Item]):
 
     Args:
         kind: What is registered, for messages: "augmentation".
+        home: The module that registers the built-in things, imported when names are first asked for; where None, the
+            module that defines the extension point does.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, home: str | None = None) -> None:
         self._kind = kind
+        self._home = home
         self._items: dict[str, Item] = {}
 
     def register(self, name: str) -> Callable[[Item], Item]:
@@ -62,7 +65,7 @@ class ExtensionPoint(Generic[Item]):
         Raises:
             UnknownNameError: Nothing is; names the nearest and all that there are.
         """
-        if name not in self._items:
+        if name not in self.built_in():
             load_plugins()
         if name not in self._items:
             known = ", ".join(sorted(self._items)) or "none"
@@ -74,16 +77,19 @@ class ExtensionPoint(Generic[Item]):
 
     def built_in(self) -> list[str]:
         """Return the names that are registered without importing plugins."""
+        if self._home is not None:
+            importlib.import_module(self._home)
         return list(self._items)
 
     def names(self) -> list[str]:
         """Return all names, in the order of registration: the built-in ones first."""
+        self.built_in()
         load_plugins()
         return list(self._items)
 
     def items(self) -> dict[str, Item]:
         """Return all that is registered, by name, in the same order."""
-        load_plugins()
+        self.names()
         return dict(self._items)
 
 

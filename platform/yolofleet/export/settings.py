@@ -1,18 +1,12 @@
-"""What an exported file shall be.
-
-Packages that are only there where detectors are exported, or run by another runtime than torch.
-"""
+"""Settings of an exported file, and the check for packages that are installed only where detectors are exported."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Literal, get_args
 
 from yolofleet.core.errors import UserError
 
-Format = Literal["onnx", "torchscript", "safetensors", "triton"]
-FORMATS: tuple[Format, ...] = get_args(Format)
 INPUT_NAME = "images"
 DECODED_NAME = "decoded"
 DETECTIONS_NAME = "detections"
@@ -53,18 +47,6 @@ class InputShape:
     batch: int
     image_size: int
     dynamic: bool
-
-
-def check_format(name: str) -> Format:
-    """Return a format's name.
-
-    Raises:
-        ExportError: there is no such format.
-    """
-    for known in FORMATS:
-        if name == known:
-            return known
-    raise ExportError(f"--format {name}: not one of {', '.join(FORMATS)}")
 
 
 def check_shape(shape: InputShape, stride: int) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.nms import non_maximum_suppression
+from yolofleet.export.formats import FORMATS
 from yolofleet.export.prediction_comparison import Comparison, compare_decoded, compare_detections, joined
-from yolofleet.export.runtime import OnnxNetwork
-from yolofleet.export.settings import Format, InputShape, Thresholds
-from yolofleet.export.torch_files import load_safetensors, load_torchscript
+from yolofleet.export.settings import InputShape, Thresholds
 from yolofleet.models import deploy
 
 SEED = 0
@@ -30,28 +30,25 @@ def noise(shape: InputShape, stride: int) -> list[Tensor]:
 
 @torch.inference_mode()
 def verify(
-    path: Path, kind: Format, detector: Detector, thresholds: Thresholds | None, batches: list[Tensor]
+    path: Path, name: str, detector: Detector, thresholds: Thresholds | None, batches: list[Tensor]
 ) -> Comparison:
     """Run an exported file and compare its answers with torch's.
 
     Args:
-        path: the file (of a model repository, the ONNX file in it).
-        kind: its format.
-        detector: what it was made of.
-        thresholds: of the suppression inside it, if any.
-        batches: images (B, 3, H, W) in 0..1.
+        path: The file (of a model repository, the ONNX file in it).
+        name: The name of its format.
+        detector: What it was made of.
+        thresholds: Thresholds of the NMS inside it, if any.
+        batches: Images (B, 3, H, W) in 0..1.
 
     Raises:
-        ExportError: the file cannot be run.
+        ExportError: The file cannot be run.
     """
     model = deploy(detector.model).cpu().eval()
-    if kind in ("onnx", "triton"):
-        network = OnnxNetwork(path)
-        if thresholds is not None:
-            return joined([_with_suppression(model(batch), network.detections(batch), thresholds) for batch in batches])
-        return joined([compare_decoded(model(batch), network(batch)) for batch in batches])
-    other = load_torchscript(path) if kind == "torchscript" else load_safetensors(path)
-    return joined([compare_decoded(model(batch), other(batch)) for batch in batches])
+    network: Any = FORMATS.get(name).load(path)
+    if thresholds is not None:
+        return joined([_with_suppression(model(batch), network.detections(batch), thresholds) for batch in batches])
+    return joined([compare_decoded(model(batch), network(batch)) for batch in batches])
 
 
 def _with_suppression(decoded: Tensor, found: list[Tensor], thresholds: Thresholds) -> Comparison:

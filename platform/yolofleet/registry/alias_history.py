@@ -1,14 +1,14 @@
-"""Moving an alias from one version to another, and who was champion when.
+"""Moving an alias from one version to another, and the history of its changes.
 
-    1  tag of the intent: choosing, waiting in line        (yolofleet.registry.promotion_lock)
-    2  tag of the intent: committing, with its number in the history
+    1  tag of the request: choosing, then waiting          (yolofleet.registry.promotion_lock)
+    2  tag of the request: committing, with its number in the history
     3  the alias                                           <- the only commit point
     4  tag of the history
     5  the alias of the previous version, for a rollback
-    6  tag of the intent: removed
+    6  tag of the request: removed
 
-Before 3 nothing has happened, after it everything has: what is missing of 4 to 6 stands in the intent, and whoever
-moves the alias next puts it right first.
+A promotion that is killed before step 3 has not happened; after step 3 it has. The request holds what is missing of
+steps 4 to 6, and the process that moves the alias next finishes them first.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.registry.promotion_lock import Holder, Intent, Line, TagStore, read_intents
+from yolofleet.core.liveness import ProcessId
+from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, TagStore, read_requests
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError, VersionGoneError
 from yolofleet.tracking.mlflow_store import TrackingError
 from yolofleet.tracking.run_directory import utc_now
 
 SETTLE_SECONDS = 2.0
-"""How long the last request of a killed process may still be on its way."""
+"""After this long the last request of a killed process has arrived."""
 FOUND = "found"
+"""Action of a change that yolofleet did not make."""
 
 
 class PromotionLostError(WorkError):
@@ -38,18 +39,18 @@ class PromotionLostError(WorkError):
 
 
 @dataclass(frozen=True)
-class Reign:
+class AliasChange:
     """One entry of an alias's history.
 
     Attributes:
         sequence: Its number, from 1.
-        version: What the alias pointed to from then on.
-        previous: What it pointed to before.
-        action: promote, rollback, or found: something other than yolofleet had moved it.
+        version: The version that the alias points to from then on.
+        previous: The version that it pointed to before.
+        action: promote, rollback or `FOUND`.
         reason: Why.
-        by: Who.
+        by: The user.
         time: When, in UTC.
-        identity: Of the intent that it came from.
+        identity: That of the lock request which made the change.
         forced: Whether gates were overruled.
     """
 
@@ -62,6 +63,12 @@ class Reign:
     time: str
     identity: str
     forced: bool = False
+
+    @staticmethod
+    def of_request(request: LockRequest) -> AliasChange:
+        """Return the change that a committing request makes."""
+        origin = (request.action, request.reason, request.by, request.time, request.identity)
+        return AliasChange(request.sequence, request.version, request.expected, *origin, forced=request.forced)
 
 
 def previous_alias(alias: str) -> str:
@@ -78,14 +85,14 @@ def move_alias(
     action: str,
     reason: str,
     forced: bool = False,
-) -> Reign:
-    """Point an alias to a version, if it still points to what is expected; one process at a time.
+) -> AliasChange:
+    """Point an alias to a version, if it still points to the expected one; one process at a time.
 
     Args:
         store: Tags and aliases of the registered model.
         alias: The alias.
-        version: What it shall point to.
-        expected: What it pointed to when this was decided; None for nothing.
+        version: The version that it will point to.
+        expected: The version that it pointed to when this was decided; None for none.
         action: ``promote`` or ``rollback``.
         reason: Why, for the history.
         forced: Whether gates were overruled.
@@ -95,44 +102,46 @@ def move_alias(
 
     Raises:
         RegistryError: It points to that version already.
-        PromotionLostError: The alias points to something else by now; nothing was changed.
-        TrackingError: MLflow does not answer. If it took the alias, the next promotion finishes the rest.
+        PromotionLostError: The alias points to another version by now; nothing was changed.
+        TrackingError: MLflow does not answer. If the alias was moved, the next promotion finishes the rest.
     """
     if version == expected:
         raise RegistryError(f"version {version} is @{alias} already: there is nothing to {action}")
-    line = Line(store)
-    intent = Intent(alias, version, expected, action, reason, getpass.getuser(), Holder.here(), forced=forced)
+    lock = PromotionLock(store)
+    request = LockRequest(
+        alias, version, expected, action, reason, getpass.getuser(), ProcessId.current(), forced=forced
+    )
 
-    def check(aliases: Mapping[str, int]) -> None:
+    def check_aliases(aliases: Mapping[str, int]) -> None:
         if aliases.get(alias) != expected:
-            raise PromotionLostError(_lost(store, intent, aliases.get(alias)))
+            raise PromotionLostError(_lost_message(store, request, aliases.get(alias)))
 
     try:
-        intent = line.wait_for_turn(intent, check)
-        _repair(store, line, intent)
+        request = lock.acquire(request, check_aliases)
+        _clean_up(store, lock, request)
         tags, aliases = store.read()
-        check(aliases)
-        if intent.key not in tags:
+        check_aliases(aliases)
+        if request.key not in tags:
             raise PromotionLostError(f"version {version} was not promoted: it was taken for dead; run it again")
-        sequence = _explained(store, alias, tags, aliases)
-        intent = line.write(replace(intent, stage="committing", sequence=sequence + 1))
+        sequence = _complete_history(store, alias, tags, aliases)
+        request = lock.write(replace(request, stage="committing", sequence=sequence + 1))
     except BaseException:
-        with suppress(TrackingError):  # it is dead when this process ends; the next one in line removes it
-            store.delete_tag(intent.key)
+        with suppress(TrackingError):  # the next process in the queue removes it once this one has ended
+            store.delete_tag(request.key)
         raise
     store.set_alias(alias, version)
-    return _finish(store, intent)
+    return _finish(store, request)
 
 
-def reigns(tags: Mapping[str, str], aliases: Mapping[str, int], alias: str) -> list[Reign]:
-    """Return the history of an alias, the oldest entry first, a commit that was not written down yet included."""
-    known = _written(tags, alias)
-    identities = {reign.identity for reign in known}
-    for intent in read_intents(tags, alias):
-        committed = intent.stage == "committing" and aliases.get(alias) == intent.version
-        if committed and intent.identity not in identities:
-            known.append(_reign(intent))
-    return known
+def alias_changes(tags: Mapping[str, str], aliases: Mapping[str, int], alias: str) -> list[AliasChange]:
+    """Return the history of an alias, the oldest entry first, with a commit that was not written down yet."""
+    changes = _read_changes(tags, alias)
+    identities = {change.identity for change in changes}
+    for request in read_requests(tags, alias):
+        committed = request.stage == "committing" and aliases.get(alias) == request.version
+        if committed and request.identity not in identities:
+            changes.append(AliasChange.of_request(request))
+    return changes
 
 
 def rollback_target(tags: Mapping[str, str], aliases: Mapping[str, int], alias: str) -> int:
@@ -141,7 +150,7 @@ def rollback_target(tags: Mapping[str, str], aliases: Mapping[str, int], alias: 
     Raises:
         RegistryError: There is none.
     """
-    history = reigns(tags, aliases, alias)
+    history = alias_changes(tags, aliases, alias)
     current = aliases.get(alias)
     if current is None:
         raise RegistryError(f"nothing is @{alias}: there is nothing to roll back")
@@ -153,11 +162,11 @@ def rollback_target(tags: Mapping[str, str], aliases: Mapping[str, int], alias: 
     return target
 
 
-def _repair(store: TagStore, line: Line, own: Intent) -> None:
-    """Finish or remove what dead intents have left; only the holder of the turn may."""
-    tags, _ = store.read()
-    dead = [other for other in read_intents(tags, own.alias) if other.identity != own.identity]
-    dead = [other for other in dead if line.is_dead(other, tags)]
+def _clean_up(store: TagStore, lock: PromotionLock, own: LockRequest) -> None:
+    """Finish or remove what dead requests have left; only the process that holds the lock may."""
+    tags, aliases = store.read()
+    dead = [other for other in read_requests(tags, own.alias) if other.identity != own.identity]
+    dead = [other for other in dead if lock.is_dead(other, tags)]
     if any(other.stage == "committing" for other in dead):
         time.sleep(SETTLE_SECONDS)
         _, aliases = store.read()
@@ -168,25 +177,25 @@ def _repair(store: TagStore, line: Line, own: Intent) -> None:
             store.delete_tag(other.key)
 
 
-def _finish(store: TagStore, intent: Intent) -> Reign:
+def _finish(store: TagStore, request: LockRequest) -> AliasChange:
     """Do what comes after the alias; doing it again changes nothing."""
-    reign = _reign(intent)
-    store.set_tag(_history_key(intent.alias, intent.sequence), json.dumps(asdict(reign), sort_keys=True))
-    if intent.expected is not None:
+    change = AliasChange.of_request(request)
+    _write_change(store, request.alias, change)
+    if request.expected is not None:
         with suppress(VersionGoneError):  # then there is no way back, but the promotion holds
-            store.set_alias(previous_alias(intent.alias), intent.expected)
-    store.delete_tag(intent.key)
-    return reign
+            store.set_alias(previous_alias(request.alias), request.expected)
+    store.delete_tag(request.key)
+    return change
 
 
-def _explained(store: TagStore, alias: str, tags: Mapping[str, str], aliases: Mapping[str, int]) -> int:
-    """Make sure that the history ends with what the alias points to, and return its last number."""
-    history = _written(tags, alias)
+def _complete_history(store: TagStore, alias: str, tags: Mapping[str, str], aliases: Mapping[str, int]) -> int:
+    """Make the history end with the version that the alias points to, and return its last number."""
+    history = _read_changes(tags, alias)
     last = history[-1] if history else None
     current = aliases.get(alias)
     if current is None or (last is not None and last.version == current):
         return last.sequence if last else 0
-    found = Reign(
+    change = AliasChange(
         sequence=last.sequence + 1 if last else 1,
         version=current,
         previous=last.version if last else None,
@@ -196,56 +205,41 @@ def _explained(store: TagStore, alias: str, tags: Mapping[str, str], aliases: Ma
         time=utc_now(),
         identity="",
     )
-    store.set_tag(_history_key(alias, found.sequence), json.dumps(asdict(found), sort_keys=True))
-    return found.sequence
+    _write_change(store, alias, change)
+    return change.sequence
 
 
-def _lost(store: TagStore, intent: Intent, current: int | None) -> str:
+def _lost_message(store: TagStore, request: LockRequest, current: int | None) -> str:
     tags, aliases = store.read()
-    who = next(
-        (
-            f" ({reign.action} by {reign.by} at {reign.time}{f': {reign.reason}' if reign.reason else ''})"
-            for reign in reversed(reigns(tags, aliases, intent.alias))
-            if reign.version == current
-        ),
-        "",
-    )
+    changes = alias_changes(tags, aliases, request.alias)
+    cause = next((change for change in reversed(changes) if change.version == current), None)
+    why = f": {cause.reason}" if cause is not None and cause.reason else ""
+    who = "" if cause is None else f" ({cause.action} by {cause.by} at {cause.time}{why})"
     now = "nothing" if current is None else f"version {current}"
-    before = "nothing" if intent.expected is None else f"version {intent.expected}"
+    before = "nothing" if request.expected is None else f"version {request.expected}"
     return (
-        f"version {intent.version} was not promoted: @{intent.alias} points to {now} now{who}, and it was judged "
-        f"against {before}; run the command again to have it judged against {now}"
+        f"version {request.version} was not promoted: @{request.alias} points to {now} now{who}, and it was compared "
+        f"with {before}; run the command again to compare it with {now}"
     )
 
 
-def _written(tags: Mapping[str, str], alias: str) -> list[Reign]:
-    pattern = re.compile(re.escape(_history_key(alias, 0)[: -len("000000")]) + r"\d{6,}")
-    entries = []
+def _read_changes(tags: Mapping[str, str], alias: str) -> list[AliasChange]:
+    pattern = re.compile(re.escape(_history_prefix(alias)) + r"\d{6,}")
+    changes = []
     for key, text in tags.items():
         if pattern.fullmatch(key):
             try:
-                document: dict[str, Any] = json.loads(text)
-                entries.append(Reign(**document))
+                changes.append(AliasChange(**json.loads(text)))
             except (ValueError, TypeError) as error:
                 raise UserError(
                     f"tag {key} of the registered model is damaged ({error}); remove it in MLflow"
                 ) from error
-    return sorted(entries, key=lambda reign: reign.sequence)
+    return sorted(changes, key=lambda change: change.sequence)
 
 
-def _reign(intent: Intent) -> Reign:
-    return Reign(
-        sequence=intent.sequence,
-        version=intent.version,
-        previous=intent.expected,
-        action=intent.action,
-        reason=intent.reason,
-        by=intent.by,
-        time=intent.time,
-        identity=intent.identity,
-        forced=intent.forced,
-    )
+def _write_change(store: TagStore, alias: str, change: AliasChange) -> None:
+    store.set_tag(f"{_history_prefix(alias)}{change.sequence:06d}", json.dumps(asdict(change), sort_keys=True))
 
 
-def _history_key(alias: str, sequence: int) -> str:
-    return f"{TAG_PREFIX}history.{alias}.{sequence:06d}"
+def _history_prefix(alias: str) -> str:
+    return f"{TAG_PREFIX}history.{alias}."

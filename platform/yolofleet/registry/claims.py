@@ -1,11 +1,12 @@
-"""The claims of a proof, each redone: files, forms, code, packages, tags; for data and figures see `data_claims`.
+"""The claims of a proof about files, forms, code, packages, tags and data; for the AP see `verify`.
 
-A claim ends as passed, failed, or not possible: data that is gone, packages that are not installed here. What is not
-possible never counts as passed. Files are read, never executed: the code that a version carries is compared, not run.
+A claim ends as passed, failed, or not possible, because data is gone, say, or a package is not installed here. What is
+not possible never counts as passed. Files are read, never executed: the code in a version is compared, not run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.text import and_more
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
 from yolofleet.registry.proof import (
     DETECTIONS_NAME,
@@ -27,25 +30,25 @@ from yolofleet.registry.proof import (
     FormError,
     Latency,
     Proof,
+    compare_onnx,
     file_digests,
-    onnx_comparison,
     training_form_difference,
 )
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
-from yolofleet.training.setup.pretrained import CARD_NAME, TRAINING_FORM
+from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
+    from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.detector import Detector
 
 Outcome = Literal["passed", "failed", "not possible", "note"]
 
 MOST_NAMED = 5
 
-
 FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
     {
         "weights": lambda path: path.startswith(f"{DETECTOR_FOLDER}/") and path.endswith(".safetensors"),
-        "spec": lambda path: path == f"{DETECTOR_FOLDER}/{CARD_NAME}",
+        "spec": lambda path: path == f"{DETECTOR_FOLDER}/{DETECTOR_CARD_NAME}",
         "ONNX": lambda path: path.endswith(".onnx"),
         "inference code": lambda path: path.startswith("code/"),
         "evidence": lambda path: path == EVIDENCE_NAME,
@@ -54,34 +57,27 @@ FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
         "data manifests": lambda path: path.startswith(f"{LINEAGE_FOLDER}/"),
     }
 )
-"""Which claim speaks of which files."""
+"""The kind of a file by its path; each kind is a claim."""
 OTHER_FILES = "other files"
 """The rest: MLflow's description of the model."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim and what became of it.
-
-    Attributes:
-        name: What is claimed.
-        outcome: passed, failed, not possible, or a note that nothing depends on.
-        detail: What was found, and where it is not passed, what to do.
-    """
+    """One claim and its outcome; a note is neither passed nor failed."""
 
     name: str
     outcome: Outcome
     detail: str
+    """What was measured, and the cure where it has not passed."""
 
 
 def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
     """Compare every file with its recorded digest; a claim for each kind of file."""
-    found = file_digests(folder)
-    for name in (*FILE_KINDS, OTHER_FILES):
-        recorded = {path: digest for path, digest in proof.files.items() if _kind(path) == name}
-        present = {path: digest for path, digest in found.items() if _kind(path) == name}
-        if not recorded and not present:
-            continue
+    digests = file_digests(folder)
+    for kind in (*FILE_KINDS, OTHER_FILES):
+        recorded = {path: digest for path, digest in proof.files.items() if _kind(path) == kind}
+        present = {path: digest for path, digest in digests.items() if _kind(path) == kind}
         problems = [
             *(f"{path} is missing" for path in sorted(recorded.keys() - present.keys())),
             *(f"{path} is not in the proof" for path in sorted(present.keys() - recorded.keys())),
@@ -91,46 +87,46 @@ def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
                 if recorded[path] != present[path]
             ),
         ]
-        yield result_of(name, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
+        if recorded or present:
+            yield claim_of(kind, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
 
 
 def _kind(path: str) -> str:
-    return next((name for name, belongs in FILE_KINDS.items() if belongs(path)), OTHER_FILES)
+    return next((kind for kind, belongs in FILE_KINDS.items() if belongs(path)), OTHER_FILES)
 
 
 def pickle_claim(folder: Path) -> Claim:
     """Look for files that run code when they are read."""
-    problems = [
-        path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file() and is_pickle(path)
-    ]
-    return result_of("no pickle", [f"{name} is a pickle or an archive of one" for name in problems], "none in any file")
+    pickles = [path for path in sorted(folder.rglob("*")) if path.is_file() and is_pickle(path)]
+    problems = [f"{path.relative_to(folder).as_posix()} is a pickle or an archive of one" for path in pickles]
+    return claim_of("no pickle", problems, "none in any file")
 
 
 def form_claims(folder: Path, proof: Proof, detector: Detector | None) -> Iterator[Claim]:
     """Compare the deployed form with the training form and with each ONNX file."""
     package = folder / DETECTOR_FOLDER
     if proof.training_form_difference is not None or (package / TRAINING_FORM).is_file():
-        yield _compared("training form", detector, lambda loaded: _training_form(package, loaded))
+        yield _form_claim("training form", detector, lambda loaded: _compare_training_form(package, loaded))
     onnx_files = {*proof.onnx_files, *(path.relative_to(folder).as_posix() for path in package.rglob("*.onnx"))}
     for name in sorted(onnx_files):
-        yield _compared(f"ONNX Runtime, {Path(name).name}", detector, partial(_onnx, folder / name))
+        yield _form_claim(f"ONNX Runtime, {Path(name).name}", detector, partial(_compare_onnx, folder / name))
 
 
-def _training_form(package: Path, detector: Detector) -> tuple[bool, str]:
+def _compare_training_form(package: Path, detector: Detector) -> tuple[bool, str]:
     difference = training_form_difference(package, detector)
     return True, f"differs by {difference:.2g} of the range of the predictions, allowed is {FORM_TOLERANCE:g}"
 
 
-def _onnx(path: Path, detector: Detector) -> tuple[bool, str]:
-    found = onnx_comparison(path, detector)
-    return found.equal, str(found)
+def _compare_onnx(path: Path, detector: Detector) -> tuple[bool, str]:
+    comparison = compare_onnx(path, detector)
+    return comparison.equal, str(comparison)
 
 
-def _compared(name: str, detector: Detector | None, measure: Callable[[Detector], tuple[bool, str]]) -> Claim:
+def _form_claim(name: str, detector: Detector | None, compare: Callable[[Detector], tuple[bool, str]]) -> Claim:
     if detector is None:
         return Claim(name, "not possible", "the detector does not load")
     try:
-        equal, detail = measure(detector)
+        equal, detail = compare(detector)
     except FormError as error:
         return Claim(name, "not possible", str(error))
     except UserError as error:
@@ -139,7 +135,7 @@ def _compared(name: str, detector: Detector | None, measure: Callable[[Detector]
 
 
 def code_claim(folder: Path, proof: Proof) -> Claim:
-    """Compare the inference code that the version carries with that of this yolofleet, letter by letter."""
+    """Compare the inference code in the version with that of this yolofleet, letter by letter."""
     from yolofleet.registry.inference_code import collect_inference_code
 
     code = collect_inference_code(SERVED_MODULE)
@@ -156,7 +152,7 @@ def code_claim(folder: Path, proof: Proof) -> Claim:
     problems = [f"code/{name} is not what yolofleet {proof.yolofleet_version} puts there" for name in different]
     if (loader := _loader_module(folder / "MLmodel")) != code.module(SERVED_MODULE):
         problems.append(f"MLmodel names {loader} to load the model, not {code.module(SERVED_MODULE)}")
-    return result_of("code version", problems, f"yolofleet {proof.yolofleet_version}, {code.package}, letter by letter")
+    return claim_of("code version", problems, f"yolofleet {proof.yolofleet_version}, {code.package}, letter by letter")
 
 
 def _loader_module(path: Path) -> str:
@@ -167,7 +163,7 @@ def _loader_module(path: Path) -> str:
 
 
 def packages_claim(proof: Proof) -> Claim:
-    """Compare the packages installed here with those that the proof was written under."""
+    """Compare the packages installed here with those recorded in the proof."""
     others = [
         f"{name} {_version_here(name)} (recorded {version})"
         for name, version in sorted(proof.packages.items())
@@ -180,7 +176,7 @@ def packages_claim(proof: Proof) -> Claim:
 
 
 def tags_claim(folder: Path, version: Version) -> Claim:
-    """Compare what MLflow tells of the version with the evidence that travels in it."""
+    """Compare the tags of the version in MLflow with the evidence in its files."""
     try:
         document = json.loads((folder / EVIDENCE_NAME).read_bytes())
         evidence = {key: value for key, value in document["evidence"].items() if key != "job"}
@@ -189,19 +185,59 @@ def tags_claim(folder: Path, version: Version) -> Claim:
         return Claim("tags", "failed", f"{EVIDENCE_NAME} cannot be read: {error}")
     tags = {DIGEST_TAG: version.digest, **{TAG_PREFIX + name: value for name, value in version.facts.items()}}
     problems = [
-        f"{name} is {_tag(tags.get(name))}, recorded is {_tag(recorded.get(name))}"
+        f"{name} is {_format_tag(tags.get(name))}, recorded is {_format_tag(recorded.get(name))}"
         for name in sorted(recorded.keys() | tags.keys())
         if tags.get(name) != recorded.get(name)
     ]
-    return result_of("tags", problems, f"{len(recorded)} tags as recorded")
+    return claim_of("tags", problems, f"{len(recorded)} tags as recorded")
 
 
-def _tag(value: str | None) -> str:
+def _format_tag(value: str | None) -> str:
     return "missing" if value is None else f"{value:.60}"
 
 
+def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> tuple[Claim, ShardDataset | None]:
+    """Check whether the data at a URL has the manifest digest of the proof and the tag; return the dataset if so."""
+    from yolofleet.data.dataset import ShardDataset
+
+    name = f"data, {part}"
+    if tagged is not None and tagged != digest:
+        detail = f"the version's tag says manifest {tagged:.12}..., the proof {digest[:12]}..."
+        return Claim(name, "failed", detail), None
+    if url is None:
+        return Claim(name, "not possible", f"where it was is not recorded; its manifest is {digest[:12]}..."), None
+    try:
+        dataset = ShardDataset(url)
+        if dataset.manifest.digest != digest:
+            other = dataset.manifest.digest[:12]
+            return Claim(name, "not possible", f"{url} holds other data now: {other}..., not {digest[:12]}..."), None
+        problem = _shard_problem(dataset, whole=part == "val")
+    except UserError as error:
+        return Claim(name, "not possible", f"the data is gone: {error}"), None
+    if problem is not None:
+        return Claim(name, "not possible", f"{url} is not what it was: {problem}"), None
+    how = "every shard read" if part == "val" else "every shard there and of its size"
+    return Claim(name, "passed", f"{len(dataset):,} images at {url}, manifest {digest[:12]}..., {how}"), dataset
+
+
+def _shard_problem(dataset: ShardDataset, *, whole: bool) -> str | None:
+    """Return what is wrong with the first bad shard: missing, of another size or, read as a whole, of other content."""
+    sizes = {entry.key: entry.size_bytes for entry in dataset.storage.list("shards/")}
+    for shard in dataset.manifest.shards:
+        if (size := sizes.get(shard.tar_key)) != shard.bytes:
+            return f"{shard.tar_key} {'is missing' if size is None else f'has {size:,} bytes, not {shard.bytes:,}'}"
+        if shard.index_key not in sizes:
+            return f"{shard.index_key} is missing"
+        if whole:
+            with dataset.storage.open_stream(shard.tar_key) as stream:
+                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
+            if sha256 != shard.sha256:
+                return f"{shard.tar_key} has sha256 {sha256[:12]}..., not {shard.sha256[:12]}..."
+    return None
+
+
 def latency_note(recorded: Latency, here: Latency) -> Claim:
-    """Tell the latency here and where the version was registered; they need not agree."""
+    """Report the latency here and where the version was registered; they need not agree."""
     detail = f"{here.milliseconds:.1f} ms for an image of {here.image_size} px on {here.device} here"
     there = f"{recorded.milliseconds:.1f} ms on {recorded.device} where it was registered"
     return Claim("latency", "note", f"{detail}; {there}")
@@ -214,9 +250,8 @@ def _version_here(name: str) -> str:
         return "is missing"
 
 
-def result_of(name: str, problems: list[str], done: str) -> Claim:
-    """Return a claim that has failed if there is a problem, and else passed, with what was done."""
-    if not problems:
-        return Claim(name, "passed", done)
-    more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
-    return Claim(name, "failed", "; ".join(problems[:MOST_NAMED]) + more)
+def claim_of(name: str, problems: list[str], done: str) -> Claim:
+    """Return a claim that has failed if there is a problem, and else passed with what was done."""
+    if problems:
+        return Claim(name, "failed", and_more(problems, MOST_NAMED, separator="; "))
+    return Claim(name, "passed", done)

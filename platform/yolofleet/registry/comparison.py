@@ -1,57 +1,52 @@
-"""Two versions on the same images: their figures, how sure the differences are, and where they differ most.
-
-One page that shows how two versions differ: figures, classes, and the images where they differ most.
-"""
+"""Two versions on the same images: figures, classes, how sure the differences are, and the images that differ most."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import base64
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.registry.evaluation_record import Judged, JudgingSettings, judge, read_detections
+from yolofleet.evaluation.image_matches import Disagreement, disagreements
+from yolofleet.evaluation.report import STYLE
+from yolofleet.evaluation.samples import SampleImage, draw_sample
+from yolofleet.registry.evaluation_record import Evaluation, EvaluationSettings, evaluate_detector, read_detections
 from yolofleet.registry.package import DETECTOR_FOLDER
 from yolofleet.registry.proof import DETECTIONS_NAME, PROOF_NAME, file_sha256, read_proof
 from yolofleet.registry.version_files import version_files
 from yolofleet.registry.versions import Version
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.evaluation.bootstrap import Differences
-import base64
-from collections.abc import Iterator, Sequence
-from html import escape
-from typing import TYPE_CHECKING
+    from yolofleet.evaluation.bootstrap import Difference, Differences
 
-from yolofleet.evaluation.image_matches import Disagreement, disagreements
-from yolofleet.evaluation.report import STYLE
-from yolofleet.evaluation.samples import SampleImage, draw_sample
-
-if TYPE_CHECKING:
-    from yolofleet.data.dataset import ShardDataset
-    from yolofleet.evaluation.bootstrap import Difference
+NUM_IMAGES = 12
+SIDE_PIXELS = 420
+MORE_STYLE = """
+.up{color:#2a9d5c}.down{color:#d6453d}.images{grid-template-columns:1fr}
+.tail{display:inline-block;width:120px;height:12px;position:relative;vertical-align:middle}
+.tail i{position:absolute;top:5px;height:3px;background:var(--bar)}
+.tail b{position:absolute;top:0;left:50%;width:1px;height:12px;background:var(--soft)}
+"""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two versions side by side.
-
-    Attributes:
-        first: The first version.
-        second: The second one.
-        dataset: What both were judged on.
-        found: What each of them found there.
-        differences: Second less first, with confidence intervals.
-    """
+    """Two versions, evaluated on the same dataset."""
 
     first: Version
     second: Version
     dataset: ShardDataset
-    found: tuple[Judged, Judged]
+    evaluations: tuple[Evaluation, Evaluation]
     differences: Differences
+    """Second less first, with confidence intervals."""
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -73,91 +68,92 @@ def compare(
     data: str | None = None,
     num_replicates: int = 1000,
     confidence: float = 0.95,
-    seed: int = 0,
     on_images: Callable[[int], None] | None = None,
 ) -> Comparison:
     """Compare two versions on one dataset.
 
-    What a version found there is taken from its record where that holds; else it is run.
+    The detections of a version are read from its record where that is whole; else it is evaluated now.
 
     Args:
         tracking_uri: The MLflow server or database.
         first: The first version.
         second: The second one.
         device: Where to compute.
-        data: The dataset; by default the one that the second version was judged on.
+        data: The dataset; by default the one that the second version was evaluated on.
         num_replicates: Of the bootstrap.
         confidence: Share of the replicates inside an interval.
-        seed: Of the bootstrap's draws.
-        on_images: Told how many images were judged, each time some are.
+        on_images: Called with a number of images each time that some were evaluated.
 
     Raises:
-        UserError: There is no dataset to compare on, or a version cannot be judged on it.
+        UserError: There is no dataset to compare on, or a version cannot be evaluated on it.
     """
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.bootstrap import paired_bootstrap
 
     dataset = ShardDataset(data if data is not None else _recorded_data(first, second))
-    found = tuple(judged_on(tracking_uri, version, dataset, device, on_images) for version in (first, second))
+    evaluations = (
+        evaluate_version(tracking_uri, first, dataset, device, on_images),
+        evaluate_version(tracking_uri, second, dataset, device, on_images),
+    )
     differences = paired_bootstrap(
         dataset.annotations(),
-        found[0].detections,
-        found[1].detections,
+        evaluations[0].detections,
+        evaluations[1].detections,
         num_replicates=num_replicates,
         confidence=confidence,
-        seed=seed,
     )
-    return Comparison(first, second, dataset, (found[0], found[1]), differences)
+    return Comparison(first, second, dataset, evaluations, differences)
 
 
-def judged_on(
+def evaluate_version(
     tracking_uri: str,
     version: Version,
     dataset: ShardDataset,
     device: torch.device | str,
     on_images: Callable[[int], None] | None = None,
     *,
-    like: JudgingSettings | None = None,
-) -> Judged:
-    """Return what a version is worth on a dataset: by its record, if that is whole and made so, else judged now.
+    thresholds_of: EvaluationSettings | None = None,
+) -> Evaluation:
+    """Return the evaluation of a version on a dataset: its record, if that is whole and was made so, else a new one.
 
     Args:
         tracking_uri: The MLflow server or database.
         version: The version.
         dataset: The validation set.
         device: Where to compute.
-        on_images: Told how many images were judged, each time some are.
-        like: Whose thresholds to use, those of another version that this one is compared with; its own input size and
-            the published evaluation's thresholds by default.
+        on_images: Called with a number of images each time that some were evaluated.
+        thresholds_of: Settings of the version that this one is compared with, for the thresholds; the published ones
+            by default. The image size is always the version's own.
 
     Raises:
-        UserError: The version cannot be judged on this dataset.
+        UserError: The version cannot be evaluated on this dataset.
     """
     from yolofleet.evaluation.detector import Detector
 
+    def settings(own: EvaluationSettings) -> EvaluationSettings:
+        thresholds = thresholds_of or EvaluationSettings(image_size=own.image_size)
+        return thresholds.model_copy(update={"image_size": own.image_size, "batch_size": own.batch_size})
+
     with version_files(tracking_uri, version) as folder:
-        if version.proof_sha256 is not None and (folder / PROOF_NAME).is_file():
-            proof = read_proof(folder)
-            digest = proof.files.get(DETECTIONS_NAME)
-            whole = (
-                file_sha256(folder / PROOF_NAME) == version.proof_sha256
-                and digest is not None
-                and (folder / DETECTIONS_NAME).is_file()
-                and file_sha256(folder / DETECTIONS_NAME) == digest
-            )
-            if whole and proof.judgement is not None and proof.judgement.manifest_sha256 == dataset.manifest.digest:
-                own = proof.judgement.settings
-                if own == _settings(own, like):
-                    return Judged(proof.judgement, read_detections(folder / DETECTIONS_NAME))
+        recorded = _recorded_evaluation(folder, version)
+        if recorded is not None and recorded.record.manifest_sha256 == dataset.manifest.digest:
+            own = recorded.record.settings
+            if own == settings(own):
+                return recorded
         detector = Detector.load(folder / DETECTOR_FOLDER, device)
-        own = JudgingSettings(image_size=detector.card.image_size)
-        return judge(detector, dataset, _settings(own, like), on_images)
+        own = EvaluationSettings(image_size=detector.card.image_size)
+        return evaluate_detector(detector, dataset, settings(own), on_images)
 
 
-def _settings(own: JudgingSettings, like: JudgingSettings | None) -> JudgingSettings:
-    """Return how a version is judged: its images as it has them, all else as said."""
-    like = like or JudgingSettings(image_size=own.image_size)
-    return like.model_copy(update={"image_size": own.image_size, "batch_size": own.batch_size})
+def _recorded_evaluation(folder: Path, version: Version) -> Evaluation | None:
+    """Return the evaluation in a version's files; None where it has none, or a digest does not fit."""
+    proof_file, detections_file = folder / PROOF_NAME, folder / DETECTIONS_NAME
+    if not (proof_file.is_file() and detections_file.is_file() and file_sha256(proof_file) == version.proof_sha256):
+        return None
+    proof = read_proof(folder)
+    if proof.evaluation is None or proof.files.get(DETECTIONS_NAME) != file_sha256(detections_file):
+        return None
+    return Evaluation(proof.evaluation, read_detections(detections_file))
 
 
 def _recorded_data(first: Version, second: Version) -> str:
@@ -165,48 +161,25 @@ def _recorded_data(first: Version, second: Version) -> str:
         if (url := version.facts.get("data_url.val")) is not None:
             return url
     raise UserError(
-        f"neither {first.uri} nor {second.uri} was judged when it was registered: name the data to compare on with "
+        f"neither {first.uri} nor {second.uri} was evaluated when it was registered: name the data to compare on with "
         "--data"
     )
 
 
-NUM_IMAGES = 12
-SIDE_PIXELS = 420
-MORE_STYLE = """
-.up{color:#2a9d5c}.down{color:#d6453d}.images{grid-template-columns:1fr}
-.tail{display:inline-block;width:120px;height:12px;position:relative;vertical-align:middle}
-.tail i{position:absolute;top:5px;height:3px;background:var(--bar)}
-.tail b{position:absolute;top:0;left:50%;width:1px;height:12px;background:var(--soft)}
-"""
-
-
-@dataclass(frozen=True)
-class DifferingImage:
-    """An image on which two versions differ.
-
-    Attributes:
-        disagreement: The mistakes of both.
-        image: Ground truth, the first version's boxes, the second version's boxes.
-    """
-
-    disagreement: Disagreement
-    image: SampleImage
-
-
-def differing_images(comparison: Comparison, *, count: int = NUM_IMAGES) -> list[DifferingImage]:
-    """Draw the images on which two versions differ most."""
-    first, second = (judged.detections for judged in comparison.found)
-    chosen = disagreements(comparison.dataset.annotations(), first, second, count=count)
-    numbers = _numbers(comparison.dataset, {entry.image_id for entry in chosen})
+def differing_images(comparison: Comparison) -> list[tuple[Disagreement, SampleImage]]:
+    """Draw the images on which two versions differ most: ground truth, boxes of the first, boxes of the second."""
+    first, second = (evaluation.detections for evaluation in comparison.evaluations)
+    chosen = disagreements(comparison.dataset.annotations(), first, second, count=NUM_IMAGES)
+    numbers = _sample_numbers(comparison.dataset)
     images = []
     for entry in chosen:
         image = draw_sample(comparison.dataset, numbers[entry.image_id], [first, second], side=SIDE_PIXELS)
         if image is not None:
-            images.append(DifferingImage(entry, image))
+            images.append((entry, image))
     return images
 
 
-def render_comparison(comparison: Comparison, images: Sequence[DifferingImage]) -> str:
+def render_comparison(comparison: Comparison, images: Sequence[tuple[Disagreement, SampleImage]]) -> str:
     """Render the page; it needs no other file and no network."""
     differences = comparison.differences
     first, second = escape(comparison.first.uri), escape(comparison.second.uri)
@@ -219,7 +192,7 @@ def render_comparison(comparison: Comparison, images: Sequence[DifferingImage]) 
             f"<title>{title}</title><style>{STYLE}{MORE_STYLE}</style></head><body><h1>{title}</h1>",
             f"<p class='soft'>{differences.num_images} images of {escape(comparison.dataset.storage.url)}, the same "
             f"for both. Intervals hold {share} of {differences.num_replicates} paired bootstrap replicates over "
-            "images; a difference is coloured where its interval leaves out zero.</p>",
+            "images; a difference is coloured where its interval does not hold zero.</p>",
             "<h2>Figures</h2>",
             _table("figure", differences.figures, comparison),
             "<h2>AP of the classes</h2>",
@@ -227,8 +200,8 @@ def render_comparison(comparison: Comparison, images: Sequence[DifferingImage]) 
             "<h2>Where they differ most</h2>",
             f"<p class='soft'>Left the ground truth, then {first}, then {second}; boxes from a score of 0.25.</p>"
             if images
-            else "<p class='soft'>They make equally many mistakes in every image.</p>",
-            f"<div class='images'>{''.join(_figure(entry) for entry in images)}</div></body></html>\n",
+            else "<p class='soft'>Both have the same number of mistakes in every image.</p>",
+            f"<div class='images'>{''.join(_figure(*entry) for entry in images)}</div></body></html>\n",
         ]
     )
 
@@ -254,29 +227,24 @@ def _row(row: Difference, widest: float) -> str:
     )
 
 
-def _figure(entry: DifferingImage) -> str:
-    mistakes = entry.disagreement
+def _figure(mistakes: Disagreement, image: SampleImage) -> str:
+    name = escape(image.name)
     return (
-        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(entry.image.jpeg).decode()}' "
-        f"width='{entry.image.width}' height='{entry.image.height}' loading='lazy' "
-        f"alt='{escape(entry.image.name)}: ground truth and the boxes of both versions'>"
-        f"<figcaption>{escape(entry.image.name)}: the first misses {mistakes.first_missed} and has "
-        f"{mistakes.first_false} wrong, the second misses {mistakes.second_missed} and has {mistakes.second_false} "
-        "wrong</figcaption></figure>"
+        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(image.jpeg).decode()}' "
+        f"width='{image.width}' height='{image.height}' loading='lazy' "
+        f"alt='{name}: ground truth and the boxes of both versions'>"
+        f"<figcaption>{name}: the first misses {mistakes.first_missed} and has {mistakes.first_false} wrong, "
+        f"the second misses {mistakes.second_missed} and has {mistakes.second_false} wrong</figcaption></figure>"
     )
 
 
-def _numbers(dataset: ShardDataset, image_ids: set[int]) -> dict[int, int]:
-    """Return the number of each image's sample."""
-    return {image_id: number for number, image_id in _image_ids(dataset) if image_id in image_ids}
-
-
-def _image_ids(dataset: ShardDataset) -> Iterator[tuple[int, int]]:
+def _sample_numbers(dataset: ShardDataset) -> dict[int, int]:
+    """Return the number of the sample of each image id; a sample that cannot be read has no ground truth."""
     from yolofleet.data.dataset import SampleError
     from yolofleet.data.records import RecordError
 
+    numbers: dict[int, int] = {}
     for number in range(len(dataset)):
-        try:
-            yield number, dataset.read(number).record().image_id
-        except (SampleError, RecordError):
-            continue  # it has no ground truth, so no disagreement speaks of it
+        with suppress(SampleError, RecordError):
+            numbers[dataset.read(number).record().image_id] = number
+    return numbers

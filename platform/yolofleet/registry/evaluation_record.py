@@ -1,13 +1,13 @@
-"""What a detector was found to be worth, in a form that can be looked at again: on which data, how, and each box.
+"""What a detector is worth: on which data, with which settings, every figure, and every box behind the figures.
 
-The detections travel with the version as whole numbers (boxes in thousandths of a pixel, scores in hundred-thousandths,
-which is what `Detections` are rounded to), so that two versions are compared without running either.
+The detections are stored in a version as whole numbers (boxes in thousandths of a pixel, scores in hundred-thousandths,
+which is what `Detections` are rounded to), so that two versions can be compared without running either.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,39 +17,37 @@ from pydantic import Field
 from safetensors import SafetensorError
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
 from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
 from yolofleet.registry.versions import RegistryError
-from yolofleet.specs.base import Spec
-from yolofleet.storage import StorageError
+from yolofleet.specs.base import Count, Spec
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.evaluate import EvaluationResult
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class JudgingSettings(Spec):
-    """How detections are made for judging."""
+class EvaluationSettings(Spec):
+    """How detections are made for an evaluation."""
 
     image_size: Count
     """Long side of the network's input in pixels."""
     batch_size: Count = 16
-    """Images that pass the network together."""
-    confidence: Share = 0.001
+    confidence: Share = EVALUATION_CONFIDENCE
     """Lowest score that counts."""
-    iou: Share = 0.65
-    """Overlap above which the worse of two boxes of a class is suppressed."""
-    max_detections: Count = 300
+    iou: Share = EVALUATION_IOU
+    """IoU above which the worse of two boxes of a class is suppressed."""
+    max_detections: Count = EVALUATION_MAX_DETECTIONS
     """Kept per image."""
 
 
-class JudgedClass(Spec):
-    """What one class reached."""
+class ClassRecord(Spec):
+    """AP of one class."""
 
     id: int
     name: str
@@ -57,140 +55,143 @@ class JudgedClass(Spec):
     ap: float | None = None
 
 
-class Judgement(Spec):
-    """A judgement by COCO AP."""
+class EvaluationRecord(Spec):
+    """An evaluation by COCO AP, as it is stored."""
 
     data: str
-    """Where the validation set lay."""
+    """Where the validation set was."""
     manifest_sha256: Sha256
     """Digest of its manifest, which holds those of all its shards."""
-    settings: JudgingSettings
+    settings: EvaluationSettings
     device: str
     num_images: int
     num_skipped: int = 0
     """Images that could not be read; they count as empty."""
     figures: dict[str, float | None]
     """The twelve COCO figures."""
-    classes: tuple[JudgedClass, ...]
+    classes: tuple[ClassRecord, ...]
     confirmed_by: str | None = None
     """What computed the same figures from the same detections (`pycocotools 2.0.11`); None where nothing did."""
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A judgement with what was judged.
+class Evaluation:
+    """An evaluation with every box behind its figures."""
 
-    Attributes:
-        judgement: Data, settings and figures.
-        detections: Each box.
-    """
-
-    judgement: Judgement
+    record: EvaluationRecord
     detections: Detections
 
+    @staticmethod
+    def from_result(
+        result: EvaluationResult, dataset: ShardDataset, settings: EvaluationSettings, device: str
+    ) -> Evaluation:
+        """Return the result of an evaluation with the data and the settings that it was made with."""
+        record = EvaluationRecord(
+            data=dataset.storage.url,
+            manifest_sha256=dataset.manifest.digest,
+            settings=settings,
+            device=device,
+            num_images=result.num_images,
+            num_skipped=len(result.skipped),
+            figures=dict(result.figures),
+            classes=tuple(
+                ClassRecord(id=entry.category_id, name=entry.name, num_objects=entry.num_objects, ap=entry.ap)
+                for entry in result.per_class
+            ),
+        )
+        return Evaluation(record, result.detections)
 
-def judged(result: EvaluationResult, dataset: ShardDataset, settings: JudgingSettings, device: str) -> Judged:
-    """Return the result of an evaluation as a judgement."""
-    judgement = Judgement(
-        data=dataset.storage.url,
-        manifest_sha256=dataset.manifest.digest,
-        settings=settings,
-        device=device,
-        num_images=result.num_images,
-        num_skipped=len(result.skipped),
-        figures=dict(result.figures),
-        classes=tuple(
-            JudgedClass(id=entry.category_id, name=entry.name, num_objects=entry.num_objects, ap=entry.ap)
-            for entry in result.per_class
-        ),
-    )
-    return Judged(judgement, result.detections)
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a detector package when it is registered.
+
+    Attributes:
+        facts: Figures, data digests, job (plain JSON values). They are kept whole in ``evidence.json``, and their
+            leaves, those of ``job`` apart, as tags of the version.
+        evaluation: What it is worth; None where it was not evaluated.
+        manifests: The manifests of its data as they are stored, by ``train`` and ``val``.
+        report: The page of its evaluation report.
+    """
+
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
+    manifests: Mapping[str, bytes] = field(default_factory=dict)
+    report: bytes | None = None
 
 
-def judge(
+def evaluate_detector(
     detector: Detector,
     dataset: ShardDataset,
-    settings: JudgingSettings | None = None,
+    settings: EvaluationSettings,
     on_images: Callable[[int], None] | None = None,
-) -> Judged:
-    """Judge a detector on a dataset.
+) -> Evaluation:
+    """Evaluate a detector on a dataset.
 
     Args:
-        detector: On the device that it shall compute on.
+        detector: On the device that computes.
         dataset: The validation set.
-        settings: How; by default the published evaluation's, at the detector's own input size.
-        on_images: Told how many images were done, each time some are.
+        settings: How detections are made.
+        on_images: Called with a number of images each time that some are done.
 
     Raises:
         UserError: Detector and dataset have no class in common, or the dataset cannot be read.
     """
     from yolofleet.evaluation.evaluate import evaluate
 
-    settings = settings or JudgingSettings(image_size=detector.card.image_size)
     result = evaluate(
         detector.network,
         dataset,
-        image_size=settings.image_size,
         classes=detector.classes,
-        batch_size=settings.batch_size,
         device=detector.device,
-        confidence=settings.confidence,
-        iou=settings.iou,
-        max_detections=settings.max_detections,
         on_batch=lambda batch: on_images(len(batch.image_ids) + len(batch.skipped)) if on_images else None,
+        **settings.model_dump(),
     )
-    return judged(result, dataset, settings, str(detector.device))
+    return Evaluation.from_result(result, dataset, settings, str(detector.device))
 
 
-def confirmed(judged: Judged) -> Judged:
-    """Return a judgement whose figures pycocotools has computed from the same detections; unchanged without its data.
+def confirm_figures(evaluation: Evaluation) -> Evaluation:
+    """Compute the figures again with pycocotools, and record that; without its data the evaluation is unchanged.
 
     Raises:
         RegistryError: pycocotools computes other figures.
     """
-    judgement = judged.judgement
+    record = evaluation.record
     try:
-        dataset = ShardDataset(judgement.data)
-        if dataset.manifest.digest != judgement.manifest_sha256:
-            return judged
+        dataset = ShardDataset(record.data)
+        if dataset.manifest.digest != record.manifest_sha256:
+            return evaluation
         truth = dataset.annotations()
-    except (UserError, StorageError):
-        return judged
-    if problems := disagreements(judgement.figures, reference_average_precision(truth, judged.detections)):
+    except UserError:
+        return evaluation
+    if problems := disagreements(record.figures, reference_average_precision(truth, evaluation.detections)):
         raise RegistryError(
-            f"the figures to register are not those of their detections on {judgement.data}: {'; '.join(problems)}. "
+            f"the figures to register are not those of their detections on {record.data}: {'; '.join(problems)}. "
             "Figures or detections were changed, or one of the two computes them wrongly: evaluate again"
         )
-    return replace(judged, judgement=judgement.model_copy(update={"confirmed_by": reference_name()}))
+    return replace(evaluation, record=record.model_copy(update={"confirmed_by": reference_name()}))
 
 
-def judged_package(folder: Path, data: str, device: str) -> Judged:
-    """Judge a detector package on a dataset.
+def evaluate_package(folder: Path, data: str, device: str, facts: Mapping[str, Any] | None = None) -> Evidence:
+    """Evaluate a detector package on a dataset, and return what is known of it then.
+
+    Args:
+        folder: The detector package.
+        data: The validation set.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        facts: What was known before.
 
     Raises:
         UserError: The package, the dataset or the device cannot be used.
     """
     from yolofleet.evaluation.detector import Detector, chosen_device
 
-    return judge(Detector.load(folder, chosen_device(device, "--device")), ShardDataset(data))
-
-
-def judged_manifests(data: str | None) -> dict[str, bytes]:
-    """Return the manifest of the data that a detector package was judged on, by ``val``; empty where it was not."""
-    return {} if data is None else {"val": ShardDataset(data).manifest.to_bytes()}
-
-
-def judged_evidence(judged: Judged | None) -> dict[str, Any]:
-    """Return a judgement as evidence: figures, and the data that they were taken on."""
-    if judged is None:
-        return {}
-    judgement = judged.judgement
-    return {
-        "figures": judgement.figures,
-        "num_images": judgement.num_images,
-        "data": {"val": judgement.manifest_sha256},
-        "data_url": {"val": judgement.data},
-    }
+    detector, dataset = Detector.load(folder, chosen_device(device, "--device")), ShardDataset(data)
+    evaluation = evaluate_detector(detector, dataset, EvaluationSettings(image_size=detector.card.image_size))
+    record = evaluation.record
+    figures = {"figures": record.figures, "num_images": record.num_images}
+    origin = {"data": {"val": record.manifest_sha256}, "data_url": {"val": record.data}}
+    return Evidence({**(facts or {}), **figures, **origin}, evaluation, {"val": dataset.manifest.to_bytes()})
 
 
 def write_detections(detections: Detections, path: Path) -> None:
@@ -206,7 +207,7 @@ def write_detections(detections: Detections, path: Path) -> None:
 
 
 def read_detections(path: Path) -> Detections:
-    """Read what `write_detections` wrote, number by number the same.
+    """Read what `write_detections` wrote, exactly.
 
     Raises:
         RegistryError: The file is damaged.
@@ -220,4 +221,4 @@ def read_detections(path: Path) -> Detections:
             scores=columns["scores"] / 10**SCORE_DECIMALS,
         )
     except (OSError, SafetensorError, ValueError, KeyError) as error:
-        raise RegistryError(f"{path}: holds no detections ({error})") from error
+        raise RegistryError(f"{path}: is damaged: no detections can be read from it ({error})") from error

@@ -1,4 +1,4 @@
-"""Published checkpoints as detector packages; nothing in the file is executed."""
+"""Importing published checkpoints as detector packages; nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def package_checkpoint(
     """Write the detector package of a published checkpoint, in its deployed form.
 
     Args:
-        checkpoint: The file; tensors are read from it, every other object in it is treated as inert data.
-        model: Name of the zoo, or path of a block table.
+        checkpoint: The file; its tensors are read, and no other object in it is created.
+        model: Name of a model of the zoo, or path of a block table.
         folder: Where the package is written.
         annotations: A COCO annotation file that names the classes; without one, 80 classes are COCO's.
 
     Returns:
-        What is known of it, as evidence for the registry.
+        Facts of it, as evidence for the registry.
 
     Raises:
-        UserError: The file holds no weights of that model, or the classes are not known.
+        UserError: The file holds no weights of that model, or the classes are unknown.
     """
     from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.models import build_model, deploy
@@ -70,9 +70,9 @@ def _classes(annotations: Path | None, num_classes: int) -> list[tuple[int, str]
         )
     try:
         document = json.loads(annotations.read_text(encoding="utf-8-sig"))
-        found = [(int(entry["id"]), str(entry["name"])) for entry in document["categories"]]
+        classes = [(int(entry["id"]), str(entry["name"])) for entry in document["categories"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{annotations}: no COCO categories in it ({error})") from error
-    if len(found) != num_classes:
-        raise UserError(f"{annotations}: names {len(found)} classes, but the checkpoint predicts {num_classes}")
-    return found
+        raise UserError(f"{annotations}: has no COCO categories ({error})") from error
+    if len(classes) != num_classes:
+        raise UserError(f"{annotations}: names {len(classes)} classes, but the checkpoint predicts {num_classes}")
+    return classes

@@ -1,11 +1,11 @@
-"""The source files that a detector needs to predict, taken along under a private package name.
+"""The source files that a detector needs to predict, copied into a registered version under a private package name.
 
-A registered version must predict where yolofleet is not installed, and must go on predicting as it did where another
-yolofleet is. So it carries its own inference code: the modules reached by following imports (never a hand-kept list),
+A registered version must predict where yolofleet is not installed, and predict the same where another yolofleet is
+installed. So it carries its own inference code: the modules reached by following imports (never a hand-kept list),
 copied into a package whose name holds the digest of its content, with their imports rewritten to that name. Two
 versions loaded into one process share the package only if their code is the same.
 
-Limits: imports are absolute (``from yolofleet.x import y``); a module that is named in a string only is not found.
+Imports must be absolute (``from yolofleet.x import y``); a module that is named only in a string is not found.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ DIGEST_DIGITS = 12
 
 
 class InferenceCodeError(Exception):
-    """A source file is written in a way that cannot be taken along: a mistake in yolofleet, not of its user."""
+    """A source file cannot be copied into a version: a mistake in yolofleet, not of its user."""
 
 
 @dataclass(frozen=True)
 class InferenceCode:
-    """What runs a detector.
+    """The code that runs a detector.
 
     Attributes:
         package: The private name of the package.
@@ -58,7 +58,7 @@ class InferenceCode:
 
 @lru_cache(maxsize=1)
 def collect_inference_code(root: str) -> InferenceCode:
-    """Return the code that importing the module ``root`` runs or may run; it is read once in a process.
+    """Return the code that importing a module runs or may run; it is read once in a process.
 
     Args:
         root: Full name of a yolofleet module.
@@ -66,15 +66,16 @@ def collect_inference_code(root: str) -> InferenceCode:
     Raises:
         InferenceCodeError: A module imports yolofleet in a form that cannot be rewritten.
     """
-    sources = {name: path.read_text(encoding="utf-8") for name, path in sorted(_reached_modules(root).items())}
+    folder, paths = _package_folder(), dict(sorted(_reached_modules(root).items()))
+    sources = {name: (folder / path).read_text(encoding="utf-8") for name, path in paths.items()}
     content = "\0".join(f"{name}\0{source}" for name, source in sources.items())
     package = PRIVATE_PREFIX + hashlib.sha256(content.encode()).hexdigest()[:DIGEST_DIGITS]
-    files = {_path_in_package(name): renamed(source, package, name) for name, source in sources.items()}
+    files = {paths[name].as_posix(): rewrite_imports(source, package, name) for name, source in sources.items()}
     imports = frozenset(top for source in sources.values() for top in _foreign_imports(ast.parse(source)))
     return InferenceCode(package, files, imports)
 
 
-def pinned(imports: frozenset[str]) -> tuple[str, ...]:
+def pin_requirements(imports: frozenset[str]) -> tuple[str, ...]:
     """Return ``NAME==VERSION`` for the distributions that provide the imported top-level packages.
 
     A local version label (``2.13.0+cpu``) is left out: it says how torch was built here, not which torch it is.
@@ -93,7 +94,7 @@ def _providers() -> Mapping[str, list[str]]:
     return metadata.packages_distributions()
 
 
-def renamed(source: str, package: str, module: str) -> str:
+def rewrite_imports(source: str, package: str, module: str) -> str:
     """Return the source with its yolofleet imports turned to ``package``.
 
     Raises:
@@ -117,25 +118,27 @@ def _is_ours(imported: str, level: int, module: str) -> bool:
 
 
 def _reached_modules(root: str) -> dict[str, Path]:
-    """Return every yolofleet module that importing ``root`` runs or may run, with its file."""
+    """Return every yolofleet module that importing ``root`` runs or may run, with its file below the package."""
     folder = _package_folder()
-    found: dict[str, Path] = {}
+    reached: dict[str, Path] = {}
     waiting = [root]
     while waiting:
         name = waiting.pop()
-        path = _source_path(folder, name)
-        if name in found or path is None:
+        inner = "/".join(name.split(".")[1:])
+        candidates = (Path(inner, "__init__.py"), Path(f"{inner}.py"))
+        path = next((path for path in candidates if (folder / path).is_file()), None)
+        if name in reached or path is None:
             continue
-        found[name] = path
+        reached[name] = path
         if "." in name:
             waiting.append(name.rpartition(".")[0])  # importing a module runs the packages around it
-        for node in _runtime_imports(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _runtime_imports(ast.parse((folder / path).read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and _is_ours(node.module or "", node.level, name):
                 module = str(node.module)
                 waiting += [module, *(f"{module}.{alias.name}" for alias in node.names)]
-    if root not in found:
+    if root not in reached:
         raise InferenceCodeError(f"there is no module {root}")
-    return found
+    return reached
 
 
 def _package_folder() -> Path:
@@ -143,19 +146,6 @@ def _package_folder() -> Path:
     if spec is None or spec.origin is None:
         raise InferenceCodeError(f"the package {PACKAGE} has no source files")
     return Path(spec.origin).parent
-
-
-def _source_path(folder: Path, module: str) -> Path | None:
-    inner = folder.joinpath(*module.split(".")[1:])
-    candidates = (inner / "__init__.py", inner.with_suffix(".py")) if inner != folder else (inner / "__init__.py",)
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _path_in_package(module: str) -> str:
-    path = _source_path(_package_folder(), module)
-    if path is None:
-        raise InferenceCodeError(f"there is no module {module}")
-    return path.relative_to(_package_folder()).as_posix()
 
 
 def _runtime_imports(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:

@@ -1,13 +1,13 @@
-"""Where a version comes from: version -> run -> job -> data manifests -> shards, and the version that it continues.
+"""Lineage of a version: version -> run -> job -> data manifests -> shards, and the version that it was fine-tuned from.
 
-The manifests travel inside the version, so its lineage is whole even when run directory and data are gone.
+The manifests are stored in the version, so its lineage is whole even when run directory and data are gone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,74 +19,46 @@ from yolofleet.registry.versions import RegistryError, Version, find_version, li
 
 PARTS = ("train", "val")
 SHORTEST_DIGEST = 6
-LONGEST_LINE_OF_PARENTS = 50
+MOST_PARENTS = 50
 PARENT_FACT = "initial_weights.parent"
 
 
 @dataclass(frozen=True)
 class DataSource:
-    """One dataset behind a version.
-
-    Attributes:
-        part: ``train``: it learned from it; ``val``: it was chosen and judged by it.
-        manifest_sha256: Digest of its manifest.
-        url: Where it lay; None where that is not recorded.
-        shards: (name, sha256) of each shard; None where the manifest is not in the version.
-    """
+    """A dataset that a version was trained on (``train``), or selected and evaluated by (``val``)."""
 
     part: str
     manifest_sha256: str
     url: str | None
+    """Where it was; None where that is not recorded."""
     shards: tuple[tuple[str, str], ...] | None = field(repr=False)
+    """(name, sha256) of each shard; None where the manifest is not in the version."""
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """Where a version comes from; None where it is not recorded.
+    """Where a version comes from; None where it is not recorded."""
 
-    Attributes:
-        version: The version.
-        run_id: MLflow's id of the run that made it.
-        run_directory: Where that run lay.
-        job_sha256: Digest of its job spec, which is in ``evidence.json``.
-        data: What it learned from and was judged by.
-        parents: What it was fine-tuned from: the parent, that one's parent, and so on.
-    """
-
-    version: Version
     run_id: str | None
+    """MLflow's id of the run that made it."""
     run_directory: str | None
     job_sha256: str | None
+    """Digest of its job spec, which is in ``evidence.json``."""
     data: tuple[DataSource, ...]
     parents: tuple[str, ...]
+    """The version that it was fine-tuned from, that one's parent, and so on."""
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
-        return {
-            "run_id": self.run_id,
-            "run_directory": self.run_directory,
-            "job_sha256": self.job_sha256,
-            "data": [
-                {
-                    "part": source.part,
-                    "manifest_sha256": source.manifest_sha256,
-                    "url": source.url,
-                    "shards": None if source.shards is None else dict(source.shards),
-                }
-                for source in self.data
-            ],
-            "parents": list(self.parents),
-        }
+        document = asdict(self)
+        for source in document["data"]:
+            source["shards"] = None if source["shards"] is None else dict(source["shards"])
+        return document
 
 
 @dataclass(frozen=True)
 class DataUse:
-    """A version and what it used some data for.
-
-    Attributes:
-        version: The version.
-        parts: ``train``, ``val`` or both.
-    """
+    """A version, and how it used some data: for ``train``, ``val`` or both."""
 
     version: Version
     parts: tuple[str, ...]
@@ -104,13 +76,12 @@ def find_lineage(tracking_uri: str, version: Version) -> Lineage:
         digest = version.facts.get(f"data.{part}")
         if digest is None:
             continue
-        data = manifests.get(part)
-        known = data is not None and hashlib.sha256(data).hexdigest() == digest
-        manifest = Manifest.from_bytes(data, f"{version.uri}/{part}") if known and data is not None else None
-        shards = None if manifest is None else tuple((shard.name, shard.sha256) for shard in manifest.shards)
+        shards = None
+        if (data := manifests.get(part)) is not None and hashlib.sha256(data).hexdigest() == digest:
+            manifest = Manifest.from_bytes(data, f"{version.uri}/{part}")
+            shards = tuple((shard.name, shard.sha256) for shard in manifest.shards)
         sources.append(DataSource(part, digest, version.facts.get(f"data_url.{part}"), shards))
     return Lineage(
-        version=version,
         run_id=version.run_id,
         run_directory=version.facts.get("run_directory"),
         job_sha256=version.facts.get("job_sha256"),
@@ -119,35 +90,29 @@ def find_lineage(tracking_uri: str, version: Version) -> Lineage:
     )
 
 
-def uses_of(tracking_uri: str, digest: str, name: str | None = None) -> list[DataUse]:
-    """Return the versions that learned from some data or were judged by it.
+def find_uses(tracking_uri: str, digest: str, name: str | None = None) -> list[DataUse]:
+    """Return the versions that were trained on some data or evaluated by it.
 
     Args:
         tracking_uri: The MLflow server or database.
-        digest: Of a manifest, or of a shard; its first digits will do.
+        digest: Of a manifest or of a shard; its first digits are enough.
         name: Only versions of this registered model.
 
     Raises:
-        RegistryError: The text is no digest, or it means several manifests.
+        RegistryError: The text is not a digest, or several manifests begin with it.
     """
     if not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_DIGEST},64}}", digest):
-        raise RegistryError(f"{digest!r:.80} is no digest: {SHORTEST_DIGEST} to 64 hexadecimal digits")
+        raise RegistryError(f"{digest!r:.80} is not a digest: {SHORTEST_DIGEST} to 64 hexadecimal digits")
     versions = list_versions(tracking_uri, name)
-    found = {value for version in versions for value in _digests(version).values() if value.startswith(digest)}
-    if len(found) > 1:
-        raise RegistryError(f"{digest} begins {len(found)} manifests: {', '.join(sorted(found))}; give more digits")
-    if found:
-        return _uses(versions, found)
-    return _uses(versions, _manifests_with_shard(tracking_uri, versions, digest))
-
-
-def _uses(versions: list[Version], digests: set[str]) -> list[DataUse]:
-    uses = []
-    for version in versions:
-        parts = tuple(part for part, value in _digests(version).items() if value in digests)
-        if parts:
-            uses.append(DataUse(version, parts))
-    return uses
+    matches = {value for version in versions for value in _digests(version).values() if value.startswith(digest)}
+    if len(matches) > 1:
+        raise RegistryError(f"{digest} begins {len(matches)} manifests: {', '.join(sorted(matches))}; give more digits")
+    wanted = matches or _manifests_with_shard(tracking_uri, versions, digest)
+    uses = [
+        DataUse(version, tuple(part for part, value in _digests(version).items() if value in wanted))
+        for version in versions
+    ]
+    return [use for use in uses if use.parts]
 
 
 def _digests(version: Version) -> dict[str, str]:
@@ -171,7 +136,7 @@ def _manifests_with_shard(tracking_uri: str, versions: list[Version], digest: st
 
 
 def _manifests(tracking_uri: str, version: Version) -> dict[str, bytes]:
-    """Return the manifests that travel with a version, by part."""
+    """Return the manifests in the files of a version, by part."""
     location = artifact_location(tracking_uri, version)
     local = local_folder(location)
     if local is not None:
@@ -192,12 +157,12 @@ def _read(folder: Path) -> dict[str, bytes]:
 def _parents(tracking_uri: str, version: Version) -> list[str]:
     parents: list[str] = []
     parent = version.facts.get(PARENT_FACT)
-    while parent is not None and parent not in parents and len(parents) < LONGEST_LINE_OF_PARENTS:
+    while parent is not None and parent not in parents and len(parents) < MOST_PARENTS:
         parents.append(parent)
         if not parent.startswith("models:/"):
-            break  # a run, which no version speaks for
+            break  # a run, whose own parent is not recorded
         try:
             parent = find_version(tracking_uri, parent).facts.get(PARENT_FACT)
         except RegistryError:
-            break  # it was deleted, or lies in another registry
+            break  # it was deleted, or is in another registry
     return parents

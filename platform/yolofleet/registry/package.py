@@ -3,11 +3,11 @@
 MLmodel, requirements.txt, ...       MLflow's description: signature, environment, where what is
 code/yolofleet_inference_DIGEST/     the inference code, under a name of its own
 data/detector/                       the detector package: detector.json, model.safetensors
-evidence.json                        what is known of the detector: figures, data, job
-evaluation/detections.safetensors    every box that its figures were taken from
+evidence.json                        the facts of the detector: figures, data, job
+evaluation/detections.safetensors    every box behind its figures
 evaluation/report.html               the evaluation report of the run that made it
 lineage/train.json, lineage/val.json the manifests of its data, with the digests of all shards
-proof.json                           what all this claims, by digest, to be redone at any time
+proof.json                           every claim of the version, which can be verified at any time
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from yolofleet import __version__
 from yolofleet.core.errors import UserError
-from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pinned
-from yolofleet.registry.proof import Background, write_background, write_proof
+from yolofleet.registry.evaluation_record import Evidence
+from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pin_requirements
+from yolofleet.registry.proof import write_evidence_files, write_proof
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -41,7 +41,7 @@ EVIDENCE_NAME = "evidence.json"
 EVIDENCE_FORMAT = 1
 DETECTOR_FOLDER = "data/detector"
 EXECUTABLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt", ".bin", ".py", ".so")
-"""Files that run code when they are read, or may: none of them belongs into a detector package."""
+"""Files that run code when they are read, or may: a detector package must hold none of them."""
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
 
 
@@ -51,19 +51,14 @@ class PackageError(UserError):
 
 @dataclass(frozen=True)
 class VersionContent:
-    """What a registered version will hold.
-
-    Attributes:
-        detector: The detector package.
-        code: The inference code.
-        digest: sha256 over package and code: two versions with one digest predict the same.
-        loaded: The detector, on the CPU.
-    """
+    """A detector package, checked and loaded, and its inference code: what a registered version will hold."""
 
     detector: Path
     code: InferenceCode
     digest: str
+    """sha256 over package and code: versions with the same digest predict the same."""
     loaded: Detector = field(repr=False)
+    """The detector, on the CPU."""
 
 
 def collect_content(detector: Path) -> VersionContent:
@@ -89,24 +84,19 @@ def collect_content(detector: Path) -> VersionContent:
 def write_version(
     content: VersionContent,
     target: Path,
+    evidence: Evidence,
     *,
-    evidence: Mapping[str, Any],
-    background: Background | None = None,
     model_id: str | None = None,
     run_id: str | None = None,
 ) -> Path:
-    """Write a version as an MLflow model folder.
+    """Write a version as an MLflow model folder, which must not exist or be empty; return that folder.
 
     Args:
-        content: What it holds.
-        target: The folder; must not exist or be empty.
-        evidence: What is known of the detector (plain JSON values).
-        background: What stands behind it.
+        content: The detector and its inference code.
+        target: The folder.
+        evidence: What is known of the detector.
         model_id: MLflow's id of the logged model, where there is one.
         run_id: MLflow's id of the run that made it, where there is one.
-
-    Returns:
-        ``target``.
 
     Raises:
         UserError: A training form or an ONNX file in the package computes something else than the package.
@@ -114,7 +104,11 @@ def write_version(
     import mlflow
     from mlflow.models import Model
 
+    from yolofleet.export.runtime import OnnxNetwork
     from yolofleet.registry.served_detector import DEFAULT_CONFIG
+
+    in_torch = not isinstance(content.loaded.network, OnnxNetwork)
+    imports = content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
 
     with TemporaryDirectory(prefix="yolofleet-version-") as staging:
         package = content.code.write(Path(staging))
@@ -125,34 +119,25 @@ def write_version(
             loader_module=content.code.module(SERVED_MODULE),
             data_path=str(detector),
             code_paths=[str(package)],
-            pip_requirements=list(pinned(_imports(content))),
+            pip_requirements=list(pin_requirements(imports)),
             signature=_signature(),
             input_example=[_example_image()],
             model_config=dict(DEFAULT_CONFIG),
             metadata={"yolofleet_version": __version__, "yolofleet_digest": content.digest},
             mlflow_model=Model(run_id=run_id, model_id=model_id),
         )
-    document = {"format": EVIDENCE_FORMAT, "digest": content.digest, "evidence": dict(evidence)}
+    document = {"format": EVIDENCE_FORMAT, "digest": content.digest, "evidence": dict(evidence.facts)}
     (target / EVIDENCE_NAME).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    background = background or Background()
-    write_background(target, background)
-    write_proof(target, DETECTOR_FOLDER, content.loaded, background, inference_code=content.code.package)
+    write_evidence_files(target, evidence)
+    write_proof(target, DETECTOR_FOLDER, content.loaded, evidence, inference_code=content.code.package)
     return target
-
-
-def _imports(content: VersionContent) -> frozenset[str]:
-    """Return the third-party packages that the version will import."""
-    from yolofleet.export.runtime import OnnxNetwork
-
-    in_torch = not isinstance(content.loaded.network, OnnxNetwork)
-    return content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
 
 
 def _signature() -> ModelSignature:
     """Return the signature: a list of images in, a list of records per image out.
 
-    MLflow squeezes every input into a table before it looks at its types, which no image array survives. A signature
-    that is marked as coming from type hints leaves that check to the model, and ours checks each image.
+    MLflow turns every input into a table before it checks types, which breaks arrays of images. A signature that is
+    marked as coming from type hints leaves the check to the model, and `ServedDetector` checks each image.
     """
     from mlflow.models import ModelSignature
     from mlflow.types.schema import AnyType, Array, ColSpec, Map, Schema
@@ -163,7 +148,7 @@ def _signature() -> ModelSignature:
 
 
 def _example_image() -> str:
-    """Return a small image as base64 text, as a request to the served model holds it."""
+    """Return a small image as base64 text, as it stands in a request to the served model."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,68 +1,57 @@
-"""A promotion from its gates to the alias, and the way back.
+"""Promotion: the gates of a policy, asked of a version, then the alias; and the rollback.
 
-The gates of a promotion: each asked of the new version, each answered with the numbers that decided it.
+Each gate answers with the numbers that decided it. What cannot be known has not passed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from yolofleet.registry.evaluation_record import Judgement
-from yolofleet.registry.proof import LINEAGE_FOLDER
-from yolofleet.registry.verify import Verification
-from yolofleet.specs.promotion import AgainstChampion, ClassFloors, LatencyCeiling, ProofGate
-
-if TYPE_CHECKING:
-    from yolofleet.evaluation.bootstrap import Differences
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.registry.alias_history import Reign, move_alias, rollback_target
-from yolofleet.registry.comparison import judged_on
-from yolofleet.registry.verify import verify
+from yolofleet.core.text import and_more
+from yolofleet.registry.alias_history import AliasChange, move_alias, rollback_target
+from yolofleet.registry.comparison import evaluate_version
+from yolofleet.registry.evaluation_record import EvaluationRecord
+from yolofleet.registry.proof import LINEAGE_FOLDER
+from yolofleet.registry.verify import Verification, verify
 from yolofleet.registry.versions import ModelTags, RegistryError, Version, check_alias, list_versions
-from yolofleet.specs.promotion import PromotionPolicy
+from yolofleet.specs.promotion import AgainstChampion, ClassFloors, LatencyCeiling, PromotionPolicy, ProofGate
 
 if TYPE_CHECKING:
     import torch
+
+    from yolofleet.evaluation.bootstrap import Differences
 
 MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One gate.
-
-    Attributes:
-        name: What is asked.
-        passed: The answer. What cannot be known has not passed.
-        detail: The numbers, and what to do if it has not passed.
-    """
+    """The answer of one gate."""
 
     name: str
     passed: bool
     detail: str
+    """The numbers, and the cure if it has not passed."""
 
 
-def proof_gate(policy: ProofGate, found: Verification) -> Gate:
+def proof_gate(policy: ProofGate, verification: Verification) -> Gate:
     """Every claim was redone and holds; those that the policy names may be impossible."""
     blocking = [
-        *found.named("failed"),
-        *(claim for claim in found.named("not possible") if claim.name not in policy.may_be_impossible),
+        *verification.with_outcome("failed"),
+        *(c for c in verification.with_outcome("not possible") if c.name not in policy.may_be_impossible),
     ]
     if not blocking:
-        return Gate("proof", True, f"{len(found.named('passed'))} claims hold")
+        return Gate("proof", True, f"{len(verification.with_outcome('passed'))} claims hold")
     return Gate("proof", False, "; ".join(f"{claim.name} {claim.outcome}: {claim.detail}" for claim in blocking))
 
 
-def lineage_gate(found: Verification) -> Gate:
-    """The data that it was trained on is known, down to the shards."""
-    digest = found.trained_on
-    manifests = next((claim for claim in found.claims if claim.name == "data manifests"), None)
+def lineage_gate(verification: Verification) -> Gate:
+    """The training data is known, down to the shards."""
+    digest = verification.trained_on
+    manifests = next((claim for claim in verification.claims if claim.name == "data manifests"), None)
     if digest is None or manifests is None:
         reason = "the manifest of the data that it was trained on is not in the version"
         return Gate("lineage", False, f"{reason}: register the run, not a folder")
@@ -72,7 +61,7 @@ def lineage_gate(found: Verification) -> Gate:
 
 
 def champion_gate(policy: AgainstChampion, differences: Differences, champion: str) -> Gate:
-    """The lower end of the difference's confidence interval lies above the largest drop allowed."""
+    """The lower end of the difference's confidence interval is above the largest drop allowed."""
     figure = differences.figure(policy.figure)
     if figure.difference is None or figure.low is None or figure.high is None:
         return Gate("against champion", False, f"{policy.figure} cannot be measured on this data")
@@ -86,22 +75,20 @@ def champion_gate(policy: AgainstChampion, differences: Differences, champion: s
     return Gate("against champion", False, f"{numbers}; the lower end is below -{policy.largest_drop:g}: {likely}")
 
 
-def class_gate(policy: ClassFloors, judgement: Judgement | None) -> Gate:
+def class_gate(policy: ClassFloors, record: EvaluationRecord | None) -> Gate:
     """Each class reaches its floor."""
-    if judgement is None:
-        return Gate("classes", False, "it could not be judged")
-    problems = list(_below_floor(policy, judgement))
-    if not problems:
-        return Gate("classes", True, "every class reaches its floor")
-    more = f"; and {len(problems) - MOST_NAMED} more" if len(problems) > MOST_NAMED else ""
-    return Gate("classes", False, "; ".join(problems[:MOST_NAMED]) + more)
+    if record is None:
+        return Gate("classes", False, "it could not be evaluated")
+    if problems := list(_floor_problems(policy, record)):
+        return Gate("classes", False, and_more(problems, MOST_NAMED, separator="; "))
+    return Gate("classes", True, "every class reaches its floor")
 
 
-def _below_floor(policy: ClassFloors, judgement: Judgement) -> Iterator[str]:
-    known = {entry.name: entry for entry in judgement.classes}
-    for name in sorted(policy.classes.keys() - known.keys()):
-        yield f"there is no class '{name}' (there is {', '.join(list(known)[:MOST_NAMED])})"
-    for entry in judgement.classes:
+def _floor_problems(policy: ClassFloors, record: EvaluationRecord) -> Iterator[str]:
+    known = [entry.name for entry in record.classes]
+    for name in sorted(policy.classes.keys() - set(known)):
+        yield f"there is no class '{name}' (there is {', '.join(known[:MOST_NAMED])})"
+    for entry in record.classes:
         floor = policy.classes.get(entry.name, policy.every)
         if floor is None:
             continue
@@ -112,33 +99,28 @@ def _below_floor(policy: ClassFloors, judgement: Judgement) -> Iterator[str]:
             yield f"{entry.name} has AP {entry.ap:.4f}, its floor is {floor:g}"
 
 
-def latency_gate(policy: LatencyCeiling, found: Verification) -> Gate:
-    """An image takes no longer than allowed, here."""
-    if found.latency is None:
+def latency_gate(policy: LatencyCeiling, verification: Verification) -> Gate:
+    """An image takes no longer than allowed, on this machine."""
+    latency = verification.latency
+    if latency is None:
         return Gate("latency", False, "the detector does not load")
-    numbers = f"{found.latency.milliseconds:.1f} ms on {found.latency.device}, allowed are {policy.milliseconds:g} ms"
-    return Gate("latency", found.latency.milliseconds <= policy.milliseconds, numbers)
+    numbers = f"{latency.milliseconds:.1f} ms on {latency.device}, allowed are {policy.milliseconds:g} ms"
+    return Gate("latency", latency.milliseconds <= policy.milliseconds, numbers)
 
 
 @dataclass(frozen=True)
-class Examination:
-    """A version in front of the gates.
-
-    Attributes:
-        version: The version.
-        alias: The alias that it shall have.
-        champion: Who has it now; None for nobody.
-        gates: The answers.
-    """
+class GateReport:
+    """The answers of all gates for a version that is promoted to an alias."""
 
     version: Version
     alias: str
     champion: Version | None
+    """The version that has the alias now; None for none."""
     gates: tuple[Gate, ...]
 
     @property
     def passed(self) -> bool:
-        """Whether every gate is open."""
+        """Whether every gate has passed."""
         return all(gate.passed for gate in self.gates)
 
     def document(self) -> dict[str, Any]:
@@ -152,7 +134,7 @@ class Examination:
         }
 
 
-def examine(
+def check_gates(
     tracking_uri: str,
     name: str,
     number: int,
@@ -162,112 +144,117 @@ def examine(
     *,
     data: str | None = None,
     on_images: Callable[[int], None] | None = None,
-) -> Examination:
-    """Put a version in front of the gates of a policy; nothing is changed.
+) -> GateReport:
+    """Ask the gates of a policy about a version; nothing is changed.
 
     Args:
         tracking_uri: The MLflow server or database.
         name: The registered model.
         number: The version.
-        alias: What it shall become.
+        alias: The alias that it is promoted to.
         policy: The gates.
         device: Where to compute.
-        data: Where the validation set lies now; by default where it lay.
-        on_images: Told how many images were judged, each time some are.
+        data: Where the validation set is now; by default where it was.
+        on_images: Called with a number of images each time that some were evaluated.
 
     Raises:
         RegistryError: There is no such version, it has the alias already, or no alias can have this name.
     """
     check_alias(alias)
-    known = list_versions(tracking_uri, name)
-    version = next((version for version in known if version.number == number), None)
+    versions = list_versions(tracking_uri, name)
+    version = next((version for version in versions if version.number == number), None)
     if version is None:
-        raise RegistryError(f"{name} has no version {number}; there is: {[version.number for version in known]}")
-    champion = next((version for version in known if alias in version.aliases), None)
+        raise RegistryError(f"{name} has no version {number}; there is: {[version.number for version in versions]}")
+    champion = next((version for version in versions if alias in version.aliases), None)
     if champion == version:
         raise RegistryError(f"version {number} is @{alias} already: there is nothing to promote")
-    found = verify(tracking_uri, version, device, data=data, on_images=on_images)
+    verification = verify(tracking_uri, version, device, data=data, on_images=on_images)
     gates: list[Gate] = []
     if policy.proof is not None:
-        gates.append(proof_gate(policy.proof, found))
+        gates.append(proof_gate(policy.proof, verification))
     if policy.lineage:
-        gates.append(lineage_gate(found))
+        gates.append(lineage_gate(verification))
     if policy.against_champion is not None:
-        gates.append(_against(policy.against_champion, tracking_uri, champion, found, device, on_images))
+        gates.append(
+            _compare_with_champion(policy.against_champion, tracking_uri, champion, verification, device, on_images)
+        )
     if policy.class_floors is not None:
-        gates.append(class_gate(policy.class_floors, found.judged.judgement if found.judged is not None else None))
+        evaluation = verification.evaluation
+        gates.append(class_gate(policy.class_floors, evaluation.record if evaluation is not None else None))
     if policy.latency is not None:
-        gates.append(latency_gate(policy.latency, found))
-    return Examination(version, alias, champion, tuple(gates))
+        gates.append(latency_gate(policy.latency, verification))
+    return GateReport(version, alias, champion, tuple(gates))
 
 
-def promote(tracking_uri: str, examined: Examination, reason: str, *, forced: bool = False) -> Reign:
-    """Point the alias to an examined version, if it still points to the champion that it was examined against.
-
-    Args:
-        tracking_uri: The MLflow server or database.
-        examined: The version and its gates.
-        reason: Why, for the history.
-        forced: Promote in spite of closed gates.
-
-    Raises:
-        RegistryError: A gate is closed and it is not forced.
-        PromotionLostError: Another promotion was first.
-    """
-    if not examined.passed and not forced:
-        raise RegistryError(f"{examined.version.uri} does not pass the gates")
-    return move_alias(
-        ModelTags(tracking_uri, examined.version.name),
-        examined.alias,
-        examined.version.number,
-        expected=examined.champion.number if examined.champion is not None else None,
-        action="promote",
-        reason=reason,
-        forced=forced and not examined.passed,
-    )
-
-
-def roll_back(tracking_uri: str, name: str, alias: str, reason: str) -> Reign:
-    """Point an alias back to the version that it pointed to before; that one passed its gates once.
-
-    Raises:
-        RegistryError: There is nothing to go back to.
-        PromotionLostError: A promotion was first.
-    """
-    check_alias(alias)
-    list_versions(tracking_uri, name)
-    store = ModelTags(tracking_uri, name)
-    tags, aliases = store.read()
-    target = rollback_target(tags, aliases, alias)
-    return move_alias(store, alias, target, expected=aliases[alias], action="rollback", reason=reason)
-
-
-def _against(
+def _compare_with_champion(
     policy: AgainstChampion,
     tracking_uri: str,
     champion: Version | None,
-    found: Verification,
+    verification: Verification,
     device: torch.device | str,
     on_images: Callable[[int], None] | None,
 ) -> Gate:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.bootstrap import paired_bootstrap
 
+    evaluation = verification.evaluation
     if champion is None:
         return Gate("against champion", True, "there is no champion yet")
-    if found.judged is None:
-        return Gate("against champion", False, "it could not be judged")
+    if evaluation is None:
+        return Gate("against champion", False, "it could not be evaluated")
     try:
-        dataset = ShardDataset(found.judged.judgement.data)
-        other = judged_on(tracking_uri, champion, dataset, device, on_images, like=found.judged.judgement.settings)
+        dataset = ShardDataset(evaluation.record.data)
+        settings = evaluation.record.settings
+        other = evaluate_version(tracking_uri, champion, dataset, device, on_images, thresholds_of=settings)
     except UserError as error:
-        return Gate("against champion", False, f"{champion.uri} cannot be judged on this data: {error}")
+        return Gate("against champion", False, f"{champion.uri} cannot be evaluated on this data: {error}")
     differences = paired_bootstrap(
         dataset.annotations(),
         other.detections,
-        found.judged.detections,
+        evaluation.detections,
         num_replicates=policy.replicates,
         confidence=policy.confidence,
         seed=policy.seed,
     )
     return champion_gate(policy, differences, champion.uri)
+
+
+def promote(tracking_uri: str, report: GateReport, reason: str, *, forced: bool = False) -> AliasChange:
+    """Point the alias to a version, if it still points to the champion that the gates compared it with.
+
+    Args:
+        tracking_uri: The MLflow server or database.
+        report: The version and the answers of its gates.
+        reason: Why, for the history.
+        forced: Promote in spite of closed gates.
+
+    Raises:
+        RegistryError: A gate is closed and the promotion is not forced.
+        PromotionLostError: Another promotion was first.
+    """
+    if not report.passed and not forced:
+        raise RegistryError(f"{report.version.uri} does not pass the gates")
+    return move_alias(
+        ModelTags(tracking_uri, report.version.name),
+        report.alias,
+        report.version.number,
+        expected=report.champion.number if report.champion is not None else None,
+        action="promote",
+        reason=reason,
+        forced=forced and not report.passed,
+    )
+
+
+def roll_back(tracking_uri: str, name: str, alias: str, reason: str) -> AliasChange:
+    """Point an alias back to the version that it pointed to before, which passed its gates once.
+
+    Raises:
+        RegistryError: There is nothing to go back to.
+        PromotionLostError: A promotion was first.
+    """
+    check_alias(alias)
+    list_versions(tracking_uri, name)  # raises where there is no such model
+    store = ModelTags(tracking_uri, name)
+    tags, aliases = store.read()
+    target = rollback_target(tags, aliases, alias)
+    return move_alias(store, alias, target, expected=aliases[alias], action="rollback", reason=reason)

@@ -1,37 +1,34 @@
-"""Who may move an alias next: decided by tags of the registered model, for MLflow's aliases have no compare-and-set.
+"""The lock of an alias: whose promotion is next, decided by tags of the registered model.
 
-Whoever wants to move an alias says so in a tag of its own and reads back what the others say: Lamport's bakery. It
-first says that it is choosing, takes a number above all that it sees, and waits until nobody is choosing and nobody
-has a lower number. So one at a time holds the turn, though the server offers nothing but single writes and reads.
+MLflow sets an alias without any condition, and its server offers nothing but single writes and reads. So promotions use
+Lamport's bakery. A process writes a request in a tag of its own, first with the stage "choosing"; it takes a number
+above all that it sees, and waits until nobody is choosing and no living request has a lower number.
 
-An intent whose process was killed must not block for ever. On the host that it ran on its end is seen at once;
-anywhere else it is taken for dead when its tag has not changed for LEASE_SECONDS by the watcher's own clock, while
-everybody who waits writes its tag anew well before that. Only whoever holds the turn removes dead intents, and finishes
+The request of a killed process must not block the others for ever: it counts as dead as soon as its process is known to
+have ended, or when its tag has not changed for a lease (`yolofleet.core.liveness`, as for `yolofleet.storage.lock`).
+Who waits renews its tag well before that. Only the process that holds the lock removes dead requests, and finishes
 what one of them had begun (`yolofleet.registry.alias_history`).
 
-What is left open: a process that was stopped (not killed) for longer than the lease between its last look and its
-write, on another host. Its write would go through; the next command finds an alias that the history does not explain
-and says so.
+Weaker than a lock in storage: nothing can check a fencing token when the alias is written. A process on another host
+that was stopped (not killed) for longer than the lease between its last read and its write still writes. The next
+command finds an alias that the history does not explain, and records it. A lock at the server's artifact storage would
+not help, because clients that reach the server over HTTP have no key for it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from yolofleet.core.liveness import LEASE_SECONDS, NOT_RUNNING, RENEWALS_PER_LEASE, LeaseWatch, ProcessId
 from yolofleet.registry.versions import TAG_PREFIX
 from yolofleet.tracking.run_directory import utc_now
 
-LEASE_SECONDS = 60.0
-RENEW_SECONDS = 15.0
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.5
 
 Stage = Literal["choosing", "waiting", "committing"]
@@ -54,40 +51,21 @@ class TagStore(Protocol):
 
 
 @dataclass(frozen=True)
-class Holder:
-    """The process behind an intent."""
-
-    host: str
-    pid: int
-    started: str
-    """What tells it from a later process with the same number."""
-
-    @staticmethod
-    def here() -> Holder:
-        """Return this process."""
-        return Holder(_host(), os.getpid(), _start_of(os.getpid()) or "")
-
-    def is_known_dead(self) -> bool:
-        """Return whether it ran on this host and runs no more."""
-        return self.host == _host() and _start_of(self.pid) != self.started
-
-
-@dataclass(frozen=True)
-class Intent:
-    """What somebody wants to do with an alias.
+class LockRequest:
+    """A request for the lock of an alias, with the change that its process wants to make.
 
     Attributes:
         alias: The alias.
-        version: What it shall point to.
-        expected: What it pointed to when this was decided; None for nothing.
+        version: The version that it will point to.
+        expected: The version that it pointed to when this was decided; None for none.
         action: ``promote`` or ``rollback``.
         reason: Why, in words.
-        by: Who, as the system calls them.
-        holder: The process.
+        by: The user.
+        process: The process that asks.
         time: When, in UTC.
-        identity: Tells this intent from all others.
+        identity: What no other request has.
         stage: How far it is.
-        number: Its place in the line; 0 while it is choosing.
+        number: Its position in the queue; 0 while it is choosing.
         sequence: Its number in the history, while it is committing.
         forced: Whether gates were overruled.
     """
@@ -98,7 +76,7 @@ class Intent:
     action: str
     reason: str
     by: str
-    holder: Holder
+    process: ProcessId
     time: str = field(default_factory=utc_now)
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
     stage: Stage = "choosing"
@@ -108,36 +86,55 @@ class Intent:
 
     @property
     def key(self) -> str:
-        """Its tag."""
-        return f"{_prefix(self.alias)}{self.identity}"
+        """The key of its tag."""
+        return f"{_key_prefix(self.alias)}{self.identity}"
 
-    def is_before(self, other: Intent) -> bool:
-        """Return whether the other one has to wait for this one."""
-        return self.stage == "choosing" or (self.number, self.identity) < (other.number, other.identity)
+    def precedes(self, other: LockRequest) -> bool:
+        """Return whether the other request has to wait for this one; number 0, still choosing, precedes all."""
+        return (self.number, self.identity) < (other.number, other.identity)
 
-    def text(self, beat: int = 0) -> str:
-        """Return the value of its tag; the beat makes it another text each time that it is renewed."""
-        return json.dumps({**asdict(self), "beat": beat}, sort_keys=True)
+    def to_tag(self, renewals: int = 0) -> str:
+        """Return the value of its tag; each renewal makes it another text."""
+        document = asdict(self)
+        process = document.pop("process")
+        holder = {
+            "host": f"{process['host']} {process['process_table']}",
+            "pid": process["pid"],
+            "started": str(process["start_ticks"]),
+        }
+        return json.dumps({**document, "holder": holder, "beat": renewals}, sort_keys=True)
+
+    @staticmethod
+    def from_tag(text: str) -> LockRequest | None:
+        """Return the request that a tag holds; None where it holds none."""
+        try:
+            document: dict[str, Any] = json.loads(text)
+            document.pop("beat", None)
+            holder = document.pop("holder")
+            host, _, process_table = holder["host"].partition(" ")
+            process = ProcessId(host, process_table, holder["pid"], int(holder["started"] or NOT_RUNNING))
+            request = LockRequest(process=process, **document)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+        are_numbers = all(isinstance(number, int) for number in (request.number, request.sequence, request.version))
+        return request if are_numbers else None
 
 
-def read_intents(tags: Mapping[str, str], alias: str) -> list[Intent]:
-    """Return the intents for an alias among the tags; what cannot be read as one is left out."""
-    found = []
-    for key, text in tags.items():
-        if key.startswith(_prefix(alias)):
-            intent = _parsed(text)
-            if intent is not None and intent.key == key:
-                found.append(intent)
-    return sorted(found, key=lambda intent: (intent.number, intent.identity))
+def read_requests(tags: Mapping[str, str], alias: str) -> list[LockRequest]:
+    """Return the requests for an alias in the order of the queue; damaged tags are left out."""
+    prefix = _key_prefix(alias)
+    requests = {key: LockRequest.from_tag(text) for key, text in tags.items() if key.startswith(prefix)}
+    valid = [request for key, request in requests.items() if request is not None and request.key == key]
+    return sorted(valid, key=lambda request: (request.number, request.identity))
 
 
-class Line:
-    """The line in front of an alias, as one process sees it.
+class PromotionLock:
+    """The queue for an alias, as one process sees it.
 
     Args:
         store: The tags.
         clock: Monotonic seconds.
-        sleep: Waits so many seconds.
+        sleep: Waits for so many seconds.
     """
 
     def __init__(
@@ -149,90 +146,47 @@ class Line:
         self._store = store
         self._clock = clock
         self._sleep = sleep
-        self._seen: dict[str, tuple[str, float]] = {}
+        self._watch = LeaseWatch(clock)
         self._renewed = clock()
-        self._beat = 0
+        self._renewals = 0
 
-    def write(self, intent: Intent) -> Intent:
-        """Write an intent's tag and return the intent."""
-        self._beat += 1
-        self._store.set_tag(intent.key, intent.text(self._beat))
+    def write(self, request: LockRequest) -> LockRequest:
+        """Write the tag of this process's request, which renews it, and return the request."""
+        self._renewals += 1
+        self._store.set_tag(request.key, request.to_tag(self._renewals))
         self._renewed = self._clock()
-        return intent
+        return request
 
-    def wait_for_turn(self, intent: Intent, still_wanted: Callable[[Mapping[str, int]], None]) -> Intent:
-        """Return the intent once it is its turn.
+    def acquire(self, request: LockRequest, check_aliases: Callable[[Mapping[str, int]], None]) -> LockRequest:
+        """Return the request once it holds the lock.
 
         Args:
-            intent: A fresh one.
-            still_wanted: Is shown the aliases each time that they are read; raises where waiting makes no sense any
-                more.
+            request: A new one.
+            check_aliases: Called with the aliases each time that they are read; raises where waiting is useless.
         """
-        self.write(intent)
+        # While this request is choosing, others wait for it: nobody overlooks the number that it will take.
+        self.write(request)
         tags, _ = self._store.read()
-        highest = max((other.number for other in read_intents(tags, intent.alias)), default=0)
-        intent = self.write(replace(intent, stage="waiting", number=highest + 1))
+        highest = max((other.number for other in read_requests(tags, request.alias)), default=0)
+        # Two that choose at once may take the same number; then their identities decide.
+        request = self.write(replace(request, stage="waiting", number=highest + 1))
         pause = SHORTEST_PAUSE_SECONDS
         while True:
             tags, aliases = self._store.read()
-            still_wanted(aliases)
-            others = [other for other in read_intents(tags, intent.alias) if other.identity != intent.identity]
-            if not any(other.is_before(intent) and not self.is_dead(other, tags) for other in others):
-                return intent
-            if self._clock() - self._renewed > RENEW_SECONDS:
-                self.write(intent)
+            check_aliases(aliases)
+            others = [other for other in read_requests(tags, request.alias) if other.identity != request.identity]
+            if not [other for other in others if other.precedes(request) and not self.is_dead(other, tags)]:
+                return request
+            if self._clock() - self._renewed > LEASE_SECONDS / RENEWALS_PER_LEASE:
+                self.write(request)
             self._sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
-    def is_dead(self, intent: Intent, tags: Mapping[str, str]) -> bool:
-        """Return whether nobody stands behind an intent any more."""
-        text = tags.get(intent.key, "")
-        before, since = self._seen.get(intent.key, ("", 0.0))
-        if text != before:
-            since = self._clock()
-            self._seen[intent.key] = (text, since)
-        return intent.holder.is_known_dead() or self._clock() - since > LEASE_SECONDS
+    def is_dead(self, request: LockRequest, tags: Mapping[str, str]) -> bool:
+        """Return whether the process of a request has ended, as far as can be known."""
+        expired = self._watch.has_expired(request.key, tags.get(request.key, ""))
+        return request.process.has_ended() or expired
 
 
-def _prefix(alias: str) -> str:
+def _key_prefix(alias: str) -> str:
     return f"{TAG_PREFIX}intent.{alias}."
-
-
-def _parsed(text: str) -> Intent | None:
-    try:
-        document: dict[str, Any] = json.loads(text)
-        document.pop("beat", None)
-        intent = Intent(**{**document, "holder": Holder(**document["holder"])})
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return None
-    whole = all(isinstance(number, int) for number in (intent.number, intent.sequence, intent.version))
-    return intent if whole else None
-
-
-def _host() -> str:
-    """Return what tells this host from others: containers may share a name, not a boot and a namespace of processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return f"{socket.gethostname()} {uuid.getnode()}"
-
-
-def _start_of(pid: int) -> str | None:
-    """Return when a process of this host was started, None where there is none; a zombie is none."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None if Path("/proc").is_dir() else _runs(pid)
-    return None if status[0] in "ZX" else status[19]
-
-
-def _runs(pid: int) -> str | None:
-    """Return whether there is such a process, where no /proc tells more."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        return ""
-    return ""

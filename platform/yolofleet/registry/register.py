@@ -1,19 +1,20 @@
-"""Putting a detector into the Model Registry: built whole, uploaded, and only then given a version and an alias."""
+"""Registering a detector: all its files are uploaded before a version and an alias point to them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from yolofleet.registry.alias_history import reigns
-from yolofleet.registry.evaluation_record import Judged, confirmed
+from yolofleet.registry.alias_history import alias_changes
+from yolofleet.registry.evaluation_record import Evidence, confirm_figures
 from yolofleet.registry.package import collect_content, write_version
-from yolofleet.registry.proof import PROOF_NAME, Background, file_sha256
-from yolofleet.registry.release import run_background
+from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.release import run_evidence
 from yolofleet.registry.versions import (
     CANDIDATE,
     DIGEST_TAG,
@@ -26,7 +27,6 @@ from yolofleet.registry.versions import (
     fact_tags,
     find_version,
     list_versions,
-    set_alias,
 )
 from yolofleet.tracking.mirror import sync_now
 from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client
@@ -39,38 +39,31 @@ LOGGED_MODEL_NAME = "detector"
 MODEL_TYPE = "object-detector"
 DEFAULT_EXPERIMENT = "yolofleet"
 FIGURE_FACT = "figures.AP"
-"""A version has this fact if its detector was judged."""
+"""A version has this fact if its detector was evaluated."""
 
 
 def register_detector(
     folder: Path,
     name: str,
     tracking_uri: str,
+    evidence: Evidence,
     *,
     run_id: str | None = None,
     experiment: str = DEFAULT_EXPERIMENT,
-    evidence: Mapping[str, Any],
-    judged: Judged | None = None,
-    manifests: Mapping[str, bytes] | None = None,
-    report: bytes | None = None,
     alias: str = CANDIDATE,
 ) -> Version:
-    """Register a detector package as a version of ``name`` and point ``alias`` to it.
+    """Register a detector package as a version of a model and point an alias to it.
 
-    The same detector with the same inference code is registered once for each run: asked again, after a crash say,
-    this returns the version that is there. Only where that was never judged, a judgement makes another version.
+    The same detector with the same inference code is registered once for each run: a second call, after a crash say,
+    returns the existing version. Only if that one was never evaluated, an evaluation makes another version.
 
     Args:
         folder: The detector package, in its deployed form as a rule.
-        name: The registered model, made if need be.
+        name: The registered model; it is created if it does not exist.
         tracking_uri: The MLflow server or database.
+        evidence: What is known of the detector.
         run_id: MLflow's id of the run that made it.
         experiment: The experiment that keeps the files.
-        evidence: What is known of the detector (plain JSON values): figures, data digests, job. It is kept whole in
-            ``evidence.json``, and its leaves, those of ``job`` apart, as tags of the version.
-        judged: What it is worth, with its detections.
-        manifests: The manifests of its data, by ``train`` and ``val``.
-        report: The page of its evaluation report.
         alias: Points to the version afterwards.
 
     Raises:
@@ -83,20 +76,21 @@ def register_detector(
     client = open_client(tracking_uri)
     with mlflow_errors(tracking_uri):
         _make_model(client, name)
-        tags, aliases = ModelTags(tracking_uri, name).read()
-        if reigns(tags, aliases, alias):
+        store = ModelTags(tracking_uri, name)
+        tags, aliases = store.read()
+        if alias_changes(tags, aliases, alias):
             raise RegistryError(
-                f"@{alias} of '{name}' is moved by promotions, which its history tells: register with another alias, "
+                f"@{alias} of '{name}' is moved by promotions, as its history shows: register with another alias, "
                 "then promote the version"
             )
-        version = _existing(tracking_uri, name, content.digest, run_id, must_be_judged=judged is not None)
+        version = _existing(tracking_uri, name, content.digest, run_id, needs_figures=evidence.evaluation is not None)
         if version is None:
-            judged = confirmed(judged) if judged is not None else None
-            background = Background(judged=judged, manifests=manifests or {}, report=report)
-            write = partial(write_version, content, evidence=evidence, background=background, run_id=run_id)
-            shown = {key: value for key, value in evidence.items() if key != "job"}
-            version = _create(client, experiment, name, run_id, {**fact_tags(shown), DIGEST_TAG: content.digest}, write)
-    set_alias(tracking_uri, version, alias)
+            if evidence.evaluation is not None:
+                evidence = replace(evidence, evaluation=confirm_figures(evidence.evaluation))
+            write = partial(write_version, content, evidence=evidence, run_id=run_id)
+            tags_of_facts = fact_tags({key: value for key, value in evidence.facts.items() if key != "job"})
+            version = _create(client, experiment, name, run_id, {**tags_of_facts, DIGEST_TAG: content.digest}, write)
+    store.set_alias(alias, version.number)
     return find_version(tracking_uri, version.uri)
 
 
@@ -115,22 +109,13 @@ def register_run(
     Raises:
         UserError: The run has no model yet, or MLflow does not answer.
     """
-    background = run_background(run)
+    evidence = run_evidence(run)
     with TemporaryDirectory(prefix="yolofleet-package-") as folder:
         package = run.fetch_model(Path(folder))
         with mlflow_errors(tracking_uri):
             run_id = sync_now(run, tracking_uri, experiment)
         return register_detector(
-            package,
-            name,
-            tracking_uri,
-            run_id=run_id,
-            experiment=experiment,
-            evidence=background.evidence,
-            judged=background.judged,
-            manifests=background.manifests,
-            report=background.report,
-            alias=alias,
+            package, name, tracking_uri, evidence, run_id=run_id, experiment=experiment, alias=alias
         )
 
 
@@ -144,9 +129,9 @@ def _make_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _existing(tracking_uri: str, name: str, digest: str, run_id: str | None, *, must_be_judged: bool) -> Version | None:
+def _existing(tracking_uri: str, name: str, digest: str, run_id: str | None, *, needs_figures: bool) -> Version | None:
     same = [v for v in list_versions(tracking_uri, name) if (v.digest, v.run_id) == (digest, run_id)]
-    return next((version for version in same if FIGURE_FACT in version.facts or not must_be_judged), None)
+    return next((version for version in same if FIGURE_FACT in version.facts or not needs_figures), None)
 
 
 def _create(
@@ -174,8 +159,8 @@ def _create(
         ready = True
     finally:
         client.finalize_logged_model(logged.model_id, "READY" if ready else "FAILED")
-    # A server knows its models by id. A database store looks an id up wherever MLflow's global setting points, which is
-    # not for us to change, so it gets the place itself.
+    # A server knows its models by id. A database store would look an id up wherever MLflow's global setting points,
+    # which we must not change: so it gets the location of the files.
     on_server = urlsplit(client.tracking_uri).scheme in ("http", "https", "databricks")
     created = client.create_model_version(
         name,

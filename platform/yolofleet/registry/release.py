@@ -1,9 +1,7 @@
-"""From a trained run to a released model: the best averaged weights, deployed, judged, packed and registered.
+"""Releasing a trained run: its best averaged weights are deployed, evaluated, packed and registered.
 
-Every step leaves its result in the run directory and is repeated without harm, so a release that was interrupted is
-finished by the next start of the same command.
-
-What a run directory knows of its model beside the package: judgement, detections, manifests, facts.
+Every step stores its result in the run directory and can be repeated, so the next start of the same command finishes an
+interrupted release. Beside the detector package it writes:
 
 report/judgement.json        what the released weights are worth, and on which data
 report/detections.json       every box, as a COCO result file
@@ -15,24 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import Detections
-from yolofleet.registry.evaluation_record import Judged, Judgement
+from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER
 from yolofleet.specs.document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
-
-if TYPE_CHECKING:
-    from yolofleet.data.dataset import ShardDataset
-import tempfile
-from dataclasses import asdict, field
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from yolofleet.core.errors import UserError
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.evaluate import EvaluationResult
@@ -40,68 +32,53 @@ if TYPE_CHECKING:
     from yolofleet.specs.job import JobSpec
     from yolofleet.training.setup.preflight import Readiness
 
-JUDGEMENT_KEY = "report/judgement.json"
+EVALUATION_KEY = "report/judgement.json"
 DETECTIONS_KEY = "report/detections.json"
 PAGE_KEY = "report/index.html"
+RECORD_KEY = "report/release.json"
+NUM_IMAGES = 8
 
 
-def keep_background(run: RunDirectory, judged: Judged, *, train: ShardDataset, val: ShardDataset) -> None:
-    """Keep in the run directory what a later registration needs, whatever becomes of the data."""
-    for part, dataset in (("train", train), ("val", val)):
-        run.storage.put(_manifest_key(part), dataset.manifest.to_bytes())
-    run.record_facts(data_url={"train": train.storage.url, "val": val.storage.url})
-    run.storage.put(DETECTIONS_KEY, json.dumps(judged.detections.records()).encode())
-    run.storage.put(JUDGEMENT_KEY, json.dumps(judged.judgement.model_dump(mode="json"), indent=1).encode() + b"\n")
-
-
-@dataclass(frozen=True)
-class RunBackground:
-    """What a run knows of its model.
-
-    Attributes:
-        evidence: Its facts, where it lies, and its job.
-        judged: What the model is worth; None where the run was released without a judgement.
-        manifests: The manifests of its data, by ``train`` and ``val``.
-        report: The page of its evaluation report, where there is one.
-    """
-
-    evidence: dict[str, Any]
-    judged: Judged | None
-    manifests: dict[str, bytes]
-    report: bytes | None
-
-
-def run_background(run: RunDirectory) -> RunBackground:
-    """Return what a run directory knows of its model.
+def run_evidence(run: RunDirectory) -> Evidence:
+    """Return what a run directory knows of its model: its facts, its job, and what its release stored.
 
     Raises:
         UserError: A file of it is damaged.
     """
     job_text = run.job_text() or ""
-    evidence = {
+    facts = {
         **run.facts(),
         "run_directory": run.url,
         "job_sha256": hashlib.sha256(job_text.encode()).hexdigest(),
         "job": parse_yaml(job_text, source=f"{run.url}/job.yaml"),
     }
-    found = {part: _read(run, _manifest_key(part)) for part in ("train", "val")}
-    return RunBackground(
-        evidence=evidence,
-        judged=_judged(run),
-        manifests={part: manifest for part, manifest in found.items() if manifest is not None},
-        report=_read(run, PAGE_KEY),
+    manifests = {part: _read(run, _manifest_key(part)) for part in ("train", "val")}
+    return Evidence(
+        facts,
+        _stored_evaluation(run),
+        {part: manifest for part, manifest in manifests.items() if manifest is not None},
+        _read(run, PAGE_KEY),
     )
 
 
-def _judged(run: RunDirectory) -> Judged | None:
-    judgement, detections = _read(run, JUDGEMENT_KEY), _read(run, DETECTIONS_KEY)
-    if judgement is None or detections is None:
+def _stored_evaluation(run: RunDirectory) -> Evaluation | None:
+    record, detections = _read(run, EVALUATION_KEY), _read(run, DETECTIONS_KEY)
+    if record is None or detections is None:
         return None
-    records: list[dict[str, Any]] = json.loads(detections)
-    return Judged(
-        Judgement.parse(json.loads(judgement), source=f"{run.url}/{JUDGEMENT_KEY}"),
-        Detections.from_records(records, source=f"{run.url}/{DETECTIONS_KEY}"),
+    return Evaluation(
+        EvaluationRecord.parse(json.loads(record), source=f"{run.url}/{EVALUATION_KEY}"),
+        Detections.from_records(json.loads(detections), source=f"{run.url}/{DETECTIONS_KEY}"),
     )
+
+
+def _store_evidence(ready: Readiness, evaluation: Evaluation) -> None:
+    """Store in the run directory what a later registration needs, even if the data is gone by then."""
+    run = ready.run
+    for part, dataset in (("train", ready.train), ("val", ready.val)):
+        run.storage.put(_manifest_key(part), dataset.manifest.to_bytes())
+    run.record_facts(data_url={"train": ready.train.storage.url, "val": ready.val.storage.url})
+    run.storage.put(DETECTIONS_KEY, json.dumps(evaluation.detections.records()).encode())
+    run.storage.put(EVALUATION_KEY, json.dumps(evaluation.record.model_dump(mode="json"), indent=1).encode() + b"\n")
 
 
 def _manifest_key(part: str) -> str:
@@ -115,25 +92,21 @@ def _read(run: RunDirectory, key: str) -> bytes | None:
         return None
 
 
-RECORD_KEY = "report/release.json"
-NUM_IMAGES = 8
-
-
 @dataclass(frozen=True)
 class Release:
-    """What a finished run has made.
+    """The results of a finished run.
 
     Attributes:
         run: The run directory.
         step: The step whose averaged weights were released.
-        num_images: Validation images that they were judged on.
+        num_images: Validation images that they were evaluated on.
         figures: The twelve COCO figures of the deployed form.
-        model: ``models:/NAME/VERSION``, or None where no registration was asked for.
+        model: ``models:/NAME/VERSION``, or None where the job registers no model.
         report: The page of the report.
         images: The folder of sample images.
         mlflow: The MLflow store, or None.
-        skipped: What could not be read, of "training" and of "validation" (see ``training.skips``).
-        anchors: Whose anchors it was trained with, and which share of the training boxes they reach.
+        skipped: Samples that could not be read, of "training" and of "validation".
+        anchors: Where its anchors came from, and which share of the training boxes they reach.
     """
 
     run: str
@@ -149,7 +122,7 @@ class Release:
 
 
 def release_record(run: RunDirectory) -> Release | None:
-    """Return what an earlier release left, or None."""
+    """Return the record of an earlier release, or None."""
     try:
         document = json.loads(run.storage.get(RECORD_KEY))
     except ObjectNotFoundError:
@@ -168,19 +141,20 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.evaluation.evaluate import evaluate
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
-    from yolofleet.registry.evaluation_record import JudgingSettings, judged
     from yolofleet.registry.register import register_run
-    from yolofleet.training.evaluation.async_evaluation import Judge, judged_here
+    from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
     from yolofleet.training.loop.sample_log import read_skipped, skipped_document
     from yolofleet.training.setup.pretrained import save_training_form
-    from yolofleet.training.supervision.process import driver_device
+    from yolofleet.training.supervision.worker import driver_device
 
     run = ready.run
     device = driver_device(job)
-    Judge(run, lambda step: judged_here(job, step, device)).judge_all()  # what nobody came to
+    CheckpointEvaluator(
+        run, lambda step: evaluate_checkpoint(job, step, device)
+    ).evaluate_all()  # checkpoints that are left
     model, step = _best_average(job, ready)
     deployed = deploy(model.eval()).to(device)
-    settings = JudgingSettings(
+    settings = EvaluationSettings(
         image_size=job.data.image_size,
         batch_size=job.evaluation.batch_size,
         confidence=job.evaluation.confidence,
@@ -194,16 +168,12 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         if job.release_onnx:
             add_network(Path(folder))
         run.save_model(Path(folder))
-    run.record_facts(
-        figures=result.figures,
-        released_step=step,
-        num_images=result.num_images,
-    )
+    run.record_facts(figures=result.figures, released_step=step, num_images=result.num_images)
     skipped = {
         "training": read_skipped(run.storage),
         "validation": skipped_document(result.skipped, result.num_images),
     }
-    keep_background(run, judged(result, ready.val, settings, str(device)), train=ready.train, val=ready.val)
+    _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
     _write_report(job, ready, result, step, skipped)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
@@ -248,7 +218,7 @@ def _anchors(run: RunDirectory) -> str:
 def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int, skipped: dict[str, Any]) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
-    from yolofleet.training.loop.sample_log import described_skips
+    from yolofleet.training.loop.sample_log import format_skips
 
     images = draw_samples(ready.val, result.detections, count=NUM_IMAGES)
     facts: dict[str, Any] = {
@@ -258,8 +228,8 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "validation set": job.data.val,
         "steps": ready.num_steps,
         "released step": step,
-        "skipped in training": described_skips(skipped["training"]),
-        "skipped in validation": described_skips(skipped["validation"]),
+        "skipped in training": format_skips(skipped["training"]),
+        "skipped in validation": format_skips(skipped["validation"]),
         "anchors": _anchors(ready.run),
     }
     history = ready.run.metrics()

@@ -1,9 +1,7 @@
-"""The detector as MLflow runs it: this module and what it imports travel inside every registered version.
+"""The detector as MLflow runs it: this module and its imports are copied into every registered version.
 
-Images by URL, from hosts that the operator of a server has named, and from no others.
-
-A server that fetches what a stranger names can be made to look at the network behind it. So there is a list of hosts,
-empty by default; a redirection is not followed, and size and time are bounded.
+A server that fetches any URL in a request can be used to read the network behind it. So images by URL come only from
+hosts that the operator has listed (none by default), redirections are not followed, and size and time are bounded.
 """
 
 from __future__ import annotations
@@ -31,36 +29,42 @@ from yolofleet.evaluation.images import ImageReadError
 from yolofleet.export.runtime import load_detector
 
 HOSTS_VARIABLE = "YOLOFLEET_URL_HOSTS"
-"""Hosts, separated by commas, each with its port if that is not the scheme's own."""
+"""Hosts, separated by commas, each with its port if that is not the scheme's default."""
+DEVICE_KEY = "device"
+URL_HOSTS_KEY = "url_hosts"
+DEFAULT_CONFIG: Mapping[str, str] = {DEVICE_KEY: "auto", URL_HOSTS_KEY: ""}
+"""``auto`` takes a GPU where there is one; no URL is allowed. Change it with
+``load_model(..., model_config={"device": "cpu"})``; the environment variable YOLOFLEET_URL_HOSTS overrides it."""
+MOST_IMAGES = 256
+"""In one request over HTTP."""
+ERROR_KEY = "error"
+SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+"""Set by MLflow's scoring server."""
 SCHEMES = ("http://", "https://")
 MOST_BYTES = 64 << 20
 TIMEOUT_SECONDS = 10.0
 BLOCK_BYTES = 1 << 16
 
 
-def named_hosts(text: str) -> frozenset[str]:
-    """Return the hosts of a list separated by commas."""
+def parse_hosts(text: str) -> frozenset[str]:
+    """Return the hosts of a comma-separated list."""
     return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
 
 
 def fetch_image(url: str, hosts: frozenset[str]) -> bytes:
-    """Fetch an image.
-
-    Args:
-        url: http or https.
-        hosts: the hosts that may be asked.
+    """Fetch an image by http or https from one of the allowed hosts.
 
     Raises:
-        ImageReadError: The host is none of them, it does not answer in time, or with something too large.
+        ImageReadError: The host is not allowed, it does not answer in time, or the answer is too large.
     """
     shown = url[:200]
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
     except ValueError as error:
-        raise ImageReadError(f"{shown!r} is no URL: {error}") from error
+        raise ImageReadError(f"{shown!r} is not a URL: {error}") from error
     if not hosts:
-        raise ImageReadError(f"images by URL are switched off; {HOSTS_VARIABLE} names the hosts that may be asked")
+        raise ImageReadError(f"images by URL are switched off; {HOSTS_VARIABLE} names the hosts that are allowed")
     if parts.username is not None or host not in hosts:
         raise ImageReadError(f"{shown!r}: images are fetched from {', '.join(sorted(hosts))} only")
     give_up = time.monotonic() + TIMEOUT_SECONDS
@@ -82,30 +86,17 @@ def fetch_image(url: str, hosts: frozenset[str]) -> bytes:
 
 
 class _NoRedirection(HTTPRedirectHandler):
-    """Take a redirection for the error it is here: it may lead to a host that nobody named."""
+    """Makes a redirection an error: it may lead to a host that is not allowed."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Follow nothing."""
-        return None
-
-
-DEVICE_KEY = "device"
-URL_HOSTS_KEY = "url_hosts"
-DEFAULT_CONFIG: Mapping[str, str] = {DEVICE_KEY: "auto", URL_HOSTS_KEY: ""}
-"""``auto`` takes a GPU where there is one; no host may be asked for images. Change it with
-``load_model(..., model_config={"device": "cpu"})``; the environment variable YOLOFLEET_URL_HOSTS goes before."""
-MOST_IMAGES = 256
-"""In one request over HTTP."""
-ERROR_KEY = "error"
-SERVING_VARIABLE = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
-"""Set by MLflow's scoring server."""
+        """Follow no redirection."""
 
 
 class RefusedRequest(MlflowException):  # type: ignore[misc]  # mlflow ships no types
     """A request that cannot be answered; the client gets status 400 and this message.
 
-    MLflow's scoring server puts the whole request before the message of an error, megabytes of images; and for errors
-    of another type it sends a stack trace. This one keeps its message.
+    MLflow's scoring server puts the whole request, megabytes of images, before the message of an MlflowException, and
+    sends a stack trace for other errors. So this one does not let its message be changed.
     """
 
     def __init__(self, message: str) -> None:
@@ -114,76 +105,70 @@ class RefusedRequest(MlflowException):  # type: ignore[misc]  # mlflow ships no 
 
     @property
     def message(self) -> str:
-        """What the client is told."""
+        """The message that the client gets."""
         return self._message
 
     @message.setter
     def message(self, _: str) -> None:
-        """Keep the message that the request was refused with."""
+        """Keep the first message."""
 
 
 class ServedDetector:
-    """A detector behind MLflow's ``predict``; safe among the threads of a server."""
+    """A detector behind MLflow's ``predict``; thread-safe."""
 
     def __init__(self, detector: Detector, url_hosts: frozenset[str] = frozenset()) -> None:
-        """Serve a detector.
-
-        Args:
-            detector: What predicts.
-            url_hosts: Hosts that may be asked for images.
-        """
         self._detector = detector
         self._url_hosts = url_hosts
-        self._turn = threading.Lock()  # one prediction uses all cores; several at once would only hinder each other
+        self._lock = threading.Lock()  # one prediction uses all cores; several at once would only hinder each other
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> list[list[dict[str, Any]]]:
-        """Return what is in each image.
+        """Return the detections of each image.
 
         Args:
             model_input: One image, a list of images, an array (B, H, W, 3) or a table with one column. An image is
-                the bytes of a file, base64 text of them, an array (H, W, 3) uint8 RGB, a URL of a host that is
-                allowed, or a path (not over HTTP, where a path would let a stranger look at the server's files).
-            params: Not used; MLflow hands it over.
+                the bytes of a file, base64 text of them, an array (H, W, 3) uint8 RGB, a URL of an allowed host, or
+                a path (not over HTTP, where a path would let a client read the server's files).
+            params: Not used; MLflow passes it.
 
         Returns:
             Per image, best first: category_id, category_name, bbox [x, y, width, height] in pixels, score. An image
-            that cannot be read among others that can has one record in its place that holds only ``error``.
+            that cannot be read, among others that can, has one record with nothing but ``error``.
 
         Raises:
             ImageReadError: None of the images can be read.
             RefusedRequest: The same, over HTTP; or there is no image, or there are too many.
         """
         if os.environ.get(SERVING_VARIABLE, "").lower() not in ("true", "1"):
-            return self._found(listed(model_input), over_http=False)
+            return self._predict(list_images(model_input), over_http=False)
         try:
-            images = listed(model_input)
+            images = list_images(model_input)
             if not 1 <= len(images) <= MOST_IMAGES:
                 raise ImageReadError(f"a request holds 1 to {MOST_IMAGES} images, this one {len(images)}")
-            return self._found(images, over_http=True)
+            return self._predict(images, over_http=True)
         except UserError as error:
             raise RefusedRequest(str(error)) from None
 
-    def _found(self, images: list[Any], *, over_http: bool) -> list[list[dict[str, Any]]]:
+    def _predict(self, images: list[Any], *, over_http: bool) -> list[list[dict[str, Any]]]:
         contents: list[Any] = []
         problems: dict[int, ImageReadError] = {}
-        for place, image in enumerate(images):
+        for position, image in enumerate(images):
             try:
                 contents.append(self._content(image, over_http=over_http))
             except ImageReadError as error:
-                problems[place] = error
-        with self._turn:
+                problems[position] = error
+        with self._lock:
             answers = iter(self._detector.predict_each(contents))
-        found = [problems.get(place) or next(answers) for place in range(len(images))]
-        errors = [answer for answer in found if isinstance(answer, ImageReadError)]
-        if errors and len(errors) == len(found):
+        results = [problems.get(position) or next(answers) for position in range(len(images))]
+        errors = [result for result in results if isinstance(result, ImageReadError)]
+        if errors and len(errors) == len(results):
             raise errors[0]
-        return [[{ERROR_KEY: str(answer)}] if isinstance(answer, ImageReadError) else answer for answer in found]
+        return [[{ERROR_KEY: str(result)}] if isinstance(result, ImageReadError) else result for result in results]
 
     def _content(self, image: Any, *, over_http: bool) -> Any:
         """Return an image with URLs fetched, and over HTTP with text decoded."""
         if isinstance(image, str) and image.startswith(SCHEMES):
             return fetch_image(image, self._url_hosts)
-        return content_only(image) if over_http else image
+        return decode_content(image) if over_http else image
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedDetector:
@@ -191,15 +176,15 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     config = {**DEFAULT_CONFIG, **(model_config or {})}
     wanted = str(config[DEVICE_KEY])
     device = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-    hosts = named_hosts(os.environ.get(HOSTS_VARIABLE, str(config[URL_HOSTS_KEY])))
+    hosts = parse_hosts(os.environ.get(HOSTS_VARIABLE, str(config[URL_HOSTS_KEY])))
     return ServedDetector(load_detector(Path(path), device), hosts)
 
 
-def listed(model_input: Any) -> list[Any]:
-    """Return the images of MLflow's input, whatever it came in, as a list.
+def list_images(model_input: Any) -> list[Any]:
+    """Return the images of MLflow's input as a list.
 
     Raises:
-        ImageReadError: A table has several columns, or it is nothing that holds images.
+        ImageReadError: A table has several columns, or the input has a type that holds no images.
     """
     columns = getattr(model_input, "columns", None)
     if columns is not None:  # a pandas table
@@ -216,7 +201,7 @@ def listed(model_input: Any) -> list[Any]:
     return list(model_input)
 
 
-def content_only(image: Any) -> Any:
+def decode_content(image: Any) -> Any:
     """Return the image with text decoded from base64, so that no text is ever taken for a path.
 
     Raises:

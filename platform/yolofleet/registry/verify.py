@@ -1,9 +1,9 @@
-"""Redoing what a registered version claims about itself.
+"""Verifying a registered version: every claim of its proof is redone.
 
-What the verdict rests on: every file is held by the proof's digests, the proof by its own digest. That one is a tag of
-the version in MLflow's database. Who can write both the files and the tags can forge all digests, but not what the
-weights are worth: the figures are taken anew from the data. Who could forge the data and the figures, too, is found out
-only by a digest of the proof that was kept elsewhere (``expected_proof_sha256``).
+Every file is checked against the proof's digests, and the proof against its own digest, which is a tag of the version
+in MLflow's database. Who can write both the files and the tags can forge all digests, but not the AP of other weights:
+the figures are measured again on the data (`ap_claim`). Who can forge the data and the figures too is detected only by
+a digest of the proof that was kept elsewhere (``expected_proof_sha256``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from yolofleet.core.errors import UserError
 from yolofleet.registry.claims import (
     Claim,
+    Outcome,
+    claim_of,
     code_claim,
+    data_claim,
     file_claims,
     form_claims,
     latency_note,
@@ -24,12 +27,20 @@ from yolofleet.registry.claims import (
     pickle_claim,
     tags_claim,
 )
-from yolofleet.registry.data_claims import ap_claim, data_claim, detections_claim
-from yolofleet.registry.evaluation_record import Judged
+from yolofleet.registry.evaluation_record import Evaluation, evaluate_detector, read_detections
 from yolofleet.registry.package import DETECTOR_FOLDER
-from yolofleet.registry.proof import PROOF_NAME, Latency, Proof, file_sha256, measured_latency, read_proof
+from yolofleet.registry.proof import (
+    DETECTIONS_NAME,
+    PROOF_NAME,
+    Latency,
+    Proof,
+    file_sha256,
+    measure_latency,
+    read_proof,
+)
 from yolofleet.registry.version_files import version_files
 from yolofleet.registry.versions import RegistryError, Version
+from yolofleet.storage import StorageError
 
 if TYPE_CHECKING:
     import torch
@@ -37,35 +48,33 @@ if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.detector import Detector
 
+AP_TOLERANCE = 0.001
+"""How far a figure may be from the record: the order of sums differs between devices and batch sizes."""
+CHECKED_FIGURES = ("AP", "AP50", "AP75", "AR_100")
+"""The figures over all sizes; those of one size rest on few objects and jump with each."""
+
 
 @dataclass(frozen=True)
 class Verification:
-    """What became of the claims of a version.
-
-    Attributes:
-        version: The version.
-        claims: Each claim.
-        judged: What the detector was found to be worth, where it could be judged.
-        latency: Measured here, where the detector loads.
-        trained_on: Digest of the manifest of its training data, if that manifest travels in the version.
-    """
+    """The outcome of every claim of a version, and what was measured on the way."""
 
     version: Version
     claims: tuple[Claim, ...]
-    judged: Judged | None = field(default=None, repr=False)
+    evaluation: Evaluation | None = field(default=None, repr=False)
     latency: Latency | None = None
     trained_on: str | None = None
+    """Digest of the manifest of its training data, if that manifest is in the version."""
 
-    def named(self, outcome: str) -> list[Claim]:
-        """Return the claims that ended so."""
+    def with_outcome(self, outcome: Outcome) -> list[Claim]:
+        """Return the claims that have an outcome."""
         return [claim for claim in self.claims if claim.outcome == outcome]
 
     @property
     def verdict(self) -> Literal["passed", "failed", "incomplete"]:
         """Failed if any claim failed, incomplete if some could not be redone."""
-        if self.named("failed"):
+        if self.with_outcome("failed"):
             return "failed"
-        return "incomplete" if self.named("not possible") else "passed"
+        return "incomplete" if self.with_outcome("not possible") else "passed"
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -86,91 +95,90 @@ def verify(
     expected_proof_sha256: str | None = None,
     on_images: Callable[[int], None] | None = None,
 ) -> Verification:
-    """Redo every claim of a version; nothing that it carries is executed.
+    """Redo every claim of a version; nothing in its files is executed.
 
     Args:
         tracking_uri: The MLflow server or database.
         version: The version.
         device: Where to compute.
-        data: Where the validation set lies now; by default where it lay. It must be the very same data.
+        data: Where the validation set is now; by default where it was. It must be the very same data.
         expected_proof_sha256: Digest of the proof as the caller knows it from elsewhere.
-        on_images: Told how many images were judged, each time some are.
+        on_images: Called with a number of images each time that some were evaluated.
 
     Raises:
-        RegistryError: The version's files cannot be had.
+        RegistryError: The version's files cannot be read.
         TrackingError: MLflow does not answer.
     """
     with version_files(tracking_uri, version) as folder:
-        anchor = _anchor_claim(folder, version, expected_proof_sha256)
+        proof_claim = _proof_claim(folder, version, expected_proof_sha256)
         try:
             proof = read_proof(folder)
         except UserError as error:
             return Verification(version, (Claim("proof", "failed", str(error)), pickle_claim(folder)))
-        return _redone(folder, version, proof, anchor, device, data, on_images)
+        return _verify_files(folder, version, proof, proof_claim, device, data, on_images)
 
 
-def _redone(
+def _verify_files(
     folder: Path,
     version: Version,
     proof: Proof,
-    anchor: Claim,
+    proof_claim: Claim,
     device: torch.device | str,
     data: str | None,
     on_images: Callable[[int], None] | None,
 ) -> Verification:
     from yolofleet.export.runtime import NETWORK_NAME
 
-    claims = [anchor, *file_claims(folder, proof), pickle_claim(folder), tags_claim(folder, version)]
-    loads, detector = _loads(folder, device)
-    claims += [loads, *form_claims(folder, proof, detector)]
-    dataset: ShardDataset | None = None
+    claims = [proof_claim, *file_claims(folder, proof), pickle_claim(folder), tags_claim(folder, version)]
+    load_claim, detector = _load_claim(folder, device)
+    claims += [load_claim, *form_claims(folder, proof, detector)]
+    datasets: dict[str, ShardDataset | None] = {}
     for part, digest in _data_digests(version, proof).items():
-        claim, found = data_claim(part, digest, version.facts.get(f"data.{part}"), _url_of(part, version, proof, data))
+        url = _data_url(part, version, proof, data)
+        claim, datasets[part] = data_claim(part, digest, version.facts.get(f"data.{part}"), url)
         claims.append(claim)
-        dataset = found if part == "val" else dataset
-    ap, judged = ap_claim("AP", proof, detector, dataset, on_images)
+    ap, evaluation = ap_claim("AP", proof, detector, datasets.get("val"), on_images)
     claims.append(ap)
-    if (recorded := detections_claim(folder, proof, judged)) is not None:
-        claims.append(recorded)
-    in_onnx_runtime = _in_onnx_runtime(folder) if detector is not None else None
+    if (folder / DETECTIONS_NAME).is_file():
+        claims.append(detections_claim(folder, proof, evaluation))
+    in_onnx_runtime = _onnx_runtime_detector(folder) if detector is not None else None
     if in_onnx_runtime is not None:
-        claims.append(ap_claim(f"AP, {NETWORK_NAME}", proof, in_onnx_runtime, dataset, on_images)[0])
+        claims.append(ap_claim(f"AP, {NETWORK_NAME}", proof, in_onnx_runtime, datasets.get("val"), on_images)[0])
     claims += [code_claim(folder, proof), packages_claim(proof)]
     latency = None
     if detector is not None:
         on_cpu = detector.device.type == "cpu"
-        latency = measured_latency(in_onnx_runtime if on_cpu and in_onnx_runtime is not None else detector)
+        latency = measure_latency(in_onnx_runtime if on_cpu and in_onnx_runtime is not None else detector)
         claims.append(latency_note(proof.latency, latency))
-    return Verification(version, tuple(claims), judged, latency, proof.data.get("train"))
+    return Verification(version, tuple(claims), evaluation, latency, proof.data.get("train"))
 
 
-def _anchor_claim(folder: Path, version: Version, expected: str | None) -> Claim:
+def _proof_claim(folder: Path, version: Version, expected: str | None) -> Claim:
     path = folder / PROOF_NAME
     if not path.is_file():
         return Claim("proof", "failed", f"there is no {PROOF_NAME}")
-    found = file_sha256(path)
+    sha256 = file_sha256(path)
     for known, where in ((expected, "you expect"), (version.proof_sha256, "the version's tag says")):
-        if known is not None and known != found:
-            return Claim("proof", "failed", f"{PROOF_NAME} has sha256 {found}, {where} {known}")
+        if known is not None and known != sha256:
+            return Claim("proof", "failed", f"{PROOF_NAME} has sha256 {sha256}, {where} {known}")
     if version.proof_sha256 is None:
         return Claim("proof", "failed", f"the version has no tag with the digest of its {PROOF_NAME}")
-    return Claim("proof", "passed", f"{PROOF_NAME} is what the version's tag names, sha256 {found}")
+    return Claim("proof", "passed", f"{PROOF_NAME} is what the version's tag names, sha256 {sha256}")
 
 
-def _loads(folder: Path, device: torch.device | str) -> tuple[Claim, Detector | None]:
+def _load_claim(folder: Path, device: torch.device | str) -> tuple[Claim, Detector | None]:
     from yolofleet.evaluation.detector import Detector
 
     try:
         detector = Detector.load(folder / DETECTOR_FOLDER, device)
     except UserError as error:
-        reason = str(error).replace(f"{folder}/", "")
-        return Claim("detector", "failed", reason), None
+        return Claim("detector", "failed", str(error).replace(f"{folder}/", "")), None
     card = detector.card
     form = "deployed" if card.deployed else "training"
     return Claim("detector", "passed", f"{card.model.name}, {len(card.classes)} classes, {form} form"), detector
 
 
-def _in_onnx_runtime(folder: Path) -> Detector | None:
+def _onnx_runtime_detector(folder: Path) -> Detector | None:
     """Return the detector as it predicts on CPUs, if it does so in ONNX Runtime."""
     from yolofleet.export.runtime import NETWORK_NAME, OnnxNetwork, load_detector
 
@@ -181,26 +189,90 @@ def _in_onnx_runtime(folder: Path) -> Detector | None:
 
 
 def _data_digests(version: Version, proof: Proof) -> dict[str, str]:
-    """Return the manifest digests of the data, from the manifests that travel along or else from the tags."""
+    """Return the manifest digests of the data: from the manifests in the version, or else from its tags."""
     tagged = {part: version.facts[f"data.{part}"] for part in ("train", "val") if f"data.{part}" in version.facts}
-    judged = {"val": proof.judgement.manifest_sha256} if proof.judgement is not None else {}
-    return {**tagged, **proof.data, **judged}
+    evaluated = {"val": proof.evaluation.manifest_sha256} if proof.evaluation is not None else {}
+    return {**tagged, **proof.data, **evaluated}
 
 
-def _url_of(part: str, version: Version, proof: Proof, data: str | None) -> str | None:
-    if part == "val" and (data is not None or proof.judgement is not None):
-        return data or (proof.judgement.data if proof.judgement is not None else None)
+def _data_url(part: str, version: Version, proof: Proof, data: str | None) -> str | None:
+    if part == "val" and (data is not None or proof.evaluation is not None):
+        return data or (proof.evaluation.data if proof.evaluation is not None else None)
     return version.facts.get(f"data_url.{part}")
 
 
-def check_sha256(text: str | None) -> str | None:
-    """Return a digest that a user gave.
+def ap_claim(
+    name: str,
+    proof: Proof,
+    detector: Detector | None,
+    dataset: ShardDataset | None,
+    on_images: Callable[[int], None] | None,
+) -> tuple[Claim, Evaluation | None]:
+    """Evaluate a detector again, and compare the figures with the recorded ones."""
+    recorded = proof.evaluation
+    if recorded is None:
+        return Claim(name, "not possible", "it was never evaluated: register it with --data DATA"), None
+    if detector is None:
+        return Claim(name, "not possible", "the detector does not load"), None
+    if dataset is None:
+        detail = "there is no validation set to evaluate on; name a copy of it with --data"
+        return Claim(name, "not possible", detail), None
+    try:
+        evaluation = evaluate_detector(detector, dataset, recorded.settings, on_images)
+    except StorageError as error:
+        return Claim(name, "not possible", f"the data is gone: {error}"), None
+    except UserError as error:
+        return Claim(name, "failed", str(error)), None
+    figures = evaluation.record.figures
+    problems = [
+        f"{figure} is {_format_figure(figures[figure])}, recorded is {_format_figure(recorded.figures.get(figure))} "
+        f"(tolerance {AP_TOLERANCE:g})"
+        for figure in CHECKED_FIGURES
+        if not _is_near(figures[figure], recorded.figures.get(figure))
+    ]
+    shown = ", ".join(f"{figure} {_format_figure(figures[figure])}" for figure in CHECKED_FIGURES[:2])
+    done = f"{shown} on {evaluation.record.num_images} images, as recorded within {AP_TOLERANCE:g}"
+    return claim_of(name, problems, done), evaluation
 
-    Raises:
-        RegistryError: It is none.
+
+def detections_claim(folder: Path, proof: Proof, evaluation: Evaluation | None) -> Claim:
+    """Compute the figures of the detections in a version with pycocotools.
+
+    They must be exactly the recorded figures, and nearly those of the evaluation made here.
     """
+    name = "recorded detections"
+    if evaluation is None or proof.evaluation is None:
+        return Claim(name, "not possible", "the detector could not be evaluated again")
+    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
+
+    try:
+        recorded = read_detections(folder / DETECTIONS_NAME)
+        figures = reference_average_precision(ShardDataset(evaluation.record.data).annotations(), recorded)
+    except UserError as error:
+        return Claim(name, "failed", str(error))
+    evaluated = evaluation.record.figures
+    problems = disagreements(proof.evaluation.figures, figures) + [
+        f"they give {figure} {_format_figure(figures[figure])}, the detector gives {_format_figure(evaluated[figure])}"
+        for figure in CHECKED_FIGURES
+        if not _is_near(figures[figure], evaluated[figure])
+    ]
+    return claim_of(name, problems, f"{len(recorded):,} boxes give the same figures, by {reference_name()}")
+
+
+def _is_near(figure: float | None, recorded: float | None) -> bool:
+    if figure is None or recorded is None:
+        return figure is recorded
+    return abs(figure - recorded) <= AP_TOLERANCE
+
+
+def _format_figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"
+
+
+def check_sha256(text: str | None) -> None:
+    """Raise `RegistryError` for a text of a user that is not a sha256."""
     if text is not None and (len(text) != 64 or set(text) - set("0123456789abcdef")):
         raise RegistryError(
-            f"{text!r:.80} is no sha256: 64 hexadecimal digits, as `yolofleet registry show` prints them"
+            f"{text!r:.80} is not a sha256: 64 hexadecimal digits, as `yolofleet registry show` prints them"
         )
-    return text

@@ -1,13 +1,13 @@
-"""The files of a registered version, on this machine.
+"""The files of a registered version on this machine, and the detector package among them.
 
-What a server names is not trusted: a name that leads out of the folder (``../``, ``/etc/x``, a link) is refused before
-anything is written.
-
-From ``models:/NAME@ALIAS`` to a detector package on this machine.
+The names that a server lists are not trusted: one that leads out of the folder (``../``, ``/etc/x``, a link) is refused
+before anything is written.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,31 +16,28 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from yolofleet.registry.versions import RegistryError, Version
-from yolofleet.tracking.mlflow_store import mlflow_errors, open_client
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.registry.package import DETECTOR_FOLDER
+from yolofleet.registry.versions import RegistryError, Version, find_version
+from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri, mlflow_errors, open_client
 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
-import hashlib
-import os
 
-from yolofleet.registry.package import DETECTOR_FOLDER
-from yolofleet.registry.versions import find_version
-from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
-from yolofleet.tracking.run_directory import PACKAGE_INDEX
-
+CACHE_VARIABLE = "YOLOFLEET_CACHE"
+"""The folder that keeps downloaded detectors; ``~/.cache/yolofleet`` by default."""
 MOST_FILES = 10_000
 
 
 def artifact_location(tracking_uri: str, version: Version) -> str:
-    """Return where the files of a version lie: a path or a URL."""
+    """Return where the files of a version are: a path or a URL."""
     client = open_client(tracking_uri)
     with mlflow_errors(tracking_uri):
         return str(client.get_model_version_download_uri(version.name, str(version.number)))
 
 
 def local_folder(location: str) -> Path | None:
-    """Return the folder of files that lie on this machine's disk; None for any other place."""
+    """Return the folder at a location on this machine's disk; None for any other location."""
     if urlsplit(location).scheme not in ("", "file"):
         return None
     return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
@@ -48,10 +45,10 @@ def local_folder(location: str) -> Path | None:
 
 @contextmanager
 def version_files(tracking_uri: str, version: Version) -> Iterator[Path]:
-    """Give a folder with all files of a version: as they lie, or downloaded anew, never from a cache.
+    """Give a folder with all files of a version: the stored ones on this disk, or a new download, never a cache.
 
     Raises:
-        RegistryError: There are none, or one of them leads out of the folder.
+        RegistryError: There are none, or a name leads out of the folder.
         TrackingError: MLflow does not answer.
     """
     location = artifact_location(tracking_uri, version)
@@ -66,18 +63,16 @@ def version_files(tracking_uri: str, version: Version) -> Iterator[Path]:
 
 
 def download(tracking_uri: str, location: str, part: str, target: Path) -> None:
-    """Download a folder of a version's files and move it into place whole: another process may do the same.
-
-    The files are asked for by their place: MLflow looks a ``models:/`` URI up wherever its global setting points.
+    """Download a folder of a version's files and rename it when it is whole; several processes may do the same.
 
     Args:
         tracking_uri: The MLflow server or database.
-        location: Where the version's files lie.
+        location: Where the version's files are; a ``models:/`` URI would depend on MLflow's global setting.
         part: The folder below it; "" for all.
-        target: What becomes that folder.
+        target: The new folder.
 
     Raises:
-        RegistryError: There is no such folder, or one of the names leads out of it.
+        RegistryError: There is no such folder, or a name leads out of it.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -87,10 +82,10 @@ def download(tracking_uri: str, location: str, part: str, target: Path) -> None:
         with mlflow_errors(tracking_uri):
             repository = get_artifact_repository(location, tracking_uri)
             _check_names(repository, location, part)
-            found = repository.download_artifacts(part, str(staging))
+            downloaded = repository.download_artifacts(part, str(staging))
         check_inside(staging)
         try:
-            Path(found).rename(target)
+            Path(downloaded).rename(target)
         except OSError:
             if not target.is_dir():
                 raise
@@ -98,17 +93,12 @@ def download(tracking_uri: str, location: str, part: str, target: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def checked_name(name: str, where: str) -> PurePosixPath:
-    """Return a file's name below a root.
-
-    Raises:
-        RegistryError: It leads out of the root, or is no plain name.
-    """
+def check_file_name(name: str, where: str) -> None:
+    """Raise `RegistryError` for a name that leads out of its folder, or is not plain."""
     path = PurePosixPath(name)
     plain = "\\" not in name and "\0" not in name and "%" not in name
     if not name or path.is_absolute() or ".." in path.parts or not plain:
         raise RegistryError(f"{where} names a file {name!r:.120}, which leads out of its folder: nothing was written")
-    return path
 
 
 def check_inside(folder: Path) -> None:
@@ -119,27 +109,23 @@ def check_inside(folder: Path) -> None:
 
 
 def _check_names(repository: ArtifactRepository, location: str, part: str) -> None:
-    waiting, seen = [part], 0
+    waiting, num_seen = [part], 0
     while waiting:
         for entry in repository.list_artifacts(waiting.pop()):
-            seen += 1
-            if seen > MOST_FILES:
-                raise RegistryError(f"{location}: holds more than {MOST_FILES:,} files; this is no version of ours")
-            checked_name(entry.path, location)
+            num_seen += 1
+            if num_seen > MOST_FILES:
+                raise RegistryError(f"{location}: holds more than {MOST_FILES:,} files; yolofleet did not write it")
+            check_file_name(entry.path, location)
             if entry.is_dir:
                 waiting.append(entry.path)
-    if not seen:
+    if not num_seen:
         raise RegistryError(f"{location} holds no {part or 'files'}")
-
-
-CACHE_VARIABLE = "YOLOFLEET_CACHE"
-"""The folder that keeps downloaded detectors; ``~/.cache/yolofleet`` by default."""
 
 
 def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     """Return the folder of a registered detector package.
 
-    Artifacts on this machine's disk are used where they lie; others are downloaded once and kept.
+    Files on this machine's disk are used there; others are downloaded once and kept.
 
     Args:
         models_uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION`` or ``models:/NAME`` (the newest).
@@ -154,23 +140,22 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     location = artifact_location(uri, version)
     local = local_folder(location)
     if local is not None and (local / DETECTOR_FOLDER).is_dir():
-        return _checked(local / DETECTOR_FOLDER, version)
-    # The digest is a tag that anybody may have set: it must not lead to what another version left.
+        return _check_package(local / DETECTOR_FOLDER, version)
+    # The digest is a tag that anybody may have set: it alone must not lead to the files of another version.
     identity = f"{uri}\0{version.name}\0{version.number}\0{version.created_milliseconds}\0{version.digest}"
     kept = _cache_folder() / "detectors" / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    if not (kept / PACKAGE_INDEX).is_file():
+    if not (kept / DETECTOR_CARD_NAME).is_file():
         download(uri, location, DETECTOR_FOLDER, kept)
-    return _checked(kept, version)
+    return _check_package(kept, version)
 
 
 def _cache_folder() -> Path:
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
+    if given := os.environ.get(CACHE_VARIABLE):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolofleet"
 
 
-def _checked(folder: Path, version: Version) -> Path:
-    if not (folder / PACKAGE_INDEX).is_file():
-        raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{PACKAGE_INDEX})")
+def _check_package(folder: Path, version: Version) -> Path:
+    if not (folder / DETECTOR_CARD_NAME).is_file():
+        raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{DETECTOR_CARD_NAME})")
     return folder

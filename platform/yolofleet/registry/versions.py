@@ -1,13 +1,10 @@
-"""Registered versions: what is there, what is known of each, and which alias points where.
-
-Tags and aliases of a registered model, as MLflow keeps them.
-"""
+"""Registered models, their versions, tags and aliases, as MLflow stores them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
@@ -17,10 +14,6 @@ from yolofleet.tracking.mlflow_store import mlflow_errors, open_client
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 CANDIDATE = "candidate"
 TAG_PREFIX = "yolofleet."
@@ -34,19 +27,23 @@ class RegistryError(UserError):
     """A registered model, version or alias does not exist or cannot have that name."""
 
 
+class VersionGoneError(RegistryError):
+    """A version was deleted in MLflow."""
+
+
 @dataclass(frozen=True)
 class Version:
     """One registered version.
 
     Attributes:
-        name: The registered model.
-        number: The version.
+        name: Name of the registered model.
+        number: Number of the version.
         aliases: The aliases that point to it.
         digest: sha256 of the detector package and its inference code; None if it was not registered by yolofleet.
         proof_sha256: sha256 of its ``proof.json``, kept in MLflow's database, apart from the files.
         run_id: MLflow's id of the run that made it, where there is one.
         created_milliseconds: When it was registered (Unix time).
-        facts: What was recorded with it: figures, data digests, job.
+        facts: Figures, data digests and whatever else was recorded with it.
     """
 
     name: str
@@ -60,22 +57,13 @@ class Version:
 
     @property
     def uri(self) -> str:
-        """What `yolofleet predict`, `yolofleet evaluate` and MLflow take as the model."""
+        """The reference that `yolofleet predict`, `yolofleet evaluate` and MLflow take."""
         return f"models:/{self.name}/{self.number}"
 
     def document(self) -> dict[str, Any]:
         """Return the version as plain JSON values."""
-        return {
-            "name": self.name,
-            "version": self.number,
-            "uri": self.uri,
-            "aliases": list(self.aliases),
-            "digest": self.digest,
-            "proof_sha256": self.proof_sha256,
-            "run_id": self.run_id,
-            "created_milliseconds": self.created_milliseconds,
-            "facts": dict(self.facts),
-        }
+        document = asdict(self)
+        return {"name": document.pop("name"), "version": document.pop("number"), "uri": self.uri, **document}
 
 
 def check_name(name: str) -> None:
@@ -103,7 +91,8 @@ def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     """
     client = open_client(tracking_uri)
     with mlflow_errors(tracking_uri):
-        names = sorted(model.name for model in _all_models(client))
+        models = _all_pages(lambda token: client.search_registered_models(max_results=1000, page_token=token))
+        names = sorted(model.name for model in models)
         if name is not None and name not in names:
             raise RegistryError(f"there is no registered model '{name}'; there is: {', '.join(names) or 'none yet'}")
         return [version for known in names if name in (None, known) for version in _versions_of(client, known)]
@@ -117,12 +106,12 @@ def find_version(tracking_uri: str, reference: str) -> Version:
         TrackingError: MLflow does not answer.
     """
     name, alias, number = parse_reference(reference)
-    found = list_versions(tracking_uri, name)
-    for version in found:
+    versions = list_versions(tracking_uri, name)
+    for version in versions:
         if (alias in version.aliases) if alias else number in (None, version.number):
             return version
-    aliases = sorted({alias for version in found for alias in version.aliases})
-    numbers = [version.number for version in found]
+    aliases = sorted({alias for version in versions for alias in version.aliases})
+    numbers = [version.number for version in versions]
     raise RegistryError(f"{reference}: no such version; model '{name}' has versions {numbers} and aliases {aliases}")
 
 
@@ -130,26 +119,12 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
     """Return name, alias and version number of a reference; alias or number or both are None.
 
     Raises:
-        RegistryError: The text is none.
+        RegistryError: The text is not a reference.
     """
     match = re.fullmatch(r"(?:models:/+)?([^/:@]+)(?:@([^/:@]+)|/(\d+)|/latest)?", reference)
     if match is None:
-        raise RegistryError(f"{reference!r} is no model reference; write models:/NAME@ALIAS or models:/NAME/VERSION")
+        raise RegistryError(f"{reference!r} is not a model reference; write models:/NAME@ALIAS or models:/NAME/VERSION")
     return match[1], match[2], int(match[3]) if match[3] else None
-
-
-def set_alias(tracking_uri: str, version: Version, alias: str) -> Version | None:
-    """Point an alias of the version's model to it, and return the version that it pointed to before.
-
-    Raises:
-        RegistryError: No alias can have this name.
-        TrackingError: MLflow does not answer.
-    """
-    check_alias(alias)
-    before = next((known for known in list_versions(tracking_uri, version.name) if alias in known.aliases), None)
-    with mlflow_errors(tracking_uri):
-        open_client(tracking_uri).set_registered_model_alias(version.name, alias, str(version.number))
-    return before
 
 
 def fact_tags(evidence: Mapping[str, Any]) -> dict[str, str]:
@@ -157,28 +132,26 @@ def fact_tags(evidence: Mapping[str, Any]) -> dict[str, str]:
     return {TAG_PREFIX + key: value for key, value in flat_params(evidence, longest=LONGEST_TAG).items()}
 
 
-def _all_models(client: MlflowClient) -> list[Any]:
-    models, token = [], None
+def _all_pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Yield the entries of all pages of a search, given a function that returns the page of a token."""
+    token = None
     while True:
-        page = client.search_registered_models(max_results=1000, page_token=token)
-        models += list(page)
+        page = fetch(token)
+        yield from page
         token = page.token
         if not token:
-            return models
+            return
 
 
 def _versions_of(client: MlflowClient, name: str) -> list[Version]:
     aliases: dict[str, list[str]] = {}
     for alias, number in client.get_registered_model(name).aliases.items():
         aliases.setdefault(str(number), []).append(alias)
-    versions: list[Version] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
-        versions += [_version(entry, aliases.get(str(entry.version), [])) for entry in page]
-        token = page.token
-        if not token:
-            return sorted(versions, key=lambda version: -version.number)
+    entries = _all_pages(
+        lambda token: client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
+    )
+    versions = [_version(entry, aliases.get(str(entry.version), [])) for entry in entries]
+    return sorted(versions, key=lambda version: -version.number)
 
 
 def _version(entry: ModelVersion, aliases: list[str]) -> Version:
@@ -197,21 +170,12 @@ def _version(entry: ModelVersion, aliases: list[str]) -> Version:
 
 
 def _sha256(text: str | None) -> str | None:
-    """Return a digest as a server gives it; None for anything else, for it becomes part of a path."""
+    """Return a digest from a server; None for any other text, because it becomes part of a path."""
     return text if text is not None and re.fullmatch("[0-9a-f]{64}", text) else None
 
 
-class VersionGoneError(RegistryError):
-    """A version was deleted in MLflow."""
-
-
 class ModelTags:
-    """Tags and aliases of a registered model in MLflow.
-
-    Args:
-        tracking_uri: The MLflow server or database.
-        name: The registered model.
-    """
+    """Tags and aliases of a registered model in MLflow: a `yolofleet.registry.promotion_lock.TagStore`."""
 
     def __init__(self, tracking_uri: str, name: str) -> None:
         self._uri = tracking_uri

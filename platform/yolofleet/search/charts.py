@@ -1,4 +1,4 @@
-"""The two images of a search, as inline SVG: objectives against each other, and all parameters side by side."""
+"""The two charts of a search as inline SVG: a scatter of its objectives, and parallel coordinates of its trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 WIDTH, HEIGHT = 760, 430
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 18, 48
 SOFT, GRID = "#788391", "#8a94a055"
-FRONT, OTHER, PAPER, LAW = "#3b7dd8", "#8fa3bd", "#c98b00", "#a04fc4"
+FRONT, OTHER, PAPER = "#3b7dd8", "#8fa3bd", "#c98b00"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,10 +19,10 @@ class Dot:
     """One point of a scatter chart.
 
     Attributes:
-        x: Place across.
-        y: Place up.
+        x: Horizontal value.
+        y: Vertical value.
         name: Shown while the pointer rests on it.
-        label: Written beside it, where given.
+        label: Written beside it.
     """
 
     x: float
@@ -31,24 +31,15 @@ class Dot:
     label: str = ""
 
 
-def scatter(
-    trials: Sequence[Dot],
-    front: Sequence[Dot],
-    published: Sequence[Dot],
-    *,
-    x_name: str,
-    y_name: str,
-    curve: Sequence[tuple[float, float]] = (),
-) -> str:
+def scatter(trials: Sequence[Dot], front: Sequence[Dot], published: Sequence[Dot], *, x_name: str, y_name: str) -> str:
     """Draw trials, their front joined by steps, and published results behind them.
 
     Args:
         trials: All trials.
-        front: Those that no other beats, by growing x.
+        front: The trials of the front, by growing x.
         published: Published results.
-        x_name: What goes across (drawn on a logarithmic scale).
-        y_name: What goes up.
-        curve: A line through the chart, by growing x.
+        x_name: Name of the horizontal axis (logarithmic).
+        y_name: Name of the vertical axis.
     """
     everything = [dot for dot in (*trials, *front, *published) if dot.x > 0]
     x_low, x_high = _ends([math.log10(dot.x) for dot in everything])
@@ -60,13 +51,14 @@ def scatter(
     def down(y: float) -> float:
         return HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
 
-    parts = [_open()]
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="img" font-size="12" fill="{SOFT}">']
+    grid = f'stroke="{GRID}"'
     for tick in _ticks(y_low, y_high):
-        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(tick):.1f}" y2="{down(tick):.1f}" {_grid()}/>')
+        parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(tick):.1f}" y2="{down(tick):.1f}" {grid}/>')
         parts.append(f'<text x="{LEFT - 6}" y="{down(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for value in _log_ticks(x_low, x_high):
         x = across(value)
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" {_grid()}/>')
+        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" {grid}/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{value:g}</text>')
     parts.append(
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x_name)}</text>'
@@ -80,10 +72,6 @@ def scatter(
             f'<path d="M {x - 4:.1f} {y:.1f} L {x:.1f} {y - 4:.1f} L {x + 4:.1f} {y:.1f} L {x:.1f} {y + 4:.1f} Z" '
             f'fill="none" stroke="{PAPER}" stroke-width="1.3"><title>{escape(dot.name)}</title></path>'
         )
-    inside = [(x, y) for x, y in curve if y_low <= y <= y_high]
-    if inside:
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in inside)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{LAW}" stroke-width="1.5"/>')
     if len(front) > 1:
         steps = [(front[0].x, front[0].y)]
         for before, after in pairwise(front):
@@ -104,9 +92,8 @@ def scatter(
     legend = [(FRONT, "front"), (OTHER, "other trials")]
     if published:
         legend.append((PAPER, "published"))
-    if inside:
-        legend.append((LAW, "scaling law"))
-    return "".join(parts) + _legend(legend)
+    spans = "".join(f'<span><i style="background:{colour}"></i>{name}</span>' for colour, name in legend)
+    return f'{"".join(parts)}<p class="legend">{spans}</p>'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,23 +101,23 @@ class Axis:
     """One vertical line of a parallel-coordinates chart.
 
     Attributes:
-        name: What it shows.
-        places: Place of each trial on it, 0 at the bottom to 1 at the top; None where the trial has no value.
-        ticks: (place, text) of its marks.
+        name: Its name.
+        positions: Position of each trial on it, 0 (bottom) to 1 (top); None where the trial has no value.
+        ticks: (position, text) of its marks.
     """
 
     name: str
-    places: Sequence[float | None]
+    positions: Sequence[float | None]
     ticks: Sequence[tuple[float, str]]
 
 
 def parallel_coordinates(axes: Sequence[Axis], names: Sequence[str], quality: Sequence[float]) -> str:
-    """Draw one line a trial through all axes, good trials dark and on top.
+    """Draw one line a trial through all axes, the best trials dark and on top.
 
     Args:
         axes: The axes, from left to right.
-        names: What to show of each trial while the pointer rests on it.
-        quality: 0 (worst) to 1 (best) of each trial.
+        names: Text of each trial, shown while the pointer rests on its line.
+        quality: Rank of each trial, 0 (worst) to 1 (best).
     """
     width = max(WIDTH, 150 * (len(axes) - 1) + 160)
     gap = (width - 160) / max(len(axes) - 1, 1)
@@ -138,9 +125,9 @@ def parallel_coordinates(axes: Sequence[Axis], names: Sequence[str], quality: Se
     parts = [f'<svg viewBox="0 0 {width} {HEIGHT}" class="parallel" role="img" font-size="12" fill="{SOFT}">']
     for trial in sorted(range(len(names)), key=lambda index: quality[index]):
         points = " ".join(
-            f"{80 + gap * number:.1f},{bottom - place * height:.1f}"
+            f"{80 + gap * number:.1f},{bottom - position * height:.1f}"
             for number, axis in enumerate(axes)
-            if (place := axis.places[trial]) is not None
+            if (position := axis.positions[trial]) is not None
         )
         share = quality[trial]
         parts.append(
@@ -152,8 +139,8 @@ def parallel_coordinates(axes: Sequence[Axis], names: Sequence[str], quality: Se
         x = 80 + gap * number
         parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom - height}" y2="{bottom}" stroke="{SOFT}"/>')
         parts.append(f'<text x="{x:.1f}" y="{bottom - height - 22}" text-anchor="middle">{escape(axis.name)}</text>')
-        for place, text in axis.ticks:
-            y = bottom - place * height
+        for position, text in axis.ticks:
+            y = bottom - position * height
             parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{escape(text)}</text>')
     parts.append("</svg>")
     return "".join(parts)
@@ -163,19 +150,6 @@ def _shade(share: float) -> str:
     """Return a colour from grey (worst) to blue (best)."""
     worst, best = (158, 168, 180), (32, 92, 190)
     return "#" + "".join(f"{round(low + share * (high - low)):02x}" for low, high in zip(worst, best, strict=True))
-
-
-def _open() -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="img" font-size="12" fill="{SOFT}">'
-
-
-def _grid() -> str:
-    return f'stroke="{GRID}"'
-
-
-def _legend(entries: Sequence[tuple[str, str]]) -> str:
-    spans = "".join(f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for colour, name in entries)
-    return f'<p class="legend">{spans}</p>'
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:
@@ -193,7 +167,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers between two powers of ten: few of them over a wide range, more over a narrow one."""
+    """Return round numbers between two powers of ten: few over a wide range, more over a narrow one."""
     for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
         ticks = [
             factor * 10.0**power

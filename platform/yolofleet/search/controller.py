@@ -1,9 +1,8 @@
-"""The search on Ray Tune, of which only the executor is used: it places legs, restarts lost ones and reports ends.
+"""Runs a search on Ray Tune, as an executor only: it starts trial segments, restarts lost ones and reports their ends.
 
-Tune's own record, its restore and its schedulers are not used. What runs next is the engine's to say; what is known is
-in ``trials.jsonl``.
-
-The two parts that Ray Tune is given: where legs come from, and what runs one.
+Tune's own record, its restore and its schedulers are not used: the engine decides what runs next, and ``trials.jsonl``
+holds all that is known, so a search resumes on any cluster. Tune sees each segment as a trial of its own.
+`EngineSearch` gives it the segments, and `SegmentTrainable` runs one.
 """
 
 from __future__ import annotations
@@ -19,25 +18,30 @@ from ray.tune.search import Searcher
 
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import HEAD_RESOURCE, tune_connection
-from yolofleet.search.engine import Engine, Leg, Pause, Result
-from yolofleet.search.trial_segment import Order, run_leg
+from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
+from yolofleet.search.trial_segment import SegmentOrder, run_segment
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
-from yolofleet.training.supervision.nodes import num_places, shortage, wanted_resources
+from yolofleet.training.supervision.nodes import num_slots, shortage, wanted_resources
 
 FINISHED: str = Searcher.FINISHED
+HEAD_SHARE = 0.001
+"""A trial with several workers only waits for them: it takes this share of the head's resource instead of a CPU."""
+
+OnSegment = Callable[[str, TrialSegment, SegmentResult | None], None]
+"""Called with "begin" (no result) when a segment begins, and with "end" when it has ended."""
 
 
 class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
-    """Hands the engine's legs to Tune as its trials, and their ends back."""
+    """Gives Tune the engine's segments as trials, and the engine their results."""
 
     def __init__(
         self,
         engine: Engine,
-        job_of: Callable[[Leg], JobSpec],
+        job_of: Callable[[TrialSegment], JobSpec],
         objectives: list[str],
-        told: Callable[[str, Leg, Any], None],
+        on_segment: OnSegment,
     ) -> None:
         super().__init__()
         self.engine = engine
@@ -45,59 +49,58 @@ class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
         self.problem: Exception | None = None
         self._job_of = job_of
         self._objectives = objectives
-        self._told = told
-        self._legs: dict[str, Leg] = {}
+        self._on_segment = on_segment
+        self._segments: dict[str, TrialSegment] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """Return the next leg, None to wait, or FINISHED."""
+        """Return the next segment, None to wait, or FINISHED."""
         if self.problem is not None:
             return FINISHED
         try:
-            leg = self.engine.next_leg()
-            if isinstance(leg, Leg):
-                order = Order(self._job_of(leg).document(), leg.share, self._objectives)
-        except Exception as error:  # Tune would only log it; the search ends with it once Tune has returned
+            segment = self.engine.next_segment()
+            if isinstance(segment, TrialSegment):
+                order = SegmentOrder(self._job_of(segment).document(), segment.share, self._objectives)
+        except Exception as error:  # Tune would only log it; it is raised once Tune has returned
             self.problem = error
             return FINISHED
-        if leg is Pause.WAIT:
+        if segment is Pause.WAIT:
             return None
-        if not isinstance(leg, Leg):
+        if not isinstance(segment, TrialSegment):
             self.done = True
             return FINISHED
-        self._legs[trial_id] = leg
-        self._told("begin", leg, None)
-        return {"order": order.text()}
+        self._segments[trial_id] = segment
+        self._on_segment("begin", segment, None)
+        return {"order": order.to_json()}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Tune tells of a leg's only result here too; its end says the same."""
+        """Ignore the only result of a segment: Tune passes it to `on_trial_complete` too."""
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take over how a leg ended."""
-        leg = self._legs.pop(trial_id, None)
-        if leg is None:
+        """Give the engine the result of a segment."""
+        segment = self._segments.pop(trial_id, None)
+        if segment is None:
             return
-        text = None if error or result is None else result.get("leg")
-        outcome = result_of(text, "see the messages above")
+        outcome = read_result(None if error or result is None else result.get("segment"))
         try:
-            self.engine.complete(leg, outcome)
+            self.engine.complete(segment, outcome)
         except Exception as failure:
             self.problem = self.problem or failure
             return
-        self._told("end", leg, outcome)
+        self._on_segment("end", segment, outcome)
 
     def __reduce__(self) -> Any:
-        """Leave the engine behind where Tune stores itself: nothing reads that."""
+        """Leave the engine out where Tune stores its searcher: nothing reads that file."""
         return (Searcher, ())
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing is kept here: the record is."""
+        """Save nothing: ``trials.jsonl`` is the record."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing is restored from here."""
+        """Restore nothing."""
 
 
-class LegTrainable(Trainable):  # type: ignore[misc]  # ray has no types
-    """Runs one leg; its process then takes the next one, so that torch and Ray are loaded once."""
+class SegmentTrainable(Trainable):  # type: ignore[misc]  # ray has no types
+    """Runs one segment; its process is then reused for the next one, so that torch and Ray are loaded once."""
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the order."""
@@ -109,48 +112,41 @@ class LegTrainable(Trainable):  # type: ignore[misc]  # ray has no types
         return True
 
     def step(self) -> dict[str, Any]:
-        """Run the leg to its end."""
-        return {"leg": json.dumps(run_leg(self._order)), "done": True}
+        """Run the segment to its end."""
+        return {"segment": json.dumps(run_segment(self._order)), "done": True}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the run directory is the truth."""
+        """Save nothing: the run directory holds the checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
-        """Nothing: the run directory is the truth."""
+        """Load nothing."""
 
 
-def result_of(text: str | None, error: str | None) -> Result:
-    """Return a leg's result from what its process returned, or from why it is gone."""
+def read_result(text: str | None) -> SegmentResult:
+    """Return the result that a segment's process sent; without one its process is lost, so the segment has failed."""
     if text is None:
-        return Result(failure=f"its process was lost too often ({error or 'no reason is known'})")
-    return Result(**json.loads(text))
+        return SegmentResult(failure="its process was lost too often (see the messages above)")
+    return SegmentResult(**json.loads(text))
 
 
-"""A trial with workers of its own only waits for them: it takes a sliver of this instead of a CPU."""
-SLIVER = 0.001
-
-Told = Callable[[str, Leg, Result | None], None]
-"""Called when a leg begins (no result) and ends."""
-
-
-def concurrency(spec: SearchSpec, cluster: ClusterSpec, places: int, *, described: str = "the cluster") -> int:
-    """Return how many trials run at a time, so that each has all its workers.
+def concurrency(spec: SearchSpec, cluster: ClusterSpec, slots: int, *, where: str = "the cluster") -> int:
+    """Return how many trials run at a time, each with all its workers.
 
     Args:
         spec: The search.
-        cluster: What each trial asks for.
-        places: Workers that find room.
-        described: What to call the cluster in a message.
+        cluster: The resources that each trial asks for.
+        slots: Number of workers that there is room for.
+        where: Name of the cluster in a message.
 
     Raises:
-        UserError: More are asked for than fit.
+        UserError: ``spec.concurrency`` asks for more trials than fit.
     """
-    fit = places // cluster.most_workers or (1 if places >= cluster.fewest_workers else 0)
+    fit = slots // cluster.most_workers or (1 if slots >= cluster.fewest_workers else 0)
     if spec.concurrency is not None and spec.concurrency > fit:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted_resources(cluster).items())
         workers = "1 worker" if cluster.most_workers == 1 else f"{cluster.most_workers} workers"
         raise UserError(
-            f"concurrency {spec.concurrency}: {described} has room for {fit} trials at a time, of {workers} with "
+            f"concurrency {spec.concurrency}: {where} has room for {fit} trials at a time, of {workers} with "
             f"{each} each; ask for at most {fit}, for less per trial (job.cluster...), or add nodes"
         )
     return spec.concurrency or fit
@@ -160,60 +156,56 @@ def run_search(
     spec: SearchSpec,
     cluster: ClusterSpec,
     engine: Engine,
-    job_of: Callable[[Leg], JobSpec],
+    job_of: Callable[[TrialSegment], JobSpec],
     objectives: list[str],
     *,
-    told: Told = lambda kind, leg, result: None,
+    on_segment: OnSegment = lambda kind, segment, result: None,
     show_worker_output: bool = False,
 ) -> None:
-    """Run legs until the engine has no more.
+    """Run segments until the engine has no more.
 
     Args:
         spec: The search.
-        cluster: What each trial asks for.
-        engine: What runs next.
-        job_of: The job of a leg's run.
+        cluster: The resources that each trial asks for.
+        engine: Decides what runs next.
+        job_of: Builds the job of a segment's run.
         objectives: Metrics that each trial must report.
-        told: Called when a leg begins and when it has ended.
-        show_worker_output: Pass on what Ray and the trials print.
+        on_segment: Called when a segment begins and when it has ended.
+        show_worker_output: Print the output of Ray and of the trials.
 
     Raises:
-        UserError: The cluster cannot give what a trial asks for.
-        WorkError: Tune itself failed.
+        UserError: The cluster has too few resources for a trial.
+        WorkError: Tune failed.
     """
-    first = engine.next_leg()
-    if not isinstance(first, Leg):
-        return  # the record holds it all
+    first = engine.next_segment()
+    if not isinstance(first, TrialSegment):
+        return  # all segments have ended in an earlier start
     engine.interrupt(first)
     with tune_connection(show_worker_output=show_worker_output):
         from yolofleet.training.supervision.nodes import alive_offers
 
         offers = alive_offers()
-        places = num_places(cluster, offers)
-        if places < cluster.fewest_workers:
+        slots = num_slots(cluster, offers)
+        if slots < cluster.fewest_workers:
             raise UserError(shortage(cluster, offers))
-        _tune(engine, job_of, objectives, concurrency(spec, cluster, places), cluster, told)
+        source = EngineSearch(engine, job_of, objectives, on_segment)
+        _run_tune(source, cluster, concurrency(spec, cluster, slots))
+    if source.problem is not None:
+        raise source.problem
+    if not source.done:
+        raise WorkError("Ray Tune ended before the search did; run the same command again: it resumes from the record")
 
 
-def _tune(
-    engine: Engine,
-    job_of: Callable[[Leg], JobSpec],
-    objectives: list[str],
-    at_a_time: int,
-    cluster: ClusterSpec,
-    told: Told,
-) -> None:
+def _run_tune(source: EngineSearch, cluster: ClusterSpec, at_a_time: int) -> None:
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses record files that nobody reads
-
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about its own record files, which are not used
     bundle: dict[str, float] = wanted_resources(cluster)
     if cluster.most_workers > 1:
-        bundle = {"CPU": 0, HEAD_RESOURCE: SLIVER}
-    source = EngineSearch(engine, job_of, objectives, told)
+        bundle = {"CPU": 0, HEAD_RESOURCE: HEAD_SHARE}
     with tempfile.TemporaryDirectory(prefix="yolofleet-tune-") as folder:
         tuner = tune.Tuner(
-            tune.with_resources(LegTrainable, tune.PlacementGroupFactory([bundle])),
+            tune.with_resources(SegmentTrainable, tune.PlacementGroupFactory([bundle])),
             tune_config=tune.TuneConfig(
                 search_alg=source, num_samples=-1, max_concurrent_trials=at_a_time, reuse_actors=True
             ),
@@ -226,9 +218,5 @@ def _tune(
         )
         try:
             tuner.fit()
-        except SystemExit as error:  # Ray's own answer to Ctrl-C
+        except SystemExit as error:  # what Ray raises on Ctrl-C
             raise KeyboardInterrupt from error
-    if source.problem is not None:
-        raise source.problem
-    if not source.done:
-        raise WorkError("Ray Tune ended before the search did; the same command goes on from the record")

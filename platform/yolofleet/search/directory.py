@@ -1,4 +1,4 @@
-"""The directory of a search: everything that it knows, and where every start of it begins.
+"""The directory of a search: all its state, read by every start of it.
 
 <storage>/<name>/
 run.json, facts.json, events.jsonl    as in a run directory
@@ -9,7 +9,7 @@ trials/NUMBER/                        the run directory of each trial
 report/                               the results
 best.yaml                             the best job, ready to train
 
-Bringing MLflow level with a search now, from its directory alone.
+A search resumes from here on any machine, and MLflow can be brought up to date from here alone (`sync_search`).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from yolofleet.search.trials import Trials
 from yolofleet.specs.document import parse_yaml
 from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import ObjectNotFoundError, Storage
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
-from yolofleet.tracking.mirror import forget
+from yolofleet.tracking.mirror import delete_mlflow_run
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors
 from yolofleet.tracking.run_directory import RunDirectory, utc_now
 from yolofleet.tracking.search_mirror import SearchMirror, TrialRun
@@ -37,22 +37,22 @@ RECORD = "trials"
 TRIALS_FOLDER = "trials"
 
 CHANGEABLE_KEYS = ("budget", "concurrency", "paper", "samples_per_second")
-"""What may change between two starts of one search; the rest decides what its trials mean."""
+"""What may change between two starts of one search; everything else decides what its trials mean."""
 
 
 class SearchDirectory(RunDirectory):
-    """One search's directory, for its one writer and any number of readers."""
+    """The directory of one search, for its one writer and any number of readers."""
 
-    def __init__(self, storage: Storage, *, token: Token | None = None) -> None:
+    def __init__(self, storage: Storage, *, token: FencingToken | None = None) -> None:
         super().__init__(storage, token=token)
 
     @property
     def spec_key(self) -> str:
-        """The search stands where a run has its job."""
+        """The file that holds the spec: a run has its job there."""
         return SEARCH_KEY
 
     def exists(self) -> bool:
-        """Return whether a search was ever started here."""
+        """Return whether a search was started here."""
         return self.storage.exists(SEARCH_KEY)
 
     def job_text(self) -> str | None:
@@ -66,21 +66,21 @@ class SearchDirectory(RunDirectory):
         """Return the search as it was started.
 
         Raises:
-            UserError: There is none, or it cannot be read.
+            UserError: No search was started here, or its file cannot be read.
         """
         text = self.job_text()
         if text is None:
-            raise UserError(f"{self.url}: is no search directory (no {SEARCH_KEY})")
+            raise UserError(f"{self.url}: is not a search directory (no {SEARCH_KEY})")
         return SearchSpec.parse(parse_yaml(text, source=f"{self.url}/{SEARCH_KEY}"), source=f"{self.url}/{SEARCH_KEY}")
 
     def claim(self, spec: SearchSpec) -> None:
-        """Write the search into a fresh directory, or check that the one there looks for the same.
+        """Write the search's spec; where one is stored already, check that only changeable keys differ.
 
         Raises:
-            UserError: Another search was started under this name; names what differs.
+            UserError: Another search was started under this name; names the keys that differ.
         """
         if self.exists():
-            before, now = _lasting(self.spec()), _lasting(spec)
+            before, now = _fixed_keys(self.spec()), _fixed_keys(spec)
             changed = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
             if changed:
                 raise UserError(
@@ -95,10 +95,10 @@ class SearchDirectory(RunDirectory):
         return read_rows(self.storage, RECORD)
 
     def append_row(self, row: Row) -> None:
-        """Add a row to the record; returns when it is stored.
+        """Append a row to the record; returns when it is stored.
 
         Raises:
-            StorageError: The storage does not take it; the search must not go on without it.
+            StorageError: The row was not stored; the search must not continue without it.
         """
         encode_row(row)
         writer = self._writer(RECORD)
@@ -106,15 +106,15 @@ class SearchDirectory(RunDirectory):
         writer.flush()
 
     def trial(self, run_name: str, *, source: str | None = None) -> RunDirectory:
-        """Return the run directory of one of its trials' runs."""
+        """Return the run directory of a trial's run."""
         return RunDirectory(self.storage.child(f"{TRIALS_FOLDER}/{run_name}"), source=source)
 
     def trial_runs(self) -> dict[str, TrialRun]:
-        """Return every run of every trial so far, by name, for the MLflow mirror."""
+        """Return all runs of all trials by name, for the MLflow mirror."""
         trials = Trials()
         trials.replay(self.rows())
         repeats = self.spec().repeats
-        found: dict[str, TrialRun] = {}
+        runs: dict[str, TrialRun] = {}
         for trial in trials.trials.values():
             tags = {
                 "yolofleet.trial": str(trial.number),
@@ -123,29 +123,29 @@ class SearchDirectory(RunDirectory):
             }
             for repeat in range(repeats):
                 name = trial.run_name(repeat)
-                found[name] = TrialRun(self.trial(name), tags, trial.end is not None)
-        return found
+                runs[name] = TrialRun(self.trial(name), tags, trial.end is not None)
+        return runs
 
     @property
     def trials_url(self) -> str:
-        """The storage of its trials' run directories."""
+        """The storage of the trials' run directories."""
         return f"{self.url.rstrip('/')}/{TRIALS_FOLDER}"
 
 
-def _lasting(spec: SearchSpec) -> dict[str, Any]:
+def _fixed_keys(spec: SearchSpec) -> dict[str, Any]:
     return {key: value for key, value in spec.document().items() if key not in CHANGEABLE_KEYS}
 
 
 def sync_search(directory: SearchDirectory, given: str | None, *, rebuild: bool) -> str:
-    """Send to MLflow what it lacks of a search and its trials, and return the parent run's id.
+    """Send to MLflow everything that it lacks of a search and its trials, and return the parent run's id.
 
     Args:
         directory: The search; it is only read.
-        given: The tracking URI; the base job's unless given.
+        given: The tracking URI; None: the base job's.
         rebuild: Delete the runs in MLflow first and send everything anew.
 
     Raises:
-        UserError: No tracking URI is known, or nothing answers there.
+        UserError: No tracking URI is known, or no server answers there.
     """
     job = Space(directory.spec(), source=directory.url).base_job
     uri = given or job.tracking.uri or default_tracking_uri(directory.url.rstrip("/").rpartition("/")[0])
@@ -156,5 +156,5 @@ def sync_search(directory: SearchDirectory, given: str | None, *, rebuild: bool)
         if rebuild:
             for run in (directory, *(trial.run for trial in directory.trial_runs().values())):
                 if run.exists():
-                    forget(run, uri, job.tracking.experiment)
+                    delete_mlflow_run(run, uri, job.tracking.experiment)
         return SearchMirror(directory, directory.trial_runs, uri, job.tracking.experiment).sync()

@@ -1,8 +1,8 @@
-"""What a search does next: which trial trains, how far, from what. It executes nothing and knows no Ray.
+"""The search engine: decides which trial trains next, how far, and from which weights.
 
-An executor asks for legs and reports how they ended. A leg is a piece of one run: train this job until this share of
-it, beginning from its own newest checkpoint or from another trial's. Everything follows from the record, so an
-executor that died is replaced by another one that asks again.
+It executes nothing and knows nothing of Ray. An executor asks for trial segments and reports their results. A segment
+is a part of one run: train this job up to a share of its steps, from its own newest checkpoint or from another trial's.
+Every decision follows from the record, so an executor that died is replaced by a new one that asks again.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from yolofleet.specs.search_parts import BudgetSpec
 COMPLETED = "completed"
 STOPPED = "stopped"
 MOST_FAILURES = 3
-"""Failures from the start on, without one result, that end a search."""
+"""A search ends when this many trials have failed and none has given a result."""
 
 
 class Pause(Enum):
-    """What an executor is told where there is no leg for it."""
+    """The answer where no segment can start now."""
 
-    WAIT = "wait for a leg to end"
-    DONE = "nothing is left to do"
+    WAIT = "wait for a running segment to end"
+    DONE = "the search is finished"
 
 
 @dataclass(frozen=True)
-class Donor:
-    """Where a run begins from: another trial's run, at its checkpoint of a step."""
+class SourceTrial:
+    """The checkpoint that a run starts from: another trial's run, at one step."""
 
     trial: int
     run_name: str
@@ -42,16 +42,16 @@ class Donor:
 
 
 @dataclass(frozen=True)
-class Leg:
-    """A piece of one run.
+class TrialSegment:
+    """A part of one run.
 
     Attributes:
         trial: Number of the trial.
         repeat: Which of its runs.
         values: Its parameters.
         run_name: Its run directory.
-        share: How far to train, as a share of the whole run.
-        donor: Whose weights it begins from, where it has none of its own.
+        share: Share of the whole run at which the segment ends.
+        source: The checkpoint to start from where the run has none of its own.
     """
 
     trial: int
@@ -59,19 +59,19 @@ class Leg:
     values: Values
     run_name: str
     share: float
-    donor: Donor | None = None
+    source: SourceTrial | None = None
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a leg ended: what was measured, or why there is nothing.
+class SegmentResult:
+    """What a segment measured, or why it failed.
 
     Attributes:
         step: Steps done.
         share: Share of the run done.
         measured: Metrics by name.
         gpu_seconds: Worker seconds spent.
-        failure: Why it failed; the trial gets no more workers.
+        failure: Why it failed; a failed trial gets no more workers.
     """
 
     step: int = 0
@@ -87,10 +87,10 @@ class Engine:
     Args:
         trials: The record.
         searcher: Suggests candidates.
-        budget: What may be spent.
+        budget: The limits of the search.
         schedule: Successive halving, a population, or None: every trial trains to its end.
-        clone: Gives a leg's run its donor's checkpoint, if it has none of its own yet. Called when members exchange and
-            before the first leg of every start, so never while a donor trains on.
+        clone: Copies the source checkpoint of a segment into its run, where the run has no checkpoint yet. It is called
+            when members exchange and when the engine is built, so never while the source trial trains.
         clock: Seconds, for the wall clock budget.
     """
 
@@ -100,7 +100,7 @@ class Engine:
         searcher: Searcher,
         budget: BudgetSpec,
         schedule: Halving | Population | None = None,
-        clone: Callable[[Leg], None] = lambda leg: None,
+        clone: Callable[[TrialSegment], None] = lambda segment: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials = trials
@@ -108,110 +108,115 @@ class Engine:
         self._budget = budget
         self._schedule = schedule
         self._clock = clock
-        self._begin = clock()
+        self._start = clock()
         self._running: set[tuple[int, int]] = set()
         self._exhausted = False
         self._failures = 0
         self._clone = clone
-        self._close_ended()
-        self._begin_changed()
+        self._end_completed()
+        self._clone_sources()
 
-    def next_leg(self) -> Leg | Pause:
-        """Return the next leg, marked as running until `complete` is told of it.
+    def next_segment(self) -> TrialSegment | Pause:
+        """Return the next segment; it counts as running until `complete` or `interrupt` is called with it.
 
         Raises:
-            WorkError: Nothing but failures so far: the next trial would fail too.
+            WorkError: All trials so far have failed, so the next one would fail too.
         """
         if self._failures >= MOST_FAILURES and not any(t.measurements for t in self.trials.trials.values()):
             reason = next(str(t.end) for t in reversed(self.trials.trials.values()) if t.failed)
             raise WorkError(
                 f"{self._failures} trials failed one after the other and none has given a result; the last one "
-                f"{reason}. Put that right; the same command goes on with new trials"
+                f"{reason}. Correct that and run the same command again: it resumes with new trials"
             )
-        leg = None if self._spent() else self._choose()
-        if leg is None:
+        segment = None if self._is_budget_used_up() else self._choose()
+        if segment is None:
             if self._running:
                 return Pause.WAIT
-            self._finish()
+            self._end_waiting()
             return Pause.DONE
-        self._running.add((leg.trial, leg.repeat))
-        return leg
+        self._running.add((segment.trial, segment.repeat))
+        return segment
 
-    def complete(self, leg: Leg, result: Result) -> None:
-        """Take over how a leg ended."""
-        self._running.discard((leg.trial, leg.repeat))
+    def complete(self, segment: TrialSegment, result: SegmentResult) -> None:
+        """Record the result of a segment."""
+        self._running.discard((segment.trial, segment.repeat))
         if result.failure is not None:
-            self.trials.end(leg.trial, f"failed: {result.failure}")
+            self.trials.end(segment.trial, f"failed: {result.failure}")
             self._failures += 1
         else:
-            self.trials.measure(
-                leg.trial,
-                Measurement(leg.repeat, result.share, result.step, dict(result.measured or {}), result.gpu_seconds),
-            )
-        self._close_ended()
+            measured = dict(result.measured or {})
+            measurement = Measurement(segment.repeat, result.share, result.step, measured, result.gpu_seconds)
+            self.trials.measure(segment.trial, measurement)
+        self._end_completed()
 
-    def interrupt(self, leg: Leg) -> None:
-        """Take a leg back that was lost with its executor; it is handed out again."""
-        self._running.discard((leg.trial, leg.repeat))
+    def interrupt(self, segment: TrialSegment) -> None:
+        """Take a segment back whose executor was lost; `next_segment` returns it again."""
+        self._running.discard((segment.trial, segment.repeat))
 
-    def _spent(self) -> bool:
-        """Return whether a budget other than the number of trials is used up."""
+    def _is_budget_used_up(self) -> bool:
+        """Return whether the hours are used up; the number of trials is checked where a new one starts."""
         hours, limit = self.trials.gpu_seconds / 3600, self._budget.gpu_hours
         if limit is not None and hours >= limit:
             return True
         wall = self._budget.wall_hours
-        return wall is not None and (self._clock() - self._begin) / 3600 >= wall
+        return wall is not None and (self._clock() - self._start) / 3600 >= wall
 
-    def _choose(self) -> Leg | None:
-        trials = self.trials.trials
-        for trial in trials.values():  # what was begun goes first: after a restart, what was running
-            if trial.end is None and (leg := self._unfinished(trial)) is not None:
-                return leg
+    def _choose(self) -> TrialSegment | None:
+        trials = list(self.trials.trials.values())
+        # 1. Unfinished segments come first: after a restart these are the ones that were running.
+        if (segment := self._first_unfinished(trials)) is not None:
+            return segment
+        # 2. A trial among the best of its rung trains on before a new one starts, the highest rung first.
         if isinstance(self._schedule, Halving):
             running = {number for number, repeat in self._running if repeat == 0}
-            if (best := self._schedule.promoted(list(trials.values()), running)) is not None:
-                return self._leg(best, 0, self._schedule.share(best, self._schedule.rung(best)))
+            if (best := self._schedule.next_promotion(trials, running)) is not None:
+                return self._segment_to_next_rung(best, self._schedule)
         if isinstance(self._schedule, Population):
             self._exchange(self._schedule)
-            for trial in trials.values():
-                if trial.end is None and (leg := self._unfinished(trial)) is not None:
-                    return leg
+            if (segment := self._first_unfinished(list(self.trials.trials.values()))) is not None:
+                return segment
+        # 3. A new candidate, while the budget and the space have one.
         if (new := self._new_trial()) is not None:
             return self._unfinished(new)
-        if isinstance(self._schedule, Halving) and not self._running:
-            last = self._schedule.best_waiting(list(trials.values()))
-            if last is not None:
-                return self._leg(last, 0, self._schedule.share(last, self._schedule.rung(last)))
-        return None
+        # 4. Nothing is left to start: where no trial has reached its end, the best one does, so that there is a result.
+        if not isinstance(self._schedule, Halving) or self._running:
+            return None
+        last = self._schedule.best_waiting(trials)
+        return None if last is None else self._segment_to_next_rung(last, self._schedule)
 
-    def _unfinished(self, trial: Trial) -> Leg | None:
-        """Return the leg of a trial that has not come as far as it shall without anyone's leave."""
-        wanted = self._first_goal(trial)
+    def _first_unfinished(self, trials: list[Trial]) -> TrialSegment | None:
+        segments = (self._unfinished(trial) for trial in trials if trial.end is None)
+        return next((segment for segment in segments if segment is not None), None)
+
+    def _unfinished(self, trial: Trial) -> TrialSegment | None:
+        """Return the segment that a trial may train without a promotion, where it has not been trained yet."""
+        if isinstance(self._schedule, Halving):
+            goal = self._schedule.share(trial, 0)
+        elif isinstance(self._schedule, Population):
+            goal = self._schedule.share(trial.passed + 1)
+        else:
+            goal = 1.0
         for repeat in range(self.trials.repeats):
             newest = trial.at(repeat)
             done = newest.share if newest is not None else 0.0
-            if done < wanted - 1e-9 and (trial.number, repeat) not in self._running:
-                return self._leg(trial, repeat, wanted)
+            if done < goal - 1e-9 and (trial.number, repeat) not in self._running:
+                return self._segment(trial, repeat, goal)
         return None
 
-    def _first_goal(self, trial: Trial) -> float:
-        if isinstance(self._schedule, Halving):
-            return self._schedule.share(trial, 0)
-        if isinstance(self._schedule, Population):
-            return self._schedule.share(trial.passed + 1)
-        return 1.0
+    def _segment_to_next_rung(self, trial: Trial, schedule: Halving) -> TrialSegment:
+        return self._segment(trial, 0, schedule.share(trial, schedule.rung(trial)))
 
-    def _leg(self, trial: Trial, repeat: int, share: float) -> Leg:
-        donor = None
+    def _segment(self, trial: Trial, repeat: int, share: float) -> TrialSegment:
+        source = None
         if trial.exchanges and isinstance(self._schedule, Population):
             last = trial.exchanges[-1]
-            giver = self.trials.trials[last.donor]
-            # The donor's run as it was at the exchange: one that it began itself later on does not count.
-            before = [exchange.number for exchange in giver.exchanges if exchange.number < last.number]
-            name = f"{giver.number:04d}" + (f"-exchange{before[-1]}" if before else "")
-            measured = giver.at_share(self._schedule.share(last.number))
-            donor = Donor(giver.number, name, measured.step if measured is not None else 0)
-        return Leg(trial.number, repeat, trial.values, trial.run_name(repeat), share, donor)
+            copied = self.trials.trials[last.source]
+            # The copied run is the one of the moment of the exchange: runs that its trial began later do not count.
+            before = [exchange.number for exchange in copied.exchanges if exchange.number < last.number]
+            name = f"{copied.number:04d}" + (f"-exchange{before[-1]}" if before else "")
+            measured = copied.at_share(self._schedule.share(last.number))
+            source = SourceTrial(copied.number, name, measured.step if measured is not None else 0)
+        return TrialSegment(trial.number, repeat, trial.values, trial.run_name(repeat), share, source)
 
     def _new_trial(self) -> Trial | None:
         limit = self._budget.trials
@@ -226,7 +231,7 @@ class Engine:
         return self.trials.suggest(suggestion.observation)
 
     def _exchange(self, population: Population) -> None:
-        """Let members exchange where all of them wait at the same place."""
+        """Let the members exchange once all of them have trained to the same share."""
         if self._budget.trials is None or len(self.trials.trials) < self._budget.trials or self._running:
             return
         members = [trial for trial in self.trials.trials.values() if not trial.failed]
@@ -238,28 +243,29 @@ class Engine:
         for member in members:
             if member.passed < number:
                 self.trials.exchange(member.number, changed.get(member.number), number)
-        self._begin_changed()
+        self._clone_sources()
 
-    def _begin_changed(self) -> None:
-        """Give every changed member its donor's checkpoint; those that have one are left alone."""
+    def _clone_sources(self) -> None:
+        """Give every changed member the checkpoint that it starts from."""
         for trial in self.trials.trials.values():
             if trial.exchanges and trial.end is None:
-                leg = self._leg(trial, 0, 1.0)
-                if leg.donor is not None:
-                    self._clone(leg)
+                segment = self._segment(trial, 0, 1.0)
+                if segment.source is not None:
+                    self._clone(segment)
 
-    def _close_ended(self) -> None:
-        """Record the end of trials whose runs have all come to theirs."""
+    def _end_completed(self) -> None:
+        """Record the end of trials of which all runs have trained to their end."""
         for trial in list(self.trials.trials.values()):
-            if trial.end is not None:
-                continue
             newest = [trial.at(repeat) for repeat in range(self.trials.repeats)]
-            if all(entry is not None and entry.share >= 1 - 1e-9 for entry in newest):
+            if trial.end is None and all(entry is not None and entry.share >= 1 - 1e-9 for entry in newest):
                 self.trials.end(trial.number, COMPLETED)
 
-    def _finish(self) -> None:
-        """Record the end of trials that wait at a rung for leave that will not come; a used-up budget leaves them."""
-        if self._spent() or not isinstance(self._schedule, Halving):
+    def _end_waiting(self) -> None:
+        """Record the end of trials that wait at a rung for a promotion that will not come.
+
+        A used-up budget leaves them waiting: with a larger one they may still be promoted.
+        """
+        if self._is_budget_used_up() or not isinstance(self._schedule, Halving):
             return
         for trial in list(self.trials.trials.values()):
             if trial.end is None:

@@ -1,9 +1,8 @@
-"""What a candidate costs and whether it may have a worker: known from its block table, before anything trains.
+"""Screening: computes the figures of a candidate and compares them with the limits, before anything trains.
 
-Profiling is shape arithmetic (`yolofleet.models.profile`): about a millisecond a candidate, and candidates that share
-a model and an image size share the work. Latency alone is measured, on the deployed form, when a space asks for it.
-
-Latency of a candidate's deployed form, measured on this process's device: batch 1, median of single images.
+Profiling is shape arithmetic over the block table (`yolofleet.models.profile`): about two milliseconds a candidate, and
+candidates of the same model and image size are profiled once. Only latency is measured, on the deployed form and only
+where a space asks for it: batch 1, median over single images.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import first_line
 from yolofleet.models.memory import STRATEGIES, training_memory
 from yolofleet.models.profile import cost
 from yolofleet.models.wiring import wire
@@ -24,10 +24,17 @@ from yolofleet.training.setup.builders import trained_table
 
 WARM_UP = 5
 REPETITIONS = 20
+TRAINING_PASSES = 3
+"""A training step costs about three forward passes: one forward, two backward (input and weight gradients)."""
+MOST_CACHED = 50_000
+NOT_BUILDABLE = "cannot be built"
+
+Measure = Callable[[JobSpec, int], float]
+"""Returns the latency of a job's model in milliseconds, given the job and its number of classes."""
 
 
-def measure_on(name: str) -> Callable[[JobSpec, int], float]:
-    """Return what measures a job's model in milliseconds, with fresh weights: they do not change its speed.
+def measure_on(name: str) -> Measure:
+    """Return the measurement of latency on a device; weights are random, because they do not change the speed.
 
     Raises:
         UserError: There is no such device here.
@@ -46,23 +53,14 @@ def measure_on(name: str) -> Callable[[JobSpec, int], float]:
     return measure
 
 
-TRAINING_PASSES = 3
-"""A training step costs about three forward passes: one forward, two backward (input and weight gradients)."""
-MOST_KEPT = 50_000
-NOT_BUILDABLE = "cannot be built"
-
-Measure = Callable[[JobSpec, int], float]
-"""Takes a job and its number of classes, returns milliseconds."""
-
-
 @dataclass(frozen=True)
 class Screened:
-    """What is known of a candidate before it trains.
+    """The result of screening a candidate.
 
     Attributes:
-        figures: Figures by name; empty where the candidate makes no valid model.
+        figures: Figures by name; empty where no model can be built.
         violations: How far each broken limit is exceeded, as a share of the limit; empty for a feasible candidate.
-        problem: Why it cannot be built, where it cannot.
+        problem: Why no model can be built.
     """
 
     figures: dict[str, float]
@@ -71,30 +69,30 @@ class Screened:
 
     @property
     def feasible(self) -> bool:
-        """Whether it may have a worker."""
+        """Whether it may train."""
         return not self.violations
 
 
 def violations(figures: Mapping[str, float], constraints: Mapping[Any, Limit]) -> dict[str, float]:
     """Return how far each broken limit is exceeded, as a share of the limit."""
-    found: dict[str, float] = {}
+    exceeded: dict[str, float] = {}
     for name, limit in constraints.items():
         value = figures[name]
         if limit.max is not None and value > limit.max:
-            found[name] = (value - limit.max) / max(abs(limit.max), 1e-12)
+            exceeded[name] = (value - limit.max) / max(abs(limit.max), 1e-12)
         elif limit.min is not None and value < limit.min:
-            found[name] = (limit.min - value) / max(abs(limit.min), 1e-12)
-    return found
+            exceeded[name] = (limit.min - value) / max(abs(limit.min), 1e-12)
+    return exceeded
 
 
 class Screen:
-    """Profiles candidates of a space and holds them against its limits.
+    """Profiles candidates of a space and compares them with its limits.
 
     Args:
         space: The space.
         num_classes: Classes of the data.
         num_samples: Training images, for the compute of a whole run.
-        measure_latency: Measures a job's deployed form; needed where latency is limited or wanted.
+        measure_latency: Measures latency; needed where it is a limit or an objective.
     """
 
     def __init__(
@@ -113,8 +111,7 @@ class Screen:
             job = self._space.job(values)
             figures = dict(self._figures(job))
         except UserError as error:
-            reason = str(error).splitlines()[0]
-            return Screened({}, {NOT_BUILDABLE: 1e6}, reason)
+            return Screened({}, {NOT_BUILDABLE: 1e6}, first_line(error))
         steps = job.num_steps(self._num_samples)
         flops = figures["gflops_training"] * 1e9 * TRAINING_PASSES
         figures["training_petaflops"] = flops * steps * job.global_batch_size / 1e15
@@ -126,7 +123,7 @@ class Screen:
         return Screened(figures, broken)
 
     def without_latency(self) -> Screen:
-        """Return the same screen without its measurement: figures and limits that need none."""
+        """Return a screen that measures nothing, for the figures and limits other than latency."""
         return Screen(self._space, num_classes=self._num_classes, num_samples=self._num_samples)
 
     def _figures(self, job: JobSpec) -> dict[str, float]:
@@ -134,7 +131,7 @@ class Screen:
         part += [job.strategy, job.cluster.most_workers, job.assignment.document()]
         key = json.dumps(part)
         if key not in self._known:
-            if len(self._known) >= MOST_KEPT:
+            if len(self._known) >= MOST_CACHED:
                 self._known.clear()
             self._known[key] = profile_job(job, self._num_classes)
         return self._known[key]
@@ -148,10 +145,10 @@ class Screen:
 
 
 def profile_job(job: JobSpec, num_classes: int) -> dict[str, float]:
-    """Return what a job's model costs: deployed and in training, at the job's image size.
+    """Return the figures of a job's model at the job's image size, deployed and in training.
 
     Raises:
-        UserError: The model cannot be built, or does not take the image size.
+        UserError: The model cannot be built, or not for this image size.
     """
     graph = wire(trained_table(job))
     size = (job.data.image_size, job.data.image_size)
@@ -180,44 +177,40 @@ def profile_job(job: JobSpec, num_classes: int) -> dict[str, float]:
 
 def check_feasible(
     parameters: Parameters, screen: Callable[[Values], Screened], points: Iterable[list[float]], *, source: str
-) -> float:
-    """Make sure that some candidate meets every limit.
+) -> None:
+    """Refuse limits that no candidate meets.
 
     Args:
         parameters: The free parameters.
         screen: Profiles a candidate.
-        points: Points of the unit cube to look at.
-        source: What to name in the message.
-
-    Returns:
-        The share of the candidates looked at that is feasible.
+        points: Points of the unit cube to screen.
+        source: Name of the space's file in the message.
 
     Raises:
-        UserError: None is; names the candidate that comes nearest, and by how much it misses.
+        UserError: No candidate is feasible; names the nearest one, and by how much it misses each limit.
     """
     nearest: tuple[float, Values, Screened] | None = None
-    feasible = looked_at = 0
+    count = 0
     for point in points:
         values = parameters.at(point)
         screened = screen(values)
-        looked_at += 1
-        feasible += screened.feasible
+        count += 1
         miss = max(screened.violations.values(), default=0.0)
         if nearest is None or miss < nearest[0]:
             nearest = (miss, values, screened)
-    if feasible or nearest is None:
-        return feasible / max(looked_at, 1)
+    if nearest is None or nearest[0] == 0:
+        return
     _, values, screened = nearest
     shown = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
     if screened.problem is not None:
-        raise UserError(f"{source}: none of {looked_at} candidates makes a valid job; {shown}: {screened.problem}")
+        raise UserError(f"{source}: none of {count} candidates makes a valid job; {shown}: {screened.problem}")
     misses = "; ".join(
         f"{name} is {screened.figures[name]:.6g}, {share:.1%} beyond its limit"
         for name, share in screened.violations.items()
     )
     raise UserError(
-        f"{source}: constraints: none of {looked_at} candidates meets them. The nearest is {shown}: {misses}. "
-        "Loosen the limit, or let the parameters reach further"
+        f"{source}: constraints: none of {count} candidates meets them. The nearest is {shown}: {misses}. "
+        "Loosen the limit, or widen the ranges of the parameters"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a search will cost, before it starts: trials, compute, and time with its range."""
+"""The forecast of a search before it starts: trials, compute, and time with its range."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
 
 SPEED_RANGE = (0.6, 1.6)
-"""Time per FLOP differs between models of one family by about this much around the base job's."""
-SPREADS = 2.0
+"""Time per FLOP of other models of a family, in units of the base job's."""
+DEVIATIONS = 2.0
+"""Half the width of the compute's range, in standard deviations."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a search is expected to cost.
+    """The expected cost of a search.
 
     Attributes:
-        trials: Trials that get a worker; None where only hours limit it.
+        trials: Trials that train; None where only hours limit them.
         runs: Runs of all trials, repeats included.
-        feasible_share: Share of the candidates that meets the limits.
-        petaflops: Training compute of all runs in units of 10^15 operations.
-        petaflops_range: The least and the most that it may be.
-        hours: Worker hours, None where the speed is not known.
-        hours_range: The least and the most that it may be.
-        wall_hours: Hours with all trials that run at a time, None where the speed is not known.
+        feasible_share: Share of the candidates that meet the limits.
+        petaflops: Training compute of all runs, in units of 10^15 operations.
+        petaflops_range: Its lowest and highest likely value.
+        hours: Worker hours; None where the speed is not known.
+        hours_range: Their lowest and highest likely value.
+        wall_hours: Hours from start to end; None where the speed is not known.
     """
 
     trials: int | None
@@ -55,11 +56,11 @@ def forecast(
     Args:
         spec: The search.
         job: Its base job.
-        screened: Candidates drawn evenly from the space.
-        num_candidates: Candidates that there are, None for a continuum.
+        screened: Candidates spread evenly over the space.
+        num_candidates: Number of all candidates; None in a continuous space.
         samples_per_second: Training speed of the base job on one worker.
         base_gflops: GFLOPs of the base job's forward pass in training, for one image.
-        at_a_time: Trials that run at a time.
+        at_a_time: Number of trials that run at a time.
     """
     feasible = [entry for entry in screened if entry.feasible]
     share = len(feasible) / max(len(screened), 1)
@@ -81,7 +82,7 @@ def forecast(
         return Forecast(None, None, share, None, None, hours, (hours, hours), _wall(spec, hours, at_a_time, job))
     runs = trials * spec.repeats
     total = mean * runs
-    spread = SPREADS * deviation * math.sqrt(runs)
+    spread = DEVIATIONS * deviation * math.sqrt(runs)
     around = (max(total - spread, min(costs) * runs), total + spread)
     if speed is None:
         return Forecast(trials, runs, share, total, around, None, None, None)
@@ -93,7 +94,7 @@ def forecast(
 
 
 def scheduled_share(spec: SearchSpec) -> float:
-    """Return the share of a full training that a trial is expected to get: with halving, one in r goes on each rung."""
+    """Return the expected share of a full training that a trial gets; halving promotes one in r from each rung."""
     scheduler = spec.scheduler
     if scheduler.name != "asha":
         return 1.0
@@ -113,25 +114,27 @@ def _wall(spec: SearchSpec, hours: float, at_a_time: int | None, job: JobSpec) -
     return wall if spec.budget.wall_hours is None else min(wall, spec.budget.wall_hours)
 
 
-def sentences(found: Forecast, spec: SearchSpec) -> list[str]:
-    """Return a forecast as lines for people."""
+def forecast_lines(expected: Forecast, spec: SearchSpec) -> list[str]:
+    """Return a forecast as lines of text."""
     algorithm = spec.algorithm.name.replace("_", " ")
     scheduler = {"none": "every trial trains to its end", "asha": "successive halving", "population": "a population"}
     lines = [
-        f"{'as many trials as the hours allow' if found.trials is None else f'{found.trials} trials'}"
+        f"{'as many trials as the hours allow' if expected.trials is None else f'{expected.trials} trials'}"
         + (f" of {spec.repeats} runs" if spec.repeats > 1 else "")
         + f", chosen by {algorithm}; {scheduler[spec.scheduler.name]}",
-        f"{found.feasible_share:.0%} of the space meets the constraints",
+        f"{expected.feasible_share:.0%} of the space meets the constraints",
     ]
-    if found.petaflops is not None and found.petaflops_range is not None:
-        low, high = found.petaflops_range
-        lines.append(f"compute: about {found.petaflops:.3g} PFLOP of training ({low:.3g} to {high:.3g})")
-    if found.hours is None or found.hours_range is None:
-        lines.append("time: not known; give samples_per_second (images a worker trains on in a second, base job)")
+    if expected.petaflops is not None and expected.petaflops_range is not None:
+        low, high = expected.petaflops_range
+        lines.append(f"compute: about {expected.petaflops:.3g} PFLOP of training ({low:.3g} to {high:.3g})")
+    if expected.hours is None or expected.hours_range is None:
+        lines.append(
+            "time: not known; give samples_per_second (training speed of the base job on one worker, images a second)"
+        )
     else:
-        low, high = found.hours_range
-        wall = "" if found.wall_hours is None else f"; about {_hours(found.wall_hours)} by the clock"
-        lines.append(f"time: about {_hours(found.hours)} of workers ({_hours(low)} to {_hours(high)}){wall}")
+        low, high = expected.hours_range
+        wall = "" if expected.wall_hours is None else f"; about {_hours(expected.wall_hours)} by the clock"
+        lines.append(f"time: about {_hours(expected.hours)} of workers ({_hours(low)} to {_hours(high)}){wall}")
     limits = spec.budget.document()
     lines.append("it ends at " + " or ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in limits.items()))
     return lines

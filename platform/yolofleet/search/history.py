@@ -1,13 +1,19 @@
-"""What a searcher knows: candidates that were tried, refused or are running, in the order they were suggested."""
+"""The history of a search: all candidates in the order of suggestion, their figures and results, and their ranking.
+
+It is all that a search algorithm knows, so an algorithm resumes from the record.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
+from yolofleet.search.pareto import front
 from yolofleet.search.space import Values, key_of
-from yolofleet.specs.search_parts import Objective
+from yolofleet.specs.search_parts import Limit, Objective
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,12 @@ class Observation:
 
     Attributes:
         values: Its parameters.
-        figures: What is known of it before it trains.
-        measured: What it reported, by metric; empty while it has not.
-        share: The share of its training after which that was measured.
-        violations: The limits it breaks; such a candidate was refused.
-        failed: Whether it ended without a result.
-        notes: What the algorithm that suggested it must remember of it.
+        figures: Figures known before it trains.
+        measured: Metrics that its trial reported; empty before.
+        share: Share of its training after which they were measured.
+        violations: The limits that it breaks, and how far; such a candidate is refused.
+        failed: Whether its trial failed.
+        notes: Data of the algorithm that suggested it.
     """
 
     values: Values
@@ -34,16 +40,16 @@ class Observation:
 
     @property
     def refused(self) -> bool:
-        """Whether it never got a worker."""
+        """Whether it breaks a limit, so that it never trains."""
         return bool(self.violations)
 
     def value(self, metric: str) -> float | None:
-        """Return a metric, measured or known, None where it is neither."""
+        """Return a measured metric or a figure; None where there is neither."""
         value = self.measured.get(metric)
         return self.figures.get(metric) if value is None else value
 
     def objectives(self, objectives: Sequence[Objective]) -> list[float] | None:
-        """Return every objective, signed so that more is better; None while one is missing."""
+        """Return all objectives, signed so that more is better; None where one is missing."""
         signed = []
         for objective in objectives:
             value = self.value(objective.metric)
@@ -73,13 +79,26 @@ def keys(history: History) -> set[str]:
     return {key_of(entry.values) for entry in history}
 
 
-def reference_point(history: History, objectives: Sequence[Objective], bounds: dict[str, float]) -> list[float]:
-    """Return the point that is worth nothing, signed so that more is better.
+def objective_bounds(objectives: Sequence[Objective], constraints: Mapping[str, Limit]) -> dict[str, float]:
+    """Return, for each objective that is limited on its bad side, that limit."""
+    bounds = {}
+    for objective in objectives:
+        if (limit := constraints.get(objective.metric)) is not None:
+            bound = limit.max if objective.goal == "min" else limit.min
+            if bound is not None:
+                bounds[objective.metric] = bound
+    return bounds
+
+
+def reference_point(history: History, objectives: Sequence[Objective], bounds: Mapping[str, float]) -> list[float]:
+    """Return the reference point of the hypervolume, signed so that more is better.
+
+    Each coordinate is the objective's own ``reference``, else the limit on it, else the worst measured value.
 
     Args:
         history: Candidates so far.
-        objectives: What is wanted; one's own ``reference`` counts first.
-        bounds: Limits by figure, which count second; else it is the worst that was seen.
+        objectives: The objectives.
+        bounds: Limits by metric (`objective_bounds`).
     """
     rows = [row for entry in observed(history, objectives) if (row := entry.objectives(objectives)) is not None]
     point = []
@@ -88,3 +107,27 @@ def reference_point(history: History, objectives: Sequence[Objective], bounds: d
         worst = min((row[index] for row in rows), default=0.0)
         point.append(worst if given is None else objective.sign * given)
     return point
+
+
+def objective_row(objectives: Sequence[Objective], known: Mapping[str, float]) -> list[float]:
+    """Return a trial's objectives, signed so that more is better; a missing metric counts as the worst value."""
+    return [entry.sign * known[entry.metric] if entry.metric in known else float("-inf") for entry in objectives]
+
+
+def best_first(rows: Sequence[Sequence[float]]) -> list[int]:
+    """Return the indices of rows of objectives (more is better), best first.
+
+    One objective is sorted by value. Several are sorted in layers (non-dominated sorting), each the front of the rows
+    that are left, and within a layer by the first objective. Equal rows keep their order.
+    """
+    if not rows:
+        return []
+    points = np.array(rows, dtype=np.float64).reshape(len(rows), -1)
+    left = np.arange(len(points))
+    order: list[int] = []
+    while len(left):
+        kept = front(points[left]) if points.shape[1] > 1 else np.ones(len(left), dtype=bool)
+        layer = left[kept]
+        order += layer[np.argsort(-points[layer, 0], kind="stable")].tolist()
+        left = left[~kept]
+    return order

@@ -12,7 +12,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.search.history import History, Observation
-from yolofleet.search.space import Parameters, Values, is_there
+from yolofleet.search.space import Parameters, Values, is_active
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, Objective
 
@@ -65,14 +65,19 @@ class OptunaBased:
         self._tell(history)
         self._study.sampler = self._sampler((self._seed * 1_000_003 + number) % 2**31)
         trial = self._study.ask()
-        values: Values = {}
-        for name, parameter in self._parameters.by_name.items():
-            if is_there(parameter, values):
-                values[name] = _suggested(trial, name, parameter)
+        values = self._values(trial)
         frozen = self._study.trials[trial.number]
         notes = {key: value for key, value in frozen.system_attrs.items() if isinstance(value, int | float | str)}
         self._study.tell(trial, state=self._optuna.trial.TrialState.FAIL)  # it comes back through the record
         return values, notes
+
+    def _values(self, trial: Any) -> Values:
+        """Return the parameters that a trial of Optuna suggests, those left out whose condition does not hold."""
+        values: Values = {}
+        for name, parameter in self._parameters.by_name.items():
+            if is_active(parameter, values):
+                values[name] = _suggested(trial, name, parameter)
+        return values
 
     def _sampler(self, seed: int) -> Any:
         samplers = self._optuna.samplers

@@ -1,6 +1,6 @@
-"""The report of a search: one page, its images as files, the results as JSON, and the best job.
+"""The report of a search: an HTML page, its charts as files, the results as JSON, and the best job as YAML.
 
-All of it is made from the record; making it again replaces it.
+Everything is made from the record, so it can be made anew at any time; it replaces the report before.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import yaml
 from yolofleet.evaluation.report import STYLE
 from yolofleet.search.charts import Axis, Dot, parallel_coordinates, scatter
 from yolofleet.search.directory import BEST_KEY, SearchDirectory
-from yolofleet.search.ranking import best_first
-from yolofleet.search.results import AP, Entry, Results, described, entry_rows, load_results, short
+from yolofleet.search.history import best_first
+from yolofleet.search.pareto import front
+from yolofleet.search.results import AP, Entry, Results, entry_rows, format_value, format_values, load_results
 from yolofleet.search.space import Space
 from yolofleet.specs.document import parse_yaml
 
@@ -35,10 +36,10 @@ td:nth-child(2),th:nth-child(2){text-align:left}tr.front td{font-weight:600}
 
 
 def write_report(directory: SearchDirectory) -> Results:
-    """Make the report anew from the record.
+    """Write the report from the record, and return its results.
 
     Raises:
-        UserError: It is no search directory.
+        UserError: It is not a search directory.
     """
     results = load_results(directory)
     space = Space(results.spec, source=directory.url)
@@ -46,8 +47,8 @@ def write_report(directory: SearchDirectory) -> Results:
     pareto = pareto_chart(results)
     parallel = parallel_chart(results, space)
     storage.put(RESULTS_KEY, json.dumps(results.document(), indent=1).encode())
-    front = [results.entry(number) for number in results.front]
-    rows = [{"trial": e.number, "values": e.values, "figures": e.figures, "measured": e.measured} for e in front]
+    best = [results.entry(number) for number in results.front]
+    rows = [{"trial": e.number, "values": e.values, "figures": e.figures, "measured": e.measured} for e in best]
     storage.put(FRONT_KEY, json.dumps(rows, indent=1).encode())
     if pareto:
         storage.put(PARETO_KEY, _standalone(pareto).encode())
@@ -64,7 +65,9 @@ def best_job(results: Results, space: Space) -> str:
     entry = results.entry(results.best)
     document = space.job(entry.values, {"name": f"{results.spec.name}-best"}).document()
     figures = ", ".join(
-        f"{o.metric} {short(value)}" for o in results.spec.objectives if (value := entry.value(o.metric)) is not None
+        f"{o.metric} {format_value(value)}"
+        for o in results.spec.objectives
+        if (value := entry.value(o.metric)) is not None
     )
     return f"# Trial {entry.number} of search {results.spec.name}: {figures}.\n" + yaml.safe_dump(
         document, sort_keys=False
@@ -72,7 +75,7 @@ def best_job(results: Results, space: Space) -> str:
 
 
 def published_points(results: Results) -> list[Dot]:
-    """Return the published results to draw behind: the space's own, else the paper's models."""
+    """Return published results for the chart: those of the space, else the paper's models."""
     if results.spec.paper is not None:
         rows = [row for row in results.spec.paper.rows if row.ap is not None and row.gflops is not None]
         if rows:
@@ -87,7 +90,7 @@ def published_points(results: Results) -> list[Dot]:
 
 
 def pareto_chart(results: Results) -> str:
-    """Return AP (or the first objective) against GFLOPs; nothing before a trial has completed."""
+    """Return the chart of AP (or the first objective) against GFLOPs; empty before a trial has completed."""
     metric = AP if any(AP in entry.measured for entry in results.entries) else results.spec.objectives[0].metric
     percent = metric.startswith("val_A")
     scale = 100.0 if percent else 1.0
@@ -97,13 +100,11 @@ def pareto_chart(results: Results) -> str:
 
     def dot(entry: Entry, label: str = "") -> Dot:
         value = scale * (entry.value(metric) or 0.0)
-        name = f"trial {entry.number}: {value:.2f}, {entry.figures['gflops']:.4g} G; {described(entry.values)}"
+        name = f"trial {entry.number}: {value:.2f}, {entry.figures['gflops']:.4g} G; {format_values(entry.values)}"
         return Dot(x=entry.figures["gflops"], y=value, name=name, label=label)
 
     numbers = results.front
-    if len(results.spec.objectives) == 1:  # the image has two axes, whatever was asked for
-        from yolofleet.search.pareto import front
-
+    if len(results.spec.objectives) == 1:  # the chart has two axes, so it shows the front of both
         points = np.array([[entry.value(metric) or 0.0, -entry.figures["gflops"]] for entry in done])
         numbers = [entry.number for entry, kept in zip(done, front(points), strict=True) if kept]
     ahead = sorted((dot(results.entry(number), str(number)) for number in numbers), key=lambda entry: entry.x)
@@ -117,35 +118,30 @@ def pareto_chart(results: Results) -> str:
 
 
 def parallel_chart(results: Results, space: Space) -> str:
-    """Return all trials that reported, one line each, through their parameters to their objectives."""
+    """Return the parallel coordinates of all trials that reported: their parameters, then their objectives."""
     objectives = results.spec.objectives
     shown = [entry for entry in results.entries if all(entry.value(o.metric) is not None for o in objectives)]
     if not shown:
         return "<p class='soft'>No trial has reported yet.</p>"
     axes = []
     for name, parameter in space.parameters.by_name.items():
-        places = [parameter.coordinate(e.values[name]) if name in e.values else None for e in shown]
+        positions = [parameter.coordinate(e.values[name]) if name in e.values else None for e in shown]
         if parameter.choice is not None and len(parameter.choice) <= 12:
-            ticks = [(parameter.coordinate(option), short(option)) for option in parameter.options]
+            ticks = [(parameter.coordinate(option), format_value(option)) for option in parameter.options]
         else:
-            ticks = [(place, short(parameter.at(min(place, 1 - 1e-9)))) for place in (0.0, 0.5, 1.0)]
-        axes.append(Axis(name=name.rpartition(".")[2], places=places, ticks=ticks))
+            ticks = [(end, format_value(parameter.at(min(end, 1 - 1e-9)))) for end in (0.0, 0.5, 1.0)]
+        axes.append(Axis(name=name.rpartition(".")[2], positions=positions, ticks=ticks))
     for objective in objectives:
         values = [entry.value(objective.metric) or 0.0 for entry in shown]
         low, high = min(values), max(values)
         spread = (high - low) or 1.0
-        ticks = [(0.0, short(low)), (1.0, short(high))] if high > low else [(0.5, short(low))]
-        axes.append(
-            Axis(
-                name=objective.metric,
-                places=[(value - low) / spread if high > low else 0.5 for value in values],
-                ticks=ticks,
-            )
-        )
+        ticks = [(0.0, format_value(low)), (1.0, format_value(high))] if high > low else [(0.5, format_value(low))]
+        positions = [(value - low) / spread if high > low else 0.5 for value in values]
+        axes.append(Axis(name=objective.metric, positions=positions, ticks=ticks))
     order = best_first([[o.sign * (entry.value(o.metric) or 0.0) for o in objectives] for entry in shown])
-    rank = {index: place for place, index in enumerate(order)}
+    rank = {index: number for number, index in enumerate(order)}
     quality = [1 - rank[index] / max(len(shown) - 1, 1) for index in range(len(shown))]
-    names = [f"trial {entry.number}: {described(entry.values)}" for entry in shown]
+    names = [f"trial {entry.number}: {format_values(entry.values)}" for entry in shown]
     return parallel_coordinates(axes, names, quality)
 
 
@@ -178,7 +174,7 @@ def _sections(results: Results, pareto: str, parallel: str) -> list[str]:
     parts.append(_importances(results))
     parts.append(f"<h2>Scaling law</h2><p>{escape(results.scaling_law.sentence())}</p>")
     parts.append(_paper(results))
-    parts.append(_trials(results))
+    parts.append(_trial_table(results))
     return parts
 
 
@@ -188,14 +184,14 @@ def _importances(results: Results) -> str:
         return f"{heading}<p class='soft'>Too few trials to tell.</p>"
     rows = "".join(
         f"<tr><td>{escape(entry.parameter)}</td><td><i class='bar' style='width:{round(160 * entry.share)}px'></i>"
-        f"{entry.share:.0%}</td><td>{short(abs(entry.high - entry.low))}</td></tr>"
+        f"{entry.share:.0%}</td><td>{format_value(abs(entry.high - entry.low))}</td></tr>"
         for entry in results.importances
     )
     return f"{heading}<table><tr><th>parameter</th><th>share of the variance</th><th>effect</th></tr>{rows}</table>"
 
 
 def _paper(results: Results) -> str:
-    """Return the table of published rows beside the trials of the same name."""
+    """Return the table of published rows, each beside the trial of the same name."""
     if results.spec.paper is None:
         return ""
     labels = {str(value): entry for entry in results.entries for value in entry.values.values()}
@@ -227,7 +223,7 @@ def _cell(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _trials(results: Results) -> str:
+def _trial_table(results: Results) -> str:
     head, *rows = entry_rows(results, results.entries)
     lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
     for entry, row in zip(results.entries, rows, strict=True):
@@ -247,7 +243,7 @@ def _wide(content: str) -> str:
 
 
 def _standalone(chart: str) -> str:
-    """Return the SVG alone, with what a file of its own needs."""
+    """Return the SVG with the namespace and the size that a file of its own needs."""
     svg = chart[: chart.index("</svg>") + len("</svg>")]
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="430" ', 1) + "\n"
 

@@ -1,6 +1,7 @@
-"""What a search has found, as a function of its record: every trial, the front, what matters, what growth buys.
+"""The results of a search: its trials, the front, the importance of its parameters and the scaling law.
 
-A search's results as lines of text.
+They are a function of the record, so they can be computed at any time, also while the search runs, and are printed as
+lines of text here.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from yolofleet.search.directory import SearchDirectory
+from yolofleet.search.history import Observation, best_first, objective_bounds, reference_point
 from yolofleet.search.importance import Importance, importances
 from yolofleet.search.pareto import front, hypervolume
-from yolofleet.search.ranking import best_first
 from yolofleet.search.scaling_law import ScalingLaw, fit_scaling_law
 from yolofleet.search.space import Space, Values
 from yolofleet.search.trials import Trial, Trials
 from yolofleet.specs.search import SearchSpec
-from yolofleet.specs.search_parts import Objective
 
 AP = "val_AP"
 
@@ -32,12 +32,12 @@ class Entry:
     Attributes:
         number: Number of the trial.
         values: Its parameters.
-        figures: What was known of it before it trained.
-        measured: What it reported; the mean over its runs.
-        spread: Standard deviation over its runs, for metrics of at least two.
-        share: Share of its training that was done.
+        figures: Figures known before it trained.
+        measured: Means of its metrics over its runs.
+        spread: Standard deviations over its runs, where there are at least two.
+        share: Share of its training done.
         gpu_seconds: Worker seconds spent.
-        state: running, waiting, completed, stopped or failed, with the reason.
+        state: begun, waiting, completed, stopped or failed, with the reason.
         runs: Names of its run directories.
     """
 
@@ -53,11 +53,11 @@ class Entry:
 
     @property
     def completed(self) -> bool:
-        """Whether it trained to its end."""
+        """Whether it has trained to its end."""
         return self.state == "completed"
 
     def value(self, metric: str) -> float | None:
-        """Return a metric, measured or known."""
+        """Return a measured metric or a figure; None where there is neither."""
         value = self.measured.get(metric)
         return self.figures.get(metric) if value is None else value
 
@@ -67,14 +67,14 @@ class Results:
     """A search's results.
 
     Attributes:
-        spec: What was looked for.
+        spec: The search.
         entries: All trials by number.
-        num_refused: Candidates that were refused before they cost anything.
-        front: Numbers of the completed trials that no other one beats, best first objective first.
-        best: Number of the best trial, None before one has completed.
-        hypervolume: Area between front and reference, with several objectives.
-        importances: What matters for the first measured objective; None where there are too few trials to tell.
-        scaling_law: AP against compute.
+        num_refused: Number of refused candidates.
+        front: Numbers of the completed trials that no other one dominates, by the first objective.
+        best: Number of the best trial; None before one has completed.
+        hypervolume: Hypervolume between front and reference point, with several objectives.
+        importances: Importance of the parameters for the first measured objective; None with too few trials.
+        scaling_law: AP against training compute.
     """
 
     spec: SearchSpec
@@ -110,7 +110,7 @@ def load_results(directory: SearchDirectory) -> Results:
     """Return the results of a search from its directory.
 
     Raises:
-        UserError: It is no search directory.
+        UserError: It is not a search directory.
     """
     spec = directory.spec()
     trials = Trials(repeats=spec.repeats)
@@ -119,14 +119,18 @@ def load_results(directory: SearchDirectory) -> Results:
 
 
 def results_of(spec: SearchSpec, trials: Trials) -> Results:
-    """Return the results that a record holds."""
-    entries = [_entry(trial, spec.repeats) for trial in trials.trials.values()]
+    """Return the results of a record."""
+    observations = {number: trial.result(spec.repeats) for number, trial in trials.trials.items()}
+    entries = [_entry(trial, observations[number], spec.repeats) for number, trial in trials.trials.items()]
     done = [entry for entry in entries if entry.completed]
-    rows = {entry.number: row for entry in done if (row := _row(entry, spec.objectives)) is not None}
+    scored = ((entry.number, observations[entry.number].objectives(spec.objectives)) for entry in done)
+    rows = {number: row for number, row in scored if row is not None}
     numbers = list(rows)
     points = np.array([rows[number] for number in numbers]).reshape(len(numbers), len(spec.objectives))
     kept = [number for number, flag in zip(numbers, front(points), strict=True) if flag] if numbers else []
     kept.sort(key=lambda number: -rows[number][0])
+    bounds = objective_bounds(spec.objectives, {str(name): limit for name, limit in spec.constraints.items()})
+    reference = reference_point([observations[number] for number in numbers], spec.objectives, bounds)
     space = Space(spec, source=f"search {spec.name}")
     return Results(
         spec=spec,
@@ -134,7 +138,7 @@ def results_of(spec: SearchSpec, trials: Trials) -> Results:
         num_refused=trials.num_refused,
         front=kept,
         best=numbers[best_first([rows[number] for number in numbers])[0]] if numbers else None,
-        hypervolume=_hypervolume(points, spec) if len(spec.objectives) > 1 and numbers else None,
+        hypervolume=hypervolume(points, reference) if len(spec.objectives) > 1 and numbers else None,
         importances=importances(space.parameters, *_for_importance(entries, spec)),
         scaling_law=fit_scaling_law(
             [
@@ -146,14 +150,11 @@ def results_of(spec: SearchSpec, trials: Trials) -> Results:
     )
 
 
-def _entry(trial: Trial, repeats: int) -> Entry:
-    result = trial.result(repeats)
+def _entry(trial: Trial, result: Observation, repeats: int) -> Entry:
     newest = [entry for repeat in range(repeats) if (entry := trial.at(repeat)) is not None]
     spread = {
         name: statistics.stdev(entry.values[name] for entry in newest) for name in result.measured if len(newest) > 1
     }
-    waits = trial.end is None and bool(newest)
-    names = [trial.run_name(repeat) for repeat in range(repeats)]
     return Entry(
         number=trial.number,
         values=result.values,
@@ -162,29 +163,13 @@ def _entry(trial: Trial, repeats: int) -> Entry:
         spread=spread,
         share=result.share if result.measured else 0.0,
         gpu_seconds=sum(entry.gpu_seconds for entry in trial.measurements),
-        state=trial.end or ("waiting" if waits else "begun"),
-        runs=names,
+        state=trial.end or ("waiting" if newest else "begun"),
+        runs=[trial.run_name(repeat) for repeat in range(repeats)],
     )
 
 
-def _row(entry: Entry, objectives: Sequence[Objective]) -> list[float] | None:
-    values = [entry.value(objective.metric) for objective in objectives]
-    signed = [o.sign * value for o, value in zip(objectives, values, strict=True) if value is not None]
-    return signed if len(signed) == len(values) else None
-
-
-def _hypervolume(points: Any, spec: SearchSpec) -> float:
-    reference = []
-    for column, objective in enumerate(spec.objectives):
-        limit = spec.constraints.get(objective.metric)  # type: ignore[call-overload]
-        bound = None if limit is None else (limit.max if objective.goal == "min" else limit.min)
-        given = objective.reference if objective.reference is not None else bound
-        reference.append(float(points[:, column].min()) if given is None else objective.sign * given)
-    return hypervolume(points, reference)
-
-
 def _for_importance(entries: list[Entry], spec: SearchSpec) -> tuple[list[Values], list[float], list[float]]:
-    """Return candidates, their first measured objective (more is better) and their share of training."""
+    """Return the candidates, their first measured objective (more is better) and their share of training."""
     metric = next((o for o in spec.objectives if any(o.metric in entry.measured for entry in entries)), None)
     if metric is None:
         return [], [], []
@@ -199,8 +184,8 @@ def _for_importance(entries: list[Entry], spec: SearchSpec) -> tuple[list[Values
 COLUMN_LIMIT = 44
 
 
-def short(value: object) -> str:
-    """Return a value as a table shows it."""
+def format_value(value: object) -> str:
+    """Return a value as a table shows it: a number with four digits, a text cut at the column's width."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         text = str(value)
         return text if len(text) <= COLUMN_LIMIT else text[: COLUMN_LIMIT - 3] + "..."
@@ -209,13 +194,16 @@ def short(value: object) -> str:
     return f"{value:.4g}"
 
 
-def described(values: dict[str, object]) -> str:
-    """Return parameters as ``name=value`` with the last part of each path."""
-    return ", ".join(f"{name.rpartition('.')[2]}={short(value)}" for name, value in values.items()) or "(the base job)"
+def format_values(values: dict[str, object]) -> str:
+    """Return parameters as ``name=value``, each with the last part of its path."""
+    return (
+        ", ".join(f"{name.rpartition('.')[2]}={format_value(value)}" for name, value in values.items())
+        or "(the base job)"
+    )
 
 
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows (the first one the headings) as aligned lines: text left, numbers right."""
+def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows (headings first) as aligned lines; the second column, text, is aligned left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -228,19 +216,25 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def entry_rows(results: Results, entries: Sequence[Entry]) -> list[list[str]]:
-    """Return a table of trials, headings first."""
+    """Return a table of trials as rows of cells, headings first."""
     metrics = list(dict.fromkeys([*(o.metric for o in results.spec.objectives), "gflops", "parameters"]))
     rows = [["trial", "parameters", *(_heading(metric) for metric in metrics), "trained", "state"]]
     for entry in entries:
-        cells = [_shown(entry, metric) for metric in metrics]
+        cells = [_format_metric(entry, metric) for metric in metrics]
         rows.append(
-            [str(entry.number), described(entry.values), *cells, f"{entry.share:.0%}", entry.state.partition(":")[0]]
+            [
+                str(entry.number),
+                format_values(entry.values),
+                *cells,
+                f"{entry.share:.0%}",
+                entry.state.partition(":")[0],
+            ]
         )
     return rows
 
 
 def summary_lines(results: Results, url: str) -> list[str]:
-    """Return what a finished search tells its user."""
+    """Return the results as lines of text."""
     spec = results.spec
     done = sum(entry.completed for entry in results.entries)
     hours = sum(entry.gpu_seconds for entry in results.entries) / 3600
@@ -254,7 +248,9 @@ def summary_lines(results: Results, url: str) -> list[str]:
     else:
         shown = results.front if len(spec.objectives) > 1 else [results.best]
         lines.append("Pareto front:" if len(spec.objectives) > 1 else "best:")
-        lines += [f"  {line}" for line in table(entry_rows(results, [results.entry(number) for number in shown]))]
+        lines += [
+            f"  {line}" for line in format_table(entry_rows(results, [results.entry(number) for number in shown]))
+        ]
     if results.importances:
         ranked = ", ".join(f"{entry.parameter} {entry.share:.0%}" for entry in results.importances[:4])
         lines.append(f"what matters: {ranked}")
@@ -269,7 +265,7 @@ def _heading(metric: str) -> str:
     return {"parameters": "parameters (M)", "activation_bytes": "activations (GB)"}.get(metric, metric)
 
 
-def _shown(entry: Entry, metric: str) -> str:
+def _format_metric(entry: Entry, metric: str) -> str:
     value = entry.value(metric)
     if value is None:
         return "-"

@@ -1,7 +1,7 @@
-"""AP against training compute: AP = limit - gain x compute ^ -power, and what the next doubling would buy.
+"""The scaling law of AP and training compute, AP = limit - gain x compute ^ -power, and the gain of the next doubling.
 
-Fitted to the best AP at each compute (the front), by least squares for each of a range of powers. Its uncertainty comes
-from fits to redrawn sets of trials. Where the data cannot carry it, that is what is said instead.
+It is fitted to the best AP at each compute (the front), by least squares for each of a range of powers. Its uncertainty
+comes from a bootstrap over the trials. Where the trials do not support a law, the reason is given instead.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from yolofleet.search.pareto import front
 
 FEWEST_POINTS = 5
 LEAST_RANGE = 3.0
-REDRAWN = 200
+BOOTSTRAP_SETS = 200
 POWERS = np.geomspace(0.03, 2.0, 60)
 INTERVAL = (0.1, 0.9)
 
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A fitted law, or why there is none.
+    """A fitted law, or the reason why there is none.
 
     Attributes:
-        supported: Whether the trials carry a law.
-        reason: Why not, where they do not.
-        limit: AP that endless compute would reach.
-        gain: Factor of the term that compute removes.
+        supported: Whether the trials support a law.
+        reason: Why they do not.
+        limit: AP at unlimited compute.
+        gain: Factor of the term that shrinks with compute.
         power: Its exponent.
         largest_compute: Largest compute among the trials, in petaFLOPs.
         doubling: AP that twice that compute is expected to add.
-        doubling_interval: From the 10th to the 90th percentile of the redrawn fits.
-        num_points: Trials on the front that was fitted.
+        doubling_interval: The 10th and the 90th percentile of it over the bootstrap.
+        num_points: Trials on the fitted front.
     """
 
     supported: bool
@@ -47,14 +47,8 @@ class ScalingLaw:
     doubling_interval: tuple[float, float] | None = None
     num_points: int = 0
 
-    def at(self, compute: float) -> float | None:
-        """Return the AP that the law expects, None without a law."""
-        if self.limit is None or self.gain is None or self.power is None:
-            return None
-        return float(self.limit - self.gain * compute**-self.power)
-
     def sentence(self) -> str:
-        """Return what it says, for people."""
+        """Return the law, or why there is none, as a sentence."""
         if not self.supported or self.doubling is None or self.doubling_interval is None:
             return f"no scaling law: {self.reason}"
         low, high = self.doubling_interval
@@ -78,37 +72,36 @@ def fit_scaling_law(trials: Sequence[tuple[float, float]]) -> ScalingLaw:
         return ScalingLaw(False, f"{count} trials on the front of AP and compute, {FEWEST_POINTS} are needed")
     span = envelope[-1, 0] / envelope[0, 0]
     if span < LEAST_RANGE:
-        return ScalingLaw(
-            False,
-            f"the front's compute spans a factor of {span:.1f}, {LEAST_RANGE:g} is needed",
-            num_points=count,
-        )
-    limit, gain, power, residual = _fitted(envelope)
+        reason = f"the front's compute spans a factor of {span:.1f}, {LEAST_RANGE:g} is needed"
+        return ScalingLaw(False, reason, num_points=count)
+    limit, gain, power, residual = _fit(envelope)
     explained = 1 - residual / max(float(((envelope[:, 1] - envelope[:, 1].mean()) ** 2).sum()), 1e-12)
     largest = float(envelope[-1, 0])
     random = np.random.default_rng(0)
     doublings = []
-    for _ in range(REDRAWN):
-        redrawn = _envelope(points[random.integers(len(points), size=len(points))])
-        if len(redrawn) >= 3:
-            _, g, p, _ = _fitted(redrawn)
+    for _ in range(BOOTSTRAP_SETS):
+        drawn = _envelope(points[random.integers(len(points), size=len(points))])
+        if len(drawn) >= 3:
+            _, g, p, _ = _fit(drawn)
             doublings.append(g * largest**-p * (1 - 2**-p))
     doubling = gain * largest**-power * (1 - 2**-power)
     low, high = (float(value) for value in np.quantile(doublings, INTERVAL)) if doublings else (0.0, 0.0)
     if power in (POWERS[0], POWERS[-1]):
-        return ScalingLaw(False, "the front is no power law of compute: its exponent stays open", num_points=count)
+        return ScalingLaw(
+            False, "the front is no power law of compute: its exponent cannot be determined", num_points=count
+        )
     if gain <= 0 or low <= 0 or explained < 0.7:
         return ScalingLaw(
             False,
             f"compute explains too little of AP along the front ({max(explained, 0):.0%}), or the sign of its effect "
-            "is open; more trials of different compute are needed",
+            "is uncertain; more trials of different compute are needed",
             num_points=count,
         )
     return ScalingLaw(True, None, limit, gain, power, largest, doubling, (low, high), count)
 
 
 def _envelope(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the points that no cheaper one reaches, by growing compute."""
+    """Return the points that no cheaper point reaches, by growing compute."""
     if not len(points):
         return points
     kept = points[front(np.stack([points[:, 1], -points[:, 0]], axis=1))]
@@ -116,8 +109,11 @@ def _envelope(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return ordered
 
 
-def _fitted(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
-    """Return limit, gain, power and squared residual of the best fit."""
+def _fit(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
+    """Return limit, gain, power and squared residual of the best fit.
+
+    For a given power the law is linear in limit and gain, so a search over the powers finds the best fit safely.
+    """
     best = (0.0, 0.0, 1.0, np.inf)
     for power in POWERS:
         basis = np.stack([np.ones(len(points)), -(points[:, 0] ** -power)], axis=1)

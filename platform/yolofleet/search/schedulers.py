@@ -1,15 +1,15 @@
-"""Population based training (Jaderberg et al. 2017): the worst members go on from the best members' weights.
+"""The schedulers: how far each trial trains. They are pure functions of the trials so far.
 
-All members train to the same share of the run and are compared; each of the worst takes the checkpoint of one of the
-best (weights, averaged weights and momentum, byte for byte) and that one's parameters, changed a little. Members wait
-for each other at an exchange, so who copies whom depends on the measurements and the seed alone.
+Asynchronous successive halving (ASHA; Li et al. 2020) trains only the best of each rung further. A trial trains to its
+first rung and waits there, its checkpoint in its run directory. Whenever a worker is free, the best waiting trial that
+is among the best 1 / reduction of its rung trains on to the next rung; where there is none, a new trial starts. Rungs
+lie at the same share of each trial's training, or at the same compute: then a large model has done fewer steps at a
+rung than a small one.
 
-Asynchronous successive halving (ASHA; Li et al. 2020): only the best of each rung train on.
-
-A trial trains to its first rung and waits there, its checkpoint in its run directory. Whenever a worker is free, the
-best waiting trial that is among the best 1 / reduction of its rung goes on to the next one; where there is none, a new
-trial starts. Rungs lie at the same share of each trial's training, or at the same compute spent: then a large model
-has trained less at a rung than a small one.
+Population based training (Jaderberg et al. 2017) lets the worst members continue from the best members' weights. All
+members train to the same share of the run and are compared. Each of the worst copies the checkpoint and the parameters
+of one of the best, and changes the parameters a little. Members wait for each other at an exchange, so who copies whom
+depends on the measurements and the seed alone.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.search.ranking import best_first, objective_row
+from yolofleet.search.history import best_first, objective_row
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Exchange, Trial
 from yolofleet.specs.parameters import Parameter
@@ -30,13 +30,13 @@ from yolofleet.specs.search_parts import Objective, SchedulerSpec
 
 @dataclass(frozen=True)
 class Halving:
-    """The rungs of a search.
+    """Successive halving.
 
     Attributes:
-        spec: Reduction, number of rungs, and what they are measured in.
-        objectives: What is wanted.
-        compute: Compute of a trial's whole training.
-        largest_compute: That of the largest candidate: rungs by compute end there.
+        spec: Reduction, number of rungs and their measure.
+        objectives: The objectives.
+        compute: Returns the compute of a trial's whole training.
+        largest_compute: The same of the largest candidate, where rungs by compute end.
     """
 
     spec: SchedulerSpec
@@ -45,7 +45,7 @@ class Halving:
     largest_compute: float
 
     def share(self, trial: Trial, rung: int) -> float:
-        """Return the share of a trial's training that a rung asks for; 1 at the end and for what is over before."""
+        """Return the share of a trial's training at which it reaches a rung; 1 for the rung after the last."""
         if rung >= self.spec.rungs:
             return 1.0
         part = self.spec.reduction ** (rung - self.spec.rungs)
@@ -54,47 +54,45 @@ class Halving:
         return min(part, 1.0)
 
     def rung(self, trial: Trial) -> int:
-        """Return the number of rungs that a trial has reached; ``rungs + 1`` when it has trained to its end."""
+        """Return how many rungs a trial has reached; ``rungs + 1`` when it has trained to its end."""
         reached = 0
         while reached <= self.spec.rungs and trial.at_share(self.share(trial, reached)) is not None:
             reached += 1
         return reached
 
-    def promoted(self, trials: Sequence[Trial], running: Collection[int] = ()) -> Trial | None:
-        """Return the waiting trial that may go on, the farthest first; None where none may.
+    def next_promotion(self, trials: Sequence[Trial], running: Collection[int] = ()) -> Trial | None:
+        """Return the waiting trial that trains on next, from the highest rung; None where none is among the best.
 
         Args:
-            trials: All trials. One that trains on from a rung was promoted: it still counts among the best of the rung.
-            running: Numbers of the trials that train at the moment.
+            trials: All trials.
+            running: Numbers of the trials that are training.
         """
         for rung in reversed(range(self.spec.rungs)):
-            there = [trial for trial in trials if not trial.failed and self.rung(trial) > rung]
-            for trial in self._best_first(there, rung)[: int(len(there) / self.spec.reduction)]:
+            # A trial that has left a rung was promoted from it: it still counts among the rung's best, so that exactly
+            # one in `reduction` is ever promoted.
+            reached = [trial for trial in trials if not trial.failed and self.rung(trial) > rung]
+            for trial in self._best_first(reached, rung)[: int(len(reached) / self.spec.reduction)]:
                 if self.rung(trial) == rung + 1 and trial.end is None and trial.number not in running:
                     return trial
         return None
 
     def best_waiting(self, trials: Sequence[Trial]) -> Trial | None:
-        """Return the best of the farthest waiting trials where nothing has trained to its end yet."""
+        """Return the best waiting trial of the highest rung; None once a trial has trained to its end."""
         if any(self.rung(trial) > self.spec.rungs for trial in trials):
             return None
         for rung in reversed(range(self.spec.rungs)):
-            there = [trial for trial in trials if trial.end is None and self.rung(trial) == rung + 1]
-            if there:
-                return self._best_first(there, rung)[0]
+            waiting = [trial for trial in trials if trial.end is None and self.rung(trial) == rung + 1]
+            if waiting:
+                return self._best_first(waiting, rung)[0]
         return None
 
     def _best_first(self, trials: Sequence[Trial], rung: int) -> list[Trial]:
-        return [trials[index] for index in best_first([self._row(trial, rung) for trial in trials])]
-
-    def _row(self, trial: Trial, rung: int) -> list[float]:
-        measurement = trial.at_share(self.share(trial, rung))
-        measured = measurement.values if measurement is not None else {}
-        return objective_row(self.objectives, trial.observation.figures | measured)
+        rows = [_objectives_at(trial, self.share(trial, rung), self.objectives) for trial in trials]
+        return [trials[index] for index in best_first(rows)]
 
 
 CHANGEABLE = ("hyperparameters.", "assignment.")
-"""Groups of a job that may change between two steps of one run: neither shapes nor the number of steps follow them."""
+"""Groups of a job that may change during a run: shapes and the number of steps do not depend on them."""
 FIXED = ("hyperparameters.ema_", "hyperparameters.warmup_epochs")
 
 
@@ -104,7 +102,7 @@ class Population:
 
     Attributes:
         spec: Number of exchanges, quantile and factors.
-        objectives: What is wanted.
+        objectives: The objectives.
         parameters: The free parameters.
         seed: Decides who copies whom, and how parameters change.
     """
@@ -115,58 +113,57 @@ class Population:
     seed: int
 
     def share(self, exchange: int) -> float:
-        """Return the share of the run at which an exchange (from 1) takes place; the one after the last is the end."""
+        """Return the share of the run at which an exchange (from 1) happens; the one after the last is the end."""
         return min(exchange / (self.spec.rungs + 1), 1.0)
 
     def exchanges(self, members: Sequence[Trial], number: int) -> dict[int, Exchange]:
-        """Return which members change at an exchange, by trial number.
+        """Return the members that change at an exchange, by trial number.
 
         Args:
             members: All members, each measured at the exchange's share.
-            number: Which exchange, from 1.
+            number: Number of the exchange, from 1.
         """
-        share = self.share(number)
         alive = [member for member in members if not member.failed]
-        rows = []
-        for member in alive:
-            measurement = member.at_share(share)
-            known = member.observation.figures | (measurement.values if measurement else {})
-            rows.append(objective_row(self.objectives, known))
+        rows = [_objectives_at(member, self.share(number), self.objectives) for member in alive]
         order = [alive[index] for index in best_first(rows)]
         count = int(len(order) * self.spec.quantile)
         changed = {}
         for member in order[len(order) - count :]:
             random = np.random.default_rng((self.seed, number, member.number))
-            donor = order[int(random.integers(count))]
-            changed[member.number] = Exchange(number, donor.number, self._changed(donor.values, random))
+            source = order[int(random.integers(count))]
+            changed[member.number] = Exchange(number, source.number, self._perturb_all(source.values, random))
         return changed
 
-    def _changed(self, values: Values, random: np.random.Generator) -> Values:
+    def _perturb_all(self, values: Values, random: np.random.Generator) -> Values:
         return {
-            name: _perturbed(self.parameters.by_name[name], value, self.spec.factors, random)
+            name: _perturb(self.parameters.by_name[name], value, self.spec.factors, random)
             for name, value in values.items()
         }
 
 
-def _perturbed(parameter: Parameter, value: Any, factors: tuple[float, float], random: np.random.Generator) -> Any:
-    """Return a value near another: a number times a factor, a choice moved to a neighbour."""
+def _objectives_at(trial: Trial, share: float, objectives: Sequence[Objective]) -> list[float]:
+    measurement = trial.at_share(share)
+    return objective_row(
+        objectives, trial.observation.figures | (measurement.values if measurement is not None else {})
+    )
+
+
+def _perturb(parameter: Parameter, value: Any, factors: tuple[float, float], random: np.random.Generator) -> Any:
+    """Return a number multiplied by a factor, or the neighbour of a choice."""
     factor = factors[int(random.integers(2))]
     if parameter.choice is not None:
-        place = parameter.options.index(value) + (1 if factor > 1 else -1)
-        return parameter.options[min(max(place, 0), len(parameter.options) - 1)]
+        index = parameter.options.index(value) + (1 if factor > 1 else -1)
+        return parameter.options[min(max(index, 0), len(parameter.options) - 1)]
     low, high = parameter.range
     coordinate = parameter.coordinate(min(max(value * factor, low), high))
     return parameter.at(min(max(coordinate, 0.0), 1.0 - 1e-12))
 
 
 def check_changeable(paths: Sequence[str]) -> None:
-    """Refuse parameters that cannot change while a model trains.
-
-    Args:
-        paths: Dotted paths that the space's parameters set.
+    """Refuse parameters (dotted paths of the job) that cannot change while a model trains.
 
     Raises:
-        UserError: Names the parameter and what may stand in its place.
+        UserError: Names the parameter, and which ones can.
     """
     for path in paths:
         if not path.startswith(CHANGEABLE) or path.startswith(FIXED):

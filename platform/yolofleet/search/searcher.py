@@ -1,32 +1,154 @@
-"""The searcher: one way to the next candidate, whichever algorithm chooses it.
+"""The searcher: suggests the next candidate that may train, by the algorithm that ``algorithm.name`` chooses.
 
-It screens before it suggests. A candidate that breaks a limit is handed to the record as refused, which the next
-suggestion learns from, and never becomes a trial. Everything it knows is the history that it is given, so a search
-that was stopped goes on from its record.
+Every candidate is screened before it is suggested. One that breaks a limit is returned as refused, so that the record
+holds it and the algorithm learns from it, and never becomes a trial.
+
+An algorithm is built once for a search and asked for candidates. A candidate must depend on the history, on the number
+of the draw and on the seed alone: then a search that was stopped suggests the same candidates when it resumes. A new
+algorithm is one class, registered with ``@ALGORITHMS.register("NAME")`` here or in a plugin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from yolofleet.core.errors import WorkError
+from yolofleet.core.extension_points import ExtensionPoint
 from yolofleet.search import history as record
-from yolofleet.search.feasibility import Screened
 from yolofleet.search.history import History, Observation
-from yolofleet.search.model_based import ModelBased
-from yolofleet.search.optuna_based import OptunaBased
 from yolofleet.search.space import Parameters, Values, even_point, key_of, random_point
+from yolofleet.specs import search_parts
 from yolofleet.specs.search_parts import AlgorithmSpec, Limit, Objective
 
+if TYPE_CHECKING:
+    from yolofleet.search.feasibility import Screened
+
 MOST_DRAWS = 20_000
-"""Candidates looked at for one suggestion before the search gives up."""
+"""Candidates drawn for one suggestion before the search gives up."""
+
+Draw = tuple[Values, dict[str, Any]]
+"""A candidate, and what the algorithm needs stored with it in the record (often nothing)."""
+
+
+@dataclass(frozen=True)
+class SearchProblem:
+    """What a searcher and its algorithm are built from.
+
+    Attributes:
+        parameters: The free parameters.
+        objectives: The objectives.
+        screen: Profiles a candidate without training it.
+        algorithm: Name and settings of the algorithm.
+        constraints: Limits by figure.
+        known: Metrics that screening knows before a trial.
+        seed: Decides all draws.
+    """
+
+    parameters: Parameters
+    objectives: Sequence[Objective]
+    screen: Callable[[Values], Screened]
+    algorithm: AlgorithmSpec
+    constraints: Mapping[str, Limit] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+    seed: int = 0
+
+
+class Algorithm(Protocol):
+    """Chooses candidates."""
+
+    def suggest(self, history: History, number: int) -> Draw | None:
+        """Return a candidate, or None where there is none left; it may break a limit or repeat an earlier one.
+
+        Args:
+            history: Every candidate so far, refused ones included, in the order of suggestion.
+            number: Number of the draw, from 0.
+        """
+        ...
+
+
+ALGORITHMS = cast(ExtensionPoint[Callable[[SearchProblem], Algorithm]], search_parts.ALGORITHMS)
+"""Builds each algorithm for a search problem."""
+
+
+@ALGORITHMS.register("gaussian_process")
+class GaussianProcessSearch:
+    """Spreads the first trials evenly over the space, then suggests by a Gaussian process."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        from yolofleet.search.model_based import ModelBased
+
+        self._problem = problem
+        self._even = QuasiRandom(problem)
+        bounds = record.objective_bounds(problem.objectives, problem.constraints)
+        self._model = ModelBased(
+            problem.parameters, problem.objectives, set(problem.known), bounds, problem.screen, problem.seed
+        )
+
+    def suggest(self, history: History, number: int) -> Draw | None:
+        """Return the model's candidate; an even point before the start-up trials, or where the model has none."""
+        if len(record.observed(history, self._problem.objectives)) >= max(self._problem.algorithm.startup_trials, 2):
+            values = self._model.suggest(history, number)
+            if values is not None:
+                return values, {}
+        return self._even.suggest(history, number)
+
+
+def _optuna(problem: SearchProblem) -> Algorithm:
+    from yolofleet.search.optuna_based import OptunaBased
+
+    return OptunaBased(
+        problem.parameters, problem.objectives, list(problem.constraints), problem.algorithm, problem.seed
+    )
+
+
+for _name in ("tpe", "nsga2", "nsga3"):
+    ALGORITHMS.register(_name)(_optuna)
+
+
+@ALGORITHMS.register("quasi_random")
+class QuasiRandom:
+    """Fills the space evenly, by a scrambled Halton sequence."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+
+    def suggest(self, history: History, number: int) -> Draw | None:
+        """Return the candidate at a point of the sequence."""
+        parameters = self._problem.parameters
+        return parameters.at(even_point(self._problem.seed, number, len(parameters))), {}
+
+
+@ALGORITHMS.register("random")
+class Random:
+    """Draws uniformly from the space."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+
+    def suggest(self, history: History, number: int) -> Draw | None:
+        """Return the candidate at a random point."""
+        parameters = self._problem.parameters
+        return parameters.at(random_point(self._problem.seed, number, len(parameters))), {}
+
+
+@ALGORITHMS.register("grid")
+class Grid:
+    """Goes through every combination once, in order."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._grid = problem.parameters.grid()
+
+    def suggest(self, history: History, number: int) -> Draw | None:
+        """Return the first combination that was not suggested yet."""
+        known = record.keys(history)
+        return next(((values, {}) for values in self._grid if key_of(values) not in known), None)
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """A feasible candidate, and those that were refused on the way to it."""
+    """A feasible candidate, and the candidates that were drawn and refused before it."""
 
     observation: Observation
     refused: list[Observation]
@@ -35,69 +157,37 @@ class Suggestion:
 class Searcher:
     """Suggests candidates.
 
-    Args:
-        parameters: The free parameters.
-        objectives: What is wanted.
-        constraints: Limits by figure.
-        algorithm: How candidates are chosen.
-        screen: Profiles a candidate.
-        known: Metrics that screening knows before a trial.
-        seed: Decides all draws.
+    Raises:
+        UserError: The algorithm is not registered, or needs a package that is not installed.
     """
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        *,
-        objectives: Sequence[Objective],
-        constraints: dict[str, Limit],
-        algorithm: AlgorithmSpec,
-        screen: Callable[[Values], Screened],
-        known: set[str],
-        seed: int = 0,
-    ) -> None:
-        self._parameters = parameters
-        self._objectives = list(objectives)
-        self._algorithm = algorithm
-        self._screen = screen
-        self._seed = seed
-        self._grid = parameters.grid() if algorithm.name == "grid" else None
-        bounds = {
-            objective.metric: bound
-            for objective in objectives
-            if objective.metric in constraints
-            and (bound := _bound(constraints[objective.metric], objective)) is not None
-        }
-        self._model = ModelBased(parameters, objectives, known, bounds, screen, seed)
-        self._optuna = (
-            OptunaBased(parameters, objectives, list(constraints), algorithm, seed)
-            if algorithm.name in ("tpe", "nsga2", "nsga3")
-            else None
-        )
+    def __init__(self, problem: SearchProblem) -> None:
+        self._num_candidates = problem.parameters.num_candidates
+        self._screen = problem.screen
+        self._algorithm = ALGORITHMS.get(problem.algorithm.name)(problem)
 
     def suggest(self, history: History) -> Suggestion | None:
-        """Return the next candidate, or None where there is no other one left.
+        """Return the next candidate, or None where all have been suggested.
 
         Args:
-            history: Every candidate so far, refused ones included, in the order they were suggested.
+            history: Every candidate so far, refused ones included, in the order of suggestion.
 
         Raises:
-            WorkError: No feasible candidate was found among very many.
+            WorkError: No feasible candidate among very many draws.
         """
         refused: list[Observation] = []
-        taken = record.keys(history)
-        most = self._parameters.num_candidates
+        known = record.keys(history)
+        most = self._num_candidates
         for number in range(len(history), len(history) + MOST_DRAWS):
-            if most is not None and len(taken) >= most:
+            if most is not None and len(known) >= most:
                 return None
-            drawn = self._draw([*history, *refused], number)
-            if drawn is None:
+            draw = self._algorithm.suggest([*history, *refused], number)
+            if draw is None:
                 return None
-            values, notes = drawn
-            key = key_of(values)
-            if key in taken:
+            values, notes = draw
+            if (key := key_of(values)) in known:
                 continue
-            taken.add(key)
+            known.add(key)
             screened = self._screen(values)
             entry = Observation(values, screened.figures, violations=screened.violations, notes=notes)
             if screened.feasible:
@@ -106,27 +196,6 @@ class Searcher:
         if most is not None:
             return None
         raise WorkError(
-            f"no new candidate among {MOST_DRAWS} meets the constraints; loosen them, or let the parameters "
-            "reach further"
+            f"no new candidate among {MOST_DRAWS} meets the constraints; loosen them, or widen the ranges of the "
+            "parameters"
         )
-
-    def _draw(self, history: History, number: int) -> tuple[Values, dict[str, Any]] | None:
-        """Return a candidate that may be refused or known; what is drawn depends on history, number and seed alone."""
-        if self._grid is not None:
-            taken = record.keys(history)
-            left = [values for values in self._grid if key_of(values) not in taken]
-            return (left[0], {}) if left else None
-        if self._optuna is not None:
-            return self._optuna.suggest(history, number)
-        if self._algorithm.name == "random":
-            return self._parameters.at(random_point(self._seed, number, len(self._parameters))), {}
-        enough = max(self._algorithm.startup_trials, 2)
-        if self._algorithm.name == "gaussian_process" and len(record.observed(history, self._objectives)) >= enough:
-            values = self._model.suggest(history, number)
-            if values is not None:
-                return values, {}
-        return self._parameters.at(even_point(self._seed, number, len(self._parameters))), {}
-
-
-def _bound(limit: Limit, objective: Objective) -> float | None:
-    return limit.max if objective.goal == "min" else limit.min

@@ -1,6 +1,7 @@
-"""A search space at work: from the coordinates of the unit cube to a candidate's values, and on to the job it means.
+"""The search space: maps points of the unit cube to candidates (values of the free parameters), and these to jobs.
 
-Points of the unit cube, each a pure function of the seed and its number: a resumed search draws the same again.
+Searchers work in the unit cube, where every parameter has one coordinate from 0 to 1. Points are pure functions of the
+seed and their number, so a resumed search draws the same ones.
 """
 
 from __future__ import annotations
@@ -24,19 +25,20 @@ PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67
 
 
 def random_point(seed: int, number: int, num_parameters: int) -> list[float]:
-    """Return an evenly distributed point."""
-    drawn: list[float] = np.random.default_rng((seed, number)).random(num_parameters).tolist()
-    return drawn
+    """Return a uniformly distributed point."""
+    point: list[float] = np.random.default_rng((seed, number)).random(num_parameters).tolist()
+    return point
 
 
 def even_point(seed: int, number: int, num_parameters: int) -> list[float]:
-    """Return a point of a scrambled Halton sequence, whose first points fill the cube more evenly than chance does.
+    """Return a point of a scrambled Halton sequence, whose first points fill the cube more evenly than random ones.
 
-    Each parameter counts in a prime base of its own, its digits permuted by the seed, and is then shifted; beyond 20
-    parameters, where such sequences fill the cube no better than chance, the rest is random.
+    Beyond 20 parameters such sequences are no better than random points, so further coordinates are random.
     """
     known = min(num_parameters, len(PRIMES))
+    # Each coordinate mirrors the digits of the number, in a prime base of its own and permuted, behind the point.
     point = [_radical_inverse(number + 1, PRIMES[axis], seed, axis) for axis in range(known)]
+    # A shift by the seed, around the cube, keeps the first points of all seeds from lying near 0.
     shift = np.random.default_rng((seed, 7)).random(known)
     point = [(coordinate + offset) % 1.0 for coordinate, offset in zip(point, shift.tolist(), strict=True)]
     return point + random_point(seed, number, num_parameters - known)
@@ -54,25 +56,25 @@ def _radical_inverse(number: int, base: int, seed: int, axis: int) -> float:
 
 @lru_cache(maxsize=256)
 def _permutation(base: int, seed: int, axis: int) -> tuple[int, ...]:
-    """Return the order of the digits; 0 stays, so that numbers of any length have a value."""
+    """Return the order of the digits; 0 stays first, because every number has endless zeros before its digits."""
     rest = np.random.default_rng((seed, axis, base)).permutation(np.arange(1, base))
     return (0, *rest.tolist())
 
 
 def pool(seed: int, number: int, num_points: int, num_parameters: int) -> NDArray[np.float64]:
-    """Return (points, parameters) for a searcher to choose among in its step ``number``."""
+    """Return (points, parameters) random points for draw ``number`` of an algorithm to choose among."""
     return np.random.default_rng((seed, number, 1)).random((num_points, num_parameters))
 
 
 Values = dict[str, Any]
-"""A candidate: the value of each free parameter that is there, by name."""
+"""A candidate: the value of each active free parameter, by name."""
 
 
 class Parameters:
-    """The free parameters of a space, in their order; nothing of jobs is known here.
+    """The free parameters of a space, in order; it knows nothing of jobs.
 
     Args:
-        parameters: The free parameters by name; one with conditions stands after those that it depends on.
+        parameters: The free parameters by name; one with conditions comes after the parameters that it depends on.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
@@ -85,34 +87,34 @@ class Parameters:
         """Return the candidate at a point of the unit cube, one coordinate a parameter."""
         values: Values = {}
         for (name, parameter), coordinate in zip(self.by_name.items(), coordinates, strict=True):
-            if is_there(parameter, values):
+            if is_active(parameter, values):
                 values[name] = parameter.at(coordinate)
         return values
 
     def coordinates(self, values: Values) -> list[float]:
-        """Return the point of a candidate; 0.5 for what is not there."""
+        """Return the point of a candidate; 0.5 for inactive parameters."""
         return [
             parameter.coordinate(values[name]) if name in values else 0.5 for name, parameter in self.by_name.items()
         ]
 
     def grid(self) -> list[Values]:
         """Return every candidate, the first parameter varying slowest."""
-        found: list[Values] = [{}]
+        combinations: list[Values] = [{}]
         for name, parameter in self.by_name.items():
-            found = [
+            combinations = [
                 extended
-                for values in found
+                for values in combinations
                 for extended in (
                     [values | {name: value} for value in parameter.values()]
-                    if is_there(parameter, values)
+                    if is_active(parameter, values)
                     else [values]
                 )
             ]
-        return found
+        return combinations
 
     @property
     def num_candidates(self) -> int | None:
-        """How many different candidates there are; None where that is a continuum."""
+        """Number of different candidates; None where a parameter is continuous."""
         counts = [parameter.num_values for parameter in self.by_name.values()]
         if any(count is None for count in counts):
             return None
@@ -120,8 +122,8 @@ class Parameters:
         return upper if not any(p.when for p in self.by_name.values()) or upper > 100_000 else len(self.grid())
 
 
-def is_there(parameter: Parameter, values: Mapping[str, Any]) -> bool:
-    """Return whether a parameter's conditions are met by the values so far."""
+def is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
+    """Return whether the values so far meet a parameter's conditions."""
     return all(
         name in values and values[name] in (wanted if isinstance(wanted, list) else [wanted])
         for name, wanted in parameter.when.items()
@@ -129,7 +131,7 @@ def is_there(parameter: Parameter, values: Mapping[str, Any]) -> bool:
 
 
 def key_of(values: Values) -> str:
-    """Return a text that two equal candidates share."""
+    """Return a key that is the same for equal candidates."""
     return repr(sorted(values.items(), key=lambda item: item[0]))
 
 
@@ -138,10 +140,10 @@ class Space:
 
     Args:
         spec: The search.
-        source: What to name in messages.
+        source: Name of its file in messages.
 
     Raises:
-        UserError: The base job, or the job of one of the values, is not valid.
+        UserError: The base job is not valid, or no value of a parameter makes a valid job.
     """
 
     def __init__(self, spec: SearchSpec, *, source: str = "search space") -> None:
@@ -149,21 +151,16 @@ class Space:
         self.source = source
         self.parameters = Parameters(spec.free_parameters())
         self.base = with_fields(spec.job, flatten(spec.set)) | {"name": spec.name}
-        self._base_job = JobSpec.parse(self.base, source=f"{source}: base job")
+        self.base_job = JobSpec.parse(self.base, source=f"{source}: base job")
         self._check_values()
 
-    @property
-    def base_job(self) -> JobSpec:
-        """The job that the parameters change."""
-        return self._base_job
-
     def fields(self, values: Values) -> dict[str, Any]:
-        """Return the fields of the job that a candidate sets, by dotted path, linked ones included."""
+        """Return the fields of the job that a candidate sets, by dotted path, with those that follow others."""
         fields: dict[str, Any] = {}
         for name, parameter in self.spec.parameters.items():
             if parameter.follows is not None:
-                if is_there(parameter, values):
-                    fields[name] = self._following(name, parameter, fields)
+                if is_active(parameter, values):
+                    fields[name] = self._follow(name, parameter, fields)
             elif name in values:
                 if isinstance(parameter.choice, dict):
                     fields |= flatten(parameter.choice[values[name]])
@@ -172,34 +169,34 @@ class Space:
         return fields
 
     def document(self, values: Values, fields: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the job of a candidate as a plain document; ``fields`` are set on top."""
+        """Return the job of a candidate as a plain document, with further fields."""
         return with_fields(self.base, self.fields(values) | dict(fields or {}))
 
     def job(self, values: Values, fields: Mapping[str, Any] | None = None) -> JobSpec:
-        """Return the job of a candidate; ``fields`` are set on top.
+        """Return the job of a candidate, with further fields.
 
         Raises:
-            SpecError: The values make no valid job.
+            SpecError: The job is not valid.
         """
         shown = ", ".join(f"{name}={value}" for name, value in values.items())
         return JobSpec.parse(self.document(values, fields), source=f"{self.source}: candidate {shown}")
 
-    def _following(self, name: str, parameter: Parameter, fields: Mapping[str, Any]) -> Any:
+    def _follow(self, name: str, parameter: Parameter, fields: Mapping[str, Any]) -> Any:
         source = str(parameter.follows)
         value = fields[source] if source in fields else self._base_value(source)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise SpecError(f"{self.source}: parameters.{name}.follows: {source} is {value!r}, which is no number")
+            raise SpecError(f"{self.source}: parameters.{name}.follows: {source} is {value!r}, which is not a number")
         result = parameter.factor * value**parameter.power
         return round(result) if isinstance(self._base_value(name), int) else round(result, 12)
 
     def _base_value(self, path: str) -> Any:
-        value = field_at(self._base_job.document(), path)
+        value = field_at(self.base_job.document(), path)
         if value is None and path.startswith("hyperparameters."):
-            value = field_at({"hyperparameters": self._base_job.resolved_hyperparameters().document()}, path)
+            value = field_at({"hyperparameters": self.base_job.resolved_hyperparameters().document()}, path)
         return value
 
     def _check_values(self) -> None:
-        """Build the job of each value by itself, so that a value which no job takes is told before anything starts."""
+        """Refuse a parameter of which no value, in the middle of the space, makes a valid job."""
         middle = self.parameters.at([0.5] * len(self.parameters))
         for name, parameter in self.parameters.by_name.items():
             ends = parameter.options if parameter.choice is not None else [parameter.at(0.0), parameter.at(1.0 - 1e-9)]
@@ -207,16 +204,16 @@ class Space:
             problems = []
             for value in ends:
                 try:
-                    self.job(self._only_there(middle | needed | {name: value}))
+                    self.job(self._only_active(middle | needed | {name: value}))
                 except UserError as error:
                     problems.append(f"{self.source}: parameters.{name}: {value!r}: {_reason(error)}")
             if problems and len(problems) == len(ends):
                 raise SpecError(problems[0])
 
-    def _only_there(self, values: Values) -> Values:
+    def _only_active(self, values: Values) -> Values:
         kept: Values = {}
         for name, parameter in self.parameters.by_name.items():
-            if name in values and is_there(parameter, kept):
+            if name in values and is_active(parameter, kept):
                 kept[name] = values[name]
         return kept
 

@@ -1,7 +1,7 @@
 """The record of a search, ``trials.jsonl``: what was refused, suggested, measured, exchanged and ended, in that order.
 
-It is the truth: the searcher, the schedulers and the results are functions of its rows. A row is written before what
-it tells of can be lost: a trial is in the record before it gets a worker.
+The searcher, the schedulers and the results are functions of its rows, so a search resumes from the record alone. A row
+is written before its event takes effect: a trial is in the record before it gets a worker.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from yolofleet.search.history import Observation
 from yolofleet.search.space import Values
 
 Row = dict[str, Any]
-RECORD_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one run of a trial reported at one point of its training.
+    """Metrics of one run of a trial at one step.
 
     Attributes:
         repeat: Which of the trial's runs.
-        share: Share of the training that was done.
-        step: Steps that were done.
+        share: Share of the run's steps done.
+        step: Steps done.
         values: Metrics by name.
-        gpu_seconds: Worker seconds that it took since the measurement before.
+        gpu_seconds: Worker seconds spent since the measurement before.
     """
 
     repeat: int
@@ -38,30 +37,30 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A member of a population that went on from another's weights.
+    """A change of a population's member: it continues from another trial's weights, with new parameters.
 
     Attributes:
         number: Which exchange, from 1.
-        donor: Trial that was copied.
+        source: Trial that was copied.
         values: The member's parameters from here on.
     """
 
     number: int
-    donor: int
+    source: int
     values: Values
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate that got, or gets, workers.
+    """One candidate that trains.
 
     Attributes:
         number: Number of the trial, from 0.
         observation: The candidate as it was suggested.
         measurements: All measurements, in order.
         exchanges: Exchanges that changed it.
-        passed: Exchanges that it took part in.
-        end: Why it got no more workers; None while it may.
+        passed: Number of the newest exchange that it took part in.
+        end: Why it ended; None before.
     """
 
     number: int
@@ -73,7 +72,7 @@ class Trial:
 
     @property
     def values(self) -> Values:
-        """The parameters as they are now."""
+        """The current parameters."""
         return self.exchanges[-1].values if self.exchanges else self.observation.values
 
     @property
@@ -86,18 +85,18 @@ class Trial:
         return next((entry for entry in reversed(self.measurements) if entry.repeat == repeat), None)
 
     def at_share(self, share: float) -> Measurement | None:
-        """Return its first run's measurement at a share of the training, or the end of it if that came before."""
+        """Return the first measurement of its first run at or after a share of the training."""
         return next((entry for entry in self.measurements if entry.repeat == 0 and entry.share >= share - 1e-9), None)
 
     def run_name(self, repeat: int) -> str:
-        """Return the name of the run directory of one of its runs; each exchange begins a new one."""
+        """Return the name of one of its run directories; each exchange starts a new one."""
         name = f"{self.number:04d}"
         if repeat:
             name += f"-repeat{repeat}"
         return f"{name}-exchange{self.exchanges[-1].number}" if self.exchanges else name
 
     def result(self, repeats: int) -> Observation:
-        """Return the candidate with what is known of it: the mean over its runs, once all have reported."""
+        """Return the candidate with its metrics: the means over its runs, once all runs have reported."""
         newest = [entry for repeat in range(repeats) if (entry := self.at(repeat)) is not None]
         measured: dict[str, float] = {}
         share = 0.0
@@ -110,34 +109,34 @@ class Trial:
 
 @dataclass
 class Trials:
-    """All that a record tells.
+    """The trials of a search, as its record holds them.
 
     Args:
         repeats: Runs of each trial.
-        keep: Called with each new row, to store it; rows that are replayed are not passed on.
+        store_row: Called with each new row, before it takes effect; not called for replayed rows.
     """
 
     repeats: int = 1
-    keep: Callable[[Row], None] = lambda row: None
+    store_row: Callable[[Row], None] = lambda row: None
     trials: dict[int, Trial] = field(default_factory=dict)
     candidates: list[Observation | int] = field(default_factory=list)
     """Refused candidates and numbers of trials, in the order of suggestion."""
 
     def replay(self, rows: Iterable[Row]) -> None:
-        """Take over the rows of an earlier start."""
+        """Apply the rows of an earlier start."""
         for row in rows:
             self._apply(row)
 
     def history(self) -> list[Observation]:
-        """Return what a searcher knows."""
+        """Return all candidates with their results, in the order of suggestion."""
         return [
             entry if isinstance(entry, Observation) else self.trials[entry].result(self.repeats)
             for entry in self.candidates
         ]
 
-    def refuse(self, observation: Observation, reason: str | None = None) -> None:
+    def refuse(self, observation: Observation) -> None:
         """Record a candidate that breaks a limit."""
-        self._write({"kind": "refused", **_document(observation), "reason": reason})
+        self._write({"kind": "refused", **_document(observation), "reason": None})
 
     def suggest(self, observation: Observation) -> Trial:
         """Record a new trial."""
@@ -146,7 +145,7 @@ class Trials:
         return self.trials[number]
 
     def measure(self, number: int, measurement: Measurement) -> None:
-        """Record what a run reported."""
+        """Record the metrics of a run."""
         self._write(
             {
                 "kind": "measured",
@@ -163,11 +162,11 @@ class Trials:
         """Record that a member of a population passed an exchange, changed or unchanged."""
         row: Row = {"kind": "exchanged", "trial": number, "exchange": passed}
         if exchange is not None:
-            row |= {"donor": exchange.donor, "values": exchange.values}
+            row |= {"donor": exchange.source, "values": exchange.values}  # the key is part of the file format
         self._write(row)
 
     def end(self, number: int, reason: str) -> None:
-        """Record that a trial gets no more workers, and why."""
+        """Record that a trial has ended, and why."""
         self._write({"kind": "ended", "trial": number, "reason": reason})
 
     @property
@@ -177,11 +176,11 @@ class Trials:
 
     @property
     def num_refused(self) -> int:
-        """Candidates that never got a worker."""
+        """Number of refused candidates."""
         return sum(isinstance(entry, Observation) for entry in self.candidates)
 
     def _write(self, row: Row) -> None:
-        self.keep(row)
+        self.store_row(row)
         self._apply(row)
 
     def _apply(self, row: Mapping[str, Any]) -> None:
@@ -206,7 +205,7 @@ class Trials:
                 int(row["repeat"]), float(row["share"]), int(row["step"]), dict(row["measured"]), row["gpu_seconds"]
             )
             before = trial.at(new.repeat)
-            if before is None or new.share > before.share:  # a report that was sent twice counts once
+            if before is None or new.share > before.share:  # a result that was reported twice counts once
                 trial = replace(trial, measurements=(*trial.measurements, new))
         elif kind == "exchanged":
             changed = trial.exchanges

@@ -58,14 +58,14 @@ class Row(Spec):
     model_config = ConfigDict(serialize_by_alias=True, validate_by_name=True, validate_by_alias=True)
     num_inputs: ClassVar[int | None] = 1
 
-    block: str
-    """The kind of block; a literal in every kind."""
     name: RowName | None = None
     """Name by which other rows refer to it; a row that no other row reads needs none."""
     inputs: References = Field(default=(), alias="from")
     """Names of the rows it reads (``name.tap`` for a block's second output); the row above unless given."""
     activation: Activation | None = None
     """Another activation than the table's."""
+    block: str
+    """The kind of block; a literal in every kind. The digest of a table depends on the order of fields."""
 
 
 class ReorgRow(Row):

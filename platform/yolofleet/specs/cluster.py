@@ -56,14 +56,14 @@ class ClusterSpec(Spec):
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
-    def places_for_evaluation(self) -> int:
-        """Places like a worker's that are kept free beside the workers."""
+    def slots_for_evaluation(self) -> int:
+        """Worker slots that are kept free for the evaluation, beside the workers."""
         return int(self.evaluation == "apart")
 
     @property
-    def fewest_places(self) -> int:
-        """The number of places below which the run waits."""
-        return self.fewest_workers + self.places_for_evaluation
+    def fewest_slots(self) -> int:
+        """The number of worker slots below which the run waits."""
+        return self.fewest_workers + self.slots_for_evaluation
 
     @property
     def worker_counts(self) -> range:

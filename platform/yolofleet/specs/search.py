@@ -1,4 +1,4 @@
-"""The search spec: a base job, the parameters that vary, limits, objectives, and the algorithm of the search."""
+"""The search spec: a base job, its free parameters, the limits, the objectives, and how to search."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXECUTION = (
     "record_samples",
     "release_onnx",
 )
-"""Fields that do not change what is computed: the same for all trials."""
+"""Fields that do not change what is computed, so they are the same for all trials."""
 
 
 class SearchSpec(Spec):
@@ -46,7 +46,7 @@ class SearchSpec(Spec):
     constraints: dict[Figure, Limit] = Field(default_factory=dict)
     """Limits on figures that are known before training."""
     objectives: list[Objective] = Field(min_length=1, default_factory=lambda: [Objective(metric="val_AP", goal="max")])
-    """One or several objectives."""
+    """The objectives, one or several."""
     algorithm: AlgorithmSpec = AlgorithmSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
     repeats: Count = 1

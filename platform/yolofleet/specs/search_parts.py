@@ -1,14 +1,17 @@
-"""The parts of a search spec: limits, objectives, algorithm, scheduler, budget, published results."""
+"""The parts of a search spec: limits, objectives, algorithm, scheduler, budget and published results."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.extension_points import ExtensionPoint
 from yolofleet.specs.base import ByteSize, Count, Spec
 
-Algorithm = Literal["random", "grid", "quasi_random", "tpe", "nsga2", "nsga3", "gaussian_process"]
+ALGORITHMS: ExtensionPoint[Any] = ExtensionPoint("search algorithm", home="yolofleet.search.searcher")
+"""The search algorithms; `yolofleet.search.searcher` says what is registered."""
 Figure = Literal[
     "gflops",
     "gflops_training",
@@ -19,7 +22,7 @@ Figure = Literal[
     "training_petaflops",
     "latency_milliseconds",
 ]
-"""A figure of a candidate that is known before it trains."""
+"""Figures of a candidate that are known before it trains."""
 
 Size = Annotated[float, ByteSize]
 
@@ -49,8 +52,8 @@ class Objective(Spec):
     goal: Literal["max", "min"]
     """Which way is better."""
     reference: float | None = None
-    """The worst value that still counts, for the area under the front. Unless given, the constraint's
-    bound, or the worst value seen."""
+    """Its coordinate of the reference point, for the hypervolume. Unless given, the limit on it, or the worst measured
+    value."""
 
     @property
     def sign(self) -> float:
@@ -58,11 +61,19 @@ class Objective(Spec):
         return 1.0 if self.goal == "max" else -1.0
 
 
+def _registered(name: str) -> str:
+    try:
+        ALGORITHMS.get(name)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return name
+
+
 class AlgorithmSpec(Spec):
     """How candidates are chosen."""
 
-    name: Algorithm = "gaussian_process"
-    """gaussian_process models measured objectives and computes the others; tpe, nsga2 and nsga3 are Optuna's."""
+    name: Annotated[str, AfterValidator(_registered)] = "gaussian_process"
+    """gaussian_process models what is measured and knows what can be computed; tpe, nsga2 and nsga3 are Optuna's."""
     startup_trials: Count = 8
     """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
     population_size: Annotated[int, Field(ge=2)] = 20
@@ -73,9 +84,9 @@ class SchedulerSpec(Spec):
     """How much is spent on each candidate."""
 
     name: Literal["none", "asha", "population"] = "none"
-    """none: all train to the end; asha: the best of each rung train on; population: the worst take over the best."""
+    """none: all train to the end; asha: the best of each rung train on; population: the worst copy the best."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
-    """asha: one in this many trials trains on from each rung."""
+    """asha: one in this many trials is promoted from each rung."""
     rungs: Annotated[int, Field(ge=1, le=8)] = 2
     """asha: rungs before the end of training; population: exchanges before the end."""
     measure: Literal["share", "compute"] = "share"
@@ -87,7 +98,7 @@ class SchedulerSpec(Spec):
 
 
 class BudgetSpec(Spec):
-    """The budget of the search; the limit that is reached first ends it."""
+    """The budget of a search; the first limit that is used up ends it."""
 
     trials: Count | None = None
     """Trials that get a worker, repeats not counted."""
@@ -117,9 +128,9 @@ class PaperRow(Spec):
 
 
 class PaperSpec(Spec):
-    """The published results that a space reproduces."""
+    """Published results that a space reproduces."""
 
     table: str
-    """The table that holds them."""
+    """Name of the table, as the report shows it."""
     rows: list[PaperRow]
     """The rows."""

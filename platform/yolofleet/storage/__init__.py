@@ -11,9 +11,9 @@ from urllib.parse import unquote, urlsplit
 
 from yolofleet.core.redaction import holds_password, without_passwords
 from yolofleet.storage.local import FileStorage
-from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, checked_key
+from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, check_key
 
-__all__ = ["ObjectInfo", "ObjectNotFoundError", "Storage", "StorageError", "checked_key", "open_storage"]
+__all__ = ["ObjectInfo", "ObjectNotFoundError", "Storage", "StorageError", "check_key", "open_storage"]
 
 DEFAULT_PATIENCE_SECONDS = 20.0
 

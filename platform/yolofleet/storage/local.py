@@ -1,4 +1,4 @@
-"""Objects as files below a folder."""
+"""Objects as files below a folder: written under a temporary name, synced to the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import stat
 import uuid
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from yolofleet.storage.objects import (
     TEMPORARY_PREFIX,
@@ -17,8 +17,8 @@ from yolofleet.storage.objects import (
     Result,
     Storage,
     StorageError,
-    checked_key,
-    checked_length,
+    check_key,
+    check_length,
 )
 
 
@@ -31,29 +31,29 @@ class FileStorage(Storage):
         self.url = str(root)
 
     def _path(self, key: str) -> Path:
-        return self.root / checked_key(key)
+        return self.root / check_key(key)
 
     def local_path(self, key: str) -> Path | None:
         return self._path(key)
 
     def get(self, key: str) -> bytes:
         def read(path: Path) -> bytes:
-            with _opened(path) as source:
+            with _open(path) as source:
                 return source.read()
 
         return _guard_file(self._path(key), read)
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         def read(path: Path) -> bytes:
-            with _opened(path) as source:
+            with _open(path) as source:
                 source.seek(start)
                 return source.read(length)
 
         data = _guard_file(self._path(key), read)
-        return checked_length(data, length, f"{self.url}/{key}", start)
+        return check_length(data, length, f"{self.url}/{key}", start)
 
-    def open_stream(self, key: str) -> BinaryIO:
-        return _guard_file(self._path(key), _opened)
+    def open_stream(self, key: str) -> BufferedReader:
+        return _guard_file(self._path(key), _open)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
         target = self._path(key)
@@ -65,7 +65,7 @@ class FileStorage(Storage):
     def _write(self, target: Path, data: bytes | bytearray | Path, *, exclusive: bool) -> bool:
         _make_folder(target.parent)
         if target.is_dir():
-            raise StorageError(f"{target}: is a folder, so no file can be written there; choose another place")
+            raise StorageError(f"{target}: is a folder, so no file can be written there; choose another path")
         temporary = target.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
         try:
             with temporary.open("wb") as sink:
@@ -91,7 +91,7 @@ class FileStorage(Storage):
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         start = self.root / prefix.rpartition("/")[0] if "/" in prefix else self.root
-        found = []
+        entries = []
         for folder, _, names in os.walk(start):
             for name in names:
                 path = Path(folder, name)
@@ -104,8 +104,8 @@ class FileStorage(Storage):
                             continue
                         raise StorageError(f"{path}: {error.strerror}") from error
                     if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
-                        found.append(ObjectInfo(key, status.st_size))
-        return sorted(found, key=lambda entry: entry.key)
+                        entries.append(ObjectInfo(key, status.st_size))
+        return sorted(entries, key=lambda entry: entry.key)
 
     def size_bytes(self, key: str) -> int:
         path = self._path(key)
@@ -129,26 +129,26 @@ class FileStorage(Storage):
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse a folder that cannot be one, because it or a folder above it is a file."""
+    """Raise StorageError where the folder or one above it is a file."""
     if folder.is_dir():
         return
     above = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     if above.exists() and not above.is_dir():
-        raise StorageError(f"{folder}: {above} is a file, not a folder; choose another place, or move the file away")
+        raise StorageError(f"{folder}: {above} is a file, not a folder; choose another folder, or move the file away")
 
 
 def _make_folder(folder: Path) -> None:
     _check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileNotFoundError, FileExistsError) as error:  # on a file system that is none, or in place of a broken link
+    except (FileNotFoundError, FileExistsError) as error:  # /proc, say, or a broken link has this name
         raise StorageError(
-            f"{folder}: cannot be made ({error.strerror}); choose a place that can be written"
+            f"{folder}: cannot be made ({error.strerror}); choose a folder that can be written"
         ) from error
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open a file for reading. A pipe or a device is no object: opening or reading one might never end."""
+def _open(path: Path) -> BufferedReader:
+    """Open a regular file for reading; a pipe or a device is refused, because reading it might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

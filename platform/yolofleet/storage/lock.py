@@ -1,115 +1,107 @@
-"""One holder at a time of a place in storage, and no writing by one that has lost it.
+"""A lock of a storage: one process at a time holds it, and a process that has lost it writes nothing more.
 
-Holders are numbered. Each has an object of its own, ``lock/00000001.json``, ``lock/00000002.json``, ...; the highest
-number holds the place. An object is created by a conditional put, so of two that want the same number one gets it; on
-endpoints that ignore the condition both read it again after a moment and the one whose object was overwritten yields.
-From then on only its owner rewrites it: to count a renewal, or to say that the place is free again.
+Holders are numbered, and each has a record of its own; the holder with the highest number holds the lock. A record is
+created by a conditional put, so that only one of two processes that want the same number gets it. On endpoints that
+ignore the condition both read the record again after a moment, and the one whose record was overwritten gives up. From
+then on only its owner rewrites a record: to count a renewal, or to release the lock.
 
-A lock is taken over when its process is known to be dead (it ran on this host) or when its count of renewals stood
-still for a whole lease, by the watcher's own clock: no clock of one host is ever compared with that of another.
-Whoever writes below the place asks its `Fence` first, which looks for a higher number. What was asked for just before a
-takeover may still arrive after it, for as long as one request is tried (far less than a lease).
+A lock is taken over when its process is known to have ended, or when its count of renewals has not changed for a whole
+lease (`yolofleet.core.liveness`). Before a process writes, its `Fence` looks for a higher number. A request that was
+sent just before a takeover may still arrive after it, for as long as one request is tried (far less than a lease).
+
+Promotions cannot use this lock: clients of an MLflow server have no key for the server's storage, and the server itself
+offers no conditional put. They use `yolofleet.registry.promotion_lock`, with the same leases.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
 
+from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.storage.lock_record import Holder, Token, key_of, newest_holder, read_holder
+from yolofleet.core.liveness import LEASE_SECONDS, RENEWALS_PER_LEASE, LeaseWatch
+from yolofleet.storage.lock_record import FencingToken, LockRecord, newest_record, record_if_newest, record_key
 from yolofleet.storage.objects import Storage, StorageError
 
-LEASE_SECONDS = 60.0
 SETTLE_SECONDS = 0.5
 """After this long every racing put of the same object has landed."""
-RENEWALS_PER_LEASE = 4
 POLL_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
 
 
-class PlaceHeldError(UserError):
-    """Someone else holds the place and is alive."""
+class LockHeldError(UserError):
+    """Another process, which is alive, holds the lock."""
 
 
 class LockLostError(WorkError):
-    """The place was taken over; this process must write no more."""
+    """Another process has taken the lock over; this one must write nothing more."""
 
 
 class Fence:
-    """Asks, before anything is written, whether the token's holder still holds the place."""
+    """Checks before each write that the holder of a token still holds the lock."""
 
-    def __init__(self, storage: Storage, token: Token) -> None:
+    def __init__(self, storage: Storage, token: FencingToken) -> None:
         self._storage = storage
         self.token = token
 
     def check(self) -> None:
-        """Return if the place is still held.
+        """Return if the lock is still held.
 
         Raises:
-            LockLostError: Someone else holds it.
+            LockLostError: Another process holds it.
             StorageError: The storage does not answer.
         """
-        ours = read_holder(self._storage, self.token.number)
-        if (
-            ours is not None
-            and ours.mark == self.token.mark
-            and not self._storage.exists(key_of(self.token.number + 1))
-        ):
+        if record_if_newest(self._storage, self.token) is not None:
             return
-        newest = newest_holder(self._storage)
-        taker = newest.described() if newest is not None else "someone who removed the lock"
+        taker = newest_record(self._storage) or "someone who removed the lock"
         raise LockLostError(f"{self._storage.url}: was taken over by {taker}; this process writes nothing more there")
 
 
 class Lock:
-    """A place that is held, and renewed in the background, until `release`."""
+    """A lock that this process holds, and renews in the background, until `release`."""
 
-    def __init__(self, storage: Storage, holder: Holder) -> None:
+    def __init__(self, storage: Storage, record: LockRecord) -> None:
         self._storage = storage
-        self._holder = holder
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._renew_regularly, name="run-lock", daemon=True)
-        self._thread.start()
+        self._record = record
+        self.fence = Fence(storage, record.token)
+        self._renewals = BackgroundLoop(
+            self._renew,
+            seconds=record.lease_seconds / RENEWALS_PER_LEASE,
+            name="run-lock",
+            warning="the lock could not be renewed",
+            close_timeout_seconds=record.lease_seconds,
+        )
+        self._renewals.start()
 
     @property
-    def token(self) -> Token:
-        """The proof for those who write in the holder's name."""
-        return self._holder.token
+    def token(self) -> FencingToken:
+        """The token of those who write for this holder."""
+        return self._record.token
 
-    @property
-    def fence(self) -> Fence:
-        """What to ask before writing."""
-        return Fence(self._storage, self.token)
-
-    def _renew_regularly(self) -> None:
-        while not self._ended.wait(self._holder.lease_seconds / RENEWALS_PER_LEASE):
-            try:
-                self.fence.check()
-                self._holder = replace(self._holder, renewals=self._holder.renewals + 1)
-                self._storage.put(key_of(self._holder.number), self._holder.encoded())
-            except LockLostError as error:
-                logger.warning("%s", error)
-                return
-            except StorageError as error:
-                logger.warning("the lock could not be renewed: %s", error)
-
-    def release(self) -> None:
-        """Give the place back, if it is still held."""
-        self._ended.set()
-        self._thread.join()
+    def _renew(self) -> None:
         try:
             self.fence.check()
-            self._storage.put(key_of(self._holder.number), replace(self._holder, released=True).encoded())
+        except LockLostError as error:
+            logger.warning("%s", error)
+            raise EndLoop from error
+        self._record = replace(self._record, renewals=self._record.renewals + 1)
+        self._storage.put(record_key(self._record.number), self._record.to_bytes())
+
+    def release(self) -> None:
+        """Release the lock, if it is still held."""
+        self._renewals.close()
+        try:
+            self.fence.check()
+            self._storage.put(record_key(self._record.number), replace(self._record, released=True).to_bytes())
         except LockLostError:
             return
         except StorageError as error:
-            logger.warning("the lock could not be given back, others will wait for its lease to end: %s", error)
+            logger.warning("the lock could not be released, others will wait for its lease to end: %s", error)
 
     def __enter__(self) -> Lock:
         return self
@@ -121,62 +113,59 @@ class Lock:
 
 
 def hold(
-    storage: Storage,
-    *,
-    told: Callable[[str], None] = logger.warning,
-    lease_seconds: float = LEASE_SECONDS,
+    storage: Storage, *, notify: Callable[[str], None] = logger.warning, lease_seconds: float = LEASE_SECONDS
 ) -> Lock:
-    """Take a place, or wait for the lease of a holder that no longer renews it.
+    """Take the lock of a storage; wait for the lease of a holder that no longer renews it.
 
     Args:
-        storage: The storage whose root is the place.
-        told: Called with a line for the user when a lock is taken over, or waited for.
+        storage: The storage; its root holds the lock.
+        notify: Called with a line for the user when a lock is taken over, or waited for.
         lease_seconds: Lease of the new lock.
 
     Raises:
-        PlaceHeldError: A living holder has it: who, since when, and the cure.
+        LockHeldError: A living process holds it: which one, since when, and the cure.
         StorageError: The storage cannot be read or written.
     """
-    before = newest_holder(storage)
+    before = newest_record(storage)
     if before is not None and not before.released:
-        before = _outlive(storage, before, told)
-    holder = Holder.here(1 if before is None else before.number + 1, lease_seconds)
-    written = storage.put_if_absent(key_of(holder.number), holder.encoded())
-    if written and storage.local_path(key_of(1)) is None:
+        before = _wait_for_end(storage, before, notify)
+    record = LockRecord.of_this_process(1 if before is None else before.number + 1, lease_seconds)
+    written = storage.put_if_absent(record_key(record.number), record.to_bytes())
+    if written and storage.local_path(record_key(1)) is None:
         time.sleep(SETTLE_SECONDS)  # the endpoint may have ignored the condition
-    now = newest_holder(storage)
-    if now is None or now.token != holder.token:
-        raise _refusal(storage, now if now is not None else holder)
-    for number in range(max(1, holder.number - 3), holder.number - 1):
-        storage.delete(key_of(number))
-    return Lock(storage, holder)
+    now = newest_record(storage)
+    if now is None or now.token != record.token:
+        raise _lock_held(storage, now or record)
+    for number in range(max(1, record.number - 3), record.number - 1):
+        storage.delete(record_key(number))
+    return Lock(storage, record)
 
 
-def _outlive(storage: Storage, holder: Holder, told: Callable[[str], None]) -> Holder | None:
-    """Return whom to succeed, once that holder is known to be gone; raise as soon as one is known to be alive."""
-    if holder.ran_here():
-        if holder.is_running():
-            raise _refusal(storage, holder)
-        told(f"taking over from {holder.described()}: that process has ended")
-        return holder
-    told(
-        f"{storage.url} is held by {holder.described()}; waiting up to {holder.lease_seconds:g} s for a sign of life, "
+def _wait_for_end(storage: Storage, record: LockRecord, notify: Callable[[str], None]) -> LockRecord | None:
+    """Return the record to succeed once its holder is known to be gone; raise as soon as a holder is seen alive."""
+    if record.process.has_ended():
+        notify(f"taking over from {record}: that process has ended")
+        return record
+    if record.process.is_visible():
+        raise _lock_held(storage, record)
+    notify(
+        f"{storage.url} is held by {record}; waiting up to {record.lease_seconds:g} s for a sign of life, "
         "then taking over"
     )
-    end = time.monotonic() + holder.lease_seconds
-    while time.monotonic() < end:
-        time.sleep(min(POLL_SECONDS, holder.lease_seconds / 10))
-        now = newest_holder(storage)
-        if now is None or now.token != holder.token or now.renewals != holder.renewals:
-            if now is None or now.released:
-                return now
-            raise _refusal(storage, now)
-    told(f"taking over from {holder.described()}: it gave no sign of life for {holder.lease_seconds:g} s")
-    return holder
+    watch = LeaseWatch()
+    while not watch.has_expired(record.mark, record.renewals, record.lease_seconds):
+        time.sleep(min(POLL_SECONDS, record.lease_seconds / 10))
+        now = record_if_newest(storage, record.token) or newest_record(storage)
+        if now is None or now.released:
+            return now
+        if now.token != record.token or now.renewals != record.renewals:
+            raise _lock_held(storage, now)
+    notify(f"taking over from {record}: it gave no sign of life for {record.lease_seconds:g} s")
+    return record
 
 
-def _refusal(storage: Storage, holder: Holder) -> PlaceHeldError:
-    return PlaceHeldError(
-        f"{storage.url} is in use by {holder.described()}, which is alive; wait until it has ended, stop it "
-        f"(kill {holder.process} on {holder.host}), or use another name"
+def _lock_held(storage: Storage, record: LockRecord) -> LockHeldError:
+    return LockHeldError(
+        f"{storage.url} is in use by {record}, which is alive; wait until it has ended, stop it "
+        f"(kill {record.process.pid} on {record.process.host}), or use another name"
     )

@@ -1,7 +1,4 @@
-"""The interface of every storage: whole objects by key below a root.
-
-What a storage's users waited for: faults that passed, counted so that somebody can tell of them.
-"""
+"""The interface of every storage: whole objects by key below a root, and the faults that its calls outlasted."""
 
 from __future__ import annotations
 
@@ -12,18 +9,19 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from yolofleet.core.errors import UserError
 
 MOST_OFTEN_SECONDS = 10.0
-"""An endpoint that refuses every tenth call makes an account this often, not one a call."""
+"""Outages are reported at most this often, even where an endpoint refuses every tenth call."""
 
 
 @dataclass(frozen=True)
 class Outage:
-    """Faults that are over.
+    """Transient faults that are over.
 
     Attributes:
         seconds: From the first fault to the first answer after it; several outages are added up.
@@ -37,7 +35,7 @@ class Outage:
 
 
 class Outages:
-    """Collects what passed until somebody takes the account; safe among threads.
+    """Collects the transient faults of a storage until a caller takes them; thread-safe.
 
     Args:
         clock: Seconds since any moment.
@@ -60,14 +58,14 @@ class Outages:
         self._lock = threading.Lock()  # a storage goes to other processes with its dataset
 
     def note_fault(self, reason: str) -> None:
-        """Note that a call failed in a way that passes."""
+        """Count a call that failed with a transient fault."""
         with self._lock:
             self._began = self._clock() if self._began is None else self._began
             self._tries += 1
             self._reason = reason
 
     def note_answer(self) -> None:
-        """Note that a call was answered."""
+        """End the outage, if there is one: a call was answered."""
         if self._began is None:  # the ordinary case, without the lock
             return
         with self._lock:
@@ -76,7 +74,7 @@ class Outages:
                 self._began = None
 
     def take(self) -> Outage | None:
-        """Return what has passed since the last account; None while there is nothing to tell, or it goes on."""
+        """Return the faults since the last report; None if there are none, or the outage is not over."""
         if not self._tries:
             return None
         with self._lock:
@@ -84,9 +82,9 @@ class Outages:
             too_soon = self._taken_at is not None and now - self._taken_at < MOST_OFTEN_SECONDS
             if not self._tries or self._began is not None or too_soon:
                 return None
-            found = Outage(round(self._seconds, 3), self._tries, self._reason)
+            outage = Outage(round(self._seconds, 3), self._tries, self._reason)
             self._seconds, self._tries, self._taken_at = 0.0, 0, now
-            return found
+            return outage
 
 
 TEMPORARY_PREFIX = ".tmp-"
@@ -137,7 +135,7 @@ class Storage(ABC):
         """Return exactly ``length`` bytes from ``start``; a shorter object is an error."""
 
     @abstractmethod
-    def open_stream(self, key: str) -> BinaryIO:
+    def open_stream(self, key: str) -> BufferedReader:
         """Open the object for one sequential read; a broken connection goes on where it stopped."""
 
     @abstractmethod
@@ -203,7 +201,7 @@ class Storage(ABC):
             self.delete(entry.key)
 
 
-def checked_key(key: str) -> str:
+def check_key(key: str) -> str:
     """Return the key, or raise if it would leave its root."""
     parts = key.split("/")
     if not key or key.startswith("/") or "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in parts):
@@ -211,7 +209,7 @@ def checked_key(key: str) -> str:
     return key
 
 
-def checked_length(data: bytes, length: int, name: str, start: int) -> bytes:
+def check_length(data: bytes, length: int, name: str, start: int) -> bytes:
     """Return the data, or raise if the object ended before the wanted range did."""
     if len(data) != length:
         raise StorageError(f"{name}: wanted {length} bytes at {start}, the object ends after {len(data)} of them")

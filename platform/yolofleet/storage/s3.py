@@ -1,23 +1,23 @@
 """Objects in an S3 bucket: the only module that knows boto3.
 
-A call that meets a passing fault (no connection, 5xx, SlowDown, a broken body) is tried again with growing pauses until
-the storage's patience is over; a call that can never succeed (wrong credentials, no such bucket, permission denied)
-fails at once. Endpoint, region and credentials come from the environment that boto3 reads (``AWS_ENDPOINT_URL``,
-``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``): never from specs.
+A call that meets a transient fault (no connection, 5xx, SlowDown, a broken body) is tried again with growing pauses
+until the storage's patience is over; a call that can never succeed (wrong credentials, no such bucket, permission
+denied) fails at once. Endpoint, region and credentials come from the environment that boto3 reads
+(``AWS_ENDPOINT_URL``, ``AWS_REGION``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``), never from specs.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import random
-import time
 from collections.abc import Callable
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from yolofleet.core.redaction import without_passwords
+from yolofleet.core.retry import retry
 from yolofleet.storage.objects import (
     ObjectInfo,
     ObjectNotFoundError,
@@ -25,12 +25,13 @@ from yolofleet.storage.objects import (
     Result,
     Storage,
     StorageError,
-    checked_key,
-    checked_length,
+    check_key,
+    check_length,
 )
 
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 20.0
+LONGEST_PAUSE_SECONDS = 5.0
 
 
 class S3Storage(Storage):
@@ -44,37 +45,40 @@ class S3Storage(Storage):
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def _name(self, key: str) -> str:
-        return f"{self.prefix}/{checked_key(key)}" if self.prefix else checked_key(key)
+        return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
     def _call(self, what: str, key: str, action: Callable[[Any], Result]) -> Result:
-        """Run ``action(client)``; passing faults are tried again until the patience is over."""
-        give_up = time.monotonic() + self.patience_seconds
-        pause_seconds = 0.2
-        while True:
+        """Run ``action(client)``; transient faults are retried until the patience is over."""
+
+        def attempt() -> Result:
             try:
                 result = action(_client())
-                self.outages.note_answer()
-                return result
+            except StorageError:  # the key is not possible
+                raise
             except Exception as error:
-                failure = self._explained(error, what, key)
+                failure = self._translate(error, what, key)
                 if failure.transient:
                     self.outages.note_fault(str(failure))
                 else:
                     self.outages.note_answer()  # a refusal is an answer
-                if not failure.transient or time.monotonic() + pause_seconds > give_up:
-                    raise failure from error
-            time.sleep(pause_seconds * random.uniform(0.8, 1.2))
-            pause_seconds = min(pause_seconds * 2, 5.0)
+                raise failure from error
+            self.outages.note_answer()
+            return result
 
-    def _explained(self, error: Exception, what: str, key: str) -> StorageError:
+        return retry(
+            attempt,
+            patience_seconds=self.patience_seconds,
+            is_transient=lambda error: isinstance(error, StorageError) and error.transient,
+            longest_pause_seconds=LONGEST_PAUSE_SECONDS,
+        )
+
+    def _translate(self, error: Exception, what: str, key: str) -> StorageError:
         """Translate a boto3 failure: what was tried, what came back, what to do."""
         from botocore import exceptions
 
         where = f"{self.url}/{key}".rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
         endpoint = without_passwords(endpoint)
-        if isinstance(error, StorageError):
-            return error
         if isinstance(error, exceptions.ClientError):
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -121,10 +125,10 @@ class S3Storage(Storage):
             answer = client.get_object(Bucket=self.bucket, Key=self._name(key), Range=span)
             return bytes(answer["Body"].read())
 
-        return checked_length(self._call("reading", key, read), length, f"{self.url}/{key}", start)
+        return check_length(self._call("reading", key, read), length, f"{self.url}/{key}", start)
 
-    def open_stream(self, key: str) -> BinaryIO:
-        return io.BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
+    def open_stream(self, key: str) -> BufferedReader:
+        return BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
         def write(client: Any) -> None:
@@ -141,7 +145,7 @@ class S3Storage(Storage):
         return self._put_on_condition(key, data)
 
     def _put_on_condition(self, key: str, data: bytes) -> bool:
-        """Write the object with ``If-None-Match: *`` and nothing else to guard it; returns whether it was written."""
+        """Write the object with ``If-None-Match: *`` alone; returns whether it was written."""
         from botocore.exceptions import ClientError
 
         def write(client: Any) -> bool:
@@ -247,17 +251,17 @@ class _ResumingBody(io.RawIOBase):
 
 
 def _client() -> Any:
-    """Return the client of this process and of what the environment says now about S3."""
+    """Return the client for this process and its present AWS_ variables."""
     names = sorted(name for name in list(os.environ) if name.startswith("AWS_"))
-    told = tuple((name, os.environ.get(name, "")) for name in names)
-    return _s3_client(os.getpid(), told)
+    return _s3_client(os.getpid(), tuple((name, os.environ.get(name, "")) for name in names))
 
 
 @lru_cache(maxsize=4)
-def _s3_client(process_id: int, told: tuple[tuple[str, str], ...]) -> Any:
-    """Return a client for the process (connections must not cross a fork); boto3 clients are safe among threads.
+def _s3_client(process_id: int, environment: tuple[tuple[str, str], ...]) -> Any:
+    """Return a new client; boto3's are thread-safe.
 
-    A client keeps what it found in the environment when it was made, so another environment is another client.
+    A client's connections must not cross a fork, and it reads the environment only once: so there is one for each
+    process and environment.
     """
     import boto3
     from botocore.config import Config
@@ -267,7 +271,7 @@ def _s3_client(process_id: int, told: tuple[tuple[str, str], ...]) -> Any:
         config=Config(
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             read_timeout=READ_TIMEOUT_SECONDS,
-            retries={"total_max_attempts": 1, "mode": "standard"},  # our own loop knows how long to wait
+            retries={"total_max_attempts": 1, "mode": "standard"},  # `retry` knows how long to wait
             max_pool_connections=16,
             request_checksum_calculation="when_required",  # servers other than AWS refuse the trailing checksums
             response_checksum_validation="when_required",

@@ -1,1 +1,9 @@
-"""The run directory and its MLflow mirror."""
+"""The run directory, which holds everything about a run, and its copy in MLflow.
+
+Other rooms import only these modules (nothing is imported here, so that the command line answers at once):
+
+- `run_directory`: one run's directory (`RunDirectory`, `utc_now`); `json_lines`: its logs, row by row;
+- `goodput`: the summary of a run from its events;
+- `mirror`, `search_mirror`, `mirrored_run`: the copy of a run or of a search in MLflow;
+- `mlflow_store`: reaching an MLflow server or database.
+"""

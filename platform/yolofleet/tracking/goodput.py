@@ -1,6 +1,6 @@
-"""What a run went through, from its events: what failed, what it cost, and how much of the time was of use.
+"""The summary of a run from its events: what failed, what each restart cost, and the goodput.
 
-What each restart of the workers took, and of whose making that was, from a run's events.
+Goodput is the share of the training time that was not lost to failures.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from yolofleet.tracking.json_lines import Row, seconds_of
 
 @dataclass(frozen=True)
 class Restart:
-    """What a restart of the workers took, from the failure as the driver learned of it to the first step.
+    """The time that a restart of the workers took, from the failure as the driver saw it to the first step.
 
     Attributes:
-        own_seconds: In our own code: the driver's looking around, building and restoring, the first step.
+        own_seconds: In our own code: the driver's checks, building and restoring, the first step.
         ray_seconds: In Ray's: placing the workers and starting their processes.
-        waited_seconds: For others: for nodes that were to come, and for a storage that did not answer. An outage is
-            noted some time after it, and stands here as if it had ended then.
+        waited_seconds: Waiting for nodes, and for a storage that did not answer. The event of an outage comes some
+            time after its end, and counts here as its end.
     """
 
     own_seconds: float
@@ -29,12 +29,12 @@ class Restart:
 
 
 def restarts(events: Sequence[Row]) -> list[Restart]:
-    """Return what each restart under one driver took; those that failed themselves are left out.
+    """Return the times of each restart under one driver; those that failed themselves are left out.
 
     Args:
         events: A run's events, in the order of their times.
     """
-    found: list[Restart] = []
+    complete: list[Restart] = []
     restart: dict[str, Row] = {}
     for event in events:
         kind = str(event.get("kind"))
@@ -43,18 +43,18 @@ def restarts(events: Sequence[Row]) -> list[Restart]:
         elif kind in ("waiting", "starting", "start") and restart:
             restart[kind] = event
         elif kind == "regained" and {"starting", "start"} <= restart.keys():
-            found.append(_account(restart, event, events))
+            complete.append(_split_time(restart, event, events))
             restart = {}
-    return found
+    return complete
 
 
-def _account(restart: dict[str, Row], regained: Row, events: Sequence[Row]) -> Restart:
+def _split_time(restart: dict[str, Row], regained: Row, events: Sequence[Row]) -> Restart:
     failed, starting, start = (seconds_of(restart[kind]) for kind in ("failure", "starting", "start"))
     prepared = float(restart["start"].get("prepared_seconds", 0.0))
     first_step = float(regained.get("first_step_seconds", 0.0))
     first_step_at = min(start + first_step, seconds_of(regained))
     waited = 0.0
-    if "waiting" in restart:  # then it looked for free places, and asked Ray for the workers
+    if "waiting" in restart:  # after the wait it looked for free resources, and asked Ray for the workers
         settled = float(restart["starting"].get("settled_seconds", 0.0))
         waited = max(0.0, starting - settled - seconds_of(restart["waiting"]))
     ours = ((failed, starting - waited), (start - prepared, first_step_at))
@@ -83,25 +83,25 @@ def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) ->
 
 
 ENDS = ("end", "stopped", "failed")
-"""Events after which nobody trains until the next start."""
-TOLD = {
+"""Events after which no worker trains until the next start."""
+DESCRIPTIONS = {
     "failure": "{failure} failure at step {reached}: {reason}",
     "regained": "step {step} reached again: {steps_redone} steps done twice, {seconds_lost} s lost",
     "left": "saved step {step} and left: {reason}",
-    "rolled_back": "numbers went wrong: back to step {to_step}, steps {window} are left out",
-    "not_rolled_back": "numbers went wrong in steps {window}; not gone back: {reason}",
+    "rolled_back": "loss or gradient was non-finite: back to step {to_step}, steps {window} are left out",
+    "not_rolled_back": "loss or gradient was non-finite in steps {window}; not rolled back: {reason}",
     "waiting": "{reason}",
     "checkpoint_failed": "checkpoint of step {step} could not be stored: {reason}",
     "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
     "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",
     "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
-    "tracking_away": "MLflow at {uri} does not answer; training goes on, it gets everything later: {reason}",
+    "tracking_away": "MLflow at {uri} does not answer; training continues, and it gets everything later: {reason}",
     "tracking_back": "MLflow at {uri} has caught up after {seconds} s",
     "storage_back": "the storage answers again: {tries} calls failed within {seconds} s: {reason}",
     "node_joined": "node {node} joined the cluster: {offers}",
     "node_gone": "node {node} has left the cluster: {reason}",
-    "stalled": "no worker has moved for {silence_seconds} s after step {step}: {reason}",
-    "moving": "the workers move again after {seconds} s at step {step}",
+    "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
+    "moving": "the workers make progress again after {seconds} s at step {step}",
     "stopped": "stopped: {reason}",
     "failed": "failed: {reason}",
 }
@@ -109,15 +109,15 @@ LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
-class Survival:
-    """The account of a run.
+class RunSummary:
+    """The summary of a run.
 
     Attributes:
         starts: How often workers were started.
         failures: Failures by kind.
         steps_redone: Steps that were done twice.
-        seconds_lost: Time from each failure until the run was again as far as it had been.
-        seconds_trained: Time between starts and ends, what was lost included.
+        seconds_lost: Time from each failure until the run was as far again as before.
+        seconds_trained: Time between starts and ends, lost time included.
         goodput: Share of that time that was not lost; None before anything was trained.
         history: A line for everything out of the ordinary, oldest first.
     """
@@ -131,35 +131,35 @@ class Survival:
     history: list[str]
 
 
-def survival(events: Sequence[Row], rows: Sequence[Row] = ()) -> Survival:
-    """Return the account of a run.
+def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary:
+    """Return the summary of a run.
 
     Args:
         events: Its events, in the order of their times.
-        rows: Its metrics; the newest one tells how long an unfinished run has trained.
+        rows: Its metrics; the newest one says how long an unfinished run has trained.
     """
     regained = [event for event in events if event.get("kind") == "regained"]
     lost = sum(float(event.get("seconds_lost", 0.0)) for event in regained)
     trained = _seconds_trained(events, rows)
-    return Survival(
+    return RunSummary(
         starts=sum(event.get("kind") == "start" for event in events),
         failures=dict(Counter(str(event.get("failure")) for event in events if event.get("kind") == "failure")),
         steps_redone=sum(int(event.get("steps_redone", 0)) for event in regained),
         seconds_lost=round(lost, 3),
         seconds_trained=round(trained, 3),
         goodput=round(max(0.0, 1 - lost / trained), 4) if trained > 0 else None,
-        history=[line for event in events if (line := told(event)) is not None],
+        history=[line for event in events if (line := format_event(event)) is not None],
     )
 
 
-def told(event: Row) -> str | None:
-    """Return an event as a line for people; None for one that is in the ordinary course of things."""
+def format_event(event: Row) -> str | None:
+    """Return an event as a line for people; None for an ordinary one."""
     kind = str(event.get("kind"))
-    if kind not in TOLD:
+    if kind not in DESCRIPTIONS:
         return None
     fields = {key: _short(value) for key, value in event.items()}
     try:
-        text = TOLD[kind].format(**fields)
+        text = DESCRIPTIONS[kind].format(**fields)
     except KeyError:  # an event of another version, without one of the fields
         text = f"{kind}: {fields}"
     return f"{event.get('time')} {text}"

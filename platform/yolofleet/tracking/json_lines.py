@@ -1,10 +1,10 @@
 """An append-only log of JSON rows: how a row is written, where its lines lie, and how they are read back.
 
 A row is one line of JSON and counts from its newline on: an unfinished last line, left by a process that was killed,
-is no row. On a disk a log is one file, ``NAME.jsonl``. An object store has no append, so there a log is a chain of
+does not count. On a disk a log is one file, ``NAME.jsonl``. An object store has no append, so there a log is a chain of
 parts, ``NAME.jsonl``, ``NAME-00001.jsonl``, ..., and only the last part is ever put again: what is sent for each new
-row stays bounded however long the run. Reading is the same for both. JSON knows no NaN or infinity; they are written
-as the strings that protobuf's JSON mapping uses.
+row stays bounded however long the run. Reading is the same for both. JSON has no NaN or infinity; they are written as
+the strings that protobuf's JSON mapping uses.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from yolofleet.storage import ObjectNotFoundError, Storage
 
 Row = dict[str, Any]
 
+PART_KEY = re.compile(r"(.+?)(-\d{5,})?\.jsonl")
+"""The name of a log, and the number of the part from the second one on."""
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -31,7 +33,7 @@ def seconds_of(row: Row) -> float:
 
 
 class CorruptLogError(UserError):
-    """A log holds a line that is no row although rows follow it."""
+    """A line of a log is not a row although rows follow it."""
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
@@ -78,18 +80,26 @@ def part_key(name: str, index: int) -> str:
     return f"{name}.jsonl" if index == 0 else f"{name}-{index:05d}.jsonl"
 
 
+def list_logs(storage: Storage, prefix: str) -> list[str]:
+    """Return the names of the logs that begin with a prefix, in order."""
+    return sorted({match[1] for part in _list_objects(storage, prefix) if (match := PART_KEY.fullmatch(part.key))})
+
+
 def list_parts(storage: Storage, name: str) -> list[Part]:
     """Return the parts of a log, in order; none where nothing was written yet."""
-    is_part = re.compile(re.escape(name) + r"(-\d{5,})?\.jsonl")
-    if (path := storage.local_path(part_key(name, 0))) is not None:  # one folder, instead of the walk that list() is
-        found = [Part(entry.name, entry.stat().st_size) for entry in path.parent.glob(f"{name}*.jsonl")]
-    else:
-        found = [Part(entry.key, entry.size_bytes) for entry in storage.list(name)]
-    return sorted((part for part in found if is_part.fullmatch(part.key)), key=lambda part: (len(part.key), part.key))
+    matches = [(part, PART_KEY.fullmatch(part.key)) for part in _list_objects(storage, name)]
+    parts = [part for part, match in matches if match is not None and match[1] == name]
+    return sorted(parts, key=lambda part: (len(part.key), part.key))
+
+
+def _list_objects(storage: Storage, prefix: str) -> list[Part]:
+    if (path := storage.local_path(part_key(prefix, 0))) is not None:  # one folder, instead of the walk that list() is
+        return [Part(entry.name, entry.stat().st_size) for entry in path.parent.glob(f"{prefix}*.jsonl")]
+    return [Part(entry.key, entry.size_bytes) for entry in storage.list(prefix)]
 
 
 def part_index(name: str, part: Part) -> int:
-    """Return the place of a part in its log's chain."""
+    """Return the position of a part in its log's chain."""
     return int(part.key.removesuffix(".jsonl").removeprefix(name).lstrip("-") or 0)
 
 
@@ -97,7 +107,7 @@ def part_index(name: str, part: Part) -> int:
 class Cursor:
     """How far a log has been read: the bytes before it, and the last line among them.
 
-    The line tells on the next read whether the log was cut and written anew in between.
+    The line shows on the next read whether the log was truncated and rewritten in between.
     """
 
     offset_bytes: int = 0
@@ -108,23 +118,23 @@ def read_rows(storage: Storage, name: str) -> list[Row]:
     """Return every row of a log, oldest first.
 
     Raises:
-        CorruptLogError: A line is no row although rows follow it.
+        CorruptLogError: A line is not a row although rows follow it.
     """
     return read_new_rows(storage, name, Cursor())[0]
 
 
 def read_new_rows(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], Cursor]:
-    """Return the rows after ``cursor`` and the cursor behind them; from the start if the log was cut in between."""
+    """Return the rows after ``cursor`` and the cursor behind them; from the start if the log was truncated since."""
     try:
         parts = list_parts(storage, name)
         if not _still_holds(storage, parts, cursor):
             cursor = Cursor()
         data = _read_from(storage, parts, cursor.offset_bytes)
-    except ObjectNotFoundError:  # cut and written anew while being read; the next read sees the new log
+    except ObjectNotFoundError:  # rewritten while being read; the next read sees the new log
         return [], Cursor()
-    lines = data.split(b"\n")[:-1]  # behind the last newline there is no row yet
+    lines = data.split(b"\n")[:-1]  # a row is complete with its newline
     rows = [decode_row(line) for line in lines]
-    while rows and rows[-1] is None:  # what a lost disk cache leaves at the end: zeros, halves of lines
+    while rows and rows[-1] is None:  # a lost disk cache leaves zeros and halves of lines
         rows.pop()
     lines = lines[: len(rows)]
     for position, row in enumerate(rows):

@@ -1,9 +1,9 @@
 """Writing a log of JSON rows: by real appends on a disk, by putting its last part again in an object store.
 
-``append`` never waits for a network and never fails for the storage's sake: training must not stop for its own
-diary. Rows that could not be written are kept and written with the next ones; ``flush`` returns when everything is
-stored and is where a broken storage is told. One writer a log: the last line is repaired on opening, and every write
-asks a fence first, so that a writer whose run was taken over adds nothing.
+``append`` never waits for a network and never fails because of the storage: training must not stop for its own log.
+Rows that could not be written are kept and written with the next ones; ``flush`` returns when everything is stored, and
+raises where the storage does not take it. A log has one writer: the last line is repaired on opening, and every write
+checks the lock first, so that a writer whose run was taken over adds nothing.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.storage import Storage, StorageError
 from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking.json_lines import Row, decode_row, encode_row, list_parts, part_index, part_key
 
 logger = logging.getLogger(__name__)
 
-Fenced = Callable[[], None]
-"""Raises `yolofleet.storage.lock.LockLostError` when this process must write no more."""
+CheckLock = Callable[[], None]
+"""Raises `yolofleet.storage.lock.LockLostError` when this process may no longer write."""
 
 
-def unfenced() -> None:
-    """Let everything be written: for a place that only one process can know of."""
+def always_allowed() -> None:
+    """Check nothing, where no other process can know of the log."""
 
 
 PART_BYTES = 4 << 20
 """An object part that has reached this size is closed; the next row begins a new one."""
 PUT_INTERVAL_SECONDS = 3.0
 """Pause between two puts of the last part."""
-CLOSE_TIMEOUT_SECONDS = 5.0
-"""How long closing waits for the putting thread, which has nothing left to put by then."""
+NOT_WRITTEN = "rows are kept in memory until they can be written"
 
 
 class LogWriter(ABC):
@@ -62,15 +62,15 @@ class LogWriter(ABC):
         """Flush and release what is held."""
 
 
-def open_log(storage: Storage, name: str, fenced: Fenced = unfenced) -> LogWriter:
+def open_log(storage: Storage, name: str, check_lock: CheckLock = always_allowed) -> LogWriter:
     """Open the log ``name`` for writing; an unfinished last line is removed."""
-    fenced()
+    check_lock()
     on_disk = storage.local_path(part_key(name, 0)) is not None
-    return FileLogWriter(storage, name, fenced) if on_disk else ObjectLogWriter(storage, name, fenced)
+    return FileLogWriter(storage, name, check_lock) if on_disk else ObjectLogWriter(storage, name, check_lock)
 
 
 def truncate_parts(storage: Storage, name: str, keep: Callable[[Row], bool]) -> None:
-    """Remove the rows for which ``keep`` is false from a log that nobody writes at the moment."""
+    """Remove the rows for which ``keep`` is false from a log that has no writer at the moment."""
     for part in reversed(list_parts(storage, name)):  # the newest first: a stop in between leaves no gap
         data = storage.get(part.key)
         lines = data.split(b"\n")[:-1]
@@ -95,10 +95,10 @@ def end_of_last_row(data: bytes) -> int:
 class FileLogWriter(LogWriter):
     """A log on a disk: every row is one append, which survives the death of the process."""
 
-    def __init__(self, storage: Storage, name: str, fenced: Fenced = unfenced) -> None:
+    def __init__(self, storage: Storage, name: str, check_lock: CheckLock = always_allowed) -> None:
         self._storage = storage
         self._name = name
-        self._fenced = fenced
+        self._check_lock = check_lock
         self._lock = threading.Lock()
         self._pending: list[bytes] = []
         self._path, self._descriptor = self._open()
@@ -126,14 +126,14 @@ class FileLogWriter(LogWriter):
                 self._write_pending()
             except (OSError, StorageError) as error:
                 if first_failure:
-                    logger.warning("%s: %s; rows are kept in memory until it can be written", self._path, error)
+                    logger.warning("%s: %s: %s", self._path, NOT_WRITTEN, error)
 
     def _write_pending(self) -> None:
         """Write whole lines or nothing: a half line would spoil the one that is appended after it."""
         data = b"".join(self._pending)
         if not data:
             return
-        self._fenced()
+        self._check_lock()
         size_bytes = os.fstat(self._descriptor).st_size
         try:
             written = os.write(self._descriptor, data)
@@ -156,7 +156,7 @@ class FileLogWriter(LogWriter):
     def truncate(self, keep: Callable[[Row], bool]) -> None:
         """Rewrite the file without the rows for which ``keep`` is false."""
         self.flush()
-        self._fenced()
+        self._check_lock()
         with self._lock:
             os.close(self._descriptor)
             truncate_parts(self._storage, self._name, keep)
@@ -180,22 +180,26 @@ class ObjectLogWriter(LogWriter):
         self,
         storage: Storage,
         name: str,
-        fenced: Fenced = unfenced,
+        check_lock: CheckLock = always_allowed,
         *,
         put_interval_seconds: float = PUT_INTERVAL_SECONDS,
         part_bytes: int = PART_BYTES,
     ) -> None:
         self._storage = storage
         self._name = name
-        self._fenced = fenced
+        self._check_lock = check_lock
         self._lost: LockLostError | None = None
-        self._put_interval_seconds = put_interval_seconds
         self._part_bytes = part_bytes
         self._lock = threading.Lock()  # guards the memory; never held during a request
         self._put_lock = threading.Lock()  # one put at a time, so that an older state never follows a newer one
         self._pending: list[bytes] = []
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._started = self._closed = False
+        self._loop = BackgroundLoop(
+            self._put_until_lost,
+            seconds=put_interval_seconds,
+            name=f"log-{name}",
+            warning=f"{storage.url}/{name}: {NOT_WRITTEN}",
+        )
         self._part_index, self._part = self._newest_part()
 
     def _newest_part(self) -> tuple[int, bytes]:
@@ -212,23 +216,16 @@ class ObjectLogWriter(LogWriter):
             raise self._lost
         with self._lock:
             self._pending.append(line)
-            if self._thread is None and not self._closing.is_set():
-                self._thread = threading.Thread(target=self._put_regularly, name=f"log-{self._name}", daemon=True)
-                self._thread.start()
+            if not (self._started or self._closed):
+                self._started = True
+                self._loop.start()
 
-    def _put_regularly(self) -> None:
-        failing = False
-        while not self._closing.wait(self._put_interval_seconds):
-            try:
-                self._put_pending()
-                failing = False
-            except LockLostError as error:  # the next `append` tells it to whoever trains on
-                self._lost = error
-                return
-            except StorageError as error:
-                if not failing:
-                    logger.warning("%s; rows are kept in memory until it can be written", error)
-                failing = True
+    def _put_until_lost(self) -> None:
+        try:
+            self._put_pending()
+        except LockLostError as error:
+            self._lost = error  # raised by the next `append`
+            raise EndLoop from error
 
     def _put_pending(self) -> None:
         with self._put_lock:
@@ -243,7 +240,7 @@ class ObjectLogWriter(LogWriter):
                         size_bytes += len(self._pending[taken])
                         taken += 1
                     grown = self._part + b"".join(self._pending[:taken])
-                self._fenced()
+                self._check_lock()
                 self._storage.put(part_key(self._name, self._part_index), grown)
                 with self._lock:
                     self._part = grown
@@ -256,16 +253,15 @@ class ObjectLogWriter(LogWriter):
     def truncate(self, keep: Callable[[Row], bool]) -> None:
         """Put the parts again without the rows for which ``keep`` is false."""
         self.flush()
-        self._fenced()
+        self._check_lock()
         with self._put_lock:
             truncate_parts(self._storage, self._name, keep)
             self._part_index, self._part = self._newest_part()
 
     def close(self) -> None:
         """Flush and end the thread."""
-        self._closing.set()
+        self._closed = True
         try:
             self.flush()
         finally:
-            if self._thread is not None:
-                self._thread.join(timeout=CLOSE_TIMEOUT_SECONDS)
+            self._loop.close()

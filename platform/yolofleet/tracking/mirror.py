@@ -1,7 +1,7 @@
-"""The MLflow mirror of a run: a thread that follows the run directory and that training never waits for.
+"""The MLflow mirror of a run: a background loop that follows the run directory and that training never waits for.
 
 The run directory is the queue: what the server has not taken stays there, however long it is away and whether or not
-this process lives on. When the server is back, the next pass catches up; so does `sync_now` at any later time.
+this process survives. When the server is back, the next pass catches up; so does `sync_now` at any later time.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
+from yolofleet.core.background import BackgroundLoop, within
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.redaction import without_passwords
+from yolofleet.core.text import one_line
 from yolofleet.tracking.mirrored_run import MirroredRun, find_run
-from yolofleet.tracking.mlflow_store import experiment_id, open_client, shown
-from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.mlflow_store import experiment_id, open_client
+from yolofleet.tracking.run_directory import OnEvent, RunDirectory
 
 logger = logging.getLogger(__name__)
 
@@ -23,29 +27,128 @@ POLL_SECONDS = 5.0
 LONGEST_PAUSE_SECONDS = 60.0
 """The pause doubles up to this while the server does not answer."""
 CLOSE_TIMEOUT_SECONDS = 30.0
-"""How long `Mirror.close` lets the last pass take."""
+"""How long `BackgroundSync.close` lets the last pass take."""
 
 
-class Told(Protocol):
-    """Takes an event, as `RunDirectory.append_event` does."""
-
-    def __call__(self, kind: str, **fields: Any) -> None:
-        """Note an event."""
+def ignore_event(kind: str, **fields: Any) -> None:
+    """Do nothing with an event."""
 
 
-def nobody(kind: str, **fields: Any) -> None:
-    """Tell nobody."""
+class BackgroundSync:
+    """Keeps MLflow synchronised with a directory in the background.
+
+    Args:
+        sync: Makes one pass; raises where MLflow does not answer.
+        source: The directory's URL.
+        tracking_uri: The MLflow server or database.
+        unaffected: What does not wait for MLflow: "training", "the search".
+        poll_seconds: Pause between two passes.
+        on_event: Takes the events ``tracking_away`` and ``tracking_back``.
+    """
+
+    def __init__(
+        self,
+        sync: Callable[[], object],
+        *,
+        source: str,
+        tracking_uri: str,
+        unaffected: str,
+        poll_seconds: float = POLL_SECONDS,
+        on_event: OnEvent = ignore_event,
+    ) -> None:
+        self._sync = sync
+        self._source = source
+        self._uri = without_passwords(tracking_uri)
+        self._unaffected = unaffected
+        self._poll_seconds = poll_seconds
+        self._on_event = on_event
+        self._failures = 0
+        self._synchronised = False
+        self._synchronised_at = time.monotonic()
+        self._next_pass = 0.0
+        self._one_pass_at_a_time = threading.Lock()
+        self._loop = BackgroundLoop(
+            self._pass_if_due,
+            seconds=poll_seconds,
+            name="mlflow-mirror",
+            warning=f"MLflow at {self._uri} is not synchronised at the moment",
+            at_once=True,
+            close_timeout_seconds=0.0,  # `close` has a limit of its own
+        )
+
+    def start(self) -> None:
+        """Start; returns at once, whether or not the server is there."""
+        self._loop.start()
+
+    def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> bool:
+        """Make a last pass and end.
+
+        Flush the directory first: only stored rows can be sent.
+
+        Args:
+            timeout_seconds: The longest that this call takes.
+
+        Returns:
+            Whether MLflow holds everything now. If not, nothing is lost: `yolofleet report --sync` sends the rest.
+        """
+        self._loop.close()
+        self._synchronised = False
+        try:
+            within(timeout_seconds, self._pass)
+        except TimeoutError:
+            self._synchronised = False
+        if not self._synchronised:
+            logger.warning(
+                "MLflow at %s does not hold all of %s; send the rest with `yolofleet report %s --sync`",
+                self._uri,
+                self._source,
+                self._source,
+            )
+        return self._synchronised
+
+    def _pass_if_due(self) -> None:
+        if time.monotonic() >= self._next_pass:
+            self._pass()
+            longest = max(LONGEST_PAUSE_SECONDS, self._poll_seconds)
+            self._next_pass = time.monotonic() + min(self._poll_seconds * 2**self._failures, longest)
+
+    def _pass(self) -> None:
+        with self._one_pass_at_a_time:
+            self._make_pass()
+
+    def _make_pass(self) -> None:
+        self._synchronised = False
+        try:
+            self._sync()
+        except Exception as error:  # MLflow, requests, database drivers, storage: all mean "try again later"
+            self._failures += 1
+            if self._failures == 1:
+                reason = one_line(error)
+                logger.warning("MLflow at %s is behind, %s continues: %s", self._uri, self._unaffected, reason)
+                self._append_event("tracking_away", uri=self._uri, reason=reason)
+            return
+        if self._failures:
+            logger.info("MLflow at %s has caught up", self._uri)
+            seconds = round(time.monotonic() - self._synchronised_at, 3)
+            self._append_event("tracking_back", uri=self._uri, seconds=seconds)
+        self._failures, self._synchronised_at, self._synchronised = 0, time.monotonic(), True
+
+    def _append_event(self, kind: str, **fields: Any) -> None:
+        try:
+            self._on_event(kind, **fields)
+        except (UserError, WorkError) as error:  # the storage is away, too, or another process has taken the run over
+            logger.warning("the event %s of %s could not be recorded: %s", kind, self._source, error)
 
 
-class Mirror:
-    """Keeps the MLflow run of a run directory level with it, in the background.
+class Mirror(BackgroundSync):
+    """Keeps the MLflow run of a run directory synchronised with it, in the background.
 
     Args:
         run: The run directory. It is only read, so the mirror may run in any process that reaches it.
         tracking_uri: The MLflow server or database.
         experiment: The experiment of the run.
         poll_seconds: Pause between two passes.
-        told: Takes the events ``tracking_away`` and ``tracking_back``.
+        on_event: Takes the events ``tracking_away`` and ``tracking_back``.
     """
 
     def __init__(
@@ -55,89 +158,26 @@ class Mirror:
         experiment: str,
         *,
         poll_seconds: float = POLL_SECONDS,
-        told: Told = nobody,
+        on_event: OnEvent = ignore_event,
     ) -> None:
-        self._run = run
         self._mirrored = MirroredRun(run, tracking_uri, experiment)
-        self._poll_seconds = poll_seconds
-        self._told = told
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._level = False
-        self._thread = threading.Thread(target=self._follow, name="mlflow-mirror", daemon=True)
+        super().__init__(
+            self._mirrored.sync,
+            source=run.url,
+            tracking_uri=tracking_uri,
+            unaffected="training",
+            poll_seconds=poll_seconds,
+            on_event=on_event,
+        )
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run's id, None until the server has answered once."""
         return self._mirrored.run_id
 
-    def start(self) -> None:
-        """Begin to follow the run directory; returns at once, whether or not the server is there."""
-        self._thread.start()
-
-    def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> bool:
-        """Make a last pass and end.
-
-        Flush the run directory first: only what is stored can be sent.
-
-        Args:
-            timeout_seconds: The longest that this call takes.
-
-        Returns:
-            Whether MLflow holds everything now. If not, nothing is lost: `sync_now` sends the rest at any later time.
-        """
-        self._closing.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout_seconds)
-        level = self._level and not self._thread.is_alive()
-        if not level:
-            logger.warning(
-                "MLflow at %s does not hold all of run %s; send the rest with `yolofleet report %s --sync`",
-                shown(self._mirrored.tracking_uri),
-                self._run.name,
-                self._run.url,
-            )
-        return level
-
-    def _follow(self) -> None:
-        failures = 0
-        level_at = time.monotonic()
-        while True:
-            last_pass = self._closing.is_set()
-            self._level = False
-            try:
-                self._mirrored.sync()
-            except Exception as error:  # MLflow, requests, database drivers, storage: all mean "try again later"
-                failures += 1
-                if failures == 1:
-                    reason = " ".join(str(error).split())[:300]
-                    uri = shown(self._mirrored.tracking_uri)
-                    logger.warning("MLflow at %s is behind, training goes on: %s", uri, reason)
-                    self._tell("tracking_away", uri=uri, reason=reason)
-            else:
-                now = time.monotonic()
-                if failures:
-                    uri = shown(self._mirrored.tracking_uri)
-                    logger.info("MLflow at %s has caught up", uri)
-                    self._tell("tracking_back", uri=uri, seconds=round(now - level_at, 3))
-                failures, level_at = 0, now
-                self._level = True
-            if last_pass:
-                return
-            self._wake.wait(min(self._poll_seconds * 2**failures, max(LONGEST_PAUSE_SECONDS, self._poll_seconds)))
-            self._wake.clear()
-
-    def _tell(self, kind: str, **fields: Any) -> None:
-        """Note an event; where that is not possible the mirror goes on without."""
-        try:
-            self._told(kind, **fields)
-        except (UserError, WorkError) as error:  # the storage is away too, or the run is another's by now
-            logger.warning("%s of run %s could not be noted: %s", kind, self._run.name, error)
-
 
 def sync_now(run: RunDirectory, tracking_uri: str, experiment: str, *, rebuild: bool = False) -> str:
-    """Bring MLflow level with a run directory now, and return the MLflow run's id.
+    """Synchronise MLflow with a run directory now, and return the MLflow run's id.
 
     Args:
         run: The run directory; it is only read.
@@ -150,11 +190,11 @@ def sync_now(run: RunDirectory, tracking_uri: str, experiment: str, *, rebuild: 
         Exception: Whatever MLflow raises when the server does not answer.
     """
     if rebuild:
-        forget(run, tracking_uri, experiment)
+        delete_mlflow_run(run, tracking_uri, experiment)
     return MirroredRun(run, tracking_uri, experiment).sync()
 
 
-def forget(run: RunDirectory, tracking_uri: str, experiment: str) -> None:
+def delete_mlflow_run(run: RunDirectory, tracking_uri: str, experiment: str) -> None:
     """Delete what MLflow holds of a run directory; the directory itself is left alone."""
     client = open_client(tracking_uri)
     while (found := find_run(client, experiment_id(client, experiment), run.identity)) is not None:

@@ -1,10 +1,10 @@
-"""One pass of the mirror: bring one MLflow run level with its run directory.
+"""One pass of the mirror: synchronise one MLflow run with its run directory.
 
-The run directory holds everything and the server tells what it has already, so a pass needs no memory of its own: it
-finds its run by the directory's identity (a tag), asks the server for the last step of each metric and sends only
-later ones. That matters because MLflow keeps both rows when a step is logged twice. A pass may be repeated, cut off
-anywhere, or made against an empty server: the result is the same. Rows of one metric come in the order of their steps,
-evaluations apart: one that was made beside the training may come late, so the server is asked for all of them.
+The run directory holds everything and the server knows what it has already, so a pass needs no memory of its own: it
+finds its run by the directory's identity (a tag), asks the server for the last step of each metric and sends only later
+ones, because MLflow keeps both rows when a step is logged twice. A pass may be repeated, cut off anywhere, or made
+against an empty server: the result is the same. Rows of one metric come in the order of their steps, except
+evaluations: one that was made beside the training may come late, so the server is asked for all of its steps.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LONGEST_TAG = 5000
 LONGEST_NAME = 250
 
 _one_pass_at_a_time = threading.Lock()
-"""The mirror's thread and `sync_now` may meet in one process, and neither must make what the other is making."""
+"""The mirror's thread and `sync_now` may meet in one process; both would create the same run."""
 
 
 class MirroredRun:
@@ -77,7 +77,7 @@ class MirroredRun:
         """Send what the server lacks and return the MLflow run's id.
 
         Args:
-            tags: What else is known of the run now.
+            tags: Other facts of the run now.
 
         Raises:
             TrackingError: The tracking URI or the experiment cannot be used.
@@ -92,19 +92,19 @@ class MirroredRun:
                 self._send_files(client, run_id)
                 self._send_events(client, run_id)
             except BaseException:
-                self._client = None  # ask the server anew what it holds: a lost answer is no lost request
+                self._client = None  # the server may have taken a request whose answer was lost: ask it again
                 raise
             return run_id
 
     def _connect(self) -> tuple[MlflowClient, str]:
-        """Find or make the MLflow run, and learn what it holds."""
+        """Find or create the MLflow run, and ask what it holds."""
         if self._client is not None and self.run_id is not None:
             return self._client, self.run_id
         client = open_client(self.tracking_uri)
         experiment = experiment_id(client, self.experiment)
         found = find_run(client, experiment, self.run.identity)
         if found is None:
-            found = _made_run(client, experiment, self.run, self._parent_run_id)
+            found = _create_run(client, experiment, self.run, self._parent_run_id)
         self._last_steps = last_steps(found)
         self._evaluated.clear()
         self._asked.clear()
@@ -126,7 +126,7 @@ class MirroredRun:
             client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
 
     def _send_facts(self, client: MlflowClient, run_id: str) -> None:
-        """Send the facts as tags, which may change, and the directory's present place with them."""
+        """Send the facts as tags, which may change, and the directory's present location."""
         from mlflow.entities import RunTag
 
         facts = self.run.facts()
@@ -196,7 +196,7 @@ class MirroredRun:
             self._uploaded[key] = state
 
     def _send_events(self, client: MlflowClient, run_id: str) -> None:
-        """Upload the events when there are new ones, and say how the run stands."""
+        """Upload the events when there are new ones, and the run's status."""
         size_bytes = self.run.events_size_bytes()
         if size_bytes == self._events_size_bytes:
             return
@@ -220,8 +220,8 @@ def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None
     return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def _made_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_run_id: str | None) -> Run:
-    """Make the MLflow run of a run directory; of two processes that do so at once, both end with the same one."""
+def _create_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_run_id: str | None) -> Run:
+    """Create the MLflow run of a run directory; two processes that do so at once end with the same one."""
     tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url}
     if parent_run_id is not None:
         tags[PARENT_TAG] = parent_run_id

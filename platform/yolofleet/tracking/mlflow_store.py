@@ -1,11 +1,7 @@
-"""Reaching an MLflow tracking server or database: which one, is it there, and a client that cannot block for minutes.
+"""Reaching an MLflow tracking server or database: which one, whether it answers, and a client that never blocks long.
 
 MLflow's own defaults wait minutes for a server that is away (seven retries of two minutes each). `open_client` lowers
 them unless the user's environment says otherwise, and `check_reachable` answers within its time whatever happens.
-
-Doing something that may hang, within a time.
-
-Where MLflow keeps the files of runs: whether it can keep one, and give it back.
 """
 
 from __future__ import annotations
@@ -14,43 +10,20 @@ import fcntl
 import logging
 import os
 import socket
-import threading
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import without_passwords
+from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-import tempfile
-
-Result = TypeVar("Result")
-
-
-def within(timeout_seconds: float, action: Callable[[], Result]) -> Result:
-    """Return what ``action`` returns or raises, or raise TimeoutError; a stuck one is left behind in its thread."""
-    results: list[Result] = []
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            results.append(action())
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work, name="within", daemon=True)
-    thread.start()
-    thread.join(timeout_seconds)
-    if failures:
-        raise failures[0]
-    if not results:
-        raise TimeoutError
-    return results[0]
-
 
 CHECK_TIMEOUT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -71,7 +44,7 @@ ENVIRONMENT = {
 }
 """Set where the user's environment does not set them."""
 QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic")
-"""They tell of tables made and examples checked: nothing that a user can use."""
+"""They report created tables and checked examples, which is of no use to a user."""
 
 
 class TrackingError(UserError):
@@ -94,27 +67,24 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     return Path(tracking_uri.removeprefix(SQLITE_PREFIX)).expanduser().absolute()
 
 
-def shown(tracking_uri: str) -> str:
-    """Return the URI as messages may show it: without a password."""
-    return without_passwords(tracking_uri)
-
-
 def check_uri(tracking_uri: str) -> None:
     """Raise `TrackingError` for a URI that MLflow cannot serve."""
     scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
     try:
         _ = urlsplit(tracking_uri).port
     except ValueError as error:
-        raise TrackingError(f"{shown(tracking_uri)}: the port is wrong ({error}); write http://HOST:PORT") from error
+        raise TrackingError(
+            f"{without_passwords(tracking_uri)}: the port is wrong ({error}); write http://HOST:PORT"
+        ) from error
     if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
-        raise TrackingError(f"{shown(tracking_uri)}: a host is missing; write http://HOST:PORT")
+        raise TrackingError(f"{without_passwords(tracking_uri)}: a host is missing; write http://HOST:PORT")
     if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
         raise TrackingError(
             f"{tracking_uri}: a database file is missing; write sqlite:///PATH, with a fourth / if absolute"
         )
     if scheme not in ("http", "https", "sqlite", "databricks", *DATABASE_SCHEMES):
         raise TrackingError(
-            f"{shown(tracking_uri)}: not an MLflow tracking URI; use http://HOST:PORT, https://HOST, "
+            f"{without_passwords(tracking_uri)}: not an MLflow tracking URI; use http://HOST:PORT, https://HOST, "
             "sqlite:///PATH/mlflow.db or postgresql://USER@HOST/DATABASE"
         )
 
@@ -133,16 +103,16 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         within(timeout_seconds, lambda: _probe(tracking_uri))
     except TimeoutError as error:
         raise TrackingError(
-            f"MLflow at {shown(tracking_uri)} gave no answer within {timeout_seconds:g} s; check tracking.uri, the "
-            "server and the network"
+            f"MLflow at {without_passwords(tracking_uri)} gave no answer within {timeout_seconds:g} s; check "
+            "tracking.uri, the server and the network"
         ) from error
 
 
 def find_tracking_uri(given: str | None = None, storage_url: str = "runs") -> str:
-    """Return the store to look into: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
+    """Return the MLflow store to read: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
 
     Raises:
-        TrackingError: There is none; looking must not make an empty database.
+        TrackingError: There is none; reading must not create an empty database.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage_url)
     database = None if uri is None else sqlite_path(uri)
@@ -162,12 +132,12 @@ def mlflow_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        reason = without_passwords(" ".join(str(error).split()))[:400]
-        raise TrackingError(f"MLflow at {shown(tracking_uri)}: {reason}") from error
+        reason = without_passwords(one_line(error, 400))
+        raise TrackingError(f"MLflow at {without_passwords(tracking_uri)}: {reason}") from error
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
-    """Return a client whose calls end within seconds when the server is away; makes a sqlite database if need be.
+    """Return a client whose calls end within seconds when the server is away; creates a missing sqlite database.
 
     Raises:
         TrackingError: The URI is wrong.
@@ -188,7 +158,7 @@ def open_client(tracking_uri: str) -> MlflowClient:
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
-    """Return the id of the experiment ``name``, made if need be.
+    """Return the id of the experiment ``name``; creates a missing one.
 
     Artifacts of a sqlite store lie beside its database: MLflow's default is a folder wherever the process was started.
 
@@ -209,7 +179,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             found = client.get_experiment_by_name(name)  # another process was first
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"the MLflow experiment '{name}' at {shown(client.tracking_uri)} was deleted; restore it with "
+            f"the MLflow experiment '{name}' at {without_passwords(client.tracking_uri)} was deleted; restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}`, or set another tracking.experiment"
         )
     return str(found.experiment_id)
@@ -223,20 +193,20 @@ def _probe(tracking_uri: str) -> None:
             socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_SECONDS).close()
         except OSError as error:
             raise TrackingError(
-                f"nothing answers at {shown(tracking_uri)} ({error}); start it with `mlflow server`, or correct "
-                "tracking.uri"
+                f"nothing answers at {without_passwords(tracking_uri)} ({error}); start it with "
+                "`mlflow server`, or correct tracking.uri"
             ) from error
     try:
         open_client(tracking_uri).search_experiments(max_results=1)
     except ModuleNotFoundError as error:
         raise TrackingError(
-            f"{shown(tracking_uri)} needs the Python package of its database driver ({error.name}), which is not "
-            "installed: install it, or name the driver that is there, e.g. postgresql+psycopg2://..."
+            f"{without_passwords(tracking_uri)} needs the Python package of its database driver ({error.name}), which "
+            "is not installed: install it, or name the driver that is there, e.g. postgresql+psycopg2://..."
         ) from error
     except Exception as error:  # MLflow, requests and every database driver have errors of their own
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         raise TrackingError(
-            f"MLflow at {shown(tracking_uri)} does not work: {reason}; check tracking.uri, the credentials "
+            f"MLflow at {without_passwords(tracking_uri)} does not work: {reason}; check tracking.uri, the credentials "
             "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN) and the server's "
             "--allowed-hosts"
         ) from error
@@ -252,7 +222,7 @@ def _check_sqlite(database: Path) -> None:
         else:
             database.parent.mkdir(parents=True, exist_ok=True)
             if not os.access(database.parent, os.W_OK):
-                raise TrackingError(f"{database.parent}: cannot be written; set tracking.uri to a place of your own")
+                raise TrackingError(f"{database.parent}: cannot be written; set tracking.uri to a folder of your own")
     except OSError as error:
         raise TrackingError(
             f"{database}: cannot be used for MLflow ({error.strerror}); correct tracking.uri"
@@ -261,7 +231,7 @@ def _check_sqlite(database: Path) -> None:
 
 @contextmanager
 def _first_use_lock(database: Path) -> Iterator[None]:
-    """Let one process at a time open the database: the first one makes its tables."""
+    """Let one process at a time open the database: the first one creates its tables."""
     _check_sqlite(database)
     descriptor = os.open(database.with_name(f"{database.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -271,20 +241,20 @@ def _first_use_lock(database: Path) -> Iterator[None]:
         os.close(descriptor)  # which also unlocks
 
 
-def is_yet_to_be_made(place: str) -> bool:
-    """Return whether a place is a folder that the first run makes."""
-    parts = urlsplit(place)
+def is_made_by_first_run(location: str) -> bool:
+    """Return whether an artifact location is a folder that does not exist before the first run."""
+    parts = urlsplit(location)
     return parts.scheme in ("", "file") and not Path(parts.path).is_dir()
 
 
-def artifact_problem(tracking_uri: str, place: str, name: str, text: str) -> str | None:
-    """Keep a file, fetch it and remove it; return why that cannot be done, None if it can.
+def artifact_problem(tracking_uri: str, location: str, name: str, text: str) -> str | None:
+    """Store a file, fetch it and remove it; return why that fails, None if it does not.
 
     Args:
-        tracking_uri: Of the MLflow that the place belongs to; it may be the server that keeps the files.
-        place: An experiment's artifact location.
-        name: Of the file; nothing else there may have it.
-        text: What it holds.
+        tracking_uri: The MLflow that the location belongs to; it may be the server that keeps the files.
+        location: An experiment's artifact location.
+        name: Name of the file, used by nothing else there.
+        text: Content of the file.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -293,12 +263,12 @@ def artifact_problem(tracking_uri: str, place: str, name: str, text: str) -> str
         file.write_text(text)
         fetched.mkdir()
         try:
-            store = get_artifact_repository(place, tracking_uri=tracking_uri)
+            store = get_artifact_repository(location, tracking_uri=tracking_uri)
             store.log_artifact(str(file))
             try:
                 seen = Path(store.download_artifacts(name, dst_path=str(fetched))).read_text()
             finally:
                 store.delete_artifacts(name)
         except Exception as error:  # every kind of store raises what its own library does
-            return without_passwords(" ".join(str(error).split()))[:300] or type(error).__name__
-    return None if seen == text else "what is fetched is not what was kept"
+            return without_passwords(one_line(error))
+    return None if seen == text else "the fetched file differs from the stored one"

@@ -1,19 +1,19 @@
-"""The run directory: all that is known of one training run, and where every start of it begins.
+"""The run directory: everything about one training run, and the state that every start resumes from.
 
     <storage>/<name>/
-        lock/           who trains it at the moment (yolofleet.storage.lock)
+        lock/           which process trains it (yolofleet.storage.lock)
         run.json        format of the directory and the run's identity, written once
         job.yaml        the job as it was started
-        facts.json      what else is known of the run: dataset digests, model figures, versions
+        facts.json      other facts: dataset digests, model figures, versions
         metrics.jsonl   one row a report: {"time": ..., "step": ..., NAME: VALUE, ...}
         metrics.driver.jsonl   the same, of evaluations that were made beside the training
         events.jsonl    what happened: {"time": ..., "kind": ..., ...}; the last of the kinds in STATUS_OF_EVENT
-                        tells how the run stands
+                        is the status of the run
         checkpoints/    (yolofleet.training)
         model/          the detector package of the best weights
         report/         images and pages
 
-MLflow holds a copy of it (yolofleet.tracking.mirror); nothing ever reads MLflow to go on.
+MLflow holds a copy of it (yolofleet.tracking.mirror); nothing ever reads MLflow to resume a run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,11 +30,12 @@ from types import TracebackType
 from typing import Any
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import without_passwords
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence
-from yolofleet.storage.lock_record import Token
-from yolofleet.tracking.json_lines import Cursor, Row, list_parts, read_new_rows, read_rows
+from yolofleet.storage.lock_record import FencingToken
+from yolofleet.tracking.json_lines import Cursor, Row, list_logs, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import LogWriter, open_log
 
 FORMAT = 1
@@ -48,15 +49,15 @@ MODEL_PREFIX = "model"
 REPORT_PREFIX = "report"
 Cursors = dict[str, Cursor]
 """How far each log of metrics has been read."""
-PACKAGE_INDEX = "detector.json"
-"""Written last into ``model/``: a half-copied package is not a package."""
+OnEvent = Callable[..., None]
+"""Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
 STATUS_OF_EVENT = {
     "start": "RUNNING",
     "end": "FINISHED",
     "failed": "FAILED",
     "stopped": "KILLED",
 }
-"""Event kinds that say how the run stands, and MLflow's word for it."""
+"""Event kinds that decide the status of a run, and MLflow's word for it."""
 
 
 class RunDirectory:
@@ -64,12 +65,12 @@ class RunDirectory:
 
     Args:
         storage: The storage whose root is the run directory, ``<storage>/<name>``.
-        source: Who writes where two processes do (``driver`` beside the training workers); each source has files of its
+        source: Which process writes, where two do (``driver`` beside the training workers); each has files of its
             own, ``events.SOURCE.jsonl`` and ``metrics.SOURCE.jsonl``, because an object store has no append.
-        token: The run's lock as its holder has it; with it nothing is written once another has taken the run over.
+        token: The run's lock as its holder has it: nothing is written once another process has taken the run over.
     """
 
-    def __init__(self, storage: Storage, *, source: str | None = None, token: Token | None = None) -> None:
+    def __init__(self, storage: Storage, *, source: str | None = None, token: FencingToken | None = None) -> None:
         if source is not None and not source.isalpha():
             raise ValueError(f"an event source is one word of letters, not {source!r}")
         self.storage = storage
@@ -77,11 +78,11 @@ class RunDirectory:
         self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
         self._metrics_name = METRICS if source is None else f"{METRICS}.{source}"
         self._writers: dict[str, LogWriter] = {}
-        self._writers_lock = threading.Lock()  # the thread that saves checkpoints tells of them too
+        self._writers_lock = threading.Lock()  # the thread that saves checkpoints appends events, too
 
     @classmethod
     def open(
-        cls, storage_url: str | Path, name: str, *, source: str | None = None, token: Token | None = None
+        cls, storage_url: str | Path, name: str, *, source: str | None = None, token: FencingToken | None = None
     ) -> RunDirectory:
         """Open the run ``name`` below ``storage_url``; nothing is written yet."""
         return cls(open_storage(storage_url).child(name), source=source, token=token)
@@ -103,18 +104,18 @@ class RunDirectory:
 
     @cached_property
     def identity(self) -> str:
-        """The run's identity: made on first use and kept in ``run.json``, wherever the directory moves.
+        """The run's identity: created on first use and kept in ``run.json``, wherever the directory moves.
 
         Raises:
             UserError: The directory was written by a newer yolofleet, or ``run.json`` is damaged.
         """
         fresh = {"format": FORMAT, "id": uuid.uuid4().hex, "created": utc_now()}
         try:
-            found = self.storage.get(IDENTITY_KEY)
+            data = self.storage.get(IDENTITY_KEY)
         except ObjectNotFoundError:
             self.storage.put_if_absent(IDENTITY_KEY, json.dumps(fresh).encode() + b"\n")
-            found = self.storage.get(IDENTITY_KEY)  # another process may have been first
-        return _checked_identity(found, f"{self.url}/{IDENTITY_KEY}")
+            data = self.storage.get(IDENTITY_KEY)  # another process may have been first
+        return _parse_identity(data, f"{self.url}/{IDENTITY_KEY}")
 
     def exists(self) -> bool:
         """Return whether a run was ever started here."""
@@ -128,37 +129,36 @@ class RunDirectory:
             return None
 
     def write_job(self, text: str) -> None:
-        """Keep the job's YAML; who may replace it is for the caller to judge."""
+        """Store the job's YAML; the caller decides whether it may be replaced."""
         self.storage.put(JOB_KEY, text.encode())
 
     def facts(self) -> dict[str, Any]:
-        """Return what `record_facts` was told, {} before that.
+        """Return the recorded facts, {} before the first.
 
         Raises:
             UserError: ``facts.json`` is damaged.
         """
         try:
-            found = json.loads(self.storage.get(FACTS_KEY))
+            return dict(json.loads(self.storage.get(FACTS_KEY)))
         except ObjectNotFoundError:
             return {}
         except ValueError as error:
             raise UserError(
                 f"{self.url}/{FACTS_KEY}: is damaged ({error}); remove it, the next start writes it"
             ) from error
-        return dict(found)
 
     def record_facts(self, **facts: Any) -> None:
-        """Keep facts of the run (plain JSON values) beside those that are known already."""
+        """Store facts of the run (plain JSON values) beside those that are recorded already."""
         merged = {**self.facts(), **facts}
         self.storage.put(FACTS_KEY, json.dumps(merged, indent=2, sort_keys=True).encode() + b"\n")
 
     def status(self) -> str | None:
-        """Return how the run stands by its events (RUNNING, FINISHED, FAILED, KILLED), None before the first."""
+        """Return the run's status by its events (RUNNING, FINISHED, FAILED, KILLED), None before the first."""
         kinds = [str(event.get("kind")) for event in self.events()]
         return next((STATUS_OF_EVENT[kind] for kind in reversed(kinds) if kind in STATUS_OF_EVENT), None)
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add a row of numbers; ``time`` is added. Neither waits for the storage nor fails for its sake.
+        """Add a row of numbers and its ``time``; neither waits for the storage nor fails because of it.
 
         Raises:
             ValueError: The row has no whole, non-negative ``step``.
@@ -168,16 +168,16 @@ class RunDirectory:
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"a metrics row needs a whole step of at least 0, this one has step={step!r}: {dict(row)}")
         self._writer(self._metrics_name).append({"time": utc_now(), **row})
-        self._tell_of_outages()
+        self._record_outages()
 
     def append_event(self, kind: str, **fields: Any) -> None:
-        """Add an event: its kind, the time, and what else is known of it, without the passwords of URLs."""
+        """Add an event: its kind, the time, and its fields, without the passwords of URLs."""
         plain = {name: without_passwords(value) if isinstance(value, str) else value for name, value in fields.items()}
         self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **plain})
-        self._tell_of_outages()
+        self._record_outages()
 
-    def _tell_of_outages(self) -> None:
-        """Add an event for faults of the storage that this process has waited out: nobody else saw them."""
+    def _record_outages(self) -> None:
+        """Add an event for faults of the storage that this process has waited out: no other process saw them."""
         if (outage := self.storage.outages.take()) is not None:
             event = {"time": utc_now(), "kind": "storage_back", **asdict(outage)}
             self._writer(self._events_name).append(event)
@@ -190,34 +190,38 @@ class RunDirectory:
         """Return the rows stored since ``cursors`` ({}: all) by their steps, and the cursors for the next call."""
         rows, ends = [], {}
         for name in METRICS_LOGS:
-            found, ends[name] = read_new_rows(self.storage, name, cursors.get(name, Cursor()))
-            rows += found
+            new, ends[name] = read_new_rows(self.storage, name, cursors.get(name, Cursor()))
+            rows += new
         return sorted(rows, key=lambda row: int(row.get("step", 0))), ends
 
     def events(self) -> list[Row]:
         """Return all stored events of all sources, oldest first."""
-        rows = [row for name in self._event_logs() for row in read_rows(self.storage, name)]
+        rows = [row for name in list_logs(self.storage, EVENTS) for row in read_rows(self.storage, name)]
         return sorted(rows, key=lambda row: str(row.get("time", "")))
 
     def events_size_bytes(self) -> int:
-        """Return the size of all event logs: it tells cheaply whether there is something new."""
-        return sum(part.size_bytes for name in self._event_logs() for part in list_parts(self.storage, name))
+        """Return the size of all event logs: a cheap sign of new events."""
+        return sum(
+            part.size_bytes for name in list_logs(self.storage, EVENTS) for part in list_parts(self.storage, name)
+        )
 
     def truncate_metrics_after(self, step: int) -> None:
-        """Remove one's own rows of later steps: a run that goes on from a checkpoint writes them again."""
+        """Remove this process's rows of later steps: a run that resumes from a checkpoint writes them again."""
         self._writer(self._metrics_name).truncate(lambda row: int(row.get("step", 0)) <= step)
 
     def save_model(self, package: Path) -> None:
-        """Copy a detector package into ``model/``, its ``detector.json`` last, and remove what else lies there.
+        """Copy a detector package into ``model/``, and remove what else lies there.
+
+        Its ``detector.json`` is written last: a half-copied package does not count.
 
         Raises:
             UserError: The folder holds no ``detector.json``.
         """
         files = sorted(path for path in package.rglob("*") if path.is_file())
         keys = {path: f"{MODEL_PREFIX}/{path.relative_to(package).as_posix()}" for path in files}
-        index = package / PACKAGE_INDEX
+        index = package / DETECTOR_CARD_NAME
         if index not in keys:
-            raise UserError(f"{package}: holds no {PACKAGE_INDEX}, so it is not a detector package")
+            raise UserError(f"{package}: holds no {DETECTOR_CARD_NAME}, so it is not a detector package")
         for path in [*(path for path in files if path != index), index]:
             self.storage.put(keys[path], path)
         for entry in self.storage.list(f"{MODEL_PREFIX}/"):
@@ -226,7 +230,7 @@ class RunDirectory:
 
     def has_model(self) -> bool:
         """Return whether ``model/`` holds a whole detector package."""
-        return self.storage.exists(f"{MODEL_PREFIX}/{PACKAGE_INDEX}")
+        return self.storage.exists(f"{MODEL_PREFIX}/{DETECTOR_CARD_NAME}")
 
     def fetch_model(self, folder: Path) -> Path:
         """Return a local folder with the run's detector package: ``model/`` itself, or its copy in ``folder``.
@@ -234,7 +238,7 @@ class RunDirectory:
         Raises:
             UserError: The run has no model yet.
         """
-        index_key = f"{MODEL_PREFIX}/{PACKAGE_INDEX}"
+        index_key = f"{MODEL_PREFIX}/{DETECTOR_CARD_NAME}"
         if not self.storage.exists(index_key):
             raise UserError(f"{self.url}: the run has no model yet (no {index_key}); let the training end first")
         if (local := self.storage.local_path(index_key)) is not None:
@@ -243,8 +247,8 @@ class RunDirectory:
             self.storage.download(entry.key, folder / entry.key.removeprefix(f"{MODEL_PREFIX}/"))
         return folder
 
-    def check_held(self) -> None:
-        """Return if the run is still this process's to write.
+    def check_lock(self) -> None:
+        """Return if this process may still write the run.
 
         Raises:
             LockLostError: Another process has taken it over.
@@ -253,13 +257,13 @@ class RunDirectory:
             self._fence.check()
 
     def flush(self) -> None:
-        """Return when all rows and events are stored durably, and the run is still this process's to write.
+        """Return when all rows and events are stored durably, and this process may still write the run.
 
         Raises:
-            StorageError: The storage does not take them; they are kept and tried again.
+            StorageError: The storage does not take them; they are kept and written later.
             LockLostError: Another process has taken the run over.
         """
-        self.check_held()
+        self.check_lock()
         with self._writers_lock:
             writers = list(self._writers.values())
         for writer in writers:
@@ -285,16 +289,8 @@ class RunDirectory:
     def _writer(self, name: str) -> LogWriter:
         with self._writers_lock:
             if name not in self._writers:
-                self._writers[name] = open_log(self.storage, name, self.check_held)
+                self._writers[name] = open_log(self.storage, name, self.check_lock)
             return self._writers[name]
-
-    def _event_logs(self) -> list[str]:
-        folder = self.storage.local_path(JOB_KEY)
-        if folder is not None:
-            keys = [path.name for path in folder.parent.glob(f"{EVENTS}*.jsonl")]
-        else:
-            keys = [entry.key for entry in self.storage.list(EVENTS)]
-        return sorted(key.removesuffix(".jsonl") for key in keys if _is_first_part(key))
 
 
 def utc_now() -> str:
@@ -302,11 +298,7 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _is_first_part(key: str) -> bool:
-    return key.endswith(".jsonl") and not key.removesuffix(".jsonl").rpartition("-")[2].isdigit()
-
-
-def _checked_identity(data: bytes, where: str) -> str:
+def _parse_identity(data: bytes, where: str) -> str:
     try:
         document = json.loads(data)
         format_number, identity = int(document["format"]), str(document["id"])

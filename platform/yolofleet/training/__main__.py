@@ -9,7 +9,7 @@ from yolofleet.core.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, 
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import hold
 from yolofleet.training.setup.preflight import check_job, run_storage
-from yolofleet.training.supervision.process import run_in_process
+from yolofleet.training.supervision.worker import run_in_process
 
 
 def main(arguments: list[str]) -> int:
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
         if os.environ.get("RANK", "0") != "0":
             outcome = run_in_process(job)  # only the first process writes, so it alone holds the run
         else:
-            with hold(run_storage(job), told=_say) as lock:
+            with hold(run_storage(job), notify=_say) as lock:
                 check_job(job)
                 outcome = run_in_process(job, lock.token)
     except UserError as error:

@@ -1,4 +1,9 @@
-"""Whether a cluster answers, lets us in, and keeps those out who have no token."""
+"""Whether a cluster answers, accepts this user's token, and refuses everyone who has none.
+
+A harmless request is sent twice, with the token and without. For addresses of Ray's own protocols it goes through
+Ray's generated gRPC stubs and its TLS settings, which are private: `ray.init` would add the token by itself, may hang
+on a dead address, and cannot be asked without one.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +12,27 @@ import os
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from yolofleet.cluster.doctor.finding import CLUSTER, Line
+from yolofleet.cluster.doctor.finding import CLUSTER, Finding
 from yolofleet.core.errors import UserError
 from yolofleet.core.ray_runtime import own_token
+from yolofleet.core.text import one_line
 
-REACH_SUBJECT = "Ray"
+RAY_SUBJECT = "Ray"
 SUBJECT = "authentication"
-KNOCK_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 SCHEMES = ("http", "https", "ray", "gcs")
-FIRST_LINE = 200
-
-Kind = Literal["in", "refused", "silent"]
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a cluster is asked.
+    """Where a cluster answers.
 
     Attributes:
-        scheme: http or https (dashboard and Jobs API), ray (Ray client) or gcs (HOST:PORT, as a node of it sees it).
+        scheme: http or https (dashboard and Jobs API), ray (Ray client) or gcs (HOST:PORT, for a node of the cluster).
         host: Its host.
         port: Its port.
     """
@@ -51,7 +55,7 @@ class Address:
             parts, port = urlsplit(""), None
         if parts.scheme not in SCHEMES or not parts.hostname or port is None:
             raise UserError(
-                f"--address {text}: is no address of a cluster; it looks like http://HOST:8265 (its dashboard), "
+                f"--address {text}: is not the address of a cluster; it looks like http://HOST:8265 (its dashboard), "
                 "ray://HOST:10001, or HOST:6379 on one of its nodes"
             )
         if parts.password is not None or parts.username is not None:
@@ -74,72 +78,68 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a cluster says to someone who knocks.
+class ProbeResult:
+    """A cluster's response to a request.
 
     Attributes:
-        kind: Whether he is let in.
-        reason: Why not.
+        outcome: Whether the request was accepted, refused, or not answered at all.
+        reason: Why it was not accepted.
     """
 
-    kind: Kind
+    outcome: Literal["accepted", "refused", "silent"]
     reason: str = ""
 
 
-def knock(address: Address, token: str | None) -> Answer:
-    """Ask a cluster for something harmless, with a token or without one; returns within seconds."""
+def probe(address: Address, token: str | None) -> ProbeResult:
+    """Send a cluster a harmless request, with a token or without one; returns within seconds."""
     headers = {} if token is None else {"authorization": f"Bearer {token}"}
     if address.scheme in ("http", "https"):
-        return _knock_at_dashboard(address, headers)
-    return _knock_at_service(address, headers)
+        return _probe_dashboard(address, headers)
+    return _probe_service(address, headers)
 
 
-def _knock_at_dashboard(address: Address, headers: dict[str, str]) -> Answer:
+def _probe_dashboard(address: Address, headers: dict[str, str]) -> ProbeResult:
     request = urllib.request.Request(f"{address.text}/api/jobs/", headers=headers)
     try:
-        with urllib.request.build_opener(_NoRedirect).open(request, timeout=KNOCK_SECONDS):
-            return Answer("in")
+        with urllib.request.build_opener(_NoRedirect).open(request, timeout=TIMEOUT_SECONDS):
+            return ProbeResult("accepted")
     except urllib.error.HTTPError as error:
-        return Answer("refused" if error.code in (401, 403) else "silent", f"HTTP {error.code}")
+        return ProbeResult("refused" if error.code in (401, 403) else "silent", f"HTTP {error.code}")
     except OSError as error:
-        return Answer("silent", _first_line(getattr(error, "reason", error)))
+        return ProbeResult("silent", one_line(getattr(error, "reason", error), 200))
     except Exception as error:  # what answers there may speak anything but HTTP
-        return Answer("silent", f"{type(error).__name__}: {_first_line(error)}")
+        return ProbeResult("silent", f"{type(error).__name__}: {one_line(error, 200)}")
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Keeps the token from being sent on to wherever an answer points."""
+    """Keeps the token from being sent on to the target of a redirect, which no dashboard sends."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Follow none: a redirect is no dashboard's answer."""
+        """Follow no redirect."""
 
 
-def _knock_at_service(address: Address, headers: dict[str, str]) -> Answer:
+def _probe_service(address: Address, headers: dict[str, str]) -> ProbeResult:
     import grpc
     from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc, ray_client_pb2, ray_client_pb2_grpc
 
-    target = address.text.removeprefix("ray://")
-    metadata = tuple(headers.items())
-    with _channel(target) as channel:
+    options = {"metadata": tuple(headers.items()), "timeout": TIMEOUT_SECONDS}
+    with _open_channel(address.text.removeprefix("ray://")) as channel:
         try:
             if address.scheme == "ray":
                 ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
-                ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(
-                    ping, metadata=metadata, timeout=KNOCK_SECONDS
-                )
+                ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(ping, **options)
             else:
-                harmless = gcs_service_pb2.GetInternalConfigRequest()
-                gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
-                    harmless, metadata=metadata, timeout=KNOCK_SECONDS
-                )
+                request = gcs_service_pb2.GetInternalConfigRequest()
+                gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(request, **options)
         except grpc.RpcError as error:
             refused = error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
-            return Answer("refused" if refused else "silent", f"{error.code().name}: {_first_line(error.details())}")
-    return Answer("in")
+            reason = f"{error.code().name}: {one_line(error.details(), 200)}"
+            return ProbeResult("refused" if refused else "silent", reason)
+    return ProbeResult("accepted")
 
 
-def _channel(target: str) -> Any:
-    """Return a connection that adds no token by itself; encrypted where Ray's own are."""
+def _open_channel(target: str) -> Any:
+    """Return a gRPC channel that adds no token by itself; encrypted where Ray's own channels are."""
     import grpc
 
     if os.environ.get("RAY_USE_TLS", "0").lower() not in ("1", "true"):
@@ -150,30 +150,24 @@ def _channel(target: str) -> Any:
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(authority, key, chain))
 
 
-def judge_reach(address: Address, ours: Answer) -> Line | None:
-    """Return why the cluster cannot be looked at; None: it lets us in."""
-    if ours.kind == "silent":
+def check_access(address: Address, result: ProbeResult) -> Finding | None:
+    """Return why the cluster cannot be examined by what it said to this user's token; None: it accepts it."""
+    if result.outcome == "silent":
         cure = "is it running, and is --address that of its dashboard (http://HOST:8265) or of one of its nodes?"
-        return Line(CLUSTER, REACH_SUBJECT, "fail", f"nothing answers at {address.text} ({ours.reason})", cure)
-    if ours.kind == "refused":
+        return Finding(CLUSTER, RAY_SUBJECT, "fail", f"nothing answers at {address.text} ({result.reason})", cure)
+    if result.outcome == "refused":
         cure = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
         seen = f"{address.text} refuses this token" if own_token() else f"{address.text} asks for a token, none is set"
-        return Line(CLUSTER, SUBJECT, "fail", f"{seen} ({ours.reason})", cure)
+        return Finding(CLUSTER, SUBJECT, "fail", f"{seen} ({result.reason})", cure)
     return None
 
 
-def judge_stranger(address: Address, stranger: Answer) -> Line:
-    """Judge by what a cluster that lets us in says to someone without a token."""
-    if stranger.kind != "in":
-        return Line(CLUSTER, SUBJECT, "ok", "asks for a token, and takes ours")
+def check_authentication(address: Address, without_token: ProbeResult) -> Finding:
+    """Check what a cluster that accepts this user's token says to a request without one."""
+    finding = partial(Finding, CLUSTER, SUBJECT)
+    if without_token.outcome != "accepted":
+        return finding("ok", "asks for a token, and takes ours")
     cure = "start every node with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
     if address.is_loopback:
-        seen = "anyone on this machine may run anything: no token is asked for"
-        return Line(CLUSTER, SUBJECT, "warn", seen, cure)
-    return Line(
-        CLUSTER, SUBJECT, "fail", f"whoever reaches {address.text} may run anything: no token is asked for", cure
-    )
-
-
-def _first_line(error: object) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:FIRST_LINE]
+        return finding("warn", "anyone on this machine may run anything: no token is asked for", cure)
+    return finding("fail", f"whoever reaches {address.text} may run anything: no token is asked for", cure)

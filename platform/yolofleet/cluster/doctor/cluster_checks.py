@@ -1,6 +1,7 @@
-"""What is looked at once, from the command that trains, and not on every node.
+"""Checks made once and not on every node: Ray itself, room for the workers, the cache's need, and MLflow.
 
-MLflow from the command that trains: read, written, and left as it was.
+MLflow is asked from here because the command that trains talks to it; no worker does. Only an entry of the registry and
+a file are written: a deleted run or experiment stays in MLflow's database, a deleted registered model does not.
 """
 
 from __future__ import annotations
@@ -10,28 +11,30 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from yolofleet.cluster.doctor.disk import CacheNeed
-from yolofleet.cluster.doctor.finding import CLUSTER, Line
+from yolofleet.cluster.doctor.finding import CLUSTER, Finding
 from yolofleet.cluster.doctor.nodes import Node
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import without_passwords
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec, TrackingSpec
 from yolofleet.tracking.mlflow_store import (
     artifact_problem,
     check_reachable,
     default_tracking_uri,
-    is_yet_to_be_made,
+    is_made_by_first_run,
     mlflow_errors,
     open_client,
-    shown,
     sqlite_path,
-    within,
 )
 from yolofleet.training.setup.builders import open_dataset
-from yolofleet.training.supervision.nodes import NodeOffer, has_room, num_places
+from yolofleet.training.supervision.nodes import NodeOffer, has_room, num_slots
 
+ROOM_SUBJECT = "room for workers"
 TRACKING_SUBJECT = "MLflow"
 REACH_SECONDS = 30.0
 USE_SECONDS = 120.0
@@ -40,136 +43,35 @@ NAME = "yolofleet-doctor"
 TAG = "looked_at"
 
 
-@dataclass(frozen=True)
-class TrackingFound:
-    """What was found at the tracking URI.
-
-    Attributes:
-        problem: What did not work; None: all of it did.
-        read_seconds: What looking up the experiment took.
-        write_seconds: What writing, reading and removing an entry took; None where the database is yet to be made.
-        artifact_seconds: What keeping, fetching and removing a file took; None where the folder is yet to be made.
-    """
-
-    problem: str | None = None
-    read_seconds: float = 0.0
-    write_seconds: float | None = None
-    artifact_seconds: float | None = None
-
-
-def look_at_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
-    """Look up the experiment; write, read and remove an entry of the registry, and a file beside the experiment's runs.
-
-    Neither leaves a trace: a deleted run or experiment stays in MLflow's database, a deleted registered model does not.
-    """
-    database = sqlite_path(tracking_uri)
-    if database is not None and not database.exists():
-        return _yet_to_be_made(database)
-    try:
-        check_reachable(tracking_uri, REACH_SECONDS)
-        return within(USE_SECONDS, lambda: _used(tracking_uri, experiment))
-    except TimeoutError:
-        return TrackingFound(f"MLflow at {shown(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
-    except UserError as error:
-        return TrackingFound(str(error))
-
-
-def _yet_to_be_made(database: Path) -> TrackingFound:
-    there = next(folder for folder in database.parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        return TrackingFound(f"{database}: cannot be made, for {there} cannot be written; set tracking.uri")
-    return TrackingFound()
-
-
-def _used(tracking_uri: str, experiment: str) -> TrackingFound:
-    client = open_client(tracking_uri)
-    name, mark = f"{NAME}-{secrets.token_hex(4)}", secrets.token_hex(8)
-    with mlflow_errors(tracking_uri):
-        began = time.monotonic()
-        found = client.get_experiment_by_name(experiment)
-        if found is not None and found.lifecycle_stage != "active":
-            return TrackingFound(
-                f"the MLflow experiment '{experiment}' at {shown(tracking_uri)} was deleted; restore it, or set "
-                "another tracking.experiment"
-            )
-        read = time.monotonic()
-        client.create_registered_model(name)
-        try:
-            client.set_registered_model_tag(name, TAG, mark)
-            seen = client.get_registered_model(name).tags.get(TAG)
-        finally:
-            client.delete_registered_model(name)
-        place = (found or client.get_experiment("0")).artifact_location
-    if seen != mark:
-        return TrackingFound(f"MLflow at {shown(tracking_uri)} does not give back what was written there")
-    written = time.monotonic()
-    if is_yet_to_be_made(place):
-        return TrackingFound(None, read - began, written - read)
-    if problem := artifact_problem(tracking_uri, place, f"{name}.txt", mark):
-        return TrackingFound(
-            f"MLflow at {shown(tracking_uri)} keeps records, but no files at {shown(place)}: {problem}"
-        )
-    return TrackingFound(None, read - began, written - read, time.monotonic() - written)
-
-
-def judge_tracking(place: str, found: TrackingFound, tracking_uri: str, tracking: TrackingSpec) -> Line:
-    """Judge MLflow; a job that may wait for it is only slowed by its absence."""
-    if found.problem is not None:
-        may_wait = tracking.when_away == "spool"
-        cure = "see to the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
-        return Line(place, TRACKING_SUBJECT, "warn" if may_wait else "fail", found.problem, cure)
-    where = shown(tracking_uri)
-    if found.write_seconds is None:
-        return Line(place, TRACKING_SUBJECT, "ok", f"{where}: is made by the first training")
-    measured = {"read_seconds": found.read_seconds, "write_seconds": found.write_seconds}
-    seen = f"{where}: read in {found.read_seconds:.2g} s, written in {found.write_seconds:.2g} s"
-    if found.artifact_seconds is not None:
-        measured["artifact_seconds"] = found.artifact_seconds
-        seen += f", a file kept and fetched in {found.artifact_seconds:.2g} s"
-    if max(found.read_seconds, found.write_seconds) > SLOW_SECONDS:
-        cure = "training does not wait for it, its end does: give the server more workers, or a nearer database"
-        return Line(place, TRACKING_SUBJECT, "warn", seen, cure, measured)
-    return Line(place, TRACKING_SUBJECT, "ok", seen, measured=measured)
-
-
-ROOM_SUBJECT = "room for workers"
-
-
-def ray_line(nodes: Sequence[Node]) -> Line:
-    """Return what Ray says of itself."""
+def ray_finding(nodes: Sequence[Node]) -> Finding:
+    """Return the finding that names Ray's version and counts its nodes."""
     import ray
 
-    shown = f"{ray.__version__}, {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
-    return Line(CLUSTER, "Ray", "ok", shown, measured={"nodes": float(len(nodes))})
+    seen = f"{ray.__version__}, {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+    return Finding(CLUSTER, "Ray", "ok", seen, measured={"nodes": float(len(nodes))})
 
 
-def room_line(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer]) -> Line:
-    """Judge whether a job's workers find room.
+def check_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer]) -> Finding:
+    """Check whether the cluster can hold a job's workers.
 
     Args:
         cluster: What the job asks for.
         nodes: The nodes that are there.
         may_grow: The nodes that an autoscaler may have running at most.
     """
+    finding = partial(Finding, CLUSTER, ROOM_SUBJECT)
     try:
-        now = has_room(cluster, nodes, may_grow)
+        has_room_now = has_room(cluster, nodes, may_grow)
     except UserError as error:
-        what, _, cure = str(error).rpartition(". ")
-        return Line(CLUSTER, ROOM_SUBJECT, "fail", what, cure[:1].lower() + cure[1:])
-    places = num_places(cluster, nodes)
-    seen = f"for {places} workers, the job wants {_span(cluster)}"
-    if now:
-        return Line(CLUSTER, ROOM_SUBJECT, "ok", seen, measured={"workers": float(places)})
+        problem, _, cure = str(error).rpartition(". ")
+        return finding("fail", problem, cure[:1].lower() + cure[1:])
+    slots = num_slots(cluster, nodes)
+    fewest, most = cluster.fewest_workers, cluster.most_workers
+    seen = f"for {slots} workers, the job wants {most if fewest == most else f'{fewest} to {most}'}"
+    if has_room_now:
+        return finding("ok", seen, measured={"workers": float(slots)})
     cure = f"the job waits {cluster.wait_for_nodes_seconds:g} s for the autoscaler (cluster.wait_for_nodes_seconds)"
-    return Line(CLUSTER, ROOM_SUBJECT, "warn", seen, cure, {"workers": float(places)})
-
-
-def tracking_line(job: JobSpec) -> Line:
-    """Look at MLflow and judge it."""
-    uri = job.tracking.uri or default_tracking_uri(job.storage)
-    if uri is None:
-        return Line(CLUSTER, TRACKING_SUBJECT, "ok", "not used (tracking.uri is not set)")
-    return judge_tracking(CLUSTER, look_at_tracking(uri, job.tracking.experiment), uri, job.tracking)
+    return finding("warn", seen, cure, {"workers": float(slots)})
 
 
 def cache_need(job: JobSpec) -> CacheNeed | None:
@@ -190,6 +92,103 @@ def cache_need(job: JobSpec) -> CacheNeed | None:
     )
 
 
-def _span(cluster: ClusterSpec) -> str:
-    fewest, most = cluster.fewest_workers, cluster.most_workers
-    return str(most) if fewest == most else f"{fewest} to {most}"
+@dataclass(frozen=True)
+class TrackingFound:
+    """What was found at the tracking URI.
+
+    Attributes:
+        problem: What did not work; None: all of it did.
+        read_seconds: How long looking up the experiment took.
+        write_seconds: How long writing, reading and removing an entry took; None where the first training makes the
+            database.
+        artifact_seconds: How long uploading, downloading and removing a file took; None where the first training makes
+            the folder.
+    """
+
+    problem: str | None = None
+    read_seconds: float = 0.0
+    write_seconds: float | None = None
+    artifact_seconds: float | None = None
+
+
+def probe_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
+    """Look up the experiment; write, read and remove a registry entry, and a file beside the experiment's runs."""
+    database = sqlite_path(tracking_uri)
+    if database is not None and not database.exists():
+        return _probe_folder(database)
+    try:
+        check_reachable(tracking_uri, REACH_SECONDS)
+        return within(USE_SECONDS, lambda: _use_tracking(tracking_uri, experiment))
+    except TimeoutError:
+        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
+    except UserError as error:
+        return TrackingFound(str(error))
+
+
+def _probe_folder(database: Path) -> TrackingFound:
+    """Return whether a database that does not exist yet can be made."""
+    parent = next(folder for folder in database.parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        return TrackingFound(f"{database}: cannot be made, for {parent} cannot be written; set tracking.uri")
+    return TrackingFound()
+
+
+def _use_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
+    client = open_client(tracking_uri)
+    name, value = f"{NAME}-{secrets.token_hex(4)}", secrets.token_hex(8)
+    with mlflow_errors(tracking_uri):
+        began = time.monotonic()
+        entry = client.get_experiment_by_name(experiment)
+        if entry is not None and entry.lifecycle_stage != "active":
+            return TrackingFound(
+                f"the MLflow experiment '{experiment}' at {without_passwords(tracking_uri)} was deleted; restore it, "
+                "or set another tracking.experiment"
+            )
+        read = time.monotonic()
+        client.create_registered_model(name)
+        try:
+            client.set_registered_model_tag(name, TAG, value)
+            seen = client.get_registered_model(name).tags.get(TAG)
+        finally:
+            client.delete_registered_model(name)
+        location = (entry or client.get_experiment("0")).artifact_location
+    if seen != value:
+        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} does not give back what was written there")
+    written = time.monotonic()
+    if is_made_by_first_run(location):
+        return TrackingFound(None, read - began, written - read)
+    if problem := artifact_problem(tracking_uri, location, f"{name}.txt", value):
+        return TrackingFound(
+            f"MLflow at {without_passwords(tracking_uri)} keeps records, but no files at "
+            f"{without_passwords(location)}: {problem}"
+        )
+    return TrackingFound(None, read - began, written - read, time.monotonic() - written)
+
+
+def check_tracking(found: TrackingFound, tracking_uri: str, tracking: TrackingSpec) -> Finding:
+    """Check what was found at MLflow; a job that may train without MLflow is only delayed by its absence."""
+    finding = partial(Finding, CLUSTER, TRACKING_SUBJECT)
+    if found.problem is not None:
+        may_wait = tracking.when_away == "spool"
+        cure = "see to the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
+        return finding("warn" if may_wait else "fail", found.problem, cure)
+    name = without_passwords(tracking_uri)
+    if found.write_seconds is None:
+        return finding("ok", f"{name}: is made by the first training")
+    measured = {"read_seconds": found.read_seconds, "write_seconds": found.write_seconds}
+    seen = f"{name}: read in {found.read_seconds:.2g} s, written in {found.write_seconds:.2g} s"
+    if found.artifact_seconds is not None:
+        measured["artifact_seconds"] = found.artifact_seconds
+        seen += f", a file kept and fetched in {found.artifact_seconds:.2g} s"
+    if max(found.read_seconds, found.write_seconds) > SLOW_SECONDS:
+        cure = "training does not wait for it, its end does: give the server more workers, or a nearer database"
+        return finding("warn", seen, cure, measured)
+    return finding("ok", seen, measured=measured)
+
+
+def examine_tracking(job: JobSpec) -> Finding:
+    """Probe the job's MLflow and check what was found."""
+    uri = job.tracking.uri or default_tracking_uri(job.storage)
+    if uri is None:
+        return Finding(CLUSTER, TRACKING_SUBJECT, "ok", "not used (tracking.uri is not set)")
+    return check_tracking(probe_tracking(uri, job.tracking.experiment), uri, job.tracking)

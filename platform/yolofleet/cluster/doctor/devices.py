@@ -6,12 +6,14 @@ import ctypes
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 
-from yolofleet.cluster.doctor.finding import Line, Verdict
+from yolofleet.cluster.doctor.finding import Finding, Verdict
+from yolofleet.core.text import one_line
 
 SUBJECT = "GPUs"
 TIMEOUT_SECONDS = 30.0
-QUERY = ("--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits")
+QUERY = ("--query-gpu=name,driver_version", "--format=csv,noheader")
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,16 @@ class Gpu:
 
     name: str
     driver: str
-    memory_mebibytes: int
 
 
 @dataclass(frozen=True)
 class Devices:
-    """What a node has.
+    """The devices of a node.
 
     Attributes:
         gpus: Its GPUs.
         driver_cuda: The newest CUDA that the driver runs, e.g. (13, 0); None without a driver.
-        torch_cuda: The CUDA that torch was built for; None for a build for CPUs, or where nobody asked.
+        torch_cuda: The CUDA that torch was built for; None for a build for CPUs, or where torch was not loaded.
         problem: Why its GPUs cannot be seen although there is a driver.
     """
 
@@ -40,33 +41,32 @@ class Devices:
     problem: str | None = None
 
 
-def look_at_devices(gpus_are_wanted: bool) -> Devices:
-    """Return what this machine has; torch is loaded only where it has GPUs or is to have some."""
+def probe_devices(gpus_are_wanted: bool) -> Devices:
+    """Return this machine's devices; torch is loaded only where there are GPUs or a job asks for them."""
     gpus: tuple[Gpu, ...] = ()
     problem = None
-    command = shutil.which("nvidia-smi")
-    if command is not None:
+    if (command := shutil.which("nvidia-smi")) is not None:
         try:
             done = subprocess.run(
                 [command, *QUERY], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
             )
-            gpus = listed_gpus(done.stdout) if done.returncode == 0 else ()
-            problem = None if done.returncode == 0 else " ".join((done.stdout or done.stderr).split())[:200]
+            gpus = parse_gpus(done.stdout) if done.returncode == 0 else ()
+            problem = None if done.returncode == 0 else one_line(done.stdout or done.stderr, 200)
         except (OSError, subprocess.TimeoutExpired, ValueError) as error:
-            problem = f"nvidia-smi: {type(error).__name__}: {error}"[:200]
+            problem = one_line(f"nvidia-smi: {type(error).__name__}: {error}", 200)
     driver = _driver_cuda()
     torch_cuda = _torch_cuda() if gpus or driver or gpus_are_wanted else None
     return Devices(gpus, driver, torch_cuda, problem)
 
 
-def listed_gpus(table: str) -> tuple[Gpu, ...]:
-    """Return the GPUs of what nvidia-smi answers to `QUERY`.
+def parse_gpus(table: str) -> tuple[Gpu, ...]:
+    """Return the GPUs in nvidia-smi's answer to `QUERY`.
 
     Raises:
-        ValueError: It is no such answer.
+        ValueError: The text is not such an answer.
     """
-    rows = (line.rsplit(",", 2) for line in table.splitlines() if line.strip())
-    return tuple(Gpu(name.strip(), driver.strip(), int(memory)) for name, driver, memory in rows)
+    rows = (line.rsplit(",", 1) for line in table.splitlines() if line.strip())
+    return tuple(Gpu(name.strip(), driver.strip()) for name, driver in rows)
 
 
 def _driver_cuda() -> tuple[int, int] | None:
@@ -88,51 +88,42 @@ def _torch_cuda() -> tuple[int, int] | None:
     return int(major), int(minor)
 
 
-def judge_devices(place: str, found: Devices, counted_by_ray: float, gpus_per_worker: float | None) -> Line:
-    """Judge a node's GPUs by what Ray offers and what the job's workers need.
+def check_devices(node: str, found: Devices, offered_by_ray: float, gpus_per_worker: float | None) -> Finding:
+    """Compare a node's GPUs with what Ray offers there and what the job's workers need.
 
     Args:
-        place: The node's name.
-        found: What it has.
-        counted_by_ray: GPUs that Ray gives away there.
+        node: The node's name.
+        found: Its devices.
+        offered_by_ray: GPUs that Ray offers there.
         gpus_per_worker: What a worker of the job needs; None without a job.
     """
-    wanted = bool(gpus_per_worker)
-    where_asked_for: Verdict = "fail" if wanted or counted_by_ray else "warn"
-    measured = {"gpus": float(len(found.gpus))}
+    finding = partial(Finding, node, SUBJECT, measured={"gpus": float(len(found.gpus))})
+    where_wanted: Verdict = "fail" if gpus_per_worker or offered_by_ray else "warn"
     if found.problem is not None:
         cure = "repair the driver on the host (nvidia-smi must work there, and in the container)"
-        return Line(place, SUBJECT, where_asked_for, f"the driver gives no answer: {found.problem}", cure, measured)
+        return finding(where_wanted, f"the driver gives no answer: {found.problem}", cure)
     if not found.gpus:
-        if counted_by_ray:
-            return Line(
-                place, SUBJECT, "fail", f"Ray offers {counted_by_ray:g}, the system has none",
-                "start the node without --num-gpus, or give its container the GPUs", measured,
-            )  # fmt: skip
-        if wanted:
-            seen = f"none, and each worker of the job needs {gpus_per_worker:g}"
+        if offered_by_ray:
+            cure = "start the node without --num-gpus, or give its container the GPUs"
+            return finding("fail", f"Ray offers {offered_by_ray:g}, the system has none", cure)
+        if gpus_per_worker:
             cure = "workers will go to other nodes; if this one is to have GPUs, install the driver and start Ray again"
-            return Line(place, SUBJECT, "warn", seen, cure, measured)
-        return Line(place, SUBJECT, "ok", "none, none needed", measured=measured)
+            return finding("warn", f"none, and each worker of the job needs {gpus_per_worker:g}", cure)
+        return finding("ok", "none, none needed")
     names = ", ".join(sorted({gpu.name for gpu in found.gpus}))
     seen = f"{len(found.gpus)} x {names}, driver {found.gpus[0].driver}"
     if found.torch_cuda is None:
-        return Line(
-            place, SUBJECT, where_asked_for, f"{seen}, but torch is a build for CPUs", "use the CUDA image", measured
-        )
+        return finding(where_wanted, f"{seen}, but torch is a build for CPUs", "use the CUDA image")
+    # A driver runs every CUDA of its own major version and older ones.
     if found.driver_cuda is not None and found.driver_cuda[0] < found.torch_cuda[0]:
-        return Line(
-            place, SUBJECT, "fail",
-            f"{seen} runs CUDA {_dotted(found.driver_cuda)} at most, torch was built for {_dotted(found.torch_cuda)}",
-            "install a newer driver, or a torch for the driver's CUDA", measured,
-        )  # fmt: skip
-    if counted_by_ray != len(found.gpus):
-        return Line(
-            place, SUBJECT, "warn", f"{seen}; Ray offers {counted_by_ray:g}",
-            "start the node with --num-gpus as many as there are, unless some are kept for others", measured,
-        )  # fmt: skip
-    return Line(place, SUBJECT, "ok", f"{seen}, CUDA {_dotted(found.torch_cuda)}", measured=measured)
+        most, built_for = _format_version(found.driver_cuda), _format_version(found.torch_cuda)
+        cure = "install a newer driver, or a torch for the driver's CUDA"
+        return finding("fail", f"{seen} runs CUDA {most} at most, torch was built for {built_for}", cure)
+    if offered_by_ray != len(found.gpus):
+        cure = "start the node with --num-gpus as many as there are, unless some are kept for others"
+        return finding("warn", f"{seen}; Ray offers {offered_by_ray:g}", cure)
+    return finding("ok", f"{seen}, CUDA {_format_version(found.torch_cuda)}")
 
 
-def _dotted(version: tuple[int, int]) -> str:
+def _format_version(version: tuple[int, int]) -> str:
     return f"{version[0]}.{version[1]}"

@@ -1,4 +1,4 @@
-"""The disk of a node's shard cache: room, kind and speed."""
+"""The disk of a node's shard cache: free space, file system and speed."""
 
 from __future__ import annotations
 
@@ -7,36 +7,27 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from yolofleet.cluster.doctor.finding import Line
+from yolofleet.cluster.doctor.finding import Finding
 from yolofleet.core.byte_sizes import format_bytes
 
 SUBJECT = "shard cache"
 PROBE_BYTES = 32 * 2**20
 SLOW_BYTES_PER_SECOND = 50e6
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
-NETWORK_FILE_SYSTEMS = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "lustre",
-    "ceph",
-    "beegfs",
-    "gpfs",
-    "fuse.sshfs",
-    "9p",
-    "glusterfs",
+NETWORK_FILE_SYSTEMS = frozenset(
+    ["nfs", "nfs4", "cifs", "smb3", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p", "glusterfs"]
 )
 
 
 @dataclass(frozen=True)
 class Disk:
-    """What lies under a folder.
+    """The disk that a folder lies on.
 
     Attributes:
-        free_bytes: Room that is free.
+        free_bytes: Its free space.
         held_bytes: What the folder holds already.
         file_system: Its kind, e.g. ext4.
         bytes_per_second: How fast it takes bytes, down to the medium; None where nothing could be written.
@@ -68,24 +59,23 @@ class CacheNeed:
 
     @property
     def wanted_bytes(self) -> int:
-        """With so much nothing is fetched twice."""
+        """The size with which no shard is fetched twice."""
         return min(self.most_bytes, self.data_bytes)
 
 
-def look_at_disk(path: str) -> Disk:
+def probe_disk(path: str) -> Disk:
     """Write and remove a file where the folder is, or would be made; leaves nothing behind."""
     folder = Path(path).expanduser().absolute()
-    there = next(place for place in (folder, *folder.parents) if place.exists())
-    usage = shutil.disk_usage(there)
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    usage = shutil.disk_usage(existing)
     held = sum(file.stat().st_size for file in folder.glob("*.tar")) if folder.is_dir() else 0
-    kind = file_system_of(there, Path("/proc/mounts").read_text())
-    if not there.is_dir():
-        return Disk(usage.free, held, kind, problem=f"{there} is a file, not a folder")
+    disk = partial(Disk, usage.free, held, file_system_of(existing, Path("/proc/mounts").read_text()))
+    if not existing.is_dir():
+        return disk(problem=f"{existing} is a file, not a folder")
     try:
-        taken = _seconds_to_write(there)
+        return disk(PROBE_BYTES / _seconds_to_write(existing))
     except OSError as error:
-        return Disk(usage.free, held, kind, problem=f"{there}: {error.strerror}")
-    return Disk(usage.free, held, kind, PROBE_BYTES / taken)
+        return disk(problem=f"{existing}: {error.strerror}")
 
 
 def _seconds_to_write(folder: Path) -> float:
@@ -100,49 +90,40 @@ def _seconds_to_write(folder: Path) -> float:
 
 
 def file_system_of(path: Path, mounts: str) -> str:
-    """Return the kind of file system that a path lies on.
-
-    Args:
-        path: An absolute path.
-        mounts: What ``/proc/mounts`` says.
-    """
+    """Return the kind of file system that an absolute path lies on, by the text of ``/proc/mounts``."""
     real = path.resolve()
-    found = ("unknown", -1)
+    kind, depth = "unknown", -1
     for row in mounts.splitlines():
-        _, mounted_at, kind, *_ = row.split(" ")
-        place = Path(mounted_at.replace("\\040", " "))
-        if real.is_relative_to(place) and len(place.parts) >= found[1]:  # the last mount at a place hides the others
-            found = (kind, len(place.parts))
-    return found[0]
+        _, mounted_at, row_kind, *_ = row.split(" ")
+        mount = Path(mounted_at.replace("\\040", " "))
+        if real.is_relative_to(mount) and len(mount.parts) >= depth:  # a later mount at the same path hides the earlier
+            kind, depth = row_kind, len(mount.parts)
+    return kind
 
 
-def judge_disk(place: str, found: Disk, need: CacheNeed) -> Line:
-    """Judge a node's disk by what the job wants to keep there."""
-    room = min(need.most_bytes, found.free_bytes + found.held_bytes)
-    seen = f"{need.path} ({found.file_system}): {format_bytes(found.free_bytes)} free"
+def check_disk(node: str, found: Disk, need: CacheNeed) -> Finding:
+    """Compare a node's disk with what the job wants to keep there."""
     measured = {"free_bytes": float(found.free_bytes)}
+    finding = partial(Finding, node, SUBJECT, measured=measured)
     if found.problem is not None or found.bytes_per_second is None:
         cure = "set data.cache.path to a folder on a local disk that the node's user may write"
-        return Line(place, SUBJECT, "fail", f"{need.path}: {found.problem}", cure, measured)
+        return finding("fail", f"{need.path}: {found.problem}", cure)
     measured["bytes_per_second"] = found.bytes_per_second
-    seen += f", writes {format_bytes(found.bytes_per_second)}/s"
-    more = f"use a disk with {format_bytes(need.wanted_bytes)} free (data.cache.path)"
-    if need.largest_bytes > room:
-        seen += f"; the largest shard alone has {format_bytes(need.largest_bytes)}"
-        return Line(
-            place, SUBJECT, "fail", seen, f"{more}, allow more (data.cache.max_bytes), or shard smaller", measured
-        )
-    if need.wanted_bytes > room:
-        seen += f"; the job wants to keep {format_bytes(need.wanted_bytes)}"
-        return Line(place, SUBJECT, "warn", seen, f"{more}; until then shards are fetched again and again", measured)
+    usable_bytes = min(need.most_bytes, found.free_bytes + found.held_bytes)
+    free, speed = format_bytes(found.free_bytes), format_bytes(found.bytes_per_second)
+    seen = f"{need.path} ({found.file_system}): {free} free, writes {speed}/s"
+    larger = f"use a disk with {format_bytes(need.wanted_bytes)} free (data.cache.path)"
+    if need.largest_bytes > usable_bytes:
+        cure = f"{larger}, allow more (data.cache.max_bytes), or shard smaller"
+        return finding("fail", f"{seen}; the largest shard alone has {format_bytes(need.largest_bytes)}", cure)
+    if need.wanted_bytes > usable_bytes:
+        cure = f"{larger}; until then shards are fetched again and again"
+        return finding("warn", f"{seen}; the job wants to keep {format_bytes(need.wanted_bytes)}", cure)
     if found.file_system in MEMORY_FILE_SYSTEMS:
-        seen += "; it takes memory from training"
-        return Line(place, SUBJECT, "warn", seen, "set data.cache.path to a folder on a disk", measured)
+        return finding("warn", f"{seen}; it takes memory from training", "set data.cache.path to a folder on a disk")
     if found.file_system in NETWORK_FILE_SYSTEMS:
-        seen += "; it lies behind the network"
-        return Line(
-            place, SUBJECT, "warn", seen, "set data.cache.path to a folder on a disk of the node's own", measured
-        )
+        cure = "set data.cache.path to a folder on a disk of the node's own"
+        return finding("warn", f"{seen}; it lies behind the network", cure)
     if found.bytes_per_second < SLOW_BYTES_PER_SECOND:
-        return Line(place, SUBJECT, "warn", f"{seen}; it is slow", "use a faster disk for data.cache.path", measured)
-    return Line(place, SUBJECT, "ok", seen, measured=measured)
+        return finding("warn", f"{seen}; it is slow", "use a faster disk for data.cache.path")
+    return finding("ok", seen)

@@ -1,223 +1,205 @@
-"""Looking at everything, from a process that is connected to the cluster."""
+"""The examination: every check in its order, from a process that is connected to the cluster.
+
+A node that does not answer one question is asked whether it is alive, and left out of the next ones if it is not: each
+deadline is waited for once.
+"""
 
 from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from yolofleet.cluster.doctor.all_reduce import look_at_exchange
-from yolofleet.cluster.doctor.cluster_checks import cache_need, ray_line, room_line, tracking_line
+from yolofleet.cluster.doctor.all_reduce import examine_all_reduce
+from yolofleet.cluster.doctor.cluster_checks import cache_need, check_room, examine_tracking, ray_finding
 from yolofleet.cluster.doctor.devices import SUBJECT as DEVICES_SUBJECT
-from yolofleet.cluster.doctor.devices import Devices, judge_devices, look_at_devices
+from yolofleet.cluster.doctor.devices import check_devices, probe_devices
 from yolofleet.cluster.doctor.disk import SUBJECT as DISK_SUBJECT
-from yolofleet.cluster.doctor.disk import CacheNeed, Disk, judge_disk, look_at_disk
-from yolofleet.cluster.doctor.finding import CLUSTER, Line, Report
+from yolofleet.cluster.doctor.disk import check_disk, probe_disk
+from yolofleet.cluster.doctor.finding import CLUSTER, Finding, Report
 from yolofleet.cluster.doctor.node_checks import (
     CLOCK_SUBJECT,
     VERSIONS_SUBJECT,
     Installed,
     Limits,
-    judge_clock,
-    judge_open_files,
-    judge_shared_memory,
-    judge_versions,
-    look_at_limits,
-    look_at_versions,
+    check_clock,
+    check_open_files,
+    check_shared_memory,
+    check_versions,
     measure_clock,
+    probe_limits,
+    probe_versions,
 )
-from yolofleet.cluster.doctor.nodes import SILENCE_CURE, Node, Probes, described
+from yolofleet.cluster.doctor.nodes import NO_ANSWER_CURE, Node, Probes, list_nodes
 from yolofleet.cluster.doctor.storage_probe import (
     CREDENTIALS_CURE,
     RUNS_SUBJECT,
-    DataFound,
-    RunsFound,
-    judge_data,
-    judge_runs,
-    look_at_data,
-    look_at_runs,
-    marked,
+    check_data,
+    check_runs,
+    probe_data,
+    probe_runs,
+    shared_marker,
 )
+from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
-from yolofleet.tracking.mlflow_store import within
 from yolofleet.training.supervision.nodes import alive_offers, free_resources, growth_offers
 
-Told = Callable[[str], None]
+Notify = Callable[[str], None]
 LEFT_OUT = "room for workers, storage, data, shard cache and MLflow: name the JOB that is to run"
-STILL_THERE_SECONDS = 10.0
+START_SECONDS = 180.0
+"""Until an actor runs on a node; a busy host takes long to load torch."""
+LOOK_SECONDS = 60.0
+"""For what a node knows by itself."""
+DISK_SECONDS = 60.0
+STORAGE_SECONDS = 120.0
+EXCHANGE_SECONDS = 60.0
+"""For meeting and summing; the processes have `START_SECONDS` to come up."""
+ALIVE_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Deadlines:
-    """How long each question may take, in seconds.
-
-    Attributes:
-        start: Until a process of ours runs on a node; a busy host takes long to load torch.
-        look: What a node knows by itself.
-        disk: Writing to its disk.
-        storage: Writing to and reading from the storage.
-        exchange: Meeting and summing; the start of its processes has `start` besides.
-    """
-
-    start: float = 180.0
-    look: float = 60.0
-    disk: float = 60.0
-    storage: float = 120.0
-    exchange: float = 60.0
-
-
-def examine(job: JobSpec | None, wanted: Installed, told: Told, deadlines: Deadlines | None = None) -> Report:
-    """Look at every node of the cluster that this process is connected to.
+def examine(job: JobSpec | None, expected: Installed, notify: Notify) -> Report:
+    """Examine every node of the cluster that this process is connected to.
 
     Args:
-        job: What is to run there; without one, what depends on it is left out.
-        wanted: What jobs are checked with, where they are sent from.
-        told: Called with what is looked at next.
-        deadlines: How long each question may take.
+        job: What is to run there; without one, the checks that depend on it are left out.
+        expected: The versions of the machine that jobs are sent from.
+        notify: Called with the subject of the next check.
     """
     import ray
 
-    limits = deadlines or Deadlines()
-    cluster = job.cluster if job is not None else ClusterSpec()
-    nodes = described(ray.nodes(), cluster)
-    told(f"looking at {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
+    nodes = list_nodes(ray.nodes(), job.cluster if job is not None else ClusterSpec())
+    notify(f"looking at {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
     with Probes(nodes) as probes:
-        examination = _Examination(job, wanted, told, limits, probes, nodes)
-        return Report(tuple(examination.lines()), () if job is not None else (LEFT_OUT,))
+        examination = _Examination(job, expected, notify, probes, nodes)
+        return Report(tuple(examination.findings()), () if job is not None else (LEFT_OUT,))
 
 
 class _Examination:
-    """One look at everything; a node that has fallen silent is not asked again."""
+    """One examination and the nodes that still answer."""
 
     def __init__(
-        self,
-        job: JobSpec | None,
-        wanted: Installed,
-        told: Told,
-        deadlines: Deadlines,
-        probes: Probes,
-        nodes: list[Node],
+        self, job: JobSpec | None, expected: Installed, notify: Notify, probes: Probes, nodes: list[Node]
     ) -> None:
         self._job = job
-        self._wanted = wanted
-        self._told = told
-        self._deadlines = deadlines
+        self._expected = expected
+        self._notify = notify
         self._probes = probes
         self._nodes = nodes
 
-    def lines(self) -> Iterator[Line]:
-        """Yield what is found, in the order of looking."""
-        yield ray_line(self._nodes)
-        if self._job is not None:
-            yield room_line(self._job.cluster, alive_offers(), growth_offers())
-        yield from self._looked(VERSIONS_SUBJECT, self._deadlines.start, look_at_versions, self._versions)
-        yield from self._looked_at_clocks()
-        wants_gpus = self._job is not None and self._job.cluster.gpus_per_worker > 0
-        yield from self._looked(
-            DEVICES_SUBJECT, self._deadlines.look, look_at_devices, self._devices, wants_gpus, only_workers=True
+    def findings(self) -> Iterator[Finding]:
+        """Yield the findings in the order of the checks."""
+        job = self._job
+        cluster = None if job is None else job.cluster
+        yield ray_finding(self._nodes)
+        if cluster is not None:
+            yield check_room(cluster, alive_offers(), growth_offers())
+        yield from self._ask_nodes(
+            VERSIONS_SUBJECT,
+            START_SECONDS,
+            probe_versions,
+            lambda node, found: [check_versions(node.name, found, self._expected)],
         )
-        yield from self._looked("limits", self._deadlines.look, look_at_limits, self._limits)
-        if self._job is not None:
-            yield from self._looked_at_storage(self._job)
-            yield from self._looked_at_cache(self._job)
-            self._told("MLflow")
-            yield tracking_line(self._job)
-        self._told("all-reduce")
-        cluster = None if self._job is None else self._job.cluster
-        yield look_at_exchange(self._nodes, cluster, free_resources(), self._deadlines.start, self._deadlines.exchange)
+        yield from self._ask_clocks()
+        gpus_per_worker = None if cluster is None else cluster.gpus_per_worker
+        yield from self._ask_nodes(
+            DEVICES_SUBJECT,
+            LOOK_SECONDS,
+            partial(probe_devices, bool(gpus_per_worker)),
+            lambda node, found: [check_devices(node.name, found, node.gpus, gpus_per_worker)],
+            only_workers=True,
+        )
+        yield from self._ask_nodes("limits", LOOK_SECONDS, probe_limits, self._check_limits)
+        if job is not None:
+            yield from self._ask_about_storage(job)
+            yield from self._ask_about_cache(job)
+            self._notify("MLflow")
+            yield examine_tracking(job)
+        self._notify("all-reduce")
+        yield examine_all_reduce(self._nodes, cluster, free_resources(), START_SECONDS, EXCHANGE_SECONDS)
 
-    def _looked(
+    def _ask_nodes(
         self,
         subject: str,
         seconds: float,
-        look: Callable[..., Any],
-        judge: Callable[[Node, Any], Iterable[Line]],
-        *arguments: Any,
+        question: Callable[[], Any],
+        check: Callable[[Node, Any], list[Finding]],
+        *,
         only_workers: bool = False,
-    ) -> Iterator[Line]:
-        """Ask every node that still answers, or those that workers go to, and judge what each has found."""
-        self._told(subject)
+    ) -> Iterator[Finding]:
+        """Ask every node that still answers, or those with workers, and check what each has found."""
+        self._notify(subject)
         asked = [node for node in self._nodes if node.num_workers or not only_workers]
-        answers = self._probes.ask(asked, look, *arguments, seconds=seconds)
-        for node, found in answers.found.items():
-            yield from judge(node, found)
-        for node, silence in answers.silent.items():
-            yield Line(node.name, subject, "fail", silence.reason, SILENCE_CURE)
-        silent = self._probes.ask(answers.silent, time.time, seconds=STILL_THERE_SECONDS).silent
-        self._nodes = [node for node in self._nodes if node not in silent]
+        answers = self._probes.ask(asked, question, seconds=seconds)
+        for node, facts in answers.facts.items():
+            yield from check(node, facts)
+        for node, missing in answers.missing.items():
+            yield Finding(node.name, subject, "fail", missing.reason, NO_ANSWER_CURE)
+        dead = self._probes.ask(answers.missing, time.time, seconds=ALIVE_SECONDS).missing
+        self._nodes = [node for node in self._nodes if node not in dead]
 
-    def _looked_at_clocks(self) -> Iterator[Line]:
-        self._told("clocks")
+    def _ask_clocks(self) -> Iterator[Finding]:
+        self._notify("clocks")
         for node in list(self._nodes):
             try:
-                offset = measure_clock(partial(self._time_at, node))
-            except _SilentError as error:
+                yield check_clock(node.name, measure_clock(partial(self._time_at, node)))
+            except _NoAnswerError as error:
                 self._nodes.remove(node)
-                yield Line(node.name, CLOCK_SUBJECT, "fail", str(error), SILENCE_CURE)
-            else:
-                yield judge_clock(node.name, offset)
+                yield Finding(node.name, CLOCK_SUBJECT, "fail", str(error), NO_ANSWER_CURE)
 
     def _time_at(self, node: Node) -> float:
-        answers = self._probes.ask([node], time.time, seconds=self._deadlines.look)
-        if node in answers.silent:
-            raise _SilentError(answers.silent[node].reason)
-        return answers.found[node]
+        answers = self._probes.ask([node], time.time, seconds=LOOK_SECONDS)
+        if node in answers.missing:
+            raise _NoAnswerError(answers.missing[node].reason)
+        return answers.facts[node]
 
-    def _looked_at_storage(self, job: JobSpec) -> Iterator[Line]:
-        mark = secrets.token_hex(8)
-        seconds = self._deadlines.storage
+    def _check_limits(self, node: Node, found: Limits) -> list[Finding]:
+        files = check_open_files(node.name, found)
+        if not node.num_workers:
+            return [files]
+        num_workers = node.num_workers if self._job is not None else 1
+        return [check_shared_memory(node.name, found, node.object_store_bytes, num_workers), files]
+
+    def _ask_about_storage(self, job: JobSpec) -> Iterator[Finding]:
+        marker, url = secrets.token_hex(8), job.storage
         try:
-            with marked(job.storage, mark):
-                judge = partial(_judged_runs, job.storage)
-                yield from self._looked(RUNS_SUBJECT, seconds, look_at_runs, judge, job.storage, mark)
+            with shared_marker(url, marker):
+                yield from self._ask_nodes(
+                    RUNS_SUBJECT,
+                    STORAGE_SECONDS,
+                    partial(probe_runs, url, marker),
+                    lambda node, found: check_runs(node.name, found, url),
+                )
         except StorageError as error:
-            yield Line(CLUSTER, RUNS_SUBJECT, "fail", str(error), CREDENTIALS_CURE)
-        for subject, url in (("training data", job.data.train), ("validation data", job.data.val)):
-            yield from self._looked(subject, seconds, look_at_data, partial(_judged_data, subject, url), url)
+            yield Finding(CLUSTER, RUNS_SUBJECT, "fail", str(error), CREDENTIALS_CURE)
+        for subject, data_url in (("training data", job.data.train), ("validation data", job.data.val)):
+            check = partial(_check_data, subject, data_url)
+            yield from self._ask_nodes(subject, STORAGE_SECONDS, partial(probe_data, data_url), check)
 
-    def _looked_at_cache(self, job: JobSpec) -> Iterator[Line]:
+    def _ask_about_cache(self, job: JobSpec) -> Iterator[Finding]:
         try:
-            need = within(self._deadlines.storage, partial(cache_need, job))
+            need = within(STORAGE_SECONDS, partial(cache_need, job))
         except (UserError, TimeoutError):
-            return  # the data cannot be read: the nodes have said so already
+            return  # the data cannot be read: the nodes have reported that already
         if need is None:
-            yield Line(CLUSTER, DISK_SUBJECT, "ok", "not used: the data lies in folders")
+            yield Finding(CLUSTER, DISK_SUBJECT, "ok", "not used: the data lies in folders")
             return
-        judge = partial(_judged_disk, need)
-        seconds = self._deadlines.disk
-        yield from self._looked(DISK_SUBJECT, seconds, look_at_disk, judge, need.path, only_workers=True)
-
-    def _versions(self, node: Node, found: Installed) -> Iterator[Line]:
-        yield judge_versions(node.name, found, self._wanted)
-
-    def _devices(self, node: Node, found: Devices) -> Iterator[Line]:
-        gpus_per_worker = None if self._job is None else self._job.cluster.gpus_per_worker
-        yield judge_devices(node.name, found, node.gpus, gpus_per_worker)
-
-    def _limits(self, node: Node, found: Limits) -> Iterator[Line]:
-        if node.num_workers:
-            num_workers = node.num_workers if self._job is not None else 1
-            yield judge_shared_memory(node.name, found, node.object_store_bytes, num_workers)
-        yield judge_open_files(node.name, found)
+        yield from self._ask_nodes(
+            DISK_SUBJECT,
+            DISK_SECONDS,
+            partial(probe_disk, need.path),
+            lambda node, found: [check_disk(node.name, found, need)],
+            only_workers=True,
+        )
 
 
-def _judged_runs(url: str, node: Node, found: RunsFound) -> list[Line]:
-    return judge_runs(node.name, found, url)
+def _check_data(subject: str, url: str, node: Node, found: Any) -> list[Finding]:
+    return [check_data(node.name, found, subject, url)]
 
 
-def _judged_data(subject: str, url: str, node: Node, found: DataFound) -> list[Line]:
-    return [judge_data(node.name, found, subject, url)]
-
-
-def _judged_disk(need: CacheNeed, node: Node, found: Disk) -> list[Line]:
-    return [judge_disk(node.name, found, need)]
-
-
-class _SilentError(Exception):
-    """A node gives no answer."""
+class _NoAnswerError(Exception):
+    """A node gave no answer."""

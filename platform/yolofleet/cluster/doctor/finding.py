@@ -1,4 +1,4 @@
-"""What the doctor says: a line for each thing that was looked at, and the report of them all."""
+"""What the doctor reports: one finding for each check on each node, and the report that holds them all."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
 Verdict = Literal["ok", "warn", "fail"]
 VERDICTS: tuple[Verdict, ...] = ("ok", "warn", "fail")
 CLUSTER = "cluster"
-"""The place of what is no single node's."""
+"""The node of findings that belong to no single node."""
 
 
 @dataclass(frozen=True)
-class Line:
-    """One thing that was looked at.
+class Finding:
+    """The result of one check.
 
     Attributes:
-        place: The node's name, or `CLUSTER`.
-        subject: What was looked at.
-        verdict: Whether it works (ok), works with a drawback (warn) or does not (fail).
+        node: The node's name, or `CLUSTER`.
+        subject: What was checked.
+        verdict: Whether it works (ok), works with a drawback (warn) or does not work (fail).
         seen: What was found there.
-        cure: What to do about it; None where all is well.
-        measured: Numbers behind it, by name with unit.
+        cure: What to do about it; None where the verdict is ok.
+        measured: The numbers behind it, by name with unit.
     """
 
-    place: str
+    node: str
     subject: str
     verdict: Verdict
     seen: str
@@ -36,45 +36,55 @@ class Line:
 
     def __post_init__(self) -> None:
         if (self.verdict == "ok") != (self.cure is None):
-            raise ValueError(f"{self.subject}: a line that is not ok has a cure, and no other")
+            raise ValueError(f"{self.subject}: a finding has a cure exactly where it is not ok")
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain JSON values; the node's key is `place`, as in the reports of older versions."""
+        values = asdict(self) | {"measured": dict(self.measured)}
+        return {"place": values.pop("node"), **values}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Finding:
+        """Return the finding that a document describes."""
+        values = dict(document)
+        return cls(node=values.pop("place"), **values)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that was looked at.
+    """All findings of an examination.
 
     Attributes:
-        lines: A line for each thing.
-        left_out: What was not looked at, and why.
+        findings: One for each check.
+        left_out: What was not checked, and why.
     """
 
-    lines: Sequence[Line]
+    findings: Sequence[Finding]
     left_out: Sequence[str] = ()
 
     @property
     def exit_code(self) -> int:
-        """1 if any line fails."""
+        """1 if any check fails."""
         return EXIT_WORK_FAILED if self.count("fail") else EXIT_DONE
 
     @property
-    def places(self) -> list[str]:
-        """The places in the order of their first lines, the cluster before its nodes."""
-        found = dict.fromkeys(line.place for line in self.lines)
-        return sorted(found, key=lambda place: place != CLUSTER)
+    def nodes(self) -> list[str]:
+        """The nodes in the order of their first findings; `CLUSTER` comes first."""
+        return sorted(dict.fromkeys(finding.node for finding in self.findings), key=lambda node: node != CLUSTER)
 
     def count(self, verdict: Verdict) -> int:
-        """Return how many lines have a verdict."""
-        return sum(line.verdict == verdict for line in self.lines)
+        """Return how many findings have a verdict."""
+        return sum(finding.verdict == verdict for finding in self.findings)
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
         return {
             **{verdict: self.count(verdict) for verdict in VERDICTS},
-            "lines": [asdict(line) | {"measured": dict(line.measured)} for line in self.lines],
+            "lines": [finding.document() for finding in self.findings],
             "left_out": list(self.left_out),
         }
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Report:
-        """Return the report that `document` describes."""
-        return cls(tuple(Line(**line) for line in document["lines"]), tuple(document["left_out"]))
+        """Return the report that a document describes."""
+        return cls(tuple(map(Finding.from_document, document["lines"])), tuple(document["left_out"]))

@@ -1,11 +1,7 @@
-"""Whether a node has the versions that jobs are checked with, and whether they belong together.
-
-How far a node's clock is from the one that asks.
+"""What a node's system gives: its clock, shared memory, open files, and the versions installed there.
 
 Nothing in a run compares clocks of two hosts to decide what it does; but events of several hosts are sorted by their
 times, and S3 and TLS refuse a clock that is minutes off.
-
-Shared memory and open files: what Ray, NCCL and the loader take from the system, and what it gives.
 """
 
 from __future__ import annotations
@@ -14,19 +10,28 @@ import resource
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from time import time
 
 from yolofleet.cluster.bundle import installed_versions
-from yolofleet.cluster.doctor.finding import Line, Verdict
+from yolofleet.cluster.doctor.finding import Finding
 from yolofleet.cluster.manifest_sizes import COLLECTIVE_BYTES
 from yolofleet.core.byte_sizes import format_bytes
 
 CLOCK_SUBJECT = "clock"
 WARN_SECONDS = 1.0
 FAIL_SECONDS = 30.0
-CURE = "run chrony or systemd-timesyncd on the node (in a container: on its host)"
+MEMORY_SUBJECT = "shared memory"
+SHARED_MEMORY = Path("/dev/shm")
+LEAST_FREE_BYTES = 64 * 2**20
+"""For each worker; with less NCCL cannot set up its channels within a node (a container's default is 64 MiB in all)."""
+FILES_SUBJECT = "open files"
+LEAST_FILES = 1024
+ENOUGH_FILES = 8192
+VERSIONS_SUBJECT = "versions"
+SHOWN_VERSIONS = ("python", "ray", "torch", "mlflow", "yolofleet")
 
 
 @dataclass(frozen=True)
@@ -53,35 +58,27 @@ class ClockOffset:
 
 
 def measure_clock(ask: Callable[[], float], tries: int = 3, now: Callable[[], float] = time) -> ClockOffset:
-    """Ask another clock a few times and return what the quickest answer tells."""
-    found = []
+    """Ask another clock a few times and return the offset by the quickest answer."""
+    offsets = []
     for _ in range(tries):
         before = now()
         theirs = ask()
-        found.append(ClockOffset.from_moment(before, theirs, now()))
-    return min(found, key=lambda offset: offset.uncertainty_seconds)
+        offsets.append(ClockOffset.from_moment(before, theirs, now()))
+    return min(offsets, key=lambda offset: offset.uncertainty_seconds)
 
 
-def judge_clock(place: str, offset: ClockOffset) -> Line:
-    """Judge by what is certain: a slow answer is no wrong clock."""
+def check_clock(node: str, offset: ClockOffset) -> Finding:
+    """Check how far a clock is off for certain: a slow answer does not mean a wrong clock."""
     apart = offset.certain_seconds
     measured = {"offset_seconds": offset.seconds, "uncertainty_seconds": offset.uncertainty_seconds}
+    finding = partial(Finding, node, CLOCK_SUBJECT, measured=measured)
     if apart <= WARN_SECONDS:
-        return Line(
-            place, CLOCK_SUBJECT, "ok", f"within {apart + 2 * offset.uncertainty_seconds:.2g} s", measured=measured
-        )
+        return finding("ok", f"within {apart + 2 * offset.uncertainty_seconds:.2g} s")
     side = "ahead of" if offset.seconds > 0 else "behind"
-    verdict: Verdict = "fail" if apart > FAIL_SECONDS else "warn"
-    return Line(place, CLOCK_SUBJECT, verdict, f"at least {apart:.1f} s {side} the one that asks", CURE, measured)
-
-
-MEMORY_SUBJECT = "shared memory"
-FILES_SUBJECT = "open files"
-SHARED_MEMORY = Path("/dev/shm")
-LEAST_FREE_BYTES = 64 * 2**20
-"""For each worker; with less NCCL cannot set up its channels within a node (a container's default is 64 MiB in all)."""
-LEAST_FILES = 1024
-ENOUGH_FILES = 8192
+    cure = "run chrony or systemd-timesyncd on the node (in a container: on its host)"
+    return finding(
+        "fail" if apart > FAIL_SECONDS else "warn", f"at least {apart:.1f} s {side} the machine that asks", cure
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Limits:
 
     Attributes:
         shared_memory_bytes: Size of ``/dev/shm``.
-        shared_memory_free_bytes: What is free of it.
+        shared_memory_free_bytes: Its free space.
         open_files: Files and connections that a process may have open.
     """
 
@@ -99,63 +96,57 @@ class Limits:
     open_files: int
 
 
-def look_at_limits() -> Limits:
+def probe_limits() -> Limits:
     """Return this process's limits."""
     usage = shutil.disk_usage(SHARED_MEMORY)
     return Limits(usage.total, usage.free, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 
 
-def judge_shared_memory(place: str, found: Limits, object_store_bytes: float, num_workers: int) -> Line:
-    """Judge a node's shared memory.
+def check_shared_memory(node: str, found: Limits, object_store_bytes: float, num_workers: int) -> Finding:
+    """Compare a node's shared memory with what Ray and NCCL take of it.
 
     Args:
-        place: The node's name.
+        node: The node's name.
         found: Its limits.
-        object_store_bytes: What Ray's object store may take of it.
-        num_workers: Training workers that find room on the node.
+        object_store_bytes: What Ray's object store may take.
+        num_workers: Training workers that run on the node.
     """
     needed = object_store_bytes + num_workers * COLLECTIVE_BYTES
     least = num_workers * LEAST_FREE_BYTES
     size, free = found.shared_memory_bytes, found.shared_memory_free_bytes
+    finding = partial(Finding, node, MEMORY_SUBJECT, measured={"bytes": float(size), "free_bytes": float(free)})
     seen = f"{format_bytes(size)}, {format_bytes(free)} free"
-    measured = {"bytes": float(size), "free_bytes": float(free)}
-    larger = f"give the container {format_bytes(needed)} (--shm-size, or an emptyDir with medium: Memory at /dev/shm)"
+    cure = f"give the container {format_bytes(needed)} (--shm-size, or an emptyDir with medium: Memory at /dev/shm)"
     if free < least:
-        seen += f"; {num_workers} workers need {format_bytes(least)} at the least"
-        return Line(place, MEMORY_SUBJECT, "fail", seen, larger, measured)
+        return finding("fail", f"{seen}; {num_workers} workers need {format_bytes(least)} at the least", cure)
     if size < object_store_bytes:
         seen += f"; Ray's object store of {format_bytes(object_store_bytes)} goes to the disk"
-        return Line(place, MEMORY_SUBJECT, "warn", seen, f"{larger}, or start Ray with less object memory", measured)
+        return finding("warn", seen, f"{cure}, or start Ray with less object memory")
     if size < needed:
-        seen += f"; Ray and {num_workers} workers may take {format_bytes(needed)}"
-        return Line(place, MEMORY_SUBJECT, "warn", seen, larger, measured)
-    return Line(place, MEMORY_SUBJECT, "ok", seen, measured=measured)
+        return finding("warn", f"{seen}; Ray and {num_workers} workers may take {format_bytes(needed)}", cure)
+    return finding("ok", seen)
 
 
-def judge_open_files(place: str, found: Limits) -> Line:
-    """Judge how many files a process may have open; Ray opens a connection to every other process."""
+def check_open_files(node: str, found: Limits) -> Finding:
+    """Check how many files a process may have open; Ray opens a connection to every other process."""
     limit = found.open_files
-    unlimited = limit == resource.RLIM_INFINITY
-    seen = "no limit" if unlimited else f"{limit:,}"
-    measured = {} if unlimited else {"files": float(limit)}
-    if unlimited or limit >= ENOUGH_FILES:
-        return Line(place, FILES_SUBJECT, "ok", seen, measured=measured)
+    if limit == resource.RLIM_INFINITY:
+        return Finding(node, FILES_SUBJECT, "ok", "no limit")
+    finding = partial(Finding, node, FILES_SUBJECT, measured={"files": float(limit)})
+    if limit >= ENOUGH_FILES:
+        return finding("ok", f"{limit:,}")
     cure = "ulimit -n 65536 before ray start (LimitNOFILE= in a unit, --ulimit nofile=65536 for a container)"
-    return Line(place, FILES_SUBJECT, "fail" if limit < LEAST_FILES else "warn", seen, cure, measured)
-
-
-VERSIONS_SUBJECT = "versions"
-SHOWN = ("python", "ray", "torch", "mlflow", "yolofleet")
+    return finding("fail" if limit < LEAST_FILES else "warn", f"{limit:,}", cure)
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What a node has.
+    """The versions installed on a node.
 
     Attributes:
         versions: Version of Python and of each pinned package.
         yolofleet: Version of the installed yolofleet; None where it is not installed.
-        unmet: What the installed yolofleet requires and does not find, a line each.
+        unmet: Requirements of the installed yolofleet that are not met, a line each.
     """
 
     versions: Mapping[str, str]
@@ -163,8 +154,8 @@ class Installed:
     unmet: tuple[str, ...] = ()
 
 
-def look_at_versions() -> Installed:
-    """Return what this machine has."""
+def probe_versions() -> Installed:
+    """Return the versions installed on this machine."""
     try:
         ours = metadata.version("yolofleet")
     except metadata.PackageNotFoundError:
@@ -175,40 +166,34 @@ def look_at_versions() -> Installed:
 def _unmet(requirements: list[str]) -> list[str]:
     from packaging.requirements import Requirement
 
-    found = []
+    unmet = []
     for requirement in map(Requirement, requirements):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             version = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            found.append(f"{requirement.name} is not installed")
+            unmet.append(f"{requirement.name} is not installed")
             continue
         if not requirement.specifier.contains(version, prereleases=True):
-            found.append(f"{requirement.name} {version} (needs {requirement.specifier})")
-    return found
+            unmet.append(f"{requirement.name} {version} (needs {requirement.specifier})")
+    return unmet
 
 
-def judge_versions(place: str, found: Installed, wanted: Installed) -> Line:
-    """Compare a node with the place that jobs are sent from."""
+def check_versions(node: str, found: Installed, expected: Installed) -> Finding:
+    """Compare a node's versions with those of the machine that jobs are sent from."""
+    finding = partial(Finding, node, VERSIONS_SUBJECT)
     others = [
         f"{name} {found.versions.get(name, 'missing')} ({version} is wanted)"
-        for name, version in wanted.versions.items()
+        for name, version in expected.versions.items()
         if found.versions.get(name) != version
     ]
     if others:
-        return Line(
-            place, VERSIONS_SUBJECT, "fail", "; ".join(others), "use the image, or constraints.txt, of this yolofleet"
-        )
+        return finding("fail", "; ".join(others), "use the image, or constraints.txt, of this yolofleet")
     if found.unmet:
-        return Line(
-            place, VERSIONS_SUBJECT, "fail", "; ".join(found.unmet), "install with constraints.txt (make install)"
-        )
-    if found.yolofleet not in (None, wanted.yolofleet):
-        return Line(
-            place, VERSIONS_SUBJECT, "warn", f"yolofleet {found.yolofleet} ({wanted.yolofleet} is wanted)",
-            "use the image of this version; a job that is submitted brings its own source, train does not",
-        )  # fmt: skip
-    all_of_them = {**found.versions, "yolofleet": found.yolofleet or "sent with each job"}
-    shown = ", ".join(f"{name} {all_of_them[name]}" for name in SHOWN if name in all_of_them)
-    return Line(place, VERSIONS_SUBJECT, "ok", shown)
+        return finding("fail", "; ".join(found.unmet), "install with constraints.txt (make install)")
+    if found.yolofleet not in (None, expected.yolofleet):
+        cure = "use the image of this version; a job that is submitted brings its own source, train does not"
+        return finding("warn", f"yolofleet {found.yolofleet} ({expected.yolofleet} is wanted)", cure)
+    versions = {**found.versions, "yolofleet": found.yolofleet or "sent with each job"}
+    return finding("ok", ", ".join(f"{name} {versions[name]}" for name in SHOWN_VERSIONS if name in versions))

@@ -1,4 +1,8 @@
-"""The nodes of the cluster, and a probe on each that is asked with a deadline; needs a connection to the cluster."""
+"""The nodes of a cluster, and a process on each that answers questions within a deadline.
+
+A node that is stopped or hangs would keep an examination for ever, so every question goes to an actor that is pinned to
+one node, is asked together with all others, and is given up after its time. It needs a connection to the cluster.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,15 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from yolofleet.core.ray_runtime import HEAD_RESOURCE
+from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.training.supervision.nodes import NodeOffer, wanted_resources
 
 CONCURRENT = 16
-"""A question that hangs on a node must not keep the next ones from being answered."""
+"""Questions that an actor answers at a time: one that hangs must not keep the next ones from being answered."""
+NO_ANSWER_CURE = "see the node's logs and its host; no work gets done there until it answers"
 
-SILENCE_CURE = "see the node's logs and its host; no work gets done there until it answers"
-
-Found = TypeVar("Found")
+Facts = TypeVar("Facts")
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,11 @@ class Node:
     """One node.
 
     Attributes:
-        id: Ray's own name for it.
-        name: What to call it: its address, with a part of the id where several share one.
+        id: Ray's id of it.
+        name: Its address, with a part of the id where several nodes share one.
         address: Where the other nodes reach it.
         resources: Amounts by kind, as Ray counts them.
-        num_workers: Training workers that find room there, were it empty.
+        num_workers: Training workers that the empty node has resources for.
     """
 
     id: str
@@ -41,7 +45,7 @@ class Node:
 
     @property
     def gpus(self) -> float:
-        """GPUs that Ray gives away there."""
+        """GPUs that Ray offers there."""
         return self.resources.get("GPU", 0.0)
 
     @property
@@ -51,8 +55,8 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Silence:
-    """What comes instead of an answer.
+class NoAnswer:
+    """Stands in the place of an answer that did not come.
 
     Attributes:
         reason: Why there is none.
@@ -62,20 +66,20 @@ class Silence:
 
 
 @dataclass(frozen=True)
-class Answers(Generic[Found]):
-    """What the nodes said to one question.
+class Answers(Generic[Facts]):
+    """The nodes' answers to one question.
 
     Attributes:
-        found: What each node found that did answer.
-        silent: Why each of the others did not.
+        facts: What each node that answered has found.
+        missing: Why each of the others did not answer.
     """
 
-    found: Mapping[Node, Found]
-    silent: Mapping[Node, Silence]
+    facts: Mapping[Node, Facts]
+    missing: Mapping[Node, NoAnswer]
 
 
-def described(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[Node]:
-    """Return the nodes that are there, the head first.
+def list_nodes(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[Node]:
+    """Return the nodes that are alive, the head first.
 
     Args:
         rows: What Ray knows of its nodes (``ray.nodes()``).
@@ -89,84 +93,77 @@ def described(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[N
         resources, name = row["Resources"], row["NodeManagerAddress"]
         if shared[name] > 1:
             name += f" {row.get('Labels', {}).get('name') or row['NodeID'][:6]}"
-        places = NodeOffer(resources, labels=row.get("Labels")).places(wanted, cluster.labels)
-        most = min(places, cluster.most_workers)
-        nodes.append(Node(row["NodeID"], name, row["NodeManagerAddress"], resources, most))
+        slots = NodeOffer(resources, labels=row.get("Labels")).slots(wanted, cluster.labels)
+        num_workers = min(slots, cluster.most_workers)
+        nodes.append(Node(row["NodeID"], name, row["NodeManagerAddress"], resources, num_workers))
     return sorted(nodes, key=lambda node: (HEAD_RESOURCE not in node.resources, node.name))
 
 
 class _Probe:
-    """Runs on a node what it is handed."""
+    """An actor that calls what it is given."""
 
-    def run(self, look: Callable[..., Found], *arguments: Any) -> Found:
-        return look(*arguments)
+    def run(self, question: Callable[..., Facts], *arguments: Any) -> Facts:
+        return question(*arguments)
 
 
 class Probes:
-    """A process of ours on each node for the length of a with block."""
+    """An actor on each node for the length of a with block."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
         self._nodes = tuple(nodes)
         self._actors: dict[Node, Any] = {}
 
     def __enter__(self) -> Probes:
-        self._actors = {node: pinned(_Probe, node, max_concurrency=CONCURRENT) for node in self._nodes}
+        self._actors = {node: start_actor(_Probe, node, max_concurrency=CONCURRENT) for node in self._nodes}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        release(self._actors.values())
+        end_actors(self._actors.values())
 
-    def ask(self, nodes: Iterable[Node], look: Callable[..., Found], *arguments: Any, seconds: float) -> Answers[Found]:
-        """Ask nodes the same question at the same time, and wait for their answers no longer than ``seconds``."""
-        asked = {node: self._actors[node].run.remote(look, *arguments) for node in nodes}
-        answers = dict(zip(asked, awaited(list(asked.values()), seconds), strict=True))
-        silent = {node: answer for node, answer in answers.items() if isinstance(answer, Silence)}
-        return Answers({node: answer for node, answer in answers.items() if node not in silent}, silent)
+    def ask(
+        self, nodes: Iterable[Node], question: Callable[..., Facts], *arguments: Any, seconds: float
+    ) -> Answers[Facts]:
+        """Call a function on nodes at the same time, and wait for the results no longer than ``seconds``."""
+        asked = {node: self._actors[node].run.remote(question, *arguments) for node in nodes}
+        answers = dict(zip(asked, await_answers(list(asked.values()), seconds), strict=True))
+        missing = {node: answer for node, answer in answers.items() if isinstance(answer, NoAnswer)}
+        return Answers({node: answer for node, answer in answers.items() if node not in missing}, missing)
 
 
-def pinned(kind: type, node: Node, **options: Any) -> Any:
-    """Start a process on one node and no other; it takes nothing of what Ray counts unless the options say so."""
+def start_actor(kind: type, node: Node, **options: Any) -> Any:
+    """Start an actor on one node and no other; it takes none of Ray's resources unless the options say so."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    place = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    fixed = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": place}
+    strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    fixed = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": strategy}
     return ray.remote(kind).options(**fixed, **options).remote()
 
 
-def awaited_for(reference: Any, seconds: float) -> Any:
-    """Return an answer that comes within a time, or the silence in its place."""
-    return awaited([reference], seconds)[0]
-
-
-def awaited(references: Sequence[Any], seconds: float) -> list[Any]:
-    """Return all answers that come within a time, and the silence in place of each of the others."""
-    end = time.monotonic() + seconds
-    return [_awaited(reference, end, seconds) for reference in references]
-
-
-def _awaited(reference: Any, end: float, seconds: float) -> Any:
-    import ray
-
-    try:
-        return ray.get(reference, timeout=max(0.0, end - time.monotonic()))
-    except ray.exceptions.GetTimeoutError:
-        return Silence(f"no answer within {seconds:g} s")
-    except ray.exceptions.RayTaskError as error:
-        return Silence(f"{type(error.cause).__name__}: {_one_line(error.cause)}")
-    except ray.exceptions.RayError as error:
-        return Silence(f"{type(error).__name__}: {_one_line(error)}")
-
-
-def release(actors: Iterable[Any]) -> None:
-    """End processes, whatever they hang in."""
+def end_actors(actors: Iterable[Any]) -> None:
+    """Kill actors, whatever they are doing."""
     import ray
 
     for actor in actors:
         ray.kill(actor)
 
 
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+def await_answers(references: Sequence[Any], seconds: float) -> list[Any]:
+    """Return the answers that come within a time, and a `NoAnswer` for each of the others."""
+    end = time.monotonic() + seconds
+    return [_await_answer(reference, end, seconds) for reference in references]
+
+
+def _await_answer(reference: Any, end: float, seconds: float) -> Any:
+    import ray
+
+    try:
+        return ray.get(reference, timeout=max(0.0, end - time.monotonic()))
+    except ray.exceptions.GetTimeoutError:
+        return NoAnswer(f"no answer within {seconds:g} s")
+    except ray.exceptions.RayTaskError as error:
+        return NoAnswer(f"{type(error.cause).__name__}: {one_line(error.cause, 200)}")
+    except ray.exceptions.RayError as error:
+        return NoAnswer(f"{type(error).__name__}: {one_line(error, 200)}")

@@ -1,4 +1,8 @@
-"""Storage from a node: the run directory's written, read and removed, the data's read; how fast; and its promises."""
+"""Storage as a node sees it: the storage of runs is written, read and cleared, datasets are read, both are timed.
+
+Before the nodes are asked, the doctor writes a marker: a node that does not see it has a folder of its own under the
+same name, and the runs of such a cluster would fall apart.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from yolofleet.cluster.doctor.finding import Line
+from yolofleet.cluster.doctor.finding import Finding
+from yolofleet.core.background import within
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.data.manifest import Manifest
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError, open_storage
-from yolofleet.tracking.mlflow_store import within
 
 RUNS_SUBJECT = "storage of runs"
 CONDITION_SUBJECT = "conditional put"
@@ -24,10 +29,10 @@ MARKER = b"written by the one that asks"
 PROBE_BYTES = 16 * 2**20
 READ_SECONDS = 5.0
 LEAST_TELLING_BYTES = 4 * 2**20
-"""Of less, opening it takes most of the time."""
+"""Of a smaller read most of the time goes into opening it."""
 PATIENCE_SECONDS = 6.0
-"""How long a storage that does not answer is asked again."""
-MARK_SECONDS = 60.0
+"""How long requests to a storage that does not answer are retried."""
+MARKER_SECONDS = 60.0
 SLOW_BYTES_PER_SECOND = 10e6
 CREDENTIALS_CURE = (
     "give every node the credentials and the endpoint in its environment, and use storage that all nodes reach "
@@ -41,8 +46,8 @@ class RunsFound:
 
     Attributes:
         problem: What did not work; None: all of it did.
-        write_bytes_per_second: Speed of one object's way there.
-        read_bytes_per_second: Speed of its way back.
+        write_bytes_per_second: Speed of one object's upload.
+        read_bytes_per_second: Speed of its download.
         honours_conditions: Whether the second of two conditional puts was refused.
     """
 
@@ -58,7 +63,7 @@ class DataFound:
 
     Attributes:
         problem: Why it cannot be read; None: it can.
-        num_bytes: What was read of its first shard; 0 where it has none.
+        num_bytes: How much was read of its first shard; 0 where it has none.
         seconds: How long that took.
     """
 
@@ -68,38 +73,38 @@ class DataFound:
 
 
 @contextmanager
-def marked(url: str, mark: str) -> Iterator[None]:
-    """Leave an object in a storage for the nodes to find, for the length of a with block; nothing stays behind.
+def shared_marker(url: str, name: str) -> Iterator[None]:
+    """Write a marker for the nodes to find, for the length of a with block; nothing stays behind.
 
     Raises:
         StorageError: It cannot be written.
     """
     try:
-        missing = within(MARK_SECONDS, lambda: _leave_mark(url, mark))
+        made = within(MARKER_SECONDS, lambda: _write_marker(url, name))
     except TimeoutError as error:
-        raise StorageError(f"{url}: hangs: nothing was written within {MARK_SECONDS:g} s") from error
+        raise StorageError(f"{url}: hangs: nothing was written within {MARKER_SECONDS:g} s") from error
     try:
         yield
     finally:
         with suppress(StorageError, TimeoutError):
-            within(MARK_SECONDS, lambda: _remove_mark(url, mark, missing))
+            within(MARKER_SECONDS, lambda: _remove_marker(url, name, made))
 
 
-def _leave_mark(url: str, mark: str) -> list[Path]:
-    """Write the object and return the folders that had to be made for it."""
+def _write_marker(url: str, name: str) -> list[Path]:
+    """Write the marker and return the folders that had to be made for it, the innermost first."""
     storage = open_storage(url, patience_seconds=PATIENCE_SECONDS)
     path = storage.local_path(FOLDER)
     missing = [] if path is None else [folder for folder in path.parents if not folder.exists()]
     try:
-        storage.put(f"{FOLDER}/{mark}/marker", MARKER)
+        storage.put(f"{FOLDER}/{name}/marker", MARKER)
     except StorageError:
         _remove_folders(missing)
         raise
     return missing
 
 
-def _remove_mark(url: str, mark: str, made: list[Path]) -> None:
-    open_storage(url, patience_seconds=PATIENCE_SECONDS).delete_prefix(f"{FOLDER}/{mark}/")
+def _remove_marker(url: str, name: str, made: list[Path]) -> None:
+    open_storage(url, patience_seconds=PATIENCE_SECONDS).delete_prefix(f"{FOLDER}/{name}/")
     _remove_folders(made)
 
 
@@ -109,17 +114,16 @@ def _remove_folders(innermost_first: list[Path]) -> None:
             folder.rmdir()
 
 
-def look_at_runs(url: str, mark: str) -> RunsFound:
-    """Use a storage as a run does, below the mark that the one who asks has left there."""
-    name = f"{os.getpid()}-{time.monotonic_ns()}"
+def probe_runs(url: str, marker: str) -> RunsFound:
+    """Use a storage as a run does, below the marker that the doctor has written."""
     try:
-        storage = open_storage(url, patience_seconds=PATIENCE_SECONDS).child(f"{FOLDER}/{mark}")
-        return _looked_at_runs(storage, url, name)
+        storage = open_storage(url, patience_seconds=PATIENCE_SECONDS).child(f"{FOLDER}/{marker}")
+        return _use_storage(storage, url, f"{os.getpid()}-{time.monotonic_ns()}")
     except StorageError as error:
         return RunsFound(str(error))
 
 
-def _looked_at_runs(storage: Storage, url: str, name: str) -> RunsFound:
+def _use_storage(storage: Storage, url: str, name: str) -> RunsFound:
     data = os.urandom(PROBE_BYTES)
     try:
         if storage.get("marker") != MARKER:
@@ -130,11 +134,11 @@ def _looked_at_runs(storage: Storage, url: str, name: str) -> RunsFound:
         began = time.monotonic()
         storage.put(name, data)
         written = time.monotonic()
-        same = storage.get(name) == data
+        is_same = storage.get(name) == data
         read = time.monotonic()
     finally:
         storage.delete(name)
-    if not same:
+    if not is_same:
         return RunsFound(f"{url} gives other bytes than were written there")
     if storage.exists(name):
         return RunsFound(f"{url} still shows an object that was deleted")
@@ -142,7 +146,7 @@ def _looked_at_runs(storage: Storage, url: str, name: str) -> RunsFound:
     return RunsFound(None, len(data) / (written - began), len(data) / (read - written), honours)
 
 
-def look_at_data(url: str) -> DataFound:
+def probe_data(url: str) -> DataFound:
     """Read a dataset's manifest and, for some seconds, its first shard."""
     try:
         storage = open_storage(url, patience_seconds=PATIENCE_SECONDS)
@@ -161,40 +165,43 @@ def look_at_data(url: str) -> DataFound:
         return DataFound(str(error))
 
 
-def judge_runs(place: str, found: RunsFound, url: str) -> list[Line]:
-    """Judge the storage of runs as a node sees it."""
+def check_runs(node: str, found: RunsFound, url: str) -> list[Finding]:
+    """Check the storage of runs by what a node found there."""
     if found.problem is not None:
-        return [Line(place, RUNS_SUBJECT, "fail", found.problem, CREDENTIALS_CURE)]
-    slowest = min(found.write_bytes_per_second, found.read_bytes_per_second)
-    writes, reads = format_bytes(found.write_bytes_per_second), format_bytes(found.read_bytes_per_second)
-    seen = f"{url}: writes {writes}/s, reads {reads}/s"
-    measured = {
-        "write_bytes_per_second": found.write_bytes_per_second,
-        "read_bytes_per_second": found.read_bytes_per_second,
-    }
-    if slowest < SLOW_BYTES_PER_SECOND:
-        cure = "checkpoints take long (465 MB for yolov7): use storage near the nodes, or save less often"
-        lines = [Line(place, RUNS_SUBJECT, "warn", seen, cure, measured)]
-    else:
-        lines = [Line(place, RUNS_SUBJECT, "ok", seen, measured=measured)]
-    if found.honours_conditions:
-        return [*lines, Line(place, CONDITION_SUBJECT, "ok", "the second writer of an object is refused")]
-    cure = "never start one run from two places at the same moment, or use storage that honours If-None-Match"
-    return [*lines, Line(place, CONDITION_SUBJECT, "warn", "ignored: the second writer of an object wins", cure)]
+        return [Finding(node, RUNS_SUBJECT, "fail", found.problem, CREDENTIALS_CURE)]
+    writes, reads = found.write_bytes_per_second, found.read_bytes_per_second
+    measured = {"write_bytes_per_second": writes, "read_bytes_per_second": reads}
+    is_slow = min(writes, reads) < SLOW_BYTES_PER_SECOND
+    slow = "checkpoints take long (465 MB for yolov7): use storage near the nodes, or save less often"
+    ignored = "never start one run from two hosts at the same moment, or use storage that honours If-None-Match"
+    return [
+        Finding(
+            node,
+            RUNS_SUBJECT,
+            "warn" if is_slow else "ok",
+            f"{url}: writes {format_bytes(writes)}/s, reads {format_bytes(reads)}/s",
+            slow if is_slow else None,
+            measured,
+        ),
+        Finding(node, CONDITION_SUBJECT, "ok", "the second writer of an object is refused")
+        if found.honours_conditions
+        else Finding(node, CONDITION_SUBJECT, "warn", "ignored: the second writer of an object wins", ignored),
+    ]
 
 
-def judge_data(place: str, found: DataFound, subject: str, url: str) -> Line:
-    """Judge a dataset as a node sees it."""
+def check_data(node: str, found: DataFound, subject: str, url: str) -> Finding:
+    """Check a dataset by what a node found there."""
+    finding = partial(Finding, node, subject)
     if found.problem is not None:
-        return Line(place, subject, "fail", found.problem, CREDENTIALS_CURE)
+        return finding("fail", found.problem, CREDENTIALS_CURE)
     if found.num_bytes == 0:
-        return Line(place, subject, "fail", f"{url}: holds no shard", "build it from images: yolofleet data shard")
+        return finding("fail", f"{url}: holds no shard", "build it from images: yolofleet data shard")
     if found.num_bytes < LEAST_TELLING_BYTES and found.seconds < READ_SECONDS:
-        return Line(place, subject, "ok", f"{url}: can be read; its {format_bytes(found.num_bytes)} tell no speed")
+        size = format_bytes(found.num_bytes)
+        return finding("ok", f"{url}: can be read; its {size} are too few to measure a speed")
     reached = found.num_bytes / found.seconds
-    seen = f"{url}: reads {format_bytes(reached)}/s"
-    measured = {"read_bytes_per_second": reached}
+    seen, measured = f"{url}: reads {format_bytes(reached)}/s", {"read_bytes_per_second": reached}
     if reached < SLOW_BYTES_PER_SECOND:
         cure = "the first epoch will wait for data: use storage near the nodes, or a shard cache that keeps it all"
-        return Line(place, subject, "warn", seen, cure, measured)
-    return Line(place, subject, "ok", seen, measured=measured)
+        return finding("warn", seen, cure, measured)
+    return finding("ok", seen, measured=measured)

@@ -1,1 +1,1 @@
-"""Checkpoints of a run and the state that they hold."""
+"""Checkpoints of a run (`store`), the state that they hold (`run_state`), and its packing for a file (`packing`)."""

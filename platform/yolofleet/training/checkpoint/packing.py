@@ -1,7 +1,7 @@
 """Tensors packed as a safetensors file in memory that is allocated once and filled again for every checkpoint.
 
-Filling is all that training waits for: one copy of every tensor to its place in the file. Allocating anew would cost as
-much again, for the system hands out memory page by page at its first use.
+Training waits only for the filling: one copy of every tensor to its position in the file. A new allocation would cost
+as much again, for the system hands out memory page by page at its first use.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class PackedTensors:
         ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
         header: dict[str, dict[str, object]] = {}
         end = 0
-        places: list[tuple[str, int]] = []
+        offsets: dict[str, int] = {}
         for name, tensor in ordered:
             begin, end = end, end + tensor.numel() * tensor.element_size()
-            places.append((name, begin))
+            offsets[name] = begin
             header[name] = {
                 "dtype": TYPE_NAMES[tensor.dtype],
                 "shape": list(tensor.shape),
@@ -55,18 +55,18 @@ class PackedTensors:
         self.data = bytearray(start + end)
         self.data[:8] = len(text).to_bytes(8, "little")
         self.data[8:start] = text
-        self._described = _described(tensors)
+        self._layout = _layout(tensors)
         self._slots: dict[str, torch.Tensor] = {}
-        for name, begin in places:
+        for name, begin in offsets.items():
             like = tensors[name]
             if like.numel():
-                place = torch.frombuffer(self.data, dtype=like.dtype, count=like.numel(), offset=start + begin)
-                place.fill_(0)  # the system gives the pages now, not when training waits
-                self._slots[name] = place.view(like.shape)
+                slot = torch.frombuffer(self.data, dtype=like.dtype, count=like.numel(), offset=start + begin)
+                slot.fill_(0)  # the system hands out the pages now, not when training waits
+                self._slots[name] = slot.view(like.shape)
 
     def fits(self, tensors: Tensors) -> bool:
         """Return whether these are tensors of the same names, types and shapes."""
-        return self._described == _described(tensors)
+        return self._layout == _layout(tensors)
 
     @torch.no_grad()
     def fill(self, tensors: Tensors) -> None:
@@ -75,5 +75,5 @@ class PackedTensors:
             slot.copy_(tensors[name])
 
 
-def _described(tensors: Tensors) -> dict[str, tuple[torch.dtype, torch.Size]]:
+def _layout(tensors: Tensors) -> dict[str, tuple[torch.dtype, torch.Size]]:
     return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}

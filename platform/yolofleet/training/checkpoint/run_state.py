@@ -1,4 +1,4 @@
-"""The state of a run between two steps, to and from a checkpoint."""
+"""The state of a run between two steps: taken into a checkpoint, and restored from one."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import yolofleet
 from yolofleet.core.errors import UserError
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore
-from yolofleet.training.evaluation.checkpoint_evaluations import TO_JUDGE
-from yolofleet.training.loop.optimizer import WeightAverage, load_momentum_state
-from yolofleet.training.loop.precision import Precision
+from yolofleet.training.evaluation.checkpoint_evaluations import EVALUATE_LATER
+from yolofleet.training.loop.update import Precision, WeightAverage, load_momentum_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 
@@ -27,10 +26,10 @@ class RunState:
     Attributes:
         step: Steps done.
         num_updates: Steps in which the optimiser moved (the others were skipped).
-        non_finite_steps: Steps skipped because loss or gradient was no finite number.
+        non_finite_steps: Steps skipped because loss or gradient was non-finite.
         non_finite_in_a_row: Those among the newest steps.
         skipped_samples: Samples that could not be read, over all workers.
-        skipped_windows: Steps [from, to) that are left out because they went wrong before.
+        skipped_windows: Steps [from, to) that are left out because they were non-finite before.
     """
 
     step: int = 0
@@ -41,19 +40,19 @@ class RunState:
     skipped_windows: list[list[int]] = field(default_factory=list)
 
     def window_end(self, num_steps: int) -> int | None:
-        """Return where to go on if the next step is one to leave out; the run's last step is never left out."""
+        """Return the step to continue at if the next one is to be left out; the run's last step never is."""
         for first, end in self.skipped_windows:
             if first <= self.step < min(end, num_steps - 1):
                 return min(end, num_steps - 1)
         return None
 
-    def leave_out_until(self, end: int) -> None:
-        """Go on at a later step; what is left out for numbers that were not finite still counts as skipped."""
+    def skip_to(self, end: int) -> None:
+        """Continue at a later step; the steps in between count as non-finite."""
         self.non_finite_steps += end - self.step
         self.step = end
 
     def count_step(self, finite: bool, *, adapting: bool = False) -> None:
-        """Note a step done; ``adapting``: skipped only to lower the loss scale, which says nothing of the run."""
+        """Count a step; ``adapting``: it was skipped only to lower the loss scale, which is no sign of trouble."""
         self.step += 1
         self.non_finite_steps += not finite
         self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + (not adapting)
@@ -69,7 +68,7 @@ def save(
     precision: Precision,
     *,
     skippable: bool = False,
-    to_judge: bool = False,
+    evaluate_later: bool = False,
 ) -> None:
     """Take a checkpoint of everything that a restart needs.
 
@@ -81,8 +80,8 @@ def save(
         average: Their average.
         moments: The optimiser's moments by parameter.
         precision: Its loss scale.
-        skippable: It may be left out on a slow storage.
-        to_judge: It waits to be judged beside the training.
+        skippable: It may be left out where the storage is slow.
+        evaluate_later: It is to be evaluated by another process.
     """
     tensors = {
         "weights": model.state_dict(),
@@ -91,7 +90,7 @@ def save(
     }
     document = {
         "run": vars(state),
-        TO_JUDGE: to_judge,
+        EVALUATE_LATER: evaluate_later,
         "loss_scale": precision.state(),
         "job_digest": job.digest(),
         "versions": {
@@ -104,7 +103,7 @@ def save(
 
 
 def prepare(store: CheckpointStore, model: nn.Module, average: WeightAverage) -> None:
-    """Allocate the memory of the checkpoints to come."""
+    """Allocate the memory of later checkpoints."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     store.prepare({"weights": model.state_dict(), "average": average.model.state_dict(), "moments": trained})
 
@@ -120,7 +119,7 @@ def restore(
 ) -> RunState:
     """Load the newest whole checkpoint into everything, or leave a fresh run as it is.
 
-    The first worker chooses the checkpoint, so that all go on from the same.
+    The first worker chooses the checkpoint, so that all resume from the same one.
     """
     found = store.newest() if group.is_first else None
     step = group.first_value(found.step if found is not None else -1)
@@ -152,8 +151,8 @@ def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         ],
     }
     if any(problems.values()):
-        told = "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in problems.items() if names)
-        raise UserError(f"the checkpoint does not fit the job's model: {told}")
+        listed = "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in problems.items() if names)
+        raise UserError(f"the checkpoint does not fit the job's model: {listed}")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 

@@ -1,10 +1,11 @@
 """Checkpoints of a run: ``checkpoints/step-N/``, whole or not at all.
 
 A checkpoint is a few safetensors files and ``state.json``; ``COMMITTED``, with their sizes and SHA-256 digests, is
-written last. One without it, or with a file that does not match, is no checkpoint: the one before it is taken, and
-the user is told. Saving copies the tensors into packed files in memory, and a thread writes these while training goes
-on. The memory is used again for the next checkpoint, so that one waits until this one is stored, or is skipped if that
-takes too long; either is told. So at most two periods are lost: `CheckpointSpec.period_steps` is half of what may be.
+written last. A folder without it, or with a file that does not match, is damaged: the checkpoint before it is taken,
+and an event says so. Saving copies the tensors into packed files in memory, and a thread writes these while training
+goes on. The memory is used again for the next checkpoint, which therefore waits until this one is stored, or is skipped
+if that takes too long; an event reports either. So at most two periods are lost, and `CheckpointSpec.period_steps` is
+half of what may be lost.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STATE_KEY = "state.json"
 LONGEST_WAIT_SECONDS = 60.0
 """How long a checkpoint that is due waits for the one before it to be stored, before it is skipped."""
 LONG_WAIT_SECONDS = 1.0
-"""Waiting longer than this is told."""
+"""A longer wait is an event."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Checkpoint:
 
     Attributes:
         step: Steps that were done when it was taken.
-        state: Everything that is no tensor.
+        state: All values that are not tensors.
         tensors: Tensors by file (``weights``, ``average``, ``moments``) and name.
     """
 
@@ -63,28 +64,28 @@ class CheckpointStore:
     Args:
         storage: The run's ``checkpoints/`` folder.
         keep: Newest checkpoints that are kept.
-        told: Called with (kind, fields) when something happened that the user should know.
+        on_event: Takes what the user should know, as (kind, fields).
         before_commit: Called before a checkpoint is committed, to store what must not be younger than it.
-        fenced: Called before anything is written or removed; raises where another process has taken the run over.
+        check_lock: Called before anything is written or removed; raises where another process has taken the run over.
 
     Attributes:
-        kept_besides: Given the steps of all checkpoints, returns those that are kept whatever their age.
+        protected_steps: Given the steps of all checkpoints, returns those that are kept whatever their age.
     """
 
     def __init__(
         self,
         storage: Storage,
         keep: int = 3,
-        told: Callable[..., None] | None = None,
+        on_event: Callable[..., None] | None = None,
         before_commit: Callable[[], None] = lambda: None,
-        fenced: Callable[[], None] = lambda: None,
+        check_lock: Callable[[], None] = lambda: None,
     ) -> None:
         self.storage = storage
         self.keep = keep
-        self.kept_besides: Callable[[list[int]], set[int]] = lambda steps: set()
+        self.protected_steps: Callable[[list[int]], set[int]] = lambda steps: set()
         self._before_commit = before_commit
-        self._fenced = fenced
-        self._told = told or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
+        self._check_lock = check_lock
+        self._on_event = on_event or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
         self._writing: threading.Thread | None = None
         self._failure: Exception | None = None
         self._packed: dict[str, PackedTensors] = {}
@@ -108,30 +109,30 @@ class CheckpointStore:
         Args:
             step: Steps done.
             tensors: Tensors by file and name.
-            state: What is no tensor, as JSON values.
-            skippable: Leave this one out, and say so, if the one before it is not stored within
-                `LONGEST_WAIT_SECONDS`; otherwise it waits as long as that takes.
+            state: Values that are not tensors, as JSON.
+            skippable: Leave this one out, with an event, if the one before it is not stored within
+                `LONGEST_WAIT_SECONDS`; otherwise wait as long as that takes.
         """
         began = time.monotonic()
         if not self.wait(LONGEST_WAIT_SECONDS if skippable else None):
-            self._told("checkpoint_skipped", step=step, reason="the one before it is still being stored")
+            self._on_event("checkpoint_skipped", step=step, reason="the one before it is still being stored")
             return
         waited = time.monotonic() - began
         if waited > LONG_WAIT_SECONDS:
-            self._told("checkpoint_waited", step=step, seconds=round(waited, 3))
+            self._on_event("checkpoint_waited", step=step, seconds=round(waited, 3))
         self.prepare(tensors)
         for file, group in tensors.items():
             self._packed[file].fill(group)
         files: dict[str, bytes | bytearray] = {f"{file}.safetensors": self._packed[file].data for file in tensors}
         files[STATE_KEY] = json.dumps({"format": FORMAT, "step": step, **state}, indent=1).encode()
-        self._writing = threading.Thread(target=self._write_or_tell, args=(step, files), name=f"checkpoint-{step}")
+        self._writing = threading.Thread(target=self._write_and_report, args=(step, files), name=f"checkpoint-{step}")
         self._writing.start()
 
     def wait(self, timeout_seconds: float | None = None) -> bool:
-        """Return whether no checkpoint is being written, once that is so or the time is over.
+        """Wait until no checkpoint is being written; returns False where the time is over before.
 
         Raises:
-            Exception: What went wrong in writing, a storage that does not take it apart.
+            Exception: What went wrong in writing, except a storage that does not take it.
         """
         if self._writing is not None:
             self._writing.join(timeout_seconds)
@@ -143,44 +144,47 @@ class CheckpointStore:
             raise failure
         return True
 
-    def _write_or_tell(self, step: int, files: dict[str, bytes | bytearray]) -> None:
+    def _write_and_report(self, step: int, files: dict[str, bytes | bytearray]) -> None:
         """Write; a storage that does not take it costs this checkpoint, not the run."""
         began = time.monotonic()
         try:
             self._write(step, files)
         except StorageError as error:
-            self._told("checkpoint_failed", step=step, reason=str(error))
-            self._remove_quietly(step)  # a disk that is full is not helped by half a checkpoint
+            self._on_event("checkpoint_failed", step=step, reason=str(error))
+            try:
+                self._remove(step)  # half a checkpoint would only fill a disk that is full
+            except StorageError as left:
+                logger.warning("the torn checkpoint of step %d could not be removed: %s", step, left)
             return
-        except Exception as error:  # nobody sees what a thread raises: the next `wait` raises it
+        except Exception as error:  # raised by the next `wait`: a thread's error is seen by no one
             self._failure = error
             return
-        self._told("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
+        self._on_event("checkpoint", step=step, seconds=round(time.monotonic() - began, 3))
         try:
             self._retire(step)
-        except StorageError as error:  # the next checkpoint's turn takes what is left now
+        except StorageError as error:  # the next checkpoint removes them
             logger.warning("older checkpoints stay for now: %s", error)
         except Exception as error:
             self._failure = error
 
     def _write(self, step: int, files: dict[str, bytes | bytearray]) -> None:
         folder = f"step-{step}"
-        self._fenced()
+        self._check_lock()
         self.storage.delete(f"{folder}/{COMMIT_KEY}")  # a damaged one of the same step may lie there
         for name, data in files.items():
-            self._fenced()
+            self._check_lock()
             self.storage.put(f"{folder}/{name}", data)
         digests = {
             name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
         }
         self._before_commit()
-        self._fenced()
+        self._check_lock()
         self.storage.put(f"{folder}/{COMMIT_KEY}", json.dumps({"format": FORMAT, "files": digests}, indent=1).encode())
 
     def _retire(self, newest: int) -> None:
-        """Remove what is older than the newest ``keep`` and not kept besides, and what is left of torn ones."""
+        """Remove checkpoints older than the newest ``keep`` that are not protected, and what is left of torn ones."""
         committed = [step for step in self.steps() if step <= newest]
-        kept = {*committed[-self.keep :], *self.kept_besides(committed)}
+        kept = {*committed[-self.keep :], *self.protected_steps(committed)}
         begun = {
             int(match[1]) for entry in self.storage.list("step-") if (match := re.match(r"step-(\d+)/", entry.key))
         }
@@ -189,28 +193,22 @@ class CheckpointStore:
                 self._remove(step)
 
     def _remove(self, step: int) -> None:
-        self._fenced()
-        self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first: what is left is then no checkpoint
+        self._check_lock()
+        self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first, so that a half-removed checkpoint does not count
         self.storage.delete_prefix(f"step-{step}/")
 
-    def _remove_quietly(self, step: int) -> None:
-        try:
-            self._remove(step)
-        except StorageError as error:
-            logger.warning("the torn checkpoint of step %d could not be removed: %s", step, error)
-
-    def forget_after(self, step: int) -> None:
+    def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, the newest first."""
-        for later in reversed([found for found in self.steps() if found > step]):
+        for later in reversed([other for other in self.steps() if other > step]):
             self._remove(later)
 
     def steps(self) -> list[int]:
-        """Return the steps of all committed checkpoints, oldest first; their files are not looked at."""
-        found = (re.fullmatch(rf"step-(\d+)/{COMMIT_KEY}", entry.key) for entry in self.storage.list("step-"))
-        return sorted(int(match[1]) for match in found if match)
+        """Return the steps of all committed checkpoints, oldest first; their files are not read."""
+        matches = (re.fullmatch(rf"step-(\d+)/{COMMIT_KEY}", entry.key) for entry in self.storage.list("step-"))
+        return sorted(int(match[1]) for match in matches if match)
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return what is no tensor of a committed checkpoint; its other files are not looked at.
+        """Return the values of a committed checkpoint that are not tensors; its other files are not read.
 
         Raises:
             DamagedCheckpointError: It is not there, or not as it was committed.
@@ -226,22 +224,22 @@ class CheckpointStore:
         """
         key = f"step-{step}/{COMMIT_KEY}"
         try:
-            commit = _parsed(self.storage.get(key), f"{self.storage.url}/{key}")
+            commit = _parse_object(self.storage.get(key), f"{self.storage.url}/{key}")
             return str(commit["files"][f"{file}.safetensors"]["sha256"])
         except (ObjectNotFoundError, KeyError) as error:
             raise DamagedCheckpointError(f"{self.storage.url}/{key}: incomplete: {error}") from error
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
-        """Return the newest checkpoint that is whole, or None; damaged ones are passed over and told of.
+        """Return the newest whole checkpoint, or None; damaged ones are passed over, each with an event.
 
         Args:
-            at_most: The latest step that is looked for; None: any.
+            at_most: The latest step that counts; None: any.
         """
-        for step in reversed([found for found in self.steps() if at_most is None or found <= at_most]):
+        for step in reversed([step for step in self.steps() if at_most is None or step <= at_most]):
             try:
                 return self.load(step)
             except DamagedCheckpointError as error:
-                self._told("checkpoint_passed_over", step=step, reason=str(error))
+                self._on_event("checkpoint_passed_over", step=step, reason=str(error))
         return None
 
     def load(self, step: int) -> Checkpoint:
@@ -262,7 +260,7 @@ class CheckpointStore:
         folder = f"step-{step}"
         where = f"{self.storage.url}/{folder}"
         try:
-            commit = _parsed(self.storage.get(f"{folder}/{COMMIT_KEY}"), f"{where}/{COMMIT_KEY}")
+            commit = _parse_object(self.storage.get(f"{folder}/{COMMIT_KEY}"), f"{where}/{COMMIT_KEY}")
             _check_format(commit, f"{where}/{COMMIT_KEY}")
             files = {name: self.storage.get(f"{folder}/{name}") for name in commit["files"] if wanted(name)}
         except (ObjectNotFoundError, KeyError) as error:
@@ -270,10 +268,10 @@ class CheckpointStore:
         for name, data in files.items():
             if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
                 raise DamagedCheckpointError(f"{where}/{name}: does not match the digest in {COMMIT_KEY}")
-        return _parsed(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
+        return _parse_object(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
 
 
-def _parsed(data: bytes, where: str) -> dict[str, Any]:
+def _parse_object(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except ValueError as error:

@@ -1,1 +1,1 @@
-"""Evaluation of a run and of its checkpoints, during training or beside it."""
+"""Evaluation of a run: by its workers (`checkpoint_evaluations`), or beside them (`async_`, `cluster_evaluation`)."""

@@ -1,11 +1,10 @@
-"""Judging a run's checkpoints beside its training: the one that has waited longest first, one at a time.
+"""Evaluation of checkpoints beside the training: one at a time, the one that has waited longest first.
 
-What waits is read from the run directory, so whoever comes next goes on where a judge that died has stopped.
+The run directory says which checkpoints wait, so an evaluator that dies loses nothing: the next one continues.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from types import TracebackType
 
 import torch
 
+from yolofleet.core.background import BackgroundLoop, EndLoop
+from yolofleet.core.text import one_line
 from yolofleet.models import build_model
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
@@ -21,25 +22,23 @@ from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import (
     AVERAGE,
     DIGEST,
+    CheckpointEvaluations,
     Figures,
-    Judgements,
     Validation,
-    judgement_row,
+    evaluation_row,
 )
 from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup
 from yolofleet.training.setup.builders import open_dataset
 from yolofleet.training.setup.preparation import run_table
 
 POLL_SECONDS = 5.0
-END_TIMEOUT_SECONDS = 10.0
 MOST_ATTEMPTS = 3
 
-JudgeStep = Callable[[int], Figures]
-"""Judges the checkpoint of a step; raises what keeps it from that."""
-logger = logging.getLogger(__name__)
+EvaluateStep = Callable[[int], Figures]
+"""Evaluates the checkpoint of a step; raises whatever prevents that."""
 
 
-def judged_here(job: JobSpec, step: int, device: torch.device) -> Figures:
+def evaluate_checkpoint(job: JobSpec, step: int, device: torch.device) -> Figures:
     """Return the COCO figures of the averaged model of a checkpoint, on the job's validation set, by this process.
 
     Raises:
@@ -56,71 +55,73 @@ def judged_here(job: JobSpec, step: int, device: torch.device) -> Figures:
     return figures
 
 
-class Judge:
-    """Judges what waits, in a thread for the length of a with block or at once by `judge_all`.
+class CheckpointEvaluator:
+    """Evaluates the checkpoints that wait, in a thread for the length of a with block or at once by `evaluate_all`.
 
     Args:
         run: The run directory; figures and events are written there.
-        judge_step: Judges one checkpoint; a `StoppedError` of it is no failure.
+        evaluate_step: Evaluates one checkpoint; a `StoppedError` of it is no failure.
     """
 
-    def __init__(self, run: RunDirectory, judge_step: JudgeStep) -> None:
+    def __init__(self, run: RunDirectory, evaluate_step: EvaluateStep) -> None:
         self._run = run
         self._store = CheckpointStore(run.storage.child("checkpoints"))
-        self._judgements = Judgements(run, self._store)
-        self._judge_step = judge_step
+        self._evaluations = CheckpointEvaluations(run, self._store)
+        self._evaluate_step = evaluate_step
         self._failures: Counter[int] = Counter()
-        self._over = threading.Event()
         self._one_at_a_time = threading.Lock()
-        self._thread = threading.Thread(target=self._watch, name="judge", daemon=True)
+        self._closing = False
+        self._loop = BackgroundLoop(
+            self._evaluate_until_closed,
+            seconds=POLL_SECONDS,
+            name="checkpoint-evaluator",
+            warning="the checkpoints cannot be evaluated at the moment",
+        )
 
-    def judge_all(self) -> None:
-        """Judge everything that waits; what failed too often is left, and told.
+    def evaluate_all(self) -> None:
+        """Evaluate all checkpoints that wait; one that fails too often is left out, with an event.
 
         Raises:
-            StoppedError: Nobody waits for the figures any more.
+            StoppedError: The command was told to stop, so the figures are no longer needed.
         """
-        while self._judge_next():
+        while self._evaluate_next():
             pass
 
-    def __enter__(self) -> Judge:
-        self._thread.start()
+    def __enter__(self) -> CheckpointEvaluator:
+        self._loop.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join(END_TIMEOUT_SECONDS)
+        self._closing = True
+        self._loop.close()
 
-    def _watch(self) -> None:
-        while not self._over.wait(POLL_SECONDS):
-            try:
-                while not self._over.is_set() and self._judge_next():
-                    pass
-            except StoppedError:
-                return
-            except Exception as error:  # storage that does not answer: what waits is still there later
-                logger.warning("the checkpoints cannot be looked at for the moment: %s", error)
+    def _evaluate_until_closed(self) -> None:
+        try:
+            while not self._closing and self._evaluate_next():
+                pass
+        except StoppedError as error:
+            raise EndLoop from error
 
-    def _judge_next(self) -> bool:
-        """Judge the checkpoint that has waited longest; False if none waits."""
+    def _evaluate_next(self) -> bool:
+        """Evaluate the checkpoint that has waited longest; returns False if none waits."""
         with self._one_at_a_time:
-            waiting = [step for step in self._judgements.waiting() if self._failures[step] < MOST_ATTEMPTS]
+            waiting = [step for step in self._evaluations.waiting() if self._failures[step] < MOST_ATTEMPTS]
             if not waiting:
                 return False
             step = waiting[0]
             try:
                 digest = self._store.file_digest(step, AVERAGE)
-                figures = self._judge_step(step)
+                figures = self._evaluate_step(step)
             except StoppedError:
                 raise
             except Exception as error:  # a node, a process or a storage that died: it is tried again
                 self._failures[step] += 1
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+                reason = one_line(f"{type(error).__name__}: {error}", 400)
                 again = self._failures[step] < MOST_ATTEMPTS
                 self._run.append_event("evaluation_failed", step=step, reason=reason, again=again)
                 return True
-            self._run.append_metrics(judgement_row(step, figures, **{DIGEST: digest}))
+            self._run.append_metrics(evaluation_row(step, figures, **{DIGEST: digest}))
             self._run.flush()
             return True

@@ -1,10 +1,8 @@
-"""What the checkpoints of a run were judged to be worth, and which of them wait to be judged.
+"""Evaluation of the averaged model during a run: the figures of its checkpoints, and which of them still lack some.
 
-The model is judged by its workers between two steps, or beside the training from a checkpoint whose ``state.json`` says
-``to_judge``. Both leave a row of metrics; the second one names the weights that it holds for, since a run that was
-rolled back may come to another state at the same step.
-
-Judging the averaged model during a run: every worker takes its share of the images, the first one scores.
+The workers evaluate the model between two steps, or another process does it from a checkpoint whose ``state.json`` says
+``to_judge``. Both leave a row of metrics. The second one names the weights that it holds for, since a run that was
+rolled back may come to other weights at the same step.
 """
 
 from __future__ import annotations
@@ -26,9 +24,20 @@ from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, Dam
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import open_dataset
 
+EVALUATE_LATER = "to_judge"
+"""Key of ``state.json``: the checkpoint is to be evaluated by another process."""
+PREFIX = "val_"
+AVERAGE = "average"
+DIGEST = "average_sha256"
+MOST_WAITING = 3
+"""Checkpoints that are kept until they are evaluated; where training is faster than that, some are left out."""
+
+Figures = Mapping[str, float | None]
+logger = logging.getLogger(__name__)
+
 
 class Validation:
-    """The job's validation set, and how it is judged."""
+    """Evaluates a model on the job's validation set; each worker takes a share of the images, the first one scores."""
 
     def __init__(self, job: JobSpec, group: WorkerGroup) -> None:
         self._job = job
@@ -42,7 +51,7 @@ class Validation:
     def _ground_truth(self) -> dict[str, Any]:
         return self._dataset.annotations()
 
-    def __call__(self, model: nn.Module) -> Mapping[str, float | None] | None:
+    def __call__(self, model: nn.Module) -> Figures | None:
         """Return the twelve COCO figures on the first worker, None on the others."""
         settings = self._job.evaluation
         stream = EvaluationStream(
@@ -61,30 +70,19 @@ class Validation:
             iou=settings.iou,
             max_detections=settings.max_detections,
         )
-        everything = self._group.gather_rows(rows)
-        if everything is None:
+        all_rows = self._group.gather_rows(rows)
+        if all_rows is None:
             return None
-        return score_detections(everything, self._ground_truth).figures
+        return score_detections(all_rows, self._ground_truth).figures
 
 
-TO_JUDGE = "to_judge"
-PREFIX = "val_"
-AVERAGE = "average"
-DIGEST = "average_sha256"
-MOST_WAITING = 3
-"""Checkpoints that are kept until they are judged; where the training is faster than that, some are left out."""
-
-Figures = Mapping[str, float | None]
-logger = logging.getLogger(__name__)
-
-
-def judgement_row(step: int, figures: Figures, **fields: Any) -> Row:
+def evaluation_row(step: int, figures: Figures, **fields: Any) -> Row:
     """Return the row of metrics of an evaluation after ``step`` steps."""
     return {"step": step} | {f"{PREFIX}{name}": value for name, value in figures.items()} | fields
 
 
-class Judgements:
-    """Follows a run's metrics and keeps its evaluations.
+class CheckpointEvaluations:
+    """Follows a run's metrics and knows the evaluations of its checkpoints.
 
     Args:
         run: The run directory; it is only read.
@@ -96,20 +94,22 @@ class Judgements:
         self._store = store
         self._cursors: Cursors = {}
         self._rows: dict[int, list[Row]] = {}
-        self._to_judge: dict[int, bool] = {}
+        self._evaluate_later: dict[int, bool] = {}
 
     def best_first(self) -> list[int]:
-        """Return the steps of the judged checkpoints, the best first; of two that are as good, the later."""
-        scores = {step: score for step in self._store.steps() if (score := self._score(step)) is not None}
-        return sorted(scores, key=lambda step: (scores[step], step), reverse=True)
+        """Return the steps of the evaluated checkpoints, best AP first; of two that are equal, the later one."""
+        self._refresh()
+        scores = {step: rows[-1][f"{PREFIX}AP"] for step in self._store.steps() if (rows := self._evaluations(step))}
+        scored = {step: score for step, score in scores.items() if score is not None}  # None: no ground truth
+        return sorted(scored, key=lambda step: (scored[step], step), reverse=True)
 
     def waiting(self) -> list[int]:
-        """Return the steps of the checkpoints that wait to be judged, oldest first."""
+        """Return the steps of the checkpoints that wait for their evaluation, oldest first."""
         self._refresh()
-        return [step for step in self._store.steps() if self._is_to_be_judged(step) and not self._judged(step)]
+        return [step for step in self._store.steps() if self._is_for_later(step) and not self._evaluations(step)]
 
-    def kept(self, steps: list[int]) -> set[int]:
-        """Return which checkpoints no retention may take: the best, the one that is judged next, the newest waiting."""
+    def protected_steps(self, steps: list[int]) -> set[int]:
+        """Return which checkpoints must stay: the best, the next one to evaluate, the newest that wait."""
         best, waiting = self.best_first()[:1], self.waiting()
         return {*best, *waiting[:1], *waiting[1:][-(MOST_WAITING - 1) :]} & set(steps)
 
@@ -119,13 +119,7 @@ class Judgements:
             if f"{PREFIX}AP" in row:
                 self._rows.setdefault(int(row["step"]), []).append(row)
 
-    def _score(self, step: int) -> float | None:
-        """Return the AP of a checkpoint; None if it was not judged, or there was nothing to judge it by."""
-        self._refresh()
-        judged = self._judged(step)
-        return None if not judged else judged[-1][f"{PREFIX}AP"]
-
-    def _judged(self, step: int) -> list[Row]:
+    def _evaluations(self, step: int) -> list[Row]:
         """Return the evaluations of the weights that the checkpoint of this step holds now."""
         rows = self._rows.get(step, [])
         if not any(DIGEST in row for row in rows):
@@ -136,18 +130,18 @@ class Judgements:
             return []
         return [row for row in rows if row.get(DIGEST, digest) == digest]
 
-    def _is_to_be_judged(self, step: int) -> bool:
-        if step not in self._to_judge:
+    def _is_for_later(self, step: int) -> bool:
+        if step not in self._evaluate_later:
             try:
-                self._to_judge[step] = bool(self._store.state(step).get(TO_JUDGE, False))
+                self._evaluate_later[step] = bool(self._store.state(step).get(EVALUATE_LATER, False))
             except DamagedCheckpointError:
                 return False
-        return self._to_judge[step]
+        return self._evaluate_later[step]
 
 
 def best_checkpoint(run: RunDirectory, store: CheckpointStore) -> Checkpoint | None:
-    """Return the best judged checkpoint that is whole, the newest one if none was judged, None if there is none."""
-    for step in Judgements(run, store).best_first():
+    """Return the best evaluated checkpoint that is whole; the newest if none was evaluated; None if there is none."""
+    for step in CheckpointEvaluations(run, store).best_first():
         try:
             return store.load(step)
         except DamagedCheckpointError as error:

@@ -1,1 +1,1 @@
-"""The training loop and what a step is made of; runs without Ray."""
+"""The training loop (`train`) and what its steps are made of (`trainer`, `update`, `non_finite`); runs without Ray."""

@@ -1,18 +1,22 @@
-"""How a run advances: which steps are logged, evaluated and saved, and how fast it goes.
-
-The loss terms of all workers, as rows of metrics show them.
-"""
+"""How a run advances: which steps are logged, evaluated and saved, its speed and loss, and what a restart cost."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
-from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.losses import LossResult
+from yolofleet.tracking.json_lines import seconds_of
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup
+
+WILFUL_ENDS = ("stopped", "left", "end", "failed")
+"""Events after which the time until the next start is not lost: the run was ended on purpose."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,12 @@ class Milestones:
         return step % self.log_every_steps == 0 or step == self.num_steps
 
     def evaluates(self, step: int) -> bool:
-        """Return whether the model is judged after ``step`` steps."""
+        """Return whether an evaluation is due after ``step`` steps."""
         period = self.evaluation_every_steps
         return step == self.num_steps or math.floor(step / period) > math.floor((step - 1) / period)
 
     def saves(self, step: int) -> bool:
-        """Return whether a checkpoint is taken: at its own period, and wherever the model was judged."""
+        """Return whether a checkpoint is due: at its own period, and wherever the model is evaluated."""
         return step % self.checkpoint_every_steps == 0 or self.evaluates(step)
 
 
@@ -53,6 +57,13 @@ class Pace:
     data_wait_seconds: float = 0.0
     _since: float = field(default_factory=time.perf_counter)
 
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time of a with block as waiting for data."""
+        begin = time.perf_counter()
+        yield
+        self.data_wait_seconds += time.perf_counter() - begin
+
     def take(self) -> dict[str, float]:
         """Return samples per second and the share of time spent waiting for data, and start anew."""
         elapsed = max(time.perf_counter() - self._since, 1e-9)
@@ -60,13 +71,12 @@ class Pace:
             "samples_per_second": self.samples / elapsed,
             "data_wait_share": min(1.0, self.data_wait_seconds / elapsed),
         }
-        self.samples, self.data_wait_seconds, self._since = 0, 0.0, time.perf_counter()
+        self.reset()
         return reading
 
-    def pause(self) -> None:
+    def reset(self) -> None:
         """Leave out what happened since the last reading (an evaluation, say)."""
-        self._since = time.perf_counter()
-        self.samples, self.data_wait_seconds = 0, 0.0
+        self.samples, self.data_wait_seconds, self._since = 0, 0.0, time.perf_counter()
 
 
 class LossTerms:
@@ -79,8 +89,8 @@ class LossTerms:
         self._sums = torch.zeros(len(self.NAMES) + 2, dtype=torch.float64, device=group.device)
 
     @torch.no_grad()
-    def add(self, result: Any, num_skipped: int) -> None:
-        """Add a micro-batch's loss and the number of its samples that could not be read; nothing waits for a device."""
+    def add(self, result: LossResult, num_skipped: int) -> None:
+        """Add a micro-batch's loss and the number of its unreadable samples; nothing waits for a device."""
         box, objectness, classification = (
             term.detach().double().reshape(()) for term in (result.box, result.objectness, result.classification)
         )
@@ -89,8 +99,71 @@ class LossTerms:
         self._sums[5] += num_skipped
 
     def take(self) -> dict[str, float]:
-        """Return the means over all workers' micro-batches; a collective, so every worker calls it."""
+        """Return the means over all workers' micro-batches, and start anew; a collective."""
         self._group.sum(self._sums)
         *terms, count, skipped = self._sums.tolist()
         self._sums.zero_()
         return {name: term / count for name, term in zip(self.NAMES, terms, strict=True)} | {"skipped_samples": skipped}
+
+
+class RestartCost:
+    """Records in the run's events when a run is again as far as it had been, and what the restart cost.
+
+    How far it had been is what the driver last heard from the workers, and else the newest row of metrics; so without
+    Ray it is known to ``log_every_steps`` only.
+
+    Args:
+        run: The run directory, before its rows of later steps are removed.
+        step: The step that the run resumes from.
+        group: This worker.
+        clock: Seconds since 1970.
+    """
+
+    def __init__(
+        self, run: RunDirectory, step: int, group: WorkerGroup, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._run = run
+        self._clock = clock
+        self._start_step = step
+        self._first_step_seconds: float | None = None
+        self._began = clock()
+        known = [progress for progress in (group.progress.known, _newest_row(run)) if progress is not None]
+        self._before = max(known, key=lambda progress: progress.step, default=None)
+        if self._before is not None and _ended_wilfully(run):
+            self._before = KnownProgress(self._before.step, self._began)
+
+    def begin(self) -> None:
+        """Record that the preparation is over: the first step begins."""
+        self._began = self._clock()
+
+    def observe(self, step: int) -> None:
+        """Record that ``step`` steps are done; append the event ``regained`` once that is further than before."""
+        if self._before is None:
+            return
+        if self._first_step_seconds is None:
+            self._first_step_seconds = round(self._clock() - self._began, 3)
+        if step <= self._before.step:
+            return
+        self._run.append_event(
+            "regained",
+            step=step,
+            steps_redone=max(0, self._before.step - self._start_step),
+            seconds_lost=round(max(0.0, self._clock() - self._before.at), 3),
+            first_step_seconds=self._first_step_seconds,
+            seconds_since_start=round(self._clock() - self._began, 3),
+        )
+        self._before = None
+
+
+def _newest_row(run: RunDirectory) -> KnownProgress | None:
+    rows = run.metrics()
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: int(row.get("step", 0)))
+    return KnownProgress(int(row.get("step", 0)), seconds_of(row))
+
+
+def _ended_wilfully(run: RunDirectory) -> bool:
+    kinds = [str(event.get("kind")) for event in run.events()]
+    last = next((kind for kind in reversed(kinds) if kind in ("start", *WILFUL_ENDS)), None)
+    return last in WILFUL_ENDS

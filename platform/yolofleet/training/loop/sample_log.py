@@ -1,79 +1,58 @@
 """What became of the samples: those that were skipped, and on request the digest of everything the network saw.
 
 Each worker appends to a log of its own, ``samples/rank-N.jsonl``. A start at step S first removes the rows of steps
-from S on, so that the logs together always tell of the steps behind the newest weights: none twice, none missing.
-
-What a run skipped, by reason and by key: in the run directory, in the metrics (and so in MLflow), and in words.
-
-It is counted from the workers' sample logs alone, which tell of every step behind the newest weights once, so the sums
-hold over all workers and restarts.
+from S on, so the logs together cover the steps behind the newest weights: none twice, none missing. What a run skipped
+is counted from these logs alone, so the sums hold over all workers and restarts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-from yolofleet.storage import Storage
-from yolofleet.tracking.json_lines import read_rows
-from yolofleet.tracking.log_writer import Fenced, LogWriter, open_log, truncate_parts, unfenced
-
-if TYPE_CHECKING:
-    from yolofleet.data.stream import MicroBatch
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from yolofleet.storage import ObjectNotFoundError
-from yolofleet.tracking.json_lines import Cursor, read_new_rows
+from yolofleet.storage import ObjectNotFoundError, Storage
+from yolofleet.tracking.json_lines import Cursor, list_logs, read_new_rows
+from yolofleet.tracking.log_writer import CheckLock, LogWriter, always_allowed, open_log, truncate_parts
 
 if TYPE_CHECKING:
+    from yolofleet.data.stream import MicroBatch
     from yolofleet.tracking.run_directory import RunDirectory
 
 FOLDER = "samples"
+PREFIX = "rank-"
 
 
-def log_names(storage: Storage) -> list[str]:
-    """Return the names of all workers' logs."""
-    keys = (entry.key for entry in storage.list("rank-"))
-    return sorted({"-".join(key.removesuffix(".jsonl").split("-")[:2]) for key in keys if key.endswith(".jsonl")})
-
-
-def forget_from(storage: Storage, step: int) -> None:
-    """Remove the rows of ``step`` and later; no worker may be writing."""
-    for name in log_names(storage):
+def remove_rows_from(storage: Storage, step: int) -> None:
+    """Remove the rows of ``step`` and later steps; no worker may be writing."""
+    for name in list_logs(storage, PREFIX):
         truncate_parts(storage, name, lambda row: int(row["step"]) < step)
-
-
-def sample_rows(run_storage: Storage) -> Iterator[dict[str, Any]]:
-    """Return all rows of a run's sample logs, worker by worker."""
-    storage = run_storage.child(FOLDER)
-    for name in log_names(storage):
-        yield from read_rows(storage, name)
 
 
 class SampleLog:
     """One worker's log."""
 
-    def __init__(self, run_storage: Storage, rank: int, *, record_digests: bool, fenced: Fenced = unfenced) -> None:
+    def __init__(
+        self, run_storage: Storage, rank: int, *, record_digests: bool, check_lock: CheckLock = always_allowed
+    ) -> None:
         self._storage = run_storage.child(FOLDER)
-        self._fenced = fenced
+        self._check_lock = check_lock
         self._rank = rank
         self._record_digests = record_digests
         self._writer: LogWriter | None = None
 
     def observe(self, batch: MicroBatch) -> None:
-        """Note a micro-batch as it enters the network."""
-        place = {"step": batch.step, "micro_batch": batch.index}
+        """Record a micro-batch as it enters the network."""
+        where = {"step": batch.step, "micro_batch": batch.index}
         for key, reason in batch.skipped:
-            self._append({**place, "skipped": key, "reason": reason})
+            self._append({**where, "skipped": key, "reason": reason})
         if self._record_digests:
-            self._append({**place, "digest": batch.digest(), "keys": list(batch.keys)})
+            self._append({**where, "digest": batch.digest(), "keys": list(batch.keys)})
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._writer is None:
-            self._writer = open_log(self._storage, f"rank-{self._rank}", self._fenced)
+            self._writer = open_log(self._storage, f"{PREFIX}{self._rank}", self._check_lock)
         self._writer.append(row)
 
     def flush(self) -> None:
@@ -91,7 +70,7 @@ class SampleLog:
 REPORT_KEY = "report/skipped.json"
 """In the run directory; what lies below ``report/`` goes to MLflow."""
 MOST_KEYS = 10_000
-"""Keys named for each reason; a set that loses more has been stopped long before."""
+"""Keys named for each reason; a run that skips more was stopped long before."""
 NUM_KEYS_SHOWN = 3
 
 
@@ -105,13 +84,9 @@ class SkippedSamples:
 
     def update(self) -> None:
         """Read the rows that are new."""
-        for name in log_names(self._storage):
+        for name in list_logs(self._storage, PREFIX):
             rows, self._cursors[name] = read_new_rows(self._storage, name, self._cursors.get(name, Cursor()))
-            self._add((str(row["skipped"]), str(row["reason"])) for row in rows if "reason" in row)
-
-    def _add(self, skipped: Iterable[tuple[str, str]]) -> None:
-        for key, reason in skipped:
-            self._by_reason.setdefault(reason, Counter())[key] += 1
+            _count(self._by_reason, ((str(row["skipped"]), str(row["reason"])) for row in rows if "reason" in row))
 
     @property
     def total(self) -> int:
@@ -124,9 +99,9 @@ class SkippedSamples:
         Args:
             num_seen: Samples that the run has asked for so far.
         """
-        return _document(self._by_reason, self.total, num_seen)
+        return _document(self._by_reason, num_seen)
 
-    def tell(self, run: RunDirectory, step: int, num_seen: int) -> None:
+    def write_report(self, run: RunDirectory, step: int, num_seen: int) -> None:
         """Write the report into the run directory and its counts into the metrics; nothing if nothing was skipped."""
         if not self._by_reason:
             return
@@ -139,12 +114,17 @@ class SkippedSamples:
 def skipped_document(skipped: Iterable[tuple[str, str]], num_seen: int) -> dict[str, Any]:
     """Return the report of (key, reason) pairs, such as those of an evaluation, out of ``num_seen`` samples."""
     by_reason: dict[str, Counter[str]] = {}
+    _count(by_reason, skipped)
+    return _document(by_reason, num_seen)
+
+
+def _count(by_reason: dict[str, Counter[str]], skipped: Iterable[tuple[str, str]]) -> None:
     for key, reason in skipped:
         by_reason.setdefault(reason, Counter())[key] += 1
-    return _document(by_reason, sum(keys.total() for keys in by_reason.values()), num_seen)
 
 
-def _document(by_reason: Mapping[str, Counter[str]], total: int, num_seen: int) -> dict[str, Any]:
+def _document(by_reason: Mapping[str, Counter[str]], num_seen: int) -> dict[str, Any]:
+    total = sum(keys.total() for keys in by_reason.values())
     reasons = {
         reason: {
             "count": keys.total(),
@@ -161,12 +141,12 @@ def read_skipped(run_storage: Storage) -> dict[str, Any]:
     try:
         document: dict[str, Any] = json.loads(run_storage.get(REPORT_KEY))
     except ObjectNotFoundError:
-        return _document({}, 0, 0)
+        return _document({}, 0)
     return document
 
 
-def described_skips(document: Mapping[str, Any]) -> str:
-    """Return a report as one line: how many, of how many, and for each reason the first keys."""
+def format_skips(document: Mapping[str, Any]) -> str:
+    """Return a report as one line: skipped samples, samples seen, and for each reason the first keys."""
     if not document.get("skipped"):
         return "none"
     parts = []

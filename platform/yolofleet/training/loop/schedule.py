@@ -3,7 +3,7 @@
 Warm-up is linear in the step: the biases fall from ``warmup_bias_lr`` to the schedule, everything else rises from 0,
 and momentum rises from ``warmup_momentum``. The cosine (or line) is a function of the epoch begun, as published.
 
-Training at several scales: the image size of a step, drawn from the seed and the step alone.
+The image size of a step, where training is at several scales, is drawn from the seed and the step alone.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Everything that a worker trains with, built from the job and restored from the run directory."""
+"""All that a worker trains with, in a few parts: built from the job and restored from the run directory."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.stream import TrainingStream
 from yolofleet.losses import DetectionLoss
 from yolofleet.models import build_model
@@ -16,75 +17,105 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import RunState, prepare, restore
 from yolofleet.training.checkpoint.store import CheckpointStore
-from yolofleet.training.evaluation.checkpoint_evaluations import Judgements
-from yolofleet.training.loop.batch_norm import MicroBatchStatistics
+from yolofleet.training.evaluation.checkpoint_evaluations import CheckpointEvaluations
 from yolofleet.training.loop.non_finite import FiniteGuard, skipped_windows
-from yolofleet.training.loop.optimizer import WeightAverage, build_optimizer
-from yolofleet.training.loop.precision import Precision
-from yolofleet.training.loop.progress import LossTerms, Milestones, Pace
-from yolofleet.training.loop.sample_log import FOLDER, SampleLog, SkippedSamples, forget_from
+from yolofleet.training.loop.progress import LossTerms, Milestones, Pace, RestartCost
+from yolofleet.training.loop.sample_log import FOLDER, SampleLog, SkippedSamples, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
+from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
 from yolofleet.training.loop.worker_group import WorkerGroup, owned_micro_batches
-from yolofleet.training.metrics.restart_cost import Setback
 from yolofleet.training.setup.builders import build_loss, freeze_blocks, open_dataset, training_stream
 from yolofleet.training.setup.preparation import run_image_weights, run_table
 from yolofleet.training.setup.pretrained import load_initial
 from yolofleet.training.strategies.strategy import Strategy, build_strategy
 
 
-@dataclass
-class Session:
-    """One worker's part of a run, from the step that the run directory stands at.
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and how.
+
+    Attributes:
+        model: The network, in training form.
+        average: The moving average of its weights.
+        loss: The loss of a micro-batch.
+        precision: The type of each computation.
+        statistics: Batch-norm statistics over the micro-batches of a step.
+        strategy: What each worker holds of gradients and optimiser, and how gradients are summed.
+    """
+
+    model: Network
+    average: WeightAverage
+    loss: DetectionLoss
+    precision: Precision
+    statistics: MicroBatchStatistics
+    strategy: Strategy
+
+
+@dataclass(frozen=True)
+class WorkerData:
+    """What one worker is trained on.
+
+    Attributes:
+        stream: The micro-batches of all steps.
+        owned: Those of each step that are this worker's.
+        log: The record of what the network saw.
+        skipped: The samples that could not be read, over all workers.
+    """
+
+    stream: TrainingStream
+    owned: range
+    log: SampleLog
+    skipped: SkippedSamples
+
+
+@dataclass(frozen=True)
+class Meters:
+    """What is measured along the way.
+
+    Attributes:
+        terms: Means of the loss terms.
+        pace: Speed, and waiting for data.
+        restart_cost: What a restart cost; None on all workers but the first.
+    """
+
+    terms: LossTerms
+    pace: Pace
+    restart_cost: RestartCost | None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One worker's part of a run, from the step where the run directory stands.
 
     Attributes:
         job: What is computed.
         run: The run directory.
-        group: This worker's place.
-        owned: The micro-batches of every step that are this worker's.
-        precision: What is computed in which type.
-        model: The network, in training form.
-        average: The average of its weights.
-        loss: The loss of a micro-batch.
-        statistics: Batch-norm statistics over the micro-batches of a step.
-        strategy: Who holds which part of the state, and how gradients meet.
+        group: This worker.
+        learner: The model and what trains it.
+        data: What it is trained on.
         schedule: Learning rates and momentum by step.
-        milestones: Which steps do more than train.
-        stream: The micro-batches.
+        milestones: The steps that log, evaluate and save.
         state: Where the run stands.
         store: Its checkpoints.
-        samples: The log of what the network saw.
-        skipped: Samples that could not be read.
-        guard: Watches over numbers that are not finite.
-        terms: Means of the loss terms.
-        pace: Speed.
-        setback: What a restart cost; None on all workers but the first.
+        guard: Watches for non-finite steps.
+        meters: Speed, loss, and the cost of a restart.
     """
 
     job: JobSpec
     run: RunDirectory
     group: WorkerGroup
-    owned: range
-    precision: Precision
-    model: Network
-    average: WeightAverage
-    loss: DetectionLoss
-    statistics: MicroBatchStatistics
-    strategy: Strategy
+    learner: Learner
+    data: WorkerData
     schedule: Schedule
     milestones: Milestones
-    stream: TrainingStream
     state: RunState
     store: CheckpointStore
-    samples: SampleLog
-    skipped: SkippedSamples
     guard: FiniteGuard
-    terms: LossTerms
-    pace: Pace
-    setback: Setback | None
+    meters: Meters
 
 
-def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session:
-    """Build everything, restore the newest whole checkpoint, and forget what the run directory holds beyond it.
+def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Trainer:
+    """Build everything, restore the newest whole checkpoint, and remove what the run directory holds beyond it.
 
     A collective: every worker calls it.
 
@@ -92,10 +123,69 @@ def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session
         UserError: The job does not fit the data or the checkpoint.
     """
     began = time.monotonic()
+    dataset = open_dataset(job.data, job.data.train)
+    schedule = Schedule(
+        job.resolved_hyperparameters(), job.num_steps(len(dataset)), len(dataset) / job.global_batch_size
+    )
+    store = CheckpointStore(
+        run.storage.child("checkpoints"),
+        job.checkpoint.keep,
+        on_event=run.append_event,
+        before_commit=run.flush,
+        check_lock=run.check_lock,
+    )
+    learner, state = _restore_learner(job, run, group, dataset, store)
+    guard = FiniteGuard(group, learner.precision, job.most_non_finite_steps)
+    evaluations = CheckpointEvaluations(run, store)
+    store.protected_steps = lambda steps: evaluations.protected_steps(steps) | guard.protected_steps(steps)
+
+    # The first worker removes the rows of steps that are done again; the others must not read or write meanwhile.
+    restart_cost = None
+    if group.is_first:
+        restart_cost = RestartCost(run, state.step, group)
+        prepare(store, learner.model, learner.average)
+        run.truncate_metrics_after(state.step)
+        remove_rows_from(run.storage.child(FOLDER), state.step)
+        ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
+        run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
+        restart_cost.begin()
+    group.barrier()
+    skipped = SkippedSamples(run.storage)
+    skipped.update()
+    state.skipped_samples = group.first_value(skipped.total)  # includes those since the last row of metrics
+    group.barrier()
+
+    return Trainer(
+        job=job,
+        run=run,
+        group=group,
+        learner=learner,
+        data=WorkerData(
+            stream=training_stream(job, dataset, schedule, lambda: run_image_weights(run)),
+            owned=owned_micro_batches(job.num_micro_batches, group.rank, group.world_size),
+            log=SampleLog(run.storage, group.rank, record_digests=job.record_samples, check_lock=run.check_lock),
+            skipped=skipped,
+        ),
+        schedule=schedule,
+        milestones=Milestones(
+            num_steps=schedule.num_steps,
+            log_every_steps=job.log_every_steps,
+            checkpoint_every_steps=job.checkpoint.period_steps,
+            evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
+        ),
+        state=state,
+        store=store,
+        guard=guard,
+        meters=Meters(LossTerms(group), Pace(), restart_cost),
+    )
+
+
+def _restore_learner(
+    job: JobSpec, run: RunDirectory, group: WorkerGroup, dataset: ShardDataset, store: CheckpointStore
+) -> tuple[Learner, RunState]:
+    """Build the learner as the newest whole checkpoint has it; returns it and where the run stands."""
     hyperparameters = job.resolved_hyperparameters()
     precision = Precision(job.precision, group.device)
-    dataset = open_dataset(job.data, job.data.train)
-
     torch.manual_seed(job.seed)
     model = build_model(run_table(job, run), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
     if job.initial_weights is not None:
@@ -106,61 +196,9 @@ def open_session(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Session
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
     statistics = MicroBatchStatistics(model)
     average = WeightAverage(model, hyperparameters)
-    schedule = Schedule(hyperparameters, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
-
-    store = CheckpointStore(
-        run.storage.child("checkpoints"),
-        job.checkpoint.keep,
-        told=run.append_event,
-        before_commit=run.flush,
-        fenced=run.check_held,
-    )
-    guard = FiniteGuard(group, precision, job.most_non_finite_steps)
-    judgements = Judgements(run, store)
-    store.kept_besides = lambda steps: judgements.kept(steps) | guard.kept(steps)
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
-    setback = None
-    if group.is_first:
-        setback = Setback(run, state.step, group)
-        prepare(store, model, average)
-        run.truncate_metrics_after(state.step)
-        forget_from(run.storage.child(FOLDER), state.step)
-        ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
-        run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
-        setback.begin()
-    group.barrier()
-    skipped = SkippedSamples(run.storage)
-    skipped.update()
-    state.skipped_samples = group.first_value(skipped.total)  # those since the last row of metrics among them
-    group.barrier()
-
-    return Session(
-        job=job,
-        run=run,
-        group=group,
-        owned=owned_micro_batches(job.num_micro_batches, group.rank, group.world_size),
-        precision=precision,
-        model=model,
-        average=average,
-        loss=loss,
-        statistics=statistics,
-        strategy=build_strategy(job, model, optimizer, precision, group),
-        schedule=schedule,
-        milestones=Milestones(
-            num_steps=schedule.num_steps,
-            log_every_steps=job.log_every_steps,
-            checkpoint_every_steps=job.checkpoint.period_steps,
-            evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
-        ),
-        stream=training_stream(job, dataset, schedule, lambda: run_image_weights(run)),
-        state=state,
-        store=store,
-        samples=SampleLog(run.storage, group.rank, record_digests=job.record_samples, fenced=run.check_held),
-        skipped=skipped,
-        guard=guard,
-        terms=LossTerms(group),
-        pace=Pace(),
-        setback=setback,
-    )
+    # Last, for a strategy takes over the restored weights and moments.
+    strategy = build_strategy(job, model, optimizer, precision, group)
+    return Learner(model, average, loss, precision, statistics, strategy), state

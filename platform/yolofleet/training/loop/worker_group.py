@@ -1,9 +1,7 @@
-"""The group of workers that train together, and which micro-batches each of them owns.
+"""The workers that train together: which micro-batches each owns, how they exchange values, how far each one is.
 
-The pulse of one worker's training: how far it is and when it last moved, for threads that watch over it.
-
-The loop beats at every micro-batch and every step; nothing else does, so a worker whose process lives but whose
-training stands still (a stuck read, a stuck collective, a stopped process) has a pulse that grows old.
+Only the loop updates a worker's progress, at every micro-batch and every step. So a worker whose process lives but
+whose training hangs (a stuck read, a stuck collective, a stopped process) is known by its growing silence.
 """
 
 from __future__ import annotations
@@ -20,8 +18,8 @@ from yolofleet.core.errors import WorkError
 
 
 @dataclass(frozen=True)
-class Reached:
-    """How far a run had come.
+class KnownProgress:
+    """How far a run was known to have come.
 
     Attributes:
         step: Steps done.
@@ -32,28 +30,28 @@ class Reached:
     at: float
 
 
-PAUSED = "it has come as far as it was asked to"
+PAUSED = "it has reached the step that it was asked to stop after"
 """Why a worker leaves after its ``leave_after_step``."""
 
 
 class StoppedError(WorkError):
-    """The run was told to stop before its end (SIGTERM, say); its state was saved as far as there was time for it."""
+    """The run was told to stop before its end (by SIGTERM, say); its state was saved as far as there was time."""
 
 
-class Pulse:
-    """Written by the loop, read by other threads; also carries what the loop is asked to do.
+class WorkerProgress:
+    """How far one worker is: written by its loop, read by other threads; it also carries requests to the loop.
 
     Attributes:
         step: Steps done.
-        leave_reason: Why the worker should save its state and end after the step that it is in; None: train on.
-        reached: How far the run was known to have come before this worker started, None where nobody knows.
-        leave_after_step: The step after which the worker is to leave by itself; None: at the end of the run.
-        figures: The newest value of everything that was reported; the first worker's only.
+        leave_reason: Why the worker should save its state and end after the current step; None: train on.
+        known: How far the run was known to have come before this worker started; None: not known.
+        leave_after_step: The step after which the worker leaves by itself; None: at the end of the run.
+        metrics: The newest value of each metric that was reported; the first worker's only.
     """
 
     def __init__(
         self,
-        reached: Reached | None = None,
+        known: KnownProgress | None = None,
         clock: Callable[[], float] = time.monotonic,
         *,
         leave_after_step: int | None = None,
@@ -61,32 +59,32 @@ class Pulse:
         self.step = 0
         self.leave_after_step = leave_after_step
         self.leave_reason: str | None = None
-        self.reached = reached
-        self.figures: dict[str, Any] = {}
+        self.known = known
+        self.metrics: dict[str, Any] = {}
         self._clock = clock
-        self._last_beat: float | None = None
+        self._advanced_at: float | None = None
 
-    def beat(self, step: int) -> None:
-        """Note that training moves."""
+    def advance(self, step: int) -> None:
+        """Record that training makes progress, and that ``step`` steps are done."""
         self.step = step
-        self._last_beat = self._clock()
+        self._advanced_at = self._clock()
         if self.leave_after_step is not None and step >= self.leave_after_step:
             self.ask_to_leave(PAUSED)
 
-    def tell(self, row: Mapping[str, Any]) -> None:
-        """Note a row of metrics, for those who watch: a new mapping each time, as another thread may be reading."""
-        self.figures = {**self.figures, **row}
+    def report(self, row: Mapping[str, Any]) -> None:
+        """Record a row of metrics, in a new mapping each time: another thread may be reading the old one."""
+        self.metrics = {**self.metrics, **row}
 
-    def rest(self) -> None:
-        """Note that training has ended or not begun: standing still means nothing."""
-        self._last_beat = None
+    def stop(self) -> None:
+        """Record that training is over: from now on silence means nothing."""
+        self._advanced_at = None
 
     def silence_seconds(self) -> float:
-        """Return for how long nothing has moved; 0 before the first beat."""
-        return 0.0 if self._last_beat is None else self._clock() - self._last_beat
+        """Return the time since the last progress; 0 before the first."""
+        return 0.0 if self._advanced_at is None else self._clock() - self._advanced_at
 
     def ask_to_leave(self, reason: str) -> None:
-        """Ask the loop to take a checkpoint after the step that it is in, and end. The first reason counts."""
+        """Ask the loop to take a checkpoint after the current step, and to end. The first reason counts."""
         self.leave_reason = self.leave_reason or reason
 
 
@@ -108,19 +106,19 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """This process's place among the workers.
+    """This process as one of the workers.
 
     Attributes:
         rank: Number of this worker.
         world_size: Number of workers.
         device: Where this worker computes.
-        pulse: How far it is, for those who watch over it, and what they ask of it.
+        progress: How far it is, and what it is asked to do.
     """
 
     rank: int = 0
     world_size: int = 1
     device: torch.device = CPU
-    pulse: Pulse = field(default_factory=Pulse, compare=False)
+    progress: WorkerProgress = field(default_factory=WorkerProgress, compare=False)
 
     @property
     def is_first(self) -> bool:
@@ -153,6 +151,19 @@ class WorkerGroup:
             return None
         return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
+    def concatenate_texts(self, text: str) -> str:
+        """Return the texts of all workers one after the other, on every worker."""
+        data = torch.tensor(list(text.encode()), dtype=torch.int32, device=self.device)
+        lengths = torch.zeros(self.world_size, dtype=torch.int64, device=self.device)
+        lengths[self.rank] = len(data)
+        self.sum(lengths)
+        everything = torch.zeros(int(lengths.sum()), dtype=torch.int32, device=self.device)
+        start = int(lengths[: self.rank].sum())
+        everything[start : start + len(data)] = data
+        if len(everything):
+            self.sum(everything)  # a worker's entry is 0 outside its own text
+        return bytes(everything.tolist()).decode()
+
     def first_value(self, value: int) -> int:
         """Return the first worker's value on every worker."""
         if self.world_size == 1:
@@ -162,10 +173,10 @@ class WorkerGroup:
         return int(tensor)
 
     def leave_reason(self) -> str | None:
-        """Return why the group is to save its state and end, None if it is not; the same moment on every worker."""
-        if not self.any(self.pulse.leave_reason is not None):
+        """Return why the group is to save its state and end, or None; the same answer at once on every worker."""
+        if not self.any(self.progress.leave_reason is not None):
             return None
-        return self.pulse.leave_reason or "another worker was asked to"
+        return self.progress.leave_reason or "another worker was asked to"
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set on any worker."""

@@ -1,1 +1,1 @@
-"""Metrics of a run for a monitoring system, and what a restart cost."""
+"""The metrics of a run for Prometheus (`publisher`)."""

@@ -1,1 +1,1 @@
-"""What happens before the first step: checks, decisions kept in the run directory, building the parts of a run."""
+"""Before the first step: checks (`preflight`), decisions that a run keeps (`preparation`), its parts (`builders`)."""

@@ -1,15 +1,7 @@
-"""From a job to its datasets and its training stream.
-
-Blocks that do not learn: their parameters get no gradient and their batch norm does not move.
-
-The model that a job trains: the table that its choice means, as its label assignment needs it.
-
-The loss of a job: the published terms with their gains scaled, and the label assignment that the job chooses.
-"""
+"""From a job to the parts of its training: the model's table and frozen blocks, the loss, datasets, training stream."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import did_you_mean
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import image_weights
@@ -42,17 +35,16 @@ def check_block_names(table: ModelTable, names: Sequence[str]) -> None:
     known = [block.name for block in wire(table).blocks]
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"; did you mean '{near[0]}'?" if near else "."
+            hint = did_you_mean(name, known) or "."
             raise UserError(f"freeze: model {table.name} has no block '{name}'{hint} Its blocks: {', '.join(known)}")
 
 
 def freeze_blocks(model: Network, names: Sequence[str]) -> None:
-    """Freeze blocks of a model in training mode, before an optimiser is made over it.
+    """Freeze blocks of a model in training mode, before its optimiser is built: they get no gradient.
 
     Args:
         model: The model; frozen blocks stay in evaluation mode, so they normalise by their running statistics.
-        names: Names of its blocks, known to be right.
+        names: Names of its blocks, checked before.
     """
     for name in names:
         model.blocks[name].requires_grad_(False).eval()
@@ -61,8 +53,8 @@ def freeze_blocks(model: Network, names: Sequence[str]) -> None:
 def trained_table(job: JobSpec) -> ModelTable:
     """Return the table of the model as it is trained.
 
-    With an assigner that does not use the auxiliary heads (``none``) they are not built at all: nothing would teach
-    them, and a parameter without gradient is one that workers would wait for in vain.
+    With an assigner that does not use the auxiliary heads (``none``) they are not built at all: nothing would train
+    them, and workers would wait in vain for the gradients of their parameters.
 
     Raises:
         UserError: The model is not known, or the assigner needs auxiliary heads that it does not have.
@@ -120,20 +112,20 @@ def build_loss(
 
 
 def class_weights(class_counts: Sequence[int], balance: float) -> tuple[float, ...] | None:
-    """Return what the boxes of each class count in the class term: frequency ** -balance, 1 for the average box.
+    """Return the weight of each class's boxes in the class term: frequency ** -balance, 1 for the average box.
 
-    The published implementation derives inverse frequencies too, but only draws images by them.
+    The published implementation derives inverse frequencies too, but only to draw images.
 
     Args:
         class_counts: Boxes of each class.
-        balance: 0 leaves every class alike (None is returned), 1 lets every class count the same in all.
+        balance: 0 gives all boxes the same weight (None is returned), 1 gives all classes the same total.
     """
     total = sum(class_counts)
     if balance == 0 or total == 0:
         return None
     raw = [(total / count) ** balance if count else 0.0 for count in class_counts]
     mean = sum(weight * count for weight, count in zip(raw, class_counts, strict=True)) / total
-    return tuple(weight / mean if weight else 1.0 for weight in raw)  # a class without boxes is never asked for
+    return tuple(weight / mean if weight else 1.0 for weight in raw)  # 1 is never used
 
 
 def open_dataset(data: DataSpec, url: str) -> ShardDataset:
@@ -155,9 +147,9 @@ def training_stream(
     Args:
         job: What is trained.
         dataset: The training set.
-        schedule: Its schedule, which knows the steps that close the mosaic.
-        sample_weights: Reads the sample weights where the run keeps them; they are computed unless given. Asked only
-            where the recipe draws images by weight.
+        schedule: Its schedule, which says when mosaics end.
+        sample_weights: Reads the sample weights that the run keeps; computed unless given. Called only where the
+            recipe draws images by weight.
     """
     share = schedule.hyperparameters.image_weights
     weights = None

@@ -1,4 +1,4 @@
-"""Everything about a job that can be known to be wrong before the first worker starts."""
+"""Checks of a job before the first worker starts: its data, model and storage, and what its run directory holds."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.export.settings import require_packages
 from yolofleet.models import build_model
@@ -27,7 +28,7 @@ MOST_CHANGES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Readiness:
-    """What a job will do.
+    """What a checked job will do.
 
     Attributes:
         run: Its run directory.
@@ -35,7 +36,7 @@ class Readiness:
         done_steps: Steps of the newest checkpoint; 0 for a fresh run.
         train: The training set.
         val: The validation set.
-        changes: What the spec says otherwise than at the last start, a line for each field.
+        changes: What differs from the spec of the last start, a line for each field.
         notes: What a fresh run has decided (anchors, initial weights), a line each.
     """
 
@@ -54,7 +55,7 @@ class Readiness:
 
 
 def run_storage(job: JobSpec) -> Storage:
-    """Return the storage whose root is the job's run directory, known to answer.
+    """Return the storage whose root is the job's run directory, after a request that it answered.
 
     Raises:
         UserError: It cannot be read.
@@ -122,10 +123,10 @@ def _check_model(job: JobSpec, num_classes: int) -> None:
 
 
 def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
-    """Write the job into a fresh run directory, or check that the one there computes the same.
+    """Write the job into a fresh run directory, or check that its job computes the same.
 
     Returns:
-        What has changed of how it is executed.
+        What has changed of its execution.
     """
     before = run.job_text()
     if before is None:
@@ -135,13 +136,12 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
             raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
         return ()
     recorded = JobSpec.parse(parse_yaml(before, source=f"{run.url}/job.yaml"), source="job.yaml of the run")
-    changes = [_with_sources(line, recorded, job) for line in _differences(recorded.computation(), job.computation())]
+    changes = [_name_sources(line, recorded, job) for line in _differences(recorded.computation(), job.computation())]
     if changes:
-        more = f"\n  and {len(changes) - MOST_CHANGES_SHOWN} more" if len(changes) > MOST_CHANGES_SHOWN else ""
         raise UserError(
             f"run '{job.name}' in {job.storage} was started with another spec, and what it computes cannot change:\n  "
-            + "\n  ".join(changes[:MOST_CHANGES_SHOWN])
-            + f"{more}\nUse another name for the new spec, or the spec as it was to go on. What may change: "
+            + and_more(changes, MOST_CHANGES_SHOWN, separator="\n  ")
+            + "\nUse another name for the new spec, or resume the run with the spec as it was. What may change: "
             f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
         )
     kept = job.model_copy(update={"initial_weights": recorded.initial_weights})
@@ -152,11 +152,11 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
     )
 
 
-def _with_sources(line: str, recorded: JobSpec, job: JobSpec) -> str:
-    """Name the initial weights, of which the computation holds only whether there are any."""
+def _name_sources(line: str, recorded: JobSpec, job: JobSpec) -> str:
+    """Name the initial weights, where the computation says only that there are some."""
     if not _is_source(line):
         return line
-    return f"initial_weights: was {_shown(recorded.initial_weights)}, now {_shown(job.initial_weights)}"
+    return f"initial_weights: was {_format(recorded.initial_weights)}, now {_format(job.initial_weights)}"
 
 
 def _is_source(line: str) -> bool:
@@ -164,7 +164,7 @@ def _is_source(line: str) -> bool:
 
 
 def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
-    """Record what the data and the model's table hold, or check that it is what the run was started with."""
+    """Record the contents of the data and the model's table, or check that they are those of the run's start."""
     table = trained_table(job).model_dump_json()
     now = {
         "train": train.manifest.digest,
@@ -192,8 +192,8 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
             for key in keys
             for line in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
         ]
-    return [] if before == now else [f"{path}: was {_shown(before)}, now {_shown(now)}"]
+    return [] if before == now else [f"{path}: was {_format(before)}, now {_format(now)}"]
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return "not set" if value is None else str(value)

@@ -1,10 +1,10 @@
 """What a fresh run decides once, before its first step, and keeps in its directory for every later start.
 
-initial/anchors.json               the anchors, and how they suit the boxes of the training set
+initial/anchors.json               the anchors, and how they fit the boxes of the training set
 initial/model.safetensors          the tensors taken over from trained weights (`initial_weights`)
 initial/image_weights.safetensors  how often each sample is drawn (`image_weights`)
 
-Which anchors a run trains with: measured against the boxes of its training set, and fitted anew where it says so.
+Anchors are measured against the boxes of the training set, and new ones are fitted where the job says so.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class AnchorReport:
         image_size: Side of the network's input in pixels that boxes were measured at.
         ratio_limit: Largest ratio between a box's and an anchor's sides (``anchor_t``).
         num_boxes: Boxes that were measured.
-        before: How the given anchors suit them.
-        after: How the anchors in use suit them.
+        before: How the given anchors fit them.
+        after: How the anchors in use fit them.
         anchors: The anchors in use.
     """
 
@@ -62,7 +62,7 @@ class AnchorReport:
         return asdict(self)
 
     def sentence(self) -> str:
-        """Say in one line how the anchors suit the data, and what can be done where they do not."""
+        """Return in one line how the anchors fit the data, and the cure where they do not."""
         reach = (
             f"anchors: those of the {self.source} reach" if self.source != "fitted" else "anchors: fitted ones reach"
         )
@@ -99,7 +99,7 @@ def choose_anchors(
         sizes: (n, 2) boxes in pixels at the image size.
         image_size: Side of the network's input in pixels.
         ratio_limit: ``anchor_t``.
-        seed: Decides the course of the fitting.
+        seed: Seed of the fitting.
         source: Where the given anchors come from.
 
     Raises:
@@ -107,13 +107,13 @@ def choose_anchors(
     """
     before = anchor_fit(sizes, given, ratio_limit)
     wanted = setting == "fit" or (setting == "auto" and before.recall < GOOD_RECALL and bool(large_enough(sizes).any()))
-    used, after = given, before
+    chosen, after = given, before
     if wanted and len(sizes):
         fitted = fit_anchors(sizes, len(given), len(given[0]), ratio_limit, seed)
-        found = anchor_fit(sizes, fitted, ratio_limit)
-        if setting == "fit" or found.recall > before.recall:
-            used, after, source = fitted, found, "fitted"
-    return AnchorReport(setting, source, image_size, ratio_limit, len(sizes), before, after, used)
+        fit = anchor_fit(sizes, fitted, ratio_limit)
+        if setting == "fit" or fit.recall > before.recall:
+            chosen, after, source = fitted, fit, "fitted"
+    return AnchorReport(setting, source, image_size, ratio_limit, len(sizes), before, after, chosen)
 
 
 def table_anchors(table: ModelTable) -> Anchors:
@@ -135,12 +135,12 @@ MOST_SAMPLES_SURVEYED = 5000
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a fresh run will start with; nothing of it is written yet.
+    """What a fresh run will start with, before it is written.
 
     Attributes:
         notes: What the user should know, a line each.
-        facts: What the run should remember.
-        objects: What its directory will hold, by key, in the order of writing.
+        facts: Facts to record for the run.
+        objects: Objects for its directory by key, in the order of writing.
     """
 
     notes: tuple[str, ...] = ()
@@ -148,7 +148,7 @@ class Preparation:
     objects: dict[str, bytes] = field(default_factory=dict, repr=False)
 
     def keep(self, run: RunDirectory) -> None:
-        """Write it into the run directory, the anchors last: where they are, everything is."""
+        """Write it into the run directory, the anchors last: they are the sign that everything is there."""
         if self.facts:
             run.record_facts(**self.facts)
         for key, data in self.objects.items():
@@ -156,11 +156,11 @@ class Preparation:
 
 
 def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Locate | None = None) -> Preparation:
-    """Decide what a fresh run starts with; nothing is left to decide for a run that has started before.
+    """Decide what a fresh run starts with; returns an empty preparation for a run that has started before.
 
     Args:
         job: What will be trained.
-        run: Its run directory, which is only looked at.
+        run: Its run directory, which is only read.
         dataset: The training set.
         locate: Finds registered versions for ``initial_weights``.
 
@@ -224,5 +224,5 @@ def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
 
 def run_image_weights(run: RunDirectory) -> NDArray[np.float64]:
     """Return how often each sample is drawn an epoch, as the run decided at its start."""
-    found = safetensors.numpy.load(run.storage.get(IMAGE_WEIGHTS_KEY))
-    return np.asarray(found["weights"], dtype=np.float64)
+    tensors = safetensors.numpy.load(run.storage.get(IMAGE_WEIGHTS_KEY))
+    return np.asarray(tensors["weights"], dtype=np.float64)

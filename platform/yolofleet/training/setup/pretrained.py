@@ -1,7 +1,7 @@
-"""Where training starts from: trained weights of another run, of a detector package or of a published file.
+"""Trained weights that a run starts from: of another run, of a detector package or of a published file.
 
-They are read once, before the first start, and what fits is kept in the run directory under ``initial/``: every worker
-on every node reads it there, and no later start needs the source again.
+They are read once, before the first start, and those that fit the model are kept in the run directory: every worker on
+every node reads them there, and no later start needs the source again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.data.anchors import Anchors
 from yolofleet.models import build_model
 from yolofleet.models.network import Network
@@ -32,7 +33,6 @@ from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
 INITIAL_KEY = "initial/model.safetensors"
 TRAINING_FORM = "training.safetensors"
 """File of a detector package that holds its weights in the form that can be trained further."""
-CARD_NAME = "detector.json"
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 
 Locate = Callable[[str], tuple[Path, str]]
@@ -45,7 +45,7 @@ class TrainedWeights:
 
     Attributes:
         state: Tensors by our names or published ones.
-        source: What they were read from.
+        source: Where they were read from.
         sha256: Digest of all tensors.
         parent: The registered version or run that they come from, where it is known.
     """
@@ -56,7 +56,7 @@ class TrainedWeights:
     parent: str | None = None
 
     def anchors(self, strides: Sequence[int]) -> Tensor | None:
-        """Return the anchors that they were trained with, (levels, anchors, 2) pixels, where they say so.
+        """Return the anchors that they were trained with, (levels, anchors, 2) pixels; None where they hold none.
 
         Published files hold them in pixels (``anchor_grid``), in cells (``anchors``), or both.
         """
@@ -75,7 +75,7 @@ class Transfer:
 
     Attributes:
         weights: The trained weights.
-        loaded: What became of them.
+        loaded: Which of them were loaded.
         tensors: The tensors taken over, by our names.
         anchors: Their anchors, where they have as many as the model.
     """
@@ -86,7 +86,7 @@ class Transfer:
     anchors: Anchors | None
 
     def facts(self) -> dict[str, Any]:
-        """Return what the run should remember: the source, its digest, its parent, and the numbers of tensors."""
+        """Return the facts to record: the source, its digest, its parent, and the numbers of tensors."""
         known = {"source": self.weights.source, "sha256": self.weights.sha256, "parent": self.weights.parent}
         return {name: value for name, value in known.items() if value is not None} | {
             "tensors_taken": len(self.tensors),
@@ -95,7 +95,7 @@ class Transfer:
 
     @property
     def fresh(self) -> list[str]:
-        """Names of the tensors that keep their random start."""
+        """Names of the tensors that keep their random values."""
         return [name for name in self.loaded.kept if not name.endswith("num_batches_tracked")]
 
     def to_bytes(self) -> bytes:
@@ -103,7 +103,7 @@ class Transfer:
         return bytes(safetensors.torch.save(self.tensors))
 
     def sentence(self) -> str:
-        """Say in one line what was taken over."""
+        """Return in one line what was taken over."""
         text = f"initial weights: {len(self.tensors)} tensors of {self.weights.source}"
         if not self.fresh:
             return text
@@ -112,7 +112,7 @@ class Transfer:
 
 
 def take_over(table: ModelTable, num_classes: int, weights: TrainedWeights) -> Transfer:
-    """Find what a model can take over; with another number of classes all but the last layers.
+    """Return what a model can take over; with another number of classes all but the last layers.
 
     Raises:
         UserError: The weights are another model's.
@@ -133,14 +133,14 @@ def take_over(table: ModelTable, num_classes: int, weights: TrainedWeights) -> T
 
 @torch.no_grad()
 def load_initial(storage: Storage, model: Network) -> None:
-    """Put the tensors that the run directory keeps into a fresh model; the others keep their random start."""
+    """Load the tensors that the run directory keeps into a fresh model; the others keep their random values."""
     own = model.state_dict()
     for name, tensor in safetensors.torch.load(storage.get(INITIAL_KEY)).items():
         own[name].copy_(tensor)
 
 
 def save_training_form(folder: Path, model: Network) -> Path:
-    """Put a model's weights in their training form beside the deployed ones of a detector package."""
+    """Store a model's weights in training form beside the deployed ones of a detector package."""
     path = folder / TRAINING_FORM
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(tensors, path)
@@ -155,7 +155,7 @@ def read_trained(source: str, locate: Locate | None = None) -> TrainedWeights:
         locate: Finds registered versions; None where there is no registry.
 
     Raises:
-        UserError: There is nothing that can be trained further; says what is accepted.
+        UserError: There are no weights that can be trained further; says what is accepted.
     """
     if source.startswith("models:/"):
         if locate is None:
@@ -164,29 +164,28 @@ def read_trained(source: str, locate: Locate | None = None) -> TrainedWeights:
                 "(its run directory keeps the weights), or name a run directory or a file"
             )
         folder, version = locate(source)
-        found = _of_folder(open_storage(folder), source)
-        return TrainedWeights(found.state, source, found.sha256, parent=version)
+        return replace(_read_folder(open_storage(folder), source), parent=version)
     if "://" not in source and Path(source).suffix.lower() in WEIGHT_FILES:
         if not Path(source).is_file():
             raise UserError(f"initial_weights {source}: there is no such file")
         return _weights(read_checkpoint(source), source)
     if source.lower().endswith(WEIGHT_FILES):
-        place, _, name = source.rpartition("/")
-        return _weights(_downloaded(open_storage(place), name), source)
-    return _of_folder(open_storage(source), source)
+        folder_url, _, name = source.rpartition("/")
+        return _weights(_download(open_storage(folder_url), name), source)
+    return _read_folder(open_storage(source), source)
 
 
-def _of_folder(storage: Storage, source: str) -> TrainedWeights:
+def _read_folder(storage: Storage, source: str) -> TrainedWeights:
     """Read a run directory's best average, or the training form of a detector package."""
     store = CheckpointStore(storage.child("checkpoints"))
     if (checkpoint := best_checkpoint(RunDirectory(storage), store)) is not None:
         return _weights(checkpoint.tensors["average"], source, parent=f"{storage.url} step {checkpoint.step}")
-    for place in (storage, storage.child("model")):
-        if place.exists(TRAINING_FORM):
-            return _weights(_downloaded(place, TRAINING_FORM), source)
-        if place.exists(CARD_NAME):
-            if json.loads(place.get(CARD_NAME)).get("deployed") is False:
-                return _weights(_downloaded(place, "model.safetensors"), source)
+    for package in (storage, storage.child("model")):
+        if package.exists(TRAINING_FORM):
+            return _weights(_download(package, TRAINING_FORM), source)
+        if package.exists(DETECTOR_CARD_NAME):
+            if json.loads(package.get(DETECTOR_CARD_NAME)).get("deployed") is False:
+                return _weights(_download(package, "model.safetensors"), source)
             raise UserError(
                 f"initial_weights {source}: the detector package holds the deployed form only, whose folded layers "
                 f"cannot be trained (no {TRAINING_FORM}); name the run directory that it was made in"
@@ -197,7 +196,7 @@ def _of_folder(storage: Storage, source: str) -> TrainedWeights:
     )
 
 
-def _downloaded(storage: Storage, key: str) -> dict[str, Tensor]:
+def _download(storage: Storage, key: str) -> dict[str, Tensor]:
     if (local := storage.local_path(key)) is not None:
         return read_checkpoint(local)
     with tempfile.TemporaryDirectory(prefix="yolofleet-initial-") as folder:

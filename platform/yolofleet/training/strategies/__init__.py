@@ -1,1 +1,1 @@
-"""How the work of a step is divided among workers: what each holds of the gradients and of the optimiser."""
+"""How the work of a step is divided among workers: `strategy` is the interface and DDP, `sharded` is ZeRO."""

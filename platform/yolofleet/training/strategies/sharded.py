@@ -1,9 +1,9 @@
 """Every worker holds a share of the optimiser's moments (ZeRO-1), and of the gradients too (ZeRO-2): DeepSpeed.
 
 DeepSpeed lays the parameters of a group out one after the other in a flat tensor and gives each worker an equal piece.
-Its own checkpoints are pickles and of its own layout, so moments are gathered from the pieces into ours, by
-parameter name, and cut into pieces again: a checkpoint of any strategy goes on under any other, with any number of
-workers. The weights are whole float32 on every worker between two steps; bf16 is autocast around the passes.
+Its own checkpoints are pickles with a layout of their own, so moments are gathered from the pieces by parameter name
+and cut into pieces again: a run resumes from a checkpoint of any strategy, with any number of workers. The weights are
+whole float32 on every worker between two steps; bf16 is autocast around the passes.
 
 Source: Rajbhandari et al., "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", section 5.
 """
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from yolofleet.models.memory import ZERO_BUCKET_BYTES
-from yolofleet.training.loop.optimizer import grouped_parameters, momentum_state
+from yolofleet.training.loop.update import group_parameters, momentum_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 BUCKET_ELEMENTS = ZERO_BUCKET_BYTES // 4
@@ -31,11 +31,11 @@ class Sharded:
     """The strategies ``zero1`` and ``zero2``.
 
     Args:
-        model: The model, with the weights to go on from.
-        optimizer: SGD over its parameter groups, with the moments to go on from.
-        group: This worker's place.
+        model: The model, with the weights to start from.
+        optimizer: SGD over its parameter groups, with the moments to start from.
+        group: This worker.
         stage: 1 or 2.
-        micro_batch_size: Samples of a micro-batch (DeepSpeed wants to know).
+        micro_batch_size: Samples of a micro-batch, which DeepSpeed asks for.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Sharded:
     ) -> None:
         moments = momentum_state(model, optimizer)
         optimizer.state.clear()
-        self._groups = [members for members in grouped_parameters(model).values() if members]
-        optimizer.param_groups[:] = [found for found in optimizer.param_groups if found["params"]]
+        self._groups = [members for members in group_parameters(model).values() if members]
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         self._group = group
         self._engine = _engine(model, optimizer, stage, micro_batch_size)
         self._sharded: Any = self._engine.optimizer
@@ -65,11 +65,11 @@ class Sharded:
     def gradient_norm(self) -> torch.Tensor:
         """Return the norm of the whole gradient from every worker's piece."""
         norm = torch.as_tensor(self._sharded.scaled_global_norm(), dtype=torch.float32)
-        return torch.where(norm < 0, torch.full_like(norm, torch.inf), norm)  # DeepSpeed's word for "no number" is -1
+        return torch.where(norm < 0, torch.full_like(norm, torch.inf), norm)  # DeepSpeed says -1 for NaN
 
     def step(self, finite: bool) -> None:
         """Step if the gradient is finite, each worker its piece, and gather the weights; forget the gradient."""
-        if not finite:  # a loss that is no number need not make the gradient so; DeepSpeed skips by the gradient
+        if not finite:  # DeepSpeed skips by the gradient, which a NaN loss need not make non-finite
             for pieces in self._sharded.averaged_gradients.values():
                 for piece in pieces or []:
                     piece.fill_(torch.nan)
@@ -107,8 +107,8 @@ def _engine(model: nn.Module, optimizer: torch.optim.SGD, stage: int, micro_batc
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # Its collective for the CPUs of one host would be compiled on first use, for a minute, by a compiler that may be
-    # missing; torch's own does.
+    # Its collective for the CPUs of one host would be compiled at its first use, for a minute, by a compiler that may
+    # be missing; torch's own does the same.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -118,14 +118,14 @@ def _engine(model: nn.Module, optimizer: torch.optim.SGD, stage: int, micro_batc
         optimizer=optimizer,
         config={
             "train_micro_batch_size_per_gpu": micro_batch_size,
-            "gradient_accumulation_steps": 1,  # the loop says itself which micro-batch is the last
+            "gradient_accumulation_steps": 1,  # the loop itself says which micro-batch is the last
             "zero_optimization": {
                 "stage": stage,
                 "reduce_bucket_size": BUCKET_ELEMENTS,
                 "allgather_bucket_size": BUCKET_ELEMENTS,
                 "overlap_comm": False,
             },
-            "gradient_clipping": 0.0,  # it would clip to a norm of 1 where nothing is said
+            "gradient_clipping": 0.0,  # the default would clip to a norm of 1
             "zero_allow_untested_optimizer": True,
             "steps_per_print": 2**31,
         },

@@ -1,6 +1,6 @@
-"""What the loop asks of a strategy, and which one a job names.
+"""How the work of a step is divided among workers: what the loop asks of a strategy, and the plain one.
 
-Every worker holds everything; gradients are averaged over the workers (torch's DistributedDataParallel).
+In the plain one every worker holds everything, and gradients are averaged by torch's DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.optimizer import momentum_state
-from yolofleet.training.loop.precision import Precision
+from yolofleet.training.loop.update import Precision, momentum_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 Tensors = dict[str, torch.Tensor]
 
 
 class Strategy(Protocol):
-    """One worker's side of the division. Every method is called by all workers at the same place of the loop.
+    """One worker's side of the division. All workers call every method at the same point of the loop.
 
     Attributes:
-        network: What images pass through.
-        optimizer: Whose parameter groups hold the settings of the step.
+        network: The module that images pass through.
+        optimizer: Its parameter groups hold the settings of the step.
     """
 
     network: nn.Module
@@ -51,9 +50,9 @@ class Strategy(Protocol):
 def build_strategy(
     job: JobSpec, model: nn.Module, optimizer: torch.optim.SGD, precision: Precision, group: WorkerGroup
 ) -> Strategy:
-    """Return the job's strategy for a model whose weights and moments are those to go on from.
+    """Return the job's strategy for a model with the weights and moments to start from.
 
-    One worker has nothing to share out, whatever the strategy.
+    One worker has nothing to divide, whatever the strategy.
     """
     if job.strategy == "ddp" or group.world_size == 1:
         return Replicated(model, optimizer, precision, group)
@@ -85,7 +84,7 @@ class Replicated:
         self._precision.backward(loss * self._world_size)
 
     def gradient_norm(self) -> torch.Tensor:
-        """Return the norm of the whole gradient, loss scale taken out."""
+        """Return the norm of the whole gradient, without the loss scale."""
         return self._precision.gradient_norm(self._model, self.optimizer)
 
     def step(self, finite: bool) -> None:
@@ -99,6 +98,6 @@ class Replicated:
 
 
 def _distributed(model: nn.Module) -> DistributedDataParallel:
-    with warnings.catch_warnings():  # the newest torch renames an argument that the one before it needs
+    with warnings.catch_warnings():  # the newest torch renames an argument that older ones need
         warnings.simplefilter("ignore", FutureWarning)
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)

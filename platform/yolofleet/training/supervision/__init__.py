@@ -1,1 +1,1 @@
-"""Starting workers and watching over them: a plain process, torchrun, or Ray Train."""
+"""Starting and watching workers: one here or under torchrun (`worker`), or a group on Ray (`launch` and the others)."""

@@ -1,36 +1,36 @@
-"""A group of workers that stands still, noted in the run's events before it is so long that anyone is ended for it.
+"""Heartbeats: each worker reports its progress every second, and the driver reads the reports of all.
 
-Who trains at the moment, and how far: between the workers of Ray Train's group and the driver that watches them.
-
-A small actor holds the list. A thread of each worker reports its pulse there every second and brings back what the
-driver asks of the group; a thread of the driver reads the list. The driver ends workers that are silent, and asks the
+The reports meet in a small actor, the heartbeat board. A thread of each worker reports there and brings back what the
+driver asks of the group; a thread of the driver reads the board. The driver ends workers that are silent, and asks the
 group to save its state and leave when a node is about to go, when there is room for more workers, and when it is itself
-told to stop.
+told to stop. A group that makes no progress is an event long before it is so long that workers are ended for it.
 """
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.training.loop.worker_group import Pulse, Reached
+from yolofleet.core.background import BackgroundLoop
+from yolofleet.tracking.run_directory import OnEvent
+from yolofleet.training.loop.worker_group import KnownProgress, WorkerProgress
 
-if TYPE_CHECKING:  # the list's own process does without torch
+if TYPE_CHECKING:
     import torch
-from yolofleet.tracking.mirror import Told
 
 REPORT_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 10.0
+SHARE_OF_TIMEOUT = 0.25
+"""No progress for this share of ``cluster.hang_timeout_seconds`` is an event."""
 
 
 @dataclass(frozen=True)
-class Member:
-    """A worker, as it last reported itself.
+class WorkerStatus:
+    """A worker's last report.
 
     Attributes:
         group: Which start of the workers it belongs to.
@@ -40,10 +40,10 @@ class Member:
         node: Ray's id of the node.
         host: Address of the node.
         step: Steps that it has done.
-        silence_seconds: For how long its training had not moved.
-        heard_at: When the report arrived, by the clock of the list.
-        figures: What its training last reported; the first worker's only.
-        gpu_used_bytes: Memory of its GPU that is taken, by whomever; 0 without a GPU.
+        silence_seconds: Time since its training last made progress.
+        received_at: When the report arrived, by the board's clock.
+        metrics: What its training last reported; the first worker's only.
+        gpu_used_bytes: Used memory of its GPU, by any process; 0 without a GPU.
         gpu_total_bytes: Memory of its GPU.
     """
 
@@ -55,18 +55,18 @@ class Member:
     host: str
     step: int = 0
     silence_seconds: float = 0.0
-    heard_at: float = 0.0
-    figures: dict[str, Any] = field(default_factory=dict)
+    received_at: float = 0.0
+    metrics: dict[str, Any] = field(default_factory=dict)
     gpu_used_bytes: int = 0
     gpu_total_bytes: int = 0
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """Return which worker it is, for a message."""
         return f"rank {self.rank} (process {self.process} on {self.host})"
 
 
-class Attendance:
-    """The list; it lives in an actor of its own on the driver's node.
+class HeartbeatBoard:
+    """Holds the last report of each worker, in an actor of its own on the driver's node.
 
     Args:
         clock: Seconds since any moment.
@@ -75,23 +75,23 @@ class Attendance:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._group = ""
-        self._members: dict[int, Member] = {}
+        self._workers: dict[int, WorkerStatus] = {}
         self._leave_reason: str | None = None
 
     def begin(self, group: str) -> None:
-        """Start an empty list for a new group; what late members of older ones report is dropped."""
-        self._group, self._members, self._leave_reason = group, {}, None
+        """Start empty for a new group; late reports of older groups are dropped."""
+        self._group, self._workers, self._leave_reason = group, {}, None
 
-    def report(self, member: Member) -> str | None:
-        """Note a worker's report, and return why it should leave, if it should."""
-        if member.group != self._group:
+    def report(self, worker: WorkerStatus) -> str | None:
+        """Take a worker's report, and return why it should leave, if it should."""
+        if worker.group != self._group:
             return "another group took its place"
-        self._members[member.rank] = replace(member, heard_at=self._clock())
+        self._workers[worker.rank] = replace(worker, received_at=self._clock())
         return self._leave_reason
 
-    def members(self) -> tuple[float, list[Member]]:
-        """Return the time now and everyone's last report, by rank."""
-        return self._clock(), [self._members[rank] for rank in sorted(self._members)]
+    def workers(self) -> tuple[float, list[WorkerStatus]]:
+        """Return the time now and the last reports of all workers, by rank."""
+        return self._clock(), [self._workers[rank] for rank in sorted(self._workers)]
 
     def ask_to_leave(self, reason: str) -> None:
         """Ask the group to save its state and end."""
@@ -99,49 +99,47 @@ class Attendance:
 
 
 @contextmanager
-def attending(attendance: Any, member: Member, pulse: Pulse, device: torch.device) -> Iterator[None]:
-    """Report a worker's pulse to the list (an actor's handle) for the length of a with block.
+def report_heartbeats(
+    board: Any, worker: WorkerStatus, progress: WorkerProgress, device: torch.device
+) -> Iterator[None]:
+    """Report a worker's progress to the board for the length of a with block.
 
     Args:
-        attendance: The handle.
-        member: The worker, as it begins.
-        pulse: What its loop beats.
+        board: The handle of the board's actor.
+        worker: The worker, as it begins.
+        progress: How far its loop is.
         device: Where it computes.
     """
     import ray
 
-    over = threading.Event()
-
     def report() -> None:
-        while True:
-            used, total = _gpu_memory(device)
-            now = replace(
-                member,
-                step=pulse.step,
-                silence_seconds=pulse.silence_seconds(),
-                figures=pulse.figures,
-                gpu_used_bytes=used,
-                gpu_total_bytes=total,
-            )
-            try:
-                reason = ray.get(attendance.report.remote(now), timeout=ANSWER_TIMEOUT_SECONDS)
-            except ray.exceptions.RayError:  # the driver's node is slow or gone; in the end Ray ends this process
-                reason = None
-            if reason is not None:
-                pulse.ask_to_leave(reason)
-            if over.wait(REPORT_SECONDS):
-                return
+        used, total = _gpu_memory(device)
+        now = replace(
+            worker,
+            step=progress.step,
+            silence_seconds=progress.silence_seconds(),
+            metrics=progress.metrics,
+            gpu_used_bytes=used,
+            gpu_total_bytes=total,
+        )
+        # A failure means that the driver's node is slow or gone; if it is gone, Ray ends this process.
+        reason = ray.get(board.report.remote(now), timeout=ANSWER_TIMEOUT_SECONDS)
+        if reason is not None:
+            progress.ask_to_leave(reason)
 
-    thread = threading.Thread(target=report, name="attendance", daemon=True)
-    thread.start()
-    try:
+    with BackgroundLoop(
+        report,
+        seconds=REPORT_SECONDS,
+        name="heartbeat",
+        warning="the driver does not take this worker's heartbeat",
+        at_once=True,
+        close_timeout_seconds=REPORT_SECONDS,
+    ):
         yield
-    finally:
-        over.set()
 
 
 def _gpu_memory(device: torch.device) -> tuple[int, int]:
-    """Return how many bytes of the device's memory are taken, and of how many; 0 of 0 for a CPU: Ray tells its own."""
+    """Return the used and the total bytes of a GPU's memory; zeros for a CPU, whose memory Ray itself reports."""
     if device.type != "cuda":
         return 0, 0
     import torch
@@ -150,11 +148,11 @@ def _gpu_memory(device: torch.device) -> tuple[int, int]:
     return total - free, total
 
 
-def this_member(group: str, rank: int, num_workers: int) -> Member:
-    """Return how this process reports itself."""
+def own_status(group: str, rank: int, num_workers: int) -> WorkerStatus:
+    """Return this process's first report."""
     import ray
 
-    return Member(
+    return WorkerStatus(
         group=group,
         rank=rank,
         num_workers=num_workers,
@@ -164,69 +162,65 @@ def this_member(group: str, rank: int, num_workers: int) -> Member:
     )
 
 
-def reached(now: float, members: list[Member], wall_clock: Callable[[], float] = time.time) -> Reached | None:
-    """Return how far the first worker was when it was last heard of."""
-    first = next((member for member in members if member.rank == 0), None)
-    return None if first is None else Reached(first.step, wall_clock() - (now - first.heard_at))
+def newest_progress(
+    now: float, workers: list[WorkerStatus], wall_clock: Callable[[], float] = time.time
+) -> KnownProgress | None:
+    """Return how far the first worker was at its last report."""
+    first = next((worker for worker in workers if worker.rank == 0), None)
+    return None if first is None else KnownProgress(first.step, wall_clock() - (now - first.received_at))
 
 
-def silent_members(now: float, members: list[Member], timeout_seconds: float) -> list[Member]:
-    """Return those that neither trained nor reported within the timeout: their own watch cannot end them."""
-    return [member for member in members if now - member.heard_at > timeout_seconds]
+def silent_workers(now: float, workers: list[WorkerStatus], timeout_seconds: float) -> list[WorkerStatus]:
+    """Return those whose reports stopped longer ago than the timeout: their own hang watch cannot end them."""
+    return [worker for worker in workers if now - worker.received_at > timeout_seconds]
 
 
-def stood_still_seconds(now: float, members: list[Member]) -> float:
-    """Return for how long no worker at all has moved; 0 before all of them train."""
-    if not members or len(members) < members[0].num_workers:
+def group_silence_seconds(now: float, workers: list[WorkerStatus]) -> float:
+    """Return the time since any worker made progress; 0 before all of them train."""
+    if not workers or len(workers) < workers[0].num_workers:
         return 0.0
-    return min(_still_seconds(now, member) for member in members)
+    return min(_silence_seconds(now, worker) for worker in workers)
 
 
-def unheard(now: float, members: list[Member]) -> list[Member]:
-    """Return those whose reports do not arrive, so that it is they who keep the others waiting."""
-    return [member for member in members if now - member.heard_at > 3 * REPORT_SECONDS]
-
-
-def _still_seconds(now: float, member: Member) -> float:
-    """Return for how long a worker has not moved as far as is known; one that does not train never stands still."""
-    unheard_seconds = now - member.heard_at
-    if member.silence_seconds == 0.0 and unheard_seconds <= 3 * REPORT_SECONDS:
+def _silence_seconds(now: float, worker: WorkerStatus) -> float:
+    """Return the time since a worker is known to have made progress; 0 for one that reports but does not train."""
+    if worker.silence_seconds == 0.0 and not _is_late(now, worker):
         return 0.0
-    return member.silence_seconds + unheard_seconds
+    return worker.silence_seconds + now - worker.received_at
 
 
-SHARE_OF_TIMEOUT = 0.25
-"""Standing still for this share of ``cluster.hang_timeout_seconds`` is worth a line."""
+def _is_late(now: float, worker: WorkerStatus) -> bool:
+    return now - worker.received_at > 3 * REPORT_SECONDS
 
 
-class Stall:
-    """Notes when a group stops to move, and when it moves again.
+class StallWarning:
+    """Appends an event when a group stops making progress, and another when it continues.
 
     Args:
-        told: Takes the events ``stalled`` and ``moving``.
+        on_event: Takes the events ``stalled`` and ``moving``.
         hang_timeout_seconds: The silence after which workers are ended.
     """
 
-    def __init__(self, told: Told, hang_timeout_seconds: float) -> None:
-        self._told = told
+    def __init__(self, on_event: OnEvent, hang_timeout_seconds: float) -> None:
+        self._on_event = on_event
         self._threshold_seconds = hang_timeout_seconds * SHARE_OF_TIMEOUT
         self._longest_seconds = 0.0
 
-    def look(self, now: float, members: list[Member]) -> None:
-        """Judge everyone's last report.
+    def update(self, now: float, workers: list[WorkerStatus]) -> None:
+        """Look at the last reports.
 
         Args:
-            now: The time by the clock of the list.
-            members: The workers that have reported.
+            now: The time by the board's clock.
+            workers: The workers that have reported.
         """
-        seconds = stood_still_seconds(now, members)
-        step = min((member.step for member in members), default=0)
+        seconds = group_silence_seconds(now, workers)
+        step = min((worker.step for worker in workers), default=0)
         if seconds > self._threshold_seconds:
             if not self._longest_seconds:
-                lost = [member.described() for member in unheard(now, members)]
-                reason = f"nothing is heard of {', '.join(lost)}" if lost else "all of them answer, and wait"
-                self._told("stalled", step=step, silence_seconds=round(seconds, 3), reason=reason)
+                late = ", ".join(worker.describe() for worker in workers if _is_late(now, worker))
+                reason = f"nothing is heard of {late}" if late else "all of them answer, and wait"
+                self._on_event("stalled", step=step, silence_seconds=round(seconds, 3), reason=reason)
             self._longest_seconds = max(self._longest_seconds, seconds)
         elif self._longest_seconds:
-            self._told("moving", step=step, seconds=round(self._longest_seconds, 3))
+            self._on_event("moving", step=step, seconds=round(self._longest_seconds, 3))
             self._longest_seconds = 0.0

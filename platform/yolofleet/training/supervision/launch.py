@@ -1,39 +1,63 @@
-"""The loop on Ray Train: a connection to a cluster, what must hold before anything starts, and the start.
+"""Training on Ray: check the cluster, start the workers, and start them again until the run is done.
 
-What happens from then on, failures included, is `yolofleet.training.supervision.supervise`'s.
+Ray is asked to restart nothing: its budgets know nothing of a run's progress, and it would restart without looking
+whether there is still room. Every start reads the run directory, which is the same after a dead worker, a dead node and
+a dead driver; the driver records what happened in ``events.driver.jsonl``.
 """
 
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+from yolofleet.core.errors import WorkError
 from yolofleet.core.ray_runtime import ray_connection, starts_own_ray
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.evaluation.async_evaluation import Judge
-from yolofleet.training.evaluation.evaluation_actor import ClusterEvaluation
-from yolofleet.training.loop.worker_group import Reached
-from yolofleet.training.metrics.publisher import publishing
-from yolofleet.training.supervision.heartbeats import Attendance
+from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
+from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
+from yolofleet.training.loop.worker_group import PAUSED, KnownProgress, StoppedError
+from yolofleet.training.metrics.publisher import publish_metrics
+from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 from yolofleet.training.supervision.nodes import (
+    NodeOffer,
     alive_offers,
     check_reach,
     growth_offers,
     has_room,
     hosts,
-    nodes_seen,
+    list_nodes,
+    num_slots,
+    shortage,
     this_machine,
+    wanted_resources,
 )
-from yolofleet.training.supervision.ray_workers import Ending, shared_folder, train_once
-from yolofleet.training.supervision.supervise import StopReason, supervise, termination, wait_for_nodes
-from yolofleet.training.supervision.watches import NodeWatch
+from yolofleet.training.supervision.ray_workers import Ending, Failure, shared_folder, train_once
+from yolofleet.training.supervision.watches import PREEMPTION, NodeWatch
+
+NODE_POLL_SECONDS = 5.0
+SETTINGS: dict[Failure, str] = {
+    "worker": "cluster.max_failures",
+    "preemption": "cluster.max_preemptions",
+    "start": "cluster.max_start_failures",
+}
+StopReason = Callable[[], str | None]
+"""Says why the driver was told to stop, None if it was not."""
 
 
 def run_on_ray(
     job: JobSpec,
-    token: Token | None = None,
+    token: FencingToken | None = None,
     *,
     show_worker_output: bool = False,
     leave_after_step: int | None = None,
@@ -52,19 +76,19 @@ def run_on_ray(
     """
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(job.cluster.start_timeout_seconds)
     if starts_own_ray():
-        has_room(job.cluster, [this_machine()])  # Ray finds no more than this; it takes a while to say so
+        has_room(job.cluster, [this_machine()])  # Ray has no more than this, and would take a while to say so
 
     with (
         ray_connection(show_worker_output=show_worker_output),
         RunDirectory.open(job.storage, job.name, source="driver", token=token) as run,
-        NodeWatch(run, nodes_seen),
+        NodeWatch(run, list_nodes),
         termination() as stop_reason,
     ):
         _train(job, token, run, stop_reason, leave_after_step)
 
 
 def _train(
-    job: JobSpec, token: Token | None, run: RunDirectory, stop_reason: StopReason, leave_after_step: int | None
+    job: JobSpec, token: FencingToken | None, run: RunDirectory, stop_reason: StopReason, leave_after_step: int | None
 ) -> None:
     """Check the cluster, then start the workers as often as it takes."""
     import ray
@@ -74,27 +98,183 @@ def _train(
     def wait_for_room() -> None:
         wait_for_nodes(job, run, alive_offers, lambda bundles: request_resources(bundles=bundles), stop_reason)
 
-    has_room(job.cluster, alive_offers(), growth_offers())  # raises for what can never be
+    has_room(job.cluster, alive_offers(), growth_offers())  # raises for what the cluster can never give
     wait_for_room()
     if len(hosts()) > 1:
         check_reach(job)
-    # Not softly: Ray takes that for leave to put it anywhere, and then it dies with a node that is none of ours.
+    # Not soft: Ray would be free to place the actor anywhere, and it would die with another node.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    attendance = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Attendance).remote()
+    board = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(HeartbeatBoard).remote()
 
-    def start(reached: Reached | None) -> Ending:
+    def start(known: KnownProgress | None) -> Ending:
         with shared_folder(job, len(hosts())) as folder:
-            return train_once(job, token, run, folder, attendance, reached, stop_reason, leave_after_step)
+            return train_once(job, token, run, folder, board, known, stop_reason, leave_after_step)
 
     if job.cluster.evaluation == "inline":
-        with publishing(job, run, attendance):
+        with publish_metrics(job, run, board):
             supervise(job, run, start, wait_for_room, stop_reason)
         return
     over = threading.Event()
     evaluation = ClusterEvaluation(job, lambda: over.is_set() or stop_reason() is not None)
-    with publishing(job, run, attendance), Judge(run, evaluation) as judge:
+    with publish_metrics(job, run, board), CheckpointEvaluator(run, evaluation) as evaluator:
         try:
             supervise(job, run, start, wait_for_room, stop_reason)
-            judge.judge_all()
+            evaluator.evaluate_all()
         finally:
             over.set()
+
+
+def supervise(
+    job: JobSpec,
+    run: RunDirectory,
+    start: Callable[[KnownProgress | None], Ending],
+    wait_for_room: Callable[[], None],
+    stop_reason: StopReason,
+) -> None:
+    """Start the workers until the run is done, a failure budget is spent, or the driver is told to stop.
+
+    Args:
+        job: What is trained.
+        run: Its run directory, for the driver's events.
+        start: Starts the workers, given how far the run had come, and returns how they ended.
+        wait_for_room: Returns once the fewest workers have room.
+        stop_reason: Why the driver was told to stop.
+
+    Raises:
+        StoppedError: The driver was told to stop.
+        WorkError: A budget is spent.
+    """
+    store = CheckpointStore(run.storage.child("checkpoints"))
+    budget = FailureBudget.of(job.cluster, _newest_step(store))
+    known: KnownProgress | None = None
+    while True:
+        ending = start(known)
+        known = ending.progress or known
+        if stop_reason() is not None and (ending.failure or ending.left):
+            raise StoppedError(
+                f"stopped ({stop_reason()}) at step {_newest_step(store)}; resume the run with the same command"
+            )
+        if ending.failure is None and ending.left in (None, PAUSED):
+            return
+        failure: Failure | None = ending.failure or ("preemption" if ending.left == PREEMPTION else None)
+        step = None if ending.progress is None else ending.progress.step
+        if failure is None:
+            run.append_event("resize", reason=ending.left, reached=step)
+        else:
+            again = budget.charge(failure, _newest_step(store))
+            run.append_event("failure", failure=failure, reason=ending.reason, reached=step, again=again)
+            if not again:
+                raise WorkError(
+                    f"{budget.explain(failure)}; the last one: {ending.reason}. Resume the run from the newest "
+                    "checkpoint with the same command"
+                )
+        wait_for_room()  # the nodes were there at the start, so they may come back
+
+
+@dataclass
+class FailureBudget:
+    """Counts failures since the newest checkpoint, each kind against a limit of its own.
+
+    A run can only continue for ever by making progress for ever, and it has an end: so every budget that a checkpoint
+    renews has an end, too.
+
+    Attributes:
+        limits: Failures of each kind that a run survives in a row without a checkpoint between them.
+        checkpoint_step: The newest checkpoint that is known.
+        counts: Failures since then.
+    """
+
+    limits: dict[Failure, int]
+    checkpoint_step: int = 0
+    counts: Counter[Failure] = field(default_factory=Counter)
+
+    @classmethod
+    def of(cls, cluster: ClusterSpec, checkpoint_step: int) -> FailureBudget:
+        """Return the budget that a job asks for."""
+        limits: dict[Failure, int] = {
+            "worker": cluster.max_failures,
+            "preemption": cluster.max_preemptions,
+            "start": cluster.max_start_failures,
+        }
+        return cls(limits, checkpoint_step)
+
+    def charge(self, failure: Failure, checkpoint_step: int) -> bool:
+        """Count a failure, and return whether the run may start again.
+
+        Args:
+            failure: What failed.
+            checkpoint_step: The newest checkpoint now.
+        """
+        if checkpoint_step > self.checkpoint_step:
+            self.checkpoint_step = checkpoint_step
+            self.counts.clear()
+        self.counts[failure] += 1
+        return self.counts[failure] <= self.limits[failure]
+
+    def explain(self, failure: Failure) -> str:
+        """Return why the run ends, as a sentence."""
+        return (
+            f"{self.counts[failure]} failures ({failure}) without a checkpoint since step {self.checkpoint_step}, more "
+            f"than {SETTINGS[failure]} = {self.limits[failure]}"
+        )
+
+
+def _newest_step(store: CheckpointStore) -> int:
+    return max(store.steps(), default=0)
+
+
+def wait_for_nodes(
+    job: JobSpec,
+    run: RunDirectory,
+    offers: Callable[[], list[NodeOffer]],
+    request: Callable[[list[dict[str, float]]], None],
+    stop_reason: StopReason,
+) -> None:
+    """Return once the fewest workers have room; asks the autoscaler, if there is one, for what is needed.
+
+    Args:
+        job: What is to be trained.
+        run: Its run directory, for the driver's events.
+        offers: Returns the nodes that are there.
+        request: Asks an autoscaler for room for these bundles of resources.
+        stop_reason: Why the driver was told to stop.
+
+    Raises:
+        WorkError: The nodes did not come in time.
+        StoppedError: The driver was told to stop.
+    """
+    cluster = job.cluster
+    if num_slots(cluster, offers()) >= cluster.fewest_slots:
+        return
+    limit = cluster.wait_for_nodes_seconds
+    message = f"waiting up to {limit:g} s for nodes: {shortage(cluster, offers())}"
+    print(message, file=sys.stderr, flush=True)
+    run.append_event("waiting", reason=message)
+    request([wanted_resources(cluster)] * cluster.fewest_slots)
+    end = time.monotonic() + limit
+    try:
+        while num_slots(cluster, offers()) < cluster.fewest_slots:
+            if stop_reason() is not None:
+                raise StoppedError(f"stopped ({stop_reason()}) while waiting for nodes")
+            if time.monotonic() > end:
+                raise WorkError(
+                    f"{shortage(cluster, offers())}. No such nodes came within "
+                    f"cluster.wait_for_nodes_seconds = {limit:g}"
+                )
+            time.sleep(min(NODE_POLL_SECONDS, max(limit / 10, 0.1)))
+    finally:
+        request([])
+
+
+@contextmanager
+def termination() -> Iterator[StopReason]:
+    """Yield a function that returns why this process was told to end (SIGTERM) within the with block, or None."""
+    received: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append("SIGTERM"))
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        signal.signal(signal.SIGTERM, before)

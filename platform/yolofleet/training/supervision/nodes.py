@@ -1,8 +1,7 @@
-"""Whether the hosts that will train can reach what the job names, asked there and before anything starts.
+"""The nodes of a cluster: what Ray knows of them, how many workers they have room for, and whether they reach the data.
 
-What a cluster can give: how many workers find room, now or once it has grown as far as it may.
-
-What Ray knows of its nodes, in the words of yolofleet.training.supervision.nodes; needs a connection to the cluster.
+Room is counted from offers, so it can be computed without a cluster. What Ray knows needs a connection. The hosts that
+will train are asked before anything starts whether they read the data and write the run directory.
 """
 
 from __future__ import annotations
@@ -13,14 +12,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.text import and_more
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError, open_storage
 
+MOST_OFFERS_SHOWN = 8
+REACH_TIMEOUT_SECONDS = 120.0
+"""How long a host may take to say whether it reaches the data."""
+
 
 @dataclass(frozen=True)
 class NodeOffer:
-    """Resources of one node, or of each node of a group that an autoscaler may start.
+    """The resources of one node, or of each node of a group that an autoscaler may start.
 
     Attributes:
         resources: Amounts by kind, as Ray counts them.
@@ -34,14 +39,14 @@ class NodeOffer:
     labels: Mapping[str, str] | None = None
     name: str = "node"
 
-    def places(self, wanted: Mapping[str, float], labels: Mapping[str, str]) -> int:
-        """Return how many workers find room: resources of two nodes do not add up to one worker."""
+    def slots(self, wanted: Mapping[str, float], labels: Mapping[str, str]) -> int:
+        """Return how many workers have room: resources of two nodes do not add up to one worker."""
         if self.labels is not None and any(self.labels.get(key) != value for key, value in labels.items()):
             return 0
         counts = [int(self.resources.get(kind, 0.0) / amount + 1e-9) for kind, amount in wanted.items() if amount > 0]
         return self.count * min(counts)
 
-    def described(self) -> str:
+    def describe(self) -> str:
         """Return what it offers, for a message."""
         amounts = ", ".join(f"{self.resources.get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
         return f"{self.name}: {amounts}" if self.count == 1 else f"{self.count} x {self.name}: {amounts}"
@@ -60,33 +65,33 @@ def wanted_resources(cluster: ClusterSpec) -> dict[str, float]:
     return {kind: amount for kind, amount in wanted.items() if amount > 0}
 
 
-def num_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
-    """Return how many of the job's workers find room in the offers."""
+def num_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
+    """Return how many of the job's workers have room in the offers."""
     wanted = wanted_resources(cluster)
-    return sum(offer.places(wanted, cluster.labels) for offer in offers)
+    return sum(offer.slots(wanted, cluster.labels) for offer in offers)
 
 
-def evaluates_apart(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
-    """Return whether evaluation gets a place of its own; on one node it would only take from the workers."""
+def evaluates_separately(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
+    """Return whether evaluation gets a process of its own; on one node it would only take from the workers."""
     if cluster.evaluation == "auto":
-        return len(offers) > 1 and num_places(cluster, offers) > cluster.most_workers
+        return len(offers) > 1 and num_slots(cluster, offers) > cluster.most_workers
     return cluster.evaluation == "apart"
 
 
 def has_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer] = ()) -> bool:
-    """Return whether the fewest workers, and the evaluation beside them, find room now.
+    """Return whether the fewest workers, and the evaluation beside them, have room now.
 
     Args:
         cluster: What the job asks for.
         nodes: The nodes that are there.
-        may_grow: The nodes that an autoscaler may have running at most, each group with its largest count.
+        may_grow: The groups of nodes that an autoscaler may start, each with its largest count.
 
     Raises:
-        UserError: They never can; says what is there and what is missing.
+        UserError: They never have; says what is there and what is missing.
     """
-    if num_places(cluster, nodes) >= cluster.fewest_places:
+    if num_slots(cluster, nodes) >= cluster.fewest_slots:
         return True
-    if num_places(cluster, may_grow) >= cluster.fewest_places:
+    if num_slots(cluster, may_grow) >= cluster.fewest_slots:
         return False
     raise UserError(shortage(cluster, nodes, may_grow))
 
@@ -96,15 +101,15 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     wanted = wanted_resources(cluster)
     each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
     labelled = f" on nodes labelled {dict(cluster.labels)}" if cluster.labels else ""
-    if cluster.places_for_evaluation:
-        labelled += " and one place like theirs for cluster.evaluation = apart"
+    if cluster.slots_for_evaluation:
+        labelled += " and the same resources once more for cluster.evaluation = apart"
     lines = [
         f"cluster.workers asks for at least {cluster.fewest_workers} workers of {each} each{labelled}, but the cluster "
-        f"has room for {num_places(cluster, nodes)} (its nodes: {_listed(nodes)})"
+        f"has room for {num_slots(cluster, nodes)} (its nodes: {_listed(nodes)})"
     ]
     if may_grow:
         lines.append(
-            f"grown as far as its autoscaler may it has room for {num_places(cluster, may_grow)} ({_listed(may_grow)})"
+            f"grown as far as its autoscaler may it has room for {num_slots(cluster, may_grow)} ({_listed(may_grow)})"
         )
     if wanted.get("GPU") and not any(offer.resources.get("GPU") for offer in (*nodes, *may_grow)):
         lines.append("there is no GPU at all: set cluster.gpus_per_worker=0 to train on CPUs")
@@ -114,21 +119,19 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     return ". ".join(line[:1].upper() + line[1:] if number else line for number, line in enumerate(lines))
 
 
-def _listed(offers: Sequence[NodeOffer], most_shown: int = 8) -> str:
-    shown = "; ".join(offer.described() for offer in offers[:most_shown])
-    more = f"; and {len(offers) - most_shown} more" if len(offers) > most_shown else ""
-    return f"{shown}{more}" or "none"
+def _listed(offers: Sequence[NodeOffer]) -> str:
+    return and_more([offer.describe() for offer in offers], MOST_OFFERS_SHOWN, separator="; ") or "none"
 
 
 @dataclass(frozen=True)
-class NodeSeen:
-    """A node that the cluster has or had.
+class NodeRecord:
+    """A node that the cluster has or had, as Ray lists it.
 
     Attributes:
         name: Its address.
-        offers: What it has, for people.
-        alive: Whether it is there.
-        end: Why it is not; empty while it is there.
+        offers: Its resources, for people.
+        alive: Whether it is part of the cluster.
+        end: Why it left; empty while it is alive.
     """
 
     name: str
@@ -137,12 +140,12 @@ class NodeSeen:
     end: str
 
 
-def nodes_seen() -> dict[str, NodeSeen]:
+def list_nodes() -> dict[str, NodeRecord]:
     """Return every node that the cluster has or had, by Ray's id."""
     import ray
 
     return {
-        str(node["NodeID"]): NodeSeen(
+        str(node["NodeID"]): NodeRecord(
             name=str(node["NodeManagerAddress"]),
             offers=", ".join(f"{node['Resources'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")),
             alive=bool(node["Alive"]),
@@ -153,7 +156,7 @@ def nodes_seen() -> dict[str, NodeSeen]:
 
 
 def alive_offers() -> list[NodeOffer]:
-    """Return the nodes that are there and stay."""
+    """Return the nodes that are alive and not about to go."""
     import ray
 
     draining = draining_nodes()
@@ -165,7 +168,7 @@ def alive_offers() -> list[NodeOffer]:
 
 
 def free_offers() -> list[NodeOffer]:
-    """Return what nobody uses on each node that stays."""
+    """Return the unused resources of each node that is not about to go."""
     import ray
 
     free = free_resources()
@@ -178,14 +181,14 @@ def free_offers() -> list[NodeOffer]:
 
 
 def free_resources() -> dict[str, dict[str, float]]:
-    """Return what nobody uses of each node's resources, by the node's id."""
+    """Return the unused resources of each node, by the node's id."""
     import ray
 
     return dict(ray._private.state.available_resources_per_node())
 
 
 def draining_nodes() -> set[str]:
-    """Return the ids of the nodes that are announced to go."""
+    """Return the ids of the nodes that are about to go (Ray drains them)."""
     import ray
 
     return set(ray._private.state.state.get_draining_nodes() or {})
@@ -204,14 +207,10 @@ def growth_offers() -> list[NodeOffer]:
 
 
 def hosts() -> dict[str, str]:
-    """Return a node's id for each host of the cluster."""
+    """Return a node's id by host of the cluster."""
     import ray
 
     return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
-
-
-MANIFEST_KEY = "manifest.json"
-TIMEOUT_SECONDS = 120.0
 
 
 def check_reach(job: JobSpec) -> None:
@@ -224,7 +223,7 @@ def check_reach(job: JobSpec) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     paths = (job.storage, job.name, job.data.train, job.data.val)
-    probe = ray.remote(num_cpus=0, max_retries=1)(problem_here)
+    probe = ray.remote(num_cpus=0, max_retries=1)(find_problem)
     asked = {
         host: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*paths)
         for host, node in hosts().items()
@@ -232,9 +231,9 @@ def check_reach(job: JobSpec) -> None:
     problems: dict[str, str] = {}
     for host, answer in asked.items():
         try:
-            problem = ray.get(answer, timeout=TIMEOUT_SECONDS)
+            problem = ray.get(answer, timeout=REACH_TIMEOUT_SECONDS)
         except ray.exceptions.RayError as error:
-            problem = f"it gives no answer ({type(error).__name__})"
+            problem = f"it does not answer ({type(error).__name__})"
         if problem is not None:
             problems[host] = problem
     if problems:
@@ -246,8 +245,8 @@ def check_reach(job: JobSpec) -> None:
         )
 
 
-def problem_here(storage_url: str, name: str, *datasets: str) -> str | None:
-    """Return what keeps this host from training, or None: the run directory is read and written, the data found."""
+def find_problem(storage_url: str, name: str, *datasets: str) -> str | None:
+    """Return why this host cannot train, or None: it reads and writes the run directory, and finds the data."""
     key = f"probe/{uuid.uuid4().hex}"
     try:
         run = open_storage(storage_url).child(name)
@@ -256,7 +255,7 @@ def problem_here(storage_url: str, name: str, *datasets: str) -> str | None:
         run.put(key, b"")
         run.delete(key)
         for url in datasets:
-            if not open_storage(url).exists(MANIFEST_KEY):
+            if not open_storage(url).exists(MANIFEST_NAME):
                 return f"it finds no dataset at {url}"
     except StorageError as error:
         return str(error)

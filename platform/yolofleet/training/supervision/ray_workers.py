@@ -1,9 +1,8 @@
 """One start of Ray Train's workers: what Ray is asked for, what each worker does, and how it ended.
 
-How Ray Train connects the workers' processes: as it always does, over the network that Ray itself uses.
-
-Gloo asks the host for the address of its own name. Where that is 127.0.1.1, as Debian has it, or belongs to a network
-that other hosts do not reach, workers on two hosts never find each other.
+Ray Train's processes find each other by gloo, which asks the host for the address of its own name. Where that is
+127.0.1.1, as on Debian, or belongs to a network that other hosts do not reach, workers on two hosts never find each
+other. So each worker names the interface of the network that Ray itself uses.
 """
 
 from __future__ import annotations
@@ -20,34 +19,215 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from ray.train.torch import TorchConfig
 
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import LockLostError
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import Reached
-from yolofleet.training.supervision.failure_budget import Kind
-from yolofleet.training.supervision.heartbeats import Member
+from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup, WorkerProgress
+from yolofleet.training.supervision.heartbeats import WorkerStatus, own_status, report_heartbeats
 from yolofleet.training.supervision.nodes import (
     NodeOffer,
     alive_offers,
-    evaluates_apart,
+    evaluates_separately,
     free_offers,
-    num_places,
+    num_slots,
     wanted_resources,
 )
-from yolofleet.training.supervision.placement_group_cleanup import holds_room, return_abandoned
-from yolofleet.training.supervision.watches import GroupWatch
+from yolofleet.training.supervision.watches import GroupWatch, holds_placement_groups, remove_orphaned_groups
+from yolofleet.training.supervision.worker import run_worker
 
+Failure = Literal["worker", "preemption", "start"]
+"""``worker``: one died or hung; ``preemption``: a node was about to go; ``start``: the workers never trained."""
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 GET_INTERFACE_ADDRESS = 0x8915
 """SIOCGIFADDR of Linux."""
+COLLECTIVE_TIMEOUT_SECONDS = 1800
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Ray colours the output of workers."""
+FAILURE_KEY = "failure.json"
+"""Where a worker stores an error that no restart cures."""
+SETTLE_SECONDS = 15.0
+"""How long the previous group may take to give its resources back."""
+NOTICE_SECONDS = 3.0
+"""How long Ray may take to list returned resources as free; what is not free by then is in other use, or dead."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How one start of the workers ended.
+
+    Attributes:
+        failure: The kind of failure; None: the workers ended by themselves.
+        left: Why they left before the end of the run; None: they did not.
+        reason: What happened, for people.
+        progress: How far the run had come by then.
+    """
+
+    failure: Failure | None
+    left: str | None
+    reason: str
+    progress: KnownProgress | None
+
+
+@contextmanager
+def shared_folder(job: JobSpec, num_hosts: int) -> Iterator[str]:
+    """Yield a folder for Ray Train's own small files: a temporary one on one host, in the job's storage on several.
+
+    Each start has a folder of its own: Ray would resume from its own record in a folder that it finds again.
+    """
+    if num_hosts > 1:
+        yield f"{job.storage.rstrip('/')}/{job.name}/ray/{uuid.uuid4().hex}"
+        return
+    with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
+        yield folder
+
+
+def train_once(
+    job: JobSpec,
+    token: FencingToken | None,
+    run: RunDirectory,
+    folder: str,
+    board: Any,
+    known: KnownProgress | None,
+    stop_reason: Callable[[], str | None],
+    leave_after_step: int | None = None,
+) -> Ending:
+    """Start the workers once, and return how they ended.
+
+    Raises:
+        UserError: A worker found a mistake in the job or the data.
+        WorkError: A worker met an error that no restart cures, or the driver's own node is lost.
+    """
+    import ray
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    group = uuid.uuid4().hex
+    offers = alive_offers()
+    began = time.monotonic()
+    scaling = _scaling(job.cluster, _free_slots(job.cluster, offers))
+    settled = round(time.monotonic() - began, 3)
+    try:
+        ray.get(board.begin.remote(group))
+    except ray.exceptions.RayError as error:
+        raise WorkError(
+            f"the cluster lost the node that this command runs on ({_explain(error)}); resume the run from the newest "
+            "checkpoint with the same command"
+        ) from error
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "job": job.document(),
+            "token": None if token is None else asdict(token),
+            "group": group,
+            "board": board,
+            "known": None if known is None else asdict(known),
+            "leave_after_step": leave_after_step,
+            "evaluate_apart": evaluates_separately(job.cluster, offers),
+        },
+        scaling_config=scaling,
+        torch_config=ConnectedTorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
+        run_config=RunConfig(
+            name=f"{job.name}-{group[:8]}",
+            storage_path=folder,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
+        ),
+    )
+    run.storage.delete(FAILURE_KEY)
+    run.append_event("starting", workers=scaling.num_workers, settled_seconds=settled)
+    left: str | None = None
+    failure: Exception | None = None
+    with GroupWatch(job, run, board, stop_reason) as watch:
+        try:
+            left = trainer.fit().return_value
+        except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers
+            raise KeyboardInterrupt from error
+        except Exception as error:  # Ray wraps a worker's failure in several types
+            failure = error
+    run.check_lock()
+    if run.storage.exists(FAILURE_KEY):
+        stored = json.loads(run.storage.get(FAILURE_KEY))
+        raise (UserError if stored["user_error"] else WorkError)(stored["message"]) from failure
+    if failure is None:
+        left = watch.leave_reason if left is not None and watch.leave_reason is not None else left
+        return Ending(None, left, left or "", watch.progress)
+    kind, reason = _classify(failure, watch.workers)
+    if watch.hung:
+        silent = ", ".join(worker.describe() for worker in watch.hung)
+        reason = f"{silent} gave no sign for cluster.hang_timeout_seconds; {reason}"
+    return Ending(kind, None, reason, watch.progress)
+
+
+def _free_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
+    """Return how many workers have room now on the nodes that stay; a group of one size takes all that it asks for."""
+    if cluster.fewest_workers == cluster.most_workers:
+        return cluster.most_workers
+    wanted = min(cluster.most_workers, num_slots(cluster, offers) - cluster.slots_for_evaluation)
+    began = returned = time.monotonic()
+    while (free := num_slots(cluster, free_offers())) < wanted:
+        remove_orphaned_groups()
+        if holds_placement_groups():
+            returned = time.monotonic()
+        if time.monotonic() > min(returned + NOTICE_SECONDS, began + SETTLE_SECONDS):
+            break
+        time.sleep(0.2)
+    return min(free, wanted)
+
+
+def _scaling(cluster: ClusterSpec, slots: int) -> Any:
+    """Return what Ray Train is asked for: as many workers as have room, within the job's limits.
+
+    Ray could choose the number itself, but it would count what the previous group has not given back yet, and it would
+    grow the group abruptly, without a checkpoint (`GroupWatch` does it with one).
+    """
+    from ray.train import ScalingConfig
+
+    most = max(cluster.fewest_workers, min(cluster.most_workers, slots))
+    labels: list[dict[str, str]] | None = None
+    if cluster.labels or cluster.first_worker_labels:
+        labels = [dict(cluster.labels) for _ in range(most)]
+        labels[0] |= cluster.first_worker_labels
+    return ScalingConfig(
+        num_workers=most,
+        use_gpu=cluster.gpus_per_worker > 0,
+        resources_per_worker=wanted_resources(cluster),
+        placement_strategy=cluster.placement,
+        label_selector=labels,
+    )
+
+
+def _classify(error: Exception, workers: list[WorkerStatus]) -> tuple[Failure, str]:
+    """Return the kind of failure that an exception of `fit` is, and what it says of which workers."""
+    from ray.train import WorkerGroupError
+
+    if not isinstance(error, WorkerGroupError):
+        return "start", _explain(error)
+    errors = error.worker_failures
+    preempted = any(getattr(failure, "preempted", False) for failure in errors.values())
+    names = {worker.rank: worker.describe() for worker in workers}
+    died = {rank for rank, failure in errors.items() if type(failure).__name__ == "WorkerHealthCheckFailedError"}
+    # The dead come first: the others only say that they lost them.
+    reason = "; ".join(
+        f"{names.get(rank, f'rank {rank}')} " + ("died" if rank in died else f"failed: {_explain(errors[rank])}")
+        for rank in sorted(errors, key=lambda rank: (rank not in died, rank))[:4]
+    )
+    return ("preemption" if preempted else "worker"), reason
+
+
+def _explain(error: Exception) -> str:
+    """Return an exception as one line; of a worker's traceback in it, only the last line."""
+    lines = [line.strip() for line in COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if any(line.startswith('File "') for line in lines):
+        lines = lines[-1:]
+    return one_line(f"{type(error).__name__}: {' '.join(lines)}", 400)
 
 
 def interface_of(address: str) -> str | None:
@@ -56,7 +236,7 @@ def interface_of(address: str) -> str | None:
         for _, name in socket.if_nameindex():
             try:
                 answer = fcntl.ioctl(probe, GET_INTERFACE_ADDRESS, struct.pack("256s", name.encode()))
-            except OSError:  # it has no IPv4 address
+            except OSError:  # no IPv4 address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
@@ -64,12 +244,12 @@ def interface_of(address: str) -> str | None:
 
 
 def name_interface() -> None:
-    """Tell gloo which interface to use, unless the host's owner has."""
+    """Name the interface that gloo uses, unless the environment does."""
     import ray
 
-    found = interface_of(ray.util.get_node_ip_address())
-    if found is not None:
-        os.environ.setdefault(GLOO_INTERFACE, found)
+    interface = interface_of(ray.util.get_node_ip_address())
+    if interface is not None:
+        os.environ.setdefault(GLOO_INTERFACE, interface)
 
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray has no types here
@@ -87,206 +267,26 @@ class ConnectedTorchConfig(TorchConfig):  # type: ignore[misc]
         return _Backend
 
 
-COLLECTIVE_TIMEOUT_SECONDS = 1800
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-"""Ray colours what workers say."""
-FAILURE_KEY = "failure.json"
-"""Where a worker leaves the error that no restart cures."""
-SETTLE_SECONDS = 15.0
-"""How long the group before may take to give its places back."""
-NOTICE_SECONDS = 3.0
-"""How long Ray may take to tell of places that were given back; what is not free by then is another's, or dead."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How one start of the workers ended.
-
-    Attributes:
-        failure: What kind of failure it was; None: the workers ended by themselves.
-        left: Why they left before the end of the run; None: they did not.
-        reason: What happened, for people.
-        reached: How far the run had come by then.
-    """
-
-    failure: Kind | None
-    left: str | None
-    reason: str
-    reached: Reached | None
-
-
-@contextmanager
-def shared_folder(job: JobSpec, num_hosts: int) -> Iterator[str]:
-    """Give Ray Train a place for its own small files: a folder of ours on one host, the job's storage on several.
-
-    Nothing in it is ever read again: a place used twice would make Ray go on from its own record.
-    """
-    if num_hosts > 1:
-        yield f"{job.storage.rstrip('/')}/{job.name}/ray/{uuid.uuid4().hex}"
-        return
-    with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
-        yield folder
-
-
-def train_once(
-    job: JobSpec,
-    token: Token | None,
-    run: RunDirectory,
-    folder: str,
-    attendance: Any,
-    reached: Reached | None,
-    stop_reason: Callable[[], str | None],
-    leave_after_step: int | None = None,
-) -> Ending:
-    """Start the workers once and see how they end."""
-    import ray
-    from ray.train import FailureConfig, RunConfig
-    from ray.train.torch import TorchTrainer
-
-    group = uuid.uuid4().hex
-    offers = alive_offers()
-    began = time.monotonic()
-    scaling = _scaling(job.cluster, _free_places(job.cluster, offers))
-    settled = round(time.monotonic() - began, 3)
-    try:
-        ray.get(attendance.begin.remote(group))
-    except ray.exceptions.RayError as error:
-        raise WorkError(
-            f"the cluster lost the node that this command runs on ({_one_line(error)}); the same command goes on from "
-            "the newest checkpoint"
-        ) from error
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "job": job.document(),
-            "token": None if token is None else asdict(token),
-            "group": group,
-            "attendance": attendance,
-            "reached": None if reached is None else asdict(reached),
-            "leave_after_step": leave_after_step,
-            "evaluate_apart": evaluates_apart(job.cluster, offers),
-        },
-        scaling_config=scaling,
-        torch_config=ConnectedTorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
-        run_config=RunConfig(
-            name=f"{job.name}-{group[:8]}",
-            storage_path=folder,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0),
-        ),
-    )
-    run.storage.delete(FAILURE_KEY)
-    run.append_event("starting", workers=scaling.num_workers, settled_seconds=settled)
-    left: str | None = None
-    failure: Exception | None = None
-    with GroupWatch(job, run, attendance, stop_reason) as watch:
-        try:
-            left = trainer.fit().return_value
-        except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers
-            raise KeyboardInterrupt from error
-        except Exception as error:  # whatever Ray wraps a worker's failure in
-            failure = error
-    run.check_held()
-    if run.storage.exists(FAILURE_KEY):
-        told = json.loads(run.storage.get(FAILURE_KEY))
-        raise (UserError if told["user_error"] else WorkError)(told["message"]) from failure
-    if failure is None:
-        left = watch.asked if left is not None and watch.asked is not None else left
-        return Ending(None, left, left or "", watch.reached)
-    kind, reason = _judged(failure, watch.members)
-    if watch.hung:
-        silent = ", ".join(member.described() for member in watch.hung)
-        reason = f"{silent} gave no sign for cluster.hang_timeout_seconds; {reason}"
-    return Ending(kind, None, reason, watch.reached)
-
-
-def _free_places(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
-    """Return how many workers find room now on the nodes that stay; a group of one size takes what it takes."""
-    if cluster.fewest_workers == cluster.most_workers:
-        return cluster.most_workers
-    wanted = min(cluster.most_workers, num_places(cluster, offers) - cluster.places_for_evaluation)
-    began = returned = time.monotonic()
-    while (free := num_places(cluster, free_offers())) < wanted:
-        return_abandoned()
-        if holds_room():
-            returned = time.monotonic()
-        if time.monotonic() > min(returned + NOTICE_SECONDS, began + SETTLE_SECONDS):
-            break
-        time.sleep(0.2)
-    return min(free, wanted)
-
-
-def _scaling(cluster: ClusterSpec, places: int) -> Any:
-    """Return what Ray Train is asked for: as many workers as find room, within the job's limits.
-
-    Ray would also judge that by itself at each start, but by what the group before has not given back yet, and would
-    start again with more abruptly, without a checkpoint (`GroupWatch` sees to it).
-    """
-    from ray.train import ScalingConfig
-
-    most = max(cluster.fewest_workers, min(cluster.most_workers, places))
-    labels: list[dict[str, str]] | None = None
-    if cluster.labels or cluster.first_worker_labels:
-        labels = [dict(cluster.labels) for _ in range(most)]
-        labels[0] |= cluster.first_worker_labels
-    return ScalingConfig(
-        num_workers=most,
-        use_gpu=cluster.gpus_per_worker > 0,
-        resources_per_worker=wanted_resources(cluster),
-        placement_strategy=cluster.placement,
-        label_selector=labels,
-    )
-
-
-def _judged(failure: Exception, members: list[Member]) -> tuple[Kind, str]:
-    """Return what kind of failure an exception of `fit` is, and what it says of which workers."""
-    from ray.train import WorkerGroupError
-
-    if not isinstance(failure, WorkerGroupError):
-        return "start", _one_line(failure)
-    errors = failure.worker_failures
-    preempted = any(getattr(error, "preempted", False) for error in errors.values())
-    names = {member.rank: member.described() for member in members}
-    died = {rank for rank, error in errors.items() if type(error).__name__ == "WorkerHealthCheckFailedError"}
-    # The dead first: what the others say is only that they have lost them.
-    told = "; ".join(
-        f"{names.get(rank, f'rank {rank}')} " + ("died" if rank in died else f"failed: {_one_line(errors[rank])}")
-        for rank in sorted(errors, key=lambda rank: (rank not in died, rank))[:4]
-    )
-    return ("preemption" if preempted else "worker"), told
-
-
-def _one_line(error: Exception, longest: int = 400) -> str:
-    """Return what an exception says in a line; of a worker's traceback in it, only what it ends with."""
-    lines = [line.strip() for line in COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    if any(line.startswith('File "') for line in lines):
-        lines = lines[-1:]
-    return f"{type(error).__name__}: {' '.join(' '.join(lines).split())}"[:longest]
-
-
 def train_worker(config: dict[str, Any]) -> str | None:
     """Be one worker of Ray Train's group; returns why it left before the end of the run, None at its end."""
     import ray.train
     import ray.train.torch
 
-    from yolofleet.training.loop.worker_group import Pulse, WorkerGroup
-    from yolofleet.training.supervision.heartbeats import attending, this_member
-    from yolofleet.training.supervision.worker import run_worker
-
     context = ray.train.get_context()
     job = JobSpec.parse(config["job"], source="job")
-    token = None if config["token"] is None else Token(**config["token"])
-    reached = None if config["reached"] is None else Reached(**config["reached"])
-    pulse = Pulse(reached, leave_after_step=config["leave_after_step"])
+    token = None if config["token"] is None else FencingToken(**config["token"])
+    known = None if config["known"] is None else KnownProgress(**config["known"])
+    progress = WorkerProgress(known, leave_after_step=config["leave_after_step"])
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    group = WorkerGroup(rank, world_size, device, pulse)
+    group = WorkerGroup(rank, world_size, device, progress)
     try:
-        with attending(config["attendance"], this_member(config["group"], rank, world_size), pulse, device):
+        with report_heartbeats(config["board"], own_status(config["group"], rank, world_size), progress, device):
             return run_worker(job, group, token, evaluate_apart=config["evaluate_apart"]).left
     except LockLostError:
         raise  # the run directory is another's now, failure.json with it
     except (UserError, WorkError) as error:
-        # A restart would meet the same again: the driver reads this and starts none.
-        told = {"user_error": isinstance(error, UserError), "message": str(error)}
-        open_storage(job.storage).child(job.name).put(FAILURE_KEY, json.dumps(told).encode())
+        # A restart would meet the same error again: the driver reads this file and starts no further one.
+        document = {"user_error": isinstance(error, UserError), "message": str(error)}
+        open_storage(job.storage).child(job.name).put(FAILURE_KEY, json.dumps(document).encode())
         raise

@@ -1,103 +1,91 @@
-"""The driver's watch over a group of Ray workers: silent ones are ended, and the group leaves when it is time to.
+"""What the driver watches while workers train: silent workers, reasons to leave, nodes that come and go, unused room.
 
-Which nodes come and go while a run lasts, noted in its events: a thread of the driver.
+Ray Train gives a group's resources back when it stops the group; but a group whose start fails half-way (its processes
+cannot find each other, say) is never stopped. Ray itself would give them back when the driver ends; until then each
+further start would wait for them. So the watch removes placement groups whose maker is dead.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from yolofleet.core.background import BackgroundLoop
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import Reached
-from yolofleet.training.supervision.heartbeats import Member, Stall, reached, silent_members
-from yolofleet.training.supervision.nodes import NodeSeen, draining_nodes, free_offers, num_places
-from yolofleet.training.supervision.placement_group_cleanup import return_abandoned
-from yolofleet.training.supervision.worker import STACKS_FOLDER
+from yolofleet.training.loop.worker_group import KnownProgress
+from yolofleet.training.supervision.heartbeats import StallWarning, WorkerStatus, newest_progress, silent_workers
+from yolofleet.training.supervision.nodes import NodeRecord, draining_nodes, free_offers, num_slots
+from yolofleet.training.supervision.worker import stacks_key
 
 NODE_POLL_SECONDS = 2.0
-CLOSE_TIMEOUT_SECONDS = 10.0
+POLL_SECONDS = 1.0
+ANSWER_TIMEOUT_SECONDS = 10.0
+END_TIMEOUT_SECONDS = 30.0
+REMOVED = "REMOVED"
+"""Ray's state of a placement group that is gone."""
 UNKNOWN = "Ray gives no reason"
-
-logger = logging.getLogger(__name__)
+PREEMPTION = "a node is about to be taken away"
+GROWTH = "there is room for more workers"
 
 
 class NodeWatch:
-    """Notes nodes that join and leave for the length of a with block.
+    """Appends an event for each node that joins or leaves, for the length of a with block.
 
     Args:
         run: Gets the events ``node_joined`` and ``node_gone``.
-        nodes_seen: Returns every node that the cluster has ever had, by its id.
+        list_nodes: Returns every node that the cluster has or had, by its id.
         poll_seconds: Pause between two looks.
     """
 
     def __init__(
         self,
         run: RunDirectory,
-        nodes_seen: Callable[[], dict[str, NodeSeen]],
+        list_nodes: Callable[[], dict[str, NodeRecord]],
         *,
         poll_seconds: float = NODE_POLL_SECONDS,
     ) -> None:
         self._run = run
-        self._poll_seconds = poll_seconds
-        self._nodes_seen = nodes_seen
+        self._list_nodes = list_nodes
         self._known: set[str] | None = None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="node-watch", daemon=True)
+        self._loop = BackgroundLoop(
+            self.update,
+            seconds=poll_seconds,
+            name="node-watch",
+            warning="the cluster's nodes cannot be watched at the moment",
+            at_once=True,
+        )
 
     def __enter__(self) -> NodeWatch:
-        self._thread.start()
+        self._loop.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join(timeout=CLOSE_TIMEOUT_SECONDS)
+        self._loop.close()
 
-    def look(self) -> None:
-        """Note what is different from the last look; the first one notes nothing."""
-        seen = self._nodes_seen()
-        alive = {node for node, found in seen.items() if found.alive}
+    def update(self) -> None:
+        """Append what has changed since the last call; the first one appends nothing."""
+        nodes = self._list_nodes()
+        alive = {node for node, record in nodes.items() if record.alive}
         if self._known is not None:
             for node in sorted(alive - self._known):
-                self._run.append_event("node_joined", node=seen[node].name, node_id=node, offers=seen[node].offers)
+                self._run.append_event("node_joined", node=nodes[node].name, node_id=node, offers=nodes[node].offers)
             for node in sorted(self._known - alive):
-                gone = seen.get(node)
+                gone = nodes.get(node)
                 name, reason = (node[:8], "") if gone is None else (gone.name, gone.end)
                 self._run.append_event("node_gone", node=name, node_id=node, reason=reason or UNKNOWN)
         self._known = alive
-
-    def _watch(self) -> None:
-        failing = False
-        while True:
-            try:
-                self.look()
-                failing = False
-            except Exception as error:  # Ray's head may be away; the nodes are looked at again when it is back
-                if not failing:
-                    logger.warning("the cluster's nodes cannot be looked at: %s", error)
-                failing = True
-            if self._over.wait(self._poll_seconds):
-                return
-
-
-POLL_SECONDS = 1.0
-ANSWER_TIMEOUT_SECONDS = 10.0
-END_TIMEOUT_SECONDS = 30.0
-PREEMPTION = "a node is about to be taken away"
-GROWTH = "there is room for more workers"
 
 
 class GroupWatch:
@@ -105,109 +93,163 @@ class GroupWatch:
 
     Args:
         job: What is trained.
-        run: The run directory, which gets the stacks of silent workers, and an event when the group stands still.
-        attendance: The handle of the actor with the list of workers.
+        run: The run directory, which gets the stacks of silent workers, and an event when the group makes no progress.
+        board: The handle of the heartbeat board's actor.
         stop_reason: Returns why the driver itself was told to stop, None if it was not.
 
     Attributes:
-        reached: How far the group was when it was last heard of.
+        progress: How far the group was at its last report.
         hung: The workers that were ended because they were silent.
-        members: Everyone's last report.
-        asked: Why the group was asked to leave, None if it was not.
+        workers: The last reports.
+        leave_reason: Why the group was asked to leave, None if it was not.
     """
 
-    def __init__(self, job: JobSpec, run: RunDirectory, attendance: Any, stop_reason: Any) -> None:
-        self.reached: Reached | None = None
-        self.hung: list[Member] = []
-        self.members: list[Member] = []
-        self.asked: str | None = None
+    def __init__(self, job: JobSpec, run: RunDirectory, board: Any, stop_reason: Callable[[], str | None]) -> None:
+        self.progress: KnownProgress | None = None
+        self.hung: list[WorkerStatus] = []
+        self.workers: list[WorkerStatus] = []
+        self.leave_reason: str | None = None
         self._job = job
         self._storage = run.storage
-        self._stall = Stall(run.append_event, job.cluster.hang_timeout_seconds)
-        self._attendance = attendance
+        self._stall_warning = StallWarning(run.append_event, job.cluster.hang_timeout_seconds)
+        self._board = board
         self._stop_reason = stop_reason
-        self._over = threading.Event()
-        self._next_look = time.monotonic() + job.cluster.resize_interval_seconds
-        self._thread = threading.Thread(target=self._watch, name="group-watch", daemon=True)
+        self._next_growth_check = time.monotonic() + job.cluster.resize_interval_seconds
+        self._loop = BackgroundLoop(
+            self._update,
+            seconds=POLL_SECONDS,
+            name="group-watch",
+            warning="the workers cannot be watched at the moment",
+        )
 
     def __enter__(self) -> GroupWatch:
-        self._thread.start()
+        self._loop.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        self._thread.join(timeout=ANSWER_TIMEOUT_SECONDS)
+        self._loop.close()
 
-    def _watch(self) -> None:
+    def _update(self) -> None:
         import ray
 
-        failing = False
-        while not self._over.wait(POLL_SECONDS):
-            try:
-                self._look(ray)
-                failing = False
-            except Exception as error:  # a watch that ends leaves the run without one: it tries again
-                if not failing:
-                    logger.warning("the workers cannot be watched at the moment: %s", error)
-                failing = True
+        remove_orphaned_groups()  # the workers may be waiting for their resources
+        now, workers = ray.get(self._board.workers.remote(), timeout=ANSWER_TIMEOUT_SECONDS)
+        self.workers = workers
+        self.progress = newest_progress(now, workers) or self.progress
+        self._stall_warning.update(now, workers)
+        for worker in silent_workers(now, workers, self._job.cluster.hang_timeout_seconds):
+            if worker not in self.hung:
+                self.hung.append(worker)
+                self._end(ray, worker)
+        reason = self._stop_reason() or self._cluster_change(workers)
+        if reason is not None and self.leave_reason is None:
+            self.leave_reason = reason
+            self._board.ask_to_leave.remote(reason)
 
-    def _look(self, ray: Any) -> None:
-        return_abandoned()  # the workers may be waiting for it
-        now, members = ray.get(self._attendance.members.remote(), timeout=ANSWER_TIMEOUT_SECONDS)
-        self.members = members
-        self.reached = reached(now, members) or self.reached
-        self._stall.look(now, members)
-        for member in silent_members(now, members, self._job.cluster.hang_timeout_seconds):
-            if member not in self.hung:
-                self.hung.append(member)
-                self._end(ray, member)
-        reason = self._stop_reason() or self._time_to_leave(members)
-        if reason is not None and self.asked is None:
-            self.asked = reason
-            self._attendance.ask_to_leave.remote(reason)
-
-    def _time_to_leave(self, members: list[Member]) -> str | None:
-        if {member.node for member in members} & draining_nodes():
+    def _cluster_change(self, workers: list[WorkerStatus]) -> str | None:
+        """Return which change of the cluster is a reason for the group to leave, None if there is none."""
+        if {worker.node for worker in workers} & draining_nodes():
             return PREEMPTION
         cluster = self._job.cluster
-        if not members or members[0].num_workers >= cluster.most_workers or time.monotonic() < self._next_look:
+        if not workers or workers[0].num_workers >= cluster.most_workers or time.monotonic() < self._next_growth_check:
             return None
-        self._next_look = time.monotonic() + cluster.resize_interval_seconds
-        return GROWTH if num_places(cluster, free_offers()) > cluster.places_for_evaluation else None
+        self._next_growth_check = time.monotonic() + cluster.resize_interval_seconds
+        return GROWTH if num_slots(cluster, free_offers()) > cluster.slots_for_evaluation else None
 
-    def _end(self, ray: Any, member: Member) -> None:
-        """Look at a silent worker from its own node, and kill it."""
+    def _end(self, ray: Any, worker: WorkerStatus) -> None:
+        """Examine a silent worker from its own node, and kill it."""
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        place = NodeAffinitySchedulingStrategy(member.node, soft=False)
-        examine = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(examined_and_killed)
+        node = NodeAffinitySchedulingStrategy(worker.node, soft=False)
+        examine = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=node)(examine_and_kill)
         try:
-            told = ray.get(examine.remote(member.process), timeout=END_TIMEOUT_SECONDS)
+            evidence = ray.get(examine.remote(worker.process), timeout=END_TIMEOUT_SECONDS)
         except ray.exceptions.RayError as error:
-            told = f"its node does not answer: {error}"
-        title = f"rank {member.rank} in the step after {member.step}, process {member.process} on {member.host}: silent"
-        moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        key = f"{STACKS_FOLDER}/step-{member.step}-rank-{member.rank}-{moment}.txt"
-        self._storage.put(key, f"{title}\n\n{told}".encode())
+            evidence = f"its node does not answer: {error}"
+        title = f"rank {worker.rank} in the step after {worker.step}, process {worker.process} on {worker.host}: silent"
+        self._storage.put(stacks_key(worker.step, worker.rank), f"{title}\n\n{evidence}".encode())
 
 
-def examined_and_killed(process: int) -> str:
+def examine_and_kill(process: int) -> str:
     """Return what can be seen of a process of this machine from outside, and kill it."""
-    told = []
+    lines = []
     try:
         state = [line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith("State")]
-        told += [*state, f"waits in {Path(f'/proc/{process}/wchan').read_text()}"]
-        beside = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        command = [shutil.which("py-spy", path=beside) or "py-spy", "dump", "--nonblocking", "--pid", str(process)]
+        lines += [*state, f"waits in {Path(f'/proc/{process}/wchan').read_text()}"]
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+        command = [shutil.which("py-spy", path=path) or "py-spy", "dump", "--nonblocking", "--pid", str(process)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=15, check=False)
-        told.append(done.stdout or f"py-spy: {done.stderr.strip()}")
+        lines.append(done.stdout or f"py-spy: {done.stderr.strip()}")
     except (OSError, subprocess.TimeoutExpired) as error:
-        told.append(f"no stack: {error}")
+        lines.append(f"no stack: {error}")
     try:
         os.kill(process, signal.SIGKILL)
-        told.append("killed")
+        lines.append("killed")
     except ProcessLookupError:
-        told.append("is gone already")
-    return "\n".join(told)
+        lines.append("is gone already")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class PlacementGroupRecord:
+    """A placement group, as Ray lists it.
+
+    Attributes:
+        id: Its id, hexadecimal.
+        job: Ray's id of the driver under which it was made.
+        maker: Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials.
+        maker_is_dead: Whether that actor is gone; Ray says so of the driver's own groups, too.
+        state: Ray's word for its state.
+    """
+
+    id: str
+    job: str
+    maker: str | None
+    maker_is_dead: bool
+    state: str
+
+
+def orphaned_groups(groups: Iterable[PlacementGroupRecord], job: str) -> list[PlacementGroupRecord]:
+    """Return those of a driver's groups that were made by an actor that is gone: nothing else will remove them."""
+    made = (group for group in groups if group.job == job and group.maker is not None)
+    return [group for group in made if group.maker_is_dead and group.state != REMOVED]
+
+
+def remove_orphaned_groups() -> None:
+    """Give back the resources of this driver's orphaned placement groups."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    for group in orphaned_groups(list_placement_groups(), ray.get_runtime_context().get_job_id()):
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
+
+
+def holds_placement_groups() -> bool:
+    """Return whether this driver has placement groups, whoever made them."""
+    import ray
+
+    job = ray.get_runtime_context().get_job_id()
+    return any(group.job == job and group.state != REMOVED for group in list_placement_groups())
+
+
+def list_placement_groups() -> list[PlacementGroupRecord]:
+    """Return all placement groups that the cluster has or had lately."""
+    import ray
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    # The public table leaves out who made a group.
+    accessor = ray._private.state.state._connect_and_get_accessor()
+    entries = [PlacementGroupTableData.FromString(entry) for entry in accessor.get_placement_group_table()]
+    return [
+        PlacementGroupRecord(
+            id=entry.placement_group_id.hex(),
+            job=entry.creator_job_id.hex(),
+            maker=None if maker.is_nil() else maker.hex(),
+            maker_is_dead=bool(entry.creator_actor_dead),
+            state=str(PlacementGroupTableData.PlacementGroupState.Name(entry.state)),
+        )
+        for entry in entries
+        for maker in (ray.ActorID(entry.creator_actor_id),)
+    ]

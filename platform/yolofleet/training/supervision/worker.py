@@ -1,121 +1,227 @@
-"""What one worker does, whoever started it: its own process, torchrun or Ray Train.
+"""One worker: what each does, whoever started it, and how to run one in this process or as one of torchrun's.
 
-A thread that ends its own process when training stands still, and leaves the stacks of all threads behind.
-
-In a collective all workers wait for the slowest, so when one hangs the pulse of every one stops. Each leaves its stacks
-in the run directory and dies; whoever started the workers starts them again. A process that is itself stopped cannot
-do that: the driver ends it (yolofleet.training.supervision.heartbeats).
+In a collective all workers wait for the slowest, so when one hangs, all of them stop making progress. A thread of each
+then stores the stacks of all threads in the run directory and ends the process; whoever started the workers starts them
+again. A process that is itself stopped cannot do that: the driver ends it (yolofleet.training.supervision.watches).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
+from yolofleet.core.background import BackgroundLoop, EndLoop
+from yolofleet.core.errors import UserError
+from yolofleet.evaluation.detector import chosen_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock_record import Token
+from yolofleet.storage.lock_record import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
-from yolofleet.training.loop.worker_group import Pulse, WorkerGroup
+from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup, WorkerProgress
 
 STACKS_FOLDER = "stacks"
 EXIT_HUNG = 75
 """Exit code of a process that ended itself because it hung (sysexits' "temporary failure, try again")."""
 STORE_TIMEOUT_SECONDS = 15.0
 """How long storing the stacks may take: the storage may be what hangs."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+
+
+def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
+    """Run the job here; as one worker of several where torchrun's environment (RANK, WORLD_SIZE) says so.
+
+    Args:
+        job: What to compute.
+        token: The run's lock, as its holder has it.
+
+    Raises:
+        UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
+        StoppedError: SIGTERM came (a node about to be taken, the end of an allocation), or Ctrl-C; the state was saved.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank = int(os.environ.get("RANK", "0"))
+    device = local_device(job)
+    if world_size > job.num_micro_batches:
+        raise UserError(
+            f"{world_size} processes were started, but a global batch of {job.global_batch_size} holds only "
+            f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
+        )
+    progress = WorkerProgress()
+    group = WorkerGroup(rank, world_size, device, progress)
+    with _leave_on_signal(progress):
+        outcome = run_worker(job, group, token) if world_size == 1 else _run_in_group(job, group, token)
+    if outcome.left is not None:
+        raise StoppedError(
+            f"stopped ({outcome.left}) with step {outcome.step} saved; resume the run with the same command"
+        )
+    return outcome
+
+
+def _run_in_group(job: JobSpec, group: WorkerGroup, token: FencingToken | None) -> Outcome:
+    # torchrun keeps its store over restarts, with the addresses of earlier processes in it: hence a prefix for each.
+    base, rank, world_size = next(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt-{attempt}", base)  # type: ignore[attr-defined]  # public, but not declared so
+    backend = "nccl" if group.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=COLLECTIVE_TIMEOUT)
+    try:
+        # Every process gets the first one's token: all write, and all stop when the lock is lost.
+        text = group.concatenate_texts("" if token is None else json.dumps(asdict(token)))
+        return run_worker(job, group, FencingToken(**json.loads(text)) if text else None)
+    finally:
+        dist.destroy_process_group()
 
 
 @contextmanager
-def watching(
-    pulse: Pulse,
+def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the run after its current step, with a checkpoint, within a with block.
+
+    A second Ctrl-C stops it at once. The first one must not be an exception: Python drops an exception that is raised
+    while it runs a destructor, and the run would continue.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        progress.ask_to_leave(signal.Signals(number).name)
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    kinds = [signal.SIGTERM] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGTERM, signal.SIGINT]
+    before = {kind: signal.signal(kind, leave) for kind in kinds}
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
+
+
+def driver_device(job: JobSpec) -> torch.device:
+    """Return the device for what the command itself computes: it may run where the workers' GPUs are not."""
+    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else chosen_device("auto", "device")
+
+
+def local_device(job: JobSpec) -> torch.device:
+    """Return the device that this process computes on.
+
+    Raises:
+        UserError: The job asks for a GPU and this machine has none.
+    """
+    if job.cluster.gpus_per_worker == 0:
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(
+            f"cluster.gpus_per_worker is {job.cluster.gpus_per_worker:g}, but torch finds no GPU here; "
+            "set cluster.gpus_per_worker=0 to train on the CPU"
+        )
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def use_worker_threads(job: JobSpec, device: torch.device) -> None:
+    """Let torch use as many threads as the job gives a worker CPUs."""
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
+
+
+def run_worker(
+    job: JobSpec, group: WorkerGroup, token: FencingToken | None = None, *, evaluate_apart: bool = False
+) -> Outcome:
+    """Take part in the job's run, from where its run directory stands to its end.
+
+    Args:
+        job: What to compute.
+        group: This worker.
+        token: The run's lock, as whoever started the workers holds it; None where no one else can know of the run.
+        evaluate_apart: Leave the evaluations to another process, which finds the waiting ones in the run directory.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    use_worker_threads(job, group.device)
+    with RunDirectory.open(job.storage, job.name, token=token) as run:
+
+        def report(row: dict[str, Any]) -> None:
+            run.append_metrics(row)
+            group.progress.report(row)
+
+        evaluate = None if evaluate_apart else Validation(job, group)
+        with end_when_hung(group.progress, job.cluster.hang_timeout_seconds, run.storage, group.rank):
+            return train(job, run, group, evaluate=evaluate, report=report)
+
+
+@contextmanager
+def end_when_hung(
+    progress: WorkerProgress,
     timeout_seconds: float,
     storage: Storage,
     rank: int,
     end_process: Callable[[int], None] = os._exit,
 ) -> Iterator[None]:
-    """End this process when the pulse is silent for longer than ``timeout_seconds`` within the with block.
+    """End this process when it makes no progress for longer than ``timeout_seconds`` within the with block.
 
     Args:
-        pulse: What the loop beats.
-        timeout_seconds: The longest silence.
+        progress: How far the loop is.
+        timeout_seconds: The longest time without progress.
         storage: The run directory, which gets ``stacks/step-S-rank-R-TIME.txt``.
         rank: This worker.
         end_process: Ends the process; called with `EXIT_HUNG`.
     """
-    over = threading.Event()
 
-    def watch() -> None:
-        while not over.wait(min(1.0, timeout_seconds / 10)):
-            if pulse.silence_seconds() > timeout_seconds:
-                leave_stacks(storage, pulse, rank, f"no progress for {timeout_seconds:g} s")
-                end_process(EXIT_HUNG)
-                return
+    def check() -> None:
+        if progress.silence_seconds() > timeout_seconds:
+            store_stacks(storage, progress, rank, f"no progress for {timeout_seconds:g} s")
+            end_process(EXIT_HUNG)
+            raise EndLoop
 
-    thread = threading.Thread(target=watch, name="hang-watch", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        pulse.rest()
+    warning = "this worker's progress cannot be checked at the moment"
+    with BackgroundLoop(check, seconds=min(1.0, timeout_seconds / 10), name="hang-watch", warning=warning):
+        try:
+            yield
+        finally:
+            progress.stop()
 
 
-def leave_stacks(storage: Storage, pulse: Pulse, rank: int, reason: str) -> None:
+def store_stacks(storage: Storage, progress: WorkerProgress, rank: int, reason: str) -> None:
     """Print this process's stacks on stderr and store them in the run directory, within a bounded time."""
-    title = f"rank {rank} in the step after {pulse.step}, process {os.getpid()}: {reason}"
-    text = f"{title}\n\n{all_stacks()}"
+    title = f"rank {rank} in the step after {progress.step}, process {os.getpid()}: {reason}"
+    text = f"{title}\n\n{format_stacks()}"
     print(text, file=sys.stderr, flush=True)
-    moment = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    key = f"{STACKS_FOLDER}/step-{pulse.step}-rank-{rank}-{moment}.txt"
+    key = stacks_key(progress.step, rank)
     storing = threading.Thread(target=storage.put, args=(key, text.encode()), name="store-stacks", daemon=True)
     storing.start()
     storing.join(STORE_TIMEOUT_SECONDS)
 
 
-def all_stacks() -> str:
+def stacks_key(step: int, rank: int) -> str:
+    """Return the key for the stacks of a worker that hung now."""
+    return f"{STACKS_FOLDER}/step-{step}-rank-{rank}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.txt"
+
+
+def format_stacks() -> str:
     """Return the Python stacks of all threads of this process, the main thread first."""
     frames: dict[int, FrameType] = dict(sys._current_frames())
     threads = sorted(threading.enumerate(), key=lambda thread: thread is not threading.main_thread())
-    told = []
-    for thread in threads:
-        if thread.ident in frames and thread is not threading.current_thread():
-            stack = "".join(traceback.format_stack(frames[thread.ident]))
-            told.append(f"thread {thread.name}:\n{stack}")
-    return "\n".join(told)
-
-
-def run_worker(
-    job: JobSpec, group: WorkerGroup, token: Token | None = None, *, evaluate_apart: bool = False
-) -> Outcome:
-    """Take part in the job's run from where its run directory stands to its end.
-
-    Args:
-        job: What to compute.
-        group: This worker's place.
-        token: The run's lock, as whoever started the workers holds it; None where no one else can know of the run.
-        evaluate_apart: Leave the evaluations to others, who find what waits in the run directory.
-    """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    if group.device.type == "cpu":
-        torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
-    with RunDirectory.open(job.storage, job.name, token=token) as run:
-
-        def report(row: dict[str, Any]) -> None:
-            run.append_metrics(row)
-            group.pulse.tell(row)
-
-        evaluate = None if evaluate_apart else Validation(job, group)
-        with watching(group.pulse, job.cluster.hang_timeout_seconds, run.storage, group.rank):
-            return train(job, run, group, evaluate=evaluate, report=report)
+    return "\n".join(
+        f"thread {thread.name}:\n{''.join(traceback.format_stack(frames[thread.ident]))}"
+        for thread in threads
+        if thread.ident in frames and thread is not threading.current_thread()
+    )

@@ -1,0 +1,96 @@
+"""Whether the process that holds a lock still lives: every lock of the platform asks here.
+
+On its own host the end of a process is seen at once. From any other host a process counts as dead when its sign of life
+(its count of renewals, say) has not changed for a whole lease. Who waits measures that by its own clock: no clock of
+one host is ever compared with that of another.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+LEASE_SECONDS = 60.0
+"""Time without a sign of life after which others may take a lock over."""
+RENEWALS_PER_LEASE = 4
+"""A holder renews this often, so that one or two renewals may fail."""
+NOT_RUNNING = -1
+
+
+@dataclass(frozen=True)
+class ProcessId:
+    """A process, told apart from all others of every host and time.
+
+    Attributes:
+        host: Name of its host, for messages.
+        process_table: Boot and process namespace of the host: containers share a host's name, but never these.
+        pid: Its number in that table.
+        start_ticks: When it began, in ticks since boot: numbers are used again.
+    """
+
+    host: str
+    process_table: str
+    pid: int
+    start_ticks: int
+
+    @staticmethod
+    def current() -> ProcessId:
+        """Return this process."""
+        return ProcessId(socket.gethostname(), _process_table(), os.getpid(), _start_ticks(os.getpid()))
+
+    def is_visible(self) -> bool:
+        """Return whether this process can see whether that one runs."""
+        return self.process_table == _process_table()
+
+    def has_ended(self) -> bool:
+        """Return whether it is known to run no more; always False where it is not visible."""
+        return self.is_visible() and _start_ticks(self.pid) != self.start_ticks
+
+
+class LeaseWatch:
+    """Measures how long holders of a lock have given no sign of life.
+
+    Args:
+        clock: Monotonic seconds of this process.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last_signs: dict[str, tuple[object, float]] = {}
+
+    def has_expired(self, holder: str, sign_of_life: object, lease_seconds: float = LEASE_SECONDS) -> bool:
+        """Return whether a holder's lease is over; the first look at a holder begins it.
+
+        Args:
+            holder: Identity of the holder.
+            sign_of_life: What the holder changes when it renews its lock, as it reads now.
+            lease_seconds: The lease.
+        """
+        before, since = self._last_signs.get(holder, (None, 0.0))
+        if sign_of_life != before:
+            since = self._clock()
+            self._last_signs[holder] = (sign_of_life, since)
+        return self._clock() - since > lease_seconds
+
+
+@cache
+def _process_table() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return f"unknown {uuid.uuid4().hex}"  # without /proc no other process is visible, and its lease decides
+
+
+def _start_ticks(pid: int) -> int:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return NOT_RUNNING
+    return NOT_RUNNING if fields[0] in "ZX" else int(fields[19])  # a zombie does not run

@@ -1,0 +1,36 @@
+"""Processes are told apart across hosts and times, and leases are measured by the watcher's own clock."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+from yolofleet.core.liveness import LeaseWatch, ProcessId
+
+
+def test_the_end_of_a_process_of_this_host_is_seen() -> None:
+    own = ProcessId.current()
+    assert own.is_visible() and not own.has_ended()
+    assert replace(own, start_ticks=own.start_ticks - 1).has_ended()  # its number was used again
+    command = "from yolofleet.core.liveness import ProcessId as P; print(*P.current().__dict__.values(), sep='|')"
+    answer = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
+    host, table, pid, start = answer.strip().split("|")
+    assert ProcessId(host, table, int(pid), int(start)).has_ended()
+
+
+def test_a_process_of_another_host_is_never_known_to_have_ended() -> None:
+    other = replace(ProcessId.current(), process_table="another boot", pid=2**30)
+    assert not other.is_visible() and not other.has_ended()
+
+
+def test_a_lease_ends_a_whole_lease_after_the_last_new_sign_of_life() -> None:
+    now = 1000.0
+    watch = LeaseWatch(clock=lambda: now)
+    assert not watch.has_expired("a", 0, 10.0)
+    now += 9.0
+    assert not watch.has_expired("a", 1, 10.0)
+    now += 10.0
+    assert not watch.has_expired("a", 1, 10.0) and not watch.has_expired("b", 1, 10.0)
+    now += 0.1
+    assert watch.has_expired("a", 1, 10.0) and not watch.has_expired("b", 1, 10.0)

@@ -1,0 +1,85 @@
+"""The summary of a run from its events, and the times of its restarts."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from yolofleet.tracking.goodput import Restart, format_event, restarts, summarize_run
+
+
+def event(second: float, kind: str, **fields: Any) -> dict[str, Any]:
+    return {"time": datetime.fromtimestamp(1_000_000 + second, UTC).isoformat(), "kind": kind, **fields}
+
+
+def test_the_summary_of_a_run_that_was_killed_and_stopped() -> None:
+    summary = summarize_run(
+        [
+            event(0, "start", step=0),
+            event(50, "failure", failure="worker", reason="rank 1 died", reached=9, again=True),
+            event(60, "start", step=8),
+            event(70, "regained", step=10, steps_redone=1, seconds_lost=20.0),
+            event(100, "stopped", reason="Ctrl-C"),
+            event(5000, "start", step=16),
+            event(5100, "end", step=32),
+        ]
+    )
+    assert (summary.starts, summary.failures, summary.steps_redone) == (3, {"worker": 1}, 1)
+    assert (summary.seconds_lost, summary.seconds_trained, summary.goodput) == (20.0, 200.0, 0.9)
+    assert [line.partition(" ")[2] for line in summary.history] == [
+        "worker failure at step 9: rank 1 died",
+        "step 10 reached again: 1 steps done twice, 20.0 s lost",
+        "stopped: Ctrl-C",
+    ]
+
+
+def test_a_running_run_is_counted_to_its_newest_row() -> None:
+    summary = summarize_run([event(0, "start"), event(10, "checkpoint", step=4)], [event(3, ""), event(40, "")])
+    assert (summary.seconds_trained, summary.goodput, summary.history) == (40.0, 1.0, [])
+
+
+def test_nothing_yet() -> None:
+    summary = summarize_run([])
+    assert (summary.starts, summary.goodput) == (0, None)
+
+
+def test_events_of_other_versions_are_shown_as_they_are() -> None:
+    assert format_event(event(0, "checkpoint")) is None
+    assert "unknown_field" in str(format_event(event(0, "failure", unknown_field=3)))
+    assert len(str(format_event(event(0, "failed", reason="x" * 5000)))) < 300
+
+
+RESTART = [
+    event(50, "failure", failure="worker"),
+    event(51.5, "starting", workers=2),
+    event(60, "start", prepared_seconds=2.5),
+    event(61, "regained", first_step_seconds=0.5),
+]
+
+
+def test_a_restart_is_split_between_own_code_and_ray() -> None:
+    first_start = [event(0, "starting", workers=2), event(9, "start", prepared_seconds=2.0)]
+    assert restarts([*first_start, *RESTART]) == [Restart(own_seconds=4.5, ray_seconds=6.0, waited_seconds=0.0)]
+    assert restarts(first_start) == []
+    failed_itself = [event(55, "failure", failure="start"), event(70, "starting"), *RESTART[2:]]
+    assert len(restarts([*RESTART[:2], *failed_itself])) == 1
+
+
+def test_waiting_for_nodes_and_storage_counts_apart() -> None:
+    events = [
+        event(50, "failure", failure="worker"),
+        event(51, "waiting"),
+        event(75, "starting", workers=2, settled_seconds=2.0),
+        event(90, "start", prepared_seconds=8.0),
+        event(95, "storage_back", seconds=10.0),
+        event(96, "storage_back", seconds=10.5),
+        event(97, "regained", first_step_seconds=0.5),
+    ]
+    found = restarts(events)[0]
+    assert found == Restart(own_seconds=6.0, ray_seconds=7.0, waited_seconds=27.5)  # 22 s for nodes, 5.5 for storage
+    without = restarts([row for row in events if row["kind"] != "storage_back"])[0]
+    assert without == Restart(own_seconds=11.5, ray_seconds=7.0, waited_seconds=22.0)
+
+
+def test_an_outage_of_another_time_changes_nothing() -> None:
+    assert restarts([event(40, "storage_back", seconds=20.0), *RESTART]) == restarts(RESTART)

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from yolofleet.core.errors import UserError
+from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.training.supervision.nodes import NodeOffer, evaluates_separately, has_room, num_slots
+
+
+def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
+    return NodeOffer({"CPU": cpus, "GPU": gpus}, labels=labels, name="10.0.0.1")
+
+
+def test_resources_of_two_nodes_do_not_add_up_to_one_worker() -> None:
+    assert num_slots(ClusterSpec(cpus_per_worker=3), [node(4), node(4)]) == 2
+    assert num_slots(ClusterSpec(cpus_per_worker=5), [node(4), node(4)]) == 0
+    assert num_slots(ClusterSpec(cpus_per_worker=0.1), [node(0.3)]) == 3
+
+
+def test_what_can_never_be_met_is_refused_with_what_is_there_and_missing() -> None:
+    with pytest.raises(UserError) as refusal:
+        has_room(ClusterSpec(workers=3, cpus_per_worker=4), [node(4), node(4)])
+    assert "at least 3 workers of 4 CPU each, but the cluster has room for 2" in str(refusal.value)
+    assert "10.0.0.1: 4 CPU, 0 GPU; 10.0.0.1: 4 CPU, 0 GPU" in str(refusal.value)
+    assert "cluster.cpus_per_worker" in str(refusal.value)
+
+
+def test_a_gpu_where_there_is_none_is_said_to_be_that() -> None:
+    with pytest.raises(UserError, match=r"There is no GPU at all: set cluster\.gpus_per_worker=0"):
+        has_room(ClusterSpec(gpus_per_worker=1), [node(4)])
+
+
+def test_the_fewest_workers_decide() -> None:
+    assert has_room(ClusterSpec(workers=(1, 8)), [node(1)])
+
+
+def test_what_an_autoscaler_could_add_is_waited_for_and_what_it_could_not_is_refused() -> None:
+    pool = NodeOffer({"CPU": 8, "GPU": 1}, count=4, name="gpu-pool")
+    assert not has_room(ClusterSpec(workers=4, gpus_per_worker=1), [node(4)], [pool])
+    with pytest.raises(UserError, match=r"it has room for 4 \(4 x gpu-pool: 8 CPU, 1 GPU\)"):
+        has_room(ClusterSpec(workers=5, gpus_per_worker=1), [node(4)], [pool])
+
+
+def test_evaluation_runs_beside_the_training_where_a_slot_is_free() -> None:
+    def apart(nodes: int, **settings: Any) -> bool:
+        return evaluates_separately(ClusterSpec(**settings), [node(1)] * nodes)
+
+    assert apart(3, workers=2) and not apart(2, workers=2)
+    assert not apart(2, workers=(1, 2)), "a group that may grow takes the slot"
+    assert not evaluates_separately(ClusterSpec(workers=1), [node(8)]), "on one node it would take from the workers"
+    assert apart(2, workers=2, evaluation="apart") and not apart(9, workers=2, evaluation="inline")
+
+
+def test_the_slot_of_a_separate_evaluation_is_asked_for() -> None:
+    cluster = ClusterSpec(workers=2, evaluation="apart")
+    assert has_room(cluster, [node(3)])
+    with pytest.raises(UserError, match=r"each and the same resources once more for cluster\.evaluation = apart"):
+        has_room(cluster, [node(2)])
+
+
+def test_labels_narrow_the_choice() -> None:
+    cluster = ClusterSpec(labels={"kind": "stable"})
+    assert has_room(cluster, [node(kind="stable")])
+    with pytest.raises(UserError, match=r"on nodes labelled \{'kind': 'stable'\}"):
+        has_room(cluster, [node(kind="spot"), node()])
+
+
+def test_many_nodes_are_not_all_listed() -> None:
+    with pytest.raises(UserError, match="and 92 more"):
+        has_room(ClusterSpec(cpus_per_worker=64), [node()] * 100)

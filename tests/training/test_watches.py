@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from yolofleet.storage import open_storage
+from yolofleet.tracking.goodput import format_event
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.supervision.nodes import NodeRecord
+from yolofleet.training.supervision.watches import NodeWatch, PlacementGroupRecord, examine_and_kill, orphaned_groups
+
+HEAD = NodeRecord("10.0.0.1", "4 CPU, 0 GPU", alive=True, end="")
+WORKER = NodeRecord("10.0.0.2", "8 CPU, 1 GPU", alive=True, end="")
+DEAD = NodeRecord("10.0.0.2", "8 CPU, 1 GPU", alive=False, end="health check failed")
+
+
+def test_nodes_that_join_and_leave_are_events_and_those_of_the_beginning_are_not(tmp_path: Path) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    seen: dict[str, NodeRecord] = {"a": HEAD}
+    watch = NodeWatch(run, lambda: seen)
+    watch.update()
+    seen["b"] = WORKER
+    watch.update()
+    watch.update()
+    seen["b"] = DEAD
+    watch.update()
+    run.close()
+    lines = [str(format_event(event)).partition(" ")[2] for event in run.events()]
+    assert lines == [
+        "node 10.0.0.2 joined the cluster: 8 CPU, 1 GPU",
+        "node 10.0.0.2 has left the cluster: health check failed",
+    ]
+
+
+def test_a_head_that_does_not_answer_does_not_end_the_watch(tmp_path: Path) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    answers = iter([{"a": HEAD}, ConnectionError("away"), {"a": HEAD, "b": WORKER}])
+    calls: list[object] = []
+
+    def nodes() -> dict[str, NodeRecord]:
+        answer = next(answers, {"a": HEAD, "b": WORKER})
+        calls.append(answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with NodeWatch(run, nodes, poll_seconds=0.01):
+        deadline = time.monotonic() + 60
+        while len(calls) < 4 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    run.close()
+    assert [event["kind"] for event in run.events()] == ["node_joined"]
+
+
+def test_a_stopped_process_is_examined_and_killed() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process.send_signal(signal.SIGSTOP)
+    while "T (stopped)" not in Path(f"/proc/{process.pid}/status").read_text():
+        time.sleep(0.01)
+    evidence = examine_and_kill(process.pid)
+    assert process.wait(timeout=10) == -signal.SIGKILL
+    assert "State:\tT (stopped)" in evidence and evidence.endswith("killed")
+    assert "py-spy" in evidence or "Thread" in evidence
+    assert examine_and_kill(process.pid).endswith("is gone already")
+
+
+def test_orphaned_groups_are_those_of_this_driver_whose_maker_is_dead() -> None:
+    mine = PlacementGroupRecord("a", "job", "actor", maker_is_dead=True, state="CREATED")
+    groups = [
+        mine,
+        PlacementGroupRecord("b", "job", "actor", maker_is_dead=False, state="CREATED"),
+        PlacementGroupRecord("c", "other", "actor", maker_is_dead=True, state="CREATED"),
+        PlacementGroupRecord("d", "job", "actor", maker_is_dead=True, state="REMOVED"),
+        PlacementGroupRecord("e", "job", "actor", maker_is_dead=True, state="PENDING"),
+        PlacementGroupRecord("f", "job", None, maker_is_dead=True, state="CREATED"),  # a trial of Ray Tune's
+    ]
+    assert [group.id for group in orphaned_groups(groups, "job")] == ["a", "e"]
