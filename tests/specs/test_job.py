@@ -49,7 +49,10 @@ def test_there_are_jobs() -> None:
         ({"name": "../up"}, ["name", "../up"]),
         ({"format": 99}, ["format 99", "upgrade"]),
         ({"data": {"train": "a", "val": "b", "cache": {"path": "c", "max_bytes": "many"}}}, ["'many' is not a size"]),
-        ({"assignment": {"assigner": "coarse"}}, ["assignment.assigner", "'none', 'independent', 'lead'"]),
+        (
+            {"assignment": {"assigner": "coarse"}},
+            ["assignment.assigner", "did you mean 'coarse_to_fine'?"],
+        ),
         ({"assignment": {"relaxation": 1.5}}, ["assignment.relaxation", "1.5"]),
         ({"assignment": {"aux_weight": 1.0}}, ["assignment.aux_weight", "did you mean 'auxiliary_weight'"]),
         ({"model": {"name": "a", "spec": "b"}}, ["model", "one of the two"]),
