@@ -37,7 +37,7 @@ def test_from_drawing_to_inspecting(capsys: pytest.CaptureFixture[str], drawn: P
     assert code == 0 and "every digest is right" in text and "boxes by class" in text
 
 
-def test_damage_is_found_and_told(capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path) -> None:
+def test_damage_is_found_and_reported(capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path) -> None:
     run(capsys, "shard", drawn / "instances_val.json", drawn / "images", tmp_path)
     shard = tmp_path / "shards" / "shard-000000.tar"
     data = bytearray(shard.read_bytes())
@@ -79,8 +79,8 @@ def test_wrong_input_is_one_readable_message(
     capsys: pytest.CaptureFixture[str], test_data: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     hostile = test_data / "hostile"
-    places = {"annotations": hostile / "annotations", "images": hostile / "images", "out": tmp_path}
-    code, text, errors = run(capsys, *(argument.format(**places) for argument in arguments))
+    folders = {"annotations": hostile / "annotations", "images": hostile / "images", "out": tmp_path}
+    code, text, errors = run(capsys, *(argument.format(**folders) for argument in arguments))
     assert code == 2 and text == "" and message in errors and "Traceback" not in errors
 
 
@@ -103,7 +103,7 @@ def test_only_steps_of_the_job_can_be_shown(capsys: pytest.CaptureFixture[str], 
     assert code == 0 and Path(text.strip()).stat().st_size > 0
 
 
-def test_a_file_in_place_of_a_folder_is_told(capsys: pytest.CaptureFixture[str], job: Path, tmp_path: Path) -> None:
+def test_a_file_instead_of_a_folder_is_an_error(capsys: pytest.CaptureFixture[str], job: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"mine")
     for arguments in (("show", job, "--out", file), ("show", job, "--out", file / "below"), ("synth", file)):

@@ -10,7 +10,7 @@ from yolofleet.cluster.doctor import all_reduce
 def take_part(
     rank: int, world_size: int, ports: multiprocessing.Queue[int], answers: multiprocessing.Queue[object]
 ) -> None:
-    """Put what the sum of ``world_size`` processes told this one, or the name of what it raised, into ``answers``."""
+    """Put what this one of ``world_size`` processes measured, or the name of its error, into ``answers``."""
     member = all_reduce.Member()
     timeout_seconds = 5.0 if world_size > 2 else 120.0
     port = member.open("127.0.0.1" if rank == 0 else None, timeout_seconds)

@@ -102,16 +102,16 @@ def _check_pod(spec: Document) -> None:
         for name, entry in variables.items():
             if any(word in name for word in ("TOKEN", "PASSWORD", "KEY", "USERNAME")):
                 named = "value" not in entry and "secretKeyRef" in entry.get("valueFrom", {})
-                _require(named, f"{name} stands in the manifest")
+                _require(named, f"{name} is in the manifest")
     memory = [volume["emptyDir"] for volume in spec["volumes"] if volume.get("emptyDir", {}).get("medium") == "Memory"]
     _require(all("sizeLimit" in volume for volume in memory), "shared memory without a limit")
 
 
 def _check_amounts(group: Document) -> None:
     resources = group["template"]["spec"]["containers"][0]["resources"]
-    told = group["rayStartParams"]
-    _require(told["num-cpus"] == resources["requests"]["cpu"], "Ray is told of other CPUs than the pod has")
-    _require(told["num-gpus"] == resources["limits"].get("nvidia.com/gpu", "0"), "Ray is told of other GPUs")
+    params = group["rayStartParams"]
+    _require(params["num-cpus"] == resources["requests"]["cpu"], "Ray gets other CPUs than the pod")
+    _require(params["num-gpus"] == resources["limits"].get("nvidia.com/gpu", "0"), "Ray gets other GPUs")
     mounted = {mount["mountPath"] for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]}
     _require({"/dev/shm", "/cache"} <= mounted, "no shared memory or no shard cache")
 

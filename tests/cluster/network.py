@@ -63,7 +63,7 @@ class Host:
         return ["ip", "netns", "exec", self.namespace, *words]
 
     def cut(self) -> None:
-        """Cut the cable: packets are lost and nobody is told."""
+        """Cut the cable: packets are lost and no one learns of it."""
         _ip("-n", self.switch, "link", "set", self.cable, "down")
 
     def mend(self) -> None:

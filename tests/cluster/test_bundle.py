@@ -196,7 +196,7 @@ class Forgetful(Breaking):
 
 
 @pytest.mark.parametrize("began", [None, 1e9])
-def test_a_cluster_that_was_started_anew_is_told_from_one_that_does_not_answer(began: float | None) -> None:
+def test_a_cluster_that_was_started_anew_is_distinguished_from_one_that_does_not_answer(began: float | None) -> None:
     service: Any = Forgetful("what another job prints", [1], 1)
     service.began = began
     shown: list[str] = []
@@ -207,7 +207,7 @@ def test_a_cluster_that_was_started_anew_is_told_from_one_that_does_not_answer(b
 
 def test_a_cluster_that_never_answers_again_is_given_up_and_the_job_named() -> None:
     service: Any = Breaking("x", [0] * 1000, 1)
-    told: list[str] = []
+    warnings: list[str] = []
     with pytest.raises(WorkError, match="the job may still run: yolofleet jobs logs yolofleet-x-1 --follow"):
-        follow(service, RUNNING, lambda text: None, told.append, patience_seconds=0.05, retry_seconds=0.01)
-    assert told == ["the connection to http://cluster is lost; the job still runs, trying again"]
+        follow(service, RUNNING, lambda text: None, warnings.append, patience_seconds=0.05, retry_seconds=0.01)
+    assert warnings == ["the connection to http://cluster is lost; the job still runs, trying again"]

@@ -328,7 +328,7 @@ def test_a_cluster_that_cannot_be_examined(
 
 
 @pytest.mark.parametrize(
-    ("address", "stranger", "expected"),
+    ("address", "without_token", "expected"),
     [
         ("http://10.0.0.1:8265", ProbeResult("refused", "HTTP 401"), "ok"),
         ("http://127.0.0.1:8265", ProbeResult("accepted"), "warn"),
@@ -337,8 +337,8 @@ def test_a_cluster_that_cannot_be_examined(
         ("head:6379", ProbeResult("accepted"), "fail"),
     ],
 )
-def test_authentication(address: str, stranger: ProbeResult, expected: str) -> None:
-    assert check_authentication(Address.parse(address), stranger).verdict == expected
+def test_authentication(address: str, without_token: ProbeResult, expected: str) -> None:
+    assert check_authentication(Address.parse(address), without_token).verdict == expected
 
 
 def test_nodes_are_named_apart_and_know_how_many_workers_they_take() -> None:

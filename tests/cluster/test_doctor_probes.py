@@ -25,7 +25,7 @@ from yolofleet.cluster.doctor.storage_probe import probe_data, probe_runs, share
 from yolofleet.specs.job import TrackingSpec
 from yolofleet.storage import StorageError, open_storage
 
-MARK = "mark"
+MARKER_NAME = "mark"
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
 
 def test_storage_is_used_and_left_as_it_was(s3: FaultyProxy) -> None:
     url = "s3://bucket/runs"
-    with shared_marker(url, MARK):
-        found = probe_runs(url, MARK)
+    with shared_marker(url, MARKER_NAME):
+        found = probe_runs(url, MARKER_NAME)
         assert found.problem is None and found.honours_conditions
         assert found.write_bytes_per_second > 0 < found.read_bytes_per_second
     assert open_storage(url).list() == []
@@ -61,37 +61,37 @@ def test_storage_is_used_and_left_as_it_was(s3: FaultyProxy) -> None:
 
 def test_storage_that_ignores_conditions_is_found_out(s3: FaultyProxy) -> None:
     s3.ignores_conditions = True
-    with shared_marker("s3://bucket/runs", MARK):
-        found = probe_runs("s3://bucket/runs", MARK)
+    with shared_marker("s3://bucket/runs", MARKER_NAME):
+        found = probe_runs("s3://bucket/runs", MARKER_NAME)
     assert found.problem is None and not found.honours_conditions
     assert open_storage("s3://bucket/runs").list() == []
 
 
-def test_storage_that_refuses_is_told_with_the_cure(s3: FaultyProxy) -> None:
-    with shared_marker("s3://bucket/runs", MARK):
+def test_storage_that_refuses_is_a_problem_with_the_cure(s3: FaultyProxy) -> None:
+    with shared_marker("s3://bucket/runs", MARKER_NAME):
         s3.ending, s3.for_ever = "", "403"
-        found = probe_runs("s3://bucket/runs", MARK)
+        found = probe_runs("s3://bucket/runs", MARKER_NAME)
         s3.for_ever = None
     assert found.problem is not None and "AWS_ACCESS_KEY_ID" in found.problem and "secret" not in found.problem
-    missing = probe_runs("s3://no-such-bucket/runs", MARK)
+    missing = probe_runs("s3://no-such-bucket/runs", MARKER_NAME)
     assert missing.problem is not None
 
 
 def test_a_folder_that_is_not_shared_is_found_out(tmp_path: Path) -> None:
-    with shared_marker(str(tmp_path / "runs"), MARK):
-        here = probe_runs(str(tmp_path / "runs"), MARK)
+    with shared_marker(str(tmp_path / "runs"), MARKER_NAME):
+        here = probe_runs(str(tmp_path / "runs"), MARKER_NAME)
         assert here.problem is None and here.honours_conditions
-        elsewhere = probe_runs(str(tmp_path / "other"), MARK)
+        elsewhere = probe_runs(str(tmp_path / "other"), MARKER_NAME)
     assert elsewhere.problem is not None and "not shared" in elsewhere.problem
     assert list(tmp_path.iterdir()) == [], "the folders that were made for it are gone"
 
 
-def test_a_folder_that_cannot_be_written_is_told() -> None:
-    with pytest.raises(StorageError, match="/proc/runs"), shared_marker("/proc/runs", MARK):
+def test_a_folder_that_cannot_be_written_is_named() -> None:
+    with pytest.raises(StorageError, match="/proc/runs"), shared_marker("/proc/runs", MARKER_NAME):
         pass
 
 
-def test_data_is_read_or_the_reason_told(tmp_path: Path) -> None:
+def test_data_is_read_or_the_reason_named(tmp_path: Path) -> None:
     found = probe_data(str(tmp_path))
     assert found.problem is not None and "no dataset here" in found.problem
 
@@ -107,7 +107,7 @@ def test_a_disk_is_written_and_left_as_it_was(tmp_path: Path) -> None:
     assert closed.problem is not None and check_disk("n", closed, CacheNeed("/proc/cache", 1, 1, 1)).verdict == "fail"
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
+def test_a_full_disk_is_a_problem(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
         pytest.skip("a small file system cannot be mounted here (it takes root)")
@@ -129,7 +129,7 @@ def test_limits_and_devices_of_this_machine_are_seen(tmp_path: Path, monkeypatch
     assert problem is not None and "version mismatch" in problem
 
 
-def test_mlflow_that_is_away_or_cannot_be_made_is_told(tmp_path: Path) -> None:
+def test_mlflow_that_does_not_answer_or_cannot_be_made_is_a_problem(tmp_path: Path) -> None:
     away = probe_tracking(f"http://127.0.0.1:{free_port()}", "yolofleet").problem
     assert away is not None and "nothing answers" in away
     fresh = tmp_path / "_mlflow" / "mlflow.db"
@@ -191,17 +191,17 @@ def test_a_dashboard_is_asked_with_a_token_and_without() -> None:
     assert probe(address, "right").outcome == "silent"
 
 
-def test_who_speaks_anything_but_http_or_grpc_is_silent() -> None:
+def test_a_server_of_another_protocol_is_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def answer() -> None:
             while True:
                 try:
-                    near, _ = listener.accept()
+                    connection, _ = listener.accept()
                 except OSError:
                     return
-                near.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
-                near.close()
+                connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n")
+                connection.close()
 
         threading.Thread(target=answer, daemon=True).start()
         port = listener.getsockname()[1]
@@ -212,7 +212,7 @@ def test_who_speaks_anything_but_http_or_grpc_is_silent() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [0, 1], ids=["all are there", "one is missing"])
-def test_two_processes_sum_or_say_that_one_is_missing(missing: int) -> None:
+def test_two_processes_sum_or_report_that_one_is_missing(missing: int) -> None:
     context = multiprocessing.get_context("spawn")
     ports, answers = context.Queue(), context.Queue()
     processes = [context.Process(target=take_part, args=(rank, 2 + missing, ports, answers)) for rank in range(2)]

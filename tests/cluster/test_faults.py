@@ -205,7 +205,7 @@ def test_a_stopped_worker_is_found_by_its_silence(shell: Shell, drawn: Path, clu
     driver.wait(timeout=PATIENCE_SECONDS)
 
 
-def test_hosts_without_access_to_the_storage_are_told_before_training(
+def test_hosts_without_access_to_the_storage_are_named_before_training(
     shell: Shell, drawn: Path, cluster: LocalCluster
 ) -> None:
     cluster.add_node("first")

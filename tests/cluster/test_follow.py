@@ -49,12 +49,12 @@ class Cluster:
 def test_every_character_is_shown_once_however_connections_end(endings: list[str]) -> None:
     plan = [(50 * (number + 1), ending) for number, ending in enumerate(endings)]
     shown: list[str] = []
-    told: list[str] = []
+    warnings: list[str] = []
     service: Any = Cluster(plan)
-    ended = follow(service, RUNNING, shown.append, told.append, retry_seconds=0.01, quiet_seconds=0.1)
+    ended = follow(service, RUNNING, shown.append, warnings.append, retry_seconds=0.01, quiet_seconds=0.1)
     assert "".join(shown) == TEXT
     assert ended.status == "SUCCEEDED"
-    assert len(told) == endings.count("break"), "silence alone is no broken connection"
+    assert len(warnings) == endings.count("break"), "silence alone is no broken connection"
 
 
 def test_a_cluster_that_never_comes_back_is_given_up_with_the_way_on() -> None:

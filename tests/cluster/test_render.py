@@ -252,7 +252,7 @@ MUTATIONS: dict[str, Callable[[list[Document]], object]] = {
     "a privileged container": lambda d: container(d)["securityContext"].update(privileged=True),
     "a folder of the node": lambda d: pod(d)["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
     "the node's network": lambda d: worker(d)["template"]["spec"].update(hostNetwork=True),
-    "a secret that stands there": lambda d: variable(d, "AWS_SECRET_ACCESS_KEY").update(value="hunter2"),
+    "a secret in plain text": lambda d: variable(d, "AWS_SECRET_ACCESS_KEY").update(value="hunter2"),
     "a secret instead of its name": lambda d: (
         variable(d, "RAY_AUTH_TOKEN").pop("valueFrom"),
         variable(d, "RAY_AUTH_TOKEN").update(value="hunter2"),
@@ -260,7 +260,7 @@ MUTATIONS: dict[str, Callable[[list[Document]], object]] = {
     "a Secret's key left out": lambda d: variable(d, "RAY_AUTH_TOKEN")["valueFrom"]["secretKeyRef"].pop("key"),
     "a taint's effect that is none": lambda d: pod(d)["tolerations"][0].update(effect=["NoSchedule"]),
     "no memory limit": lambda d: container(d)["resources"]["limits"].pop("memory"),
-    "other GPUs than Ray is told of": lambda d: container(d)["resources"]["limits"].update({"nvidia.com/gpu": "2"}),
+    "other GPUs than Ray gets": lambda d: container(d)["resources"]["limits"].update({"nvidia.com/gpu": "2"}),
     "no shared memory": lambda d: pod(d)["containers"][0].update(volumeMounts=container(d)["volumeMounts"][:2]),
     "a volume that is not there": lambda d: pod(d)["volumes"].pop(),
     "a cluster that outlives its job": lambda d: d[-1]["spec"].update(shutdownAfterJobFinishes=False),

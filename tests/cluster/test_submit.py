@@ -102,19 +102,20 @@ def test_a_job_is_followed_over_a_broken_connection_and_ends_with_its_exit_code(
     job = job_of(sender.folder, drawn, "followed", num_steps=600)
     run = sender.folder / "runs" / "followed"
     relay = Relay(int(head.dashboard_address.rpartition(":")[2]))
-    with (sender.folder / "shown.txt").open("w") as out, (sender.folder / "told.txt").open("w") as told:
+    with (sender.folder / "shown.txt").open("w") as out, (sender.folder / "warnings.txt").open("w") as warnings:
         follower = subprocess.Popen(
             ["yolofleet", "submit", job, "--follow", "--address", relay.address],
             env=os.environ | sender.environment,
             stdout=out,
-            stderr=told,
+            stderr=warnings,
         )
         wait_for(lambda: len(rows(run / "metrics.jsonl")) > 20, PATIENCE_SECONDS, "step 20")
         relay.cut()
-        wait_for(lambda: "is lost; the job goes on" in (sender.folder / "told.txt").read_text(), 60, "the warning")
+        lost = "is lost; the job still runs"
+        wait_for(lambda: lost in (sender.folder / "warnings.txt").read_text(), 60, "the warning")
         time.sleep(5)
         relay.mend()
-        assert follower.wait(timeout=PATIENCE_SECONDS) == 0, (sender.folder / "told.txt").read_text()
+        assert follower.wait(timeout=PATIENCE_SECONDS) == 0, (sender.folder / "warnings.txt").read_text()
     relay.close()
     (known,) = [entry for entry in json.loads(sender.succeed("jobs", "list", "--json")) if entry["name"] == "followed"]
     shown = (sender.folder / "shown.txt").read_text()
@@ -147,7 +148,7 @@ def test_a_job_that_is_stopped_has_saved_its_step_and_goes_on_when_it_is_sent_ag
     assert [row["step"] for row in rows(run / "events.jsonl") if row["kind"] == "start"] == [0, last]
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    assert "no longer followed; the job goes on" in sender.output()
+    assert "no longer followed; the job still runs" in sender.output()
     assert json.loads(sender.succeed("jobs", "show", "stopped", "--json"))["status"] == "RUNNING"
     sender.succeed("jobs", "stop", "stopped", timeout_seconds=PATIENCE_SECONDS)
     seen = digests(run)
@@ -174,7 +175,7 @@ def test_what_cannot_be_is_refused_with_the_cure(sender: Shell, drawn: Path, hea
     assert secret.returncode == 2 and "holds a password" in secret.stderr and canary not in secret.stderr
 
 
-def test_other_versions_on_the_cluster_are_told_before_anything_runs(sender: Shell, drawn: Path) -> None:
+def test_other_versions_on_the_cluster_are_refused_before_anything_runs(sender: Shell, drawn: Path) -> None:
     job = job_of(sender.folder, drawn, "versions")
     code = (
         "import sys\n"

@@ -1,6 +1,6 @@
 """A job over a real network: sent from one host, trained on two others, with its storage and MLflow on a fourth.
 
-Hosts are network namespaces, so cables can be cut: packets are lost, and nobody is told.
+Hosts are network namespaces, so cables can be cut: packets are lost, and no one learns of it.
 """
 
 from __future__ import annotations
@@ -176,13 +176,13 @@ def test_a_job_outlasts_cut_cables_and_its_follower_misses_nothing(lab: Lab) -> 
     wrong = lab.run(lab.laptop, *submit, RAY_AUTH_TOKEN="0" * 64)
     assert wrong.returncode == 2 and "set RAY_AUTH_TOKEN" in wrong.stderr, wrong.stderr
 
-    with (lab.folder / "shown.txt").open("w") as out, (lab.folder / "told.txt").open("w") as told:
+    with (lab.folder / "shown.txt").open("w") as out, (lab.folder / "warnings.txt").open("w") as warnings:
         follower = subprocess.Popen(
-            lab.laptop.command(*submit, "--follow"), cwd=lab.folder, env=lab.environment, stdout=out, stderr=told
+            lab.laptop.command(*submit, "--follow"), cwd=lab.folder, env=lab.environment, stdout=out, stderr=warnings
         )
         shown = lambda: (lab.folder / "shown.txt").read_text()  # noqa: E731 - read again each time
         wait_for(lambda: "step 1/" in shown() or follower.poll() is not None, PATIENCE_SECONDS, "the first steps")
-        assert follower.poll() is None, (lab.folder / "told.txt").read_text() + shown()
+        assert follower.poll() is None, (lab.folder / "warnings.txt").read_text() + shown()
 
         lab.worker.cut()
         time.sleep(CUT_SECONDS)
@@ -194,7 +194,7 @@ def test_a_job_outlasts_cut_cables_and_its_follower_misses_nothing(lab: Lab) -> 
         lab.laptop.cut()
         time.sleep(CUT_SECONDS)
         lab.laptop.mend()
-        assert follower.wait(timeout=PATIENCE_SECONDS) == 0, (lab.folder / "told.txt").read_text() + shown()
+        assert follower.wait(timeout=PATIENCE_SECONDS) == 0, (lab.folder / "warnings.txt").read_text() + shown()
 
     printed = lab.succeed(lab.laptop, *COMMAND, "jobs", "logs", "far", "--address", lab.dashboard)
     assert shown().splitlines() == printed.splitlines(), "no line is lost, none is there twice"

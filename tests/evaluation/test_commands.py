@@ -128,9 +128,9 @@ def test_a_run_in_remote_storage_is_downloaded_and_leaves_nothing_behind(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["evaluate", "{tmp}/none", "{data}"], "none is no model: there is no such file or folder"),
+        (["evaluate", "{tmp}/none", "{data}"], "none is not a model: there is no such file or folder"),
         (["evaluate", "{tmp}", "{data}"], "holds neither detector.json nor model/detector.json"),
-        (["evaluate", "{tmp}/file.txt", "{data}"], "file.txt is no model: it is a file"),
+        (["evaluate", "{tmp}/file.txt", "{data}"], "file.txt is not a model: it is a file"),
         (["evaluate", "{tmp}/none.json", "{data}"], "cannot read {tmp}/none.json"),
         (["evaluate", "{run}", "{tmp}"], "manifest"),
         (["evaluate", "{run}", "{drawn}/instances.json"], "yolofleet data shard"),
@@ -141,7 +141,7 @@ def test_a_run_in_remote_storage_is_downloaded_and_leaves_nothing_behind(
         (["predict", "{run}", "{tmp}"], "a folder without images"),
         (["predict", "{run}", "{drawn}/images", "--out", "{drawn}/images"], "would overwrite"),
         (["predict", "{run}", "{tmp}/file.txt", "--out", "{tmp}/file.txt"], "cannot make the folder"),
-        (["predict", "{tmp}/none", "{tmp}/file.txt"], "none is no model"),
+        (["predict", "{tmp}/none", "{tmp}/file.txt"], "none is not a model"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_one_message(

@@ -51,7 +51,7 @@ def problems(compose: Document) -> list[str]:
         for key, value in service.get("environment", {}).items():
             secret = re.search(r"PASSWORD|SECRET|TOKEN|ACCESS_KEY|ROOT_USER", key)
             if secret and not re.search(r"_(FILE|PATH)$", key):
-                found.append(f"{name}: {key} stands in the file")
+                found.append(f"{name}: {key} is in the file")
             if re.search(r"://[^/]*:[^/]*@", str(value)):
                 found.append(f"{name}: {key} holds a password")
         for other, condition in service.get("depends_on", {}).items():

@@ -141,7 +141,7 @@ def test_the_page_leads_from_nothing_to_a_job_on_a_cluster() -> None:
         shutil.rmtree(clone)
 
 
-def test_what_is_wrong_is_told(tmp_path: Path) -> None:
+def test_wrong_input_is_named(tmp_path: Path) -> None:
     assert "start them with 'up'" in services("down", str(tmp_path)).stderr
     assert services("up", str(tmp_path / "new"), "--workers", "0").returncode == 2
     assert not (tmp_path / "new").exists()

@@ -84,7 +84,7 @@ def test_the_dashboard_is_whole() -> None:
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
-def test_an_alert_says_what_happened_and_where_its_cure_stands(rule: Document) -> None:
+def test_an_alert_says_what_happened_and_where_its_cure_is(rule: Document) -> None:
     assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
     assert re.fullmatch(r"[A-Z][A-Za-z]+", rule["alert"])
     assert re.search(r"(==|>=|<|>) [\d.]+$", rule["expr"]), "an alert compares with a limit"

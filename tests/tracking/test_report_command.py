@@ -1,4 +1,4 @@
-"""`yolofleet report` says how a run stands and catches MLflow up by what the job says."""
+"""`yolofleet report` shows the state of a run and brings MLflow up to date."""
 
 from __future__ import annotations
 

@@ -102,11 +102,11 @@ def _thresholds(
 def _evaluate_networks(models: Any, detector: Detector, data: str, shape: InputShape) -> list[dict[str, Any]]:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.export.card import make_card
-    from yolofleet.export.quantization import judge_networks
+    from yolofleet.export.quantization import evaluate_networks
 
     note(f"evaluating the float and the INT8 network on {data}")
     card = make_card(detector.card, detector.model.strides, shape, None)
-    return [entry.as_json() for entry in judge_networks(models, detector, ShardDataset(data), card, shape)]
+    return [entry.as_json() for entry in evaluate_networks(models, detector, ShardDataset(data), card, shape)]
 
 
 def _format_evaluation(label: str, entry: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from yolofleet.cli.options import note
 from yolofleet.core.background import BackgroundLoop
@@ -69,22 +69,12 @@ class _PlainProgress:
                 note(f"{self._activity}: {self._done:,}{self._of_total}")
 
 
-class Display(Protocol):
-    """Shows rows of metrics."""
-
-    def show(self, row: dict[str, Any]) -> None:
-        """Show one row."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-
-
 @contextmanager
 def watch_run(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[None]:
     """Show the run's new rows and events on stderr for the length of a with block."""
     _, cursors = run.new_metrics({})
     events = _NewEvents(run)
-    display: Display = _Bar(num_steps, done_steps) if sys.stderr.isatty() else _Lines(num_steps)
+    display: _Bar | _Lines = _Bar(num_steps, done_steps) if sys.stderr.isatty() else _Lines(num_steps)
 
     def poll() -> None:
         nonlocal cursors

@@ -164,14 +164,14 @@ ROUNDS = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """One network.
+class NetworkEvaluation:
+    """The figures of one network.
 
     Attributes:
-        AP: of the dataset; None where there was nothing to find.
-        AP50: of the dataset.
-        milliseconds: median of a run of one batch, both networks in turns.
-        megabytes: of the file.
+        AP: On the dataset; None where it holds no object.
+        AP50: On the dataset.
+        milliseconds: Median time of a run of one batch, both networks in turns.
+        megabytes: Size of the file.
     """
 
     AP: float | None
@@ -184,27 +184,27 @@ class Judged:
         return asdict(self)
 
 
-def judge_networks(
+def evaluate_networks(
     models: tuple[ModelProto, ModelProto],
     detector: Detector,
     dataset: ShardDataset,
     card: ExportCard,
     shape: InputShape,
-) -> tuple[Judged, Judged]:
-    """Judge the float and the INT8 network on a dataset.
+) -> tuple[NetworkEvaluation, NetworkEvaluation]:
+    """Evaluate the float and the INT8 network on a dataset.
 
     Args:
-        models: both, from images to decoded predictions.
-        detector: what they were made of.
-        dataset: images with their objects.
-        card: of the file that is being made.
-        shape: of the input.
+        models: Both networks, from images to decoded predictions.
+        detector: What they were made of.
+        dataset: Images with their objects.
+        card: Card of the exported file.
+        shape: Shape of the input.
 
     Raises:
-        UserError: model and dataset have no class in common, or the dataset cannot be read.
+        UserError: Model and dataset have no class in common, or the dataset cannot be read.
     """
     plain = card.model_copy(update={"suppression": None})
-    with TemporaryDirectory(prefix="yolofleet-judge-") as folder:
+    with TemporaryDirectory(prefix="yolofleet-evaluation-") as folder:
         networks, sizes = [], []
         for number, model in enumerate(models):
             put_card(model, plain)
@@ -224,7 +224,7 @@ def judge_networks(
             for network in networks
         ]
     first, second = (
-        Judged(AP=found["AP"], AP50=found["AP50"], milliseconds=round(speed, 2), megabytes=round(size, 2))
+        NetworkEvaluation(AP=found["AP"], AP50=found["AP50"], milliseconds=round(speed, 2), megabytes=round(size, 2))
         for found, speed, size in zip(figures, speeds, sizes, strict=True)
     )
     return first, second

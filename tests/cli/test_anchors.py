@@ -33,7 +33,7 @@ def test_the_table_shows_both_sets(shards: Path, capsys: pytest.CaptureFixture[s
     assert "anchors of fitted: [[" in out
 
 
-def test_too_little_reach_is_told_with_the_cure(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_low_a_recall_is_reported_with_the_cure(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "anchors", str(shards), "--model", "yolov7", "--image-size", "4096"]) == 0
     assert "Boxes out of reach are never learned" in capsys.readouterr().out
 
@@ -54,6 +54,8 @@ def test_json_is_json_alone(shards: Path, capsys: pytest.CaptureFixture[str]) ->
         (["SHARDS"], "Missing option '--model'"),
     ],
 )
-def test_wrong_input_is_told(arguments: list[str], part: str, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_input_is_named(
+    arguments: list[str], part: str, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["data", "anchors", *(str(shards) if text == "SHARDS" else text for text in arguments)]) == 2
     assert part in capsys.readouterr().err

@@ -51,7 +51,7 @@ def test_show_as_json_is_scaled_and_holds_the_table(capsys: pytest.CaptureFixtur
     assert shown["table"]["blocks"][4]["stack"] == 6
 
 
-def test_show_takes_places_of_rep_conv(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_takes_positions_of_rep_conv(capsys: pytest.CaptureFixture[str]) -> None:
     shown = json.loads(printed(capsys, "show", "yolov7", "--reparameterize", "none", "--json"))
     assert shown["gflops"] == shown["gflops_deployed"] == 104.5111
     planned = json.loads(printed(capsys, "show", "yolov7", "--reparameterize", "head,first", "--json"))
@@ -76,9 +76,7 @@ def test_show_takes_the_variants_of_the_ablations(capsys: pytest.CaptureFixture[
         (["missing.yaml"], "missing.yaml"),
     ],
 )
-def test_wrong_input_is_told_in_one_message(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_one_message(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "show", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
