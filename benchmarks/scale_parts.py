@@ -296,20 +296,22 @@ def search(scale: Scale, folder: Path) -> list[Measure]:
     from response_surface import CONSTRAINTS, OBJECTIVES, PARAMETERS, measured_ap, screen
     from yolofleet.search.engine import COMPLETED, Engine, SegmentResult, TrialSegment
     from yolofleet.search.history import Observation
-    from yolofleet.search.searcher import Searcher
+    from yolofleet.search.searcher import Searcher, SearchProblem
     from yolofleet.search.space import random_point
     from yolofleet.search.trials import Measurement, Trials
     from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec
 
     def planner(record: Trials, algorithm: str) -> Engine:
         searcher = Searcher(
-            PARAMETERS,
-            objectives=OBJECTIVES,
-            constraints=CONSTRAINTS,
-            algorithm=AlgorithmSpec(name=algorithm),  # type: ignore[arg-type]
-            screen=screen,
-            known={"gflops"},
-            seed=1,
+            SearchProblem(
+                PARAMETERS,
+                objectives=OBJECTIVES,
+                constraints=CONSTRAINTS,
+                algorithm=AlgorithmSpec(name=algorithm),
+                screen=screen,
+                known=frozenset({"gflops"}),
+                seed=1,
+            )
         )
         return Engine(record, searcher, BudgetSpec(trials=10 * scale.trials))
 

@@ -49,7 +49,7 @@ from yolofleet.search.engine import Engine, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screen
 from yolofleet.search.history import History, Observation
 from yolofleet.search.schedulers import Halving
-from yolofleet.search.searcher import Searcher, Suggestion
+from yolofleet.search.searcher import Searcher, SearchProblem, Suggestion
 from yolofleet.search.space import Space, random_point
 from yolofleet.search.trials import Trials
 from yolofleet.specs.search import load_search
@@ -72,13 +72,15 @@ LARGEST_HOURS = 8 * MOST_GFLOPS / 100
 def searcher(algorithm: str, objectives: list[Objective], seed: int) -> Searcher:
     """Return a searcher over the surface."""
     return Searcher(
-        PARAMETERS,
-        objectives=objectives,
-        constraints=CONSTRAINTS,
-        algorithm=AlgorithmSpec(name=algorithm),  # type: ignore[arg-type]
-        screen=screen,
-        known={"gflops"},
-        seed=seed,
+        SearchProblem(
+            PARAMETERS,
+            objectives=objectives,
+            constraints=CONSTRAINTS,
+            algorithm=AlgorithmSpec(name=algorithm),
+            screen=screen,
+            known=frozenset({"gflops"}),
+            seed=seed,
+        )
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 from yolofleet.cli.main import main
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.storage import open_storage
@@ -19,7 +19,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("anchors")
     write_synthetic_dataset(folder, 20, seed=1, image_size=96)
     problems = ProblemLog()
-    source = read_coco(open_storage(folder), "instances.json", problems)
+    source = parse_coco((folder / "instances.json").read_bytes(), "instances.json", problems)
     build_dataset(source, open_storage(folder / "images"), open_storage(folder / "shards"), BuildOptions(), problems)
     return folder / "shards"
 

@@ -65,20 +65,20 @@ def test_together_they_are_what_one_run_finds(package: Path, images: list[Path],
     storage = open_storage(tmp_path / "out")
     assert missing_parts(storage, plan) == [0, 1, 2, 3]
     files = {name: (package / name).read_bytes() for name in PACKAGE_FILES if (package / name).is_file()}
-    worker = PartPredictor(files, source, plan, str(tmp_path / "out"), device="cpu", batch_size=2)
+    worker = PartPredictor(source, plan, str(tmp_path / "out"), device="cpu", batch_size=2)
     for part in (2, 0, 2):  # a part may be written twice: by a worker that was thought dead, say
-        worker.predict(part)
+        worker.predict(files, part)
     assert missing_parts(storage, plan) == [1, 3]
     before = {key: storage.get(key) for key in (part_key(0), part_key(2))}
     for part in missing_parts(storage, plan):
-        worker.predict(part)
+        worker.predict(files, part)
     assert before == {key: storage.get(key) for key in before} and missing_parts(storage, plan) == []
     counts, problems = merge_parts(storage, plan, CLASSES)
     document = json.loads(storage.get("detections.json"))
     results = json.loads(storage.get("results.json"))
     assert len(problems) == 1 and "3.png" in problems[0]
     assert [image["id"] for image in document["images"]] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
-    readable = [path for place, path in enumerate(images) if place != 3]
+    readable = [path for position, path in enumerate(images) if position != 3]
     expected = Detector.load(package).predict(readable, confidence=0.002, iou=0.5, max_detections=5, batch_size=1)
     by_image = [[entry for entry in results if entry["image_id"] == image["id"]] for image in document["images"]]
     assert [len(found) for found in by_image] == [len(found) for found in expected]
@@ -104,8 +104,8 @@ def test_a_worker_predicts_in_onnx_runtime_where_the_package_can(package: Path, 
     add_network(package)
     files, _ = read_package(str(package), None)
     (package / "model.onnx").unlink()
-    worker = PartPredictor(files, FileImages(images), plan_for(FileImages(images)), "nowhere", device="cpu")
-    assert isinstance(worker._detector.network, OnnxNetwork)
+    worker = PartPredictor(FileImages(images), plan_for(FileImages(images)), "nowhere", device="cpu")
+    assert isinstance(worker.detector(files).network, OnnxNetwork)
 
 
 def test_a_folder_belongs_to_one_plan(images: list[Path], tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_no_images_at_all(tmp_path: Path) -> None:
     assert json.loads(storage.get("detections.json"))["annotations"] == json.loads(storage.get("results.json")) == []
 
 
-def test_more_workers_than_places_are_refused_before_ray_starts(
+def test_more_workers_than_slots_are_refused_before_ray_starts(
     package: Path,
     images: list[Path],
     tmp_path: Path,

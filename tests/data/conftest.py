@@ -9,7 +9,7 @@ import pytest
 
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
@@ -26,9 +26,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build_shards(annotations: Path, images: Path, out: Path, **options: object) -> ProblemLog:
-    """Build a dataset, in the order of the source unless told otherwise, and return its problems."""
+    """Build a dataset, in the order of the source unless the options say otherwise, and return its problems."""
     problems = ProblemLog()
-    source = read_coco(open_storage(annotations.parent), annotations.name, problems)
+    source = parse_coco(annotations.read_bytes(), annotations.name, problems)
     options.setdefault("shuffle", False)
     most_skipped = float(options.pop("most_skipped", 0.5))  # type: ignore[arg-type]
     build_dataset(

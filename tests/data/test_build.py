@@ -89,12 +89,12 @@ import sys, time
 from pathlib import Path
 from yolofleet.data import build as module
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.storage import open_storage
 drawn, out = Path(sys.argv[1]), sys.argv[2]
 problems = ProblemLog()
-source = read_coco(open_storage(drawn), "instances.json", problems)
+source = parse_coco((drawn / "instances.json").read_bytes(), "instances.json", problems)
 def slow(count):
     print("image", flush=True)
     time.sleep(0.02)
@@ -103,7 +103,7 @@ module.build_dataset(source, open_storage(drawn / "images"), open_storage(out), 
 """
 
 
-def test_a_killed_build_goes_on_where_it_stopped(build: Build, drawn: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_killed_build_resumes_where_it_stopped(build: Build, drawn: Path, shards: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED_BUILD, str(drawn), str(tmp_path)],
         stdout=subprocess.PIPE,

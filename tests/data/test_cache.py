@@ -139,7 +139,7 @@ def test_a_lasting_fault_stops_the_run_with_its_cause(
     assert not list(tmp_path.glob("*.tar"))
 
 
-def test_a_refusal_is_told_at_once(s3: FaultyProxy, tmp_path: Path) -> None:
+def test_a_refusal_is_raised_at_once(s3: FaultyProxy, tmp_path: Path) -> None:
     s3.for_ever = "403"
     with pytest.raises(StorageError, match="AccessDenied"):
         digests(opened(tmp_path))
@@ -214,14 +214,14 @@ def test_a_disk_that_fills_while_a_shard_is_written_is_waited_for(
     assert not failures and not list(tmp_path.glob("*.part"))
 
 
-def test_a_cache_that_may_not_be_written_is_told_at_once(s3: FaultyProxy, tmp_path: Path) -> None:
+def test_a_cache_that_may_not_be_written_is_refused_at_once(s3: FaultyProxy, tmp_path: Path) -> None:
     in_the_way = tmp_path / "cache"
     in_the_way.write_text("a file where the folder should be")
     with pytest.raises(CacheError, match=r"cache\.path .*cannot be made"):
         digests(opened(in_the_way))
 
 
-def test_a_cache_folder_without_permission_is_told_at_once(
+def test_a_cache_folder_without_permission_is_refused_at_once(
     s3: FaultyProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where even root may not write: the refusal is that of the kernel's own words."""
@@ -240,7 +240,7 @@ def test_a_cache_folder_without_permission_is_told_at_once(
 def test_a_killed_prefetcher_holds_nothing_up(
     s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread dies of an error that nobody foresaw, again and again; whoever reads a shard fetches it."""
+    """Its thread dies of an unforeseen error, again and again; the reader of a shard fetches it."""
     dataset = opened(tmp_path)
 
     def dies(shards: object) -> None:

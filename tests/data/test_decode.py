@@ -131,7 +131,7 @@ def test_every_cut_of_an_image_is_refused_or_whole() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF"])
-def test_every_orientation_in_every_format_is_brought_upright_or_left_as_annotated(
+def test_every_orientation_in_every_format_is_turned_upright_or_left_as_annotated(
     orientation: int, image_format: str
 ) -> None:
     """The formats agree, though the TIFF reader below turns images by itself."""

@@ -16,9 +16,9 @@ def record(category_id: int, box: tuple[float, ...], **more: Any) -> dict[str, A
     return {"category_id": category_id, "category_name": "traffic light", "bbox": list(box), "score": 0.5, **more}
 
 
-def test_neighbouring_classes_have_colours_that_can_be_told_apart() -> None:
+def test_neighbouring_classes_have_distinct_colours() -> None:
     colours = [np.array(class_colour(number), float) for number in range(12)]
-    distances = [np.abs(a - b).sum() for place, a in enumerate(colours) for b in colours[:place]]
+    distances = [np.abs(a - b).sum() for index, a in enumerate(colours) for b in colours[:index]]
     assert min(distances) > 60
     assert class_colour(3) == class_colour(3)
 
@@ -42,7 +42,7 @@ def test_a_label_at_the_border_is_whole(box: tuple[float, ...]) -> None:
     middle = draw_detections(blank, [record(4, (300, 240, *box[2:]))])
     corner = draw_detections(blank, [record(4, box)])
     amounts = [int((np.asarray(canvas) == np.array(class_colour(4))).all(axis=2).sum()) for canvas in (middle, corner)]
-    # The label's area is the same wherever it lies; only the box's outline may be cut or covered by it.
+    # The label's area is the same at every position; only the box's outline may be cut or covered by it.
     assert abs(amounts[0] - amounts[1]) < 400
 
 

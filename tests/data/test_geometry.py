@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from yolofleet.data.geometry import (
     AxisMap,
+    Placement,
     clip_boxes,
     draw_warp,
-    move_boxes,
-    move_points,
-    scaling_and_shift,
+    visible_targets,
     worth_keeping,
 )
+from yolofleet.data.records import LabelledImage, Outlines
 from yolofleet.specs.hyperparameters import Augmentation
 
 NUMBERS = st.floats(-50, 50)
@@ -83,17 +83,26 @@ def test_an_upright_warp_is_that_of_the_same_numbers_with_almost_no_turn() -> No
     assert AxisMap.of(upright) is not None
 
 
-def test_points_and_boxes_move_with_perspective() -> None:
-    matrix = np.array([[2.0, 0.3, 5.0], [-0.2, 1.5, -7.0], [0.001, 0.002, 1.0]])
-    points = np.array([[0.0, 0.0], [10.0, 20.0], [30.0, 5.0]])
-    homogeneous = np.column_stack([points, np.ones(3)]) @ matrix.T
-    assert np.allclose(move_points(points, matrix), homogeneous[:, :2] / homogeneous[:, 2:])
-    flat = scaling_and_shift(2.0, 3.0, 4.0, 5.0)
-    assert move_points(points, flat).tolist() == [[4, 5], [24, 65], [64, 20]]
-    empty = np.empty((0, 4))
-    assert move_boxes(empty, matrix) is empty
-    quarter_turn = np.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    assert move_boxes(np.array([[1.0, 2.0, 5.0, 9.0]]), quarter_turn).tolist() == [[-9, 1, -2, 5]]
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[0.5, 0.0, 30.0], [0.0, 0.8, 20.0], [0.0, 0.0, 1.0]],
+        [[0.0, -1.0, 100.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]],
+        [[0.9, 0.1, 5.0], [-0.05, 0.8, 10.0], [0.0005, 0.001, 1.0]],
+    ],
+    ids=["upright", "quarter turn", "perspective"],
+)
+def test_a_target_is_the_box_around_its_moved_corners(matrix: list[list[float]]) -> None:
+    box = np.array([[20.0, 30.0, 70.0, 60.0]])
+    pixels = np.zeros((100, 100, 3), dtype=np.uint8)
+    image = LabelledImage("a", pixels, box, np.array([3]), Outlines.of([None]))
+    placement = Placement(0, (0, 0, 100, 100), np.array(matrix), (0, 0, 100, 100), (1.0, 1.0))
+    corners = np.array([[x, y, 1.0] for x in (20, 70) for y in (30, 60)]) @ np.array(matrix).T
+    corners = corners[:, :2] / corners[:, 2:]
+    targets = visible_targets([placement], [image])
+    assert np.allclose(targets.boxes, [[*corners.min(axis=0), *corners.max(axis=0)]]) and targets.classes.tolist() == [
+        3
+    ]
 
 
 def test_boxes_are_clipped_each_to_its_own_rectangle() -> None:

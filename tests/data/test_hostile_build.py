@@ -179,7 +179,7 @@ def damaged(shards: Path, out: Path, damage: str) -> ShardDataset:
         data = bytearray()
     elif damage == "text":
         data = bytearray(b"not a tar\n" * (len(data) // 10))
-    elif damage == "picture":
+    elif damage == "pixels":
         data[start : start + size] = np.random.default_rng(0).bytes(size)
     elif damage == "annotation":
         data[json_start + json_size // 2 : json_start + json_size] = b" " * (json_size - json_size // 2)
@@ -193,7 +193,7 @@ def damaged(shards: Path, out: Path, damage: str) -> ShardDataset:
         ("cut", "sample_lost", 4),
         ("empty", "sample_lost", 7),
         ("text", "sample_json_damaged", 7),
-        ("picture", "image_unknown", 1),
+        ("pixels", "image_unknown", 1),
         ("annotation", "sample_json_damaged", 1),
     ],
 )

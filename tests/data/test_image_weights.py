@@ -75,12 +75,12 @@ def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], win
     starts = np.cumsum(shard_sizes) - shard_sizes
     order = SampleOrder(shard_sizes, 4, window_shards=window, weights=weights)
     for epoch in (0, 1, 7):
-        places = [order.locate(epoch * total + place) for place in range(total)]
-        drawn = np.bincount([starts[place.shard] + place.row for place in places], minlength=total)
+        locations = [order.locate(epoch * total + position) for position in range(total)]
+        drawn = np.bincount([starts[location.shard] + location.row for location in locations], minlength=total)
         assert np.array_equal(drawn, draw_counts(weights, 4, epoch))
         shards_of_windows: dict[int, set[int]] = {}
-        for place in places:
-            shards_of_windows.setdefault(place.window, set()).add(place.shard)
+        for location in locations:
+            shards_of_windows.setdefault(location.window, set()).add(location.shard)
         assert all(len(shards) <= window for shards in shards_of_windows.values())
 
 

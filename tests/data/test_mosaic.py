@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolofleet.data.mosaic import alone, draw_partners, mosaic_of_four, mosaic_of_nine
+from yolofleet.data.mosaic import draw_partners, mosaic_of_four, mosaic_of_nine, single_image
 from yolofleet.data.order import Purpose, keyed_generator
 
 SIDE = 160
@@ -82,7 +82,7 @@ def test_nine_images_lie_around_the_first() -> None:
 
 @pytest.mark.parametrize("size", [(200, 100), (90, 120), (SIDE, SIDE), (7, 5000)])
 def test_a_image_alone_lies_whole_in_the_middle(size: tuple[int, int]) -> None:
-    layout = alone(1, [(10, 10), size], SIDE)
+    layout = single_image(1, [(10, 10), size], SIDE)
     (tile,) = layout.tiles
     x1, y1, x2, y2 = tile.to_canvas.rectangle((0, 0, *size))
     assert layout.size == SIDE and tile.image == 1

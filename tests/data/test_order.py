@@ -14,8 +14,8 @@ from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(lambda sizes: sum(sizes) > 0)
 
 
-def places(order: SampleOrder, positions: range) -> list[tuple[int, int]]:
-    return [(place.shard, place.row) for place in (order.locate(position) for position in positions)]
+def locate_all(order: SampleOrder, positions: range) -> list[tuple[int, int]]:
+    return [(location.shard, location.row) for location in (order.locate(position) for position in positions)]
 
 
 @settings(max_examples=60)
@@ -25,7 +25,7 @@ def test_an_epoch_holds_every_sample_exactly_once(sizes: list[int], seed: int, w
     count = sum(sizes)
     everything = {(shard, row) for shard, size in enumerate(sizes) for row in range(size)}
     for epoch in (0, 1, 5):
-        seen = places(order, range(epoch * count, (epoch + 1) * count))
+        seen = locate_all(order, range(epoch * count, (epoch + 1) * count))
         assert len(seen) == count and set(seen) == everything
 
 
@@ -34,10 +34,10 @@ def test_an_epoch_holds_every_sample_exactly_once(sizes: list[int], seed: int, w
 def test_the_order_does_not_depend_on_who_asked_for_what_before(sizes: list[int], seed: int, chance: object) -> None:
     count = sum(sizes)
     positions = list(range(3 * count))
-    one_by_one = places(SampleOrder(np.array(sizes), seed, window_shards=2), range(3 * count))
+    one_by_one = locate_all(SampleOrder(np.array(sizes), seed, window_shards=2), range(3 * count))
     chance.shuffle(positions)  # type: ignore[attr-defined]
     asked = SampleOrder(np.array(sizes), seed, window_shards=2)
-    assert all(places(asked, range(position, position + 1)) == [one_by_one[position]] for position in positions)
+    assert all(locate_all(asked, range(position, position + 1)) == [one_by_one[position]] for position in positions)
 
 
 def test_a_window_reads_its_own_shards_only() -> None:
@@ -60,8 +60,8 @@ def test_windows_follow_each_other_and_hold_what_is_read_in_them(num_shards: int
     for _ in range(3 * order.num_windows(0)):
         shards, rows = order.window_samples(*at)
         found = [order.locate(position) for position in range(read, read + len(shards))]
-        assert [(place.epoch, place.window) for place in found] == [at] * len(shards)
-        assert [(place.shard, place.row) for place in found] == list(zip(shards.tolist(), rows.tolist(), strict=True))
+        assert [(each.epoch, each.window) for each in found] == [at] * len(shards)
+        assert [(each.shard, each.row) for each in found] == list(zip(shards.tolist(), rows.tolist(), strict=True))
         assert set(shards.tolist()) == set(order.window_shards(*at)) and len(order.window_shards(*at)) <= 4
         read += len(shards)
         at = order.window_after(*at)
@@ -73,7 +73,7 @@ def test_windows_follow_each_other_and_hold_what_is_read_in_them(num_shards: int
 
 def test_epochs_and_seeds_differ() -> None:
     sizes = np.full(10, 30)
-    first, second = (places(SampleOrder(sizes, seed), range(600)) for seed in (0, 1))
+    first, second = (locate_all(SampleOrder(sizes, seed), range(600)) for seed in (0, 1))
     assert first[:300] != first[300:] and first != second
 
 
@@ -101,14 +101,14 @@ def test_the_order_is_the_one_that_earlier_versions_drew(
     """A run that an earlier version began must go on with the samples that it has not seen."""
     order = SampleOrder(np.arange(1, 31), 2026, weights=weights)
     found = [order.locate(position) for position in range(2 * 465)]
-    assert [(place.window, place.shard, place.row) for place in found[:3]] == first
-    rows = np.array([[place.epoch, place.window, place.shard, place.row] for place in found], dtype="<i8")
+    assert [(location.window, location.shard, location.row) for location in found[:3]] == first
+    rows = np.array([[each.epoch, each.window, each.shard, each.row] for each in found], dtype="<i8")
     assert zlib.crc32(rows.tobytes()) == checksum
 
 
 def test_without_shuffle_the_order_is_that_of_the_shards() -> None:
     order = SampleOrder(np.array([2, 0, 3]), 0, shuffle=False)
-    assert places(order, range(6)) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (0, 0)]
+    assert locate_all(order, range(6)) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (0, 0)]
 
 
 def test_a_thousand_million_samples_start_in_little_time_and_memory() -> None:
@@ -116,7 +116,7 @@ def test_a_thousand_million_samples_start_in_little_time_and_memory() -> None:
     tracemalloc.start()
     started = time.perf_counter()
     order = SampleOrder(sizes, 0)
-    batch = places(order, range(3 * 10**9 + 12345, 3 * 10**9 + 12345 + 256))
+    batch = locate_all(order, range(3 * 10**9 + 12345, 3 * 10**9 + 12345 + 256))
     seconds = time.perf_counter() - started
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -127,7 +127,7 @@ def test_a_thousand_million_samples_start_in_little_time_and_memory() -> None:
 def test_neighbours_are_well_mixed_within_their_window() -> None:
     """Pairs that follow each other come from the same shard no more often than by chance."""
     order = SampleOrder(np.full(64, 100), 3, window_shards=8)
-    shards = np.array([shard for shard, _ in places(order, range(6400))])
+    shards = np.array([shard for shard, _ in locate_all(order, range(6400))])
     same = float((shards[1:] == shards[:-1]).mean())
     assert same == pytest.approx(1 / 8, abs=0.02)
 

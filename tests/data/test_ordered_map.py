@@ -25,7 +25,7 @@ def test_results_come_in_order(num_threads: int, ahead: int) -> None:
 
 
 @pytest.mark.parametrize("num_threads", [0, 2])
-def test_an_error_comes_in_its_place(num_threads: int) -> None:
+def test_an_error_is_raised_instead_of_its_result(num_threads: int) -> None:
     results = ordered_map(lambda item: 10 // (3 - item), range(9), num_threads=num_threads, ahead=4, name="test")
     assert [next(results) for _ in range(3)] == [3, 5, 10]
     with pytest.raises(ZeroDivisionError):

@@ -55,7 +55,7 @@ def document(**changes: Any) -> dict[str, Any]:
     }
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+def run_json(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     """Run ``data COMMAND ...`` in a thread, so that one that hangs fails the test, and return its JSON."""
     codes: list[int] = []
     command = ["data", *(str(argument) for argument in arguments), "--json"]
@@ -74,14 +74,14 @@ def test_what_is_no_file_is_missing_and_never_waited_for(
     images = [{"id": number, "file_name": name} for number, name in enumerate(names, start=1)]
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document() | {"images": images}))
-    checked = told(capsys, "check", annotations, image_files)
-    built = told(capsys, "shard", annotations, image_files, tmp_path / "out")
+    checked = run_json(capsys, "check", annotations, image_files)
+    built = run_json(capsys, "shard", annotations, image_files, tmp_path / "out")
     good = 1 + len(NAMES)
     assert checked["usable"] == built["images"] == good and built["skipped"] == 5
     for found in (checked, built):
         counts = {kind: entry["count"] for kind, entry in found["problems"].items()}
         assert counts["image_file_missing"] == 4 and counts["image_unknown"] == 1
-    assert told(capsys, "inspect", tmp_path / "out")["verified"]
+    assert run_json(capsys, "inspect", tmp_path / "out")["verified"]
 
 
 def test_storage_knows_files_only(image_files: Path) -> None:
@@ -107,12 +107,12 @@ def test_storage_knows_files_only(image_files: Path) -> None:
         ({"iscrowd": []}, "iscrowd_malformed"),
     ],
 )
-def test_numbers_beyond_all_measure_are_told(
+def test_numbers_beyond_all_measure_are_counted(
     image_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], problem: str
 ) -> None:
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document(**changes)))
-    assert told(capsys, "check", annotations, image_files)["problems"][problem]["count"] == 1
+    assert run_json(capsys, "check", annotations, image_files)["problems"][problem]["count"] == 1
 
 
 def test_many_classes_are_read_in_linear_time(
@@ -122,4 +122,4 @@ def test_many_classes_are_read_in_linear_time(
     categories = [{"id": number, "name": f"class {number}"} for number in range(1, 20_001)]
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document() | {"categories": categories}))
-    assert len(told(capsys, "check", annotations, image_files)["class_counts"]) == 20_000
+    assert len(run_json(capsys, "check", annotations, image_files)["class_counts"]) == 20_000

@@ -128,14 +128,14 @@ def test_a_global_batch_that_is_no_whole_number_of_micro_batches_is_refused(data
 def test_without_augmentation_a_sample_is_its_letterboxed_image(dataset: ShardDataset) -> None:
     batch = stream(dataset, augmentation=Augmentation.none(), image_size=96).micro_batch(0, 0)
     records = dict(dataset.records())
-    for place, key in enumerate(batch.keys):
+    for slot, key in enumerate(batch.keys):
         record = records[key]
         pixels = dataset.read([name for name, _ in dataset.records()].index(key)).pixels(record)
         left, top = (96 - record.width) // 2, (96 - record.height) // 2
-        shown = batch.images[place].numpy().transpose(1, 2, 0)
+        shown = batch.images[slot].numpy().transpose(1, 2, 0)
         assert (shown[top : top + record.height, left : left + record.width] == pixels).all()
         boxes = record.boxes[~record.iscrowd]
-        targets = batch.targets.numpy()[batch.targets[:, 0].numpy() == place]
+        targets = batch.targets.numpy()[batch.targets[:, 0].numpy() == slot]
         corners = (targets[:, 2:4] - targets[:, 4:6] / 2) * 96 - (left, top)
         assert np.allclose(np.clip(corners, 0, None), np.clip(boxes[:, :2], 0, None), atol=1e-3)
 

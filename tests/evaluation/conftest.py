@@ -9,7 +9,7 @@ import torch
 
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
@@ -25,7 +25,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     write_synthetic_dataset(folder, 20, seed=3, image_size=96)
     problems = ProblemLog()
-    source = read_coco(open_storage(folder), "instances.json", problems)
+    source = parse_coco((folder / "instances.json").read_bytes(), "instances.json", problems)
     build_dataset(source, open_storage(folder / "images"), open_storage(folder / "dataset"), BuildOptions(), problems)
     return folder
 

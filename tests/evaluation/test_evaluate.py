@@ -15,7 +15,7 @@ from evaluation.judged import pycocotools_judge
 from yolofleet.core.errors import UserError
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.problems import ProblemLog
@@ -98,7 +98,7 @@ def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_judged(
 
 def test_figures_over_shards_are_those_of_the_original_annotation_file(test_data: Path, tmp_path: Path) -> None:
     folder, problems = test_data / "coco128", ProblemLog()
-    source = read_coco(open_storage(folder), "instances_val.json", problems)
+    source = parse_coco((folder / "instances_val.json").read_bytes(), "instances_val.json", problems)
     build_dataset(source, open_storage(folder / "images"), open_storage(tmp_path), BuildOptions(), problems)
     original = json.loads((folder / "instances_val.json").read_text())
     records = noisy_copies(original["annotations"])

@@ -13,7 +13,7 @@ from export.conftest import lively
 from yolofleet.cli.main import main
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.evaluation.detector import Detector
@@ -81,7 +81,7 @@ def test_its_worth_is_shown(package: Path, tmp_path: Path, capsys: pytest.Captur
     folder = tmp_path / "drawn"
     write_synthetic_dataset(folder, 8, seed=1, image_size=64)
     problems = ProblemLog()
-    source = read_coco(open_storage(folder), "instances.json", problems)
+    source = parse_coco((folder / "instances.json").read_bytes(), "instances.json", problems)
     build_dataset(source, open_storage(folder / "images"), open_storage(folder / "dataset"), BuildOptions(), problems)
     out = tmp_path / "small.onnx"
     arguments = ["export", str(package), str(out), "--int8", str(folder / "dataset"), "--nms", "--verify", "--json"]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from losses import oracle
 from losses.golden_loss import anchors_of
 from losses.scenes import STRIDES, make_loss, make_predictions, make_targets, positives
-from yolofleet.losses import Assignment, Scene
-from yolofleet.specs.assignment import ASSIGNERS, AssignmentSpec, RegisteredAssigner
+from yolofleet.losses import Assignment, Scene, register_assigner
+from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import SpecError
 
 SIZE = (96, 128)
@@ -114,15 +114,13 @@ def test_relaxation_of_half_a_cell_makes_the_coarse_set_the_fine_one() -> None:
     assert relaxed[3:] != found[3:]
 
 
+@register_assigner("wide", uses_auxiliary=False)
 def assign_widely(scene: Scene) -> Assignment:
     """An assigner of one's own: the lead head alone, from the cells of the coarse set."""
     return Assignment(scene.choose(scene.lead, 1.0), None)
 
 
 def test_an_assigner_of_one_s_own_is_registered_by_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        ASSIGNERS, "wide", RegisteredAssigner(function=f"{__name__}:assign_widely", uses_auxiliary=False)
-    )
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__, ModuleType(__name__)))
     monkeypatch.setattr(sys.modules[__name__], "assign_widely", assign_widely, raising=False)
     assert AssignmentSpec.parse({"assigner": "wide"}, source="job").assigner == "wide"
@@ -133,5 +131,5 @@ def test_an_assigner_of_one_s_own_is_registered_by_one_line(monkeypatch: pytest.
 
 
 def test_an_unknown_assigner_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(SpecError, match="'none', 'independent', 'lead' or 'coarse_to_fine'; did you mean 'lead'"):
+    with pytest.raises(SpecError, match="'coarse_to_fine' or 'wide'; did you mean 'lead'"):
         AssignmentSpec.parse({"assigner": "leed"}, source="job")

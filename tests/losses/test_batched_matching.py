@@ -64,7 +64,7 @@ def match_plainly(pairs: MatchingInput, groups: object, num_best: int, published
     seed=st.integers(0, 10_000),
     counts=st.lists(st.sampled_from([0, 1, 2, 5, 20, 60]), min_size=NUM_IMAGES, max_size=NUM_IMAGES),
     spread=st.sampled_from([0.0, 0.3, 1.0, 8.0, 40.0]),
-    assigner=st.sampled_from(list(ASSIGNERS)),
+    assigner=st.sampled_from(ASSIGNERS.built_in()),
     matching=st.sampled_from(["dynamic", "dynamic", "dynamic", "fixed"]),
     published_quirks=st.booleans(),
     dtype=st.sampled_from([torch.float64, torch.float32]),

@@ -74,7 +74,7 @@ def known_data(trained_package: Path, tmp_path_factory: pytest.TempPathFactory) 
 
     from yolofleet.data.build import build_dataset
     from yolofleet.data.build_plan import BuildOptions
-    from yolofleet.data.coco import read_coco
+    from yolofleet.data.coco import parse_coco
     from yolofleet.data.problems import ProblemLog
     from yolofleet.evaluation.detector import Detector
     from yolofleet.storage import open_storage
@@ -100,7 +100,7 @@ def known_data(trained_package: Path, tmp_path_factory: pytest.TempPathFactory) 
     }
     (folder / "instances.json").write_text(json.dumps(document))
     problems = ProblemLog()
-    source = read_coco(open_storage(folder), "instances.json", problems)
+    source = parse_coco((folder / "instances.json").read_bytes(), "instances.json", problems)
     build_dataset(source, open_storage(folder / "images"), open_storage(folder / "shards"), BuildOptions(), problems)
     return folder / "shards"
 

@@ -13,7 +13,7 @@ from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screened
 from yolofleet.search.history import Observation
 from yolofleet.search.schedulers import Halving, Population
-from yolofleet.search.searcher import Searcher
+from yolofleet.search.searcher import Searcher, SearchProblem
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Measurement, Row, Trial, Trials
 from yolofleet.specs.parameters import Parameter
@@ -34,13 +34,13 @@ def ap(segment: TrialSegment) -> float:
 
 def engine(record: Trials, schedule: Halving | Population | None, algorithm: str = "random", **budget: Any) -> Engine:
     searcher = Searcher(
-        PARAMETERS,
-        objectives=AP,
-        constraints={},
-        algorithm=AlgorithmSpec(name=algorithm),
-        screen=screen,
-        known=set(),
-        seed=3,
+        SearchProblem(
+            PARAMETERS,
+            objectives=AP,
+            algorithm=AlgorithmSpec(name=algorithm),
+            screen=screen,
+            seed=3,
+        )
     )
     return Engine(record, searcher, BudgetSpec(**budget), schedule)
 
@@ -153,7 +153,8 @@ def test_rungs_by_compute_cost_every_size_the_same() -> None:
 
 
 def test_a_population_copies_the_best_and_changes_a_little() -> None:
-    record = Trials()
+    rows: list[Row] = []
+    record = Trials(store_row=rows.append)
     cloned: list[TrialSegment] = []
     source = engine(record, population(), trials=8)
     source._clone = cloned.append
@@ -168,6 +169,9 @@ def test_a_population_copies_the_best_and_changes_a_little() -> None:
         assert segment.run_name.endswith(f"exchange{trial.exchanges[-1].number}") or segment.run_name.endswith(
             "exchange1"
         )
+    stored = [(row["trial"], row["exchange"], row["donor"]) for row in rows if "donor" in row]  # the key of old records
+    exchanges = [(trial.number, entry.number, entry.source) for trial in changed for entry in trial.exchanges]
+    assert sorted(stored) == sorted(exchanges)
     first = [trial.exchanges[0] for trial in changed if trial.exchanges[0].number == 1]
     assert len(first) == 2  # a quarter of eight
     for exchange in first:

@@ -18,10 +18,10 @@ def halving(reduction: float, rungs: int, objectives: list[Objective] = AP) -> H
 
 
 def published(worth: list[float], reduction: int, rungs: int, workers: int) -> list[tuple[int, int]]:
-    """Algorithm 2 of Li et al. 2020, as (trial, rung) in the order of ending; rung ``rungs`` is the end of training.
+    """Return the jobs of algorithm 2 of Li et al. 2020, as (trial, rung) in the order of their ends.
 
-    A worker that is free takes the best trial of the top 1 / reduction of a rung that was not promoted from it yet, the
-    highest rung first; else a new trial. The job that was begun first ends first.
+    Rung ``rungs`` is the end of training. A free worker takes the best trial of the top 1 / reduction of a rung that
+    was not promoted from it yet, the highest rung first, or else a new trial. The job that started first ends first.
     """
     results: list[list[int]] = [[] for _ in range(rungs + 1)]
     promoted: list[set[int]] = [set() for _ in range(rungs)]
@@ -59,18 +59,18 @@ def test_promotions_are_those_of_the_published_algorithm(reduction: int, rungs: 
     segments = run(engine(record, halving(reduction, rungs), trials=trials), workers)
     worth = [-abs(record.trials[number].values["x"] - 0.4) for number in range(trials)]
     shares = {round(float(reduction) ** (rung - rungs), 9): rung for rung in range(rungs + 1)}
-    found = [(segment.trial, shares[round(segment.share, 9)]) for segment in segments]
+    promotions = [(segment.trial, shares[round(segment.share, 9)]) for segment in segments]
     expected = published(worth, reduction, rungs, workers)
-    assert Counter(rung for _, rung in found) == Counter(rung for _, rung in expected)
-    assert found == expected
+    assert Counter(rung for _, rung in promotions) == Counter(rung for _, rung in expected)
+    assert promotions == expected
     ends = {trial.number for trial in record.trials.values() if trial.end == "completed"}
     assert ends == {trial for trial, rung in expected if rung == rungs}
 
 
 def trial(number: int, *measurements: tuple[float, float], end: str | None = None, **figures: float) -> Trial:
     """A trial with its AP at shares of its training."""
-    found = [Measurement(0, share, round(share * 90), {"ap": ap}, 1.0) for share, ap in measurements]
-    return Trial(number, Observation(values={}, figures=figures), tuple(found), end=end)
+    measured = [Measurement(0, share, round(share * 90), {"ap": ap}, 1.0) for share, ap in measurements]
+    return Trial(number, Observation(values={}, figures=figures), tuple(measured), end=end)
 
 
 def test_a_promoted_trial_still_counts_among_the_best_of_its_rung() -> None:

@@ -55,9 +55,9 @@ def test_the_parameter_that_matters_is_found() -> None:
     random = np.random.default_rng(1)
     candidates = [parameters.at(random.random(3).tolist()) for _ in range(40)]
     measured = [3 * values["x"] + {"a": 0.0, "b": 1.5, "c": 0.2}[values["kind"]] for values in candidates]
-    found = importances(parameters, candidates, measured, [1.0] * 40)
-    assert found is not None
-    by_name = {entry.parameter: entry.share for entry in found}
+    result = importances(parameters, candidates, measured, [1.0] * 40)
+    assert result is not None
+    by_name = {entry.parameter: entry.share for entry in result}
     assert by_name["x"] > by_name["kind"] > by_name["idle"]
     assert by_name["idle"] < 0.05
     assert sum(by_name.values()) == pytest.approx(1)

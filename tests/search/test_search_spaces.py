@@ -1,4 +1,4 @@
-"""Every space of the repository: loaded, expanded, profiled; the paper's columns; candidates that differ."""
+"""Every space of the repository loads and is profiled, has the paper's parameters and FLOPs, and its rows differ."""
 
 from __future__ import annotations
 

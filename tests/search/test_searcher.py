@@ -9,7 +9,7 @@ import pytest
 
 from yolofleet.search.feasibility import Screened, violations
 from yolofleet.search.history import Observation
-from yolofleet.search.searcher import Searcher
+from yolofleet.search.searcher import Searcher, SearchProblem
 from yolofleet.search.space import Parameters, Values, key_of
 from yolofleet.search.trials import Measurement, Row, Trials
 from yolofleet.specs.parameters import Parameter
@@ -39,13 +39,15 @@ def ap(values: Values) -> float:
 
 def searcher(name: str, objectives: list[Objective] = OBJECTIVES) -> Searcher:
     return Searcher(
-        PARAMETERS,
-        objectives=objectives,
-        constraints=CONSTRAINTS,
-        algorithm=AlgorithmSpec(name=name, startup_trials=4, population_size=4),
-        screen=screen,
-        known={"cost"},
-        seed=1,
+        SearchProblem(
+            PARAMETERS,
+            objectives=objectives,
+            constraints=CONSTRAINTS,
+            algorithm=AlgorithmSpec(name=name, startup_trials=4, population_size=4),
+            screen=screen,
+            known=frozenset({"cost"}),
+            seed=1,
+        )
     )
 
 
@@ -97,12 +99,14 @@ def test_a_model_finds_more_than_chance() -> None:
 def test_a_grid_is_walked_once_and_ends() -> None:
     parameters = Parameters({"n": Parameter(integer=(1, 3)), "kind": Parameter(choice=["plain", "rich"])})
     source = Searcher(
-        parameters,
-        objectives=OBJECTIVES,
-        constraints=CONSTRAINTS,
-        algorithm=AlgorithmSpec(name="grid"),
-        screen=screen,
-        known={"cost"},
+        SearchProblem(
+            parameters,
+            objectives=OBJECTIVES,
+            constraints=CONSTRAINTS,
+            algorithm=AlgorithmSpec(name="grid"),
+            screen=screen,
+            known=frozenset({"cost"}),
+        )
     )
     history: list[Observation] = []
     while (suggestion := source.suggest(history)) is not None:
@@ -114,12 +118,14 @@ def test_a_small_space_is_used_up() -> None:
     parameters = Parameters({"n": Parameter(integer=(1, 3)), "kind": Parameter(choice=["plain"])})
     for name in ("random", "tpe", "gaussian_process"):
         source = Searcher(
-            parameters,
-            objectives=OBJECTIVES,
-            constraints=CONSTRAINTS,
-            algorithm=AlgorithmSpec(name=name),
-            screen=screen,
-            known={"cost"},
+            SearchProblem(
+                parameters,
+                objectives=OBJECTIVES,
+                constraints=CONSTRAINTS,
+                algorithm=AlgorithmSpec(name=name),
+                screen=screen,
+                known=frozenset({"cost"}),
+            )
         )
         history: list[Observation] = []
         while (suggestion := source.suggest(history)) is not None:

@@ -1,4 +1,4 @@
-"""From points to candidates to jobs."""
+"""Points of the unit cube become candidates, and candidates become jobs."""
 
 from __future__ import annotations
 

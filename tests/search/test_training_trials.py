@@ -94,8 +94,8 @@ def test_every_trial_starts_from_the_same_registered_weights(make_spec_over_data
     directory, segments = search(spec, locate=locate)
     search(spec, locate=locate)
     assert asked == ["models:/shapes@champion"]
-    found = [directory.trial(segment.run_name).facts()["initial_weights"]["sha256"] for segment in segments]
-    assert len(found) == 2 and len(set(found)) == 1
+    digests = [directory.trial(segment.run_name).facts()["initial_weights"]["sha256"] for segment in segments]
+    assert len(digests) == 2 and len(set(digests)) == 1
     (event,) = [event for event in directory.events() if event["kind"] == "initial_weights"]
     assert (event["parent"], event["source"]) == ("models:/shapes/3", "models:/shapes@champion")
 

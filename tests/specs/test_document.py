@@ -27,7 +27,7 @@ def test_words_that_look_a_little_like_numbers_stay_words() -> None:
         ("[" * 5000, "nested too deeply"),
     ],
 )
-def test_bad_yaml_is_told_with_its_place(text: str, part: str) -> None:
+def test_bad_yaml_is_refused_with_its_line(text: str, part: str) -> None:
     with pytest.raises(DocumentError, match=r"file\.yaml") as caught:
         parse_yaml(text, source="file.yaml")
     assert part in str(caught.value)

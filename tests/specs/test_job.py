@@ -64,7 +64,7 @@ def test_errors_name_file_key_value_and_cure(changes: dict[str, Any], parts: lis
         assert part in message
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_in_one_message() -> None:
     with pytest.raises(UserError) as caught:
         parse(epochs="x", seed=-1, recipe="p9")
     assert len(str(caught.value).splitlines()) == 3

@@ -60,7 +60,7 @@ def wrong(**changes: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"parameters": {"model.dept": {"uniform": [1, 2]}}}, "no field 'model.dept'; did you mean 'model.depth'?"),
         ({"parameters": {"lr0": {"uniform": [1, 2]}}}, "did you mean 'hyperparameters.lr0'?"),
@@ -87,8 +87,8 @@ def wrong(**changes: Any) -> str:
         ),
     ],
 )
-def test_a_wrong_space_is_told_with_its_cure(changes: dict[str, Any], told: str) -> None:
-    assert told in wrong(**changes)
+def test_a_wrong_space_is_refused_with_its_cure(changes: dict[str, Any], message: str) -> None:
+    assert message in wrong(**changes)
 
 
 def test_overrides_reach_the_job_the_parameters_and_the_rest(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_overrides_reach_the_job_the_parameters_and_the_rest(tmp_path: Path) -> 
     assert (spec.budget.trials, spec.algorithm.name) == (9, "grid")
 
 
-def test_a_job_given_for_a_space_is_told(tmp_path: Path) -> None:
+def test_a_job_in_place_of_a_space_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(yaml.safe_dump(SPACE["job"]))
     with pytest.raises(UserError, match="is a job, not a search space; train it with"):

@@ -134,15 +134,19 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
+def sample_rows(run: Path) -> list[dict[str, Any]]:
+    """All rows of a run's sample logs, worker by worker."""
+    return [row for log in sorted((run / "samples").glob("rank-*.jsonl")) for row in rows(log)]
+
+
 def digests(run: Path) -> dict[tuple[int, int], str]:
     """What the network saw, by step and micro-batch; each is there once."""
     found: dict[tuple[int, int], str] = {}
-    for log in sorted((run / "samples").glob("rank-*.jsonl")):
-        for row in rows(log):
-            if "digest" in row:
-                place = (row["step"], row["micro_batch"])
-                assert place not in found, f"{place} was seen twice"
-                found[place] = row["digest"]
+    for row in sample_rows(run):
+        if "digest" in row:
+            position = (row["step"], row["micro_batch"])
+            assert position not in found, f"{position} was seen twice"
+            found[position] = row["digest"]
     return found
 
 

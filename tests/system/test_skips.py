@@ -1,4 +1,4 @@
-"""A dataset with broken images: what was skipped is told by reason and by key, once, wherever a user looks."""
+"""A dataset with broken images: what was skipped is listed by reason and by key, once, wherever a user looks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from system.shell import Shell, rows, wait_for, write_job
+from system.shell import Shell, rows, sample_rows, wait_for, write_job
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage import open_storage
-from yolofleet.training.loop.sample_log import read_sample_rows
 
 pytestmark = pytest.mark.system
 TRACKING_URI = "sqlite:///mlflow.db"
@@ -39,14 +38,10 @@ def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[st
     return out, keys
 
 
-def told_twice(run: Path) -> list[tuple[Any, ...]]:
-    """Skips that the run's sample logs hold more than once for the same place of the stream."""
-    found = Counter(
-        (row["step"], row["micro_batch"], row["skipped"])
-        for row in read_sample_rows(open_storage(run))
-        if "reason" in row
-    )
-    return [place for place, count in found.items() if count > 1]
+def logged_twice(run: Path) -> list[tuple[Any, ...]]:
+    """Skips that the run's sample logs hold more than once for the same position of the stream."""
+    found = Counter((row["step"], row["micro_batch"], row["skipped"]) for row in sample_rows(run) if "reason" in row)
+    return [position for position, count in found.items() if count > 1]
 
 
 def test_a_run_tells_what_it_skipped(drawn: Path, shell: Shell) -> None:
@@ -77,7 +72,7 @@ def test_a_run_tells_what_it_skipped(drawn: Path, shell: Shell) -> None:
     assert json.loads((run / "report/release.json").read_text())["skipped"]["training"] == found
     last = {name: value for row in rows(run / "metrics.jsonl") for name, value in row.items()}
     assert (last["skipped_samples"], last["skipped_image_damaged"], last["skipped_image_unknown"]) == (6, 2, 4)
-    assert not told_twice(run)
+    assert not logged_twice(run)
 
     client = MlflowClient(tracking_uri=f"sqlite:///{shell.folder}/mlflow.db")
     mirrored = client.search_runs([client.get_experiment_by_name("yolofleet").experiment_id])[0]
@@ -114,7 +109,7 @@ def test_skips_are_counted_once_over_a_kill(drawn: Path, shell: Shell) -> None:
     for name in ("whole", "killed"):
         newest = [row for row in rows(shell.folder / "runs" / name / "metrics.jsonl") if "skipped_samples" in row][-1]
         assert newest["skipped_samples"] == whole["skipped"]
-    assert not told_twice(killed)
+    assert not logged_twice(killed)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.specs.job import JobSpec
@@ -24,7 +24,7 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_synthetic_dataset(folder, 40, seed=3, image_size=96)
     for part in ("train", "val"):
         problems = ProblemLog()
-        source = read_coco(open_storage(folder), f"instances_{part}.json", problems)
+        source = parse_coco((folder / f"instances_{part}.json").read_bytes(), f"instances_{part}.json", problems)
         out = open_storage(folder / part)
         build_dataset(source, open_storage(folder / "images"), out, BuildOptions(), problems)
     return folder

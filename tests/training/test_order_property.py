@@ -16,14 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from system.shell import sample_rows
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.coco import read_coco
+from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.training.loop.sample_log import FOLDER, SampleLog, read_sample_rows, remove_rows_from
+from yolofleet.training.loop.sample_log import FOLDER, SampleLog, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.worker_group import owned_micro_batches
 from yolofleet.training.setup.builders import open_dataset, training_stream
@@ -36,7 +37,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> JobSpec:
     """A job over 30 images in six shards, three of them broken: eight steps are more than four epochs."""
     folder = tmp_path_factory.mktemp("order")
     write_synthetic_dataset(folder, 30, seed=7, image_size=64)
-    source = read_coco(open_storage(folder), "instances.json", ProblemLog())
+    source = parse_coco((folder / "instances.json").read_bytes(), "instances.json", ProblemLog())
     build_dataset(
         source,
         open_storage(folder / "images"),
@@ -81,7 +82,7 @@ def seen(run: Path) -> list[tuple[Any, ...]]:
     """Everything that the logs tell, sorted: digests and keys of every micro-batch, and what was skipped."""
     return sorted(
         (row["step"], row["micro_batch"], row.get("skipped", ""), row.get("digest", ""), tuple(row.get("keys", ())))
-        for row in read_sample_rows(open_storage(run))
+        for row in sample_rows(run)
     )
 
 

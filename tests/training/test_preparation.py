@@ -50,9 +50,6 @@ def narrow(job: JobSpec, num_classes: int, seed: int = 5) -> Any:
     return build_model(trained_table(job), num_classes)
 
 
-# Anchors
-
-
 def test_anchors_are_kept_unless_they_reach_too_little() -> None:
     given = (((10.0, 13.0),), ((30.0, 61.0),))
     good = np.array([[11.0, 12.0], [28.0, 70.0]])
@@ -102,9 +99,6 @@ def test_a_run_too_short_for_its_recipe_gets_a_note(small_job: MakeJob) -> None:
     ready = check_job(small_job(hyperparameters={}))
     (note,) = [note for note in ready.notes if note.startswith("few steps")]
     assert f"are {ready.num_steps} steps, and the recipe takes 1,000 to warm up alone" in note
-
-
-# Initial weights
 
 
 def test_a_run_starts_from_another_run_s_best_average(small_job: MakeJob) -> None:
@@ -226,18 +220,12 @@ def test_a_package_without_training_form_is_refused_with_the_cure(small_job: Mak
         check_job(small_job(initial_weights=str(tmp_path)))
 
 
-# Image weights
-
-
 def test_image_weights_are_decided_once(small_job: MakeJob) -> None:
     job = small_job(hyperparameters={"image_weights": 0.5}, epochs=0.2)
     ready = trained(job)
     expected = image_weights(survey_boxes(ready.train), 3, 0.5)
     assert np.array_equal(run_image_weights(ready.run), expected)
     assert any(note.startswith("image weights") for note in ready.notes)
-
-
-# Frozen blocks
 
 
 def test_frozen_blocks_stay_as_they_were_and_the_others_learn(small_job: MakeJob) -> None:

@@ -144,11 +144,9 @@ def stop(
         return
     service.stop(found)
     note(f"{found.id}: told to stop; it has {STOP_SECONDS} s to save its state")
-    end = time.monotonic() + wait_seconds
-    while not (found := service.job(found.id)).has_ended:
-        if time.monotonic() > end:
-            raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")
-        time.sleep(1.0)
+    found = service.await_end(found, wait_seconds)
+    if not found.has_ended:
+        raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")
     print(f"{found.id}: {found.status.lower()}")
 
 

@@ -18,7 +18,7 @@ from yolofleet.cluster.prediction_parts import ImageSource, NumberedImage, Predi
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import ray_connection
 from yolofleet.core.text import one_line
-from yolofleet.evaluation.detector import chosen_device
+from yolofleet.evaluation.detector import Detector, chosen_device
 from yolofleet.evaluation.detector_package import CARD_NAME, WEIGHTS_NAME
 from yolofleet.evaluation.images import ImageReadError
 from yolofleet.export.runtime import NETWORK_NAME, load_detector
@@ -32,10 +32,12 @@ RESTARTS = 3
 
 
 class PartPredictor:
-    """Predicts parts of a plan.
+    """Predicts parts of a plan; an actor in a process of Ray's.
+
+    The package comes with each part, by reference: a constructor's argument would be lost when Ray restarts the actor.
+    Its contents travel, for paths would lead nowhere on another host.
 
     Args:
-        package: The contents of `PACKAGE_FILES` by name: paths would lead nowhere on another host.
         source: The images.
         plan: What is predicted of them.
         out: Where the parts are written.
@@ -44,26 +46,23 @@ class PartPredictor:
     """
 
     def __init__(
-        self,
-        package: Mapping[str, bytes],
-        source: ImageSource,
-        plan: PredictionPlan,
-        out: str,
-        *,
-        device: str = "auto",
-        batch_size: int = 8,
+        self, source: ImageSource, plan: PredictionPlan, out: str, *, device: str = "auto", batch_size: int = 8
     ) -> None:
-        with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
-            for name, content in package.items():
-                Path(folder, name).write_bytes(content)
-            self._detector = load_detector(folder, chosen_device(device, "--device"))
         self._source = source
         self._plan = plan
         self._storage = open_storage(out)
+        self._device = device
         self._batch_size = batch_size
+        self._detector: Detector | None = None
 
-    def predict(self, part: int) -> int:
-        """Predict a part and write it; returns the number of its images."""
+    def predict(self, package: Mapping[str, bytes], part: int) -> int:
+        """Predict a part and write it; returns the number of its images.
+
+        Args:
+            package: The contents of `PACKAGE_FILES` by name.
+            part: Number of the part.
+        """
+        detector = self.detector(package)
         document: dict[str, list[Any]] = {"images": [], "annotations": [], "problems": []}
         numbers = self._plan.images(part)
         for start in range(0, len(numbers), self._batch_size):
@@ -73,12 +72,21 @@ class PartPredictor:
                     images.append(self._source.read(number))
                 except ImageReadError as error:
                     document["problems"].append(str(error))
-            self._add(document, images)
+            self._add(document, images, detector)
         self._storage.put(part_key(part), json.dumps(document).encode())
         return len(numbers)
 
-    def _add(self, document: dict[str, list[Any]], images: list[NumberedImage]) -> None:
-        detections = self._detector.predict(
+    def detector(self, package: Mapping[str, bytes]) -> Detector:
+        """Return the detector of a package, loaded once."""
+        if self._detector is None:
+            with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
+                for name, content in package.items():
+                    Path(folder, name).write_bytes(content)
+                self._detector = load_detector(folder, chosen_device(self._device, "--device"))
+        return self._detector
+
+    def _add(self, document: dict[str, list[Any]], images: list[NumberedImage], detector: Detector) -> None:
+        detections = detector.predict(
             [image.pixels for image in images],
             confidence=self._plan.confidence,
             iou=self._plan.iou,
@@ -140,28 +148,12 @@ def predict_parts(
         kind = _check_room(workers, device, ray.cluster_resources())
         resources = {"num_cpus": int(kind == "CPU"), "num_gpus": int(kind == "GPU")}
         package_reference = ray.put(dict(package))
-        actor = ray.remote(_Worker).options(max_restarts=RESTARTS, max_task_retries=RESTARTS, **resources)
+        actor = ray.remote(PartPredictor).options(max_restarts=RESTARTS, max_task_retries=RESTARTS, **resources)
         pool = [
             actor.remote(source, plan, out, device=device, batch_size=batch_size)
             for _ in range(min(workers, len(parts)))
         ]
         _hand_out_parts(pool, package_reference, list(parts), on_part)
-
-
-class _Worker:
-    """An actor that predicts.
-
-    The package comes with each part, by reference: a constructor's argument would be lost when Ray restarts the actor.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._arguments, self._options = arguments, options
-        self._predictor: PartPredictor | None = None
-
-    def predict(self, package: Mapping[str, bytes], part: int) -> int:
-        if self._predictor is None:
-            self._predictor = PartPredictor(package, *self._arguments, **self._options)
-        return self._predictor.predict(part)
 
 
 def _hand_out_parts(pool: list[Any], package: Any, parts: list[int], on_part: Callable[[int], None] | None) -> None:

@@ -63,9 +63,6 @@ class ImageSource(Protocol):
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def name(self, number: int) -> str:
-        """Return an image's name in messages."""
-
     def read(self, number: int) -> NumberedImage:
         """Read an image; an ImageReadError means that it is damaged, any other error that it cannot be read now."""
 
@@ -80,11 +77,6 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def name(self, number: int) -> str:
-        """Return shard and row."""
-        shard, row = self._dataset.locate(number)
-        return f"{self._dataset.manifest.shards[shard].name}/{row}"
-
     def read(self, number: int) -> NumberedImage:
         """Read an image, turned as its annotations expect it.
 
@@ -97,7 +89,8 @@ class ShardImages:
             record = sample.record()
             return NumberedImage(record.image_id, record.file_name, sample.pixels(record))
         except (SampleError, RecordError, ImageError) as error:
-            raise ImageReadError(f"{self.name(number)}: {error}") from error
+            shard, row = self._dataset.locate(number)
+            raise ImageReadError(f"{self._dataset.manifest.shards[shard].name}/{row}: {error}") from error
 
 
 class FileImages:
@@ -122,10 +115,6 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self._paths)
-
-    def name(self, number: int) -> str:
-        """Return the path as it was named."""
-        return self._names[number]
 
     def read(self, number: int) -> NumberedImage:
         """Read an image upright.

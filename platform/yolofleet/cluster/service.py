@@ -33,6 +33,7 @@ FORGET_SECONDS = 3.0
 """Ray's supervisor of a job looks for it once more within this time after the job was deleted."""
 START_SECONDS = 60
 """How long sending is retried at a cluster that has just started and takes no jobs yet."""
+POLL_SECONDS = 1.0
 ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -165,6 +166,14 @@ class JobService:
             names = ", ".join(sorted({job.name or job.id for job in jobs})) or "none"
             raise NoSuchJobError(f"{name}: no such job at {self.address}; those there: {names}")
         return matches[-1]
+
+    def await_end(self, job: SentJob, patience_seconds: float) -> SentJob:
+        """Return a job's state when it has ended, or when the patience is over."""
+        end = time.monotonic() + patience_seconds
+        while not job.has_ended and time.monotonic() < end:
+            time.sleep(POLL_SECONDS)
+            job = self.job(job.id)
+        return job
 
     def logs(self, job: SentJob) -> str:
         """Return everything that a job has printed so far."""

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.decode import BufferPool
-from yolofleet.data.geometry import draw_warp
+from yolofleet.data.geometry import Targets, draw_warp, join_targets, visible_targets
 from yolofleet.data.mosaic import Layout, draw_partners, mosaic_of_four, mosaic_of_nine, render, single_image
 from yolofleet.data.records import LabelledImage
-from yolofleet.data.targets import Targets, join_targets, visible_targets
 from yolofleet.specs.hyperparameters import Augmentation, AugmentationStep
 
 MIXUP_BETA = 8.0

@@ -33,6 +33,7 @@ ROUNDING_PIXELS = 1.0
 """A box may reach so far out of its image before it is clipped. Annotation tools round; a box that is only rounded
 keeps its exact numbers, so that AP over our copy equals AP over the source to the last digit."""
 EXTREME_ASPECT = 50
+MOST_SUSPICIOUS_KEPT = 200
 _EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")}
 
 
@@ -107,9 +108,6 @@ def _fit_boxes(record: ImageRecord, problems: ProblemLog) -> ImageRecord:
         where = f"{record.file_name}: box {record.boxes[index].tolist()} in {record.width}x{record.height}"
         problems.add("box_clipped" if inside[index] else "box_outside", where)
     return replace(record, boxes=boxes, areas=areas).select(np.flatnonzero(inside).tolist())
-
-
-MOST_SUSPICIOUS_KEPT = 200
 
 
 @dataclass(frozen=True)

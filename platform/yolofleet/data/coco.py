@@ -15,7 +15,6 @@ from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ObjectClass
 from yolofleet.data.sources import SourceDataset
-from yolofleet.storage import Storage
 
 LEAST_CORNER_SHARE = 0.5
 """Share of boxes that must leave their image, or contradict their area, before they are said to look like corners."""
@@ -23,11 +22,6 @@ LEAST_CORNER_SHARE = 0.5
 
 class AnnotationError(UserError):
     """An annotation file cannot be used at all."""
-
-
-def read_coco(storage: Storage, key: str, problems: ProblemLog) -> SourceDataset:
-    """Read a COCO file. See ``parse_coco``."""
-    return parse_coco(storage.get(key), f"{storage.url}/{key}", problems)
 
 
 def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:

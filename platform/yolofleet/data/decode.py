@@ -36,6 +36,20 @@ from PIL import (
 
 from yolofleet.core.errors import UserError
 
+DEFAULT_MAX_PIXELS = 100_000_000
+EXIF_ORIENTATION_TAG = 0x0112
+
+_TRANSPOSES = {  # EXIF orientation -> what brings the stored image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
+"""The inverse of a transposition; the others are their own inverse."""
 _REFERENCES_OF_A_FREE_BUFFER = 3  # the pool's list, the loop variable, and the argument of getrefcount
 _ROUNDING_BYTES = 1 << 16
 _MOST_WASTE = 2.0
@@ -75,22 +89,6 @@ class BufferPool:
         total = sum(buffer.size for buffer in self._buffers)
         while self._buffers and total + size > self._most_bytes:
             total -= self._buffers.pop(0).size
-
-
-DEFAULT_MAX_PIXELS = 100_000_000
-EXIF_ORIENTATION_TAG = 0x0112
-
-_TRANSPOSES = {  # EXIF orientation -> what brings the stored image upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_BACK = {Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270, Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90}
-"""The inverse of a transposition; the others are their own inverse."""
 
 
 class ImageError(UserError):

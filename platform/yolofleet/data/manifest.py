@@ -22,6 +22,7 @@ from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.data.records import ObjectClass
 from yolofleet.storage import ObjectNotFoundError, Storage
 
+FORMAT = 1
 MAGIC = b"YFINDEX1"
 ROW = np.dtype(
     [
@@ -86,9 +87,6 @@ class ShardIndex:
 
 class IndexFormatError(UserError):
     """A shard's index cannot be read."""
-
-
-FORMAT = 1
 
 
 class ManifestError(UserError):

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.geometry import AxisMap, Matrix, Rectangle, scaling_and_shift
+from yolofleet.data.geometry import AxisMap, Matrix, Placement, Rectangle, scaling_and_shift
 from yolofleet.data.records import LabelledImage
 
 GREY = 114
@@ -118,30 +118,6 @@ def _fit(size: tuple[int, int], side: int) -> tuple[int, int, float]:
 def _map_to_canvas(size: tuple[int, int], gain: float, left: float, top: float) -> AxisMap:
     """Return the map to whole canvas pixels: the rounded size decides, so box edges stay on pixel edges."""
     return AxisMap(max(1, round(size[0] * gain)) / size[0], max(1, round(size[1] * gain)) / size[1], left, top)
-
-
-@dataclass(frozen=True)
-class Placement:
-    """The position of an image in the output.
-
-    Attributes:
-        image: Its number in the micro-batch.
-        visible: x1, y1, x2, y2 in the image's pixels: the part that its cell on the canvas shows.
-        matrix: 3x3, from image pixels to output pixels.
-        region: x1, y1, x2, y2 in the output: nothing of the image lies outside.
-        scale: (x, y) from image to output without any turn, for comparing areas.
-    """
-
-    image: int
-    visible: Rectangle
-    matrix: Matrix
-    region: Rectangle
-    scale: tuple[float, float]
-
-    @property
-    def is_upright(self) -> bool:
-        """Whether the image is only moved and scaled."""
-        return bool(self.matrix[0, 1] == self.matrix[1, 0] == self.matrix[2, 0] == self.matrix[2, 1] == 0)
 
 
 def render(

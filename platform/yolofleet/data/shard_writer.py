@@ -1,10 +1,7 @@
-"""Encoding images anew when shards are built: smaller files, faster decoding, at a loss of quality that is chosen.
+"""Writing one shard: samples in, tar bytes and index out. Equal samples give equal bytes.
 
-The little of the tar format that shards need: members written the same way every time.
-
-Plain ustar headers without times, owners or extensions, so that equal input gives equal bytes.
-
-Writing one shard: samples in, tar bytes and index out. Equal samples give equal bytes.
+The tar members have plain ustar headers without times, owners or extensions. An image may be encoded anew on the way:
+smaller files and faster decoding, at a chosen loss of quality.
 """
 
 from __future__ import annotations
@@ -26,6 +23,7 @@ from yolofleet.storage import Storage
 BLOCK_BYTES = 512
 END_OF_ARCHIVE = b"\0" * (2 * BLOCK_BYTES)
 LONGEST_NAME_BYTES = 100
+LONGEST_STEM = 40
 
 
 def tar_header(name: str, size_bytes: int) -> bytes:
@@ -53,9 +51,6 @@ def tar_header(name: str, size_bytes: int) -> bytes:
 def padding(size_bytes: int) -> bytes:
     """Return the zeros that fill a member up to whole blocks."""
     return b"\0" * (-size_bytes % BLOCK_BYTES)
-
-
-LONGEST_STEM = 40
 
 
 def sample_key(position: int, file_name: str) -> str:

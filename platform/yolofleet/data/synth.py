@@ -21,6 +21,16 @@ from numpy.typing import NDArray
 from yolofleet.core.errors import UserError
 from yolofleet.data.order import Purpose, keyed_generator
 
+CATEGORIES = ((2, "disc"), (5, "triangle"), (11, "cross"))
+EMPTY_SHARE = 0.08
+CROWD_SHARE = 0.08
+POLYGON_SHARE = 0.5
+MOST_OBJECTS = 3
+MOST_HIDDEN_SHARE = 0.3
+"""No object hides more than this of another, and none is drawn where it would itself be hidden that much."""
+EVERY_NTH_FOR_VALIDATION = 5
+JPEG_QUALITY = 90
+_SUBPIXEL_BITS = 4
 LEAST_CONTRAST = 80.0
 """Smallest distance, in grey levels, between an object's colour and its surroundings."""
 
@@ -72,18 +82,6 @@ def _pattern(height: int, width: int, generator: np.random.Generator) -> NDArray
     if kind == 1:
         return np.asarray(np.sign(np.sin(along) * np.sin(across)))
     return np.asarray(np.where(np.sin(along) + np.sin(across) > 0.8, 1.0, -1.0))
-
-
-CATEGORIES = ((2, "disc"), (5, "triangle"), (11, "cross"))
-EMPTY_SHARE = 0.08
-CROWD_SHARE = 0.08
-POLYGON_SHARE = 0.5
-MOST_OBJECTS = 3
-MOST_HIDDEN_SHARE = 0.3
-"""No object hides more than this of another, and none is drawn where it would itself be hidden that much."""
-EVERY_NTH_FOR_VALIDATION = 5
-JPEG_QUALITY = 90
-_SUBPIXEL_BITS = 4
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Label assigners (section 4.2, Figure 5, Table 6): which cells of which head answer for which box.
 
-An assigner is a function from a `Scene` to an `Assignment`, registered by a line in `yolofleet.specs.assignment`.
+An assigner is a function from a `Scene` to an `Assignment`; `register_assigner` registers it under a name for jobs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class LabelAssigner:
     @property
     def registered(self) -> RegisteredAssigner:
         """What the assigner is known for."""
-        return ASSIGNERS[self.assigner]
+        return ASSIGNERS.get(self.assigner)
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:
@@ -131,3 +131,27 @@ def assign_coarse_to_fine(scene: Scene) -> Assignment:
     """Let the lead head's predictions choose a fine set for itself and a coarse one for the auxiliary head."""
     coarse_reach = scene.settings.relaxation
     return Assignment(scene.choose(scene.lead, FINE_REACH), scene.choose(scene.lead, coarse_reach))
+
+
+def register_assigner(
+    name: str, *, uses_auxiliary: bool = True, has_coarse_set: bool = False
+) -> Callable[[Callable[[Scene], Assignment]], Callable[[Scene], Assignment]]:
+    """Return a decorator that registers a function as an assigner which a job can name.
+
+    Args:
+        name: Its name in a job, ``assignment.assigner``.
+        uses_auxiliary: Whether it needs a model with auxiliary heads.
+        has_coarse_set: Whether the auxiliary heads learn cells that the lead head does not, which a constraint can cap.
+
+    Raises:
+        UserError: The name is taken.
+    """
+
+    def add(function: Callable[[Scene], Assignment]) -> Callable[[Scene], Assignment]:
+        where = f"{function.__module__}:{function.__qualname__}"
+        ASSIGNERS.register(name)(
+            RegisteredAssigner(function=where, uses_auxiliary=uses_auxiliary, has_coarse_set=has_coarse_set)
+        )
+        return function
+
+    return add

@@ -63,7 +63,7 @@ class DetectionLoss:
         hyperparameters: `box`, `cls`, `obj` (gains, already scaled: `yolofleet.losses.scaled_gains`), `cls_pw`,
             `obj_pw`, `fl_gamma`, `anchor_t`, `label_smoothing`.
         assigner: `none` (no auxiliary head), `independent`, `lead`, `coarse_to_fine` (section 4.2, Table 6), or a name
-            that was added to `yolofleet.specs.assignment.ASSIGNERS`.
+            that `register_assigner` added.
         matching: `dynamic` (SimOTA) or `fixed` (every candidate is a positive).
         constraint: Cap the objectness target of cells that only the coarse set holds (Table 7); it has nothing to
             act on with an assigner without coarse set. Off in the published recipes.
@@ -93,8 +93,8 @@ class DetectionLoss:
         relaxation: float = 1.0,
         class_weights: Sequence[float] | Tensor | None = None,
     ) -> None:
-        if assigner not in ASSIGNERS:
-            raise ValueError(f"assigner is {assigner!r}; it must be one of {', '.join(ASSIGNERS)}")
+        if assigner not in (known := ASSIGNERS.names()):
+            raise ValueError(f"assigner is {assigner!r}; it must be one of {', '.join(known)}")
         if matching not in MATCHINGS:
             raise ValueError(f"matching is {matching!r}; it must be one of {', '.join(MATCHINGS)}")
         if not 0.0 < relaxation <= 1.0:

@@ -11,7 +11,7 @@ algorithm is one class, registered with ``@ALGORITHMS.register("NAME")`` here or
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from yolofleet.core.errors import WorkError
@@ -34,23 +34,23 @@ Draw = tuple[Values, dict[str, Any]]
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What an algorithm is built from.
+    """What a searcher and its algorithm are built from.
 
     Attributes:
         parameters: The free parameters.
         objectives: The objectives.
-        constraints: Limits by figure.
-        settings: The algorithm's settings in the search space.
         screen: Profiles a candidate without training it.
+        algorithm: Name and settings of the algorithm.
+        constraints: Limits by figure.
         known: Metrics that screening knows before a trial.
         seed: Decides all draws.
     """
 
     parameters: Parameters
     objectives: Sequence[Objective]
-    constraints: Mapping[str, Limit]
-    settings: AlgorithmSpec
     screen: Callable[[Values], Screened]
+    algorithm: AlgorithmSpec
+    constraints: Mapping[str, Limit] = field(default_factory=dict)
     known: frozenset[str] = frozenset()
     seed: int = 0
 
@@ -88,7 +88,7 @@ class GaussianProcessSearch:
 
     def suggest(self, history: History, number: int) -> Draw | None:
         """Return the model's candidate; an even point before the start-up trials, or where the model has none."""
-        if len(record.observed(history, self._problem.objectives)) >= max(self._problem.settings.startup_trials, 2):
+        if len(record.observed(history, self._problem.objectives)) >= max(self._problem.algorithm.startup_trials, 2):
             values = self._model.suggest(history, number)
             if values is not None:
                 return values, {}
@@ -99,7 +99,7 @@ def _optuna(problem: SearchProblem) -> Algorithm:
     from yolofleet.search.optuna_based import OptunaBased
 
     return OptunaBased(
-        problem.parameters, problem.objectives, list(problem.constraints), problem.settings, problem.seed
+        problem.parameters, problem.objectives, list(problem.constraints), problem.algorithm, problem.seed
     )
 
 
@@ -157,34 +157,14 @@ class Suggestion:
 class Searcher:
     """Suggests candidates.
 
-    Args:
-        parameters: The free parameters.
-        objectives: The objectives.
-        constraints: Limits by figure.
-        algorithm: The algorithm and its settings.
-        screen: Profiles a candidate without training it.
-        known: Metrics that screening knows before a trial.
-        seed: Decides all draws.
-
     Raises:
         UserError: The algorithm is not registered, or needs a package that is not installed.
     """
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        *,
-        objectives: Sequence[Objective],
-        constraints: dict[str, Limit],
-        algorithm: AlgorithmSpec,
-        screen: Callable[[Values], Screened],
-        known: set[str],
-        seed: int = 0,
-    ) -> None:
-        self._num_candidates = parameters.num_candidates
-        self._screen = screen
-        problem = SearchProblem(parameters, objectives, constraints, algorithm, screen, frozenset(known), seed)
-        self._algorithm = ALGORITHMS.get(algorithm.name)(problem)
+    def __init__(self, problem: SearchProblem) -> None:
+        self._num_candidates = problem.parameters.num_candidates
+        self._screen = problem.screen
+        self._algorithm = ALGORITHMS.get(problem.algorithm.name)(problem)
 
     def suggest(self, history: History) -> Suggestion | None:
         """Return the next candidate, or None where all have been suggested.

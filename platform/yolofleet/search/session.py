@@ -19,7 +19,7 @@ from yolofleet.search.engine import COMPLETED, Engine, TrialSegment
 from yolofleet.search.feasibility import Screen, check_feasible, measure_on
 from yolofleet.search.history import best_first
 from yolofleet.search.schedulers import Halving, Population, check_changeable
-from yolofleet.search.searcher import Searcher
+from yolofleet.search.searcher import Searcher, SearchProblem
 from yolofleet.search.space import Space, even_point
 from yolofleet.search.trial_segment import clone_checkpoint, use_kept_weights
 from yolofleet.search.trials import Row, Trial, Trials
@@ -117,13 +117,15 @@ class SearchSession:
         """Return the engine of the search."""
         spec = self.spec
         searcher = Searcher(
-            self.space.parameters,
-            objectives=spec.objectives,
-            constraints={str(name): limit for name, limit in spec.constraints.items()},
-            algorithm=spec.algorithm,
-            screen=self.screen,
-            known=set(KNOWN_FIGURES),
-            seed=spec.seed,
+            SearchProblem(
+                self.space.parameters,
+                objectives=spec.objectives,
+                constraints={str(name): limit for name, limit in spec.constraints.items()},
+                algorithm=spec.algorithm,
+                screen=self.screen,
+                known=frozenset(KNOWN_FIGURES),
+                seed=spec.seed,
+            )
         )
         job_of = self.job_of(directory)
 

@@ -1,4 +1,4 @@
-"""How boxes find the cells that learn them (paper section 4.2): what a job says about it."""
+"""Label assignment of a job: which cells learn which boxes (paper section 4.2)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from yolofleet.core.extension_points import ExtensionPoint, UnknownNameError
 from yolofleet.specs.base import Spec
 
 
@@ -26,7 +27,9 @@ class RegisteredAssigner:
     has_coarse_set: bool = False
 
 
-ASSIGNERS: dict[str, RegisteredAssigner] = {
+ASSIGNERS: ExtensionPoint[RegisteredAssigner] = ExtensionPoint("assigner")
+"""Every assigner by its name in a job; `yolofleet.losses.register_assigner` adds one."""
+_BUILT_IN = {
     "none": RegisteredAssigner(function="yolofleet.losses.assigners:assign_lead_alone", uses_auxiliary=False),
     "independent": RegisteredAssigner(function="yolofleet.losses.assigners:assign_independent"),
     "lead": RegisteredAssigner(function="yolofleet.losses.assigners:assign_lead_guided"),
@@ -34,15 +37,18 @@ ASSIGNERS: dict[str, RegisteredAssigner] = {
         function="yolofleet.losses.assigners:assign_coarse_to_fine", has_coarse_set=True
     ),
 }
-"""Every assigner by its name in a job; one line here registers one more."""
+for _name, _assigner in _BUILT_IN.items():
+    ASSIGNERS.register(_name)(_assigner)
 
 
 def _check_registered(name: str) -> str:
-    if name in ASSIGNERS:
-        return name
-    *others, last = map(repr, ASSIGNERS)
-    expected = f"{', '.join(others)} or {last}"
-    raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    try:
+        ASSIGNERS.get(name)
+    except UnknownNameError:
+        *others, last = map(repr, ASSIGNERS.names())
+        expected = f"{', '.join(others)} or {last}"
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected}) from None
+    return name
 
 
 class AssignmentSpec(Spec):

@@ -39,8 +39,8 @@ class ClusterSpec(Spec):
     resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How often a run with fewer than the most workers looks for room to grow."""
     evaluation: Literal["auto", "inline", "apart"] = "auto"
-    """Who judges the model: the workers between two steps (inline), a task beside them that takes the place of one more
-    worker (apart), or that where several nodes have a place to spare (auto)."""
+    """Who evaluates the model: the workers between two steps (inline), a task beside them in one more worker's slot
+    (apart), or that task where several nodes have a free slot (auto)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

@@ -124,8 +124,8 @@ class JobSpec(Spec):
     anchors: Literal["model", "auto", "fit"] = "model"
     """Which anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
     initial_weights: Url | None = None
-    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt or .safetensors file;
-    the number of classes may differ. Random weights unless given."""
+    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, a .pt or a .safetensors file; the
+    number of classes may differ. Random weights unless given."""
     freeze: tuple[str, ...] = ()
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10

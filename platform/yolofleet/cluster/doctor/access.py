@@ -28,7 +28,6 @@ from yolofleet.specs.job import JobSpec
 
 PATIENCE_SECONDS = 900.0
 """More than all deadlines of an examination together."""
-POLL_SECONDS = 1.0
 NOT_EXAMINED = "the nodes: they were not reached"
 JOB_SUBJECT = "doctor's job"
 REPORT_PREFIX = "yolofleet-doctor-report "
@@ -131,13 +130,10 @@ def examine_by_jobs_api(
 
 def _await_report(service: JobService, job: SentJob, patience_seconds: float) -> Report | Finding:
     """Return the report, or the finding that says why there is none."""
-    end = time.monotonic() + patience_seconds
-    while not job.has_ended and time.monotonic() < end:
-        time.sleep(POLL_SECONDS)
-        try:
-            job = service.job(job.id)
-        except (UserError, WorkError) as error:
-            return Finding(CLUSTER, JOB_SUBJECT, "fail", f"the connection was lost: {error}", "try again")
+    try:
+        job = service.await_end(job, patience_seconds)
+    except (UserError, WorkError) as error:
+        return Finding(CLUSTER, JOB_SUBJECT, "fail", f"the connection was lost: {error}", "try again")
     if not job.has_ended:
         cure = "see what keeps it: yolofleet jobs list, and Ray's dashboard"
         return Finding(CLUSTER, JOB_SUBJECT, "fail", f"is {job.status.lower()} after {patience_seconds:g} s", cure)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.storage import ObjectNotFoundError, Storage
-from yolofleet.tracking.json_lines import Cursor, list_logs, read_new_rows, read_rows
+from yolofleet.tracking.json_lines import Cursor, list_logs, read_new_rows
 from yolofleet.tracking.log_writer import CheckLock, LogWriter, always_allowed, open_log, truncate_parts
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ def remove_rows_from(storage: Storage, step: int) -> None:
     """Remove the rows of ``step`` and later steps; no worker may be writing."""
     for name in list_logs(storage, PREFIX):
         truncate_parts(storage, name, lambda row: int(row["step"]) < step)
-
-
-def read_sample_rows(run_storage: Storage) -> Iterator[dict[str, Any]]:
-    """Return all rows of a run's sample logs, worker by worker."""
-    storage = run_storage.child(FOLDER)
-    for name in list_logs(storage, PREFIX):
-        yield from read_rows(storage, name)
 
 
 class SampleLog:

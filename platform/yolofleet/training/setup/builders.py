@@ -61,7 +61,7 @@ def trained_table(job: JobSpec) -> ModelTable:
     """
     table = resolve(job.model)
     assigner = job.assignment.assigner
-    chosen = ASSIGNERS[assigner or "coarse_to_fine"]
+    chosen = ASSIGNERS.get(assigner or "coarse_to_fine")
     if not chosen.uses_auxiliary:
         table = table.model_copy(update={"auxiliary": None})
     if job.assignment.constraint and (table.auxiliary is None or not chosen.has_coarse_set):

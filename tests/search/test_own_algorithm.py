@@ -1,4 +1,4 @@
-"""The algorithms by name: one of one's own is one file with one registering line, and an unknown name is refused."""
+"""A search algorithm of one's own is one file and one registering line; unknown names are refused with the nearest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import load_plugins
 from yolofleet.search.engine import Engine, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screened
-from yolofleet.search.searcher import ALGORITHMS, Searcher
+from yolofleet.search.searcher import ALGORITHMS, Searcher, SearchProblem
 from yolofleet.search.space import Parameters, Values
 from yolofleet.search.trials import Trials
 from yolofleet.specs.parameters import Parameter
@@ -65,12 +65,12 @@ def test_an_algorithm_of_ones_own_runs_a_search(halton: str, make_spec: Callable
     spec = make_spec(algorithm={"name": halton})
     record = Trials()
     searcher = Searcher(
-        PARAMETERS,
-        objectives=[Objective(metric="ap", goal="max")],
-        constraints={},
-        algorithm=spec.algorithm,
-        screen=screen_left_half,
-        known=set(),
+        SearchProblem(
+            PARAMETERS,
+            objectives=[Objective(metric="ap", goal="max")],
+            algorithm=spec.algorithm,
+            screen=screen_left_half,
+        )
     )
     engine = Engine(record, searcher, BudgetSpec(trials=10))
     while isinstance(segment := engine.next_segment(), TrialSegment):
@@ -93,12 +93,12 @@ def test_the_algorithm_of_the_manual_runs(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(ALGORITHMS, "_items", dict(ALGORITHMS.items()))
     exec(page.partition("```python\n")[2].partition("```")[0], {})
     searcher = Searcher(
-        PARAMETERS,
-        objectives=[Objective(metric="ap", goal="max")],
-        constraints={},
-        algorithm=AlgorithmSpec(name="middle"),
-        screen=screen_left_half,
-        known=set(),
+        SearchProblem(
+            PARAMETERS,
+            objectives=[Objective(metric="ap", goal="max")],
+            algorithm=AlgorithmSpec(name="middle"),
+            screen=screen_left_half,
+        )
     )
     suggestion = searcher.suggest([])
     assert suggestion is not None

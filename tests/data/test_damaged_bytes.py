@@ -42,15 +42,15 @@ VALUES = (
 def damaged_bytes(data: bytes, chance: random.Random) -> bytes:
     damaged = bytearray(data)
     for _ in range(chance.randint(1, 6)):
-        kind, place = chance.random(), chance.randrange(len(damaged) + 1)
+        kind, position = chance.random(), chance.randrange(len(damaged) + 1)
         if kind < 0.4 and damaged:
-            damaged[min(place, len(damaged) - 1)] = chance.randrange(256)
+            damaged[min(position, len(damaged) - 1)] = chance.randrange(256)
         elif kind < 0.6:
-            del damaged[place:]
+            del damaged[position:]
         elif kind < 0.8:
-            damaged[place:place] = chance.randbytes(chance.choice([1, 3, 512]))
+            damaged[position:position] = chance.randbytes(chance.choice([1, 3, 512]))
         else:
-            del damaged[place : place + chance.choice([1, 7, 512])]
+            del damaged[position : position + chance.choice([1, 7, 512])]
     return bytes(damaged)
 
 
