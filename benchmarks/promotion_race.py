@@ -1,11 +1,11 @@
-"""Processes that promote against each other on an MLflow server of their own: always one champion, every loser told.
+"""Processes that promote against each other on an MLflow server: one wins each round, the others get an error.
 
     python benchmarks/promotion_race.py [--processes 20 --rounds 50] [--json]
 
-In each round all processes want to move the alias `champion` of one model, each to a version of its own, compared
-against the champion of the round before. What is counted: rounds with exactly one winner whose version the alias then
-points to, losers that were told, intents left over. What is timed: a round, over a single promotion that nobody
-contests, in the same run.
+In each round all processes try to move the alias `champion` of one model, each to a version of its own that was
+compared with the champion of the round before. It counts the rounds with exactly one winner that the alias then points
+to, the losers that got an error, and the lock requests left over. It measures the time of a round, and of a single
+promotion without a rival, in the same run.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def race(uri: str, num_processes: int, num_rounds: int) -> dict[str, Any]:
     ]
     seconds: list[float] = []
     expected: int | None = None
-    good_rounds, told = 0, 0
+    good_rounds, num_errors = 0, 0
     try:
         for process in processes:
             process.stdout.readline()  # type: ignore[union-attr]
@@ -114,7 +114,7 @@ def race(uri: str, num_processes: int, num_rounds: int) -> dict[str, Any]:
             won = [answer["won"] for answer in answers if "won" in answer]
             _, aliases = store.read()
             good_rounds += won == [aliases[ALIAS]]
-            told += sum("lost" in answer for answer in answers)
+            num_errors += sum("lost" in answer for answer in answers)
             expected = aliases[ALIAS]
     finally:
         for process in processes:
@@ -126,9 +126,9 @@ def race(uri: str, num_processes: int, num_rounds: int) -> dict[str, Any]:
         "rounds": num_rounds,
         "rounds_with_one_winner": good_rounds,
         "losers": num_rounds * (num_processes - 1),
-        "losers_told": told,
+        "losers_with_error": num_errors,
         "history_entries": len(alias_changes(tags, aliases, ALIAS)),
-        "intents_left": len(read_requests(tags, ALIAS)),
+        "requests_left": len(read_requests(tags, ALIAS)),
         "median_round_seconds": round(statistics.median(seconds), 3),
         "longest_round_seconds": round(max(seconds), 3),
     }

@@ -40,29 +40,21 @@ class PromotionLostError(WorkError):
 
 @dataclass(frozen=True)
 class AliasChange:
-    """One entry of an alias's history.
-
-    Attributes:
-        sequence: Its number, from 1.
-        version: The version that the alias points to from then on.
-        previous: The version that it pointed to before.
-        action: promote, rollback or `FOUND`.
-        reason: Why.
-        by: The user.
-        time: When, in UTC.
-        identity: That of the lock request which made the change.
-        forced: Whether gates were overruled.
-    """
+    """One entry of an alias's history: the alias points to ``version`` from then on, and no more to ``previous``."""
 
     sequence: int
+    """Its number, from 1."""
     version: int
     previous: int | None
     action: str
+    """promote, rollback or `FOUND`."""
     reason: str
     by: str
     time: str
     identity: str
+    """That of the lock request which made the change."""
     forced: bool = False
+    """Whether gates were overruled."""
 
     @staticmethod
     def of_request(request: LockRequest) -> AliasChange:

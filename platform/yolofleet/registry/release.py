@@ -94,31 +94,23 @@ def _read(run: RunDirectory, key: str) -> bytes | None:
 
 @dataclass(frozen=True)
 class Release:
-    """The results of a finished run.
-
-    Attributes:
-        run: The run directory.
-        step: The step whose averaged weights were released.
-        num_images: Validation images that they were evaluated on.
-        figures: The twelve COCO figures of the deployed form.
-        model: ``models:/NAME/VERSION``, or None where the job registers no model.
-        report: The page of the report.
-        images: The folder of sample images.
-        mlflow: The MLflow store, or None.
-        skipped: Samples that could not be read, of "training" and of "validation".
-        anchors: Where its anchors came from, and which share of the training boxes they reach.
-    """
+    """The results of a finished run, and where they are."""
 
     run: str
     step: int
+    """The step whose averaged weights were released."""
     num_images: int
     figures: dict[str, float | None]
+    """The twelve COCO figures of the deployed form."""
     model: str | None
+    """``models:/NAME/VERSION``; None where the job registers no model."""
     report: str
     images: str
     mlflow: str | None
     skipped: dict[str, Any] = field(default_factory=dict)
+    """Samples that could not be read, of "training" and of "validation"."""
     anchors: str = "model"
+    """Where the anchors came from, and which share of the training boxes they reach."""
 
 
 def release_record(run: RunDirectory) -> Release | None:
