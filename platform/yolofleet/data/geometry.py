@@ -86,10 +86,10 @@ def draw_warp(
     """
     uniform = generator.uniform(-1.0, 1.0, size=8).tolist()
     low, high = 1.0 - settings.scale, 1.1 + settings.scale
-    scale = 1.0 if settings.keeps_size else low + (high - low) * (uniform[3] + 1.0) / 2.0
+    scale = 1.0 if _keeps_size(settings) else low + (high - low) * (uniform[3] + 1.0) / 2.0
     shift_x, shift_y = ((0.5 + settings.translate * value) * output_size for value in uniform[6:8])
     half = canvas_size / 2
-    if settings.keeps_shape:
+    if _keeps_shape(settings):
         return scaling_and_shift(scale, scale, shift_x - scale * half, shift_y - scale * half), scale
     angle = math.radians(settings.degrees) * uniform[2]
     shear_x, shear_y = (math.tan(math.radians(settings.shear) * value) for value in uniform[4:6])
@@ -101,6 +101,16 @@ def draw_warp(
     shear = np.array([[1.0, shear_x, 0.0], [shear_y, 1.0, 0.0], [0.0, 0.0, 1.0]])
     translation = scaling_and_shift(1.0, 1.0, shift_x, shift_y)
     return translation @ shear @ rotation @ perspective @ centre, scale
+
+
+def _keeps_shape(settings: Augmentation) -> bool:
+    """Return whether an image is only moved and scaled, never turned or sheared."""
+    return settings.degrees == 0 and settings.shear == 0 and settings.perspective == 0
+
+
+def _keeps_size(settings: Augmentation) -> bool:
+    """Return whether an image is neither moved nor scaled nor turned: then the output is the letterboxed image."""
+    return _keeps_shape(settings) and settings.translate == 0 and settings.scale == 0
 
 
 def clip_boxes(boxes: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -43,7 +43,8 @@ class LabelAssigner:
     """Chooses the positives of a micro-batch.
 
     Attributes:
-        assigner: Name of the assigner.
+        function: The assigner's function.
+        registered: Whether it uses auxiliary heads, and whether these have a coarse set.
         matching: `dynamic` chooses among the candidates by cost, `fixed` takes every candidate.
         relaxation: How close to a neighbouring cell a box's centre must be for the coarse set, in cells. The fine
             set has 0.5 and the published coarse set 1.0.
@@ -51,23 +52,17 @@ class LabelAssigner:
         published_quirks: Reproduce the published implementation where it is wrong.
     """
 
-    assigner: str
+    function: Callable[[Scene], Assignment]
+    registered: RegisteredAssigner
     matching: Matching
     relaxation: float
     ratio_limit: float
     published_quirks: bool
 
-    @property
-    def registered(self) -> RegisteredAssigner:
-        """What the assigner is known for."""
-        return ASSIGNERS.get(self.assigner)
-
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:
         """Assign the boxes of a micro-batch."""
-        module, function = self.registered.function.split(":")
-        assign: Callable[[Scene], Assignment] = getattr(importlib.import_module(module), function)
-        return assign(scene)
+        return self.function(scene)
 
 
 @dataclass(frozen=True)
@@ -131,6 +126,13 @@ def assign_coarse_to_fine(scene: Scene) -> Assignment:
     """Let the lead head's predictions choose a fine set for itself and a coarse one for the auxiliary head."""
     coarse_reach = scene.settings.relaxation
     return Assignment(scene.choose(scene.lead, FINE_REACH), scene.choose(scene.lead, coarse_reach))
+
+
+def load_assigner(registered: RegisteredAssigner) -> Callable[[Scene], Assignment]:
+    """Return the function of a registered assigner."""
+    module, _, name = registered.function.partition(":")
+    function: Callable[[Scene], Assignment] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def register_assigner(

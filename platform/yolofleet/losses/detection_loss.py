@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from yolofleet.losses.assigners import Assignment, LabelAssigner, Scene
+from yolofleet.losses.assigners import Assignment, LabelAssigner, Scene, load_assigner
 from yolofleet.losses.boxes import Boxes, read_boxes
 from yolofleet.losses.device import send
 from yolofleet.losses.levels import FIRST_CLASS, OBJECTNESS, AnchorTable, choose_dtype, make_levels, read_predictions
@@ -93,8 +93,6 @@ class DetectionLoss:
         relaxation: float = 1.0,
         class_weights: Sequence[float] | Tensor | None = None,
     ) -> None:
-        if assigner not in (known := ASSIGNERS.names()):
-            raise ValueError(f"assigner is {assigner!r}; it must be one of {', '.join(known)}")
         if matching not in MATCHINGS:
             raise ValueError(f"matching is {matching!r}; it must be one of {', '.join(MATCHINGS)}")
         if not 0.0 < relaxation <= 1.0:
@@ -118,8 +116,11 @@ class DetectionLoss:
                 raise ValueError(f"class_weights has shape {tuple(self.class_weights.shape)}, not ({num_classes},)")
             if not bool((self.class_weights >= 0).all() & self.class_weights.isfinite().all()):
                 raise ValueError(f"class_weights are {self.class_weights.tolist()}; they must be numbers of 0 or more")
+        self.assigner = assigner
+        registered = ASSIGNERS.get(assigner)
         self.label_assigner = LabelAssigner(
-            assigner=assigner,
+            function=load_assigner(registered),
+            registered=registered,
             matching=matching,
             relaxation=relaxation,
             ratio_limit=self.settings.anchor_ratio_limit,
@@ -215,7 +216,7 @@ class DetectionLoss:
             raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
         if uses_auxiliary and len(predictions) == num_levels:
             raise ValueError(
-                f"assigner {self.label_assigner.assigner!r} needs auxiliary levels, but only {num_levels} lead levels "
+                f"assigner {self.assigner!r} needs auxiliary levels, but only {num_levels} lead levels "
                 "were predicted; use assigner 'none', or a detector with auxiliary head in its training form"
             )
         used = list(predictions[: 2 * num_levels if uses_auxiliary else num_levels])

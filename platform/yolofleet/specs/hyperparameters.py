@@ -119,16 +119,6 @@ class Augmentation(Spec):
         """Return the augmentation of a single image: without mosaic, mixup and paste-in."""
         return self.model_copy(update={"mosaic": 0.0, "mixup": 0.0, "paste_in": 0.0})
 
-    @property
-    def keeps_shape(self) -> bool:
-        """Whether every image is only moved and scaled (by 1 to 1.1 at least), never turned or sheared."""
-        return self.degrees == 0 and self.shear == 0 and self.perspective == 0
-
-    @property
-    def keeps_size(self) -> bool:
-        """Whether images are neither moved nor scaled nor turned: then the output is the letterboxed image."""
-        return self.keeps_shape and self.translate == 0 and self.scale == 0
-
 
 class Hyperparameters(Augmentation):
     """One complete set of hyper-parameters."""

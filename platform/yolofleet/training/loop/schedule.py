@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 from yolofleet.data.order import Purpose, keyed_generator
-from yolofleet.specs.hyperparameters import Hyperparameters
+from yolofleet.specs.hyperparameters import Augmentation, Hyperparameters
 
 NOMINAL_BATCH_SIZE = 64
 """The batch that the published weight decay is meant for."""
@@ -76,8 +77,16 @@ class Schedule:
         )
 
     def closes_mosaic(self, step: int) -> bool:
-        """Return whether the step lies in the last part of the run, which is trained on plain images."""
+        """Return whether the step lies in the last part of the run, which is trained on single images."""
         return step >= self.num_steps * (1 - self.hyperparameters.close_mosaic_share)
+
+    @cached_property
+    def _single_images(self) -> Augmentation:
+        return self.hyperparameters.without_composition()
+
+    def augmentation_at(self, step: int) -> Augmentation:
+        """Return the augmentation of a step."""
+        return self._single_images if self.closes_mosaic(step) else self.hyperparameters
 
 
 def averaging_decay(hyperparameters: Hyperparameters, updates: int) -> float:

@@ -155,8 +155,6 @@ def training_stream(
     weights = None
     if share > 0:
         weights = (sample_weights or (lambda: dataset_weights(dataset, share)))()
-    full = schedule.hyperparameters
-    plain = full.without_composition()
     stride = wire(trained_table(job)).max_stride
     sizes = MultiScale(job.seed, job.data.image_size, stride, schedule.hyperparameters.multi_scale)
     return TrainingStream(
@@ -165,7 +163,7 @@ def training_stream(
         image_size=job.data.image_size,
         global_batch_size=job.global_batch_size,
         micro_batch_size=job.micro_batch_size,
-        augmentation=lambda step: plain if schedule.closes_mosaic(step) else full,
+        augmentation=schedule.augmentation_at,
         num_threads=job.data.loader_threads,
         image_size_at=sizes.at,
         sample_weights=weights,
