@@ -18,7 +18,7 @@ from yolofleet.losses.candidates import Candidates, search_candidates
 from yolofleet.losses.levels import Levels, read_rows
 from yolofleet.losses.matching import prepare_matching
 from yolofleet.losses.settings import Matching
-from yolofleet.specs.assignment import ASSIGNERS, RegisteredAssigner
+from yolofleet.specs.assignment import RegisteredAssigner
 
 FINE_REACH = 0.5
 NUM_BEST_WITHOUT_AUXILIARY = 10  # overlaps that make up k, as published
@@ -44,6 +44,7 @@ class LabelAssigner:
 
     Attributes:
         assigner: Name of the assigner.
+        registered: What is registered under the name.
         matching: `dynamic` chooses among the candidates by cost, `fixed` takes every candidate.
         relaxation: How close to a neighbouring cell a box's centre must be for the coarse set, in cells. The fine
             set has 0.5 and the published coarse set 1.0.
@@ -52,15 +53,11 @@ class LabelAssigner:
     """
 
     assigner: str
+    registered: RegisteredAssigner
     matching: Matching
     relaxation: float
     ratio_limit: float
     published_quirks: bool
-
-    @property
-    def registered(self) -> RegisteredAssigner:
-        """What the assigner is known for."""
-        return ASSIGNERS.get(self.assigner)
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:

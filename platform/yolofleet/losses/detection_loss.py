@@ -120,6 +120,7 @@ class DetectionLoss:
                 raise ValueError(f"class_weights are {self.class_weights.tolist()}; they must be numbers of 0 or more")
         self.label_assigner = LabelAssigner(
             assigner=assigner,
+            registered=ASSIGNERS.get(assigner),
             matching=matching,
             relaxation=relaxation,
             ratio_limit=self.settings.anchor_ratio_limit,
