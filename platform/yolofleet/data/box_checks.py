@@ -25,7 +25,7 @@ class BoxProblem(Exception):  # noqa: N818 - it carries a kind of problem, it is
 
 @dataclass(frozen=True)
 class CleanBox:
-    """A box that may be used, and the problems that were put right."""
+    """A box that can be used, and the problems that were repaired."""
 
     box: tuple[float, float, float, float]
     area: float

@@ -271,7 +271,7 @@ def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, m
 
 
 def _remove_foreign_shards(out: Storage, manifest: Manifest) -> None:
-    """Remove what an earlier dataset left under ``shards/``."""
+    """Remove the shards of an earlier dataset."""
     wanted = {key for entry in manifest.shards for key in (entry.tar_key, entry.index_key)}
     for entry in out.list("shards/"):
         if entry.key not in wanted:

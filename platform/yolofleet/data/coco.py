@@ -29,7 +29,7 @@ def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
 
     Args:
         data: JSON in UTF-8, with or without byte order mark.
-        name: What to call the file in messages.
+        name: Name of the file in messages.
         problems: Where problems are counted.
 
     Raises:

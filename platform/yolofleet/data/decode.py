@@ -5,7 +5,7 @@ the limit is refused before anything is allocated for it. Plain JPEGs go through
 reports damaged data that other decoders turn into half-grey images; all other formats go through Pillow. Both release
 the interpreter lock while they decode, so threads are enough to feed a trainer.
 
-What becomes of unusual images: grey is repeated over three channels; 16-bit grey is scaled to 8 bits (``v >> 8``);
+Unusual images are converted: grey is repeated over three channels; 16-bit grey is scaled to 8 bits (``v >> 8``);
 palettes are expanded; alpha is dropped (the colour below it is kept); CMYK is converted; of an animation the first
 frame is taken. Levels whose range cannot be known (floating point, more than 16 bits) are refused, not guessed.
 

@@ -201,7 +201,7 @@ def visible_targets(placements: list[Placement], images: list[LabelledImage]) ->
     facts = np.array([(*entry.visible, *entry.region, *entry.scale, *entry.scale) for entry in placed])
     visible, region, scale = np.repeat(facts, counts, axis=0).reshape(-1, 3, 4).transpose(1, 0, 2)  # (n, 4) each
     maps = _Maps(placed, counts)
-    # What the cell on the canvas shows of each box, then where that comes to lie in the output.
+    # The part of each box in its cell of the canvas, then that part moved to the output and cut by its region.
     seen = clip_boxes(boxes, visible[:, :2], visible[:, 2:])
     after = clip_boxes(maps.move_boxes(seen), region[:, :2], region[:, 2:])
     least_share: float | NDArray[np.float64] = LEAST_AREA_SHARE

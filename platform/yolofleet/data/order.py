@@ -32,7 +32,7 @@ MOST_WINDOWS_KEPT = 4
 
 
 class Purpose(IntEnum):
-    """What random numbers are for; each purpose has numbers of its own."""
+    """Purposes of random numbers; each has numbers of its own."""
 
     SHARD_ORDER = 1
     SAMPLE_ORDER = 2
@@ -109,7 +109,7 @@ class _Epoch:
 
 
 class SampleOrder:
-    """The order of the samples of a dataset. Pure: what it remembers could be computed again.
+    """The order of the samples of a dataset. Pure: it caches only values that it would compute again.
 
     Args:
         shard_sizes: (num_shards,) samples of each shard.

@@ -24,7 +24,7 @@ class Survey:
         sizes: (n, 2) float64 width and height as shares of the image's longer side.
         classes: (n,) int64 class indices.
         samples: (n,) int64 numbers of the samples that hold them.
-        num_surveyed: Samples that were looked at.
+        num_surveyed: Samples that were read.
         num_samples: Samples of the dataset.
     """
 

@@ -1,4 +1,4 @@
-"""Scanning foreign tar shards in any state: the offsets of their members, and what is wrong with them.
+"""Scanning foreign tar shards in any state: the offsets of their members, and their damage.
 
 Python's ``tarfile`` ends silently at a cut or damaged header; here the loss is counted. Nothing is unpacked: names are
 opaque text, links and devices are never followed, and no size in a header is trusted beyond the end of the file.

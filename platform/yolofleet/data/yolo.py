@@ -47,7 +47,7 @@ def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, p
         try:
             size = upright_size(images.get(entry.key), DEFAULT_MAX_PIXELS)
         except ImageError:
-            size = (0, 0)  # the image itself is looked at, and counted, where it is decoded
+            size = (0, 0)  # the damaged image is counted where it is decoded
         label_key = label_keys.get(str(path.with_suffix("")))
         if label_key is None:
             problems.add("label_file_missing", entry.key)

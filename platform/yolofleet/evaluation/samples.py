@@ -1,4 +1,4 @@
-"""Sample images of an evaluation: what is there beside what was found."""
+"""Sample images of an evaluation: the ground truth beside the detections."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def draw_samples(
 
     Args:
         dataset: the images and their objects.
-        detections: what was found in them.
+        detections: of the detector in these images.
         count: how many images.
         confidence: lowest score drawn.
         side: longest side of each half in pixels.

@@ -289,7 +289,7 @@ def _tag(row: Any) -> str:
 
 
 def _read_registered(row: Any) -> Row:
-    """Read a row of a kind that a plugin registered; what is no row of any kind is refused."""
+    """Read a row of a kind that a plugin registered; a row of an unknown kind is refused."""
     if isinstance(row, Row):
         return row
     kind = str(row.get("block")) if isinstance(row, dict) else ""
@@ -310,7 +310,7 @@ def check_row_keys(rows: Any, source: str) -> None:
 
     Args:
         rows: The rows as plain documents; whatever else is wrong with them is left to the spec.
-        source: What to name in the message.
+        source: Name of the document in messages.
 
     Raises:
         SpecError: Names the row, the key and what is allowed.

@@ -139,7 +139,7 @@ class JobSpec(Spec):
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass."""
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
-    """What each worker holds: everything (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
+    """State on each worker: all of it (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the sample order, the augmentation and the initial weights."""
     log_every_steps: Count = 10

@@ -73,7 +73,7 @@ class AlgorithmSpec(Spec):
     """How candidates are chosen."""
 
     name: Annotated[str, AfterValidator(_registered)] = "gaussian_process"
-    """gaussian_process models what is measured and knows what can be computed; tpe, nsga2 and nsga3 are Optuna's."""
+    """gaussian_process models measured objectives and computes the others; tpe, nsga2 and nsga3 are Optuna's."""
     startup_trials: Count = 8
     """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
     population_size: Annotated[int, Field(ge=2)] = 20
