@@ -128,7 +128,7 @@ class _NewEvents:
             return line.partition(" ")[2]
         if kind == "non_finite":
             in_a_row = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
-            return f"step {event.get('step')} was skipped: its loss or gradient is NaN or infinite{in_a_row}"
+            return f"step {event.get('step')} was skipped: its loss or gradient is non-finite{in_a_row}"
         return None
 
 
