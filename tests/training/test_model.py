@@ -21,7 +21,7 @@ def test_the_assigner_is_the_published_one_by_default(name: str, expected: str) 
     chosen = job(name, model={"name": name, "transition_width": 0.05, "hidden_width": 0.05})
     model = build_model(trained_table(chosen), num_classes=2)
     loss = build_loss(model, chosen.resolved_hyperparameters(), 64, chosen.assignment)
-    assert loss.label_assigner.assigner == expected
+    assert loss.assigner == expected
 
 
 def test_every_setting_reaches_the_loss() -> None:
@@ -38,7 +38,7 @@ def test_every_setting_reaches_the_loss() -> None:
     )
     model = build_model(trained_table(narrow), num_classes=2)
     loss = build_loss(model, narrow.resolved_hyperparameters(), 64, narrow.assignment)
-    assert (loss.label_assigner.assigner, loss.label_assigner.matching) == ("coarse_to_fine", "fixed")
+    assert (loss.assigner, loss.label_assigner.matching) == ("coarse_to_fine", "fixed")
     assert (loss.constraint, loss.auxiliary_weight, loss.label_assigner.relaxation) == (True, 0.5, 0.75)
 
 
