@@ -22,8 +22,7 @@ from pydantic import (
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
-from yolofleet.core.text import did_you_mean
-from yolofleet.specs.base import Spec, SpecError
+from yolofleet.specs.base import Spec
 
 
 class Scaled(Enum):
@@ -303,30 +302,3 @@ BlockRow = Annotated[
     _BuiltIn | Annotated[SerializeAsAny[Row], PlainValidator(_read_registered), Tag("registered")],
     Discriminator(_tag),
 ]
-
-
-def check_row_keys(rows: Any, source: str) -> None:
-    """Refuse a row of an unknown kind, or with a key that its kind does not have, and name the nearest.
-
-    Args:
-        rows: The rows as plain documents; whatever else is wrong with them is left to the spec.
-        source: Name of the document in messages.
-
-    Raises:
-        SpecError: Names the row, the key and what is allowed.
-    """
-    classes = ROWS.items()
-    for position, row in enumerate(rows if isinstance(rows, list) else ()):
-        if not isinstance(row, dict) or "block" not in row:
-            continue
-        kind = str(row["block"])
-        where = f"{source}: row {position}" + (f" ({row['name']})" if "name" in row else "")
-        if kind not in classes:
-            raise SpecError(
-                f"{where}: no block is called '{kind}'{did_you_mean(kind, classes) or '.'} Known: {', '.join(classes)}"
-            )
-        allowed = [field.alias or name for name, field in classes[kind].model_fields.items()]
-        for key in row:
-            if key not in (*allowed, *classes[kind].model_fields):
-                hint = did_you_mean(str(key), allowed) or "."
-                raise SpecError(f"{where}: block {kind} has no key '{key}'{hint} Allowed: {', '.join(allowed)}")

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from yolofleet.core.text import did_you_mean
 from yolofleet.specs.base import Spec, SpecError
-from yolofleet.specs.blocks import Activation, BlockRow, References, Transition, check_row_keys
+from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Transition
 
 TABLE_FORMAT = 1
 
@@ -116,7 +117,7 @@ class ModelTable(Spec):
         """
         check_format(document, source)
         if isinstance(document, dict):
-            check_row_keys(document.get("blocks"), source)
+            _check_row_keys(document.get("blocks"), source)
         return super().parse(document, source=source)
 
     @property
@@ -174,5 +175,32 @@ class DerivedTable(Spec):
         """
         check_format(document, source)
         if isinstance(document, dict):
-            check_row_keys(document.get("append"), source)
+            _check_row_keys(document.get("append"), source)
         return super().parse(document, source=source)
+
+
+def _check_row_keys(rows: Any, source: str) -> None:
+    """Refuse a row of an unknown kind, or with a key that its kind does not have, and name the nearest.
+
+    Args:
+        rows: The rows as plain documents; whatever else is wrong with them is left to the spec.
+        source: Name of the document in messages.
+
+    Raises:
+        SpecError: Names the row, the key and what is allowed.
+    """
+    classes = ROWS.items()
+    for position, row in enumerate(rows if isinstance(rows, list) else ()):
+        if not isinstance(row, dict) or "block" not in row:
+            continue
+        kind = str(row["block"])
+        where = f"{source}: row {position}" + (f" ({row['name']})" if "name" in row else "")
+        if kind not in classes:
+            raise SpecError(
+                f"{where}: no block is called '{kind}'{did_you_mean(kind, classes) or '.'} Known: {', '.join(classes)}"
+            )
+        allowed = [field.alias or name for name, field in classes[kind].model_fields.items()]
+        for key in row:
+            if key not in (*allowed, *classes[kind].model_fields):
+                hint = did_you_mean(str(key), allowed) or "."
+                raise SpecError(f"{where}: block {kind} has no key '{key}'{hint} Allowed: {', '.join(allowed)}")
