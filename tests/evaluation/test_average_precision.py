@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.judged import CATEGORY_IDS, pycocotools_judge, random_problem
+from evaluation.reference_figures import CATEGORY_IDS, evaluate_with_pycocotools, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
 from yolofleet.evaluation.precision_recall import _precision_at_recall
@@ -24,12 +24,12 @@ def test_the_twelve_figures_are_those_of_pycocotools(seed: int, crowds: bool) ->
     ground_truth, detections = random_problem(seed, crowds=crowds)
     if not detections:
         return
-    judge = pycocotools_judge(ground_truth, detections)
+    reference = evaluate_with_pycocotools(ground_truth, detections)
     ours = coco_average_precision(ground_truth, detections)
-    theirs = [None if value == -1 else float(value) for value in judge.stats]
+    theirs = [None if value == -1 else float(value) for value in reference.stats]
     assert list(ours.figures) == list(FIGURE_NAMES)
     assert list(ours.figures.values()) == theirs
-    precision = judge.eval["precision"]
+    precision = reference.eval["precision"]
     for position, entry in enumerate(ours.per_class):
         measured = precision[:, :, position, 0, 2]
         assert entry.ap == (float(np.mean(measured)) if (measured > -1).all() else None)
@@ -49,10 +49,10 @@ def test_precision_at_recall_has_the_published_area() -> None:
 
 def test_more_than_a_hundred_detections_an_image_are_cut_as_pycocotools_cuts() -> None:
     ground_truth, detections = random_problem(5, num_images=3, max_detections=500)
-    judge = pycocotools_judge(ground_truth, detections)
+    reference = evaluate_with_pycocotools(ground_truth, detections)
     ours = coco_average_precision(ground_truth, detections)
-    assert ours.figures["AP"] == float(judge.stats[0])
-    assert ours.figures["AR_100"] == float(judge.stats[8])
+    assert ours.figures["AP"] == float(reference.stats[0])
+    assert ours.figures["AR_100"] == float(reference.stats[8])
 
 
 def test_annotation_id_0_is_an_object_like_any_other() -> None:

@@ -13,7 +13,8 @@ from yolofleet.data.letterbox import letterbox
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.evaluation.images import read_image
-from yolofleet.export.exporter import Request, export_detector
+from yolofleet.export.exporter import export_detector
+from yolofleet.export.formats import Request
 from yolofleet.export.settings import InputShape, Thresholds
 from yolofleet.export.verification import verify
 from yolofleet.models import build_model

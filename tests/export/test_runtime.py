@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
     if kind == "fixed":
         put(with_network, network, InputShape(batch=1, image_size=64, dynamic=False))
     elif kind == "quantized":
-        put(with_network, network, any_shape, quantized=True)
+        put(with_network, network, any_shape, is_quantized=True)
     elif kind.startswith("other"):
         torch.manual_seed(1)
         table = Detector.load(with_network).card.model
@@ -131,6 +131,6 @@ def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
     else:
         monkeypatch.setattr("yolofleet.export.settings.find_spec", lambda name: None)
     assert not isinstance(load_detector(with_network).network, OnnxNetwork)
-    (told,) = caplog.records
-    assert told.getMessage().startswith("torch predicts, which is slower") and reason in told.getMessage()
-    assert kind == "no runtime" or str(path) in told.getMessage()
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith("torch predicts, which is slower") and reason in warning.getMessage()
+    assert kind == "no runtime" or str(path) in warning.getMessage()

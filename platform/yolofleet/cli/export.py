@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import Request
-    from yolofleet.export.settings import Thresholds
+    from yolofleet.export.formats import Request
+    from yolofleet.export.settings import InputShape, Thresholds
 
 
 def export(
@@ -25,7 +25,9 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; for triton the model repository.")],
-    kind: Annotated[str, typer.Option("--format", help="onnx, torchscript, safetensors or triton.")] = "onnx",
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, torchscript, safetensors, triton or a plugin's.")
+    ] = "onnx",
     nms: Annotated[bool, typer.Option("--nms", help="Put suppression inside, as standard ONNX operators.")] = False,
     int8: Annotated[
         str | None, typer.Option(metavar="DATA", help="Quantize to INT8, with ranges taken from these shards.")
@@ -51,38 +53,34 @@ def export(
     """Write a detector for another runtime; with --verify, prove that it finds the same there."""
     from yolofleet.cli.model_argument import package_folder
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import Request, export_detector
+    from yolofleet.export.exporter import FORMATS, export_detector
+    from yolofleet.export.formats import Request
     from yolofleet.export.quantization import dataset_images
-    from yolofleet.export.settings import InputShape, check_format, check_shape
+    from yolofleet.export.settings import InputShape, check_shape
 
-    chosen = check_format(kind)
+    FORMATS.get(kind)
     with package_folder(model, tracking_uri) as folder:
         detector = Detector.load(folder)
     side = image_size or detector.card.image_size
     shape = InputShape(batch=batch, image_size=side, dynamic=dynamic)
     check_shape(shape, detector.model.max_stride)
     thresholds = _thresholds(detector, confidence, iou, max_detections, multi_label) if nms else None
+    quantization: dict[str, Any] = {}
     request = Request(
-        format=chosen,
+        format=kind,
         shape=shape,
         thresholds=thresholds,
         calibration=None if int8 is None else dataset_images(int8, side, calibration_images),
         name=name,
+        on_networks=lambda *models: quantization.update(_report_quantization(models, detector, str(int8), shape)),
     )
-    judged: list[dict[str, Any]] = []
-    exported = export_detector(
-        detector,
-        out,
-        request,
-        on_networks=lambda *models: judged.extend(_judged(models, detector, str(int8), request)),
-    )
+    exported = export_detector(detector, out, request)
     document: dict[str, Any] = {"path": str(exported.path), "bytes": exported.path.stat().st_size}
     document["card"] = exported.card.document()
-    if judged:
-        document["float"], document["int8"] = judged
+    document |= quantization
     if not json_output:
         print(f"{exported.path}: {exported.path.stat().st_size / 1e6:.1f} MB")
-        _show_judged(judged)
+        _show_quantization(quantization)
     equal = True
     if verify or verify_data is not None:
         equal = _verified(exported.path, detector, request, verify_data, document, quiet=json_output)
@@ -105,18 +103,18 @@ def _thresholds(
     )
 
 
-def _judged(models: Any, detector: Detector, data: str, request: Request) -> list[dict[str, Any]]:
+def _report_quantization(models: Any, detector: Detector, data: str, shape: InputShape) -> dict[str, Any]:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.export.card import make_card
-    from yolofleet.export.quantization import judge_networks
+    from yolofleet.export.quantization import report_quantization
 
-    print(f"judging the float and the INT8 network on {data}", file=sys.stderr)
-    card = make_card(detector.card, detector.model.strides, request.shape, None)
-    return [entry.as_json() for entry in judge_networks(models, detector, ShardDataset(data), card, request.shape)]
+    print(f"evaluating the float and the INT8 network on {data}", file=sys.stderr)
+    card = make_card(detector.card, detector.model.strides, shape, None)
+    return report_quantization(models, detector, ShardDataset(data), card, shape).as_json()
 
 
-def _show_judged(judged: list[dict[str, Any]]) -> None:
-    for label, entry in zip(("float", "INT8"), judged, strict=False):
+def _show_quantization(report: dict[str, Any]) -> None:
+    for label, entry in zip(("float", "INT8"), report.values(), strict=False):
         ap, ap50 = ("none" if entry[key] is None else f"{entry[key]:.4f}" for key in ("AP", "AP50"))
         print(f"{label:6} AP {ap}  AP50 {ap50}  {entry['milliseconds']:.1f} ms  {entry['megabytes']:.1f} MB")
 
@@ -124,12 +122,12 @@ def _show_judged(judged: list[dict[str, Any]]) -> None:
 def _verified(
     path: Path, detector: Detector, request: Request, data: str | None, document: dict[str, Any], *, quiet: bool
 ) -> bool:
-    """Run the result, say the differences, and return whether they are those of rounding; INT8 is told, not judged."""
-    from yolofleet.export.verification import noise
+    """Run the result, show the differences, and return whether they are those of rounding; INT8 counts as equal."""
+    from yolofleet.export.verification import random_batches
     from yolofleet.export.verification import verify as compare
 
     stride = detector.model.max_stride
-    batches = noise(request.shape, stride) if data is None else _batches(data, request)
+    batches = random_batches(request.shape, stride) if data is None else _batches(data, request)
     found = compare(path, request.format, detector, request.thresholds, batches)
     is_int8 = request.calibration is not None
     document["verified"] = {**found.as_json(), "images": data or "random"}

@@ -52,7 +52,7 @@ def show_model(
     depth: float = typer.Option(1.0, help="Compound scaling: multiplies the stacked convolutions."),
     transition_width: float | None = typer.Option(None, help="Width factor between blocks; follows from the depth."),
     hidden_width: float | None = typer.Option(None, help="Width factor inside blocks."),
-    reparameterize: str | None = typer.Option(None, help="planned, none, or places such as first,second."),
+    reparameterize: str | None = typer.Option(None, help="planned, none, or positions such as first,second."),
     reverse_residual: bool | None = typer.Option(None, help="3x3 before 1x1 in residual blocks (paper Figure 7)."),
     auxiliary: str | None = typer.Option(None, help="Auxiliary heads: none, full or partial."),
     num_classes: int = typer.Option(80, "--classes", min=1, help="Classes to predict."),
@@ -74,7 +74,7 @@ def show_model(
             depth=depth,
             transition_width=transition_width,
             hidden_width=hidden_width,
-            reparameterize=_places(reparameterize),
+            reparameterize=_positions(reparameterize),
             reverse_residual=reverse_residual,
             auxiliary=auxiliary,
         )
@@ -111,8 +111,8 @@ def _choice(model: str, **options: Any) -> ModelChoice:
     return ModelChoice.parse({"spec" if is_path else "name": model, **given}, source="models show")
 
 
-def _places(text: str | None) -> str | list[str] | None:
-    """Read where RepConv shall stand: a word of its own, or places separated by commas."""
+def _positions(text: str | None) -> str | list[str] | None:
+    """Read the positions of RepConv: planned, none, or a list separated by commas."""
     return text if text in (None, "planned", "none") else [place.strip() for place in text.split(",")]
 
 

@@ -38,14 +38,14 @@ def promote(
     """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
     from yolofleet.cli.evaluate import counting
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.registry import promotion
     from yolofleet.specs.promotion import PromotionPolicy
 
     if force and not reason:
         raise UserError("--force needs --reason: the history keeps why the gates were overruled")
     gates = PromotionPolicy.load(policy) if policy is not None else PromotionPolicy()
-    chosen = chosen_device(device, "--device")
+    chosen = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with counting() as on_images:
         examined = promotion.examine(uri, name, version, to, gates, chosen, data=data, on_images=on_images)

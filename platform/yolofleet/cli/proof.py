@@ -39,13 +39,13 @@ def verify(
     """Redo every claim of a version; exit code 1 if one fails."""
     from yolofleet.cli.evaluate import counting
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.registry.verify import check_sha256
     from yolofleet.registry.verify import verify as verify_version
     from yolofleet.registry.versions import find_version
 
     expected = check_sha256(proof_sha256)
-    chosen = chosen_device(device, "--device")
+    chosen = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with counting() as on_images:
         found = verify_version(
@@ -81,11 +81,11 @@ def compare(
 ) -> None:
     """Compare two versions on the same images: the twelve figures, each class, and how sure the differences are."""
     from yolofleet.cli.evaluate import counting
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.registry.comparison import compare as compare_versions
     from yolofleet.registry.versions import find_version
 
-    chosen = chosen_device(device, "--device")
+    chosen = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with counting() as on_images:
         found = compare_versions(

@@ -15,14 +15,15 @@ from typing import Any
 
 from yolofleet.cluster.prediction_parts import ImageSource, NumberedImage, PredictionPlan, part_key
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.ray_runtime import ray_connection
-from yolofleet.evaluation.detector import chosen_device
-from yolofleet.evaluation.detector_package import CARD_NAME, WEIGHTS_NAME
+from yolofleet.evaluation.detector import select_device
+from yolofleet.evaluation.detector_package import WEIGHTS_NAME
 from yolofleet.evaluation.images import ImageReadError
 from yolofleet.export.runtime import NETWORK_NAME, load_detector
 from yolofleet.storage import open_storage
 
-PACKAGE_FILES = (CARD_NAME, WEIGHTS_NAME, NETWORK_NAME)
+PACKAGE_FILES = (DETECTOR_CARD_NAME, WEIGHTS_NAME, NETWORK_NAME)
 """What a worker needs of a detector package; the last one is not in all."""
 
 
@@ -53,7 +54,7 @@ class PartPredictor:
         with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
             for name, content in package.items():
                 Path(folder, name).write_bytes(content)
-            self._detector = load_detector(folder, chosen_device(device, "--device"))
+            self._detector = load_detector(folder, select_device(device, "--device"))
         self._source = source
         self._plan = plan
         self._storage = open_storage(out)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
 from yolofleet.registry.proof import (
     DETECTIONS_NAME,
@@ -32,7 +33,7 @@ from yolofleet.registry.proof import (
     training_form_difference,
 )
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
-from yolofleet.training.setup.pretrained import CARD_NAME, TRAINING_FORM
+from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
@@ -45,7 +46,7 @@ MOST_NAMED = 5
 FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
     {
         "weights": lambda path: path.startswith(f"{DETECTOR_FOLDER}/") and path.endswith(".safetensors"),
-        "spec": lambda path: path == f"{DETECTOR_FOLDER}/{CARD_NAME}",
+        "spec": lambda path: path == f"{DETECTOR_FOLDER}/{DETECTOR_CARD_NAME}",
         "ONNX": lambda path: path.endswith(".onnx"),
         "inference code": lambda path: path.startswith("code/"),
         "evidence": lambda path: path == EVIDENCE_NAME,

@@ -130,7 +130,7 @@ def detections_claim(folder: Path, proof: Proof, found: Judged | None) -> Claim 
     if found is None or proof.judgement is None:
         return Claim("recorded detections", "not possible", "the detector could not be judged anew")
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
+    from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 
     try:
         recorded = read_detections(folder / DETECTIONS_NAME)
@@ -138,7 +138,7 @@ def detections_claim(folder: Path, proof: Proof, found: Judged | None) -> Claim 
         figures = reference_average_precision(truth, recorded)
     except UserError as error:
         return Claim("recorded detections", "failed", str(error))
-    problems = disagreements(proof.judgement.figures, figures)
+    problems = reference_differences(proof.judgement.figures, figures)
     problems += [
         f"they give {name} {_shown(figures[name])}, the detector gives {_shown(found.judgement.figures[name])}"
         for name in CHECKED_FIGURES

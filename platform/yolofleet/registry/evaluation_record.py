@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
-from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
+from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
 from yolofleet.storage import StorageError
@@ -156,7 +156,7 @@ def confirmed(judged: Judged) -> Judged:
         truth = dataset.annotations()
     except (UserError, StorageError):
         return judged
-    if problems := disagreements(judgement.figures, reference_average_precision(truth, judged.detections)):
+    if problems := reference_differences(judgement.figures, reference_average_precision(truth, judged.detections)):
         raise RegistryError(
             f"the figures to register are not those of their detections on {judgement.data}: {'; '.join(problems)}. "
             "Figures or detections were changed, or one of the two computes them wrongly: evaluate again"
@@ -170,9 +170,9 @@ def judged_package(folder: Path, data: str, device: str) -> Judged:
     Raises:
         UserError: The package, the dataset or the device cannot be used.
     """
-    from yolofleet.evaluation.detector import Detector, chosen_device
+    from yolofleet.evaluation.detector import Detector, select_device
 
-    return judge(Detector.load(folder, chosen_device(device, "--device")), ShardDataset(data))
+    return judge(Detector.load(folder, select_device(device, "--device")), ShardDataset(data))
 
 
 def judged_manifests(data: str | None) -> dict[str, bytes]:

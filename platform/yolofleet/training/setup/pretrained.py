@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.data.anchors import Anchors
 from yolofleet.models import build_model
 from yolofleet.models.network import Network
@@ -32,7 +33,6 @@ from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
 INITIAL_KEY = "initial/model.safetensors"
 TRAINING_FORM = "training.safetensors"
 """File of a detector package that holds its weights in the form that can be trained further."""
-CARD_NAME = "detector.json"
 WEIGHT_FILES = (".pt", ".pth", ".safetensors")
 
 Locate = Callable[[str], tuple[Path, str]]
@@ -184,8 +184,8 @@ def _of_folder(storage: Storage, source: str) -> TrainedWeights:
     for place in (storage, storage.child("model")):
         if place.exists(TRAINING_FORM):
             return _weights(_downloaded(place, TRAINING_FORM), source)
-        if place.exists(CARD_NAME):
-            if json.loads(place.get(CARD_NAME)).get("deployed") is False:
+        if place.exists(DETECTOR_CARD_NAME):
+            if json.loads(place.get(DETECTOR_CARD_NAME)).get("deployed") is False:
                 return _weights(_downloaded(place, "model.safetensors"), source)
             raise UserError(
                 f"initial_weights {source}: the detector package holds the deployed form only, whose folded layers "

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.detector import chosen_device
+from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock_record import Token
 from yolofleet.training.loop.non_finite import shared_text
@@ -103,7 +103,7 @@ def _leaving_on_termination(pulse: Pulse) -> Iterator[None]:
 
 def driver_device(job: JobSpec) -> torch.device:
     """Return the device for what the command itself computes: it may run where the workers' GPUs are not."""
-    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else chosen_device("auto", "device")
+    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else select_device("auto", "device")
 
 
 def local_device(job: JobSpec) -> torch.device:
