@@ -132,12 +132,9 @@ def _overlapping_pairs(objects: Boxes, detections: Boxes) -> tuple[Integers, Int
 
 def _intersection_over_union(detected: Floats, truth: Floats, crowds: Booleans) -> Floats:
     """Return the IoU of boxes (P, 4) x, y, width, height row by row; for a crowd the share of the detection in it."""
-    width = np.minimum(detected[:, 0] + detected[:, 2], truth[:, 0] + truth[:, 2]) - np.maximum(
-        detected[:, 0], truth[:, 0]
-    )
-    height = np.minimum(detected[:, 1] + detected[:, 3], truth[:, 1] + truth[:, 3]) - np.maximum(
-        detected[:, 1], truth[:, 1]
-    )
+    low = np.maximum(detected[:, :2], truth[:, :2])
+    high = np.minimum(detected[:, :2] + detected[:, 2:], truth[:, :2] + truth[:, 2:])
+    width, height = (high - low).T
     apart = (width <= 0) | (height <= 0)
     intersection = np.where(apart, 0.0, width * height)
     found_area = detected[:, 2] * detected[:, 3]
