@@ -34,9 +34,9 @@ def drawn(truth: dict[str, Any], records: list[dict[str, Any]], weights: Any) ->
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for place, image_id in enumerate(sorted(image["id"] for image in truth["images"])):
-        for copy in range(int(weights[place])):
-            number = place * 1000 + copy + 1
+    for position, image_id in enumerate(sorted(image["id"] for image in truth["images"])):
+        for copy in range(int(weights[position])):
+            number = position * 1000 + copy + 1
             images.append({"id": number})
             for source, target in ((truth["annotations"], annotations), (records, found)):
                 target += [{**entry, "image_id": number} for entry in source if entry["image_id"] == image_id]

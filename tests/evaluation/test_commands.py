@@ -149,8 +149,8 @@ def test_wrong_input_is_exit_code_2_and_one_message(
 ) -> None:
     (tmp_path / "file.txt").write_text("not an image")
     (tmp_path / "empty.json").write_text("[]")
-    places = {"tmp": tmp_path, "run": run, "drawn": drawn, "data": drawn / "dataset"}
-    assert main([argument.format(**places) for argument in arguments]) == 2
+    paths = {"tmp": tmp_path, "run": run, "drawn": drawn, "data": drawn / "dataset"}
+    assert main([argument.format(**paths) for argument in arguments]) == 2
     captured = capsys.readouterr()
-    assert words.format(**places) in captured.err
+    assert words.format(**paths) in captured.err
     assert captured.out == "" and "Traceback" not in captured.err

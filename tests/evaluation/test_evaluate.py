@@ -44,15 +44,15 @@ class Oracle(nn.Module):
         self.answers: list[Tensor] = []
         for batch in batches:
             answer = torch.zeros(len(batch.image_ids), 60, 5 + len(dataset.classes))
-            for place, (image_id, box) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
+            for position, (image_id, box) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
                 own = [entry for entry in truth if entry["image_id"] == image_id and not entry["iscrowd"]]
                 for row, entry in enumerate(own):
                     x, y, width, height = entry["bbox"]
                     corners = box.apply(torch.tensor([x, y, x + width, y + height]))
-                    answer[place, row, :2] = (corners[:2] + corners[2:]) / 2
-                    answer[place, row, 2:4] = corners[2:] - corners[:2]
-                    answer[place, row, 4] = 1
-                    answer[place, row, 5 + index_of[entry["category_id"]]] = 0.9
+                    answer[position, row, :2] = (corners[:2] + corners[2:]) / 2
+                    answer[position, row, 2:4] = corners[2:] - corners[:2]
+                    answer[position, row, 4] = 1
+                    answer[position, row, 5 + index_of[entry["category_id"]]] = 0.9
             self.answers.append(answer)
         self.calls = 0
 
@@ -158,7 +158,7 @@ def test_a_damaged_image_counts_as_one_without_detections(drawn: Path, package: 
 def test_a_model_with_other_class_ids_is_brought_together_by_name(dataset: ShardDataset) -> None:
     ids = [category_id for category_id, _ in dataset.classes]
     assert category_ids_for(dataset.classes, dataset.classes) == ids
-    renamed = [(1000 + place, name) for place, (_, name) in enumerate(reversed(dataset.classes))]
+    renamed = [(1000 + position, name) for position, (_, name) in enumerate(reversed(dataset.classes))]
     assert category_ids_for([*renamed, (5, "unicorn")], dataset.classes) == [*reversed(ids), None]
     same_name_twice = [(1, "red"), (2, "red")]
     assert category_ids_for(same_name_twice, same_name_twice) == [1, 2]
@@ -173,7 +173,10 @@ def test_classes_that_the_model_does_not_know_are_told() -> None:
 
 def test_classes_that_the_dataset_does_not_have_are_not_evaluated(dataset: ShardDataset, package: Path) -> None:
     model = Detector.load(package).model
-    classes = [*dataset.classes[:1], *((900 + place, f"other {place}") for place in range(1, len(dataset.classes)))]
+    classes = [
+        *dataset.classes[:1],
+        *((900 + position, f"other {position}") for position in range(1, len(dataset.classes))),
+    ]
     result = evaluate(model, dataset, image_size=96, classes=classes, confidence=1e-4)
     assert {record["category_id"] for record in result.detections.records()} <= {dataset.classes[0][0]}
 

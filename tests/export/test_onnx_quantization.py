@@ -1,4 +1,4 @@
-"""The INT8 network: smaller, near to the float one, its head left in float, its worth shown beside the float one's."""
+"""The INT8 network: smaller, near to the float one, its head left in float, its figures reported beside it."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class DetectorCard(Spec):
     image_size: Annotated[int, Field(ge=32, le=16384)]
     """Long side of the network's input in pixels."""
     confidence: Share
-    """Score from which a detection is shown."""
+    """Lowest score of a detection that is returned by default."""
     iou: Share
     """Overlap above which the worse of two boxes of a class is suppressed."""
     max_detections: Annotated[int, Field(ge=1, le=100_000)]
@@ -79,8 +79,8 @@ def save_detector(
         model: A detector of this package's models, usually in its deployed form.
         classes: (category id, name) of each class index.
         image_size: Long side of the network's input in pixels, a multiple of the model's largest stride.
-        confidence: The score from which detections are shown unless asked otherwise.
-        iou: The overlap above which the worse of two boxes of a class is suppressed.
+        confidence: Lowest score of the detections returned by default.
+        iou: Overlap above which the worse of two boxes of a class is suppressed.
         max_detections: Kept per image.
 
     Returns:
