@@ -162,7 +162,7 @@ def test_transfer_refuses_another_model() -> None:
 
 def test_transfer_from_other_widths_names_the_shapes_and_the_cure() -> None:
     wider = build_model(ModelChoice(name="yolov7-tiny", transition_width=0.5, hidden_width=0.5), 3)
-    with pytest.raises(WeightsError, match=r"blocks\.c2.*the model has .*of another shape; use the same scaling"):
+    with pytest.raises(WeightsError, match=r"blocks\.conv_0.*the model has .*of another shape; use the same scaling"):
         transfer_state_dict(wider, narrow("yolov7-tiny").state_dict())
 
 
