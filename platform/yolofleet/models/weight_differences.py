@@ -5,7 +5,7 @@ Every reader of weights (checkpoint, detector package, published file) refuses w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -44,7 +44,7 @@ def compare_weights(expected: Mapping[str, Tensor], state: Mapping[str, Tensor])
     )
 
 
-def count_names(names: tuple[str, ...] | list[str]) -> str:
+def count_names(names: Sequence[str]) -> str:
     """Return "7 (a, b, c, d, e, ...)", or "none"."""
     more = ", ..." if len(names) > MOST_NAMED else ""
     return f"{len(names)} ({', '.join(names[:MOST_NAMED])}{more})" if names else "none"
