@@ -90,13 +90,13 @@ def test_without_the_file_torch_predicts(package: Path, caplog: pytest.LogCaptur
         ("other weights", "made of other weights"),
         ("other network", "computes something else"),
         ("with suppression", "--nms"),
-        ("cut off", "no ONNX file"),
+        ("cut off", "not an ONNX file"),
         ("of a later yolofleet", "format"),
         ("unrunnable", "cannot be run"),
         ("no runtime", "onnxruntime is not installed"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
+def test_torch_predicts_and_a_warning_says_why_a_file_cannot_be_used(
     kind: str,
     reason: str,
     with_network: Path,
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
     if kind == "fixed":
         put(with_network, network, InputShape(batch=1, image_size=64, dynamic=False))
     elif kind == "quantized":
-        put(with_network, network, any_shape, is_quantized=True)
+        put(with_network, network, any_shape, quantized=True)
     elif kind.startswith("other"):
         torch.manual_seed(1)
         table = Detector.load(with_network).card.model

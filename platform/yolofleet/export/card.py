@@ -59,7 +59,7 @@ def make_card(
     shape: InputShape,
     thresholds: Thresholds | None,
     *,
-    is_quantized: bool = False,
+    quantized: bool = False,
 ) -> ExportCard:
     """Return the card of a file that is exported from a detector package."""
     facts = None
@@ -80,7 +80,7 @@ def make_card(
         iou=card.iou,
         max_detections=card.max_detections,
         suppression=facts,
-        quantized=is_quantized,
+        quantized=quantized,
         weights_sha256=card.weights_sha256,
     )
 

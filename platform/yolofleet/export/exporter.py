@@ -51,9 +51,7 @@ def export_detector(detector: Detector, out: Path, request: Request) -> Exported
         raise ExportError(f"--format {request.format} supports neither --nms nor --int8; these support them: {able}")
     if out.is_dir() and not export_format.is_folder:
         raise ExportError(f"{out} is a folder; name the file to write, {out / f'model.{request.format}'} say")
-    card = make_card(
-        detector.card, detector.model.strides, request.shape, request.thresholds, is_quantized=is_quantized
-    )
+    card = make_card(detector.card, detector.model.strides, request.shape, request.thresholds, quantized=is_quantized)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return Exported(path=export_format.write(out, detector, request, card), card=card)
