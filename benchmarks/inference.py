@@ -28,7 +28,7 @@ from torch import Tensor
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.exporter import add_network
 from yolofleet.export.onnx_graph import network_to_onnx
-from yolofleet.export.quantization import quantized
+from yolofleet.export.quantization import quantize
 from yolofleet.export.runtime import load_detector
 from yolofleet.export.settings import INPUT_NAME, InputShape
 from yolofleet.models import build_model, deploy
@@ -59,7 +59,7 @@ def networks(name: str, *, int8: bool) -> dict[str, Callable[[Tensor], Tensor]]:
     forms["ONNX Runtime"] = by_itself(graph)
     if int8:
         noise = np.random.default_rng(0).integers(0, 256, (1, 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
-        forms["ONNX Runtime, INT8"] = by_itself(quantized(graph, noise))
+        forms["ONNX Runtime, INT8"] = by_itself(quantize(graph, noise))
     return forms
 
 

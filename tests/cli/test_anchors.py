@@ -49,7 +49,7 @@ def test_json_is_json_alone(shards: Path, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["SHARDS", "--model", "yolov7-tin"], "Did you mean yolov7-tiny"),
+        (["SHARDS", "--model", "yolov7-tin"], "did you mean 'yolov7-tiny'"),
         (["nowhere", "--model", "yolov7"], "no dataset here"),
         (["SHARDS"], "Missing option '--model'"),
     ],

@@ -68,7 +68,7 @@ def test_show_takes_the_variants_of_the_ablations(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["yolov7x"], "no model is called 'yolov7x'. Did you mean yolov7-x"),
+        (["yolov7x"], "no model is called 'yolov7x'; did you mean 'yolov7-x'"),
         (["yolov7", "--depth", "0"], "depth"),
         (["yolov7", "--image-size", "100"], "must be a multiple of its largest stride, 32"),
         (["yolov7", "--precision", "int8"], "'int8' is not one of fp32, fp16, bf16"),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.judged import CATEGORY_IDS, pycocotools_judge, random_problem
+from evaluation.reference_figures import CATEGORY_IDS, evaluate_with_pycocotools, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
 from yolofleet.evaluation.detections import Detections
@@ -30,12 +30,12 @@ def test_the_twelve_figures_are_those_of_pycocotools(seed: int, crowds: bool) ->
     ground_truth, detections = random_problem(seed, crowds=crowds)
     if not detections:
         return
-    judge = pycocotools_judge(ground_truth, detections)
+    reference = evaluate_with_pycocotools(ground_truth, detections)
     ours = coco_average_precision(ground_truth, detections)
-    theirs = [None if value == -1 else float(value) for value in judge.stats]
+    theirs = [None if value == -1 else float(value) for value in reference.stats]
     assert list(ours.figures) == list(FIGURE_NAMES)
     assert list(ours.figures.values()) == theirs
-    precision = judge.eval["precision"]
+    precision = reference.eval["precision"]
     for position, entry in enumerate(ours.per_class):
         measured = precision[:, :, position, 0, 2]
         assert entry.ap == (float(np.mean(measured)) if (measured > -1).all() else None)
@@ -55,7 +55,7 @@ def test_precision_at_recall_has_the_published_area() -> None:
 
 def test_the_curves_are_the_arrays_of_pycocotools() -> None:
     ground_truth, records = random_problem(12)
-    judge = pycocotools_judge(ground_truth, records).eval
+    judge = evaluate_with_pycocotools(ground_truth, records).eval
     image_ids = np.array(sorted(image["id"] for image in ground_truth["images"]))
     category_ids = np.array(CATEGORY_IDS)
     truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
@@ -70,7 +70,7 @@ def test_the_last_class_counts_like_the_others() -> None:
     ground_truth, detections = random_problem(3)
     ground_truth["categories"] = ground_truth["categories"][:-1]  # the last one never has an object
     detections = [entry for entry in detections if entry["category_id"] != CATEGORY_IDS[-1]]
-    theirs = [float(value) for value in pycocotools_judge(ground_truth, detections).stats]
+    theirs = [float(value) for value in evaluate_with_pycocotools(ground_truth, detections).stats]
     assert list(coco_average_precision(ground_truth, detections).figures.values()) == theirs
 
 
@@ -80,7 +80,7 @@ def test_classes_curves_and_counts_are_those_of_pycocotools_too(seed: int) -> No
     ground_truth, detections = random_problem(seed)
     if not detections:
         return
-    judge = pycocotools_judge(ground_truth, detections)
+    judge = evaluate_with_pycocotools(ground_truth, detections)
     ours = coco_average_precision(ground_truth, detections)
     annotations = ground_truth["annotations"]
     crowds = [entry for entry in annotations if entry["iscrowd"]]
@@ -110,10 +110,10 @@ def test_classes_curves_and_counts_are_those_of_pycocotools_too(seed: int) -> No
 
 def test_more_than_a_hundred_detections_an_image_are_cut_as_pycocotools_cuts() -> None:
     ground_truth, detections = random_problem(5, num_images=3, max_detections=500)
-    judge = pycocotools_judge(ground_truth, detections)
+    reference = evaluate_with_pycocotools(ground_truth, detections)
     ours = coco_average_precision(ground_truth, detections)
-    assert ours.figures["AP"] == float(judge.stats[0])
-    assert ours.figures["AR_100"] == float(judge.stats[8])
+    assert ours.figures["AP"] == float(reference.stats[0])
+    assert ours.figures["AR_100"] == float(reference.stats[8])
 
 
 def test_annotation_id_0_is_an_object_like_any_other() -> None:

@@ -1,4 +1,4 @@
-"""A replicate's figures are those of the drawn images, and the intervals tell a real difference from noise."""
+"""A replicate's figures are those of the drawn images, and the intervals separate a real difference from noise."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.judged import random_problem
+from evaluation.reference_figures import random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
 from yolofleet.evaluation.bootstrap import (
     Difference,
     _differences,
-    drawn_images,
+    draw_images,
     match_images,
     paired_bootstrap,
     sample_figures,
@@ -34,9 +34,9 @@ def drawn(truth: dict[str, Any], records: list[dict[str, Any]], weights: Any) ->
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     found: list[dict[str, Any]] = []
-    for place, image_id in enumerate(sorted(image["id"] for image in truth["images"])):
-        for copy in range(int(weights[place])):
-            number = place * 1000 + copy + 1
+    for position, image_id in enumerate(sorted(image["id"] for image in truth["images"])):
+        for copy in range(int(weights[position])):
+            number = position * 1000 + copy + 1
             images.append({"id": number})
             for source, target in ((truth["annotations"], annotations), (records, found)):
                 target += [{**entry, "image_id": number} for entry in source if entry["image_id"] == image_id]
@@ -44,25 +44,25 @@ def drawn(truth: dict[str, Any], records: list[dict[str, Any]], weights: Any) ->
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_replicate_is_the_judgement_of_the_drawn_images(seed: int) -> None:
+def test_a_replicate_has_the_figures_of_the_draw_images(seed: int) -> None:
     truth, records = problem(seed)
     matches = match_images(truth, Detections.from_records(records))
-    weights = np.concatenate((np.ones((12, 1), int), drawn_images(12, 6, seed)), axis=1)
+    weights = np.concatenate((np.ones((12, 1), int), draw_images(12, 6, seed)), axis=1)
     samples = sample_figures(matches, weights)
     for replicate in range(weights.shape[1]):
-        judged = coco_average_precision(*drawn(truth, records, weights[:, replicate]))
+        result = coco_average_precision(*drawn(truth, records, weights[:, replicate]))
         for name, value in zip(FIGURE_NAMES, samples.figures[:, replicate].tolist(), strict=True):
-            expected = judged.figures[name]
+            expected = result.figures[name]
             assert (np.isnan(value) and expected is None) or value == pytest.approx(expected, abs=1e-12), name
-        for entry, value in zip(judged.per_class, samples.per_class[:, replicate].tolist(), strict=True):
+        for entry, value in zip(result.per_class, samples.per_class[:, replicate].tolist(), strict=True):
             assert (np.isnan(value) and entry.ap is None) or value == pytest.approx(entry.ap, abs=1e-12), entry.name
 
 
 def test_the_draws_are_images_with_replacement_and_repeatable() -> None:
-    weights = drawn_images(50, 200, seed=3)
+    weights = draw_images(50, 200, seed=3)
     assert weights.shape == (50, 200) and (weights.sum(axis=0) == 50).all()
     assert 0.3 < (weights == 0).mean() < 0.45  # 1/e of the images are left out
-    assert (weights == drawn_images(50, 200, seed=3)).all() and (weights != drawn_images(50, 200, seed=4)).any()
+    assert (weights == draw_images(50, 200, seed=3)).all() and (weights != draw_images(50, 200, seed=4)).any()
 
 
 def test_a_detector_does_not_differ_from_itself() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.judged import pycocotools_judge
+from evaluation.reference_figures import evaluate_with_pycocotools
 from yolofleet.cli.main import main
 from yolofleet.cli.model_argument import open_detector
 from yolofleet.data.dataset import ShardDataset
@@ -50,8 +50,8 @@ def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(
     shards = str(drawn / "dataset")
     assert main(["evaluate", str(run / "model"), shards, "--json", "--results", str(results)]) == 0
     document = json.loads(capsys.readouterr().out)
-    judge = pycocotools_judge({"info": {}, **dataset.annotations()}, json.loads(results.read_text()))
-    expected = [None if value == -1 else float(value) for value in judge.stats]
+    reference = evaluate_with_pycocotools({"info": {}, **dataset.annotations()}, json.loads(results.read_text()))
+    expected = [None if value == -1 else float(value) for value in reference.stats]
     assert list(document["figures"].values()) == expected
     for data in (shards, str(drawn / "instances.json")):
         assert main(["evaluate", str(results), data, "--json"]) == 0
@@ -149,8 +149,8 @@ def test_wrong_input_is_exit_code_2_and_one_message(
 ) -> None:
     (tmp_path / "file.txt").write_text("not an image")
     (tmp_path / "empty.json").write_text("[]")
-    places = {"tmp": tmp_path, "run": run, "drawn": drawn, "data": drawn / "dataset"}
-    assert main([argument.format(**places) for argument in arguments]) == 2
+    paths = {"tmp": tmp_path, "run": run, "drawn": drawn, "data": drawn / "dataset"}
+    assert main([argument.format(**paths) for argument in arguments]) == 2
     captured = capsys.readouterr()
-    assert words.format(**places) in captured.err
+    assert words.format(**paths) in captured.err
     assert captured.out == "" and "Traceback" not in captured.err

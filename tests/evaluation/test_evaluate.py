@@ -1,4 +1,4 @@
-"""Evaluation end to end: an oracle is worth 1, ranks agree with one process, the file is what was judged."""
+"""Evaluation end to end: an oracle is worth 1, ranks agree with one process, the file holds what was evaluated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.judged import pycocotools_judge
+from evaluation.reference_figures import evaluate_with_pycocotools
 from yolofleet.core.errors import UserError
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
@@ -44,15 +44,15 @@ class Oracle(nn.Module):
         self.answers: list[Tensor] = []
         for batch in batches:
             answer = torch.zeros(len(batch.image_ids), 60, 5 + len(dataset.classes))
-            for place, (image_id, box) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
+            for position, (image_id, box) in enumerate(zip(batch.image_ids, batch.letterboxes, strict=True)):
                 own = [entry for entry in truth if entry["image_id"] == image_id and not entry["iscrowd"]]
                 for row, entry in enumerate(own):
                     x, y, width, height = entry["bbox"]
                     corners = box.apply(torch.tensor([x, y, x + width, y + height]))
-                    answer[place, row, :2] = (corners[:2] + corners[2:]) / 2
-                    answer[place, row, 2:4] = corners[2:] - corners[:2]
-                    answer[place, row, 4] = 1
-                    answer[place, row, 5 + index_of[entry["category_id"]]] = 0.9
+                    answer[position, row, :2] = (corners[:2] + corners[2:]) / 2
+                    answer[position, row, 2:4] = corners[2:] - corners[:2]
+                    answer[position, row, 4] = 1
+                    answer[position, row, 5 + index_of[entry["category_id"]]] = 0.9
             self.answers.append(answer)
         self.calls = 0
 
@@ -75,10 +75,10 @@ def test_an_oracle_is_worth_1(dataset: ShardDataset) -> None:
     result = score_detections(rows, dataset.annotations())
     assert result.figures["AP"] == pytest.approx(1.0)
     assert result.num_images == len(dataset) == 20
-    assert result.judged.num_crowds > 0
+    assert result.average_precision.num_crowds > 0
 
 
-def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_judged(
+def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_evaluated(
     dataset: ShardDataset, package: Path, tmp_path: Path
 ) -> None:
     detector = Detector.load(package)
@@ -87,11 +87,11 @@ def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_judged(
     path = tmp_path / "new" / "results.json"
     result.detections.write(path)
     records = json.loads(path.read_text())
-    judge = pycocotools_judge({"info": {}, **dataset.annotations()}, records)
-    expected = [None if value == -1 else float(value) for value in judge.stats]
+    reference = evaluate_with_pycocotools({"info": {}, **dataset.annotations()}, records)
+    expected = [None if value == -1 else float(value) for value in reference.stats]
     assert list(result.figures.values()) == expected
     again = coco_average_precision(dataset.annotations(), Detections.read(path))
-    assert again == result.judged
+    assert again == result.average_precision
     assert all(round(value, 3) == value for record in records for value in record["bbox"])
     assert all(round(record["score"], 5) == record["score"] for record in records)
 
@@ -102,9 +102,9 @@ def test_figures_over_shards_are_those_of_the_original_annotation_file(test_data
     build_dataset(source, open_storage(folder / "images"), open_storage(tmp_path), BuildOptions(), problems)
     original = json.loads((folder / "instances_val.json").read_text())
     records = noisy_copies(original["annotations"])
-    judge = pycocotools_judge({"info": {}, **original}, records)
+    reference = evaluate_with_pycocotools({"info": {}, **original}, records)
     ours = coco_average_precision(ShardDataset(tmp_path).annotations(), records)
-    assert list(ours.figures.values()) == [float(value) for value in judge.stats]
+    assert list(ours.figures.values()) == [float(value) for value in reference.stats]
     assert ours.num_crowds == 1
 
 
@@ -127,7 +127,7 @@ def test_any_number_of_ranks_gives_the_same_result(dataset: ShardDataset, packag
     alone = score_detections(collect_detections(model, stream(dataset), confidence=1e-4), dataset.annotations())
     shares = [collect_detections(model, stream(dataset, rank, 3), confidence=1e-4) for rank in (2, 0, 1)]
     shared = score_detections(torch.cat(shares), dataset.annotations())
-    assert shared.judged == alone.judged
+    assert shared.average_precision == alone.average_precision
     assert shared.detections.records() == alone.detections.records()
 
 
@@ -158,7 +158,7 @@ def test_a_damaged_image_counts_as_one_without_detections(drawn: Path, package: 
 def test_a_model_with_other_class_ids_is_brought_together_by_name(dataset: ShardDataset) -> None:
     ids = [category_id for category_id, _ in dataset.classes]
     assert category_ids_for(dataset.classes, dataset.classes) == ids
-    renamed = [(1000 + place, name) for place, (_, name) in enumerate(reversed(dataset.classes))]
+    renamed = [(1000 + position, name) for position, (_, name) in enumerate(reversed(dataset.classes))]
     assert category_ids_for([*renamed, (5, "unicorn")], dataset.classes) == [*reversed(ids), None]
     same_name_twice = [(1, "red"), (2, "red")]
     assert category_ids_for(same_name_twice, same_name_twice) == [1, 2]
@@ -171,9 +171,12 @@ def test_classes_that_the_model_does_not_know_are_told() -> None:
     assert classes_unknown_to([(1, "red"), (2, "blue")], [(2, "blue")]) == []
 
 
-def test_classes_that_the_dataset_does_not_have_are_not_judged(dataset: ShardDataset, package: Path) -> None:
+def test_classes_that_the_dataset_does_not_have_are_not_evaluated(dataset: ShardDataset, package: Path) -> None:
     model = Detector.load(package).model
-    classes = [*dataset.classes[:1], *((900 + place, f"other {place}") for place in range(1, len(dataset.classes)))]
+    classes = [
+        *dataset.classes[:1],
+        *((900 + position, f"other {position}") for position in range(1, len(dataset.classes))),
+    ]
     result = evaluate(model, dataset, image_size=96, classes=classes, confidence=1e-4)
     assert {record["category_id"] for record in result.detections.records()} <= {dataset.classes[0][0]}
 

@@ -1,4 +1,4 @@
-"""Annotation files that detections cannot be judged by are refused by a word on what is wrong."""
+"""Annotation files that detections cannot be evaluated with are refused, with the mistake named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.judged import random_problem
+from evaluation.reference_figures import random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import read_ground_truth
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 
-from evaluation.judged import random_problem
+from evaluation.reference_figures import random_problem
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.charts import Series, line_chart
@@ -48,8 +48,8 @@ def result_of(seed: int) -> EvaluationResult:
     ground_truth, records = random_problem(seed)
     ground_truth["categories"][0]["name"] = "<script>alert(1)</script>"
     detections = Detections.from_records(records)
-    judged = coco_average_precision(ground_truth, detections)
-    return EvaluationResult(judged=judged, detections=detections, skipped=(("a/1", "image_damaged"),))
+    figures = coco_average_precision(ground_truth, detections)
+    return EvaluationResult(average_precision=figures, detections=detections, skipped=(("a/1", "image_damaged"),))
 
 
 def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> None:
@@ -77,7 +77,9 @@ def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> N
 def test_a_page_without_an_evaluation_or_without_ground_truth_is_a_page() -> None:
     parsed(render_report(None, title="Nothing yet"))
     empty = coco_average_precision({"images": [], "categories": [], "annotations": []}, [])
-    parsed(render_report(EvaluationResult(judged=empty, detections=Detections.from_records([])), title="Empty"))
+    parsed(
+        render_report(EvaluationResult(average_precision=empty, detections=Detections.from_records([])), title="Empty")
+    )
 
 
 def test_charts_stay_inside_their_axes() -> None:

@@ -1,7 +1,8 @@
-"""Exported files run and find what torch finds; what they say of themselves is true."""
+"""Exported files run and detect the same objects as torch; their metadata is true."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,14 @@ from export.conftest import lively
 from yolofleet.cli.main import main
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
-from yolofleet.export.card import make_card, put_card
+from yolofleet.export.card import ExportCard, make_card, put_card
 from yolofleet.export.exporter import export_detector
-from yolofleet.export.formats import Request
+from yolofleet.export.formats import FORMATS, ExportFormat, Request
 from yolofleet.export.onnx_suppression import add_suppression
 from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import ExportError, InputShape, Thresholds
 from yolofleet.export.triton import write_repository
-from yolofleet.export.verification import noise, verify
+from yolofleet.export.verification import random_batches, verify
 from yolofleet.models import build_model, deploy
 
 if TYPE_CHECKING:
@@ -63,11 +64,11 @@ def test_only_standard_operators(network: ModelProto, detector: Detector) -> Non
 def test_torch_files(kind: Any, detector: Detector, any_shape: InputShape, tmp_path: Path) -> None:
     request = Request(format=kind, shape=any_shape)
     exported = export_detector(detector, tmp_path / "model", request)
-    found = verify(exported.path, kind, detector, None, noise(any_shape, 32))
+    found = verify(exported.path, kind, detector, None, random_batches(any_shape, 32))
     assert found.equal and found.num_images > 1
     exported.path.write_bytes(exported.path.read_bytes()[:1000])
     with pytest.raises(ExportError, match="model"):
-        verify(exported.path, kind, detector, None, noise(any_shape, 32))
+        verify(exported.path, kind, detector, None, random_batches(any_shape, 32))
 
 
 @pytest.mark.system
@@ -77,11 +78,11 @@ def test_a_wrong_file_is_not_verified(
     model = lively(build_model(detector.card.model, num_classes=3, deployed=True)).eval()
     other = Detector(model=model, network=model, card=detector.card, device=detector.device)
     path = written(network, tmp_path / "model.onnx", detector, any_shape, None)
-    assert not verify(path, "onnx", other, None, noise(any_shape, 32)).equal
+    assert not verify(path, "onnx", other, None, random_batches(any_shape, 32)).equal
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x07" * 100])
-def test_what_is_no_onnx_file_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_other_files_than_onnx_are_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(content)
     with pytest.raises(ExportError, match=r"model\.onnx"):
         OnnxNetwork(tmp_path / "model.onnx")
@@ -141,23 +142,48 @@ def triton_config(text: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
-        (("--format", "engine"), "onnx, safetensors, torchscript"),
+        (("--format", "onx"), "no export format 'onx'; did you mean 'onnx'? (registered: onnx, safetensors"),
         (("--image-size", "50"), "take 64"),
         (("--format", "torchscript", "--nms"), "--nms"),
         (("--int8", "nowhere"), "nowhere"),
         (("--format", "triton", "--name", "a/b"), "--name a/b"),
     ],
 )
-def test_a_wrong_request_is_told(
-    arguments: tuple[str, ...], told: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_request_is_refused(
+    arguments: tuple[str, ...], message: str, package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if "triton" in arguments:
         pytest.importorskip("onnxscript")
     assert main(["export", str(package), str(tmp_path / "out"), *arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def write_summary(path: Path, detector: Detector, request: Request, card: ExportCard) -> Path:
+    """Write the parameters of each block as JSON: a format of one's own."""
+    blocks = {name: sum(p.numel() for p in block.parameters()) for name, block in detector.model.blocks.items()}
+    path.write_text(json.dumps({"model": card.model, "image_size": request.shape.image_size, "parameters": blocks}))
+    return path
+
+
+def test_a_format_of_ones_own_is_one_line(
+    package: Path, detector: Detector, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(FORMATS, "_items", dict(FORMATS.items()))
+    FORMATS.register("summary")(ExportFormat(write=write_summary))
+    out = tmp_path / "new" / "summary.json"
+    assert main(["export", str(package), str(out), "--format", "summary", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["path"] == str(out)
+    summary = json.loads(out.read_text())
+    head = sum(parameter.numel() for parameter in detector.model.head.parameters())
+    total = sum(parameter.numel() for parameter in detector.model.parameters())
+    assert (summary["model"], summary["image_size"]) == (detector.card.model.name, 64)
+    assert sum(summary["parameters"].values()) + head == total
+    for option, message in (("--nms", "--nms"), ("--verify", "cannot be run here; leave out --verify")):
+        assert main(["export", str(package), str(out), "--format", "summary", option]) == 2
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -171,5 +197,5 @@ def test_every_model_of_the_paper(name: str, dynamic: bool, tmp_path: Path) -> N
     shape = InputShape(batch=1, image_size=side, dynamic=dynamic)
     request = Request(format="onnx", shape=shape, thresholds=EVERYTHING)
     exported = export_detector(detector, tmp_path / "model.onnx", request)
-    found = verify(exported.path, "onnx", detector, EVERYTHING, noise(shape, model.max_stride))
+    found = verify(exported.path, "onnx", detector, EVERYTHING, random_batches(shape, model.max_stride))
     assert found.equal and found.num_boxes > 0, found

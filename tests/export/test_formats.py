@@ -41,12 +41,12 @@ def test_a_format_of_ones_own_is_exported_and_verified(
 
         return compute
 
-    FORMATS.register("mine")(ExportFormat(write, load))
+    FORMATS.register("mine")(ExportFormat(write=write, load=load))
     out = tmp_path / "detector.mine"
     assert main(["export", str(package), str(out), "--format", "mine", "--verify"]) == 0
     assert out.is_file() and "verified against torch" in capsys.readouterr().out
     assert main(["export", str(package), str(out), "--format", "mine", "--nms"]) == 2
-    assert "they belong to onnx and triton" in capsys.readouterr().err
+    assert "these support them: onnx, triton" in capsys.readouterr().err
 
 
 def test_an_unknown_format_is_refused_with_the_nearest(package: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The INT8 network: smaller, near to the float one, its head left in float, its worth shown beside the float one's."""
+"""The INT8 network: smaller, near to the float one, its head left in float, its figures reported beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.onnx_graph import network_to_onnx
-from yolofleet.export.quantization import HEAD_PREFIX, quantized
+from yolofleet.export.quantization import HEAD_PREFIX, quantize
 from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import ExportError, InputShape
 from yolofleet.models import build_model
@@ -59,7 +59,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_head_stays_in_float(package: Path) -> None:
     network = network_to_onnx(Detector.load(package).model, InputShape(batch=1, image_size=64, dynamic=False))
     inputs = np.random.default_rng(0).integers(0, 256, (4, 3, 64, 64), np.uint8)
-    small = quantized(network, inputs)
+    small = quantize(network, inputs)
     convolutions = [node for node in small.graph.node if node.op_type == "Conv"]
     in_float = [node for node in convolutions if not node.input[1].endswith("_DequantizeLinear_Output")]
     assert [node.input[1].startswith(HEAD_PREFIX) for node in in_float] == [True]
@@ -74,7 +74,7 @@ def test_the_head_stays_in_float(package: Path) -> None:
     difference = np.abs(expected - found)
     assert difference[..., :2].max() < 4 and difference[..., 4:].mean() < 0.05 and difference.max() > 0
     with pytest.raises(ExportError, match="as many"):
-        quantized(network, inputs, batch=5)
+        quantize(network, inputs, batch=5)
 
 
 def test_its_worth_is_shown(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,9 +86,9 @@ def test_its_worth_is_shown(package: Path, tmp_path: Path, capsys: pytest.Captur
     out = tmp_path / "small.onnx"
     arguments = ["export", str(package), str(out), "--int8", str(folder / "dataset"), "--nms", "--verify", "--json"]
     assert main(arguments) == 0
-    told = json.loads(capsys.readouterr().out)
+    report = json.loads(capsys.readouterr().out)
     for form in ("float", "int8"):
-        assert {*told[form]} == {"AP", "AP50", "milliseconds", "megabytes"} and told[form]["milliseconds"] > 0
-    assert told["int8"]["megabytes"] < told["float"]["megabytes"]
-    assert told["card"]["quantized"] and told["card"]["suppression"]["max_detections"] == 300
+        assert {*report[form]} == {"AP", "AP50", "milliseconds", "megabytes"} and report[form]["milliseconds"] > 0
+    assert report["int8"]["megabytes"] < report["float"]["megabytes"]
+    assert report["card"]["quantized"] and report["card"]["suppression"]["max_detections"] == 300
     assert OnnxNetwork(out).card.quantized

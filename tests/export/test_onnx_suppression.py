@@ -32,11 +32,11 @@ def suppressing(num_classes: int, thresholds: Thresholds) -> Any:
 
 
 def crowd(seed: int, images: int, boxes: int, num_classes: int) -> Tensor:
-    """Predictions crowded around a few places, with scores of all sizes."""
+    """Predictions crowded around a few centres, with scores of all sizes."""
     generator = torch.Generator().manual_seed(seed)
     decoded = torch.rand(images, boxes, 5 + num_classes, generator=generator)
-    places = torch.rand(4, 2, generator=generator) * 300
-    decoded[..., :2] = places[torch.randint(4, (images, boxes), generator=generator)] + decoded[..., :2] * 12
+    centres = torch.rand(4, 2, generator=generator) * 300
+    decoded[..., :2] = centres[torch.randint(4, (images, boxes), generator=generator)] + decoded[..., :2] * 12
     decoded[..., 2:4] = decoded[..., 2:4] * 40 + 20
     decoded[..., 4] **= 4
     return decoded

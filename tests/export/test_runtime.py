@@ -90,13 +90,13 @@ def test_without_the_file_torch_predicts(package: Path, caplog: pytest.LogCaptur
         ("other weights", "made of other weights"),
         ("other network", "computes something else"),
         ("with suppression", "--nms"),
-        ("cut off", "no ONNX file"),
+        ("cut off", "not an ONNX file"),
         ("of a later yolofleet", "format"),
         ("unrunnable", "cannot be run"),
         ("no runtime", "onnxruntime is not installed"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
+def test_torch_predicts_and_a_warning_says_why_a_file_cannot_be_used(
     kind: str,
     reason: str,
     with_network: Path,
@@ -131,6 +131,6 @@ def test_a_file_that_cannot_be_used_is_told_and_torch_predicts(
     else:
         monkeypatch.setattr("yolofleet.export.settings.find_spec", lambda name: None)
     assert not isinstance(load_detector(with_network).network, OnnxNetwork)
-    (told,) = caplog.records
-    assert told.getMessage().startswith("torch predicts, which is slower") and reason in told.getMessage()
-    assert kind == "no runtime" or str(path) in told.getMessage()
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith("torch predicts, which is slower") and reason in warning.getMessage()
+    assert kind == "no runtime" or str(path) in warning.getMessage()

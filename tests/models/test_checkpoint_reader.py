@@ -191,8 +191,8 @@ def test_any_damage_is_read_or_refused_but_never_crashes(tmp_path: Path) -> None
     for _ in range(400):
         damaged = bytearray(records[pickled])
         for _ in range(draw.randint(1, 5)):
-            place = draw.randrange(len(damaged))
-            damaged[place : place + draw.randint(0, 4)] = draw.randbytes(draw.randint(0, 4))
+            position = draw.randrange(len(damaged))
+            damaged[position : position + draw.randint(0, 4)] = draw.randbytes(draw.randint(0, 4))
         with zipfile.ZipFile(tmp_path / "damaged.pt", "w") as archive:
             for name, content in records.items():
                 archive.writestr(name, bytes(damaged) if name == pickled else content)

@@ -11,7 +11,7 @@ from yolofleet.models import build_model, deploy
 from yolofleet.models.blocks import register_block
 from yolofleet.models.graph import BlockBuilder, Feature
 from yolofleet.models.profile import profile
-from yolofleet.models.scaling import scaled
+from yolofleet.models.scaling import scale
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.blocks import Row, Stack, Transition
 from yolofleet.specs.model import ModelTable
@@ -62,7 +62,7 @@ def test_it_is_built_counted_and_deployed() -> None:
 
 
 def test_it_follows_compound_scaling_by_its_markers() -> None:
-    row = scaled(table(), depth=2.0, transition_width=1.5, hidden_width=1.0).blocks[-1]
+    row = scale(table(), depth=2.0, transition_width=1.5, hidden_width=1.0).blocks[-1]
     assert isinstance(row, GhostRow) and (row.stack, row.out) == (4, 48)
 
 

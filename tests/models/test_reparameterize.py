@@ -77,7 +77,7 @@ def test_table_5_variants_have_their_parameters(name: str, row: str) -> None:
 
 
 def test_no_two_variants_are_the_same_graph() -> None:
-    graphs = [layers(graph_of(**THREE_STACKED_ELAN, reparameterize=places)) for places in TABLE_4.values()]
+    graphs = [layers(graph_of(**THREE_STACKED_ELAN, reparameterize=positions)) for positions in TABLE_4.values()]
     graphs += [
         layers(graph_of(name=name, **choice)) for name in ("yolor-w6", "yolor-csp") for choice in TABLE_5.values()
     ]
@@ -119,11 +119,11 @@ def test_every_placement_builds_and_trains(choice: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"name": "yolov7", "reparameterize": ("frist",)}, "unknown place 'frist'; did you mean 'first'"),
+        ({"name": "yolov7", "reparameterize": ("frist",)}, "unknown position 'frist'; did you mean 'first'"),
         ({"name": "yolov7", "reparameterize": ("residual",)}, "has no convolution at residual"),
         ({"name": "yolov7", "reverse_residual": True}, "no dark blocks to reverse"),
     ],
 )
-def test_wrong_places_are_refused(choice: dict[str, object], message: str) -> None:
+def test_wrong_positions_are_refused(choice: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         graph_of(**choice)

@@ -122,7 +122,7 @@ def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, Evaluati
     detections = Detections.read(path)
     dataset = None if data.endswith(".json") else _open_dataset(data)
     truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations()
-    return dataset, EvaluationResult(judged=coco_average_precision(truth, detections), detections=detections)
+    return dataset, EvaluationResult(average_precision=coco_average_precision(truth, detections), detections=detections)
 
 
 def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
@@ -144,10 +144,10 @@ def _print_tables(result: EvaluationResult, seconds: float) -> None:
     from rich.table import Table
 
     console = Console() if sys.stdout.isatty() else Console(width=110)
-    judged = result.judged
+    found = result.average_precision
     console.print(
-        f"[bold]{judged.num_images}[/] images, {judged.num_objects} objects, {judged.num_crowds} crowds, "
-        f"{judged.num_detections} detections, {seconds:.1f} s"
+        f"[bold]{found.num_images}[/] images, {found.num_objects} objects, {found.num_crowds} crowds, "
+        f"{found.num_detections} detections, {seconds:.1f} s"
     )
     if result.skipped:
         skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)

@@ -49,8 +49,8 @@ def export(
     from yolofleet.cli.model_argument import package_folder
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.exporter import export_detector
-    from yolofleet.export.formats import FORMATS, Request
+    from yolofleet.export.exporter import FORMATS, export_detector
+    from yolofleet.export.formats import Request
     from yolofleet.export.quantization import dataset_images
     from yolofleet.export.settings import InputShape, check_shape
 
@@ -61,22 +61,21 @@ def export(
     shape = InputShape(batch=batch, image_size=side, dynamic=dynamic)
     check_shape(shape, detector.model.max_stride)
     thresholds = _thresholds(detector, confidence, iou, max_detections, multi_label) if nms else None
-    evaluated: list[dict[str, Any]] = []
+    quantization: dict[str, Any] = {}
     request = Request(
         format=kind,
         shape=shape,
         thresholds=thresholds,
         calibration=None if int8 is None else dataset_images(int8, side, calibration_images),
         name=name,
-        on_networks=lambda *models: evaluated.extend(_evaluate_networks(models, detector, str(int8), shape)),
+        on_networks=lambda *models: quantization.update(_report_quantization(models, detector, str(int8), shape)),
     )
     exported = export_detector(detector, out, request)
     num_bytes = exported.path.stat().st_size
     document: dict[str, Any] = {"path": str(exported.path), "bytes": num_bytes, "card": exported.card.document()}
     lines = [f"{exported.path}: {num_bytes / 1e6:.1f} MB"]
-    if evaluated:
-        document["float"], document["int8"] = evaluated
-        lines += [_format_evaluation(label, entry) for label, entry in zip(("float", "INT8"), evaluated, strict=True)]
+    document |= quantization
+    lines += [_format_evaluation(*entry) for entry in zip(("float", "INT8"), quantization.values(), strict=False)]
     is_equal = True
     if verify or verify_data is not None:
         is_equal, document["verified"], more = _verify(exported.path, detector, request, verify_data)
@@ -99,14 +98,14 @@ def _thresholds(
     )
 
 
-def _evaluate_networks(models: Any, detector: Detector, data: str, shape: InputShape) -> list[dict[str, Any]]:
+def _report_quantization(models: Any, detector: Detector, data: str, shape: InputShape) -> dict[str, Any]:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.export.card import make_card
-    from yolofleet.export.quantization import evaluate_networks
+    from yolofleet.export.quantization import report_quantization
 
     note(f"evaluating the float and the INT8 network on {data}")
     card = make_card(detector.card, detector.model.strides, shape, None)
-    return [entry.as_json() for entry in evaluate_networks(models, detector, ShardDataset(data), card, shape)]
+    return report_quantization(models, detector, ShardDataset(data), card, shape).as_json()
 
 
 def _format_evaluation(label: str, entry: dict[str, Any]) -> str:
@@ -123,10 +122,10 @@ def _verify(
         Whether the differences are those of rounding (those of INT8 are reported and accepted), the comparison as JSON
         values, and as lines.
     """
-    from yolofleet.export.verification import noise
+    from yolofleet.export.verification import random_batches
     from yolofleet.export.verification import verify as compare
 
-    batches = noise(request.shape, detector.model.max_stride) if data is None else _batches(data, request)
+    batches = random_batches(request.shape, detector.model.max_stride) if data is None else _batches(data, request)
     comparison = compare(path, request.format, detector, request.thresholds, batches)
     is_int8 = request.calibration is not None
     verdict = "INT8, so differences are meant" if is_int8 else "equal" if comparison.equal else "NOT equal"

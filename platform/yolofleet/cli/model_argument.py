@@ -28,10 +28,10 @@ def open_detector(model: str, device: str, tracking_uri: str | None = None) -> D
     Raises:
         UserError: There is no such model, it is damaged, or the device does not exist.
     """
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.export.runtime import load_detector
 
-    chosen = chosen_device(device, "--device")
+    chosen = select_device(device, "--device")
     with package_folder(model, tracking_uri) as folder:
         return load_detector(folder, chosen)
 

@@ -40,14 +40,14 @@ def promote(
 ) -> int:
     """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
     from yolofleet.cli.progress import show_progress
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.registry import promotion
     from yolofleet.specs.promotion import PromotionPolicy
 
     if force and not reason:
         raise UserError("--force needs --reason: the history keeps why the gates were overruled")
     gates = PromotionPolicy.load(policy) if policy is not None else PromotionPolicy()
-    torch_device = chosen_device(device, "--device")
+    torch_device = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with show_progress("evaluating") as on_images:
         report = promotion.check_gates(uri, name, version, to, gates, torch_device, data=data, on_images=on_images)

@@ -39,13 +39,13 @@ def verify(
     """Redo every claim of a version; exit code 1 if one fails."""
     from yolofleet.cli.progress import show_progress
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.registry.verify import check_sha256
     from yolofleet.registry.verify import verify as verify_version
     from yolofleet.registry.versions import find_version
 
     check_sha256(proof_sha256)
-    torch_device = chosen_device(device, "--device")
+    torch_device = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with show_progress("evaluating") as on_images:
         verification = verify_version(
@@ -79,11 +79,11 @@ def compare(
 ) -> None:
     """Compare two versions on the same images: the twelve figures, each class, and how sure the differences are."""
     from yolofleet.cli.progress import show_progress
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
     from yolofleet.registry.comparison import compare as compare_versions
     from yolofleet.registry.versions import find_version
 
-    torch_device = chosen_device(device, "--device")
+    torch_device = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with show_progress("evaluating") as on_images:
         comparison = compare_versions(

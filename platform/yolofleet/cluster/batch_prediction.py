@@ -16,15 +16,16 @@ from typing import Any
 
 from yolofleet.cluster.prediction_parts import ImageSource, NumberedImage, PredictionPlan, part_key
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.ray_runtime import ray_connection
 from yolofleet.core.text import one_line
-from yolofleet.evaluation.detector import Detector, chosen_device
-from yolofleet.evaluation.detector_package import CARD_NAME, WEIGHTS_NAME
+from yolofleet.evaluation.detector import Detector, select_device
+from yolofleet.evaluation.detector_package import WEIGHTS_NAME
 from yolofleet.evaluation.images import ImageReadError
 from yolofleet.export.runtime import NETWORK_NAME, load_detector
 from yolofleet.storage import open_storage
 
-PACKAGE_FILES = (CARD_NAME, WEIGHTS_NAME, NETWORK_NAME)
+PACKAGE_FILES = (DETECTOR_CARD_NAME, WEIGHTS_NAME, NETWORK_NAME)
 """The files of a detector package that a worker needs; the last one is not in all packages."""
 PARTS_AHEAD = 2
 """Parts that a worker holds: while it writes one, the next one waits for it."""
@@ -82,7 +83,7 @@ class PartPredictor:
             with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
                 for name, content in package.items():
                     Path(folder, name).write_bytes(content)
-                self._detector = load_detector(folder, chosen_device(self._device, "--device"))
+                self._detector = load_detector(folder, select_device(self._device, "--device"))
         return self._detector
 
     def _add(self, document: dict[str, list[Any]], images: list[NumberedImage], detector: Detector) -> None:

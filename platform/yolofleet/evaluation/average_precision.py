@@ -1,10 +1,9 @@
-"""COCO average precision: the twelve figures, every class, and the precision-recall curves.
+"""COCO average precision: the twelve figures, the figures of each class, and the precision-recall curves.
 
 The figures equal pycocotools' to the last digit, crowds included: the same numbers are summed in the same order.
-(faster-coco-eval leaves out a rounding term in the precision and differs in the last digit.) Two things differ from
-feeding files to pycocotools by hand: objects are numbered here, because annotation id 0 means "unmatched" there and
-such an object can never be found; and where there is nothing to measure (no object of a size, no ground truth at all)
-a figure is None instead of -1.
+(faster-coco-eval leaves out a rounding term in the precision and differs in the last digit.) Two things differ from a
+direct use of pycocotools: objects are numbered here, because there annotation id 0 means "unmatched" and such an object
+is never matched; and a figure with nothing to measure (no object of a size, no ground truth at all) is None, not -1.
 """
 
 from __future__ import annotations
@@ -45,20 +44,20 @@ FIGURE_NAMES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClassFigures:
-    """What one class reached.
+    """The figures of one class.
 
     Attributes:
-        category_id: its id in the dataset's annotations.
-        name: its name.
-        num_objects: ground truth, crowds left out.
-        num_detections: detections given.
-        ap: mean over the ten IoU thresholds; None where the class has no object.
-        ap50: at IoU 0.50.
-        ap75: at IoU 0.75.
-        ar_100: recall with at most 100 detections an image.
-        best_f1: the best harmonic mean of precision and recall at IoU 0.50.
-        best_confidence: the score above which that F1 is reached: a threshold to start from; None where nothing of
-            the class was found.
+        category_id: Its id in the dataset's annotations.
+        name: Its name.
+        num_objects: Ground truth, crowds left out.
+        num_detections: Detections given.
+        ap: Mean over the ten IoU thresholds; None where the class has no object.
+        ap50: At IoU 0.50.
+        ap75: At IoU 0.75.
+        ar_100: Recall with at most 100 detections an image.
+        best_f1: The best harmonic mean of precision and recall at IoU 0.50.
+        best_confidence: The score above which that F1 is reached: a threshold to start from; None where no object of
+            the class was detected.
     """
 
     category_id: int
@@ -75,16 +74,16 @@ class ClassFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AveragePrecision:
-    """The judgement of a set of detections.
+    """The evaluation of a set of detections.
 
     Attributes:
-        figures: the twelve COCO figures by name; None where there was nothing to measure.
-        per_class: one entry a category, in the order of their ids.
-        curves: category id -> precision at IoU 0.50 at the 101 recall levels 0, 0.01 ... 1 (empty: no object).
-        num_images: images judged, with and without objects.
-        num_objects: ground truth, crowds left out.
-        num_crowds: crowd regions, where detections count neither way.
-        num_detections: detections judged.
+        figures: The twelve COCO figures by name; None where there was nothing to measure.
+        per_class: One entry a category, in the order of their ids.
+        curves: Category id -> precision at IoU 0.50 at the 101 recall levels 0, 0.01 ... 1 (empty: no object).
+        num_images: Images evaluated, with and without objects.
+        num_objects: Ground truth, crowds left out.
+        num_crowds: Crowd regions, where detections count neither way.
+        num_detections: Detections evaluated.
     """
 
     figures: Figures
@@ -96,7 +95,7 @@ class AveragePrecision:
     num_detections: int
 
     def as_json(self) -> dict[str, Any]:
-        """Returns figures, classes and counts as plain JSON values (without the curves)."""
+        """Return figures, classes and counts as plain JSON values (without the curves)."""
         counts = {name: getattr(self, name) for name in ("num_images", "num_objects", "num_crowds", "num_detections")}
         return {"figures": self.figures, "per_class": [asdict(entry) for entry in self.per_class], **counts}
 
@@ -104,10 +103,10 @@ class AveragePrecision:
 def coco_average_precision(
     ground_truth: Mapping[str, Any], detections: Detections | Sequence[Mapping[str, Any]]
 ) -> AveragePrecision:
-    """Judges detections as pycocotools does.
+    """Evaluate detections as pycocotools does.
 
     Args:
-        ground_truth: a COCO document: `images` (id), `categories` (id, name), `annotations` (image_id, category_id,
+        ground_truth: A COCO document: `images` (id), `categories` (id, name), `annotations` (image_id, category_id,
             bbox x, y, w, h in pixels; area: w x h unless given; iscrowd: 0 unless given). Ids need not be unique.
         detections: `Detections`, or COCO result records: image_id, category_id, bbox x, y, w, h in pixels, score.
 
@@ -115,7 +114,7 @@ def coco_average_precision(
         The twelve figures, the classes and the curves. Images without annotations count: detections there are wrong.
 
     Raises:
-        UserError: a record is malformed, or names an image that the ground truth does not have.
+        UserError: A record is malformed, or names an image that the ground truth does not have.
     """
     if not isinstance(detections, Detections):
         detections = Detections.from_records(detections)
@@ -124,8 +123,8 @@ def coco_average_precision(
     category_ids = np.array(sorted(names), np.int64)
     _check_images(detections, image_ids)
     truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
-    found, scores = detection_boxes(detections, image_ids, category_ids)
-    curves = precision_recall(truth, found, scores, num_images=len(image_ids), num_classes=len(category_ids))
+    detected, scores = detection_boxes(detections, image_ids, category_ids)
+    curves = precision_recall(truth, detected, scores, num_images=len(image_ids), num_classes=len(category_ids))
     object_classes, object_counts = np.unique(truth.groups[~truth.crowds] // max(len(image_ids), 1), return_counts=True)
     detected_ids, detection_counts = np.unique(detections.category_ids, return_counts=True)
     num_objects = dict(zip(category_ids[object_classes].tolist(), object_counts.tolist(), strict=True))
@@ -155,16 +154,16 @@ def coco_average_precision(
 
 
 def _check_images(detections: Detections, image_ids: Integers) -> None:
-    strange = np.flatnonzero(~np.isin(detections.image_ids, image_ids))
-    if len(strange):
+    unknown = np.flatnonzero(~np.isin(detections.image_ids, image_ids))
+    if len(unknown):
         raise UserError(
-            f"detection {strange[0] + 1} of {len(detections)}: image_id {detections.image_ids[strange[0]]} is not an "
+            f"detection {unknown[0] + 1} of {len(detections)}: image_id {detections.image_ids[unknown[0]]} is not an "
             f"image of this dataset ({len(image_ids)} images); are the detections of another dataset?"
         )
 
 
 def _figures(curves: Curves) -> Figures:
-    """The twelve figures in COCO's order."""
+    """Return the twelve figures in COCO's order."""
     precision, recall = curves.precision, curves.recall
     values = [
         _mean(precision[:, :, :, ALL]),
@@ -180,7 +179,7 @@ def _figures(curves: Curves) -> Figures:
 def _class_figures(
     curves: Curves, position: int, *, category_id: int, name: str, num_objects: int, num_detections: int
 ) -> ClassFigures:
-    """The figures of the class at this position of the curves."""
+    """Return the figures of the class at a position of the curves."""
     precision = curves.precision[:, :, position, ALL]  # (T, R)
     best_f1, best_confidence = _operating_point(precision[IOU_50], curves.scores[position])
     return ClassFigures(
@@ -198,18 +197,18 @@ def _class_figures(
 
 
 def _mean(values: Floats) -> float | None:
-    """The mean of what was measured, summed in pycocotools' order; None where nothing was."""
+    """Return the mean of the measured values, summed in pycocotools' order; None where there are none."""
     measured = values[values > NOT_MEASURED]
     return float(np.mean(measured)) if measured.size else None
 
 
 def _curve(precision: Floats) -> tuple[float, ...]:
-    """A precision curve (R,) as numbers; empty where the class has no object."""
+    """Return a precision curve (R,) as numbers; empty where the class has no object."""
     return tuple(precision.tolist()) if (precision > NOT_MEASURED).all() else ()
 
 
 def _operating_point(precision: Floats, scores: Floats) -> tuple[float | None, float | None]:
-    """The best F1 on a precision curve (R,) and the score there."""
+    """Return the best F1 on a precision curve (R,) and the score there."""
     if (precision == NOT_MEASURED).any():
         return None, None
     f1 = 2 * precision * RECALL_LEVELS / np.maximum(precision + RECALL_LEVELS, 1e-12)

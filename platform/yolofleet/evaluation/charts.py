@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: no script, no font, no file beside them."""
+"""Line charts as inline SVG: without script, font or other file, so a page that holds them needs nothing else."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Series:
     """One line of a chart.
 
     Attributes:
-        name: shown in the legend and when the pointer rests on the line.
+        name: Shown in the legend and when the pointer rests on the line.
         points: (x, y) in ascending x.
-        colour: any CSS colour.
-        width: of the line in pixels.
+        colour: Any CSS colour.
+        width: Of the line in pixels.
     """
 
     name: str
@@ -41,15 +41,15 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     most_in_legend: int = 12,
 ) -> str:
-    """Draws lines over common axes.
+    """Draw lines over common axes.
 
     Args:
-        series: the lines; the last one lies on top. Points that are not finite are left out.
-        x_name: what the horizontal axis shows.
-        y_name: what the vertical axis shows.
-        x_range: its ends; None: those of the data.
-        y_range: the same for the vertical axis.
-        most_in_legend: with more lines than this there is no legend (the pointer still names each line).
+        series: The lines; the last one lies on top. Points that are not finite are left out.
+        x_name: What the horizontal axis shows.
+        y_name: What the vertical axis shows.
+        x_range: Its ends; None: those of the data.
+        y_range: The same for the vertical axis.
+        most_in_legend: With more lines than this there is no legend (the pointer still names each line).
 
     Returns:
         An SVG element.
@@ -59,20 +59,20 @@ def line_chart(
     y_ticks = _ticks(*(y_range or _ends([y for points in clean for _, y in points])))
     plot_width, plot_height = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 
-    def across(x: float) -> float:
+    def to_pixel_x(x: float) -> float:
         return LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * plot_width
 
-    def down(y: float) -> float:
+    def to_pixel_y(y: float) -> float:
         return TOP + plot_height - (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]) * plot_height
 
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="chart" role="img" font-size="12" fill="{SOFT}">']
     for tick in y_ticks:
-        y = down(tick)
+        y = to_pixel_y(tick)
         parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GRID}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
     for tick in x_ticks:
         parts.append(
-            f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>'
+            f'<text x="{to_pixel_x(tick):.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(tick)}</text>'
         )
     parts.append(f'<text x="{LEFT + plot_width / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x_name)}</text>')
     middle = TOP + plot_height / 2
@@ -80,7 +80,7 @@ def line_chart(
         f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y_name)}</text>'
     )
     for line, points in zip(series, clean, strict=True):
-        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
+        path = " ".join(f"{to_pixel_x(x):.1f},{to_pixel_y(y):.1f}" for x, y in points)
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{escape(line.colour)}" stroke-width="{line.width}" '
             f'stroke-linejoin="round"><title>{escape(line.name)}</title></polyline>'

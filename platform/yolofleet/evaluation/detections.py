@@ -1,9 +1,7 @@
-"""Detections of a whole dataset as arrays, and as the COCO result records that files and other tools use.
+"""Detections of a whole dataset, as arrays and as the records of a COCO result file; ground truth from a COCO file.
 
-The numbers are rounded once, when the network's output becomes `Detections` (boxes to 3 decimals, scores to 5, as COCO
-result files of this model family are); what is judged is what is written, so judging the file gives the same figures.
-
-Ground truth straight from a COCO annotation file, for judging files of detections.
+Numbers are rounded once, when the network's output becomes `Detections` (boxes to 3 decimals, scores to 5, as in the
+COCO result files of this model family). A file holds what is evaluated, so evaluating the file gives the same figures.
 """
 
 from __future__ import annotations
@@ -25,6 +23,8 @@ Record = dict[str, Any]
 BOX_DECIMALS = 3
 SCORE_DECIMALS = 5
 RECORD_KEYS = ("image_id", "category_id", "bbox", "score")
+NEEDED = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}
+"""What an evaluation reads of a COCO annotation file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -48,14 +48,14 @@ class Detections:
 
     @staticmethod
     def from_tensor(rows: Tensor, category_ids: Sequence[int]) -> Detections:
-        """Takes what `collect_detections` gives, rounds it and puts it in the order of the image ids.
+        """Round the rows of `collect_detections` and sort them by image id.
 
         Args:
             rows: (D, 7) float64: image id, x1, y1, x2, y2, score, class index.
-            category_ids: the dataset's id of each class index.
+            category_ids: The dataset's id of each class index.
         """
         values = rows.detach().cpu().double().numpy()
-        values = values[np.argsort(values[:, 0], kind="stable")]  # the same whichever rank saw which image
+        values = values[np.argsort(values[:, 0], kind="stable")]  # independent of the rank that evaluated an image
         boxes = np.concatenate((values[:, 1:3], values[:, 3:5] - values[:, 1:3]), axis=1)
         return Detections(
             image_ids=values[:, 0].astype(np.int64),
@@ -66,10 +66,10 @@ class Detections:
 
     @staticmethod
     def from_records(records: Sequence[Mapping[str, Any]], *, source: str = "detections") -> Detections:
-        """Takes COCO result records.
+        """Convert COCO result records.
 
         Raises:
-            UserError: a record is malformed; the message names `source`, the record's number, the key and the value.
+            UserError: A record is malformed; the message names `source`, the record's number, the key and the value.
         """
         for number, record in enumerate(records, start=1):
             problem = _problem(record)
@@ -84,10 +84,10 @@ class Detections:
 
     @staticmethod
     def read(path: Path) -> Detections:
-        """Reads a COCO result file.
+        """Read a COCO result file.
 
         Raises:
-            UserError: the file cannot be read, is not JSON, or is not a list of result records.
+            UserError: The file cannot be read, is not JSON, or is not a list of result records.
         """
         try:
             records = json.loads(path.read_text(encoding="utf-8"))
@@ -102,15 +102,15 @@ class Detections:
         return Detections.from_records(records, source=str(path))
 
     def records(self) -> list[Record]:
-        """Returns COCO result records: image_id, category_id, bbox x, y, width, height, score."""
+        """Return COCO result records: image_id, category_id, bbox x, y, width, height, score."""
         columns = (self.image_ids.tolist(), self.category_ids.tolist(), self.boxes.tolist(), self.scores.tolist())
         return [dict(zip(RECORD_KEYS, values, strict=True)) for values in zip(*columns, strict=True)]
 
     def write(self, path: Path) -> None:
-        """Writes a COCO result file, one record a line.
+        """Write a COCO result file, one record a line.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: The file cannot be written.
         """
         lines = ",\n".join(json.dumps(record) for record in self.records())
         try:
@@ -121,14 +121,14 @@ class Detections:
 
 
 def _problem(record: Any) -> str | None:
-    """What is wrong with a COCO result record, if anything is."""
+    """Return the first mistake of a COCO result record, if there is one."""
     if not isinstance(record, Mapping):
         return f"it is {record!r:.60}, not an object with image_id, category_id, bbox and score"
     missing = [key for key in RECORD_KEYS if key not in record]
     if missing:
         return f"it has no {' and no '.join(missing)}"
     for key in ("image_id", "category_id"):
-        if not isinstance(record[key], int) or isinstance(record[key], bool) or abs(record[key]) >= 2**63:
+        if not _is_id(record[key]):
             return f"{key} is {record[key]!r:.40}; it must be a whole number"
     bbox = record["bbox"]
     if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(_is_finite(value) for value in bbox):
@@ -142,21 +142,18 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
-NEEDED = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}
-
-
 class GroundTruthError(UserError):
-    """A file is no COCO annotation file that detections can be judged by."""
+    """A file is not a COCO annotation file that detections can be evaluated with."""
 
 
 def read_ground_truth(path: Path) -> dict[str, Any]:
-    """Reads a COCO "instances" file as it is: nothing is dropped or repaired, as pycocotools would not either.
+    """Read a COCO "instances" file as it is: nothing is dropped or repaired, as pycocotools would not either.
 
     Returns:
-        The document, with the keys that judging needs.
+        The document, with the keys that an evaluation needs.
 
     Raises:
-        GroundTruthError: It cannot be read, is not JSON, or lacks what judging needs.
+        GroundTruthError: It cannot be read, is not JSON, or lacks what an evaluation needs.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -178,7 +175,7 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
 
 
 def _annotation_problem(entry: Any, fields: tuple[str, ...]) -> str | None:
-    """What is wrong with an image, a category or an annotation, if anything is."""
+    """Return the first mistake of an image, a category or an annotation, if there is one."""
     if not isinstance(entry, dict):
         return f"is {entry!r:.40}, not an object"
     for field in fields:
@@ -188,16 +185,12 @@ def _annotation_problem(entry: Any, fields: tuple[str, ...]) -> str | None:
             return f"has {field} {entry[field]!r:.40}; it must be a whole number"
     if "bbox" in fields:
         bbox = entry["bbox"]
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_number(value) for value in bbox):
+        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_finite(value) for value in bbox):
             return f"has bbox {bbox!r:.60}; it must be four numbers x, y, width, height in pixels"
-        if not _is_number(entry.get("area", 0)):
+        if not _is_finite(entry.get("area", 0)):
             return f"has area {entry['area']!r:.40}; it must be a number"
     return None
 
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300

@@ -1,8 +1,6 @@
-"""A detector: a network with its classes and thresholds, ready to look at images.
+"""A detector: a network with its classes and thresholds, ready to predict; the device it runs on, and its speed.
 
-The device that a user names.
-
-How long a network takes for one image.
+Images of one shape pass the network together, and one that cannot be read never costs the others of its batch.
 """
 
 from __future__ import annotations
@@ -29,8 +27,8 @@ from yolofleet.models.fused import fastest_form
 from yolofleet.models.network import Network
 
 
-def chosen_device(name: str, setting: str) -> torch.device:
-    """Return a device that works here; ``auto`` takes a GPU where there is one.
+def select_device(name: str, setting: str) -> torch.device:
+    """Return a device that works here; ``auto`` selects a GPU where there is one.
 
     Args:
         name: auto, cpu, cuda or cuda:N.
@@ -44,7 +42,7 @@ def chosen_device(name: str, setting: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch tells what is missing in all three
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says what is missing in all three
         reason = str(error).splitlines()[0]
         raise UserError(f"{setting} {name}: {reason}; use auto, cpu, cuda or cuda:N") from None
     return device
@@ -77,13 +75,13 @@ def median_milliseconds(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Detector:
-    """A detector ready to look at images.
+    """A detector ready to predict.
 
     Attributes:
-        model: the network in evaluation mode, on `device`.
-        network: what predicts: the model itself, or a faster form that computes the same.
-        card: what the package says about it.
-        device: where it computes.
+        model: The network in evaluation mode, on `device`.
+        network: The form that predicts: the model itself, or a faster form that computes the same.
+        card: The card of its package.
+        device: Its device.
     """
 
     model: Network
@@ -93,10 +91,10 @@ class Detector:
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> Detector:
-        """Reads a detector package, to compute in torch.
+        """Read a detector package, to compute in torch.
 
         Raises:
-            DetectorError: no package, a damaged one, one of a newer format, or weights that do not fit its model.
+            DetectorError: No package, a damaged one, one of a newer format, or weights that do not fit its model.
         """
         card, model = read_package(Path(folder))
         model.to(device).eval().requires_grad_(False)
@@ -119,25 +117,25 @@ class Detector:
         batch_size: int = 8,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> list[list[dict[str, Any]]]:
-        """Finds objects in images.
+        """Detect objects in images.
 
         Args:
-            images: each a path, the bytes of a file, base64 text (plain or a data URL), or an array (H, W, 3) uint8
-                RGB. Whatever a viewer shows upright is looked at upright.
-            confidence: lowest score returned; as the package says if None. So with the next three.
-            iou: overlap above which the worse of two boxes of a class is suppressed.
-            max_detections: kept per image.
-            image_size: long side of the network's input in pixels, a multiple of the model's largest stride.
-            batch_size: images that are decoded and pass the network together.
-            max_pixels: larger images are refused before they are decoded.
+            images: Each a path, the bytes of a file, base64 text (plain or a data URL), or an array (H, W, 3) uint8
+                RGB. EXIF orientation is applied.
+            confidence: Lowest score returned; the package's value if None, as for the next three.
+            iou: Overlap above which the worse of two boxes of a class is suppressed.
+            max_detections: Kept per image.
+            image_size: Long side of the network's input in pixels, a multiple of the model's largest stride.
+            batch_size: Images that are decoded and pass the network together.
+            max_pixels: Larger images are refused before they are decoded.
 
         Returns:
             Per image, best first: category_id, category_name, bbox x, y, width, height in pixels, score.
 
         Raises:
-            UserError: one of the images cannot be read; the message says which and why.
+            UserError: One of the images cannot be read; the message says which and why.
         """
-        found = self.predict_each(
+        results = self.predict_each(
             images,
             confidence=confidence,
             iou=iou,
@@ -147,10 +145,10 @@ class Detector:
             max_pixels=max_pixels,
         )
         records = []
-        for answer in found:
-            if isinstance(answer, ImageReadError):
-                raise answer
-            records.append(answer)
+        for result in results:
+            if isinstance(result, ImageReadError):
+                raise result
+            records.append(result)
         return records
 
     def predict_each(
@@ -164,35 +162,35 @@ class Detector:
         batch_size: int = 8,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> list[list[dict[str, Any]] | ImageReadError]:
-        """Finds objects in images as `predict` does; an image that cannot be read has its error in its place."""
+        """Detect objects in images as `predict` does; the error of an image that cannot be read is its result."""
         size = self.card.image_size if image_size is None else image_size
         check_fit(self.model, len(self.card.classes), size)
-        found: list[list[dict[str, Any]] | ImageReadError] = []
+        results: list[list[dict[str, Any]] | ImageReadError] = []
         for start in range(0, len(images), max(1, batch_size)):
-            answers: list[list[dict[str, Any]] | ImageReadError] = []
+            errors: list[ImageReadError | None] = []
             boxed: list[tuple[NDArray[np.uint8], Letterbox]] = []
             for source in images[start : start + batch_size]:
                 try:
-                    boxed.append(self._boxed(source, size, max_pixels))  # only one is held in its full size
-                    answers.append([])
+                    boxed.append(self._letterbox(source, size, max_pixels))  # only one is held in its full size
+                    errors.append(None)
                 except ImageReadError as error:
-                    answers.append(error)
-            records = self._find(
+                    errors.append(error)
+            records = self._detect(
                 boxed,
                 confidence=self.card.confidence if confidence is None else confidence,
                 iou=self.card.iou if iou is None else iou,
                 max_detections=self.card.max_detections if max_detections is None else max_detections,
             )
-            left = iter(records)
-            found += [answer if isinstance(answer, ImageReadError) else next(left) for answer in answers]
-        return found
+            remaining = iter(records)
+            results += [next(remaining) if error is None else error for error in errors]
+        return results
 
-    def _boxed(self, source: ImageInput, image_size: int, max_pixels: int) -> tuple[NDArray[np.uint8], Letterbox]:
+    def _letterbox(self, source: ImageInput, image_size: int, max_pixels: int) -> tuple[NDArray[np.uint8], Letterbox]:
         image = read_image(source, max_pixels=max_pixels)
         return letterbox(image, (image_size, image_size), stride=self.model.max_stride, auto=True, scale_up=True)
 
     @torch.inference_mode()
-    def _find(
+    def _detect(
         self,
         boxed: Sequence[tuple[NDArray[np.uint8], Letterbox]],
         *,
@@ -200,30 +198,30 @@ class Detector:
         iou: float,
         max_detections: int,
     ) -> list[list[dict[str, Any]]]:
-        """Letterboxed images -> their records; those of one size pass the network together."""
+        """Return the records of letterboxed images; images of one shape pass the network together."""
         records: list[list[dict[str, Any]]] = [[] for _ in boxed]
-        for places in _of_equal_shape([source for source, _ in boxed]):
-            batch = torch.from_numpy(np.stack([boxed[place][0] for place in places])).to(self.device)
+        for positions in _group_by_shape([source for source, _ in boxed]):
+            batch = torch.from_numpy(np.stack([boxed[position][0] for position in positions])).to(self.device)
             decoded = self.network(batch.permute(0, 3, 1, 2).float() / 255)  # (B, boxes, 5 + C)
             detections = non_maximum_suppression(
                 decoded, confidence=confidence, iou=iou, max_detections=max_detections, multi_label=False
             )
-            for place, rows in zip(places, detections, strict=True):
-                rows[:, :4] = boxed[place][1].undo(rows[:, :4])
-                records[place] = list(self._records(rows.cpu()))
+            for position, rows in zip(positions, detections, strict=True):
+                rows[:, :4] = boxed[position][1].undo(rows[:, :4])
+                records[position] = list(self._records(rows.cpu()))
         return records
 
     def _records(self, rows: Tensor) -> Iterator[dict[str, Any]]:
-        """Detections (k, 6) x1, y1, x2, y2, score, class -> COCO-style records."""
+        """Yield COCO-style records of detections (k, 6): x1, y1, x2, y2, score, class."""
         for x1, y1, x2, y2, score, index in rows.double().tolist():
             entry = self.card.classes[int(index)]
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             yield {"category_id": entry.id, "category_name": entry.name, "bbox": box, "score": round(score, 5)}
 
 
-def _of_equal_shape(images: Sequence[NDArray[np.uint8]]) -> list[list[int]]:
-    """The places of equally large images, together."""
-    places: dict[tuple[int, ...], list[int]] = {}
-    for place, image in enumerate(images):
-        places.setdefault(image.shape, []).append(place)
-    return list(places.values())
+def _group_by_shape(images: Sequence[NDArray[np.uint8]]) -> list[list[int]]:
+    """Return the positions of the images of each shape."""
+    positions: dict[tuple[int, ...], list[int]] = {}
+    for position, image in enumerate(images):
+        positions.setdefault(image.shape, []).append(position)
+    return list(positions.values())

@@ -1,8 +1,8 @@
-"""The detector package: a folder that holds all it takes to find objects in images, and no code.
+"""The detector package: a folder that holds everything needed to detect objects in images, and no code.
 
-`detector.json` says what the model is (its block table, its classes with the dataset's ids, the input size and the
-thresholds to use), `model.safetensors` holds the weights; the JSON carries their digest and is written last, so that a
-half-written or damaged package is never taken for a good one. Nothing in a package is executed when it is read.
+`detector.json` describes the model (its block table, its classes with the dataset's ids, the input size and the default
+thresholds), `model.safetensors` holds the weights. The JSON holds their digest and is written last, so a half-written
+or damaged package is never read as a good one. Nothing in a package is executed when it is read.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from typing import Annotated
 from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.models import build_model
 from yolofleet.models.network import Network
+from yolofleet.models.weight_differences import compare_weights, count_names
 from yolofleet.specs.base import Spec
 from yolofleet.specs.model import ModelTable
 
 FORMAT = 1
-CARD_NAME = "detector.json"
 WEIGHTS_NAME = "model.safetensors"
-MOST_BYTES_OF_CARD = 16_000_000
+MOST_CARD_BYTES = 16_000_000
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DetectorError(UserError):
-    """A folder is no detector package, or a damaged one."""
+    """A folder is not a detector package, or is a damaged one."""
 
 
 class DetectorClass(Spec):
-    """One class a detector knows."""
+    """One class of a detector."""
 
     id: int
     """The category id of the dataset it was trained on."""
@@ -45,17 +45,17 @@ class DetectorClass(Spec):
 
 
 class DetectorCard(Spec):
-    """What `detector.json` holds."""
+    """The content of `detector.json`."""
 
     format: Annotated[int, Field(ge=1, le=FORMAT)] = FORMAT
     model: ModelTable
     deployed: bool
-    """Whether the weights are those of the re-parameterised form."""
+    """Whether the weights are those of the deployed form."""
     classes: Annotated[tuple[DetectorClass, ...], Field(min_length=1)]
     image_size: Annotated[int, Field(ge=32, le=16384)]
     """Long side of the network's input in pixels."""
     confidence: Share
-    """Score from which a detection is shown."""
+    """Lowest score of a detection that is returned by default."""
     iou: Share
     """Overlap above which the worse of two boxes of a class is suppressed."""
     max_detections: Annotated[int, Field(ge=1, le=100_000)]
@@ -72,22 +72,22 @@ def save_detector(
     iou: float = 0.45,
     max_detections: int = 300,
 ) -> Path:
-    """Writes a detector package.
+    """Write a detector package.
 
     Args:
-        folder: made if it is missing; a package that lies there is replaced.
-        model: a detector of this package's models, usually in its deployed form.
+        folder: Created if it is missing; a package in it is replaced.
+        model: A detector of this package's models, usually in its deployed form.
         classes: (category id, name) of each class index.
-        image_size: long side of the network's input in pixels, a multiple of the model's largest stride.
-        confidence: the score from which detections are shown unless asked otherwise.
-        iou: the overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per image.
+        image_size: Long side of the network's input in pixels, a multiple of the model's largest stride.
+        confidence: Lowest score of the detections returned by default.
+        iou: Overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: Kept per image.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the folder cannot be written, or classes or image size do not fit the model.
+        UserError: The folder cannot be written, or classes or image size do not fit the model.
     """
     check_fit(model, len(classes), image_size)
     weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
@@ -103,19 +103,19 @@ def save_detector(
     )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CARD_NAME).unlink(missing_ok=True)
+        (folder / DETECTOR_CARD_NAME).unlink(missing_ok=True)
         (folder / WEIGHTS_NAME).write_bytes(weights)
-        (folder / CARD_NAME).write_text(json.dumps(card.document(), indent=1) + "\n", encoding="utf-8")
+        (folder / DETECTOR_CARD_NAME).write_text(json.dumps(card.document(), indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise DetectorError(f"cannot write the detector package {folder}: {error.strerror or error}") from error
     return folder
 
 
 def read_package(folder: Path) -> tuple[DetectorCard, Network]:
-    """Reads a detector package: what it says, and the network that it holds.
+    """Read a detector package: its card and its network.
 
     Raises:
-        DetectorError: no package, a damaged one, one of a newer format, or weights that do not fit its model.
+        DetectorError: No package, a damaged one, one of a newer format, or weights that do not fit its model.
     """
     card = _read_card(folder)
     path = folder / WEIGHTS_NAME
@@ -123,15 +123,19 @@ def read_package(folder: Path) -> tuple[DetectorCard, Network]:
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.weights_sha256:
         raise DetectorError(
-            f"{path} is damaged: its SHA-256 is {digest[:12]}..., {CARD_NAME} says {card.weights_sha256[:12]}...; "
-            "copy or export the package again"
+            f"{path} is damaged: its SHA-256 is {digest[:12]}..., {DETECTOR_CARD_NAME} says "
+            f"{card.weights_sha256[:12]}...; copy or export the package again"
         )
     try:
         state = load(data)
     except (SafetensorError, ValueError, KeyError) as error:
         raise DetectorError(f"{path} is not a safetensors file: {error}") from error
     model = build_model(card.model, len(card.classes), deployed=card.deployed)
-    _check_weights(model, state, path)
+    differences: object = compare_weights(model.state_dict(), state)
+    if invalid := [name for name in state if not state[name].isfinite().all()]:
+        differences = f"{count_names(invalid)} hold values that are not finite"
+    if differences:
+        raise DetectorError(f"{path} does not fit the model of {DETECTOR_CARD_NAME}: {differences}")
     model.load_state_dict(state)
     check_fit(model, len(card.classes), card.image_size)
     return card, model
@@ -142,16 +146,16 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise DetectorError(
-            f"cannot read {path}: {error.strerror or error}; a detector package is a folder with {CARD_NAME} and "
-            f"{WEIGHTS_NAME}"
+            f"cannot read {path}: {error.strerror or error}; a detector package is a folder with "
+            f"{DETECTOR_CARD_NAME} and {WEIGHTS_NAME}"
         ) from error
 
 
 def _read_card(folder: Path) -> DetectorCard:
-    path = folder / CARD_NAME
+    path = folder / DETECTOR_CARD_NAME
     data = _read(path)
-    if len(data) > MOST_BYTES_OF_CARD:
-        raise DetectorError(f"{path} is no {CARD_NAME}: it has {len(data):,} bytes")
+    if len(data) > MOST_CARD_BYTES:
+        raise DetectorError(f"{path} is no {DETECTOR_CARD_NAME}: it has {len(data):,} bytes")
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -166,31 +170,13 @@ def _read_card(folder: Path) -> DetectorCard:
 
 
 def check_fit(model: Network, num_classes: int, image_size: int) -> None:
-    """Return if a model has that many classes and can look at images of that size.
+    """Refuse a number of classes or an image size that does not fit a model.
 
     Raises:
-        DetectorError: It has others, or cannot.
+        DetectorError: The number of classes differs, or the size is not a multiple of its largest stride.
     """
     if num_classes != model.num_classes:
         raise DetectorError(f"the model predicts {model.num_classes} classes, but {num_classes} are named")
     stride = model.max_stride
     if image_size < stride or image_size % stride:
         raise DetectorError(f"image size {image_size} is not a multiple of {stride}, the model's largest stride")
-
-
-def _check_weights(model: Network, state: dict[str, Tensor], path: Path) -> None:
-    """Says which weights do not fit, if any."""
-    expected = model.state_dict()
-    missing = sorted(expected.keys() - state.keys())
-    unknown = sorted(state.keys() - expected.keys())
-    misshapen = [
-        f"{name} is {tuple(state[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected
-        if name in state and state[name].shape != expected[name].shape
-    ]
-    invalid = [f"{name} holds values that are not finite" for name in state if not state[name].isfinite().all()]
-    problems = [f"{name} is missing" for name in missing] + [f"{name} is not part of it" for name in unknown]
-    problems += misshapen + invalid
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise DetectorError(f"{path} does not fit the model of {CARD_NAME}: {'; '.join(problems[:3])}{more}")

@@ -1,7 +1,8 @@
-"""Evaluation: images through the network, detections judged by COCO AP.
+"""Evaluation of a model on a dataset: detections of its images, and their COCO figures.
 
-In two halves, so that ranks can share the work: `collect_detections` turns a rank's batches into one plain tensor, the
-caller gathers the tensors of all ranks, and `score_detections` judges them once. `evaluate` does both in one process.
+It has two halves, so that ranks can share the work: `collect_detections` turns a rank's batches into one plain tensor,
+the caller gathers the tensors of all ranks, and `score_detections` computes the figures once. `evaluate` does both in
+one process.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.letterbox import Letterbox
@@ -26,45 +29,42 @@ from yolofleet.evaluation.average_precision import (
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.nms import non_maximum_suppression
 
-CONFIDENCE = 0.001  # the published evaluation's thresholds
-IOU = 0.65
-MAX_DETECTIONS = 300
 COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationResult:
-    """What a model, or a file of detections, is worth on a dataset.
+    """Figures and detections of a model, or of a file of detections, on a dataset.
 
     Attributes:
-        judged: figures, classes and curves.
-        detections: what was judged, as it would be written to a COCO result file.
+        average_precision: Figures, classes and curves.
+        detections: The detections evaluated, as in a COCO result file.
         skipped: (key, reason) of each image that could not be read; it counts as one without detections.
     """
 
-    judged: AveragePrecision
+    average_precision: AveragePrecision
     detections: Detections
     skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def figures(self) -> Figures:
         """The twelve COCO figures by name; None where there was nothing to measure."""
-        return self.judged.figures
+        return self.average_precision.figures
 
     @property
     def per_class(self) -> tuple[ClassFigures, ...]:
         """The figures of each class."""
-        return self.judged.per_class
+        return self.average_precision.per_class
 
     @property
     def num_images(self) -> int:
-        """Images judged, skipped ones included."""
-        return self.judged.num_images
+        """Images evaluated, skipped ones included."""
+        return self.average_precision.num_images
 
     def as_json(self) -> dict[str, Any]:
-        """Returns everything but curves and detections as plain JSON values."""
+        """Return everything but curves and detections as plain JSON values."""
         skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
-        return {**self.judged.as_json(), "skipped": skipped}
+        return {**self.average_precision.as_json(), "skipped": skipped}
 
 
 @torch.inference_mode()
@@ -73,23 +73,23 @@ def collect_detections(
     batches: Iterable[EvaluationBatch],
     device: str | torch.device = "cpu",
     *,
-    confidence: float = CONFIDENCE,
-    iou: float = IOU,
-    max_detections: int = MAX_DETECTIONS,
+    confidence: float = EVALUATION_CONFIDENCE,
+    iou: float = EVALUATION_IOU,
+    max_detections: int = EVALUATION_MAX_DETECTIONS,
     classes: Sequence[int] | None = None,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> Tensor:
-    """Runs a model over batches, in the precision of its weights; its training mode is left as it was.
+    """Run a model over batches, in the precision of its weights; its training mode is left as it was.
 
     Args:
-        model: gives decoded predictions (B, N, 5 + C) in evaluation mode; it lies on `device`.
-        batches: letterboxed images.
-        device: where the model lies.
-        confidence: candidates below are dropped; each class above it makes a detection of its own.
-        iou: overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per image.
-        classes: class indices to keep (None: all).
-        on_batch: called with each batch after it is done, for progress and for what the stream could not read.
+        model: Gives decoded predictions (B, N, 5 + C) in evaluation mode; it lies on `device`.
+        batches: Letterboxed images.
+        device: Where the model lies.
+        confidence: Candidates below are dropped; each class above it makes a detection of its own.
+        iou: Overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: Kept per image.
+        classes: Class indices to keep (None: all).
+        on_batch: Called with each batch after it is done, for progress and for what the stream could not read.
 
     Returns:
         (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original image, score, class index.
@@ -98,15 +98,15 @@ def collect_detections(
     dtype = next((weights.dtype for weights in model.parameters()), torch.float32)
     was_training = model.training
     model.eval()
-    collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batch at all gives a tensor, too
+    collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batches also give a tensor
     try:
         for batch in batches:
-            if len(batch.image_ids):  # there is none where no image of a batch could be read
+            if len(batch.image_ids):  # empty where no image of a batch could be read
                 images = batch.images.to(device, non_blocking=True).to(dtype) / 255  # (B, 3, H, W)
-                found = non_maximum_suppression(
+                suppressed = non_maximum_suppression(
                     model(images), confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
                 )
-                for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, found, strict=True):
+                for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, suppressed, strict=True):
                     collected.append(_rows(image_id, letterbox, detections.cpu().double()))
             if on_batch is not None:
                 on_batch(batch)
@@ -116,7 +116,7 @@ def collect_detections(
 
 
 def _rows(image_id: int, letterbox: Letterbox, detections: Tensor) -> Tensor:
-    """One image's detections (k, 6) in the letterboxed image -> (k, 7) in the original one."""
+    """Map one image's detections (k, 6) in the letterboxed image to rows (k, 7) in the original one."""
     ids = torch.full((len(detections), 1), float(image_id), dtype=torch.float64)
     return torch.cat((ids, letterbox.undo(detections[:, :4]), detections[:, 4:]), dim=1)
 
@@ -128,25 +128,25 @@ def score_detections(
     *,
     skipped: Sequence[tuple[str, str]] = (),
 ) -> EvaluationResult:
-    """Judges the gathered detections of all ranks.
+    """Compute the figures of the gathered detections of all ranks.
 
     Args:
         rows: (D, 7) as `collect_detections` gives, in any order of the images.
-        ground_truth: the dataset's annotations as a COCO document.
-        category_ids: the dataset's category id of each class index; None: the ground truth's categories in their order.
+        ground_truth: The dataset's annotations as a COCO document.
+        category_ids: The dataset's category id of each class index; None: the ground truth's categories in their order.
         skipped: (key, reason) of images that could not be read.
 
     Returns:
         The figures; equal however many ranks took part.
 
     Raises:
-        UserError: a detection belongs to no image of the ground truth.
+        UserError: A detection belongs to no image of the ground truth.
     """
     if category_ids is None:
         category_ids = [category["id"] for category in ground_truth["categories"]]
     detections = Detections.from_tensor(rows, category_ids)
-    judged = coco_average_precision(ground_truth, detections)
-    return EvaluationResult(judged=judged, detections=detections, skipped=tuple(skipped))
+    average_precision = coco_average_precision(ground_truth, detections)
+    return EvaluationResult(average_precision=average_precision, detections=detections, skipped=tuple(skipped))
 
 
 def evaluate(
@@ -157,35 +157,35 @@ def evaluate(
     classes: Sequence[tuple[int, str]] | None = None,
     batch_size: int = 16,
     device: str | torch.device = "cpu",
-    confidence: float = CONFIDENCE,
-    iou: float = IOU,
-    max_detections: int = MAX_DETECTIONS,
+    confidence: float = EVALUATION_CONFIDENCE,
+    iou: float = EVALUATION_IOU,
+    max_detections: int = EVALUATION_MAX_DETECTIONS,
     rectangular: bool = False,
     num_threads: int = 1,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> EvaluationResult:
-    """Evaluates a model on a dataset, in this process.
+    """Evaluate a model on a dataset, in this process.
 
     Args:
-        model: a detector of yolofleet.models on `device`.
-        dataset: the shards to look at, every image once.
-        image_size: long side of the network's input in pixels.
-        classes: (category id, name) of each class index of the model, if they may differ from the dataset's; they are
-            brought together by `category_ids_for`.
-        batch_size: images that pass the network together.
-        device: where the model lies.
-        confidence: lowest score that counts.
-        iou: overlap above which the worse of two boxes of a class is suppressed.
-        max_detections: kept per image.
-        rectangular: pad images of like shape only as far as they need; as the published evaluation does, and faster.
-        num_threads: threads that decode images.
-        on_batch: called with each batch after it is done, for progress.
+        model: A detector of yolofleet.models on `device`.
+        dataset: The shards; every image is evaluated once.
+        image_size: Long side of the network's input in pixels.
+        classes: (category id, name) of each class index of the model, if they may differ from the dataset's;
+            `category_ids_for` maps them.
+        batch_size: Images that pass the network together.
+        device: Where the model lies.
+        confidence: Lowest score that counts.
+        iou: Overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: Kept per image.
+        rectangular: Pad images of like shape only as far as they need; as the published evaluation does, and faster.
+        num_threads: Threads that decode images.
+        on_batch: Called with each batch after it is done, for progress.
 
     Returns:
         Figures, classes, detections and what was skipped.
 
     Raises:
-        UserError: model and dataset have no class in common, or the dataset cannot be read.
+        UserError: Model and dataset have no class in common, or the dataset cannot be read.
     """
     ids = category_ids_for(dataset.classes if classes is None else classes, dataset.classes)
     strides: Sequence[int] = model.strides  # type: ignore[assignment]
@@ -221,7 +221,7 @@ def evaluate(
 def category_ids_for(
     model_classes: Sequence[tuple[int, str]], dataset_classes: Sequence[tuple[int, str]]
 ) -> list[int | None]:
-    """Finds each class of a model among the classes of a dataset: the same id and name, or else the same name.
+    """Map each class of a model to the class of a dataset with the same id and name, or else the same name.
 
     Args:
         model_classes: (category id, name) of each class index.
@@ -231,27 +231,26 @@ def category_ids_for(
         The dataset's category id of each class index; None for a class that the dataset does not have.
 
     Raises:
-        UserError: no class is in both.
+        UserError: No class is in both.
     """
     pairs = set(dataset_classes)
     by_name = {name: category_id for category_id, name in reversed(dataset_classes)}
-    found = [category_id if (category_id, name) in pairs else by_name.get(name) for category_id, name in model_classes]
-    if all(category_id is None for category_id in found):
+    ids = [category_id if (category_id, name) in pairs else by_name.get(name) for category_id, name in model_classes]
+    if all(category_id is None for category_id in ids):
         raise UserError(
-            f"model and dataset have no class in common: the model knows {_listed(model_classes)}, "
-            f"the dataset has {_listed(dataset_classes)}"
+            f"model and dataset have no class in common: the model knows {_format_names(model_classes)}, "
+            f"the dataset has {_format_names(dataset_classes)}"
         )
-    return found
+    return ids
 
 
 def classes_unknown_to(
     model_classes: Sequence[tuple[int, str]], dataset_classes: Sequence[tuple[int, str]]
 ) -> list[tuple[int, str]]:
-    """Return the dataset's classes that the model does not know: none of their objects can be found."""
+    """Return the dataset's classes that the model does not know: none of their objects can be detected."""
     known = set(category_ids_for(model_classes, dataset_classes))
     return [entry for entry in dataset_classes if entry[0] not in known]
 
 
-def _listed(classes: Sequence[tuple[int, str]]) -> str:
-    names = ", ".join(name for _, name in classes[:6])
-    return f"{names} and {len(classes) - 6} more" if len(classes) > 6 else names
+def _format_names(classes: Sequence[tuple[int, str]]) -> str:
+    return and_more([name for _, name in classes], 6)

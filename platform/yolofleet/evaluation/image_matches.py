@@ -1,6 +1,7 @@
-"""The detections of a dataset matched with its objects, class by class, ready to be weighed image by image.
+"""Matches of detections and objects by image: for the bootstrap, and for the images on which two detectors differ most.
 
-The images on which two detectors differ most: by how many objects each misses there and how often each is wrong.
+Matching is inside one image. So what depends on the drawn images or on the pair of detectors can be computed from
+matches that are made once.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ from yolofleet.evaluation.precision_recall import (
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ClassMatches:
-    """What matching has left of one class; T IoU thresholds, A size ranges.
+    """The matches of one class; T IoU thresholds, A size ranges.
 
     Attributes:
-        images: (D,) place of the image of each detection, best score first.
+        images: (D,) index of the image of each detection, best score first.
         in_range: (D, A) bool; whether its own size counts.
-        places: (P,) the detections that took an object at any threshold.
-        matched: (P, T, A) bool; whether it took one.
-        hits: (P, T, A) bool; whether that one counts.
-        ranks: (P,) its place among the detections of its image and class.
-        object_images: (G,) place of the image of each object.
+        positions: (P,) among the D, of the detections that match an object at any threshold.
+        matched: (P, T, A) bool; whether it matches one.
+        hits: (P, T, A) bool; whether that object counts.
+        ranks: (P,) its position among the detections of its image and class.
+        object_images: (G,) index of the image of each object.
         object_counts: (G, A) bool; whether the object counts.
     """
 
     images: Integers
     in_range: Booleans
-    places: Integers
+    positions: Integers
     matched: Booleans
     hits: Booleans
     ranks: Integers
@@ -70,7 +71,7 @@ def match_images(ground_truth: Mapping[str, Any], detections: Detections) -> Mat
 
     Args:
         ground_truth: A COCO document.
-        detections: What was found in its images.
+        detections: Detections in its images.
     """
     image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
     if not len(image_ids):
@@ -78,26 +79,26 @@ def match_images(ground_truth: Mapping[str, Any], detections: Detections) -> Mat
     names = {int(category["id"]): str(category["name"]) for category in ground_truth["categories"]}
     category_ids = np.array(sorted(names), np.int64)
     truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
-    found, scores = detection_boxes(detections, image_ids, category_ids)
-    matched, ignored = match(truth, found)  # (D, T, A)
-    in_range = ~outside_ranges(found.areas)
+    detected, scores = detection_boxes(detections, image_ids, category_ids)
+    matched, ignored = match(truth, detected)  # (D, T, A)
+    in_range = ~outside_ranges(detected.areas)
     counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas))
     edges = np.arange(len(category_ids) + 1) * len(image_ids)
-    truth_edges, found_edges = np.searchsorted(truth.groups, edges), np.searchsorted(found.groups, edges)
+    truth_edges, detected_edges = np.searchsorted(truth.groups, edges), np.searchsorted(detected.groups, edges)
     classes = []
     for k in range(len(category_ids)):
-        rows = np.arange(found_edges[k], found_edges[k + 1])
+        rows = np.arange(detected_edges[k], detected_edges[k + 1])
         rows = rows[np.argsort(-scores[rows], kind="stable")]
-        places = np.flatnonzero(matched[rows].any(axis=(1, 2)))
+        positions = np.flatnonzero(matched[rows].any(axis=(1, 2)))
         objects = slice(truth_edges[k], truth_edges[k + 1])
         classes.append(
             ClassMatches(
-                images=found.groups[rows] - edges[k],
+                images=detected.groups[rows] - edges[k],
                 in_range=in_range[rows],
-                places=places,
-                matched=matched[rows[places]],
-                hits=matched[rows[places]] & ~ignored[rows[places]],
-                ranks=found.ranks[rows[places]],
+                positions=positions,
+                matched=matched[rows[positions]],
+                hits=matched[rows[positions]] & ~ignored[rows[positions]],
+                ranks=detected.ranks[rows[positions]],
                 object_images=truth.groups[objects] - edges[k],
                 object_counts=counted[objects],
             )
@@ -113,8 +114,8 @@ class Disagreement:
 
     Attributes:
         image_id: The image.
-        first_missed: Objects that the first detector does not find.
-        first_false: Detections of it that are no object.
+        first_missed: Objects that the first detector misses.
+        first_false: Detections of it that match no object.
         second_missed: The same of the second.
         second_false: The same of the second.
     """
@@ -127,36 +128,36 @@ class Disagreement:
 
     @property
     def fewer_mistakes(self) -> int:
-        """How many mistakes fewer the second one makes; negative where it makes more."""
+        """Mistakes of the first detector less those of the second."""
         return self.first_missed + self.first_false - self.second_missed - self.second_false
 
 
 def disagreements(
     ground_truth: Mapping[str, Any], first: Detections, second: Detections, *, count: int, confidence: float = 0.25
 ) -> list[Disagreement]:
-    """Return the images on which two detectors differ, those first on which they differ most.
+    """Return the images on which two detectors differ, the largest differences first.
 
     Args:
         ground_truth: A COCO document.
-        first: What the first detector found.
-        second: What the second found.
-        count: At most so many.
-        confidence: Lowest score that counts.
+        first: Detections of the first detector.
+        second: Detections of the second detector.
+        count: Most images returned.
+        confidence: Lowest score of a detection that counts.
     """
     image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
-    mistakes = [_mistakes(ground_truth, _above(found, confidence), image_ids) for found in (first, second)]
+    mistakes = [_mistakes(ground_truth, _above(detections, confidence), image_ids) for detections in (first, second)]
     fewer = mistakes[0].sum(axis=1) - mistakes[1].sum(axis=1)  # (I,)
     order = np.argsort(-np.abs(fewer), kind="stable")[:count]
     return [
         Disagreement(
-            image_id=int(image_ids[place]),
-            first_missed=int(mistakes[0][place, 0]),
-            first_false=int(mistakes[0][place, 1]),
-            second_missed=int(mistakes[1][place, 0]),
-            second_false=int(mistakes[1][place, 1]),
+            image_id=int(image_ids[index]),
+            first_missed=int(mistakes[0][index, 0]),
+            first_false=int(mistakes[0][index, 1]),
+            second_missed=int(mistakes[1][index, 0]),
+            second_false=int(mistakes[1][index, 1]),
         )
-        for place in order
-        if fewer[place]
+        for index in order
+        if fewer[index]
     ]
 
 
@@ -171,15 +172,15 @@ def _above(detections: Detections, confidence: float) -> Detections:
 
 
 def _mistakes(ground_truth: Mapping[str, Any], detections: Detections, image_ids: Integers) -> Integers:
-    """Objects missed and false detections of each image, (I, 2)."""
+    """Return the objects missed and the false detections of each image, (I, 2)."""
     category_ids = np.array(sorted(category["id"] for category in ground_truth["categories"]), np.int64)
     truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
-    found, _ = detection_boxes(detections, image_ids, category_ids)
-    matched, ignored = (flags[:, IOU_50, ALL] for flags in match(truth, found))
+    detected, _ = detection_boxes(detections, image_ids, category_ids)
+    matched, ignored = (flags[:, IOU_50, ALL] for flags in match(truth, detected))
     num_images = len(image_ids)
 
     def per_image(groups: Integers) -> Integers:
         return np.bincount(groups % num_images, minlength=num_images)
 
-    missed = per_image(truth.groups[~truth.crowds]) - per_image(found.groups[matched & ~ignored])
-    return np.stack((missed, per_image(found.groups[~matched & ~ignored])), axis=1)
+    missed = per_image(truth.groups[~truth.crowds]) - per_image(detected.groups[matched & ~ignored])
+    return np.stack((missed, per_image(detected.groups[~matched & ~ignored])), axis=1)

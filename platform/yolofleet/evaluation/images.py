@@ -1,4 +1,7 @@
-"""Images from wherever they are: paths, bytes, base64 text, arrays -> (H, W, 3) uint8 RGB."""
+"""Reader of one image, from a path, bytes, base64 text or an array, as (H, W, 3) uint8 RGB.
+
+Images come from strangers: size is checked before anything is decoded, and every error names the image.
+"""
 
 from __future__ import annotations
 
@@ -23,32 +26,32 @@ class ImageReadError(UserError):
 
 
 def read_image(image: ImageInput, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
-    """Reads one image.
+    """Read one image.
 
     Args:
-        image: a path, the bytes of an image file, base64 text of such bytes (plain or as a `data:` URL), or an array
+        image: A path, the bytes of an image file, base64 text of such bytes (plain or as a `data:` URL), or an array
             (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) uint8, RGB, alpha dropped. Text that names an existing file is a
             path.
-        max_pixels: larger images are refused from their header, before anything is decoded.
+        max_pixels: Larger images are refused from their header, before anything is decoded.
 
     Returns:
         (H, W, 3) uint8 RGB, upright.
 
     Raises:
-        ImageReadError: it cannot be read, is no image, is damaged or is too large.
+        ImageReadError: It cannot be read, is not an image, is damaged or is too large.
     """
     if isinstance(image, np.ndarray):
-        return _checked_array(image, max_pixels)
+        return _check_array(image, max_pixels)
     if isinstance(image, bytes | bytearray | memoryview):
-        return _decoded(bytes(image), "image bytes", max_pixels)
+        return _decode(bytes(image), "image bytes", max_pixels)
     if isinstance(image, Path) or _is_file(image):
-        return _decoded(_read(Path(image)), str(image), max_pixels)
+        return _decode(_read(Path(image)), str(image), max_pixels)
     if isinstance(image, str):
-        return _decoded(_from_base64(image), "base64 image", max_pixels)
+        return _decode(_from_base64(image), "base64 image", max_pixels)
     raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(image).__name__}")
 
 
-def _checked_array(array: NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8]:
+def _check_array(array: NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise ImageReadError(f"an image array holds uint8 values 0 to 255, not {array.dtype}")
     if array.ndim == 2:
@@ -79,7 +82,7 @@ def _read(path: Path) -> bytes:
             kind = "folder" if path.is_dir() else "device or pipe"
             raise ImageReadError(f"{path} is a {kind}, not an image")
         if path.stat().st_size > MOST_BYTES:
-            raise ImageReadError(f"{path} is no image: it has {path.stat().st_size:,} bytes")
+            raise ImageReadError(f"{path} is not an image: it has {path.stat().st_size:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise ImageReadError(f"cannot read {path}: {error.strerror or error}") from error
@@ -100,7 +103,7 @@ def _from_base64(text: str) -> bytes:
     return data
 
 
-def _decoded(data: bytes, source: str, max_pixels: int) -> NDArray[np.uint8]:
+def _decode(data: bytes, source: str, max_pixels: int) -> NDArray[np.uint8]:
     try:
         return decode_image(data, max_pixels=max_pixels)
     except ImageError as error:

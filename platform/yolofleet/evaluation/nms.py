@@ -1,15 +1,15 @@
 """Non-maximum suppression: exact, greedy by score, in blocks, in plain torch.
 
-Greedy suppression looks sequential, yet only boxes already kept can suppress. So candidates are taken in blocks of
-descending score: a block first loses what the kept boxes suppress (one small matrix), then settles inside itself by
-iterating `keep = not (keep @ suppresses)` to its fixpoint, which is the greedy answer. It stops as soon as
-`max_detections` are kept, which at confidence 0.001 is long before the 30,000th candidate: where the classic operator
-always compares all pairs, this one compares blocks with the few boxes it keeps.
+Greedy suppression looks sequential, yet only kept boxes can suppress. So candidates are processed in blocks of
+descending score: first the boxes that the kept ones suppress leave the block (one small matrix), then the block is
+solved by iterating `keep = not (keep @ suppresses)` to its fixpoint, which is the greedy result. It stops as soon as
+`max_detections` are kept, which at confidence 0.001 is long before the 30,000th candidate: the classic operator always
+compares all pairs, this one compares blocks with the few boxes that it keeps.
 
-Classes are kept apart by comparing class numbers, not by moving boxes 4096 px a class as is usual: in float32 that
+Classes are separated by comparing class numbers, not by moving boxes 4096 px a class as is usual: in float32 that
 rounds coordinates to 1/32 px at class 79, and boxes far outside the image collide with their neighbour class.
 
-Limits: one image at a time; equal scores keep their order in the input; a box that is not finite is no candidate.
+Limits: one image at a time; equal scores keep their order in the input; a non-finite box is not a candidate.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 CPU_BLOCK = 192  # measured: 128 to 192 are best from 300 to 30,000 candidates
-ACCELERATOR_BLOCK = 1024  # fewer rounds: each one waits for the device once or twice
+ACCELERATOR_BLOCK = 1024  # fewer rounds: each one synchronises with the device once or twice
 
 
 def non_maximum_suppression(
@@ -34,17 +34,17 @@ def non_maximum_suppression(
     classes: Sequence[int] | None = None,
     max_candidates: int = 30000,
 ) -> list[Tensor]:
-    """Turns decoded predictions into detections.
+    """Turn decoded predictions into detections.
 
     Args:
         decoded: (B, N, 5 + C): centre x, centre y, width, height in pixels, objectness and class probabilities.
-        confidence: a candidate's objectness and its score (objectness x class probability) must both exceed this.
-        iou: a box overlapping a better one of its class by more than this is suppressed.
-        max_detections: kept per image, best first.
-        multi_label: each class above `confidence` makes a candidate of its own; otherwise only the best class does.
-        class_agnostic: boxes suppress each other whatever their classes.
-        classes: class indices to keep (None: all).
-        max_candidates: the best ones that enter suppression, per image.
+        confidence: A candidate's objectness and its score (objectness x class probability) must both exceed this.
+        iou: A box overlapping a better one of its class by more than this is suppressed.
+        max_detections: Kept per image, best first.
+        multi_label: Each class above `confidence` makes a candidate of its own; otherwise only the best class does.
+        class_agnostic: Boxes suppress each other whatever their classes.
+        classes: Class indices to keep (None: all).
+        max_candidates: The best ones that enter suppression, per image.
 
     Returns:
         Per image (k, 6): x1, y1, x2, y2 in pixels, score, class index; descending score.
@@ -63,13 +63,13 @@ def non_maximum_suppression(
 
 
 def suppress(boxes: Tensor, labels: Tensor | None, *, iou: float, max_kept: int) -> Tensor:
-    """Greedy suppression of boxes that are already in descending order of score.
+    """Suppress boxes greedily that are already in descending order of score.
 
     Args:
         boxes: (K, 4) x1, y1, x2, y2.
         labels: (K,) class indices; only equal ones suppress each other. None: all do.
-        iou: strictly greater overlaps are suppressed.
-        max_kept: stop after this many.
+        iou: Strictly greater overlaps are suppressed.
+        max_kept: Stop after this many.
 
     Returns:
         Indices of the kept boxes, ascending, at most `max_kept`.
@@ -79,22 +79,25 @@ def suppress(boxes: Tensor, labels: Tensor | None, *, iou: float, max_kept: int)
     for start in range(0, len(boxes), block):
         if len(kept) >= max_kept:
             break
+        # 1. Drop what the boxes kept so far suppress: their decision is final, they have higher scores.
         rows = torch.arange(start, min(start + block, len(boxes)), device=boxes.device)
         if len(kept):
             rows = rows[~_overlaps(boxes, labels, kept, rows, iou).any(dim=0)]
+        # 2. Decide inside the block. A box is kept if no kept better box suppresses it. The best box is decided at
+        # once, and each round decides at least one more, so the fixpoint is the greedy result.
         suppresses = _overlaps(boxes, labels, rows, rows, iou).triu(diagonal=1).to(boxes.dtype)  # (R, R) better x worse
         keep = torch.ones(len(rows), dtype=torch.bool, device=boxes.device)
-        while True:  # row i is settled after at most i rounds, in practice all are after six or seven
-            settled = (keep.to(boxes.dtype) @ suppresses) == 0
-            if torch.equal(settled, keep):
+        while True:  # in practice six or seven rounds
+            updated = (keep.to(boxes.dtype) @ suppresses) == 0
+            if torch.equal(updated, keep):
                 break
-            keep = settled
+            keep = updated
         kept = torch.cat((kept, rows[keep]))
     return kept[:max_kept]
 
 
 def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of every pair: (P, 4) and (Q, 4) x1, y1, x2, y2 -> (P, Q); 0/0 gives NaN."""
+    """Return the IoU of every pair: (P, 4) and (Q, 4) x1, y1, x2, y2 -> (P, Q); 0/0 gives NaN."""
     top_left = torch.maximum(first[:, None, :2], second[None, :, :2])  # (P, Q, 2)
     bottom_right = torch.minimum(first[:, None, 2:], second[None, :, 2:])
     width, height = (bottom_right - top_left).clamp_(min=0).unbind(dim=2)
@@ -105,7 +108,7 @@ def box_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _overlaps(boxes: Tensor, labels: Tensor | None, better: Tensor, worse: Tensor, iou: float) -> Tensor:
-    """Which of the boxes `better` (P,) would suppress which of `worse` (Q,) -> bool (P, Q)."""
+    """Return (P, Q): whether a box of `better` (P,) would suppress one of `worse` (Q,)."""
     overlapping = box_iou(boxes[better], boxes[worse]) > iou
     if labels is None:
         return overlapping
@@ -115,10 +118,11 @@ def _overlaps(boxes: Tensor, labels: Tensor | None, better: Tensor, worse: Tenso
 def _candidates(
     predictions: Tensor, confidence: float, multi_label: bool, classes: Sequence[int] | None, limit: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One image's (N, 5 + C) -> the best K <= limit: boxes (K, 4) x1, y1, x2, y2, scores (K,), class indices (K,)."""
+    """Return boxes (K, 4) x1, y1, x2, y2, scores (K,) and class indices (K,) of the best K <= limit of (N, 5 + C)."""
+    # 1. Rows whose objectness alone is too low cannot reach the confidence: drop them before any class is computed.
     plausible = (predictions[:, 4] > confidence) & predictions[:, :4].isfinite().all(dim=1)
     predictions = predictions.index_select(0, plausible.nonzero().squeeze(1))  # (M, 5 + C)
-    # A detector of one class is trained without a class term: its objectness is the score.
+    # 2. The score of each class. A detector of one class is trained without a class term: its objectness is the score.
     scores = predictions[:, 4:5] if predictions.shape[1] == 6 else predictions[:, 5:] * predictions[:, 4:5]  # (M, C)
     num_classes = scores.shape[1]
     passing = scores > confidence
@@ -126,17 +130,19 @@ def _candidates(
         passing &= torch.zeros_like(passing).scatter_(1, scores.argmax(dim=1, keepdim=True), True)
     if classes is not None:
         passing &= torch.isin(torch.arange(num_classes), torch.tensor(list(classes))).to(passing.device)
+    # 3. The best candidates over all rows and classes, by descending score.
     chosen = passing.flatten().nonzero().squeeze(1)  # positions in the flat (M x C)
     scores = scores.flatten()[chosen]
     order = _best_first(scores, limit)
     chosen, scores = chosen[order], scores[order]
+    # 4. Their corners and class indices.
     rows = chosen.div(num_classes, rounding_mode="floor")
     centre, half_size = predictions[rows, :2], predictions[rows, 2:4] / 2
     return torch.cat((centre - half_size, centre + half_size), dim=1), scores, chosen - rows * num_classes
 
 
 def _best_first(scores: Tensor, limit: int) -> Tensor:
-    """Indices of the `limit` highest scores in descending order; equal scores stay in input order on every device."""
+    """Return the indices of the `limit` highest scores, descending; equal scores keep the input order on any device."""
     if len(scores) <= limit:
         return scores.argsort(descending=True, stable=True)
     threshold = scores.topk(limit, sorted=False).values.min()

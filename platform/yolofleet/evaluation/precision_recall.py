@@ -1,17 +1,14 @@
-"""Precision and recall of a whole dataset: grouping, matching, and accumulating class by class.
+"""Precision and recall of a whole dataset: boxes in groups, COCO's matching, and accumulation class by class.
 
-Every sum is taken in pycocotools' order, the rounding term in its denominator included, so that what comes out is equal
-to its arrays bit by bit. The cost is a few sorted passes over the detections of a class: 500,000 detections take about
-a second.
+Matching: inside one image and class, each detection in descending score matches the best free object that it overlaps
+enough. Objects that do not count (crowds, sizes outside the range) are matched only where no counting object is free, a
+crowd by any number of detections; a detection that matches such an object counts neither way. This is sequential inside
+a group of one image and class, but groups are independent: the first detections of all groups are matched in one
+vectorised round, then all second ones, at most 100 rounds, each for every IoU threshold and size range together. Only
+pairs with an IoU of at least 0.5 take part, so 5,000 images take about a second.
 
-COCO's matching of detections to ground truth, for a whole dataset at once.
-
-Inside one image and class, detections in descending score each take the best free object they overlap enough; objects
-that do not count (crowds, sizes outside the range looked at) are taken only when no counting one is to be had, a crowd
-by any number of detections; a detection that took such an object counts neither way. This is sequential inside a group
-of one image and class, but groups are independent: all groups' first detections are settled in one vectorised round,
-then all second ones, and so on, at most 100 rounds, each for every IoU threshold and range of sizes together. Only
-pairs with an IoU of at least 0.5 take part, so 5,000 images are a matter of a second.
+Accumulation: every sum is taken in pycocotools' order, with the rounding term in its denominator, so the results equal
+its arrays bit by bit. It is a few sorted passes over the detections of a class: 500,000 detections take about a second.
 """
 
 from __future__ import annotations
@@ -32,6 +29,11 @@ Booleans = NDArray[np.bool_]
 
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 AREA_RANGES: Floats = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])  # all, small, medium, large
+RECALL_LEVELS: Floats = np.linspace(0.0, 1.0, 101)
+ALLOWED = (1, 10, 100)  # most detections of a class in an image
+ALL, SMALL, MEDIUM, LARGE = range(len(AREA_RANGES))
+IOU_50, IOU_75 = 0, 5  # positions among the IoU thresholds
+NOT_MEASURED = -1.0
 PAIRS_AT_ONCE = 2_000_000  # bounds the memory of the overlaps: about 300 MB
 
 
@@ -42,7 +44,7 @@ class Boxes:
     Attributes:
         groups: (N,) ascending; one number for each image and class.
         boxes: (N, 4) x, y, width, height in pixels.
-        areas: (N,) what the size ranges look at.
+        areas: (N,) in square pixels, for the size ranges.
         crowds: (N,) bool; all False for detections.
         ranks: (N,) position inside the group; detections are in descending score.
     """
@@ -55,20 +57,20 @@ class Boxes:
 
 
 def outside_ranges(areas: Floats) -> Booleans:
-    """Areas (N,) -> (N, A): which sizes do not count in which range; both ends of a range belong to it."""
+    """Return (N, A): whether an area is outside each range; both ends of a range belong to it."""
     return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
 
 
 def match(objects: Boxes, detections: Boxes) -> tuple[Booleans, Booleans]:
-    """Matches every group.
+    """Match the detections and objects of every group.
 
     Args:
-        objects: ground truth (G).
+        objects: Ground truth (G).
         detections: (D).
 
     Returns:
-        (D, T, A): whether the detection took an object at each IoU threshold and size range; and (D, T, A): whether
-        it counts neither way, because its object does not count, or because it took none and its own size is outside.
+        (D, T, A): whether the detection matches an object at each IoU threshold and size range; and (D, T, A): whether
+        it counts neither way, because its object does not count, or it matches none and its own size is outside.
     """
     num_thresholds, num_ranges = len(IOU_THRESHOLDS), len(AREA_RANGES)
     object_ignored = objects.crowds[:, None] | outside_ranges(objects.areas)  # (G, A)
@@ -77,42 +79,45 @@ def match(objects: Boxes, detections: Boxes) -> tuple[Booleans, Booleans]:
     ignored = np.repeat(outside_ranges(detections.areas)[:, None, :], num_thresholds, axis=1)
 
     of_detection, of_object, overlaps = _overlapping_pairs(objects, detections)  # (P,) each
-    # Round by round; in it detection by detection, worst pair first. Of equal overlaps the later object is the better.
+    # Sort by round; in it by detection, the worst pair first. Of equal overlaps the later object is the better one.
     order = np.lexsort((of_object, overlaps, of_detection, detections.ranks[of_detection]))
     of_detection, of_object, overlaps = of_detection[order], of_object[order], overlaps[order]
     rounds = [*_starts(detections.ranks[of_detection]).tolist(), len(order)]
     for start, end in pairwise(rounds):
+        # A pair can match where its object is free (a crowd always is) and the overlap reaches the threshold.
         candidates = of_object[start:end]  # (p,)
         free = ~object_taken[candidates] | objects.crowds[candidates, None, None]  # (p, T, A)
         free &= (overlaps[start:end, None] >= IOU_THRESHOLDS)[:, :, None]
-        # The last free pair is the best one, but any pair whose object counts beats every pair whose object does not.
-        place = np.arange(1, end - start + 1)[:, None]  # (p, 1)
-        preference = np.where(object_ignored[candidates], place, place + (end - start))  # (p, A)
+        # The last free pair is the best one, but a pair whose object counts beats every pair whose object does not:
+        # number the pairs from 1, add the length of the round to those that count, and take the highest number.
+        position = np.arange(1, end - start + 1)[:, None]  # (p, 1)
+        preference = np.where(object_ignored[candidates], position, position + (end - start))  # (p, A)
         firsts = _starts(of_detection[start:end])
         best = np.maximum.reduceat(np.where(free, preference[:, None, :], 0), firsts, axis=0)  # (d, T, A)
-        found = best > 0
-        chosen = candidates[(best - 1) % (end - start)]  # (d, T, A) objects; of no meaning where nothing was found
+        is_match = best > 0
+        chosen = candidates[(best - 1) % (end - start)]  # (d, T, A) objects; meaningless where there is no match
+        # Note the matches, and take the matched objects out of the later rounds.
         rows = of_detection[start:end][firsts]  # (d,)
-        matched[rows] = found
-        ignored[rows] = np.where(found, object_ignored[chosen, np.arange(num_ranges)], ignored[rows])
-        _, threshold, size_range = np.nonzero(found)
-        object_taken[chosen[found], threshold, size_range] = True
+        matched[rows] = is_match
+        ignored[rows] = np.where(is_match, object_ignored[chosen, np.arange(num_ranges)], ignored[rows])
+        _, threshold, size_range = np.nonzero(is_match)
+        object_taken[chosen[is_match], threshold, size_range] = True
     return matched, ignored
 
 
 def _overlapping_pairs(objects: Boxes, detections: Boxes) -> tuple[Integers, Integers, Floats]:
-    """Pairs of one group that overlap by the lowest threshold: detection index, object index, IoU (P,) each."""
+    """Return the pairs of each group that reach the lowest threshold: detection index, object index, IoU, (P,) each."""
     first = np.searchsorted(objects.groups, detections.groups, side="left")
     counts = np.searchsorted(objects.groups, detections.groups, side="right") - first  # (D,) objects in its group
     ends = np.cumsum(counts)
     kept: list[tuple[Integers, Integers, Floats]] = []
     start = 0
-    while start < len(counts):  # as many detections at a time as make about PAIRS_AT_ONCE pairs
+    while start < len(counts):  # as many detections in one pass as have about PAIRS_AT_ONCE pairs
         before = ends[start] - counts[start]
         stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
         of_detection = np.repeat(np.arange(start, stop), counts[start:stop])
-        place = np.arange(len(of_detection)) - (ends - counts - before)[of_detection]  # inside the detection's pairs
-        of_object = first[of_detection] + place
+        offset = np.arange(len(of_detection)) - (ends - counts - before)[of_detection]  # inside the detection's pairs
+        of_object = first[of_detection] + offset
         overlaps = _intersection_over_union(
             detections.boxes[of_detection], objects.boxes[of_object], objects.crowds[of_object]
         )
@@ -125,32 +130,26 @@ def _overlapping_pairs(objects: Boxes, detections: Boxes) -> tuple[Integers, Int
     return np.concatenate(detection_parts), np.concatenate(object_parts), np.concatenate(overlap_parts)
 
 
-def _intersection_over_union(found: Floats, truth: Floats, crowds: Booleans) -> Floats:
-    """Row by row, boxes (P, 4) x, y, width, height; with a crowd the share of the detection that lies in it."""
-    width = np.minimum(found[:, 0] + found[:, 2], truth[:, 0] + truth[:, 2]) - np.maximum(found[:, 0], truth[:, 0])
-    height = np.minimum(found[:, 1] + found[:, 3], truth[:, 1] + truth[:, 3]) - np.maximum(found[:, 1], truth[:, 1])
+def _intersection_over_union(detected: Floats, truth: Floats, crowds: Booleans) -> Floats:
+    """Return the IoU of boxes (P, 4) x, y, width, height row by row; for a crowd the share of the detection in it."""
+    low = np.maximum(detected[:, :2], truth[:, :2])
+    high = np.minimum(detected[:, :2] + detected[:, 2:], truth[:, :2] + truth[:, 2:])
+    width, height = (high - low).T
     apart = (width <= 0) | (height <= 0)
     intersection = np.where(apart, 0.0, width * height)
-    found_area = found[:, 2] * found[:, 3]
+    found_area = detected[:, 2] * detected[:, 3]
     union = np.where(crowds, found_area, found_area + truth[:, 2] * truth[:, 3] - intersection)
     return np.divide(intersection, union, out=np.zeros_like(union), where=~apart)
 
 
 def _starts(values: Integers) -> Integers:
-    """Where each run of equal values begins."""
+    """Return the start of each run of equal values."""
     return np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
-
-
-RECALL_LEVELS: Floats = np.linspace(0.0, 1.0, 101)
-ALLOWED = (1, 10, 100)  # detections an image may give a class
-ALL, SMALL, MEDIUM, LARGE = range(len(AREA_RANGES))
-IOU_50, IOU_75 = 0, 5  # positions among the IoU thresholds
-NOT_MEASURED = -1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Curves:
-    """What is left of all matches: T IoU thresholds, R recall levels, K classes, A size ranges; -1: not measured.
+    """Precision and recall of all classes: T IoU thresholds, R recall levels, K classes, A size ranges; -1: no objects.
 
     Attributes:
         precision: (T, R, K, A) the best precision at this recall or a higher one, with 100 detections allowed.
@@ -163,24 +162,26 @@ class Curves:
     recall: Floats
 
 
-def precision_recall(truth: Boxes, found: Boxes, scores: Floats, *, num_images: int, num_classes: int) -> Curves:
-    """Matches everything and accumulates precision and recall, class by class."""
-    matched, ignored = match(truth, found)  # (D, T, A)
+def precision_recall(truth: Boxes, detected: Boxes, scores: Floats, *, num_images: int, num_classes: int) -> Curves:
+    """Match all detections and accumulate precision and recall, class by class."""
+    matched, ignored = match(truth, detected)  # (D, T, A)
     num_thresholds, num_ranges = matched.shape[1:]
     counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas))  # (G, A)
     precision = np.full((num_thresholds, len(RECALL_LEVELS), num_classes, num_ranges), NOT_MEASURED)
     score_at = np.full((num_classes, len(RECALL_LEVELS)), NOT_MEASURED)
     recall = np.full((num_thresholds, num_classes, num_ranges, len(ALLOWED)), NOT_MEASURED)
     edges = np.arange(num_classes + 1) * num_images
-    truth_edges, found_edges = np.searchsorted(truth.groups, edges), np.searchsorted(found.groups, edges)
+    truth_edges, found_edges = np.searchsorted(truth.groups, edges), np.searchsorted(detected.groups, edges)
     for k in range(num_classes):
         num_objects = counted[truth_edges[k] : truth_edges[k + 1]].sum(axis=0)  # (A,)
         rows = slice(found_edges[k], found_edges[k + 1])
-        # Of equal scores the image with the smaller id comes first, as in pycocotools.
+        # All detections of the class by descending score. Of equal scores the image with the smaller id comes first, as
+        # in pycocotools.
         order = np.argsort(-scores[rows], kind="stable")
-        class_scores, ranks = scores[rows][order], found.ranks[rows][order]
+        class_scores, ranks = scores[rows][order], detected.ranks[rows][order]
         hits = (matched[rows] & ~ignored[rows])[order]  # (d, T, A)
         misses = (~matched[rows] & ~ignored[rows])[order]
+        # Sizes without objects stay "not measured".
         for a in np.flatnonzero(num_objects):
             for m, allowed in enumerate(ALLOWED):
                 recall[:, k, a, m] = hits[ranks < allowed, :, a].sum(axis=0) / num_objects[a]
@@ -194,16 +195,18 @@ def precision_recall(truth: Boxes, found: Boxes, scores: Floats, *, num_images: 
 
 
 def _precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> tuple[Floats, Integers]:
-    """Precision (R,) at the recall levels, and at which detection each level is reached (fewer where some never are).
+    """Return precision (R,) at the recall levels, and the detection that reaches each level (fewer where none does).
 
     Args:
         hits: (d,) bool, by descending score.
         misses: (d,) bool; a detection that is neither counts neither way.
-        num_objects: objects there are to find.
+        num_objects: Objects of the class.
     """
+    # Precision after each detection, then the best at this recall or a higher one, which never rises with recall.
     true, false = np.cumsum(hits, dtype=np.float64), np.cumsum(misses, dtype=np.float64)
     exact = true / (false + true + np.spacing(1))
-    best = np.maximum.accumulate(exact[::-1])[::-1]  # the best at this recall or a higher one
+    best = np.maximum.accumulate(exact[::-1])[::-1]
+    # A level has the precision of the first detection that reaches it; 0 where none does.
     reached = np.searchsorted(true / num_objects, RECALL_LEVELS, side="left")
     reached = reached[reached < len(hits)]
     levels = np.zeros(len(RECALL_LEVELS))
@@ -212,7 +215,7 @@ def _precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> 
 
 
 def ground_truth_boxes(annotations: Sequence[Mapping[str, Any]], image_ids: Integers, category_ids: Integers) -> Boxes:
-    """Annotations of known images and classes, grouped, each group in the order of the file."""
+    """Return annotations of known images and classes in groups, each group in the order of the file."""
     of_image = np.array([entry["image_id"] for entry in annotations], np.int64)
     of_category = np.array([entry["category_id"] for entry in annotations], np.int64)
     boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
@@ -233,28 +236,28 @@ def ground_truth_boxes(annotations: Sequence[Mapping[str, Any]], image_ids: Inte
 
 
 def detection_boxes(detections: Detections, image_ids: Integers, category_ids: Integers) -> tuple[Boxes, Floats]:
-    """Detections of known classes, grouped, each group by descending score and cut at 100; and their scores."""
+    """Return detections of known classes in groups, by descending score, at most 100 a group; and their scores."""
     groups = _groups(detections.image_ids, detections.category_ids, image_ids, category_ids)
     known = np.flatnonzero(np.isin(detections.category_ids, category_ids))
     order = known[np.lexsort((-detections.scores[known], groups[known]))]
     ranks = _ranks(groups[order])
     order, ranks = order[ranks < ALLOWED[-1]], ranks[ranks < ALLOWED[-1]]
     boxes = detections.boxes[order]
-    found = Boxes(
+    detected = Boxes(
         groups=groups[order],
         boxes=boxes,
         areas=boxes[:, 2] * boxes[:, 3],
         crowds=np.zeros(len(order), bool),
         ranks=ranks,
     )
-    return found, detections.scores[order]
+    return detected, detections.scores[order]
 
 
 def _groups(of_image: Integers, of_category: Integers, image_ids: Integers, category_ids: Integers) -> Integers:
-    """One number for each class and image, classes first; images in the order of their ids."""
+    """Return one number for each class and image, classes first; images in the order of their ids."""
     return np.searchsorted(category_ids, of_category) * len(image_ids) + np.searchsorted(image_ids, of_image)
 
 
 def _ranks(groups: Integers) -> Integers:
-    """Ascending group numbers (N,) -> the position of each inside its group."""
+    """Return the position of each entry inside its group, from ascending group numbers (N,)."""
     return np.arange(len(groups)) - np.searchsorted(groups, groups, side="left")

@@ -1,4 +1,4 @@
-"""COCO average precision as pycocotools computes it: the figures that a registered version claims are checked by it.
+"""Reference figures: COCO average precision as pycocotools computes it, to check the figures of a registered version.
 
 It takes about fifty times as long as `coco_average_precision`, which training uses, and shares no code with it.
 """
@@ -32,12 +32,12 @@ def reference_average_precision(ground_truth: Mapping[str, Any], detections: Det
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
-        truth, found = COCO(), COCO()
-        for part, annotations in ((truth, ground_truth["annotations"]), (found, detections.records())):
+        truth, detected = COCO(), COCO()
+        for part, annotations in ((truth, ground_truth["annotations"]), (detected, detections.records())):
             # Numbered from 1: to pycocotools, id 0 means "not matched", and ids must be unique.
-            part.dataset = {**ground_truth, "annotations": [_whole(*e) for e in enumerate(annotations, start=1)]}
+            part.dataset = {**ground_truth, "annotations": [_complete(*e) for e in enumerate(annotations, start=1)]}
             part.createIndex()
-        evaluation = COCOeval(truth, found, "bbox")
+        evaluation = COCOeval(truth, detected, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -48,11 +48,11 @@ def reference_average_precision(ground_truth: Mapping[str, Any], detections: Det
 
 
 def reference_name() -> str:
-    """Return the name and version of what computes the reference."""
+    """Return the name and version of the package that computes the reference."""
     return f"pycocotools {metadata.version('pycocotools')}"
 
 
-def disagreements(figures: Figures, reference: Figures, tolerance: float = TOLERANCE) -> list[str]:
+def reference_differences(figures: Figures, reference: Figures, tolerance: float = TOLERANCE) -> list[str]:
     """Return a sentence for each figure that the reference does not confirm.
 
     Args:
@@ -61,13 +61,13 @@ def disagreements(figures: Figures, reference: Figures, tolerance: float = TOLER
         tolerance: The largest difference allowed.
     """
     return [
-        f"{name} is {_shown(figures.get(name))}, {reference_name()} computes {_shown(value)}"
+        f"{name} is {_format(figures.get(name))}, {reference_name()} computes {_format(value)}"
         for name, value in reference.items()
         if not _equal(figures.get(name), value, tolerance)
     ]
 
 
-def _whole(number: int, annotation: Mapping[str, Any]) -> dict[str, Any]:
+def _complete(number: int, annotation: Mapping[str, Any]) -> dict[str, Any]:
     """Return an annotation or a detection with every field that pycocotools reads."""
     width, height = annotation["bbox"][2:]
     return {"area": width * height, "iscrowd": 0, **annotation, "id": number}
@@ -79,5 +79,5 @@ def _equal(figure: float | None, reference: float | None, tolerance: float) -> b
     return abs(figure - reference) <= tolerance
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "not measured" if value is None else repr(value)

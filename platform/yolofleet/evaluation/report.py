@@ -1,4 +1,7 @@
-"""One page that shows what a model is worth: figures, curves, classes and images, all inside one HTML file."""
+"""The evaluation report: figures, curves, classes and images of a model in one HTML file.
+
+The page holds everything itself, so it can be opened anywhere and stored as one artifact.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,7 @@ figure{margin:0}img{width:100%;height:auto;border-radius:6px}figcaption{color:va
 """
 MAIN_FIGURES = ("AP", "AP50", "AP75", "AR_100")
 LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
-JUDGED_KEYS = ("val_AP", "val_AP50", "val_AP75")
+VALIDATION_KEYS = ("val_AP", "val_AP50", "val_AP75")
 PALETTE = ("#3b7dd8", "#e4572e", "#2ca25f", "#a04fc4", "#c98b00", "#0f9fb0")
 MEAN_COLOUR = "#808890"
 MOST_POINTS = 1000
@@ -56,14 +59,14 @@ def render_report(
     history: Sequence[Mapping[str, Any]] = (),
     images: Sequence[SampleImage] = (),
 ) -> str:
-    """Renders the page.
+    """Render the page.
 
     Args:
-        result: an evaluation; None for a run that has not been judged.
-        title: heading of the page.
-        facts: what else is to be known: model, data, run, commit.
-        history: a run's rows of metrics, each with its step: losses, learning rate, validation figures.
-        images: sample images, ground truth beside detections.
+        result: An evaluation; None for a run that has not been evaluated.
+        title: Heading of the page.
+        facts: Further facts: model, data, run, commit.
+        history: A run's rows of metrics, each with its step: losses, learning rate, validation figures.
+        images: Sample images, ground truth beside detections.
 
     Returns:
         An HTML document that needs no other file and no network.
@@ -90,18 +93,20 @@ def render_report(
 
 
 def _figures(result: EvaluationResult) -> str:
-    judged = result.judged
+    precision = result.average_precision
     cards = "".join(
-        f"<div class='card'><b>{_shown(judged.figures[name], 3)}</b><span>{name}</span></div>" for name in MAIN_FIGURES
+        f"<div class='card'><b>{_format(precision.figures[name], 3)}</b><span>{name}</span></div>"
+        for name in MAIN_FIGURES
     )
-    rest = [name for name in judged.figures if name not in MAIN_FIGURES]
+    rest = [name for name in precision.figures if name not in MAIN_FIGURES]
     head = "".join(f"<th>{name}</th>" for name in rest)
-    values = "".join(f"<td>{_shown(judged.figures[name], 4)}</td>" for name in rest)
+    values = "".join(f"<td>{_format(precision.figures[name], 4)}</td>" for name in rest)
     skipped = f", {len(result.skipped)} images could not be read" if result.skipped else ""
     return (
         f"<h2>Figures</h2><div class='cards'>{cards}</div>"
-        f"<p class='soft'>{judged.num_images} images, {judged.num_objects} objects, {judged.num_crowds} crowds, "
-        f"{judged.num_detections} detections{skipped}. COCO figures; - where there was nothing to measure.</p>"
+        f"<p class='soft'>{precision.num_images} images, {precision.num_objects} objects, "
+        f"{precision.num_crowds} crowds, "
+        f"{precision.num_detections} detections{skipped}. COCO figures; - where there was nothing to measure.</p>"
         f"<div class='wide'><table><tr>{head}</tr><tr>{values}</tr></table></div>"
     )
 
@@ -109,7 +114,7 @@ def _figures(result: EvaluationResult) -> str:
 def _training(history: Sequence[Mapping[str, Any]]) -> str:
     """Losses, learning rate and validation figures over the steps, as far as the rows have them."""
     charts = []
-    for keys, name in ((LOSS_KEYS, "loss"), (("learning_rate",), "learning rate"), (JUDGED_KEYS, "validation")):
+    for keys, name in ((LOSS_KEYS, "loss"), (("learning_rate",), "learning rate"), (VALIDATION_KEYS, "validation")):
         lines = [
             Series(
                 name=key.removeprefix("val_").removeprefix("loss_").replace("_", " "),
@@ -136,13 +141,13 @@ def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float,
     if len(points) <= MOST_POINTS:
         return points
     chosen = np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)
-    return [points[place] for place in chosen.tolist()]
+    return [points[position] for position in chosen.tolist()]
 
 
 def _curves(result: EvaluationResult) -> str:
     """Precision over recall at IoU 0.50: every class, and their mean."""
     names = {entry.category_id: entry.name for entry in result.per_class}
-    measured = {category_id: curve for category_id, curve in result.judged.curves.items() if curve}
+    measured = {category_id: curve for category_id, curve in result.average_precision.curves.items() if curve}
     if not measured:
         return ""
     levels = RECALL_LEVELS.tolist()
@@ -169,11 +174,11 @@ def _classes(per_class: Sequence[ClassFigures]) -> str:
     for entry in sorted(present, key=lambda entry: entry.ap or 0.0, reverse=True):
         bar = f"<i class='bar' style='width:{round((entry.ap or 0) * BAR_PIXELS)}px'></i>" if entry.ap else ""
         numbers = [
-            f"{bar}{_shown(entry.ap, 3)}",
-            *(_shown(value, 3) for value in (entry.ap50, entry.ap75, entry.ar_100)),
+            f"{bar}{_format(entry.ap, 3)}",
+            *(_format(value, 3) for value in (entry.ap50, entry.ap75, entry.ar_100)),
             f"{entry.num_objects}",
             f"{entry.num_detections}",
-            *(_shown(value, 3) for value in (entry.best_f1, entry.best_confidence)),
+            *(_format(value, 3) for value in (entry.best_f1, entry.best_confidence)),
         ]
         cells = "".join(f"<td>{number}</td>" for number in numbers)
         rows.append(f"<tr><td>{escape(entry.name)}</td>{cells}</tr>")
@@ -193,5 +198,5 @@ def _images(images: Sequence[SampleImage]) -> str:
     return f"<h2>Images: ground truth left, detections right</h2><div class='images'>{figures}</div>"
 
 
-def _shown(value: float | None, decimals: int) -> str:
+def _format(value: float | None, decimals: int) -> str:
     return "-" if value is None else f"{value:.{decimals}f}"

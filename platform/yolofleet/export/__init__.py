@@ -1,6 +1,5 @@
-"""Deployed detectors as files that other runtimes read: ONNX, TorchScript, safetensors, Triton's model repository.
+"""Export: deployed detectors as files for other runtimes, and ONNX Runtime as a faster one for CPUs.
 
-Others use `exporter` (write a detector), `formats` (the extension point of formats), `verification` (run a file beside
-torch), `quantization` (INT8), `runtime` (load a detector, with ONNX Runtime where its package has a network) and
-`settings`.
+Start at `exporter.export_detector` (write a file), `verification.verify` (compare it with torch),
+`runtime.load_detector` (predict with it) and `formats` (a format of one's own).
 """

@@ -1,4 +1,7 @@
-"""What an exported file says of itself: how to prepare images for it and how to read its answer."""
+"""The card of an exported file: metadata on how to prepare images for it and how to read its output.
+
+A file may be far from the detector that it was exported from, so everything that its use needs lies inside it.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ FORMAT = 1
 
 
 class SuppressionFacts(Spec):
-    """The thresholds that a file with suppression inside works with."""
+    """The thresholds of the suppression inside a file."""
 
     confidence: Share
     iou: Share
@@ -47,7 +50,7 @@ class ExportCard(Spec):
     """Given where suppression is inside."""
     quantized: bool = False
     weights_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    """Of the weights of the detector package that it was made of."""
+    """Digest of the weights of the detector package that it was exported from."""
 
 
 def make_card(
@@ -58,7 +61,7 @@ def make_card(
     *,
     quantized: bool = False,
 ) -> ExportCard:
-    """Return the card of a file that is made of a detector package."""
+    """Return the card of a file that is exported from a detector package."""
     facts = None
     if thresholds is not None:
         facts = SuppressionFacts(
@@ -92,7 +95,7 @@ def read_card(metadata: Mapping[str, str], source: str) -> ExportCard:
     """Read the card from a file's metadata.
 
     Raises:
-        ExportError: there is none.
+        ExportError: There is none.
     """
     if KEY not in metadata:
         raise ExportError(f"{source} holds no description of its classes and input: 'yolofleet export' writes one")

@@ -1,6 +1,6 @@
 """A detector as an ONNX graph: images in, decoded predictions out, standard operators only.
 
-The graph is what torch's exporter makes of the deployed network. It holds its weights itself (no second file), so a
+The graph is traced from the deployed network by torch's exporter. It holds its weights itself (no second file), so a
 model is one file of at most 2 GB: three times the largest of the family.
 """
 
@@ -30,15 +30,15 @@ def network_to_onnx(model: Network, shape: InputShape) -> ModelProto:
     """Return the deployed form of a detector as an ONNX model.
 
     Args:
-        model: the detector; a training form is deployed first.
-        shape: the input.
+        model: The detector; a training form is deployed first.
+        shape: The input.
 
     Returns:
         The graph from `images` (B, 3, H, W) float32 in 0..1 to `decoded` (B, boxes, 5 + classes), as
         `Network.forward` gives them in evaluation mode.
 
     Raises:
-        ExportError: the input does not fit the model, or a package of the extra `export` is missing.
+        ExportError: The input does not fit the model, or a package of the extra `export` is missing.
     """
     require_packages("onnx", "onnxscript")
     check_shape(shape, model.max_stride)
@@ -67,7 +67,7 @@ def network_to_onnx(model: Network, shape: InputShape) -> ModelProto:
 
 
 def _any_shape(stride: int) -> dict[str, dict[int, Any]]:
-    """Return which dimensions of the input may be any: the batch, and whole strides of height and width."""
+    """Return the free dimensions of the input: the batch, and height and width in whole strides."""
     dim = torch.export.Dim
     most = LONGEST_SIDE // stride
     rows, columns = dim("rows", min=1, max=most), dim("columns", min=1, max=most)
@@ -86,7 +86,7 @@ def _name_dimensions(model: ModelProto, shape: InputShape) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own workings from the user; its errors are exceptions."""
+    """Hide the exporter's notes on its own workings from the user; its errors are exceptions."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

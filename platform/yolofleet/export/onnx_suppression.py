@@ -1,10 +1,10 @@
 """Suppression as standard ONNX operators, behind a graph that ends in decoded predictions.
 
-`NonMaxSuppression` is greedy within each class and image, so its choice is that of `yolofleet.evaluation.nms` once the
-best `max_detections` of all classes are taken: no box beyond that many in its own class can be among them. Its answer,
-a list of any length, is scattered into one row of scores an image, and `TopK` takes the best of each row.
+`NonMaxSuppression` is greedy within each class and image, so its selection is that of `yolofleet.evaluation.nms` once
+the best `max_detections` of all classes are taken: no box beyond that many in its own class can be among them. Its
+output, a list of any length, is scattered into one row of scores an image, and `TopK` takes the best of each row.
 
-Limits: `yolofleet.evaluation.nms` looks at 30,000 candidates of an image at most; here all enter. The two differ where
+Limits: `yolofleet.evaluation.nms` compares at most 30,000 candidates of an image; here all enter. The two differ where
 an image has more, and fewer than `max_detections` of the best 30,000 are kept.
 """
 
@@ -28,9 +28,9 @@ def add_suppression(model: ModelProto, thresholds: Thresholds, *, num_classes: i
     """Return the model with suppression behind it.
 
     Args:
-        model: ends in `decoded` (B, boxes, 5 + classes).
-        thresholds: how suppression chooses.
-        num_classes: classes of the detector.
+        model: Ends in `decoded` (B, boxes, 5 + classes).
+        thresholds: Thresholds of suppression.
+        num_classes: Classes of the detector.
 
     Returns:
         A new model that ends in `detections` (B, max_detections, 6) float32: x1, y1, x2, y2 in pixels of the input,
@@ -59,7 +59,7 @@ def add_suppression(model: ModelProto, thresholds: Thresholds, *, num_classes: i
 
 
 class _Nodes:
-    """Nodes in the making, each result under a name of its own."""
+    """Collects nodes, each result under a name of its own."""
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
@@ -97,8 +97,10 @@ class _Nodes:
 
 
 def _suppress(nodes: _Nodes, thresholds: Thresholds, num_classes: int) -> None:
+    # 1. Boxes as corners and one score for each class, computed as `yolofleet.evaluation.nms` does.
     corners = _corners(nodes)
     scores = _scores(nodes, num_classes, multi_label=thresholds.multi_label)  # (B, C, N)
+    # 2. Greedy suppression; its output is one list over all images and classes.
     selected = nodes.add(  # (K, 3): image, class, box
         "NonMaxSuppression",
         corners,
@@ -107,25 +109,28 @@ def _suppress(nodes: _Nodes, thresholds: Thresholds, num_classes: int) -> None:
         nodes.constant([thresholds.iou], np.float32),
         nodes.constant([thresholds.confidence], np.float32),
     )
+    # 3. The best of each image over all classes, as positions in its flat (C x N) scores: class = position // N,
+    # box = position % N.
     batch, num_boxes = nodes.length(corners, 0), nodes.length(corners, 1)
-    best, places = _best_of_image(nodes, scores, selected, batch, num_boxes, num_classes, thresholds.max_detections)
+    best, positions = _best_of_image(nodes, scores, selected, batch, num_boxes, num_classes, thresholds.max_detections)
     rows = nodes.add(  # (B, max, 4)
         "GatherND",
         corners,
-        nodes.add("Unsqueeze", nodes.add("Mod", places, num_boxes), nodes.constant([2])),
+        nodes.add("Unsqueeze", nodes.add("Mod", positions, num_boxes), nodes.constant([2])),
         batch_dims=1,
     )
-    classes = nodes.add("Cast", nodes.add("Div", places, num_boxes), to=1)
-    found = nodes.add("Greater", best, nodes.constant(0.0, np.float32))  # the rest fills the rows up
+    classes = nodes.add("Cast", nodes.add("Div", positions, num_boxes), to=1)
+    # 4. Rows of score 0 only fill up the fixed number of rows: they are set to zero and not counted.
+    is_used = nodes.add("Greater", best, nodes.constant(0.0, np.float32))
     width = nodes.constant([2])
     parts = (rows, nodes.add("Unsqueeze", best, width), nodes.add("Unsqueeze", classes, width))
-    used = nodes.add("Unsqueeze", nodes.add("Cast", found, to=1), width)
+    used = nodes.add("Unsqueeze", nodes.add("Cast", is_used, to=1), width)
     nodes.add("Mul", nodes.add("Concat", *parts, axis=2), used, name=DETECTIONS_NAME)
-    nodes.add("ReduceSum", nodes.add("Cast", found, to=7), nodes.constant([1]), keepdims=1, name=COUNT_NAME)
+    nodes.add("ReduceSum", nodes.add("Cast", is_used, to=7), nodes.constant([1]), keepdims=1, name=COUNT_NAME)
 
 
 def _corners(nodes: _Nodes) -> str:
-    """Centre and size -> x1, y1, x2, y2 (B, N, 4), by the very operations of `yolofleet.evaluation.nms`."""
+    """Centre and size -> x1, y1, x2, y2 (B, N, 4), by the operations of `yolofleet.evaluation.nms`."""
     centre, size = nodes.columns(DECODED_NAME, 0, 2), nodes.columns(DECODED_NAME, 2, 4)
     half = nodes.add("Div", size, nodes.constant(2.0, np.float32))
     return nodes.add("Concat", nodes.add("Sub", centre, half), nodes.add("Add", centre, half), axis=2)
@@ -147,14 +152,14 @@ def _scores(nodes: _Nodes, num_classes: int, *, multi_label: bool) -> str:
 def _best_of_image(
     nodes: _Nodes, scores: str, selected: str, batch: str, num_boxes: str, num_classes: int, count: int
 ) -> tuple[str, str]:
-    """Return the best scores of each image (B, count) and where they lie in its C x N scores; zeros fill up."""
+    """Return the best scores of each image (B, count) and their positions in its C x N scores; zeros fill up."""
     image, label, box = (nodes.columns(selected, column, column + 1, axis=1) for column in range(3))  # (K, 1)
-    place = nodes.add("Add", nodes.add("Mul", label, num_boxes), box)
+    position = nodes.add("Add", nodes.add("Mul", label, num_boxes), box)
     length = nodes.add("Add", nodes.add("Mul", num_boxes, nodes.constant([num_classes])), nodes.constant([count]))
     empty = nodes.add("ConstantOfShape", nodes.add("Concat", batch, length, axis=0))  # (B, C x N + count), zeros
     kept = nodes.add(
-        "ScatterND", empty, nodes.add("Concat", image, place, axis=1), nodes.add("GatherND", scores, selected)
+        "ScatterND", empty, nodes.add("Concat", image, position, axis=1), nodes.add("GatherND", scores, selected)
     )
-    names = (f"{PREFIX}best", f"{PREFIX}places")
-    best, places = nodes.add_many("TopK", (kept, nodes.constant([count])), names, axis=1, largest=1, sorted=1)
-    return best, places
+    names = (f"{PREFIX}best", f"{PREFIX}positions")
+    best, positions = nodes.add_many("TopK", (kept, nodes.constant([count])), names, axis=1, largest=1, sorted=1)
+    return best, positions

@@ -1,4 +1,7 @@
-"""How far two ways of computing the same predictions are apart."""
+"""Comparison of two ways to compute the same predictions: the largest differences of boxes and of scores.
+
+Detections are compared as sets: rounding may change the order of equal scores, and may move a score over the threshold.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MOST_BOX_PIXELS = 0.1
-MOST_SCORE = 1e-3
+BOX_TOLERANCE_PIXELS = 0.1
+SCORE_TOLERANCE = 1e-3
 EDGE = 1e-5
-"""Scores this near to the threshold, or to the last one that was kept, may fall on either side of it."""
+"""A score this near to the last one that is kept may fall on either side of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Comparison:
-    """Differences between expected and found.
+    """Differences between expected and computed predictions.
 
     Attributes:
-        num_images: images compared.
-        num_boxes: boxes compared: all decoded ones, or those that suppression left.
-        box_pixels: largest difference of a box's numbers, in pixels of the network's input.
-        score: largest difference of a score.
-        unmatched: detections of one side without a partner of their class on the other.
+        num_images: Images compared.
+        num_boxes: Boxes compared: all decoded ones, or those that suppression left.
+        box_pixels: Largest difference of a box's numbers, in pixels of the network's input.
+        score: Largest difference of a score.
+        unmatched: Detections of one side without a match of their class on the other.
     """
 
     num_images: int
@@ -36,7 +39,7 @@ class Comparison:
     @property
     def equal(self) -> bool:
         """Whether they are the same up to rounding."""
-        return self.box_pixels <= MOST_BOX_PIXELS and self.score <= MOST_SCORE and not self.unmatched
+        return self.box_pixels <= BOX_TOLERANCE_PIXELS and self.score <= SCORE_TOLERANCE and not self.unmatched
 
     def as_json(self) -> dict[str, Any]:
         """Return everything as plain JSON values."""
@@ -51,7 +54,7 @@ class Comparison:
 
 
 def compare_decoded(expected: Tensor, found: Tensor) -> Comparison:
-    """Compare decoded predictions (B, N, 5 + C); those of another shape are infinitely far."""
+    """Compare decoded predictions (B, N, 5 + C); another shape or NaN counts as an infinite difference."""
     if expected.shape != found.shape:
         return Comparison(num_images=expected.shape[0], num_boxes=0, box_pixels=torch.inf, score=torch.inf)
     difference = (expected.float().cpu() - found.float().cpu()).abs()
@@ -69,12 +72,12 @@ def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, f
 
     Args:
         expected: x1, y1, x2, y2, score, class index.
-        found: the same from the other side.
-        full: how many an image may have; where it has so many, the last ones are at the edge.
+        found: The same of the other side.
+        full: The most detections of an image; where it has that many, the last ones are at the edge.
     """
     boxes, scores, unmatched = 0.0, 0.0, 0
     for want, got in zip(expected, found, strict=True):
-        pairs = _paired(want, got)
+        pairs = _pair(want, got)
         for row, other in pairs:
             boxes = max(boxes, float((want[row, :4] - got[other, :4]).abs().max()))
             scores = max(scores, float((want[row, 4] - got[other, 4]).abs()))
@@ -90,7 +93,7 @@ def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, f
     )
 
 
-def joined(parts: Sequence[Comparison]) -> Comparison:
+def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
     """Return several comparisons as one."""
     return Comparison(
         num_images=sum(part.num_images for part in parts),
@@ -105,13 +108,13 @@ def _sides(want: Tensor, got: Tensor, pairs: list[tuple[int, int]]) -> list[tupl
     return [(want, [row for row, _ in pairs]), (got, [other for _, other in pairs])]
 
 
-def _paired(want: Tensor, got: Tensor) -> list[tuple[int, int]]:
+def _pair(want: Tensor, got: Tensor) -> list[tuple[int, int]]:
     """Pair each expected detection with the nearest free one of its class, if one is near enough to be the same."""
     if not len(want) or not len(got):
         return []
     distance = (want[:, None, :4] - got[None, :, :4]).abs().amax(dim=2)
-    far = (want[:, None, 5] != got[None, :, 5]) | (distance > MOST_BOX_PIXELS)
-    far |= (want[:, None, 4] - got[None, :, 4]).abs() > MOST_SCORE
+    far = (want[:, None, 5] != got[None, :, 5]) | (distance > BOX_TOLERANCE_PIXELS)
+    far |= (want[:, None, 4] - got[None, :, 4]).abs() > SCORE_TOLERANCE
     distance = distance.masked_fill(far, torch.inf)
     pairs, taken = [], torch.zeros(len(got), dtype=torch.bool)
     for row in range(len(want)):

@@ -1,65 +1,59 @@
-"""What quantization costs and gains: AP and speed of the INT8 network beside the float one.
-
-Images of a dataset as the network's input: what a quantizer learns ranges from, and what an export is tried on.
-
-INT8 for ONNX: convolutions and what lies between them computed with 8 bits, ranges taken from real images.
+"""INT8 for ONNX: convolutions and what lies between them are computed with 8 bits, with ranges taken from real images.
 
 Weights get a scale for each output channel. The head's convolutions and the decoding behind them stay in float: a box
-coordinate needs more than 256 steps.
+coordinate needs more than 256 steps. A `QuantizationReport` measures what the step costs and gains: AP, speed and size
+of the INT8 network beside the float one.
 """
 
 from __future__ import annotations
 
 import logging
+import statistics
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from yolofleet.data.dataset import SampleError, ShardDataset
 from yolofleet.data.decode import ImageError
 from yolofleet.data.letterbox import letterbox
 from yolofleet.data.records import RecordError
-from yolofleet.export.settings import INPUT_NAME, ExportError, require_packages
-
-if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto
-import statistics
-import time
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
-
-import torch
-
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.evaluate import evaluate
 from yolofleet.export.card import ExportCard, put_card
 from yolofleet.export.runtime import OnnxNetwork
-from yolofleet.export.settings import InputShape
+from yolofleet.export.settings import INPUT_NAME, ExportError, InputShape, require_packages
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import GraphProto, ModelProto
 
 DEFAULT_IMAGES = 64
+HEAD_PREFIX = "head."
+QUANTIZED = ("Conv", "LeakyRelu", "Sigmoid", "Mul", "Concat", "MaxPool", "Resize", "Add")
+"""Operators computed with 8 bits; one between two of them that is left out would cost two conversions."""
+TIMED_ROUNDS = 10
 
 
 def dataset_images(data: str | Path | ShardDataset, image_size: int, count: int = DEFAULT_IMAGES) -> NDArray[np.uint8]:
-    """Read some images of a dataset, evenly spread over it.
+    """Read some images of a dataset, evenly spread over it, as input of a network.
 
     Args:
-        data: the shards.
-        image_size: side of the square input in pixels.
-        count: how many, if there are as many.
+        data: The shards.
+        image_size: Side of the square input in pixels.
+        count: Number of images to read, if there are as many.
 
     Returns:
         (count, 3, image_size, image_size) uint8 RGB, letterboxed.
 
     Raises:
-        UserError: there is no dataset, or none of the images can be read.
+        UserError: There is no dataset, or none of the images can be read.
     """
     dataset = data if isinstance(data, ShardDataset) else ShardDataset(data)
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
@@ -77,21 +71,16 @@ def dataset_images(data: str | Path | ShardDataset, image_size: int, count: int 
     return np.stack(planes)
 
 
-HEAD_PREFIX = "head."
-QUANTIZED = ("Conv", "LeakyRelu", "Sigmoid", "Mul", "Concat", "MaxPool", "Resize", "Add")
-"""What is computed with 8 bits; an operator between two of them that is left out would cost two conversions."""
-
-
-def quantized(model: ModelProto, images: NDArray[np.uint8], *, batch: int = 1) -> ModelProto:
+def quantize(model: ModelProto, images: NDArray[np.uint8], *, batch: int = 1) -> ModelProto:
     """Return the INT8 form of an exported network.
 
     Args:
-        model: from images to decoded predictions, without suppression.
+        model: Maps images to decoded predictions, without suppression.
         images: (P, 3, H, W) uint8, to take the ranges of all values from.
-        batch: images that pass together, as the model wants it.
+        batch: Images that pass together, as the model needs it.
 
     Raises:
-        ExportError: there are fewer images than a batch, or onnxruntime is missing.
+        ExportError: There are fewer images than a batch, or onnxruntime is missing.
     """
     require_packages("onnxruntime")
     import onnx
@@ -108,7 +97,7 @@ def quantized(model: ModelProto, images: NDArray[np.uint8], *, batch: int = 1) -
         quantize_static(
             str(prepared),
             str(result),
-            _Images(images, batch),
+            _CalibrationReader(images, batch),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(QUANTIZED),
             per_channel=True,
@@ -120,20 +109,17 @@ def quantized(model: ModelProto, images: NDArray[np.uint8], *, batch: int = 1) -
         return onnx.load(result)
 
 
-class _Images:
+class _CalibrationReader:
     """Batches in the form that ONNX Runtime's calibration asks for."""
 
     def __init__(self, images: NDArray[np.uint8], batch: int) -> None:
-        self._batches = _batches(images, batch)
+        starts = range(0, len(images) - batch + 1, batch)
+        self._batches = (images[start : start + batch].astype(np.float32) / np.float32(255) for start in starts)
 
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         """Return the next batch, None after the last."""
-        return next(self._batches, None)
-
-
-def _batches(images: NDArray[np.uint8], batch: int) -> Iterator[dict[str, NDArray[np.float32]]]:
-    for start in range(0, len(images) - batch + 1, batch):
-        yield {INPUT_NAME: images[start : start + batch].astype(np.float32) / np.float32(255)}
+        batch = next(self._batches, None)
+        return None if batch is None else {INPUT_NAME: batch}
 
 
 def _head_and_after(graph: GraphProto) -> list[str]:
@@ -160,17 +146,14 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-ROUNDS = 10
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NetworkEvaluation:
-    """The figures of one network.
+class NetworkFigures:
+    """Quality, speed and size of one network.
 
     Attributes:
-        AP: On the dataset; None where it holds no object.
-        AP50: On the dataset.
-        milliseconds: Median time of a run of one batch, both networks in turns.
+        AP: AP on the dataset; None where there was nothing to measure.
+        AP50: AP50 on the dataset.
+        milliseconds: Median time of one batch, both networks by turns.
         megabytes: Size of the file.
     """
 
@@ -179,65 +162,70 @@ class NetworkEvaluation:
     milliseconds: float
     megabytes: float
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationReport:
+    """The float and the INT8 network on the same dataset."""
+
+    float_network: NetworkFigures
+    int8_network: NetworkFigures
+
     def as_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
-        return asdict(self)
+        """Return both as plain JSON values."""
+        return {"float": asdict(self.float_network), "int8": asdict(self.int8_network)}
 
 
-def evaluate_networks(
+def report_quantization(
     models: tuple[ModelProto, ModelProto],
     detector: Detector,
     dataset: ShardDataset,
     card: ExportCard,
     shape: InputShape,
-) -> tuple[NetworkEvaluation, NetworkEvaluation]:
+) -> QuantizationReport:
     """Evaluate the float and the INT8 network on a dataset.
 
     Args:
-        models: Both networks, from images to decoded predictions.
-        detector: What they were made of.
+        models: Both, from images to decoded predictions.
+        detector: What they were exported from.
         dataset: Images with their objects.
-        card: Card of the exported file.
-        shape: Shape of the input.
+        card: Card of the file that is being written.
+        shape: The network's input.
 
     Raises:
         UserError: Model and dataset have no class in common, or the dataset cannot be read.
     """
-    plain = card.model_copy(update={"suppression": None})
-    with TemporaryDirectory(prefix="yolofleet-evaluation-") as folder:
+    card = card.model_copy(update={"suppression": None})
+    with TemporaryDirectory(prefix="yolofleet-quantization-") as folder:
         networks, sizes = [], []
         for number, model in enumerate(models):
-            put_card(model, plain)
+            put_card(model, card)
             path = Path(folder, f"{number}.onnx")
             path.write_bytes(model.SerializeToString())
             sizes.append(path.stat().st_size / 1e6)
             networks.append(OnnxNetwork(path))
-        speeds = _speeds(networks, shape)
+        speeds = _median_milliseconds(networks, shape)
+        batch_size = 8 if shape.dynamic else shape.batch
         figures = [
             evaluate(
-                network,
-                dataset,
-                image_size=shape.image_size,
-                classes=detector.classes,
-                batch_size=8 if shape.dynamic else shape.batch,
+                network, dataset, image_size=shape.image_size, classes=detector.classes, batch_size=batch_size
             ).figures
             for network in networks
         ]
-    first, second = (
-        NetworkEvaluation(AP=found["AP"], AP50=found["AP50"], milliseconds=round(speed, 2), megabytes=round(size, 2))
-        for found, speed, size in zip(figures, speeds, sizes, strict=True)
+    float_network, int8_network = (
+        NetworkFigures(AP=entry["AP"], AP50=entry["AP50"], milliseconds=round(speed, 2), megabytes=round(size, 2))
+        for entry, speed, size in zip(figures, speeds, sizes, strict=True)
     )
-    return first, second
+    return QuantizationReport(float_network=float_network, int8_network=int8_network)
 
 
-def _speeds(networks: list[OnnxNetwork], shape: InputShape) -> list[float]:
-    """Return the median milliseconds of a run, the networks in turns."""
+def _median_milliseconds(networks: list[OnnxNetwork], shape: InputShape) -> list[float]:
+    """Return each network's median time; they run by turns, so that a busy moment slows all of them."""
     images = torch.rand(shape.batch, 3, shape.image_size, shape.image_size)
-    taken: list[list[float]] = [[] for _ in networks]
-    for turn in range(ROUNDS + 1):
-        for network, times in zip(networks, taken, strict=True):
+    milliseconds: list[list[float]] = [[] for _ in networks]
+    for turn in range(TIMED_ROUNDS + 1):
+        for network, times in zip(networks, milliseconds, strict=True):
             start = time.perf_counter()
             network(images)
-            if turn:  # the first run makes room
+            if turn:  # the first run allocates memory
                 times.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(times) for times in taken]
+    return [statistics.median(times) for times in milliseconds]

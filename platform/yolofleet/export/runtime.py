@@ -1,10 +1,8 @@
-"""A detector package, loaded to predict: in ONNX Runtime where the package holds its network for it, else in torch.
+"""Prediction in ONNX Runtime: an exported ONNX file as a network, and a detector package that uses its own.
 
-On a CPU ONNX Runtime is the faster of the two (`benchmarks/inference.py`). A package that holds `model.onnx`, for any
-input and without suppression, predicts with it there. What that file computes is compared with the weights each time
-the package is loaded; where it cannot be used, torch predicts, and a warning says why.
-
-An exported ONNX file at work in ONNX Runtime, as a network like any other.
+On a CPU ONNX Runtime is faster than torch (`benchmarks/inference.py`). A package that holds `model.onnx`, for any input
+and without suppression, predicts with it there. The output of that file is compared with that of the weights each time
+the package is loaded; where the file cannot be used, torch predicts, and a warning says why.
 """
 
 from __future__ import annotations
@@ -18,33 +16,37 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import one_line
 from yolofleet.evaluation.detector import Detector
 from yolofleet.export.card import ExportCard, read_card
 from yolofleet.export.prediction_comparison import compare_decoded
 from yolofleet.export.settings import COUNT_NAME, DETECTIONS_NAME, INPUT_NAME, ExportError, require_packages
 from yolofleet.models.deployment import random_images
 
+NETWORK_NAME = "model.onnx"
 MOST_BYTES = 1 << 31
 """No ONNX file is larger: it is one protobuf message."""
+
+logger = logging.getLogger(__name__)
 
 
 class OnnxNetwork(nn.Module):
     """An ONNX file that maps images to decoded predictions, or with suppression inside to detections.
 
     Attributes:
-        card: what the file says of itself.
-        strides: pixels a cell, of each level.
+        card: The metadata of the file.
+        strides: Pixels a cell, of each level.
     """
 
     def __init__(self, path: Path, *, num_threads: int | None = None) -> None:
-        """Load a file. It is read as bytes: what lies beside it is never looked at.
+        """Load a file. It is read as bytes: files beside it are never read.
 
         Args:
-            path: the file.
-            num_threads: threads of one run; None: as many as torch has.
+            path: The file.
+            num_threads: Threads of one run; None: as many as torch has.
 
         Raises:
-            ExportError: the file cannot be read, is none of ours, or onnxruntime is missing.
+            ExportError: The file cannot be read or was not exported by yolofleet, or onnxruntime is missing.
         """
         super().__init__()
         require_packages("onnxruntime")
@@ -57,8 +59,7 @@ class OnnxNetwork(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime has a type of its own for each thing that can be wrong with a file
-            reason = " ".join(str(error).split())[:300]
-            raise ExportError(f"{path} is no ONNX file that ONNX Runtime can run: {reason}") from error
+            raise ExportError(f"{path} is not an ONNX file that ONNX Runtime can run: {one_line(error)}") from error
         self.card: ExportCard = read_card(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.strides = self.card.strides
 
@@ -75,7 +76,7 @@ class OnnxNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in 0..1 to decoded predictions (B, boxes, 5 + classes)."""
         if self.card.suppression is not None:
-            raise ExportError("this file has suppression inside: it gives detections, no decoded predictions")
+            raise ExportError("this file has suppression inside: it returns detections, no decoded predictions")
         return torch.from_numpy(self._run(images)[0])
 
     def detections(self, images: Tensor) -> list[Tensor]:
@@ -88,27 +89,21 @@ class OnnxNetwork(nn.Module):
     def _run(self, images: Tensor, names: list[str] | None = None) -> list[np.ndarray]:
         pixels = images.detach().cpu().float().numpy()
         num_images, batch = len(pixels), self._session.get_inputs()[0].shape[0]
-        if isinstance(batch, int) and num_images < batch:  # a file for so many, no fewer: the rest stays black
+        if isinstance(batch, int) and num_images < batch:  # the file takes exactly that many: the rest stays black
             pixels = np.concatenate((pixels, np.zeros((batch - num_images, *pixels.shape[1:]), np.float32)))
         try:
-            return [found[:num_images] for found in self._session.run(names, {INPUT_NAME: pixels})]
+            return [output[:num_images] for output in self._session.run(names, {INPUT_NAME: pixels})]
         except Exception as error:  # as above
-            reason = " ".join(str(error).split())[:300]
-            raise ExportError(f"{self._path} cannot be run by ONNX Runtime: {reason}") from error
+            raise ExportError(f"{self._path} cannot be run by ONNX Runtime: {one_line(error)}") from error
 
 
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size >= MOST_BYTES:
-            raise ExportError(f"{path} is no ONNX file: it has {path.stat().st_size:,} bytes")
+            raise ExportError(f"{path} is not an ONNX file: it has {path.stat().st_size:,} bytes")
         return path.read_bytes()
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-NETWORK_NAME = "model.onnx"
-
-logger = logging.getLogger(__name__)
 
 
 def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Detector:
@@ -134,10 +129,10 @@ def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Det
 
 @torch.inference_mode()
 def _equal_network(path: Path, detector: Detector) -> OnnxNetwork:
-    """Return an ONNX file as a network that computes what a detector's weights do.
+    """Return an ONNX file as a network, if it computes the same as a detector's weights.
 
     Raises:
-        ExportError: It is not made for that, or computes something else.
+        ExportError: It cannot be used for prediction, or computes something else.
     """
     network = OnnxNetwork(path)
     card = network.card

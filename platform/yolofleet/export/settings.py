@@ -1,4 +1,8 @@
-"""Settings of an exported file, and the check for packages that are installed only where detectors are exported."""
+"""Settings of an export: the input of the network, the thresholds of suppression, names of inputs and outputs.
+
+The packages of the extra `export` are checked here too: they are installed only where detectors are exported or run
+by another runtime than torch.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +15,22 @@ INPUT_NAME = "images"
 DECODED_NAME = "decoded"
 DETECTIONS_NAME = "detections"
 COUNT_NAME = "num_detections"
+CURE = "install it with: pip install 'yolofleet[export]'"
 
 
 class ExportError(UserError):
-    """A detector cannot be exported as it was asked for."""
+    """A detector cannot be exported as requested, or an exported file cannot be run."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """How suppression chooses, as `yolofleet.evaluation.nms` understands it.
+    """Thresholds of suppression, as for `yolofleet.evaluation.nms`.
 
     Attributes:
-        confidence: a score must exceed this.
-        iou: a box overlapping a better one of its class by more than this is suppressed.
-        max_detections: kept per image.
-        multi_label: each class above the confidence makes a detection; otherwise only a box's best class does.
+        confidence: A score must exceed this.
+        iou: A box that overlaps a better one of its class by more than this is suppressed.
+        max_detections: Detections kept per image.
+        multi_label: Each class above the confidence makes a detection; otherwise only a box's best class does.
     """
 
     confidence: float
@@ -39,9 +44,9 @@ class InputShape:
     """The network's input.
 
     Attributes:
-        batch: images that pass together; with `dynamic` the number that the file is traced with.
-        image_size: height and width in pixels, multiples of the model's largest stride.
-        dynamic: whether batch, height and width may be any others when the file is run.
+        batch: Images that pass together; with `dynamic` the number that the file is traced with.
+        image_size: Height and width in pixels, multiples of the model's largest stride.
+        dynamic: Whether the file also runs with any other batch, height and width.
     """
 
     batch: int
@@ -50,10 +55,10 @@ class InputShape:
 
 
 def check_shape(shape: InputShape, stride: int) -> None:
-    """Refuse an input that no model of this stride takes.
+    """Refuse an input that does not fit a model of this stride.
 
     Raises:
-        ExportError: the batch is empty, or the image size is no multiple of the stride.
+        ExportError: The batch is empty, or the image size is not a multiple of the stride.
     """
     if shape.batch < 1:
         raise ExportError(f"--batch {shape.batch}: at least one image passes the network")
@@ -64,14 +69,11 @@ def check_shape(shape: InputShape, stride: int) -> None:
         )
 
 
-CURE = "install it with: pip install 'yolofleet[export]'"
-
-
 def require_packages(*names: str) -> None:
-    """Refuse to go on without packages that are only installed for exporting.
+    """Refuse to work without packages that are only installed for exporting.
 
     Raises:
-        ExportError: one of them is missing.
+        ExportError: One of them is missing.
     """
     missing = [name for name in names if find_spec(name) is None]
     if missing:

@@ -11,8 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from yolofleet.evaluation.detector_package import DetectorCard
+from yolofleet.core.text import first_line
+from yolofleet.evaluation.detector import Detector
 from yolofleet.export.card import KEY, ExportCard
+from yolofleet.export.formats import Request
 from yolofleet.export.settings import ExportError
 from yolofleet.models import build_model, deploy
 from yolofleet.models.network import Network
@@ -21,48 +23,51 @@ CARD_NAME = "yolofleet.json"
 DETECTOR_KEY = "detector"
 
 
-def write_torchscript(path: Path, model: Network, card: ExportCard) -> None:
+def write_torchscript(path: Path, detector: Detector, _: Request, card: ExportCard) -> Path:
     """Write the traced network; it takes any batch and any size that is a multiple of the largest stride.
 
-    It takes and gives what `Network.forward` does in evaluation mode; the card lies inside as `yolofleet.json`.
+    Its input and output are those of `Network.forward` in evaluation mode; the card lies inside as `yolofleet.json`.
     """
-    network = deploy(model).eval()
+    network = deploy(detector.model).eval()
     images = torch.zeros(2, 3, 2 * network.max_stride, 3 * network.max_stride, device=network.anchors.device)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's remarks on the check of the image's sides
         traced = torch.jit.trace(network, images, check_trace=False)  # type: ignore[no-untyped-call]
         torch.jit.save(torch.jit.freeze(traced), str(path), _extra_files={CARD_NAME: json.dumps(card.document())})
+    return path
 
 
 def load_torchscript(path: Path) -> nn.Module:
-    """Load a traced network; torch's own reader of such archives knows tensors and code of the tracer alone.
+    """Load a traced network; torch's reader of such archives builds tensors and traced code only.
 
     Raises:
-        ExportError: it is none.
+        ExportError: It is not a TorchScript file.
     """
     try:
         module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        raise ExportError(f"{path} is no TorchScript file: {str(error).splitlines()[0][:200]}") from error
+        raise ExportError(f"{path} is not a TorchScript file: {first_line(error, 200)}") from error
     return module
 
 
-def write_safetensors(path: Path, model: Network, card: ExportCard, detector: DetectorCard) -> None:
+def write_safetensors(path: Path, detector: Detector, _: Request, card: ExportCard) -> Path:
     """Write the deployed weights in one file, with the block table and classes in its metadata."""
-    state: dict[str, Tensor] = {name: tensor.cpu().contiguous() for name, tensor in deploy(model).state_dict().items()}
-    described = detector.model_copy(update={"deployed": True})
+    weights = deploy(detector.model).state_dict()
+    state: dict[str, Tensor] = {name: tensor.cpu().contiguous() for name, tensor in weights.items()}
+    document = detector.card.document()
     metadata = {
         KEY: json.dumps(card.document()),
-        DETECTOR_KEY: json.dumps({key: described.document()[key] for key in ("model", "classes")}),
+        DETECTOR_KEY: json.dumps({key: document[key] for key in ("model", "classes")}),
     }
     path.write_bytes(save(state, metadata))
+    return path
 
 
 def load_safetensors(path: Path) -> Network:
     """Build the network from such a file alone.
 
     Raises:
-        UserError: the file is damaged, or holds no such network.
+        ExportError: The file is damaged, or holds no such network.
     """
     from yolofleet.specs.model import ModelTable
 
@@ -74,5 +79,5 @@ def load_safetensors(path: Path) -> Network:
         model = build_model(table, len(document["classes"]), deployed=True)
         model.load_state_dict(load(path.read_bytes()))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise ExportError(f"{path} holds no deployed network: {str(error).splitlines()[0][:200]}") from error
+        raise ExportError(f"{path} holds no deployed network: {first_line(error, 200)}") from error
     return model.eval().requires_grad_(False)

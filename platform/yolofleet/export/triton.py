@@ -1,6 +1,6 @@
 """A model repository as NVIDIA Triton reads it: NAME/config.pbtxt, NAME/classes.txt, NAME/1/model.onnx.
 
-With any batch and size Triton gathers requests into batches; a fixed input is served as it is.
+Where the model takes any batch, Triton joins requests into batches; a model of a fixed input is served as it is.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CONFIG_NAME = "config.pbtxt"
 CLASSES_NAME = "classes.txt"
 MODEL_NAME = "1/model.onnx"
-MOST_TOGETHER = 16
+MAX_BATCH_SIZE = 16
 """Images that Triton puts into one batch where any batch is possible."""
 QUEUE_MICROSECONDS = 2000
 """How long a request may wait for others."""
@@ -30,16 +30,16 @@ def write_repository(folder: Path, name: str, model: ModelProto, card: ExportCar
     """Write one model into a model repository.
 
     Args:
-        folder: the repository; other models in it are left alone.
-        name: the model's name there.
-        model: the ONNX model.
-        card: what it is.
+        folder: The repository; other models in it are left alone.
+        name: The model's name there.
+        model: The ONNX model.
+        card: Its card.
 
     Returns:
         The model file.
 
     Raises:
-        ExportError: the name is not possible.
+        ExportError: The name is not possible.
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
         raise ExportError(f"--name {name}: a model of Triton is named with letters, digits, '_', '-' and '.'")
@@ -53,12 +53,12 @@ def write_repository(folder: Path, name: str, model: ModelProto, card: ExportCar
 
 def config_text(name: str, model: ModelProto, card: ExportCard) -> str:
     """Return the text of config.pbtxt, its tensors as the model declares them."""
-    most = MOST_TOGETHER if card.dynamic else 0
-    lines = [f"name: {json.dumps(name)}", 'platform: "onnxruntime_onnx"', f"max_batch_size: {most}"]
+    max_batch_size = MAX_BATCH_SIZE if card.dynamic else 0
+    lines = [f"name: {json.dumps(name)}", 'platform: "onnxruntime_onnx"', f"max_batch_size: {max_batch_size}"]
     for field, values in (("input", model.graph.input), ("output", model.graph.output)):
-        parts = ",\n".join(_tensor(value, without_batch=bool(most)) for value in values)
+        parts = ",\n".join(_tensor(value, without_batch=bool(max_batch_size)) for value in values)
         lines.append(f"{field} [\n{parts}\n]")
-    if most:
+    if max_batch_size:
         lines.append(f"dynamic_batching {{ max_queue_delay_microseconds: {QUEUE_MICROSECONDS} }}")
     return "\n".join(lines) + "\n"
 
@@ -67,5 +67,5 @@ def _tensor(value: ValueInfoProto, *, without_batch: bool) -> str:
     kind = value.type.tensor_type
     dims = [-1 if dim.dim_param else dim.dim_value for dim in kind.shape.dim][1 if without_batch else 0 :]
     labels = f", label_filename: {json.dumps(CLASSES_NAME)}" if value.name in (DECODED_NAME, DETECTIONS_NAME) else ""
-    listed = ", ".join(str(dim) for dim in dims)
-    return f"  {{ name: {json.dumps(value.name)}, data_type: {_TYPES[kind.elem_type]}, dims: [ {listed} ]{labels} }}"
+    sizes = ", ".join(str(dim) for dim in dims)
+    return f"  {{ name: {json.dumps(value.name)}, data_type: {_TYPES[kind.elem_type]}, dims: [ {sizes} ]{labels} }}"

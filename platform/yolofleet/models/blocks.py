@@ -1,4 +1,4 @@
-"""Each kind of row of a block table, written out as layers.
+"""The blocks: one function for each kind of row of a block table, which writes the row out as layers.
 
 The order of the layers is the order of the published weights. Sources: paper Figure 2 (ELAN, E-ELAN) and section 5.1
 (tiny, P5 and P6 models), Table 1 for the baselines (YOLOR, Scaled-YOLOv4, YOLOv4, YOLOv3, YOLOR-u5, r50-csp); where the
@@ -11,8 +11,7 @@ from collections.abc import Callable
 from math import gcd
 from typing import Any
 
-from yolofleet.models.graph import BlockBuilder, BlockGraph, Feature
-from yolofleet.models.reparameterize import elan_rep, residual_rep
+from yolofleet.models.graph import BlockBuilder, BlockGraph, Feature, elan_rep, residual_rep
 from yolofleet.specs.blocks import (
     ROWS,
     AlternateRow,
@@ -98,7 +97,7 @@ def _residual_block(net: BlockBuilder, x: Feature, width: int, row: CspRow) -> F
 
 
 def alternate(net: BlockBuilder, row: AlternateRow) -> Feature:
-    """1x1 and 3x3 convolutions by turns."""
+    """1x1 and 3x3 convolutions in turn."""
     x = net.inputs[0]
     for position in range(row.convs):
         x = net.conv(x, 2 * row.out, 3) if position % 2 else net.conv(x, row.out)
@@ -112,7 +111,7 @@ def spp(net: BlockBuilder, row: SppRow) -> Feature:
 
 
 def osa(net: BlockBuilder, row: OsaRow) -> dict[str, Feature]:
-    """One-shot aggregation of half the channels; all of the first convolution goes on beside it."""
+    """One-shot aggregation of half the channels; all of the first convolution is concatenated."""
     x = net.conv(net.inputs[0], row.hidden, 3)
     first = net.conv(net.second_half(x), row.hidden // 2, 3)
     second = net.conv(first, row.hidden // 2, 3)

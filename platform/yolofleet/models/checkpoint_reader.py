@@ -1,14 +1,10 @@
-"""Reading a foreign checkpoint without running anything in it.
+"""Reader of foreign checkpoints that runs nothing in them: the pickle inside is read as inert data.
 
 A ``.pt`` file is a zip archive: a pickle that describes objects, and one record of bytes for each tensor storage. The
 published files pickle whole module objects, so loading them the usual way imports and calls whatever they name. Here
-the pickle is read as inert data, and the weights are collected from what stands in for the module tree.
-
-A pickle read as inert data: tensors are built, nothing else in it is ever resolved, imported or called.
-
-The unpickler answers every global itself. Storages and tensors are built by functions of this file, ordered
-dictionaries are plain ones, and every other class is stood in for by ``Inert``, which keeps what it is given and does
-nothing.
+the unpickler resolves every global itself: storages and tensors are built by functions of this file, ordered
+dictionaries are plain ones, and every other class is replaced by ``Inert``, which keeps its arguments and does nothing.
+The weights are then collected from the tree of inert objects.
 """
 
 from __future__ import annotations
@@ -40,14 +36,18 @@ STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
 }
 MOST_PICKLE_BYTES = 64 * 2**20
+MOST_DEPTH = 200
+MOST_SHARING = 2
+"""Most bytes of weights for each byte of the file: tensors may share a storage, but cannot fill the memory."""
+WEIGHT_KEYS = ("ema", "model", "state_dict")
 
 
 class CheckpointError(UserError):
-    """A file that is no readable checkpoint; nothing in it was run."""
+    """A file that is not a readable checkpoint; nothing in it was run."""
 
 
 class Inert:
-    """Stands in for any object of a foreign class: it keeps what it is given and does nothing."""
+    """Replaces any object of a foreign class: it keeps its state and does nothing."""
 
     state: dict[Any, Any]
     items: list[Any]
@@ -83,12 +83,12 @@ class Inert:
         self.items.append(item)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Inert:
-        """Stand in for whatever the call would have returned."""
+        """Return another inert object."""
         return Inert()
 
 
 class InertDict(dict[Any, Any]):
-    """Stands in for an ordered dictionary, which pickles its attributes too (a state dict has metadata)."""
+    """Replaces an ordered dictionary, which pickles its attributes too (a state dict has metadata)."""
 
     def __setstate__(self, state: Any) -> None:
         """Drop attributes."""
@@ -122,7 +122,7 @@ class InertUnpickler(pickle.Unpickler):
         self._storages: dict[str, Tensor] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Answer a global without looking it up."""
+        """Resolve a global without importing it."""
         if module in ("torch", "torch.storage") and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
         if module == "torch._utils" and name == "_rebuild_tensor_v2":
@@ -138,7 +138,7 @@ class InertUnpickler(pickle.Unpickler):
         match identity:
             case ("storage", torch.dtype() as dtype, str(key), str(), int(num_elements)):
                 return self._storage(dtype, key, num_elements)
-        raise CheckpointError("it refers to something outside that is no tensor storage")
+        raise CheckpointError("it refers to something outside the file that is not a tensor storage")
 
     def _storage(self, dtype: torch.dtype, key: str, num_elements: int) -> Tensor:
         if key not in self._storages:
@@ -160,7 +160,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tenso
 
 def _parameter(data: Any, *_: Any) -> Tensor:
     if not isinstance(data, Tensor):
-        raise CheckpointError("a parameter is no tensor")
+        raise CheckpointError("a parameter is not a tensor")
     return data
 
 
@@ -174,11 +174,6 @@ def _record(archive: zipfile.ZipFile, name: str, most_bytes: int) -> bytes:
     if info.file_size > max(most_bytes, 0):
         raise CheckpointError(f"record {name} has {info.file_size} bytes, more than the {most_bytes} it may have")
     return archive.read(info)
-
-
-MOST_DEPTH = 200
-MOST_SHARING = 2
-WEIGHT_KEYS = ("ema", "model", "state_dict")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

@@ -4,8 +4,8 @@
     RepConv      the folded 1x1 is added to the centre of the folded 3x3; the identity is a 1x1 of g / s on the diagonal
     implicit     m (W (a + x) + b):  b' = m (b + W a),  W' = m W
 
-Folding is done in float64 and rounded once, to float32 where the weights are of a lower precision. The result is proven
-against the original before it is handed out.
+Folding is done in float64 and rounded once, to float32 where the weights are of a lower precision. The result is
+compared with the original before it is returned.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class DeploymentError(UserError):
 
 
 def deployed_form(model: Network) -> Network:
-    """Return the deployed form in evaluation mode, proven on random images; the original is left as it is.
+    """Return the deployed form in evaluation mode, compared on random images; the original is left as it is.
 
     Raises:
-        DeploymentError: The proof failed; says by how much.
+        DeploymentError: It does not compute the same; names the difference.
     """
     if model.deployed:
         return model
@@ -61,13 +61,17 @@ def folded_state_dict(model: Network) -> dict[str, Tensor]:
 
 def _folded(module: ConvNormAct | RepConv) -> tuple[Tensor, Tensor]:
     assert module.norm is not None
+    # 1. The batch norm of the convolution: scale its weights, and make the shift its bias.
     weight, bias = _with_norm(module.conv.weight, module.norm)
     if isinstance(module, RepConv):
+        # 2. A 1x1 convolution is a 3x3 one with zeros around the centre, so its folded weights are added there.
         centre = module.conv.kernel_size[0] // 2
         pointwise, pointwise_bias = _with_norm(module.pointwise.weight, module.pointwise_norm)
         weight[:, :, centre, centre] += pointwise[:, :, 0, 0]
         bias = bias + pointwise_bias
         if module.identity_norm is not None:
+            # 3. The identity is a 1x1 convolution of each channel with itself; with groups, the input channels of a
+            # group are numbered from 0.
             scale, shift = _scale_and_shift(module.identity_norm)
             width = weight.shape[1]  # input channels of a group
             channels = torch.arange(weight.shape[0], device=weight.device)
@@ -101,6 +105,7 @@ def _folded_predictions(head: Head) -> Iterator[tuple[Tensor, Tensor]]:
                 dict(module.named_parameters())["value"].detach().double().view(-1)
                 for module in (head.add[level], head.multiply[level])
             )
+            # m (W (a + x) + b) = (m W) x + m (W a + b)
             bias = multiply * (bias + weight[:, :, 0, 0] @ add)
             weight = multiply.view(-1, 1, 1, 1) * weight
         yield _rounded(weight, conv), _rounded(bias, conv)

@@ -1,11 +1,11 @@
-"""The deployed form as a CPU runs it fastest: activations computed inside the convolutions, weights laid out once.
+"""The fused form: the deployed form with activations computed inside the convolutions, fastest on a CPU.
 
 A convolution and its activation are one call of oneDNN, the library that torch computes convolutions with on a CPU:
 the result is activated while it is in the registers, where a separate pass would read and write the whole map once
 more. Weights are brought into oneDNN's own order when the form is built, not in each call. Every map has its channels
 innermost.
 
-It is for CPUs of the x86 family with AVX2 and builds of torch with oneDNN (`can_be_fused` tells), and it only predicts:
+It is for CPUs of the x86 family with AVX2 and builds of torch with oneDNN (see `can_be_fused`), and it only predicts:
 no gradient, no weights to save, nothing to export. Its weights are a second copy of the model's. The result is compared
 with the original before it is handed out.
 """
@@ -73,7 +73,7 @@ def fused_form(model: Network, image_size: int) -> Network:
 
     Args:
         model: One that `can_be_fused`.
-        image_size: Side of the images that it will see mostly; weights are laid out for it, any other will do.
+        image_size: Side of the images that it mostly gets; weights are laid out for it, any other size works too.
 
     Raises:
         DeploymentError: It does not compute what the original does; says by how much.

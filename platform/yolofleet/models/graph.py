@@ -1,9 +1,7 @@
-"""A block as a small graph of layers: the builder that block functions write into.
+"""A block as a small graph of layer descriptions, and the builder that block functions write it with.
 
-What a block is made of: descriptions of layers with their arithmetic, before any tensor exists.
-
-A description knows the size it puts out, its parameters and its multiply-accumulates. The modules that compute are
-built from these descriptions, and a profile is summed from them, so both speak of the same graph.
+A description knows the size of its output, its parameters and its multiply-accumulates, before any tensor exists. The
+modules that compute are built from these descriptions and a profile is summed from them, so both count the same graph.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ class Conv(NamedTuple):
         return (self.kernel - 1) // 2
 
     def size(self, size: Size) -> Size:
-        """Return the size that comes out."""
+        """Return the size of the output."""
         if self.stride == 1 and self.kernel % 2:
             return size
         reach = 2 * self.padding - self.kernel
@@ -62,7 +60,7 @@ class Pool(NamedTuple):
     stride: int
 
     def size(self, size: Size) -> Size:
-        """Return the size that comes out."""
+        """Return the size of the output."""
         return size if self.stride == 1 else ((size[0] - 2) // 2 + 1, (size[1] - 2) // 2 + 1)
 
 
@@ -104,6 +102,22 @@ Layer = Conv | Pool | Upsample | Concat | Add | SecondHalf | Reorg | Shuffle | M
 
 Rep = Literal["none", "planned", "identity"]
 """Whether a convolution is a RepConv, and whether its identity branch follows the plan or is forced."""
+
+
+def elan_rep(positions: tuple[str, ...], index: int) -> Rep:
+    """Return the form of a stacked convolution (index from 0) in an ELAN block with RepConv at these positions."""
+    return _rep_at(positions, "second" if index % 2 else "first")
+
+
+def residual_rep(positions: tuple[str, ...]) -> Rep:
+    """Return the form of the 3x3 convolution in a residual block with RepConv at these positions."""
+    return _rep_at(positions, "residual")
+
+
+def _rep_at(positions: tuple[str, ...], position: str) -> Rep:
+    if f"{position}+identity" in positions:
+        return "identity"
+    return "planned" if position in positions else "none"
 
 
 class GraphError(UserError):

@@ -1,8 +1,8 @@
-"""Memory of a training step, from the block table by shape arithmetic.
+"""Forecast of the memory of a training step, from the block table by shape arithmetic.
 
-What autograd keeps for the backward pass, counted on the layer descriptions: a convolution keeps its input, batch norm
-its input and two numbers a channel, SiLU and Mish their input, LeakyReLU its result (it is applied in place), a max
-pool its input and an index an element, a multiplication both factors. Concatenation, sums and up-sampling keep
+What autograd keeps for the backward pass is counted on the layer descriptions: a convolution keeps its input, batch
+norm its input and two numbers a channel, SiLU and Mish their input, LeakyReLU its result (it is applied in place), a
+max pool its input and an index an element, a multiplication both factors. Concatenation, sums and up-sampling keep
 nothing. A map that two layers keep is kept once.
 """
 

@@ -1,4 +1,8 @@
-"""The modules that compute: one for each layer description, and a block that runs its graph."""
+"""The torch modules of a model: one for each layer description, and a block that runs its graph.
+
+Features are released after their last use, and activations overwrite their input where the gradient allows it: both
+decide how large a micro-batch fits.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,7 @@ LEAKY_SLOPE = 0.1
 
 
 def activate(x: Tensor, activation: str | None) -> Tensor:
-    """Apply an activation to a tensor that nobody else needs.
+    """Apply an activation to a tensor that nothing else reads.
 
     LeakyReLU overwrites it: its gradient follows from its result. SiLU and Mish need their input for the gradient, so
     they overwrite it only where no gradient is recorded.
@@ -42,7 +46,7 @@ def lay_channels_innermost(module: nn.Module) -> None:
     """Lay convolution weights out with the channels innermost: the fastest layout, on CPUs as on GPUs.
 
     Features follow their convolutions' weights. A fresh training form is laid out plainly, as the published models
-    were: their numbers can then be met to the last digits, rounding included.
+    were: so their predictions can be reproduced to the last digit, rounding included.
     """
     for parameter in module.parameters():
         if parameter.dim() == 4:
@@ -188,7 +192,7 @@ def build_module(layer: Layer, epsilon: float, *, deployed: bool) -> nn.Module:
 
 
 class Block(nn.ModuleList):
-    """A block's layers, run in the order of its graph; a map is let go after its last use."""
+    """A block's layers, run in the order of its graph; a feature is released after its last use."""
 
     def __init__(self, graph: BlockGraph, epsilon: float, *, deployed: bool) -> None:
         super().__init__(build_module(node.layer, epsilon, deployed=deployed) for node in graph.nodes)

@@ -1,8 +1,7 @@
-"""The detector: the wired blocks of a table, run one after the other, and its head.
+"""The detector: the wired blocks of a table, run one after the other, and the prediction head behind them.
 
-The prediction head: a 1x1 convolution a level, with implicit knowledge, and the decoding of its numbers to boxes.
-
-Implicit knowledge (YOLOR; paper section 4.3): a learned vector, added to or multiplied with a feature map.
+The head is a 1x1 convolution for each level, whose values are decoded to boxes. With implicit knowledge (YOLOR; paper
+section 4.3) a learned vector is added to its input, and another one multiplied with its output.
 """
 
 from __future__ import annotations
@@ -19,6 +18,11 @@ from yolofleet.models.wiring import IMAGE, ModelGraph, Source, wire
 from yolofleet.specs.model import ModelTable
 
 DEVIATION = 0.02
+OBJECTS_AT_START = 8.0
+"""Objects expected in an image of 640 px, for the first objectness bias."""
+PRIOR_IMAGE_SIZE = 640
+CLASS_PRIOR = 0.6
+BOX_AND_OBJECTNESS = 5
 
 
 class ImplicitAdd(nn.Module):
@@ -45,13 +49,6 @@ class ImplicitMultiply(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
         return x * self.value
-
-
-OBJECTS_AT_START = 8.0
-"""Objects expected in an image of 640 px, for the first objectness bias."""
-PRIOR_IMAGE_SIZE = 640
-CLASS_PRIOR = 0.6
-BOX_AND_OBJECTNESS = 5
 
 
 class Head(nn.Module):
@@ -160,7 +157,7 @@ class Network(nn.Module):
         """Build a table with fresh weights.
 
         Raises:
-            UserError: The table is no valid graph, or there is no class.
+            UserError: The table is not a valid graph, or there is no class.
         """
         super().__init__()
         if num_classes < 1:
@@ -246,7 +243,7 @@ class Network(nn.Module):
 
 
 class Step:
-    """One block's turn: what it reads, what it puts out, and what may be let go after it."""
+    """One block in the order of computation: its inputs, its outputs, and the features released after it."""
 
     def __init__(self, name: str, sources: tuple[Source, ...], outputs: tuple[Source, ...]) -> None:
         self.name, self.sources, self.outputs = name, sources, outputs

@@ -1,4 +1,4 @@
-"""The published names of every weight, by counting: each layer of the published graphs has a number.
+"""The published names of every weight: each layer of the published graphs has a number, which follows by counting.
 
 A plain convolution, concatenation, pool, up-sampling or sum is one layer of its own, ``model.N``; blocks such as
 SPPCSPC are one layer with inner names. The order is that of our blocks, so the number follows from the table.
@@ -37,8 +37,8 @@ def official_parameter_names(model: Network, *, deploy_layout: bool = False) -> 
     for block, row in _blocks_and_rows(graph):
         if block.auxiliary and deploy_layout:
             continue
-        places, num_layers = _places(block, row)
-        for position, (offset, inner) in places.items():
+        numbers, num_layers = _layer_numbers(block, row)
+        for position, (offset, inner) in numbers.items():
             ours = f"blocks.{block.name}.{position}"
             if block.name in model.blocks:
                 official = f"model.{number + offset}" + (f".{inner}" if inner else "")
@@ -52,7 +52,9 @@ def head_prefix(model: Network, *, deploy_layout: bool = False) -> str:
     """Return the published name of the detection layer, e.g. ``model.105``."""
     graph = wire(model.table)
     number = sum(
-        _places(block, row)[1] for block, row in _blocks_and_rows(graph) if not (block.auxiliary and deploy_layout)
+        _layer_numbers(block, row)[1]
+        for block, row in _blocks_and_rows(graph)
+        if not (block.auxiliary and deploy_layout)
     )
     return f"model.{number}"
 
@@ -64,7 +66,7 @@ def _blocks_and_rows(graph: ModelGraph) -> Iterator[tuple[WiredBlock, Row | None
     yield from zip(graph.blocks, rows, strict=True)
 
 
-def _places(block: WiredBlock, row: Row | None) -> tuple[dict[int, tuple[int, str]], int]:
+def _layer_numbers(block: WiredBlock, row: Row | None) -> tuple[dict[int, tuple[int, str]], int]:
     """Return each convolution's (layer number within the block, inner name), by its position, and the layer count."""
     convs = [position for position, node in enumerate(block.graph.nodes) if isinstance(node.layer, Conv)]
     inner = _inner_names(block, row, len(convs))

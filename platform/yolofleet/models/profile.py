@@ -1,9 +1,8 @@
-"""What a model costs, from its block table by shape arithmetic: no tensor is made, about a millisecond a model.
+"""Cost of a model, in total and for each block, from its block table by shape arithmetic.
 
-Cost is counted on the same layer descriptions that the modules are built from. One multiply-accumulate counts as two
-operations; only convolutions are counted, as the paper's tables do.
-
-A model as a reader sees it: one line a block, with what comes out of it and what it costs.
+No tensor is made: a model takes about a millisecond. Cost is counted on the same layer descriptions that the modules
+are built from. One multiply-accumulate counts as two operations; only convolutions are counted, as the paper's tables
+do.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from yolofleet.models.wiring import IMAGE, ModelGraph, Source, WiredBlock, wire
 from yolofleet.specs.model import ModelTable
 
 GIGA = 1e9
+NOT_SHOWN = ("name", "block", "from", "inputs", "out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,11 @@ class Cost:
     parameters: int
     multiply_accumulates: int
     conv_outputs: int
-    """Elements that convolutions put out."""
+    """Elements in the outputs of convolutions."""
     biased_outputs: int
     """Of those, the ones that get a bias: all when folded, else the predictions."""
     norm_outputs: int
-    """Elements that batch norms put out."""
+    """Elements in the outputs of batch norms."""
     conv_weights: int
     """Of the parameters, the weights of convolutions."""
 
@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What ``yolofleet models list`` says about a model."""
+    """A model in ``yolofleet models list``."""
 
     name: str
     parameters: int
@@ -80,7 +80,7 @@ def profile(table: ModelTable, *, num_classes: int = 80, image_size: int | None 
         image_size: Side of the square image in pixels; the table's own unless given.
 
     Raises:
-        UserError: The table is no valid graph, or the image size does not fit its strides.
+        UserError: The table is not a valid graph, or the image size does not fit its strides.
     """
     graph = wire(table)
     size = image_size or table.image_size
@@ -188,16 +188,13 @@ def check_size(graph: ModelGraph, size: Size) -> None:
     """Refuse an image size that the network cannot halve often enough.
 
     Raises:
-        UserError: A side is no multiple of the largest stride.
+        UserError: A side is not a multiple of the largest stride.
     """
     if size[0] <= 0 or size[1] <= 0 or size[0] % graph.max_stride or size[1] % graph.max_stride:
         raise UserError(
             f"model {graph.table.name}: image size {size[0]} x {size[1]} must be a multiple of its largest stride, "
             f"{graph.max_stride}"
         )
-
-
-NOT_SHOWN = ("name", "block", "from", "inputs", "out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +246,14 @@ def block_lines(graph: ModelGraph, size: Size) -> list[BlockLine]:
 
 
 def _settings(table: ModelTable, position: int) -> str:
-    """Return what a row says beside its name, kind, inputs and width; auxiliary convolutions have no row."""
+    """Return the settings of a row beside its name, kind, inputs and width; auxiliary convolutions have no row."""
     if position >= len(table.blocks):
         return "training only"
     values = table.blocks[position].model_dump(mode="json", exclude_defaults=True)
-    return ", ".join(f"{key} {_shown(value)}" for key, value in values.items() if key not in NOT_SHOWN)
+    return ", ".join(f"{key} {_format(value)}" for key, value in values.items() if key not in NOT_SHOWN)
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, list):
         return " ".join(str(item) for item in value)
     return "yes" if value is True else "no" if value is False else str(value)

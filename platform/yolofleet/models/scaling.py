@@ -1,6 +1,6 @@
 """Compound scaling of concatenation-based models (paper sections 3.2 and 5.4.1): a pure function from table to table.
 
-Depth is the one knob. An ELAN block with hidden width h, chain width w and n stacked convolutions concatenates
+Depth is the one parameter. An ELAN block with hidden width h, chain width w and n stacked convolutions concatenates
 (n / 2) w + 2 h channels (n w + 2 h where all are tapped). When the depth changes n, that width changes too, and the
 layers between blocks are widened by the same ratio: 4 -> 6 convolutions give 1.25, 4 -> 8 give 1.5. Hidden widths stay.
 """
@@ -18,7 +18,7 @@ from yolofleet.specs.model import ModelTable
 WIDTH_MULTIPLE = 8
 
 
-def scaled(
+def scale(
     table: ModelTable,
     *,
     depth: float = 1.0,
@@ -48,13 +48,13 @@ def scaled(
             f"model {table.name}: hidden_width has nothing to act on: its blocks' inner widths follow from their "
             "outer ones; use transition_width"
         )
-    deepened = tuple(_deepened(row, depth) for row in table.blocks)
+    deepened = tuple(_deepen(row, depth) for row in table.blocks)
     if transition_width is None:
         transition_width = concatenation_ratio(table.blocks, deepened)
     hidden_width = 1.0 if hidden_width is None else hidden_width
     if transition_width == hidden_width == 1.0 and deepened == table.blocks:
         return table
-    update: dict[str, Any] = {"blocks": tuple(_widened(row, transition_width, hidden_width) for row in deepened)}
+    update: dict[str, Any] = {"blocks": tuple(_widen(row, transition_width, hidden_width) for row in deepened)}
     if table.auxiliary is not None:
         out = tuple(scaled_width(width, transition_width) for width in table.auxiliary.out)
         update["auxiliary"] = table.auxiliary.model_copy(update={"out": out})
@@ -63,11 +63,11 @@ def scaled(
 
 def concatenation_ratio(before: tuple[BlockRow, ...], after: tuple[BlockRow, ...]) -> float:
     """Return the factor by which the blocks' concatenations grow: the one that transition layers follow."""
-    widths = [sum(_concatenated(row) for row in rows if isinstance(row, ElanRow)) for rows in (before, after)]
+    widths = [sum(_concatenated_width(row) for row in rows if isinstance(row, ElanRow)) for rows in (before, after)]
     return widths[1] / widths[0] if widths[0] else 1.0
 
 
-def _concatenated(row: ElanRow) -> int:
+def _concatenated_width(row: ElanRow) -> int:
     tapped = row.stack if row.taps == "all" else row.stack // 2
     return row.groups * (tapped * (row.chain or row.hidden) + 2 * row.hidden)
 
@@ -80,7 +80,7 @@ def scaled_width(width: int, factor: float) -> int:
     return max(ceil(round(width * factor / WIDTH_MULTIPLE, 9)), 1) * WIDTH_MULTIPLE
 
 
-def _deepened(row: BlockRow, depth: float) -> BlockRow:
+def _deepen(row: BlockRow, depth: float) -> BlockRow:
     if depth == 1.0:
         return row
     update: dict[str, Any] = {}
@@ -93,7 +93,7 @@ def _deepened(row: BlockRow, depth: float) -> BlockRow:
     return row.model_copy(update=update) if update else row
 
 
-def _widened(row: BlockRow, transition: float, hidden: float) -> BlockRow:
+def _widen(row: BlockRow, transition: float, hidden: float) -> BlockRow:
     update: dict[str, Any] = {}
     for role, factor in ((Scaled.TRANSITION, transition), (Scaled.HIDDEN, hidden)):
         for field in _fields(type(row), role):

@@ -1,4 +1,7 @@
-"""Weights from elsewhere: published state dicts, and weights of a model with other classes."""
+"""Weights from elsewhere: published state dicts, and weights of a model with other classes.
+
+Loading is all or nothing: weights that do not fit are refused before the model changes.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.models.checkpoint_reader import read_checkpoint
 from yolofleet.models.network import BOX_AND_OBJECTNESS, Network
 from yolofleet.models.official_names import head_prefix, official_parameter_names
+from yolofleet.models.weight_differences import compare_weights, count_names
 from yolofleet.specs.model import ModelTable
 
 __all__ = [
@@ -26,9 +30,9 @@ __all__ = [
     "transfer_state_dict",
 ]
 
-MOST_NAMED = 5
 COUNTERS = "num_batches_tracked"
 TRAINING_ONLY = ("blocks.auxiliary_", "head.add.")
+LAST_LAYER = ("head.lead.", "head.auxiliary.", "head.multiply.")
 
 
 class WeightsError(UserError):
@@ -37,7 +41,7 @@ class WeightsError(UserError):
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What became of a state dict."""
+    """Which tensors of a model were loaded from a state dict."""
 
     loaded: tuple[str, ...]
     """Our names of the tensors taken over."""
@@ -66,9 +70,8 @@ def load_official_state_dict(model: Network, state: Mapping[str, Tensor]) -> Loa
     deploy_layout = _is_deploy_layout(state)
     prefix = head_prefix(model, deploy_layout=deploy_layout)
     names = _without_absent_counters(official_parameter_names(model, deploy_layout=deploy_layout), state)
-    _check_names(model, names, state, prefix)
-    _check_shapes(model, names, state, prefix)
     target = model.state_dict()
+    _check_fit(model, {official: target[ours] for official, ours in names.items()}, state, prefix)
     with torch.no_grad():
         for official, ours in names.items():
             if official in state:
@@ -98,7 +101,8 @@ def official_num_classes(table: ModelTable, state: Mapping[str, Tensor]) -> int:
         if re.fullmatch(r"(module\.)?model\.\d+\.m\.0\.weight", name):
             return tensor.shape[0] // table.num_anchors - BOX_AND_OBJECTNESS
     raise WeightsError(
-        f"these are no published weights: none of {_first(list(state))} is a prediction layer (model.N.m.0.weight)"
+        f"these are not published weights: none of {count_names(list(state))} is a prediction layer "
+        "(model.N.m.0.weight)"
     )
 
 
@@ -120,44 +124,33 @@ def transfer_state_dict(model: Network, state: Mapping[str, Tensor]) -> LoadedWe
     if any(name.startswith("model.") for name in state):
         state = _in_our_names(model, state)
     target = model.state_dict()
-    last = {name for name in target if _is_last_layer(name)}
     fitting = {name for name in target if name in state and state[name].shape == target[name].shape}
     absent = tuple(part for part in TRAINING_ONLY if not any(name.startswith(part) for name in state))
     # Batch norm's counters decide nothing; a state dict may lack them.
-    needed = {name for name in target if not name.startswith(absent) and not name.endswith(COUNTERS)}
-    missing = sorted(needed - fitting - last)
-    if missing:
-        raise WeightsError(_why_not(model, missing, state))
+    optional = (*absent, *LAST_LAYER)
+    needed = {name for name in target if not name.startswith(optional) and not name.endswith(COUNTERS)}
+    if needed - fitting:
+        raise WeightsError(_explain_misfit(model, {name: target[name] for name in target if name in needed}, state))
     with torch.no_grad():
         for name in fitting:
             target[name].copy_(state[name])
     return LoadedWeights(tuple(sorted(fitting)), tuple(sorted(set(target) - fitting)))
 
 
-def _why_not(model: Network, missing: list[str], state: Mapping[str, Tensor]) -> str:
+def _explain_misfit(model: Network, needed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     """Say why weights cannot be taken over: folded for deployment, of other widths, or of another model."""
-    target = model.state_dict()
-    sizes = [name for name in missing if name in state]
-    absent = [name for name in missing if name not in state]
-    left_over = sorted(name for name in state if name not in target and not _is_last_layer(name))
-    if (
-        absent
-        and not any(name.endswith("norm.weight") for name in state)
-        and any(name.endswith("conv.bias") for name in left_over)
-    ):
+    others = model.state_dict().keys() - needed.keys()
+    differences = compare_weights(
+        needed, {name: state[name] for name in state if name not in others and not name.startswith(LAST_LAYER)}
+    )
+    is_folded = not any(name.endswith("norm.weight") for name in state)
+    if differences.missing and is_folded and any(name.endswith("conv.bias") for name in differences.left_over):
         return (
             "these are weights of a deployed model, whose batch norm is folded into the convolutions and cannot be "
             "trained further; use its training form (training.safetensors of the detector package)"
         )
-    if sizes and not absent:
-        return (
-            f"{_shape_differences(model, sizes, state, {name: name for name in sizes})}; use the same scaling factors"
-        )
-    return _mismatch(model, missing, left_over)
-
-
-def _is_last_layer(name: str) -> bool:
-    return name.startswith(("head.lead.", "head.auxiliary.", "head.multiply."))
+    cure = "use the same scaling factors" if not differences.missing else "choose the model that they belong to"
+    return f"these are not weights of {model.table.name}: {differences}; {cure}"
 
 
 def _in_our_names(model: Network, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -173,49 +166,22 @@ def _without_absent_counters(names: dict[str, str], state: Mapping[str, Tensor])
     return {official: ours for official, ours in names.items() if not official.endswith(COUNTERS)}
 
 
-def _check_names(model: Network, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
+def _check_fit(model: Network, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], prefix: str) -> None:
     ignored = (f"{prefix}.anchors", f"{prefix}.anchor_grid")
-    missing = [name for name in names if name not in state]
-    left_over = [name for name in state if name not in names and name not in ignored]
-    if missing or left_over:
-        raise WeightsError(_mismatch(model, missing, left_over))
-
-
-def _mismatch(model: Network, missing: list[str], left_over: list[str]) -> str:
-    return (
-        f"these are not weights of {model.table.name}: "
-        f"{_first(missing)} missing, {_first(left_over)} left over; choose the model that they belong to"
-    )
-
-
-def _first(names: list[str]) -> str:
-    shown = ", ".join(names[:MOST_NAMED])
-    more = ", ..." if len(names) > MOST_NAMED else ""
-    return f"{len(names)} ({shown}{more})" if names else "none"
-
-
-def _check_shapes(model: Network, names: Mapping[str, str], state: Mapping[str, Tensor], prefix: str) -> None:
-    target = model.state_dict()
-    wrong = [o for o, ours in names.items() if o in state and state[o].shape != target[ours].shape]
-    if not wrong:
+    differences = compare_weights(expected, {name: state[name] for name in state if name not in ignored})
+    if not differences:
         return
-    if all(name.startswith(prefix) for name in wrong):
+    named = differences.missing or differences.left_over
+    if not named and all(name.startswith(prefix) for name in differences.misshapen):
         num_classes = official_num_classes(model.table, state)
         raise WeightsError(
             f"these weights of {model.table.name} predict {num_classes} classes, the model {model.num_classes}; "
             f"build it with num_classes={num_classes}, or take over all but the last layer with "
             "yolofleet.models.weights.transfer_state_dict(model, state)"
         )
-    raise WeightsError(_shape_differences(model, wrong, state, names))
-
-
-def _shape_differences(model: Network, wrong: list[str], state: Mapping[str, Tensor], names: Mapping[str, str]) -> str:
-    target = model.state_dict()
-    shown = "; ".join(
-        f"{name}: {tuple(state[name].shape)}, the model has {tuple(target[names[name]].shape)}"
-        for name in wrong[:MOST_NAMED]
+    raise WeightsError(
+        f"these are not weights of {model.table.name}: {differences}; choose the model that they belong to"
     )
-    return f"these are not weights of this {model.table.name}: {len(wrong)} tensors differ in shape: {shown}"
 
 
 def _make_implicit_neutral(model: Network, loaded: set[str]) -> None:

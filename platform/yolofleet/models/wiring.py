@@ -1,10 +1,13 @@
-"""A block table wired up: every row's inputs found, its layers written out, its channels and strides known."""
+"""Wiring of a block table: the inputs of every row resolved, its layers written out, channels and strides known.
+
+Every mistake of a table is found here, before any tensor exists, and named with the row and the numbers.
+"""
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
+from yolofleet.core.text import did_you_mean
 from yolofleet.models.blocks import build_block
 from yolofleet.models.graph import BlockGraph, GraphError
 from yolofleet.specs.blocks import ConvRow, Row
@@ -20,7 +23,7 @@ Source = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class WiredBlock:
-    """A row of the table in its place."""
+    """A row of the table with its inputs resolved."""
 
     name: str
     kind: str
@@ -53,7 +56,7 @@ def wire(table: ModelTable) -> ModelGraph:
     """Wire up a block table.
 
     Raises:
-        GraphError: A reference leads nowhere or in a circle, channels or strides do not fit, or a row is used by
+        GraphError: A reference has no target or closes a cycle, channels or strides do not fit, or a row is used by
             nothing; names the row and the numbers.
     """
     names = _row_names(table)
@@ -63,7 +66,7 @@ def wire(table: ModelTable) -> ModelGraph:
         above = names[position - 1] if position else IMAGE
         sources = tuple(_split(reference) for reference in row.inputs) or ((above, ""),)
         _check_sources(table, names, position, sources)
-        blocks.append(_wired(table, name, row, sources, shapes))
+        blocks.append(_wire_row(table, name, row, sources, shapes))
     lead = tuple(_split(reference) for reference in table.head.inputs)
     _check_head(table, "head", lead, shapes)
     auxiliary = _wire_auxiliary(table, shapes, blocks)
@@ -96,7 +99,7 @@ def _split(reference: str) -> Source:
     return name, tap
 
 
-def _wired(
+def _wire_row(
     table: ModelTable,
     name: str,
     row: Row,
@@ -133,7 +136,7 @@ def _wire_auxiliary(
     for level, (source, width) in enumerate(zip(taps, table.auxiliary.out, strict=True)):
         name = f"{AUXILIARY}{level}"
         row = ConvRow(block="conv", out=width)
-        blocks.append(_wired(table, name, row, (source,), shapes, auxiliary=True))
+        blocks.append(_wire_row(table, name, row, (source,), shapes, auxiliary=True))
         levels.append((name, ""))
     return tuple(levels)
 
@@ -145,16 +148,15 @@ def _check_sources(table: ModelTable, names: list[str], position: int, sources: 
             continue
         where = f"model {table.name}: block {names[position]}"
         if source in names:
-            loop = _loop(table, names, names[position])
+            loop = _find_cycle(table, names, names[position])
             reason = f"a cycle: {' <- '.join(loop)}" if loop else "that row comes later; move it up"
             raise GraphError(f"{where}: reads '{source}': {reason}")
-        near = difflib.get_close_matches(source, above, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(source, above)
         raise GraphError(f"{where}: reads '{source}', which no row is called{hint} Rows above: {', '.join(above)}")
 
 
-def _loop(table: ModelTable, names: list[str], start: str) -> list[str]:
-    """Return the rows of a circle through ``start``, or nothing if there is none."""
+def _find_cycle(table: ModelTable, names: list[str], start: str) -> list[str]:
+    """Return the rows of a cycle through ``start``, or nothing if there is none."""
     reads = {
         name: [_split(reference)[0] for reference in row.inputs] or names[max(position - 1, 0) : position]
         for position, (name, row) in enumerate(zip(names, table.blocks, strict=True))
@@ -177,10 +179,8 @@ def _check_head(table: ModelTable, key: str, levels: tuple[Source, ...], shapes:
         if (name, tap) in shapes:
             continue
         known = [".".join(source) if source[1] else source[0] for source in shapes]
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        reference = f"{name}.{tap}" if tap else name
-        raise GraphError(f"model {table.name}: {key} reads '{reference}', which is no row's output{hint}")
+        reference, hint = f"{name}.{tap}" if tap else name, did_you_mean(name, known)
+        raise GraphError(f"model {table.name}: {key} reads '{reference}', which is not a row's output{hint}")
 
 
 def _check_all_used(table: ModelTable, blocks: list[WiredBlock], levels: tuple[Source, ...]) -> None:

@@ -1,15 +1,18 @@
-"""The zoo: the tables beside this file, and the way from a model choice to the table it means."""
+"""The zoo: the block tables in the folder `zoo`, and the table that a model choice means.
+
+A table may start from another one and change it; a choice may scale it, re-parameterise it or change its heads.
+"""
 
 from __future__ import annotations
 
-import difflib
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.models.reparameterize import reparameterized
-from yolofleet.models.scaling import scaled
+from yolofleet.core.text import did_you_mean
+from yolofleet.models.reparameterize import reparameterize
+from yolofleet.models.scaling import scale
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.blocks import CspRow, DarkRow, ElanRow
 from yolofleet.specs.document import read_yaml
@@ -34,9 +37,8 @@ def zoo_table(name: str) -> ModelTable:
         UserError: No model has that name; the nearest names are given.
     """
     if name not in zoo_names():
-        near = difflib.get_close_matches(name.lower(), zoo_names(), n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        raise UserError(f"model: no model is called '{name}'.{hint} Known: {', '.join(zoo_names())}")
+        hint = did_you_mean(name.lower(), zoo_names()) or "."
+        raise UserError(f"model: no model is called '{name}'{hint} Known: {', '.join(zoo_names())}")
     return load_table(ZOO / f"{name}.yaml")
 
 
@@ -50,18 +52,18 @@ def load_table(path: str | Path) -> ModelTable:
 
 
 def resolve(choice: str | Path | ModelChoice | ModelTable) -> ModelTable:
-    """Return the table that a choice means, scaled and re-parameterised as it says.
+    """Return the table that a choice means, scaled and re-parameterised as the choice says.
 
     Args:
         choice: A model's name, a job's model choice, a table, or the path of a YAML table.
 
     Raises:
-        UserError: The model is not known, a factor is impossible, or a place of RepConv does not exist.
+        UserError: The model is not known, a factor is impossible, or a position of RepConv does not exist.
     """
     if isinstance(choice, ModelTable):
         return choice
     if not isinstance(choice, ModelChoice):
-        return _named(choice)
+        return _load_named(choice)
     table = zoo_table(choice.name) if choice.name is not None else load_table(str(choice.spec))
     if choice.activation is not None:
         table = table.model_copy(update={"activation": choice.activation})
@@ -70,11 +72,11 @@ def resolve(choice: str | Path | ModelChoice | ModelTable) -> ModelTable:
     if choice.reverse_residual is not None:
         table = _with_reversed_residuals(table, choice.reverse_residual)
     if choice.reparameterize is not None:
-        table = reparameterized(table, choice.reparameterize)
-    return scaled(table, depth=choice.depth, transition_width=choice.transition_width, hidden_width=choice.hidden_width)
+        table = reparameterize(table, choice.reparameterize)
+    return scale(table, depth=choice.depth, transition_width=choice.transition_width, hidden_width=choice.hidden_width)
 
 
-def _named(choice: str | Path) -> ModelTable:
+def _load_named(choice: str | Path) -> ModelTable:
     """Return the table of a name, or of a path where it looks like one."""
     is_path = isinstance(choice, Path) or choice.endswith((".yaml", ".yml")) or "/" in choice
     return load_table(choice) if is_path else zoo_table(choice)
@@ -83,8 +85,8 @@ def _named(choice: str | Path) -> ModelTable:
 def _load(path: Path, above: tuple[Path, ...]) -> ModelTable:
     path = path.resolve()
     if path in above or len(above) >= MOST_DERIVATIONS:
-        circle = " -> ".join(table.name for table in (*above, path))
-        raise SpecError(f"{path}: base: tables derive from each other in a circle: {circle}")
+        cycle = " -> ".join(table.name for table in (*above, path))
+        raise SpecError(f"{path}: base: tables derive from each other in a cycle: {cycle}")
     document = read_yaml(path)
     if not isinstance(document, dict) or "base" not in document:
         return ModelTable.parse(document, source=str(path))
@@ -95,13 +97,13 @@ def _load(path: Path, above: tuple[Path, ...]) -> ModelTable:
         base = _load(ZOO / f"{derived.base}.yaml", (*above, path))
     else:
         base = zoo_table(derived.base)
-    table = ModelTable.parse(_changed(base, derived, str(path)), source=str(path))
-    return scaled(
+    table = ModelTable.parse(_apply_changes(base, derived, str(path)), source=str(path))
+    return scale(
         table, depth=derived.depth, transition_width=derived.transition_width, hidden_width=derived.hidden_width
     )
 
 
-def _changed(base: ModelTable, derived: DerivedTable, source: str) -> dict[str, Any]:
+def _apply_changes(base: ModelTable, derived: DerivedTable, source: str) -> dict[str, Any]:
     """Return the base as a plain document, with the derived table's changes."""
     document = base.model_dump(mode="json", exclude_defaults=True)
     document["name"] = derived.name
@@ -137,7 +139,7 @@ def _with_auxiliary(table: ModelTable, choice: str) -> ModelTable:
     if choice == "none":
         return table.model_copy(update={"auxiliary": None})
     if table.auxiliary is None:
-        raise UserError(f"model {table.name}: auxiliary: it has no auxiliary head to place; only 'none' is possible")
+        raise UserError(f"model {table.name}: auxiliary: it has no auxiliary head to change; only 'none' is possible")
     grouped = {row.name for row in table.blocks if isinstance(row, ElanRow) and row.groups > 1}
     names = [reference.partition(".")[0] for reference in table.auxiliary.inputs]
     if choice == "partial" and not grouped.intersection(names):

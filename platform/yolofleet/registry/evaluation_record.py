@@ -20,7 +20,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
-from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
+from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Count, Spec
 
@@ -164,7 +164,7 @@ def confirm_figures(evaluation: Evaluation) -> Evaluation:
         truth = dataset.annotations()
     except UserError:
         return evaluation
-    if problems := disagreements(record.figures, reference_average_precision(truth, evaluation.detections)):
+    if problems := reference_differences(record.figures, reference_average_precision(truth, evaluation.detections)):
         raise RegistryError(
             f"the figures to register are not those of their detections on {record.data}: {'; '.join(problems)}. "
             "Figures or detections were changed, or one of the two computes them wrongly: evaluate again"
@@ -184,9 +184,9 @@ def evaluate_package(folder: Path, data: str, device: str, facts: Mapping[str, A
     Raises:
         UserError: The package, the dataset or the device cannot be used.
     """
-    from yolofleet.evaluation.detector import Detector, chosen_device
+    from yolofleet.evaluation.detector import Detector, select_device
 
-    detector, dataset = Detector.load(folder, chosen_device(device, "--device")), ShardDataset(data)
+    detector, dataset = Detector.load(folder, select_device(device, "--device")), ShardDataset(data)
     evaluation = evaluate_detector(detector, dataset, EvaluationSettings(image_size=detector.card.image_size))
     record = evaluation.record
     figures = {"figures": record.figures, "num_images": record.num_images}

@@ -197,7 +197,7 @@ def compare_onnx(path: Path, detector: Detector) -> Comparison:
         raise FormError("onnxruntime is not installed; pip install 'yolofleet[export]'")
     from yolofleet.export.runtime import OnnxNetwork
     from yolofleet.export.settings import InputShape, Thresholds
-    from yolofleet.export.verification import noise, verify
+    from yolofleet.export.verification import random_batches, verify
 
     card = OnnxNetwork(path).card
     if card.weights_sha256 != detector.card.weights_sha256:
@@ -206,7 +206,7 @@ def compare_onnx(path: Path, detector: Detector) -> Comparison:
         raise FormError(f"{path.name} is quantised: only its AP can be checked, not its numbers")
     shape = InputShape(batch=1, image_size=card.image_size, dynamic=card.dynamic)
     thresholds = Thresholds(**card.suppression.model_dump()) if card.suppression is not None else None
-    return verify(path, "onnx", detector, thresholds, noise(shape, max(card.strides)))
+    return verify(path, "onnx", detector, thresholds, random_batches(shape, max(card.strides)))
 
 
 def _onnx_difference(path: Path, detector: Detector) -> OnnxDifference | None:

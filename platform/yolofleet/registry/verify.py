@@ -244,7 +244,7 @@ def detections_claim(folder: Path, proof: Proof, evaluation: Evaluation | None) 
     if evaluation is None or proof.evaluation is None:
         return Claim(name, "not possible", "the detector could not be evaluated again")
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.evaluation.reference_ap import disagreements, reference_average_precision, reference_name
+    from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 
     try:
         recorded = read_detections(folder / DETECTIONS_NAME)
@@ -252,7 +252,7 @@ def detections_claim(folder: Path, proof: Proof, evaluation: Evaluation | None) 
     except UserError as error:
         return Claim(name, "failed", str(error))
     evaluated = evaluation.record.figures
-    problems = disagreements(proof.evaluation.figures, figures) + [
+    problems = reference_differences(proof.evaluation.figures, figures) + [
         f"they give {figure} {_format_figure(figures[figure])}, the detector gives {_format_figure(evaluated[figure])}"
         for figure in CHECKED_FIGURES
         if not _is_near(figures[figure], evaluated[figure])

@@ -39,9 +39,9 @@ def measure_on(name: str) -> Measure:
     Raises:
         UserError: There is no such device here.
     """
-    from yolofleet.evaluation.detector import chosen_device
+    from yolofleet.evaluation.detector import select_device
 
-    device = chosen_device(name, "latency_device")
+    device = select_device(name, "latency_device")
 
     def measure(job: JobSpec, num_classes: int) -> float:
         from yolofleet.evaluation.detector import median_milliseconds

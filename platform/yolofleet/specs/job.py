@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import Bytes, Count, Spec, Url, absolute_url
 from yolofleet.specs.cluster import ClusterSpec
@@ -84,11 +85,11 @@ class EvaluationSpec(Spec):
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
     """Images that pass the network together."""
-    confidence: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    confidence: Annotated[float, Field(ge=0, lt=1)] = EVALUATION_CONFIDENCE
     """Detections below this score are dropped (the published evaluation's value)."""
-    iou: Annotated[float, Field(gt=0, lt=1)] = 0.65
+    iou: Annotated[float, Field(gt=0, lt=1)] = EVALUATION_IOU
     """Overlap from which the weaker of two detections is dropped."""
-    max_detections: Count = 300
+    max_detections: Count = EVALUATION_MAX_DETECTIONS
     """Detections kept per image."""
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 import yolofleet
 from yolofleet.core.errors import UserError
+from yolofleet.models.weight_differences import compare_weights
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import EVALUATE_LATER
@@ -143,16 +144,8 @@ def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         UserError: It does not fit; names what is missing, what is left over, and the first 5 of each.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    problems = {
-        "missing": [name for name in own if name not in tensors],
-        "left over": [name for name in tensors if name not in own],
-        "of another shape": [
-            name for name, tensor in own.items() if name in tensors and tensor.shape != tensors[name].shape
-        ],
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {kind}: {', '.join(names[:5])}" for kind, names in problems.items() if names)
-        raise UserError(f"the checkpoint does not fit the job's model: {listed}")
+    if differences := compare_weights(own, tensors):
+        raise UserError(f"the checkpoint does not fit the job's model: {differences}")
     for name, tensor in own.items():
         tensor.copy_(tensors[name])
 

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.detector import chosen_device
+from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
 from yolofleet.storage.lock_record import FencingToken
@@ -117,7 +117,7 @@ def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
 
 def driver_device(job: JobSpec) -> torch.device:
     """Return the device for what the command itself computes: it may run where the workers' GPUs are not."""
-    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else chosen_device("auto", "device")
+    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else select_device("auto", "device")
 
 
 def local_device(job: JobSpec) -> torch.device:

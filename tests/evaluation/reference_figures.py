@@ -1,4 +1,4 @@
-"""Random ground truth and detections, and pycocotools' own figures for them: the judge of this package's figures."""
+"""Random ground truth and detections, and the figures of pycocotools for them as a reference."""
 
 from __future__ import annotations
 
@@ -66,14 +66,14 @@ def _record(image_id: int, category_id: int, box: Any, rng: np.random.Generator)
     }
 
 
-def pycocotools_judge(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
-    """What somebody gets who feeds both to pycocotools by hand."""
+def evaluate_with_pycocotools(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
+    """Evaluate with pycocotools directly."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = copy.deepcopy(ground_truth)
         truth.createIndex()
-        judge = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
-        judge.evaluate()
-        judge.accumulate()
-        judge.summarize()
-    return judge
+        evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
