@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.profile import Cost, cost, profile
-from yolofleet.models.scaling import concatenation_ratio, scaled, scaled_width
+from yolofleet.models.scaling import concatenation_ratio, scaled_width
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve, zoo_names, zoo_table
 from yolofleet.specs.blocks import ElanRow
@@ -47,7 +47,7 @@ def test_table_3_parameters_to_the_last_one() -> None:
 @pytest.mark.parametrize(("depth", "ratio"), [(1.5, 1.25), (2.0, 1.5), (1.0, 1.0), (0.5, 0.75)])
 def test_transitions_follow_the_concatenation(depth: float, ratio: float) -> None:
     table = zoo_table("yolov7-w6")
-    deeper = scaled(table, depth=depth)
+    deeper = scale(table, depth=depth)
     assert concatenation_ratio(table.blocks, deeper.blocks) == ratio
     for before, after in zip(table.blocks, deeper.blocks, strict=True):
         if isinstance(before, ElanRow) and isinstance(after, ElanRow):
@@ -56,12 +56,12 @@ def test_transitions_follow_the_concatenation(depth: float, ratio: float) -> Non
 
 
 def test_compound_scaling_of_the_light_base_is_yolov7_x() -> None:
-    assert scaled(zoo_table("yolov7-x-light"), depth=1.5).blocks == zoo_table("yolov7-x").blocks
+    assert scale(zoo_table("yolov7-x-light"), depth=1.5).blocks == zoo_table("yolov7-x").blocks
 
 
 def test_no_factor_changes_nothing() -> None:
     table = zoo_table("yolov7")
-    assert scaled(table, depth=1.0) is table
+    assert scale(table, depth=1.0) is table
 
 
 factors = st.fixed_dictionaries(
@@ -76,7 +76,7 @@ def test_any_factor_gives_a_valid_model(name: str, factors: dict[str, float], nu
     table = zoo_table(name)
     if not any(isinstance(row, ElanRow) for row in table.blocks):
         factors.pop("hidden_width", None)
-    model = scaled(table, **factors)
+    model = scale(table, **factors)
     graph = wire(model)
     found = profile(model, num_classes=num_classes, image_size=side * graph.max_stride)
     assert 0 < found.parameters_deployed <= found.parameters
@@ -94,7 +94,7 @@ def test_any_factor_gives_a_valid_model(name: str, factors: dict[str, float], nu
 def test_a_scaled_build_has_the_parameters_of_its_profile(name: str, factors: dict[str, float]) -> None:
     if not any(isinstance(row, ElanRow) for row in zoo_table(name).blocks):
         factors.pop("hidden_width", None)
-    table = scaled(zoo_table(name), **factors)
+    table = scale(zoo_table(name), **factors)
     with torch.device("meta"):
         model = build_model(table, 7)
         shapes = [tuple(raw.shape) for raw in model.raw(torch.empty(1, 3, 128, 128))]
@@ -107,7 +107,7 @@ def test_stacks_are_rounded_to_the_nearest_and_single_blocks_stay_single(depth: 
     """Residual stacks to the nearest count, those of ELAN blocks to the nearest even one; never to none."""
     for name in ("yolov3", "yolor-csp", "yolov7-w6"):
         table = zoo_table(name)
-        for before, after in zip(table.blocks, scaled(table, depth=depth, transition_width=1.0).blocks, strict=True):
+        for before, after in zip(table.blocks, scale(table, depth=depth, transition_width=1.0).blocks, strict=True):
             stack = getattr(before, "stack", None)
             if stack is None:
                 assert after == before
@@ -120,7 +120,7 @@ def test_stacks_are_rounded_to_the_nearest_and_single_blocks_stay_single(depth: 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, 3.0])
 def test_each_width_follows_its_own_factor(factor: float) -> None:
     table = zoo_table("yolov7-w6")
-    wide, inside = scaled(table, transition_width=factor), scaled(table, hidden_width=factor)
+    wide, inside = scale(table, transition_width=factor), scale(table, hidden_width=factor)
     for before, outer, inner in zip(table.blocks, wide.blocks, inside.blocks, strict=True):
         if isinstance(before, ElanRow):
             assert (outer.out, outer.hidden, outer.chain) == (before.out * factor, before.hidden, before.chain)
@@ -132,7 +132,7 @@ def test_each_width_follows_its_own_factor(factor: float) -> None:
 
 
 def test_deeper_and_wider_cost_more() -> None:
-    costs = [profile(scaled(zoo_table("yolov7"), depth=depth)).gflops for depth in (0.5, 1.0, 1.5, 2.0)]
+    costs = [profile(scale(zoo_table("yolov7"), depth=depth)).gflops for depth in (0.5, 1.0, 1.5, 2.0)]
     assert costs == sorted(costs)
     assert len(set(costs)) == 4
 
@@ -144,10 +144,10 @@ def test_widths_are_rounded_up_to_multiples_of_eight() -> None:
 @pytest.mark.parametrize("factors", [{"depth": 0.0}, {"transition_width": -1.0}, {"hidden_width": float("nan")}])
 def test_impossible_factors_are_refused(factors: dict[str, float]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(factors))} must be a positive number"):
-        scaled(zoo_table("yolov7"), **factors)
+        scale(zoo_table("yolov7"), **factors)
 
 
 def test_a_factor_without_anything_to_act_on_is_refused() -> None:
     with pytest.raises(UserError, match="hidden_width has nothing to act on"):
-        scaled(zoo_table("yolov3"), hidden_width=2.0)
-    assert scaled(zoo_table("yolov3"), hidden_width=1.0) is zoo_table("yolov3")
+        scale(zoo_table("yolov3"), hidden_width=2.0)
+    assert scale(zoo_table("yolov3"), hidden_width=1.0) is zoo_table("yolov3")
