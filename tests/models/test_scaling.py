@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.profile import Cost, cost, profile
-from yolofleet.models.scaling import concatenation_ratio
+from yolofleet.models.scaling import concatenation_ratio, scale, scaled_width
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve, zoo_names, zoo_table
 from yolofleet.specs.blocks import ElanRow
@@ -138,7 +138,7 @@ def test_deeper_and_wider_cost_more() -> None:
 
 
 def test_widths_are_rounded_up_to_multiples_of_eight() -> None:
-    assert [scale_width(80, factor) for factor in (1.0, 1.1, 1.101, 0.01)] == [80, 88, 96, 8]
+    assert [scaled_width(80, factor) for factor in (1.0, 1.1, 1.101, 0.01)] == [80, 88, 96, 8]
 
 
 @pytest.mark.parametrize("factors", [{"depth": 0.0}, {"transition_width": -1.0}, {"hidden_width": float("nan")}])
