@@ -11,7 +11,7 @@ def take_part(
     rank: int, world_size: int, ports: multiprocessing.Queue[int], answers: multiprocessing.Queue[object]
 ) -> None:
     """Put what this one of ``world_size`` processes measured, or the name of its error, into ``answers``."""
-    member = all_reduce.Member()
+    member = all_reduce.GroupProcess()
     timeout_seconds = 5.0 if world_size > 2 else 120.0
     port = member.open("127.0.0.1" if rank == 0 else None, timeout_seconds)
     if rank == 0:

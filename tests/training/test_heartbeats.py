@@ -59,7 +59,7 @@ def test_a_request_to_leave_reaches_everyone_of_the_group_and_no_other() -> None
     board.ask_to_leave("another reason")
     assert [board.report(worker(rank)) for rank in (0, 1)] == ["a node goes"] * 2
     board.begin("second")
-    assert board.report(worker(0)) == "another group took its place"
+    assert board.report(worker(0)) == "another group has replaced it"
     assert board.report(replace(worker(0), group="second")) is None
     assert len(board.workers()[1]) == 1
 

@@ -112,7 +112,7 @@ def test_growth_is_no_failure_and_a_pre_emption_has_its_own_budget(tmp_path: Pat
     ]
 
 
-def test_a_driver_that_is_told_to_stop_starts_nothing_more(tmp_path: Path) -> None:
+def test_a_driver_that_is_asked_to_stop_starts_nothing_more(tmp_path: Path) -> None:
     driver = Driver(tmp_path, [left("SIGTERM"), DONE], stop_after=1)
     with pytest.raises(StoppedError, match=r"stopped \(SIGTERM\) at step 0; resume the run with the same command"):
         driver.supervise()

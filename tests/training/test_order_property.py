@@ -26,7 +26,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.training.loop.sample_log import FOLDER, SampleLog, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
-from yolofleet.training.loop.worker_group import owned_micro_batches
+from yolofleet.training.loop.worker_group import assign_micro_batches
 from yolofleet.training.setup.builders import open_dataset, training_stream
 
 STEPS, MICRO_BATCHES = 8, 8
@@ -71,7 +71,7 @@ def work(job: JobSpec, run: Path, start: int, end: int, num_workers: int, num_th
         dataset = open_dataset(spec.data, spec.data.train)
         schedule = Schedule(spec.resolved_hyperparameters(), STEPS, len(dataset) / spec.global_batch_size)
         stream = training_stream(spec, dataset, schedule)
-        owned = list(owned_micro_batches(MICRO_BATCHES, rank, num_workers))
+        owned = list(assign_micro_batches(MICRO_BATCHES, rank, num_workers))
         log = SampleLog(open_storage(run), rank, record_digests=True)
         for batch in itertools.islice(stream.micro_batches(start, owned), (end - start) * len(owned)):
             log.observe(batch)

@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress, owned_micro_batches
+from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress, assign_micro_batches
 
 
 @given(st.integers(1, 64), st.integers(1, 64))
 def test_every_micro_batch_has_one_owner_and_shares_differ_by_at_most_one(num_micro_batches: int, world: int) -> None:
     world = min(world, num_micro_batches)
-    owned = [owned_micro_batches(num_micro_batches, rank, world) for rank in range(world)]
+    owned = [assign_micro_batches(num_micro_batches, rank, world) for rank in range(world)]
     assert [index for part in owned for index in part] == list(range(num_micro_batches))
     assert max(map(len, owned)) - min(map(len, owned)) <= 1
 
@@ -18,7 +18,7 @@ def test_every_micro_batch_has_one_owner_and_shares_differ_by_at_most_one(num_mi
 @pytest.mark.parametrize(("num_micro_batches", "rank", "world"), [(2, 0, 3), (2, 2, 2), (2, -1, 2)])
 def test_more_ranks_than_micro_batches_is_an_error(num_micro_batches: int, rank: int, world: int) -> None:
     with pytest.raises(ValueError, match="cannot own"):
-        owned_micro_batches(num_micro_batches, rank, world)
+        assign_micro_batches(num_micro_batches, rank, world)
 
 
 def test_the_first_reason_to_leave_counts() -> None:

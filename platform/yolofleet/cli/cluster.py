@@ -176,7 +176,7 @@ def plan(
 def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
     """Return the worker that owns each micro-batch of a step."""
     from yolofleet.core.errors import UserError
-    from yolofleet.training.loop.worker_group import owned_micro_batches
+    from yolofleet.training.loop.worker_group import assign_micro_batches
 
     if num_nodes > num_workers:
         raise UserError(f"{num_nodes} nodes, but only {num_workers} workers; plan for fewer nodes or more --workers")
@@ -186,7 +186,7 @@ def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> li
             f"micro-batches of {job.micro_batch_size}; plan for fewer --nodes or --workers, or a larger "
             "global_batch_size"
         )
-    ranges = (owned_micro_batches(job.num_micro_batches, rank, num_workers) for rank in range(num_workers))
+    ranges = (assign_micro_batches(job.num_micro_batches, rank, num_workers) for rank in range(num_workers))
     return [rank for rank, owned in enumerate(ranges) for _ in owned]
 
 

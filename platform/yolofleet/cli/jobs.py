@@ -143,7 +143,7 @@ def stop(
         print(f"{found.id}: has ended already ({found.status.lower()})")
         return
     service.stop(found)
-    note(f"{found.id}: told to stop; it has {STOP_SECONDS} s to save its state")
+    note(f"{found.id}: asked to stop; it has {STOP_SECONDS} s to save its state")
     found = service.await_end(found, wait_seconds)
     if not found.has_ended:
         raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")

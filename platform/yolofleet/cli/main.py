@@ -1,4 +1,4 @@
-"""``yolofleet``: every command, and the one place where an error becomes a message and an exit code."""
+"""``yolofleet``: every command, and the one function where an error becomes a message and an exit code."""
 
 from __future__ import annotations
 

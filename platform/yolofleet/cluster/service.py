@@ -28,7 +28,7 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
 """How long a connection, and each part of an answer, may take."""
 STOP_SECONDS = 120
-"""How long a job that is told to stop may take to save its state."""
+"""How long a job that is asked to stop may take to save its state."""
 FORGET_SECONDS = 3.0
 """Ray's supervisor of a job looks for it once more within this time after the job was deleted."""
 START_SECONDS = 60

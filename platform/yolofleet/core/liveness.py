@@ -25,7 +25,7 @@ NOT_RUNNING = -1
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, told apart from all others of every host and time.
+    """A process, distinguished from all others of every host and time.
 
     Attributes:
         host: Name of its host, for messages.

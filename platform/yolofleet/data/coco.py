@@ -113,7 +113,7 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
         if image["id"] in sound:
             raise AnnotationError(
                 f"{name}: images: id {image['id']!r} is given to '{sound[image['id']]['file_name']}' and to "
-                f"'{image['file_name']}'; their boxes cannot be told apart"
+                f"'{image['file_name']}'; their boxes cannot be distinguished"
             )
         file_name = image["file_name"]
         if file_name in files:

@@ -161,7 +161,7 @@ def _draw_label(
     text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
     mask = _text_mask(text, text_size)
     width, height = mask.width + 2 * padding, mask.height + 2 * padding
-    left, top = _place(corners, (width, height), canvas.im.size, occupied)
+    left, top = _label_position(corners, (width, height), canvas.im.size, occupied)
     canvas.rectangle((left, top, left + width, top + height), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     fill = (0, 0, 0) if luminance > 130 else (255, 255, 255)
@@ -169,7 +169,7 @@ def _draw_label(
     return left, top, left + width, top + height
 
 
-def _place(
+def _label_position(
     corners: Rectangle, size: tuple[float, float], drawing: tuple[int, int], occupied: Sequence[Rectangle]
 ) -> tuple[float, float]:
     """Top left corner of a label: above its box, inside, below, a line off; the first position that covers no label."""

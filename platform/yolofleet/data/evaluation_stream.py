@@ -75,8 +75,8 @@ class EvaluationStream:
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         if image_size < 1 or image_size % stride:
-            near = max(stride, round(image_size / stride) * stride)
-            raise UserError(f"image_size {image_size} is not a multiple of the model's stride {stride}; take {near}")
+            nearest = max(stride, round(image_size / stride) * stride)
+            raise UserError(f"image_size {image_size} is not a multiple of the model's stride {stride}; take {nearest}")
         if batch_size < 1 or not 0 <= rank < world_size:
             raise UserError(f"batch_size {batch_size}, rank {rank} of {world_size}: not a share of an evaluation")
         self.dataset = dataset

@@ -166,7 +166,7 @@ def draw_image(seed: int, number: int, image_size: int) -> tuple[NDArray[np.uint
     for _ in range(int(generator.integers(1, MOST_OBJECTS + 1))):
         category = int(generator.integers(len(CATEGORIES)))
         side = min(height, width) * generator.uniform(0.25, 0.55)
-        shape = _place_shape(category, side, height, width, drawn, generator)
+        shape = _add_shape(category, side, height, width, drawn, generator)
         if shape is None:
             continue
         drawn.append(shape.mask)
@@ -193,7 +193,7 @@ def _outline(category: int, generator: np.random.Generator) -> NDArray[np.float6
     return np.asarray((points * stretch) @ turn.T)
 
 
-def _place_shape(
+def _add_shape(
     category: int,
     side: float,
     height: int,
@@ -201,7 +201,7 @@ def _place_shape(
     drawn: list[NDArray[np.bool_]],
     generator: np.random.Generator,
 ) -> _Shape | None:
-    """Place a shape wholly inside the image so that it hides little of those already drawn; None if nothing fits."""
+    """Position a shape wholly inside the image so that it hides little of those already drawn; None if nothing fits."""
     unit = _outline(category, generator) * side
     low, high = unit.min(axis=0), unit.max(axis=0)
     for _ in range(8):

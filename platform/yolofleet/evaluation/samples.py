@@ -98,6 +98,6 @@ def _beside(images: Sequence[Image.Image], side: int) -> Image.Image:
     scale = min(1.0, side / max(images[0].size))
     width, height = (max(1, round(length * scale)) for length in images[0].size)
     row = Image.new("RGB", (len(images) * (width + GAP) - GAP, height), MARGIN)
-    for place, image in enumerate(images):
-        row.paste(image.resize((width, height), Image.Resampling.LANCZOS), (place * (width + GAP), 0))
+    for position, image in enumerate(images):
+        row.paste(image.resize((width, height), Image.Resampling.LANCZOS), (position * (width + GAP), 0))
     return row

@@ -45,7 +45,7 @@ class Group:
 
 
 def group_by_image(boxes: Boxes, candidates: Candidates, num_images: int, device: torch.device) -> list[Group]:
-    """Lay out boxes and candidates, both where the targets are, for the device that compares them."""
+    """Group boxes and candidates, both where the targets are, for the device that compares them."""
     if len(boxes) == 0 or len(candidates) == 0:
         return []
     if not is_on_cpu(candidates.cell):

@@ -114,7 +114,7 @@ class FusedConvolution(nn.Module):
     """A convolution with bias and its activation, in one call."""
 
     def __init__(self, conv: nn.Conv2d, activation: str | None, input_size: list[int]) -> None:
-        """Lay out a convolution's weights for inputs (B, C, H, W) of a size."""
+        """Reorder a convolution's weights for inputs (B, C, H, W) of a size."""
         super().__init__()
         assert conv.bias is not None
         self.bias = nn.Parameter(conv.bias.detach(), requires_grad=False)

@@ -89,7 +89,7 @@ class GaussianProcess:
 def fit(inputs: Array, values: Array) -> GaussianProcess:
     """Fit a model to observations.
 
-    Values far below the rest (a run that diverged) are raised to three spreads under the median: that a place is bad
+    Values far below the rest (a run that diverged) are raised to three spreads under the median: that a point is bad
     must be known, how bad it is would only bend the model elsewhere.
 
     Args:

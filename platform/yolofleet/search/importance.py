@@ -78,6 +78,6 @@ def _encoded(parameters: Parameters, coordinates: Sequence[float]) -> list[float
         if parameter.choice is None:
             row.append(coordinate)
         else:
-            place = min(int(coordinate * len(parameter.choice)), len(parameter.choice) - 1)
-            row += [float(place == index) for index in range(len(parameter.choice))]
+            option = min(int(coordinate * len(parameter.choice)), len(parameter.choice) - 1)
+            row += [float(option == index) for index in range(len(parameter.choice))]
     return row

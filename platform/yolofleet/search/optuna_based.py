@@ -1,7 +1,8 @@
 """Suggestions by Optuna's samplers (TPE, NSGA-II, NSGA-III) through ask and tell.
 
-The study lives in memory and is told everything from the record, so it can be built anew at any time; a suggestion
-depends only on what was told and on the seed. Refused candidates are told too, by how far they break each limit.
+The study lives in memory and is filled from the record, so it can be built anew at any time; a suggestion
+depends only on the record and on the seed. Refused candidates are reported to it too, with how far they break each
+limit.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from yolofleet.search.space import Parameters, Values, is_active
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, Objective
 
-MOST_REFUSED_TOLD = 300
-"""The searcher learns limits from this many refusals; telling more only makes it slow."""
+MOST_REFUSED_REPORTED = 300
+"""The searcher learns limits from this many refusals; more only make it slow."""
 
 
 class OptunaBased:
@@ -57,7 +58,7 @@ class OptunaBased:
         self._algorithm = algorithm
         self._seed = seed
         self._study = optuna.create_study(directions=["maximize"] * len(self._objectives))
-        self._told: set[int] = set()
+        self._reported: set[int] = set()
         self._num_refused = 0
 
     def suggest(self, history: History, number: int) -> tuple[Values, dict[str, Any]]:
@@ -93,14 +94,14 @@ class OptunaBased:
     def _tell(self, history: History) -> None:
         """Tell the study every candidate with a result or a refusal that it does not know yet."""
         for index, entry in enumerate(history):
-            if index in self._told:
+            if index in self._reported:
                 continue
             objectives = self._worth(entry)
             if objectives is None:
                 continue
-            self._told.add(index)
+            self._reported.add(index)
             self._num_refused += entry.refused
-            if entry.refused and self._num_refused > MOST_REFUSED_TOLD:
+            if entry.refused and self._num_refused > MOST_REFUSED_REPORTED:
                 continue
             self._study.add_trial(
                 self._optuna.trial.create_trial(

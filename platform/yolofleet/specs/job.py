@@ -163,10 +163,10 @@ class JobSpec(Spec):
             raise ValueError(f"format {self.format} is newer than this version reads ({JOB_FORMAT}); upgrade yolofleet")
         if self.global_batch_size % self.micro_batch_size:
             low = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
-            near = [str(size) for size in (low, low + self.micro_batch_size) if size]
+            nearest = [str(size) for size in (low, low + self.micro_batch_size) if size]
             raise ValueError(
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}; use {' or '.join(near)}"
+                f"{self.micro_batch_size}; use {' or '.join(nearest)}"
             )
         if self.tracking.register_as is not None and self.tracking.uri is None and self.storage.startswith("s3://"):
             raise ValueError(

@@ -194,7 +194,7 @@ def _check_condition(wanted: Any, other: Parameter, where: str) -> None:
 
 
 def load_search(path: str | Path, overrides: list[str] | None = None) -> SearchSpec:
-    """Read a search space; a job in its place is refused with the command that trains it.
+    """Read a search space; a job given instead is refused with the command that trains it.
 
     Raises:
         UserError: The file is no space.

@@ -136,7 +136,7 @@ class Storage(ABC):
 
     @abstractmethod
     def open_stream(self, key: str) -> BufferedReader:
-        """Open the object for one sequential read; a broken connection goes on where it stopped."""
+        """Open the object for one sequential read; a broken connection is resumed where it stopped."""
 
     @abstractmethod
     def put(self, key: str, data: bytes | bytearray | Path) -> None:

@@ -45,8 +45,8 @@ class Exchange:
     is_right: bool
 
 
-class Member:
-    """One member of the group, in a process of its own."""
+class GroupProcess:
+    """One rank of the group, in a process of its own."""
 
     def __init__(self) -> None:
         self._store: Store | None = None
@@ -165,7 +165,7 @@ def _run_group(backend: Backend, counts: Mapping[Node, int], start_seconds: floa
     nodes = [node for node, count in counts.items() for _ in range(count)]
     kind = "GPUs" if backend == "nccl" else "processes"
     where = f"{len(nodes)} {kind} of {len(counts)} {'node' if len(counts) == 1 else 'nodes'}"
-    members = [start_actor(Member, node, num_gpus=1 if backend == "nccl" else 0) for node in nodes]
+    members = [start_actor(GroupProcess, node, num_gpus=1 if backend == "nccl" else 0) for node in nodes]
     try:
         addresses = [nodes[0].address, *[None] * (len(members) - 1)]
         opening = [

@@ -56,7 +56,7 @@ class Node:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Stands in the place of an answer that did not come.
+    """Stands for an answer that did not come.
 
     Attributes:
         reason: Why there is none.

@@ -3,9 +3,9 @@
 A checkpoint is a few safetensors files and ``state.json``; ``COMMITTED``, with their sizes and SHA-256 digests, is
 written last. A folder without it, or with a file that does not match, is damaged: the checkpoint before it is taken,
 and an event says so. Saving copies the tensors into packed files in memory, and a thread writes these while training
-goes on. The memory is used again for the next checkpoint, which therefore waits until this one is stored, or is skipped
-if that takes too long; an event reports either. So at most two periods are lost, and `CheckpointSpec.period_steps` is
-half of what may be lost.
+continues. The memory is used again for the next checkpoint, which therefore waits until this one is stored, or is
+skipped if that takes too long; an event reports either. So at most two periods are lost, and
+`CheckpointSpec.period_steps` is half of what may be lost.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class CheckpointEvaluator:
         """Evaluate all checkpoints that wait; one that fails too often is left out, with an event.
 
         Raises:
-            StoppedError: The command was told to stop, so the figures are no longer needed.
+            StoppedError: The command was asked to stop, so the figures are no longer needed.
         """
         while self._evaluate_next():
             pass

@@ -79,7 +79,7 @@ class ClusterEvaluation:
         end = time.monotonic() + limit_seconds
         while not ray.wait([reference], timeout=RESULT_POLL_SECONDS)[0]:
             if self._is_over():
-                raise StoppedError("the evaluation was given up: the command was told to stop")
+                raise StoppedError("the evaluation was given up: the command was asked to stop")
             if time.monotonic() > end:
                 raise WorkError(f"an evaluation beside the training was not ready within {setting} = {limit_seconds:g}")
         return ray.get(reference)

@@ -35,7 +35,7 @@ PAUSED = "it has reached the step that it was asked to stop after"
 
 
 class StoppedError(WorkError):
-    """The run was told to stop before its end (by SIGTERM, say); its state was saved as far as there was time."""
+    """The run was asked to stop before its end (by SIGTERM, say); its state was saved as far as there was time."""
 
 
 class WorkerProgress:
@@ -88,7 +88,7 @@ class WorkerProgress:
         self.leave_reason = self.leave_reason or reason
 
 
-def owned_micro_batches(num_micro_batches: int, rank: int, world_size: int) -> range:
+def assign_micro_batches(num_micro_batches: int, rank: int, world_size: int) -> range:
     """Return the micro-batches of every step that a rank owns: contiguous, the first ranks one more where uneven.
 
     Raises:

@@ -115,10 +115,10 @@ def _check_model(job: JobSpec, num_classes: int) -> None:
     stride = max(model.strides)
     if job.data.image_size % stride:
         low = job.data.image_size // stride * stride
-        near = " or ".join(str(size) for size in (low, low + stride) if size)
+        nearest = " or ".join(str(size) for size in (low, low + stride) if size)
         raise UserError(
             f"data.image_size {job.data.image_size} is not a multiple of the model's largest stride {stride}; "
-            f"use {near}"
+            f"use {nearest}"
         )
 
 

@@ -3,7 +3,7 @@
 The reports meet in a small actor, the heartbeat board. A thread of each worker reports there and brings back what the
 driver asks of the group; a thread of the driver reads the board. The driver ends workers that are silent, and asks the
 group to save its state and leave when a node is about to go, when there is room for more workers, and when it is itself
-told to stop. A group that makes no progress is an event long before it is so long that workers are ended for it.
+asked to stop. A group that makes no progress is an event long before it is so long that workers are ended for it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class HeartbeatBoard:
     def report(self, worker: WorkerStatus) -> str | None:
         """Take a worker's report, and return why it should leave, if it should."""
         if worker.group != self._group:
-            return "another group took its place"
+            return "another group has replaced it"
         self._workers[worker.rank] = replace(worker, received_at=self._clock())
         return self._leave_reason
 

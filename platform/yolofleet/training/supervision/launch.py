@@ -52,7 +52,7 @@ SETTINGS: dict[Failure, str] = {
     "start": "cluster.max_start_failures",
 }
 StopReason = Callable[[], str | None]
-"""Says why the driver was told to stop, None if it was not."""
+"""Says why the driver was asked to stop, None if it was not."""
 
 
 def run_on_ray(
@@ -131,17 +131,17 @@ def supervise(
     wait_for_room: Callable[[], None],
     stop_reason: StopReason,
 ) -> None:
-    """Start the workers until the run is done, a failure budget is spent, or the driver is told to stop.
+    """Start the workers until the run is done, a failure budget is spent, or the driver is asked to stop.
 
     Args:
         job: What is trained.
         run: Its run directory, for the driver's events.
         start: Starts the workers, given how far the run had come, and returns how they ended.
         wait_for_room: Returns once the fewest workers have room.
-        stop_reason: Why the driver was told to stop.
+        stop_reason: Why the driver was asked to stop.
 
     Raises:
-        StoppedError: The driver was told to stop.
+        StoppedError: The driver was asked to stop.
         WorkError: A budget is spent.
     """
     store = CheckpointStore(run.storage.child("checkpoints"))
@@ -237,11 +237,11 @@ def wait_for_nodes(
         run: Its run directory, for the driver's events.
         offers: Returns the nodes that are there.
         request: Asks an autoscaler for room for these bundles of resources.
-        stop_reason: Why the driver was told to stop.
+        stop_reason: Why the driver was asked to stop.
 
     Raises:
         WorkError: The nodes did not come in time.
-        StoppedError: The driver was told to stop.
+        StoppedError: The driver was asked to stop.
     """
     cluster = job.cluster
     if num_slots(cluster, offers()) >= cluster.fewest_slots:
@@ -268,7 +268,7 @@ def wait_for_nodes(
 
 @contextmanager
 def termination() -> Iterator[StopReason]:
-    """Yield a function that returns why this process was told to end (SIGTERM) within the with block, or None."""
+    """Yield a function that returns why this process was asked to end (SIGTERM) within the with block, or None."""
     received: list[str] = []
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # only the main thread may handle signals

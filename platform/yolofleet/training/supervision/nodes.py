@@ -105,11 +105,11 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
         labelled += " and the same resources once more for cluster.evaluation = apart"
     lines = [
         f"cluster.workers asks for at least {cluster.fewest_workers} workers of {each} each{labelled}, but the cluster "
-        f"has room for {num_slots(cluster, nodes)} (its nodes: {_listed(nodes)})"
+        f"has room for {num_slots(cluster, nodes)} (its nodes: {_describe(nodes)})"
     ]
     if may_grow:
         lines.append(
-            f"grown as far as its autoscaler may it has room for {num_slots(cluster, may_grow)} ({_listed(may_grow)})"
+            f"grown as far as its autoscaler may it has room for {num_slots(cluster, may_grow)} ({_describe(may_grow)})"
         )
     if wanted.get("GPU") and not any(offer.resources.get("GPU") for offer in (*nodes, *may_grow)):
         lines.append("there is no GPU at all: set cluster.gpus_per_worker=0 to train on CPUs")
@@ -119,7 +119,7 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     return ". ".join(line[:1].upper() + line[1:] if number else line for number, line in enumerate(lines))
 
 
-def _listed(offers: Sequence[NodeOffer]) -> str:
+def _describe(offers: Sequence[NodeOffer]) -> str:
     return and_more([offer.describe() for offer in offers], MOST_OFFERS_SHOWN, separator="; ") or "none"
 
 

@@ -95,7 +95,7 @@ class GroupWatch:
         job: What is trained.
         run: The run directory, which gets the stacks of silent workers, and an event when the group makes no progress.
         board: The handle of the heartbeat board's actor.
-        stop_reason: Returns why the driver itself was told to stop, None if it was not.
+        stop_reason: Returns why the driver itself was asked to stop, None if it was not.
 
     Attributes:
         progress: How far the group was at its last report.
