@@ -67,7 +67,7 @@ ALLOWED = {
     (f"{PACKAGE}/registry/release.py", "pictures"): "stored key of older releases",
     (f"{PACKAGE}/cluster/prediction_parts.py", "pictures"): "stored key of older plans",
     (f"{PACKAGE}/cli/report.py", "survival"): "key of `report --json`",
-    (f"{PACKAGE}/storage/lock_record.py", "place"): "stored key of locks",
+    (f"{PACKAGE}/storage/lock.py", "place"): "stored key of locks",
     (f"{PACKAGE}/cluster/doctor/finding.py", "place"): "stored key of doctor reports",
     (f"{PACKAGE}/training/supervision/launch.py", "place"): "the verb: Ray places actors",
     ("docs/architecture.md", "places"): "the verb: Tune places trial segments",

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from yolofleet.data.anchors import Survey, image_weights, survey_boxes
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.order import SampleOrder, draw_counts, image_weights
-from yolofleet.data.survey import Survey, survey_boxes
+from yolofleet.data.order import SampleOrder, draw_counts
 
 
 def survey(classes: list[int], samples: list[int], num_samples: int) -> Survey:

@@ -62,8 +62,8 @@ def use_layout(patch: pytest.MonkeyPatch, layout: str) -> None:
         patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 100)
     elif layout == "padded device":
         patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 1 << 40)  # packs all images together
-        for module in ("device", "candidates"):
+        for module in ("levels", "candidates"):
             patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)
     elif layout == "shared device":
-        for module in ("device", "candidates", "boxes", "batched_matching"):
+        for module in ("levels", "candidates", "boxes", "batched_matching"):
             patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)

@@ -22,7 +22,7 @@ from yolofleet.registry.promotion import champion_gate, class_gate, latency_gate
 from yolofleet.registry.proof import Latency
 from yolofleet.registry.verify import Verification
 from yolofleet.registry.versions import Version
-from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.promotion import AgainstChampion, ClassFloors, LatencyCeiling, PromotionPolicy, ProofGate
 
 pytestmark = pytest.mark.system

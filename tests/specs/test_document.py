@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from yolofleet.specs.document import DocumentError, apply_overrides, parse_yaml, read_yaml
+from yolofleet.specs.base import DocumentError, apply_overrides, parse_yaml, read_yaml
 
 
 def test_numbers_in_scientific_notation_are_numbers() -> None:

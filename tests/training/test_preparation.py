@@ -13,8 +13,7 @@ import safetensors.torch
 import torch
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.order import image_weights
-from yolofleet.data.survey import survey_boxes
+from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
 from yolofleet.specs.job import JobSpec

@@ -30,9 +30,8 @@ def anchors(
 ) -> None:
     """Measure the share of a dataset's boxes that a model's anchors can learn, and fit better anchors."""
     from yolofleet.core.errors import UserError
-    from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fit_anchors
+    from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fit_anchors, survey_boxes
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.data.survey import survey_boxes
     from yolofleet.models.wiring import wire
     from yolofleet.models.zoo import resolve
     from yolofleet.training.setup.preparation import table_anchors

@@ -73,7 +73,7 @@ def render(
 
 
 def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
-    from yolofleet.specs.document import apply_overrides
+    from yolofleet.specs.base import apply_overrides
     from yolofleet.specs.kubernetes import KubernetesSpec
 
     changes = [entry.removeprefix(SETTINGS_PREFIX) for entry in overrides]
@@ -84,7 +84,7 @@ def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
 
 def _read_work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
     from yolofleet.cluster.manifest_work import work_of_job, work_of_search
-    from yolofleet.specs.document import read_yaml
+    from yolofleet.specs.base import read_yaml
     from yolofleet.specs.job import JobSpec
     from yolofleet.specs.search import load_search
 

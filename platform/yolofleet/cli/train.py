@@ -15,7 +15,7 @@ from yolofleet.core.text import one_line
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage.lock_record import FencingToken
+    from yolofleet.storage.lock import FencingToken
     from yolofleet.training.setup.preflight import Readiness
 
 

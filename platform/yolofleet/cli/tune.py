@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
-    from yolofleet.storage.lock_record import FencingToken
+    from yolofleet.storage.lock import FencingToken
 
 MOST_MEASURED_GFLOPS = 400.0
 """A step that costs more than this is not run here to measure the speed."""

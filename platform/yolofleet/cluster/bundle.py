@@ -21,7 +21,7 @@ import yaml
 import yolofleet
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_password
-from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import load_search
 

@@ -25,8 +25,6 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.survey import Survey
-
 WINDOW_SHARDS = 8
 MOST_WINDOWS_KEPT = 4
 
@@ -50,22 +48,6 @@ def keyed_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Gen
     counter = np.array([0, int(purpose), second, 0], dtype=np.uint64)
     key = np.array([seed % 2**64, first % 2**64], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
-
-
-def image_weights(survey: Survey, num_classes: int, share: float) -> NDArray[np.float64]:
-    """Return how often each sample is drawn per epoch in the long run: (num_samples,), 1 on average.
-
-    Args:
-        survey: All boxes of the dataset.
-        num_classes: Classes of the dataset.
-        share: 0 draws every image once, 1 by its weight alone (an image without boxes is then never drawn); between
-            them the two are mixed.
-    """
-    counts = np.bincount(survey.classes, minlength=num_classes)
-    rarity = 1.0 / np.maximum(counts, 1)
-    weights = np.bincount(survey.samples, weights=rarity[survey.classes], minlength=survey.num_samples)
-    mean = weights.mean() if len(weights) else 0.0
-    return (1.0 - share) + share * weights / mean if mean > 0 else np.ones(survey.num_samples)
 
 
 def draw_counts(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[np.int64]:

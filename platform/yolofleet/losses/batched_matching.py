@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Candidates
-from yolofleet.losses.device import find_slots, is_on_cpu, send
+from yolofleet.losses.levels import find_slots, is_on_cpu, send
 from yolofleet.losses.matching import NO_BOX_IMAGE, NO_CANDIDATE_IMAGE, MatchingInput, compute_iou, compute_iou_cost
 
 # Pairs compared at once. On a CPU a few tables of this size fit the cache.

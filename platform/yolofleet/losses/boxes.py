@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolofleet.losses.device import is_on_cpu, send
+from yolofleet.losses.levels import is_on_cpu, send
 
 EPSILON = 1e-7
 

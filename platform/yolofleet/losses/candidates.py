@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.losses.boxes import Boxes
-from yolofleet.losses.device import count_slots, find_slots, is_on_cpu, send
-from yolofleet.losses.levels import Levels
+from yolofleet.losses.levels import Levels, count_slots, find_slots, is_on_cpu, send
 
 # The cell itself, then the neighbours on the left, above, on the right, below: how far the centre is moved, as (x, y).
 NEIGHBOURS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))

@@ -19,8 +19,15 @@ from torch import Tensor
 
 from yolofleet.losses.assigners import Assignment, LabelAssigner, Scene, load_assigner
 from yolofleet.losses.boxes import Boxes, read_boxes
-from yolofleet.losses.device import send
-from yolofleet.losses.levels import FIRST_CLASS, OBJECTNESS, AnchorTable, choose_dtype, make_levels, read_predictions
+from yolofleet.losses.levels import (
+    FIRST_CLASS,
+    OBJECTNESS,
+    AnchorTable,
+    choose_dtype,
+    make_levels,
+    read_predictions,
+    send,
+)
 from yolofleet.losses.settings import MATCHINGS, LossSettings, Matching, level_balance
 from yolofleet.losses.terms import (
     cap_coarse_cells,

@@ -13,9 +13,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
 from yolofleet.models.reparameterize import reparameterize
 from yolofleet.models.scaling import scale
-from yolofleet.specs.base import SpecError
+from yolofleet.specs.base import SpecError, read_yaml
 from yolofleet.specs.blocks import CspRow, DarkRow, ElanRow
-from yolofleet.specs.document import read_yaml
 from yolofleet.specs.model import AuxiliarySpec, DerivedTable, ModelChoice, ModelTable
 
 ZOO = Path(__file__).parent / "zoo"

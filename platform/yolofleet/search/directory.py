@@ -21,10 +21,10 @@ import yaml
 from yolofleet.core.errors import UserError
 from yolofleet.search.space import Space
 from yolofleet.search.trials import Trials
-from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import ObjectNotFoundError, Storage
-from yolofleet.storage.lock_record import FencingToken
+from yolofleet.storage.lock import FencingToken
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
 from yolofleet.tracking.mirror import delete_mlflow_run
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors

@@ -21,7 +21,7 @@ from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front
 from yolofleet.search.results import AP, Entry, Results, entry_rows, format_value, format_values, load_results
 from yolofleet.search.space import Space
-from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.base import parse_yaml
 
 PAGE_KEY = "report/index.html"
 RESULTS_KEY = "report/results.json"

@@ -25,8 +25,7 @@ from yolofleet.core.text import one_line
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock import LockHeldError, hold
-from yolofleet.storage.lock_record import FencingToken
+from yolofleet.storage.lock import FencingToken, LockHeldError, hold
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.progress import Milestones

@@ -16,8 +16,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
-from yolofleet.specs.base import Spec
-from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.base import Spec, parse_yaml
 
 if TYPE_CHECKING:
     import numpy as np

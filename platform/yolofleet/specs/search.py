@@ -8,8 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
-from yolofleet.specs.base import Count, Spec, SpecError
-from yolofleet.specs.document import DocumentError, apply_overrides, parse_yaml, read_yaml
+from yolofleet.specs.base import Count, DocumentError, Spec, SpecError, apply_overrides, parse_yaml, read_yaml
 from yolofleet.specs.job_paths import flatten, unknown_path
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec

@@ -33,8 +33,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import without_passwords
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
-from yolofleet.storage.lock import Fence
-from yolofleet.storage.lock_record import FencingToken
+from yolofleet.storage.lock import Fence, FencingToken
 from yolofleet.tracking.json_lines import Cursor, Row, list_logs, list_parts, read_new_rows, read_rows
 from yolofleet.tracking.log_writer import LogWriter, open_log
 

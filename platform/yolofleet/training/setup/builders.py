@@ -10,11 +10,10 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
+from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.order import image_weights
 from yolofleet.data.stream import TrainingStream
-from yolofleet.data.survey import survey_boxes
 from yolofleet.losses import DetectionLoss, scaled_gains
 from yolofleet.models.network import Network
 from yolofleet.models.wiring import wire

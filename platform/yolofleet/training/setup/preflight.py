@@ -14,7 +14,7 @@ from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.export.settings import require_packages
 from yolofleet.models import build_model
-from yolofleet.specs.document import parse_yaml
+from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory

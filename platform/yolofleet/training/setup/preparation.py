@@ -17,10 +17,18 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from yolofleet.data.anchors import GOOD_RECALL, AnchorFit, Anchors, Sizes, anchor_fit, fit_anchors, large_enough
+from yolofleet.data.anchors import (
+    GOOD_RECALL,
+    AnchorFit,
+    Anchors,
+    Sizes,
+    anchor_fit,
+    fit_anchors,
+    image_weights,
+    large_enough,
+    survey_boxes,
+)
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.order import image_weights
-from yolofleet.data.survey import survey_boxes
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
 from yolofleet.storage import ObjectNotFoundError

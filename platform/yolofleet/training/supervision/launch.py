@@ -21,7 +21,7 @@ from yolofleet.core.errors import WorkError
 from yolofleet.core.ray_runtime import ray_connection, starts_own_ray
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage.lock_record import FencingToken
+from yolofleet.storage.lock import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator

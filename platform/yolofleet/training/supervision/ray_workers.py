@@ -28,8 +28,7 @@ from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
-from yolofleet.storage.lock import LockLostError
-from yolofleet.storage.lock_record import FencingToken
+from yolofleet.storage.lock import FencingToken, LockLostError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup, WorkerProgress
 from yolofleet.training.supervision.heartbeats import WorkerStatus, own_status, report_heartbeats

@@ -31,7 +31,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
-from yolofleet.storage.lock_record import FencingToken
+from yolofleet.storage.lock import FencingToken
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
