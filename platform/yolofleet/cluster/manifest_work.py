@@ -182,12 +182,9 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     if not profiles:
         raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")
     largest = max(profiles, key=lambda entry: worker_bytes(*entry))
-    pod = pod_size(executed, settings.model_copy(update=_memory(settings, *largest)), profile_job(job, TYPICAL_CLASSES))
+    memory = {"memory_per_worker": settings.memory_per_worker or worker_bytes(*largest)}
+    pod = pod_size(executed, settings.model_copy(update=memory), profile_job(job, TYPICAL_CLASSES))
     return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod)
-
-
-def _memory(settings: KubernetesSpec, job: JobSpec, profile: dict[str, float]) -> dict[str, Any]:
-    return {"memory_per_worker": settings.memory_per_worker or worker_bytes(job, profile)}
 
 
 def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:

@@ -27,12 +27,7 @@ figure img { max-width: 100%; image-rendering: auto } figcaption { font-size: .8
 
 
 def check_page(
-    name: str,
-    report: CheckReport,
-    problems: ProblemLog,
-    images: ImageStore,
-    *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    name: str, report: CheckReport, problems: ProblemLog, images: ImageStore, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> str:
     """Return the HTML page of a check.
 

@@ -138,10 +138,7 @@ class PromotionLock:
     """
 
     def __init__(
-        self,
-        store: TagStore,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        self, store: TagStore, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._store = store
         self._clock = clock

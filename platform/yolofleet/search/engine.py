@@ -91,7 +91,6 @@ class Engine:
         schedule: Successive halving, a population, or None: every trial trains to its end.
         clone: Copies the source checkpoint of a segment into its run, where the run has no checkpoint yet. It is called
             when members exchange and when the engine is built, so never while the source trial trains.
-        clock: Seconds, for the wall clock budget.
     """
 
     def __init__(
@@ -101,14 +100,13 @@ class Engine:
         budget: BudgetSpec,
         schedule: Halving | Population | None = None,
         clone: Callable[[TrialSegment], None] = lambda segment: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials = trials
         self._searcher = searcher
         self._budget = budget
         self._schedule = schedule
-        self._clock = clock
-        self._start = clock()
+        self._clock = time.monotonic
+        self._start = self._clock()
         self._running: set[tuple[int, int]] = set()
         self._exhausted = False
         self._failures = 0

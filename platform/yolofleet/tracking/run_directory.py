@@ -51,12 +51,7 @@ Cursors = dict[str, Cursor]
 """How far each log of metrics has been read."""
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
-STATUS_OF_EVENT = {
-    "start": "RUNNING",
-    "end": "FINISHED",
-    "failed": "FAILED",
-    "stopped": "KILLED",
-}
+STATUS_OF_EVENT = {"start": "RUNNING", "end": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """Event kinds that decide the status of a run, and MLflow's word for it."""
 
 

@@ -57,10 +57,10 @@ class ClockOffset:
         return max(0.0, abs(self.seconds) - self.uncertainty_seconds)
 
 
-def measure_clock(ask: Callable[[], float], tries: int = 3, now: Callable[[], float] = time) -> ClockOffset:
-    """Ask another clock a few times and return the offset by the quickest answer."""
+def measure_clock(ask: Callable[[], float], now: Callable[[], float] = time) -> ClockOffset:
+    """Ask another clock three times and return the offset by the quickest answer."""
     offsets = []
-    for _ in range(tries):
+    for _ in range(3):
         before = now()
         theirs = ask()
         offsets.append(ClockOffset.from_moment(before, theirs, now()))

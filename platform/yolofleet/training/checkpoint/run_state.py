@@ -83,11 +83,7 @@ def save(
         skippable: It may be left out where the storage is slow.
         evaluate_later: It is to be evaluated by another process.
     """
-    tensors = {
-        "weights": model.state_dict(),
-        "average": average.model.state_dict(),
-        "moments": moments,
-    }
+    tensors = {"weights": model.state_dict(), "average": average.model.state_dict(), "moments": moments}
     document = {
         "run": vars(state),
         EVALUATE_LATER: evaluate_later,

@@ -97,12 +97,7 @@ class CheckpointStore:
                 self._packed[file] = PackedTensors(group)
 
     def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Tensors],
-        state: Mapping[str, Any],
-        *,
-        skippable: bool = False,
+        self, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, skippable: bool = False
     ) -> None:
         """Take a checkpoint; it is written in the background, after the one before it has been.
 
