@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from yolofleet.core.ray_runtime import HEAD_RESOURCE
@@ -117,9 +116,7 @@ class Probes:
         self._actors = {node: start_actor(_Probe, node, max_concurrency=CONCURRENT) for node in self._nodes}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         end_actors(self._actors.values())
 
     def ask(

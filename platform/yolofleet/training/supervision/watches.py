@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from yolofleet.core.background import BackgroundLoop
@@ -69,9 +68,7 @@ class NodeWatch:
         self._loop.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._loop.close()
 
     def update(self) -> None:
@@ -126,9 +123,7 @@ class GroupWatch:
         self._loop.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._loop.close()
 
     def _update(self) -> None:
