@@ -114,23 +114,20 @@ def image_for(job: JobSpec, settings: KubernetesSpec) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """A run or a search that a cluster is started for.
-
-    Attributes:
-        name: The run's or the search's name: a start under the same name resumes.
-        job: The job, or the base job of the search, as the head reads it.
-        files: The files of the head's ConfigMap, by name.
-        command: The head's command.
-        demand: How many workers run at a time.
-        pod: The size of each worker pod.
-    """
+    """A run or a search that a cluster is started for."""
 
     name: str
+    """The run's or the search's name: a start under the same name resumes."""
     job: JobSpec
+    """The job, or the base job of the search, as the head reads it."""
     files: dict[str, str]
+    """The files of the head's ConfigMap, by name."""
     command: str
+    """The head's command."""
     demand: Demand
+    """How many workers run at a time."""
     pod: PodSize
+    """The size of each worker pod."""
 
     @property
     def resource_name(self) -> str:

@@ -37,19 +37,16 @@ Anchors = tuple[tuple[tuple[float, float], ...], ...]
 
 @dataclass(frozen=True)
 class AnchorFit:
-    """How well anchors suit boxes.
-
-    Attributes:
-        recall: Share of the boxes that at least one anchor can learn (best possible recall).
-        anchors_per_box: Anchors that can learn a box, on average.
-        fit: Mean over the boxes of the best anchor's fit, 1 being a perfect one; boxes out of reach count 0.
-        level_shares: Share of the boxes that each level can learn.
-    """
+    """How well anchors suit boxes."""
 
     recall: float
+    """Share of the boxes that at least one anchor can learn (best possible recall)."""
     anchors_per_box: float
+    """Anchors that can learn a box, on average."""
     fit: float
+    """Mean over the boxes of the best anchor's fit, 1 being a perfect one; boxes out of reach count 0."""
     level_shares: tuple[float, ...]
+    """Share of the boxes that each level can learn."""
 
 
 def anchor_fit(sizes: Sizes, anchors: Anchors, ratio_limit: float) -> AnchorFit:

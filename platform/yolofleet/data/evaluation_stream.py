@@ -29,21 +29,18 @@ RECTANGULAR_PADDING = 0.5
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Letterboxed images.
-
-    Attributes:
-        images: (B, 3, H, W) uint8 RGB.
-        image_ids: Id of each image.
-        original_sizes: (height, width) of each image, in pixels.
-        letterboxes: Maps boxes back to the original image.
-        skipped: (key, reason) of images that could not be decoded; they are not in the batch.
-    """
+    """Letterboxed images."""
 
     images: Tensor
+    """(B, 3, H, W) uint8 RGB."""
     image_ids: list[int]
+    """Id of each image."""
     original_sizes: list[tuple[int, int]]
+    """(height, width) of each image, in pixels."""
     letterboxes: list[Letterbox]
+    """Maps boxes back to the original image."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of images that could not be decoded; they are not in the batch."""
 
 
 class EvaluationStream:

@@ -144,21 +144,18 @@ def worth_keeping(
 
 @dataclass(frozen=True)
 class Placement:
-    """The position of an image in the output.
-
-    Attributes:
-        image: Its number in the micro-batch.
-        visible: x1, y1, x2, y2 in the image's pixels: the part that its cell on the canvas shows.
-        matrix: 3x3, from image pixels to output pixels.
-        region: x1, y1, x2, y2 in the output: nothing of the image lies outside.
-        scale: (x, y) from image to output without any turn, for comparing areas.
-    """
+    """The position of an image in the output."""
 
     image: int
+    """Its number in the micro-batch."""
     visible: Rectangle
+    """x1, y1, x2, y2 in the image's pixels: the part that its cell on the canvas shows."""
     matrix: Matrix
+    """3x3, from image pixels to output pixels."""
     region: Rectangle
+    """x1, y1, x2, y2 in the output: nothing of the image lies outside."""
     scale: tuple[float, float]
+    """(x, y) from image to output without any turn, for comparing areas."""
 
     @property
     def is_upright(self) -> bool:

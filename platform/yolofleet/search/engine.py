@@ -43,42 +43,36 @@ class SourceTrial:
 
 @dataclass(frozen=True)
 class TrialSegment:
-    """A part of one run.
-
-    Attributes:
-        trial: Number of the trial.
-        repeat: Which of its runs.
-        values: Its parameters.
-        run_name: Its run directory.
-        share: Share of the whole run at which the segment ends.
-        source: The checkpoint to start from where the run has none of its own.
-    """
+    """A part of one run."""
 
     trial: int
+    """Number of the trial."""
     repeat: int
+    """Which of its runs."""
     values: Values
+    """Its parameters."""
     run_name: str
+    """Its run directory."""
     share: float
+    """Share of the whole run at which the segment ends."""
     source: SourceTrial | None = None
+    """The checkpoint to start from where the run has none of its own."""
 
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What a segment measured, or why it failed.
-
-    Attributes:
-        step: Steps done.
-        share: Share of the run done.
-        measured: Metrics by name.
-        gpu_seconds: Worker seconds spent.
-        failure: Why it failed; a failed trial gets no more workers.
-    """
+    """What a segment measured, or why it failed."""
 
     step: int = 0
+    """Steps done."""
     share: float = 0.0
+    """Share of the run done."""
     measured: dict[str, float] | None = None
+    """Metrics by name."""
     gpu_seconds: float = 0.0
+    """Worker seconds spent."""
     failure: str | None = None
+    """Why it failed; a failed trial gets no more workers."""
 
 
 class Engine:

@@ -55,17 +55,14 @@ def measure_on(name: str) -> Measure:
 
 @dataclass(frozen=True)
 class Screened:
-    """The result of screening a candidate.
-
-    Attributes:
-        figures: Figures by name; empty where no model can be built.
-        violations: How far each broken limit is exceeded, as a share of the limit; empty for a feasible candidate.
-        problem: Why no model can be built.
-    """
+    """The result of screening a candidate."""
 
     figures: dict[str, float]
+    """Figures by name; empty where no model can be built."""
     violations: dict[str, float]
+    """How far each broken limit is exceeded, as a share of the limit; empty for a feasible candidate."""
     problem: str | None = None
+    """Why no model can be built."""
 
     @property
     def feasible(self) -> bool:

@@ -61,19 +61,16 @@ def check_metrics(spec: SearchSpec, *, source: str) -> None:
 
 @dataclass(frozen=True)
 class SearchSession:
-    """One search.
-
-    Attributes:
-        spec: The search.
-        space: Its space.
-        screen: Profiles candidates.
-        train: The training set.
-    """
+    """One search."""
 
     spec: SearchSpec
+    """The search."""
     space: Space
+    """Its space."""
     screen: Screen
+    """Profiles candidates."""
     train: ShardDataset
+    """The training set."""
 
     @classmethod
     def open(cls, spec: SearchSpec, *, source: str) -> SearchSession:

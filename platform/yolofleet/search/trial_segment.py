@@ -45,17 +45,14 @@ KEPT_KEY = "initial/weights.safetensors"
 
 @dataclass(frozen=True)
 class SegmentOrder:
-    """What a trial's process shall do; plain values, so that any process can read it.
-
-    Attributes:
-        job: The job of the run, as a document.
-        share: Share of the run at which the segment ends.
-        objectives: Metrics that must be measured at the end.
-    """
+    """What a trial's process shall do; plain values, so that any process can read it."""
 
     job: dict[str, Any]
+    """The job of the run, as a document."""
     share: float
+    """Share of the run at which the segment ends."""
     objectives: list[str]
+    """Metrics that must be measured at the end."""
 
     def to_json(self) -> str:
         """Return the order as JSON."""

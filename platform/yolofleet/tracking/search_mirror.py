@@ -18,17 +18,14 @@ CLOSE_TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class TrialRun:
-    """One run of a trial.
-
-    Attributes:
-        run: Its run directory.
-        tags: What the search knows of it: why it ended, what it cost.
-        ended: Whether nothing will be added to it.
-    """
+    """One run of a trial."""
 
     run: RunDirectory
+    """Its run directory."""
     tags: dict[str, str]
+    """What the search knows of it: why it ended, what it cost."""
     ended: bool
+    """Whether nothing will be added to it."""
 
 
 TrialRuns = Callable[[], Mapping[str, TrialRun]]

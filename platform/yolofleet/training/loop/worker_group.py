@@ -19,15 +19,12 @@ from yolofleet.core.errors import WorkError
 
 @dataclass(frozen=True)
 class KnownProgress:
-    """How far a run was known to have come.
-
-    Attributes:
-        step: Steps done.
-        at: When that was known, in seconds since 1970.
-    """
+    """How far a run was known to have come."""
 
     step: int
+    """Steps done."""
     at: float
+    """When that was known, in seconds since 1970."""
 
 
 PAUSED = "it has reached the step that it was asked to stop after"
@@ -99,19 +96,16 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """This process as one of the workers.
-
-    Attributes:
-        rank: Number of this worker.
-        world_size: Number of workers.
-        device: Where this worker computes.
-        progress: How far it is, and what it is asked to do.
-    """
+    """This process as one of the workers."""
 
     rank: int = 0
+    """Number of this worker."""
     world_size: int = 1
+    """Number of workers."""
     device: torch.device = CPU
+    """Where this worker computes."""
     progress: WorkerProgress = field(default_factory=WorkerProgress, compare=False)
+    """How far it is, and what it is asked to do."""
 
     @property
     def is_first(self) -> bool:

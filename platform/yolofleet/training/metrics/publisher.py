@@ -68,17 +68,14 @@ TROUBLES = ("failed", "skipped", "passed_over")
 
 @dataclass(frozen=True)
 class Reading:
-    """One value.
-
-    Attributes:
-        name: One of `METRICS`.
-        value: Its value.
-        tags: Its tags beside the run's name.
-    """
+    """One value."""
 
     name: str
+    """One of `METRICS`."""
     value: float
+    """Its value."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    """Its tags beside the run's name."""
 
 
 def worker_readings(job: JobSpec, now: float, workers: Sequence[WorkerStatus]) -> Iterator[Reading]:

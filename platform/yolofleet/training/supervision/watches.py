@@ -189,21 +189,18 @@ def examine_and_kill(process: int) -> str:
 
 @dataclass(frozen=True)
 class PlacementGroupRecord:
-    """A placement group, as Ray lists it.
-
-    Attributes:
-        id: Its id, hexadecimal.
-        job: Ray's id of the driver under which it was made.
-        maker: Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials.
-        maker_is_dead: Whether that actor is gone; Ray says so of the driver's own groups, too.
-        state: Ray's word for its state.
-    """
+    """A placement group, as Ray lists it."""
 
     id: str
+    """Its id, hexadecimal."""
     job: str
+    """Ray's id of the driver under which it was made."""
     maker: str | None
+    """Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials."""
     maker_is_dead: bool
+    """Whether that actor is gone; Ray says so of the driver's own groups, too."""
     state: str
+    """Ray's word for its state."""
 
 
 def orphaned_groups(groups: Iterable[PlacementGroupRecord], job: str) -> list[PlacementGroupRecord]:
