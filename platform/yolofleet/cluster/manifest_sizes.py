@@ -33,9 +33,7 @@ class PodSize:
     """The resources of each worker pod."""
 
     cpus: int
-    """CPUs."""
     gpus: int
-    """GPUs."""
     memory_bytes: int
     """Memory, shared memory included."""
     shared_memory_bytes: int

@@ -131,7 +131,6 @@ class PredictionPlan:
     data_digest: str
     """Digest of the images."""
     num_images: int
-    """Number of images."""
     part_size: int
     """Images of a part."""
     confidence: float

@@ -70,7 +70,6 @@ class SentJob:
     began: float | None
     """When it started, in seconds since 1970."""
     ended: float | None
-    """When it ended."""
 
     @property
     def has_ended(self) -> bool:

@@ -128,7 +128,6 @@ class Manifest:
     num_crowds: int
     """Crowd regions."""
     shards: tuple[ShardEntry, ...]
-    """The shards, in order."""
     source_digest: str
     """Digest of what the dataset was built from and how."""
     problems: dict[str, Any] = field(default_factory=dict)

@@ -30,7 +30,6 @@ class MicroBatchPlan:
     """A micro-batch before it is made: which samples of the stream it holds, and how they are augmented."""
 
     step: int
-    """The training step."""
     index: int
     """Its number within the step."""
     first: int
@@ -48,7 +47,6 @@ class MicroBatch:
     """Samples that pass the network together."""
 
     step: int
-    """The training step."""
     index: int
     """Its number within the step."""
     images: Tensor

@@ -46,11 +46,9 @@ class Annotations:
     url: str
     """As the user wrote it."""
     storage: Storage
-    """The folder."""
     files: tuple[ObjectInfo, ...]
     """The files of the folder; for one file it alone."""
     is_folder: bool
-    """Whether the user named a folder."""
 
     @staticmethod
     def open(url: str) -> Annotations:

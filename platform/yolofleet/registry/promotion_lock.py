@@ -55,7 +55,6 @@ class LockRequest:
     """A request for the lock of an alias, with the change that its process wants to make."""
 
     alias: str
-    """The alias."""
     version: int
     """The version that it will point to."""
     expected: int | None
@@ -67,7 +66,6 @@ class LockRequest:
     by: str
     """The user."""
     process: ProcessId
-    """The process that asks."""
     time: str = field(default_factory=utc_now)
     """When, in UTC."""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)

@@ -38,7 +38,6 @@ class Version:
     name: str
     """Name of the registered model."""
     number: int
-    """Number of the version."""
     aliases: tuple[str, ...] = ()
     """The aliases that point to it."""
     digest: str | None = None

@@ -98,7 +98,6 @@ class Axis:
     """One vertical line of a parallel-coordinates chart."""
 
     name: str
-    """Its name."""
     positions: Sequence[float | None]
     """Position of each trial on it, 0 (bottom) to 1 (top); None where the trial has no value."""
     ticks: Sequence[tuple[float, str]]

@@ -46,7 +46,6 @@ class TrialSegment:
     """A part of one run."""
 
     trial: int
-    """Number of the trial."""
     repeat: int
     """Which of its runs."""
     values: Values

@@ -22,7 +22,6 @@ class Importance:
     """How much one parameter matters."""
 
     parameter: str
-    """Its name."""
     share: float
     """Variance of its main effect, as a share of the sum over all parameters."""
     low: float

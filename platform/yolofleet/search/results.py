@@ -30,7 +30,6 @@ class Entry:
     """One trial."""
 
     number: int
-    """Number of the trial."""
     values: Values
     """Its parameters."""
     figures: dict[str, float]
@@ -64,7 +63,6 @@ class Results:
     """A search's results."""
 
     spec: SearchSpec
-    """The search."""
     entries: list[Entry]
     """All trials by number."""
     num_refused: int

@@ -35,7 +35,6 @@ class Halving:
     spec: SchedulerSpec
     """Reduction, number of rungs and their measure."""
     objectives: Sequence[Objective]
-    """The objectives."""
     compute: Callable[[Trial], float]
     """Returns the compute of a trial's whole training."""
     largest_compute: float
@@ -100,9 +99,7 @@ class Population:
     spec: SchedulerSpec
     """Number of exchanges, quantile and factors."""
     objectives: Sequence[Objective]
-    """The objectives."""
     parameters: Parameters
-    """The free parameters."""
     seed: int
     """Decides who copies whom, and how parameters change."""
 

@@ -37,9 +37,7 @@ class SearchProblem:
     """What a searcher and its algorithm are built from."""
 
     parameters: Parameters
-    """The free parameters."""
     objectives: Sequence[Objective]
-    """The objectives."""
     screen: Callable[[Values], Screened]
     """Profiles a candidate without training it."""
     algorithm: AlgorithmSpec

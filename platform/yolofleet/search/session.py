@@ -64,9 +64,7 @@ class SearchSession:
     """One search."""
 
     spec: SearchSpec
-    """The search."""
     space: Space
-    """Its space."""
     screen: Screen
     """Profiles candidates."""
     train: ShardDataset

@@ -39,7 +39,6 @@ class LockRecord:
     mark: str
     """What no other holder has."""
     process: ProcessId
-    """Its process."""
     user: str
     """Whose process it is."""
     since: str

@@ -21,7 +21,6 @@ class TrialRun:
     """One run of a trial."""
 
     run: RunDirectory
-    """Its run directory."""
     tags: dict[str, str]
     """What the search knows of it: why it ended, what it cost."""
     ended: bool

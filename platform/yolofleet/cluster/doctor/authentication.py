@@ -34,9 +34,7 @@ class Address:
     scheme: str
     """http or https (dashboard and Jobs API), ray (Ray client) or gcs (HOST:PORT, for a node of the cluster)."""
     host: str
-    """Its host."""
     port: int
-    """Its port."""
 
     @classmethod
     def parse(cls, text: str) -> Address:

@@ -29,7 +29,6 @@ class Devices:
     """The devices of a node."""
 
     gpus: tuple[Gpu, ...] = ()
-    """Its GPUs."""
     driver_cuda: tuple[int, int] | None = None
     """The newest CUDA that the driver runs, e.g. (13, 0); None without a driver."""
     torch_cuda: tuple[int, int] | None = None

@@ -43,7 +43,6 @@ class CacheNeed:
     """What a job wants to keep on a node."""
 
     path: str
-    """Folder of the cache."""
     most_bytes: int
     """What it may hold at most."""
     data_bytes: int

@@ -81,7 +81,6 @@ class Trainer:
     job: JobSpec
     """What is computed."""
     run: RunDirectory
-    """The run directory."""
     group: WorkerGroup
     """This worker."""
     learner: Learner
@@ -95,7 +94,6 @@ class Trainer:
     state: RunState
     """Where the run stands."""
     store: CheckpointStore
-    """Its checkpoints."""
     guard: FiniteGuard
     """Watches for non-finite steps."""
     meters: Meters

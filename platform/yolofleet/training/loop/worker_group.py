@@ -101,7 +101,6 @@ class WorkerGroup:
     rank: int = 0
     """Number of this worker."""
     world_size: int = 1
-    """Number of workers."""
     device: torch.device = CPU
     """Where this worker computes."""
     progress: WorkerProgress = field(default_factory=WorkerProgress, compare=False)

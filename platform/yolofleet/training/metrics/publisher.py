@@ -73,7 +73,6 @@ class Reading:
     name: str
     """One of `METRICS`."""
     value: float
-    """Its value."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Its tags beside the run's name."""
 

@@ -31,15 +31,12 @@ class Readiness:
     """What a checked job will do."""
 
     run: RunDirectory
-    """Its run directory."""
     num_steps: int
     """Steps of the whole run."""
     done_steps: int
     """Steps of the newest checkpoint; 0 for a fresh run."""
     train: ShardDataset
-    """The training set."""
     val: ShardDataset
-    """The validation set."""
     changes: tuple[str, ...] = ()
     """What differs from the spec of the last start, a line for each field."""
     notes: tuple[str, ...] = ()

@@ -71,7 +71,6 @@ class Transfer:
     """What a model takes over from trained weights."""
 
     weights: TrainedWeights
-    """The trained weights."""
     loaded: LoadedWeights
     """Which of them were loaded."""
     tensors: dict[str, Tensor] = field(repr=False)
