@@ -183,12 +183,7 @@ def join_targets(parts: list[Targets]) -> Targets:
 
 
 def visible_targets(placements: list[Placement], images: list[LabelledImage]) -> Targets:
-    """Return the targets of a sample: boxes moved with their images and clipped, without those cut too far.
-
-    Args:
-        placements: Positions of the images in the output.
-        images: All images of the micro-batch.
-    """
+    """Return the targets of a sample: boxes moved with their images and clipped, without those cut too far."""
     placed = [entry for entry in placements if len(images[entry.image].boxes)]
     if not placed:
         return Targets(np.empty((0, 4)), np.empty(0, dtype=np.int64))

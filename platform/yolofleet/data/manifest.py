@@ -60,10 +60,6 @@ class ShardIndex:
     def from_bytes(data: bytes, name: str) -> ShardIndex:
         """Read an index.
 
-        Args:
-            data: Its bytes.
-            name: Name of the index in messages.
-
         Raises:
             IndexFormatError: It is damaged, or of a format that this version does not know.
         """

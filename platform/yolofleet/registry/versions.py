@@ -77,10 +77,6 @@ def check_alias(alias: str) -> None:
 def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     """Return the registered versions, by name and then the newest first.
 
-    Args:
-        tracking_uri: The MLflow server or database.
-        name: Only those of this registered model.
-
     Raises:
         RegistryError: There is no such registered model.
         TrackingError: MLflow does not answer.

@@ -177,12 +177,6 @@ def check_feasible(
 ) -> None:
     """Refuse limits that no candidate meets.
 
-    Args:
-        parameters: The free parameters.
-        screen: Profiles a candidate.
-        points: Points of the unit cube to screen.
-        source: Name of the space's file in the message.
-
     Raises:
         UserError: No candidate is feasible; names the nearest one, and by how much it misses each limit.
     """

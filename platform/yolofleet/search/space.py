@@ -138,10 +138,6 @@ def key_of(values: Values) -> str:
 class Space:
     """A space over jobs.
 
-    Args:
-        spec: The search.
-        source: Name of its file in messages.
-
     Raises:
         UserError: The base job is not valid, or no value of a parameter makes a valid job.
     """

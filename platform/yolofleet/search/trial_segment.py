@@ -147,12 +147,6 @@ def _worker_seconds(job: JobSpec, begin: float) -> float:
 def clone_checkpoint(source: RunDirectory, step: int, target: RunDirectory, job: JobSpec) -> str | None:
     """Copy a checkpoint of one run into a new run; a run that has a checkpoint is left unchanged.
 
-    Args:
-        source: The run to copy from.
-        step: Step of the checkpoint.
-        target: The new run.
-        job: The job of the new run.
-
     Returns:
         The SHA-256 of the copied weights; None where the run had a checkpoint already.
 

@@ -94,13 +94,7 @@ def make_bundle(document: dict[str, object] | None) -> Bundle:
 
 
 def examine_by_jobs_api(address: Address, bundle: Bundle, notify: Notify) -> Report:
-    """Send the doctor as a job to the cluster at a dashboard's address, and return its report.
-
-    Args:
-        address: The address of the dashboard.
-        bundle: What `make_bundle` returned.
-        notify: Called with the name of the next step.
-    """
+    """Send the doctor as a job to the cluster at a dashboard's address, and return its report."""
     refusal = check_access(address, probe(address, own_token()))
     if refusal is not None:
         return Report((refusal,), (NOT_EXAMINED,))

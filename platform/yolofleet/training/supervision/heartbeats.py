@@ -99,14 +99,7 @@ class HeartbeatBoard:
 def report_heartbeats(
     board: Any, worker: WorkerStatus, progress: WorkerProgress, device: torch.device
 ) -> Iterator[None]:
-    """Report a worker's progress to the board for the length of a with block.
-
-    Args:
-        board: The handle of the board's actor.
-        worker: The worker, as it begins.
-        progress: How far its loop is.
-        device: Where it computes.
-    """
+    """Report a worker's progress to the board for the length of a with block."""
     import ray
 
     def report() -> None:
@@ -204,12 +197,7 @@ class StallWarning:
         self._longest_seconds = 0.0
 
     def update(self, now: float, workers: list[WorkerStatus]) -> None:
-        """Look at the last reports.
-
-        Args:
-            now: The time by the board's clock.
-            workers: The workers that have reported.
-        """
+        """Look at the last reports."""
         seconds = group_silence_seconds(now, workers)
         step = min((worker.step for worker in workers), default=0)
         if seconds > self._threshold_seconds:

@@ -197,12 +197,7 @@ class FailureBudget:
         return cls(limits, checkpoint_step)
 
     def charge(self, failure: Failure, checkpoint_step: int) -> bool:
-        """Count a failure, and return whether the run may start again.
-
-        Args:
-            failure: What failed.
-            checkpoint_step: The newest checkpoint now.
-        """
+        """Count a failure, and return whether the run may start again."""
         if checkpoint_step > self.checkpoint_step:
             self.checkpoint_step = checkpoint_step
             self.counts.clear()
