@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = "platform/yolofleet"
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/*.md")
-SKIPPED_ROOMS = ("evaluation", "export", "models")
+SKIPPED_ROOMS = ("evaluation", "export", "models")  # until their names are changed
 
 WORDS = {
     # An identifier is read as its words: `keptBesides` and `kept_besides` are "kept besides".
@@ -53,6 +53,8 @@ COCO = "COCO's name for a region of many objects (iscrowd)"
 ALLOWED = {
     (f"{PACKAGE}/data/*.py", "crowd"): COCO,
     (f"{PACKAGE}/data/*.py", "crowds"): COCO,
+    (f"{PACKAGE}/evaluation/*.py", "crowd"): COCO,
+    (f"{PACKAGE}/evaluation/*.py", "crowds"): COCO,
     (f"{PACKAGE}/cli/data.py", "crowds"): COCO,
     (f"{PACKAGE}/cli/evaluate.py", "crowds"): COCO,
     (f"{PACKAGE}/training/setup/preflight.py", "crowd"): COCO,
@@ -97,7 +99,8 @@ def files() -> Iterator[Path]:
 
 
 def test_each_thing_has_the_word_of_the_field() -> None:
-    used, wrong = set(), []
+    used = {entry for entry in ALLOWED if any(f"/{room}/" in entry[0] for room in SKIPPED_ROOMS)}
+    wrong = []
     for path in files():
         name = path.relative_to(ROOT).as_posix()
         for line, word, better in find_words(path.read_text(encoding="utf-8")):
