@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from system.pages import ROOT
+from system.pages import ROOT, shell_lines
 from system.shell import Shell, rows, write_job
 
 pytestmark = pytest.mark.system
@@ -78,6 +79,15 @@ def test_a_run_with_all_of_them_trains_and_exports(extended: Shell, drawn: Path)
     refused = plain.run("train", str(job), "--launcher", "process")
     assert refused.returncode == 2 and "Traceback" not in refused.stderr, refused.stderr
     assert "YOLOFLEET_PLUGINS" in refused.stderr
+
+
+def test_the_commands_of_the_page_run(extended: Shell, drawn: Path) -> None:
+    (extended.folder / "images").symlink_to(drawn / "images/images")
+    (extended.folder / "my-detector").symlink_to(extended.folder / "runs/extended/model")
+    lines = [line.text for line in shell_lines(ROOT / "docs" / "extending.md")]
+    assert len(lines) == 3
+    for line in lines:
+        extended.succeed(*shlex.split(line)[1:])
 
 
 def test_an_algorithm_chooses_the_trials(extended: Shell, drawn: Path) -> None:

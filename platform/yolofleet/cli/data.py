@@ -76,12 +76,7 @@ def check(
     source, image_files = _read_source(annotations, images, problems, source_format, classes)
     with show_progress("checking", len(source.records)) as advance:
         report = check_dataset(
-            source,
-            image_files,
-            problems,
-            num_threads=_cores(threads),
-            max_pixels=max_pixels,
-            progress=advance,
+            source, image_files, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
         )
     if html is not None:
         page = check_page(annotations, report, problems, image_files, max_pixels=max_pixels)

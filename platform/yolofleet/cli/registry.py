@@ -21,8 +21,7 @@ MOST_SHARDS_SHOWN = 5
 app = typer.Typer(help="Register, list, show and promote detectors in the MLflow Model Registry.", no_args_is_help=True)
 
 EvaluationData = Annotated[
-    str | None,
-    typer.Option("--data", help="Evaluate it on this dataset and register its figures.", show_default=False),
+    str | None, typer.Option("--data", help="Evaluate it on this dataset and register its figures.", show_default=False)
 ]
 EvaluationDevice = Annotated[str, typer.Option("--device", help="Where to evaluate it: auto, cpu, cuda or cuda:N.")]
 Alias = Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")]

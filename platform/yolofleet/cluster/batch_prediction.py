@@ -37,13 +37,6 @@ class PartPredictor:
 
     The package comes with each part, by reference: a constructor's argument would be lost when Ray restarts the actor.
     Its contents travel, for paths would lead nowhere on another host.
-
-    Args:
-        source: The images.
-        plan: What is predicted of them.
-        out: Where the parts are written.
-        device: auto, cpu, cuda or cuda:N.
-        batch_size: Images that pass the network together.
     """
 
     def __init__(

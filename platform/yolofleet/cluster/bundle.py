@@ -71,19 +71,16 @@ def differences(expected: Mapping[str, str], installed: Mapping[str, str]) -> li
 
 @dataclass(frozen=True)
 class Bundle:
-    """A job or a search, ready to be sent.
-
-    Attributes:
-        kind: The command that runs it.
-        name: Name of the run or search.
-        document: The spec, overrides applied, local paths absolute.
-        model_table: The model's own table, where the spec names a file.
-    """
+    """A job or a search, ready to be sent."""
 
     kind: Kind
+    """The command that runs it."""
     name: str
+    """Name of the run or search."""
     document: dict[str, Any]
+    """The spec, overrides applied, local paths absolute."""
     model_table: str | None = None
+    """The model's own table, where the spec names a file."""
 
     @property
     def digest(self) -> str:

@@ -237,11 +237,7 @@ def network_policy(work: Work, settings: KubernetesSpec) -> Document:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {
-            "name": work.resource_name,
-            "namespace": settings.namespace,
-            "labels": labels(work, "policy"),
-        },
+        "metadata": {"name": work.resource_name, "namespace": settings.namespace, "labels": labels(work, "policy")},
         "spec": {
             "podSelector": run["podSelector"],
             "policyTypes": ["Ingress", "Egress"],

@@ -30,49 +30,38 @@ HEADROOM = 1.25
 
 @dataclass(frozen=True)
 class PodSize:
-    """The resources of each worker pod.
-
-    Attributes:
-        cpus: CPUs.
-        gpus: GPUs.
-        memory_bytes: Memory, shared memory included.
-        shared_memory_bytes: Size of ``/dev/shm``.
-        cache_bytes: Size of the shard-cache volume.
-    """
+    """The resources of each worker pod."""
 
     cpus: int
     gpus: int
     memory_bytes: int
+    """Memory, shared memory included."""
     shared_memory_bytes: int
+    """Size of ``/dev/shm``."""
     cache_bytes: int
+    """Size of the shard-cache volume."""
 
 
 @dataclass(frozen=True)
 class GroupSize:
-    """The smallest and the largest number of pods of a group.
-
-    Attributes:
-        fewest: Pods without which the job waits.
-        most: Pods that the job can use.
-    """
+    """The smallest and the largest number of pods of a group."""
 
     fewest: int
+    """Pods without which the job waits."""
     most: int
+    """Pods that the job can use."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """How many workers run at a time.
-
-    Attributes:
-        runs: Training runs at a time: one for a job, several for a search.
-        fewest: Slots for workers, evaluation included, without which the work waits.
-        most: Slots that it can use.
-    """
+    """How many workers run at a time."""
 
     runs: int
+    """Training runs at a time: one for a job, several for a search."""
     fewest: int
+    """Slots for workers, evaluation included, without which the work waits."""
     most: int
+    """Slots that it can use."""
 
     @classmethod
     def of_job(cls, cluster: ClusterSpec) -> Demand:

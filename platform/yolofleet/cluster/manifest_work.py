@@ -114,23 +114,20 @@ def image_for(job: JobSpec, settings: KubernetesSpec) -> str:
 
 @dataclass(frozen=True)
 class Work:
-    """A run or a search that a cluster is started for.
-
-    Attributes:
-        name: The run's or the search's name: a start under the same name resumes.
-        job: The job, or the base job of the search, as the head reads it.
-        files: The files of the head's ConfigMap, by name.
-        command: The head's command.
-        demand: How many workers run at a time.
-        pod: The size of each worker pod.
-    """
+    """A run or a search that a cluster is started for."""
 
     name: str
+    """The run's or the search's name: a start under the same name resumes."""
     job: JobSpec
+    """The job, or the base job of the search, as the head reads it."""
     files: dict[str, str]
+    """The files of the head's ConfigMap, by name."""
     command: str
+    """The head's command."""
     demand: Demand
+    """How many workers run at a time."""
     pod: PodSize
+    """The size of each worker pod."""
 
     @property
     def resource_name(self) -> str:
@@ -182,12 +179,9 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     if not profiles:
         raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")
     largest = max(profiles, key=lambda entry: worker_bytes(*entry))
-    pod = pod_size(executed, settings.model_copy(update=_memory(settings, *largest)), profile_job(job, TYPICAL_CLASSES))
+    memory = {"memory_per_worker": settings.memory_per_worker or worker_bytes(*largest)}
+    pod = pod_size(executed, settings.model_copy(update=memory), profile_job(job, TYPICAL_CLASSES))
     return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod)
-
-
-def _memory(settings: KubernetesSpec, job: JobSpec, profile: dict[str, float]) -> dict[str, Any]:
-    return {"memory_per_worker": settings.memory_per_worker or worker_bytes(job, profile)}
 
 
 def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:

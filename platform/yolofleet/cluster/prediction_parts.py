@@ -41,17 +41,14 @@ Part = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NumberedImage:
-    """A decoded image.
-
-    Attributes:
-        image_id: Its id in the COCO document.
-        file_name: Its name there.
-        pixels: (H, W, 3) uint8 RGB.
-    """
+    """A decoded image."""
 
     image_id: int
+    """Its id in the COCO document."""
     file_name: str
+    """Its name there."""
     pixels: NDArray[np.uint8]
+    """(H, W, 3) uint8 RGB."""
 
 
 class ImageSource(Protocol):
@@ -127,29 +124,25 @@ class FileImages:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionPlan:
-    """What is predicted of which images.
-
-    Attributes:
-        weights_sha256: Digest of the detector.
-        data_digest: Digest of the images.
-        num_images: Number of images.
-        part_size: Images of a part.
-        confidence: Lowest score kept.
-        iou: IoU above which NMS drops the lower-scored box of a class.
-        max_detections: Detections kept per image.
-        image_size: Long side of the input in pixels.
-        format: Version of this document.
-    """
+    """What is predicted of which images."""
 
     weights_sha256: str
+    """Digest of the detector."""
     data_digest: str
+    """Digest of the images."""
     num_images: int
     part_size: int
+    """Images of a part."""
     confidence: float
+    """Lowest score kept."""
     iou: float
+    """IoU above which NMS drops the lower-scored box of a class."""
     max_detections: int
+    """Detections kept per image."""
     image_size: int
+    """Long side of the input in pixels."""
     format: int = FORMAT
+    """Version of this document."""
 
     @property
     def num_parts(self) -> int:

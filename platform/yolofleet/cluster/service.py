@@ -53,26 +53,22 @@ class NoSuchJobError(UserError):
 
 @dataclass(frozen=True)
 class SentJob:
-    """A job as the cluster knows it.
-
-    Attributes:
-        id: Its submission id.
-        name: Name of the run or search; None for a job that yolofleet did not send.
-        digest: Digest of its bundle.
-        status: PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED.
-        exit_code: Its exit code, where it ended by itself.
-        message: The cluster's message on its state.
-        began: When it started, in seconds since 1970.
-        ended: When it ended.
-    """
+    """A job as the cluster knows it."""
 
     id: str
+    """Its submission id."""
     name: str | None
+    """Name of the run or search; None for a job that yolofleet did not send."""
     digest: str | None
+    """Digest of its bundle."""
     status: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     exit_code: int | None
+    """Its exit code, where it ended by itself."""
     message: str
+    """The cluster's message on its state."""
     began: float | None
+    """When it started, in seconds since 1970."""
     ended: float | None
 
     @property

@@ -25,19 +25,16 @@ NOT_RUNNING = -1
 
 @dataclass(frozen=True)
 class ProcessId:
-    """A process, distinguished from all others of every host and time.
-
-    Attributes:
-        host: Name of its host, for messages.
-        process_table: Boot and process namespace of the host: containers share a host's name, but never these.
-        pid: Its number in that table.
-        start_ticks: When it began, in ticks since boot: numbers are used again.
-    """
+    """A process, distinguished from all others of every host and time."""
 
     host: str
+    """Name of its host, for messages."""
     process_table: str
+    """Boot and process namespace of the host: containers share a host's name, but never these."""
     pid: int
+    """Its number in that table."""
     start_ticks: int
+    """When it began, in ticks since boot: numbers are used again."""
 
     @staticmethod
     def current() -> ProcessId:

@@ -15,10 +15,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
-def did_you_mean(name: str, known: Iterable[str], *, prefix: str = "; ") -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return "; did you mean 'NAME'?", or nothing where no known name is like the given one."""
     match = nearest(name, known)
-    return f"{prefix}did you mean '{match}'?" if match is not None else ""
+    return f"; did you mean '{match}'?" if match is not None else ""
 
 
 def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> str:
@@ -36,7 +36,7 @@ def one_line(text: object, most: int = 300) -> str:
     return line[:most]
 
 
-def first_line(error: BaseException, most: int = 300) -> str:
-    """Return the first line of an error's message, cut after `most` characters; its type where it has no message."""
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, cut after 300 characters; its type where it has no message."""
     lines = str(error).splitlines()
-    return lines[0][:most] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

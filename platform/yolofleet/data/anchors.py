@@ -30,21 +30,18 @@ LOCAL_THREADS = 1
 
 @dataclass(frozen=True)
 class Survey:
-    """Every box that training may see (crowds and boxes without area left out), one row each.
-
-    Attributes:
-        sizes: (n, 2) float64 width and height as shares of the image's longer side.
-        classes: (n,) int64 class indices.
-        samples: (n,) int64 numbers of the samples that hold them.
-        num_surveyed: Samples that were read.
-        num_samples: Samples of the dataset.
-    """
+    """Every box that training may see (crowds and boxes without area left out), one row each."""
 
     sizes: NDArray[np.float64]
+    """(n, 2) float64 width and height as shares of the image's longer side."""
     classes: NDArray[np.int64]
+    """(n,) int64 class indices."""
     samples: NDArray[np.int64]
+    """(n,) int64 numbers of the samples that hold them."""
     num_surveyed: int
+    """Samples that were read."""
     num_samples: int
+    """Samples of the dataset."""
 
 
 def survey_boxes(dataset: ShardDataset, most_samples: int | None = None) -> Survey:

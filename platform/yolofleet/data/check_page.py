@@ -27,22 +27,9 @@ figure img { max-width: 100%; image-rendering: auto } figcaption { font-size: .8
 
 
 def check_page(
-    name: str,
-    report: CheckReport,
-    problems: ProblemLog,
-    images: ImageStore,
-    *,
-    max_pixels: int = DEFAULT_MAX_PIXELS,
+    name: str, report: CheckReport, problems: ProblemLog, images: ImageStore, *, max_pixels: int = DEFAULT_MAX_PIXELS
 ) -> str:
-    """Return the HTML page of a check.
-
-    Args:
-        name: Name of the dataset.
-        report: The result of the check.
-        problems: All problems, counted.
-        images: Where images are read from.
-        max_pixels: Larger images are not shown.
-    """
+    """Return the HTML page of a check."""
     rows = "".join(
         f"<tr><td class={entry['outcome']}>{entry['outcome']}</td><td>{kind}</td><td>{entry['count']}</td>"
         f"<td>{html.escape(entry['meaning'])}<br><small>{html.escape('; '.join(entry['examples']))}</small></td></tr>"

@@ -192,7 +192,7 @@ def _decode_stored(data: bytes, size: tuple[int, int], buffers: BufferPool | Non
     try:
         orientation = _turned_by_loading(image)
         image.load()
-        stored = image if orientation == 1 else image.transpose(_inverse(_TRANSPOSES[orientation]))
+        stored = image if orientation == 1 else image.transpose(_BACK.get(turn := _TRANSPOSES[orientation], turn))
         return np.ascontiguousarray(_to_rgb(stored), dtype=np.uint8)
     except ImageError:
         raise
@@ -211,10 +211,6 @@ def _turned_by_loading(image: Image.Image) -> int:
 def _stored_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
     return (height, width) if _turned_by_loading(image) >= 5 else (width, height)
-
-
-def _inverse(transposition: Image.Transpose) -> Image.Transpose:
-    return _BACK.get(transposition, transposition)
 
 
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:

@@ -29,21 +29,18 @@ RECTANGULAR_PADDING = 0.5
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """Letterboxed images.
-
-    Attributes:
-        images: (B, 3, H, W) uint8 RGB.
-        image_ids: Id of each image.
-        original_sizes: (height, width) of each image, in pixels.
-        letterboxes: Maps boxes back to the original image.
-        skipped: (key, reason) of images that could not be decoded; they are not in the batch.
-    """
+    """Letterboxed images."""
 
     images: Tensor
+    """(B, 3, H, W) uint8 RGB."""
     image_ids: list[int]
+    """Id of each image."""
     original_sizes: list[tuple[int, int]]
+    """(height, width) of each image, in pixels."""
     letterboxes: list[Letterbox]
+    """Maps boxes back to the original image."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of images that could not be decoded; they are not in the batch."""
 
 
 class EvaluationStream:
@@ -58,7 +55,6 @@ class EvaluationStream:
         world_size: Number of shares.
         rectangular: Sort by shape and pad only as far as a batch needs; False makes every input square.
         num_threads: Threads that decode; 0 decodes in the caller's thread.
-        max_pixels: Larger images are skipped.
     """
 
     def __init__(
@@ -72,7 +68,6 @@ class EvaluationStream:
         world_size: int = 1,
         rectangular: bool = False,
         num_threads: int = 1,
-        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         if image_size < 1 or image_size % stride:
             nearest = max(stride, round(image_size / stride) * stride)
@@ -87,7 +82,6 @@ class EvaluationStream:
         self._world_size = world_size
         self._rectangular = rectangular
         self._num_threads = num_threads
-        self._max_pixels = max_pixels
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""
@@ -143,7 +137,7 @@ class EvaluationStream:
         skipped: list[tuple[str, str]] = []
         for number in numbers:
             try:
-                _, record, pixels = self.dataset.read_decoded(number, self._max_pixels)
+                _, record, pixels = self.dataset.read_decoded(number, DEFAULT_MAX_PIXELS)
             except SampleError as error:
                 skipped.append((error.key, error.reason))
                 continue

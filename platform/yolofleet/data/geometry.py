@@ -144,21 +144,18 @@ def worth_keeping(
 
 @dataclass(frozen=True)
 class Placement:
-    """The position of an image in the output.
-
-    Attributes:
-        image: Its number in the micro-batch.
-        visible: x1, y1, x2, y2 in the image's pixels: the part that its cell on the canvas shows.
-        matrix: 3x3, from image pixels to output pixels.
-        region: x1, y1, x2, y2 in the output: nothing of the image lies outside.
-        scale: (x, y) from image to output without any turn, for comparing areas.
-    """
+    """The position of an image in the output."""
 
     image: int
+    """Its number in the micro-batch."""
     visible: Rectangle
+    """x1, y1, x2, y2 in the image's pixels: the part that its cell on the canvas shows."""
     matrix: Matrix
+    """3x3, from image pixels to output pixels."""
     region: Rectangle
+    """x1, y1, x2, y2 in the output: nothing of the image lies outside."""
     scale: tuple[float, float]
+    """(x, y) from image to output without any turn, for comparing areas."""
 
     @property
     def is_upright(self) -> bool:
@@ -186,12 +183,7 @@ def join_targets(parts: list[Targets]) -> Targets:
 
 
 def visible_targets(placements: list[Placement], images: list[LabelledImage]) -> Targets:
-    """Return the targets of a sample: boxes moved with their images and clipped, without those cut too far.
-
-    Args:
-        placements: Positions of the images in the output.
-        images: All images of the micro-batch.
-    """
+    """Return the targets of a sample: boxes moved with their images and clipped, without those cut too far."""
     placed = [entry for entry in placements if len(images[entry.image].boxes)]
     if not placed:
         return Targets(np.empty((0, 4)), np.empty(0, dtype=np.int64))

@@ -22,25 +22,22 @@ SIDE_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
 
 @dataclass
 class Inspection:
-    """The content of a dataset, counted by reading all of it.
-
-    Attributes:
-        num_images: Samples that can be read.
-        class_counts: Boxes by class, crowds left out.
-        num_crowds: Crowd regions.
-        objects_per_image: Images by number of boxes; key "4" stands for 4 to 7 and so on.
-        box_sides: Boxes by the square root of their area in pixels, in the same way.
-        image_sizes: Images by "WIDTHxHEIGHT", the commonest first.
-        problems: Damage, counted by kind.
-    """
+    """The content of a dataset, counted by reading all of it."""
 
     num_images: int = 0
+    """Samples that can be read."""
     class_counts: dict[str, int] = field(default_factory=dict)
+    """Boxes by class, crowds left out."""
     num_crowds: int = 0
+    """Crowd regions."""
     objects_per_image: dict[str, int] = field(default_factory=dict)
+    """Images by number of boxes; key "4" stands for 4 to 7 and so on."""
     box_sides: dict[str, int] = field(default_factory=dict)
+    """Boxes by the square root of their area in pixels, in the same way."""
     image_sizes: dict[str, int] = field(default_factory=dict)
+    """Images by "WIDTHxHEIGHT", the commonest first."""
     problems: ProblemLog = field(default_factory=ProblemLog)
+    """Damage, counted by kind."""
 
     def as_document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

@@ -20,25 +20,22 @@ PADDING_GREY = 114
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Letterbox:
-    """The position of an image inside its letterboxed form.
-
-    Attributes:
-        gain: the factor that was asked for, output pixels per original pixel.
-        pad_left: grey columns left of the image.
-        pad_top: grey rows above the image.
-        resized_height: rows the scaled image really takes (a whole number, at least 1).
-        resized_width: columns the scaled image really takes.
-        original_height: rows of the image before.
-        original_width: columns of the image before.
-    """
+    """The position of an image inside its letterboxed form."""
 
     gain: float
+    """the factor that was asked for, output pixels per original pixel."""
     pad_left: int
+    """grey columns left of the image."""
     pad_top: int
+    """grey rows above the image."""
     resized_height: int
+    """rows the scaled image really takes (a whole number, at least 1)."""
     resized_width: int
+    """columns the scaled image really takes."""
     original_height: int
+    """rows of the image before."""
     original_width: int
+    """columns of the image before."""
 
     def undo(self, boxes: Tensor) -> Tensor:
         """Maps boxes (..., 4) x1, y1, x2, y2 of the letterboxed image to the original one, clipped to it.

@@ -40,16 +40,13 @@ _HEADER_BYTES = len(MAGIC) + 8
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """One row and one key for each sample of a shard, in the order of the shard.
-
-    Attributes:
-        rows: Structured array of ``ROW``: byte offsets and sizes within the shard, the image's width and height in
-            pixels, the number of its objects.
-        keys: Keys of the samples.
-    """
+    """One row and one key for each sample of a shard, in the order of the shard."""
 
     rows: NDArray[Any]
+    """Structured array of ``ROW``: byte offsets and sizes within the shard, the image's width and height in pixels, the
+    number of its objects."""
     keys: Sequence[str]
+    """Keys of the samples."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,10 +59,6 @@ class ShardIndex:
     @staticmethod
     def from_bytes(data: bytes, name: str) -> ShardIndex:
         """Read an index.
-
-        Args:
-            data: Its bytes.
-            name: Name of the index in messages.
 
         Raises:
             IndexFormatError: It is damaged, or of a format that this version does not know.
@@ -116,29 +109,25 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of a dataset.
-
-    Attributes:
-        classes: Classes by index, with the category ids of the source.
-        class_counts: Boxes of each class, crowds left out.
-        num_samples: Images.
-        num_empty: Images without any box (crowds do not count as one).
-        num_boxes: Boxes, crowds left out.
-        num_crowds: Crowd regions.
-        shards: The shards, in order.
-        source_digest: Digest of what the dataset was built from and how.
-        problems: What the build left out or repaired, by kind (see ``ProblemLog.as_document``).
-    """
+    """The content of a dataset."""
 
     classes: tuple[ObjectClass, ...]
+    """Classes by index, with the category ids of the source."""
     class_counts: tuple[int, ...]
+    """Boxes of each class, crowds left out."""
     num_samples: int
+    """Images."""
     num_empty: int
+    """Images without any box (crowds do not count as one)."""
     num_boxes: int
+    """Boxes, crowds left out."""
     num_crowds: int
+    """Crowd regions."""
     shards: tuple[ShardEntry, ...]
     source_digest: str
+    """Digest of what the dataset was built from and how."""
     problems: dict[str, Any] = field(default_factory=dict)
+    """What the build left out or repaired, by kind (see ``ProblemLog.as_document``)."""
 
     def __getstate__(self) -> dict[str, Any]:
         """Hand the shards to other processes as columns: a million objects take twice as long."""

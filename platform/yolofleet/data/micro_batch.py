@@ -27,44 +27,36 @@ MOST_SAMPLES_TRIED = 256
 
 @dataclass(frozen=True)
 class MicroBatchPlan:
-    """A micro-batch before it is made: which samples of the stream it holds, and how they are augmented.
-
-    Attributes:
-        step: The training step.
-        index: Its number within the step.
-        first: Position (g) of its first sample in the stream.
-        size: Samples that it holds.
-        image_size: Side of the square images, in pixels.
-        augmentation: How samples are augmented.
-    """
+    """A micro-batch before it is made: which samples of the stream it holds, and how they are augmented."""
 
     step: int
     index: int
+    """Its number within the step."""
     first: int
+    """Position (g) of its first sample in the stream."""
     size: int
+    """Samples that it holds."""
     image_size: int
+    """Side of the square images, in pixels."""
     augmentation: Augmentation
+    """How samples are augmented."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Samples that pass the network together.
-
-    Attributes:
-        step: The training step.
-        index: Its number within the step.
-        images: (B, 3, H, W) uint8 RGB.
-        targets: (N, 6) float32: image in the micro-batch, class index, centre x, centre y, width, height as shares.
-        keys: Key of the sample in each slot.
-        skipped: (key, reason) of samples that were replaced by another.
-    """
+    """Samples that pass the network together."""
 
     step: int
     index: int
+    """Its number within the step."""
     images: Tensor
+    """(B, 3, H, W) uint8 RGB."""
     targets: Tensor
+    """(N, 6) float32: image in the micro-batch, class index, centre x, centre y, width, height as shares."""
     keys: tuple[str, ...]
+    """Key of the sample in each slot."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
+    """(key, reason) of samples that were replaced by another."""
 
     def digest(self) -> str:
         """Return the SHA-256 of pixels and targets, in hexadecimal."""

@@ -29,17 +29,14 @@ _BORDER = (GREY, GREY, GREY)
 
 @dataclass(frozen=True)
 class Tile:
-    """One image on a canvas.
-
-    Attributes:
-        image: Its number in the micro-batch.
-        to_canvas: From image pixels to canvas pixels.
-        cell: x1, y1, x2, y2 on the canvas; nothing of the image is seen outside.
-    """
+    """One image on a canvas."""
 
     image: int
+    """Its number in the micro-batch."""
     to_canvas: AxisMap
+    """From image pixels to canvas pixels."""
     cell: Rectangle
+    """x1, y1, x2, y2 on the canvas; nothing of the image is seen outside."""
 
 
 @dataclass(frozen=True)

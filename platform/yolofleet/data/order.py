@@ -77,17 +77,14 @@ class SampleLocation:
 
 @dataclass(frozen=True)
 class _Epoch:
-    """One epoch: its order of shards and the first samples of its windows.
-
-    Attributes:
-        shards: (num_shards,) shard numbers in the order of the epoch.
-        window_starts: (num_windows + 1,) position in the epoch of each window's first sample, and N at the end.
-        draw_counts: (N,) how often each sample is drawn; None draws each once.
-    """
+    """One epoch: its order of shards and the first samples of its windows."""
 
     shards: NDArray[np.int64]
+    """(num_shards,) shard numbers in the order of the epoch."""
     window_starts: NDArray[np.int64]
+    """(num_windows + 1,) position in the epoch of each window's first sample, and N at the end."""
     draw_counts: NDArray[np.int64] | None
+    """(N,) how often each sample is drawn; None draws each once."""
 
 
 class SampleOrder:

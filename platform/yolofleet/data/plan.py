@@ -19,36 +19,30 @@ from yolofleet.data.order import SampleOrder
 
 @dataclass(frozen=True)
 class NodePlan:
-    """The load of one node in the simulated epochs.
-
-    Attributes:
-        downloaded_bytes: Bytes fetched, by epoch.
-        hit_share: Share of the shards that were in the cache when a worker opened them, by epoch.
-        peak_disk_bytes: Most bytes in the cache at any time.
-        first_batch_bytes: Bytes to download before its first micro-batch can be made.
-    """
+    """The load of one node in the simulated epochs."""
 
     downloaded_bytes: tuple[int, ...]
+    """Bytes fetched, by epoch."""
     hit_share: tuple[float, ...]
+    """Share of the shards that were in the cache when a worker opened them, by epoch."""
     peak_disk_bytes: int
+    """Most bytes in the cache at any time."""
     first_batch_bytes: int
+    """Bytes to download before its first micro-batch can be made."""
 
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """The load of the whole cluster.
-
-    Attributes:
-        nodes: One plan for each node.
-        window_bytes: Most bytes of two consecutive windows: a smaller cache fetches shards again.
-        start_seconds: Until the slowest node has its first micro-batch, at the bandwidth given.
-        shuffle_quality: Entropy of the shards of origin within a global batch, as a share of a full shuffle's.
-    """
+    """The load of the whole cluster."""
 
     nodes: tuple[NodePlan, ...]
+    """One plan for each node."""
     window_bytes: int
+    """Most bytes of two consecutive windows: a smaller cache fetches shards again."""
     start_seconds: float
+    """Until the slowest node has its first micro-batch, at the bandwidth given."""
     shuffle_quality: float
+    """Entropy of the shards of origin within a global batch, as a share of a full shuffle's."""
 
 
 def plan_epochs(

@@ -105,14 +105,10 @@ class ProblemLog:
                 shown = self.examples.setdefault(kind, [])
                 shown.extend(examples.get(kind, [])[: NUM_EXAMPLES_KEPT - len(shown)])
 
-    def num(self, outcomes: Iterable[Outcome] = ("note", "repair", "drop"), prefix: str = "") -> int:
-        """Return the number of problems with one of these outcomes, of kinds that start with ``prefix``."""
+    def num(self, outcomes: Iterable[Outcome] = ("note", "repair", "drop")) -> int:
+        """Return the number of problems with one of these outcomes."""
         wanted = set(outcomes)
-        return sum(
-            count
-            for kind, count in self.counts.items()
-            if PROBLEM_KINDS[kind].outcome in wanted and kind.startswith(prefix)
-        )
+        return sum(count for kind, count in self.counts.items() if PROBLEM_KINDS[kind].outcome in wanted)
 
     def as_document(self) -> dict[str, Any]:
         """Return the log as plain JSON values, sorted by kind."""

@@ -35,29 +35,26 @@ class ObjectClass:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """One image and its objects.
-
-    Attributes:
-        image_id: Id of the image, unique in its dataset.
-        file_name: Name in the source, for people.
-        width: Pixels; 0 while it is not known.
-        height: Pixels; 0 while it is not known.
-        boxes: (n, 4) float64: x, y of the top left corner, width, height, in pixels of the image.
-        classes: (n,) int64 class indices.
-        iscrowd: (n,) bool; a crowd is no training target and an ignore region in evaluation.
-        areas: (n,) float64 square pixels, of the object's mask where the source knows it.
-        segmentations: For each object its polygons, its RLE, or None.
-    """
+    """One image and its objects."""
 
     image_id: int
+    """Id of the image, unique in its dataset."""
     file_name: str
+    """Name in the source, for people."""
     width: int
+    """Pixels; 0 while it is not known."""
     height: int
+    """Pixels; 0 while it is not known."""
     boxes: NDArray[np.float64]
+    """(n, 4) float64: x, y of the top left corner, width, height, in pixels of the image."""
     classes: NDArray[np.int64]
+    """(n,) int64 class indices."""
     iscrowd: NDArray[np.bool_]
+    """(n,) bool; a crowd is no training target and an ignore region in evaluation."""
     areas: NDArray[np.float64]
+    """(n,) float64 square pixels, of the object's mask where the source knows it."""
     segmentations: tuple[Segmentation, ...]
+    """For each object its polygons, its RLE, or None."""
 
     def select(self, kept: Sequence[int]) -> ImageRecord:
         """Return the record with these of its objects."""
@@ -125,17 +122,14 @@ class RecordError(UserError):
 
 @dataclass(frozen=True)
 class Outlines:
-    """The edges of all polygons of an image.
-
-    Attributes:
-        ends: (e, 2, 2) first and last point of each edge, in pixels.
-        owners: (e,) number of the object that an edge belongs to, rising.
-        has_polygon: (n,) for each object whether it has any edges.
-    """
+    """The edges of all polygons of an image."""
 
     ends: NDArray[np.float64]
+    """(e, 2, 2) first and last point of each edge, in pixels."""
     owners: NDArray[np.int64]
+    """(e,) number of the object that an edge belongs to, rising."""
     has_polygon: NDArray[np.bool_]
+    """(n,) for each object whether it has any edges."""
 
     @staticmethod
     def of(segmentations: Sequence[Segmentation]) -> Outlines:
@@ -229,21 +223,18 @@ def _crossings(first: NDArray[np.float64], last: NDArray[np.float64], points: ND
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A decoded image with the objects that may become targets: no crowds, all boxes inside.
-
-    Attributes:
-        key: Key of its sample.
-        pixels: (height, width, 3) uint8 RGB.
-        boxes: (n, 4) float64 x1, y1, x2, y2 in pixels.
-        classes: (n,) int64 class indices.
-        outlines: The polygons of the objects that have any.
-    """
+    """A decoded image with the objects that may become targets: no crowds, all boxes inside."""
 
     key: str
+    """Key of its sample."""
     pixels: NDArray[np.uint8]
+    """(height, width, 3) uint8 RGB."""
     boxes: NDArray[np.float64]
+    """(n, 4) float64 x1, y1, x2, y2 in pixels."""
     classes: NDArray[np.int64]
+    """(n,) int64 class indices."""
     outlines: Outlines
+    """The polygons of the objects that have any."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -41,18 +41,13 @@ class ImageStore(Protocol):
 
 @dataclass(frozen=True)
 class Annotations:
-    """The annotations that a user named: a folder, or one file in its folder.
-
-    Attributes:
-        url: As the user wrote it.
-        storage: The folder.
-        files: The files of the folder; for one file it alone.
-        is_folder: Whether the user named a folder.
-    """
+    """The annotations that a user named: a folder, or one file in its folder."""
 
     url: str
+    """As the user wrote it."""
     storage: Storage
     files: tuple[ObjectInfo, ...]
+    """The files of the folder; for one file it alone."""
     is_folder: bool
 
     @staticmethod
@@ -75,19 +70,16 @@ class Annotations:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A kind of source.
-
-    Attributes:
-        form: The form of its annotations, for messages: "a folder of VOC annotations (*.xml)".
-        detect: Returns whether annotations are of this kind, from the names of the files.
-        read: Reads classes and records and finds the images. Its arguments: the annotations; the folder of images as
-            the user named it, or None (see `open_images`); names by class, or None; the log where problems are
-            counted. It raises UserError where the annotations cannot be used at all.
-    """
+    """A kind of source."""
 
     form: str
+    """The form of its annotations, for messages: "a folder of VOC annotations (*.xml)"."""
     detect: Callable[[Annotations], bool]
+    """Returns whether annotations are of this kind, from the names of the files."""
     read: Callable[[Annotations, str | None, list[str] | None, ProblemLog], tuple[SourceDataset, ImageStore]]
+    """Reads classes and records and finds the images. Its arguments: the annotations; the folder of images as the user
+    named it, or None (see `open_images`); names by class, or None; the log where problems are counted. It raises
+    UserError where the annotations cannot be used at all."""
 
 
 SOURCES: ExtensionPoint[Source] = ExtensionPoint("format")

@@ -109,11 +109,7 @@ class TrainingStream:
         indices = sorted(set(owned))
         if not indices or indices[0] < 0 or indices[-1] >= self.micro_batches_per_step:
             raise UserError(f"owned micro-batches {list(owned)} are not within 0..{self.micro_batches_per_step - 1}")
-        pipeline = DataPipeline(
-            lambda: self._plan_steps(start_step, indices),
-            self._fetch_ahead,
-            self._make_in_threads,
-        )
+        pipeline = DataPipeline(lambda: self._plan_steps(start_step, indices), self._fetch_ahead, self._make_in_threads)
         return iter(pipeline)
 
     def _plan_steps(self, start_step: int, indices: list[int]) -> Iterator[MicroBatchPlan]:

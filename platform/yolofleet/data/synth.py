@@ -194,12 +194,7 @@ def _outline(category: int, generator: np.random.Generator) -> NDArray[np.float6
 
 
 def _add_shape(
-    category: int,
-    side: float,
-    height: int,
-    width: int,
-    drawn: list[NDArray[np.bool_]],
-    generator: np.random.Generator,
+    category: int, side: float, height: int, width: int, drawn: list[NDArray[np.bool_]], generator: np.random.Generator
 ) -> _Shape | None:
     """Position a shape wholly inside the image so that it hides little of those already drawn; None if nothing fits."""
     unit = _outline(category, generator) * side

@@ -46,7 +46,7 @@ def load_torchscript(path: Path) -> nn.Module:
     try:
         module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
-        raise ExportError(f"{path} is not a TorchScript file: {first_line(error, 200)}") from error
+        raise ExportError(f"{path} is not a TorchScript file: {first_line(error)}") from error
     return module
 
 
@@ -79,5 +79,5 @@ def load_safetensors(path: Path) -> Network:
         model = build_model(table, len(document["classes"]), deployed=True)
         model.load_state_dict(load(path.read_bytes()))
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
-        raise ExportError(f"{path} holds no deployed network: {first_line(error, 200)}") from error
+        raise ExportError(f"{path} holds no deployed network: {first_line(error)}") from error
     return model.eval().requires_grad_(False)

@@ -27,37 +27,31 @@ NUM_BEST_WITH_AUXILIARY = 20
 
 @dataclass(frozen=True)
 class Assignment:
-    """Positives of each head, on the predictions' device.
-
-    Attributes:
-        lead: Positives of the lead levels.
-        auxiliary: Positives of the auxiliary levels, counted from 0 as the lead's; None without auxiliary head.
-    """
+    """Positives of each head, on the predictions' device."""
 
     lead: Candidates
+    """Positives of the lead levels."""
     auxiliary: Candidates | None
+    """Positives of the auxiliary levels, counted from 0 as the lead's; None without auxiliary head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelAssigner:
-    """Chooses the positives of a micro-batch.
-
-    Attributes:
-        function: The assigner's function.
-        registered: Whether it uses auxiliary heads, and whether these have a coarse set.
-        matching: `dynamic` chooses among the candidates by cost, `fixed` takes every candidate.
-        relaxation: How close to a neighbouring cell a box's centre must be for the coarse set, in cells. The fine
-            set has 0.5 and the published coarse set 1.0.
-        ratio_limit: A box and an anchor fit when neither side differs by this factor or more.
-        published_quirks: Reproduce the published implementation where it is wrong.
-    """
+    """Chooses the positives of a micro-batch."""
 
     function: Callable[[Scene], Assignment]
+    """The assigner's function."""
     registered: RegisteredAssigner
+    """Whether it uses auxiliary heads, and whether these have a coarse set."""
     matching: Matching
+    """`dynamic` chooses among the candidates by cost, `fixed` takes every candidate."""
     relaxation: float
+    """How close to a neighbouring cell a box's centre must be for the coarse set, in cells. The fine set has 0.5 and
+    the published coarse set 1.0."""
     ratio_limit: float
+    """A box and an anchor fit when neither side differs by this factor or more."""
     published_quirks: bool
+    """Reproduce the published implementation where it is wrong."""
 
     @torch.no_grad()
     def assign(self, scene: Scene) -> Assignment:
@@ -67,23 +61,20 @@ class LabelAssigner:
 
 @dataclass(frozen=True)
 class Scene:
-    """What an assigner sees of a micro-batch.
-
-    Attributes:
-        settings: How to search and match.
-        lead: Lead predictions, (B, A, H, W, 5 + C) a level.
-        auxiliary: Auxiliary predictions of the same shapes; none where the assigner does not use them.
-        boxes: The ground truth.
-        box_levels: The lead levels where the boxes are.
-        levels: The lead levels where the predictions are.
-    """
+    """What an assigner sees of a micro-batch."""
 
     settings: LabelAssigner
+    """How to search and match."""
     lead: Sequence[Tensor]
+    """Lead predictions, (B, A, H, W, 5 + C) a level."""
     auxiliary: Sequence[Tensor]
+    """Auxiliary predictions of the same shapes; none where the assigner does not use them."""
     boxes: Boxes
+    """The ground truth."""
     box_levels: Levels
+    """The lead levels where the boxes are."""
     levels: Levels
+    """The lead levels where the predictions are."""
 
     def choose(self, guide: Sequence[Tensor], reach: float) -> Candidates:
         """Choose positives by the predictions of a head.

@@ -31,17 +31,14 @@ PUBLISHED_INFINITY, PUBLISHED_NAN = 1e30, 2e30  # stand for such costs, and keep
 
 @dataclass(frozen=True)
 class Group:
-    """G tables of boxes x candidates.
-
-    Attributes:
-        box: (G, M) the box of each row, N for none.
-        candidate: (G, W) the candidate of each column, n for none.
-        is_shared: Whether a table holds several images.
-    """
+    """G tables of boxes x candidates."""
 
     box: Tensor
+    """(G, M) the box of each row, N for none."""
     candidate: Tensor
+    """(G, W) the candidate of each column, n for none."""
     is_shared: bool = False
+    """Whether a table holds several images."""
 
 
 def group_by_image(boxes: Boxes, candidates: Candidates, num_images: int, device: torch.device) -> list[Group]:

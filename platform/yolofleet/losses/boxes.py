@@ -16,21 +16,18 @@ EPSILON = 1e-7
 
 @dataclass(frozen=True)
 class Boxes:
-    """The ground truth of a micro-batch, ordered by image; N boxes.
-
-    Attributes:
-        image: (N,) image index.
-        label: (N,) class index.
-        xywh: (N, 4) centre and size as shares of the image.
-        row: (N,) the box's row in the caller's targets.
-        alive: (N,) whether the box takes part; on a CPU all do, since the others are left out.
-    """
+    """The ground truth of a micro-batch, ordered by image; N boxes."""
 
     image: Tensor
+    """(N,) image index."""
     label: Tensor
+    """(N,) class index."""
     xywh: Tensor
+    """(N, 4) centre and size as shares of the image."""
     row: Tensor
+    """(N,) the box's row in the caller's targets."""
     alive: Tensor
+    """(N,) whether the box takes part; on a CPU all do, since the others are left out."""
 
     def __len__(self) -> int:
         return self.image.shape[0]

@@ -26,26 +26,24 @@ class Candidates:
 
     Inside a level, the slots of a cell are neighbours, in the published order: by neighbour, then anchor, then box.
     Where a cell answers for several boxes, the last one sets its objectness target.
-
-    Attributes:
-        level_sizes: Slots of each level; they sum to n.
-        valid: (n,) whether the slot is in use; on a CPU all are.
-        cell: (n,) number of the cell (image, anchor, row, column), counted through all levels.
-        image: (n,) image index.
-        prior: (n,) level x anchors + anchor.
-        column: (n,) column of the cell.
-        row: (n,) row of the cell.
-        box: (n,) index of the box (into `Boxes`).
     """
 
     level_sizes: tuple[int, ...]
+    """Slots of each level; they sum to n."""
     valid: Tensor
+    """(n,) whether the slot is in use; on a CPU all are."""
     cell: Tensor
+    """(n,) number of the cell (image, anchor, row, column), counted through all levels."""
     image: Tensor
+    """(n,) image index."""
     prior: Tensor
+    """(n,) level x anchors + anchor."""
     column: Tensor
+    """(n,) column of the cell."""
     row: Tensor
+    """(n,) row of the cell."""
     box: Tensor
+    """(n,) index of the box (into `Boxes`)."""
 
     def __len__(self) -> int:
         return self.cell.shape[0]

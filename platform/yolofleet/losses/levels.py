@@ -55,28 +55,25 @@ AnchorTable = tuple[tuple[tuple[float, float], ...], ...]  # levels, anchors, (w
 
 @dataclass(frozen=True)
 class Levels:
-    """What the levels are: L levels of A anchors. A prior is level x A + anchor.
-
-    Attributes:
-        starts: First cell of each level when the cells (image, anchor, row, column) of all levels are counted
-            through, and the number of cells.
-        grid: (L, 2) columns and rows.
-        anchors: (L, A, 2) in cells of their level.
-        first_cell: (L, A) number of the first cell of each prior.
-        image_cells: (L,) cells of an image.
-        prior_grid: (L A, 2) columns and rows of each prior's level.
-        prior_anchors: (L A, 2) in cells.
-        prior_strides: (L A, 1) pixels a cell.
-    """
+    """What the levels are: L levels of A anchors. A prior is level x A + anchor."""
 
     starts: tuple[int, ...]
+    """First cell of each level when the cells (image, anchor, row, column) of all levels are counted through, and the
+    number of cells."""
     grid: Tensor
+    """(L, 2) columns and rows."""
     anchors: Tensor
+    """(L, A, 2) in cells of their level."""
     first_cell: Tensor
+    """(L, A) number of the first cell of each prior."""
     image_cells: Tensor
+    """(L,) cells of an image."""
     prior_grid: Tensor
+    """(L A, 2) columns and rows of each prior's level."""
     prior_anchors: Tensor
+    """(L A, 2) in cells."""
     prior_strides: Tensor
+    """(L A, 1) pixels a cell."""
 
 
 @lru_cache(maxsize=128)  # a few image sizes and devices; a constant made on a device anew each step would wait for it

@@ -28,23 +28,20 @@ NO_BOX_IMAGE, NO_CANDIDATE_IMAGE = -1, -2  # image indices that equal no other
 
 @dataclass(frozen=True)
 class MatchingInput:
-    """N boxes and n candidates, ready to be compared; a box and a candidate of one image may be matched.
-
-    Attributes:
-        box_corners: (4, N) left, top, right, bottom in pixels.
-        box_label: (N,) class index.
-        box_image: (N,) image index; -1 for boxes that take no part.
-        candidate_corners: (4, n) of the predicted boxes.
-        candidate_image: (n,) image index; -2 for slots that are not in use or whose prediction is NaN.
-        class_cost: (n, C) what a candidate costs a box of each class, apart from the overlap.
-    """
+    """N boxes and n candidates, ready to be compared; a box and a candidate of one image may be matched."""
 
     box_corners: Tensor
+    """(4, N) left, top, right, bottom in pixels."""
     box_label: Tensor
+    """(N,) class index."""
     box_image: Tensor
+    """(N,) image index; -1 for boxes that take no part."""
     candidate_corners: Tensor
+    """(4, n) of the predicted boxes."""
     candidate_image: Tensor
+    """(n,) image index; -2 for slots that are not in use or whose prediction is NaN."""
     class_cost: Tensor
+    """(n, C) what a candidate costs a box of each class, apart from the overlap."""
 
 
 def match_image(iou: Tensor, cost: Tensor, num_best: int) -> Tensor:

@@ -26,28 +26,24 @@ HYPERPARAMETERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class LossSettings:
-    """The numbers of the detection loss; gains are already scaled (`yolofleet.losses.scaled_gains`).
-
-    Attributes:
-        box_gain: Factor of the box term (`box`).
-        class_gain: Factor of the class term (`cls`).
-        objectness_gain: Factor of the objectness term (`obj`).
-        class_positive_weight: Weight of the positive class in the class term (`cls_pw`).
-        objectness_positive_weight: Weight of positives in the objectness term (`obj_pw`).
-        focal_gamma: Exponent of the focal loss on both cross-entropies; 0 is plain cross-entropy (`fl_gamma`).
-        anchor_ratio_limit: A box and an anchor fit when their widths and their heights differ by less than this
-            factor (`anchor_t`).
-        label_smoothing: Share of a class target given up evenly: targets are 1 - s/2 and s/2 (`label_smoothing`).
-    """
+    """The numbers of the detection loss; gains are already scaled (`yolofleet.losses.scaled_gains`)."""
 
     box_gain: float
+    """Factor of the box term (`box`)."""
     class_gain: float
+    """Factor of the class term (`cls`)."""
     objectness_gain: float
+    """Factor of the objectness term (`obj`)."""
     class_positive_weight: float = 1.0
+    """Weight of the positive class in the class term (`cls_pw`)."""
     objectness_positive_weight: float = 1.0
+    """Weight of positives in the objectness term (`obj_pw`)."""
     focal_gamma: float = 0.0
+    """Exponent of the focal loss on both cross-entropies; 0 is plain cross-entropy (`fl_gamma`)."""
     anchor_ratio_limit: float = 4.0
+    """A box and an anchor fit when their widths and their heights differ by less than this factor (`anchor_t`)."""
     label_smoothing: float = 0.0
+    """Share of a class target given up evenly: targets are 1 - s/2 and s/2 (`label_smoothing`)."""
 
     def __post_init__(self) -> None:
         for key, (name, lowest, highest) in HYPERPARAMETERS.items():

@@ -69,14 +69,7 @@ def previous_alias(alias: str) -> str:
 
 
 def move_alias(
-    store: TagStore,
-    alias: str,
-    version: int,
-    *,
-    expected: int | None,
-    action: str,
-    reason: str,
-    forced: bool = False,
+    store: TagStore, alias: str, version: int, *, expected: int | None, action: str, reason: str, forced: bool = False
 ) -> AliasChange:
     """Point an alias to a version, if it still points to the expected one; one process at a time.
 

@@ -104,20 +104,17 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a detector package when it is registered.
-
-    Attributes:
-        facts: Figures, data digests, job (plain JSON values). They are kept whole in ``evidence.json``, and their
-            leaves, those of ``job`` apart, as tags of the version.
-        evaluation: What it is worth; None where it was not evaluated.
-        manifests: The manifests of its data as they are stored, by ``train`` and ``val``.
-        report: The page of its evaluation report.
-    """
+    """What is known of a detector package when it is registered."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
+    """Figures, data digests, job (plain JSON values). They are kept whole in ``evidence.json``, and their leaves, those
+    of ``job`` apart, as tags of the version."""
     evaluation: Evaluation | None = None
+    """What it is worth; None where it was not evaluated."""
     manifests: Mapping[str, bytes] = field(default_factory=dict)
+    """The manifests of its data as they are stored, by ``train`` and ``val``."""
     report: bytes | None = None
+    """The page of its evaluation report."""
 
 
 def evaluate_detector(

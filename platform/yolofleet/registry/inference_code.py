@@ -31,17 +31,14 @@ class InferenceCodeError(Exception):
 
 @dataclass(frozen=True)
 class InferenceCode:
-    """The code that runs a detector.
-
-    Attributes:
-        package: The private name of the package.
-        files: The rewritten sources by path below the package's folder.
-        imports: The third-party packages that the sources import.
-    """
+    """The code that runs a detector."""
 
     package: str
+    """The private name of the package."""
     files: dict[str, str]
+    """The rewritten sources by path below the package's folder."""
     imports: frozenset[str]
+    """The third-party packages that the sources import."""
 
     def write(self, folder: Path) -> Path:
         """Write the package into ``folder`` and return the package's own folder."""

@@ -82,12 +82,7 @@ def collect_content(detector: Path) -> VersionContent:
 
 
 def write_version(
-    content: VersionContent,
-    target: Path,
-    evidence: Evidence,
-    *,
-    model_id: str | None = None,
-    run_id: str | None = None,
+    content: VersionContent, target: Path, evidence: Evidence, *, model_id: str | None = None, run_id: str | None = None
 ) -> Path:
     """Write a version as an MLflow model folder, which must not exist or be empty; return that folder.
 

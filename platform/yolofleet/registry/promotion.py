@@ -222,12 +222,6 @@ def _compare_with_champion(
 def promote(tracking_uri: str, report: GateReport, reason: str, *, forced: bool = False) -> AliasChange:
     """Point the alias to a version, if it still points to the champion that the gates compared it with.
 
-    Args:
-        tracking_uri: The MLflow server or database.
-        report: The version and the answers of its gates.
-        reason: Why, for the history.
-        forced: Promote in spite of closed gates.
-
     Raises:
         RegistryError: A gate is closed and the promotion is not forced.
         PromotionLostError: Another promotion was first.

@@ -52,37 +52,32 @@ class TagStore(Protocol):
 
 @dataclass(frozen=True)
 class LockRequest:
-    """A request for the lock of an alias, with the change that its process wants to make.
-
-    Attributes:
-        alias: The alias.
-        version: The version that it will point to.
-        expected: The version that it pointed to when this was decided; None for none.
-        action: ``promote`` or ``rollback``.
-        reason: Why, in words.
-        by: The user.
-        process: The process that asks.
-        time: When, in UTC.
-        identity: What no other request has.
-        stage: How far it is.
-        number: Its position in the queue; 0 while it is choosing.
-        sequence: Its number in the history, while it is committing.
-        forced: Whether gates were overruled.
-    """
+    """A request for the lock of an alias, with the change that its process wants to make."""
 
     alias: str
     version: int
+    """The version that it will point to."""
     expected: int | None
+    """The version that it pointed to when this was decided; None for none."""
     action: str
+    """``promote`` or ``rollback``."""
     reason: str
+    """Why, in words."""
     by: str
+    """The user."""
     process: ProcessId
     time: str = field(default_factory=utc_now)
+    """When, in UTC."""
     identity: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """What no other request has."""
     stage: Stage = "choosing"
+    """How far it is."""
     number: int = 0
+    """Its position in the queue; 0 while it is choosing."""
     sequence: int = 0
+    """Its number in the history, while it is committing."""
     forced: bool = False
+    """Whether gates were overruled."""
 
     @property
     def key(self) -> str:
@@ -138,10 +133,7 @@ class PromotionLock:
     """
 
     def __init__(
-        self,
-        store: TagStore,
-        clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        self, store: TagStore, clock: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep
     ) -> None:
         self._store = store
         self._clock = clock

@@ -95,12 +95,7 @@ def register_detector(
 
 
 def register_run(
-    run: RunDirectory,
-    name: str,
-    tracking_uri: str,
-    *,
-    experiment: str = DEFAULT_EXPERIMENT,
-    alias: str = CANDIDATE,
+    run: RunDirectory, name: str, tracking_uri: str, *, experiment: str = DEFAULT_EXPERIMENT, alias: str = CANDIDATE
 ) -> Version:
     """Register the model of a run directory, with the run's facts as evidence, under the run's MLflow run.
 

@@ -33,27 +33,23 @@ class VersionGoneError(RegistryError):
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version.
-
-    Attributes:
-        name: Name of the registered model.
-        number: Number of the version.
-        aliases: The aliases that point to it.
-        digest: sha256 of the detector package and its inference code; None if it was not registered by yolofleet.
-        proof_sha256: sha256 of its ``proof.json``, kept in MLflow's database, apart from the files.
-        run_id: MLflow's id of the run that made it, where there is one.
-        created_milliseconds: When it was registered (Unix time).
-        facts: Figures, data digests and whatever else was recorded with it.
-    """
+    """One registered version."""
 
     name: str
+    """Name of the registered model."""
     number: int
     aliases: tuple[str, ...] = ()
+    """The aliases that point to it."""
     digest: str | None = None
+    """sha256 of the detector package and its inference code; None if it was not registered by yolofleet."""
     proof_sha256: str | None = None
+    """sha256 of its ``proof.json``, kept in MLflow's database, apart from the files."""
     run_id: str | None = None
+    """MLflow's id of the run that made it, where there is one."""
     created_milliseconds: int = 0
+    """When it was registered (Unix time)."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    """Figures, data digests and whatever else was recorded with it."""
 
     @property
     def uri(self) -> str:
@@ -80,10 +76,6 @@ def check_alias(alias: str) -> None:
 
 def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     """Return the registered versions, by name and then the newest first.
-
-    Args:
-        tracking_uri: The MLflow server or database.
-        name: Only those of this registered model.
 
     Raises:
         RegistryError: There is no such registered model.

@@ -16,19 +16,16 @@ FRONT, OTHER, PAPER = "#3b7dd8", "#8fa3bd", "#c98b00"
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """One point of a scatter chart.
-
-    Attributes:
-        x: Horizontal value.
-        y: Vertical value.
-        name: Shown while the pointer rests on it.
-        label: Written beside it.
-    """
+    """One point of a scatter chart."""
 
     x: float
+    """Horizontal value."""
     y: float
+    """Vertical value."""
     name: str
+    """Shown while the pointer rests on it."""
     label: str = ""
+    """Written beside it."""
 
 
 def scatter(trials: Sequence[Dot], front: Sequence[Dot], published: Sequence[Dot], *, x_name: str, y_name: str) -> str:
@@ -98,17 +95,13 @@ def scatter(trials: Sequence[Dot], front: Sequence[Dot], published: Sequence[Dot
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """One vertical line of a parallel-coordinates chart.
-
-    Attributes:
-        name: Its name.
-        positions: Position of each trial on it, 0 (bottom) to 1 (top); None where the trial has no value.
-        ticks: (position, text) of its marks.
-    """
+    """One vertical line of a parallel-coordinates chart."""
 
     name: str
     positions: Sequence[float | None]
+    """Position of each trial on it, 0 (bottom) to 1 (top); None where the trial has no value."""
     ticks: Sequence[tuple[float, str]]
+    """(position, text) of its marks."""
 
 
 def parallel_coordinates(axes: Sequence[Axis], names: Sequence[str], quality: Sequence[float]) -> str:

@@ -37,11 +37,7 @@ class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
     """Gives Tune the engine's segments as trials, and the engine their results."""
 
     def __init__(
-        self,
-        engine: Engine,
-        job_of: Callable[[TrialSegment], JobSpec],
-        objectives: list[str],
-        on_segment: OnSegment,
+        self, engine: Engine, job_of: Callable[[TrialSegment], JobSpec], objectives: list[str], on_segment: OnSegment
     ) -> None:
         super().__init__()
         self.engine = engine

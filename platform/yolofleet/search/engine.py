@@ -43,42 +43,35 @@ class SourceTrial:
 
 @dataclass(frozen=True)
 class TrialSegment:
-    """A part of one run.
-
-    Attributes:
-        trial: Number of the trial.
-        repeat: Which of its runs.
-        values: Its parameters.
-        run_name: Its run directory.
-        share: Share of the whole run at which the segment ends.
-        source: The checkpoint to start from where the run has none of its own.
-    """
+    """A part of one run."""
 
     trial: int
     repeat: int
+    """Which of its runs."""
     values: Values
+    """Its parameters."""
     run_name: str
+    """Its run directory."""
     share: float
+    """Share of the whole run at which the segment ends."""
     source: SourceTrial | None = None
+    """The checkpoint to start from where the run has none of its own."""
 
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What a segment measured, or why it failed.
-
-    Attributes:
-        step: Steps done.
-        share: Share of the run done.
-        measured: Metrics by name.
-        gpu_seconds: Worker seconds spent.
-        failure: Why it failed; a failed trial gets no more workers.
-    """
+    """What a segment measured, or why it failed."""
 
     step: int = 0
+    """Steps done."""
     share: float = 0.0
+    """Share of the run done."""
     measured: dict[str, float] | None = None
+    """Metrics by name."""
     gpu_seconds: float = 0.0
+    """Worker seconds spent."""
     failure: str | None = None
+    """Why it failed; a failed trial gets no more workers."""
 
 
 class Engine:
@@ -91,7 +84,6 @@ class Engine:
         schedule: Successive halving, a population, or None: every trial trains to its end.
         clone: Copies the source checkpoint of a segment into its run, where the run has no checkpoint yet. It is called
             when members exchange and when the engine is built, so never while the source trial trains.
-        clock: Seconds, for the wall clock budget.
     """
 
     def __init__(
@@ -101,14 +93,13 @@ class Engine:
         budget: BudgetSpec,
         schedule: Halving | Population | None = None,
         clone: Callable[[TrialSegment], None] = lambda segment: None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trials = trials
         self._searcher = searcher
         self._budget = budget
         self._schedule = schedule
-        self._clock = clock
-        self._start = clock()
+        self._clock = time.monotonic
+        self._start = self._clock()
         self._running: set[tuple[int, int]] = set()
         self._exhausted = False
         self._failures = 0

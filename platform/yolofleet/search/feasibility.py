@@ -55,17 +55,14 @@ def measure_on(name: str) -> Measure:
 
 @dataclass(frozen=True)
 class Screened:
-    """The result of screening a candidate.
-
-    Attributes:
-        figures: Figures by name; empty where no model can be built.
-        violations: How far each broken limit is exceeded, as a share of the limit; empty for a feasible candidate.
-        problem: Why no model can be built.
-    """
+    """The result of screening a candidate."""
 
     figures: dict[str, float]
+    """Figures by name; empty where no model can be built."""
     violations: dict[str, float]
+    """How far each broken limit is exceeded, as a share of the limit; empty for a feasible candidate."""
     problem: str | None = None
+    """Why no model can be built."""
 
     @property
     def feasible(self) -> bool:
@@ -179,12 +176,6 @@ def check_feasible(
     parameters: Parameters, screen: Callable[[Values], Screened], points: Iterable[list[float]], *, source: str
 ) -> None:
     """Refuse limits that no candidate meets.
-
-    Args:
-        parameters: The free parameters.
-        screen: Profiles a candidate.
-        points: Points of the unit cube to screen.
-        source: Name of the space's file in the message.
 
     Raises:
         UserError: No candidate is feasible; names the nearest one, and by how much it misses each limit.

@@ -18,27 +18,24 @@ DEVIATIONS = 2.0
 
 @dataclass(frozen=True)
 class Forecast:
-    """The expected cost of a search.
-
-    Attributes:
-        trials: Trials that train; None where only hours limit them.
-        runs: Runs of all trials, repeats included.
-        feasible_share: Share of the candidates that meet the limits.
-        petaflops: Training compute of all runs, in units of 10^15 operations.
-        petaflops_range: Its lowest and highest likely value.
-        hours: Worker hours; None where the speed is not known.
-        hours_range: Their lowest and highest likely value.
-        wall_hours: Hours from start to end; None where the speed is not known.
-    """
+    """The expected cost of a search."""
 
     trials: int | None
+    """Trials that train; None where only hours limit them."""
     runs: int | None
+    """Runs of all trials, repeats included."""
     feasible_share: float
+    """Share of the candidates that meet the limits."""
     petaflops: float | None
+    """Training compute of all runs, in units of 10^15 operations."""
     petaflops_range: tuple[float, float] | None
+    """Its lowest and highest likely value."""
     hours: float | None
+    """Worker hours; None where the speed is not known."""
     hours_range: tuple[float, float] | None
+    """Their lowest and highest likely value."""
     wall_hours: float | None
+    """Hours from start to end; None where the speed is not known."""
 
 
 def forecast(

@@ -44,27 +44,24 @@ NOISE = Prior(np.log(0.05), 1.5, -6.0, 0.5)
 
 @dataclass(frozen=True)
 class GaussianProcess:
-    """A fitted model.
-
-    Attributes:
-        inputs: (n, parameters) observed points.
-        lengths: (parameters,) length of each parameter.
-        signal: Variance of the function, in units of the observations' variance.
-        noise: Variance of one observation, in the same unit.
-        factor: Lower Cholesky factor of the observations' covariance.
-        weights: (n,) covariance applied inversely to the observations.
-        mean: Mean of the observations.
-        deviation: Their standard deviation.
-    """
+    """A fitted model."""
 
     inputs: Array
+    """(n, parameters) observed points."""
     lengths: Array
+    """(parameters,) length of each parameter."""
     signal: float
+    """Variance of the function, in units of the observations' variance."""
     noise: float
+    """Variance of one observation, in the same unit."""
     factor: Array
+    """Lower Cholesky factor of the observations' covariance."""
     weights: Array
+    """(n,) covariance applied inversely to the observations."""
     mean: float
+    """Mean of the observations."""
     deviation: float
+    """Their standard deviation."""
 
     def predict(self, points: Array) -> tuple[Array, Array]:
         """Return mean and standard deviation of the function (noise not included) at (m, parameters) points."""

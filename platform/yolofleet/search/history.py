@@ -18,25 +18,22 @@ from yolofleet.specs.search_parts import Limit, Objective
 
 @dataclass(frozen=True)
 class Observation:
-    """One candidate.
-
-    Attributes:
-        values: Its parameters.
-        figures: Figures known before it trains.
-        measured: Metrics that its trial reported; empty before.
-        share: Share of its training after which they were measured.
-        violations: The limits that it breaks, and how far; such a candidate is refused.
-        failed: Whether its trial failed.
-        notes: Data of the algorithm that suggested it.
-    """
+    """One candidate."""
 
     values: Values
+    """Its parameters."""
     figures: dict[str, float] = field(default_factory=dict)
+    """Figures known before it trains."""
     measured: dict[str, float] = field(default_factory=dict)
+    """Metrics that its trial reported; empty before."""
     share: float = 1.0
+    """Share of its training after which they were measured."""
     violations: dict[str, float] = field(default_factory=dict)
+    """The limits that it breaks, and how far; such a candidate is refused."""
     failed: bool = False
+    """Whether its trial failed."""
     notes: dict[str, Any] = field(default_factory=dict)
+    """Data of the algorithm that suggested it."""
 
     @property
     def refused(self) -> bool:

@@ -19,19 +19,15 @@ FEWEST_TRIALS = 8
 
 @dataclass(frozen=True)
 class Importance:
-    """How much one parameter matters.
-
-    Attributes:
-        parameter: Its name.
-        share: Variance of its main effect, as a share of the sum over all parameters.
-        low: What is expected at its worst value, the others averaged out.
-        high: The same at its best value.
-    """
+    """How much one parameter matters."""
 
     parameter: str
     share: float
+    """Variance of its main effect, as a share of the sum over all parameters."""
     low: float
+    """What is expected at its worst value, the others averaged out."""
     high: float
+    """The same at its best value."""
 
 
 def importances(

@@ -24,13 +24,6 @@ MOST_REFUSED_REPORTED = 300
 class OptunaBased:
     """Suggests by one of Optuna's samplers.
 
-    Args:
-        parameters: The free parameters.
-        objectives: What is wanted.
-        constraints: Names of the limits.
-        algorithm: Which sampler.
-        seed: Decides its draws.
-
     Raises:
         UserError: Optuna is not installed.
     """

@@ -27,29 +27,25 @@ AP = "val_AP"
 
 @dataclass(frozen=True)
 class Entry:
-    """One trial.
-
-    Attributes:
-        number: Number of the trial.
-        values: Its parameters.
-        figures: Figures known before it trained.
-        measured: Means of its metrics over its runs.
-        spread: Standard deviations over its runs, where there are at least two.
-        share: Share of its training done.
-        gpu_seconds: Worker seconds spent.
-        state: begun, waiting, completed, stopped or failed, with the reason.
-        runs: Names of its run directories.
-    """
+    """One trial."""
 
     number: int
     values: Values
+    """Its parameters."""
     figures: dict[str, float]
+    """Figures known before it trained."""
     measured: dict[str, float]
+    """Means of its metrics over its runs."""
     spread: dict[str, float]
+    """Standard deviations over its runs, where there are at least two."""
     share: float
+    """Share of its training done."""
     gpu_seconds: float
+    """Worker seconds spent."""
     state: str
+    """begun, waiting, completed, stopped or failed, with the reason."""
     runs: list[str]
+    """Names of its run directories."""
 
     @property
     def completed(self) -> bool:
@@ -64,27 +60,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Results:
-    """A search's results.
-
-    Attributes:
-        spec: The search.
-        entries: All trials by number.
-        num_refused: Number of refused candidates.
-        front: Numbers of the completed trials that no other one dominates, by the first objective.
-        best: Number of the best trial; None before one has completed.
-        hypervolume: Hypervolume between front and reference point, with several objectives.
-        importances: Importance of the parameters for the first measured objective; None with too few trials.
-        scaling_law: AP against training compute.
-    """
+    """A search's results."""
 
     spec: SearchSpec
     entries: list[Entry]
+    """All trials by number."""
     num_refused: int
+    """Number of refused candidates."""
     front: list[int]
+    """Numbers of the completed trials that no other one dominates, by the first objective."""
     best: int | None
+    """Number of the best trial; None before one has completed."""
     hypervolume: float | None
+    """Hypervolume between front and reference point, with several objectives."""
     importances: list[Importance] | None
+    """Importance of the parameters for the first measured objective; None with too few trials."""
     scaling_law: ScalingLaw
+    """AP against training compute."""
 
     def entry(self, number: int) -> Entry:
         """Return a trial."""

@@ -23,29 +23,26 @@ INTERVAL = (0.1, 0.9)
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A fitted law, or the reason why there is none.
-
-    Attributes:
-        supported: Whether the trials support a law.
-        reason: Why they do not.
-        limit: AP at unlimited compute.
-        gain: Factor of the term that shrinks with compute.
-        power: Its exponent.
-        largest_compute: Largest compute among the trials, in petaFLOPs.
-        doubling: AP that twice that compute is expected to add.
-        doubling_interval: The 10th and the 90th percentile of it over the bootstrap.
-        num_points: Trials on the fitted front.
-    """
+    """A fitted law, or the reason why there is none."""
 
     supported: bool
+    """Whether the trials support a law."""
     reason: str | None = None
+    """Why they do not."""
     limit: float | None = None
+    """AP at unlimited compute."""
     gain: float | None = None
+    """Factor of the term that shrinks with compute."""
     power: float | None = None
+    """Its exponent."""
     largest_compute: float | None = None
+    """Largest compute among the trials, in petaFLOPs."""
     doubling: float | None = None
+    """AP that twice that compute is expected to add."""
     doubling_interval: tuple[float, float] | None = None
+    """The 10th and the 90th percentile of it over the bootstrap."""
     num_points: int = 0
+    """Trials on the fitted front."""
 
     def sentence(self) -> str:
         """Return the law, or why there is none, as a sentence."""

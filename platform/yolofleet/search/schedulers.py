@@ -30,19 +30,15 @@ from yolofleet.specs.search_parts import Objective, SchedulerSpec
 
 @dataclass(frozen=True)
 class Halving:
-    """Successive halving.
-
-    Attributes:
-        spec: Reduction, number of rungs and their measure.
-        objectives: The objectives.
-        compute: Returns the compute of a trial's whole training.
-        largest_compute: The same of the largest candidate, where rungs by compute end.
-    """
+    """Successive halving."""
 
     spec: SchedulerSpec
+    """Reduction, number of rungs and their measure."""
     objectives: Sequence[Objective]
     compute: Callable[[Trial], float]
+    """Returns the compute of a trial's whole training."""
     largest_compute: float
+    """The same of the largest candidate, where rungs by compute end."""
 
     def share(self, trial: Trial, rung: int) -> float:
         """Return the share of a trial's training at which it reaches a rung; 1 for the rung after the last."""
@@ -98,19 +94,14 @@ FIXED = ("hyperparameters.ema_", "hyperparameters.warmup_epochs")
 
 @dataclass(frozen=True)
 class Population:
-    """A population and its exchanges.
-
-    Attributes:
-        spec: Number of exchanges, quantile and factors.
-        objectives: The objectives.
-        parameters: The free parameters.
-        seed: Decides who copies whom, and how parameters change.
-    """
+    """A population and its exchanges."""
 
     spec: SchedulerSpec
+    """Number of exchanges, quantile and factors."""
     objectives: Sequence[Objective]
     parameters: Parameters
     seed: int
+    """Decides who copies whom, and how parameters change."""
 
     def share(self, exchange: int) -> float:
         """Return the share of the run at which an exchange (from 1) happens; the one after the last is the end."""

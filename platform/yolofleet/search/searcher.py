@@ -34,25 +34,20 @@ Draw = tuple[Values, dict[str, Any]]
 
 @dataclass(frozen=True)
 class SearchProblem:
-    """What a searcher and its algorithm are built from.
-
-    Attributes:
-        parameters: The free parameters.
-        objectives: The objectives.
-        screen: Profiles a candidate without training it.
-        algorithm: Name and settings of the algorithm.
-        constraints: Limits by figure.
-        known: Metrics that screening knows before a trial.
-        seed: Decides all draws.
-    """
+    """What a searcher and its algorithm are built from."""
 
     parameters: Parameters
     objectives: Sequence[Objective]
     screen: Callable[[Values], Screened]
+    """Profiles a candidate without training it."""
     algorithm: AlgorithmSpec
+    """Name and settings of the algorithm."""
     constraints: Mapping[str, Limit] = field(default_factory=dict)
+    """Limits by figure."""
     known: frozenset[str] = frozenset()
+    """Metrics that screening knows before a trial."""
     seed: int = 0
+    """Decides all draws."""
 
 
 class Algorithm(Protocol):

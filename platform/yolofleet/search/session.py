@@ -61,19 +61,14 @@ def check_metrics(spec: SearchSpec, *, source: str) -> None:
 
 @dataclass(frozen=True)
 class SearchSession:
-    """One search.
-
-    Attributes:
-        spec: The search.
-        space: Its space.
-        screen: Profiles candidates.
-        train: The training set.
-    """
+    """One search."""
 
     spec: SearchSpec
     space: Space
     screen: Screen
+    """Profiles candidates."""
     train: ShardDataset
+    """The training set."""
 
     @classmethod
     def open(cls, spec: SearchSpec, *, source: str) -> SearchSession:

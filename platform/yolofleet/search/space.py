@@ -138,10 +138,6 @@ def key_of(values: Values) -> str:
 class Space:
     """A space over jobs.
 
-    Args:
-        spec: The search.
-        source: Name of its file in messages.
-
     Raises:
         UserError: The base job is not valid, or no value of a parameter makes a valid job.
     """
@@ -200,7 +196,7 @@ class Space:
         middle = self.parameters.at([0.5] * len(self.parameters))
         for name, parameter in self.parameters.by_name.items():
             ends = parameter.options if parameter.choice is not None else [parameter.at(0.0), parameter.at(1.0 - 1e-9)]
-            needed = {other: _first(wanted) for other, wanted in parameter.when.items()}
+            needed = {other: want[0] if isinstance(want, list) else want for other, want in parameter.when.items()}
             problems = []
             for value in ends:
                 try:
@@ -216,10 +212,6 @@ class Space:
             if name in values and is_active(parameter, kept):
                 kept[name] = values[name]
         return kept
-
-
-def _first(wanted: Any) -> Any:
-    return wanted[0] if isinstance(wanted, list) else wanted
 
 
 def _reason(error: Exception) -> str:

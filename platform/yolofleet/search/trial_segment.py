@@ -44,17 +44,14 @@ KEPT_KEY = "initial/weights.safetensors"
 
 @dataclass(frozen=True)
 class SegmentOrder:
-    """What a trial's process shall do; plain values, so that any process can read it.
-
-    Attributes:
-        job: The job of the run, as a document.
-        share: Share of the run at which the segment ends.
-        objectives: Metrics that must be measured at the end.
-    """
+    """What a trial's process shall do; plain values, so that any process can read it."""
 
     job: dict[str, Any]
+    """The job of the run, as a document."""
     share: float
+    """Share of the run at which the segment ends."""
     objectives: list[str]
+    """Metrics that must be measured at the end."""
 
     def to_json(self) -> str:
         """Return the order as JSON."""
@@ -148,12 +145,6 @@ def _worker_seconds(job: JobSpec, begin: float) -> float:
 
 def clone_checkpoint(source: RunDirectory, step: int, target: RunDirectory, job: JobSpec) -> str | None:
     """Copy a checkpoint of one run into a new run; a run that has a checkpoint is left unchanged.
-
-    Args:
-        source: The run to copy from.
-        step: Step of the checkpoint.
-        target: The new run.
-        job: The job of the new run.
 
     Returns:
         The SHA-256 of the copied weights; None where the run had a checkpoint already.

@@ -18,57 +18,48 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Metrics of one run of a trial at one step.
-
-    Attributes:
-        repeat: Which of the trial's runs.
-        share: Share of the run's steps done.
-        step: Steps done.
-        values: Metrics by name.
-        gpu_seconds: Worker seconds spent since the measurement before.
-    """
+    """Metrics of one run of a trial at one step."""
 
     repeat: int
+    """Which of the trial's runs."""
     share: float
+    """Share of the run's steps done."""
     step: int
+    """Steps done."""
     values: dict[str, float]
+    """Metrics by name."""
     gpu_seconds: float
+    """Worker seconds spent since the measurement before."""
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A change of a population's member: it continues from another trial's weights, with new parameters.
-
-    Attributes:
-        number: Which exchange, from 1.
-        source: Trial that was copied.
-        values: The member's parameters from here on.
-    """
+    """A change of a population's member: it continues from another trial's weights, with new parameters."""
 
     number: int
+    """Which exchange, from 1."""
     source: int
+    """Trial that was copied."""
     values: Values
+    """The member's parameters from here on."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One candidate that trains.
-
-    Attributes:
-        number: Number of the trial, from 0.
-        observation: The candidate as it was suggested.
-        measurements: All measurements, in order.
-        exchanges: Exchanges that changed it.
-        passed: Number of the newest exchange that it took part in.
-        end: Why it ended; None before.
-    """
+    """One candidate that trains."""
 
     number: int
+    """Number of the trial, from 0."""
     observation: Observation
+    """The candidate as it was suggested."""
     measurements: tuple[Measurement, ...] = ()
+    """All measurements, in order."""
     exchanges: tuple[Exchange, ...] = ()
+    """Exchanges that changed it."""
     passed: int = 0
+    """Number of the newest exchange that it took part in."""
     end: str | None = None
+    """Why it ended; None before."""
 
     @property
     def values(self) -> Values:

@@ -14,17 +14,14 @@ from yolofleet.specs.base import Spec
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredAssigner:
-    """An assigner that a job can name.
-
-    Attributes:
-        function: Where it is, as ``module:function``; `yolofleet.losses.assigners` says what it takes and returns.
-        uses_auxiliary: Whether it needs a model with auxiliary heads.
-        has_coarse_set: Whether the auxiliary heads learn cells that the lead head does not, which a constraint can cap.
-    """
+    """An assigner that a job can name."""
 
     function: str
+    """Where it is, as ``module:function``; `yolofleet.losses.assigners` says what it takes and returns."""
     uses_auxiliary: bool = True
+    """Whether it needs a model with auxiliary heads."""
     has_coarse_set: bool = False
+    """Whether the auxiliary heads learn cells that the lead head does not, which a constraint can cap."""
 
 
 ASSIGNERS: ExtensionPoint[RegisteredAssigner] = ExtensionPoint("assigner")

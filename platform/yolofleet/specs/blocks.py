@@ -299,6 +299,5 @@ def _read_registered(row: Any) -> Row:
 
 
 BlockRow = Annotated[
-    _BuiltIn | Annotated[SerializeAsAny[Row], PlainValidator(_read_registered), Tag("registered")],
-    Discriminator(_tag),
+    _BuiltIn | Annotated[SerializeAsAny[Row], PlainValidator(_read_registered), Tag("registered")], Discriminator(_tag)
 ]

@@ -41,40 +41,33 @@ PROCESS_KEYS = {"host": "host", "place": "process_table", "process": "pid", "pro
 
 @dataclass(frozen=True, kw_only=True)
 class FencingToken:
-    """Proves which holder a process writes for. It may be sent to other processes.
-
-    Attributes:
-        number: The holder's number.
-        mark: What no other holder has.
-    """
+    """Proves which holder a process writes for. It may be sent to other processes."""
 
     number: int
+    """The holder's number."""
     mark: str
+    """What no other holder has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LockRecord:
-    """What a lock says of one holder.
-
-    Attributes:
-        number: Number of the holder, counted from 1.
-        mark: What no other holder has.
-        process: Its process.
-        user: Whose process it is.
-        since: When it took the lock, by its own clock; for messages only.
-        lease_seconds: After this long without a renewal others may take the lock over.
-        renewals: How often it has renewed the lock.
-        released: Whether it has released the lock.
-    """
+    """What a lock says of one holder."""
 
     number: int
+    """Number of the holder, counted from 1."""
     mark: str
+    """What no other holder has."""
     process: ProcessId
     user: str
+    """Whose process it is."""
     since: str
+    """When it took the lock, by its own clock; for messages only."""
     lease_seconds: float
+    """After this long without a renewal others may take the lock over."""
     renewals: int = 0
+    """How often it has renewed the lock."""
     released: bool = False
+    """Whether it has released the lock."""
 
     @staticmethod
     def of_this_process(number: int, lease_seconds: float) -> LockRecord:

@@ -21,17 +21,14 @@ MOST_OFTEN_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Outage:
-    """Transient faults that are over.
-
-    Attributes:
-        seconds: From the first fault to the first answer after it; several outages are added up.
-        tries: Calls that failed meanwhile.
-        reason: The newest of the faults.
-    """
+    """Transient faults that are over."""
 
     seconds: float
+    """From the first fault to the first answer after it; several outages are added up."""
     tries: int
+    """Calls that failed meanwhile."""
     reason: str
+    """The newest of the faults."""
 
 
 class Outages:

@@ -14,18 +14,15 @@ from yolofleet.tracking.json_lines import Row, seconds_of
 
 @dataclass(frozen=True)
 class Restart:
-    """The time that a restart of the workers took, from the failure as the driver saw it to the first step.
-
-    Attributes:
-        own_seconds: In our own code: the driver's checks, building and restoring, the first step.
-        ray_seconds: In Ray's: placing the workers and starting their processes.
-        waited_seconds: Waiting for nodes, and for a storage that did not answer. The event of an outage comes some
-            time after its end, and counts here as its end.
-    """
+    """The time that a restart of the workers took, from the failure as the driver saw it to the first step."""
 
     own_seconds: float
+    """In our own code: the driver's checks, building and restoring, the first step."""
     ray_seconds: float
+    """In Ray's: placing the workers and starting their processes."""
     waited_seconds: float
+    """Waiting for nodes, and for a storage that did not answer. The event of an outage comes some time after its end,
+    and counts here as its end."""
 
 
 def restarts(events: Sequence[Row]) -> list[Restart]:
@@ -110,25 +107,22 @@ LONGEST_REASON = 200
 
 @dataclass(frozen=True)
 class RunSummary:
-    """The summary of a run.
-
-    Attributes:
-        starts: How often workers were started.
-        failures: Failures by kind.
-        steps_redone: Steps that were done twice.
-        seconds_lost: Time from each failure until the run was as far again as before.
-        seconds_trained: Time between starts and ends, lost time included.
-        goodput: Share of that time that was not lost; None before anything was trained.
-        history: A line for everything out of the ordinary, oldest first.
-    """
+    """The summary of a run."""
 
     starts: int
+    """How often workers were started."""
     failures: dict[str, int]
+    """Failures by kind."""
     steps_redone: int
+    """Steps that were done twice."""
     seconds_lost: float
+    """Time from each failure until the run was as far again as before."""
     seconds_trained: float
+    """Time between starts and ends, lost time included."""
     goodput: float | None
+    """Share of that time that was not lost; None before anything was trained."""
     history: list[str]
+    """A line for everything out of the ordinary, oldest first."""
 
 
 def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary:

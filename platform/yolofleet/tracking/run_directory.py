@@ -26,7 +26,6 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from yolofleet.core.errors import UserError
@@ -50,12 +49,7 @@ Cursors = dict[str, Cursor]
 """How far each log of metrics has been read."""
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
-STATUS_OF_EVENT = {
-    "start": "RUNNING",
-    "end": "FINISHED",
-    "failed": "FAILED",
-    "stopped": "KILLED",
-}
+STATUS_OF_EVENT = {"start": "RUNNING", "end": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """Event kinds that decide the status of a run, and MLflow's word for it."""
 
 
@@ -280,9 +274,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _writer(self, name: str) -> LogWriter:

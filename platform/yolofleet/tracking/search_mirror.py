@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from yolofleet.tracking.mirror import POLL_SECONDS, BackgroundSync
+from yolofleet.tracking.mirror import BackgroundSync
 from yolofleet.tracking.mirrored_run import MirroredRun
 from yolofleet.tracking.run_directory import RunDirectory
 
@@ -18,17 +18,13 @@ CLOSE_TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class TrialRun:
-    """One run of a trial.
-
-    Attributes:
-        run: Its run directory.
-        tags: What the search knows of it: why it ended, what it cost.
-        ended: Whether nothing will be added to it.
-    """
+    """One run of a trial."""
 
     run: RunDirectory
     tags: dict[str, str]
+    """What the search knows of it: why it ended, what it cost."""
     ended: bool
+    """Whether nothing will be added to it."""
 
 
 TrialRuns = Callable[[], Mapping[str, TrialRun]]
@@ -43,35 +39,16 @@ class SearchMirror(BackgroundSync):
         trial_runs: Returns the runs of its trials.
         tracking_uri: The MLflow server or database.
         experiment: The experiment of all its runs.
-        poll_seconds: Pause between two passes.
     """
 
-    def __init__(
-        self,
-        search: RunDirectory,
-        trial_runs: TrialRuns,
-        tracking_uri: str,
-        experiment: str,
-        *,
-        poll_seconds: float = POLL_SECONDS,
-    ) -> None:
+    def __init__(self, search: RunDirectory, trial_runs: TrialRuns, tracking_uri: str, experiment: str) -> None:
         self._trial_runs = trial_runs
         self._tracking_uri = tracking_uri
         self._experiment = experiment
         self._parent = MirroredRun(search, tracking_uri, experiment)
         self._children: dict[str, MirroredRun] = {}
         self._complete: set[str] = set()
-        super().__init__(
-            self.sync,
-            source=search.url,
-            tracking_uri=tracking_uri,
-            unaffected="the search",
-            poll_seconds=poll_seconds,
-        )
-
-    def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> bool:
-        """Make a last pass and end; returns whether MLflow holds everything now."""
-        return super().close(timeout_seconds)
+        super().__init__(self.sync, source=search.url, tracking_uri=tracking_uri, unaffected="the search")
 
     def sync(self) -> str:
         """Make one pass and return the parent run's id.

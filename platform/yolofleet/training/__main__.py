@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 from yolofleet.core.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 from yolofleet.specs.job import JobSpec
@@ -22,7 +23,7 @@ def main(arguments: list[str]) -> int:
         if os.environ.get("RANK", "0") != "0":
             outcome = run_in_process(job)  # only the first process writes, so it alone holds the run
         else:
-            with hold(run_storage(job), notify=_say) as lock:
+            with hold(run_storage(job), notify=partial(print, file=sys.stderr)) as lock:
                 check_job(job)
                 outcome = run_in_process(job, lock.token)
     except UserError as error:
@@ -33,10 +34,6 @@ def main(arguments: list[str]) -> int:
         return EXIT_WORK_FAILED
     print(f"done: step {outcome.step}", file=sys.stderr)
     return 0
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

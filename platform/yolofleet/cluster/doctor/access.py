@@ -93,17 +93,8 @@ def make_bundle(document: dict[str, object] | None) -> Bundle:
     return Bundle("doctor", f"doctor-{secrets.token_hex(4)}", document or {})
 
 
-def examine_by_jobs_api(
-    address: Address, bundle: Bundle, notify: Notify, *, patience_seconds: float = PATIENCE_SECONDS
-) -> Report:
-    """Send the doctor as a job to the cluster at a dashboard's address, and return its report.
-
-    Args:
-        address: The address of the dashboard.
-        bundle: What `make_bundle` returned.
-        notify: Called with the name of the next step.
-        patience_seconds: How long it may take in all.
-    """
+def examine_by_jobs_api(address: Address, bundle: Bundle, notify: Notify) -> Report:
+    """Send the doctor as a job to the cluster at a dashboard's address, and return its report."""
     refusal = check_access(address, probe(address, own_token()))
     if refusal is not None:
         return Report((refusal,), (NOT_EXAMINED,))
@@ -120,7 +111,7 @@ def examine_by_jobs_api(
         findings.append(check_clock(HEAD, ClockOffset.from_moment(before, job.began, after)))
     notify(f"sent {job.id}")
     try:
-        found = _await_report(service, job, patience_seconds)
+        found = _await_report(service, job)
     finally:
         service.forget(job)
     if isinstance(found, Finding):
@@ -128,15 +119,15 @@ def examine_by_jobs_api(
     return replace(found, findings=(*findings, *found.findings))
 
 
-def _await_report(service: JobService, job: SentJob, patience_seconds: float) -> Report | Finding:
+def _await_report(service: JobService, job: SentJob) -> Report | Finding:
     """Return the report, or the finding that says why there is none."""
     try:
-        job = service.await_end(job, patience_seconds)
+        job = service.await_end(job, PATIENCE_SECONDS)
     except (UserError, WorkError) as error:
         return Finding(CLUSTER, JOB_SUBJECT, "fail", f"the connection was lost: {error}", "try again")
     if not job.has_ended:
         cure = "see what keeps it: yolofleet jobs list, and Ray's dashboard"
-        return Finding(CLUSTER, JOB_SUBJECT, "fail", f"is {job.status.lower()} after {patience_seconds:g} s", cure)
+        return Finding(CLUSTER, JOB_SUBJECT, "fail", f"is {job.status.lower()} after {PATIENCE_SECONDS:g} s", cure)
     return parse_report(service.logs(job), job.message)
 
 

@@ -34,15 +34,12 @@ Backend = Literal["nccl", "gloo"]
 
 @dataclass(frozen=True)
 class Exchange:
-    """What a member measured.
-
-    Attributes:
-        seconds: The quickest all-reduce.
-        is_right: Whether every sum was right.
-    """
+    """What a member measured."""
 
     seconds: float
+    """The quickest all-reduce."""
     is_right: bool
+    """Whether every sum was right."""
 
 
 class GroupProcess:

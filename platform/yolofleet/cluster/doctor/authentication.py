@@ -29,15 +29,10 @@ SCHEMES = ("http", "https", "ray", "gcs")
 
 @dataclass(frozen=True)
 class Address:
-    """Where a cluster answers.
-
-    Attributes:
-        scheme: http or https (dashboard and Jobs API), ray (Ray client) or gcs (HOST:PORT, for a node of the cluster).
-        host: Its host.
-        port: Its port.
-    """
+    """Where a cluster answers."""
 
     scheme: str
+    """http or https (dashboard and Jobs API), ray (Ray client) or gcs (HOST:PORT, for a node of the cluster)."""
     host: str
     port: int
 
@@ -79,15 +74,12 @@ class Address:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A cluster's response to a request.
-
-    Attributes:
-        outcome: Whether the request was accepted, refused, or not answered at all.
-        reason: Why it was not accepted.
-    """
+    """A cluster's response to a request."""
 
     outcome: Literal["accepted", "refused", "silent"]
+    """Whether the request was accepted, refused, or not answered at all."""
     reason: str = ""
+    """Why it was not accepted."""
 
 
 def probe(address: Address, token: str | None) -> ProbeResult:

@@ -94,21 +94,16 @@ def cache_need(job: JobSpec) -> CacheNeed | None:
 
 @dataclass(frozen=True)
 class TrackingFound:
-    """What was found at the tracking URI.
-
-    Attributes:
-        problem: What did not work; None: all of it did.
-        read_seconds: How long looking up the experiment took.
-        write_seconds: How long writing, reading and removing an entry took; None where the first training makes the
-            database.
-        artifact_seconds: How long uploading, downloading and removing a file took; None where the first training makes
-            the folder.
-    """
+    """What was found at the tracking URI."""
 
     problem: str | None = None
+    """What did not work; None: all of it did."""
     read_seconds: float = 0.0
+    """How long looking up the experiment took."""
     write_seconds: float | None = None
+    """How long writing, reading and removing an entry took; None where the first training makes the database."""
     artifact_seconds: float | None = None
+    """How long uploading, downloading and removing a file took; None where the first training makes the folder."""
 
 
 def probe_tracking(tracking_uri: str, experiment: str) -> TrackingFound:

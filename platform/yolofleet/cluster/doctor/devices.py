@@ -26,19 +26,15 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices of a node.
-
-    Attributes:
-        gpus: Its GPUs.
-        driver_cuda: The newest CUDA that the driver runs, e.g. (13, 0); None without a driver.
-        torch_cuda: The CUDA that torch was built for; None for a build for CPUs, or where torch was not loaded.
-        problem: Why its GPUs cannot be seen although there is a driver.
-    """
+    """The devices of a node."""
 
     gpus: tuple[Gpu, ...] = ()
     driver_cuda: tuple[int, int] | None = None
+    """The newest CUDA that the driver runs, e.g. (13, 0); None without a driver."""
     torch_cuda: tuple[int, int] | None = None
+    """The CUDA that torch was built for; None for a build for CPUs, or where torch was not loaded."""
     problem: str | None = None
+    """Why its GPUs cannot be seen although there is a driver."""
 
 
 def probe_devices(gpus_are_wanted: bool) -> Devices:

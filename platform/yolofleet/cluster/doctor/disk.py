@@ -24,38 +24,31 @@ NETWORK_FILE_SYSTEMS = frozenset(
 
 @dataclass(frozen=True)
 class Disk:
-    """The disk that a folder lies on.
-
-    Attributes:
-        free_bytes: Its free space.
-        held_bytes: What the folder holds already.
-        file_system: Its kind, e.g. ext4.
-        bytes_per_second: How fast it takes bytes, down to the medium; None where nothing could be written.
-        problem: Why nothing could be written.
-    """
+    """The disk that a folder lies on."""
 
     free_bytes: int
+    """Its free space."""
     held_bytes: int
+    """What the folder holds already."""
     file_system: str
+    """Its kind, e.g. ext4."""
     bytes_per_second: float | None = None
+    """How fast it takes bytes, down to the medium; None where nothing could be written."""
     problem: str | None = None
+    """Why nothing could be written."""
 
 
 @dataclass(frozen=True)
 class CacheNeed:
-    """What a job wants to keep on a node.
-
-    Attributes:
-        path: Folder of the cache.
-        most_bytes: What it may hold at most.
-        data_bytes: All shards of the training and the validation set.
-        largest_bytes: The largest shard.
-    """
+    """What a job wants to keep on a node."""
 
     path: str
     most_bytes: int
+    """What it may hold at most."""
     data_bytes: int
+    """All shards of the training and the validation set."""
     largest_bytes: int
+    """The largest shard."""
 
     @property
     def wanted_bytes(self) -> int:

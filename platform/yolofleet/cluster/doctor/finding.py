@@ -16,23 +16,20 @@ CLUSTER = "cluster"
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check.
-
-    Attributes:
-        node: The node's name, or `CLUSTER`.
-        subject: What was checked.
-        verdict: Whether it works (ok), works with a drawback (warn) or does not work (fail).
-        seen: What was found there.
-        cure: What to do about it; None where the verdict is ok.
-        measured: The numbers behind it, by name with unit.
-    """
+    """The result of one check."""
 
     node: str
+    """The node's name, or `CLUSTER`."""
     subject: str
+    """What was checked."""
     verdict: Verdict
+    """Whether it works (ok), works with a drawback (warn) or does not work (fail)."""
     seen: str
+    """What was found there."""
     cure: str | None = None
+    """What to do about it; None where the verdict is ok."""
     measured: Mapping[str, float] = field(default_factory=dict)
+    """The numbers behind it, by name with unit."""
 
     def __post_init__(self) -> None:
         if (self.verdict == "ok") != (self.cure is None):
@@ -52,15 +49,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Report:
-    """All findings of an examination.
-
-    Attributes:
-        findings: One for each check.
-        left_out: What was not checked, and why.
-    """
+    """All findings of an examination."""
 
     findings: Sequence[Finding]
+    """One for each check."""
     left_out: Sequence[str] = ()
+    """What was not checked, and why."""
 
     @property
     def exit_code(self) -> int:

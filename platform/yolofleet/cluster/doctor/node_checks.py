@@ -36,15 +36,12 @@ SHOWN_VERSIONS = ("python", "ray", "torch", "mlflow", "yolofleet")
 
 @dataclass(frozen=True)
 class ClockOffset:
-    """How far another clock is ahead.
-
-    Attributes:
-        seconds: The best estimate; negative where it is behind.
-        uncertainty_seconds: The most by which the estimate may be wrong.
-    """
+    """How far another clock is ahead."""
 
     seconds: float
+    """The best estimate; negative where it is behind."""
     uncertainty_seconds: float
+    """The most by which the estimate may be wrong."""
 
     @classmethod
     def from_moment(cls, before: float, theirs: float, after: float) -> ClockOffset:
@@ -57,10 +54,10 @@ class ClockOffset:
         return max(0.0, abs(self.seconds) - self.uncertainty_seconds)
 
 
-def measure_clock(ask: Callable[[], float], tries: int = 3, now: Callable[[], float] = time) -> ClockOffset:
-    """Ask another clock a few times and return the offset by the quickest answer."""
+def measure_clock(ask: Callable[[], float], now: Callable[[], float] = time) -> ClockOffset:
+    """Ask another clock three times and return the offset by the quickest answer."""
     offsets = []
-    for _ in range(tries):
+    for _ in range(3):
         before = now()
         theirs = ask()
         offsets.append(ClockOffset.from_moment(before, theirs, now()))
@@ -83,17 +80,14 @@ def check_clock(node: str, offset: ClockOffset) -> Finding:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the system gives a process.
-
-    Attributes:
-        shared_memory_bytes: Size of ``/dev/shm``.
-        shared_memory_free_bytes: Its free space.
-        open_files: Files and connections that a process may have open.
-    """
+    """What the system gives a process."""
 
     shared_memory_bytes: int
+    """Size of ``/dev/shm``."""
     shared_memory_free_bytes: int
+    """Its free space."""
     open_files: int
+    """Files and connections that a process may have open."""
 
 
 def probe_limits() -> Limits:
@@ -141,17 +135,14 @@ def check_open_files(node: str, found: Limits) -> Finding:
 
 @dataclass(frozen=True)
 class Installed:
-    """The versions installed on a node.
-
-    Attributes:
-        versions: Version of Python and of each pinned package.
-        yolofleet: Version of the installed yolofleet; None where it is not installed.
-        unmet: Requirements of the installed yolofleet that are not met, a line each.
-    """
+    """The versions installed on a node."""
 
     versions: Mapping[str, str]
+    """Version of Python and of each pinned package."""
     yolofleet: str | None
+    """Version of the installed yolofleet; None where it is not installed."""
     unmet: tuple[str, ...] = ()
+    """Requirements of the installed yolofleet that are not met, a line each."""
 
 
 def probe_versions() -> Installed:

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from yolofleet.core.ray_runtime import HEAD_RESOURCE
@@ -27,21 +26,18 @@ Facts = TypeVar("Facts")
 
 @dataclass(frozen=True)
 class Node:
-    """One node.
-
-    Attributes:
-        id: Ray's id of it.
-        name: Its address, with a part of the id where several nodes share one.
-        address: Where the other nodes reach it.
-        resources: Amounts by kind, as Ray counts them.
-        num_workers: Training workers that the empty node has resources for.
-    """
+    """One node."""
 
     id: str
+    """Ray's id of it."""
     name: str
+    """Its address, with a part of the id where several nodes share one."""
     address: str
+    """Where the other nodes reach it."""
     resources: Mapping[str, float] = field(compare=False)
+    """Amounts by kind, as Ray counts them."""
     num_workers: int
+    """Training workers that the empty node has resources for."""
 
     @property
     def gpus(self) -> float:
@@ -56,26 +52,20 @@ class Node:
 
 @dataclass(frozen=True)
 class NoAnswer:
-    """Stands for an answer that did not come.
-
-    Attributes:
-        reason: Why there is none.
-    """
+    """Stands for an answer that did not come."""
 
     reason: str
+    """Why there is none."""
 
 
 @dataclass(frozen=True)
 class Answers(Generic[Facts]):
-    """The nodes' answers to one question.
-
-    Attributes:
-        facts: What each node that answered has found.
-        missing: Why each of the others did not answer.
-    """
+    """The nodes' answers to one question."""
 
     facts: Mapping[Node, Facts]
+    """What each node that answered has found."""
     missing: Mapping[Node, NoAnswer]
+    """Why each of the others did not answer."""
 
 
 def list_nodes(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[Node]:
@@ -117,9 +107,7 @@ class Probes:
         self._actors = {node: start_actor(_Probe, node, max_concurrency=CONCURRENT) for node in self._nodes}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         end_actors(self._actors.values())
 
     def ask(

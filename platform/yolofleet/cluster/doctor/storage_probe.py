@@ -42,34 +42,28 @@ CREDENTIALS_CURE = (
 
 @dataclass(frozen=True)
 class RunsFound:
-    """What a node found at the storage of runs.
-
-    Attributes:
-        problem: What did not work; None: all of it did.
-        write_bytes_per_second: Speed of one object's upload.
-        read_bytes_per_second: Speed of its download.
-        honours_conditions: Whether the second of two conditional puts was refused.
-    """
+    """What a node found at the storage of runs."""
 
     problem: str | None = None
+    """What did not work; None: all of it did."""
     write_bytes_per_second: float = 0.0
+    """Speed of one object's upload."""
     read_bytes_per_second: float = 0.0
+    """Speed of its download."""
     honours_conditions: bool = True
+    """Whether the second of two conditional puts was refused."""
 
 
 @dataclass(frozen=True)
 class DataFound:
-    """What a node found at a dataset.
-
-    Attributes:
-        problem: Why it cannot be read; None: it can.
-        num_bytes: How much was read of its first shard; 0 where it has none.
-        seconds: How long that took.
-    """
+    """What a node found at a dataset."""
 
     problem: str | None = None
+    """Why it cannot be read; None: it can."""
     num_bytes: int = 0
+    """How much was read of its first shard; 0 where it has none."""
     seconds: float = 0.0
+    """How long that took."""
 
 
 @contextmanager

@@ -22,23 +22,20 @@ from yolofleet.training.loop.worker_group import WorkerGroup
 
 @dataclass
 class RunState:
-    """Where a run stands; everything else follows from the job and the step.
-
-    Attributes:
-        step: Steps done.
-        num_updates: Steps in which the optimiser moved (the others were skipped).
-        non_finite_steps: Steps skipped because loss or gradient was non-finite.
-        non_finite_in_a_row: Those among the newest steps.
-        skipped_samples: Samples that could not be read, over all workers.
-        skipped_windows: Steps [from, to) that are left out because they were non-finite before.
-    """
+    """Where a run stands; everything else follows from the job and the step."""
 
     step: int = 0
+    """Steps done."""
     num_updates: int = 0
+    """Steps in which the optimiser moved (the others were skipped)."""
     non_finite_steps: int = 0
+    """Steps skipped because loss or gradient was non-finite."""
     non_finite_in_a_row: int = 0
+    """Those among the newest steps."""
     skipped_samples: int = 0
+    """Samples that could not be read, over all workers."""
     skipped_windows: list[list[int]] = field(default_factory=list)
+    """Steps [from, to) that are left out because they were non-finite before."""
 
     def window_end(self, num_steps: int) -> int | None:
         """Return the step to continue at if the next one is to be left out; the run's last step never is."""
@@ -84,11 +81,7 @@ def save(
         skippable: It may be left out where the storage is slow.
         evaluate_later: It is to be evaluated by another process.
     """
-    tensors = {
-        "weights": model.state_dict(),
-        "average": average.model.state_dict(),
-        "moments": moments,
-    }
+    tensors = {"weights": model.state_dict(), "average": average.model.state_dict(), "moments": moments}
     document = {
         "run": vars(state),
         EVALUATE_LATER: evaluate_later,

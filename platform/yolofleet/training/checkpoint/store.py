@@ -45,17 +45,14 @@ class DamagedCheckpointError(UserError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One whole checkpoint, read and verified.
-
-    Attributes:
-        step: Steps that were done when it was taken.
-        state: All values that are not tensors.
-        tensors: Tensors by file (``weights``, ``average``, ``moments``) and name.
-    """
+    """One whole checkpoint, read and verified."""
 
     step: int
+    """Steps that were done when it was taken."""
     state: dict[str, Any]
+    """All values that are not tensors."""
     tensors: dict[str, dict[str, torch.Tensor]]
+    """Tensors by file (``weights``, ``average``, ``moments``) and name."""
 
 
 class CheckpointStore:
@@ -97,12 +94,7 @@ class CheckpointStore:
                 self._packed[file] = PackedTensors(group)
 
     def save(
-        self,
-        step: int,
-        tensors: Mapping[str, Tensors],
-        state: Mapping[str, Any],
-        *,
-        skippable: bool = False,
+        self, step: int, tensors: Mapping[str, Tensors], state: Mapping[str, Any], *, skippable: bool = False
     ) -> None:
         """Take a checkpoint; it is written in the background, after the one before it has been.
 

@@ -21,19 +21,16 @@ WILFUL_ENDS = ("stopped", "left", "end", "failed")
 
 @dataclass(frozen=True)
 class Milestones:
-    """Which steps do more than train; a step is named by the number of steps done after it.
-
-    Attributes:
-        num_steps: Steps of the whole run.
-        log_every_steps: Steps between two rows of metrics.
-        checkpoint_every_steps: Steps between two checkpoints.
-        evaluation_every_steps: Steps between two evaluations; need not be a whole number.
-    """
+    """Which steps do more than train; a step is named by the number of steps done after it."""
 
     num_steps: int
+    """Steps of the whole run."""
     log_every_steps: int
+    """Steps between two rows of metrics."""
     checkpoint_every_steps: int
+    """Steps between two checkpoints."""
     evaluation_every_steps: float
+    """Steps between two evaluations; need not be a whole number."""
 
     def logs(self, step: int) -> bool:
         """Return whether a row of metrics is due after ``step`` steps."""

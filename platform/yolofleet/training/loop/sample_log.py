@@ -126,11 +126,7 @@ def _count(by_reason: dict[str, Counter[str]], skipped: Iterable[tuple[str, str]
 def _document(by_reason: Mapping[str, Counter[str]], num_seen: int) -> dict[str, Any]:
     total = sum(keys.total() for keys in by_reason.values())
     reasons = {
-        reason: {
-            "count": keys.total(),
-            "samples": len(keys),
-            "keys": dict(sorted(keys.items())[:MOST_KEYS]),
-        }
+        reason: {"count": keys.total(), "samples": len(keys), "keys": dict(sorted(keys.items())[:MOST_KEYS])}
         for reason, keys in sorted(by_reason.items(), key=lambda item: (-item[1].total(), item[0]))
     }
     return {"skipped": total, "seen": num_seen, "share": total / max(1, num_seen), "reasons": reasons}

@@ -30,17 +30,14 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class Schedule:
-    """The schedule of one run.
-
-    Attributes:
-        hyperparameters: Peak values and shapes.
-        num_steps: Steps of the whole run.
-        steps_per_epoch: Steps of one pass over the training set; need not be a whole number.
-    """
+    """The schedule of one run."""
 
     hyperparameters: Hyperparameters
+    """Peak values and shapes."""
     num_steps: int
+    """Steps of the whole run."""
     steps_per_epoch: float
+    """Steps of one pass over the training set; need not be a whole number."""
 
     @property
     def recipe_warmup_steps(self) -> int:
@@ -101,19 +98,16 @@ def scaled_weight_decay(hyperparameters: Hyperparameters, global_batch_size: int
 
 @dataclass(frozen=True)
 class MultiScale:
-    """The image size of every step; all workers draw the same.
-
-    Attributes:
-        seed: Seed of the run.
-        image_size: The job's image size in pixels.
-        stride: The model's largest stride; every size is a multiple of it.
-        share: How far sizes lie from the job's, as a share of it; 0 always gives the job's. Published: 0.5.
-    """
+    """The image size of every step; all workers draw the same."""
 
     seed: int
+    """Seed of the run."""
     image_size: int
+    """The job's image size in pixels."""
     stride: int
+    """The model's largest stride; every size is a multiple of it."""
     share: float
+    """How far sizes lie from the job's, as a share of it; 0 always gives the job's. Published: 0.5."""
 
     def at(self, step: int) -> int:
         """Return the size of a step, as published: uniform in whole pixels, then rounded down to a multiple."""

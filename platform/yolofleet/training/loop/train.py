@@ -36,15 +36,12 @@ Report = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
-
-    Attributes:
-        step: Steps done.
-        left: Why the workers left before the end of the run, with its state saved; None at its end.
-    """
+    """How a run ended."""
 
     step: int
+    """Steps done."""
     left: str | None = None
+    """Why the workers left before the end of the run, with its state saved; None at its end."""
 
 
 def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate | None, report: Report) -> Outcome:

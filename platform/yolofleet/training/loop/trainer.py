@@ -32,86 +32,72 @@ from yolofleet.training.strategies.strategy import Strategy, build_strategy
 
 @dataclass(frozen=True)
 class Learner:
-    """What learns, and how.
-
-    Attributes:
-        model: The network, in training form.
-        average: The moving average of its weights.
-        loss: The loss of a micro-batch.
-        precision: The type of each computation.
-        statistics: Batch-norm statistics over the micro-batches of a step.
-        strategy: What each worker holds of gradients and optimiser, and how gradients are summed.
-    """
+    """What learns, and how."""
 
     model: Network
+    """The network, in training form."""
     average: WeightAverage
+    """The moving average of its weights."""
     loss: DetectionLoss
+    """The loss of a micro-batch."""
     precision: Precision
+    """The type of each computation."""
     statistics: MicroBatchStatistics
+    """Batch-norm statistics over the micro-batches of a step."""
     strategy: Strategy
+    """What each worker holds of gradients and optimiser, and how gradients are summed."""
 
 
 @dataclass(frozen=True)
 class WorkerData:
-    """What one worker is trained on.
-
-    Attributes:
-        stream: The micro-batches of all steps.
-        owned: Those of each step that are this worker's.
-        log: The record of what the network saw.
-        skipped: The samples that could not be read, over all workers.
-    """
+    """What one worker is trained on."""
 
     stream: TrainingStream
+    """The micro-batches of all steps."""
     owned: range
+    """Those of each step that are this worker's."""
     log: SampleLog
+    """The record of what the network saw."""
     skipped: SkippedSamples
+    """The samples that could not be read, over all workers."""
 
 
 @dataclass(frozen=True)
 class Meters:
-    """What is measured along the way.
-
-    Attributes:
-        terms: Means of the loss terms.
-        pace: Speed, and waiting for data.
-        restart_cost: What a restart cost; None on all workers but the first.
-    """
+    """What is measured along the way."""
 
     terms: LossTerms
+    """Means of the loss terms."""
     pace: Pace
+    """Speed, and waiting for data."""
     restart_cost: RestartCost | None
+    """What a restart cost; None on all workers but the first."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """One worker's part of a run, from the step where the run directory stands.
-
-    Attributes:
-        job: What is computed.
-        run: The run directory.
-        group: This worker.
-        learner: The model and what trains it.
-        data: What it is trained on.
-        schedule: Learning rates and momentum by step.
-        milestones: The steps that log, evaluate and save.
-        state: Where the run stands.
-        store: Its checkpoints.
-        guard: Watches for non-finite steps.
-        meters: Speed, loss, and the cost of a restart.
-    """
+    """One worker's part of a run, from the step where the run directory stands."""
 
     job: JobSpec
+    """What is computed."""
     run: RunDirectory
     group: WorkerGroup
+    """This worker."""
     learner: Learner
+    """The model and what trains it."""
     data: WorkerData
+    """What it is trained on."""
     schedule: Schedule
+    """Learning rates and momentum by step."""
     milestones: Milestones
+    """The steps that log, evaluate and save."""
     state: RunState
+    """Where the run stands."""
     store: CheckpointStore
     guard: FiniteGuard
+    """Watches for non-finite steps."""
     meters: Meters
+    """Speed, loss, and the cost of a restart."""
 
 
 def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Trainer:

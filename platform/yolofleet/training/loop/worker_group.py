@@ -7,7 +7,7 @@ whose training hangs (a stuck read, a stuck collective, a stopped process) is kn
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +19,12 @@ from yolofleet.core.errors import WorkError
 
 @dataclass(frozen=True)
 class KnownProgress:
-    """How far a run was known to have come.
-
-    Attributes:
-        step: Steps done.
-        at: When that was known, in seconds since 1970.
-    """
+    """How far a run was known to have come."""
 
     step: int
+    """Steps done."""
     at: float
+    """When that was known, in seconds since 1970."""
 
 
 PAUSED = "it has reached the step that it was asked to stop after"
@@ -49,25 +46,18 @@ class WorkerProgress:
         metrics: The newest value of each metric that was reported; the first worker's only.
     """
 
-    def __init__(
-        self,
-        known: KnownProgress | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        *,
-        leave_after_step: int | None = None,
-    ) -> None:
+    def __init__(self, known: KnownProgress | None = None, *, leave_after_step: int | None = None) -> None:
         self.step = 0
         self.leave_after_step = leave_after_step
         self.leave_reason: str | None = None
         self.known = known
         self.metrics: dict[str, Any] = {}
-        self._clock = clock
         self._advanced_at: float | None = None
 
     def advance(self, step: int) -> None:
         """Record that training makes progress, and that ``step`` steps are done."""
         self.step = step
-        self._advanced_at = self._clock()
+        self._advanced_at = time.monotonic()
         if self.leave_after_step is not None and step >= self.leave_after_step:
             self.ask_to_leave(PAUSED)
 
@@ -81,7 +71,7 @@ class WorkerProgress:
 
     def silence_seconds(self) -> float:
         """Return the time since the last progress; 0 before the first."""
-        return 0.0 if self._advanced_at is None else self._clock() - self._advanced_at
+        return 0.0 if self._advanced_at is None else time.monotonic() - self._advanced_at
 
     def ask_to_leave(self, reason: str) -> None:
         """Ask the loop to take a checkpoint after the current step, and to end. The first reason counts."""
@@ -106,19 +96,15 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class WorkerGroup:
-    """This process as one of the workers.
-
-    Attributes:
-        rank: Number of this worker.
-        world_size: Number of workers.
-        device: Where this worker computes.
-        progress: How far it is, and what it is asked to do.
-    """
+    """This process as one of the workers."""
 
     rank: int = 0
+    """Number of this worker."""
     world_size: int = 1
     device: torch.device = CPU
+    """Where this worker computes."""
     progress: WorkerProgress = field(default_factory=WorkerProgress, compare=False)
+    """How far it is, and what it is asked to do."""
 
     @property
     def is_first(self) -> bool:

@@ -68,17 +68,13 @@ TROUBLES = ("failed", "skipped", "passed_over")
 
 @dataclass(frozen=True)
 class Reading:
-    """One value.
-
-    Attributes:
-        name: One of `METRICS`.
-        value: Its value.
-        tags: Its tags beside the run's name.
-    """
+    """One value."""
 
     name: str
+    """One of `METRICS`."""
     value: float
     tags: Mapping[str, str] = field(default_factory=dict)
+    """Its tags beside the run's name."""
 
 
 def worker_readings(job: JobSpec, now: float, workers: Sequence[WorkerStatus]) -> Iterator[Reading]:
@@ -159,11 +155,7 @@ class Gauges(Protocol):
 
 
 class RayGauges:
-    """Gauges of this process on the metrics endpoint of its node; Ray puts ``ray_`` before their names.
-
-    Args:
-        run: The run's name, the tag of all of them.
-    """
+    """Gauges of this process on the metrics endpoint of its node; Ray puts ``ray_`` before their names."""
 
     def __init__(self, run: str) -> None:
         from ray.util.metrics import Gauge
@@ -243,13 +235,7 @@ class Publisher:
 
 @contextmanager
 def publish_metrics(job: JobSpec, run: RunDirectory, board: Any) -> Iterator[None]:
-    """Publish a run's metrics for the length of a with block.
-
-    Args:
-        job: What is trained.
-        run: Its run directory.
-        board: The handle of the heartbeat board's actor.
-    """
+    """Publish a run's metrics for the length of a with block."""
     import ray
 
     def list_workers() -> tuple[float, list[WorkerStatus]]:

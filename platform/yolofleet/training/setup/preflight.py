@@ -28,25 +28,19 @@ MOST_CHANGES_SHOWN = 8
 
 @dataclass(frozen=True)
 class Readiness:
-    """What a checked job will do.
-
-    Attributes:
-        run: Its run directory.
-        num_steps: Steps of the whole run.
-        done_steps: Steps of the newest checkpoint; 0 for a fresh run.
-        train: The training set.
-        val: The validation set.
-        changes: What differs from the spec of the last start, a line for each field.
-        notes: What a fresh run has decided (anchors, initial weights), a line each.
-    """
+    """What a checked job will do."""
 
     run: RunDirectory
     num_steps: int
+    """Steps of the whole run."""
     done_steps: int
+    """Steps of the newest checkpoint; 0 for a fresh run."""
     train: ShardDataset
     val: ShardDataset
     changes: tuple[str, ...] = ()
+    """What differs from the spec of the last start, a line for each field."""
     notes: tuple[str, ...] = ()
+    """What a fresh run has decided (anchors, initial weights), a line each."""
 
     @property
     def finished(self) -> bool:

@@ -43,27 +43,24 @@ Source = Literal["model", "initial weights", "fitted"]
 
 @dataclass(frozen=True)
 class AnchorReport:
-    """How anchors were chosen.
-
-    Attributes:
-        setting: What the job asked for.
-        source: Where the anchors in use come from.
-        image_size: Side of the network's input in pixels that boxes were measured at.
-        ratio_limit: Largest ratio between a box's and an anchor's sides (``anchor_t``).
-        num_boxes: Boxes that were measured.
-        before: How the given anchors fit them.
-        after: How the anchors in use fit them.
-        anchors: The anchors in use.
-    """
+    """How anchors were chosen."""
 
     setting: Setting
+    """What the job asked for."""
     source: Source
+    """Where the anchors in use come from."""
     image_size: int
+    """Side of the network's input in pixels that boxes were measured at."""
     ratio_limit: float
+    """Largest ratio between a box's and an anchor's sides (``anchor_t``)."""
     num_boxes: int
+    """Boxes that were measured."""
     before: AnchorFit
+    """How the given anchors fit them."""
     after: AnchorFit
+    """How the anchors in use fit them."""
     anchors: Anchors
+    """The anchors in use."""
 
     def as_document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""
@@ -143,17 +140,14 @@ MOST_SAMPLES_SURVEYED = 5000
 
 @dataclass(frozen=True)
 class Preparation:
-    """What a fresh run will start with, before it is written.
-
-    Attributes:
-        notes: What the user should know, a line each.
-        facts: Facts to record for the run.
-        objects: Objects for its directory by key, in the order of writing.
-    """
+    """What a fresh run will start with, before it is written."""
 
     notes: tuple[str, ...] = ()
+    """What the user should know, a line each."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """Facts to record for the run."""
     objects: dict[str, bytes] = field(default_factory=dict, repr=False)
+    """Objects for its directory by key, in the order of writing."""
 
     def keep(self, run: RunDirectory) -> None:
         """Write it into the run directory, the anchors last: they are the sign that everything is there."""

@@ -41,19 +41,16 @@ Locate = Callable[[str], tuple[Path, str]]
 
 @dataclass(frozen=True)
 class TrainedWeights:
-    """Weights of a trained model.
-
-    Attributes:
-        state: Tensors by our names or published ones.
-        source: Where they were read from.
-        sha256: Digest of all tensors.
-        parent: The registered version or run that they come from, where it is known.
-    """
+    """Weights of a trained model."""
 
     state: Mapping[str, Tensor]
+    """Tensors by our names or published ones."""
     source: str
+    """Where they were read from."""
     sha256: str
+    """Digest of all tensors."""
     parent: str | None = None
+    """The registered version or run that they come from, where it is known."""
 
     def anchors(self, strides: Sequence[int]) -> Tensor | None:
         """Return the anchors that they were trained with, (levels, anchors, 2) pixels; None where they hold none.
@@ -71,19 +68,15 @@ class TrainedWeights:
 
 @dataclass(frozen=True)
 class Transfer:
-    """What a model takes over from trained weights.
-
-    Attributes:
-        weights: The trained weights.
-        loaded: Which of them were loaded.
-        tensors: The tensors taken over, by our names.
-        anchors: Their anchors, where they have as many as the model.
-    """
+    """What a model takes over from trained weights."""
 
     weights: TrainedWeights
     loaded: LoadedWeights
+    """Which of them were loaded."""
     tensors: dict[str, Tensor] = field(repr=False)
+    """The tensors taken over, by our names."""
     anchors: Anchors | None
+    """Their anchors, where they have as many as the model."""
 
     def facts(self) -> dict[str, Any]:
         """Return the facts to record: the source, its digest, its parent, and the numbers of tensors."""

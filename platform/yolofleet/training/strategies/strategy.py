@@ -21,15 +21,12 @@ Tensors = dict[str, torch.Tensor]
 
 
 class Strategy(Protocol):
-    """One worker's side of the division. All workers call every method at the same point of the loop.
-
-    Attributes:
-        network: The module that images pass through.
-        optimizer: Its parameter groups hold the settings of the step.
-    """
+    """One worker's side of the division. All workers call every method at the same point of the loop."""
 
     network: nn.Module
+    """The module that images pass through."""
     optimizer: torch.optim.Optimizer
+    """Its parameter groups hold the settings of the step."""
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Return the context of a micro-batch; gradients are exchanged in the last one of a step at the latest."""

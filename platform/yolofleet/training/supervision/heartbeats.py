@@ -30,35 +30,32 @@ SHARE_OF_TIMEOUT = 0.25
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """A worker's last report.
-
-    Attributes:
-        group: Which start of the workers it belongs to.
-        rank: Its number in the group.
-        num_workers: Size of the group.
-        process: Its process on its node.
-        node: Ray's id of the node.
-        host: Address of the node.
-        step: Steps that it has done.
-        silence_seconds: Time since its training last made progress.
-        received_at: When the report arrived, by the board's clock.
-        metrics: What its training last reported; the first worker's only.
-        gpu_used_bytes: Used memory of its GPU, by any process; 0 without a GPU.
-        gpu_total_bytes: Memory of its GPU.
-    """
+    """A worker's last report."""
 
     group: str
+    """Which start of the workers it belongs to."""
     rank: int
+    """Its number in the group."""
     num_workers: int
+    """Size of the group."""
     process: int
+    """Its process on its node."""
     node: str
+    """Ray's id of the node."""
     host: str
+    """Address of the node."""
     step: int = 0
+    """Steps that it has done."""
     silence_seconds: float = 0.0
+    """Time since its training last made progress."""
     received_at: float = 0.0
+    """When the report arrived, by the board's clock."""
     metrics: dict[str, Any] = field(default_factory=dict)
+    """What its training last reported; the first worker's only."""
     gpu_used_bytes: int = 0
+    """Used memory of its GPU, by any process; 0 without a GPU."""
     gpu_total_bytes: int = 0
+    """Memory of its GPU."""
 
     def describe(self) -> str:
         """Return which worker it is, for a message."""
@@ -102,14 +99,7 @@ class HeartbeatBoard:
 def report_heartbeats(
     board: Any, worker: WorkerStatus, progress: WorkerProgress, device: torch.device
 ) -> Iterator[None]:
-    """Report a worker's progress to the board for the length of a with block.
-
-    Args:
-        board: The handle of the board's actor.
-        worker: The worker, as it begins.
-        progress: How far its loop is.
-        device: Where it computes.
-    """
+    """Report a worker's progress to the board for the length of a with block."""
     import ray
 
     def report() -> None:
@@ -207,12 +197,7 @@ class StallWarning:
         self._longest_seconds = 0.0
 
     def update(self, now: float, workers: list[WorkerStatus]) -> None:
-        """Look at the last reports.
-
-        Args:
-            now: The time by the board's clock.
-            workers: The workers that have reported.
-        """
+        """Look at the last reports."""
         seconds = group_silence_seconds(now, workers)
         step = min((worker.step for worker in workers), default=0)
         if seconds > self._threshold_seconds:

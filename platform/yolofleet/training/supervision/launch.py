@@ -177,16 +177,14 @@ class FailureBudget:
 
     A run can only continue for ever by making progress for ever, and it has an end: so every budget that a checkpoint
     renews has an end, too.
-
-    Attributes:
-        limits: Failures of each kind that a run survives in a row without a checkpoint between them.
-        checkpoint_step: The newest checkpoint that is known.
-        counts: Failures since then.
     """
 
     limits: dict[Failure, int]
+    """Failures of each kind that a run survives in a row without a checkpoint between them."""
     checkpoint_step: int = 0
+    """The newest checkpoint that is known."""
     counts: Counter[Failure] = field(default_factory=Counter)
+    """Failures since then."""
 
     @classmethod
     def of(cls, cluster: ClusterSpec, checkpoint_step: int) -> FailureBudget:
@@ -199,12 +197,7 @@ class FailureBudget:
         return cls(limits, checkpoint_step)
 
     def charge(self, failure: Failure, checkpoint_step: int) -> bool:
-        """Count a failure, and return whether the run may start again.
-
-        Args:
-            failure: What failed.
-            checkpoint_step: The newest checkpoint now.
-        """
+        """Count a failure, and return whether the run may start again."""
         if checkpoint_step > self.checkpoint_step:
             self.checkpoint_step = checkpoint_step
             self.counts.clear()

@@ -25,19 +25,16 @@ REACH_TIMEOUT_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class NodeOffer:
-    """The resources of one node, or of each node of a group that an autoscaler may start.
-
-    Attributes:
-        resources: Amounts by kind, as Ray counts them.
-        count: Nodes like this.
-        labels: Ray's labels of the node.
-        name: What to call it in a message.
-    """
+    """The resources of one node, or of each node of a group that an autoscaler may start."""
 
     resources: Mapping[str, float]
+    """Amounts by kind, as Ray counts them."""
     count: int = 1
+    """Nodes like this."""
     labels: Mapping[str, str] | None = None
+    """Ray's labels of the node."""
     name: str = "node"
+    """What to call it in a message."""
 
     def slots(self, wanted: Mapping[str, float], labels: Mapping[str, str]) -> int:
         """Return how many workers have room: resources of two nodes do not add up to one worker."""
@@ -125,19 +122,16 @@ def _describe(offers: Sequence[NodeOffer]) -> str:
 
 @dataclass(frozen=True)
 class NodeRecord:
-    """A node that the cluster has or had, as Ray lists it.
-
-    Attributes:
-        name: Its address.
-        offers: Its resources, for people.
-        alive: Whether it is part of the cluster.
-        end: Why it left; empty while it is alive.
-    """
+    """A node that the cluster has or had, as Ray lists it."""
 
     name: str
+    """Its address."""
     offers: str
+    """Its resources, for people."""
     alive: bool
+    """Whether it is part of the cluster."""
     end: str
+    """Why it left; empty while it is alive."""
 
 
 def list_nodes() -> dict[str, NodeRecord]:

@@ -61,19 +61,16 @@ NOTICE_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How one start of the workers ended.
-
-    Attributes:
-        failure: The kind of failure; None: the workers ended by themselves.
-        left: Why they left before the end of the run; None: they did not.
-        reason: What happened, for people.
-        progress: How far the run had come by then.
-    """
+    """How one start of the workers ended."""
 
     failure: Failure | None
+    """The kind of failure; None: the workers ended by themselves."""
     left: str | None
+    """Why they left before the end of the run; None: they did not."""
     reason: str
+    """What happened, for people."""
     progress: KnownProgress | None
+    """How far the run had come by then."""
 
 
 @contextmanager

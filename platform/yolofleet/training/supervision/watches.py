@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from yolofleet.core.background import BackgroundLoop
@@ -69,9 +68,7 @@ class NodeWatch:
         self._loop.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._loop.close()
 
     def update(self) -> None:
@@ -126,9 +123,7 @@ class GroupWatch:
         self._loop.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._loop.close()
 
     def _update(self) -> None:
@@ -194,21 +189,18 @@ def examine_and_kill(process: int) -> str:
 
 @dataclass(frozen=True)
 class PlacementGroupRecord:
-    """A placement group, as Ray lists it.
-
-    Attributes:
-        id: Its id, hexadecimal.
-        job: Ray's id of the driver under which it was made.
-        maker: Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials.
-        maker_is_dead: Whether that actor is gone; Ray says so of the driver's own groups, too.
-        state: Ray's word for its state.
-    """
+    """A placement group, as Ray lists it."""
 
     id: str
+    """Its id, hexadecimal."""
     job: str
+    """Ray's id of the driver under which it was made."""
     maker: str | None
+    """Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials."""
     maker_is_dead: bool
+    """Whether that actor is gone; Ray says so of the driver's own groups, too."""
     state: str
+    """Ray's word for its state."""
 
 
 def orphaned_groups(groups: Iterable[PlacementGroupRecord], job: str) -> list[PlacementGroupRecord]:
