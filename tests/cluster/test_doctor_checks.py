@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from yolofleet.cluster.doctor.access import REPORT_PREFIX, parse_report
-from yolofleet.cluster.doctor.all_reduce import Exchange, bandwidth, check_all_reduce, examine_all_reduce
+from yolofleet.cluster.doctor.all_reduce import AllReduceResult, bandwidth, check_all_reduce, examine_all_reduce
 from yolofleet.cluster.doctor.authentication import Address, ProbeResult, check_access, check_authentication
 from yolofleet.cluster.doctor.cluster_checks import TrackingFound, check_room, check_tracking
 from yolofleet.cluster.doctor.devices import Devices, Gpu, check_devices, parse_gpus
@@ -27,7 +27,7 @@ from yolofleet.cluster.doctor.node_checks import (
     measure_clock,
     probe_versions,
 )
-from yolofleet.cluster.doctor.nodes import Node, list_nodes
+from yolofleet.cluster.doctor.nodes import ExaminedNode, list_nodes
 from yolofleet.cluster.doctor.storage_probe import DataFound, RunsFound, check_data, check_runs
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
@@ -250,17 +250,17 @@ def test_room() -> None:
 @pytest.mark.parametrize(
     ("backend", "found", "expected", "seen"),
     [
-        ("gloo", [Exchange(0.05, True)] * 2, "ok", "336 MB/s"),
-        ("gloo", [Exchange(0.05, True), Exchange(4.0, True)], "warn", "4.2 MB/s"),
-        ("nccl", [Exchange(1.0, True)] * 2, "warn", "134 MB/s"),
-        ("nccl", [Exchange(0.001, True)] * 8, "ok", "235 GB/s"),
-        ("nccl", [Exchange(0.001, True)], "ok", "no other to exchange with"),
-        ("gloo", [Exchange(0.05, True), Exchange(0.05, False)], "fail", "the sum is wrong"),
-        ("gloo", [Exchange(0.05, True), "10.0.0.8: no answer within 60 s"], "fail", "10.0.0.8: no answer"),
+        ("gloo", [AllReduceResult(0.05, True)] * 2, "ok", "336 MB/s"),
+        ("gloo", [AllReduceResult(0.05, True), AllReduceResult(4.0, True)], "warn", "4.2 MB/s"),
+        ("nccl", [AllReduceResult(1.0, True)] * 2, "warn", "134 MB/s"),
+        ("nccl", [AllReduceResult(0.001, True)] * 8, "ok", "235 GB/s"),
+        ("nccl", [AllReduceResult(0.001, True)], "ok", "no other to exchange with"),
+        ("gloo", [AllReduceResult(0.05, True), AllReduceResult(0.05, False)], "fail", "the sum is wrong"),
+        ("gloo", [AllReduceResult(0.05, True), "10.0.0.8: no answer within 60 s"], "fail", "10.0.0.8: no answer"),
         ("nccl", ["a: x", "b: y"], "fail", "and 1 more"),
     ],
 )
-def test_all_reduce(backend: str, found: list[Exchange | str], expected: str, seen: str) -> None:
+def test_all_reduce(backend: str, found: list[AllReduceResult | str], expected: str, seen: str) -> None:
     finding = check_all_reduce(backend, "two", found)  # type: ignore[arg-type]
     assert finding.verdict == expected and seen in finding.seen
 
@@ -271,7 +271,7 @@ def test_of_two_each_link_carries_the_tensor_once() -> None:
 
 
 def test_gpus_that_others_use_are_left_to_them() -> None:
-    nodes = [Node("a", "n1", "n1", {"GPU": 8.0}, 8), Node("b", "n2", "n2", {"GPU": 8.0}, 8)]
+    nodes = [ExaminedNode("a", "n1", "n1", {"GPU": 8.0}, 8), ExaminedNode("b", "n2", "n2", {"GPU": 8.0}, 8)]
     free = {"a": {"GPU": 8.0}, "b": {"CPU": 1.0}}
     finding = examine_all_reduce(nodes, ClusterSpec(gpus_per_worker=1), free, 1.0, 1.0)
     assert finding.verdict == "warn" and finding.seen == "not tried: no GPU is free on n2"

@@ -14,7 +14,7 @@ import yaml
 
 from cluster.manifest_rules import RuleBrokenError, Rules, pod_templates
 from yolofleet.cli.main import main
-from yolofleet.cluster.manifest import render_manifest
+from yolofleet.cluster.kuberay_manifest import render_manifest
 from yolofleet.cluster.manifest_work import work_of_job
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec

@@ -54,7 +54,7 @@ def render(
     import json
     from importlib.metadata import version
 
-    from yolofleet.cluster.manifest import manifest_text, render_manifest
+    from yolofleet.cluster.kuberay_manifest import manifest_text, render_manifest
     from yolofleet.core.errors import UserError
 
     changes = overrides or []

@@ -13,7 +13,7 @@ from yolofleet.cli.registry import reachable_registry
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.bootstrap import Difference
-    from yolofleet.registry.comparison import Comparison
+    from yolofleet.registry.comparison import VersionComparison
     from yolofleet.registry.verify import Verification
 
 MARKS = {"passed": "ok", "failed": "FAILED", "not possible": "not possible", "note": "note"}
@@ -101,7 +101,7 @@ def compare(
     print_result(comparison.document(), _format_comparison(comparison, html), as_json=as_json)
 
 
-def _format_comparison(comparison: Comparison, html: Path | None) -> Iterator[str]:
+def _format_comparison(comparison: VersionComparison, html: Path | None) -> Iterator[str]:
     differences = comparison.differences
     images = f"{differences.num_images} images of {comparison.dataset.storage.url}"
     yield f"{comparison.second.uri} against {comparison.first.uri}, {images}"
@@ -120,7 +120,7 @@ def _format_difference(entry: Difference) -> str:
     return f"{entry.first:.4f}  {entry.second:.4f}  {entry.difference:+.4f}  {interval}"
 
 
-def _write_page(comparison: Comparison, folder: Path) -> None:
+def _write_page(comparison: VersionComparison, folder: Path) -> None:
     from yolofleet.registry.comparison import differing_images, render_comparison
     from yolofleet.storage import open_storage
 

@@ -38,8 +38,8 @@ PAIRS_AT_ONCE = 2_000_000  # bounds the memory of the overlaps: about 300 MB
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Boxes:
-    """Boxes sorted by group: ground truth (G) or detections (D).
+class BoxTable:
+    """BoxTable sorted by group: ground truth (G) or detections (D).
 
     Attributes:
         groups: (N,) ascending; one number for each image and class.
@@ -61,7 +61,7 @@ def outside_ranges(areas: Floats) -> Booleans:
     return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
 
 
-def match(objects: Boxes, detections: Boxes) -> tuple[Booleans, Booleans]:
+def match(objects: BoxTable, detections: BoxTable) -> tuple[Booleans, Booleans]:
     """Match the detections and objects of every group.
 
     Args:
@@ -105,7 +105,7 @@ def match(objects: Boxes, detections: Boxes) -> tuple[Booleans, Booleans]:
     return matched, ignored
 
 
-def _overlapping_pairs(objects: Boxes, detections: Boxes) -> tuple[Integers, Integers, Floats]:
+def _overlapping_pairs(objects: BoxTable, detections: BoxTable) -> tuple[Integers, Integers, Floats]:
     """Return the pairs of each group that reach the lowest threshold: detection index, object index, IoU, (P,) each."""
     first = np.searchsorted(objects.groups, detections.groups, side="left")
     counts = np.searchsorted(objects.groups, detections.groups, side="right") - first  # (D,) objects in its group
@@ -162,7 +162,9 @@ class Curves:
     recall: Floats
 
 
-def precision_recall(truth: Boxes, detected: Boxes, scores: Floats, *, num_images: int, num_classes: int) -> Curves:
+def precision_recall(
+    truth: BoxTable, detected: BoxTable, scores: Floats, *, num_images: int, num_classes: int
+) -> Curves:
     """Match all detections and accumulate precision and recall, class by class."""
     matched, ignored = match(truth, detected)  # (D, T, A)
     num_thresholds, num_ranges = matched.shape[1:]
@@ -214,7 +216,9 @@ def _precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> 
     return levels, reached
 
 
-def ground_truth_boxes(annotations: Sequence[Mapping[str, Any]], image_ids: Integers, category_ids: Integers) -> Boxes:
+def ground_truth_boxes(
+    annotations: Sequence[Mapping[str, Any]], image_ids: Integers, category_ids: Integers
+) -> BoxTable:
     """Return annotations of known images and classes in groups, each group in the order of the file."""
     of_image = np.array([entry["image_id"] for entry in annotations], np.int64)
     of_category = np.array([entry["category_id"] for entry in annotations], np.int64)
@@ -226,7 +230,7 @@ def ground_truth_boxes(annotations: Sequence[Mapping[str, Any]], image_ids: Inte
     known = np.isin(of_image, image_ids) & np.isin(of_category, category_ids)
     groups = _groups(of_image, of_category, image_ids, category_ids)
     order = np.flatnonzero(known)[np.argsort(groups[known], kind="stable")]
-    return Boxes(
+    return BoxTable(
         groups=groups[order],
         boxes=boxes[order],
         areas=areas[order],
@@ -235,7 +239,7 @@ def ground_truth_boxes(annotations: Sequence[Mapping[str, Any]], image_ids: Inte
     )
 
 
-def detection_boxes(detections: Detections, image_ids: Integers, category_ids: Integers) -> tuple[Boxes, Floats]:
+def detection_boxes(detections: Detections, image_ids: Integers, category_ids: Integers) -> tuple[BoxTable, Floats]:
     """Return detections of known classes in groups, by descending score, at most 100 a group; and their scores."""
     groups = _groups(detections.image_ids, detections.category_ids, image_ids, category_ids)
     known = np.flatnonzero(np.isin(detections.category_ids, category_ids))
@@ -243,7 +247,7 @@ def detection_boxes(detections: Detections, image_ids: Integers, category_ids: I
     ranks = _ranks(groups[order])
     order, ranks = order[ranks < ALLOWED[-1]], ranks[ranks < ALLOWED[-1]]
     boxes = detections.boxes[order]
-    detected = Boxes(
+    detected = BoxTable(
         groups=groups[order],
         boxes=boxes,
         areas=boxes[:, 2] * boxes[:, 3],

@@ -1,4 +1,4 @@
-"""Comparison of two ways to compute the same predictions: the largest differences of boxes and of scores.
+"""PredictionComparison of two ways to compute the same predictions: the largest differences of boxes and of scores.
 
 Detections are compared as sets: rounding may change the order of equal scores, and may move a score over the threshold.
 """
@@ -19,7 +19,7 @@ EDGE = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Comparison:
+class PredictionComparison:
     """Differences between expected and computed predictions.
 
     Attributes:
@@ -53,13 +53,13 @@ class Comparison:
         )
 
 
-def compare_decoded(expected: Tensor, found: Tensor) -> Comparison:
+def compare_decoded(expected: Tensor, found: Tensor) -> PredictionComparison:
     """Compare decoded predictions (B, N, 5 + C); another shape or NaN counts as an infinite difference."""
     if expected.shape != found.shape:
-        return Comparison(num_images=expected.shape[0], num_boxes=0, box_pixels=torch.inf, score=torch.inf)
+        return PredictionComparison(num_images=expected.shape[0], num_boxes=0, box_pixels=torch.inf, score=torch.inf)
     difference = (expected.float().cpu() - found.float().cpu()).abs()
     difference = difference.nan_to_num(nan=torch.inf)
-    return Comparison(
+    return PredictionComparison(
         num_images=expected.shape[0],
         num_boxes=expected.shape[0] * expected.shape[1],
         box_pixels=float(difference[..., :4].max()),
@@ -67,7 +67,7 @@ def compare_decoded(expected: Tensor, found: Tensor) -> Comparison:
     )
 
 
-def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, full: int) -> Comparison:
+def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, full: int) -> PredictionComparison:
     """Compare detections (k, 6) of each image, whatever their order.
 
     Args:
@@ -84,7 +84,7 @@ def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, f
         left = [rows[list(set(range(len(rows))) - set(used))] for rows, used in _sides(want, got, pairs)]
         edge = max((float(rows[:, 4].min()) for rows in (want, got) if len(rows) == full), default=-1.0)
         unmatched += sum(int((rows[:, 4] > edge + EDGE).sum()) for rows in left)
-    return Comparison(
+    return PredictionComparison(
         num_images=len(expected),
         num_boxes=sum(len(rows) for rows in expected),
         box_pixels=boxes,
@@ -93,9 +93,9 @@ def compare_detections(expected: Sequence[Tensor], found: Sequence[Tensor], *, f
     )
 
 
-def merge_comparisons(parts: Sequence[Comparison]) -> Comparison:
+def merge_comparisons(parts: Sequence[PredictionComparison]) -> PredictionComparison:
     """Return several comparisons as one."""
-    return Comparison(
+    return PredictionComparison(
         num_images=sum(part.num_images for part in parts),
         num_boxes=sum(part.num_boxes for part in parts),
         box_pixels=max(part.box_pixels for part in parts),

@@ -10,7 +10,12 @@ from torch import Tensor
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.nms import non_maximum_suppression
 from yolofleet.export.exporter import FORMATS
-from yolofleet.export.prediction_comparison import Comparison, compare_decoded, compare_detections, merge_comparisons
+from yolofleet.export.prediction_comparison import (
+    PredictionComparison,
+    compare_decoded,
+    compare_detections,
+    merge_comparisons,
+)
 from yolofleet.export.settings import ExportError, InputShape, Thresholds
 from yolofleet.models import deploy
 
@@ -29,7 +34,7 @@ def random_batches(shape: InputShape, stride: int) -> list[Tensor]:
 @torch.inference_mode()
 def verify(
     path: Path, format_name: str, detector: Detector, thresholds: Thresholds | None, batches: list[Tensor]
-) -> Comparison:
+) -> PredictionComparison:
     """Run an exported file and compare its predictions with torch's.
 
     Args:
@@ -53,7 +58,7 @@ def verify(
     )
 
 
-def _compare_suppressed(decoded: Tensor, detections: list[Tensor], thresholds: Thresholds) -> Comparison:
+def _compare_suppressed(decoded: Tensor, detections: list[Tensor], thresholds: Thresholds) -> PredictionComparison:
     expected = non_maximum_suppression(
         decoded,
         confidence=thresholds.confidence,

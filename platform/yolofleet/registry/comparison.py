@@ -38,7 +38,7 @@ MORE_STYLE = """
 
 
 @dataclass(frozen=True)
-class Comparison:
+class VersionComparison:
     """Two versions, evaluated on the same dataset."""
 
     first: Version
@@ -69,7 +69,7 @@ def compare(
     num_replicates: int = 1000,
     confidence: float = 0.95,
     on_images: Callable[[int], None] | None = None,
-) -> Comparison:
+) -> VersionComparison:
     """Compare two versions on one dataset.
 
     The detections of a version are read from its record where that is whole; else it is evaluated now.
@@ -102,7 +102,7 @@ def compare(
         num_replicates=num_replicates,
         confidence=confidence,
     )
-    return Comparison(first, second, dataset, evaluations, differences)
+    return VersionComparison(first, second, dataset, evaluations, differences)
 
 
 def evaluate_version(
@@ -166,7 +166,7 @@ def _recorded_data(first: Version, second: Version) -> str:
     )
 
 
-def differing_images(comparison: Comparison) -> list[tuple[Disagreement, SampleImage]]:
+def differing_images(comparison: VersionComparison) -> list[tuple[Disagreement, SampleImage]]:
     """Draw the images on which two versions differ most: ground truth, boxes of the first, boxes of the second."""
     first, second = (evaluation.detections for evaluation in comparison.evaluations)
     chosen = disagreements(comparison.dataset.annotations(), first, second, count=NUM_IMAGES)
@@ -179,7 +179,7 @@ def differing_images(comparison: Comparison) -> list[tuple[Disagreement, SampleI
     return images
 
 
-def render_comparison(comparison: Comparison, images: Sequence[tuple[Disagreement, SampleImage]]) -> str:
+def render_comparison(comparison: VersionComparison, images: Sequence[tuple[Disagreement, SampleImage]]) -> str:
     """Render the page; it needs no other file and no network."""
     differences = comparison.differences
     first, second = escape(comparison.first.uri), escape(comparison.second.uri)
@@ -206,7 +206,7 @@ def render_comparison(comparison: Comparison, images: Sequence[tuple[Disagreemen
     )
 
 
-def _table(heading: str, rows: Sequence[Difference], comparison: Comparison) -> str:
+def _table(heading: str, rows: Sequence[Difference], comparison: VersionComparison) -> str:
     widest = max((abs(end) for row in rows for end in (row.low, row.high) if end is not None), default=0.0) or 1.0
     names = [f"version {version.number}" for version in (comparison.first, comparison.second)]
     if comparison.first.name != comparison.second.name:

@@ -26,7 +26,7 @@ from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.export.prediction_comparison import Comparison
+    from yolofleet.export.prediction_comparison import PredictionComparison
 
 PROOF_NAME = "proof.json"
 DETECTIONS_NAME = "evaluation/detections.safetensors"
@@ -180,7 +180,7 @@ def training_form_difference(folder: Path, detector: Detector) -> float:
     return prove(model, detector.model, random_images(detector.model), FORM_TOLERANCE)
 
 
-def compare_onnx(path: Path, detector: Detector) -> Comparison:
+def compare_onnx(path: Path, detector: Detector) -> PredictionComparison:
     """Run an ONNX file beside torch, with or without NMS in it.
 
     Args:

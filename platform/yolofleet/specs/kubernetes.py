@@ -39,7 +39,7 @@ class PoolSpec(Spec):
     """Further resources of each pod, e.g. ``vpc.amazonaws.com/efa: 4``."""
 
 
-class HeadSpec(Spec):
+class HeadPodSpec(Spec):
     """The head: Ray's own services and the job's driver, which also proves the finished model; no worker runs on it."""
 
     cpus: Annotated[float, Field(ge=1)] = 4.0
@@ -92,7 +92,7 @@ class KubernetesSpec(Spec):
     namespace: Name = "yolofleet"
     """Namespace of all objects."""
     images: ImagesSpec = ImagesSpec()
-    head: HeadSpec = HeadSpec()
+    head: HeadPodSpec = HeadPodSpec()
     on_demand: PoolSpec = PoolSpec()
     """Nodes that stay: for all workers, or where there is a spot pool for the first worker of each run."""
     spot: PoolSpec | None = None

@@ -15,7 +15,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
-from yolofleet.cluster.doctor.nodes import NO_ANSWER_CURE, NoAnswer, Node, await_answers, end_actors, start_actor
+from yolofleet.cluster.doctor.nodes import (
+    NO_ANSWER_CURE,
+    ExaminedNode,
+    NoAnswer,
+    await_answers,
+    end_actors,
+    start_actor,
+)
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.specs.cluster import ClusterSpec
 
@@ -33,7 +40,7 @@ Backend = Literal["nccl", "gloo"]
 
 
 @dataclass(frozen=True)
-class Exchange:
+class AllReduceResult:
     """What a member measured."""
 
     seconds: float
@@ -61,7 +68,7 @@ class GroupProcess:
 
     def exchange(
         self, backend: Backend, rank: int, world_size: int, address: str, port: int, timeout_seconds: float
-    ) -> Exchange:
+    ) -> AllReduceResult:
         """Meet the other members at the store and sum; raises where one of them does not come within the time."""
         import torch
         import torch.distributed as dist
@@ -84,7 +91,7 @@ class GroupProcess:
                 right.append(total == world_size * (world_size + 1) / 2)
         finally:
             dist.destroy_process_group()
-        return Exchange(min(seconds[1:]), all(right))
+        return AllReduceResult(min(seconds[1:]), all(right))
 
 
 def bandwidth(backend: Backend, world_size: int, seconds: float) -> float:
@@ -92,7 +99,7 @@ def bandwidth(backend: Backend, world_size: int, seconds: float) -> float:
     return 2 * (world_size - 1) / world_size * TENSOR_BYTES[backend] / seconds
 
 
-def check_all_reduce(backend: Backend, where: str, results: Sequence[Exchange | str]) -> Finding:
+def check_all_reduce(backend: Backend, where: str, results: Sequence[AllReduceResult | str]) -> Finding:
     """Check what each member has measured, or why it has failed.
 
     Args:
@@ -109,7 +116,7 @@ def check_all_reduce(backend: Backend, where: str, results: Sequence[Exchange | 
             "GLOO_SOCKET_IFNAME); let host names resolve to addresses that the others reach"
         )
         return finding("fail", f"{begin}{failed[0]}{more}", cure)
-    exchanges = [result for result in results if isinstance(result, Exchange)]
+    exchanges = [result for result in results if isinstance(result, AllReduceResult)]
     if not all(exchange.is_right for exchange in exchanges):
         cure = "a device or link computes wrong: remove nodes until it is right, then repair the last one removed"
         return finding("fail", f"{begin}the sum is wrong", cure)
@@ -128,7 +135,7 @@ def check_all_reduce(backend: Backend, where: str, results: Sequence[Exchange | 
 
 
 def examine_all_reduce(
-    nodes: Sequence[Node],
+    nodes: Sequence[ExaminedNode],
     cluster: ClusterSpec | None,
     free: Mapping[str, Mapping[str, float]],
     start_seconds: float,
@@ -158,7 +165,9 @@ def examine_all_reduce(
     return _run_group("nccl", counts, start_seconds, exchange_seconds)
 
 
-def _run_group(backend: Backend, counts: Mapping[Node, int], start_seconds: float, exchange_seconds: float) -> Finding:
+def _run_group(
+    backend: Backend, counts: Mapping[ExaminedNode, int], start_seconds: float, exchange_seconds: float
+) -> Finding:
     nodes = [node for node, count in counts.items() for _ in range(count)]
     kind = "GPUs" if backend == "nccl" else "processes"
     where = f"{len(nodes)} {kind} of {len(counts)} {'node' if len(counts) == 1 else 'nodes'}"
@@ -181,7 +190,7 @@ def _run_group(backend: Backend, counts: Mapping[Node, int], start_seconds: floa
         end_actors(members)
 
 
-def _name_missing(nodes: Sequence[Node], answers: Sequence[Any]) -> list[Any]:
+def _name_missing(nodes: Sequence[ExaminedNode], answers: Sequence[Any]) -> list[Any]:
     """Replace each answer that did not come by a text with the node's name."""
     return [
         f"{node.name}: {answer.reason}" if isinstance(answer, NoAnswer) else answer

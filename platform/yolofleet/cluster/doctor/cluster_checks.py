@@ -16,7 +16,7 @@ from pathlib import Path
 
 from yolofleet.cluster.doctor.disk import CacheNeed
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
-from yolofleet.cluster.doctor.nodes import Node
+from yolofleet.cluster.doctor.nodes import ExaminedNode
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import without_passwords
@@ -43,7 +43,7 @@ NAME = "yolofleet-doctor"
 TAG = "looked_at"
 
 
-def ray_finding(nodes: Sequence[Node]) -> Finding:
+def ray_finding(nodes: Sequence[ExaminedNode]) -> Finding:
     """Return the finding that names Ray's version and counts its nodes."""
     import ray
 

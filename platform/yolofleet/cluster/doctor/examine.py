@@ -32,7 +32,7 @@ from yolofleet.cluster.doctor.node_checks import (
     probe_limits,
     probe_versions,
 )
-from yolofleet.cluster.doctor.nodes import NO_ANSWER_CURE, Node, Probes, list_nodes
+from yolofleet.cluster.doctor.nodes import NO_ANSWER_CURE, ExaminedNode, Probes, list_nodes
 from yolofleet.cluster.doctor.storage_probe import (
     CREDENTIALS_CURE,
     RUNS_SUBJECT,
@@ -83,7 +83,7 @@ class _Examination:
     """One examination and the nodes that still answer."""
 
     def __init__(
-        self, job: JobSpec | None, expected: Installed, notify: Notify, probes: Probes, nodes: list[Node]
+        self, job: JobSpec | None, expected: Installed, notify: Notify, probes: Probes, nodes: list[ExaminedNode]
     ) -> None:
         self._job = job
         self._expected = expected
@@ -127,7 +127,7 @@ class _Examination:
         subject: str,
         seconds: float,
         question: Callable[[], Any],
-        check: Callable[[Node, Any], list[Finding]],
+        check: Callable[[ExaminedNode, Any], list[Finding]],
         *,
         only_workers: bool = False,
     ) -> Iterator[Finding]:
@@ -151,13 +151,13 @@ class _Examination:
                 self._nodes.remove(node)
                 yield Finding(node.name, CLOCK_SUBJECT, "fail", str(error), NO_ANSWER_CURE)
 
-    def _time_at(self, node: Node) -> float:
+    def _time_at(self, node: ExaminedNode) -> float:
         answers = self._probes.ask([node], time.time, seconds=LOOK_SECONDS)
         if node in answers.missing:
             raise _NoAnswerError(answers.missing[node].reason)
         return answers.facts[node]
 
-    def _check_limits(self, node: Node, found: Limits) -> list[Finding]:
+    def _check_limits(self, node: ExaminedNode, found: Limits) -> list[Finding]:
         files = check_open_files(node.name, found)
         if not node.num_workers:
             return [files]
@@ -197,7 +197,7 @@ class _Examination:
         )
 
 
-def _check_data(subject: str, url: str, node: Node, found: Any) -> list[Finding]:
+def _check_data(subject: str, url: str, node: ExaminedNode, found: Any) -> list[Finding]:
     return [check_data(node.name, found, subject, url)]
 
 

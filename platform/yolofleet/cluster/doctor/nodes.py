@@ -25,7 +25,7 @@ Facts = TypeVar("Facts")
 
 
 @dataclass(frozen=True)
-class Node:
+class ExaminedNode:
     """One node."""
 
     id: str
@@ -62,13 +62,13 @@ class NoAnswer:
 class Answers(Generic[Facts]):
     """The nodes' answers to one question."""
 
-    facts: Mapping[Node, Facts]
+    facts: Mapping[ExaminedNode, Facts]
     """What each node that answered has found."""
-    missing: Mapping[Node, NoAnswer]
+    missing: Mapping[ExaminedNode, NoAnswer]
     """Why each of the others did not answer."""
 
 
-def list_nodes(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[Node]:
+def list_nodes(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[ExaminedNode]:
     """Return the nodes that are alive, the head first.
 
     Args:
@@ -85,7 +85,7 @@ def list_nodes(rows: Iterable[Mapping[str, Any]], cluster: ClusterSpec) -> list[
             name += f" {row.get('Labels', {}).get('name') or row['NodeID'][:6]}"
         slots = NodeOffer(resources, labels=row.get("Labels")).slots(wanted, cluster.labels)
         num_workers = min(slots, cluster.most_workers)
-        nodes.append(Node(row["NodeID"], name, row["NodeManagerAddress"], resources, num_workers))
+        nodes.append(ExaminedNode(row["NodeID"], name, row["NodeManagerAddress"], resources, num_workers))
     return sorted(nodes, key=lambda node: (HEAD_RESOURCE not in node.resources, node.name))
 
 
@@ -99,9 +99,9 @@ class _Probe:
 class Probes:
     """An actor on each node for the length of a with block."""
 
-    def __init__(self, nodes: Iterable[Node]) -> None:
+    def __init__(self, nodes: Iterable[ExaminedNode]) -> None:
         self._nodes = tuple(nodes)
-        self._actors: dict[Node, Any] = {}
+        self._actors: dict[ExaminedNode, Any] = {}
 
     def __enter__(self) -> Probes:
         self._actors = {node: start_actor(_Probe, node, max_concurrency=CONCURRENT) for node in self._nodes}
@@ -111,7 +111,7 @@ class Probes:
         end_actors(self._actors.values())
 
     def ask(
-        self, nodes: Iterable[Node], question: Callable[..., Facts], *arguments: Any, seconds: float
+        self, nodes: Iterable[ExaminedNode], question: Callable[..., Facts], *arguments: Any, seconds: float
     ) -> Answers[Facts]:
         """Call a function on nodes at the same time, and wait for the results no longer than ``seconds``."""
         asked = {node: self._actors[node].run.remote(question, *arguments) for node in nodes}
@@ -120,7 +120,7 @@ class Probes:
         return Answers({node: answer for node, answer in answers.items() if node not in missing}, missing)
 
 
-def start_actor(kind: type, node: Node, **options: Any) -> Any:
+def start_actor(kind: type, node: ExaminedNode, **options: Any) -> Any:
     """Start an actor on one node and no other; it takes none of Ray's resources unless the options say so."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
