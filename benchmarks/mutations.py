@@ -110,7 +110,7 @@ def mutations(source: str, within: tuple[str, ...] = ()) -> list[Mutation]:
     spans = [
         range(node.lineno, (node.end_lineno or node.lineno) + 1)
         for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef) and node.name in within
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in within
     ]
     found = []
     seen: Counter[tuple[str, str, str]] = Counter()

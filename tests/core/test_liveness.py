@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
-from yolofleet.core.liveness import LeaseWatch, ProcessId
+from yolofleet.core.liveness import LEASE_SECONDS, RENEWALS_PER_LEASE, LeaseWatch, ProcessId, _start_ticks
 
 
 def test_the_end_of_a_process_of_this_host_is_seen() -> None:
@@ -34,3 +35,21 @@ def test_a_lease_ends_a_whole_lease_after_the_last_new_sign_of_life() -> None:
     assert not watch.has_expired("a", 1, 10.0) and not watch.has_expired("b", 1, 10.0)
     now += 0.1
     assert watch.has_expired("a", 1, 10.0) and not watch.has_expired("b", 1, 10.0)
+
+
+def test_a_lease_is_a_minute_and_outlives_two_failed_renewals() -> None:
+    """The pages say a minute; a holder that misses two renewals in a row must still be in time with the next."""
+    assert LEASE_SECONDS == 60.0
+    assert RENEWALS_PER_LEASE == 4
+
+
+def test_a_process_that_ended_but_was_not_waited_for_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    process = replace(ProcessId.current(), pid=child.pid, start_ticks=_start_ticks(child.pid))
+    assert not process.has_ended()
+    child.stdin.close()  # it ends, and stays a zombie until `wait`
+    deadline = time.monotonic() + 20
+    while not process.has_ended() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.has_ended() and child.returncode is None
+    child.wait()

@@ -70,3 +70,17 @@ def test_other_failures_are_raised_at_once() -> None:
     with pytest.raises(ValueError, match="no"):
         retry(action, patience_seconds=60, is_transient=lambda error: isinstance(error, OSError))
     assert len(calls) == 1
+
+
+def test_pauses_double_from_a_fifth_of_a_second_to_ten_seconds() -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        clock = Clock(monkeypatch)
+        planned: list[float] = []
+
+        def action() -> None:
+            raise OSError("no")
+
+        with pytest.raises(OSError, match="no"):
+            retry(action, patience_seconds=60, is_transient=lambda error: True, on_retry=lambda _, s: planned.append(s))
+        assert planned[:8] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0])
+        assert all(0.8 * wanted <= pause <= 1.2 * wanted for pause, wanted in zip(clock.pauses, planned, strict=True))

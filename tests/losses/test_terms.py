@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import pytest
 import torch
@@ -16,9 +17,13 @@ from torch.nn import functional as F
 from losses.scenes import GAINS, STRIDES, make_loss, make_predictions, make_targets
 from yolofleet.core.errors import UserError
 from yolofleet.losses import DetectionLoss
-from yolofleet.losses.boxes import complete_iou
+from yolofleet.losses.boxes import complete_iou, read_boxes
+from yolofleet.losses.candidates import Candidates
 from yolofleet.losses.levels import make_levels, read_predictions
+from yolofleet.losses.matching import compute_class_cost, compute_published_class_cost
+from yolofleet.losses.settings import LossSettings
 from yolofleet.losses.terms import (
+    _compute_background_entropy,
     cap_coarse_cells,
     compute_box_fit,
     compute_box_term,
@@ -302,3 +307,40 @@ def test_strides_and_anchors_must_agree() -> None:
         make_loss(class_weights=[1, 1, -1, 1, 1])
     with pytest.raises(ValueError, match="lack obj"):
         DetectionLoss(anchors=[[[1, 2]]], strides=[8], num_classes=5, hyperparameters={"box": 1, "cls": 1})
+
+
+@pytest.mark.parametrize("side", [2, 3])
+def test_boxes_without_area_or_finite_sides_are_left_out_unless_asked_for(side: int) -> None:
+    targets = torch.tensor([[0.0, 1, 0.5, 0.5, 0.2, 0.3], [0, 2, 0.5, 0.5, 0.2, 0.3], [1, 0, 0.1, 0.1, 0.1, 0.1]])
+    targets[1, 2 + side] = 0.0
+    assert read_boxes(targets, 2, 3, torch.float64, keep_degenerate=False).label.tolist() == [1, 0]
+    assert read_boxes(targets, 2, 3, torch.float64, keep_degenerate=True).label.tolist() == [1, 2, 0]
+    targets[1, 2 + side] = math.nan
+    assert read_boxes(targets, 2, 3, torch.float64, keep_degenerate=False).label.tolist() == [1, 0]
+
+
+def test_smoothed_class_targets_by_hand() -> None:
+    logits = torch.tensor([[0.3, -1.2, 2.0]], dtype=torch.float64)
+    numbers = LossSettings(box_gain=1.0, class_gain=1.0, objectness_gain=1.0, label_smoothing=0.2)
+    found = compute_class_term(logits, torch.tensor([2]), torch.tensor([0.5], dtype=torch.float64), numbers, None)
+    target = torch.tensor([[0.1, 0.1, 0.9]], dtype=torch.float64)
+    wanted = F.binary_cross_entropy(logits.sigmoid(), target) * 0.5
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-12)
+
+
+def test_a_level_without_positives_counts_nothing_and_gives_no_nan() -> None:
+    empty = torch.zeros(3, dtype=torch.bool)
+    slots = torch.zeros(3, dtype=torch.long)
+    positives = Candidates((2, 1), empty, *([slots] * (len(fields(Candidates)) - 2)))
+    assert compute_level_weights(positives, [4.0, 1.0], torch.float64).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_entropy_of_a_sure_background_keeps_its_logarithm() -> None:
+    logit = torch.tensor([25.0], dtype=torch.float64)
+    assert _compute_background_entropy(logit, 0.0).item() == 25.0 + math.log1p(math.exp(-25.0))
+
+
+@given(st.integers(0, 10_000))
+def test_the_published_class_cost_is_the_exact_one_where_nothing_saturates(seed: int) -> None:
+    rows = 4 * torch.rand(6, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) - 2
+    torch.testing.assert_close(compute_published_class_cost(rows), compute_class_cost(rows), rtol=1e-9, atol=1e-9)

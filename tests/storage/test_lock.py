@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,17 @@ def test_waiting_for_a_lease_lists_nothing(tmp_path: Path, monkeypatch) -> None:
         assert len(listed) == 2  # before and after the wait
         lock.fence.check()
         assert len(listed) == 2
+
+
+def test_waiting_for_a_lease_pauses_between_two_looks(tmp_path: Path, monkeypatch) -> None:
+    storage = open_storage(tmp_path)
+    hold(storage)._renewals.close()
+    from_elsewhere(storage, lease_seconds=1.0)
+    pauses: list[float] = []
+    sleep = time.sleep
+    monkeypatch.setattr("yolofleet.storage.lock.time.sleep", lambda seconds: pauses.append(seconds) or sleep(seconds))
+    hold(storage, notify=lambda line: None).release()
+    assert len(pauses) >= 5 and max(pauses) <= 0.2, "a tenth of the lease"
 
 
 def test_a_renewing_holder_of_another_host_is_left_alone(tmp_path: Path) -> None:
