@@ -6,10 +6,12 @@ is (see ``decode_image``).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,7 @@ ROUNDING_PIXELS = 1.0
 keeps its exact numbers, so that AP over our copy equals AP over the source to the last digit."""
 EXTREME_ASPECT = 50
 MOST_SUSPICIOUS_KEPT = 200
+IMAGES_AT_ONCE = 64
 _EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")}
 
 
@@ -132,6 +135,10 @@ class CheckReport:
     num_empty: int
     class_counts: tuple[int, ...]
     suspicious: tuple[SuspiciousImage, ...]
+    records: tuple[ImageRecord, ...]
+    """The images that can be used, with their sizes and the boxes that are left."""
+    fingerprints: NDArray[Any]
+    """(len(records),) rows of `yolofleet.data.duplicates.FINGERPRINT`."""
 
 
 def check_dataset(
@@ -153,20 +160,34 @@ def check_dataset(
         max_pixels: Larger images are refused.
         progress: Called for every image.
     """
-    present = {entry.key for entry in images.list()}
+    from yolofleet.data.duplicates import FINGERPRINT, fingerprints_of, reduce_image  # a build needs none
 
-    def check(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousImage | None]:
-        own = ProblemLog()
-        key = image_key(record.file_name)
-        fitted = _check_one(record, key, present, images, own, max_pixels)
-        problems.merge(own.counts, own.examples)
-        progress(1)
-        suspicious = SuspiciousImage(record.file_name, key, own.examples, fitted or record) if own.counts else None
-        return fitted, suspicious
+    present = {entry.key for entry in images.list()}
+    fingerprints = np.zeros(len(source.records), FINGERPRINT)
+    fitted: list[ImageRecord | None] = [None] * len(source.records)
+    suspicious: list[SuspiciousImage] = []
+
+    def check(first: int) -> None:
+        """Check some images and take their fingerprints at once, which costs less than one by one."""
+        prints: dict[int, tuple[bytes, NDArray[np.uint8]]] = {}
+        for number, record in enumerate(source.records[first : first + IMAGES_AT_ONCE], start=first):
+            own = ProblemLog()
+            key = image_key(record.file_name)
+            if (data := _read(record, key, present, images, own)) is not None:
+                checked = check_image(record, data, own, max_pixels=max_pixels)
+                if checked is not None:
+                    fitted[number] = checked.record
+                    prints[number] = hashlib.sha256(data).digest()[:16], reduce_image(checked.pixels)
+            if own.counts:
+                problems.merge(own.counts, own.examples)
+                suspicious.append(SuspiciousImage(record.file_name, key, own.examples, fitted[number] or record))
+            progress(1)
+        digests, reduced = zip(*prints.values(), strict=True) if prints else ((), ())
+        fingerprints[list(prints)] = fingerprints_of(digests, reduced)
 
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-        checked = list(pool.map(check, source.records))
-    usable = [record for record, _ in checked if record is not None]
+        list(pool.map(check, range(0, len(source.records), IMAGES_AT_ONCE)))
+    usable = tuple(record for record in fitted if record is not None)
     targets = [record.classes[~record.iscrowd] for record in usable]
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
     return CheckReport(
@@ -177,23 +198,21 @@ def check_dataset(
         num_crowds=sum(int(record.iscrowd.sum()) for record in usable),
         num_empty=sum(len(classes) == 0 for classes in targets),
         class_counts=tuple(counts.tolist()),
-        suspicious=tuple(entry for _, entry in checked if entry is not None)[:MOST_SUSPICIOUS_KEPT],
+        suspicious=tuple(suspicious[:MOST_SUSPICIOUS_KEPT]),
+        records=usable,
+        fingerprints=fingerprints[[record is not None for record in fitted]],
     )
 
 
-def _check_one(
-    record: ImageRecord, key: str | None, present: set[str], images: ImageStore, own: ProblemLog, max_pixels: int
-) -> ImageRecord | None:
+def _read(record: ImageRecord, key: str | None, present: set[str], images: ImageStore, own: ProblemLog) -> bytes | None:
     where = f"image {record.image_id}: file_name {record.file_name!r}"
     if key is None:
         own.add("image_path_outside", where)
         return None
-    if key not in present:
-        own.add("image_file_missing", where)
-        return None
     try:
-        checked = check_image(record, images.get(key), own, max_pixels=max_pixels)
+        if key in present:
+            return images.get(key)
     except ObjectNotFoundError:
-        own.add("image_file_missing", where)
-        return None
-    return checked.record if checked is not None else None
+        pass
+    own.add("image_file_missing", where)
+    return None

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from yolofleet.data.dataset import SampleError, ShardDataset
+from yolofleet.data.histograms import OBJECTS_EDGES, SIDE_EDGES
 from yolofleet.data.manifest import IndexFormatError, ShardEntry
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, RecordError
 from yolofleet.storage import ObjectNotFoundError
 
 BLOCK_BYTES = 1 << 20
-OBJECTS_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
-SIDE_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
 
 
 @dataclass

@@ -63,6 +63,11 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_extension_wrong": ProblemKind("note", "a file's extension does not fit its content; the content counts"),
     "image_animated": ProblemKind("note", "an animation: its first frame is used"),
     "image_extreme_shape": ProblemKind("note", "an image is more than 50 times longer than wide"),
+    # content
+    "image_duplicate": ProblemKind("note", "images of a dataset are the same file twice"),
+    "image_near_duplicate": ProblemKind("note", "images of a dataset show the same: scaled, encoded anew or mirrored"),
+    "image_leak": ProblemKind("note", "an image is in two datasets, so evaluation on one measures memory of the other"),
+    "classes_differ": ProblemKind("note", "two datasets do not have the same classes in the same order"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
     "label_file_missing": ProblemKind("note", "an image has no label file; it is taken as one without objects"),
