@@ -73,8 +73,8 @@ def render(
 
 
 def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
-    from yolofleet.specs.base import apply_overrides
     from yolofleet.specs.kubernetes import KubernetesSpec
+    from yolofleet.specs.overrides import apply_overrides
 
     changes = [entry.removeprefix(SETTINGS_PREFIX) for entry in overrides]
     if path is None:
@@ -84,9 +84,9 @@ def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
 
 def _read_work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
     from yolofleet.cluster.manifest_work import work_of_job, work_of_search
-    from yolofleet.specs.base import read_yaml
     from yolofleet.specs.job import JobSpec
     from yolofleet.specs.search import load_search
+    from yolofleet.specs.yaml_document import read_yaml
 
     document = read_yaml(path)
     if isinstance(document, dict) and "parameters" in document:

@@ -41,7 +41,7 @@ def _run_doctor(versions: dict[str, str]) -> int:
     from yolofleet.cluster.doctor.examine import examine
     from yolofleet.cluster.doctor.node_checks import Installed
     from yolofleet.core.ray_runtime import tune_connection
-    from yolofleet.specs.base import read_yaml
+    from yolofleet.specs.yaml_document import read_yaml
 
     document = read_yaml(Path(SPEC_NAME))
     with tune_connection(dashboard=False):

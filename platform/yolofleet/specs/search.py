@@ -8,10 +8,12 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
-from yolofleet.specs.base import Count, DocumentError, Spec, SpecError, apply_overrides, parse_yaml, read_yaml
+from yolofleet.specs.base import Count, Spec, SpecError
 from yolofleet.specs.job_paths import flatten, unknown_path
+from yolofleet.specs.overrides import apply_overrides, parse_override
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
+from yolofleet.specs.yaml_document import DocumentError, read_yaml
 
 SEARCH_FORMAT = 1
 NAMING = ("format", "name")
@@ -125,12 +127,11 @@ def _override(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     plain = []
     result = apply_overrides(document, [])
     for override in overrides:
-        path, equals, text = override.partition("=")
-        group, _, rest = path.strip().partition(".")
-        if not equals or group not in ("job", "set", "parameters") or not rest:
+        path, value = parse_override(override)
+        group, _, rest = path.partition(".")
+        if group not in ("job", "set", "parameters") or not rest:
             plain.append(override)
             continue
-        value = parse_yaml(text, source=f"override {override!r}")
         if group == "parameters":
             _override_parameter(result, rest, value, override)
         else:
