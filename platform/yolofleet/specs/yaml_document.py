@@ -239,7 +239,9 @@ class _Builder:
             return text
         if event.tag is not None:
             raise self._error(f"the tag {cut(event.tag)} is not read; write a plain value")
-        tag = _YAML_1_1.resolve(yaml.ScalarNode, text, (True, False)).removeprefix(_PREFIX)
+        tag = _YAML_1_1.resolve(  # type: ignore[no-untyped-call]
+            yaml.ScalarNode, text, (True, False)
+        ).removeprefix(_PREFIX)
         if tag == "null" or text in _BOOLEANS:
             return _BOOLEANS.get(text)
         if _INTEGER.fullmatch(text):
