@@ -12,7 +12,7 @@ import sys
 
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 from yolofleet.core.redaction import without_passwords
-from yolofleet.core.stopping import StoppedBySignal, stop_on_signals
+from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signals
 from yolofleet.core.temporary import FULL
 from yolofleet.core.terminal import OutputError, note, silence
 
@@ -84,6 +84,7 @@ def _run_command(arguments: list[str]) -> int:
 def _stopped(arguments: list[str], kind: signal.Signals) -> int:
     words = [argument for argument in arguments if not argument.startswith("-")][:2]
     advice = RESUME.get(" ".join(words)) or RESUME.get(words[0] if words else "") or RUN_AGAIN
+    stop_no_more()
     note(f"\nstopped ({'Ctrl-C' if kind == signal.SIGINT else kind.name}): {advice}")
     return 128 + kind
 
@@ -95,6 +96,7 @@ def run() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever prints, ASCII is no error
     exit_code = main()
+    stop_no_more()  # of a stop that the command has answered itself
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -19,7 +19,7 @@ from types import FrameType
 
 from yolofleet.core.errors import WorkError
 from yolofleet.core.ray_runtime import ray_connection, starts_own_ray
-from yolofleet.core.stopping import ending_signals
+from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import note
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
@@ -265,16 +265,11 @@ def wait_for_nodes(
 def termination() -> Iterator[StopReason]:
     """Yield a function that returns which signal asked this process to end within the with block, or None."""
     received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # only the main thread may handle signals
-        return
 
     def receive(number: int, frame: FrameType | None) -> None:
         received.append(signal.Signals(number).name)
 
-    before = {kind: signal.signal(kind, receive) for kind in ending_signals()}
-    try:
+    with kept_handlers() as can_handle:
+        for kind in ending_signals() if can_handle else ():
+            signal.signal(kind, receive)
         yield lambda: received[0] if received else None
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)

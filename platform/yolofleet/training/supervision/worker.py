@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import EXIT_STOPPED, UserError
-from yolofleet.core.stopping import ending_signals
+from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import note
 from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
@@ -103,22 +103,18 @@ def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
     A second Ctrl-C stops it at once. The first one must not be an exception: Python drops an exception that is raised
     while it runs a destructor, and the run would continue.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
 
     def leave(number: int, frame: FrameType | None) -> None:
         progress.ask_to_leave(signal.Signals(number).name)
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            signal.signal(signal.SIGINT, interrupt)
 
-    kinds = [*ending_signals(), *([] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGINT])]
-    before = {kind: signal.signal(kind, leave) for kind in kinds}
-    try:
+    interrupt = signal.getsignal(signal.SIGINT)
+    kinds = [*ending_signals(), *([] if interrupt == signal.SIG_IGN else [signal.SIGINT])]
+    with kept_handlers() as can_handle:
+        for kind in kinds if can_handle else ():
+            signal.signal(kind, leave)
         yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def driver_device(job: JobSpec) -> torch.device:
