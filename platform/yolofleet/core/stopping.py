@@ -58,6 +58,11 @@ def stop_on_signals() -> None:
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
         raise stopped
 
+    def report(failed: sys.UnraisableHookArgs) -> None:
+        if not isinstance(failed.exc_value, StoppedBySignal):
+            report_others(failed)
+
+    report_others, sys.unraisablehook = sys.unraisablehook, report
     kinds = ending_signals()
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
         kinds.append(signal.SIGINT)

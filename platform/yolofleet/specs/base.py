@@ -71,7 +71,12 @@ class Spec(BaseModel):
 def _explain(cls: type[BaseModel], error: pydantic.ValidationError, source: str) -> Iterator[str]:
     problems = error.errors(include_url=False)
     for problem in problems[:MOST_ERRORS_SHOWN]:
-        location = [part for part in problem["loc"] if not _is_union_label(part)]
+        *above, last = problem["loc"] or ("",)
+        is_key = (
+            problem["type"] == "extra_forbidden"
+        )  # then the last part is what the user wrote, whatever it looks like
+        location = [part for part in above if not _is_union_label(part)]
+        location += [last] if is_key or not _is_union_label(last) else []
         key = one_line(".".join(str(part) for part in location)) or "(whole file)"
         yield f"{source}: {key}: {_explain_one(cls, problem, location)}"
     if len(problems) > MOST_ERRORS_SHOWN:

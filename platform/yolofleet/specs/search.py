@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -11,7 +12,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.specs.base import Count, Spec, SpecError
 from yolofleet.specs.job_paths import flatten, unknown_path
 from yolofleet.specs.overrides import apply_overrides, parse_override
-from yolofleet.specs.parameters import Parameter
+from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
 from yolofleet.specs.yaml_document import DocumentError, read_yaml
 
@@ -42,7 +43,7 @@ class SearchSpec(Spec):
     """The base job: a path, taken from the folder of this file, or the job itself."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Fields of the base job that differ, by dotted path."""
-    parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1), MOST]
     """Parameters that vary: dotted paths of the job, or a name of its own for a choice that sets several fields."""
     constraints: dict[Figure, Limit] = Field(default_factory=dict)
     """Limits on figures that are known before training."""
@@ -87,6 +88,12 @@ class SearchSpec(Spec):
                     raise ValueError(
                         f"parameters.{name}: takes any value of a range, so a grid has no end; give a step"
                     )
+            count = math.prod(parameter.num_values or 1 for parameter in self.free_parameters().values())
+            if count > MOST_CANDIDATES:
+                raise ValueError(
+                    f"parameters: {count:.3g} candidates, more than the {MOST_CANDIDATES:,} that a grid lists; give "
+                    "longer steps, or search with another algorithm"
+                )
         if self.scheduler.name != "none" and self.repeats > 1:
             raise ValueError("repeats are for scheduler none: a rung compares single runs")
         return self
