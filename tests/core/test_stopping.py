@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from yolofleet.core.stopping import ending_signals, kept_handlers
-from yolofleet.core.temporary import PREFIX, remove_abandoned, temporary_folder
+from yolofleet.core.temporary import PREFIX, remove_leftovers, temporary_folder
 from yolofleet.training.supervision.launch import termination
 
 
@@ -65,7 +65,7 @@ def test_only_folders_that_no_one_uses_are_removed(tmp_path: Path, monkeypatch: 
     (tmp_path / "other-folder").mkdir()
     (tmp_path / f"{PREFIX}link").symlink_to(tmp_path / "other-folder")
     with temporary_folder() as used:
-        remove_abandoned()
+        remove_leftovers()
         assert used.exists() and not left.exists() and (tmp_path / "other-folder").exists()
     assert not used.exists()
 
