@@ -14,7 +14,7 @@ HEAVY = ("torch", "ray", "mlflow", "numpy", "pydantic", "boto3", "yaml", "cv2", 
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = f"import sys, yolofleet.cli.main; print([name for name in {HEAVY!r} if name in sys.modules])"
+    code = f"import sys, yolofleet.cli.commands; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

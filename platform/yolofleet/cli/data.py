@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, note, parse_byte_option, print_result
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import Device, JsonOption, note, print_result
+from yolofleet.cli.options import Device, JsonOption, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.terminal import note
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
@@ -86,10 +87,8 @@ def evaluate(
         facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
         print_result(facts, (), as_json=True)
         return
-    _print_tables(result, seconds)
-    for label, path in (("detections", results), ("report", page)):
-        if path is not None:
-            print(f"{label}: {path}")
+    files = [f"{label}: {path}" for label, path in (("detections", results), ("report", page)) if path is not None]
+    print_result(None, [_format_tables(result, seconds), *files], as_json=False)
 
 
 def _join_names(classes: list[tuple[int, str]]) -> str:
@@ -136,14 +135,15 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
     return folder / "index.html"
 
 
-def _print_tables(result: EvaluationResult, seconds: float) -> None:
-    """Print the figures and the classes as tables."""
+def _format_tables(result: EvaluationResult, seconds: float) -> str:
+    """Return the figures and the classes as tables, in colours where there is a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console() if sys.stdout.isatty() else Console(width=110)
+    console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=110)
+    console.begin_capture()
     found = result.average_precision
     console.print(
         f"[bold]{found.num_images}[/] images, {found.num_objects} objects, {found.num_crowds} crowds, "
@@ -171,6 +171,7 @@ def _print_tables(result: EvaluationResult, seconds: float) -> None:
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
     if len(present) < len(result.per_class):
         console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
+    return console.end_capture().rstrip("\n")
 
 
 def _format(value: float | None) -> str:

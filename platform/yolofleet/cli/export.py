@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JsonOption, ModelArgument, note, print_result
+from yolofleet.cli.options import JsonOption, ModelArgument, print_result
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,14 +1,13 @@
 """Arguments and options that several commands have, and the one way in which every command prints.
 
-A command prints its result on stdout with `print_result`: lines for people, or with ``--json`` one JSON document and
-nothing else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note`. A command returns its
-exit code; None means that it is done.
+A command prints its result with `print_result`: lines for people, or with ``--json`` one JSON document and nothing
+else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note` of `core.terminal`. A command
+returns its exit code; None means that it is done.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +16,7 @@ import typer
 
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
-
-EXIT_STOPPED = 130
-"""The exit code of a command that Ctrl-C has stopped, as a shell expects it."""
+from yolofleet.core.terminal import show
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 TrackingUri = Annotated[
@@ -54,15 +51,10 @@ ModelArgument = Annotated[
 def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print a command's result: the document as JSON, or the lines; the other of the two is not touched."""
     if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False), flush=True)
+        show(json.dumps(document, indent=1, ensure_ascii=False))
         return
     for line in lines:
-        print(line)
-
-
-def note(line: str) -> None:
-    """Print a line on stderr: progress, a warning, what to do next."""
-    print(line, file=sys.stderr, flush=True)
+        show(line, keeps_colours=True)
 
 
 def parse_byte_option(text: str, option: str) -> int:

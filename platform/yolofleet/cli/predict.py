@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import Device, JsonOption, ModelArgument, note, print_result
+from yolofleet.cli.options import Device, JsonOption, ModelArgument, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.terminal import note
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def _predict_here(
     detector = open_detector(model, device, tracking_uri)
     _make_folder(out)
     problems: list[str] = []
+    lines: list[str] = []
     document = _empty_document(detector)
     batch_size = options["batch_size"]
     for start in range(0, len(paths), batch_size):
@@ -185,11 +187,10 @@ def _predict_here(
         for (number, pixels), records in zip(readable, detections, strict=True):
             (out / names[number]).write_bytes(encode(draw_detections(pixels, records)))
             _add(document, paths[number], pixels.shape[:2], records)
-            if not as_json:
-                print(f"{out / names[number]}: {_summarize(records)}")
+            lines.append(f"{out / names[number]}: {_summarize(records)}")
     (out / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     counts = f"{len(document['annotations'])} detections in {len(document['images'])} images"
-    print_result(document, [f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
+    print_result(document, [*lines, f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
     _raise_for(problems, len(paths))
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from yolofleet import __version__
 from yolofleet.cli.main import main as run_command
-from yolofleet.cli.options import note
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME, differences, installed_versions
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR
+from yolofleet.core.terminal import note, show
 
 
 def main(arguments: list[str]) -> int:
@@ -41,12 +41,12 @@ def _run_doctor(versions: dict[str, str]) -> int:
     from yolofleet.cluster.doctor.examine import examine
     from yolofleet.cluster.doctor.node_checks import Installed
     from yolofleet.core.ray_runtime import tune_connection
-    from yolofleet.specs.base import read_yaml
+    from yolofleet.specs.yaml_document import read_yaml
 
     document = read_yaml(Path(SPEC_NAME))
     with tune_connection(dashboard=False):
-        report = examine(job_of(document) if document else None, Installed(versions, __version__), print)
-    print(f"{REPORT_PREFIX}{json.dumps(report.document())}", flush=True)
+        report = examine(job_of(document) if document else None, Installed(versions, __version__), show)
+    show(f"{REPORT_PREFIX}{json.dumps(report.document())}")
     return EXIT_DONE
 
 

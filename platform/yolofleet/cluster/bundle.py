@@ -16,14 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 import yolofleet
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_password
-from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import load_search
+from yolofleet.specs.yaml_document import read_yaml, write_yaml
 
 SPEC_NAME = "spec.yaml"
 MODEL_NAME = "model.yaml"
@@ -90,7 +88,7 @@ class Bundle:
 
     def write(self, folder: Path) -> None:
         """Write the bundle into an empty folder, with the source of this package."""
-        (folder / SPEC_NAME).write_text(yaml.safe_dump(self.document, sort_keys=False))
+        (folder / SPEC_NAME).write_text(write_yaml(self.document))
         if self.model_table is not None:
             (folder / MODEL_NAME).write_text(self.model_table)
         (folder / VERSIONS_NAME).write_text(json.dumps(installed_versions(), indent=1))
@@ -108,10 +106,7 @@ def read_bundle(path: Path, overrides: list[str]) -> Bundle:
     Raises:
         UserError: It is not a valid spec, or names a file that only this machine has.
     """
-    try:
-        given = parse_yaml(path.read_text(), source=str(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    given = read_yaml(path)
     if isinstance(given, dict) and "parameters" in given:
         space = load_search(path, overrides)
         document = space.document()

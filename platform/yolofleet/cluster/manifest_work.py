@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.search.feasibility import profile_job
@@ -23,6 +21,7 @@ from yolofleet.specs.job import CacheSpec, JobSpec
 from yolofleet.specs.job_paths import flatten, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.yaml_document import write_yaml
 
 FILES_FOLDER = "/etc/yolofleet"
 CACHE_FOLDER = "/cache"
@@ -155,7 +154,7 @@ def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
     files, changes = _for_pods(job, settings)
     document = with_fields(job.document(), changes)
     executed = JobSpec.parse(document, source=f"job {job.name}")
-    files["job.yaml"] = yaml.safe_dump(document, sort_keys=False)
+    files["job.yaml"] = write_yaml(document)
     pod = pod_size(executed, settings, profile_job(job, TYPICAL_CLASSES))
     return Work(job.name, executed, files, f"yolofleet train {FILES_FOLDER}/job.yaml --launcher ray", demand, pod)
 
@@ -174,7 +173,7 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     files, changes = _for_pods(job, settings)
     document = spec.document() | {"set": flatten(spec.set) | changes}
     executed = Space(SearchSpec.parse(document, source=source), source=source).base_job
-    files["space.yaml"] = yaml.safe_dump(document, sort_keys=False)
+    files["space.yaml"] = write_yaml(document)
     profiles = list(_profiles(space))
     if not profiles:
         raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")

@@ -5,6 +5,8 @@ from __future__ import annotations
 EXIT_DONE = 0
 EXIT_WORK_FAILED = 1
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 130
+"""Ctrl-C has stopped the command; a shell expects this."""
 
 
 class UserError(Exception):
@@ -16,3 +18,5 @@ class UserError(Exception):
 
 class WorkError(Exception):
     """The work itself failed although its input was right (exit code 1), shown without a traceback."""
+
+    exit_code = EXIT_WORK_FAILED

@@ -28,6 +28,11 @@ def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> st
     return f"{shown} and {left} more" if left > 0 else shown
 
 
+def cut(text: str, most: int = 40) -> str:
+    """Return a text as it is, or its first `most` characters and its length."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
 def one_line(text: object, most: int = 300) -> str:
     """Return a text or an error on one line, cut after `most` characters; an empty error is named by its type."""
     line = " ".join(str(text).split())

@@ -8,17 +8,16 @@ are removed.
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.temporary import temporary_folder
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
 from yolofleet.data.check import CheckedImage, check_image
 from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
@@ -196,7 +195,7 @@ def _build_shard(
     problems = ProblemLog()
     class_counts = np.zeros(num_classes, dtype=np.int64)
     num_empty = num_crowds = num_samples = 0
-    with tempfile.TemporaryDirectory(prefix="yolofleet-") as folder, ShardWriter(Path(folder) / "shard") as writer:
+    with temporary_folder() as folder, ShardWriter(folder / "shard") as writer:
         for image in shard.images:
             if stop.is_set():
                 raise StorageError(f"{out.url}: the build was stopped")

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import local_path
 from yolofleet.core.retry import retry
 from yolofleet.data.manifest import ShardEntry
 from yolofleet.storage import Storage, StorageError
@@ -52,7 +53,7 @@ class ShardCache:
 
     def __init__(self, settings: CacheSettings) -> None:
         self._settings = settings
-        self._folder = Path(settings.path).expanduser().absolute()
+        self._folder = local_path(settings.path)
         self._locks = self._folder / "locks"
         try:
             self._locks.mkdir(parents=True, exist_ok=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import yaml
-
+from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
@@ -13,6 +12,7 @@ from yolofleet.data.sources import SOURCES, Annotations, ImageStore, Source, Sou
 from yolofleet.data.tar_source import read_tar_shards
 from yolofleet.data.voc import read_voc
 from yolofleet.data.yolo import read_yolo
+from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
 
 TAR_ENDINGS = (".tar", ".zip", ".tgz", ".gz")
 
@@ -108,13 +108,12 @@ def read_class_names(url: str) -> list[str]:
         UserError: No names are found.
     """
     storage, key = open_file(url)
-    text = storage.get(key).decode("utf-8-sig", errors="replace")
-    names: object = text.splitlines()
+    if (size := storage.size_bytes(key)) > MOST_BYTES:
+        raise UserError(f"{url}: {format_bytes(size)} are too many for class names; name the file of the names")
+    data = storage.get(key)
+    names: object = data.decode("utf-8-sig", errors="replace").splitlines()
     if key.endswith((".yaml", ".yml")):
-        try:
-            document = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"{url}: no YAML: {error}") from None
+        document = parse_yaml(data, source=url)
         names = document.get("names") if isinstance(document, dict) else document
     if isinstance(names, dict):
         if sorted(names) != list(range(len(names))):

@@ -16,8 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
-import yaml
-
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.text import and_more
@@ -35,6 +33,7 @@ from yolofleet.registry.proof import (
     training_form_difference,
 )
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
+from yolofleet.specs.yaml_document import read_yaml
 from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
@@ -157,8 +156,8 @@ def code_claim(folder: Path, proof: Proof) -> Claim:
 
 def _loader_module(path: Path) -> str:
     try:
-        return str(yaml.safe_load(path.read_bytes())["flavors"]["python_function"]["loader_module"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        return str(read_yaml(path)["flavors"]["python_function"]["loader_module"])
+    except (UserError, KeyError, TypeError) as error:
         return f"nothing ({type(error).__name__})"
 
 

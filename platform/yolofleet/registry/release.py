@@ -22,7 +22,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER
-from yolofleet.specs.base import parse_yaml
+from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 

@@ -1,139 +1,29 @@
 """The base of every spec: frozen, strict, unknown keys refused, errors that a user can act on.
 
-A YAML document is read strictly: no duplicate keys, ``1e-3`` is a number, nothing is executed. The types of values that
-several specs share stand here too: counts, sizes in bytes, URLs without secrets.
+The types of values that several specs share stand here too: counts, sizes in bytes, URLs without secrets.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 import pydantic
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import holds_password, without_passwords
-from yolofleet.core.text import did_you_mean, nearest, one_line
-
-
-class DocumentError(UserError):
-    """A YAML file or an override on the command line cannot be read."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key given twice and reads ``1e-3`` as YAML 1.2 does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, *, source: str) -> Any:
-    """Parse one YAML document.
-
-    Raises:
-        DocumentError: The text is no YAML; names the source, the line and the reason.
-    """
-    loader = None
-    try:
-        loader = _StrictLoader(text)
-        return loader.get_single_data()
-    except RecursionError as error:
-        raise DocumentError(f"{source}: nested too deeply to be a spec") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise DocumentError(f"{source}: not readable as YAML: {_locate_error(error)}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read one YAML document from a file.
-
-    Raises:
-        DocumentError: The file is missing, not text, or no YAML.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DocumentError(f"{path}: no such file{_similar_files(path)}") from error
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"{path}: not UTF-8 text (byte {error.start}); a spec is a YAML file") from error
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_yaml(text, source=str(path))
-
-
-def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the document with ``key.path=value`` overrides set; values are YAML.
-
-    Raises:
-        DocumentError: An override has no ``=``, or its path runs through something that is not a mapping.
-    """
-    result: dict[str, Any] = _copy(document)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise DocumentError(f"override {override!r}: write it as key.path=value, e.g. data.image_size=320")
-        value = parse_yaml(text, source=f"override {override!r}")
-        group = result
-        for depth, key in enumerate(keys[:-1]):
-            inner = group.setdefault(key, {})
-            if not isinstance(inner, dict):
-                where = ".".join(keys[: depth + 1])
-                raise DocumentError(
-                    f"override {override!r}: '{where}' is {inner!r}, not a mapping with keys of its own"
-                )
-            group = inner
-        group[keys[-1]] = value
-    return result
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_copy(inner) for inner in value]
-    return value
-
-
-def _locate_error(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return one_line(error)
-
-
-def _similar_files(path: Path) -> str:
-    folder = path.parent
-    names = [entry.name for entry in folder.glob("*.y*ml")] if folder.is_dir() else []
-    match = nearest(path.name, names)
-    return f"; did you mean {folder / match}?" if match else ""
-
+from yolofleet.core.text import did_you_mean, one_line
+from yolofleet.specs.overrides import apply_overrides
+from yolofleet.specs.yaml_document import read_yaml
 
 MOST_ERRORS_SHOWN = 8
+MOST_CHARACTERS = 1000
+"""Longest message of one problem."""
 
 
 class SpecError(UserError):
@@ -181,8 +71,13 @@ class Spec(BaseModel):
 def _explain(cls: type[BaseModel], error: pydantic.ValidationError, source: str) -> Iterator[str]:
     problems = error.errors(include_url=False)
     for problem in problems[:MOST_ERRORS_SHOWN]:
-        location = [part for part in problem["loc"] if not _is_union_label(part)]
-        key = ".".join(str(part) for part in location) or "(whole file)"
+        *above, last = problem["loc"] or ("",)
+        is_key = (
+            problem["type"] == "extra_forbidden"
+        )  # then the last part is what the user wrote, whatever it looks like
+        location = [part for part in above if not _is_union_label(part)]
+        location += [last] if is_key or not _is_union_label(last) else []
+        key = one_line(".".join(str(part) for part in location)) or "(whole file)"
         yield f"{source}: {key}: {_explain_one(cls, problem, location)}"
     if len(problems) > MOST_ERRORS_SHOWN:
         yield f"{source}: and {len(problems) - MOST_ERRORS_SHOWN} more problems"
@@ -211,8 +106,16 @@ def _explain_one(cls: type[BaseModel], problem: Any, location: list[int | str]) 
         choices = expected.replace("'", "").replace(" or ", ", ").split(", ")
         return f"{value} is not one of {expected}{did_you_mean(str(problem['input']), choices)}"
     if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}, not {value}"
+        return one_line(message.removeprefix("Value error, "), MOST_CHARACTERS)
+    return f"{message[:1].lower()}{message[1:]}, not {value}{_cure(kind, problem['input'])}"
+
+
+def _cure(kind: str, value: Any) -> str:
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return "; quotes make it text, on a command line KEY='\"TEXT\"'"
+    if kind == "bool_type" and str(value).lower() in ("yes", "no", "on", "off"):
+        return "; write true or false"
+    return ""
 
 
 def _keys_at(cls: type[BaseModel], location: list[int | str]) -> list[str]:
@@ -248,7 +151,7 @@ def _read_bytes(value: Any) -> Any:
 
 def absolute_url(url: str) -> str:
     """Return a path as an absolute one, and a URL as it is."""
-    return url if "://" in url else str(Path(url).expanduser().absolute())
+    return url if "://" in url else str(local_path(url))
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -257,7 +160,12 @@ ByteSize = BeforeValidator(_read_bytes)
 Bytes = Annotated[int, ByteSize, Field(ge=1)]
 
 
-def _without_password(url: str) -> str:
+def _check_url(url: str) -> str:
+    if url.startswith("~"):
+        try:
+            local_path(url)
+        except UserError as error:
+            raise ValueError(str(error)) from None
     if holds_password(url):
         raise ValueError(
             "holds a password, and a spec is kept with the run for all to read; leave it out of the URL and give it in "
@@ -266,4 +174,4 @@ def _without_password(url: str) -> str:
     return url
 
 
-Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+Url = Annotated[str, Field(min_length=1), AfterValidator(_check_url)]

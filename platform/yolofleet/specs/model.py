@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from yolofleet.core.text import did_you_mean
-from yolofleet.specs.base import Spec, SpecError
+from yolofleet.specs.base import Spec, SpecError, Url
 from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Transition
 
 TABLE_FORMAT = 1
@@ -23,7 +23,7 @@ class ModelChoice(Spec):
 
     name: str | None = None
     """A model of the zoo (``yolofleet models list``)."""
-    spec: str | None = None
+    spec: Url | None = None
     """Path of a block table of one's own, instead of a name."""
     depth: Factor = 1.0
     """Multiplies the stacked convolutions of every block; the transition width follows (paper section 3.2)."""

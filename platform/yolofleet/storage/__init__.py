@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import holds_password, without_passwords
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, check_key
@@ -34,7 +35,7 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
         path = unquote(parts.path) if parts.scheme == "file" else text
         if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
             raise StorageError(f"{text}: a file URL needs three slashes: file:///{parts.netloc}{parts.path}")
-        return FileStorage(Path(path).expanduser().absolute())
+        return FileStorage(local_path(path))
     if parts.scheme == "s3":
         if not parts.netloc:
             raise StorageError(f"{text}: an S3 URL needs a bucket: s3://BUCKET/PREFIX")

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.specs.base import parse_yaml
+from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.tracking.json_lines import Row, encode_row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
 from yolofleet.tracking.run_directory import FACTS_KEY, REPORT_PREFIX, Cursors, RunDirectory

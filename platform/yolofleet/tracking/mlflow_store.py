@@ -19,6 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import without_passwords
 from yolofleet.core.text import one_line
 
@@ -56,7 +57,7 @@ def default_tracking_uri(storage_url: str) -> str | None:
     scheme = urlsplit(storage_url).scheme
     if scheme not in ("", "file"):
         return None
-    folder = Path(urlsplit(storage_url).path if scheme == "file" else storage_url).expanduser().absolute()
+    folder = local_path(urlsplit(storage_url).path if scheme == "file" else storage_url)
     return f"{SQLITE_PREFIX}{folder / STORE_FOLDER / 'mlflow.db'}"
 
 
@@ -64,7 +65,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
     """Return the absolute path of a ``sqlite:///`` URI's database, None for any other URI."""
     if not tracking_uri.startswith(SQLITE_PREFIX):
         return None
-    return Path(tracking_uri.removeprefix(SQLITE_PREFIX)).expanduser().absolute()
+    return local_path(tracking_uri.removeprefix(SQLITE_PREFIX))
 
 
 def check_uri(tracking_uri: str) -> None:

@@ -7,15 +7,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.export.settings import require_packages
 from yolofleet.models import build_model
-from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
+from yolofleet.specs.yaml_document import parse_yaml, write_yaml
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -125,7 +123,7 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
     before = run.job_text()
     if before is None:
         try:
-            run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+            run.write_job(write_yaml(job.document()))
         except StorageError as error:
             raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
         return ()
@@ -139,7 +137,7 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
             f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
         )
     kept = job.model_copy(update={"initial_weights": recorded.initial_weights})
-    run.write_job(yaml.safe_dump(kept.document(), sort_keys=False))
+    run.write_job(write_yaml(kept.document()))
     return tuple(
         f"{line} (not read again: the run keeps the weights that it started from)" if _is_source(line) else line
         for line in _differences(recorded.document(), job.document())
