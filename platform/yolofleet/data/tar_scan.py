@@ -173,7 +173,7 @@ def _header_problem(header: bytes, is_first: bool) -> str | None:
 
 
 def _size_of(header: bytes, extension: dict[str, str]) -> int | None:
-    """Return the bytes of data after a header; None where they are negative or no number."""
+    """Return the bytes of data after a header; None where the field makes no sense."""
     if "size" in extension:
         return int(extension["size"]) if _PAX_SIZE.fullmatch(extension["size"]) else None
     if header[156:157] in _WITHOUT_DATA:
@@ -199,7 +199,7 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
     position = 0
     while kind == b"x" and (length := _PAX_LENGTH.match(data, position)):  # records: a length, a blank, key=value
         end = position + int(length[1])
-        if end <= length.end():
+        if not length.end() < end <= len(data):
             break
         key, _, value = data[length.end() : end - 1].partition(b"=")
         if key in (b"path", b"size"):
