@@ -21,7 +21,7 @@ from yolofleet.core.temporary import temporary_folder
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
 from yolofleet.data.check import CheckedImage, check_image
 from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
-from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
+from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
 from yolofleet.data.sources import ImageStore, SourceDataset
@@ -107,7 +107,7 @@ def build_dataset(
     """
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
     if not sizes:
-        raise BuildError(f"{images.url}: no files here; name the folder of the images")
+        raise BuildError(f"{images.url}: no files here; {problems.reasons() or 'name the folder of the images'}")
     plan = plan_build(source.classes, source.records, sizes, options, problems)
     existing = _existing_manifest(out)
     if existing is not None and existing.source_digest == plan.digest:
@@ -255,11 +255,7 @@ def _make_manifest(plan: BuildPlan, finished: list[_FinishedShard], problems: Pr
 
 def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, most_skipped: float) -> None:
     num_skipped = plan.num_listed - manifest.num_samples
-    reasons = ", ".join(
-        f"{kind}: {count} (such as {problems.examples[kind][0]})"
-        for kind, count in sorted(problems.counts.items())
-        if kind.startswith("image_") and PROBLEM_KINDS[kind].outcome == "drop"
-    )
+    reasons = problems.reasons()
     if manifest.num_samples == 0:
         raise BuildError(f"no image is left to build a dataset from; {reasons or 'the source lists none'}")
     if num_skipped > most_skipped * plan.num_listed:
