@@ -12,6 +12,7 @@ import numpy as np
 from yolofleet.data.records import ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
+LARGEST_COORDINATE = 1e6
 THINNEST_BOX_PIXELS = 0.01
 
 
@@ -104,7 +105,7 @@ def _is_sound_polygon(polygon: Any) -> bool:
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(_is_number(value) and abs(value) < 1e6 for value in polygon)  # NaN is not below anything
+        and are_numbers(polygon, -LARGEST_COORDINATE, LARGEST_COORDINATE)
     )
 
 
@@ -116,6 +117,11 @@ def _is_sound_rle(rle: dict[str, Any]) -> bool:
     if isinstance(counts, list):
         return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == size[0] * size[1]
     return isinstance(counts, str) and counts != "" and all(48 <= ord(character) < 112 for character in counts)
+
+
+def are_numbers(values: list[Any], low: float, high: float) -> bool:
+    """Return whether all values are numbers within the bounds; NaN is not, and neither is true or false."""
+    return set(map(type, values)) <= {int, float} and all(low <= value <= high for value in values)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
