@@ -13,6 +13,7 @@ from yolofleet.core.text import short
 from yolofleet.data.records import ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
+LARGEST_COORDINATE = 1e6
 THINNEST_BOX_PIXELS = 0.01
 
 
@@ -105,7 +106,7 @@ def _is_sound_polygon(polygon: Any) -> bool:
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(_is_number(value) and abs(value) < 1e6 for value in polygon)  # NaN is not below anything
+        and are_numbers(polygon, -LARGEST_COORDINATE, LARGEST_COORDINATE)
     )
 
 
@@ -122,6 +123,11 @@ def _is_sound_rle(rle: dict[str, Any]) -> bool:
 def is_whole(value: Any) -> TypeGuard[int]:
     """Return whether a value of JSON is a whole number that every program reads alike."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def are_numbers(values: list[Any], low: float, high: float) -> bool:
+    """Return whether all values are numbers within the bounds; NaN is not, and neither is true or false."""
+    return set(map(type, values)) <= {int, float} and all(low <= value <= high for value in values)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

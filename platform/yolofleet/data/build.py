@@ -20,11 +20,12 @@ from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.temporary import temporary_folder
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
 from yolofleet.data.check import CheckedImage, check_image
+from yolofleet.data.decode import ImageError
 from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
-from yolofleet.data.sources import ImageStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 
 DEFAULT_MOST_SKIPPED = 0.5
@@ -61,7 +62,7 @@ class _FinishedShard:
                 return None
             fields = dict(document["shard"])
             entry = fields.pop("entry")
-            return _FinishedShard(entry=None if entry is None else ShardEntry(**entry), **fields)
+            return _FinishedShard(entry=None if entry is None else ShardEntry.parse(entry), **fields)
         except (ValueError, KeyError, TypeError):
             return None  # a damaged note costs one shard's work
 
@@ -225,7 +226,10 @@ def _read_checked(
 ) -> tuple[bytes, str, ImageRecord] | None:
     """Read and check one image; returns its bytes, their extension and the record that fits them."""
     try:
-        data = images.get(image.key)
+        data = read_image_file(images, image.key, image.size_bytes, options.max_pixels)
+    except ImageError as error:
+        problems.add(error.reason, f"{image.record.file_name}: {error}")
+        return None
     except ObjectNotFoundError:  # removed since the listing
         problems.add("image_file_missing", f"image {image.record.image_id}: {image.record.file_name!r}")
         return None

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
+from yolofleet.data.decode import check_file_size
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.source_folder import open_source
@@ -38,6 +39,17 @@ class ImageStore(Protocol):
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an image."""
+
+
+def read_image_file(images: ImageStore, key: str, size_bytes: int, max_pixels: int) -> bytes:
+    """Return the bytes of an image whose size is known from the listing.
+
+    Raises:
+        ImageError: It has more bytes than an image can need; it is not read.
+        ObjectNotFoundError: It was removed since the listing.
+    """
+    check_file_size(size_bytes, max_pixels)
+    return images.get(key)
 
 
 @dataclass(frozen=True)

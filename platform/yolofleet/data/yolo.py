@@ -17,7 +17,7 @@ from yolofleet.data.check import upright_size
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
-from yolofleet.data.sources import IMAGE_EXTENSIONS, SourceDataset
+from yolofleet.data.sources import IMAGE_EXTENSIONS, SourceDataset, read_image_file
 from yolofleet.storage import Storage
 
 ROUNDING_SHARE = 1e-6
@@ -49,7 +49,8 @@ def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, p
         if path.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS:
             continue
         try:
-            size = upright_size(images.get(entry.key), DEFAULT_MAX_PIXELS)
+            data = read_image_file(images, entry.key, entry.size_bytes, DEFAULT_MAX_PIXELS)
+            size = upright_size(data, DEFAULT_MAX_PIXELS)
         except ImageError:
             size = (0, 0)  # the damaged image is counted where it is decoded
         lines: list[Line] = []
