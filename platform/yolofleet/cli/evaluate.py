@@ -103,13 +103,13 @@ def is_result_file(model: str) -> bool:
 
 def _open_dataset(data: str) -> ShardDataset:
     from yolofleet.core.errors import UserError
-    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.data.verification import open_verified
 
     if data.endswith(".json") and Path(data).is_file():
         raise UserError(
             f"{data} is a file: a model is evaluated on a sharded dataset; make one with 'yolofleet data shard'"
         )
-    return ShardDataset(data)
+    return open_verified(data)
 
 
 def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:

@@ -46,6 +46,10 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False
     ),
 ]
+FollowLinks = Annotated[
+    bool,
+    typer.Option("--follow-links", help="Read what links that lead out of a folder lead to; else they are refused."),
+]
 
 
 def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:

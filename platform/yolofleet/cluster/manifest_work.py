@@ -208,7 +208,7 @@ def _check_choices(spec: SearchSpec, source: str) -> None:
 def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], dict[str, Any]]:
     """Return further files that the head needs, and the fields of the job that differ in pods."""
     files: dict[str, str] = {}
-    changes: dict[str, Any] = {"data.cache.path": CACHE_FOLDER}
+    changes: dict[str, Any] = {"data.cache.path": f"{CACHE_FOLDER}/shards"}  # the volume itself is root's
     if settings.spot is not None and job.cluster.most_workers > 1:
         changes["cluster.first_worker_labels"] = job.cluster.first_worker_labels | {CAPACITY_LABEL: ON_DEMAND}
     if job.model.spec is not None:

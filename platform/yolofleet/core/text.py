@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
 
 NEAREST_CUTOFF = 0.45
@@ -31,6 +32,20 @@ def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> st
 def cut(text: str, most: int = 40) -> str:
     """Return a text as it is, or its first `most` characters and its length."""
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+_BOUNDED = reprlib.Repr()
+_BOUNDED.maxstring = _BOUNDED.maxother = 80
+
+
+def short(value: object, most: int = 80) -> str:
+    """Return how a value from outside is written, cut inside as well: it may be huge, or nested very deeply."""
+    return _BOUNDED.repr(value)[:most]
+
+
+def visible(text: str, most: int) -> str:
+    """Return the start of a text with everything escaped that would move a cursor, break a line or not be UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
 
 
 def one_line(text: object, most: int = 300) -> str:

@@ -6,7 +6,6 @@ not possible never counts as passed. Files are read, never executed: the code in
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -221,17 +220,13 @@ def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> t
 
 def _shard_problem(dataset: ShardDataset, *, whole: bool) -> str | None:
     """Return what is wrong with the first bad shard: missing, of another size or, read as a whole, of other content."""
+    from yolofleet.data.verification import digest_problems, size_problem
+
     sizes = {entry.key: entry.size_bytes for entry in dataset.storage.list("shards/")}
     for shard in dataset.manifest.shards:
-        if (size := sizes.get(shard.tar_key)) != shard.bytes:
-            return f"{shard.tar_key} {'is missing' if size is None else f'has {size:,} bytes, not {shard.bytes:,}'}"
-        if shard.index_key not in sizes:
-            return f"{shard.index_key} is missing"
-        if whole:
-            with dataset.storage.open_stream(shard.tar_key) as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            if sha256 != shard.sha256:
-                return f"{shard.tar_key} has sha256 {sha256[:12]}..., not {shard.sha256[:12]}..."
+        problem = size_problem(shard, sizes) or (next(digest_problems(dataset, shard), None) if whole else None)
+        if problem is not None:
+            return problem
     return None
 
 

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
 from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 from yolofleet.registry.versions import RegistryError
@@ -183,7 +184,7 @@ def evaluate_package(folder: Path, data: str, device: str, facts: Mapping[str, A
     """
     from yolofleet.evaluation.detector import Detector, select_device
 
-    detector, dataset = Detector.load(folder, select_device(device, "--device")), ShardDataset(data)
+    detector, dataset = Detector.load(folder, select_device(device, "--device")), open_verified(data)
     evaluation = evaluate_detector(detector, dataset, EvaluationSettings(image_size=detector.card.image_size))
     record = evaluation.record
     figures = {"figures": record.figures, "num_images": record.num_images}

@@ -130,6 +130,9 @@ class S3Storage(Storage):
     def open_stream(self, key: str) -> BufferedReader:
         return BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
 
+    def stream_bytes(self, stream: BufferedReader) -> int:
+        return int(getattr(stream.raw, "size_bytes"))  # noqa: B009 - BufferedReader hides the type of `_ResumingBody`
+
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
         def write(client: Any) -> None:
             if isinstance(data, Path):
@@ -206,7 +209,7 @@ class _ResumingBody(io.RawIOBase):
         self._offset = 0
         self._body: Any = None
         self._etag: str | None = None
-        self._size_bytes = 0
+        self.size_bytes = 0
         storage._call("reading", key, self._open)
 
     def readable(self) -> bool:
@@ -220,7 +223,7 @@ class _ResumingBody(io.RawIOBase):
         self._body = answer["Body"]
         if not self._offset:
             self._etag = answer.get("ETag")
-            self._size_bytes = int(answer["ContentLength"])
+            self.size_bytes = int(answer["ContentLength"])
 
     def readinto(self, buffer: Any) -> int:
         def read(client: Any) -> bytes:
@@ -231,12 +234,12 @@ class _ResumingBody(io.RawIOBase):
             except Exception:
                 self._body = None
                 raise
-            if not data and self._offset < self._size_bytes:  # the body ended early without an error
+            if not data and self._offset < self.size_bytes:  # the body ended early without an error
                 self._body = None
-                raise ConnectionError(f"body ended at byte {self._offset} of {self._size_bytes}")
+                raise ConnectionError(f"body ended at byte {self._offset} of {self.size_bytes}")
             return data
 
-        if self._offset >= self._size_bytes:
+        if self._offset >= self.size_bytes:
             return 0
         data = self._storage._call("reading", self._key, read)
         buffer[: len(data)] = data

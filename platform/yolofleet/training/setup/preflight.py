@@ -70,8 +70,8 @@ def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
     Raises:
         UserError: Something cannot work; says what and how to put it right.
     """
-    train = open_dataset(job.data, job.data.train)
-    val = open_dataset(job.data, job.data.val)
+    train = open_dataset(job.data, job.data.train, verify=True)
+    val = open_dataset(job.data, job.data.val, verify=True)
     _check_classes(job, train, val)
     _check_model(job, len(train.classes))
     if job.release_onnx:
