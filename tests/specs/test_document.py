@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
+from yolofleet.specs.base import apply_overrides
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.overrides import apply_overrides
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml, read_yaml, write_yaml
 
 

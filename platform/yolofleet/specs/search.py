@@ -9,9 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
-from yolofleet.specs.base import Count, Spec, SpecError
+from yolofleet.specs.base import Count, Spec, SpecError, apply_overrides, parse_override
 from yolofleet.specs.job_paths import flatten, unknown_path
-from yolofleet.specs.overrides import apply_overrides, parse_override
 from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
 from yolofleet.specs.yaml_document import DocumentError, read_yaml
