@@ -77,10 +77,10 @@ def laughs(prefix: str) -> str:
     ],
 )
 def test_hostile_yaml_is_refused_at_once_in_one_line(text: str, message: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DocumentError, match=r"file\.yaml") as caught:
         parse_yaml(text, source="file.yaml")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300
@@ -154,10 +154,10 @@ def test_only_small_regular_files_are_read(tmp_path: Path, kind: str) -> None:
     else:
         path.write_bytes(b"#" * (8 * 10**6 + 1) if kind == "large" else b"")
         os.truncate(path, 10**11 if kind == "sparse" else 8 * 10**6 + 1)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match=r"base\.yaml") as caught:
         read_yaml(path)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert len(str(caught.value).splitlines()) == 1
 
 
