@@ -30,7 +30,7 @@ def temporary_folder() -> Iterator[Path]:
         UserError: The folder of temporary files takes no more.
     """
     try:
-        remove_abandoned()
+        remove_leftovers()
         folder, lock = _make_locked()
         try:
             yield folder
@@ -55,7 +55,7 @@ def _make_locked() -> tuple[Path, int]:
         os.close(lock)
 
 
-def remove_abandoned() -> None:
+def remove_leftovers() -> None:
     """Remove the folders whose process has ended without removing them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, in use, or gone by now

@@ -1,4 +1,4 @@
-r"""The one place that prints: what a stranger wrote cannot steer the terminal, and no stream can end the work.
+r"""The one module that prints: what a stranger wrote cannot steer the terminal, and no stream can end the work.
 
 File names, class names, values of specs and what MLflow keeps may hold escape sequences, or characters that turn the
 direction of a text. They are printed as JSON writes them (``\u001b``), so that a JSON document stays what it is. Where

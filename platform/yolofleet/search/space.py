@@ -189,7 +189,7 @@ class Space:
             is_usable = False
         if not is_usable:
             formula = f"{parameter.factor:g} * {value:g} ** {parameter.power:g}"
-            raise SpecError(f"{self.source}: parameters.{name}: {formula} is no finite number; change factor or power")
+            raise SpecError(f"{self.source}: parameters.{name}: {formula} is non-finite; change factor or power")
         return round(result) if isinstance(self._base_value(name), int) else round(result, 12)
 
     def _base_value(self, path: str) -> Any:
