@@ -60,7 +60,7 @@ def test_every_format_is_reduced_alike(image_format: str, orientation: int) -> N
     assert size == full_size == full.shape[1::-1] == ((3001, 2001) if orientation == 1 else (2001, 3001))
     assert pixels.shape[1::-1] == tuple(-(-side // 2) for side in size)
     expected = np.asarray(Image.fromarray(full).resize(pixels.shape[1::-1], Image.Resampling.BOX)).astype(int)
-    assert np.abs(pixels - expected).mean() < 3
+    assert np.abs(pixels - expected).mean() < 4.5, "a shift by one pixel costs more"
     assert decode_reduced(data, needed_side=1000)[0].shape == full.shape
 
 

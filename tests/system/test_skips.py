@@ -21,7 +21,7 @@ TRACKING_URI = "sqlite:///mlflow.db"
 
 
 def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[str]]:
-    """Copy the drawn training set with some images broken as a stranger would, every other one by a text in its place."""
+    """Copy the drawn training set, some images broken (every other one is a text) under digests that fit."""
     out = folder / "shards"
     storage, target = open_storage(drawn / "shards/train"), open_storage(out)
     for entry in storage.list(""):
