@@ -13,6 +13,7 @@ import typer
 
 from yolofleet.cli.options import EXIT_STOPPED, Address, JsonOption, Overrides, note, print_result
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
+from yolofleet.core.redaction import redact
 
 if TYPE_CHECKING:
     from yolofleet.cluster.service import JobService, SentJob
@@ -65,8 +66,8 @@ def _follow(service: JobService, job: SentJob) -> int:
 
 
 def _pass_on(text: str) -> None:
-    """Print a job's output as it is, Ray's colours included."""
-    sys.stdout.write(text)
+    """Print a job's output as it is, Ray's colours included, but without the secrets of URLs."""
+    sys.stdout.writelines(redact(line) for line in text.splitlines(keepends=True))
     sys.stdout.flush()
 
 

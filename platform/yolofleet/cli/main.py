@@ -25,7 +25,8 @@ from yolofleet.cli import (
 )
 from yolofleet.cli.options import EXIT_STOPPED, note
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.redaction import redact
 
 app = typer.Typer(
     name="yolofleet",
@@ -61,19 +62,21 @@ def _version(version: bool = typer.Option(False, "--version", help="Print the ve
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 stopped."""
+    guard_output()
     try:
         exit_code = app(args=arguments, standalone_mode=False)
     except UserError as error:
-        note(without_passwords(f"error: {error}"))
+        note(f"error: {error}")
         return EXIT_USER_ERROR
     except WorkError as error:
-        note(without_passwords(f"failed: {error}"))
+        note(f"failed: {error}")
         return EXIT_WORK_FAILED
     except KeyboardInterrupt:
         note("stopped. Run the same command again to resume from the newest checkpoint")
         return EXIT_STOPPED
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own: a wrong option or argument
+            error.message = redact(error.message)  # type: ignore[attr-defined]
             error.show()
             return EXIT_USER_ERROR
         raise

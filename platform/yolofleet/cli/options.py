@@ -1,8 +1,8 @@
 """Arguments and options that several commands have, and the one way in which every command prints.
 
 A command prints its result on stdout with `print_result`: lines for people, or with ``--json`` one JSON document and
-nothing else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note`. A command returns its
-exit code; None means that it is done.
+nothing else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note`. Neither prints the
+secret of a URL. A command returns its exit code; None means that it is done.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import typer
 
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import redact, redact_values
 
 EXIT_STOPPED = 130
 """The exit code of a command that Ctrl-C has stopped, as a shell expects it."""
@@ -54,15 +55,15 @@ ModelArgument = Annotated[
 def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print a command's result: the document as JSON, or the lines; the other of the two is not touched."""
     if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False), flush=True)
+        print(json.dumps(redact_values(document), indent=1, ensure_ascii=False), flush=True)
         return
     for line in lines:
-        print(line)
+        print(redact(line))
 
 
 def note(line: str) -> None:
     """Print a line on stderr: progress, a warning, what to do next."""
-    print(line, file=sys.stderr, flush=True)
+    print(redact(line), file=sys.stderr, flush=True)
 
 
 def parse_byte_option(text: str, option: str) -> int:

@@ -15,10 +15,13 @@ from yolofleet.cli.options import note
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME, differences, installed_versions
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.redaction import redact_values
 
 
 def main(arguments: list[str]) -> int:
     """Check the versions, then run the command on the spec."""
+    guard_output()
     kind, *options = arguments
     expected = json.loads(Path(VERSIONS_NAME).read_text())
     if kind == "doctor":
@@ -46,7 +49,7 @@ def _run_doctor(versions: dict[str, str]) -> int:
     document = read_yaml(Path(SPEC_NAME))
     with tune_connection(dashboard=False):
         report = examine(job_of(document) if document else None, Installed(versions, __version__), print)
-    print(f"{REPORT_PREFIX}{json.dumps(report.document())}", flush=True)
+    print(f"{REPORT_PREFIX}{json.dumps(redact_values(report.document()))}", flush=True)
     return EXIT_DONE
 
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from yolofleet.core.redaction import redact
+
 EXIT_DONE = 0
 EXIT_WORK_FAILED = 1
 EXIT_USER_ERROR = 2
 
 
-class UserError(Exception):
+class ToldError(Exception):
+    """An error that is shown as its message alone, without the secrets of URLs and without a traceback."""
+
+    def __str__(self) -> str:
+        return redact(super().__str__())
+
+
+class UserError(ToldError):
     """Wrong input or surroundings that the user can put right; shown as one message, without a traceback.
 
     The message names what is wrong, where (file, key, shard, sample), the value seen, and the cure.
     """
 
 
-class WorkError(Exception):
+class WorkError(ToldError):
     """The work itself failed although its input was right (exit code 1), shown without a traceback."""

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.redaction import redact, redact_error, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.storage.objects import (
     ObjectInfo,
@@ -61,7 +61,7 @@ class S3Storage(Storage):
                     self.outages.note_fault(str(failure))
                 else:
                     self.outages.note_answer()  # a refusal is an answer
-                raise failure from error
+                raise failure from redact_error(error)
             self.outages.note_answer()
             return result
 
@@ -78,7 +78,7 @@ class S3Storage(Storage):
 
         where = f"{self.url}/{key}".rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        endpoint = without_passwords(endpoint)
+        endpoint = redact_url(endpoint)
         if isinstance(error, exceptions.ClientError):
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -98,7 +98,7 @@ class S3Storage(Storage):
                 f"{where}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use an IAM role"
             )
         if isinstance(error, exceptions.ParamValidationError | exceptions.InvalidRegionError | ValueError):
-            return StorageError(f"{where}: {what} is not possible: {error}")
+            return StorageError(f"{where}: {what} is not possible: {redact(str(error))}")
         if isinstance(error, FileNotFoundError | PermissionError):
             return StorageError(f"{where}: {what} cannot read the local file: {error}")
         if isinstance(error, exceptions.BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):

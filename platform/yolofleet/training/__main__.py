@@ -7,6 +7,7 @@ import sys
 from functools import partial
 
 from yolofleet.core.errors import EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+from yolofleet.core.output_guard import guard_output
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import hold
 from yolofleet.training.setup.preflight import check_job, run_storage
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         print(__doc__, file=sys.stderr)
         return EXIT_USER_ERROR
+    guard_output()
     try:
         job = JobSpec.load(arguments[0], arguments[1:]).with_absolute_paths()
         if os.environ.get("RANK", "0") != "0":
