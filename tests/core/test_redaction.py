@@ -89,7 +89,7 @@ def test_to_redact_twice_changes_nothing(text: str) -> None:
         "http://u:pa/ss@h/x", "http:/u:p@h", "http:\\\\u:p@h", "http:\\/\\/u:p@h", "//u:p@h/", "u:pw@host/path",
         "sqlite:///user:pw@host/db", "postgresql://u:12/34@h/db", "http://:pw@h", "http://u:@h", "http://a@b:c@d",
         "http://***@real@h", "ht\ntp://u:p@h", "  http://u:p@h ", "http://u:p@[::1]:80/", "http://h/x?next=http://u:p@h",
-        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Dabc", "host=db password=abc", "http://a\\b@host",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Dabc", "host=db password=abc", "ftp:/u:p@h", "http://a\\b@host",
         "http://to ken@h",
     ],
 )  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from itertools import pairwise
 
 import typer
 
@@ -26,7 +28,9 @@ from yolofleet.cli import (
 from yolofleet.cli.options import EXIT_STOPPED, note
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
 from yolofleet.core.output_guard import guard_output
-from yolofleet.core.redaction import redact
+from yolofleet.core.redaction import holds_secret, redact, redact_url
+
+URL = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 app = typer.Typer(
     name="yolofleet",
@@ -64,23 +68,43 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 stopped."""
     guard_output()
     try:
+        _refuse_secrets(sys.argv[1:] if arguments is None else arguments)
         exit_code = app(args=arguments, standalone_mode=False)
     except UserError as error:
-        note(f"error: {error}")
+        note(_without_secrets(f"error: {error}", arguments))
         return EXIT_USER_ERROR
     except WorkError as error:
-        note(f"failed: {error}")
+        note(_without_secrets(f"failed: {error}", arguments))
         return EXIT_WORK_FAILED
     except KeyboardInterrupt:
         note("stopped. Run the same command again to resume from the newest checkpoint")
         return EXIT_STOPPED
     except Exception as error:
         if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own: a wrong option or argument
-            error.message = redact(error.message)  # type: ignore[attr-defined]
+            error.message = _without_secrets(error.message, arguments)  # type: ignore[attr-defined]
             error.show()
             return EXIT_USER_ERROR
         raise
     return exit_code if isinstance(exit_code, int) else EXIT_DONE
+
+
+def _refuse_secrets(arguments: list[str]) -> None:
+    """Refuse URLs with a secret as arguments; only MLflow's URI may hold one, as MLFLOW_TRACKING_URI may."""
+    for option, argument in pairwise(["", *arguments]):
+        if option != "--tracking-uri" and URL.match(argument) and holds_secret(argument):
+            raise UserError(
+                f"{redact_url(argument)}: holds a secret; leave it out of the URL and give it in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN, MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD)"
+            )
+
+
+def _without_secrets(message: str, arguments: list[str] | None) -> str:
+    """Return a message without the secrets of the command's arguments, which it may quote whatever they hold."""
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        for value in filter(holds_secret, (argument, argument.partition("=")[2])):
+            message = message.replace(value, redact_url(value)).replace(redact(value), redact_url(value))
+    return redact(message)
 
 
 def run() -> None:

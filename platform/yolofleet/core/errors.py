@@ -12,8 +12,8 @@ EXIT_USER_ERROR = 2
 class ToldError(Exception):
     """An error that is shown as its message alone, without the secrets of URLs and without a traceback."""
 
-    def __str__(self) -> str:
-        return redact(super().__str__())
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(redact(part) if isinstance(part, str) else part for part in arguments))
 
 
 class UserError(ToldError):

@@ -26,7 +26,7 @@ ACCOUNTS = DATABASES | {"ssh", "sftp", "hdfs", "abfs", "abfss", "wasb", "wasbs"}
 """Schemes whose user part without a password names an account or a container."""
 OPENING = re.compile(
     r"(?<![a-z0-9])(?P<known>https?|s3|postgresql|mysql|mssql)(?:\+[a-z0-9_]{1,20})?:[/\\]?(?![/\\])"
-    r"|:(?P<slashes>[/\\]{2,})"
+    r"|:(?P<slashes>/(?![/\\])|[/\\]{2,})"
     r"|(?<![^\s\"'=(,<\[{])//",
     re.IGNORECASE,
 )
@@ -43,6 +43,7 @@ SECRET_NAME = re.compile(
 )
 PASSWORD_NAME = re.compile(r"(?:^|[^a-z])(?:password|passwd|pwd)$")
 WORD, ANYTHING = re.compile(r"\S+"), re.compile(r".+", re.DOTALL)
+WELL_FORMED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([\w.~%!$&'()*+,;=:-]*@)?[^@\s\"<>\\]*", re.ASCII)
 WHOLE_USER = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):[/\\]{2}(?P<user>[^/?#]+)@", re.IGNORECASE)
 
 
@@ -55,6 +56,11 @@ def names_secret(name: str) -> bool:
 def holds_secret(url: str) -> bool:
     """Return whether a URL, or a value that may be one, holds a secret."""
     return redact_url(url) != url
+
+
+def is_ambiguous(url: str) -> bool:
+    """Return whether a URL holds a secret that clients, and the messages of libraries, would end in several places."""
+    return holds_secret(url) and WELL_FORMED.fullmatch(url) is None
 
 
 def redact_url(url: str) -> str:
@@ -165,13 +171,13 @@ def _end_of_user(
         run_at: The last @ before that, or a smaller number.
         last_at: The last @ of the text.
         scheme: The URL's scheme.
-        slashes: The slashes behind it; more than two begin a path.
+        slashes: The slashes behind it; one, or more than two, begin a path.
     """
     if IPV6_HOST.match(text, start):
         return None
     colon = text.find(":", start, run_end)
     has_port = colon >= 0 and PORT.match(text, colon) is not None
-    if len(slashes) > 2 and "\\" not in slashes and not scheme.lower().startswith("http"):
+    if slashes.count("/") not in (0, 2) and not scheme.lower().startswith("http"):
         return _at_in_word(text, colon) if colon > start and not has_port else None
     if run_at >= start:
         if 0 <= colon < run_at:

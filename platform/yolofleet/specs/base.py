@@ -156,8 +156,8 @@ class Spec(BaseModel):
                 in the document is a URL with a secret, for a spec is kept with the run for all to read.
         """
         if not isinstance(document, dict):
-            raise SpecError(f"{source}: a mapping of keys is needed here, not {_format_value(document)}")
-        _refuse_secrets(document, source)
+            raise SpecError(f"{source}: a mapping of keys is needed here, not {_kind_of(document)}")
+        refuse_secrets(document, source)
         try:
             return cls.model_validate_json(json.dumps(document, default=str))
         except pydantic.ValidationError as error:
@@ -180,14 +180,15 @@ class Spec(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def _refuse_secrets(value: Any, source: str, key: str = "") -> None:
+def refuse_secrets(value: Any, source: str, key: str = "") -> None:
+    """Raise `SpecError` for a text in a document that is a URL with a secret; names its key."""
     if isinstance(value, dict):
         for name, item in value.items():
-            _refuse_secrets(str(name), source, f"a key of {key or 'the file'}")
-            _refuse_secrets(item, source, f"{key}.{name}" if key else str(name))
+            refuse_secrets(str(name), source, f"a key of {key or 'the file'}")
+            refuse_secrets(item, source, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list):
         for item in value:
-            _refuse_secrets(item, source, key)
+            refuse_secrets(item, source, key)
     elif isinstance(value, str) and holds_secret(value):
         raise SpecError(
             f"{source}: {key}: {_shorten(redact_url(value))} holds a secret (a user part, a password, a token or a "
@@ -259,6 +260,11 @@ def spec_within(annotation: Any) -> type[BaseModel] | None:
 
 def _format_value(value: Any) -> str:
     return _shorten(json.dumps(redact_values(value, by_name=True), default=str))
+
+
+def _kind_of(document: Any) -> str:
+    """Name the kind of a whole file's content; the text of a wrong file is not repeated, for it may be a key."""
+    return {str: "text", list: "a list"}.get(type(document)) or _format_value(document)
 
 
 def _shorten(text: str) -> str:

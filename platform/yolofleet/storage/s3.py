@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from yolofleet.core.redaction import redact, redact_error, redact_url
+from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.storage.objects import (
     ObjectInfo,
@@ -252,6 +252,9 @@ class _ResumingBody(io.RawIOBase):
 
 def _client() -> Any:
     """Return the client for this process and its present AWS_ variables."""
+    for name, value in list(os.environ.items()):
+        if (name.startswith("AWS_ENDPOINT_URL") or name.lower().endswith("_proxy")) and is_ambiguous(value):
+            raise StorageError(f"{name} {redact_url(value)}: its secret is ambiguous; percent-encode it (/ as %2F)")
     names = sorted(name for name in list(os.environ) if name.startswith("AWS_"))
     return _s3_client(os.getpid(), tuple((name, os.environ.get(name, "")) for name in names))
 

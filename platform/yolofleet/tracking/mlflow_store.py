@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from urllib.parse import quote, urlsplit
 
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
-from yolofleet.core.redaction import holds_secret, redact, redact_error, redact_url
+from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ SQLITE_PREFIX = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
 STORE_FOLDER = "_mlflow"
 """Beside the runs; no run can have this name, for run names start with a letter or digit."""
-WELL_FORMED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://([\w.~%!$&'()*+,;=:-]*@)?[^@\s\"<>\\]*", re.ASCII)
-"""A URI whose secret every client takes for the same."""
 DATABASE_SCHEMES = ("postgresql", "mysql", "mssql")
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -72,7 +69,7 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 def check_uri(tracking_uri: str) -> None:
     """Raise `TrackingError` for a URI that MLflow cannot serve."""
-    if holds_secret(tracking_uri) and not WELL_FORMED.fullmatch(tracking_uri):
+    if is_ambiguous(tracking_uri):
         raise TrackingError(
             f"{redact_url(tracking_uri)}: its secret ends in another place for every client; percent-encode it "
             "(/ as %2F, @ as %40, a blank as %20), or give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
