@@ -10,7 +10,7 @@ behind a password, up to the next blank behind a query's secret.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
 from typing import Any
 from urllib.parse import unquote
@@ -66,25 +66,13 @@ def is_ambiguous(url: str) -> bool:
 def redact_url(url: str) -> str:
     """Return a URL with stars for its secrets. Nothing surrounds it, so that a secret may hold blanks."""
     plain = re.sub(r"[\t\r\n]", "", url).strip("".join(map(chr, range(33))))  # which clients leave out
-    shown = redact(plain)
-    whole = WHOLE_USER.match(shown)
-    user, scheme = (whole["user"], whole["scheme"]) if whole else ("", "")
-    if whole and user.strip(":") not in ("", STARS) and (":" in user or not _is_account(scheme)):
-        shown = f"{shown[: whole.start('user')]}{STARS}{shown[whole.end('user') :]}"
-    if secret := next(filter(_is_secret_field, FIELD.finditer(shown)), None):
-        shown = f"{shown[: secret.end()]}{STARS}"
-    shown = _redact_bare(shown, ANYTHING) if "@" in shown else shown
+    shown = _repeat(_redact_whole, plain)
     return url if shown == plain else shown
 
 
 def redact(text: str) -> str:
     """Return a text with stars for the secrets of all URLs in it; a text without any is returned as it is."""
-    for _ in range(MOST_PASSES):
-        shown = reduce(lambda so_far, step: step(so_far), (_redact_plain, _redact_encoded), text)
-        if shown == text:
-            return text
-        text = shown
-    return STARS
+    return _repeat(_redact_once, text)
 
 
 def redact_values(value: Any, *, by_name: bool = False) -> Any:
@@ -117,18 +105,49 @@ def redact_error(error: BaseException) -> BaseException:
     return error
 
 
-def _redact_plain(text: str) -> str:
-    if "@" in text:
-        text = _redact_bare(_redact_users(text), WORD)
-    return _redact_fields(text) if "=" in text else text
+def _repeat(step: Callable[[str], str], text: str) -> str:
+    """Take a step until it changes nothing; a text that it always changes is left out whole."""
+    for _ in range(MOST_PASSES):
+        if (shown := step(text)) == text:
+            return text
+        text = shown
+    return STARS
 
 
-def _redact_users(text: str) -> str:
-    pieces, done = [], 0
-    for start, end in _user_parts(text):
-        pieces += [text[done:start], STARS]
-        done = end
+def _redact_whole(url: str) -> str:
+    """Redact a text that is one URL."""
+    spans = []
+    whole = WHOLE_USER.match(url)
+    user, scheme = (whole["user"], whole["scheme"]) if whole else ("", "")
+    if whole and user.strip(":") not in ("", STARS) and (":" in user or not _is_account(scheme)):
+        spans.append(whole.span("user"))
+    if secret := next(filter(_is_secret_field, FIELD.finditer(url)), None):
+        spans.append((secret.end(), len(url)))
+    return _with_stars(url, [*spans, *_bare_users(url, ANYTHING), *_plain_secrets(url), *_encoded_secrets(url)])
+
+
+def _redact_once(text: str) -> str:
+    return _with_stars(text, [*_plain_secrets(text), *_encoded_secrets(text)])
+
+
+def _with_stars(text: str, spans: Iterable[tuple[int, int]]) -> str:
+    """Replace spans, which may overlap."""
+    pieces: list[str] = []
+    done = 0
+    for start, end in sorted(spans):
+        if start > done or not pieces:
+            pieces += [text[done:start], STARS]
+        done = max(done, end)
     return "".join(pieces) + text[done:]
+
+
+def _plain_secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of each secret; all are sought in the same text, for one may hold what begins another."""
+    if "@" in text:
+        yield from _user_parts(text)
+        yield from _bare_users(text, WORD)
+    if "=" in text:
+        yield from _secret_values(text)
 
 
 def _user_parts(text: str) -> Iterator[tuple[int, int]]:
@@ -203,33 +222,29 @@ def _is_account(scheme: str, accounts: frozenset[str] = ACCOUNTS) -> bool:
     return not accounts.isdisjoint(scheme.lower().split("+"))
 
 
-def _redact_bare(text: str, words: re.Pattern[str]) -> str:
-    """Redact ``user:password@host`` without a scheme."""
-
-    def shown(word: re.Match[str]) -> str:
-        whole = word[0]
-        at = whole.rfind("@")
-        if at < 0 or not re.match(r"[\w\[*-]", whole[at + 1 :]) or whole.startswith("sha256:", at + 1):
-            return whole
-        slash = whole.find("/")
+def _bare_users(text: str, words: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of ``user:password`` in ``user:password@host`` without a scheme."""
+    for word in words.finditer(text):
+        whole, origin = word[0], word.start()
+        at, slash = whole.rfind("@"), whole.find("/")
+        if at < 0 or not re.match(r"[\w\[*-]", whole[at + 1 : at + 2]) or whole.startswith("sha256:", at + 1):
+            continue
         for found in BARE_USER.finditer(whole, 0, at):
             port = PORT.match(whole, found.end() - 1)
             is_ordinary = found["user"].isdigit() or found["user"].lower() == "mailto" or port is not None
             if not (0 <= slash < found.start() or is_ordinary):
-                return f"{whole[: found.start()]}{STARS}{whole[at:]}"
-        return whole
-
-    return words.sub(shown, text)
+                yield origin + found.start(), origin + at
+                break
 
 
-def _redact_fields(text: str) -> str:
-    """Redact the values of fields such as ``?token=`` and ``;pwd=``, and what follows them without a blank."""
-    pieces, done = [], 0
+def _secret_values(text: str) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of the values of fields such as ``?token=`` and ``;pwd=``, with what follows to a blank."""
+    done = 0
     for field in filter(_is_secret_field, FIELD.finditer(text)):
         if field.start() >= done and (value := VALUE.match(text, field.end())):
-            pieces += [text[done : field.end()], STARS]
             done = value.end()
-    return "".join(pieces) + text[done:]
+            if value[0] != STARS:
+                yield value.span()
 
 
 def _is_secret_field(field: re.Match[str]) -> bool:
@@ -238,26 +253,22 @@ def _is_secret_field(field: re.Match[str]) -> bool:
     return PASSWORD_NAME.search(field["name"].lower()) is not None
 
 
-def _redact_encoded(text: str) -> str:
-    """Redact words that hold a secret once their percent-encoding is undone."""
-
-    def shown(word: re.Match[str]) -> str:
+def _encoded_secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Yield begin and end of what holds a secret once its percent-encoding is undone."""
+    for word in WORD.finditer(text) if "%" in text else ():
         whole = word[0]
-        base, mark, _ = whole.partition("?")
         if "%" not in whole or not _is_secret_encoded(whole):
-            return whole
-        if mark and not _is_secret_encoded(base):
-            return f"{base}?{STARS}"
+            continue
+        base, mark, _ = whole.partition("?")
         opening = re.match(r"\W*[\w+.-]{1,40}://", whole)
-        return f"{opening[0] if opening else ''}{STARS}"
-
-    return WORD.sub(shown, text) if "%" in text else text
+        kept = len(base) + 1 if mark and not _is_secret_encoded(base) else opening.end() if opening else 0
+        yield word.start() + kept, word.end()
 
 
 def _is_secret_encoded(word: str) -> bool:
     for _ in range(MOST_ENCODINGS):
         before, word = word, unquote(word)
-        if word != before and _redact_plain(word) != word:
+        if word != before and any(_plain_secrets(word)):
             return True
     return False
 
