@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.cli.options import print_result
+from yolofleet.core.output_guard import GuardedRecords
 from yolofleet.core.terminal import CONTROL, OutputError, note, printable, show
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\rc\x9bd\u202ee\u2066f\x7fg\udc80\u200b"
@@ -61,3 +63,14 @@ def test_a_reader_that_has_seen_enough_is_no_failure(monkeypatch: pytest.MonkeyP
     with pytest.raises(OutputError) as caught:
         show("a result")
     assert caught.value.is_unread
+
+
+def test_logs_and_tracebacks_are_printed_in_the_same_way(caplog: pytest.LogCaptureFixture) -> None:
+    make = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(GuardedRecords(make))
+    try:
+        logging.getLogger("any").warning("cannot read %s", HOSTILE)
+    finally:
+        logging.setLogRecordFactory(make)
+    (record,) = caplog.records
+    assert "\\u202e" in record.getMessage() and CONTROL.search(record.getMessage()) is None

@@ -140,6 +140,23 @@ def test_a_folder_that_may_not_be_listed_is_told(images: Path, monkeypatch: pyte
         SourceFolder(images, ProblemLog(), follow_links=False).list()
 
 
+@pytest.mark.parametrize("name", ["loop", "gone", "pipe", "x" * 5000])
+def test_a_folder_that_is_none_is_one_line(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    document = tmp_path / "boxes.json"
+    document.write_text('{"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1}], "annotations": []}')
+    for arguments in ((document, tmp_path / name), (tmp_path / name, images)):
+        assert main(["data", "shard", *map(str, arguments), str(tmp_path / "out")]) == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1 and name in told and "Traceback" not in told
+    if name != "pipe":  # which is refused where it is read
+        with pytest.raises(UserError, match="there is no image"):
+            image_paths([str(tmp_path / name)], follow_links=False)
+
+
 def test_a_label_that_is_a_link_shows_nothing_of_what_it_leads_to(
     images: Path, outside: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,8 +120,10 @@ def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, Evaluati
 
     detections = Detections.read(path)
     dataset = None if data.endswith(".json") else _open_dataset(data)
-    truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations()
-    return dataset, EvaluationResult(average_precision=coco_average_precision(truth, detections), detections=detections)
+    skipped: list[tuple[str, str]] = []
+    truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations(skipped)
+    precision = coco_average_precision(truth, detections)
+    return dataset, EvaluationResult(average_precision=precision, detections=detections, skipped=tuple(skipped))
 
 
 def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:

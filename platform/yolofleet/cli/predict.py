@@ -7,6 +7,7 @@ drawing; parts that are there already are not repeated, so the same command resu
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -90,16 +91,16 @@ def image_paths(images: list[str], *, follow_links: bool) -> list[Path]:
     paths: list[Path] = []
     problems = ProblemLog()
     for path in map(Path, images):
-        if (path / MANIFEST_NAME).is_file():
+        if os.path.isfile(path / MANIFEST_NAME):  # unlike those of a Path, no name makes these functions raise
             raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
-        if path.is_dir():
+        if os.path.isdir(path):
             folder = SourceFolder(path, problems, follow_links=follow_links, with_sub_folders=False)
             inside = [path / entry.key for entry in folder.list() if Path(entry.key).suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
                 reasons = problems.reasons() or ", ".join(sorted(IMAGE_SUFFIXES))
                 raise UserError(f"{path} is a folder without images ({reasons})")
             paths += inside
-        elif not path.exists():
+        elif not os.path.exists(path):
             raise UserError(f"there is no image {path}")
         else:
             paths.append(path)

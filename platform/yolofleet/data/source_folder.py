@@ -30,7 +30,7 @@ class SourceFolder(FileStorage):
         self._problems = problems
         self._follow_links = follow_links
         self._with_sub_folders = with_sub_folders
-        self._inside = root.resolve()
+        self._inside = Path(os.path.realpath(root))  # Path.resolve would raise at a link to itself
         self._followed = {self._inside}
 
     def _path(self, key: str) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.core.redaction import redact
 from yolofleet.data.draw import class_colour
 from yolofleet.evaluation.average_precision import ClassFigures
 from yolofleet.evaluation.charts import Series, line_chart
@@ -78,7 +79,7 @@ def render_report(
         f"<h1>{escape(title)}</h1><p class='soft'>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</p>",
     ]
     if facts:
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(redact(str(value)))}</dd>" for name, value in facts.items())
         parts.append(f"<dl>{rows}</dl>")
     if result is not None:
         parts.append(_figures(result))

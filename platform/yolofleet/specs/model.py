@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from yolofleet.core.text import did_you_mean
-from yolofleet.specs.base import Spec, SpecError, Url
+from yolofleet.specs.base import Spec, SpecError, Url, refuse_secrets
 from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Transition
 
 TABLE_FORMAT = 1
@@ -132,11 +132,12 @@ class ModelTable(Spec):
 
 
 def check_format(document: Any, source: str) -> None:
-    """Refuse a table of a newer format before its unknown keys are reported.
+    """Refuse a table of a newer format, and one with a secret, before its unknown keys are reported.
 
     Raises:
-        SpecError: Names both formats and the cure.
+        SpecError: Names both formats and the cure, or the key of the secret.
     """
+    refuse_secrets(document, source)
     written = document.get("format", TABLE_FORMAT) if isinstance(document, dict) else TABLE_FORMAT
     if isinstance(written, int) and written > TABLE_FORMAT:
         raise SpecError(
