@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_manifest_that_cannot_be_is_refused(tmp_path: Path, name: str) -> None
 def test_a_manifest_that_is_no_json_is_refused(data: bytes) -> None:
     with pytest.raises(ManifestError):
         Manifest.from_bytes(data, "here")
+
+
+def test_files_of_gigabytes_are_not_read(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path, SAMPLES)
+    os.truncate(folder / "shards" / "shard-000000.index", 20 * 10**9)
+    with pytest.raises(UserError, match=r"index: 20,000,000,000 bytes are too many for such a file \(1,184\)"):
+        ShardDataset(folder).index(0)
+    os.truncate(folder / "manifest.json", 100 * 10**9)
+    with pytest.raises(UserError, match=r"manifest\.json: 100,000,000,000 bytes are too many"):
+        ShardDataset(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shards/shard-000000.tar", "shards/shard-000000.index"])
+def test_pipes_and_devices_are_not_read(tmp_path: Path, name: str) -> None:
+    for number, make in enumerate((os.mkfifo, lambda path: Path(path).symlink_to("/dev/zero"))):
+        folder = write_dataset(tmp_path / str(number), SAMPLES)
+        (folder / name).unlink()
+        make(folder / name)
+        for use in (lambda: ShardDataset(folder).read(0), lambda: open_verified(folder, CacheSettings(path=tmp_path))):  # noqa: B023
+            with pytest.raises(UserError, match=r"missing|no such file"):
+                use()
 
 
 def rows(column: str, entry: int) -> Callable[[NDArray[Any]], None]:

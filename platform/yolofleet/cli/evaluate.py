@@ -153,7 +153,10 @@ def _format_tables(result: EvaluationResult, seconds: float) -> str:
     )
     if result.skipped:
         skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
-        console.print(f"[yellow]{len(result.skipped)} images could not be read and count as empty: {escape(skipped)}")
+        console.print(
+            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or where the annotation is "
+            f"damaged not at all: {escape(skipped)}"
+        )
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):
         figures.add_column(heading, justify="right" if not heading else "left")

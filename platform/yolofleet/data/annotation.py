@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.box_checks import LARGEST_AREA, are_numbers, clean_segmentation
+from yolofleet.data.box_checks import LARGEST_AREA, are_numbers, is_sound_segmentation
 from yolofleet.data.manifest import whole_number
 from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord
 
@@ -43,7 +43,7 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
         count = len(boxes)
         segmentations = [None] * count
         if document.get("segmentations") is not None:
-            segmentations = _column(document, "segmentations", count, _is_segmentation, "polygons or an RLE")
+            segmentations = _column(document, "segmentations", count, is_sound_segmentation, "polygons or an RLE")
         classes = _column(
             document,
             "classes",
@@ -89,10 +89,6 @@ def _is_box(entry: Any) -> bool:
 
 def _is_area(entry: Any) -> bool:
     return are_numbers([entry], 0.0, LARGEST_AREA)
-
-
-def _is_segmentation(entry: Any) -> bool:
-    return clean_segmentation(entry)[1]
 
 
 def _name(document: dict[str, Any]) -> str:

@@ -39,7 +39,8 @@ class EvaluationResult:
     Attributes:
         average_precision: Figures, classes and curves.
         detections: The detections evaluated, as in a COCO result file.
-        skipped: (key, reason) of each image that could not be read; it counts as one without detections.
+        skipped: (key, reason) of each image that could not be read; it counts as one without detections, or not at all
+            where its annotation is damaged.
     """
 
     average_precision: AveragePrecision

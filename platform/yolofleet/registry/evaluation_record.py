@@ -67,7 +67,7 @@ class EvaluationRecord(Spec):
     device: str
     num_images: int
     num_skipped: int = 0
-    """Images that could not be read; they count as empty."""
+    """Images that could not be read; they count as empty, or where the annotation is damaged not at all."""
     figures: dict[str, float | None]
     """The twelve COCO figures."""
     classes: tuple[ClassRecord, ...]
