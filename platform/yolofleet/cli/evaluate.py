@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,7 @@ from yolofleet.core.text import and_more
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.protocol import Protocol
 
 MOST_NAMES = 6
 
@@ -42,7 +44,20 @@ def evaluate(
     iou: Annotated[
         float, typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box.")
     ] = EVALUATION_IOU,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = EVALUATION_MAX_DETECTIONS,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Detections kept per image, and counted per class in AP. Default: 300, and COCO's 100."
+        ),
+    ] = None,
+    area: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LOW-HIGH", help="Sizes by the side in pixels, instead of small=0-32 and so on."),
+    ] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Evaluate these classes only: person,car.")] = None,
+    class_agnostic: Annotated[
+        bool, typer.Option("--class-agnostic", help="Let a detection match an object of any class.")
+    ] = False,
     rectangular: Annotated[
         bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
     ] = False,
@@ -54,10 +69,12 @@ def evaluate(
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
+    from yolofleet.evaluation.protocol import parse_protocol
 
+    protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
     started = time.monotonic()
     if is_result_file(model):
-        dataset, result = _evaluate_file(Path(model), data)
+        dataset, result = _evaluate_file(Path(model), data, protocol)
     else:
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
@@ -74,11 +91,17 @@ def evaluate(
                 device=detector.device,
                 confidence=confidence,
                 iou=iou,
-                max_detections=max_detections,
+                max_detections=max_detections or EVALUATION_MAX_DETECTIONS,
+                protocol=protocol,
                 rectangular=rectangular,
                 on_batch=lambda batch: advance(len(batch.image_ids) + len(batch.skipped)),
             )
     seconds = time.monotonic() - started
+    if unreachable := result.average_precision.num_unreachable:
+        note(
+            f"warning: {unreachable} objects cannot be found: of one class in one image only the best "
+            f"{protocol.max_detections} detections count, and some images have more objects; raise --max-detections"
+        )
     if results is not None:
         result.detections.write(results)
     page = _write_report(report, model, data, dataset, result) if report is not None else None
@@ -113,7 +136,7 @@ def _open_dataset(data: str) -> ShardDataset:
     return ShardDataset(data)
 
 
-def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:
+def _evaluate_file(path: Path, data: str, protocol: Protocol) -> tuple[ShardDataset | None, EvaluationResult]:
     """Evaluate a COCO result file on a dataset, or on a COCO annotation file."""
     from yolofleet.evaluation.average_precision import coco_average_precision
     from yolofleet.evaluation.detections import Detections, read_ground_truth
@@ -122,7 +145,8 @@ def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, Evaluati
     detections = Detections.read(path)
     dataset = None if data.endswith(".json") else _open_dataset(data)
     truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations()
-    return dataset, EvaluationResult(average_precision=coco_average_precision(truth, detections), detections=detections)
+    average_precision = coco_average_precision(truth, detections, protocol)
+    return dataset, EvaluationResult(average_precision=average_precision, detections=detections)
 
 
 def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
@@ -155,17 +179,16 @@ def _print_tables(result: EvaluationResult, seconds: float) -> None:
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):
         figures.add_column(heading, justify="right" if not heading else "left")
-    names = list(result.figures)
-    for left, right in zip(names[:6], names[6:], strict=True):
-        figures.add_row(left, _format(result.figures[left]), right, _format(result.figures[right]))
+    for pair in zip_longest(found.protocol.precision_names, found.protocol.recall_names):
+        figures.add_row(*(text for name in pair for text in (name, name and _format(result.figures[name]))))
     console.print(figures)
     classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     classes.add_column("class", no_wrap=True, overflow="ellipsis")
-    for heading in ("objects", "found", "AP", "AP50", "AP75", "AR_100", "F1", "score"):
+    for heading in ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score"):
         classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
     present = [entry for entry in result.per_class if entry.num_objects]
     for entry in present:
-        numbers: list[Any] = [entry.ap, entry.ap50, entry.ap75, entry.ar_100, entry.best_f1, entry.best_confidence]
+        numbers = (entry.ap, entry.ap50, entry.ap75, entry.average_recall, entry.best_f1, entry.best_confidence)
         classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_format, numbers))
     console.print(classes)
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")

@@ -101,6 +101,15 @@ class Detections:
             )
         return Detections.from_records(records, source=str(path))
 
+    def select(self, rows: NDArray[Any]) -> Detections:
+        """Return some of the detections, by their numbers or by a flag for each."""
+        return Detections(
+            image_ids=self.image_ids[rows],
+            category_ids=self.category_ids[rows],
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+        )
+
     def records(self) -> list[Record]:
         """Return COCO result records: image_id, category_id, bbox x, y, width, height, score."""
         columns = (self.image_ids.tolist(), self.category_ids.tolist(), self.boxes.tolist(), self.scores.tolist())
