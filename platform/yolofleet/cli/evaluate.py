@@ -18,6 +18,7 @@ from yolofleet.core.text import and_more
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.ground_truth import GroundTruth
     from yolofleet.evaluation.protocol import Protocol
 
 MOST_NAMES = 6
@@ -28,7 +29,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run directory, a detector package, models:/NAME@ALIAS, or a COCO result file (.json).",
+            help="A run directory, a detector package, models:/NAME@ALIAS, or a result file (.json).",
             show_default=False,
         ),
     ],
@@ -58,6 +59,12 @@ def evaluate(
     class_agnostic: Annotated[
         bool, typer.Option("--class-agnostic", help="Let a detection match an object of any class.")
     ] = False,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a result file: xywh, xyxy or cxcywh in pixels; with an n at the end: shares of the image."
+        ),
+    ] = None,
     rectangular: Annotated[
         bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
     ] = False,
@@ -70,11 +77,13 @@ def evaluate(
     from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
     from yolofleet.evaluation.protocol import parse_protocol
+    from yolofleet.evaluation.readings import check_box_format
 
     protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
     started = time.monotonic()
+    truth: GroundTruth | None = None
     if is_result_file(model):
-        dataset, result = _evaluate_file(Path(model), data, protocol)
+        dataset, result, truth = _evaluate_file(Path(model), data, protocol, boxes and check_box_format(boxes))
     else:
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
@@ -103,7 +112,8 @@ def evaluate(
             f"{protocol.max_detections} detections count, and some images have more objects; raise --max-detections"
         )
     if results is not None:
-        result.detections.write(results)
+        own_ids = (truth.images.source_ids, truth.categories.source_ids) if truth else ()
+        result.detections.write(results, *own_ids)
     page = _write_report(report, model, data, dataset, result) if report is not None else None
     if as_json:
         facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
@@ -122,31 +132,42 @@ def _join_names(classes: list[tuple[int, str]]) -> str:
 
 def is_result_file(model: str) -> bool:
     """Return whether a MODEL argument is a file of detections."""
-    return model.endswith(".json") and "://" not in model and not Path(model).is_dir()
+    from yolofleet.evaluation.json_file import is_json_name
+
+    return is_json_name(model) and "://" not in model and not Path(model).is_dir()
 
 
 def _open_dataset(data: str) -> ShardDataset:
     from yolofleet.core.errors import UserError
     from yolofleet.data.dataset import ShardDataset
+    from yolofleet.evaluation.json_file import is_json_name
 
-    if data.endswith(".json") and Path(data).is_file():
+    if is_json_name(data) and Path(data).is_file():
         raise UserError(
             f"{data} is a file: a model is evaluated on a sharded dataset; make one with 'yolofleet data shard'"
         )
     return ShardDataset(data)
 
 
-def _evaluate_file(path: Path, data: str, protocol: Protocol) -> tuple[ShardDataset | None, EvaluationResult]:
+def _evaluate_file(
+    path: Path, data: str, protocol: Protocol, box_format: str | None
+) -> tuple[ShardDataset | None, EvaluationResult, GroundTruth]:
     """Evaluate a COCO result file on a dataset, or on a COCO annotation file."""
     from yolofleet.evaluation.average_precision import coco_average_precision
-    from yolofleet.evaluation.detections import Detections, read_ground_truth
     from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.ground_truth import GroundTruth, read_ground_truth
+    from yolofleet.evaluation.json_file import is_json_name
+    from yolofleet.evaluation.result_file import note_low_ap50, read_results
 
-    detections = Detections.read(path)
-    dataset = None if data.endswith(".json") else _open_dataset(data)
-    truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations()
-    average_precision = coco_average_precision(truth, detections, protocol)
-    return dataset, EvaluationResult(average_precision=average_precision, detections=detections)
+    dataset = None if is_json_name(data) and not Path(data).is_dir() else _open_dataset(data)
+    truth = read_ground_truth(Path(data)) if dataset is None else GroundTruth.of(dataset.annotations())
+    detections, notes = read_results(path, truth, box_format)
+    average_precision = coco_average_precision(truth.document, detections, protocol)
+    notes += note_low_ap50(average_precision)
+    for entry in notes:
+        note(f"note: {entry.text}")
+    result = EvaluationResult(average_precision=average_precision, detections=detections, notes=tuple(notes))
+    return dataset, result, truth
 
 
 def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
@@ -155,7 +176,10 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
     from yolofleet.storage import open_storage
 
     images = [] if dataset is None else draw_samples(dataset, result.detections)
-    page = render_report(result, title=f"Evaluation of {model}", facts={"model": model, "data": data}, images=images)
+    facts = {"model": model, "data": data}
+    if result.notes:
+        facts["notes"] = "; ".join(entry.text for entry in result.notes)
+    page = render_report(result, title=f"Evaluation of {model}", facts=facts, images=images)
     open_storage(folder).put("index.html", page.encode())
     return folder / "index.html"
 

@@ -8,7 +8,7 @@ one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from yolofleet.evaluation.average_precision import (
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.nms import non_maximum_suppression
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
+from yolofleet.evaluation.result_records import Note
 
 COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
 
@@ -41,11 +42,13 @@ class EvaluationResult:
         average_precision: Figures, classes and curves.
         detections: The detections evaluated, as in a COCO result file.
         skipped: (key, reason) of each image that could not be read; it counts as one without detections.
+        notes: What was repaired, left out or is doubtful in a file of detections.
     """
 
     average_precision: AveragePrecision
     detections: Detections
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def figures(self) -> Figures:
@@ -65,7 +68,8 @@ class EvaluationResult:
     def as_json(self) -> dict[str, Any]:
         """Return everything but curves and detections as plain JSON values."""
         skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
-        return {**self.average_precision.as_json(), "skipped": skipped}
+        notes = {"notes": [asdict(note) for note in self.notes]} if self.notes else {}
+        return {**self.average_precision.as_json(), "skipped": skipped, **notes}
 
 
 @torch.inference_mode()
