@@ -16,7 +16,6 @@ from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.ground_truth import GroundTruth
-from yolofleet.evaluation.json_file import is_json_name
 from yolofleet.evaluation.result_file import read_results
 from yolofleet.evaluation.result_records import Note
 
@@ -187,7 +186,7 @@ def test_boxes_of_another_format_are_refused_with_the_option_that_reads_them(
 
     option = name + "n" * shares
     foreign = change(plain, bbox=write)
-    with pytest.raises(UserError, match=rf"boxes look like .*AP50 .*add --boxes {option}$"):
+    with pytest.raises(UserError, match=rf"boxes look like .*AP50 .*add --boxes {option}, or --boxes xywh"):
         read(tmp_path, truth, foreign)
     found, notes = read(tmp_path, truth, foreign, box_format=option)
     assert figures(truth, found) == pytest.approx(figures(truth, plain)) and notes == []
@@ -280,41 +279,6 @@ def test_the_command_notes_repairs_and_writes_the_ids_of_the_ground_truth(
     assert json.loads(out.read_text()) == change(plain, image_id=lambda e: file_name(e)[:-4])
     assert main(arguments) == 0
     assert "AR_100" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (json.dumps([]).encode("utf-16"), "UTF-16"),
-        (json.dumps([]).encode("utf-16-be"), "UTF-16"),
-        ('["é"]'.encode("latin-1"), "not UTF-8 at byte 2"),
-        (b"", "is empty"),
-        (gzip.compress(b"[]" * 99)[:-9], "cannot unpack .* complete"),
-        (b'{"image_id": 139,\n"bbox": [1, 2, 3', "is not JSON: .*line 2"),
-        (b'{"a": 1}\n{"image_id": 1', "is not JSON: .*line 2"),
-        (b'{"images": []}', "holds an object with images, not a list of records"),
-        (b"7", "it holds int, not a list of records"),
-        (b"[" * 100_000, "is not JSON"),
-        ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, 4]}], "has no score; is this a file of ground truth"),
-        ([{"image_id": 1.5, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}], "image_id is 1.5"),
-        ([{"image_id": None, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 1}], "image_id is None"),
-        ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, "x"], "score": 1}], r"bbox is \[1, 2, 3, 'x'\]"),
-        ([{"image_id": 139, "category_id": 1, "bbox": {"x": 1}, "score": 1}], "bbox is {'x': 1}"),
-        ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, 10**400], "score": 1}], "four finite numbers"),
-        ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, 4], "score": "nan"}], "score is 'nan'"),
-        ([{"image_id": 139, "category_id": 1, "bbox": [1, 2, 3, 4], "score": "high"}], "score is 'high'"),
-    ],
-)
-def test_what_cannot_be_read_is_named(truth: dict[str, Any], tmp_path: Path, content: Any, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        read(tmp_path, truth, content)
-
-
-def test_the_names_of_files_of_json() -> None:
-    for name in ("a.json", "a.JSON", "a.json.gz", "b/a.jsonl", "a.ndjson.gz", "a.json.zip"):
-        assert is_json_name(name)
-    for name in ("runs/a", "models:/a@b", "a.gz", "a.jsonx", "a.pt"):
-        assert not is_json_name(name)
 
 
 def test_an_unknown_format_of_boxes_is_refused(truth: dict[str, Any], tmp_path: Path, capsys: Captured) -> None:

@@ -194,7 +194,7 @@ def _decide(
                 f"{gains[words, name]:.2f}, and {gains[words, default]:.2f} as {BOX_FORMATS[default].meaning}"
             )
             if look_like_shares or _is_certain(gains[words, default], gains[words, name]):
-                raise UserError(f"{path}: {said}; add --boxes {name}")
+                raise UserError(f"{path}: {said}; add --boxes {name}, or --boxes {default} if they are not")
             notes.append(Note(kind="boxes_doubtful", count=len(boxes), text=f"{said}; if they are, add --boxes {name}"))
         words = max(readings, key=lambda words: gains[words, default])
         values = {words: gains[words, default] for words in readings}
