@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.regular_files import read_regular
 
 Record = dict[str, Any]
 
 BOX_DECIMALS = 3
 SCORE_DECIMALS = 5
+MOST_BYTES = 2**31
 RECORD_KEYS = ("image_id", "category_id", "bbox", "score")
 NEEDED = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}
 """What an evaluation reads of a COCO annotation file."""
@@ -90,7 +92,7 @@ class Detections:
             UserError: The file cannot be read, is not JSON, or is not a list of result records.
         """
         try:
-            records = json.loads(path.read_text(encoding="utf-8"))
+            records = json.loads(read_regular(path, MOST_BYTES))
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror or error}") from error
         except (ValueError, RecursionError) as error:
@@ -156,7 +158,7 @@ def read_ground_truth(path: Path) -> dict[str, Any]:
         GroundTruthError: It cannot be read, is not JSON, or lacks what an evaluation needs.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path, MOST_BYTES))
     except OSError as error:
         raise GroundTruthError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:

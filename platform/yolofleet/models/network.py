@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
 from yolofleet.models.modules import Block, lay_channels_innermost
-from yolofleet.models.wiring import IMAGE, ModelGraph, Source, wire
+from yolofleet.models.wiring import IMAGE, MOST_WEIGHTS, ModelGraph, Source, wire
 from yolofleet.specs.model import ModelTable
 
 DEVIATION = 0.02
@@ -163,6 +163,12 @@ class Network(nn.Module):
         if num_classes < 1:
             raise UserError(f"a detector needs at least one class, not {num_classes}")
         graph = wire(table)
+        num_predictions = table.num_anchors * (BOX_AND_OBJECTNESS + num_classes)
+        if num_predictions * sum(graph.lead_channels) > MOST_WEIGHTS:
+            raise UserError(
+                f"model {table.name}: {num_predictions:,} predictions a cell, of {table.num_anchors:,} anchors and "
+                f"{num_classes:,} classes, are more than its head may have; use fewer"
+            )
         self.table = table
         self.num_classes = num_classes
         self.deployed = deployed
