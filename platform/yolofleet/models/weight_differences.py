@@ -7,9 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MOST_NAMED = 5
+
+
+class Shape(NamedTuple):
+    """What a tensor of weights should be."""
+
+    shape: tuple[int, ...]
 
 
 class Shaped(Protocol):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from yolofleet.core.text import and_more, did_you_mean
 from yolofleet.models.blocks import build_block
-from yolofleet.models.graph import BlockGraph, Conv, GraphError
+from yolofleet.models.graph import BlockGraph, GraphError
 from yolofleet.specs.blocks import ConvRow, Row
 from yolofleet.specs.model import ModelTable
 
@@ -54,13 +54,6 @@ class ModelGraph:
     def max_stride(self) -> int:
         """The number that image sides are multiples of."""
         return max(feature.stride for block in self.blocks for feature in block.graph.outputs.values())
-
-    @property
-    def num_convolutions(self) -> int:
-        """Convolutions of the lead head's blocks."""
-        return sum(
-            isinstance(node.layer, Conv) for block in self.blocks if not block.auxiliary for node in block.graph.nodes
-        )
 
 
 def wire(table: ModelTable) -> ModelGraph:

@@ -15,7 +15,7 @@ TABLE_FORMAT = 1
 
 Factor = Annotated[float, Field(ge=0.05, le=16)]
 Pixels = Annotated[float, Field(gt=0, le=1e6)]
-AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2)]
+AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=200)]
 Reparameterize = Literal["planned", "none"] | tuple[str, ...]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -130,7 +131,7 @@ def restore(
         precision.load_state(checkpoint.state["loss_scale"])
         known = {field.name for field in fields(RunState)}  # older checkpoints also held the best step so far
         run = {name: value for name, value in checkpoint.state["run"].items() if name in known}
-        return TypeAdapter(RunState).validate_python(run, strict=True)
+        return TypeAdapter(RunState).validate_json(json.dumps(run), strict=True)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{store.storage.url}/step-{step}: is no checkpoint of this run ({one_line(error)}); remove it, and "
