@@ -9,10 +9,13 @@ import re
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import read_regular
 
+MOST_BYTES = 2**31
 GZIP_MAGIC, ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 
 
@@ -46,20 +49,28 @@ def read_json(path: Path) -> Any:
 def _unpack(path: Path) -> bytes:
     """Return the content of a file, of a gzip file, or of the one JSON file in a zip file."""
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MOST_BYTES)
         if data.startswith(GZIP_MAGIC):
-            return gzip.decompress(data)
+            return _read_bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), path)
         if data.startswith(ZIP_MAGIC):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 names = [name for name in archive.namelist() if is_json_name(name) and "__MACOSX" not in name]
                 if len(names) != 1:
                     raise UserError(f"{path} holds {len(names)} JSON files; unpack it and name the one that is meant")
-                return archive.read(names[0])
+                with archive.open(names[0]) as member:
+                    return _read_bounded(member, path)
         return data
     except (zlib.error, EOFError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as error:
         raise UserError(f"cannot unpack {path}: {error}; is the download complete?") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_bounded(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path} unpacks to more than the {format_bytes(MOST_BYTES)} that are read")
+    return data
 
 
 def _decode(data: bytes, path: Path) -> str:

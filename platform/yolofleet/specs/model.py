@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -13,8 +14,8 @@ from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Trans
 TABLE_FORMAT = 1
 
 Factor = Annotated[float, Field(ge=0.05, le=16)]
-Pixels = Annotated[float, Field(gt=0)]
-AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2)]
+Pixels = Annotated[float, Field(gt=0, le=1e6)]
+AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=200)]
 Reparameterize = Literal["planned", "none"] | tuple[str, ...]
 
 
@@ -103,8 +104,8 @@ class ModelTable(Spec):
                 f"auxiliary needs {num_levels} rows and {num_levels} widths as the head has, "
                 f"not {len(self.auxiliary.inputs)} and {len(self.auxiliary.out)}"
             )
-        names = [row.name for row in self.blocks if row.name is not None]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        names = Counter(row.name for row in self.blocks if row.name is not None)
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"two rows have the name {', '.join(twice)}; each name is given once")
         return self
 

@@ -50,7 +50,7 @@ class SearchSpec(Spec):
     """The objectives, one or several."""
     algorithm: AlgorithmSpec = AlgorithmSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
-    repeats: Count = 1
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     """Runs of each candidate, with other seeds; the same seeds, hence the same sample order, for all candidates."""
     concurrency: Count | None = None
     """Trials at a time; unless given, as many as fit the cluster."""

@@ -53,8 +53,7 @@ def read_yaml(path: str | Path) -> Any:
     """Read one YAML document from a file.
 
     Raises:
-        DocumentError: The file is missing, not text, or no YAML.
-        UserError: It is no regular file, or too large.
+        DocumentError: The file is missing, no regular file, too large, not text, or no YAML.
     """
     path = Path(path)
     try:
@@ -63,8 +62,6 @@ def read_yaml(path: str | Path) -> Any:
         raise DocumentError(f"{path}: no such file{_similar_files(path)}") from error
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL in the path
-        raise DocumentError(f"{str(path)!r}: no path of a file: {error}") from error
 
 
 def parse_yaml(text: str | bytes, *, source: str, has_lines: bool = True) -> Any:
