@@ -284,7 +284,7 @@ _BUILT_IN_KINDS = frozenset(ROWS.built_in())
 
 def _tag(row: Any) -> str:
     kind = row.get("block") if isinstance(row, dict) else getattr(row, "block", None)
-    return str(kind) if kind in _BUILT_IN_KINDS else "registered"
+    return kind if isinstance(kind, str) and kind in _BUILT_IN_KINDS else "registered"
 
 
 def _read_registered(row: Any) -> Row:
