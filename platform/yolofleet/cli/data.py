@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, note, parse_byte_option, print_result
+from yolofleet.cli.options import FollowLinks, JobArgument, JsonOption, Overrides, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
@@ -60,9 +61,10 @@ def shard(
     source_format: SourceFormat = "auto",
     classes: ClassNames = None,
     shard_bytes: Annotated[str, typer.Option(help="Size of a shard.")] = "128MB",
-    shard_samples: Annotated[int, typer.Option(min=1, help="Most images in a shard.")] = 10_000,
+    shard_samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most images in a shard.")] = 10_000,
     threads: Threads = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    follow_links: FollowLinks = False,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unusable images.")] = 0.5,
     reencode: Annotated[
         int | None, typer.Option(min=1, max=100, help="Encode images anew as JPEG of this quality.")
@@ -94,7 +96,14 @@ def shard(
         split=_parse_split(split),
     )
     problems = ProblemLog()
-    source, image_files = read_dataset(annotations, None if images == "-" else images, problems, source_format, classes)
+    source, image_files = read_dataset(
+        annotations,
+        None if images == "-" else images,
+        problems,
+        classes,
+        source_format=source_format,
+        follow_links=follow_links,
+    )
     with show_progress("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
@@ -225,13 +234,13 @@ def show(
 
 
 def read_dataset(
-    annotations: str, images: str | None, problems: ProblemLog, source_format: str, classes: str | None
+    annotations: str, images: str | None, problems: ProblemLog, classes: str | None, **options: Any
 ) -> tuple[SourceDataset, ImageStore]:
     """Read the annotations that the arguments of a command name."""
     from yolofleet.data.read_source import read_class_names, read_source
 
     names = read_class_names(classes) if classes is not None else None
-    return read_source(annotations, images, problems, source_format=source_format, class_names=names)
+    return read_source(annotations, images, problems, class_names=names, **options)
 
 
 def count_cores(threads: int) -> int:

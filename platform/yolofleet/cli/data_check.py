@@ -17,9 +17,10 @@ from yolofleet.cli.data import (
     note_problems,
     read_dataset,
 )
-from yolofleet.cli.options import Device, JsonOption, TrackingUri, note, print_result
+from yolofleet.cli.options import Device, FollowLinks, JsonOption, TrackingUri, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.data.content import Content
@@ -40,6 +41,7 @@ def check(
     classes: ClassNames = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     threads: Threads = 0,
+    follow_links: FollowLinks = False,
     with_model: Annotated[
         str | None,
         typer.Option(
@@ -70,7 +72,9 @@ def check(
     pairs = pair_sources(sources)
     names = short_names([annotations for annotations, _ in pairs])
     for name, (url, folder) in zip(names, pairs, strict=True):
-        source, images = read_dataset(url, folder, problems, source_format, classes)
+        source, images = read_dataset(
+            url, folder, problems, classes, source_format=source_format, follow_links=follow_links
+        )
         with show_progress("checking", len(source.records)) as advance:
             report = check_dataset(
                 source, images, problems, num_threads=count_cores(threads), max_pixels=max_pixels, progress=advance

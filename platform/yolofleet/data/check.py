@@ -28,7 +28,7 @@ from yolofleet.data.decode import (
 )
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
-from yolofleet.data.sources import ImageStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
 from yolofleet.storage import ObjectNotFoundError
 
 ROUNDING_PIXELS = 1.0
@@ -162,7 +162,7 @@ def check_dataset(
     """
     from yolofleet.data.duplicates import FINGERPRINT, fingerprints_of, reduce_image  # a build needs none
 
-    present = {entry.key for entry in images.list()}
+    sizes = {entry.key: entry.size_bytes for entry in images.list()}
     fingerprints = np.zeros(len(source.records), FINGERPRINT)
     fitted: list[ImageRecord | None] = [None] * len(source.records)
     suspicious: list[SuspiciousImage] = []
@@ -173,7 +173,7 @@ def check_dataset(
         for number, record in enumerate(source.records[first : first + IMAGES_AT_ONCE], start=first):
             own = ProblemLog()
             key = image_key(record.file_name)
-            if (data := _read(record, key, present, images, own)) is not None:
+            if (data := _read(record, key, sizes, images, own, max_pixels)) is not None:
                 checked = check_image(record, data, own, max_pixels=max_pixels)
                 if checked is not None:
                     fitted[number] = checked.record
@@ -204,14 +204,19 @@ def check_dataset(
     )
 
 
-def _read(record: ImageRecord, key: str | None, present: set[str], images: ImageStore, own: ProblemLog) -> bytes | None:
+def _read(
+    record: ImageRecord, key: str | None, sizes: dict[str, int], images: ImageStore, own: ProblemLog, max_pixels: int
+) -> bytes | None:
     where = f"image {record.image_id}: file_name {record.file_name!r}"
     if key is None:
         own.add("image_path_outside", where)
         return None
     try:
-        if key in present:
-            return images.get(key)
+        if key in sizes:
+            return read_image_file(images, key, sizes[key], max_pixels)
+    except ImageError as error:
+        own.add(error.reason, f"{record.file_name}: {error}")
+        return None
     except ObjectNotFoundError:
         pass
     own.add("image_file_missing", where)

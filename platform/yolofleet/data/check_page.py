@@ -241,8 +241,8 @@ def _problem_card(entry: SuspiciousImage, images: ImageStore, names: Mapping[int
     )
     caption = f"<figcaption>{escape(entry.file_name)}<ul>{lines}</ul></figcaption>"
     record = entry.record
-    if entry.key is None:
-        return f"<figure><p>(not read: outside the folder)</p>{caption}</figure>"
+    if entry.key is None or "image_too_large" in entry.problems:
+        return f"<figure><p>(not read)</p>{caption}</figure>"
     annotated = (record.width, record.height) if record.width else None
     try:
         pixels = decode_image(images.get(entry.key), max_pixels=max_pixels, annotated_size=annotated)

@@ -36,6 +36,7 @@ EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
+LATER_DATA_KEYS = ("max_pixels",)
 
 
 class CacheSpec(Spec):
@@ -60,6 +61,8 @@ class DataSpec(Spec):
     """Shard cache for remote data; without one, shards are kept in the system's temporary folder."""
     loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that decode and augment, per worker."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000
+    """Images with more pixels are skipped in training and in evaluation; the limit of a build by default."""
     most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A run that had to skip more than this share of its samples stops."""
 
@@ -133,7 +136,7 @@ class JobSpec(Spec):
     """Steps in a row with a non-finite loss or gradient, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
-    global_batch_size: Count = 64
+    global_batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Samples of one optimiser step, over all workers."""
     micro_batch_size: Count = 16
     """Samples that pass the network together; the global batch is a whole number of them."""
@@ -176,17 +179,17 @@ class JobSpec(Spec):
             )
         if self.strategy != "ddp" and self.precision not in ("fp32", "bf16"):
             raise ValueError(f"strategy {self.strategy} computes in fp32 or bf16; use precision bf16, or strategy ddp")
-        uneven = [number for number in self.cluster.worker_counts if self.num_micro_batches % number]
-        if self.strategy == "zero2" and uneven:
-            raise ValueError(
-                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: "
-                f"{self.num_micro_batches} micro-batches cannot be shared by {uneven[0]} workers; use strategy zero1"
-            )
         if self.cluster.most_workers > self.num_micro_batches:
             raise ValueError(
                 f"cluster.workers asks for {self.cluster.most_workers} workers, but a global batch of "
                 f"{self.global_batch_size} holds only {self.num_micro_batches} micro-batches of "
                 f"{self.micro_batch_size}; use fewer workers or a smaller micro_batch_size"
+            )
+        uneven = (number for number in self.cluster.worker_counts if self.num_micro_batches % number)
+        if self.strategy == "zero2" and (first := next(uneven, None)) is not None:
+            raise ValueError(
+                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: "
+                f"{self.num_micro_batches} micro-batches cannot be shared by {first} workers; use strategy zero1"
             )
         return self
 
@@ -236,9 +239,10 @@ class JobSpec(Spec):
         if self.initial_weights is not None:
             document["initial_weights"] = True  # their content is recorded in the run; their path may change
         document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
-        for key in LATER_KEYS:
-            if getattr(self, key) == type(self).model_fields[key].default:
-                document.pop(key, None)
+        for spec, part, keys in ((self, document, LATER_KEYS), (self.data, document["data"], LATER_DATA_KEYS)):
+            for key in keys:
+                if getattr(spec, key) == type(spec).model_fields[key].default:
+                    part.pop(key, None)
         return document
 
     def digest(self) -> str:
