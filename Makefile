@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install lock audit demo check lint types unit test test-full bench mutants clean
+.PHONY: help install lock audit demo check lint types unit test test-full bench mutants fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -81,6 +81,9 @@ bench: $(INSTALLED)  ## Ratios against named peers
 
 mutants: $(INSTALLED)  ## Small mistakes in the package that no test notices (an hour)
 	$(BIN)/python benchmarks/mutants.py
+
+fuzz: $(INSTALLED)  ## 100,000 hostile inputs for every reader of foreign bytes
+	$(BIN)/python tests/fuzz/run.py --cases 100000 --jobs 2
 
 clean:  ## Remove the environment, the demo and all caches
 	rm -rf $(VENV) demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

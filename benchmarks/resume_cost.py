@@ -22,8 +22,10 @@ import numpy as np
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
-from yolofleet.data.dataset import Sample, ShardDataset
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.problems import ProblemLog
+from yolofleet.data.sample import Sample
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 from yolofleet.storage import open_storage
@@ -39,10 +41,10 @@ class CountingDataset(ShardDataset):
         super().__init__(url)
         self.numbers: list[int] = []
 
-    def read(self, number: int) -> Sample:
+    def read(self, number: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sample:
         """Read one sample."""
         self.numbers.append(number)
-        return super().read(number)
+        return super().read(number, max_pixels)
 
 
 def built(out: Path, num_samples: int) -> None:

@@ -84,9 +84,8 @@ class FreePartners:
         self._image = lru_cache(maxsize=None)(self._decoded)  # the images are small; the free arm needs them often
 
     def _decoded(self, number: int) -> LabelledImage:
-        sample = self._dataset.read(number)
-        record = sample.record()
-        return labelled_image(sample.key, sample.pixels(record), record, len(self._dataset.classes))
+        sample = self._dataset.read_decoded(number)
+        return labelled_image(sample.key, sample.pixels, sample.record, len(self._dataset.classes))
 
     def _own(self, position: int) -> LabelledImage:
         location = self._order.locate(position)

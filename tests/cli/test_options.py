@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import typer
 
-from yolofleet.cli.main import app
+from yolofleet.cli.commands import app
 from yolofleet.cli.options import JsonOption, parse_byte_option, print_result
 from yolofleet.core.errors import UserError
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from yolofleet.data.annotation import read_annotation
 from yolofleet.data.build import BuildError
 from yolofleet.data.build_plan import image_key, in_split
 from yolofleet.data.dataset import ShardDataset
@@ -49,7 +50,7 @@ def test_samples_are_the_source_unchanged(drawn: Path, dataset: ShardDataset) ->
     for number, image in enumerate(document["images"]):
         sample = dataset.read(number)
         assert sample.image == (drawn / "images" / image["file_name"]).read_bytes()
-        assert sample.record().image_id == image["id"]
+        assert dataset.read_record(number)[1].image_id == image["id"]
     assert dataset.classes == [(2, "disc"), (5, "triangle"), (11, "cross")]
     ours = dataset.annotations()
     fields = ("image_id", "category_id", "bbox", "area", "iscrowd")
@@ -149,10 +150,9 @@ def test_reencoding_is_smaller_and_moves_the_boxes_along(build: Build, drawn: Pa
     build(drawn / "instances.json", drawn / "images", tmp_path, reencode_quality=60, longest_side=48)
     small, document = ShardDataset(tmp_path), json.loads((drawn / "instances.json").read_text())
     for number, image in enumerate(document["images"]):
-        sample = small.read(number)
-        record = sample.record()
+        _, record, pixels, _ = small.read_decoded(number)
         assert max(record.width, record.height) == 48
-        assert sample.pixels(record).shape == (record.height, record.width, 3)
+        assert pixels.shape == (record.height, record.width, 3)
         boxes = [entry["bbox"] for entry in document["annotations"] if entry["image_id"] == image["id"]]
         gain = np.array([record.width / image["width"], record.height / image["height"]] * 2)
         assert np.allclose(record.boxes, np.array(boxes).reshape(-1, 4) * gain)
@@ -228,7 +228,7 @@ def test_records_survive_json_exactly() -> None:
         np.array([0.1]),
         ([[1.0, 2.0, 3.0, 4.0, 5.0, 6.5]],),
     )
-    again = ImageRecord.from_json(record.to_json())
+    again = read_annotation(record.to_json(), 3)
     assert (again.boxes == record.boxes).all() and again.segmentations == record.segmentations and again.iscrowd.all()
     assert again.to_json() == record.to_json()
 
@@ -236,5 +236,5 @@ def test_records_survive_json_exactly() -> None:
 def test_images_come_out_of_shards_as_they_were(drawn: Path, dataset: ShardDataset) -> None:
     sample = dataset.read(11)
     direct = decode_image((drawn / "images" / "000011.jpg").read_bytes())
-    assert (sample.pixels(sample.record()) == direct).all()
+    assert (dataset.read_decoded(11).pixels == direct).all()
     assert io.BytesIO(sample.image).read(2) == b"\xff\xd8"

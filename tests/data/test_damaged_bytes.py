@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from yolofleet.core.errors import UserError
+from yolofleet.data.annotation import read_annotation
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardIndex
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ImageRecord
 from yolofleet.data.tar_scan import scan_samples
 
 VALUES = (
@@ -79,7 +79,7 @@ def survived(read: Callable[[bytes], object], data: bytes, rounds: int, *, is_js
 def test_damaged_annotations(test_data: Path) -> None:
     def read(data: bytes) -> None:
         for record in parse_coco(data, "x", ProblemLog()).records:
-            ImageRecord.from_json(record.to_json())
+            read_annotation(record.to_json(), 100)
 
     survived(read, (test_data / "hostile" / "annotations" / "crowd_rle.json").read_bytes(), 800, is_json=True)
 
@@ -91,9 +91,9 @@ def test_damaged_manifests_records_and_indexes(shards: Path, dataset: ShardDatas
         600,
         is_json=True,
     )
-    survived(ImageRecord.from_json, dataset.read(0).annotation, 600, is_json=True)
-    index = (shards / "shards" / "shard-000000.index").read_bytes()
-    survived(lambda data: ShardIndex.from_bytes(data, "x"), index, 600, is_json=False)
+    survived(lambda data: read_annotation(data, 3), dataset.read(0).annotation, 600, is_json=True)
+    index, entry = (shards / "shards" / "shard-000000.index").read_bytes(), dataset.manifest.shards[0]
+    survived(lambda data: ShardIndex.from_bytes(data, entry, "x"), index, 600, is_json=False)
 
 
 @pytest.mark.parametrize("name", ["unicode_key.tar", "huge_member_size.tar", "ok.tar"])

@@ -97,7 +97,7 @@ def test_a_survey_reads_every_box_once(dataset: ShardDataset) -> None:
     assert found.num_surveyed == found.num_samples == len(dataset)
     assert (found.sizes > 0).all() and (found.sizes <= 1 + 1e-9).all()
     for number in (0, 7, len(dataset) - 1):
-        record = dataset.read(number).record()
+        _, record = dataset.read_record(number)
         assert (found.samples == number).sum() == (~record.iscrowd).sum()
 
 

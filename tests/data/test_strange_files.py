@@ -80,7 +80,11 @@ def test_what_is_no_file_is_missing_and_never_waited_for(
     assert checked["usable"] == built["images"] == good and built["skipped"] == 5
     for found in (checked, built):
         counts = {kind: entry["count"] for kind, entry in found["problems"].items()}
-        assert counts["image_file_missing"] == 4 and counts["image_unknown"] == 1
+        assert counts["image_file_missing"] == 5 and counts["link_outside"] == counts["file_irregular"] == 1
+        assert counts["file_unreadable"] == 2, "a loop, and a link to nothing"
+        assert found["problems"]["link_outside"]["examples"] == [f"{image_files}/text.jpg -> /etc/passwd"]
+    followed = run_json(capsys, "check", annotations, image_files, "--follow-links")["problems"]
+    assert "link_outside" not in followed and followed["image_unknown"]["count"] == 1
     assert run_json(capsys, "inspect", tmp_path / "out")["verified"]
 
 
@@ -102,7 +106,7 @@ def test_storage_knows_files_only(image_files: Path) -> None:
         ({"segmentation": [[float("nan")] * 6]}, "segmentation_malformed"),
         ({"segmentation": {"counts": [10**12], "size": [10**9, 10**9]}}, "segmentation_malformed"),
         ({"bbox": [10**400, 1, 1, 1]}, "box_not_finite"),
-        ({"bbox": [1e308] * 4}, "box_outside"),
+        ({"bbox": [1e308] * 4}, "box_not_finite"),
         ({"image_id": [1]}, "annotation_malformed"),
         ({"iscrowd": []}, "iscrowd_malformed"),
     ],

@@ -80,7 +80,7 @@ def test_going_on_at_any_step_reads_the_samples_of_that_step_alone(
 ) -> None:
     numbers: list[int] = []
     read = dataset.read
-    monkeypatch.setattr(dataset, "read", lambda number: numbers.append(number) or read(number))
+    monkeypatch.setattr(dataset, "read", lambda number, *limits: numbers.append(number) or read(number, *limits))
     batch = taken(stream(dataset), step, [3], 1)[0]
     assert len(numbers) == MICRO and (batch.step, batch.index) == (step, 3)
 
@@ -130,7 +130,7 @@ def test_without_augmentation_a_sample_is_its_letterboxed_image(dataset: ShardDa
     records = dict(dataset.records())
     for slot, key in enumerate(batch.keys):
         record = records[key]
-        pixels = dataset.read([name for name, _ in dataset.records()].index(key)).pixels(record)
+        pixels = dataset.read_decoded([name for name, _ in dataset.records()].index(key)).pixels
         left, top = (96 - record.width) // 2, (96 - record.height) // 2
         shown = batch.images[slot].numpy().transpose(1, 2, 0)
         assert (shown[top : top + record.height, left : left + record.width] == pixels).all()

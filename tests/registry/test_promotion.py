@@ -22,8 +22,8 @@ from yolofleet.registry.promotion import champion_gate, class_gate, latency_gate
 from yolofleet.registry.proof import Latency
 from yolofleet.registry.verify import Verification
 from yolofleet.registry.versions import Version
-from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.promotion import AgainstChampion, ClassFloors, LatencyCeiling, PromotionPolicy, ProofGate
+from yolofleet.specs.yaml_document import parse_yaml
 
 pytestmark = pytest.mark.system
 

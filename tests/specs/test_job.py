@@ -36,6 +36,8 @@ def test_there_are_jobs() -> None:
     [
         ({"micro_batchsize": 16}, ["micro_batchsize", "unknown key", "did you mean 'micro_batch_size'", "16"]),
         ({"data": {"train": "a", "val": "b", "imagesize": 1}}, ["data.imagesize", "did you mean 'image_size'"]),
+        ({"Epochs": 3}, ["Epochs: unknown key", "did you mean 'epochs'"]),
+        ({"a[[": 3}, ["a[[: unknown key"]),
         ({"epochs": "many"}, ["epochs", '"many"']),
         ({"recipe": "p7"}, ["recipe", '"p7"', "p5", "did you mean"]),
         (

@@ -12,7 +12,7 @@ import pytest
 from system.pages import PAGES, shell_lines
 from system.shell import Shell
 from system.test_shell_lines import run_elsewhere
-from yolofleet.cli.main import app
+from yolofleet.cli.commands import app
 
 pytestmark = pytest.mark.system
 SYNOPSIS = re.compile(r"\[|\b[A-Z]{2,}\b|\.\.\.")

@@ -31,14 +31,14 @@ def anchors(
     """Measure the share of a dataset's boxes that a model's anchors can learn, and fit better anchors."""
     from yolofleet.core.errors import UserError
     from yolofleet.data.anchors import GOOD_RECALL, anchor_fit, fit_anchors, survey_boxes
-    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.data.verification import open_verified
     from yolofleet.models.wiring import wire
     from yolofleet.models.zoo import resolve
     from yolofleet.training.setup.preparation import table_anchors
 
     table = resolve(model)
     side = image_size or table.image_size
-    survey = survey_boxes(ShardDataset(data), most_images)
+    survey = survey_boxes(open_verified(data), most_images)
     if not len(survey.sizes):
         raise UserError(f"{data}: {survey.num_surveyed} images hold no box, so there is nothing to measure")
     sizes = survey.sizes * side

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from yolofleet.cli.doctor import doctor
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, note, parse_byte_option, print_result
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.terminal import note, show
 
 if TYPE_CHECKING:
     from yolofleet.cluster.manifest_work import Work
@@ -63,7 +64,7 @@ def render(
     documents = render_manifest(work, kubernetes, ray_version=version("ray"), kind=kind)
     text = json.dumps(documents, indent=1) + "\n" if as_json else manifest_text(documents)
     if out is None:
-        print(text, end="")
+        show(text, end="")
         return
     try:
         out.write_text(text)
@@ -84,9 +85,9 @@ def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
 
 def _read_work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
     from yolofleet.cluster.manifest_work import work_of_job, work_of_search
-    from yolofleet.specs.base import read_yaml
     from yolofleet.specs.job import JobSpec
     from yolofleet.specs.search import load_search
+    from yolofleet.specs.yaml_document import read_yaml
 
     document = read_yaml(path)
     if isinstance(document, dict) and "parameters" in document:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, note, parse_byte_option, print_result
+from yolofleet.cli.options import FollowLinks, JobArgument, JsonOption, Overrides, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
@@ -62,6 +63,7 @@ def check(
     classes: ClassNames = None,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     threads: Threads = 0,
+    follow_links: FollowLinks = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with the suspicious images to this file.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if there is any problem.")] = False,
     as_json: JsonOption = False,
@@ -73,7 +75,8 @@ def check(
     from yolofleet.storage import open_storage
 
     problems = ProblemLog()
-    source, image_files = _read_source(annotations, images, problems, source_format, classes)
+    reading = {"source_format": source_format, "follow_links": follow_links}
+    source, image_files = _read_source(annotations, images, problems, classes, **reading)
     with show_progress("checking", len(source.records)) as advance:
         report = check_dataset(
             source, image_files, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
@@ -110,9 +113,10 @@ def shard(
     source_format: SourceFormat = "auto",
     classes: ClassNames = None,
     shard_bytes: Annotated[str, typer.Option(help="Size of a shard.")] = "128MB",
-    shard_samples: Annotated[int, typer.Option(min=1, help="Most images in a shard.")] = 10_000,
+    shard_samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most images in a shard.")] = 10_000,
     threads: Threads = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
+    follow_links: FollowLinks = False,
     max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unusable images.")] = 0.5,
     reencode: Annotated[
         int | None, typer.Option(min=1, max=100, help="Encode images anew as JPEG of this quality.")
@@ -144,7 +148,8 @@ def shard(
         split=_parse_split(split),
     )
     problems = ProblemLog()
-    source, image_files = _read_source(annotations, None if images == "-" else images, problems, source_format, classes)
+    reading = {"source_format": source_format, "follow_links": follow_links}
+    source, image_files = _read_source(annotations, None if images == "-" else images, problems, classes, **reading)
     with show_progress("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
@@ -275,12 +280,12 @@ def show(
 
 
 def _read_source(
-    annotations: str, images: str | None, problems: ProblemLog, source_format: str, classes: str | None
+    annotations: str, images: str | None, problems: ProblemLog, classes: str | None, **options: Any
 ) -> tuple[SourceDataset, ImageStore]:
     from yolofleet.data.read_source import read_class_names, read_source
 
     names = read_class_names(classes) if classes is not None else None
-    return read_source(annotations, images, problems, source_format=source_format, class_names=names)
+    return read_source(annotations, images, problems, class_names=names, **options)
 
 
 def _cores(threads: int) -> int:

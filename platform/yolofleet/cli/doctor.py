@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import JsonOption, note, print_result
+from yolofleet.cli.options import JsonOption, print_result
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding, Report
+from yolofleet.core.terminal import note
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JsonOption, ModelArgument, note, print_result
+from yolofleet.cli.options import JsonOption, ModelArgument, print_result
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -99,13 +100,13 @@ def _thresholds(
 
 
 def _report_quantization(models: Any, detector: Detector, data: str, shape: InputShape) -> dict[str, Any]:
-    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.data.verification import open_verified
     from yolofleet.export.card import make_card
     from yolofleet.export.quantization import report_quantization
 
     note(f"evaluating the float and the INT8 network on {data}")
     card = make_card(detector.card, detector.model.strides, shape, None)
-    return report_quantization(models, detector, ShardDataset(data), card, shape).as_json()
+    return report_quantization(models, detector, open_verified(data), card, shape).as_json()
 
 
 def _format_evaluation(label: str, entry: dict[str, Any]) -> str:

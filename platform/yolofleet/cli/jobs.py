@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -11,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import EXIT_STOPPED, Address, JsonOption, Overrides, note, print_result
-from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
+from yolofleet.cli.options import Address, JsonOption, Overrides, print_result
+from yolofleet.core.errors import EXIT_DONE, EXIT_STOPPED, EXIT_WORK_FAILED
+from yolofleet.core.terminal import note
+from yolofleet.core.terminal import show as print_text
 
 if TYPE_CHECKING:
     from yolofleet.cluster.service import JobService, SentJob
@@ -65,9 +66,8 @@ def _follow(service: JobService, job: SentJob) -> int:
 
 
 def _pass_on(text: str) -> None:
-    """Print a job's output as it is, Ray's colours included."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    """Print a job's output, Ray's colours included."""
+    print_text(text.replace("\r\n", "\n").replace("\r", "\n"), keeps_colours=True, end="")
 
 
 def exit_code(job: SentJob) -> int:
@@ -140,14 +140,14 @@ def stop(
     service = JobService(address)
     found = service.job(job)
     if found.has_ended:
-        print(f"{found.id}: has ended already ({found.status.lower()})")
+        print_text(f"{found.id}: has ended already ({found.status.lower()})")
         return
     service.stop(found)
     note(f"{found.id}: asked to stop; it has {STOP_SECONDS} s to save its state")
     found = service.await_end(found, wait_seconds)
     if not found.has_ended:
         raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")
-    print(f"{found.id}: {found.status.lower()}")
+    print_text(f"{found.id}: {found.status.lower()}")
 
 
 def _format_time(seconds: float | None) -> str:

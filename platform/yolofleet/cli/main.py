@@ -1,88 +1,137 @@
-"""``yolofleet``: every command, and the one function where an error becomes a message and an exit code."""
+"""The entry point, and the one function where an error or a signal becomes a message and an exit code.
+
+It imports next to nothing before it can answer Ctrl-C; `commands` holds the commands.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
+import re
+import signal
 import sys
+from itertools import pairwise
 
-import typer
-
-from yolofleet import __version__
-from yolofleet.cli import (
-    anchors,
-    cluster,
-    data,
-    evaluate,
-    export,
-    jobs,
-    models,
-    predict,
-    promotion,
-    proof,
-    registry,
-    report,
-    train,
-    tune,
-)
-from yolofleet.cli.options import EXIT_STOPPED, note
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.redaction import holds_secret, redact, redact_url
+from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signals
+from yolofleet.core.temporary import FULL
+from yolofleet.core.terminal import OutputError, note, silence
 
-app = typer.Typer(
-    name="yolofleet",
-    help="Train YOLOv7 detectors on a cluster, search their scaling factors, and release proven models.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-data.app.command("anchors")(anchors.anchors)
-app.add_typer(data.app, name="data")
-app.add_typer(models.app, name="models")
-app.command("train")(train.train)
-app.command("tune")(tune.tune)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("export")(export.export)
-app.command("report")(report.report)
-app.command("submit")(jobs.submit)
-for command in (proof.verify, proof.compare, promotion.promote, promotion.rollback, promotion.history):
-    registry.app.command(command.__name__)(command)
-app.add_typer(registry.app, name="registry")
-app.add_typer(jobs.app, name="jobs")
-app.add_typer(cluster.app, name="cluster")
+URL = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
-
-@app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    if version:
-        print(f"yolofleet {__version__}")
-        raise typer.Exit
+RESUME = {
+    "data shard": "the finished shards are kept; resume the build with the same command",
+    "evaluate": "nothing was kept; evaluate again with the same command",
+    "export": "run the same command again; it makes all files anew",
+    "jobs": "'yolofleet jobs list' tells the state of every job on the cluster",
+    "predict": "with --workers the finished parts are kept; resume, or begin again, with the same command",
+    "registry": "'yolofleet registry list' and 'history' tell what was done; run the same command again",
+    "submit": "'yolofleet jobs list' tells whether the job was sent; the same command finds it, or sends it",
+    "train": "resume the run with the same command, from the newest checkpoint",
+    "tune": "resume the search with the same command, from its record",
+}
+"""What a user does after Ctrl-C, by command or group of commands."""
+RUN_AGAIN = "run the same command again; it begins anew"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 stopped."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    guard_output()
     try:
-        exit_code = app(args=arguments, standalone_mode=False)
+        _refuse_secrets(arguments)
+        return _run_command(arguments)
     except UserError as error:
-        note(without_passwords(f"error: {error}"))
+        note(_without_secrets(f"error: {error}", arguments))
         return EXIT_USER_ERROR
     except WorkError as error:
-        note(without_passwords(f"failed: {error}"))
-        return EXIT_WORK_FAILED
-    except KeyboardInterrupt:
-        note("stopped. Run the same command again to resume from the newest checkpoint")
-        return EXIT_STOPPED
+        if isinstance(error, OutputError) and error.is_unread:
+            return EXIT_DONE
+        note(_without_secrets(f"failed: {error}", arguments))
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        return _stopped(arguments, error.kind if isinstance(error, StoppedBySignal) else signal.SIGINT)
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:  # with it Ray's own handler exits
+            raise
+        return _stopped(arguments, signal.SIGTERM)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        note(f"error: {error.filename or 'stdout or a file'}: {error.strerror}; free space there, or raise ulimit -f")
+        return EXIT_USER_ERROR
+
+
+def _run_command(arguments: list[str]) -> int:
+    import typer
+
+    from yolofleet.cli.commands import app
+
+    # Not app(): it turns Ctrl-C into an exit code before anything can be said.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("yolofleet", list(arguments)) as context:
+            exit_code = command.invoke(context)
+    except typer.Exit as error:
+        return error.exit_code
+    except typer.Abort:  # Ctrl-C or the end of the input at a question
+        raise KeyboardInterrupt from None
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # click's own: a wrong option or argument
-            error.show()
-            return EXIT_USER_ERROR
-        raise
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        shown = io.StringIO()  # click's own: a wrong option or argument
+        error.show(shown)
+        note(_without_secrets(shown.getvalue().rstrip("\n"), arguments))
+        return EXIT_USER_ERROR
     return exit_code if isinstance(exit_code, int) else EXIT_DONE
+
+
+def _stopped(arguments: list[str], kind: signal.Signals) -> int:
+    words = [argument for argument in arguments if not argument.startswith("-")][:2]
+    advice = RESUME.get(" ".join(words)) or RESUME.get(words[0] if words else "") or RUN_AGAIN
+    stop_no_more()
+    note(f"\nstopped ({'Ctrl-C' if kind == signal.SIGINT else kind.name}): {advice}")
+    return 128 + kind
+
+
+def _refuse_secrets(arguments: list[str]) -> None:
+    """Refuse URLs with a secret as arguments; only MLflow's URI may hold one, as MLFLOW_TRACKING_URI may."""
+    for option, argument in pairwise(["", *arguments]):
+        if option != "--tracking-uri" and URL.match(argument) and holds_secret(argument):
+            raise UserError(
+                f"{redact_url(argument)}: holds a secret; leave it out of the URL and give it in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN, MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD)"
+            )
+
+
+def _without_secrets(message: str, arguments: list[str]) -> str:
+    """Return a message without the secrets of the command's arguments, which it may quote whatever they hold."""
+    for argument in arguments:
+        for value in filter(holds_secret, (argument, argument.partition("=")[2])):
+            message = message.replace(value, redact_url(value)).replace(redact(value), redact_url(value))
+    return redact(message)
 
 
 def run() -> None:
     """Entry point of the console script."""
-    sys.exit(main())
+    stop_on_signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # whatever prints, ASCII is no error
+    exit_code = main()
+    stop_no_more()  # of a stop that the command has answered itself
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        silence(sys.stdout)
+        if error.errno != errno.EPIPE:
+            note(f"failed: {OutputError(error)}")
+            exit_code = exit_code or EXIT_WORK_FAILED
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
 """Arguments and options that several commands have, and the one way in which every command prints.
 
-A command prints its result on stdout with `print_result`: lines for people, or with ``--json`` one JSON document and
-nothing else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note`. A command returns its
-exit code; None means that it is done.
+A command prints its result with `print_result`: lines for people, or with ``--json`` one JSON document and nothing
+else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note` of `core.terminal`. Neither
+prints the secret of a URL. A command returns its exit code; None means that it is done.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +16,8 @@ import typer
 
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
-
-EXIT_STOPPED = 130
-"""The exit code of a command that Ctrl-C has stopped, as a shell expects it."""
+from yolofleet.core.redaction import redact_values
+from yolofleet.core.terminal import show
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 TrackingUri = Annotated[
@@ -49,20 +47,19 @@ ModelArgument = Annotated[
         metavar="MODEL", help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False
     ),
 ]
+FollowLinks = Annotated[
+    bool,
+    typer.Option("--follow-links", help="Read what links that lead out of a folder lead to; else they are refused."),
+]
 
 
 def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print a command's result: the document as JSON, or the lines; the other of the two is not touched."""
     if as_json:
-        print(json.dumps(document, indent=1, ensure_ascii=False), flush=True)
+        show(json.dumps(redact_values(document), indent=1, ensure_ascii=False))
         return
     for line in lines:
-        print(line)
-
-
-def note(line: str) -> None:
-    """Print a line on stderr: progress, a warning, what to do next."""
-    print(line, file=sys.stderr, flush=True)
+        show(line, keeps_colours=True)
 
 
 def parse_byte_option(text: str, option: str) -> int:

@@ -7,16 +7,18 @@ drawing; parts that are there already are not repeated, so the same command resu
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import Device, JsonOption, ModelArgument, note, print_result
+from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.terminal import note
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
@@ -54,16 +56,18 @@ def predict(
     device: Device = "auto",
     part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
+    follow_links: FollowLinks = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find objects in images: draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
-        _predict_here(model, images, Path(out), options, device, tracking_uri, as_json=as_json)
+        paths = image_paths(images, follow_links=follow_links)
+        _predict_here(model, paths, Path(out), options, device, tracking_uri, as_json=as_json)
         return
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
-    source = image_source(images)
+    source = image_source(images, follow_links=follow_links)
     package, card = read_package(model, tracking_uri)
     plan = PredictionPlan(
         weights_sha256=card.weights_sha256,
@@ -79,30 +83,40 @@ def predict(
     _merge_parts(out, plan, [(entry.id, entry.name) for entry in card.classes], as_json=as_json)
 
 
-def image_paths(images: list[str]) -> Iterator[Path]:
-    """Yield the images that the arguments name; of a folder, the files in it with the suffix of an image."""
+def image_paths(images: list[str], *, follow_links: bool) -> list[Path]:
+    """Return the images that the arguments name; of a folder, the files in it with the suffix of an image."""
+    from yolofleet.data.problems import ProblemLog
+    from yolofleet.data.source_folder import SourceFolder
+
+    paths: list[Path] = []
+    problems = ProblemLog()
     for path in map(Path, images):
-        if (path / MANIFEST_NAME).is_file():
+        if os.path.isfile(path / MANIFEST_NAME):  # unlike those of a Path, no name makes these functions raise
             raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
-        if path.is_dir():
-            inside = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        if os.path.isdir(path):
+            folder = SourceFolder(path, problems, follow_links=follow_links, with_sub_folders=False)
+            inside = [path / entry.key for entry in folder.list() if Path(entry.key).suffix.lower() in IMAGE_SUFFIXES]
             if not inside:
-                raise UserError(f"{path} is a folder without images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            yield from inside
-        elif not path.exists():
+                reasons = problems.reasons() or ", ".join(sorted(IMAGE_SUFFIXES))
+                raise UserError(f"{path} is a folder without images ({reasons})")
+            paths += inside
+        elif not os.path.exists(path):
             raise UserError(f"there is no image {path}")
         else:
-            yield path
+            paths.append(path)
+    if problems.counts:
+        note(f"left out: {problems.reasons()}")
+    return paths
 
 
-def image_source(images: list[str]) -> ImageSource:
+def image_source(images: list[str], *, follow_links: bool) -> ImageSource:
     """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
     from yolofleet.cluster.prediction_parts import FileImages, ShardImages
     from yolofleet.storage import open_storage
 
     if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_NAME)):
         return ShardImages(images[0])
-    return FileImages(list(image_paths(images)))
+    return FileImages(image_paths(images, follow_links=follow_links))
 
 
 def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes], DetectorCard]:
@@ -153,7 +167,7 @@ def _merge_parts(out: str, plan: PredictionPlan, classes: list[tuple[int, str]],
 
 def _predict_here(
     model: str,
-    images: list[str],
+    paths: list[Path],
     out: Path,
     options: dict[str, Any],
     device: str,
@@ -166,12 +180,12 @@ def _predict_here(
     from yolofleet.data.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
 
-    paths = list(image_paths(images))
     names = _output_names(paths)
     _check_overwriting(out, paths, names)
     detector = open_detector(model, device, tracking_uri)
     _make_folder(out)
     problems: list[str] = []
+    lines: list[str] = []
     document = _empty_document(detector)
     batch_size = options["batch_size"]
     for start in range(0, len(paths), batch_size):
@@ -185,11 +199,10 @@ def _predict_here(
         for (number, pixels), records in zip(readable, detections, strict=True):
             (out / names[number]).write_bytes(encode(draw_detections(pixels, records)))
             _add(document, paths[number], pixels.shape[:2], records)
-            if not as_json:
-                print(f"{out / names[number]}: {_summarize(records)}")
+            lines.append(f"{out / names[number]}: {_summarize(records)}")
     (out / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     counts = f"{len(document['annotations'])} detections in {len(document['images'])} images"
-    print_result(document, [f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
+    print_result(document, [*lines, f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
     _raise_for(problems, len(paths))
 
 

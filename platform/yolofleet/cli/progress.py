@@ -7,15 +7,15 @@ this process, of Ray, or of another host in the same way.
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.cli.options import note
 from yolofleet.core.background import BackgroundLoop
+from yolofleet.core.redaction import redact
+from yolofleet.core.terminal import is_terminal, note, printable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -34,7 +34,7 @@ def show_progress(activity: str, total: int | None = None) -> Iterator[Callable[
         activity: What is done: "sharding".
         total: How much there is to do; None where that is not known.
     """
-    if not sys.stderr.isatty():
+    if not is_terminal():
         yield _PlainProgress(activity, total).advance
         return
     with _progress_bar() as bar:
@@ -74,7 +74,7 @@ def watch_run(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[No
     """Show the run's new rows and events on stderr for the length of a with block."""
     _, cursors = run.new_metrics({})
     events = _NewEvents(run)
-    display: _Bar | _Lines = _Bar(num_steps, done_steps) if sys.stderr.isatty() else _Lines(num_steps)
+    display: _Bar | _Lines = _Bar(num_steps, done_steps) if is_terminal() else _Lines(num_steps)
 
     def poll() -> None:
         nonlocal cursors
@@ -144,7 +144,7 @@ def is_shown(row: dict[str, Any]) -> bool:
 def format_row(row: dict[str, Any]) -> str:
     """Return a row of metrics as one short line."""
     if "problem" in row:
-        return str(row["problem"])
+        return redact(str(row["problem"]))
     if "val_AP" in row:
         ap50, ap = ("none" if row.get(name) is None else f"{row[name]:.4f}" for name in ("val_AP50", "val_AP"))
         return f"step {row['step']}: validation AP50 {ap50}, AP {ap}"
@@ -199,7 +199,7 @@ class _Bar:
 
     def show(self, row: dict[str, Any]) -> None:
         if "val_AP" in row or "problem" in row:
-            self._bar.console.print(format_row(row))
+            self._bar.console.print(printable(format_row(row)), markup=False)
         else:
             self._bar.update(self._task, completed=row["step"], description=format_row(row))
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import Device, JsonOption, TrackingUri, note, print_result
+from yolofleet.cli.options import Device, JsonOption, TrackingUri, print_result
 from yolofleet.cli.proof import ValidationData
 from yolofleet.cli.registry import reachable_registry
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.registry.alias_history import AliasChange

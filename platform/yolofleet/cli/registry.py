@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import JsonOption, TrackingUri, note, print_result
+from yolofleet.cli.options import JsonOption, TrackingUri, print_result
 from yolofleet.core.errors import UserError
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.registry.lineage import Lineage

@@ -11,14 +11,17 @@ from pathlib import Path
 
 from yolofleet import __version__
 from yolofleet.cli.main import main as run_command
-from yolofleet.cli.options import note
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME, differences, installed_versions
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.redaction import redact_values
+from yolofleet.core.terminal import note, show
 
 
 def main(arguments: list[str]) -> int:
     """Check the versions, then run the command on the spec."""
+    guard_output()
     kind, *options = arguments
     expected = json.loads(Path(VERSIONS_NAME).read_text())
     if kind == "doctor":
@@ -41,12 +44,12 @@ def _run_doctor(versions: dict[str, str]) -> int:
     from yolofleet.cluster.doctor.examine import examine
     from yolofleet.cluster.doctor.node_checks import Installed
     from yolofleet.core.ray_runtime import tune_connection
-    from yolofleet.specs.base import read_yaml
+    from yolofleet.specs.yaml_document import read_yaml
 
     document = read_yaml(Path(SPEC_NAME))
     with tune_connection(dashboard=False):
-        report = examine(job_of(document) if document else None, Installed(versions, __version__), print)
-    print(f"{REPORT_PREFIX}{json.dumps(report.document())}", flush=True)
+        report = examine(job_of(document) if document else None, Installed(versions, __version__), show)
+    show(f"{REPORT_PREFIX}{json.dumps(redact_values(report.document()))}")
     return EXIT_DONE
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, note, print_result
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result
+from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import JsonOption, Verbose, note, print_result
+from yolofleet.cli.options import JsonOption, Verbose, print_result
+from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.cli.options import note
 from yolofleet.core.background import BackgroundLoop
+from yolofleet.core.terminal import is_terminal, note, printable
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
@@ -26,7 +25,7 @@ OnSegment = Callable[[str, "TrialSegment", "SegmentResult | None"], None]
 @contextmanager
 def watch_search(session: SearchSession, directory: SearchDirectory, trials: Trials) -> Iterator[OnSegment]:
     """Show the search on stderr for the length of a with block; yields what to call when a segment begins or ends."""
-    if not sys.stderr.isatty():
+    if not is_terminal():
         yield lambda kind, segment, result: _print_event(session, trials, kind, segment, result)
         return
     from rich.console import Console
@@ -82,6 +81,7 @@ def _print_event(
 
 
 def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, running: dict[int, TrialSegment]) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     from yolofleet.search.history import best_first
@@ -109,7 +109,7 @@ def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, r
         share = _share(directory, trial, running) if trial.number in running else result.share
         table.add_row(
             str(trial.number),
-            format_values(trial.values),
+            escape(printable(format_values(trial.values))),
             *("-" if value is None else format_value(value) for value in values),
             f"{share:.0%}",
             state.partition(":")[0],

@@ -9,12 +9,10 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import yaml
-
+from yolofleet.cluster.bundle import read_model_table
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.search.feasibility import profile_job
@@ -23,6 +21,7 @@ from yolofleet.specs.job import CacheSpec, JobSpec
 from yolofleet.specs.job_paths import flatten, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.yaml_document import write_yaml
 
 FILES_FOLDER = "/etc/yolofleet"
 CACHE_FOLDER = "/cache"
@@ -42,7 +41,7 @@ def is_local(url: str) -> bool:
 
 
 def check_locations(job: JobSpec, prefix: str = "") -> None:
-    """Refuse folders and files that only one machine has, and credentials within URLs.
+    """Refuse folders and files that only one machine has.
 
     Args:
         job: What the workers train.
@@ -71,13 +70,6 @@ def check_locations(job: JobSpec, prefix: str = "") -> None:
             "register it (yolofleet registry import) and give models:/NAME@ALIAS, or put it on S3"
         )
     _check_tracking(job, prefix)
-    for field, named in (*locations.items(), ("initial_weights", weights), ("tracking.uri", job.tracking.uri)):
-        if named is not None and "@" in urlsplit(named).netloc:
-            raise UserError(
-                f"job {job.name}: {prefix}{field} holds a user or a password, which a manifest would show to all; "
-                "leave it out of the URL and keep it in a Secret (kubernetes.secrets.storage, "
-                "kubernetes.secrets.tracking)"
-            )
 
 
 def _check_tracking(job: JobSpec, prefix: str) -> None:
@@ -155,7 +147,7 @@ def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
     files, changes = _for_pods(job, settings)
     document = with_fields(job.document(), changes)
     executed = JobSpec.parse(document, source=f"job {job.name}")
-    files["job.yaml"] = yaml.safe_dump(document, sort_keys=False)
+    files["job.yaml"] = write_yaml(document)
     pod = pod_size(executed, settings, profile_job(job, TYPICAL_CLASSES))
     return Work(job.name, executed, files, f"yolofleet train {FILES_FOLDER}/job.yaml --launcher ray", demand, pod)
 
@@ -174,7 +166,7 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
     files, changes = _for_pods(job, settings)
     document = spec.document() | {"set": flatten(spec.set) | changes}
     executed = Space(SearchSpec.parse(document, source=source), source=source).base_job
-    files["space.yaml"] = yaml.safe_dump(document, sort_keys=False)
+    files["space.yaml"] = write_yaml(document)
     profiles = list(_profiles(space))
     if not profiles:
         raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")
@@ -209,22 +201,15 @@ def _check_choices(spec: SearchSpec, source: str) -> None:
 def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], dict[str, Any]]:
     """Return further files that the head needs, and the fields of the job that differ in pods."""
     files: dict[str, str] = {}
-    changes: dict[str, Any] = {"data.cache.path": CACHE_FOLDER}
+    changes: dict[str, Any] = {"data.cache.path": f"{CACHE_FOLDER}/shards"}  # the volume itself is root's
     if settings.spot is not None and job.cluster.most_workers > 1:
         changes["cluster.first_worker_labels"] = job.cluster.first_worker_labels | {CAPACITY_LABEL: ON_DEMAND}
     if job.model.spec is not None:
-        files["model.yaml"] = _read(job.model.spec)
+        files["model.yaml"] = read_model_table(job.model.spec, "model.spec")
         changes["model.spec"] = f"{FILES_FOLDER}/model.yaml"
     if job.data.cache is None:
         changes["data.cache.max_bytes"] = CacheSpec(path=CACHE_FOLDER).max_bytes
     return files, changes
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"model.spec: {path}: cannot be read: {error}") from error
 
 
 def _port(url: str) -> int:

@@ -23,9 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import ImageError
-from yolofleet.data.records import RecordError
+from yolofleet.data.sample import SampleError
+from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.images import ImageReadError, read_image
 from yolofleet.storage import Storage
 
@@ -68,7 +67,7 @@ class ShardImages:
     """The images of a sharded dataset, with its image ids."""
 
     def __init__(self, url: str) -> None:
-        self._dataset = ShardDataset(url)
+        self._dataset = open_verified(url)
         self.digest = self._dataset.manifest.digest
 
     def __len__(self) -> int:
@@ -82,10 +81,9 @@ class ShardImages:
             StorageError: It cannot be fetched now.
         """
         try:
-            sample = self._dataset.read(number)
-            record = sample.record()
-            return NumberedImage(record.image_id, record.file_name, sample.pixels(record))
-        except (SampleError, RecordError, ImageError) as error:
+            sample = self._dataset.read_decoded(number)
+            return NumberedImage(sample.record.image_id, sample.record.file_name, sample.pixels)
+        except SampleError as error:
             shard, row = self._dataset.locate(number)
             raise ImageReadError(f"{self._dataset.manifest.shards[shard].name}/{row}: {error}") from error
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.stopping import kept_handlers
 
 RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -103,7 +104,8 @@ def ray_connection(*, show_worker_output: bool = False, dashboard: bool = True) 
         yield
         return
     address = os.environ.get("RAY_ADDRESS", "local")
-    _start(address, show_worker_output, dashboard)
+    with kept_handlers():  # Ray would end the process at SIGTERM, without a word
+        _start(address, show_worker_output, dashboard)
     try:
         yield
     finally:

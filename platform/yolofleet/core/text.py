@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Sequence
+
+from yolofleet.core.redaction import redact
 
 NEAREST_CUTOFF = 0.45
 """How alike two names must be (difflib's ratio) before one is offered for the other."""
@@ -28,15 +31,37 @@ def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> st
     return f"{shown} and {left} more" if left > 0 else shown
 
 
+def cut(text: str, most: int = 40) -> str:
+    """Return a text as it is, or its first `most` characters and its length."""
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+
+
+_BOUNDED = reprlib.Repr()
+_BOUNDED.maxstring = _BOUNDED.maxother = 80
+
+
+def short(value: object, most: int = 80) -> str:
+    """Return how a value from outside is written, cut inside as well: it may be huge, or nested very deeply."""
+    return _BOUNDED.repr(value)[:most]
+
+
+def visible(text: str, most: int) -> str:
+    """Return the start of a text with everything escaped that would move a cursor, break a line or not be UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+
+
 def one_line(text: object, most: int = 300) -> str:
-    """Return a text or an error on one line, cut after `most` characters; an empty error is named by its type."""
-    line = " ".join(str(text).split())
+    """Return a text or an error on one line, without secrets, cut after `most` characters.
+
+    An empty error is named by its type.
+    """
+    line = " ".join(redact(str(text)).split())
     if not line and isinstance(text, BaseException):
         line = type(text).__name__
     return line[:most]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut after 300 characters; its type where it has no message."""
-    lines = str(error).splitlines()
+    """Return the first line of an error's message, without secrets, cut after 300 characters; else its type."""
+    lines = redact(str(error)).splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import Purpose, keyed_generator
-from yolofleet.data.records import ImageRecord, RecordError
+from yolofleet.data.records import ImageRecord
+from yolofleet.data.sample import SampleError
 
 REMOTE_THREADS = 32
 LOCAL_THREADS = 1
@@ -56,9 +57,8 @@ def survey_boxes(dataset: ShardDataset, most_samples: int | None = None) -> Surv
     sizes, classes, samples = [np.empty((0, 2))], [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     for number, record in _records(dataset, numbers):
         longer = max(record.width, record.height)
-        has_class = (record.classes >= 0) & (record.classes < len(dataset.classes))
-        kept = ~record.iscrowd & has_class & (record.boxes[:, 2:] > 0).all(axis=1)
-        if longer and kept.any():
+        kept = ~record.iscrowd & (record.boxes[:, 2:] > 0).all(axis=1)
+        if kept.any():
             sizes.append(record.boxes[kept, 2:] / longer)
             classes.append(record.classes[kept])
             samples.append(np.full(int(kept.sum()), number, dtype=np.int64))
@@ -67,8 +67,7 @@ def survey_boxes(dataset: ShardDataset, most_samples: int | None = None) -> Surv
 
 def _records(dataset: ShardDataset, numbers: NDArray[np.int64]) -> Iterator[tuple[int, ImageRecord]]:
     """Yield number and annotation of samples, in order; damaged ones are left out (reading the image counts them)."""
-    is_local = dataset.storage.local_path(dataset.manifest.shards[0].tar_key) is not None
-    num_threads = LOCAL_THREADS if is_local else REMOTE_THREADS
+    num_threads = REMOTE_THREADS if dataset.is_remote else LOCAL_THREADS
     with ThreadPoolExecutor(num_threads, thread_name_prefix="survey") as pool:
         for chunk in _chunks(numbers.tolist(), 64 * num_threads):
             for number, record in zip(chunk, pool.map(lambda n: _record(dataset, n), chunk), strict=True):
@@ -82,16 +81,9 @@ def _chunks(numbers: list[int], size: int) -> Iterator[list[int]]:
 
 
 def _record(dataset: ShardDataset, number: int) -> ImageRecord | None:
-    shard, row = dataset.locate(number)
-    index = dataset.index(shard)
-    if row >= len(index):
-        return None
-    entry = index.rows[row]
-    key = dataset.manifest.shards[shard].tar_key
-    data = dataset.storage.get_range(key, int(entry["json_offset"]), int(entry["json_bytes"]))
     try:
-        return ImageRecord.from_json(data)
-    except RecordError:
+        return dataset.read_record(number, by_range=dataset.is_remote)[1]
+    except SampleError:
         return None
 
 

@@ -9,9 +9,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from yolofleet.core.text import short
 from yolofleet.data.records import ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
+LARGEST_COORDINATE = 1e6
 THINNEST_BOX_PIXELS = 0.01
 
 
@@ -44,12 +46,12 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
         raise BoxProblem("box_missing", "no bbox")
     values = annotation["bbox"]
     if not isinstance(values, list) or len(values) != 4 or any(not _is_number(value) for value in values):
-        raise BoxProblem("box_malformed", f"bbox {str(values)[:80]}")
+        raise BoxProblem("box_malformed", f"bbox {short(values)}")
     try:
         x, y, width, height = (float(value) for value in values)
     except OverflowError:
         raise BoxProblem("box_not_finite", "bbox holds a number too large for a float") from None
-    if not all(math.isfinite(value) for value in (x, y, width, height)):
+    if not all(math.isfinite(value) for value in (x, y, x + width, y + height, width * height)):
         raise BoxProblem("box_not_finite", f"bbox {values}")
     if width < 0 or height < 0:
         raise BoxProblem("box_negative", f"bbox {values}")
@@ -89,14 +91,18 @@ def build_record(
 
 def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
     """Return polygons or RLE that can be relied on (None where there are none), and whether nothing was wrong."""
-    if segmentation is None or segmentation == []:
-        return None, True
+    if not segmentation or not is_sound_segmentation(segmentation):
+        return None, is_sound_segmentation(segmentation)
     if isinstance(segmentation, dict):
-        is_sound = _is_sound_rle(segmentation)
-        return ({"size": segmentation["size"], "counts": segmentation["counts"]}, True) if is_sound else (None, False)
-    if isinstance(segmentation, list) and all(_is_sound_polygon(polygon) for polygon in segmentation):
-        return [[float(value) for value in polygon] for polygon in segmentation], True
-    return None, False
+        return {"size": segmentation["size"], "counts": segmentation["counts"]}, True
+    return [[float(value) for value in polygon] for polygon in segmentation], True
+
+
+def is_sound_segmentation(segmentation: Any) -> bool:
+    """Return whether this is nothing, a list of polygons or an RLE."""
+    if isinstance(segmentation, dict):
+        return _is_sound_rle(segmentation)
+    return segmentation is None or (isinstance(segmentation, list) and all(map(_is_sound_polygon, segmentation)))
 
 
 def _is_sound_polygon(polygon: Any) -> bool:
@@ -104,18 +110,28 @@ def _is_sound_polygon(polygon: Any) -> bool:
         isinstance(polygon, list)
         and len(polygon) >= 6
         and len(polygon) % 2 == 0
-        and all(_is_number(value) and abs(value) < 1e6 for value in polygon)  # NaN is not below anything
+        and are_numbers(polygon, -LARGEST_COORDINATE, LARGEST_COORDINATE)
     )
 
 
 def _is_sound_rle(rle: dict[str, Any]) -> bool:
     """Check the form of an RLE, and of uncompressed counts that they fill the image exactly."""
     size, counts = rle.get("size"), rle.get("counts")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) and side > 0 for side in size)):
+    if not (isinstance(size, list) and len(size) == 2 and all(is_whole(side) and side > 0 for side in size)):
         return False
     if isinstance(counts, list):
         return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == size[0] * size[1]
     return isinstance(counts, str) and counts != "" and all(48 <= ord(character) < 112 for character in counts)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Return whether a value of JSON is a whole number that every program reads alike."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def are_numbers(values: list[Any], low: float, high: float) -> bool:
+    """Return whether all values are numbers within the bounds; NaN is not, and neither is true or false."""
+    return set(map(type, values)) <= {int, float} and all(low <= value <= high for value in values)
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

@@ -8,24 +8,24 @@ are removed.
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.temporary import temporary_folder
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
 from yolofleet.data.check import CheckedImage, check_image
+from yolofleet.data.decode import ImageError
 from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
-from yolofleet.data.problems import PROBLEM_KINDS, ProblemLog
+from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.shard_writer import ShardWriter, reencode, sample_key
-from yolofleet.data.sources import ImageStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 
 DEFAULT_MOST_SKIPPED = 0.5
@@ -62,7 +62,7 @@ class _FinishedShard:
                 return None
             fields = dict(document["shard"])
             entry = fields.pop("entry")
-            return _FinishedShard(entry=None if entry is None else ShardEntry(**entry), **fields)
+            return _FinishedShard(entry=None if entry is None else ShardEntry.parse(entry), **fields)
         except (ValueError, KeyError, TypeError):
             return None  # a damaged note costs one shard's work
 
@@ -108,7 +108,7 @@ def build_dataset(
     """
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
     if not sizes:
-        raise BuildError(f"{images.url}: no files here; name the folder of the images")
+        raise BuildError(f"{images.url}: no files here; {problems.reasons() or 'name the folder of the images'}")
     plan = plan_build(source.classes, source.records, sizes, options, problems)
     existing = _existing_manifest(out)
     if existing is not None and existing.source_digest == plan.digest:
@@ -196,7 +196,7 @@ def _build_shard(
     problems = ProblemLog()
     class_counts = np.zeros(num_classes, dtype=np.int64)
     num_empty = num_crowds = num_samples = 0
-    with tempfile.TemporaryDirectory(prefix="yolofleet-") as folder, ShardWriter(Path(folder) / "shard") as writer:
+    with temporary_folder() as folder, ShardWriter(folder / "shard") as writer:
         for image in shard.images:
             if stop.is_set():
                 raise StorageError(f"{out.url}: the build was stopped")
@@ -226,7 +226,10 @@ def _read_checked(
 ) -> tuple[bytes, str, ImageRecord] | None:
     """Read and check one image; returns its bytes, their extension and the record that fits them."""
     try:
-        data = images.get(image.key)
+        data = read_image_file(images, image.key, image.size_bytes, options.max_pixels)
+    except ImageError as error:
+        problems.add(error.reason, f"{image.record.file_name}: {error}")
+        return None
     except ObjectNotFoundError:  # removed since the listing
         problems.add("image_file_missing", f"image {image.record.image_id}: {image.record.file_name!r}")
         return None
@@ -256,11 +259,7 @@ def _make_manifest(plan: BuildPlan, finished: list[_FinishedShard], problems: Pr
 
 def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, most_skipped: float) -> None:
     num_skipped = plan.num_listed - manifest.num_samples
-    reasons = ", ".join(
-        f"{kind}: {count} (such as {problems.examples[kind][0]})"
-        for kind, count in sorted(problems.counts.items())
-        if kind.startswith("image_") and PROBLEM_KINDS[kind].outcome == "drop"
-    )
+    reasons = problems.reasons()
     if manifest.num_samples == 0:
         raise BuildError(f"no image is left to build a dataset from; {reasons or 'the source lists none'}")
     if num_skipped > most_skipped * plan.num_listed:

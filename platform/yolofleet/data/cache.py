@@ -5,6 +5,9 @@ share what they have in common. One process fetches while the others wait (file 
 process dies); a reader holds its file open, so a shard may be evicted under it. The least recently opened goes first.
 
 The next shards are fetched in the background while the present ones are read.
+
+What lies in the folder is trusted, so nobody else may write to it: it belongs to this user, has mode 0700 and is no
+link. The names in it are digests, which the manifest has checked. Locks are never truncated, nor followed as links.
 """
 
 from __future__ import annotations
@@ -15,20 +18,26 @@ import hashlib
 import logging
 import os
 import queue
+import re
+import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import local_path
 from yolofleet.core.retry import retry
-from yolofleet.data.manifest import ShardEntry
+from yolofleet.data.manifest import ShardEntry, most_index_bytes
 from yolofleet.storage import Storage, StorageError
 
 BLOCK_BYTES = 1 << 20
 NUM_LOCKS = 64
+VERIFIED = "verified"
+_OF_A_CACHE = re.compile(r"locks|verified|evict|\d\d|[0-9a-f]{64}(\.(tar|index|part))?")
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
@@ -41,7 +50,7 @@ class CacheError(UserError):
 class CacheSettings:
     """The folder for shards of remote storage, and how much of the disk they may take."""
 
-    path: Path
+    path: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"yolofleet-cache-{os.getuid()}")
     max_bytes: int = 100 * 2**30
     patience_seconds: float = 300.0
     """Time in which a fetch is retried: while storage does not answer, sends wrong bytes, or the disk is full."""
@@ -52,19 +61,19 @@ class ShardCache:
 
     def __init__(self, settings: CacheSettings) -> None:
         self._settings = settings
-        self._folder = Path(settings.path).expanduser().absolute()
-        self._locks = self._folder / "locks"
-        try:
-            self._locks.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CacheError(f"cache.path {self._folder}: cannot be made: {error.strerror}") from error
+        self._folder = own_folder(settings.path)
+        self._locks = own_folder(self._folder / "locks")
+
+    def verified(self, digest: str) -> Path:
+        """Return the path of the note that says that what has this digest was verified."""
+        return own_folder(self._folder / VERIFIED) / digest
 
     def open(self, storage: Storage, entry: ShardEntry) -> int:
         """Return a file descriptor of the shard's tar file; fetches it first unless it is cached."""
         path = self._folder / f"{entry.sha256}.tar"
         while True:
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                descriptor = _open(path, os.O_RDONLY)
             except FileNotFoundError:
                 self.ensure(storage, entry)
                 continue  # another process may evict it before it is opened; then it is fetched again
@@ -87,9 +96,9 @@ class ShardCache:
             try:
                 return path.read_bytes()
             except FileNotFoundError:
-                self._ensure(storage, entry.index_key, entry.index_sha256, None, ".index")
+                self._ensure(storage, entry.index_key, entry.index_sha256, most_index_bytes(entry), ".index")
 
-    def _ensure(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, suffix: str) -> None:
+    def _ensure(self, storage: Storage, key: str, sha256: str, most_bytes: int, suffix: str) -> None:
         path = self._folder / f"{sha256}{suffix}"
         deadline = time.monotonic() + self._settings.patience_seconds  # waiting for the lock counts, too
         with self._locked(f"{int(sha256[:8], 16) % NUM_LOCKS:02d}"):
@@ -98,7 +107,7 @@ class ShardCache:
                 return
             try:
                 retry(
-                    lambda: self._fetch(storage, key, sha256, size_bytes, path),
+                    lambda: self._fetch(storage, key, sha256, most_bytes, path),
                     patience_seconds=deadline - time.monotonic(),
                     is_transient=_is_transient,
                     on_retry=lambda error, pause: logger.warning(
@@ -111,26 +120,24 @@ class ShardCache:
                 waited = f"after waiting {self._settings.patience_seconds:g} s"
                 raise CacheError(f"{storage.url}/{key}: given up {waited}: {error}") from error
 
-    def _fetch(self, storage: Storage, key: str, sha256: str, size_bytes: int | None, path: Path) -> None:
+    def _fetch(self, storage: Storage, key: str, sha256: str, most_bytes: int, path: Path) -> None:
         """Fetch one object. The caller holds its lock, so the left-over part of a dead process is replaced."""
         part = path.with_suffix(".part")
-        expected = storage.size_bytes(key) if size_bytes is None else size_bytes
         digest, start = hashlib.sha256(), b""
         try:
-            self._reserve(part, expected)
-            with storage.open_stream(key) as source, part.open("r+b") as target:
-                while block := source.read(BLOCK_BYTES):
-                    start = start or block[:40]
-                    digest.update(block)
-                    target.write(block)
-                    if target.tell() > expected:
-                        break
-                target.truncate()
-                received = target.tell()
+            with storage.open_stream(key) as source:
+                self._reserve(part, min(most_bytes, storage.stream_bytes(source)))
+                with part.open("r+b") as target:
+                    while target.tell() <= most_bytes and (block := source.read(BLOCK_BYTES)):
+                        start = start or block[:40]
+                        digest.update(block)
+                        target.write(block)
+                    target.truncate()
+                    received = target.tell()
             if digest.hexdigest() != sha256:
                 raise _TransientError(
-                    f"{received} bytes came that are not the object ({expected} bytes with digest {sha256[:12]}...); "
-                    f"they start with {start!r}"
+                    f"{received} bytes came that are not the object (at most {most_bytes} bytes with digest "
+                    f"{sha256[:12]}...); they start with {start!r}"
                 )
             part.replace(path)
         except OSError as error:
@@ -148,7 +155,7 @@ class ShardCache:
                 "allow more, or build smaller shards"
             )
         with self._locked("evict"):
-            part.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)  # its bytes do not count
             files = sorted(self._files(), key=lambda item: item[0])
             total = sum(size for _, size, _ in files)
             evictable = [(size, path) for _, size, path in files if path.suffix != ".part"]
@@ -164,7 +171,8 @@ class ShardCache:
 
     def _allocate(self, part: Path, size_bytes: int, *, is_last: bool) -> bool:
         """Reserve bytes on the disk; False if there are too few and a file could still be evicted."""
-        with part.open("wb") as target:
+        part.unlink(missing_ok=True)
+        with part.open("xb") as target:
             try:
                 if size_bytes:
                     os.posix_fallocate(target.fileno(), 0, size_bytes)
@@ -189,9 +197,47 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        with (self._locks / name).open("wb") as handle:
+        with os.fdopen(_open(self._locks / name, os.O_RDWR | os.O_CREAT), "r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a file of the cache, never through a link."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheError(f"cache {path}: cannot be opened ({error.strerror}); remove it") from error
+
+
+def own_folder(path: Path) -> Path:
+    """Return the absolute path of a folder that this user alone can use; it is made where it is missing.
+
+    Raises:
+        CacheError: It cannot be made, or somebody else could have put something into it.
+    """
+    folder = local_path(path)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+        mode, wrong = stat.S_IMODE(status.st_mode), None
+        if status.st_uid != os.geteuid():
+            wrong = f"belongs to user {status.st_uid}, not to {os.geteuid()}"
+        elif stat.S_ISLNK(status.st_mode):
+            wrong = "is a link"
+        elif mode & 0o022 or (mode & 0o077 and not all(_OF_A_CACHE.fullmatch(path.name) for path in folder.iterdir())):
+            wrong = f"can be used by others (mode {mode:04o})"
+        elif mode & 0o077:  # an older version made it
+            folder.chmod(0o700)
+    except OSError as error:
+        raise CacheError(f"cache.path {folder}: cannot be made: {error.strerror}") from error
+    if wrong is not None:
+        raise CacheError(
+            f"cache.path {folder}: {wrong}; name a folder that does not exist yet, or make it yours alone (chmod 700)"
+        )
+    return folder
 
 
 class _TransientError(Exception):

@@ -26,7 +26,7 @@ from yolofleet.data.decode import (
 )
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
-from yolofleet.data.sources import ImageStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
 from yolofleet.storage import ObjectNotFoundError
 
 ROUNDING_PIXELS = 1.0
@@ -153,12 +153,12 @@ def check_dataset(
         max_pixels: Larger images are refused.
         progress: Called for every image.
     """
-    present = {entry.key for entry in images.list()}
+    sizes = {entry.key: entry.size_bytes for entry in images.list()}
 
     def check(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousImage | None]:
         own = ProblemLog()
         key = image_key(record.file_name)
-        fitted = _check_one(record, key, present, images, own, max_pixels)
+        fitted = _check_one(record, key, sizes, images, own, max_pixels)
         problems.merge(own.counts, own.examples)
         progress(1)
         suspicious = SuspiciousImage(record.file_name, key, own.examples, fitted or record) if own.counts else None
@@ -182,17 +182,21 @@ def check_dataset(
 
 
 def _check_one(
-    record: ImageRecord, key: str | None, present: set[str], images: ImageStore, own: ProblemLog, max_pixels: int
+    record: ImageRecord, key: str | None, sizes: dict[str, int], images: ImageStore, own: ProblemLog, max_pixels: int
 ) -> ImageRecord | None:
     where = f"image {record.image_id}: file_name {record.file_name!r}"
     if key is None:
         own.add("image_path_outside", where)
         return None
-    if key not in present:
+    if key not in sizes:
         own.add("image_file_missing", where)
         return None
     try:
-        checked = check_image(record, images.get(key), own, max_pixels=max_pixels)
+        data = read_image_file(images, key, sizes[key], max_pixels)
+        checked = check_image(record, data, own, max_pixels=max_pixels)
+    except ImageError as error:
+        own.add(error.reason, f"{record.file_name}: {error}")
+        return None
     except ObjectNotFoundError:
         own.add("image_file_missing", where)
         return None

@@ -12,7 +12,7 @@ from yolofleet.data.check import CheckReport, SuspiciousImage
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
 from yolofleet.data.draw import draw_detections, encode
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.sources import ImageStore
+from yolofleet.data.sources import ImageStore, read_image_file
 from yolofleet.storage import StorageError
 
 THUMBNAIL_SIDE = 480
@@ -36,7 +36,8 @@ def check_page(
         for kind, entry in problems.as_document().items()
     )
     names = {index: entry.name for index, entry in enumerate(report.classes)}
-    cards = "".join(_card(entry, images, names, max_pixels) for entry in report.suspicious)
+    sizes = {entry.key: entry.size_bytes for entry in images.list()}
+    cards = "".join(_card(entry, images, sizes, names, max_pixels) for entry in report.suspicious)
     facts = (
         f"{report.num_usable} of {report.num_listed} images can be used, with {report.num_boxes} boxes and "
         f"{report.num_crowds} crowds; {report.num_empty} hold no object."
@@ -49,24 +50,28 @@ def check_page(
     )
 
 
-def _card(entry: SuspiciousImage, images: ImageStore, names: dict[int, str], max_pixels: int) -> str:
+def _card(
+    entry: SuspiciousImage, images: ImageStore, sizes: dict[str, int], names: dict[int, str], max_pixels: int
+) -> str:
     lines = "".join(
         f"<li><b>{kind}</b> {html.escape('; '.join(examples))}</li>"
         for kind, examples in sorted(entry.problems.items())
     )
     title = html.escape(entry.file_name)
-    return (
-        f"<figure>{_image(entry, images, names, max_pixels)}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
-    )
+    image = _image(entry, images, sizes, names, max_pixels)
+    return f"<figure>{image}<figcaption>{title}<ul>{lines}</ul></figcaption></figure>"
 
 
-def _image(entry: SuspiciousImage, images: ImageStore, names: dict[int, str], max_pixels: int) -> str:
+def _image(
+    entry: SuspiciousImage, images: ImageStore, sizes: dict[str, int], names: dict[int, str], max_pixels: int
+) -> str:
     if entry.key is None:
         return "<p>(not read: outside the folder)</p>"
     record = entry.record
     annotated = (record.width, record.height) if record.width else None
     try:
-        pixels = decode_image(images.get(entry.key), max_pixels=max_pixels, annotated_size=annotated)
+        data = read_image_file(images, entry.key, sizes.get(entry.key, 0), max_pixels)
+        pixels = decode_image(data, max_pixels=max_pixels, annotated_size=annotated)
     except (ImageError, StorageError) as error:
         return f"<p>({html.escape(str(error))})</p>"
     gain = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[:2]))

@@ -7,11 +7,13 @@ used is left out and counted by kind; what can be repaired is repaired and count
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.core.text import short
+from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ObjectClass
 from yolofleet.data.sources import SourceDataset
@@ -68,7 +70,7 @@ def _parse_json(data: bytes, name: str) -> dict[str, Any]:
         raise AnnotationError(f"{name}: a COCO annotation file is an object, not {type(document).__name__}")
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
-            seen = "is missing" if key not in document else f"is {str(document[key])[:60]!r}, not a list"
+            seen = "is missing" if key not in document else f"is {short(document[key])}, not a list"
             raise AnnotationError(f"{name}: key '{key}' {seen}; this is no COCO annotation file")
     return document
 
@@ -77,16 +79,16 @@ def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> tuple
     classes: dict[int, ObjectClass] = {}
     titles: set[str] = set()
     for category in document["categories"]:
-        if not isinstance(category, dict) or not _is_whole(category.get("id")) or category["id"] < 0:
-            raise AnnotationError(f"{name}: categories: {str(category)[:80]} needs an 'id' that is a number from 0 on")
-        identity, title = category["id"], _clean_text(str(category.get("name", category["id"])))
+        if not isinstance(category, dict) or not is_whole(category.get("id")) or category["id"] < 0:
+            raise AnnotationError(f"{name}: categories: {short(category)} needs an 'id' that is a number from 0 on")
+        identity, title = category["id"], _title(category)
         if identity in classes:
             raise AnnotationError(
-                f"{name}: categories: id {identity} is given to '{classes[identity].name}' and to '{title}'; "
+                f"{name}: categories: id {identity} is given to {short(classes[identity].name)} and to {short(title)}; "
                 "give each category its own id"
             )
         if title in titles:
-            problems.add("category_duplicate_name", f"{name}: '{title}' (id {identity})")
+            problems.add("category_duplicate_name", f"{name}: {short(title)} (id {identity})")
         titles.add(title)
         classes[identity] = ObjectClass(identity, title)
     if not classes:
@@ -108,12 +110,12 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
     files: dict[str, Any] = {}
     for image in document["images"]:
         if not isinstance(image, dict) or not _is_identity(image.get("id")) or not _is_name(image.get("file_name")):
-            problems.add("image_malformed", f"{name}: {str(image)[:80]}")
+            problems.add("image_malformed", f"{name}: {short(image)}")
             continue
         if image["id"] in sound:
             raise AnnotationError(
-                f"{name}: images: id {image['id']!r} is given to '{sound[image['id']]['file_name']}' and to "
-                f"'{image['file_name']}'; their boxes cannot be distinguished"
+                f"{name}: images: id {short(image['id'])} is given to {short(sound[image['id']]['file_name'])} and to "
+                f"{short(image['file_name'])}; their boxes cannot be distinguished"
             )
         file_name = image["file_name"]
         if file_name in files:
@@ -122,14 +124,14 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
         sound[image["id"]] = image
     if not sound:
         raise AnnotationError(f"{name}: images: the list holds no usable image; nothing to read")
-    renumbered = not all(_is_whole(identity) for identity in sound)
+    renumbered = not all(is_whole(identity) for identity in sound)
     result: dict[int | str, _Image] = {}
     for number, (identity, image) in enumerate(sound.items(), start=1):
         if renumbered:
             problems.add("image_id_renumbered", f"{name}: id {identity!r} becomes {number}")
         width, height = image.get("width"), image.get("height")
-        if not (_is_whole(width) and _is_whole(height)) or width <= 0 or height <= 0:
-            problems.add("image_size_missing", f"{image['file_name']}: width {width!r}, height {height!r}")
+        if not (is_whole(width) and is_whole(height)) or width <= 0 or height <= 0:
+            problems.add("image_size_missing", f"{image['file_name']}: width {short(width)}, height {short(height)}")
             width = height = 0
         result[identity] = _Image(number if renumbered else int(identity), image["file_name"], int(width), int(height))
     return result
@@ -149,43 +151,47 @@ def _boxes_by_image(
     num_suspicious = num_boxes = 0
     for annotation in document["annotations"]:
         if not isinstance(annotation, dict) or not _is_identity(annotation.get("image_id")):
-            problems.add("annotation_malformed", f"{name}: {str(annotation)[:80]}")
+            problems.add("annotation_malformed", f"{name}: {short(annotation)}")
             continue
-        where = f"annotation {annotation.get('id')!r} of image {annotation['image_id']!r}"
-        if annotation["image_id"] not in images:
-            problems.add("annotation_without_image", where)
+        image = images.get(annotation["image_id"])
+        if image is None:
+            problems.add("annotation_without_image", _where(annotation))
             continue
-        image = images[annotation["image_id"]]
         if _is_identity(annotation.get("id")):
             if annotation["id"] in seen_ids:
-                problems.add("annotation_duplicate_id", where)
+                problems.add("annotation_duplicate_id", _where(annotation))
             seen_ids.add(annotation["id"])
         try:
             class_index = _class_index(annotation, index_of)
             clean = clean_numbers(annotation)
         except BoxProblem as problem:
-            problems.add(problem.kind, f"{where} ({image.file_name}): {problem}")
+            problems.add(problem.kind, f"{_where(annotation, image)}: {problem}")
             continue
         num_boxes += 1
         num_suspicious += _looks_like_corners(clean, image)
-        identity = (annotation["image_id"], class_index, clean.box)
+        identity = (annotation["image_id"], class_index, struct.pack("4d", *clean.box))  # floats can be made to collide
         if identity in seen_boxes:
-            problems.add("annotation_duplicate_box", f"{where} ({image.file_name})")
+            problems.add("annotation_duplicate_box", _where(annotation, image))
         seen_boxes.add(identity)
         for repair in clean.repairs:
-            problems.add(repair, f"{where} ({image.file_name})")
+            problems.add(repair, _where(annotation, image))
         boxes[annotation["image_id"]].append((class_index, clean))
     if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_boxes:
         problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {num_boxes} boxes")
     return boxes
 
 
+def _where(annotation: dict[str, Any], image: _Image | None = None) -> str:
+    file_name = "" if image is None else f" ({image.file_name})"
+    return f"annotation {short(annotation.get('id'))} of image {short(annotation['image_id'])}{file_name}"
+
+
 def _class_index(annotation: dict[str, Any], index_of: dict[int, int]) -> int:
     category = annotation.get("category_id")
     if category is None:
         raise BoxProblem("category_missing", "no category_id")
-    if not _is_whole(category):
-        raise BoxProblem("category_malformed", f"category_id {category!r}")
+    if not is_whole(category):
+        raise BoxProblem("category_malformed", f"category_id {short(category)}")
     if category not in index_of:
         raise BoxProblem("category_unknown", f"category_id {category} is not in the list of categories")
     return index_of[category]
@@ -202,16 +208,17 @@ def _looks_like_corners(clean: CleanBox, image: _Image) -> bool:
     return (fits_area and as_corners < width * height) or leaves
 
 
-def _is_whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
-
-
 def _is_identity(value: Any) -> bool:
-    return _is_whole(value) or (isinstance(value, str) and value != "")
+    return is_whole(value) or (isinstance(value, str) and value != "")
 
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value != "" and "\0" not in value and value == _clean_text(value)
+
+
+def _title(category: dict[str, Any]) -> str:
+    title = category.get("name", category["id"])
+    return _clean_text(title if isinstance(title, str) else short(title))
 
 
 def _clean_text(text: str) -> str:

@@ -6,11 +6,10 @@ import errno
 import hashlib
 import logging
 import os
-import tempfile
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,12 +17,14 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.core.errors import UserError
 from yolofleet.core.retry import retry
+from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
+from yolofleet.data.buffers import BufferPool
 from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, BufferPool, ImageError, decode_image
-from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex
-from yolofleet.data.records import ImageRecord, RecordError
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, check_file_size, decode_reduced
+from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
+from yolofleet.data.records import ImageRecord
+from yolofleet.data.sample import DecodedSample, Sample, SampleError
 from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
 MOST_INDEXES_KEPT = 64
@@ -31,43 +32,6 @@ MOST_OPEN_SHARDS = 16
 """Two windows. An open shard occupies the disk even when the cache has evicted it, so few are kept open."""
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
-
-
-class SampleError(UserError):
-    """One sample cannot be used; ``reason`` is a short word to count it by, ``key`` names the sample."""
-
-    def __init__(self, reason: str, message: str, key: str = "") -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.key = key
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample as stored in its shard: encoded image and annotation."""
-
-    key: str
-    image: bytes
-    annotation: bytes
-
-    def record(self) -> ImageRecord:
-        """Return the annotation.
-
-        Raises:
-            RecordError: It is damaged.
-        """
-        return ImageRecord.from_json(self.annotation)
-
-    def pixels(
-        self, record: ImageRecord, max_pixels: int = DEFAULT_MAX_PIXELS, buffers: BufferPool | None = None
-    ) -> NDArray[np.uint8]:
-        """Decode the image, (height, width, 3) RGB, the way up that the record speaks of.
-
-        Raises:
-            ImageError: It is damaged or too large.
-        """
-        annotated = (record.width, record.height)
-        return decode_image(self.image, max_pixels=max_pixels, annotated_size=annotated, buffers=buffers)
 
 
 class ShardDataset:
@@ -87,7 +51,7 @@ class ShardDataset:
         self.storage = open_storage(url)
         self.manifest = Manifest.read(self.storage)
         self.classes: list[tuple[int, str]] = [(entry.id, entry.name) for entry in self.manifest.classes]
-        self._settings = cache or CacheSettings(path=Path(tempfile.gettempdir()) / f"yolofleet-cache-{os.getuid()}")
+        self._settings = cache or CacheSettings()
         self._start_reading()
 
     def _start_reading(self) -> None:
@@ -96,7 +60,7 @@ class ShardDataset:
         self._descriptors: OrderedDict[int, _Descriptor] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_lock", "_indexes", "_descriptors", "_prefetcher", "_cache")
+        private = ("_lock", "_indexes", "_descriptors", "_prefetcher", "cache")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,7 +81,8 @@ class ShardDataset:
         return np.cumsum(self.shard_sizes) - self.shard_sizes
 
     @cached_property
-    def _cache(self) -> ShardCache:
+    def cache(self) -> ShardCache:
+        """The node's cache."""
         return ShardCache(self._settings)
 
     def locate(self, number: int) -> tuple[int, int]:
@@ -134,83 +99,132 @@ class ShardDataset:
                 self._indexes.move_to_end(shard)
                 return self._indexes[shard]
         entry = self.manifest.shards[shard]
+        name = f"{self.storage.url}/{entry.index_key}"
         if self.storage.local_path(entry.index_key) is not None:
-            data = self._wait_for(lambda: self.storage.get(entry.index_key))
+            data = self._wait_for(lambda: self.storage.get_at_most(entry.index_key, most_index_bytes(entry)))
             if hashlib.sha256(data).hexdigest() != entry.index_sha256:
-                name = f"{self.storage.url}/{entry.index_key}"
                 raise IndexFormatError(f"{name}: not the index that the manifest names; build the shards again")
         else:
-            data = self._cache.index(self.storage, entry)
-        index = ShardIndex.from_bytes(data, f"{self.storage.url}/{entry.index_key}")
+            data = self.cache.index(self.storage, entry)
+        index = ShardIndex.from_bytes(data, entry, name)
         with self._lock:
             self._indexes[shard] = index
             if len(self._indexes) > MOST_INDEXES_KEPT:
                 self._indexes.popitem(last=False)
         return index
 
-    def read(self, number: int) -> Sample:
+    def read(self, number: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sample:
         """Read one sample.
 
         Raises:
-            SampleError: The shard ends before the sample does.
+            SampleError: The shard ends before the sample does, or a file in it is too large to be what it should be.
+            IndexFormatError: The index of its shard is damaged.
             StorageError: The shard cannot be read from storage.
         """
-        shard, row_number = self.locate(number)
-        entry, index = self.manifest.shards[shard], self.index(shard)
-        if row_number >= len(index):
-            raise SampleError("sample_lost", f"{entry.tar_key}: its index has only {len(index)} of {entry.samples}")
-        row, key = index.rows[row_number], index.keys[row_number]
-        image_start, json_start = int(row["image_offset"]), int(row["json_offset"])
+        shard, key, row = self._find(number)
+        try:
+            check_file_size(row["image_bytes"], max_pixels)
+        except ImageError as error:
+            raise SampleError(error.reason, str(error), key) from error
+        image_start, json_start = row["image_offset"], row["json_offset"]
         start = min(image_start, json_start)
-        end = max(image_start + int(row["image_bytes"]), json_start + int(row["json_bytes"]))
-        data = self._wait_for(lambda: self._read_span(shard, entry, start, end - start))
-        if len(data) != end - start:
-            raise SampleError("sample_lost", f"{self.storage.url}/{entry.tar_key}: the shard ends before sample {key}")
-        image = data[image_start - start :][: int(row["image_bytes"])]
-        return Sample(key, image, data[json_start - start :][: int(row["json_bytes"])])
+        end = max(image_start + row["image_bytes"], json_start + row["json_bytes"])
+        data = self._read_span(shard, key, start, end - start)
+        image = data[image_start - start :][: row["image_bytes"]]
+        return Sample(key, image, data[json_start - start :][: row["json_bytes"]])
+
+    def read_record(self, number: int, *, by_range: bool = False) -> tuple[str, ImageRecord]:
+        """Read the key and the annotation of one sample; it raises what `read` raises.
+
+        Args:
+            number: Of the sample.
+            by_range: Ask remote storage for the annotation alone, instead of fetching its shard into the cache.
+        """
+        shard, key, row = self._find(number)
+        start, length = row["json_offset"], row["json_bytes"]
+        if by_range:
+            data = self.storage.get_range(self.manifest.shards[shard].tar_key, start, length)
+        else:
+            data = self._read_span(shard, key, start, length)
+        return key, self._record(data, key)
 
     def read_decoded(
-        self, number: int, max_pixels: int = DEFAULT_MAX_PIXELS, buffers: BufferPool | None = None
-    ) -> tuple[str, ImageRecord, NDArray[np.uint8]]:
-        """Read one sample and decode it: its key, annotation and pixels (height, width, 3) RGB.
+        self,
+        number: int,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+        buffers: BufferPool | None = None,
+        needed_side: int | None = None,
+    ) -> DecodedSample:
+        """Read one sample and decode it.
+
+        Args:
+            number: Of the sample.
+            max_pixels: Larger images are refused.
+            buffers: Where to take the memory from.
+            needed_side: Longer side that the image will be scaled to; a far larger one is decoded at a reduced size
+                (`decode.reduction`). None decodes in full.
 
         Raises:
-            SampleError: Any part of it is damaged, or the image is too large.
-            StorageError: The shard cannot be read from storage.
+            SampleError: Any part of it is damaged, or the image is too large; else as `read`.
         """
-        shard, row = self.locate(number)
-        key = f"{self.manifest.shards[shard].name}/{row}"
+        key, image, annotation = self.read(number, max_pixels)
+        record = self._record(annotation, key)
+        size = (record.width, record.height)
         try:
-            sample = self.read(number)
-            key = sample.key
-            record = sample.record()
-            return key, record, sample.pixels(record, max_pixels, buffers)
-        except (SampleError, ImageError) as error:
+            pixels, full_size = decode_reduced(
+                image, max_pixels=max_pixels, annotated_size=size, buffers=buffers, needed_side=needed_side
+            )
+        except ImageError as error:
             raise SampleError(error.reason, str(error), key) from error
+        return DecodedSample(key, record, pixels, full_size)
+
+    def _find(self, number: int) -> tuple[int, str, dict[str, int]]:
+        """Return the shard of a sample, its key and its row of the index."""
+        shard, row_number = self.locate(number)
+        index = self.index(shard)
+        row = dict(zip(index.rows.dtype.names or (), index.rows[row_number].tolist(), strict=True))
+        key = index.keys[row_number]
+        if row["json_bytes"] > MOST_ANNOTATION_BYTES:
+            raise SampleError("sample_json_damaged", f"an annotation of {row['json_bytes']:,} bytes is too long", key)
+        return shard, key, row
+
+    def _record(self, annotation: bytes, key: str) -> ImageRecord:
+        try:
+            return read_annotation(annotation, len(self.manifest.classes))
         except RecordError as error:
             raise SampleError("sample_json_damaged", str(error), key) from error
 
-    def _read_span(self, shard: int, entry: ShardEntry, start: int, length: int) -> bytes:
+    def _read_span(self, shard: int, key: str, start: int, length: int) -> bytes:
+        """Return bytes of a shard, all of them."""
+        entry = self.manifest.shards[shard]
+        data = self._wait_for(lambda: self._descriptor_of(shard, entry).read(start, length))
+        if len(data) != length:
+            where = f"{self.storage.url}/{entry.tar_key}"
+            raise SampleError("sample_lost", f"{where}: the shard ends before sample {key}", key)
+        return data
+
+    def _descriptor_of(self, shard: int, entry: ShardEntry) -> _Descriptor:
         with self._lock:
             descriptor = self._descriptors.get(shard)
         if descriptor is None:
-            descriptor = _Descriptor(self._open(entry))
+            descriptor = _Descriptor(self._open(entry), f"{self.storage.url}/{entry.tar_key}")
             with self._lock:
                 descriptor = self._descriptors.setdefault(shard, descriptor)
                 self._descriptors.move_to_end(shard)
                 if len(self._descriptors) > MOST_OPEN_SHARDS:
                     self._descriptors.popitem(last=False)  # closed when its last reader lets go of it
-        try:
-            return descriptor.read(start, length)
-        except OSError as error:
-            raise StorageError(f"{self.storage.url}/{entry.tar_key}: {error.strerror}", transient=True) from error
+        return descriptor
 
     def _open(self, entry: ShardEntry) -> int:
         local = self.storage.local_path(entry.tar_key)
         if local is None:
-            return self._cache.open(self.storage, entry)
+            return self.cache.open(self.storage, entry)
         try:
-            return os.open(local, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(local, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):  # reading a pipe or a device might never end
+                os.close(descriptor)
+                raise FileNotFoundError
+            return descriptor
         except FileNotFoundError:
             raise ObjectNotFoundError(f"{local}: the shard is missing; build the dataset again") from None
         except OSError as error:
@@ -248,25 +262,26 @@ class ShardDataset:
 
     @cached_property
     def _prefetcher(self) -> Prefetcher:
-        return Prefetcher(lambda shard: self._cache.ensure(self.storage, self.manifest.shards[shard]))
+        return Prefetcher(lambda shard: self.cache.ensure(self.storage, self.manifest.shards[shard]))
 
-    def records(self) -> Iterator[tuple[str, ImageRecord]]:
-        """Yield (key, record) of every sample in order; a sample that cannot be read is left out."""
+    def records(self, skipped: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, ImageRecord]]:
+        """Yield (key, record) of every sample in order; add (key, reason) of those that cannot be read to a list."""
         for number in range(len(self)):
             try:
-                sample = self.read(number)
-                yield sample.key, sample.record()
-            except (SampleError, RecordError):
-                continue  # it is counted where its image is read
+                yield self.read_record(number)
+            except SampleError as error:
+                if skipped is not None:
+                    skipped.append((error.key, error.reason))
 
-    def annotations(self) -> dict[str, Any]:
+    def annotations(self, skipped: list[tuple[str, str]] | None = None) -> dict[str, Any]:
         """Return the ground truth of all samples as a COCO "instances" document.
 
         Category ids are those of the source, annotation ids count from 1 (pycocotools takes id 0 for unmatched).
+        ``skipped`` is that of `records`.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for _, record in self.records():
+        for _, record in self.records(skipped):
             images.append(
                 {"id": record.image_id, "file_name": record.file_name, "width": record.width, "height": record.height}
             )
@@ -288,11 +303,15 @@ class ShardDataset:
 class _Descriptor:
     """An open shard, closed when its last reader lets go of it."""
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, name: str) -> None:
         self._number = number
+        self._name = name
 
     def read(self, start: int, length: int) -> bytes:
-        return os.pread(self._number, length, start)
+        try:
+            return os.pread(self._number, length, start)
+        except OSError as error:
+            raise StorageError(f"{self._name}: {error.strerror}", transient=True) from error
 
     def __del__(self) -> None:
         os.close(self._number)

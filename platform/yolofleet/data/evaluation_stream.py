@@ -8,7 +8,7 @@ as in the published evaluation.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.dataset import SampleError, ShardDataset
+from yolofleet.data.buffers import BufferPool
+from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
+from yolofleet.data.sample import DecodedSample, SampleError
 from yolofleet.data.stream import ordered_map
 
 RECTANGULAR_PADDING = 0.5
@@ -55,6 +57,7 @@ class EvaluationStream:
         world_size: Number of shares.
         rectangular: Sort by shape and pad only as far as a batch needs; False makes every input square.
         num_threads: Threads that decode; 0 decodes in the caller's thread.
+        max_pixels: Larger images are skipped.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class EvaluationStream:
         world_size: int = 1,
         rectangular: bool = False,
         num_threads: int = 1,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
         if image_size < 1 or image_size % stride:
             nearest = max(stride, round(image_size / stride) * stride)
@@ -82,6 +86,8 @@ class EvaluationStream:
         self._world_size = world_size
         self._rectangular = rectangular
         self._num_threads = num_threads
+        self._max_pixels = max_pixels
+        self._buffers = BufferPool()
 
     def __len__(self) -> int:
         """Return the number of batches of this rank."""
@@ -102,16 +108,16 @@ class EvaluationStream:
             name="evaluation",
         )
 
-    def _order(self) -> tuple[list[int], list[float]]:
+    def _order(self) -> tuple[Sequence[int], Sequence[float]]:
         """Return sample numbers and their aspects (height / width), sorted by aspect for rectangular batches."""
         if not self._rectangular:
-            return list(range(len(self.dataset))), [1.0] * len(self.dataset)
+            return range(len(self.dataset)), ()
         rows = [self.dataset.index(shard).rows for shard in range(len(self.dataset.manifest.shards))]
         aspects = np.concatenate([shard_rows["height"] / shard_rows["width"] for shard_rows in rows])
         order = np.argsort(aspects, kind="stable")
         return order.tolist(), aspects[order].tolist()
 
-    def _batch_shape(self, aspects: list[float]) -> tuple[int, int]:
+    def _batch_shape(self, aspects: Sequence[float]) -> tuple[int, int]:
         """Return (height, width) of the input that holds images of these aspects."""
         if not self._rectangular:
             return self._image_size, self._image_size
@@ -124,27 +130,28 @@ class EvaluationStream:
         height = math.ceil(height_share * side / stride + RECTANGULAR_PADDING) * stride
         return height, math.ceil(width_share * side / stride + RECTANGULAR_PADDING) * stride
 
-    def _letterbox(self, pixels: NDArray[np.uint8], shape: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+    def _letterbox(self, sample: DecodedSample, shape: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
         """Scale the longer side to the image size, then pad to the batch's shape, which may be larger."""
-        height, width = pixels.shape[:2]
-        scaled, box = letterbox(pixels, (self._image_size, self._image_size), stride=1, auto=True, scale_up=True)
+        width, height = sample.size
+        scaled, box = letterbox(sample.pixels, (self._image_size, self._image_size), stride=1, auto=True, scale_up=True)
         padded, padding = letterbox(scaled, shape, stride=self._stride, auto=False, scale_up=False)
-        return padded, replace(padding, gain=box.gain, original_height=height, original_width=width)
+        gain = box.gain * (max(sample.pixels.shape[:2]) / max(sample.size))
+        return padded, replace(padding, gain=gain, original_height=height, original_width=width)
 
-    def _batch(self, numbers: list[int], aspects: list[float]) -> EvaluationBatch:
+    def _batch(self, numbers: Sequence[int], aspects: Sequence[float]) -> EvaluationBatch:
         shape = self._batch_shape(aspects)
         planes, ids, sizes, boxes = [], [], [], []
         skipped: list[tuple[str, str]] = []
         for number in numbers:
             try:
-                _, record, pixels = self.dataset.read_decoded(number, DEFAULT_MAX_PIXELS)
+                sample = self.dataset.read_decoded(number, self._max_pixels, self._buffers, self._image_size)
             except SampleError as error:
                 skipped.append((error.key, error.reason))
                 continue
-            boxed, box = self._letterbox(pixels, shape)
+            boxed, box = self._letterbox(sample, shape)
             planes.append(np.ascontiguousarray(boxed.transpose(2, 0, 1)))  # (3, H, W)
-            ids.append(record.image_id)
-            sizes.append((pixels.shape[0], pixels.shape[1]))
+            ids.append(sample.record.image_id)
+            sizes.append((sample.size[1], sample.size[0]))
             boxes.append(box)
         images = np.stack(planes) if planes else np.empty((0, 3, *shape), dtype=np.uint8)
         return EvaluationBatch(torch.from_numpy(images), ids, sizes, boxes, skipped)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.manifest import IndexFormatError, ShardEntry
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.manifest import IndexFormatError
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.records import ImageRecord, RecordError
+from yolofleet.data.records import ImageRecord
+from yolofleet.data.sample import SampleError
+from yolofleet.data.verification import digest_problems
 from yolofleet.storage import ObjectNotFoundError
 
-BLOCK_BYTES = 1 << 20
 OBJECTS_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 SIDE_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
 
@@ -67,35 +67,20 @@ def inspect_dataset(
     names = [name for _, name in dataset.classes]
     for shard, entry in enumerate(dataset.manifest.shards):
         if verify:
-            _verify(dataset, entry, found.problems)
+            for problem in digest_problems(dataset, entry):
+                found.problems.add("shard_damaged", f"{dataset.storage.url}/{problem}")
         start = int(dataset.shard_starts[shard])
         for number in range(start, start + entry.samples):
             where = f"{entry.name}, sample {number - start}"
             try:
-                _count(dataset.read(number).record(), names, found)
+                _count(dataset.read_record(number)[1], names, found)
             except SampleError as error:
                 found.problems.add(error.reason, f"{where}: {error}")
-            except RecordError as error:
-                found.problems.add("sample_json_damaged", f"{where}: {error}")
             except (ObjectNotFoundError, IndexFormatError) as error:
                 found.problems.add("shard_damaged", str(error))
                 break
         progress(entry.samples)
     return found
-
-
-def _verify(dataset: ShardDataset, entry: ShardEntry, problems: ProblemLog) -> None:
-    for key, expected in ((entry.tar_key, entry.sha256), (entry.index_key, entry.index_sha256)):
-        digest = hashlib.sha256()
-        try:
-            with dataset.storage.open_stream(key) as stream:
-                while block := stream.read(BLOCK_BYTES):
-                    digest.update(block)
-        except ObjectNotFoundError:
-            problems.add("shard_damaged", f"{dataset.storage.url}/{key} is missing")
-            continue
-        if digest.hexdigest() != expected:
-            problems.add("shard_damaged", f"{dataset.storage.url}/{key}: its digest is not that of the manifest")
 
 
 def _count(record: ImageRecord, names: list[str], found: Inspection) -> None:

@@ -4,12 +4,16 @@ The manifest names classes, counts and shards with their digests. It is written 
 dataset. An index holds the offsets of each sample's image and annotation, and the facts that a plan needs. It is stored
 beside its shard at about 60 bytes a sample, so a manifest stays small at any size. Layout of an index, little-endian:
 8 bytes ``YFINDEX1``, the number of samples (u64), one row a sample (``ROW``), then the keys in UTF-8, one a line.
+
+Both may come from strangers. Every number is checked against another one that is known (the bytes of the file, the
+samples of the shard) before it is used, so none of them decides alone how much memory or disk is taken.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +23,7 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
-from yolofleet.data.records import ObjectClass
+from yolofleet.data.records import MOST_WHOLE_NUMBER, ObjectClass
 from yolofleet.storage import ObjectNotFoundError, Storage
 
 FORMAT = 1
@@ -36,6 +40,16 @@ ROW = np.dtype(
     ]
 )
 _HEADER_BYTES = len(MAGIC) + 8
+MOST_MANIFEST_BYTES = 1 << 28
+MOST_SHARD_BYTES = 1 << 50
+MOST_SAMPLES_OF_A_SHARD = 1_000_000
+LEAST_SAMPLE_BYTES = 1024
+"""The headers of an image and of its annotation in a tar file."""
+MOST_GAP_BYTES = 1023
+"""From the end of an image to its annotation: padding and a header."""
+LONGEST_KEY_BYTES = 256
+_SHARD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -57,25 +71,52 @@ class ShardIndex:
         return MAGIC + count + self.rows.astype(ROW).tobytes() + "\n".join(self.keys).encode()
 
     @staticmethod
-    def from_bytes(data: bytes, name: str) -> ShardIndex:
-        """Read an index.
+    def from_bytes(data: bytes, entry: ShardEntry, name: str) -> ShardIndex:
+        """Read the index of a shard.
 
         Raises:
-            IndexFormatError: It is damaged, or of a format that this version does not know.
+            IndexFormatError: It is damaged, of a format that this version does not know, or does not fit the shard.
         """
         if data[: len(MAGIC)] != MAGIC:
             newer = data[:7] == MAGIC[:7]
             cure = "written by a newer yolofleet; update it" if newer else "no shard index; build the shards again"
             raise IndexFormatError(f"{name}: {cure} (it starts with {data[:8]!r})")
         count = int.from_bytes(data[len(MAGIC) : _HEADER_BYTES], "little")
+        if count != entry.samples:
+            raise IndexFormatError(
+                f"{name}: it holds {count:,} samples, the manifest says {entry.samples:,}; build the shards again"
+            )
         keys_start = _HEADER_BYTES + count * ROW.itemsize
         if len(data) < keys_start:
             raise IndexFormatError(f"{name}: cut short: {len(data)} bytes for {count} samples; build the shards again")
         rows = np.frombuffer(data, dtype=ROW, count=count, offset=_HEADER_BYTES)
-        keys = data[keys_start:].decode(errors="replace").split("\n") if count else []
-        if len(keys) != count:
-            raise IndexFormatError(f"{name}: {len(keys)} keys for {count} samples; build the shards again")
+        keys = data[keys_start:].decode(errors="replace").split("\n")
+        if len(keys) != count or not "".join(keys).isprintable():
+            raise IndexFormatError(f"{name}: no {count} printable keys; build the shards again")
+        wrong = _wrong_rows(rows, entry)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            parts = ", ".join(f"{part} {value}" for part, value in zip(ROW.names or (), rows[row], strict=True))
+            raise IndexFormatError(
+                f"{name}: sample {row} cannot be where the index says ({parts}; the shard has {entry.bytes:,} bytes); "
+                "build the shards again"
+            )
         return ShardIndex(rows, keys)
+
+
+def most_index_bytes(entry: ShardEntry) -> int:
+    """Return how many bytes the index of a shard can have."""
+    return _HEADER_BYTES + entry.samples * (ROW.itemsize + LONGEST_KEY_BYTES)
+
+
+def _wrong_rows(rows: NDArray[Any], entry: ShardEntry) -> NDArray[np.bool_]:
+    """Return which samples leave their shard, lie in more than one place of it, or have no size."""
+    beyond = np.maximum(rows["image_offset"], rows["json_offset"]) > entry.bytes
+    offsets = np.where(beyond, 0, [rows["image_offset"], rows["json_offset"]]).astype(np.int64)  # (2, samples)
+    ends = offsets + np.array([rows["image_bytes"], rows["json_bytes"]])
+    gaps = offsets.max(axis=0) - ends.min(axis=0)
+    outside = beyond | (ends.max(axis=0) > entry.bytes)
+    return np.asarray(outside | (gaps < 0) | (gaps > MOST_GAP_BYTES) | (rows["width"] < 1) | (rows["height"] < 1))
 
 
 class IndexFormatError(UserError):
@@ -95,6 +136,27 @@ class ShardEntry:
     sha256: str
     samples: int
     index_sha256: str
+
+    @staticmethod
+    def parse(document: Any) -> ShardEntry:
+        """Read an entry as `document` writes it.
+
+        Raises:
+            ValueError: A value is not what it must be.
+            KeyError: A value is missing.
+        """
+        size = whole_number(document, "bytes", LEAST_SAMPLE_BYTES, MOST_SHARD_BYTES)
+        return ShardEntry(
+            _text(document, "name", _SHARD_NAME),
+            size,
+            _text(document, "sha256", _SHA256),
+            whole_number(document, "samples", 1, min(MOST_SAMPLES_OF_A_SHARD, size // LEAST_SAMPLE_BYTES)),
+            _text(document, "index_sha256", _SHA256),
+        )
+
+    def document(self) -> dict[str, Any]:
+        """Return the entry as the manifest holds it."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
     @property
     def tar_key(self) -> str:
@@ -151,7 +213,7 @@ class Manifest:
             "source_digest": self.source_digest,
             "problems": self.problems,
         }
-        lines = [json.dumps(_shard_document(entry), separators=(",", ":")) for entry in self.shards]
+        lines = [json.dumps(entry.document(), separators=(",", ":")) for entry in self.shards]
         text = json.dumps(head, indent=1).removesuffix("\n}")
         return (text + ',\n "shards": [\n' + ",\n".join(lines) + "\n]\n}\n").encode()
 
@@ -169,7 +231,7 @@ class Manifest:
         """
         name = f"{storage.url}/{MANIFEST_NAME}"
         try:
-            data = storage.get(MANIFEST_NAME)
+            data = storage.get_at_most(MANIFEST_NAME, MOST_MANIFEST_BYTES)
         except ObjectNotFoundError:
             raise ManifestError(
                 f"{storage.url}: no dataset here ({MANIFEST_NAME} is missing); build one with "
@@ -187,41 +249,72 @@ class Manifest:
         try:
             document = json.loads(data)
             version = document["format"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ManifestError(f"{name}: no manifest of a dataset ({type(error).__name__}: {error})") from None
         if version != FORMAT:
             raise ManifestError(f"{name}: format {version!r}; this yolofleet reads format {FORMAT}: update yolofleet")
         try:
-            return Manifest(
-                classes=tuple(ObjectClass(int(entry["id"]), str(entry["name"])) for entry in document["classes"]),
-                class_counts=tuple(int(count) for count in document["class_counts"]),
-                num_samples=int(document["num_samples"]),
-                num_empty=int(document["num_empty"]),
-                num_boxes=int(document["num_boxes"]),
-                num_crowds=int(document["num_crowds"]),
-                shards=tuple(_shard_entry(entry) for entry in document["shards"]),
-                source_digest=str(document["source_digest"]),
-                problems=dict(document["problems"]),
-            )
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            raise ManifestError(f"{name}: damaged manifest ({type(error).__name__}: {error})") from None
+            return _manifest(document)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ManifestError(f"{name}: damaged manifest ({what}); build the dataset again") from None
 
 
-def _shard_document(entry: ShardEntry) -> dict[str, Any]:
-    return {
-        "name": entry.name,
-        "bytes": entry.bytes,
-        "sha256": entry.sha256,
-        "samples": entry.samples,
-        "index_sha256": entry.index_sha256,
-    }
-
-
-def _shard_entry(document: dict[str, Any]) -> ShardEntry:
-    return ShardEntry(
-        str(document["name"]),
-        int(document["bytes"]),
-        str(document["sha256"]),
-        int(document["samples"]),
-        str(document["index_sha256"]),
+def _manifest(document: dict[str, Any]) -> Manifest:
+    """Return a manifest whose every part is what it must be, and fits the others."""
+    num_classes = len(document["classes"])
+    manifest = Manifest(
+        classes=tuple(ObjectClass(whole_number(entry, "id"), _text(entry, "name")) for entry in document["classes"]),
+        class_counts=tuple(whole_number(document["class_counts"], index) for index in range(num_classes)),
+        num_samples=whole_number(document, "num_samples", 1),
+        num_empty=whole_number(document, "num_empty"),
+        num_boxes=whole_number(document, "num_boxes"),
+        num_crowds=whole_number(document, "num_crowds"),
+        shards=tuple(ShardEntry.parse(entry) for entry in document["shards"]),
+        source_digest=_text(document, "source_digest"),
+        problems=_problems(document["problems"]),
     )
+    if not manifest.classes or len({entry.id for entry in manifest.classes}) != num_classes:
+        raise ValueError(f"{num_classes} classes must be at least one, each with its own id")
+    if len(document["class_counts"]) != num_classes or sum(manifest.class_counts) != manifest.num_boxes:
+        raise ValueError(f"class_counts must be one for each class, and {manifest.num_boxes:,} together (num_boxes)")
+    held = sum(entry.samples for entry in manifest.shards)
+    if held != manifest.num_samples or manifest.num_empty > held:
+        raise ValueError(f"num_samples {manifest.num_samples:,}, but the shards hold {held:,}")
+    for column in ("name", "sha256"):
+        seen: set[str] = set()
+        for value in (getattr(entry, column) for entry in manifest.shards):
+            if value in seen:
+                raise ValueError(f"two shards have {column} {value}")
+            seen.add(value)
+    return manifest
+
+
+def _problems(document: Any) -> dict[str, Any]:
+    """Return problems by kind, each with facts that are numbers, texts or lists of texts."""
+    for kind, facts in document.items():
+        for value in facts.values():
+            entries = value if isinstance(value, list) else [value]
+            if not all(isinstance(entry, int | str) for entry in entries):
+                raise ValueError(f"problems: {kind} holds {value!r:.60}")
+    return dict(document)
+
+
+def whole_number(document: Any, key: Any, least: int = 0, most: int = MOST_WHOLE_NUMBER) -> int:
+    """Return the whole number at a key of a JSON object or list.
+
+    Raises:
+        ValueError: It is none, or not within the bounds.
+    """
+    value = document[key]
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{key} is {value!r:.60}, not a whole number within {least:,} and {most:,}")
+    return value
+
+
+def _text(document: dict[str, Any], key: str, pattern: re.Pattern[str] | None = None) -> str:
+    value = document[key]
+    if not isinstance(value, str) or (pattern is not None and not pattern.fullmatch(value)):
+        raise ValueError(f"{key} is {value!r:.100}, not {'text' if pattern is None else pattern.pattern}")
+    value.encode()  # JSON allows halves of surrogate pairs, UTF-8 does not
+    return value

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.augment import Augmenter
-from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import BufferPool
+from yolofleet.data.buffers import BufferPool
+from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
 from yolofleet.data.records import LabelledImage, labelled_image
+from yolofleet.data.sample import SampleError
 from yolofleet.specs.hyperparameters import Augmentation
 
 MOST_SAMPLES_TRIED = 256
@@ -104,30 +105,30 @@ class MicroBatchMaker:
 
     def _read_images(self, plan: MicroBatchPlan, skipped: list[tuple[str, str]]) -> list[LabelledImage]:
         """Return an image for each slot: its own sample's, or the next good one."""
-        own = [self._read_image(plan.first + slot, skipped) for slot in range(plan.size)]
+        own = [self._read_image(plan.first + slot, plan.image_size, skipped) for slot in range(plan.size)]
         if all(labelled is None for labelled in own):
-            own[0] = self._next_good(plan.first + plan.size, skipped)
+            own[0] = self._next_good(plan, skipped)
         filled: list[LabelledImage] = []
         for slot in range(plan.size):
             candidates = (own[(slot + ahead) % plan.size] for ahead in range(plan.size))
             filled.append(next(labelled for labelled in candidates if labelled is not None))
         return filled
 
-    def _next_good(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage:
-        for ahead in range(MOST_SAMPLES_TRIED):
-            if (labelled := self._read_image(position + ahead, skipped)) is not None:
+    def _next_good(self, plan: MicroBatchPlan, skipped: list[tuple[str, str]]) -> LabelledImage:
+        for position in range(plan.first + plan.size, plan.first + plan.size + MOST_SAMPLES_TRIED):
+            if (labelled := self._read_image(position, plan.image_size, skipped)) is not None:
                 return labelled
         raise UserError(
             f"{self._dataset.url}: {len(skipped)} samples in a row cannot be used, the first because of "
             f"'{skipped[0][1]}' ({skipped[0][0]}); look at the dataset with 'yolofleet data inspect'"
         )
 
-    def _read_image(self, position: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
+    def _read_image(self, position: int, image_size: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
         location = self._order.locate(position)
         number = int(self._dataset.shard_starts[location.shard]) + location.row
         try:
-            key, record, pixels = self._dataset.read_decoded(number, self._max_pixels, self._buffers)
+            sample = self._dataset.read_decoded(number, self._max_pixels, self._buffers, image_size)
         except SampleError as error:
             skipped.append((error.key, error.reason))
             return None
-        return labelled_image(key, pixels, record, len(self._dataset.classes))
+        return labelled_image(sample.key, sample.pixels, sample.record, len(self._dataset.classes), sample.size)

@@ -11,8 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from yolofleet.core.text import visible
+
 Outcome = Literal["note", "repair", "drop"]
 NUM_EXAMPLES_KEPT = 5
+LONGEST_EXAMPLE = 300
 
 
 @dataclass(frozen=True)
@@ -55,22 +58,28 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_exif_ignored": ProblemKind("note", "EXIF turns an image, its annotations do not: left as stored"),
     "image_path_outside": ProblemKind("drop", "a file_name leaves the folder of images"),
     "image_file_missing": ProblemKind("drop", "a listed file does not exist"),
+    # files and folders
+    "link_outside": ProblemKind("drop", "a link leads out of its folder; --follow-links reads what it leads to"),
+    "file_name_unusable": ProblemKind("drop", "the name of a file is not UTF-8 or holds a backslash"),
+    "file_unreadable": ProblemKind("drop", "a file or a sub-folder cannot be read, or is a link to nothing"),
+    "file_irregular": ProblemKind("drop", "a pipe or a device, which is never opened"),
     # files of images
     "image_empty": ProblemKind("drop", "an image file has 0 bytes"),
     "image_unknown": ProblemKind("drop", "a file is not an image of a known format"),
     "image_damaged": ProblemKind("drop", "an image file is damaged or cut short"),
-    "image_too_large": ProblemKind("drop", "an image has more pixels than the limit"),
+    "image_too_large": ProblemKind("drop", "an image has more pixels, or its file more bytes, than the limit"),
     "image_extension_wrong": ProblemKind("note", "a file's extension does not fit its content; the content counts"),
     "image_animated": ProblemKind("note", "an animation: its first frame is used"),
     "image_extreme_shape": ProblemKind("note", "an image is more than 50 times longer than wide"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
+    "label_file_too_large": ProblemKind("drop", "a label file has more bytes than labels of an image can have"),
     "label_file_missing": ProblemKind("note", "an image has no label file; it is taken as one without objects"),
     # samples in shards
     "sample_without_json": ProblemKind("drop", "a sample in a shard has no annotation"),
     "sample_without_image": ProblemKind("drop", "a sample in a shard has no image"),
     "sample_duplicate_member": ProblemKind("drop", "a sample in a shard holds the same part twice"),
-    "sample_json_damaged": ProblemKind("drop", "a sample's annotation is not readable JSON"),
+    "sample_json_damaged": ProblemKind("drop", "a sample's annotation is no JSON, or holds what cannot be"),
     "sample_lost": ProblemKind("drop", "a sample could not be read because its shard is cut or damaged"),
     "member_ignored": ProblemKind("note", "a shard holds a member that is no part of a sample"),
     "shard_damaged": ProblemKind("drop", "a shard is cut, damaged or no tar file"),
@@ -90,12 +99,11 @@ class ProblemLog:
         """Count one problem. ``example`` says where: the file, the ids, the value seen."""
         if kind not in PROBLEM_KINDS:
             raise KeyError(f"unknown kind of problem: {kind}")
-        example = example.encode(errors="replace").decode()  # half a surrogate pair could never be written down
         with self._lock:
             self.counts[kind] = self.counts.get(kind, 0) + 1
             shown = self.examples.setdefault(kind, [])
             if len(shown) < NUM_EXAMPLES_KEPT:
-                shown.append(example)
+                shown.append(visible(example, LONGEST_EXAMPLE))
 
     def merge(self, counts: dict[str, int], examples: dict[str, list[str]]) -> None:
         """Add the counts and examples of another log."""
@@ -109,6 +117,14 @@ class ProblemLog:
         """Return the number of problems with one of these outcomes."""
         wanted = set(outcomes)
         return sum(count for kind, count in self.counts.items() if PROBLEM_KINDS[kind].outcome in wanted)
+
+    def reasons(self) -> str:
+        """Return what was left out, for the message of an error: each kind with its count and an example."""
+        return ", ".join(
+            f"{kind}: {count} (such as {self.examples[kind][0]})"
+            for kind, count in sorted(self.counts.items())
+            if PROBLEM_KINDS[kind].outcome == "drop"
+        )
 
     def as_document(self) -> dict[str, Any]:
         """Return the log as plain JSON values, sorted by kind."""

@@ -10,17 +10,16 @@ finds nothing, and this finds the window.)
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, compress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.core.errors import UserError
-
+MOST_WHOLE_NUMBER = 2**53 - 1
+"""The largest id or count: JSON, JavaScript and float64 hold every whole number up to it."""
 Segmentation = list[list[float]] | dict[str, Any] | None
 """Polygons (flat lists x, y, x, y, ... in pixels), an RLE as COCO writes it, or nothing."""
 
@@ -86,38 +85,6 @@ class ImageRecord:
         if any(segmentation is not None for segmentation in self.segmentations):
             document["segmentations"] = list(self.segmentations)
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-
-    @staticmethod
-    def from_json(data: bytes) -> ImageRecord:
-        """Read ``KEY.json`` back.
-
-        Raises:
-            RecordError: It is no such record.
-        """
-        try:
-            document = json.loads(data)
-            boxes = np.asarray(document["boxes"], dtype=np.float64).reshape(-1, 4)
-            count = len(boxes)
-            record = ImageRecord(
-                int(document["image_id"]),
-                str(document["file_name"]),
-                int(document["width"]),
-                int(document["height"]),
-                boxes,
-                np.asarray(document["classes"], dtype=np.int64).reshape(count),
-                np.asarray(document["iscrowd"], dtype=np.bool_).reshape(count),
-                np.asarray(document["areas"], dtype=np.float64).reshape(count),
-                tuple(document.get("segmentations") or (None,) * count),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise RecordError(f"the annotation is damaged: {type(error).__name__}: {error}") from error
-        if len(record.segmentations) != count or not math.isfinite(float(boxes.sum())):
-            raise RecordError("the annotation is damaged: its columns do not fit together")
-        return record
-
-
-class RecordError(UserError):
-    """The JSON of a sample is damaged."""
 
 
 @dataclass(frozen=True)
@@ -242,15 +209,28 @@ class LabelledImage:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
-def labelled_image(key: str, pixels: NDArray[np.uint8], record: ImageRecord, num_classes: int) -> LabelledImage:
-    """Return the image with its targets; boxes are clipped to it, those without area or class are left out."""
+def labelled_image(
+    key: str, pixels: NDArray[np.uint8], record: ImageRecord, num_classes: int, size: tuple[int, int] | None = None
+) -> LabelledImage:
+    """Return the image with its targets; boxes are clipped to it, those without area or class are left out.
+
+    Args:
+        key: Key of the sample.
+        pixels: (height, width, 3) uint8 RGB.
+        record: The annotation.
+        num_classes: Classes of the dataset.
+        size: (width, height) that the annotation speaks of, where the pixels were decoded at a reduced size.
+    """
     height, width = pixels.shape[:2]
+    full_width, full_height = size or (width, height)
     boxes = record.boxes.copy()
     boxes[:, 2:] += boxes[:, :2]
-    boxes = np.minimum(np.maximum(boxes, 0.0), np.array((width, height, width, height), dtype=np.float64))
+    boxes = np.minimum(np.maximum(boxes, 0.0), np.array((full_width, full_height) * 2, dtype=np.float64))
     is_target = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.iscrowd
     is_target &= (record.classes >= 0) & (record.classes < num_classes)
-    if is_target.all():
-        return LabelledImage(key, pixels, boxes, record.classes, Outlines.of(record.segmentations))
-    segmentations = list(compress(record.segmentations, is_target))
-    return LabelledImage(key, pixels, boxes[is_target], record.classes[is_target], Outlines.of(segmentations))
+    outlines = Outlines.of(list(compress(record.segmentations, is_target)))
+    boxes, classes = boxes[is_target], record.classes[is_target]
+    if (full_width, full_height) != (width, height):
+        gain = np.array((width / full_width, height / full_height))
+        boxes, outlines = boxes * np.tile(gain, 2), replace(outlines, ends=outlines.ends * gain)
+    return LabelledImage(key, pixels, boxes, classes, outlines)

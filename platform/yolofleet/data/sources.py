@@ -12,8 +12,10 @@ from typing import Protocol
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
+from yolofleet.data.decode import check_file_size
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.source_folder import open_source
 from yolofleet.storage import ObjectInfo, Storage, open_storage
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
@@ -39,6 +41,17 @@ class ImageStore(Protocol):
         """Return the bytes of an image."""
 
 
+def read_image_file(images: ImageStore, key: str, size_bytes: int, max_pixels: int) -> bytes:
+    """Return the bytes of an image whose size is known from the listing.
+
+    Raises:
+        ImageError: It has more bytes than an image can need; it is not read.
+        ObjectNotFoundError: It was removed since the listing.
+    """
+    check_file_size(size_bytes, max_pixels)
+    return images.get(key)
+
+
 @dataclass(frozen=True)
 class Annotations:
     """The annotations that a user named: a folder, or one file in its folder."""
@@ -49,19 +62,24 @@ class Annotations:
     files: tuple[ObjectInfo, ...]
     """The files of the folder; for one file it alone."""
     is_folder: bool
+    follow_links: bool = False
+    """Whether links that lead out of a folder are read."""
 
     @staticmethod
-    def open(url: str) -> Annotations:
+    def open(url: str, problems: ProblemLog, *, follow_links: bool = False) -> Annotations:
         """List a folder, or find a file.
 
         Raises:
             UserError: There is neither.
         """
-        folder = open_storage(url)
+        folder = open_source(url, problems, follow_links=follow_links)
         if files := folder.list():
-            return Annotations(url, folder, tuple(files), is_folder=True)
+            return Annotations(url, folder, tuple(files), is_folder=True, follow_links=follow_links)
+        if reasons := problems.reasons():
+            raise UserError(f"{url}: holds no file that can be read; {reasons}")
         storage, key = open_file(url)
-        return Annotations(url, storage, (ObjectInfo(key, storage.size_bytes(key)),), is_folder=False)
+        files = [ObjectInfo(key, storage.size_bytes(key))]
+        return Annotations(url, storage, tuple(files), is_folder=False, follow_links=follow_links)
 
     def has(self, *endings: str) -> bool:
         """Return whether a file has one of these endings, in lower case."""
@@ -86,15 +104,20 @@ SOURCES: ExtensionPoint[Source] = ExtensionPoint("format")
 """Kinds of sources by name; ``SOURCES.register("NAME")(Source(...))`` registers one."""
 
 
-def open_images(images: str | None) -> Storage:
+def open_images(images: str | None, problems: ProblemLog | None = None, *, follow_links: bool = False) -> Storage:
     """Open the folder of images of a source whose annotations do not hold them.
+
+    Args:
+        images: The folder as the user named it.
+        problems: Where files that cannot be used are counted.
+        follow_links: Read what links that lead out of the folder lead to.
 
     Raises:
         UserError: The user named none.
     """
     if images is None:
         raise UserError("the folder of images is missing, and these annotations do not hold the images; name it")
-    return open_storage(images)
+    return open_source(images, problems or ProblemLog(), follow_links=follow_links)
 
 
 def open_file(url: str) -> tuple[Storage, str]:

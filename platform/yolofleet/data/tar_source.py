@@ -10,7 +10,8 @@ import json
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.core.text import one_line, short
+from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
@@ -58,12 +59,12 @@ def read_tar_shards(
                 document = _annotation(sample, name, problems)
                 if document is None or sample.image is None:
                     continue
-                key = f"{len(found):09d}/{sample.image.name.lstrip('/')}".replace("..", "__").replace("\\", "_")
+                parts = sample.image.name.replace("\\", "_").replace("..", "__").split("/")
+                key = "/".join([f"{len(found):09d}", *(part for part in parts if part not in ("", "."))])
                 images.add(key, archive.key, sample.image.offset, sample.image.size_bytes)
                 found.append((document, key))
     if not found:
-        reasons = ", ".join(f"{kind}: {problems.examples[kind][0]}" for kind in sorted(problems.counts))
-        raise UserError(f"{storage.url}: no sample can be used in {len(archives)} tar files; {reasons}")
+        raise UserError(f"{storage.url}: no sample can be used in {len(archives)} tar files; {problems.reasons()}")
     categories = sorted({category for document, _ in found for category, _ in document["objects"]})
     index_of = {category: index for index, category in enumerate(categories)}
     records = _records(found, index_of, problems)
@@ -72,22 +73,25 @@ def read_tar_shards(
 
 def _annotation(sample: TarSample, name: str, problems: ProblemLog) -> dict[str, Any] | None:
     """Return a sample's id, size and raw objects (category, annotation); None if its JSON makes no sense."""
-    where = f"{name}: {sample.key!r}"
+    where = f"{name}: {short(sample.key)}"
     try:
         document = json.loads((sample.annotation.data if sample.annotation else None) or b"")
         objects = _objects(document)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        problems.add("sample_json_damaged", f"{where}: {type(error).__name__}: {error}")
+        problems.add("sample_json_damaged", f"{where}: {type(error).__name__}: {one_line(error)}")
         return None
     sound = []
     for category, annotation in objects:
-        if isinstance(category, int) and not isinstance(category, bool) and category >= 0:
+        if is_whole(category) and category >= 0:
             sound.append((category, annotation))
         else:
-            problems.add("category_malformed", f"{where}: {category!r}")
+            problems.add("category_malformed", f"{where}: {short(category)}")
     size = [document.get("width"), document.get("height")]
-    known = all(isinstance(side, int) and side > 0 for side in size)
-    return {"id": document.get("image_id"), "size": size if known else [0, 0], "objects": sound, "where": where}
+    known = all(is_whole(side) and side > 0 for side in size)
+    identity = document.get("image_id")
+    if identity is not None and not is_whole(identity):
+        problems.add("image_id_renumbered", f"{where}: id {short(identity)}")
+    return {"id": identity, "size": size if known else [0, 0], "objects": sound, "where": where}
 
 
 def _objects(document: Any) -> list[tuple[Any, dict[str, Any]]]:
@@ -110,7 +114,7 @@ def _records(
     found: list[tuple[dict[str, Any], str]], index_of: dict[int, int], problems: ProblemLog
 ) -> tuple[ImageRecord, ...]:
     ids = [document["id"] for document, _ in found]
-    keeps_ids = all(isinstance(identity, int) for identity in ids) and len(set(ids)) == len(ids)
+    keeps_ids = all(is_whole(identity) for identity in ids) and len(set(ids)) == len(ids)
     records = []
     for number, (document, key) in enumerate(found, start=1):
         boxes: list[tuple[int, CleanBox]] = []

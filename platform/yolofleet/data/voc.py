@@ -16,7 +16,8 @@ from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
 from yolofleet.storage import Storage
 
-LONGEST_XML_BYTES = 64 << 20
+LONGEST_XML_BYTES = 4 << 20
+MOST_SIZE_DIGITS = 9
 
 
 def read_voc(
@@ -63,15 +64,18 @@ def _root(storage: Storage, key: str, size_bytes: int, problems: ProblemLog) -> 
     if size_bytes > LONGEST_XML_BYTES:
         problems.add("annotation_malformed", f"{key}: {size_bytes:,} bytes are too many for a VOC annotation")
         return None
-    data = storage.get(key)
-    if b"<!ENTITY" in data or b"<!DOCTYPE" in data:  # VOC has neither; entities can blow up to any size
-        problems.add("annotation_malformed", f"{key}: declares XML entities or a document type")
-        return None
     try:
-        return ElementTree.fromstring(data)
-    except (ElementTree.ParseError, ValueError, RecursionError) as error:
+        return ElementTree.fromstring(storage.get(key), ElementTree.XMLParser(target=_WithoutEntities()))
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that is not known
         problems.add("annotation_malformed", f"{key}: no XML: {error}")
         return None
+
+
+class _WithoutEntities(ElementTree.TreeBuilder):
+    """Refuses a document type, in any encoding: VOC has none, and the entities of one can blow up to any size."""
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError("it declares a document type or XML entities")
 
 
 def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> list[tuple[str, CleanBox]]:
@@ -115,4 +119,5 @@ def _record(
 
 
 def _whole(text: str | None) -> int:
-    return int(text) if text is not None and text.strip().isdigit() else 0
+    digits = (text or "").strip()
+    return int(digits) if digits.isdecimal() and len(digits) <= MOST_SIZE_DIGITS else 0

@@ -7,6 +7,7 @@ polygon). Shares are of the image as a viewer shows it. Class k gets category id
 from __future__ import annotations
 
 import math
+from array import array
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -16,10 +17,13 @@ from yolofleet.data.check import upright_size
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
-from yolofleet.data.sources import IMAGE_EXTENSIONS, SourceDataset
+from yolofleet.data.sources import IMAGE_EXTENSIONS, SourceDataset, read_image_file
 from yolofleet.storage import Storage
 
 ROUNDING_SHARE = 1e-6
+LONGEST_LABEL_BYTES = 4 << 20
+MOST_UNNAMED_CLASSES = 10_000
+"""A label that holds no name can make a class only below this number: each class up to it gets a name and a count."""
 
 Line = tuple[int, list[float]]
 
@@ -36,8 +40,8 @@ def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, p
     Raises:
         UserError: There is no image, or no class.
     """
-    label_keys = {
-        str(PurePosixPath(entry.key).with_suffix("")): entry.key for entry in labels.list() if _is_text(entry.key)
+    label_files = {
+        str(PurePosixPath(entry.key).with_suffix("")): entry for entry in labels.list() if _is_text(entry.key)
     }
     found: list[tuple[str, tuple[int, int], list[Line]]] = []
     for entry in images.list():
@@ -45,19 +49,25 @@ def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, p
         if path.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS:
             continue
         try:
-            size = upright_size(images.get(entry.key), DEFAULT_MAX_PIXELS)
+            data = read_image_file(images, entry.key, entry.size_bytes, DEFAULT_MAX_PIXELS)
+            size = upright_size(data, DEFAULT_MAX_PIXELS)
         except ImageError:
             size = (0, 0)  # the damaged image is counted where it is decoded
-        label_key = label_keys.get(str(path.with_suffix("")))
-        if label_key is None:
+        lines: list[Line] = []
+        if (label := label_files.get(str(path.with_suffix("")))) is None:
             problems.add("label_file_missing", entry.key)
-        text = labels.get(label_key).decode("utf-8-sig", errors="replace") if label_key else ""
-        found.append((entry.key, size, parse_label_lines(text, label_key or "", class_names, problems)))
+        elif label.size_bytes > LONGEST_LABEL_BYTES:
+            problems.add("label_file_too_large", f"{label.key}: {label.size_bytes:,} bytes")
+        else:
+            text = labels.get(label.key).decode("utf-8-sig", errors="replace")
+            lines = parse_label_lines(text, label.key, class_names, problems)
+        found.append((entry.key, size, lines))
     if not found:
-        raise UserError(f"{images.url}: no images here")
+        raise UserError(f"{images.url}: no images here; {problems.reasons() or 'name the folder of the images'}")
     num_classes = len(class_names or ()) or 1 + max((line[0] for _, _, lines in found for line in lines), default=-1)
     if not num_classes:
-        raise UserError(f"{labels.url}: no class is named and no label holds one; name the classes with --classes")
+        reasons = problems.reasons() or "no label holds one"
+        raise UserError(f"{labels.url}: no class is named, and {reasons}; name the classes with --classes")
     names = class_names or [str(index) for index in range(num_classes)]
     records = tuple(_record(number, *entry) for number, entry in enumerate(found, start=1))
     return SourceDataset(tuple(ObjectClass(index, name) for index, name in enumerate(names)), records)
@@ -66,6 +76,8 @@ def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, p
 def parse_label_lines(text: str, name: str, class_names: list[str] | None, problems: ProblemLog) -> list[Line]:
     """Return (class, numbers) of every sound line; the others are counted."""
     sound: list[Line] = []
+    seen: set[bytes] = set()
+    num_classes = MOST_UNNAMED_CLASSES if class_names is None else len(class_names)
     for number, line in enumerate(text.splitlines(), start=1):
         fields = line.split()
         if not fields:
@@ -81,14 +93,16 @@ def parse_label_lines(text: str, name: str, class_names: list[str] | None, probl
         in_range = all(-ROUNDING_SHARE <= share <= 1 + ROUNDING_SHARE for share in shares)  # false for NaN
         if not (is_box or is_polygon) or not in_range or not math.isfinite(category) or category != int(category):
             problems.add("label_line_malformed", where)
-        elif category < 0 or (class_names is not None and category >= len(class_names)):
-            problems.add("category_unknown", where)
+        elif not 0 <= category < num_classes:
+            cure = "; name the classes with --classes" if class_names is None else ""
+            problems.add("category_unknown", f"{where} (classes are 0 to {num_classes - 1}{cure})")
         elif is_box and min(shares[2:]) <= 0:
             problems.add("box_zero_area", where)
-        elif (int(category), shares) in sound:
-            problems.add("annotation_duplicate_box", where)
-            sound.append((int(category), shares))
         else:
+            line_bytes = array("d", values).tobytes()  # hashed as bytes, because floats can be made to collide
+            if line_bytes in seen:
+                problems.add("annotation_duplicate_box", where)
+            seen.add(line_bytes)
             sound.append((int(category), shares))
     return sound
 

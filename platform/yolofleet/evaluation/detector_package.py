@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
-from yolofleet.core.regular_files import open_regular, read_regular
+from yolofleet.core.local_files import open_regular, read_regular
 from yolofleet.core.text import one_line
 from yolofleet.models import build_model
 from yolofleet.models.network import Network, convolution_shapes

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+from yolofleet.core.redaction import redact
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, check_file_size, decode_image
 
 ImageInput = str | Path | bytes | bytearray | memoryview | NDArray[np.uint8]
 
-MOST_BYTES = 1 << 30
 LONGEST_PATH = 4096  # no file system takes more: a longer text can only be base64
 
 
@@ -45,7 +45,7 @@ def read_image(image: ImageInput, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ND
     if isinstance(image, bytes | bytearray | memoryview):
         return _decode(bytes(image), "image bytes", max_pixels)
     if isinstance(image, Path) or _is_file(image):
-        return _decode(_read(Path(image)), str(image), max_pixels)
+        return _decode(_read(Path(image), max_pixels), str(image), max_pixels)
     if isinstance(image, str):
         return _decode(_from_base64(image), "base64 image", max_pixels)
     raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(image).__name__}")
@@ -76,14 +76,15 @@ def _is_file(text: object) -> bool:
         return False
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, max_pixels: int) -> bytes:
     try:
         if path.exists() and not path.is_file():
             kind = "folder" if path.is_dir() else "device or pipe"
             raise ImageReadError(f"{path} is a {kind}, not an image")
-        if path.stat().st_size > MOST_BYTES:
-            raise ImageReadError(f"{path} is not an image: it has {path.stat().st_size:,} bytes")
+        check_file_size(path.stat().st_size, max_pixels)
         return path.read_bytes()
+    except ImageError as error:
+        raise ImageReadError(f"{path}: {error}") from error
     except OSError as error:
         raise ImageReadError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -93,13 +94,13 @@ def _from_base64(text: str) -> bytes:
     if text.startswith("data:"):
         header, _, body = text.partition(",")
         if not header.endswith(";base64"):
-            raise ImageReadError(f"a data URL must be base64, not {header[:60]!r}")
+            raise ImageReadError(f"a data URL must be base64, not {redact(header[:2000])[:60]!r}")
     try:
         data = base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageReadError(f"no such file, and no base64 image: {text[:60]!r}") from error
+        raise ImageReadError(f"no such file, and no base64 image: {redact(text[:2000])[:60]!r}") from error
     if not data or (body is text and len(text) < 100):  # the smallest image files are longer: this was meant as a path
-        raise ImageReadError(f"no such file: {text[:100]!r}")
+        raise ImageReadError(f"no such file: {redact(text[:2000])[:100]!r}")
     return data
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from yolofleet.data.dataset import SampleError, ShardDataset
+from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.draw import MARGIN, draw_detections, encode
+from yolofleet.data.sample import SampleError
 from yolofleet.evaluation.detections import Detections
 
 GAP = 6
@@ -69,7 +70,7 @@ def draw_sample(
         The image, or None if it cannot be read.
     """
     try:
-        _, record, pixels = dataset.read_decoded(number)
+        _, record, pixels, _ = dataset.read_decoded(number)
     except SampleError:  # evaluation has counted and named it already
         return None
     objects = [

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from yolofleet.data.dataset import SampleError, ShardDataset
-from yolofleet.data.decode import ImageError
+from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.letterbox import letterbox
-from yolofleet.data.records import RecordError
+from yolofleet.data.sample import SampleError
+from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.evaluate import evaluate
 from yolofleet.export.card import ExportCard, put_card
@@ -55,16 +55,15 @@ def dataset_images(data: str | Path | ShardDataset, image_size: int, count: int 
     Raises:
         UserError: There is no dataset, or none of the images can be read.
     """
-    dataset = data if isinstance(data, ShardDataset) else ShardDataset(data)
+    dataset = data if isinstance(data, ShardDataset) else open_verified(data)
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     planes = []
     for number in numbers.tolist():
         try:
-            sample = dataset.read(number)
-            pixels = sample.pixels(sample.record())
-        except (SampleError, RecordError, ImageError):
+            sample = dataset.read_decoded(number, needed_side=image_size)
+        except SampleError:
             continue  # the dataset's own checks count and name it
-        boxed, _ = letterbox(pixels, (image_size, image_size))
+        boxed, _ = letterbox(sample.pixels, (image_size, image_size))
         planes.append(boxed.transpose(2, 0, 1))
     if not planes:
         raise ExportError(f"{dataset.url}: none of the {len(numbers)} images that were tried can be read")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.regular_files import read_regular
+from yolofleet.core.local_files import read_regular
 from yolofleet.core.text import one_line
 from yolofleet.evaluation.detector import Detector
 from yolofleet.export.card import ExportCard, read_card

@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.regular_files import open_regular
+from yolofleet.core.local_files import open_regular
 from yolofleet.core.text import first_line
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import MOST_WEIGHT_BYTES

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolofleet.core.regular_files import open_regular
+from yolofleet.core.local_files import open_regular
 from yolofleet.core.text import one_line
 from yolofleet.models.inert_pickle import MOST_TENSORS, CheckpointError, Inert, read_pickle
 from yolofleet.models.tensor_file import TensorFileError, load_tensors
@@ -137,7 +137,7 @@ class _Records:
 def _read_archive(file: BinaryIO, file_bytes: int) -> dict[str, Tensor]:
     bounded = _BoundedReads(file)
     try:
-        archive = zipfile.ZipFile(bounded)  # type: ignore[arg-type]
+        archive = zipfile.ZipFile(bounded)
         bounded.most_bytes = MOST_FILE_BYTES
         names = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
         if len(names) != 1:

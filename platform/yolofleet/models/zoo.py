@@ -13,9 +13,10 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
 from yolofleet.models.reparameterize import reparameterize
 from yolofleet.models.scaling import scale
-from yolofleet.specs.base import SpecError, read_yaml
+from yolofleet.specs.base import SpecError
 from yolofleet.specs.blocks import CspRow, DarkRow, ElanRow
 from yolofleet.specs.model import AuxiliarySpec, DerivedTable, ModelChoice, ModelTable
+from yolofleet.specs.yaml_document import read_yaml
 
 ZOO = Path(__file__).parent / "zoo"
 MOST_DERIVATIONS = 8

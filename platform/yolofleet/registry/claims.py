@@ -20,7 +20,7 @@ import yaml
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
-from yolofleet.core.regular_files import read_regular
+from yolofleet.core.local_files import read_regular
 from yolofleet.core.text import and_more
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
 from yolofleet.registry.proof import (
@@ -36,6 +36,7 @@ from yolofleet.registry.proof import (
     training_form_difference,
 )
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
+from yolofleet.specs.yaml_document import read_yaml
 from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
@@ -173,9 +174,8 @@ def code_claim(folder: Path, proof: Proof) -> Claim:
 
 def _loader_module(path: Path) -> str:
     try:
-        document = yaml.safe_load(read_regular(path, MOST_BYTES))
-        return str(document["flavors"]["python_function"]["loader_module"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
+        return str(read_yaml(path)["flavors"]["python_function"]["loader_module"])
+    except (UserError, KeyError, TypeError) as error:
         return f"nothing ({type(error).__name__})"
 
 
@@ -239,17 +239,13 @@ def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> t
 
 def _shard_problem(dataset: ShardDataset, *, whole: bool) -> str | None:
     """Return what is wrong with the first bad shard: missing, of another size or, read as a whole, of other content."""
+    from yolofleet.data.verification import digest_problems, size_problem
+
     sizes = {entry.key: entry.size_bytes for entry in dataset.storage.list("shards/")}
     for shard in dataset.manifest.shards:
-        if (size := sizes.get(shard.tar_key)) != shard.bytes:
-            return f"{shard.tar_key} {'is missing' if size is None else f'has {size:,} bytes, not {shard.bytes:,}'}"
-        if shard.index_key not in sizes:
-            return f"{shard.index_key} is missing"
-        if whole:
-            with dataset.storage.open_stream(shard.tar_key) as stream:
-                sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-            if sha256 != shard.sha256:
-                return f"{shard.tar_key} has sha256 {sha256[:12]}..., not {shard.sha256[:12]}..."
+        problem = size_problem(shard, sizes) or (next(digest_problems(dataset, shard), None) if whole else None)
+        if problem is not None:
+            return problem
     return None
 
 

@@ -87,10 +87,10 @@ def compare(
     Raises:
         UserError: There is no dataset to compare on, or a version cannot be evaluated on it.
     """
-    from yolofleet.data.dataset import ShardDataset
+    from yolofleet.data.verification import open_verified
     from yolofleet.evaluation.bootstrap import paired_bootstrap
 
-    dataset = ShardDataset(data if data is not None else _recorded_data(first, second))
+    dataset = open_verified(data if data is not None else _recorded_data(first, second))
     evaluations = (
         evaluate_version(tracking_uri, first, dataset, device, on_images),
         evaluate_version(tracking_uri, second, dataset, device, on_images),
@@ -240,11 +240,10 @@ def _figure(mistakes: Disagreement, image: SampleImage) -> str:
 
 def _sample_numbers(dataset: ShardDataset) -> dict[int, int]:
     """Return the number of the sample of each image id; a sample that cannot be read has no ground truth."""
-    from yolofleet.data.dataset import SampleError
-    from yolofleet.data.records import RecordError
+    from yolofleet.data.sample import SampleError
 
     numbers: dict[int, int] = {}
     for number in range(len(dataset)):
-        with suppress(SampleError, RecordError):
-            numbers[dataset.read(number).record().image_id] = number
+        with suppress(SampleError):
+            numbers[dataset.read_record(number)[1].image_id] = number
     return numbers

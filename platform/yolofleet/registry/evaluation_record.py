@@ -17,8 +17,9 @@ from pydantic import Field
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
-from yolofleet.core.regular_files import open_regular
+from yolofleet.core.local_files import open_regular
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
 from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 from yolofleet.models.tensor_file import TensorFileError, load_tensors
@@ -68,7 +69,7 @@ class EvaluationRecord(Spec):
     device: str
     num_images: int
     num_skipped: int = 0
-    """Images that could not be read; they count as empty."""
+    """Images that could not be read; they count as empty, or where the annotation is damaged not at all."""
     figures: dict[str, float | None]
     """The twelve COCO figures."""
     classes: tuple[ClassRecord, ...]
@@ -185,7 +186,7 @@ def evaluate_package(folder: Path, data: str, device: str, facts: Mapping[str, A
     """
     from yolofleet.evaluation.detector import Detector, select_device
 
-    detector, dataset = Detector.load(folder, select_device(device, "--device")), ShardDataset(data)
+    detector, dataset = Detector.load(folder, select_device(device, "--device")), open_verified(data)
     evaluation = evaluate_detector(detector, dataset, EvaluationSettings(image_size=detector.card.image_size))
     record = evaluation.record
     figures = {"figures": record.figures, "num_images": record.num_images}

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from yolofleet.core.regular_files import read_regular
+from yolofleet.core.local_files import read_regular
 from yolofleet.data.manifest import Manifest
 from yolofleet.registry.proof import LINEAGE_FOLDER
 from yolofleet.registry.version_files import artifact_location, download, local_folder

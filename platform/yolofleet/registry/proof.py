@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 
 from yolofleet import __version__
 from yolofleet.core.errors import UserError
-from yolofleet.core.regular_files import read_regular
+from yolofleet.core.local_files import read_regular
 from yolofleet.registry.evaluation_record import EvaluationRecord, Evidence, Sha256, write_detections
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec

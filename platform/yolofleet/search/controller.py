@@ -18,6 +18,7 @@ from ray.tune.search import Searcher
 
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import HEAD_RESOURCE, tune_connection
+from yolofleet.core.stopping import kept_handlers
 from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
 from yolofleet.search.trial_segment import SegmentOrder, run_segment
 from yolofleet.specs.cluster import ClusterSpec
@@ -213,6 +214,7 @@ def _run_tune(source: EngineSearch, cluster: ClusterSpec, at_a_time: int) -> Non
             ),
         )
         try:
-            tuner.fit()
+            with kept_handlers():
+                tuner.fit()
         except SystemExit as error:  # what Ray raises on Ctrl-C
             raise KeyboardInterrupt from error

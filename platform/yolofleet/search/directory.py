@@ -16,13 +16,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from yolofleet.core.errors import UserError
 from yolofleet.search.space import Space
 from yolofleet.search.trials import Trials
-from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.search import SearchSpec
+from yolofleet.specs.yaml_document import parse_yaml, write_yaml
 from yolofleet.storage import ObjectNotFoundError, Storage
 from yolofleet.storage.lock import FencingToken
 from yolofleet.tracking.json_lines import Row, encode_row, read_rows
@@ -88,7 +86,7 @@ class SearchDirectory(RunDirectory):
                     f"answer another question. Use another name, or the space as it was ({self.url}/{SEARCH_KEY}). "
                     f"What may change: {', '.join(CHANGEABLE_KEYS)}"
                 )
-        self.storage.put(SEARCH_KEY, yaml.safe_dump(spec.document(), sort_keys=False).encode())
+        self.storage.put(SEARCH_KEY, write_yaml(spec.document()).encode())
 
     def rows(self) -> list[Row]:
         """Return the record."""

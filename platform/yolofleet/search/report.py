@@ -12,7 +12,6 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
-import yaml
 
 from yolofleet.evaluation.report import STYLE
 from yolofleet.search.charts import Axis, Dot, parallel_coordinates, scatter
@@ -21,7 +20,7 @@ from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front
 from yolofleet.search.results import AP, Entry, Results, entry_rows, format_value, format_values, load_results
 from yolofleet.search.space import Space
-from yolofleet.specs.base import parse_yaml
+from yolofleet.specs.yaml_document import parse_yaml, write_yaml
 
 PAGE_KEY = "report/index.html"
 RESULTS_KEY = "report/results.json"
@@ -69,9 +68,7 @@ def best_job(results: Results, space: Space) -> str:
         for o in results.spec.objectives
         if (value := entry.value(o.metric)) is not None
     )
-    return f"# Trial {entry.number} of search {results.spec.name}: {figures}.\n" + yaml.safe_dump(
-        document, sort_keys=False
-    )
+    return f"# Trial {entry.number} of search {results.spec.name}: {figures}.\n" + write_yaml(document)
 
 
 def published_points(results: Results) -> list[Dot]:

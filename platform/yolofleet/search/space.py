@@ -193,7 +193,14 @@ class Space:
         value = fields[source] if source in fields else self._base_value(source)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise SpecError(f"{self.source}: parameters.{name}.follows: {source} is {value!r}, which is not a number")
-        result = parameter.factor * value**parameter.power
+        try:
+            result = float(parameter.factor * float(value) ** parameter.power)  # of a negative value it is no real one
+            is_usable = math.isfinite(result)
+        except (ArithmeticError, TypeError):
+            is_usable = False
+        if not is_usable:
+            formula = f"{parameter.factor:g} * {value:g} ** {parameter.power:g}"
+            raise SpecError(f"{self.source}: parameters.{name}: {formula} is non-finite; change factor or power")
         return round(result) if isinstance(self._base_value(name), int) else round(result, 12)
 
     def _base_value(self, path: str) -> Any:

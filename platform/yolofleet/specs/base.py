@@ -1,139 +1,29 @@
 """The base of every spec: frozen, strict, unknown keys refused, errors that a user can act on.
 
-A YAML document is read strictly: no duplicate keys, ``1e-3`` is a number, nothing is executed. The types of values that
-several specs share stand here too: counts, sizes in bytes, URLs without secrets.
+Overrides on the command line (``key.path=value``) and the types of values that several specs share stand here too:
+counts, sizes in bytes, URLs without secrets.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 import pydantic
-import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
-from yolofleet.core.redaction import holds_password, without_passwords
-from yolofleet.core.text import did_you_mean, nearest, one_line
-
-
-class DocumentError(UserError):
-    """A YAML file or an override on the command line cannot be read."""
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which also refuses a key given twice and reads ``1e-3`` as YAML 1.2 does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            if key_node.tag == "tag:yaml.org,2002:merge":
-                continue
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool | None):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be plain text", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep=deep)
-
-
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str, *, source: str) -> Any:
-    """Parse one YAML document.
-
-    Raises:
-        DocumentError: The text is no YAML; names the source, the line and the reason.
-    """
-    loader = None
-    try:
-        loader = _StrictLoader(text)
-        return loader.get_single_data()
-    except RecursionError as error:
-        raise DocumentError(f"{source}: nested too deeply to be a spec") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise DocumentError(f"{source}: not readable as YAML: {_locate_error(error)}") from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-
-
-def read_yaml(path: str | Path) -> Any:
-    """Read one YAML document from a file.
-
-    Raises:
-        DocumentError: The file is missing, not text, or no YAML.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise DocumentError(f"{path}: no such file{_similar_files(path)}") from error
-    except UnicodeDecodeError as error:
-        raise DocumentError(f"{path}: not UTF-8 text (byte {error.start}); a spec is a YAML file") from error
-    except OSError as error:
-        raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
-    return parse_yaml(text, source=str(path))
-
-
-def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Return the document with ``key.path=value`` overrides set; values are YAML.
-
-    Raises:
-        DocumentError: An override has no ``=``, or its path runs through something that is not a mapping.
-    """
-    result: dict[str, Any] = _copy(document)
-    for override in overrides:
-        path, equals, text = override.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise DocumentError(f"override {override!r}: write it as key.path=value, e.g. data.image_size=320")
-        value = parse_yaml(text, source=f"override {override!r}")
-        group = result
-        for depth, key in enumerate(keys[:-1]):
-            inner = group.setdefault(key, {})
-            if not isinstance(inner, dict):
-                where = ".".join(keys[: depth + 1])
-                raise DocumentError(
-                    f"override {override!r}: '{where}' is {inner!r}, not a mapping with keys of its own"
-                )
-            group = inner
-        group[keys[-1]] = value
-    return result
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _copy(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_copy(inner) for inner in value]
-    return value
-
-
-def _locate_error(error: Exception) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return one_line(error)
-
-
-def _similar_files(path: Path) -> str:
-    folder = path.parent
-    names = [entry.name for entry in folder.glob("*.y*ml")] if folder.is_dir() else []
-    match = nearest(path.name, names)
-    return f"; did you mean {folder / match}?" if match else ""
-
+from yolofleet.core.local_files import local_path
+from yolofleet.core.redaction import STARS, holds_secret, names_secret, redact_url, redact_values
+from yolofleet.core.text import cut, did_you_mean, one_line
+from yolofleet.specs.yaml_document import MOST_LEVELS, DocumentError, parse_yaml, read_yaml
 
 MOST_ERRORS_SHOWN = 8
+MOST_CHARACTERS = 1000
+"""Longest message of one problem."""
 
 
 class SpecError(UserError):
@@ -152,10 +42,12 @@ class Spec(BaseModel):
         """Check a plain document (dicts, lists, numbers, text) and build the spec from it.
 
         Raises:
-            SpecError: Something does not fit; every problem in one message, each on its own line.
+            SpecError: Something does not fit; every problem in one message, each on its own line. Or a text anywhere
+                in the document is a URL with a secret, for a spec is kept with the run for all to read.
         """
         if not isinstance(document, dict):
-            raise SpecError(f"{source}: a mapping of keys is needed here, not {_format_value(document)}")
+            raise SpecError(f"{source}: a mapping of keys is needed here, not {_kind_of(document)}")
+        refuse_secrets(document, source)
         try:
             return cls.model_validate_json(json.dumps(document, default=str))
         except pydantic.ValidationError as error:
@@ -178,11 +70,34 @@ class Spec(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+def refuse_secrets(value: Any, source: str, key: str = "") -> None:
+    """Raise `SpecError` for a text in a document that is a URL with a secret; names its key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_secrets(str(name), source, f"a key of {key or 'the file'}")
+            refuse_secrets(item, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            refuse_secrets(item, source, key)
+    elif isinstance(value, str) and holds_secret(value):
+        raise SpecError(
+            f"{source}: {key}: {_shorten(redact_url(value))} holds a secret (a user part, a password, a token or a "
+            "key), and a spec is kept with the run for all to read; leave it out of the URL and give it in the "
+            "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY), "
+            "for pods in a Secret (kubernetes.secrets.storage, kubernetes.secrets.tracking)"
+        )
+
+
 def _explain(cls: type[BaseModel], error: pydantic.ValidationError, source: str) -> Iterator[str]:
     problems = error.errors(include_url=False)
     for problem in problems[:MOST_ERRORS_SHOWN]:
-        location = [part for part in problem["loc"] if not _is_union_label(part)]
-        key = ".".join(str(part) for part in location) or "(whole file)"
+        *above, last = problem["loc"] or ("",)
+        is_key = (
+            problem["type"] == "extra_forbidden"
+        )  # then the last part is what the user wrote, whatever it looks like
+        location = [part for part in above if not _is_union_label(part)]
+        location += [last] if is_key or not _is_union_label(last) else []
+        key = one_line(".".join(str(part) for part in location)) or "(whole file)"
         yield f"{source}: {key}: {_explain_one(cls, problem, location)}"
     if len(problems) > MOST_ERRORS_SHOWN:
         yield f"{source}: and {len(problems) - MOST_ERRORS_SHOWN} more problems"
@@ -199,7 +114,9 @@ def _is_union_label(part: int | str) -> bool:
 
 
 def _explain_one(cls: type[BaseModel], problem: Any, location: list[int | str]) -> str:
-    kind, value, message = problem["type"], _format_value(problem["input"]), str(problem["msg"])
+    is_secret = bool(location) and names_secret(str(location[-1]))
+    value = STARS if is_secret else _format_value(problem["input"])
+    kind, message = problem["type"], str(problem["msg"])
     if kind == "extra_forbidden":
         allowed = _keys_at(cls, location[:-1])
         hint = did_you_mean(str(location[-1]), allowed) or ";"
@@ -211,8 +128,16 @@ def _explain_one(cls: type[BaseModel], problem: Any, location: list[int | str]) 
         choices = expected.replace("'", "").replace(" or ", ", ").split(", ")
         return f"{value} is not one of {expected}{did_you_mean(str(problem['input']), choices)}"
     if kind == "value_error":
-        return message.removeprefix("Value error, ")
-    return f"{message[:1].lower()}{message[1:]}, not {value}"
+        return one_line(message.removeprefix("Value error, "), MOST_CHARACTERS)
+    return f"{message[:1].lower()}{message[1:]}, not {value}{_cure(kind, problem['input'])}"
+
+
+def _cure(kind: str, value: Any) -> str:
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return "; quotes make it text, on a command line KEY='\"TEXT\"'"
+    if kind == "bool_type" and str(value).lower() in ("yes", "no", "on", "off"):
+        return "; write true or false"
+    return ""
 
 
 def _keys_at(cls: type[BaseModel], location: list[int | str]) -> list[str]:
@@ -237,7 +162,16 @@ def spec_within(annotation: Any) -> type[BaseModel] | None:
 
 
 def _format_value(value: Any) -> str:
-    text = without_passwords(json.dumps(value, default=str))
+    return _shorten(json.dumps(redact_values(value, by_name=True), default=str))
+
+
+def _kind_of(document: Any) -> str:
+    """Name the kind of a whole file's content; the text of a wrong file is not repeated, for it may be a key."""
+    kinds: dict[type, str] = {str: "text", list: "a list"}
+    return kinds.get(type(document)) or _format_value(document)
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -248,7 +182,7 @@ def _read_bytes(value: Any) -> Any:
 
 def absolute_url(url: str) -> str:
     """Return a path as an absolute one, and a URL as it is."""
-    return url if "://" in url else str(Path(url).expanduser().absolute())
+    return url if "://" in url else str(local_path(url))
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -257,13 +191,61 @@ ByteSize = BeforeValidator(_read_bytes)
 Bytes = Annotated[int, ByteSize, Field(ge=1)]
 
 
-def _without_password(url: str) -> str:
-    if holds_password(url):
-        raise ValueError(
-            "holds a password, and a spec is kept with the run for all to read; leave it out of the URL and give it in "
-            "the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY)"
-        )
+def _check_url(url: str) -> str:
+    if url.startswith("~"):
+        try:
+            local_path(url)
+        except UserError as error:
+            raise ValueError(str(error)) from None
     return url
 
 
-Url = Annotated[str, Field(min_length=1), AfterValidator(_without_password)]
+Url = Annotated[str, Field(min_length=1), AfterValidator(_check_url)]
+
+
+WRITTEN_AS = "write it as key.path=value, e.g. data.image_size=320"
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return path and value of ``key.path=value``; the value is YAML.
+
+    Raises:
+        DocumentError: It has no ``=``, or its value is no YAML.
+    """
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise DocumentError(f"override {cut(override)!r}: {WRITTEN_AS}")
+    return path.strip(), parse_yaml(text, source=f"override {cut(override)!r}", has_lines=False)
+
+
+def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return the document with ``key.path=value`` overrides set; values are YAML.
+
+    Raises:
+        DocumentError: An override has no ``=``, or its path runs through something that is not a mapping.
+    """
+    result: dict[str, Any] = _copy(document)
+    for override in overrides:
+        path, value = parse_override(override)
+        keys = path.split(".")
+        if not all(keys) or len(keys) > MOST_LEVELS:
+            raise DocumentError(f"override {cut(override)!r}: {WRITTEN_AS}")
+        group = result
+        for depth, key in enumerate(keys[:-1]):
+            inner = group.setdefault(key, {})
+            if not isinstance(inner, dict):
+                where = ".".join(keys[: depth + 1])
+                raise DocumentError(
+                    f"override {cut(override)!r}: '{where}' is {cut(repr(inner))}, not a mapping with keys of its own"
+                )
+            group = inner
+        group[keys[-1]] = value
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copy(inner) for inner in value]
+    return value

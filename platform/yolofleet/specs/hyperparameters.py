@@ -16,7 +16,8 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, create_model
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.extension_points import ExtensionPoint
-from yolofleet.specs.base import Spec, parse_yaml
+from yolofleet.specs.base import Spec
+from yolofleet.specs.yaml_document import parse_yaml
 
 if TYPE_CHECKING:
     import numpy as np

@@ -36,6 +36,7 @@ EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
+LATER_DATA_KEYS = ("max_pixels",)
 
 
 class CacheSpec(Spec):
@@ -60,6 +61,8 @@ class DataSpec(Spec):
     """Shard cache for remote data; without one, shards are kept in the system's temporary folder."""
     loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that decode and augment, per worker."""
+    max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000
+    """Images with more pixels are skipped in training and in evaluation; the limit of a build by default."""
     most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """A run that had to skip more than this share of its samples stops."""
 
@@ -236,9 +239,10 @@ class JobSpec(Spec):
         if self.initial_weights is not None:
             document["initial_weights"] = True  # their content is recorded in the run; their path may change
         document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
-        for key in LATER_KEYS:
-            if getattr(self, key) == type(self).model_fields[key].default:
-                document.pop(key, None)
+        for spec, part, keys in ((self, document, LATER_KEYS), (self.data, document["data"], LATER_DATA_KEYS)):
+            for key in keys:
+                if getattr(spec, key) == type(spec).model_fields[key].default:
+                    part.pop(key, None)
         return document
 
     def digest(self) -> str:

@@ -21,6 +21,12 @@ def job_paths() -> tuple[str, ...]:
     return tuple(_paths(JobSpec, ""))
 
 
+@cache
+def _groups() -> frozenset[str]:
+    """Return the paths that have paths below them."""
+    return frozenset(path.rpartition(".")[0] for path in job_paths())
+
+
 def _paths(model: type[BaseModel], prefix: str) -> list[str]:
     paths = []
     for name, field in model.model_fields.items():
@@ -75,8 +81,7 @@ def flatten(fields: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in fields.items():
         path = f"{prefix}{key}"
-        is_group = any(known.startswith(f"{path}.") for known in job_paths())
-        if isinstance(value, Mapping) and is_group:
+        if isinstance(value, Mapping) and path in _groups():
             flat |= flatten(value, f"{path}.")
         else:
             flat[path] = value

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from yolofleet.core.text import did_you_mean
-from yolofleet.specs.base import Spec, SpecError
+from yolofleet.specs.base import Spec, SpecError, Url, refuse_secrets
 from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Transition
 
 TABLE_FORMAT = 1
@@ -24,7 +24,7 @@ class ModelChoice(Spec):
 
     name: str | None = None
     """A model of the zoo (``yolofleet models list``)."""
-    spec: str | None = None
+    spec: Url | None = None
     """Path of a block table of one's own, instead of a name."""
     depth: Factor = 1.0
     """Multiplies the stacked convolutions of every block; the transition width follows (paper section 3.2)."""
@@ -83,7 +83,7 @@ class ModelTable(Spec):
     """Activation of every convolution unless its row says otherwise."""
     batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-3
     """Added to the variance in batch norm."""
-    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1)]
+    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1, max_length=1000)]
     """The rows, in the order of computation."""
     head: HeadSpec
     """Lead head."""
@@ -133,11 +133,12 @@ class ModelTable(Spec):
 
 
 def check_format(document: Any, source: str) -> None:
-    """Refuse a table of a newer format before its unknown keys are reported.
+    """Refuse a table of a newer format, and one with a secret, before its unknown keys are reported.
 
     Raises:
-        SpecError: Names both formats and the cure.
+        SpecError: Names both formats and the cure, or the key of the secret.
     """
+    refuse_secrets(document, source)
     written = document.get("format", TABLE_FORMAT) if isinstance(document, dict) else TABLE_FORMAT
     if isinstance(written, int) and written > TABLE_FORMAT:
         raise SpecError(

@@ -15,6 +15,10 @@ from yolofleet.specs.base import Spec
 
 Kind = Literal["choice", "uniform", "log_uniform", "integer", "log_integer", "follows"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MOST = Field(max_length=1000)
+"""Of the values of a choice, and of the parameters of a space."""
+MOST_CANDIDATES = 100_000
+"""Of a grid, which are all listed."""
 Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 DECIMALS = 12
 """Quantised values are rounded to this many decimals, so that 0.1 + 0.2 is 0.3."""
@@ -23,7 +27,7 @@ DECIMALS = 12
 class Parameter(Spec):
     """The values of one parameter: exactly one of the kinds."""
 
-    choice: Annotated[list[Any], Field(max_length=1000)] | dict[str, dict[str, Any]] | None = None
+    choice: Annotated[list[Any], MOST] | Annotated[dict[str, dict[str, Any]], MOST] | None = None
     """Values to choose from; or names, each with the fields (dotted paths) that it sets together."""
     uniform: tuple[float, float] | None = None
     """Any number from the first to the second; with ``step``, only whole steps from the first on."""
@@ -65,6 +69,8 @@ class Parameter(Spec):
         if self.kind in ("choice", "follows"):
             return
         low, high = self.range
+        if not math.isfinite((high - low) / (self.step or 1.0)):
+            raise ValueError(f"{self.kind} [{low:g}, {high:g}]: is too wide for its step; take it narrower")
         if low > high:
             raise ValueError(f"{self.kind} [{low:g}, {high:g}]: the first is the lowest, the second the highest")
         if self.kind.startswith("log") and low <= 0:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
-from yolofleet.specs.base import Count, DocumentError, Spec, SpecError, apply_overrides, parse_yaml, read_yaml
+from yolofleet.specs.base import Count, Spec, SpecError, apply_overrides, parse_override
 from yolofleet.specs.job_paths import flatten, unknown_path
-from yolofleet.specs.parameters import Parameter
+from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
+from yolofleet.specs.yaml_document import DocumentError, read_yaml
 
 SEARCH_FORMAT = 1
 NAMING = ("format", "name")
@@ -40,7 +42,7 @@ class SearchSpec(Spec):
     """The base job: a path, taken from the folder of this file, or the job itself."""
     set: dict[str, Any] = Field(default_factory=dict)
     """Fields of the base job that differ, by dotted path."""
-    parameters: Annotated[dict[str, Parameter], Field(min_length=1)]
+    parameters: Annotated[dict[str, Parameter], Field(min_length=1), MOST]
     """Parameters that vary: dotted paths of the job, or a name of its own for a choice that sets several fields."""
     constraints: dict[Figure, Limit] = Field(default_factory=dict)
     """Limits on figures that are known before training."""
@@ -85,6 +87,12 @@ class SearchSpec(Spec):
                     raise ValueError(
                         f"parameters.{name}: takes any value of a range, so a grid has no end; give a step"
                     )
+            count = math.prod(parameter.num_values or 1 for parameter in self.free_parameters().values())
+            if count > MOST_CANDIDATES:
+                raise ValueError(
+                    f"parameters: {count:.3g} candidates, more than the {MOST_CANDIDATES:,} that a grid lists; give "
+                    "longer steps, or search with another algorithm"
+                )
         if self.scheduler.name != "none" and self.repeats > 1:
             raise ValueError("repeats are for scheduler none: a rung compares single runs")
         return self
@@ -125,12 +133,11 @@ def _override(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
     plain = []
     result = apply_overrides(document, [])
     for override in overrides:
-        path, equals, text = override.partition("=")
-        group, _, rest = path.strip().partition(".")
-        if not equals or group not in ("job", "set", "parameters") or not rest:
+        path, value = parse_override(override)
+        group, _, rest = path.partition(".")
+        if group not in ("job", "set", "parameters") or not rest:
             plain.append(override)
             continue
-        value = parse_yaml(text, source=f"override {override!r}")
         if group == "parameters":
             _override_parameter(result, rest, value, override)
         else:

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from yolofleet.core.redaction import holds_password, without_passwords
+from yolofleet.core.local_files import local_path
+from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, check_key
 
@@ -22,19 +23,20 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
     """Open the storage at a path, a ``file://`` URL or an ``s3://bucket/prefix`` URL.
 
     Raises:
-        StorageError: The URL's scheme is unknown or the bucket is missing.
+        StorageError: The URL holds a secret, its scheme is unknown or the bucket is missing.
     """
     text = str(url)
-    if holds_password(text):
+    if holds_secret(text):
         raise StorageError(
-            f"{without_passwords(text)}: a URL takes no key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{redact_url(text)}: a URL takes no key, token or password; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
         )
     parts = urlsplit(text)
     if parts.scheme in ("", "file") or (len(parts.scheme) == 1 and os.name == "nt"):
         path = unquote(parts.path) if parts.scheme == "file" else text
         if parts.scheme == "file" and parts.netloc not in ("", "localhost"):
             raise StorageError(f"{text}: a file URL needs three slashes: file:///{parts.netloc}{parts.path}")
-        return FileStorage(Path(path).expanduser().absolute())
+        return FileStorage(local_path(path))
     if parts.scheme == "s3":
         if not parts.netloc:
             raise StorageError(f"{text}: an S3 URL needs a bucket: s3://BUCKET/PREFIX")

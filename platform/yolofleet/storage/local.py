@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
+from typing import Literal
 
 from yolofleet.storage.objects import (
     TEMPORARY_PREFIX,
@@ -20,6 +21,8 @@ from yolofleet.storage.objects import (
     check_key,
     check_length,
 )
+
+EntryKind = Literal["file", "folder", "other"]
 
 
 class FileStorage(Storage):
@@ -90,22 +93,36 @@ class FileStorage(Storage):
             temporary.unlink(missing_ok=True)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
-        start = self.root / prefix.rpartition("/")[0] if "/" in prefix else self.root
         entries = []
-        for folder, _, names in os.walk(start):
-            for name in names:
-                path = Path(folder, name)
-                key = path.relative_to(self.root).as_posix()
-                if key.startswith(prefix) and not name.startswith(TEMPORARY_PREFIX):
-                    try:
-                        status = path.stat()
-                    except OSError as error:
-                        if error.errno in (errno.ENOENT, errno.ELOOP):  # removed meanwhile, or a link to nowhere
-                            continue
-                        raise StorageError(f"{path}: {error.strerror}") from error
-                    if stat.S_ISREG(status.st_mode):  # reading a pipe or a device might never end
-                        entries.append(ObjectInfo(key, status.st_size))
+        folders = [prefix.rpartition("/")[0]]  # a list of its own: os.walk of Python 3.11 recurses, folders nest deeply
+        while folders:
+            folder = folders.pop()
+            try:
+                with os.scandir(self.root / folder) as found:
+                    inside = [*found]
+            except OSError as error:
+                self._tell_unreadable(folder, error)
+                continue
+            for entry in inside:
+                key = f"{folder}/{entry.name}" if folder else entry.name
+                try:
+                    kind = self._kind(key, entry)
+                    if kind == "folder":
+                        folders.append(key)
+                    elif kind == "file" and key.startswith(prefix) and not entry.name.startswith(TEMPORARY_PREFIX):
+                        entries.append(ObjectInfo(key, entry.stat().st_size))
+                except OSError as error:
+                    self._tell_unreadable(key, error)
         return sorted(entries, key=lambda entry: entry.key)
+
+    def _kind(self, key: str, entry: os.DirEntry[str]) -> EntryKind:
+        if entry.is_dir(follow_symlinks=False):
+            return "folder"
+        return "file" if stat.S_ISREG(entry.stat().st_mode) else "other"  # reading a pipe or a device might never end
+
+    def _tell_unreadable(self, key: str, error: OSError) -> None:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # removed meanwhile, or a link to nowhere
+            raise StorageError(f"{self.root / key}: cannot be listed: {error.strerror}") from error
 
     def size_bytes(self, key: str) -> int:
         path = self._path(key)

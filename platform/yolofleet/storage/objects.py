@@ -170,6 +170,17 @@ class Storage(ABC):
         finally:
             self.delete(key)
 
+    def stream_bytes(self, stream: BufferedReader) -> int:
+        """Return the size of the object that `open_stream` opened."""
+        return os.fstat(stream.fileno()).st_size
+
+    def get_at_most(self, key: str, most_bytes: int) -> bytes:
+        """Return the whole object; one with more bytes than it can have is an error, and is not read."""
+        with self.open_stream(key) as source:
+            if (size := self.stream_bytes(source)) > most_bytes:
+                raise StorageError(f"{self.url}/{key}: {size:,} bytes are too many for such a file ({most_bytes:,})")
+            return source.read(size)
+
     def exists(self, key: str) -> bool:
         """Return whether the object exists."""
         try:

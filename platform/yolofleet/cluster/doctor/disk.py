@@ -12,6 +12,7 @@ from pathlib import Path
 
 from yolofleet.cluster.doctor.finding import Finding
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.local_files import local_path
 
 SUBJECT = "shard cache"
 PROBE_BYTES = 32 * 2**20
@@ -58,7 +59,7 @@ class CacheNeed:
 
 def probe_disk(path: str) -> Disk:
     """Write and remove a file where the folder is, or would be made; leaves nothing behind."""
-    folder = Path(path).expanduser().absolute()
+    folder = local_path(path)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     usage = shutil.disk_usage(existing)
     held = sum(file.stat().st_size for file in folder.glob("*.tar")) if folder.is_dir() else 0

@@ -61,6 +61,7 @@ class Validation:
             batch_size=settings.batch_size,
             rank=self._group.rank,
             world_size=self._group.world_size,
+            max_pixels=self._job.data.max_pixels,
         )
         rows = collect_detections(
             model,

@@ -14,6 +14,7 @@ from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.stream import TrainingStream
+from yolofleet.data.verification import open_verified
 from yolofleet.losses import DetectionLoss, scaled_gains
 from yolofleet.models.network import Network
 from yolofleet.models.wiring import wire
@@ -127,12 +128,12 @@ def class_weights(class_counts: Sequence[int], balance: float) -> tuple[float, .
     return tuple(weight / mean if weight else 1.0 for weight in raw)  # 1 is never used
 
 
-def open_dataset(data: DataSpec, url: str) -> ShardDataset:
-    """Open one of the job's datasets, with the job's cache."""
+def open_dataset(data: DataSpec, url: str, *, verify: bool = False) -> ShardDataset:
+    """Open one of the job's datasets, with the job's cache; check its files where that is asked for."""
     cache = None
     if data.cache is not None:
         cache = CacheSettings(path=Path(data.cache.path), max_bytes=data.cache.max_bytes)
-    return ShardDataset(url, cache)
+    return open_verified(url, cache) if verify else ShardDataset(url, cache)
 
 
 def training_stream(
@@ -165,6 +166,7 @@ def training_stream(
         augmentation=schedule.augmentation_at,
         num_threads=job.data.loader_threads,
         image_size_at=sizes.at,
+        max_pixels=job.data.max_pixels,
         sample_weights=weights,
     )
 

@@ -7,15 +7,13 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.export.settings import require_packages
 from yolofleet.models import build_model
-from yolofleet.specs.base import parse_yaml
 from yolofleet.specs.job import EXECUTION_DATA_KEYS, EXECUTION_KEYS, JobSpec
+from yolofleet.specs.yaml_document import parse_yaml, write_yaml
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -72,8 +70,8 @@ def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
     Raises:
         UserError: Something cannot work; says what and how to put it right.
     """
-    train = open_dataset(job.data, job.data.train)
-    val = open_dataset(job.data, job.data.val)
+    train = open_dataset(job.data, job.data.train, verify=True)
+    val = open_dataset(job.data, job.data.val, verify=True)
     _check_classes(job, train, val)
     _check_model(job, len(train.classes))
     if job.release_onnx:
@@ -98,6 +96,11 @@ def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None
         raise UserError(
             f"{job.data.val}: its classes differ from those of {job.data.train}: {', '.join(changes)}; "
             "shard both from annotations with the same categories"
+        )
+    if sum(val.manifest.class_counts) == 0:
+        raise UserError(
+            f"{job.data.val}: no boxes to evaluate with in {len(val)} images (crowd regions do not count), so no "
+            "checkpoint could be called the best; give data.val a dataset of labelled images that training does not see"
         )
 
 
@@ -125,7 +128,7 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
     before = run.job_text()
     if before is None:
         try:
-            run.write_job(yaml.safe_dump(job.document(), sort_keys=False))
+            run.write_job(write_yaml(job.document()))
         except StorageError as error:
             raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
         return ()
@@ -139,7 +142,7 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
             f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
         )
     kept = job.model_copy(update={"initial_weights": recorded.initial_weights})
-    run.write_job(yaml.safe_dump(kept.document(), sort_keys=False))
+    run.write_job(write_yaml(kept.document()))
     return tuple(
         f"{line} (not read again: the run keeps the weights that it started from)" if _is_source(line) else line
         for line in _differences(recorded.document(), job.document())

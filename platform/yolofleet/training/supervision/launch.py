@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 
 from yolofleet.core.errors import WorkError
 from yolofleet.core.ray_runtime import ray_connection, starts_own_ray
+from yolofleet.core.stopping import ending_signals, kept_handlers
+from yolofleet.core.terminal import note
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import FencingToken
@@ -241,7 +243,7 @@ def wait_for_nodes(
         return
     limit = cluster.wait_for_nodes_seconds
     message = f"waiting up to {limit:g} s for nodes: {shortage(cluster, offers())}"
-    print(message, file=sys.stderr, flush=True)
+    note(message)
     run.append_event("waiting", reason=message)
     request([wanted_resources(cluster)] * cluster.fewest_slots)
     end = time.monotonic() + limit
@@ -261,13 +263,13 @@ def wait_for_nodes(
 
 @contextmanager
 def termination() -> Iterator[StopReason]:
-    """Yield a function that returns why this process was asked to end (SIGTERM) within the with block, or None."""
+    """Yield a function that returns which signal asked this process to end within the with block, or None."""
     received: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # only the main thread may handle signals
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append("SIGTERM"))
-    try:
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(signal.Signals(number).name)
+
+    with kept_handlers() as can_handle:
+        for kind in ending_signals() if can_handle else ():
+            signal.signal(kind, receive)
         yield lambda: received[0] if received else None
-    finally:
-        signal.signal(signal.SIGTERM, before)

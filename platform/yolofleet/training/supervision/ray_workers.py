@@ -24,6 +24,7 @@ from typing import Any, Literal
 from ray.train.torch import TorchConfig
 
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.stopping import kept_handlers
 from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
@@ -143,7 +144,8 @@ def train_once(
     failure: Exception | None = None
     with GroupWatch(job, run, board, stop_reason) as watch:
         try:
-            left = trainer.fit().return_value
+            with kept_handlers():
+                left = trainer.fit().return_value
         except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers
             raise KeyboardInterrupt from error
         except Exception as error:  # Ray wraps a worker's failure in several types

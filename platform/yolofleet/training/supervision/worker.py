@@ -27,7 +27,10 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
-from yolofleet.core.errors import UserError
+from yolofleet.core.errors import EXIT_STOPPED, UserError
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.stopping import ending_signals, kept_handlers
+from yolofleet.core.terminal import note
 from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
@@ -54,7 +57,8 @@ def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
 
     Raises:
         UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
-        StoppedError: SIGTERM came (a node about to be taken, the end of an allocation), or Ctrl-C; the state was saved.
+        StoppedError: SIGTERM or SIGHUP came (a node about to be taken, the end of an allocation), or Ctrl-C; the state
+            was saved.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
@@ -69,9 +73,12 @@ def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
     with _leave_on_signal(progress):
         outcome = run_worker(job, group, token) if world_size == 1 else _run_in_group(job, group, token)
     if outcome.left is not None:
-        raise StoppedError(
+        stopped = StoppedError(
             f"stopped ({outcome.left}) with step {outcome.step} saved; resume the run with the same command"
         )
+        if outcome.left == signal.SIGINT.name:
+            stopped.exit_code = EXIT_STOPPED
+        raise stopped
     return outcome
 
 
@@ -92,27 +99,23 @@ def _run_in_group(job: JobSpec, group: WorkerGroup, token: FencingToken | None) 
 
 @contextmanager
 def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C end the run after its current step, with a checkpoint, within a with block.
+    """Let SIGTERM, SIGHUP and Ctrl-C end the run after its current step, with a checkpoint, within a with block.
 
     A second Ctrl-C stops it at once. The first one must not be an exception: Python drops an exception that is raised
     while it runs a destructor, and the run would continue.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
-        return
 
     def leave(number: int, frame: FrameType | None) -> None:
         progress.ask_to_leave(signal.Signals(number).name)
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, before[signal.SIGINT])
+            signal.signal(signal.SIGINT, interrupt)
 
-    kinds = [signal.SIGTERM] if signal.getsignal(signal.SIGINT) == signal.SIG_IGN else [signal.SIGTERM, signal.SIGINT]
-    before = {kind: signal.signal(kind, leave) for kind in kinds}
-    try:
+    interrupt = signal.getsignal(signal.SIGINT)
+    kinds = [*ending_signals(), *([] if interrupt == signal.SIG_IGN else [signal.SIGINT])]
+    with kept_handlers() as can_handle:
+        for kind in kinds if can_handle else ():
+            signal.signal(kind, leave)
         yield
-    finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
 
 
 def driver_device(job: JobSpec) -> torch.device:
@@ -155,6 +158,7 @@ def run_worker(
         token: The run's lock, as whoever started the workers holds it; None where no one else can know of the run.
         evaluate_apart: Leave the evaluations to another process, which finds the waiting ones in the run directory.
     """
+    guard_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     use_worker_threads(job, group.device)
     with RunDirectory.open(job.storage, job.name, token=token) as run:
@@ -204,7 +208,7 @@ def store_stacks(storage: Storage, progress: WorkerProgress, rank: int, reason: 
     """Print this process's stacks on stderr and store them in the run directory, within a bounded time."""
     title = f"rank {rank} in the step after {progress.step}, process {os.getpid()}: {reason}"
     text = f"{title}\n\n{format_stacks()}"
-    print(text, file=sys.stderr, flush=True)
+    note(text)
     key = stacks_key(progress.step, rank)
     storing = threading.Thread(target=storage.put, args=(key, text.encode()), name="store-stacks", daemon=True)
     storing.start()

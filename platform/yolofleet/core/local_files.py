@@ -1,0 +1,76 @@
+"""Local files that a user names: the path that is meant, and their content, bounded.
+
+A name can lead to a device, a pipe or a file of many gigabytes; none of them may hang a command or fill the memory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.errors import UserError
+
+CHUNK_BYTES = 1 << 20
+
+
+def local_path(text: str | Path) -> Path:
+    """Return a path as an absolute one, ``~`` replaced by the home folder.
+
+    Raises:
+        UserError: There is no such user, or no path can be written so.
+    """
+    if "\0" in str(text):
+        raise UserError(f"{str(text)!r}: a path holds no NUL character; write it without one")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        user = Path(text).parts[0]
+        raise UserError(f"{text}: this machine knows no home folder of '{user}'; write the whole path") from None
+
+
+def open_regular(path: str | Path, most_bytes: int) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises:
+        OSError: It cannot be opened, is not a regular file, or is larger; its ``strerror`` says which.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(
+                errno.EINVAL,
+                "is a folder; name a file"
+                if stat.S_ISDIR(status.st_mode)
+                else "is a pipe or a device, not a regular file",
+                str(path),
+            )
+        if status.st_size > most_bytes:
+            reason = f"has {format_bytes(status.st_size)}, more than the {format_bytes(most_bytes)} that are read"
+            raise OSError(errno.EFBIG, reason, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | Path, most_bytes: int) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    with open_regular(path, most_bytes) as file:
+        data = file.read(os.fstat(file.fileno()).st_size)  # what is asked for is allocated, so never the bound itself
+        while len(data) <= most_bytes and (more := file.read(CHUNK_BYTES)):  # it grows; /proc says 0 bytes
+            data += more
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"has more than the {format_bytes(most_bytes)} that are read", str(path))
+    return data
