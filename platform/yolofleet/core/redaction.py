@@ -59,7 +59,7 @@ def holds_secret(url: str) -> bool:
 
 
 def is_ambiguous(url: str) -> bool:
-    """Return whether a URL holds a secret that clients, and the messages of libraries, would end in several places."""
+    """Return whether a URL holds a secret whose end is another one for each client and in each library's messages."""
     return holds_secret(url) and WELL_FORMED.fullmatch(url) is None
 
 

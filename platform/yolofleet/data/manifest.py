@@ -110,7 +110,7 @@ def most_index_bytes(entry: ShardEntry) -> int:
 
 
 def _wrong_rows(rows: NDArray[Any], entry: ShardEntry) -> NDArray[np.bool_]:
-    """Return which samples leave their shard, lie in more than one place of it, or have no size."""
+    """Return which samples leave their shard, have their parts apart from each other, or have no size."""
     beyond = np.maximum(rows["image_offset"], rows["json_offset"]) > entry.bytes
     offsets = np.where(beyond, 0, [rows["image_offset"], rows["json_offset"]]).astype(np.int64)  # (2, samples)
     ends = offsets + np.array([rows["image_bytes"], rows["json_bytes"]])

@@ -167,8 +167,7 @@ def _format_value(value: Any) -> str:
 
 def _kind_of(document: Any) -> str:
     """Name the kind of a whole file's content; the text of a wrong file is not repeated, for it may be a key."""
-    kinds: dict[type, str] = {str: "text", list: "a list"}
-    return kinds.get(type(document)) or _format_value(document)
+    return "text" if isinstance(document, str) else "a list" if isinstance(document, list) else _format_value(document)
 
 
 def _shorten(text: str) -> str:

@@ -257,7 +257,7 @@ def _client() -> Any:
     """Return the client for this process and its present AWS_ variables."""
     for name, value in list(os.environ.items()):
         if (name.startswith("AWS_ENDPOINT_URL") or name.lower().endswith("_proxy")) and is_ambiguous(value):
-            raise StorageError(f"{name} {redact_url(value)}: its secret is ambiguous; percent-encode it (/ as %2F)")
+            raise StorageError(f"{name} {redact_url(value)}: clients disagree where its secret ends; percent-encode it")
     names = sorted(name for name in list(os.environ) if name.startswith("AWS_"))
     return _s3_client(os.getpid(), tuple((name, os.environ.get(name, "")) for name in names))
 

@@ -72,7 +72,7 @@ def check_uri(tracking_uri: str) -> None:
     """Raise `TrackingError` for a URI that MLflow cannot serve."""
     if is_ambiguous(tracking_uri):
         raise TrackingError(
-            f"{redact_url(tracking_uri)}: its secret ends in another place for every client; percent-encode it "
+            f"{redact_url(tracking_uri)}: clients disagree where its secret ends; percent-encode it "
             "(/ as %2F, @ as %40, a blank as %20), or give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
