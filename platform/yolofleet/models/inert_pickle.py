@@ -152,8 +152,7 @@ class _Reader:
     def call(self, function: Any, arguments: Any) -> None:
         """Push the result of a call, as far as it is known; no function of the file is called."""
         if function is Known.FOREIGN or isinstance(function, Inert):
-            self.stack.append(Inert())
-            return
+            return self.stack.append(Inert())
         match function, arguments:
             case Known.TENSOR, (Tensor() as storage, int(offset), tuple(size), tuple(stride), *_):
                 self._num_tensors += 1
@@ -253,11 +252,6 @@ def _call(reader: _Reader) -> None:
     reader.call(function, arguments)
 
 
-def _call_with_keywords(reader: _Reader) -> None:
-    reader.stack.pop()
-    _call(reader)
-
-
 def _stack_global(reader: _Reader) -> Any:
     name, module = reader.stack.pop(), reader.stack.pop()
     return resolve(module, name) if isinstance(module, str) and isinstance(name, str) else Known.FOREIGN
@@ -314,7 +308,7 @@ HANDLERS: dict[int, Handler] = {
         "\x93": _push(_stack_global),
         "R": _call,
         "\x81": _call,
-        "\x92": _call_with_keywords,
+        "\x92": lambda reader: (reader.stack.pop(), _call(reader)),  # with keywords, which no known one takes
         "b": lambda reader: reader.build(reader.stack.pop()),
         "Q": lambda reader: reader.load_storage(reader.stack.pop()),
     }.items()
