@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from yolofleet.data.decode import ImageError, decode_image, exif_orientation, image_extension, image_size
+from yolofleet.data.decode import decode_image, exif_orientation, image_extension, image_size
+from yolofleet.data.image_formats import ImageError
 
 REFUSED = {
     "truncated.jpg": "image_damaged",
@@ -77,7 +78,7 @@ def test_alpha_is_dropped_and_the_colour_below_is_kept() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_an_image_only_if_its_annotations_fit_the_turned_one(orientation: int) -> None:
+def test_exif_turns_an_image_that_is_shown_upright(orientation: int) -> None:
     stored = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)  # 4 wide, 6 high
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -89,8 +90,8 @@ def test_exif_turns_an_image_only_if_its_annotations_fit_the_turned_one(orientat
 
         upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert (decode_image(data) == upright).all(), "without annotations an image is shown upright"
-    assert (decode_image(data, annotated_size=(4, 6)) == stored).all(), "annotations of the stored size win"
-    turned = decode_image(data, annotated_size=(6, 4))
+    assert (decode_image(data, upright=False) == stored).all(), "annotations of the stored image"
+    turned = decode_image(data, upright=(6, 4))
     assert turned.shape == ((4, 6, 3) if orientation >= 5 else (6, 4, 3))
 
 
@@ -144,11 +145,11 @@ def test_every_orientation_in_every_format_is_turned_upright_or_left_as_annotate
     upright = np.asarray(ImageOps.exif_transpose(_with_orientation(stored, orientation)))
     shown = decode_image(data.getvalue())
     assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 5
-    kept = decode_image(data.getvalue(), annotated_size=(40, 24))
+    kept = decode_image(data.getvalue(), upright=(40, 24))
     assert kept.shape == stored.shape and np.abs(kept.astype(int) - stored).mean() < 5
     assert image_size(data.getvalue()) == (40, 24), "the stored size"
     if orientation >= 5:
-        turned = decode_image(data.getvalue(), annotated_size=(24, 40))
+        turned = decode_image(data.getvalue(), upright=(24, 40))
         assert np.abs(turned.astype(int) - upright).mean() < 5
 
 

@@ -200,13 +200,14 @@ def test_shards_are_built_of_what_is_inside(
 def test_images_to_predict_are_those_inside(images: Path, outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "link.jpg").symlink_to(outside / "secret.jpg")
     os.mkfifo(images / "pipe.jpg")
-    assert image_paths([str(images)], follow_links=False) == [images / "a.jpg"]
+    inside = [images / "a.jpg", images / "sub" / "b.jpg"]
+    assert image_paths([str(images)], follow_links=False) == inside
     told = capsys.readouterr().err
-    assert f"left out: file_irregular: 1 (such as {images}/pipe.jpg), link_outside: 1 (such as {images}/link" in told
-    assert image_paths([str(images)], follow_links=True) == [images / "a.jpg", images / "link.jpg"]
+    assert (
+        f"file_irregular: 1 (such as {images}/pipe.jpg), file_not_image: 1 (such as {images}/a.txt), link_out" in told
+    )
+    assert image_paths([str(images)], follow_links=True) == [images / "a.jpg", images / "link.jpg", inside[1]]
     assert image_paths([str(images / "link.jpg")], follow_links=False) == [images / "link.jpg"], "named by the user"
-    with pytest.raises(UserError, match="a folder without images"):
-        image_paths([str(outside.parent)], follow_links=False)
     (outside / "only").mkdir()
     (outside / "only" / "x.jpg").symlink_to(images / "a.jpg")
     with pytest.raises(UserError, match=r"only is a folder without images \(link_outside: 1"):

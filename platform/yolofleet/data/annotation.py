@@ -57,6 +57,7 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
                 dtype=np.float64,
             ),
             tuple(entry or None for entry in segmentations),
+            _upright(document),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"the annotation is damaged: {type(error).__name__}: {error}") from error
@@ -83,6 +84,13 @@ def _is_box(entry: Any) -> bool:
 
 def _is_index(entry: Any, num_classes: int) -> bool:
     return type(entry) is int and 0 <= entry < num_classes
+
+
+def _upright(document: dict[str, Any]) -> bool | None:
+    upright = document.get("upright")
+    if upright is None or isinstance(upright, bool):
+        return upright
+    raise ValueError(f"upright is {upright!r:.60}, not true or false")
 
 
 def _name(document: dict[str, Any]) -> str:

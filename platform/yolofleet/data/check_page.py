@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from yolofleet.data.check import CheckReport, SuspiciousImage
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from yolofleet.data.draw import draw_detections, encode
+from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.sources import ImageStore, read_image_file
 from yolofleet.storage import StorageError
@@ -68,10 +69,9 @@ def _image(
     if entry.key is None:
         return "<p>(not read: outside the folder)</p>"
     record = entry.record
-    annotated = (record.width, record.height) if record.width else None
     try:
         data = read_image_file(images, entry.key, sizes.get(entry.key, 0), max_pixels)
-        pixels = decode_image(data, max_pixels=max_pixels, annotated_size=annotated)
+        pixels = decode_image(data, max_pixels=max_pixels, upright=record.way_up)
     except (ImageError, StorageError) as error:
         return f"<p>({html.escape(str(error))})</p>"
     gain = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[:2]))
