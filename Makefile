@@ -15,19 +15,29 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install demo check lint types unit test test-full bench mutants fuzz clean
+.PHONY: help install lock audit demo check lint types unit test test-full bench mutants fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## Make the virtual environment with every pinned dependency
 
-# torch first and by itself: its build (CPU or CUDA) is chosen by where pip runs, everything else must not change it.
-$(INSTALLED): pyproject.toml constraints.txt
+# Nothing is installed whose hash is not listed. Torch is the CPU build where pip finds one, and the CUDA build elsewhere.
+LOCKED := --quiet --no-deps --no-build-isolation --require-hashes --requirement requirements
+$(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,export,search,server]'
+	$(BIN)/pip install $(LOCKED)/build.txt
+	$(BIN)/pip install $(LOCKED)/cpu.txt || $(BIN)/pip install $(LOCKED)/cuda.txt
+	$(BIN)/pip install $(LOCKED)/run.txt --requirement requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	@touch $@
+
+lock:  ## Write requirements/ anew, after a change of constraints.txt (needs a network)
+	$(PYTHON) requirements/renew.py
+
+audit:  ## Known weaknesses of all locked packages (needs a network, and says so)
+	$(PYTHON) requirements/audit.py
 
 demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes
 	$(BIN)/yolofleet train jobs/quickstart.yaml

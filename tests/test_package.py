@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,12 +19,34 @@ def test_everything_that_is_no_code_is_packed_into_the_wheel() -> None:
     assert [name for name in data if not any(fnmatch(name, pattern) for pattern in patterns)] == []
 
 
+def pins(path: Path) -> dict[str, str]:
+    """The versions that a file of requirements names, by package."""
+    found = re.findall(r"^([\w.-]+)==([\w.+-]+)", path.read_text(), re.MULTILINE)
+    return {name.lower().replace("_", "-"): version for name, version in found}
+
+
+def test_every_pin_has_the_hashes_of_its_files() -> None:
+    """What is installed is what constraints.txt says, and no line of it goes without a hash."""
+    locked: dict[str, str] = {}
+    for name in ("build", "cuda", "run", "dev"):
+        path = ROOT / "requirements" / f"{name}.txt"
+        blocks = re.split(r"\n(?=\S)", path.read_text())[1:]
+        assert blocks and all("--hash=sha256:" in block for block in blocks), path
+        locked |= pins(path)
+    wanted = pins(ROOT / "constraints.txt")
+    assert {name: locked.get(name) for name in wanted} == wanted
+
+
+def test_both_builds_of_torch_are_listed() -> None:
+    """Under one version pip would take PyPI's CUDA build, whose hash it knows before the download: so they are two."""
+    version = pins(ROOT / "constraints.txt")["torch"]
+    cpu, cuda = (pins(ROOT / "requirements" / f"{name}.txt") for name in ("cpu", "cuda"))
+    assert cpu == {"torch": f"{version}+cpu"} and cuda["torch"] == version and "triton" in cuda
+    assert not (cpu.keys() | cuda.keys()) & pins(ROOT / "requirements" / "run.txt").keys()
+
+
 def test_every_dependency_is_pinned() -> None:
-    pinned = {
-        line.partition("==")[0].lower().replace("_", "-")
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    }
+    pinned = pins(ROOT / "constraints.txt").keys()
     project = SETTINGS["project"]
     wanted = project["dependencies"] + [name for extra in project["optional-dependencies"].values() for name in extra]
     names = {entry.split(">")[0].split("[")[0].split("=")[0].strip().lower().replace("_", "-") for entry in wanted}

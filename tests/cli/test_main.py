@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from yolofleet.cli.main import main
 from yolofleet.cli.progress import format_row
+from yolofleet.core.stopping import StoppedBySignal
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "mlflow", "numpy", "pydantic", "boto3", "yaml", "cv2", "webdataset")
@@ -43,6 +45,61 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (["train", "job.yaml"], "resume the run with the same command, from the newest checkpoint"),
+        (["data", "shard", "a.json", "images", "out"], "the finished shards are kept; resume the build"),
+        (["models", "list"], "run the same command again"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("stop", "exit_code"),
+    [(KeyboardInterrupt(), 130), (StoppedBySignal(signal.SIGHUP), 129), (SystemExit(signal.SIGTERM), 143)],
+)
+def test_a_stopped_command_says_how_to_resume(
+    arguments: list[str],
+    advice: str,
+    stop: BaseException,
+    exit_code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise stop
+
+    for target in ("specs.job.JobSpec.load", "data.read_source.read_source", "models.zoo.zoo_names"):
+        monkeypatch.setattr(f"yolofleet.{target}", interrupt)
+    assert main(arguments) == exit_code
+    shown = capsys.readouterr()
+    assert advice in shown.err and shown.err.count("\n") == 2 and shown.out == ""
+
+
+@pytest.mark.parametrize("launch", ["import yolofleet.cli.commands", "import yolofleet.cli.main"])
+def test_ctrl_c_is_answered_from_the_first_import_on(launch: str) -> None:
+    """A finder stands for the user: it interrupts when the module is imported."""
+    name = launch.removeprefix("import ")
+    code = (
+        "import os, signal, sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {name!r}: os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from yolofleet.__main__ import run\n"
+        "sys.argv = ['yolofleet', 'train', 'job.yaml']\n"
+        "run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.startswith("\nstopped (Ctrl-C): ") and "Traceback" not in done.stderr
+
+
+def test_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "130 stopped by Ctrl-C" in " ".join(capsys.readouterr().out.split())
 
 
 def test_rows_are_format_row() -> None:

@@ -62,7 +62,7 @@ def test_a_models_own_table_travels_beside_the_spec(tmp_path: Path) -> None:
     bundle.write(out)
     assert (out / MODEL_NAME).read_text() == "name: mine\nbase: yolov7-tiny\n"
     assert JobSpec.load(out / SPEC_NAME).model.spec == MODEL_NAME
-    with pytest.raises(UserError, match=r"model\.spec .*: cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"model\.spec: .*gone.yaml: no such file"):
         read_bundle(written(tmp_path, model={"spec": "gone.yaml"}), [])
 
 
@@ -84,7 +84,7 @@ def test_the_same_spec_has_the_same_digest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["tracking.uri", "storage", "data.train"])
 def test_a_password_in_a_url_stays_here(key: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{key}: holds a password") as refusal:
+    with pytest.raises(UserError, match=rf"{key}: http://\*\*\*@host/x holds a secret") as refusal:
         read_bundle(written(tmp_path), [f"{key}=http://me:canary@host/x"])
     assert "canary" not in str(refusal.value)
 

@@ -318,7 +318,7 @@ def test_a_broken_manifest_is_refused(
         (["kubernetes.images.cuda=host:5000/yolofleet:latest"], "add a tag (not latest)"),
         (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: sqlite is opened by one host"),
         (["tracking.uri=null"], "tracking.register_as=null"),
-        (["tracking.uri=http://me:hunter2@mlflow:5000"], "tracking.uri: holds a password"),
+        (["tracking.uri=http://me:hunter2@mlflow:5000"], "tracking.uri: http://***@mlflow:5000 holds a secret"),
         (["tracking.uri=http://mlflow:none"], "write http://HOST:PORT"),
         (["storage=runs"], "use storage=s3://BUCKET/runs"),
         (["storage=file:///mnt/runs"], "use storage=s3://BUCKET/runs"),

@@ -172,7 +172,7 @@ def test_what_cannot_be_is_refused_with_the_cure(sender: Shell, drawn: Path, hea
         assert missing.returncode == 2 and "no such job" in missing.stderr
     canary = "canary-3f9a"
     secret = sender.run("submit", job, f"tracking.uri=http://me:{canary}@mlflow:5000")
-    assert secret.returncode == 2 and "holds a password" in secret.stderr and canary not in secret.stderr
+    assert secret.returncode == 2 and "holds a secret" in secret.stderr and canary not in secret.stderr
 
 
 def test_other_versions_on_the_cluster_are_refused_before_anything_runs(sender: Shell, drawn: Path) -> None:

@@ -66,14 +66,20 @@ def _record(image_id: int, category_id: int, box: Any, rng: np.random.Generator)
     }
 
 
-def evaluate_with_pycocotools(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> COCOeval:
-    """Evaluate with pycocotools directly."""
+def evaluate_with_pycocotools(
+    ground_truth: dict[str, Any], detections: list[dict[str, Any]], **parameters: Any
+) -> COCOeval:
+    """Evaluate with pycocotools directly; it summarizes only what its own parameters give."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = copy.deepcopy(ground_truth)
         truth.createIndex()
         evaluation = COCOeval(truth, truth.loadRes(copy.deepcopy(detections)), "bbox")
+        for name, value in parameters.items():
+            assert hasattr(evaluation.params, name)
+            setattr(evaluation.params, name, value)
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
+        if not parameters:
+            evaluation.summarize()
     return evaluation

@@ -93,11 +93,15 @@ def test_classes_curves_and_counts_are_those_of_pycocotools_too(seed: int) -> No
         assert entry.num_objects == sum(x["category_id"] == label and not x["iscrowd"] for x in annotations)
         assert entry.num_detections == sum(x["category_id"] == label for x in detections)
         if (precision == -1).any():
-            assert (entry.ap50, entry.ap75, entry.ar_100, entry.best_f1) == (None, None, None, None)
+            assert (entry.ap50, entry.ap75, entry.average_recall, entry.best_f1) == (None, None, None, None)
             assert ours.curves[label] == ()
             continue
         assert ours.curves[label] == tuple(precision[0])
-        assert (entry.ap50, entry.ap75, entry.ar_100) == (precision[0].mean(), precision[5].mean(), recall.mean())
+        assert (entry.ap50, entry.ap75, entry.average_recall) == (
+            precision[0].mean(),
+            precision[5].mean(),
+            recall.mean(),
+        )
         levels = np.linspace(0, 1, 101)
         f1 = [2 * p * r / (p + r) if p + r else 0.0 for p, r in zip(precision[0], levels, strict=True)]
         assert entry.best_f1 == pytest.approx(max(f1))

@@ -77,6 +77,24 @@ def test_predict_draws_images_and_writes_a_coco_document(
     assert min(max(Image.open(path).size) for path in images) >= 480
 
 
+def test_the_document_of_predict_can_be_evaluated(run: Path, drawn: Path, tmp_path: Path, capsys: Captured) -> None:
+    arguments = ["predict", str(run), str(drawn / "images"), "--out", str(tmp_path), "--confidence", "0.001"]
+    assert main(arguments) == 0
+    document = json.loads((tmp_path / "detections.json").read_text())
+    names = {entry["id"]: Path(entry["file_name"]).name for entry in document["images"]}
+    truth = json.loads((drawn / "instances.json").read_text())
+    numbers = {entry["file_name"]: entry["id"] for entry in truth["images"]}
+    records = [{**entry, "image_id": numbers[names[entry["image_id"]]]} for entry in document["annotations"]]
+    (tmp_path / "results.json").write_text(json.dumps(records))
+    figures = []
+    for name in ("detections.json", "results.json"):
+        for data in ("instances.json", "dataset"):
+            capsys.readouterr()
+            assert main(["evaluate", str(tmp_path / name), str(drawn / data), "--json"]) == 0
+            figures.append(json.loads(capsys.readouterr().out)["figures"])
+    assert len(records) > 20 and all(entry == figures[0] for entry in figures)
+
+
 def test_predict_json_prints_only_json(run: Path, drawn: Path, tmp_path: Path, capsys: Captured) -> None:
     one = sorted((drawn / "images").iterdir())[0]
     assert main(["predict", str(run), str(one), "--out", str(tmp_path), "--json", "--confidence", "0.9"]) == 0

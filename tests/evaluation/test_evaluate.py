@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evaluation.reference_figures import evaluate_with_pycocotools
+from evaluation.reference_figures import evaluate_with_pycocotools, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
@@ -29,6 +29,8 @@ from yolofleet.evaluation.evaluate import (
     evaluate,
     score_detections,
 )
+from yolofleet.evaluation.ground_truth import GroundTruth
+from yolofleet.evaluation.result_file import read_results
 from yolofleet.storage import open_storage
 
 
@@ -90,7 +92,7 @@ def test_the_figures_are_pycocotools_own_and_the_file_holds_what_was_evaluated(
     reference = evaluate_with_pycocotools({"info": {}, **dataset.annotations()}, records)
     expected = [None if value == -1 else float(value) for value in reference.stats]
     assert list(result.figures.values()) == expected
-    again = coco_average_precision(dataset.annotations(), Detections.read(path))
+    again = coco_average_precision(dataset.annotations(), Detections.from_records(records))
     assert again == result.average_precision
     assert all(round(value, 3) == value for record in records for value in record["bbox"])
     assert all(round(record["score"], 5) == record["score"] for record in records)
@@ -190,11 +192,12 @@ def test_image_ids_larger_than_float32_holds_survive() -> None:
 
 
 def test_files_that_hold_no_detections_are_named(tmp_path: Path) -> None:
+    truth = GroundTruth.of(random_problem(0)[0])
     for text, words in (("{}", "not a list"), ("[", "is not JSON"), ("[1]", "record 1 of 1: it is 1, not an object")):
         (tmp_path / "results.json").write_text(text)
         with pytest.raises(UserError, match=words):
-            Detections.read(tmp_path / "results.json")
+            read_results(tmp_path / "results.json", truth)
     with pytest.raises(UserError, match="cannot read"):
-        Detections.read(tmp_path / "missing.json")
+        read_results(tmp_path / "missing.json", truth)
     with pytest.raises(UserError, match=r"image_id is 1\.5"):
         Detections.from_records([{"image_id": 1.5, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 1}])

@@ -11,9 +11,9 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import CONTROL, printable
 from yolofleet.models.zoo import load_table
 from yolofleet.search.space import Space, even_point
+from yolofleet.specs.base import apply_overrides
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
-from yolofleet.specs.overrides import apply_overrides
 from yolofleet.specs.promotion import PromotionPolicy
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.yaml_document import parse_yaml, read_yaml, write_yaml

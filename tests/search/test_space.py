@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from memory import bounded
 from yolofleet.core.errors import UserError
 from yolofleet.search.space import Space, even_point, random_point
 from yolofleet.specs.search import SearchSpec
@@ -78,3 +79,24 @@ def test_even_points_fill_the_cube() -> None:
     points = [even_point(3, number, 2) for number in range(64)]
     cells = {(int(x * 4), int(y * 4)) for x, y in points}
     assert len(cells) == 16
+
+
+def test_a_grid_without_end_is_refused_at_once(make_spec: MakeSpec) -> None:
+    endless = {"seed": {"integer": [0, 10**9]}, "epochs": {"uniform": [1, 2], "step": 1e-9}}
+    parameters = Space(make_spec(parameters=endless)).parameters
+    with bounded(seconds=1), pytest.raises(UserError, match=r"algorithm grid: .* combinations are more than"):
+        parameters.grid()
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"uniform": [0, 1], "step": 1e-320},
+        {"integer": [0, 10**400]},
+        {"log_integer": [1, 10**30]},
+        {"choice": list(range(2000))},
+    ],
+)
+def test_ranges_that_cannot_be_counted_are_refused(parameter: dict[str, object], make_spec: MakeSpec) -> None:
+    with bounded(seconds=1), pytest.raises(UserError, match=r"parameters\.epochs"):
+        make_spec(parameters={"epochs": parameter})

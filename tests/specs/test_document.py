@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
+from yolofleet.specs.base import apply_overrides
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.overrides import apply_overrides
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml, read_yaml, write_yaml
 
 
@@ -63,8 +63,8 @@ def laughs(prefix: str) -> str:
         ("a: 08", "octal"),
         ("a: 0b11", "octal or binary"),
         ("a: 2024-01-01", "a: 2024-01-01 is a date to some programs"),
-        ("a: .inf", "a: .inf is no finite number"),
-        ("a: 1e999", "a: 1e999 is no finite number"),
+        ("a: .inf", "a: .inf is a non-finite number"),
+        ("a: 1e999", "a: 1e999 is a non-finite number"),
         ("a: !!binary aGk=", "a: the tag tag:yaml.org,2002:binary is not read"),
         ("a: !!set {b, c}", "a: the tag tag:yaml.org,2002:set is not read"),
         ('storage: "a\\0b"', r"storage: 'a\x00b' holds '\x00'"),
@@ -77,10 +77,10 @@ def laughs(prefix: str) -> str:
     ],
 )
 def test_hostile_yaml_is_refused_at_once_in_one_line(text: str, message: str) -> None:
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(DocumentError, match=r"file\.yaml") as caught:
         parse_yaml(text, source="file.yaml")
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert len(str(caught.value)) < 300
@@ -154,10 +154,10 @@ def test_only_small_regular_files_are_read(tmp_path: Path, kind: str) -> None:
     else:
         path.write_bytes(b"#" * (8 * 10**6 + 1) if kind == "large" else b"")
         os.truncate(path, 10**11 if kind == "sparse" else 8 * 10**6 + 1)
-    began = time.monotonic()
+    began = time.process_time()
     with pytest.raises(UserError, match=r"base\.yaml") as caught:
         read_yaml(path)
-    assert time.monotonic() - began < 1
+    assert time.process_time() - began < 1
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory import bounded
 from yolofleet.core.errors import UserError
 from yolofleet.specs.hyperparameters import Hyperparameters, merged, recipe
 from yolofleet.specs.job import CheckpointSpec, JobSpec
@@ -34,6 +36,8 @@ def test_there_are_jobs() -> None:
     [
         ({"micro_batchsize": 16}, ["micro_batchsize", "unknown key", "did you mean 'micro_batch_size'", "16"]),
         ({"data": {"train": "a", "val": "b", "imagesize": 1}}, ["data.imagesize", "did you mean 'image_size'"]),
+        ({"Epochs": 3}, ["Epochs: unknown key", "did you mean 'epochs'"]),
+        ({"a[[": 3}, ["a[[: unknown key"]),
         ({"epochs": "many"}, ["epochs", '"many"']),
         ({"recipe": "p7"}, ["recipe", '"p7"', "p5", "did you mean"]),
         (
@@ -118,3 +122,17 @@ def test_two_periods_of_checkpoints_are_no_more_than_a_failure_may_cost(every_st
     period = CheckpointSpec(every_steps=every_steps).period_steps
     assert period >= 1
     assert 2 * period <= every_steps or every_steps == 1  # then training waits for each
+
+
+@pytest.mark.parametrize("workers", [10**9, 10**30, [1, 10**9], [1, 10_000], 10_000, [9_999, 10_000]])
+@pytest.mark.parametrize("batch", [10**9, 2**20, 64])
+@pytest.mark.parametrize("strategy", ["zero2", "ddp"])
+def test_no_number_of_workers_takes_time_or_memory(workers: Any, batch: int, strategy: str) -> None:
+    """Nothing counts up to a number that was read."""
+    with bounded(seconds=1), contextlib.suppress(UserError):
+        parse(strategy=strategy, global_batch_size=batch, micro_batch_size=1, cluster={"workers": workers})
+
+
+def test_the_bound_on_workers_names_key_value_and_bound() -> None:
+    with pytest.raises(UserError, match=r"job\.yaml: cluster\.workers: .*equal to 10000, not 1000000000"):
+        parse(strategy="zero2", cluster={"workers": 10**9})

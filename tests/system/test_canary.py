@@ -136,7 +136,7 @@ def test_what_cannot_be_reached_is_told_without_its_password(command: list[str],
 
 def test_an_endpoint_with_a_login_is_told_without_it(trusted: Trusted) -> None:
     storage = open_storage("s3://data/train", patience_seconds=0)
-    with pytest.raises(StorageError, match=r"someone:\*\*\*@127\.0\.0\.1:9") as refused:
+    with pytest.raises(StorageError, match=r"http://\*\*\*@127\.0\.0\.1:9") as refused:
         storage.get("manifest.json")
     check([str(refused.value)])
 

@@ -17,7 +17,7 @@ FEWEST_AP50 = 0.6
 
 
 def test_the_demo_ends_with_a_registered_detector(tmp_path: Path) -> None:
-    for name in ("Makefile", "pyproject.toml", "constraints.txt", "jobs", "platform"):
+    for name in ("Makefile", "pyproject.toml", "requirements", "jobs", "platform"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)

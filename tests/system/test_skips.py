@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ TRACKING_URI = "sqlite:///mlflow.db"
 
 
 def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[str]]:
-    """Copy the drawn training set and break some images in its shards, every other one by a text in its place."""
+    """Copy the drawn training set, some images broken (every other one is a text) under digests that fit."""
     out = folder / "shards"
     storage, target = open_storage(drawn / "shards/train"), open_storage(out)
     for entry in storage.list(""):
@@ -35,6 +37,10 @@ def broken(drawn: Path, folder: Path, numbers: list[int]) -> tuple[Path, list[st
             file.seek(start)
             file.write(b"no image" if number % 2 else b"\xff\xd8\xff" + bytes(length - 3))
         keys.append(index.keys[row])
+    manifest = dataset.manifest
+    digests = [hashlib.sha256((out / entry.tar_key).read_bytes()).hexdigest() for entry in manifest.shards]
+    shards = tuple(replace(entry, sha256=sha256) for entry, sha256 in zip(manifest.shards, digests, strict=True))
+    target.put("manifest.json", replace(manifest, shards=shards).to_bytes())
     return out, keys
 
 

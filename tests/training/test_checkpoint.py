@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -10,9 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memory import bounded
 from yolofleet.core.errors import UserError
 from yolofleet.storage import StorageError, open_storage
-from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.checkpoint.store import CheckpointStore, DamagedCheckpointError
 
 
 class Events:
@@ -188,3 +190,33 @@ def test_a_newer_format_is_refused_with_the_cure(tmp_path: Path) -> None:
     commit.write_text(json.dumps(json.loads(commit.read_text()) | {"format": 99}))
     with pytest.raises(UserError, match="upgrade"):
         checkpoints.newest()
+
+
+@pytest.mark.parametrize(
+    "commit",
+    [
+        {"files": []}, {"files": {"weights.safetensors": 1}}, {"files": {"state.json": {"bytes": "x", "sha256": 1}}},
+        {"format": "x", "files": {}}, {"files": {"../../secret": {"bytes": 3, "sha256": "0" * 64}}}, {},
+        {"files": {"weights.safetensors": {"bytes": 2**60, "sha256": "0" * 64}}}, {"files": None, "format": [1]},
+        {"files": {}, "much": "a" * 1_100_000},
+    ],
+    ids=lambda commit: str(commit)[:50],
+)  # fmt: skip
+def test_a_commit_that_lies_is_a_damaged_checkpoint(commit: dict, tmp_path: Path) -> None:
+    checkpoints, events = store(tmp_path)
+    save(checkpoints, 1)
+    save(checkpoints, 2)
+    (tmp_path / "step-2" / "COMMITTED").write_text(json.dumps(commit))
+    found = checkpoints.newest()
+    assert found is not None and found.step == 1
+    assert events.kinds()[-1] == "checkpoint_passed_over"
+    with pytest.raises(DamagedCheckpointError):
+        checkpoints.file_digest(2, "weights")
+
+
+def test_a_file_of_another_size_than_committed_is_not_read(tmp_path: Path) -> None:
+    checkpoints, _ = store(tmp_path)
+    save(checkpoints, 1)
+    os.truncate(tmp_path / "step-1" / "weights.safetensors", 2**40)
+    with bounded(), pytest.raises(DamagedCheckpointError, match=r"weights\.safetensors has 1,099,511,627,776 bytes"):
+        checkpoints.load(1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,20 @@ def test_a_storage_that_cannot_be_written_is_named(small_job: MakeJob, tmp_path:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="does not take the run directory"):
         check_job(small_job(storage=str(tmp_path / "file")))
+
+
+def test_a_validation_set_without_boxes_is_refused_before_training(
+    small_job: MakeJob, small_data: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "unlabelled"
+    shutil.copytree(small_data / "val", folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["class_counts"] = [0 for _ in manifest["class_counts"]]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    job = small_job(data={"train": str(small_data / "train"), "val": str(folder), "image_size": 64})
+    with pytest.raises(UserError, match=r"unlabelled: no boxes to evaluate with in \d+ images .*give data\.val"):
+        check_job(job)
+    assert not Path(job.storage, job.name).exists()
 
 
 def test_a_release_that_cannot_be_exported_is_refused_before_training(

@@ -74,8 +74,8 @@ def render(
 
 
 def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
+    from yolofleet.specs.base import apply_overrides
     from yolofleet.specs.kubernetes import KubernetesSpec
-    from yolofleet.specs.overrides import apply_overrides
 
     changes = [entry.removeprefix(SETTINGS_PREFIX) for entry in overrides]
     if path is None:

@@ -113,7 +113,7 @@ def shard(
     source_format: SourceFormat = "auto",
     classes: ClassNames = None,
     shard_bytes: Annotated[str, typer.Option(help="Size of a shard.")] = "128MB",
-    shard_samples: Annotated[int, typer.Option(min=1, help="Most images in a shard.")] = 10_000,
+    shard_samples: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most images in a shard.")] = 10_000,
     threads: Threads = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     follow_links: FollowLinks = False,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,8 @@ from yolofleet.core.text import and_more
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
     from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.ground_truth import GroundTruth
+    from yolofleet.evaluation.protocol import Protocol
 
 MOST_NAMES = 6
 
@@ -27,7 +30,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run directory, a detector package, models:/NAME@ALIAS, or a COCO result file (.json).",
+            help="A run directory, a detector package, models:/NAME@ALIAS, or a result file (.json).",
             show_default=False,
         ),
     ],
@@ -43,7 +46,26 @@ def evaluate(
     iou: Annotated[
         float, typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box.")
     ] = EVALUATION_IOU,
-    max_detections: Annotated[int, typer.Option(min=1, help="Detections kept per image.")] = EVALUATION_MAX_DETECTIONS,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Detections kept per image, and counted per class in AP. Default: 300, and COCO's 100."
+        ),
+    ] = None,
+    area: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LOW-HIGH", help="Sizes by the side in pixels, instead of small=0-32 and so on."),
+    ] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Evaluate these classes only: person,car.")] = None,
+    class_agnostic: Annotated[
+        bool, typer.Option("--class-agnostic", help="Let a detection match an object of any class.")
+    ] = False,
+    boxes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a result file: xywh, xyxy or cxcywh in pixels; with an n at the end: shares of the image."
+        ),
+    ] = None,
     rectangular: Annotated[
         bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
     ] = False,
@@ -55,10 +77,14 @@ def evaluate(
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.evaluation.evaluate import classes_unknown_to
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
+    from yolofleet.evaluation.protocol import parse_protocol
+    from yolofleet.evaluation.readings import check_box_format
 
+    protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
     started = time.monotonic()
+    truth: GroundTruth | None = None
     if is_result_file(model):
-        dataset, result = _evaluate_file(Path(model), data)
+        dataset, result, truth = _evaluate_file(Path(model), data, protocol, boxes and check_box_format(boxes))
     else:
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
@@ -75,13 +101,20 @@ def evaluate(
                 device=detector.device,
                 confidence=confidence,
                 iou=iou,
-                max_detections=max_detections,
+                max_detections=max_detections or EVALUATION_MAX_DETECTIONS,
+                protocol=protocol,
                 rectangular=rectangular,
                 on_batch=lambda batch: advance(len(batch.image_ids) + len(batch.skipped)),
             )
     seconds = time.monotonic() - started
+    if unreachable := result.average_precision.num_unreachable:
+        note(
+            f"warning: {unreachable} objects cannot be found: of one class in one image only the best "
+            f"{protocol.max_detections} detections count, and some images have more objects; raise --max-detections"
+        )
     if results is not None:
-        result.detections.write(results)
+        own_ids = (truth.images.source_ids, truth.categories.source_ids) if truth else ()
+        result.detections.write(results, *own_ids)
     page = _write_report(report, model, data, dataset, result) if report is not None else None
     if as_json:
         facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
@@ -98,30 +131,45 @@ def _join_names(classes: list[tuple[int, str]]) -> str:
 
 def is_result_file(model: str) -> bool:
     """Return whether a MODEL argument is a file of detections."""
-    return model.endswith(".json") and "://" not in model and not Path(model).is_dir()
+    from yolofleet.evaluation.json_file import is_json_name
+
+    return is_json_name(model) and "://" not in model and not Path(model).is_dir()
 
 
 def _open_dataset(data: str) -> ShardDataset:
     from yolofleet.core.errors import UserError
     from yolofleet.data.verification import open_verified
+    from yolofleet.evaluation.json_file import is_json_name
 
-    if data.endswith(".json") and Path(data).is_file():
+    if is_json_name(data) and Path(data).is_file():
         raise UserError(
             f"{data} is a file: a model is evaluated on a sharded dataset; make one with 'yolofleet data shard'"
         )
     return open_verified(data)
 
 
-def _evaluate_file(path: Path, data: str) -> tuple[ShardDataset | None, EvaluationResult]:
+def _evaluate_file(
+    path: Path, data: str, protocol: Protocol, box_format: str | None
+) -> tuple[ShardDataset | None, EvaluationResult, GroundTruth]:
     """Evaluate a COCO result file on a dataset, or on a COCO annotation file."""
     from yolofleet.evaluation.average_precision import coco_average_precision
-    from yolofleet.evaluation.detections import Detections, read_ground_truth
     from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.ground_truth import GroundTruth, read_ground_truth
+    from yolofleet.evaluation.json_file import is_json_name
+    from yolofleet.evaluation.result_file import note_low_ap50, read_results
 
-    detections = Detections.read(path)
-    dataset = None if data.endswith(".json") else _open_dataset(data)
-    truth = read_ground_truth(Path(data)) if dataset is None else dataset.annotations()
-    return dataset, EvaluationResult(average_precision=coco_average_precision(truth, detections), detections=detections)
+    dataset = None if is_json_name(data) and not Path(data).is_dir() else _open_dataset(data)
+    skipped: list[tuple[str, str]] = []
+    truth = read_ground_truth(Path(data)) if dataset is None else GroundTruth.of(dataset.annotations(skipped))
+    detections, notes = read_results(path, truth, box_format)
+    precision = coco_average_precision(truth.document, detections, protocol)
+    notes += note_low_ap50(precision)
+    for entry in notes:
+        note(f"note: {entry.text}")
+    result = EvaluationResult(
+        average_precision=precision, detections=detections, skipped=tuple(skipped), notes=tuple(notes)
+    )
+    return dataset, result, truth
 
 
 def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
@@ -130,7 +178,10 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
     from yolofleet.storage import open_storage
 
     images = [] if dataset is None else draw_samples(dataset, result.detections)
-    page = render_report(result, title=f"Evaluation of {model}", facts={"model": model, "data": data}, images=images)
+    facts = {"model": model, "data": data}
+    if result.notes:
+        facts["notes"] = "; ".join(entry.text for entry in result.notes)
+    page = render_report(result, title=f"Evaluation of {model}", facts=facts, images=images)
     open_storage(folder).put("index.html", page.encode())
     return folder / "index.html"
 
@@ -151,21 +202,23 @@ def _format_tables(result: EvaluationResult, seconds: float) -> str:
     )
     if result.skipped:
         skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
-        console.print(f"[yellow]{len(result.skipped)} images could not be read and count as empty: {escape(skipped)}")
+        console.print(
+            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or where the annotation is "
+            f"damaged not at all: {escape(skipped)}"
+        )
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):
         figures.add_column(heading, justify="right" if not heading else "left")
-    names = list(result.figures)
-    for left, right in zip(names[:6], names[6:], strict=True):
-        figures.add_row(left, _format(result.figures[left]), right, _format(result.figures[right]))
+    for pair in zip_longest(found.protocol.precision_names, found.protocol.recall_names):
+        figures.add_row(*(text for name in pair for text in (name, name and _format(result.figures[name]))))
     console.print(figures)
     classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     classes.add_column("class", no_wrap=True, overflow="ellipsis")
-    for heading in ("objects", "found", "AP", "AP50", "AP75", "AR_100", "F1", "score"):
+    for heading in ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score"):
         classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
     present = [entry for entry in result.per_class if entry.num_objects]
     for entry in present:
-        numbers: list[Any] = [entry.ap, entry.ap50, entry.ap75, entry.ar_100, entry.best_f1, entry.best_confidence]
+        numbers = (entry.ap, entry.ap50, entry.ap75, entry.average_recall, entry.best_f1, entry.best_confidence)
         classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_format, numbers))
     console.print(classes)
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")

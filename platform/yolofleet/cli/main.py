@@ -7,14 +7,19 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 import signal
 import sys
+from itertools import pairwise
 
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.redaction import holds_secret, redact, redact_url
 from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signals
 from yolofleet.core.temporary import FULL
 from yolofleet.core.terminal import OutputError, note, silence
+
+URL = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
 
 RESUME = {
     "data shard": "the finished shards are kept; resume the build with the same command",
@@ -34,15 +39,17 @@ RUN_AGAIN = "run the same command again; it begins anew"
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0 done, 1 the work failed, 2 the input is wrong, 130 stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    guard_output()
     try:
+        _refuse_secrets(arguments)
         return _run_command(arguments)
     except UserError as error:
-        note(without_passwords(f"error: {error}"))
+        note(_without_secrets(f"error: {error}", arguments))
         return EXIT_USER_ERROR
     except WorkError as error:
         if isinstance(error, OutputError) and error.is_unread:
             return EXIT_DONE
-        note(without_passwords(f"failed: {error}"))
+        note(_without_secrets(f"failed: {error}", arguments))
         return error.exit_code
     except KeyboardInterrupt as error:
         return _stopped(arguments, error.kind if isinstance(error, StoppedBySignal) else signal.SIGINT)
@@ -76,7 +83,7 @@ def _run_command(arguments: list[str]) -> int:
             raise
         shown = io.StringIO()  # click's own: a wrong option or argument
         error.show(shown)
-        note(without_passwords(shown.getvalue().rstrip("\n")))
+        note(_without_secrets(shown.getvalue().rstrip("\n"), arguments))
         return EXIT_USER_ERROR
     return exit_code if isinstance(exit_code, int) else EXIT_DONE
 
@@ -87,6 +94,25 @@ def _stopped(arguments: list[str], kind: signal.Signals) -> int:
     stop_no_more()
     note(f"\nstopped ({'Ctrl-C' if kind == signal.SIGINT else kind.name}): {advice}")
     return 128 + kind
+
+
+def _refuse_secrets(arguments: list[str]) -> None:
+    """Refuse URLs with a secret as arguments; only MLflow's URI may hold one, as MLFLOW_TRACKING_URI may."""
+    for option, argument in pairwise(["", *arguments]):
+        if option != "--tracking-uri" and URL.match(argument) and holds_secret(argument):
+            raise UserError(
+                f"{redact_url(argument)}: holds a secret; leave it out of the URL and give it in the environment "
+                "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, RAY_AUTH_TOKEN, MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD)"
+            )
+
+
+def _without_secrets(message: str, arguments: list[str]) -> str:
+    """Return a message without the secrets of the command's arguments, which it may quote whatever they hold."""
+    for argument in arguments:
+        for value in filter(holds_secret, (argument, argument.partition("=")[2])):
+            message = message.replace(value, redact_url(value)).replace(redact(value), redact_url(value))
+    return redact(message)
 
 
 def run() -> None:

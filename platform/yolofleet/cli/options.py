@@ -1,8 +1,8 @@
 """Arguments and options that several commands have, and the one way in which every command prints.
 
 A command prints its result with `print_result`: lines for people, or with ``--json`` one JSON document and nothing
-else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note` of `core.terminal`. A command
-returns its exit code; None means that it is done.
+else. Whatever else it has to say (progress, notes, warnings) goes to stderr with `note` of `core.terminal`. Neither
+prints the secret of a URL. A command returns its exit code; None means that it is done.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import typer
 
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import redact_values
 from yolofleet.core.terminal import show
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
@@ -55,7 +56,7 @@ FollowLinks = Annotated[
 def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:
     """Print a command's result: the document as JSON, or the lines; the other of the two is not touched."""
     if as_json:
-        show(json.dumps(document, indent=1, ensure_ascii=False))
+        show(json.dumps(redact_values(document), indent=1, ensure_ascii=False))
         return
     for line in lines:
         show(line, keeps_colours=True)

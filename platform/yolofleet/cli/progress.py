@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.background import BackgroundLoop
+from yolofleet.core.redaction import redact
 from yolofleet.core.terminal import is_terminal, note, printable
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def is_shown(row: dict[str, Any]) -> bool:
 def format_row(row: dict[str, Any]) -> str:
     """Return a row of metrics as one short line."""
     if "problem" in row:
-        return str(row["problem"])
+        return redact(str(row["problem"]))
     if "val_AP" in row:
         ap50, ap = ("none" if row.get(name) is None else f"{row[name]:.4f}" for name in ("val_AP50", "val_AP"))
         return f"step {row['step']}: validation AP50 {ap50}, AP {ap}"

@@ -14,11 +14,14 @@ from yolofleet.cli.main import main as run_command
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME, differences, installed_versions
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR
+from yolofleet.core.output_guard import guard_output
+from yolofleet.core.redaction import redact_values
 from yolofleet.core.terminal import note, show
 
 
 def main(arguments: list[str]) -> int:
     """Check the versions, then run the command on the spec."""
+    guard_output()
     kind, *options = arguments
     expected = json.loads(Path(VERSIONS_NAME).read_text())
     if kind == "doctor":
@@ -46,7 +49,7 @@ def _run_doctor(versions: dict[str, str]) -> int:
     document = read_yaml(Path(SPEC_NAME))
     with tune_connection(dashboard=False):
         report = examine(job_of(document) if document else None, Installed(versions, __version__), show)
-    show(f"{REPORT_PREFIX}{json.dumps(report.document())}")
+    show(f"{REPORT_PREFIX}{json.dumps(redact_values(report.document()))}")
     return EXIT_DONE
 
 

@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import yolofleet
 from yolofleet.core.errors import UserError
-from yolofleet.core.redaction import holds_password
+from yolofleet.core.redaction import redact
+from yolofleet.models.zoo import load_table
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import load_search
 from yolofleet.specs.yaml_document import read_yaml, write_yaml
@@ -112,28 +113,10 @@ def read_bundle(path: Path, overrides: list[str]) -> Bundle:
         document = space.document()
         job = JobSpec.parse(document["job"], source=f"{path}: job").with_absolute_paths()
         document["job"], table = _without_local_files(job.document(), path)
-        bundle = Bundle("tune", space.name, document, table)
-    else:
-        job = JobSpec.load(path, overrides).with_absolute_paths()
-        document, table = _without_local_files(job.document(), path)
-        bundle = Bundle("train", job.name, document, table)
-    _check_no_secret(bundle.document, path)
-    return bundle
-
-
-def _check_no_secret(value: Any, path: Path, key: str = "") -> None:
-    """Refuse URLs with a password in them: the run directory keeps the spec, and the cluster shows it."""
-    if isinstance(value, dict):
-        for name, item in value.items():
-            _check_no_secret(item, path, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list):
-        for item in value:
-            _check_no_secret(item, path, key)
-    elif isinstance(value, str) and holds_password(value):
-        raise UserError(
-            f"{path}: {key}: holds a password; leave it out and give it to the nodes in their environment "
-            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, AWS_SECRET_ACCESS_KEY)"
-        )
+        return Bundle("tune", space.name, document, table)
+    job = JobSpec.load(path, overrides).with_absolute_paths()
+    document, table = _without_local_files(job.document(), path)
+    return Bundle("train", job.name, document, table)
 
 
 def _without_local_files(job: dict[str, Any], path: Path) -> tuple[dict[str, Any], str | None]:
@@ -148,8 +131,24 @@ def _without_local_files(job: dict[str, Any], path: Path) -> tuple[dict[str, Any
     table = (job.get("model") or {}).get("spec")
     if table is None:
         return job, None
+    return job | {"model": job["model"] | {"spec": MODEL_NAME}}, read_model_table(table, f"{path}: model.spec")
+
+
+def read_model_table(path: str, source: str) -> str:
+    """Return the text of a model's own table, once its reader has taken it: no other file leaves this machine.
+
+    Args:
+        path: The file.
+        source: What names it, for messages.
+
+    Raises:
+        UserError: It is no table, or holds a secret.
+    """
     try:
-        text = Path(table).read_text()
-    except OSError as error:
-        raise UserError(f"{path}: model.spec {table}: cannot be read: {error.strerror}") from error
-    return job | {"model": job["model"] | {"spec": MODEL_NAME}}, text
+        load_table(path)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    text = Path(path).read_text(encoding="utf-8-sig")
+    if redact(text) != text:
+        raise UserError(f"{source}: {path}: holds a URL with a secret, and is sent with the job; leave it out")
+    return text

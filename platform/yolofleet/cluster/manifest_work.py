@@ -9,10 +9,10 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from yolofleet.cluster.bundle import read_model_table
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.search.feasibility import profile_job
@@ -41,7 +41,7 @@ def is_local(url: str) -> bool:
 
 
 def check_locations(job: JobSpec, prefix: str = "") -> None:
-    """Refuse folders and files that only one machine has, and credentials within URLs.
+    """Refuse folders and files that only one machine has.
 
     Args:
         job: What the workers train.
@@ -70,13 +70,6 @@ def check_locations(job: JobSpec, prefix: str = "") -> None:
             "register it (yolofleet registry import) and give models:/NAME@ALIAS, or put it on S3"
         )
     _check_tracking(job, prefix)
-    for field, named in (*locations.items(), ("initial_weights", weights), ("tracking.uri", job.tracking.uri)):
-        if named is not None and "@" in urlsplit(named).netloc:
-            raise UserError(
-                f"job {job.name}: {prefix}{field} holds a user or a password, which a manifest would show to all; "
-                "leave it out of the URL and keep it in a Secret (kubernetes.secrets.storage, "
-                "kubernetes.secrets.tracking)"
-            )
 
 
 def _check_tracking(job: JobSpec, prefix: str) -> None:
@@ -212,18 +205,11 @@ def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], d
     if settings.spot is not None and job.cluster.most_workers > 1:
         changes["cluster.first_worker_labels"] = job.cluster.first_worker_labels | {CAPACITY_LABEL: ON_DEMAND}
     if job.model.spec is not None:
-        files["model.yaml"] = _read(job.model.spec)
+        files["model.yaml"] = read_model_table(job.model.spec, "model.spec")
         changes["model.spec"] = f"{FILES_FOLDER}/model.yaml"
     if job.data.cache is None:
         changes["data.cache.max_bytes"] = CacheSpec(path=CACHE_FOLDER).max_bytes
     return files, changes
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"model.spec: {path}: cannot be read: {error}") from error
 
 
 def _port(url: str) -> int:

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from yolofleet.cluster.bundle import Bundle
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import use_token
-from yolofleet.core.redaction import holds_password, without_passwords
+from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.core.text import first_line, one_line
 
@@ -220,11 +220,14 @@ class JobService:
 
 
 def _check_address(address: str) -> str:
-    parts = urlsplit(address)
+    if holds_secret(address):
+        raise UserError(f"--address {redact_url(address)}: takes no secret; give the token in RAY_AUTH_TOKEN")
+    try:
+        parts, _ = urlsplit(address), urlsplit(address).port
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
-    if holds_password(address):
-        raise UserError(f"--address {without_passwords(address)}: takes no password; give the token in RAY_AUTH_TOKEN")
     return address.rstrip("/")
 
 

@@ -5,9 +5,11 @@ A name can lead to a device, a pipe or a file of many gigabytes; none of them ma
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
@@ -28,23 +30,43 @@ def local_path(text: str | Path) -> Path:
         raise UserError(f"{text}: this machine knows no home folder of '{user}'; write the whole path") from None
 
 
-def read_regular(path: Path, most_bytes: int) -> bytes:
-    """Return the content of a regular file of at most this size.
+def open_regular(path: str | Path, most_bytes: int) -> BinaryIO:
+    """Open a regular file for reading.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        OSError: It cannot be opened or read.
-        UserError: It is no regular file, or too large.
+        OSError: It cannot be opened, is not a regular file, or is larger; its ``strerror`` says which.
     """
-    # Not blocking: a pipe that nobody writes into would let the open wait for ever.
-    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise UserError(f"{path}: is a folder; name a file")
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL in the name
+        raise OSError(errno.EINVAL, str(error), str(path)) from None
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is a pipe or a device, not a regular file; name a file")
-        data = b"" if status.st_size > most_bytes else file.read(most_bytes + 1)  # /proc states a size of 0
-    if max(status.st_size, len(data)) > most_bytes:
-        seen = format_bytes(max(status.st_size, len(data)))
-        raise UserError(f"{path}: {seen}, more than the {format_bytes(most_bytes)} that are read; name another file")
+            raise OSError(
+                errno.EINVAL,
+                "is a folder; name a file"
+                if stat.S_ISDIR(status.st_mode)
+                else "is a pipe or a device, not a regular file",
+                str(path),
+            )
+        if status.st_size > most_bytes:
+            reason = f"has {format_bytes(status.st_size)}, more than the {format_bytes(most_bytes)} that are read"
+            raise OSError(errno.EFBIG, reason, str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: str | Path, most_bytes: int) -> bytes:
+    """Read a regular file.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    with open_regular(path, most_bytes) as file:
+        data = file.read(most_bytes + 1)  # not all of it: it may grow, and the files of /proc say that they are empty
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, f"has more than the {format_bytes(most_bytes)} that are read", str(path))
     return data

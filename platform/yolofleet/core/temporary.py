@@ -30,7 +30,7 @@ def temporary_folder() -> Iterator[Path]:
         UserError: The folder of temporary files takes no more.
     """
     try:
-        remove_abandoned()
+        remove_leftovers()
         folder, lock = _make_locked()
         try:
             yield folder
@@ -48,14 +48,17 @@ def temporary_folder() -> Iterator[Path]:
 def _make_locked() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another thread or process found it before it was locked, and removed it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else another process found it before it was locked, and removed it
+        if folder.exists():  # else it was removed just before
             return folder, lock
         os.close(lock)
 
 
-def remove_abandoned() -> None:
+def remove_leftovers() -> None:
     """Remove the folders whose process has ended without removing them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         with suppress(OSError):  # another user's, in use, or gone by now

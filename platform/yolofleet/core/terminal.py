@@ -1,8 +1,8 @@
-r"""The one place that prints: what a stranger wrote cannot steer the terminal, and no stream can end the work.
+r"""The one module that prints: what a stranger wrote cannot steer the terminal, and no stream can end the work.
 
 File names, class names, values of specs and what MLflow keeps may hold escape sequences, or characters that turn the
 direction of a text. They are printed as JSON writes them (``\u001b``), so that a JSON document stays what it is. Where
-the stream takes ASCII alone, everything else is written so, too.
+the stream takes ASCII alone, everything else is written so, too. The secrets of URLs are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 from typing import TextIO
 
 from yolofleet.core.errors import WorkError
+from yolofleet.core.redaction import redact
 
 _CONTROL = (
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -73,7 +74,7 @@ def note(line: str) -> None:
 def _write(text: str, stream: TextIO | None, *, keeps_colours: bool = False) -> None:
     if stream is None:  # its descriptor was closed before the start
         return
-    shown = printable(text, keeps_colours=keeps_colours)
+    shown = printable(redact(text), keeps_colours=keeps_colours)
     try:
         shown.encode(stream.encoding or "ascii")
     except UnicodeEncodeError:

@@ -6,6 +6,8 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Sequence
 
+from yolofleet.core.redaction import redact
+
 NEAREST_CUTOFF = 0.45
 """How alike two names must be (difflib's ratio) before one is offered for the other."""
 
@@ -49,14 +51,17 @@ def visible(text: str, most: int) -> str:
 
 
 def one_line(text: object, most: int = 300) -> str:
-    """Return a text or an error on one line, cut after `most` characters; an empty error is named by its type."""
-    line = " ".join(str(text).split())
+    """Return a text or an error on one line, without secrets, cut after `most` characters.
+
+    An empty error is named by its type.
+    """
+    line = " ".join(redact(str(text)).split())
     if not line and isinstance(text, BaseException):
         line = type(text).__name__
     return line[:most]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, cut after 300 characters; its type where it has no message."""
-    lines = str(error).splitlines()
+    """Return the first line of an error's message, without secrets, cut after 300 characters; else its type."""
+    lines = redact(str(error)).splitlines()
     return lines[0][:300] if lines else type(error).__name__

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.box_checks import LARGEST_AREA, are_numbers, clean_segmentation
+from yolofleet.data.box_checks import LARGEST_AREA, are_numbers, is_sound_segmentation
 from yolofleet.data.manifest import whole_number
 from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord
 
@@ -39,37 +39,43 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
     """
     try:
         document = json.loads(data)
-        boxes = _column(document, "boxes", None, _is_box)
+        boxes = _column(document, "boxes", None, _is_box, "x, y, width and height")
         count = len(boxes)
         segmentations = [None] * count
         if document.get("segmentations") is not None:
-            segmentations = _column(document, "segmentations", count, lambda entry: clean_segmentation(entry)[1])
+            segmentations = _column(document, "segmentations", count, is_sound_segmentation, "polygons or an RLE")
+        classes = _column(
+            document,
+            "classes",
+            count,
+            lambda entry: type(entry) is int and 0 <= entry < num_classes,
+            f"a class from 0 to {num_classes - 1}",
+        )
         return ImageRecord(
             whole_number(document, "image_id", -MOST_WHOLE_NUMBER),
             _name(document),
             whole_number(document, "width", 1, LONGEST_SIDE_PIXELS),
             whole_number(document, "height", 1, LONGEST_SIDE_PIXELS),
             np.array(boxes, dtype=np.float64).reshape(-1, 4),
-            np.array(_column(document, "classes", count, lambda entry: _is_index(entry, num_classes)), dtype=np.int64),
-            np.array(_column(document, "iscrowd", count, lambda entry: entry in (0, 1)), dtype=np.bool_),
-            np.array(
-                _column(document, "areas", count, lambda entry: are_numbers([entry], 0.0, LARGEST_AREA)),
-                dtype=np.float64,
-            ),
+            np.array(classes, dtype=np.int64),
+            np.array(_column(document, "iscrowd", count, lambda entry: entry in (0, 1), "0 or 1"), dtype=np.bool_),
+            np.array(_column(document, "areas", count, _is_area, "an area"), dtype=np.float64),
             tuple(entry or None for entry in segmentations),
             _upright(document),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"the annotation is damaged: {type(error).__name__}: {error}") from error
 
 
-def _column(document: dict[str, Any], key: str, count: int | None, is_sound: Callable[[Any], bool]) -> list[Any]:
+def _column(
+    document: dict[str, Any], key: str, count: int | None, is_sound: Callable[[Any], bool], wanted: str
+) -> list[Any]:
     column = document[key]
     if not isinstance(column, list) or count not in (None, len(column)):
         raise ValueError(f"{key} is {column!r:.60}, not a list of {'boxes' if count is None else count}")
     for entry in column:
         if not is_sound(entry):
-            raise ValueError(f"{key} holds {entry!r:.60}")
+            raise ValueError(f"{key} holds {entry!r:.60}, not {wanted}")
     return column
 
 
@@ -82,8 +88,8 @@ def _is_box(entry: Any) -> bool:
     )
 
 
-def _is_index(entry: Any, num_classes: int) -> bool:
-    return type(entry) is int and 0 <= entry < num_classes
+def _is_area(entry: Any) -> bool:
+    return are_numbers([entry], 0.0, LARGEST_AREA)
 
 
 def _upright(document: dict[str, Any]) -> bool | None:

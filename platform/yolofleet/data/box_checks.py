@@ -103,16 +103,22 @@ def build_record(
 
 def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
     """Return polygons or RLE that can be relied on (None where there are none), and whether nothing was wrong."""
-    if segmentation is None or segmentation == [] or segmentation == [[]]:
+    if segmentation == [[]]:
         return None, True
-    if isinstance(segmentation, dict):
-        is_sound = _is_sound_rle(segmentation)
-        return ({"size": segmentation["size"], "counts": segmentation["counts"]}, True) if is_sound else (None, False)
-    if isinstance(segmentation, list) and not any(isinstance(entry, list) for entry in segmentation):
+    if isinstance(segmentation, list) and segmentation and not any(isinstance(entry, list) for entry in segmentation):
         segmentation = [segmentation]  # VIA writes one polygon without a list around it
-    if isinstance(segmentation, list) and all(_is_sound_polygon(polygon) for polygon in segmentation):
-        return [[float(value) for value in polygon] for polygon in segmentation], True
-    return None, False
+    if not segmentation or not is_sound_segmentation(segmentation):
+        return None, is_sound_segmentation(segmentation)
+    if isinstance(segmentation, dict):
+        return {"size": segmentation["size"], "counts": segmentation["counts"]}, True
+    return [[float(value) for value in polygon] for polygon in segmentation], True
+
+
+def is_sound_segmentation(segmentation: Any) -> bool:
+    """Return whether this is nothing, a list of polygons or an RLE."""
+    if isinstance(segmentation, dict):
+        return _is_sound_rle(segmentation)
+    return segmentation is None or (isinstance(segmentation, list) and all(map(_is_sound_polygon, segmentation)))
 
 
 def _is_sound_polygon(polygon: Any) -> bool:

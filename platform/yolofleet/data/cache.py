@@ -73,7 +73,7 @@ class ShardCache:
         path = self._folder / f"{entry.sha256}.tar"
         while True:
             try:
-                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                descriptor = _open(path, os.O_RDONLY)
             except FileNotFoundError:
                 self.ensure(storage, entry)
                 continue  # another process may evict it before it is opened; then it is fetched again
@@ -197,10 +197,19 @@ class ShardCache:
 
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        with os.fdopen(os.open(self._locks / name, flags, 0o600), "r+b") as handle:
+        with os.fdopen(_open(self._locks / name, os.O_RDWR | os.O_CREAT), "r+b") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open a file of the cache, never through a link."""
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise CacheError(f"cache {path}: cannot be opened ({error.strerror}); remove it") from error
 
 
 def own_folder(path: Path) -> Path:

@@ -135,16 +135,11 @@ class ShardDataset:
         return Sample(key, image, data[json_start - start :][: row["json_bytes"]])
 
     def read_record(self, number: int, *, by_range: bool = False) -> tuple[str, ImageRecord]:
-        """Read the key and the annotation of one sample.
+        """Read the key and the annotation of one sample; it raises what `read` raises.
 
         Args:
             number: Of the sample.
             by_range: Ask remote storage for the annotation alone, instead of fetching its shard into the cache.
-
-        Raises:
-            SampleError: The shard ends before the sample does, or the annotation is damaged.
-            IndexFormatError: The index of its shard is damaged.
-            StorageError: The shard cannot be read from storage.
         """
         shard, key, row = self._find(number)
         start, length = row["json_offset"], row["json_bytes"]
@@ -171,9 +166,7 @@ class ShardDataset:
                 (`decode.reduction`). None decodes in full.
 
         Raises:
-            SampleError: Any part of it is damaged, or the image is too large.
-            IndexFormatError: The index of its shard is damaged.
-            StorageError: The shard cannot be read from storage.
+            SampleError: Any part of it is damaged, or the image is too large; else as `read`.
         """
         key, image, annotation = self.read(number, max_pixels)
         record = self._record(annotation, key)
@@ -271,22 +264,24 @@ class ShardDataset:
     def _prefetcher(self) -> Prefetcher:
         return Prefetcher(lambda shard: self.cache.ensure(self.storage, self.manifest.shards[shard]))
 
-    def records(self) -> Iterator[tuple[str, ImageRecord]]:
-        """Yield (key, record) of every sample in order; a sample that cannot be read is left out."""
+    def records(self, skipped: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, ImageRecord]]:
+        """Yield (key, record) of every sample in order; add (key, reason) of those that cannot be read to a list."""
         for number in range(len(self)):
             try:
                 yield self.read_record(number)
-            except SampleError:
-                continue  # it is counted where its image is read
+            except SampleError as error:
+                if skipped is not None:
+                    skipped.append((error.key, error.reason))
 
-    def annotations(self) -> dict[str, Any]:
+    def annotations(self, skipped: list[tuple[str, str]] | None = None) -> dict[str, Any]:
         """Return the ground truth of all samples as a COCO "instances" document.
 
         Category ids are those of the source, annotation ids count from 1 (pycocotools takes id 0 for unmatched).
+        ``skipped`` is that of `records`.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
-        for _, record in self.records():
+        for _, record in self.records(skipped):
             images.append(
                 {"id": record.image_id, "file_name": record.file_name, "width": record.width, "height": record.height}
             )

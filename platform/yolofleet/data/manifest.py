@@ -40,7 +40,7 @@ ROW = np.dtype(
     ]
 )
 _HEADER_BYTES = len(MAGIC) + 8
-MOST_MANIFEST_BYTES = 1 << 29
+MOST_MANIFEST_BYTES = 1 << 28
 MOST_SHARD_BYTES = 1 << 50
 MOST_SAMPLES_OF_A_SHARD = 1_000_000
 LEAST_SAMPLE_BYTES = 1024
@@ -110,7 +110,7 @@ def most_index_bytes(entry: ShardEntry) -> int:
 
 
 def _wrong_rows(rows: NDArray[Any], entry: ShardEntry) -> NDArray[np.bool_]:
-    """Return which samples leave their shard, lie in more than one place of it, or have no size."""
+    """Return which samples leave their shard, have their parts apart from each other, or have no size."""
     beyond = np.maximum(rows["image_offset"], rows["json_offset"]) > entry.bytes
     offsets = np.where(beyond, 0, [rows["image_offset"], rows["json_offset"]]).astype(np.int64)  # (2, samples)
     ends = offsets + np.array([rows["image_bytes"], rows["json_bytes"]])
@@ -255,7 +255,7 @@ class Manifest:
             raise ManifestError(f"{name}: format {version!r}; this yolofleet reads format {FORMAT}: update yolofleet")
         try:
             return _manifest(document)
-        except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             what = f"{type(error).__name__}: {error}"
             raise ManifestError(f"{name}: damaged manifest ({what}); build the dataset again") from None
 
@@ -272,9 +272,8 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         num_crowds=whole_number(document, "num_crowds"),
         shards=tuple(ShardEntry.parse(entry) for entry in document["shards"]),
         source_digest=_text(document, "source_digest"),
-        problems=dict(document["problems"]),
+        problems=_problems(document["problems"]),
     )
-    json.dumps(manifest.problems, indent=1)  # nested too deep to be written is too deep to be read
     if not manifest.classes or len({entry.id for entry in manifest.classes}) != num_classes:
         raise ValueError(f"{num_classes} classes must be at least one, each with its own id")
     if len(document["class_counts"]) != num_classes or sum(manifest.class_counts) != manifest.num_boxes:
@@ -289,6 +288,16 @@ def _manifest(document: dict[str, Any]) -> Manifest:
                 raise ValueError(f"two shards have {column} {value}")
             seen.add(value)
     return manifest
+
+
+def _problems(document: Any) -> dict[str, Any]:
+    """Return problems by kind, each with facts that are numbers, texts or lists of texts."""
+    for kind, facts in document.items():
+        for value in facts.values():
+            entries = value if isinstance(value, list) else [value]
+            if not all(isinstance(entry, int | str) for entry in entries):
+                raise ValueError(f"problems: {kind} holds {value!r:.60}")
+    return dict(document)
 
 
 def whole_number(document: Any, key: Any, least: int = 0, most: int = MOST_WHOLE_NUMBER) -> int:

@@ -26,7 +26,8 @@ def is_image_name(key: str) -> bool:
 
 def is_litter(key: str) -> bool:
     """Return whether a file is hidden, or left by a system or a notebook, or lies in such a folder."""
-    return any((part.startswith(".") and part not in (".", "..")) or part.lower() in _LITTER for part in key.split("/"))
+    parts = key.split("/")
+    return any((part[:1] == "." and part[1:2] not in ("", ".")) or part.lower() in _LITTER for part in parts)
 
 
 class SourceFolder(FileStorage):

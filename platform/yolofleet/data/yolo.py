@@ -115,10 +115,12 @@ def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: P
         pairs[image] = by_stem[found]
         if found != stem:
             problems.add("file_name_repaired", f"{image}: its label is {by_stem[found]}")
-    for key in sorted(set(by_stem.values()) - set(pairs.values())):
-        stem = PurePosixPath(key).stem.lower()
-        if stem not in NOT_LABELS and not stem.startswith("readme"):
-            problems.add("label_without_image", key)
+    others = {without_type(key) for key in label_files if is_image_name(key)}  # images of splits that are not read
+    for stem in sorted(by_stem.keys() - {without_type(key) for key in pairs.values()}):
+        name = PurePosixPath(stem).name.lower()
+        is_label = name not in NOT_LABELS and not name.startswith("readme")
+        if is_label and others.isdisjoint((stem, beside(stem, "labels", "images"))):
+            problems.add("label_without_image", by_stem[stem])
     return pairs
 
 

@@ -9,7 +9,7 @@ is never matched; and a figure with nothing to measure (no object of a size, no 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,10 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.precision_recall import (
     ALL,
-    ALLOWED,
     IOU_50,
     IOU_75,
-    LARGE,
-    MEDIUM,
     NOT_MEASURED,
     RECALL_LEVELS,
-    SMALL,
     Curves,
     Floats,
     Integers,
@@ -33,13 +29,14 @@ from yolofleet.evaluation.precision_recall import (
     ground_truth_boxes,
     precision_recall,
 )
+from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 
 Figures = dict[str, float | None]
 
-FIGURE_NAMES = (
-    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-    "AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large",
-)  # fmt: skip
+FIGURE_NAMES = (*COCO_PROTOCOL.precision_names, *COCO_PROTOCOL.recall_names)
+"""The twelve COCO figures: AP, AP50, AP75, AP of three sizes, AR_1, AR_10, AR_100, AR of three sizes."""
+ANY_CLASS = -1
+"""The id of the one row of a class-agnostic evaluation, as in pycocotools."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +51,7 @@ class ClassFigures:
         ap: Mean over the ten IoU thresholds; None where the class has no object.
         ap50: At IoU 0.50.
         ap75: At IoU 0.75.
-        ar_100: Recall with at most 100 detections an image.
+        average_recall: Recall with at most 100 detections an image, or as many as the protocol allows.
         best_f1: The best harmonic mean of precision and recall at IoU 0.50.
         best_confidence: The score above which that F1 is reached: a threshold to start from; None where no object of
             the class was detected.
@@ -67,7 +64,7 @@ class ClassFigures:
     ap: float | None
     ap50: float | None
     ap75: float | None
-    ar_100: float | None
+    average_recall: float | None
     best_f1: float | None
     best_confidence: float | None
 
@@ -84,6 +81,8 @@ class AveragePrecision:
         num_objects: Ground truth, crowds left out.
         num_crowds: Crowd regions, where detections count neither way.
         num_detections: Detections evaluated.
+        num_unreachable: Objects beyond the detections that count: of a class with 300 in one image, 200 at the default.
+        protocol: How they were evaluated.
     """
 
     figures: Figures
@@ -93,15 +92,25 @@ class AveragePrecision:
     num_objects: int
     num_crowds: int
     num_detections: int
+    num_unreachable: int = 0
+    protocol: Protocol = COCO_PROTOCOL
 
     def as_json(self) -> dict[str, Any]:
         """Return figures, classes and counts as plain JSON values (without the curves)."""
         counts = {name: getattr(self, name) for name in ("num_images", "num_objects", "num_crowds", "num_detections")}
-        return {"figures": self.figures, "per_class": [asdict(entry) for entry in self.per_class], **counts}
+        recall_key = f"ar_{self.protocol.max_detections}"
+        per_class = [
+            {recall_key if key == "average_recall" else key: value for key, value in asdict(entry).items()}
+            for entry in self.per_class
+        ]
+        protocol = {} if self.protocol == COCO_PROTOCOL else {"protocol": self.protocol.as_json()}
+        return {"figures": self.figures, "per_class": per_class, **counts, **protocol}
 
 
 def coco_average_precision(
-    ground_truth: Mapping[str, Any], detections: Detections | Sequence[Mapping[str, Any]]
+    ground_truth: Mapping[str, Any],
+    detections: Detections | Sequence[Mapping[str, Any]],
+    protocol: Protocol = COCO_PROTOCOL,
 ) -> AveragePrecision:
     """Evaluate detections as pycocotools does.
 
@@ -109,9 +118,10 @@ def coco_average_precision(
         ground_truth: A COCO document: `images` (id), `categories` (id, name), `annotations` (image_id, category_id,
             bbox x, y, w, h in pixels; area: w x h unless given; iscrowd: 0 unless given). Ids need not be unique.
         detections: `Detections`, or COCO result records: image_id, category_id, bbox x, y, w, h in pixels, score.
+        protocol: Numbers of detections, sizes and classes that are evaluated.
 
     Returns:
-        The twelve figures, the classes and the curves. Images without annotations count: detections there are wrong.
+        The figures, the classes and the curves. Images without annotations count: detections there are wrong.
 
     Raises:
         UserError: A record is malformed, or names an image that the ground truth does not have.
@@ -119,18 +129,26 @@ def coco_average_precision(
     if not isinstance(detections, Detections):
         detections = Detections.from_records(detections)
     image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
-    names = {category["id"]: str(category["name"]) for category in ground_truth["categories"]}
+    names = protocol.select(ground_truth["categories"])
     category_ids = np.array(sorted(names), np.int64)
     _check_images(detections, image_ids)
-    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
-    detected, scores = detection_boxes(detections, image_ids, category_ids)
-    curves = precision_recall(truth, detected, scores, num_images=len(image_ids), num_classes=len(category_ids))
+    if protocol.classes or protocol.class_agnostic:
+        detections = detections.select(np.isin(detections.category_ids, category_ids))
+    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids, protocol.class_agnostic)
+    detected, scores = detection_boxes(detections, image_ids, category_ids, protocol)
+    if protocol.class_agnostic:
+        names, category_ids = {ANY_CLASS: "any class"}, np.array([ANY_CLASS])
+        detections = replace(detections, category_ids=np.full(len(detections), ANY_CLASS))
+    curves = precision_recall(
+        truth, detected, scores, num_images=len(image_ids), num_classes=len(category_ids), protocol=protocol
+    )
+    _, group_counts = np.unique(truth.groups[~truth.crowds], return_counts=True)
     object_classes, object_counts = np.unique(truth.groups[~truth.crowds] // max(len(image_ids), 1), return_counts=True)
     detected_ids, detection_counts = np.unique(detections.category_ids, return_counts=True)
     num_objects = dict(zip(category_ids[object_classes].tolist(), object_counts.tolist(), strict=True))
     num_detections = dict(zip(detected_ids.tolist(), detection_counts.tolist(), strict=True))
     return AveragePrecision(
-        figures=_figures(curves),
+        figures=_figures(curves, protocol),
         per_class=tuple(
             _class_figures(
                 curves,
@@ -150,6 +168,8 @@ def coco_average_precision(
         num_objects=int((~truth.crowds).sum()),
         num_crowds=int(truth.crowds.sum()),
         num_detections=len(detections),
+        num_unreachable=int(np.maximum(group_counts - protocol.max_detections, 0).sum()),
+        protocol=protocol,
     )
 
 
@@ -162,18 +182,19 @@ def _check_images(detections: Detections, image_ids: Integers) -> None:
         )
 
 
-def _figures(curves: Curves) -> Figures:
-    """Return the twelve figures in COCO's order."""
+def _figures(curves: Curves, protocol: Protocol) -> Figures:
+    """Return the figures in COCO's order."""
     precision, recall = curves.precision, curves.recall
+    sizes = range(ALL + 1, precision.shape[-1])
     values = [
         _mean(precision[:, :, :, ALL]),
         _mean(precision[IOU_50, :, :, ALL]),
         _mean(precision[IOU_75, :, :, ALL]),
-        *(_mean(precision[:, :, :, size]) for size in (SMALL, MEDIUM, LARGE)),
-        *(_mean(recall[:, :, ALL, allowed]) for allowed in range(len(ALLOWED))),
-        *(_mean(recall[:, :, size, -1]) for size in (SMALL, MEDIUM, LARGE)),
+        *(_mean(precision[:, :, :, size]) for size in sizes),
+        *(_mean(recall[:, :, ALL, allowed]) for allowed in range(recall.shape[-1])),
+        *(_mean(recall[:, :, size, -1]) for size in sizes),
     ]
-    return dict(zip(FIGURE_NAMES, values, strict=True))
+    return dict(zip((*protocol.precision_names, *protocol.recall_names), values, strict=True))
 
 
 def _class_figures(
@@ -190,7 +211,7 @@ def _class_figures(
         ap=_mean(precision),
         ap50=_mean(precision[IOU_50]),
         ap75=_mean(precision[IOU_75]),
-        ar_100=_mean(curves.recall[:, position, ALL, -1]),
+        average_recall=_mean(curves.recall[:, position, ALL, -1]),
         best_f1=best_f1,
         best_confidence=best_confidence,
     )

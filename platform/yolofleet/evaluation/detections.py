@@ -1,4 +1,4 @@
-"""Detections of a whole dataset, as arrays and as the records of a COCO result file; ground truth from a COCO file.
+"""Detections of a whole dataset, as arrays and as the records of a COCO result file.
 
 Numbers are rounded once, when the network's output becomes `Detections` (boxes to 3 decimals, scores to 5, as in the
 COCO result files of this model family). A file holds what is evaluated, so evaluating the file gives the same figures.
@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
+from yolofleet.evaluation.result_records import read_columns
 
 Record = dict[str, Any]
 
 BOX_DECIMALS = 3
 SCORE_DECIMALS = 5
 RECORD_KEYS = ("image_id", "category_id", "bbox", "score")
-NEEDED = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id", "bbox")}
-"""What an evaluation reads of a COCO annotation file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -71,126 +70,57 @@ class Detections:
         Raises:
             UserError: A record is malformed; the message names `source`, the record's number, the key and the value.
         """
-        for number, record in enumerate(records, start=1):
-            problem = _problem(record)
-            if problem:
-                raise UserError(f"{source}: record {number} of {len(records)}: {problem}")
+        columns = read_columns(records, source)
+        numbers = zip(columns.image_ids, columns.category_ids, strict=True)
+        for number, ids in enumerate(numbers if not columns.has_whole_ids else (), start=1):
+            for key, value in zip(RECORD_KEYS, ids, strict=False):
+                if not isinstance(value, int) or abs(value) >= 2**63:
+                    where = f"{source}: record {number} of {len(records)}"
+                    raise UserError(f"{where}: {key} is {value!r:.40}; it must be a whole number")
         return Detections(
-            image_ids=np.array([record["image_id"] for record in records], np.int64),
-            category_ids=np.array([record["category_id"] for record in records], np.int64),
-            boxes=np.array([record["bbox"] for record in records], np.float64).reshape(-1, 4),
-            scores=np.array([record["score"] for record in records], np.float64),
+            image_ids=np.array(columns.image_ids, np.int64),
+            category_ids=np.array(columns.category_ids, np.int64),
+            boxes=columns.boxes,
+            scores=columns.scores,
         )
 
-    @staticmethod
-    def read(path: Path) -> Detections:
-        """Read a COCO result file.
+    def select(self, rows: NDArray[Any]) -> Detections:
+        """Return some of the detections, by their numbers or by a flag for each."""
+        return Detections(
+            image_ids=self.image_ids[rows],
+            category_ids=self.category_ids[rows],
+            boxes=self.boxes[rows],
+            scores=self.scores[rows],
+        )
 
-        Raises:
-            UserError: The file cannot be read, is not JSON, or is not a list of result records.
+    def records(
+        self, image_ids: Mapping[int, Any] | None = None, category_ids: Mapping[int, Any] | None = None
+    ) -> list[Record]:
+        """Return COCO result records: image_id, category_id, bbox x, y, width, height, score.
+
+        Args:
+            image_ids: What a record says for each image id (None: the id itself).
+            category_ids: The same of the categories.
         """
-        try:
-            records = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
-        if not isinstance(records, list):
-            raise UserError(
-                f"{path} is not a COCO result file: it holds {type(records).__name__}, not a list of records"
-            )
-        return Detections.from_records(records, source=str(path))
-
-    def records(self) -> list[Record]:
-        """Return COCO result records: image_id, category_id, bbox x, y, width, height, score."""
-        columns = (self.image_ids.tolist(), self.category_ids.tolist(), self.boxes.tolist(), self.scores.tolist())
+        own: list[list[Any]] = [self.image_ids.tolist(), self.category_ids.tolist()]
+        ids = (
+            numbers if names is None else [names[number] for number in numbers]
+            for numbers, names in zip(own, (image_ids, category_ids), strict=True)
+        )
+        columns = (*ids, self.boxes.tolist(), self.scores.tolist())
         return [dict(zip(RECORD_KEYS, values, strict=True)) for values in zip(*columns, strict=True)]
 
-    def write(self, path: Path) -> None:
-        """Write a COCO result file, one record a line.
+    def write(
+        self, path: Path, image_ids: Mapping[int, Any] | None = None, category_ids: Mapping[int, Any] | None = None
+    ) -> None:
+        """Write a COCO result file, one record a line; see `records`.
 
         Raises:
             UserError: The file cannot be written.
         """
-        lines = ",\n".join(json.dumps(record) for record in self.records())
+        lines = ",\n".join(json.dumps(record) for record in self.records(image_ids, category_ids))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"[{lines}]\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _problem(record: Any) -> str | None:
-    """Return the first mistake of a COCO result record, if there is one."""
-    if not isinstance(record, Mapping):
-        return f"it is {record!r:.60}, not an object with image_id, category_id, bbox and score"
-    missing = [key for key in RECORD_KEYS if key not in record]
-    if missing:
-        return f"it has no {' and no '.join(missing)}"
-    for key in ("image_id", "category_id"):
-        if not _is_id(record[key]):
-            return f"{key} is {record[key]!r:.40}; it must be a whole number"
-    bbox = record["bbox"]
-    if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(_is_finite(value) for value in bbox):
-        return f"bbox is {bbox!r:.80}; it must be four finite numbers x, y, width, height in pixels"
-    if not _is_finite(record["score"]):
-        return f"score is {record['score']!r:.40}; it must be a finite number"
-    return None
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-
-
-class GroundTruthError(UserError):
-    """A file is not a COCO annotation file that detections can be evaluated with."""
-
-
-def read_ground_truth(path: Path) -> dict[str, Any]:
-    """Read a COCO "instances" file as it is: nothing is dropped or repaired, as pycocotools would not either.
-
-    Returns:
-        The document, with the keys that an evaluation needs.
-
-    Raises:
-        GroundTruthError: It cannot be read, is not JSON, or lacks what an evaluation needs.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise GroundTruthError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise GroundTruthError(f"{path} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise GroundTruthError(f"{path} is not a COCO annotation file: it holds a {type(document).__name__}")
-    for key, fields in NEEDED.items():
-        entries = document.get(key)
-        if not isinstance(entries, list):
-            raise GroundTruthError(f"{path} is not a COCO annotation file: '{key}' must be a list")
-        for number, entry in enumerate(entries):
-            problem = _annotation_problem(entry, fields)
-            if problem:
-                raise GroundTruthError(f"{path}: {key}[{number}] {problem}")
-    return document
-
-
-def _annotation_problem(entry: Any, fields: tuple[str, ...]) -> str | None:
-    """Return the first mistake of an image, a category or an annotation, if there is one."""
-    if not isinstance(entry, dict):
-        return f"is {entry!r:.40}, not an object"
-    for field in fields:
-        if field not in entry:
-            return f"has no '{field}'"
-        if field.endswith("id") and not _is_id(entry[field]):
-            return f"has {field} {entry[field]!r:.40}; it must be a whole number"
-    if "bbox" in fields:
-        bbox = entry["bbox"]
-        if not isinstance(bbox, list) or len(bbox) != 4 or not all(_is_finite(value) for value in bbox):
-            return f"has bbox {bbox!r:.60}; it must be four numbers x, y, width, height in pixels"
-        if not _is_finite(entry.get("area", 0)):
-            return f"has area {entry['area']!r:.40}; it must be a number"
-    return None
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63

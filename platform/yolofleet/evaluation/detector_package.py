@@ -13,21 +13,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import torch
 from pydantic import Field
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.local_files import open_regular, read_regular
+from yolofleet.core.text import one_line
 from yolofleet.models import build_model
-from yolofleet.models.network import Network
+from yolofleet.models.network import Network, convolution_shapes
+from yolofleet.models.tensor_file import FileHeader, TensorFileError, read_header, tensors_in
 from yolofleet.models.weight_differences import compare_weights, count_names
 from yolofleet.specs.base import Spec
 from yolofleet.specs.model import ModelTable
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
-MOST_CARD_BYTES = 16_000_000
+MOST_CARD_BYTES = 4_000_000
+MOST_WEIGHT_BYTES = 2**34
+MOST_CLASSES = 10_000
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -39,7 +44,7 @@ class DetectorError(UserError):
 class DetectorClass(Spec):
     """One class of a detector."""
 
-    id: int
+    id: Annotated[int, Field(ge=-(2**63), lt=2**63)]
     """The category id of the dataset it was trained on."""
     name: str
 
@@ -51,7 +56,7 @@ class DetectorCard(Spec):
     model: ModelTable
     deployed: bool
     """Whether the weights are those of the deployed form."""
-    classes: Annotated[tuple[DetectorClass, ...], Field(min_length=1)]
+    classes: Annotated[tuple[DetectorClass, ...], Field(min_length=1, max_length=MOST_CLASSES)]
     image_size: Annotated[int, Field(ge=32, le=16384)]
     """Long side of the network's input in pixels."""
     confidence: Share
@@ -114,52 +119,77 @@ def save_detector(
 def read_package(folder: Path) -> tuple[DetectorCard, Network]:
     """Read a detector package: its card and its network.
 
+    Names and shapes are compared with those of the model, without its memory, before the weights are read.
+
     Raises:
         DetectorError: No package, a damaged one, one of a newer format, or weights that do not fit its model.
     """
     card = _read_card(folder)
     path = folder / WEIGHTS_NAME
-    data = _read(path)
+    try:
+        with open_regular(path, MOST_WEIGHT_BYTES) as file:
+            header = read_header(file)
+            _check_header(card, header, path)
+            file.seek(0)
+            data = bytearray(file.read())
+    except TensorFileError as error:
+        raise DetectorError(f"{path} is {error}; copy or export the package again") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
     digest = hashlib.sha256(data).hexdigest()
     if digest != card.weights_sha256:
         raise DetectorError(
             f"{path} is damaged: its SHA-256 is {digest[:12]}..., {DETECTOR_CARD_NAME} says "
             f"{card.weights_sha256[:12]}...; copy or export the package again"
         )
-    try:
-        state = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise DetectorError(f"{path} is not a safetensors file: {error}") from error
-    model = build_model(card.model, len(card.classes), deployed=card.deployed)
-    differences: object = compare_weights(model.state_dict(), state)
+    state = tensors_in(data, header)
     if invalid := [name for name in state if not state[name].isfinite().all()]:
-        differences = f"{count_names(invalid)} hold values that are not finite"
-    if differences:
-        raise DetectorError(f"{path} does not fit the model of {DETECTOR_CARD_NAME}: {differences}")
+        raise _misfit(path, f"{count_names(invalid)} hold values that are not finite")
+    model = build_model(card.model, len(card.classes), deployed=card.deployed)
     model.load_state_dict(state)
-    check_fit(model, len(card.classes), card.image_size)
     return card, model
 
 
-def _read(path: Path) -> bytes:
+def _check_header(card: DetectorCard, header: FileHeader, path: Path) -> None:
+    """Compare names and shapes with those of the model, which is built without memory for its weights.
+
+    Raises:
+        UserError: They differ, or the card describes no model.
+    """
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DetectorError(
-            f"cannot read {path}: {error.strerror or error}; a detector package is a folder with "
-            f"{DETECTOR_CARD_NAME} and {WEIGHTS_NAME}"
-        ) from error
+        # The convolutions first: a table may describe thousands, and building their modules takes seconds.
+        expected = convolution_shapes(card.model, deployed=card.deployed)
+        found = {name: tensor for name, tensor in header.tensors.items() if name in expected}
+        if not (differences := compare_weights(expected, found)):
+            with torch.device("meta"):
+                model = build_model(card.model, len(card.classes), deployed=card.deployed)
+                check_fit(model, len(card.classes), card.image_size)
+            differences = compare_weights(model.state_dict(), header.tensors)
+    except UserError as error:
+        raise DetectorError(f"{path.with_name(DETECTOR_CARD_NAME)}: {error}") from error
+    if differences:
+        raise _misfit(path, str(differences))
+
+
+def _misfit(path: Path, reason: str) -> DetectorError:
+    return DetectorError(f"{path} does not fit the model of {DETECTOR_CARD_NAME}: {reason}; export the package again")
+
+
+def _unreadable(path: Path, error: OSError) -> DetectorError:
+    return DetectorError(
+        f"cannot read {path}: {error.strerror or error}; a detector package is a folder with {DETECTOR_CARD_NAME} and "
+        f"{WEIGHTS_NAME}"
+    )
 
 
 def _read_card(folder: Path) -> DetectorCard:
     path = folder / DETECTOR_CARD_NAME
-    data = _read(path)
-    if len(data) > MOST_CARD_BYTES:
-        raise DetectorError(f"{path} is no {DETECTOR_CARD_NAME}: it has {len(data):,} bytes")
     try:
-        document = json.loads(data)
+        document = json.loads(read_regular(path, MOST_CARD_BYTES))
+    except OSError as error:
+        raise _unreadable(path, error) from error
     except (ValueError, RecursionError) as error:
-        raise DetectorError(f"{path} is not JSON: {error}") from error
+        raise DetectorError(f"{path} is not JSON: {one_line(error)}") from error
     written = document.get("format") if isinstance(document, dict) else None
     if isinstance(written, int) and written > FORMAT:
         raise DetectorError(

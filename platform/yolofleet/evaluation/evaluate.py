@@ -8,7 +8,7 @@ one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -28,6 +28,8 @@ from yolofleet.evaluation.average_precision import (
 )
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.nms import non_maximum_suppression
+from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
+from yolofleet.evaluation.result_records import Note
 
 COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
 
@@ -39,12 +41,15 @@ class EvaluationResult:
     Attributes:
         average_precision: Figures, classes and curves.
         detections: The detections evaluated, as in a COCO result file.
-        skipped: (key, reason) of each image that could not be read; it counts as one without detections.
+        skipped: (key, reason) of each image that could not be read; it counts as one without detections, or not at all
+            where its annotation is damaged.
+        notes: What was repaired, left out or is doubtful in a file of detections.
     """
 
     average_precision: AveragePrecision
     detections: Detections
     skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
 
     @property
     def figures(self) -> Figures:
@@ -64,7 +69,8 @@ class EvaluationResult:
     def as_json(self) -> dict[str, Any]:
         """Return everything but curves and detections as plain JSON values."""
         skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
-        return {**self.average_precision.as_json(), "skipped": skipped}
+        notes = {"notes": [asdict(note) for note in self.notes]} if self.notes else {}
+        return {**self.average_precision.as_json(), "skipped": skipped, **notes}
 
 
 @torch.inference_mode()
@@ -127,6 +133,7 @@ def score_detections(
     category_ids: Sequence[int] | None = None,
     *,
     skipped: Sequence[tuple[str, str]] = (),
+    protocol: Protocol = COCO_PROTOCOL,
 ) -> EvaluationResult:
     """Compute the figures of the gathered detections of all ranks.
 
@@ -135,6 +142,7 @@ def score_detections(
         ground_truth: The dataset's annotations as a COCO document.
         category_ids: The dataset's category id of each class index; None: the ground truth's categories in their order.
         skipped: (key, reason) of images that could not be read.
+        protocol: Numbers of detections, sizes and classes that are evaluated.
 
     Returns:
         The figures; equal however many ranks took part.
@@ -145,7 +153,7 @@ def score_detections(
     if category_ids is None:
         category_ids = [category["id"] for category in ground_truth["categories"]]
     detections = Detections.from_tensor(rows, category_ids)
-    average_precision = coco_average_precision(ground_truth, detections)
+    average_precision = coco_average_precision(ground_truth, detections, protocol)
     return EvaluationResult(average_precision=average_precision, detections=detections, skipped=tuple(skipped))
 
 
@@ -160,6 +168,7 @@ def evaluate(
     confidence: float = EVALUATION_CONFIDENCE,
     iou: float = EVALUATION_IOU,
     max_detections: int = EVALUATION_MAX_DETECTIONS,
+    protocol: Protocol = COCO_PROTOCOL,
     rectangular: bool = False,
     num_threads: int = 1,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
@@ -177,6 +186,7 @@ def evaluate(
         confidence: Lowest score that counts.
         iou: Overlap above which the worse of two boxes of a class is suppressed.
         max_detections: Kept per image.
+        protocol: Numbers of detections, sizes and classes that are evaluated.
         rectangular: Pad images of like shape only as far as they need; as the published evaluation does, and faster.
         num_threads: Threads that decode images.
         on_batch: Called with each batch after it is done, for progress.
@@ -215,7 +225,7 @@ def evaluate(
         on_batch=after_batch,
     )
     known_ids = [-1 if category_id is None else category_id for category_id in ids]
-    return score_detections(rows, dataset.annotations(), known_ids, skipped=skipped)
+    return score_detections(rows, dataset.annotations(), known_ids, skipped=skipped, protocol=protocol)
 
 
 def category_ids_for(

@@ -145,7 +145,8 @@ def disagreements(
         confidence: Lowest score of a detection that counts.
     """
     image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
-    mistakes = [_mistakes(ground_truth, _above(detections, confidence), image_ids) for detections in (first, second)]
+    above = (detections.select(detections.scores >= confidence) for detections in (first, second))
+    mistakes = [_mistakes(ground_truth, detections, image_ids) for detections in above]
     fewer = mistakes[0].sum(axis=1) - mistakes[1].sum(axis=1)  # (I,)
     order = np.argsort(-np.abs(fewer), kind="stable")[:count]
     return [
@@ -159,16 +160,6 @@ def disagreements(
         for index in order
         if fewer[index]
     ]
-
-
-def _above(detections: Detections, confidence: float) -> Detections:
-    rows = detections.scores >= confidence
-    return Detections(
-        image_ids=detections.image_ids[rows],
-        category_ids=detections.category_ids[rows],
-        boxes=detections.boxes[rows],
-        scores=detections.scores[rows],
-    )
 
 
 def _mistakes(ground_truth: Mapping[str, Any], detections: Detections, image_ids: Integers) -> Integers:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import redact
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_image
 from yolofleet.data.image_formats import ImageError
 
@@ -94,13 +95,13 @@ def _from_base64(text: str) -> bytes:
     if text.startswith("data:"):
         header, _, body = text.partition(",")
         if not header.endswith(";base64"):
-            raise ImageReadError(f"a data URL must be base64, not {header[:60]!r}")
+            raise ImageReadError(f"a data URL must be base64, not {redact(header[:2000])[:60]!r}")
     try:
         data = base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageReadError(f"no such file, and no base64 image: {text[:60]!r}") from error
+        raise ImageReadError(f"no such file, and no base64 image: {redact(text[:2000])[:60]!r}") from error
     if not data or (body is text and len(text) < 100):  # the smallest image files are longer: this was meant as a path
-        raise ImageReadError(f"no such file: {text[:100]!r}")
+        raise ImageReadError(f"no such file: {redact(text[:2000])[:100]!r}")
     return data
 
 

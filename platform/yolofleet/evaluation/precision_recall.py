@@ -4,8 +4,9 @@ Matching: inside one image and class, each detection in descending score matches
 enough. Objects that do not count (crowds, sizes outside the range) are matched only where no counting object is free, a
 crowd by any number of detections; a detection that matches such an object counts neither way. This is sequential inside
 a group of one image and class, but groups are independent: the first detections of all groups are matched in one
-vectorised round, then all second ones, at most 100 rounds, each for every IoU threshold and size range together. Only
-pairs with an IoU of at least 0.5 take part, so 5,000 images take about a second.
+vectorised round, then all second ones, at most 100 rounds (as many as the protocol allows detections), each for every
+IoU threshold and size range together. Only pairs with an IoU of at least 0.5 take part, so 5,000 images take about a
+second.
 
 Accumulation: every sum is taken in pycocotools' order, with the rounding term in its denominator, so the results equal
 its arrays bit by bit. It is a few sorted passes over the detections of a class: 500,000 detections take about a second.
@@ -22,15 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
 
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
-AREA_RANGES: Floats = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])  # all, small, medium, large
+AREA_RANGES: Floats = COCO_PROTOCOL.area_ranges  # all, small, medium, large
 RECALL_LEVELS: Floats = np.linspace(0.0, 1.0, 101)
-ALLOWED = (1, 10, 100)  # most detections of a class in an image
+ALLOWED = COCO_PROTOCOL.allowed  # 1, 10, 100: most detections of a class in an image
 ALL, SMALL, MEDIUM, LARGE = range(len(AREA_RANGES))
 IOU_50, IOU_75 = 0, 5  # positions among the IoU thresholds
 NOT_MEASURED = -1.0
@@ -56,27 +58,28 @@ class BoxTable:
     ranks: Integers
 
 
-def outside_ranges(areas: Floats) -> Booleans:
-    """Return (N, A): whether an area is outside each range; both ends of a range belong to it."""
-    return (areas[:, None] < AREA_RANGES[:, 0]) | (areas[:, None] > AREA_RANGES[:, 1])
+def outside_ranges(areas: Floats, ranges: Floats = AREA_RANGES) -> Booleans:
+    """Return (N, A): whether an area is outside each range (A, 2); both ends of a range belong to it."""
+    return (areas[:, None] < ranges[:, 0]) | (areas[:, None] > ranges[:, 1])
 
 
-def match(objects: BoxTable, detections: BoxTable) -> tuple[Booleans, Booleans]:
+def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES) -> tuple[Booleans, Booleans]:
     """Match the detections and objects of every group.
 
     Args:
         objects: Ground truth (G).
         detections: (D).
+        ranges: (A, 2) lowest and highest area.
 
     Returns:
         (D, T, A): whether the detection matches an object at each IoU threshold and size range; and (D, T, A): whether
         it counts neither way, because its object does not count, or it matches none and its own size is outside.
     """
-    num_thresholds, num_ranges = len(IOU_THRESHOLDS), len(AREA_RANGES)
-    object_ignored = objects.crowds[:, None] | outside_ranges(objects.areas)  # (G, A)
+    num_thresholds, num_ranges = len(IOU_THRESHOLDS), len(ranges)
+    object_ignored = objects.crowds[:, None] | outside_ranges(objects.areas, ranges)  # (G, A)
     object_taken = np.zeros((len(objects.groups), num_thresholds, num_ranges), dtype=bool)
     matched = np.zeros((len(detections.groups), num_thresholds, num_ranges), dtype=bool)
-    ignored = np.repeat(outside_ranges(detections.areas)[:, None, :], num_thresholds, axis=1)
+    ignored = np.repeat(outside_ranges(detections.areas, ranges)[:, None, :], num_thresholds, axis=1)
 
     of_detection, of_object, overlaps = _overlapping_pairs(objects, detections)  # (P,) each
     # Sort by round; in it by detection, the worst pair first. Of equal overlaps the later object is the better one.
@@ -152,9 +155,9 @@ class Curves:
     """Precision and recall of all classes: T IoU thresholds, R recall levels, K classes, A size ranges; -1: no objects.
 
     Attributes:
-        precision: (T, R, K, A) the best precision at this recall or a higher one, with 100 detections allowed.
+        precision: (T, R, K, A) the best precision at this recall or a higher one, with most detections allowed.
         scores: (K, R) the score at which IoU 0.50 reaches the recall level; 0 where it never does.
-        recall: (T, K, A, 3) the final recall with 1, 10 and 100 detections allowed.
+        recall: (T, K, A, M) the final recall with each number of detections allowed: 1, 10 and 100.
     """
 
     precision: Floats
@@ -163,15 +166,22 @@ class Curves:
 
 
 def precision_recall(
-    truth: BoxTable, detected: BoxTable, scores: Floats, *, num_images: int, num_classes: int
+    truth: BoxTable,
+    detected: BoxTable,
+    scores: Floats,
+    *,
+    num_images: int,
+    num_classes: int,
+    protocol: Protocol = COCO_PROTOCOL,
 ) -> Curves:
     """Match all detections and accumulate precision and recall, class by class."""
-    matched, ignored = match(truth, detected)  # (D, T, A)
+    ranges, counts_allowed = protocol.area_ranges, protocol.allowed
+    matched, ignored = match(truth, detected, ranges)  # (D, T, A)
     num_thresholds, num_ranges = matched.shape[1:]
-    counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas))  # (G, A)
+    counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas, ranges))  # (G, A)
     precision = np.full((num_thresholds, len(RECALL_LEVELS), num_classes, num_ranges), NOT_MEASURED)
     score_at = np.full((num_classes, len(RECALL_LEVELS)), NOT_MEASURED)
-    recall = np.full((num_thresholds, num_classes, num_ranges, len(ALLOWED)), NOT_MEASURED)
+    recall = np.full((num_thresholds, num_classes, num_ranges, len(counts_allowed)), NOT_MEASURED)
     edges = np.arange(num_classes + 1) * num_images
     truth_edges, found_edges = np.searchsorted(truth.groups, edges), np.searchsorted(detected.groups, edges)
     for k in range(num_classes):
@@ -185,7 +195,7 @@ def precision_recall(
         misses = (~matched[rows] & ~ignored[rows])[order]
         # Sizes without objects stay "not measured".
         for a in np.flatnonzero(num_objects):
-            for m, allowed in enumerate(ALLOWED):
+            for m, allowed in enumerate(counts_allowed):
                 recall[:, k, a, m] = hits[ranks < allowed, :, a].sum(axis=0) / num_objects[a]
             for t in range(num_thresholds):
                 levels, reached = _precision_at_recall(hits[:, t, a], misses[:, t, a], num_objects[a])
@@ -217,9 +227,12 @@ def _precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> 
 
 
 def ground_truth_boxes(
-    annotations: Sequence[Mapping[str, Any]], image_ids: Integers, category_ids: Integers
+    annotations: Sequence[Mapping[str, Any]], image_ids: Integers, category_ids: Integers, class_agnostic: bool = False
 ) -> BoxTable:
-    """Return annotations of known images and classes in groups, each group in the order of the file."""
+    """Return annotations of known images and classes in groups, each group in the order of the file.
+
+    Without classes a group is an image, and in it the objects of each class follow each other, as in pycocotools.
+    """
     of_image = np.array([entry["image_id"] for entry in annotations], np.int64)
     of_category = np.array([entry["category_id"] for entry in annotations], np.int64)
     boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
@@ -230,6 +243,9 @@ def ground_truth_boxes(
     known = np.isin(of_image, image_ids) & np.isin(of_category, category_ids)
     groups = _groups(of_image, of_category, image_ids, category_ids)
     order = np.flatnonzero(known)[np.argsort(groups[known], kind="stable")]
+    if class_agnostic:
+        groups %= max(len(image_ids), 1)
+        order = order[np.argsort(groups[order], kind="stable")]
     return BoxTable(
         groups=groups[order],
         boxes=boxes[order],
@@ -239,13 +255,18 @@ def ground_truth_boxes(
     )
 
 
-def detection_boxes(detections: Detections, image_ids: Integers, category_ids: Integers) -> tuple[BoxTable, Floats]:
+def detection_boxes(
+    detections: Detections, image_ids: Integers, category_ids: Integers, protocol: Protocol = COCO_PROTOCOL
+) -> tuple[BoxTable, Floats]:
     """Return detections of known classes in groups, by descending score, at most 100 a group; and their scores."""
     groups = _groups(detections.image_ids, detections.category_ids, image_ids, category_ids)
     known = np.flatnonzero(np.isin(detections.category_ids, category_ids))
+    if protocol.class_agnostic:  # of equal scores in an image, the class with the smaller id comes first
+        known = known[np.argsort(groups[known], kind="stable")]
+        groups %= max(len(image_ids), 1)
     order = known[np.lexsort((-detections.scores[known], groups[known]))]
     ranks = _ranks(groups[order])
-    order, ranks = order[ranks < ALLOWED[-1]], ranks[ranks < ALLOWED[-1]]
+    order, ranks = order[ranks < protocol.max_detections], ranks[ranks < protocol.max_detections]
     boxes = detections.boxes[order]
     detected = BoxTable(
         groups=groups[order],

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.core.redaction import redact
 from yolofleet.data.draw import class_colour
 from yolofleet.evaluation.average_precision import ClassFigures
 from yolofleet.evaluation.charts import Series, line_chart
@@ -42,7 +43,7 @@ th:first-child,td:first-child{text-align:left}th{color:var(--soft);font-weight:5
 .images{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:16px}
 figure{margin:0}img{width:100%;height:auto;border-radius:6px}figcaption{color:var(--soft);font-size:13px}
 """
-MAIN_FIGURES = ("AP", "AP50", "AP75", "AR_100")
+MAIN_FIGURES = ("AP", "AP50", "AP75")
 LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
 VALIDATION_KEYS = ("val_AP", "val_AP50", "val_AP75")
 PALETTE = ("#3b7dd8", "#e4572e", "#2ca25f", "#a04fc4", "#c98b00", "#0f9fb0")
@@ -78,14 +79,14 @@ def render_report(
         f"<h1>{escape(title)}</h1><p class='soft'>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</p>",
     ]
     if facts:
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in facts.items())
+        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(redact(str(value)))}</dd>" for name, value in facts.items())
         parts.append(f"<dl>{rows}</dl>")
     if result is not None:
         parts.append(_figures(result))
     if history:
         parts.append(_training(history))
     if result is not None:
-        parts += [_curves(result), _classes(result.per_class)]
+        parts += [_curves(result), _classes(result.per_class, result.average_precision.protocol.max_detections)]
     if images:
         parts.append(_images(images))
     parts.append("</body></html>\n")
@@ -94,11 +95,12 @@ def render_report(
 
 def _figures(result: EvaluationResult) -> str:
     precision = result.average_precision
+    main_figures = (*MAIN_FIGURES, f"AR_{precision.protocol.max_detections}")
     cards = "".join(
         f"<div class='card'><b>{_format(precision.figures[name], 3)}</b><span>{name}</span></div>"
-        for name in MAIN_FIGURES
+        for name in main_figures
     )
-    rest = [name for name in precision.figures if name not in MAIN_FIGURES]
+    rest = [name for name in precision.figures if name not in main_figures]
     head = "".join(f"<th>{name}</th>" for name in rest)
     values = "".join(f"<td>{_format(precision.figures[name], 4)}</td>" for name in rest)
     skipped = f", {len(result.skipped)} images could not be read" if result.skipped else ""
@@ -167,15 +169,15 @@ def _curves(result: EvaluationResult) -> str:
     return f"<h2>Precision and recall at IoU 0.50</h2><div class='charts'><div>{chart}</div></div>"
 
 
-def _classes(per_class: Sequence[ClassFigures]) -> str:
-    headings = ("class", "AP", "AP50", "AP75", "AR_100", "objects", "detections", "best F1", "at score")
+def _classes(per_class: Sequence[ClassFigures], max_detections: int) -> str:
+    headings = ("class", "AP", "AP50", "AP75", f"AR_{max_detections}", "objects", "detections", "best F1", "at score")
     rows = []
     present = [entry for entry in per_class if entry.ap is not None]
     for entry in sorted(present, key=lambda entry: entry.ap or 0.0, reverse=True):
         bar = f"<i class='bar' style='width:{round((entry.ap or 0) * BAR_PIXELS)}px'></i>" if entry.ap else ""
         numbers = [
             f"{bar}{_format(entry.ap, 3)}",
-            *(_format(value, 3) for value in (entry.ap50, entry.ap75, entry.ar_100)),
+            *(_format(value, 3) for value in (entry.ap50, entry.ap75, entry.average_recall)),
             f"{entry.num_objects}",
             f"{entry.num_detections}",
             *(_format(value, 3) for value in (entry.best_f1, entry.best_confidence)),

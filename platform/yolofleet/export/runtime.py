@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import read_regular
 from yolofleet.core.text import one_line
 from yolofleet.evaluation.detector import Detector
 from yolofleet.export.card import ExportCard, read_card
@@ -24,7 +25,7 @@ from yolofleet.export.settings import COUNT_NAME, DETECTIONS_NAME, INPUT_NAME, E
 from yolofleet.models.deployment import random_images
 
 NETWORK_NAME = "model.onnx"
-MOST_BYTES = 1 << 31
+MOST_BYTES = (1 << 31) - 1
 """No ONNX file is larger: it is one protobuf message."""
 
 logger = logging.getLogger(__name__)
@@ -99,9 +100,7 @@ class OnnxNetwork(nn.Module):
 
 def _read(path: Path) -> bytes:
     try:
-        if path.stat().st_size >= MOST_BYTES:
-            raise ExportError(f"{path} is not an ONNX file: it has {path.stat().st_size:,} bytes")
-        return path.read_bytes()
+        return read_regular(path, MOST_BYTES)
     except OSError as error:
         raise ExportError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -118,7 +117,7 @@ def load_detector(folder: str | Path, device: str | torch.device = "cpu") -> Det
     """
     detector = Detector.load(folder, device)
     path = Path(folder, NETWORK_NAME)
-    if detector.device.type != "cpu" or not path.is_file():
+    if detector.device.type != "cpu" or not path.exists():
         return detector
     try:
         return replace(detector, network=_equal_network(path, detector))

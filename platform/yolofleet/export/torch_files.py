@@ -7,17 +7,20 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import open_regular
 from yolofleet.core.text import first_line
 from yolofleet.evaluation.detector import Detector
+from yolofleet.evaluation.detector_package import MOST_WEIGHT_BYTES
 from yolofleet.export.card import KEY, ExportCard
 from yolofleet.export.formats import Request
 from yolofleet.export.settings import ExportError
 from yolofleet.models import build_model, deploy
 from yolofleet.models.network import Network
+from yolofleet.models.tensor_file import read_header, tensors_in
 
 CARD_NAME = "yolofleet.json"
 DETECTOR_KEY = "detector"
@@ -72,12 +75,14 @@ def load_safetensors(path: Path) -> Network:
     from yolofleet.specs.model import ModelTable
 
     try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-        document = json.loads(metadata[DETECTOR_KEY])
+        with open_regular(path, MOST_WEIGHT_BYTES) as file:
+            header = read_header(file)
+            document = json.loads(header.metadata[DETECTOR_KEY])
+            file.seek(0)
+            state = tensors_in(bytearray(file.read()), header)
         table = ModelTable.parse(document["model"], source=str(path))
         model = build_model(table, len(document["classes"]), deployed=True)
-        model.load_state_dict(load(path.read_bytes()))
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        model.load_state_dict(state)
+    except (UserError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         raise ExportError(f"{path} holds no deployed network: {first_line(error)}") from error
     return model.eval().requires_grad_(False)

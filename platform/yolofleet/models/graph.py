@@ -12,6 +12,10 @@ from typing import Literal, NamedTuple
 
 from yolofleet.core.errors import UserError
 
+MOST_CHANNELS = 2**20
+MOST_STRIDE = 2**14
+"""As large as the largest image."""
+
 Size = tuple[int, int]
 """Height and width, in pixels."""
 
@@ -149,6 +153,11 @@ class BlockGraph:
     outputs: dict[str, Feature]
     """The block's result under the empty name, and its taps."""
 
+    @property
+    def num_weights(self) -> int:
+        """Weights of its convolutions in training."""
+        return sum(node.layer.weights(False) for node in self.nodes if isinstance(node.layer, Conv))
+
 
 class BlockBuilder:
     """Collects the layers of one block."""
@@ -248,5 +257,10 @@ class BlockBuilder:
         return not any(feature in node.inputs and isinstance(node.layer, Add | Concat) for node in self._nodes)
 
     def _add(self, layer: Layer, inputs: tuple[Feature, ...], channels: int, stride: int) -> Feature:
+        if channels > MOST_CHANNELS or stride > MOST_STRIDE:
+            raise GraphError(
+                f"a map of {channels:,} channels at stride {stride:,}, more than {MOST_CHANNELS:,} channels or "
+                f"{MOST_STRIDE:,} pixels"
+            )
         self._nodes.append(Node(layer, tuple(feature.number for feature in inputs), channels))
         return Feature(len(self.inputs) + len(self._nodes) - 1, channels, stride)

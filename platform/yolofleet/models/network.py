@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
+from yolofleet.models.graph import Conv
 from yolofleet.models.modules import Block, lay_channels_innermost
-from yolofleet.models.wiring import IMAGE, ModelGraph, Source, wire
+from yolofleet.models.weight_differences import Shape
+from yolofleet.models.wiring import IMAGE, MOST_WEIGHTS, ModelGraph, Source, wire
 from yolofleet.specs.model import ModelTable
 
 DEVIATION = 0.02
@@ -25,13 +27,19 @@ CLASS_PRIOR = 0.6
 BOX_AND_OBJECTNESS = 5
 
 
+def _random_value(channels: int, mean: float) -> nn.Parameter:
+    value = nn.Parameter(torch.empty(1, channels, 1, 1))
+    if not value.is_meta:  # there are no values to draw, and torch would import code for seconds to draw none
+        nn.init.normal_(value, mean, DEVIATION)
+    return value
+
+
 class ImplicitAdd(nn.Module):
     """Adds a learned value to each channel; starts near 0."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.empty(1, channels, 1, 1))
-        nn.init.normal_(self.value, 0.0, DEVIATION)
+        self.value = _random_value(channels, 0.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -43,8 +51,7 @@ class ImplicitMultiply(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.value = nn.Parameter(torch.empty(1, channels, 1, 1))
-        nn.init.normal_(self.value, 1.0, DEVIATION)
+        self.value = _random_value(channels, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, C, H, W) to the same shape."""
@@ -163,6 +170,12 @@ class Network(nn.Module):
         if num_classes < 1:
             raise UserError(f"a detector needs at least one class, not {num_classes}")
         graph = wire(table)
+        num_predictions = table.num_anchors * (BOX_AND_OBJECTNESS + num_classes)
+        if num_predictions * sum(graph.lead_channels) > MOST_WEIGHTS:
+            raise UserError(
+                f"model {table.name}: {num_predictions:,} predictions a cell, of {table.num_anchors:,} anchors and "
+                f"{num_classes:,} classes, are more than its head may have; use fewer"
+            )
         self.table = table
         self.num_classes = num_classes
         self.deployed = deployed
@@ -240,6 +253,23 @@ class Network(nn.Module):
             for source in step.released:
                 del features[source]
         return features
+
+
+def convolution_shapes(table: ModelTable, *, deployed: bool) -> dict[str, Shape]:
+    """Return the shape of the weight of each block's convolutions by its name in a state dict; no module is built.
+
+    Raises:
+        UserError: The table is not a valid graph.
+    """
+    return {
+        f"blocks.{block.name}.{position}.conv.weight": Shape(
+            (layer.out_channels, layer.in_channels // layer.groups, layer.kernel, layer.kernel)
+        )
+        for block in wire(table).blocks
+        if not (deployed and block.auxiliary)
+        for position, layer in enumerate(node.layer for node in block.graph.nodes)
+        if isinstance(layer, Conv)
+    }
 
 
 class Step:

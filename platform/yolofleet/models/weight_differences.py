@@ -7,10 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import NamedTuple, Protocol
 
 MOST_NAMED = 5
+
+
+class Shape(NamedTuple):
+    """What a tensor of weights should be."""
+
+    shape: tuple[int, ...]
+
+
+class Shaped(Protocol):
+    """A tensor, or the description of one."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Its sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +44,7 @@ class WeightDifferences:
         return ", ".join(f"{count_names(names)} {kind}" for kind, names in kinds.items() if names)
 
 
-def compare_weights(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> WeightDifferences:
+def compare_weights(expected: Mapping[str, Shaped], state: Mapping[str, Shaped]) -> WeightDifferences:
     """Compare a state dict with the tensors that a model expects."""
     return WeightDifferences(
         missing=tuple(name for name in expected if name not in state),
@@ -39,7 +52,7 @@ def compare_weights(expected: Mapping[str, Tensor], state: Mapping[str, Tensor])
         misshapen={
             name: f"{tuple(state[name].shape)}, the model has {tuple(tensor.shape)}"
             for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
+            if name in state and tuple(state[name].shape) != tuple(tensor.shape)
         },
     )
 

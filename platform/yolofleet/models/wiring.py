@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yolofleet.core.text import did_you_mean
+from yolofleet.core.text import and_more, did_you_mean
 from yolofleet.models.blocks import build_block
 from yolofleet.models.graph import BlockGraph, GraphError
 from yolofleet.specs.blocks import ConvRow, Row
@@ -16,6 +16,10 @@ from yolofleet.specs.model import ModelTable
 IMAGE = "image"
 IMAGE_CHANNELS = 3
 AUXILIARY = "auxiliary_"
+MOST_LAYERS = 20_000
+"""The largest model of the zoo has 308."""
+MOST_WEIGHTS = 2 * 10**9
+MOST_NAMED = 100
 
 Source = tuple[str, str]
 """A row's name and the tap of its output that is read (empty: its result)."""
@@ -60,13 +64,23 @@ def wire(table: ModelTable) -> ModelGraph:
             nothing; names the row and the numbers.
     """
     names = _row_names(table)
+    positions = {name: position for position, name in enumerate(names)}
     blocks: list[WiredBlock] = []
+    num_layers = num_weights = 0
     shapes: dict[Source, tuple[int, int]] = {(IMAGE, ""): (IMAGE_CHANNELS, 1)}
     for position, (name, row) in enumerate(zip(names, table.blocks, strict=True)):
         above = names[position - 1] if position else IMAGE
         sources = tuple(_split(reference) for reference in row.inputs) or ((above, ""),)
-        _check_sources(table, names, position, sources)
+        _check_sources(table, names, positions, position, sources)
         blocks.append(_wire_row(table, name, row, sources, shapes))
+        num_layers += len(blocks[-1].graph.nodes)
+        num_weights += blocks[-1].graph.num_weights
+        if num_layers > MOST_LAYERS or num_weights > MOST_WEIGHTS:
+            raise GraphError(
+                f"model {table.name}: block {name} ({row.block}): up to here it has {num_layers:,} layers and "
+                f"{num_weights:,} weights, more than the {MOST_LAYERS:,} and {MOST_WEIGHTS:,} that a model may have; "
+                "use smaller widths or fewer rows"
+            )
     lead = tuple(_split(reference) for reference in table.head.inputs)
     _check_head(table, "head", lead, shapes)
     auxiliary = _wire_auxiliary(table, shapes, blocks)
@@ -88,9 +102,11 @@ def wire(table: ModelTable) -> ModelGraph:
 def _row_names(table: ModelTable) -> list[str]:
     """Return each row's name; a nameless row is called by its kind and its position among the table's rows."""
     names = [row.name or f"{row.block}_{position}" for position, row in enumerate(table.blocks)]
-    for position, name in enumerate(names):
-        if name in names[:position] or name == IMAGE or name.startswith(AUXILIARY):
+    taken = {IMAGE}
+    for name in names:
+        if name in taken or name.startswith(AUXILIARY):
             raise GraphError(f"model {table.name}: block {name}: the name is taken; choose another")
+        taken.add(name)
     return names
 
 
@@ -141,16 +157,22 @@ def _wire_auxiliary(
     return tuple(levels)
 
 
-def _check_sources(table: ModelTable, names: list[str], position: int, sources: tuple[Source, ...]) -> None:
-    above = names[:position]
+def _check_sources(
+    table: ModelTable, names: list[str], positions: dict[str, int], position: int, sources: tuple[Source, ...]
+) -> None:
     for source, _ in sources:
-        if source in above or source == IMAGE:
+        if source == IMAGE or positions.get(source, position) < position:
             continue
         where = f"model {table.name}: block {names[position]}"
-        if source in names:
+        if source in positions:
             loop = _find_cycle(table, names, names[position])
-            reason = f"a cycle: {' <- '.join(loop)}" if loop else "that row comes later; move it up"
+            reason = (
+                f"a cycle: {and_more(loop, MOST_NAMED, separator=' <- ')}"
+                if loop
+                else "that row comes later; move it up"
+            )
             raise GraphError(f"{where}: reads '{source}': {reason}")
+        above = names[max(position - MOST_NAMED, 0) : position]
         hint = did_you_mean(source, above)
         raise GraphError(f"{where}: reads '{source}', which no row is called{hint} Rows above: {', '.join(above)}")
 
@@ -161,16 +183,17 @@ def _find_cycle(table: ModelTable, names: list[str], start: str) -> list[str]:
         name: [_split(reference)[0] for reference in row.inputs] or names[max(position - 1, 0) : position]
         for position, (name, row) in enumerate(zip(names, table.blocks, strict=True))
     }
-    paths = [[start]]
-    seen = {start}
-    while paths:
-        path = paths.pop(0)
-        for source in reads.get(path[-1], []):
+    waiting, reader_of = [start], {start: ""}
+    for name in waiting:  # it grows
+        for source in reads.get(name, []):
             if source == start:
-                return [*path, start]
-            if source not in seen:
-                seen.add(source)
-                paths.append([*path, source])
+                loop = [start, name]
+                while loop[-1] != start:
+                    loop.append(reader_of[loop[-1]])
+                return loop[::-1]
+            if source not in reader_of:
+                reader_of[source] = name
+                waiting.append(source)
     return []
 
 
@@ -178,7 +201,7 @@ def _check_head(table: ModelTable, key: str, levels: tuple[Source, ...], shapes:
     for name, tap in levels:
         if (name, tap) in shapes:
             continue
-        known = [".".join(source) if source[1] else source[0] for source in shapes]
+        known = [".".join(source) if source[1] else source[0] for source in list(shapes)[-MOST_NAMED:]]
         reference, hint = f"{name}.{tap}" if tap else name, did_you_mean(name, known)
         raise GraphError(f"model {table.name}: {key} reads '{reference}', which is not a row's output{hint}")
 
@@ -186,4 +209,5 @@ def _check_head(table: ModelTable, key: str, levels: tuple[Source, ...], shapes:
 def _check_all_used(table: ModelTable, blocks: list[WiredBlock], levels: tuple[Source, ...]) -> None:
     used = {source for block in blocks for source, _ in block.sources} | {source for source, _ in levels}
     if unused := [block.name for block in blocks if block.name not in used]:
-        raise GraphError(f"model {table.name}: nothing reads the output of {', '.join(unused)}; drop the row or use it")
+        names = and_more(unused, MOST_NAMED)
+        raise GraphError(f"model {table.name}: nothing reads the output of {names}; drop the row or use it")

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, replace
 
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.liveness import ProcessId
+from yolofleet.core.redaction import redact
 from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, TagStore, read_requests
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError, VersionGoneError
 from yolofleet.tracking.mlflow_store import TrackingError
@@ -94,7 +95,7 @@ def move_alias(
         raise RegistryError(f"version {version} is @{alias} already: there is nothing to {action}")
     lock = PromotionLock(store)
     request = LockRequest(
-        alias, version, expected, action, reason, getpass.getuser(), ProcessId.current(), forced=forced
+        alias, version, expected, action, redact(reason), getpass.getuser(), ProcessId.current(), forced=forced
     )
 
     def check_aliases(aliases: Mapping[str, int]) -> None:

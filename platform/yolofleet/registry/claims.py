@@ -6,6 +6,7 @@ not possible never counts as passed. Files are read, never executed: the code in
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,8 +16,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
+import yaml
+
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.local_files import read_regular
 from yolofleet.core.text import and_more
 from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
 from yolofleet.registry.proof import (
@@ -42,6 +46,10 @@ if TYPE_CHECKING:
 Outcome = Literal["passed", "failed", "not possible", "note"]
 
 MOST_NAMED = 5
+MOST_BYTES = 16_000_000
+"""Of the evidence, and of MLflow's description of the model."""
+MLFLOW_NAME = "registered_model_meta"
+"""MLflow writes it beside the files of a version in a local folder, each time that it loads it."""
 
 FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
     {
@@ -70,9 +78,11 @@ class Claim:
     """What was measured, and the cure where it has not passed."""
 
 
-def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
+def file_claims(folder: Path, proof: Proof, version: Version) -> Iterator[Claim]:
     """Compare every file with its recorded digest; a claim for each kind of file."""
     digests = file_digests(folder)
+    if MLFLOW_NAME not in proof.files and digests.get(MLFLOW_NAME) in _mlflow_digests(version):
+        del digests[MLFLOW_NAME]
     for kind in (*FILE_KINDS, OTHER_FILES):
         recorded = {path: digest for path, digest in proof.files.items() if _kind(path) == kind}
         present = {path: digest for path, digest in digests.items() if _kind(path) == kind}
@@ -87,6 +97,13 @@ def file_claims(folder: Path, proof: Proof) -> Iterator[Claim]:
         ]
         if recorded or present:
             yield claim_of(kind, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
+
+
+def _mlflow_digests(version: Version) -> set[str]:
+    """Return the digests of what MLflow may write as `MLFLOW_NAME`: the version, as a text or as a number."""
+    names = ({"model_name": version.name, "model_version": number} for number in (version.number, str(version.number)))
+    texts = (yaml.safe_dump(name, default_flow_style=False, allow_unicode=True) for name in names)
+    return {hashlib.sha256(text.encode()).hexdigest() for text in texts}
 
 
 def _kind(path: str) -> str:
@@ -143,11 +160,13 @@ def code_claim(folder: Path, proof: Proof) -> Claim:
             f"{code.package}; the other claims were redone with this one"
         )
         return Claim("code version", "not possible", detail)
-    own = {f"{code.package}/{name}": source.encode() for name, source in code.files.items()}
-    root = folder / "code"
-    carried = {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    own = {
+        f"code/{code.package}/{name}": hashlib.sha256(source.encode()).hexdigest()
+        for name, source in code.files.items()
+    }
+    carried = {name: digest for name, digest in file_digests(folder).items() if name.startswith("code/")}
     different = sorted(name for name in own.keys() | carried.keys() if own.get(name) != carried.get(name))
-    problems = [f"code/{name} is not what yolofleet {proof.yolofleet_version} puts there" for name in different]
+    problems = [f"{name} is not what yolofleet {proof.yolofleet_version} puts there" for name in different]
     if (loader := _loader_module(folder / "MLmodel")) != code.module(SERVED_MODULE):
         problems.append(f"MLmodel names {loader} to load the model, not {code.module(SERVED_MODULE)}")
     return claim_of("code version", problems, f"yolofleet {proof.yolofleet_version}, {code.package}, letter by letter")
@@ -176,10 +195,10 @@ def packages_claim(proof: Proof) -> Claim:
 def tags_claim(folder: Path, version: Version) -> Claim:
     """Compare the tags of the version in MLflow with the evidence in its files."""
     try:
-        document = json.loads((folder / EVIDENCE_NAME).read_bytes())
+        document = json.loads(read_regular(folder / EVIDENCE_NAME, MOST_BYTES))
         evidence = {key: value for key, value in document["evidence"].items() if key != "job"}
         recorded = {DIGEST_TAG: document["digest"], **fact_tags(evidence)}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return Claim("tags", "failed", f"{EVIDENCE_NAME} cannot be read: {error}")
     tags = {DIGEST_TAG: version.digest, **{TAG_PREFIX + name: value for name, value in version.facts.items()}}
     problems = [

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import safetensors.numpy
 from pydantic import Field
-from safetensors import SafetensorError
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.local_files import open_regular
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
 from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
+from yolofleet.models.tensor_file import TensorFileError, load_tensors
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Count, Spec
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.evaluate import EvaluationResult
 
+MOST_DETECTIONS_BYTES = 2**31
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -67,7 +69,7 @@ class EvaluationRecord(Spec):
     device: str
     num_images: int
     num_skipped: int = 0
-    """Images that could not be read; they count as empty."""
+    """Images that could not be read; they count as empty, or where the annotation is damaged not at all."""
     figures: dict[str, float | None]
     """The twelve COCO figures."""
     classes: tuple[ClassRecord, ...]
@@ -211,12 +213,13 @@ def read_detections(path: Path) -> Detections:
         RegistryError: The file is damaged.
     """
     try:
-        columns = safetensors.numpy.load_file(path)
+        with open_regular(path, MOST_DETECTIONS_BYTES) as file:
+            columns = {name: tensor.numpy() for name, tensor in load_tensors(file).items()}
         return Detections(
             image_ids=columns["image_ids"].astype(np.int64),
             category_ids=columns["category_ids"].astype(np.int64),
             boxes=columns["boxes"].reshape(-1, 4) / 10**BOX_DECIMALS,
             scores=columns["scores"] / 10**SCORE_DECIMALS,
         )
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, TensorFileError, ValueError, KeyError) as error:
         raise RegistryError(f"{path}: is damaged: no detections can be read from it ({error})") from error

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from yolofleet.core.local_files import read_regular
 from yolofleet.data.manifest import Manifest
 from yolofleet.registry.proof import LINEAGE_FOLDER
 from yolofleet.registry.version_files import artifact_location, download, local_folder
@@ -19,6 +20,7 @@ from yolofleet.registry.versions import RegistryError, Version, find_version, li
 
 PARTS = ("train", "val")
 SHORTEST_DIGEST = 6
+MOST_MANIFEST_BYTES = 2**28
 MOST_PARENTS = 50
 PARENT_FACT = "initial_weights.parent"
 
@@ -151,7 +153,10 @@ def _manifests(tracking_uri: str, version: Version) -> dict[str, bytes]:
 
 def _read(folder: Path) -> dict[str, bytes]:
     paths = {part: folder / f"{part}.json" for part in PARTS}
-    return {part: path.read_bytes() for part, path in paths.items() if path.is_file()}
+    try:
+        return {part: read_regular(path, MOST_MANIFEST_BYTES) for part, path in paths.items() if path.exists()}
+    except OSError as error:
+        raise RegistryError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _parents(tracking_uri: str, version: Version) -> list[str]:

@@ -77,7 +77,8 @@ def collect_content(detector: Path) -> VersionContent:
     digest = hashlib.sha256(code.package.encode())
     for path in _files(detector):
         digest.update(f"\0{path.relative_to(detector).as_posix()}\0".encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return VersionContent(detector, code, digest.hexdigest(), loaded)
 
 
@@ -159,4 +160,9 @@ def is_pickle(path: Path) -> bool:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    """Return the files of a package, none of which blocks or never ends when it is read."""
+    paths = sorted(path for path in folder.rglob("*") if not path.is_dir() and not path.name.startswith("."))
+    for path in paths:
+        if not path.is_file():
+            raise PackageError(f"{path}: is not a regular file (a pipe, a device, a broken link); remove it")
+    return paths

@@ -18,6 +18,7 @@ from pydantic import ConfigDict, Field
 
 from yolofleet import __version__
 from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import read_regular
 from yolofleet.registry.evaluation_record import EvaluationRecord, Evidence, Sha256, write_detections
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
@@ -145,13 +146,11 @@ def read_proof(folder: Path) -> Proof:
     """
     path = folder / PROOF_NAME
     try:
-        if path.stat().st_size > MOST_BYTES_OF_PROOF:
-            raise RegistryError(f"{PROOF_NAME} has {path.stat().st_size:,} bytes: it is no proof")
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path, MOST_BYTES_OF_PROOF))
     except OSError as error:
         raise RegistryError(
-            f"there is no {PROOF_NAME} ({error.strerror}): the version was registered by something else, or by a "
-            "yolofleet that wrote none; register it again"
+            f"there is no readable {PROOF_NAME} ({error.strerror}): the version was registered by something else, or "
+            "by a yolofleet that wrote none; register it again"
         ) from error
     except (ValueError, RecursionError) as error:
         raise RegistryError(f"{PROOF_NAME} is not JSON: {error}") from error

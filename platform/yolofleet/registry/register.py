@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from yolofleet.core.redaction import redact_values
 from yolofleet.registry.alias_history import alias_changes
 from yolofleet.registry.evaluation_record import Evidence, confirm_figures
 from yolofleet.registry.package import collect_content, write_version
@@ -89,7 +90,9 @@ def register_detector(
                 evidence = replace(evidence, evaluation=confirm_figures(evidence.evaluation))
             write = partial(write_version, content, evidence=evidence, run_id=run_id)
             tags_of_facts = fact_tags({key: value for key, value in evidence.facts.items() if key != "job"})
-            version = _create(client, experiment, name, run_id, {**tags_of_facts, DIGEST_TAG: content.digest}, write)
+            version = _create(
+                client, experiment, name, run_id, {**redact_values(tags_of_facts), DIGEST_TAG: content.digest}, write
+            )
     store.set_alias(alias, version.number)
     return find_version(tracking_uri, version.uri)
 

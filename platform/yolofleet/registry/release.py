@@ -161,7 +161,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
             add_network(Path(folder))
         run.save_model(Path(folder))
     run.record_facts(figures=result.figures, released_step=step, num_images=result.num_images)
-    skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, result.num_images)}
+    skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, len(ready.val))}
     _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
     _write_report(job, ready, result, step, skipped)
     version = None

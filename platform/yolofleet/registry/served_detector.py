@@ -24,6 +24,7 @@ import torch
 from mlflow.exceptions import INVALID_PARAMETER_VALUE, MlflowException
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.redaction import redact, redact_url
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.images import ImageReadError
 from yolofleet.export.runtime import load_detector
@@ -57,12 +58,12 @@ def fetch_image(url: str, hosts: frozenset[str]) -> bytes:
     Raises:
         ImageReadError: The host is not allowed, it does not answer in time, or the answer is too large.
     """
-    shown = url[:200]
+    shown = redact_url(url)[:200]
     try:
         parts = urlsplit(url)
         host = (parts.hostname or "") + (f":{parts.port}" if parts.port else "")
-    except ValueError as error:
-        raise ImageReadError(f"{shown!r} is not a URL: {error}") from error
+    except ValueError:
+        raise ImageReadError(f"{shown!r} is not a URL") from None
     if not hosts:
         raise ImageReadError(f"images by URL are switched off; {HOSTS_VARIABLE} names the hosts that are allowed")
     if parts.username is not None or host not in hosts:
@@ -211,8 +212,12 @@ def decode_content(image: Any) -> Any:
         return image
     header, comma, body = image.rpartition(",")
     if comma and not (header.startswith("data:") and header.endswith(";base64")):
-        raise ImageReadError(f"an image is sent as base64 text or as a data URL of it, not {image[:60]!r}")
+        raise ImageReadError(
+            f"an image is sent as base64 text or as a data URL of it, not {redact(image[:2000])[:60]!r}"
+        )
     try:
         return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise ImageReadError(f"an image is sent as base64 text; {image[:60]!r} is not ({error})") from error
+        raise ImageReadError(
+            f"an image is sent as base64 text; {redact(image[:2000])[:60]!r} is not ({error})"
+        ) from error

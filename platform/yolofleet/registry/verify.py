@@ -129,7 +129,7 @@ def _verify_files(
 ) -> Verification:
     from yolofleet.export.runtime import NETWORK_NAME
 
-    claims = [proof_claim, *file_claims(folder, proof), pickle_claim(folder), tags_claim(folder, version)]
+    claims = [proof_claim, *file_claims(folder, proof, version), pickle_claim(folder), tags_claim(folder, version)]
     load_claim, detector = _load_claim(folder, device)
     claims += [load_claim, *form_claims(folder, proof, detector)]
     datasets: dict[str, ShardDataset | None] = {}

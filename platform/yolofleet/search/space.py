@@ -21,6 +21,7 @@ from yolofleet.specs.job_paths import field_at, flatten, with_fields
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec
 
+MOST_CANDIDATES = 100_000
 PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
 
 
@@ -98,7 +99,17 @@ class Parameters:
         ]
 
     def grid(self) -> list[Values]:
-        """Return every candidate, the first parameter varying slowest."""
+        """Return every candidate, the first parameter varying slowest.
+
+        Raises:
+            UserError: There are more than `MOST_CANDIDATES`.
+        """
+        count = math.prod(parameter.num_values or 1 for parameter in self.by_name.values())
+        if count > MOST_CANDIDATES:
+            raise UserError(
+                f"algorithm grid: {count:,} combinations are more than the {MOST_CANDIDATES:,} that it goes through; "
+                "give fewer choices or a larger step, or choose another algorithm"
+            )
         combinations: list[Values] = [{}]
         for name, parameter in self.by_name.items():
             combinations = [
@@ -119,7 +130,7 @@ class Parameters:
         if any(count is None for count in counts):
             return None
         upper = math.prod(count for count in counts if count is not None)
-        return upper if not any(p.when for p in self.by_name.values()) or upper > 100_000 else len(self.grid())
+        return upper if not any(p.when for p in self.by_name.values()) or upper > MOST_CANDIDATES else len(self.grid())
 
 
 def is_active(parameter: Parameter, values: Mapping[str, Any]) -> bool:
@@ -189,7 +200,7 @@ class Space:
             is_usable = False
         if not is_usable:
             formula = f"{parameter.factor:g} * {value:g} ** {parameter.power:g}"
-            raise SpecError(f"{self.source}: parameters.{name}: {formula} is no finite number; change factor or power")
+            raise SpecError(f"{self.source}: parameters.{name}: {formula} is non-finite; change factor or power")
         return round(result) if isinstance(self._base_value(name), int) else round(result, 12)
 
     def _base_value(self, path: str) -> Any:

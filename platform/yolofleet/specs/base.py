@@ -1,6 +1,7 @@
 """The base of every spec: frozen, strict, unknown keys refused, errors that a user can act on.
 
-The types of values that several specs share stand here too: counts, sizes in bytes, URLs without secrets.
+Overrides on the command line (``key.path=value``) and the types of values that several specs share stand here too:
+counts, sizes in bytes, URLs without secrets.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import local_path
-from yolofleet.core.redaction import holds_password, without_passwords
-from yolofleet.core.text import did_you_mean, one_line
-from yolofleet.specs.overrides import apply_overrides
-from yolofleet.specs.yaml_document import read_yaml
+from yolofleet.core.redaction import STARS, holds_secret, names_secret, redact_url, redact_values
+from yolofleet.core.text import cut, did_you_mean, one_line
+from yolofleet.specs.yaml_document import MOST_LEVELS, DocumentError, parse_yaml, read_yaml
 
 MOST_ERRORS_SHOWN = 8
 MOST_CHARACTERS = 1000
@@ -42,10 +42,12 @@ class Spec(BaseModel):
         """Check a plain document (dicts, lists, numbers, text) and build the spec from it.
 
         Raises:
-            SpecError: Something does not fit; every problem in one message, each on its own line.
+            SpecError: Something does not fit; every problem in one message, each on its own line. Or a text anywhere
+                in the document is a URL with a secret, for a spec is kept with the run for all to read.
         """
         if not isinstance(document, dict):
-            raise SpecError(f"{source}: a mapping of keys is needed here, not {_format_value(document)}")
+            raise SpecError(f"{source}: a mapping of keys is needed here, not {_kind_of(document)}")
+        refuse_secrets(document, source)
         try:
             return cls.model_validate_json(json.dumps(document, default=str))
         except pydantic.ValidationError as error:
@@ -66,6 +68,24 @@ class Spec(BaseModel):
     def document(self) -> dict[str, Any]:
         """Return the spec as plain JSON values, without fields that are None."""
         return self.model_dump(mode="json", exclude_none=True)
+
+
+def refuse_secrets(value: Any, source: str, key: str = "") -> None:
+    """Raise `SpecError` for a text in a document that is a URL with a secret; names its key."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            refuse_secrets(str(name), source, f"a key of {key or 'the file'}")
+            refuse_secrets(item, source, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for item in value:
+            refuse_secrets(item, source, key)
+    elif isinstance(value, str) and holds_secret(value):
+        raise SpecError(
+            f"{source}: {key}: {_shorten(redact_url(value))} holds a secret (a user part, a password, a token or a "
+            "key), and a spec is kept with the run for all to read; leave it out of the URL and give it in the "
+            "environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY), "
+            "for pods in a Secret (kubernetes.secrets.storage, kubernetes.secrets.tracking)"
+        )
 
 
 def _explain(cls: type[BaseModel], error: pydantic.ValidationError, source: str) -> Iterator[str]:
@@ -94,7 +114,9 @@ def _is_union_label(part: int | str) -> bool:
 
 
 def _explain_one(cls: type[BaseModel], problem: Any, location: list[int | str]) -> str:
-    kind, value, message = problem["type"], _format_value(problem["input"]), str(problem["msg"])
+    is_secret = bool(location) and names_secret(str(location[-1]))
+    value = STARS if is_secret else _format_value(problem["input"])
+    kind, message = problem["type"], str(problem["msg"])
     if kind == "extra_forbidden":
         allowed = _keys_at(cls, location[:-1])
         hint = did_you_mean(str(location[-1]), allowed) or ";"
@@ -140,7 +162,15 @@ def spec_within(annotation: Any) -> type[BaseModel] | None:
 
 
 def _format_value(value: Any) -> str:
-    text = without_passwords(json.dumps(value, default=str))
+    return _shorten(json.dumps(redact_values(value, by_name=True), default=str))
+
+
+def _kind_of(document: Any) -> str:
+    """Name the kind of a whole file's content; the text of a wrong file is not repeated, for it may be a key."""
+    return "text" if isinstance(document, str) else "a list" if isinstance(document, list) else _format_value(document)
+
+
+def _shorten(text: str) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -166,12 +196,55 @@ def _check_url(url: str) -> str:
             local_path(url)
         except UserError as error:
             raise ValueError(str(error)) from None
-    if holds_password(url):
-        raise ValueError(
-            "holds a password, and a spec is kept with the run for all to read; leave it out of the URL and give it in "
-            "the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, PGPASSWORD, AWS_SECRET_ACCESS_KEY)"
-        )
     return url
 
 
 Url = Annotated[str, Field(min_length=1), AfterValidator(_check_url)]
+
+
+WRITTEN_AS = "write it as key.path=value, e.g. data.image_size=320"
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """Return path and value of ``key.path=value``; the value is YAML.
+
+    Raises:
+        DocumentError: It has no ``=``, or its value is no YAML.
+    """
+    path, equals, text = override.partition("=")
+    if not equals:
+        raise DocumentError(f"override {cut(override)!r}: {WRITTEN_AS}")
+    return path.strip(), parse_yaml(text, source=f"override {cut(override)!r}", has_lines=False)
+
+
+def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Return the document with ``key.path=value`` overrides set; values are YAML.
+
+    Raises:
+        DocumentError: An override has no ``=``, or its path runs through something that is not a mapping.
+    """
+    result: dict[str, Any] = _copy(document)
+    for override in overrides:
+        path, value = parse_override(override)
+        keys = path.split(".")
+        if not all(keys) or len(keys) > MOST_LEVELS:
+            raise DocumentError(f"override {cut(override)!r}: {WRITTEN_AS}")
+        group = result
+        for depth, key in enumerate(keys[:-1]):
+            inner = group.setdefault(key, {})
+            if not isinstance(inner, dict):
+                where = ".".join(keys[: depth + 1])
+                raise DocumentError(
+                    f"override {cut(override)!r}: '{where}' is {cut(repr(inner))}, not a mapping with keys of its own"
+                )
+            group = inner
+        group[keys[-1]] = value
+    return result
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _copy(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_copy(inner) for inner in value]
+    return value

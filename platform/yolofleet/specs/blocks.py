@@ -44,8 +44,8 @@ Transition = Annotated[Width, Scaled.TRANSITION]
 Hidden = Annotated[Width, Scaled.HIDDEN]
 EvenStack = Annotated[int, Field(ge=2, le=256, multiple_of=2), Scaled.EVEN_STACK]
 Stack = Annotated[int, Field(ge=1, le=256), Scaled.STACK]
-RowName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-Reference = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$")]
+RowName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=100)]
+Reference = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)?$", max_length=200)]
 References = Annotated[tuple[Reference, ...], BeforeValidator(_as_tuple)]
 Activation = Literal["silu", "leaky_relu", "mish"]
 DownSampling = Literal["conv", "pool_conv", "split", "pool"]
@@ -190,7 +190,7 @@ class PoolsRow(Row):
     """Max pools of the input (stride 1), concatenated largest first, then the input itself."""
 
     block: Literal["pools"]
-    sizes: Annotated[tuple[Annotated[int, Field(ge=3)], ...], Field(min_length=1), AfterValidator(_growing)]
+    sizes: Annotated[tuple[Annotated[int, Field(ge=3, le=1025)], ...], Field(min_length=1), AfterValidator(_growing)]
     """Sides of the pools in pixels, odd and growing."""
 
 
@@ -284,7 +284,7 @@ _BUILT_IN_KINDS = frozenset(ROWS.built_in())
 
 def _tag(row: Any) -> str:
     kind = row.get("block") if isinstance(row, dict) else getattr(row, "block", None)
-    return str(kind) if kind in _BUILT_IN_KINDS else "registered"
+    return kind if isinstance(kind, str) and kind in _BUILT_IN_KINDS else "registered"
 
 
 def _read_registered(row: Any) -> Row:

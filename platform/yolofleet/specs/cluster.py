@@ -6,13 +6,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yolofleet.specs.base import Count, Spec
+from yolofleet.specs.base import Spec
+
+Workers = Annotated[int, Field(ge=1, le=10_000)]
 
 
 class ClusterSpec(Spec):
     """Workers, their resources, and what happens when they fail."""
 
-    workers: Count | tuple[Count, Count] = 1
+    workers: Workers | tuple[Workers, Workers] = 1
     """Number of workers, or [fewest, most] for a run that grows and shrinks with the cluster."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that each worker gets; 0 trains on the CPU."""

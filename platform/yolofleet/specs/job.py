@@ -136,7 +136,7 @@ class JobSpec(Spec):
     """Steps in a row with a non-finite loss or gradient, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
     """Passes over the training set."""
-    global_batch_size: Count = 64
+    global_batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Samples of one optimiser step, over all workers."""
     micro_batch_size: Count = 16
     """Samples that pass the network together; the global batch is a whole number of them."""
@@ -179,17 +179,17 @@ class JobSpec(Spec):
             )
         if self.strategy != "ddp" and self.precision not in ("fp32", "bf16"):
             raise ValueError(f"strategy {self.strategy} computes in fp32 or bf16; use precision bf16, or strategy ddp")
-        uneven = [number for number in self.cluster.worker_counts if self.num_micro_batches % number]
-        if self.strategy == "zero2" and uneven:
-            raise ValueError(
-                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: "
-                f"{self.num_micro_batches} micro-batches cannot be shared by {uneven[0]} workers; use strategy zero1"
-            )
         if self.cluster.most_workers > self.num_micro_batches:
             raise ValueError(
                 f"cluster.workers asks for {self.cluster.most_workers} workers, but a global batch of "
                 f"{self.global_batch_size} holds only {self.num_micro_batches} micro-batches of "
                 f"{self.micro_batch_size}; use fewer workers or a smaller micro_batch_size"
+            )
+        uneven = (number for number in self.cluster.worker_counts if self.num_micro_batches % number)
+        if self.strategy == "zero2" and (first := next(uneven, None)) is not None:
+            raise ValueError(
+                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: "
+                f"{self.num_micro_batches} micro-batches cannot be shared by {first} workers; use strategy zero1"
             )
         return self
 

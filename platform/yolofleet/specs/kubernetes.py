@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from yolofleet.core.redaction import names_secret
 from yolofleet.specs.base import Bytes, Count, Spec
 
 KUBERNETES_FORMAT = 1
-SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")]
 """A name in Kubernetes: small letters, digits and '-'."""
@@ -141,7 +140,7 @@ class KubernetesSpec(Spec):
     @classmethod
     def _no_secrets(cls, environment: dict[str, str]) -> dict[str, str]:
         for name in environment:
-            if SECRET_NAME.search(name):
+            if names_secret(name):
                 raise ValueError(
                     f"{name} looks like a secret, which all readers of the manifest would see; keep it in a "
                     "Secret and name that under secrets.storage or secrets.tracking"

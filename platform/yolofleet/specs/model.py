@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from yolofleet.core.text import did_you_mean
-from yolofleet.specs.base import Spec, SpecError, Url
+from yolofleet.specs.base import Spec, SpecError, Url, refuse_secrets
 from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Transition
 
 TABLE_FORMAT = 1
 
 Factor = Annotated[float, Field(ge=0.05, le=16)]
-Pixels = Annotated[float, Field(gt=0)]
-AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2)]
+Pixels = Annotated[float, Field(gt=0, le=1e6)]
+AnchorRow = Annotated[tuple[Pixels, ...], Field(min_length=2, max_length=200)]
 Reparameterize = Literal["planned", "none"] | tuple[str, ...]
 
 
@@ -82,7 +83,7 @@ class ModelTable(Spec):
     """Activation of every convolution unless its row says otherwise."""
     batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-3
     """Added to the variance in batch norm."""
-    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1)]
+    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1, max_length=1000)]
     """The rows, in the order of computation."""
     head: HeadSpec
     """Lead head."""
@@ -103,8 +104,8 @@ class ModelTable(Spec):
                 f"auxiliary needs {num_levels} rows and {num_levels} widths as the head has, "
                 f"not {len(self.auxiliary.inputs)} and {len(self.auxiliary.out)}"
             )
-        names = [row.name for row in self.blocks if row.name is not None]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
+        names = Counter(row.name for row in self.blocks if row.name is not None)
+        if twice := sorted(name for name, count in names.items() if count > 1):
             raise ValueError(f"two rows have the name {', '.join(twice)}; each name is given once")
         return self
 
@@ -132,11 +133,12 @@ class ModelTable(Spec):
 
 
 def check_format(document: Any, source: str) -> None:
-    """Refuse a table of a newer format before its unknown keys are reported.
+    """Refuse a table of a newer format, and one with a secret, before its unknown keys are reported.
 
     Raises:
-        SpecError: Names both formats and the cure.
+        SpecError: Names both formats and the cure, or the key of the secret.
     """
+    refuse_secrets(document, source)
     written = document.get("format", TABLE_FORMAT) if isinstance(document, dict) else TABLE_FORMAT
     if isinstance(written, int) and written > TABLE_FORMAT:
         raise SpecError(

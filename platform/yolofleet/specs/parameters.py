@@ -19,6 +19,7 @@ MOST = Field(max_length=1000)
 """Of the values of a choice, and of the parameters of a space."""
 MOST_CANDIDATES = 100_000
 """Of a grid, which are all listed."""
+Whole = Annotated[int, Field(ge=-(2**53), le=2**53)]
 DECIMALS = 12
 """Quantised values are rounded to this many decimals, so that 0.1 + 0.2 is 0.3."""
 
@@ -32,9 +33,9 @@ class Parameter(Spec):
     """Any number from the first to the second; with ``step``, only whole steps from the first on."""
     log_uniform: tuple[float, float] | None = None
     """The same, evenly on a logarithmic scale."""
-    integer: tuple[int, int] | None = None
+    integer: tuple[Whole, Whole] | None = None
     """Any whole number from the first to the second, both included; with ``step``, whole steps from the first on."""
-    log_integer: tuple[int, int] | None = None
+    log_integer: tuple[Whole, Whole] | None = None
     """The same, evenly on a logarithmic scale."""
     follows: str | None = None
     """Another parameter, or a numeric field of the job, that decides this one: factor x value ^ power."""
@@ -74,6 +75,8 @@ class Parameter(Spec):
             raise ValueError(f"{self.kind} [{low:g}, {high:g}]: the first is the lowest, the second the highest")
         if self.kind.startswith("log") and low <= 0:
             raise ValueError(f"{self.kind} [{low:g}, {high:g}]: both must be above 0")
+        if self.step is not None and (high - low) / self.step >= 2**53:
+            raise ValueError(f"step {self.step:g} makes more values of [{low:g}, {high:g}] than can be counted")
         if self.kind == "integer" and self.step is not None and self.step != int(self.step):
             raise ValueError(f"step {self.step:g} of an integer must be a whole number")
 

@@ -9,9 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
-from yolofleet.specs.base import Count, Spec, SpecError
+from yolofleet.specs.base import Count, Spec, SpecError, apply_overrides, parse_override
 from yolofleet.specs.job_paths import flatten, unknown_path
-from yolofleet.specs.overrides import apply_overrides, parse_override
 from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
 from yolofleet.specs.yaml_document import DocumentError, read_yaml
@@ -51,7 +50,7 @@ class SearchSpec(Spec):
     """The objectives, one or several."""
     algorithm: AlgorithmSpec = AlgorithmSpec()
     scheduler: SchedulerSpec = SchedulerSpec()
-    repeats: Count = 1
+    repeats: Annotated[int, Field(ge=1, le=1000)] = 1
     """Runs of each candidate, with other seeds; the same seeds, hence the same sample order, for all candidates."""
     concurrency: Count | None = None
     """Trials at a time; unless given, as many as fit the cluster."""

@@ -74,9 +74,9 @@ class AlgorithmSpec(Spec):
 
     name: Annotated[str, AfterValidator(_registered)] = "gaussian_process"
     """gaussian_process models measured objectives and computes the others; tpe, nsga2 and nsga3 are Optuna's."""
-    startup_trials: Count = 8
+    startup_trials: Annotated[int, Field(ge=1, le=100_000)] = 8
     """Trials spread evenly over the space before the model is trusted (gaussian_process, tpe)."""
-    population_size: Annotated[int, Field(ge=2)] = 20
+    population_size: Annotated[int, Field(ge=2, le=100_000)] = 20
     """Trials in a generation (nsga2, nsga3)."""
 
 

@@ -53,8 +53,7 @@ def read_yaml(path: str | Path) -> Any:
     """Read one YAML document from a file.
 
     Raises:
-        DocumentError: The file is missing, not text, or no YAML.
-        UserError: It is no regular file, or too large.
+        DocumentError: The file is missing, no regular file, too large, not text, or no YAML.
     """
     path = Path(path)
     try:
@@ -63,8 +62,6 @@ def read_yaml(path: str | Path) -> Any:
         raise DocumentError(f"{path}: no such file{_similar_files(path)}") from error
     except OSError as error:
         raise DocumentError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a NUL in the path
-        raise DocumentError(f"{str(path)!r}: no path of a file: {error}") from error
 
 
 def parse_yaml(text: str | bytes, *, source: str, has_lines: bool = True) -> Any:
@@ -106,7 +103,7 @@ def write_yaml(document: Any) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes also the text that YAML 1.1 reads as text, but `parse_yaml` does not, and repeats in place of aliases."""
+    """Quotes also the text that YAML 1.1 reads as text, but `parse_yaml` does not, and repeats instead of aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -153,7 +150,7 @@ class _Builder:
                 value = self._read_scalar(event)
                 if event.anchor is not None:
                     self._anchors[event.anchor] = (value, 1 + len(event.value) // CHARACTERS_OF_A_NODE)
-                self._place(value, is_merge=event.value == "<<" and not event.style and event.tag is None)
+                self._add(value, is_merge=event.value == "<<" and not event.style and event.tag is None)
             case yaml.MappingStartEvent() | yaml.SequenceStartEvent():
                 self._begin(event)
             case yaml.MappingEndEvent() | yaml.SequenceEndEvent():
@@ -182,7 +179,7 @@ class _Builder:
             value = {**mapping, **value}
         if group.anchor is not None:
             self._anchors[group.anchor] = (value, self._nodes - group.nodes_before)
-        self._place(value)
+        self._add(value)
 
     def _take_alias(self, anchor: str) -> None:
         if any(group.anchor == anchor for group in self._groups) and anchor not in self._anchors:
@@ -191,14 +188,14 @@ class _Builder:
             raise self._error(f"the alias *{cut(anchor)} has no anchor &{cut(anchor)} before it")
         value, nodes = self._anchors[anchor]
         self._count(nodes)
-        self._place(value)
+        self._add(value)
 
     def _count(self, nodes: int) -> None:
         self._nodes += nodes
         if self._nodes > MOST_NODES:
             raise self._error(f"more than {MOST_NODES:,} values, aliases counted as what they stand for; write fewer")
 
-    def _place(self, value: Any, *, is_merge: bool = False) -> None:
+    def _add(self, value: Any, *, is_merge: bool = False) -> None:
         """Put a value that is whole where it belongs: into the innermost list, or as a key or value of a mapping."""
         if not self._groups:
             self.root.append(value)
@@ -277,7 +274,7 @@ def _meaning(text: str, tag: str) -> str:
         return "a date"
     if ":" in text:
         return "a number to the base of 60"
-    return "an octal or binary number" if tag == "int" or _UNCLEAR.fullmatch(text) else "no finite number"
+    return "an octal or binary number" if tag == "int" or _UNCLEAR.fullmatch(text) else "a non-finite number"
 
 
 def _similar_files(path: Path) -> str:

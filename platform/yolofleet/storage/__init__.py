@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from yolofleet.core.local_files import local_path
-from yolofleet.core.redaction import holds_password, without_passwords
+from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, check_key
 
@@ -23,12 +23,13 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
     """Open the storage at a path, a ``file://`` URL or an ``s3://bucket/prefix`` URL.
 
     Raises:
-        StorageError: The URL's scheme is unknown or the bucket is missing.
+        StorageError: The URL holds a secret, its scheme is unknown or the bucket is missing.
     """
     text = str(url)
-    if holds_password(text):
+    if holds_secret(text):
         raise StorageError(
-            f"{without_passwords(text)}: a URL takes no key; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            f"{redact_url(text)}: a URL takes no key, token or password; set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
         )
     parts = urlsplit(text)
     if parts.scheme in ("", "file") or (len(parts.scheme) == 1 and os.name == "nt"):

@@ -175,14 +175,11 @@ class Storage(ABC):
         return os.fstat(stream.fileno()).st_size
 
     def get_at_most(self, key: str, most_bytes: int) -> bytes:
-        """Return the whole object; one with more bytes than it can have is an error, and is not read to its end."""
-        data = bytearray()
+        """Return the whole object; one with more bytes than it can have is an error, and is not read."""
         with self.open_stream(key) as source:
-            while block := source.read(1 << 20):
-                data += block
-                if len(data) > most_bytes:
-                    raise StorageError(f"{self.url}/{key}: more than {most_bytes:,} bytes are too many for such a file")
-        return bytes(data)
+            if (size := self.stream_bytes(source)) > most_bytes:
+                raise StorageError(f"{self.url}/{key}: {size:,} bytes are too many for such a file ({most_bytes:,})")
+            return source.read(size)
 
     def exists(self, key: str) -> bool:
         """Return whether the object exists."""

@@ -16,7 +16,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.storage.objects import (
     ObjectInfo,
@@ -61,7 +61,7 @@ class S3Storage(Storage):
                     self.outages.note_fault(str(failure))
                 else:
                     self.outages.note_answer()  # a refusal is an answer
-                raise failure from error
+                raise failure from redact_error(error)
             self.outages.note_answer()
             return result
 
@@ -78,7 +78,7 @@ class S3Storage(Storage):
 
         where = f"{self.url}/{key}".rstrip("/")
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        endpoint = without_passwords(endpoint)
+        endpoint = redact_url(endpoint)
         if isinstance(error, exceptions.ClientError):
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -98,7 +98,7 @@ class S3Storage(Storage):
                 f"{where}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use an IAM role"
             )
         if isinstance(error, exceptions.ParamValidationError | exceptions.InvalidRegionError | ValueError):
-            return StorageError(f"{where}: {what} is not possible: {error}")
+            return StorageError(f"{where}: {what} is not possible: {redact(str(error))}")
         if isinstance(error, FileNotFoundError | PermissionError):
             return StorageError(f"{where}: {what} cannot read the local file: {error}")
         if isinstance(error, exceptions.BotoCoreError | OSError) or type(error).__module__.startswith("urllib3"):
@@ -255,6 +255,9 @@ class _ResumingBody(io.RawIOBase):
 
 def _client() -> Any:
     """Return the client for this process and its present AWS_ variables."""
+    for name, value in list(os.environ.items()):
+        if (name.startswith("AWS_ENDPOINT_URL") or name.lower().endswith("_proxy")) and is_ambiguous(value):
+            raise StorageError(f"{name} {redact_url(value)}: clients disagree where its secret ends; percent-encode it")
     names = sorted(name for name in list(os.environ) if name.startswith("AWS_"))
     return _s3_client(os.getpid(), tuple((name, os.environ.get(name, "")) for name in names))
 

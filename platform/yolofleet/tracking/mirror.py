@@ -14,7 +14,7 @@ from typing import Any
 
 from yolofleet.core.background import BackgroundLoop, within
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.redaction import redact
 from yolofleet.core.text import one_line
 from yolofleet.tracking.mirrored_run import MirroredRun, find_run
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
@@ -58,7 +58,7 @@ class BackgroundSync:
     ) -> None:
         self._sync = sync
         self._source = source
-        self._uri = without_passwords(tracking_uri)
+        self._uri = redact(tracking_uri)
         self._unaffected = unaffected
         self._poll_seconds = poll_seconds
         self._on_event = on_event

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from yolofleet.core.redaction import redact, redact_values
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.tracking.json_lines import Row, encode_row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
@@ -141,7 +142,7 @@ class MirroredRun:
     def _send_tags(self, client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
         for key, value in tags.items():
             if self._sent_tags.get(key) != value:
-                client.set_tag(run_id, key, value[:LONGEST_TAG])
+                client.set_tag(run_id, key, redact(value)[:LONGEST_TAG])
         self._sent_tags = tags
 
     def _send_metrics(self, client: MlflowClient, run_id: str) -> None:
@@ -269,7 +270,7 @@ def flat_params(document: Mapping[str, Any], prefix: str = "", longest: int = LO
         if isinstance(value, Mapping):
             leaves |= flat_params(value, f"{path}.", longest)
         elif value is not None:
-            leaves[valid_name(path)] = _text(value)[:longest]
+            leaves[valid_name(path)] = _text(redact_values(value))[:longest]
     return leaves
 
 

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import local_path
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
@@ -70,22 +70,25 @@ def sqlite_path(tracking_uri: str) -> Path | None:
 
 def check_uri(tracking_uri: str) -> None:
     """Raise `TrackingError` for a URI that MLflow cannot serve."""
+    if is_ambiguous(tracking_uri):
+        raise TrackingError(
+            f"{redact_url(tracking_uri)}: clients disagree where its secret ends; percent-encode it "
+            "(/ as %2F, @ as %40, a blank as %20), or give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        )
     scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
     try:
         _ = urlsplit(tracking_uri).port
     except ValueError as error:
-        raise TrackingError(
-            f"{without_passwords(tracking_uri)}: the port is wrong ({error}); write http://HOST:PORT"
-        ) from error
+        raise TrackingError(f"{redact(tracking_uri)}: the port is wrong ({error}); write http://HOST:PORT") from error
     if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
-        raise TrackingError(f"{without_passwords(tracking_uri)}: a host is missing; write http://HOST:PORT")
+        raise TrackingError(f"{redact(tracking_uri)}: a host is missing; write http://HOST:PORT")
     if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
         raise TrackingError(
             f"{tracking_uri}: a database file is missing; write sqlite:///PATH, with a fourth / if absolute"
         )
     if scheme not in ("http", "https", "sqlite", "databricks", *DATABASE_SCHEMES):
         raise TrackingError(
-            f"{without_passwords(tracking_uri)}: not an MLflow tracking URI; use http://HOST:PORT, https://HOST, "
+            f"{redact(tracking_uri)}: not an MLflow tracking URI; use http://HOST:PORT, https://HOST, "
             "sqlite:///PATH/mlflow.db or postgresql://USER@HOST/DATABASE"
         )
 
@@ -104,7 +107,7 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         within(timeout_seconds, lambda: _probe(tracking_uri))
     except TimeoutError as error:
         raise TrackingError(
-            f"MLflow at {without_passwords(tracking_uri)} gave no answer within {timeout_seconds:g} s; check "
+            f"MLflow at {redact(tracking_uri)} gave no answer within {timeout_seconds:g} s; check "
             "tracking.uri, the server and the network"
         ) from error
 
@@ -133,8 +136,7 @@ def mlflow_errors(tracking_uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:
-        reason = without_passwords(one_line(error, 400))
-        raise TrackingError(f"MLflow at {without_passwords(tracking_uri)}: {reason}") from error
+        raise TrackingError(f"MLflow at {redact(tracking_uri)}: {one_line(error, 400)}") from redact_error(error)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
@@ -180,7 +182,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
             found = client.get_experiment_by_name(name)  # another process was first
     if found.lifecycle_stage != "active":
         raise TrackingError(
-            f"the MLflow experiment '{name}' at {without_passwords(client.tracking_uri)} was deleted; restore it with "
+            f"the MLflow experiment '{name}' at {redact(client.tracking_uri)} was deleted; restore it with "
             f"`mlflow experiments restore -x {found.experiment_id}`, or set another tracking.experiment"
         )
     return str(found.experiment_id)
@@ -194,23 +196,23 @@ def _probe(tracking_uri: str) -> None:
             socket.create_connection((parts.hostname, port), timeout=CONNECT_TIMEOUT_SECONDS).close()
         except OSError as error:
             raise TrackingError(
-                f"nothing answers at {without_passwords(tracking_uri)} ({error}); start it with "
+                f"nothing answers at {redact(tracking_uri)} ({error}); start it with "
                 "`mlflow server`, or correct tracking.uri"
             ) from error
     try:
         open_client(tracking_uri).search_experiments(max_results=1)
     except ModuleNotFoundError as error:
         raise TrackingError(
-            f"{without_passwords(tracking_uri)} needs the Python package of its database driver ({error.name}), which "
+            f"{redact(tracking_uri)} needs the Python package of its database driver ({error.name}), which "
             "is not installed: install it, or name the driver that is there, e.g. postgresql+psycopg2://..."
         ) from error
     except Exception as error:  # MLflow, requests and every database driver have errors of their own
         reason = one_line(error)
         raise TrackingError(
-            f"MLflow at {without_passwords(tracking_uri)} does not work: {reason}; check tracking.uri, the credentials "
+            f"MLflow at {redact(tracking_uri)} does not work: {reason}; check tracking.uri, the credentials "
             "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN) and the server's "
             "--allowed-hosts"
-        ) from error
+        ) from redact_error(error)
 
 
 def _check_sqlite(database: Path) -> None:
@@ -271,5 +273,5 @@ def artifact_problem(tracking_uri: str, location: str, name: str, text: str) -> 
             finally:
                 store.delete_artifacts(name)
         except Exception as error:  # every kind of store raises what its own library does
-            return without_passwords(one_line(error))
+            return one_line(error)
     return None if seen == text else "the fetched file differs from the stored one"

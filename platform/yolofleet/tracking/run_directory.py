@@ -30,7 +30,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.redaction import redact_values
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
 from yolofleet.tracking.json_lines import Cursor, Row, list_logs, list_parts, read_new_rows, read_rows
@@ -141,8 +141,8 @@ class RunDirectory:
             ) from error
 
     def record_facts(self, **facts: Any) -> None:
-        """Store facts of the run (plain JSON values) beside those that are recorded already."""
-        merged = {**self.facts(), **facts}
+        """Store facts of the run (plain JSON values) without the secrets of URLs, beside those recorded already."""
+        merged = {**self.facts(), **redact_values(facts)}
         self.storage.put(FACTS_KEY, json.dumps(merged, indent=2, sort_keys=True).encode() + b"\n")
 
     def status(self) -> str | None:
@@ -164,15 +164,14 @@ class RunDirectory:
         self._record_outages()
 
     def append_event(self, kind: str, **fields: Any) -> None:
-        """Add an event: its kind, the time, and its fields, without the passwords of URLs."""
-        plain = {name: without_passwords(value) if isinstance(value, str) else value for name, value in fields.items()}
-        self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **plain})
+        """Add an event: its kind, the time, and its fields, without the secrets of URLs."""
+        self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **redact_values(fields)})
         self._record_outages()
 
     def _record_outages(self) -> None:
         """Add an event for faults of the storage that this process has waited out: no other process saw them."""
         if (outage := self.storage.outages.take()) is not None:
-            event = {"time": utc_now(), "kind": "storage_back", **asdict(outage)}
+            event = {"time": utc_now(), "kind": "storage_back", **redact_values(asdict(outage))}
             self._writer(self._events_name).append(event)
 
     def metrics(self) -> list[Row]:

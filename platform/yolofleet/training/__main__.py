@@ -6,6 +6,7 @@ import os
 import sys
 
 from yolofleet.core.errors import EXIT_USER_ERROR, UserError, WorkError
+from yolofleet.core.output_guard import guard_output
 from yolofleet.core.terminal import note
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import hold
@@ -18,6 +19,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0].startswith("-"):
         note(__doc__ or "")
         return EXIT_USER_ERROR
+    guard_output()
     try:
         job = JobSpec.load(arguments[0], arguments[1:]).with_absolute_paths()
         if os.environ.get("RANK", "0") != "0":

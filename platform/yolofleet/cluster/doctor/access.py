@@ -143,5 +143,5 @@ def parse_report(log: str, message: str) -> Report | Finding:
         if line.startswith(REPORT_PREFIX):
             return Report.from_document(json.loads(line.removeprefix(REPORT_PREFIX)))
     last = " / ".join(line.strip() for line in lines[-SHOWN_LINES:] if line.strip()) or message
-    cure = "use the image of this version, or install the packages of constraints.txt on the nodes"
+    cure = "use the image of this version, or install the packages of requirements/run.txt on the nodes"
     return Finding(CLUSTER, JOB_SUBJECT, "fail", f"ended without a report: {last[-400:]}", cure)

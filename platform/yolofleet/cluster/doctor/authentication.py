@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
 from yolofleet.core.errors import UserError
 from yolofleet.core.ray_runtime import own_token
+from yolofleet.core.redaction import STARS, holds_secret, redact_url
 from yolofleet.core.text import one_line
 
 RAY_SUBJECT = "Ray"
@@ -43,6 +44,9 @@ class Address:
         Raises:
             UserError: It is none of these.
         """
+        if holds_secret(text) or holds_secret(f"http://{text}"):
+            shown = redact_url(text) if holds_secret(text) else STARS
+            raise UserError(f"--address {shown}: holds a user or password; Ray takes its token from RAY_AUTH_TOKEN")
         try:
             parts = urlsplit(text if "://" in text else f"gcs://{text}")
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -53,8 +57,6 @@ class Address:
                 f"--address {text}: is not the address of a cluster; it looks like http://HOST:8265 (its dashboard), "
                 "ray://HOST:10001, or HOST:6379 on one of its nodes"
             )
-        if parts.password is not None or parts.username is not None:
-            raise UserError("--address: holds a user or password; Ray takes its token from RAY_AUTH_TOKEN")
         return cls(parts.scheme, parts.hostname, port)
 
     @property

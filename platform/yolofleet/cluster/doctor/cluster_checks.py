@@ -19,7 +19,7 @@ from yolofleet.cluster.doctor.finding import CLUSTER, Finding
 from yolofleet.cluster.doctor.nodes import ExaminedNode
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
-from yolofleet.core.redaction import without_passwords
+from yolofleet.core.redaction import redact
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec, TrackingSpec
 from yolofleet.tracking.mlflow_store import (
@@ -115,7 +115,7 @@ def probe_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
         check_reachable(tracking_uri, REACH_SECONDS)
         return within(USE_SECONDS, lambda: _use_tracking(tracking_uri, experiment))
     except TimeoutError:
-        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
+        return TrackingFound(f"MLflow at {redact(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
     except UserError as error:
         return TrackingFound(str(error))
 
@@ -136,7 +136,7 @@ def _use_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
         entry = client.get_experiment_by_name(experiment)
         if entry is not None and entry.lifecycle_stage != "active":
             return TrackingFound(
-                f"the MLflow experiment '{experiment}' at {without_passwords(tracking_uri)} was deleted; restore it, "
+                f"the MLflow experiment '{experiment}' at {redact(tracking_uri)} was deleted; restore it, "
                 "or set another tracking.experiment"
             )
         read = time.monotonic()
@@ -148,14 +148,13 @@ def _use_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
             client.delete_registered_model(name)
         location = (entry or client.get_experiment("0")).artifact_location
     if seen != value:
-        return TrackingFound(f"MLflow at {without_passwords(tracking_uri)} does not give back what was written there")
+        return TrackingFound(f"MLflow at {redact(tracking_uri)} does not give back what was written there")
     written = time.monotonic()
     if is_made_by_first_run(location):
         return TrackingFound(None, read - began, written - read)
     if problem := artifact_problem(tracking_uri, location, f"{name}.txt", value):
         return TrackingFound(
-            f"MLflow at {without_passwords(tracking_uri)} keeps records, but no files at "
-            f"{without_passwords(location)}: {problem}"
+            f"MLflow at {redact(tracking_uri)} keeps records, but no files at {redact(location)}: {problem}"
         )
     return TrackingFound(None, read - began, written - read, time.monotonic() - written)
 
@@ -167,7 +166,7 @@ def check_tracking(found: TrackingFound, tracking_uri: str, tracking: TrackingSp
         may_wait = tracking.when_away == "spool"
         cure = "see to the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
         return finding("warn" if may_wait else "fail", found.problem, cure)
-    name = without_passwords(tracking_uri)
+    name = redact(tracking_uri)
     if found.write_seconds is None:
         return finding("ok", f"{name}: is made by the first training")
     measured = {"read_seconds": found.read_seconds, "write_seconds": found.write_seconds}

@@ -180,9 +180,9 @@ def check_versions(node: str, found: Installed, expected: Installed) -> Finding:
         if found.versions.get(name) != version
     ]
     if others:
-        return finding("fail", "; ".join(others), "use the image, or constraints.txt, of this yolofleet")
+        return finding("fail", "; ".join(others), "use the image, or requirements/run.txt, of this yolofleet")
     if found.unmet:
-        return finding("fail", "; ".join(found.unmet), "install with constraints.txt (make install)")
+        return finding("fail", "; ".join(found.unmet), "install requirements/run.txt (make install)")
     if found.yolofleet not in (None, expected.yolofleet):
         cure = "use the image of this version; a job that is submitted brings its own source, train does not"
         return finding("warn", f"yolofleet {found.yolofleet} ({expected.yolofleet} is wanted)", cure)

@@ -11,18 +11,9 @@ from collections.abc import Mapping
 
 import torch
 
-TYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+from yolofleet.models.tensor_file import DTYPES
+
+TYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 HEADER_ALIGNMENT_BYTES = 8
 
 Tensors = Mapping[str, torch.Tensor]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 import yolofleet
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import one_line
 from yolofleet.models.weight_differences import compare_weights
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore
@@ -121,12 +124,19 @@ def restore(
         return RunState()
     checkpoint = found if found is not None else store.load(step)
     _check_same_job(checkpoint, job, store)
-    load_strictly(model, checkpoint.tensors["weights"])
-    load_strictly(average.model, checkpoint.tensors["average"])
-    load_momentum_state(model, optimizer, checkpoint.tensors["moments"])
-    precision.load_state(checkpoint.state["loss_scale"])
-    known = {field.name for field in fields(RunState)}  # older checkpoints also held the best step so far
-    return RunState(**{name: value for name, value in checkpoint.state["run"].items() if name in known})
+    try:
+        load_strictly(model, checkpoint.tensors["weights"])
+        load_strictly(average.model, checkpoint.tensors["average"])
+        load_momentum_state(model, optimizer, checkpoint.tensors["moments"])
+        precision.load_state(checkpoint.state["loss_scale"])
+        known = {field.name for field in fields(RunState)}  # older checkpoints also held the best step so far
+        run = {name: value for name, value in checkpoint.state["run"].items() if name in known}
+        return TypeAdapter(RunState).validate_json(json.dumps(run), strict=True)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{store.storage.url}/step-{step}: is no checkpoint of this run ({one_line(error)}); remove it, and "
+            "the run resumes from the one before"
+        ) from error
 
 
 @torch.no_grad()

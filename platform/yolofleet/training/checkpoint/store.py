@@ -20,16 +20,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import one_line
+from yolofleet.models.tensor_file import TensorFileError, parse_tensors
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 from yolofleet.training.checkpoint.packing import PackedTensors, Tensors
 
 FORMAT = 1
 COMMIT_KEY = "COMMITTED"
+MOST_COMMIT_BYTES = 1_000_000
 STATE_KEY = "state.json"
 LONGEST_WAIT_SECONDS = 60.0
 """How long a checkpoint that is due waits for the one before it to be stored, before it is skipped."""
@@ -214,12 +215,10 @@ class CheckpointStore:
         Raises:
             DamagedCheckpointError: The checkpoint or the file is not there.
         """
-        key = f"step-{step}/{COMMIT_KEY}"
-        try:
-            commit = _parse_object(self.storage.get(key), f"{self.storage.url}/{key}")
-            return str(commit["files"][f"{file}.safetensors"]["sha256"])
-        except (ObjectNotFoundError, KeyError) as error:
-            raise DamagedCheckpointError(f"{self.storage.url}/{key}: incomplete: {error}") from error
+        committed = self._committed(step)
+        if f"{file}.safetensors" not in committed:
+            raise DamagedCheckpointError(f"{self.storage.url}/step-{step}: incomplete: it has no {file}.safetensors")
+        return committed[f"{file}.safetensors"]
 
     def newest(self, at_most: int | None = None) -> Checkpoint | None:
         """Return the newest whole checkpoint, or None; damaged ones are passed over, each with an event.
@@ -242,8 +241,8 @@ class CheckpointStore:
         """
         state, files = self._read(step, lambda name: True)
         try:
-            tensors = {name.removesuffix(".safetensors"): safetensors.torch.load(data) for name, data in files.items()}
-        except safetensors.SafetensorError as error:
+            tensors = {name.removesuffix(".safetensors"): parse_tensors(data) for name, data in files.items()}
+        except TensorFileError as error:
             raise DamagedCheckpointError(f"{self.storage.url}/step-{step}: {error}") from error
         return Checkpoint(step, state, tensors)
 
@@ -251,23 +250,46 @@ class CheckpointStore:
         """Return the state and the wanted other files of a checkpoint, each as it was committed."""
         folder = f"step-{step}"
         where = f"{self.storage.url}/{folder}"
+        committed = self._committed(step)
+        try:
+            files = {name: self.storage.get(f"{folder}/{name}") for name in committed if wanted(name)}
+        except ObjectNotFoundError as error:
+            raise DamagedCheckpointError(f"{where}: incomplete: {error}") from error
+        for name, data in files.items():
+            if hashlib.sha256(data).hexdigest() != committed[name]:
+                raise DamagedCheckpointError(f"{where}/{name}: does not match the digest in {COMMIT_KEY}")
+        return _parse_object(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
+
+    def _committed(self, step: int) -> dict[str, str]:
+        """Return the digests of the files of a checkpoint; files of another size than was committed are not read."""
+        folder = f"step-{step}"
+        where = f"{self.storage.url}/{folder}"
+        sizes = {entry.key.removeprefix(f"{folder}/"): entry.size_bytes for entry in self.storage.list(f"{folder}/")}
+        if sizes.get(COMMIT_KEY, 0) > MOST_COMMIT_BYTES:
+            raise DamagedCheckpointError(
+                f"{where}/{COMMIT_KEY}: has {sizes[COMMIT_KEY]:,} bytes, and lists a few files"
+            )
         try:
             commit = _parse_object(self.storage.get(f"{folder}/{COMMIT_KEY}"), f"{where}/{COMMIT_KEY}")
             _check_format(commit, f"{where}/{COMMIT_KEY}")
-            files = {name: self.storage.get(f"{folder}/{name}") for name in commit["files"] if wanted(name)}
-        except (ObjectNotFoundError, KeyError) as error:
+            files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in commit["files"].items()}
+        except ObjectNotFoundError as error:
             raise DamagedCheckpointError(f"{where}: incomplete: {error}") from error
-        for name, data in files.items():
-            if hashlib.sha256(data).hexdigest() != commit["files"][name]["sha256"]:
-                raise DamagedCheckpointError(f"{where}/{name}: does not match the digest in {COMMIT_KEY}")
-        return _parse_object(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DamagedCheckpointError(f"{where}/{COMMIT_KEY}: lists no files: {one_line(error)}") from error
+        for name, (num_bytes, _) in files.items():
+            if sizes.get(name) != num_bytes:
+                raise DamagedCheckpointError(
+                    f"{where}: incomplete: {name} has {sizes.get(name, 0):,} bytes, {num_bytes:,} were committed"
+                )
+        return {name: sha256 for name, (_, sha256) in files.items()}
 
 
 def _parse_object(data: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(data)
-    except ValueError as error:
-        raise DamagedCheckpointError(f"{where}: is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedCheckpointError(f"{where}: is not JSON ({one_line(error)})") from error
     if not isinstance(document, dict):
         raise DamagedCheckpointError(f"{where}: is not a JSON object")
     return document

@@ -99,6 +99,11 @@ def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None
             f"{job.data.val}: its classes differ from those of {job.data.train}: {', '.join(changes)}; "
             "shard both from annotations with the same categories"
         )
+    if sum(val.manifest.class_counts) == 0:
+        raise UserError(
+            f"{job.data.val}: no boxes to evaluate with in {len(val)} images (crowd regions do not count), so no "
+            "checkpoint could be called the best; give data.val a dataset of labelled images that training does not see"
+        )
 
 
 def _check_model(job: JobSpec, num_classes: int) -> None:

@@ -29,6 +29,7 @@ from yolofleet.data.anchors import (
     survey_boxes,
 )
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.models.tensor_file import parse_tensors
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
 from yolofleet.storage import ObjectNotFoundError
@@ -226,5 +227,4 @@ def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
 
 def run_image_weights(run: RunDirectory) -> NDArray[np.float64]:
     """Return how often each sample is drawn an epoch, as the run decided at its start."""
-    tensors = safetensors.numpy.load(run.storage.get(IMAGE_WEIGHTS_KEY))
-    return np.asarray(tensors["weights"], dtype=np.float64)
+    return parse_tensors(run.storage.get(IMAGE_WEIGHTS_KEY))["weights"].double().numpy()

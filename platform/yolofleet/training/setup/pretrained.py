@@ -23,6 +23,7 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.data.anchors import Anchors
 from yolofleet.models import build_model
 from yolofleet.models.network import Network
+from yolofleet.models.tensor_file import parse_tensors
 from yolofleet.models.weights import LoadedWeights, read_checkpoint, transfer_state_dict
 from yolofleet.specs.model import ModelTable
 from yolofleet.storage import Storage, open_storage
@@ -128,7 +129,7 @@ def take_over(table: ModelTable, num_classes: int, weights: TrainedWeights) -> T
 def load_initial(storage: Storage, model: Network) -> None:
     """Load the tensors that the run directory keeps into a fresh model; the others keep their random values."""
     own = model.state_dict()
-    for name, tensor in safetensors.torch.load(storage.get(INITIAL_KEY)).items():
+    for name, tensor in parse_tensors(storage.get(INITIAL_KEY)).items():
         own[name].copy_(tensor)
 
 

@@ -28,6 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import EXIT_STOPPED, UserError
+from yolofleet.core.output_guard import guard_output
 from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import note
 from yolofleet.evaluation.detector import select_device
@@ -157,6 +158,7 @@ def run_worker(
         token: The run's lock, as whoever started the workers holds it; None where no one else can know of the run.
         evaluate_apart: Leave the evaluations to another process, which finds the waiting ones in the run directory.
     """
+    guard_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     use_worker_threads(job, group.device)
     with RunDirectory.open(job.storage, job.name, token=token) as run:

@@ -1,0 +1,97 @@
+"""JSON as tools write it: with a byte order mark, in gzip or zip, as one document, or as one value after the other."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.errors import UserError
+from yolofleet.core.local_files import read_regular
+
+MOST_BYTES = 2**31
+GZIP_MAGIC, ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
+
+
+def is_json_name(name: str) -> bool:
+    """Return whether a path names a file of JSON, by its ending."""
+    return re.search(r"\.(json|jsonl|ndjson)(\.gz|\.zip)?$", name, re.IGNORECASE) is not None
+
+
+def read_json(path: Path) -> Any:
+    """Read a file.
+
+    Returns:
+        Its document. Several values, such as JSON lines or the files of several workers joined together, are returned
+        as one list; the items of lists among them are its items.
+
+    Raises:
+        UserError: It cannot be read or unpacked, is not UTF-8, or is not JSON.
+    """
+    text = _decode(_unpack(path), path)
+    try:
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError as error:
+            if error.msg != "Extra data":
+                raise
+            return _read_values(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def _unpack(path: Path) -> bytes:
+    """Return the content of a file, of a gzip file, or of the one JSON file in a zip file."""
+    try:
+        data = read_regular(path, MOST_BYTES)
+        if data.startswith(GZIP_MAGIC):
+            return _read_bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), path)
+        if data.startswith(ZIP_MAGIC):
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                names = [name for name in archive.namelist() if is_json_name(name) and "__MACOSX" not in name]
+                if len(names) != 1:
+                    raise UserError(f"{path} holds {len(names)} JSON files; unpack it and name the one that is meant")
+                with archive.open(names[0]) as member:
+                    return _read_bounded(member, path)
+        return data
+    except (zlib.error, EOFError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as error:
+        raise UserError(f"cannot unpack {path}: {error}; is the download complete?") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _read_bounded(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
+    data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise UserError(f"{path} unpacks to more than the {format_bytes(MOST_BYTES)} that are read")
+    return data
+
+
+def _decode(data: bytes, path: Path) -> str:
+    if not data.strip():
+        raise UserError(f"{path} is empty")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:4]:
+        raise UserError(
+            f"{path} is not UTF-8 text but UTF-16, as PowerShell's '>' writes it; "
+            "convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not JSON: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+
+
+def _read_values(text: str) -> list[Any]:
+    """Return all values of a text that holds several."""
+    decoder, values, position = json.JSONDecoder(), [], 0
+    space = re.compile(r"\s*")
+    while (position := space.match(text, position).end()) < len(text):  # type: ignore[union-attr]
+        value, position = decoder.raw_decode(text, position)
+        values += value if isinstance(value, list) else [value]
+    return values

@@ -1,0 +1,276 @@
+"""Result files of any tool, brought into the terms of a ground truth.
+
+What can mean one thing only is repaired and counted. What probably means something else is refused with the option that
+says so, or is evaluated as it is with a warning: a wrong format must not end as an AP of 0 without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from yolofleet.core.errors import UserError
+from yolofleet.core.text import and_more
+from yolofleet.evaluation.average_precision import AveragePrecision
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.ground_truth import Entries, GroundTruth
+from yolofleet.evaluation.id_index import Found, IdIndex
+from yolofleet.evaluation.json_file import read_json
+from yolofleet.evaluation.readings import (
+    AS_IS,
+    BOX_FORMATS,
+    Floats,
+    Integers,
+    Trial,
+    convert_boxes,
+    id_readings,
+    image_sizes,
+)
+from yolofleet.evaluation.result_records import Note, ResultColumns, read_columns, unwrap
+
+MOST_NAMED = 5
+PLAUSIBLE_AP50 = 0.1
+"""From here on a file whose ids are all known is not doubted."""
+CERTAIN_GAIN, CERTAIN_RATIO = 0.15, 3.0
+"""A reading is certain where it raises AP50 by this much and to this multiple, and likely at the multiple alone."""
+LIKELY_GAIN = 0.02
+LOW_AP50 = 0.005
+LEAST_OUTSIDE = 0.2
+"""Share of boxes that must leave their image before their format is doubted."""
+SLACK_PIXELS = 2.0
+LARGEST_SHARE = 1.1
+"""Shares of an image may pass 1 a little where a box leaves it; boxes in pixels are larger."""
+PLURALS = {"image_id": "image ids", "category_id": "category ids"}
+LIKELY_CAUSE = {
+    "image_id": "likely they are of a larger set of images",
+    "category_id": "likely the model knows more classes",
+}
+
+
+def read_results(path: Path, truth: GroundTruth, box_format: str | None = None) -> tuple[Detections, list[Note]]:
+    """Read a result file.
+
+    Args:
+        path: COCO result records, in any of the forms of `read_json` and `read_columns`.
+        truth: What its ids and names refer to.
+        box_format: One of `BOX_FORMATS`; None: pixels x, y, width, height, unless that cannot be.
+
+    Returns:
+        The detections with the ids of the ground truth, and what was repaired, left out, or is doubtful.
+
+    Raises:
+        UserError: The file cannot be read, a record is malformed, nothing refers to the ground truth, or the boxes have
+            another format.
+    """
+    records, around = unwrap(read_json(path), str(path))
+    columns = read_columns(records, str(path))
+    notes = [*truth.notes, *columns.notes]
+    if not records:
+        notes.append(Note(kind="no_detections", count=0, text=f"{path} holds no detections"))
+    images = _match(columns.image_ids, truth.images, around.get("images"), "image_id", path, notes)
+    categories = _match(columns.category_ids, truth.categories, around.get("categories"), "category_id", path, notes)
+    sizes = image_sizes(truth)
+    images, categories = _decide(path, truth, columns, sizes, images, categories, box_format, notes)
+    known = np.ones(len(records), bool)
+    for values, entries, rows, key in (
+        (columns.image_ids, truth.images, images, "image_id"),
+        (columns.category_ids, truth.categories, categories, "category_id"),
+    ):
+        _note_unknown(values, entries, rows, key, path, notes)
+        known &= rows >= 0
+    boxes = convert_boxes(columns.boxes[known], box_format or "xywh", sizes[images[known]])
+    if np.isnan(boxes).any():
+        raise UserError(f"--boxes {box_format}: the ground truth does not list width and height of all images")
+    detections = Detections(
+        image_ids=truth.images.numbers[images[known]],
+        category_ids=truth.categories.numbers[categories[known]],
+        boxes=boxes,
+        scores=columns.scores[known],
+    )
+    if flat := int((boxes[:, 2:] <= 0).any(axis=1).sum()):
+        notes.append(Note(kind="boxes_without_area", count=flat, text=f"{flat} boxes have no width or no height"))
+    return detections, notes
+
+
+def note_low_ap50(result: AveragePrecision) -> list[Note]:
+    """Return a note where hardly any detection lies on an object of its class."""
+    ap50 = result.figures["AP50"]
+    if ap50 is None or ap50 >= LOW_AP50 or not result.num_detections:
+        return []
+    text = (
+        f"AP50 is {ap50:.4f}: hardly any box lies on an object of its class, and no other reading of boxes or ids is "
+        "certainly better; are the detections of this dataset, and boxes in pixels of the original images?"
+    )
+    return [Note(kind="ap50_is_low", count=result.num_detections, text=text)]
+
+
+def _match(values: list[Any], entries: Entries, listed: Any, key: str, path: Path, notes: list[Note]) -> Integers:
+    """Return the entry of each id, by the names that the result file itself lists for its ids, or by the ids."""
+    found = entries.index.find(values)
+    named = _find_by_list(values, entries, listed, "file_name" if key == "image_id" else "name")
+    if named is not None and named.num_known:
+        if (changed := int((named.positions != found.positions).sum())) or found.way != "id":
+            text = (
+                f"{PLURALS[key]} of {changed or len(values)} records are those of the file's own list: matched by name"
+            )
+            notes.append(Note(kind=f"{key}_by_own_list", count=changed or len(values), text=text))
+        found = named
+    elif named is not None and found.num_known:
+        text = (
+            f"the names in the file's own list are not those of the ground truth: {PLURALS[key]} are taken as they are"
+        )
+        notes.append(Note(kind=f"{key}_names_differ", count=len(values), text=text))
+    else:
+        kinds = set(map(type, entries.index.ids)) if found.way == "id" else set()
+        pairs = zip(values, (found.positions >= 0).tolist(), strict=True) if set(map(type, values)) - kinds else ()
+        if others := [value for value, is_known in pairs if is_known and type(value) not in kinds]:
+            text = (
+                f"{len(others)} records write {key} in another form than the ground truth ({others[0]!r:.60}): matched "
+                f"{'by name' if found.way == 'name' else 'as whole numbers'}"
+            )
+            notes.append(Note(kind=f"{key}_matched", count=len(others), text=text))
+    if found.clash:
+        first, second, position = found.clash
+        raise UserError(
+            f"{path}: {key} {first!r} and {second!r} both match '{entries.index.names[position]}' of the ground truth; "
+            "write ids that tell them apart"
+        )
+    return found.positions
+
+
+def _find_by_list(values: list[Any], entries: Entries, listed: Any, name_key: str) -> Found | None:
+    """Return the entries of the names that a result file lists for its ids; None where it lists none."""
+    if not isinstance(listed, list) or not listed or not values or not any(entries.index.names):
+        return None
+    if not all(isinstance(entry, dict) and isinstance(entry.get(name_key), str) and "id" in entry for entry in listed):
+        return None
+    own = IdIndex([entry["id"] for entry in listed], [entry[name_key] for entry in listed])
+    rows = own.find(values, ("id", "number")).positions
+    return entries.index.find([own.names[row] if row >= 0 else None for row in rows], ("name",))
+
+
+def _decide(
+    path: Path,
+    truth: GroundTruth,
+    columns: ResultColumns,
+    sizes: Floats,
+    images: Integers,
+    categories: Integers,
+    box_format: str | None,
+    notes: list[Note],
+) -> tuple[Integers, Integers]:
+    """Return the positions of images and categories in the reading that fits the ground truth best.
+
+    Raises:
+        UserError: The boxes have another format than x, y, width, height in pixels.
+    """
+    boxes = columns.boxes
+    look_like_shares = len(boxes) > 0 and not box_format and (np.abs(boxes) <= LARGEST_SHARE).all(axis=1).mean() > 0.99
+    outside = 0.0 if box_format or look_like_shares else _share_outside(boxes[images >= 0], sizes[images[images >= 0]])
+    trial = Trial(truth, columns.scores, sizes)
+    formats = [box_format] if box_format else [*BOX_FORMATS]
+    default = formats[0]
+    are_known = bool((images >= 0).all() and (categories >= 0).all())
+    if trial.is_possible and not (
+        are_known
+        and outside < LEAST_OUTSIDE
+        and not look_like_shares
+        and trial.ap50(images, categories, boxes, default) >= PLAUSIBLE_AP50
+    ):
+        # Where boxes lie shows what they and the image ids mean, whatever the classes are.
+        readings = id_readings(columns.image_ids, truth.images, images)
+        gains = {
+            (words, name): trial.ap50(rows, categories, boxes, name, class_agnostic=True)
+            for name in formats
+            for words, rows in readings.items()
+        }
+        words, name = max(gains, key=lambda reading: gains[reading])
+        if name != default and _is_likely(gains[words, default], gains[words, name]):
+            said = (
+                f"boxes look like {BOX_FORMATS[name].meaning}: read so, AP50 without regard to classes is "
+                f"{gains[words, name]:.2f}, and {gains[words, default]:.2f} as {BOX_FORMATS[default].meaning}"
+            )
+            if look_like_shares or _is_certain(gains[words, default], gains[words, name]):
+                raise UserError(f"{path}: {said}; add --boxes {name}, or --boxes {default} if they are not")
+            notes.append(Note(kind="boxes_doubtful", count=len(boxes), text=f"{said}; if they are, add --boxes {name}"))
+        words = max(readings, key=lambda words: gains[words, default])
+        values = {words: gains[words, default] for words in readings}
+        images = _take("image_id", readings, values, len(boxes), notes)
+        readings = id_readings(columns.category_ids, truth.categories, categories)
+        values = {words: trial.ap50(images, rows, boxes, default) for words, rows in readings.items()}
+        categories = _take("category_id", readings, values, len(boxes), notes)
+    if look_like_shares:
+        raise UserError(
+            f"{path}: boxes look like shares of the image: their numbers are from 0 to about 1; add --boxes with "
+            f"their format: {', '.join(name for name, entry in BOX_FORMATS.items() if entry.normalized)}"
+        )
+    if outside >= LEAST_OUTSIDE and not any(note.kind == "boxes_doubtful" for note in notes):
+        text = (
+            f"{outside:.0%} of the boxes reach out of their images: likely they are corners x1, y1, x2, y2 (--boxes "
+            "xyxy), or in pixels of resized images"
+        )
+        notes.append(Note(kind="boxes_outside", count=round(outside * len(boxes)), text=text))
+    return images, categories
+
+
+def _share_outside(boxes: Floats, sizes: Floats) -> float:
+    """Return the share of boxes (D, 4) that leave their images of sizes (D, 2); unknown sizes are NaN."""
+    leave = (boxes[:, :2] + boxes[:, 2:] > sizes + SLACK_PIXELS).any(axis=1) | (boxes[:, :2] < -SLACK_PIXELS).any(
+        axis=1
+    )
+    return float(leave.mean()) if len(boxes) else 0.0
+
+
+def _is_likely(before: float, after: float) -> bool:
+    return after >= before + LIKELY_GAIN and after >= before * CERTAIN_RATIO
+
+
+def _is_certain(before: float, after: float) -> bool:
+    return after >= before + CERTAIN_GAIN and after >= before * CERTAIN_RATIO
+
+
+def _take(
+    key: str, readings: Mapping[str, Integers], ap50: Mapping[str, float], count: int, notes: list[Note]
+) -> Integers:
+    """Return the reading of ids that is taken: as they are, unless some are unknown so and another one is certain."""
+    words = max(readings, key=lambda words: ap50[words])
+    if words == AS_IS or not _is_likely(ap50[AS_IS], ap50[words]):
+        return readings[AS_IS]
+    measured = f"AP50 is {ap50[words]:.2f} so, and {ap50[AS_IS]:.2f} as ids"
+    if _is_certain(ap50[AS_IS], ap50[words]) and (readings[AS_IS] < 0).any():
+        text = f"{PLURALS[key]} of {count} records are {words} of the ground truth: read so ({measured})"
+        notes.append(Note(kind=f"{key}_reinterpreted", count=count, text=text))
+        return readings[words]
+    text = f"{PLURALS[key]} look like {words} of the ground truth ({measured}); if they are, write the ids instead"
+    notes.append(Note(kind=f"{key}_doubtful", count=count, text=text))
+    return readings[AS_IS]
+
+
+def _note_unknown(
+    values: Sequence[Any], entries: Entries, rows: Integers, key: str, path: Path, notes: list[Note]
+) -> None:
+    """Count and name ids that the ground truth does not have.
+
+    Raises:
+        UserError: It has none of them.
+    """
+    unknown = np.flatnonzero(rows < 0)
+    if not len(unknown):
+        return
+    distinct = list(dict.fromkeys(values[row] for row in unknown.tolist()))
+    named = and_more([f"{value!r:.40}" for value in distinct], MOST_NAMED)
+    pairs = zip(entries.index.ids, entries.index.names, strict=True)
+    known = and_more([f"{number!r:.40} ({name})" if name else f"{number!r:.40}" for number, name in pairs], 3)
+    if len(unknown) == len(rows):
+        raise UserError(
+            f"{path}: no {key} of its {len(rows)} records is in the ground truth: it has {known or 'none'}, the file "
+            f"has {named}; are the detections of another dataset?"
+        )
+    text = (
+        f"{len(unknown)} of {len(rows)} detections are left out: the ground truth does not have {key} {named} (it has "
+        f"{known}); {LIKELY_CAUSE[key]}"
+    )
+    notes.append(Note(kind=f"{key}_unknown", count=len(unknown), text=text))
