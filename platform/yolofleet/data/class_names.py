@@ -5,6 +5,8 @@ A name that is missing would move up those after it, so it is refused with its n
 
 from __future__ import annotations
 
+from typing import Any
+
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import short
@@ -71,7 +73,7 @@ def class_names_of(document: object, url: str) -> ClassNames:
     found = _names(names, url)
     if "nc" in fields and fields["nc"] != len(found):
         raise UserError(f"{url}: nc is {short(fields['nc'])}, but names holds {len(found)}; make the two agree")
-    shape = fields.get("kpt_shape")
+    shape: Any = fields.get("kpt_shape")
     if shape is not None:
         is_sound = isinstance(shape, list) and len(shape) == 2 and type(shape[0]) is int and shape[0] > 0
         if not is_sound or shape[1] not in (2, 3):

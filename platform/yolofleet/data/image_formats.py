@@ -71,7 +71,7 @@ def _tiff_tags(data: bytes) -> dict[int, Any]:
     source = io.BytesIO(data)
     try:
         source.seek(tags.next)
-        tags.load(source)  # type: ignore[no-untyped-call]
+        tags.load(source)
         return {tag: tags[tag] for tag in (_SAMPLES_PER_PIXEL, _SAMPLE_FORMAT) if tag in tags}
     except Exception:  # parsers fail in many ways on damaged bytes
         return {}

@@ -71,8 +71,8 @@ def _image_keys(files: list[tuple[str, str]], images: list[str], problems: Probl
     """Return the image of each XML (key, name in it): that of its own name, or else the one that it names."""
     images = [key for key in images if is_image_name(key) and not is_litter(key)]
     by_stem: dict[str, list[str]] = {}
-    for image in images:
-        by_stem.setdefault(without_type(image), []).append(image)
+    for image_key in images:
+        by_stem.setdefault(without_type(image_key), []).append(image_key)
     own_names = [beside(without_type(key), "Annotations", "JPEGImages") for key, _ in files]
     stems = find_files(own_names, by_stem.keys())
     named_images = find_files([named or key for key, named in files], images)

@@ -60,7 +60,7 @@ def read_data_yaml(
 
 
 def _entries(document: dict[str, Any], keys: tuple[str, ...], url: str) -> list[str]:
-    value = next((document[key] for key in keys if document.get(key)), [])
+    value: Any = next((document[key] for key in keys if document.get(key)), [])
     entries = value if isinstance(value, list) else [value]
     if not all(isinstance(entry, str) and entry for entry in entries):
         raise UserError(f"{url}: {keys[0]}: a path or a list of paths is needed, not {short(value)}")

@@ -83,7 +83,7 @@ class ZipFolder(Storage):
 
     def open_stream(self, key: str) -> io.BufferedReader:
         """Open a file for reading."""
-        return io.BufferedReader(io.BytesIO(self.get(key)))  # type: ignore[arg-type]
+        return io.BufferedReader(io.BytesIO(self.get(key)))
 
     def put(self, key: str, data: bytes | bytearray | Path) -> NoReturn:
         """Refuse to write."""
