@@ -237,7 +237,8 @@ def read_dataset(
     annotations: str, images: str | None, problems: ProblemLog, classes: str | None, **options: Any
 ) -> tuple[SourceDataset, ImageStore]:
     """Read the annotations that the arguments of a command name."""
-    from yolofleet.data.read_source import read_class_names, read_source
+    from yolofleet.data.class_names import read_class_names
+    from yolofleet.data.read_source import read_source
 
     names = read_class_names(classes) if classes is not None else None
     return read_source(annotations, images, problems, class_names=names, **options)

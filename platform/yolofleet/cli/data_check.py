@@ -138,7 +138,7 @@ def _holds_images_of(source: str, kind: str, argument: str) -> bool:
 def _kind(url: str) -> str:
     """Return what a source is: a file, or a folder of shards, labels, images, or labels and images (mixed)."""
     from yolofleet.data.read_source import TAR_ENDINGS
-    from yolofleet.data.sources import IMAGE_EXTENSIONS
+    from yolofleet.data.source_folder import IMAGE_EXTENSIONS
     from yolofleet.storage import open_storage
 
     if url.lower().endswith(ANNOTATION_ENDINGS):

@@ -48,12 +48,14 @@ def temporary_folder() -> Iterator[Path]:
 def _make_locked() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        with suppress(FileNotFoundError):  # another process found it before it was locked, and removed it
+        try:
             lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
+        except FileNotFoundError:
+            continue  # another thread or process found it before it was locked, and removed it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():  # else it was removed just before
+            return folder, lock
+        os.close(lock)
 
 
 def remove_leftovers() -> None:

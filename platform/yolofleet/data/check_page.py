@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from yolofleet.core.page import image_tag, render_page
 from yolofleet.data.check import SuspiciousImage
 from yolofleet.data.content import Content, Duplicates
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from yolofleet.data.draw import contact_sheet, draw_detections, encode
 from yolofleet.data.findings import FINDING_KINDS, Finding
+from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.sources import ImageStore
@@ -243,9 +244,8 @@ def _problem_card(entry: SuspiciousImage, images: ImageStore, names: Mapping[int
     record = entry.record
     if entry.key is None or "image_too_large" in entry.problems:
         return f"<figure><p>(not read)</p>{caption}</figure>"
-    annotated = (record.width, record.height) if record.width else None
     try:
-        pixels = decode_image(images.get(entry.key), max_pixels=max_pixels, annotated_size=annotated)
+        pixels = decode_image(images.get(entry.key), max_pixels=max_pixels, upright=record.way_up)
     except (ImageError, StorageError) as error:
         return f"<figure><p>({escape(str(error))})</p>{caption}</figure>"
     return f"<figure>{_draw(pixels, _records(record), names, entry.file_name)}{caption}</figure>"

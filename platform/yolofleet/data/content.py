@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.text import and_more
-from yolofleet.data.build_plan import image_key
 from yolofleet.data.check import CheckReport
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, decode_image
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
 from yolofleet.data.duplicates import DuplicateGroup, find_duplicates
 from yolofleet.data.findings import Findings, find_suspicious_labels
 from yolofleet.data.histograms import Histograms, count_content
+from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.sources import ImageStore
@@ -35,11 +35,9 @@ class CheckedSplit:
 
     def read(self, image: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8] | None:
         """Decode an image that can be used, the way up that its boxes want; None if it is no longer there."""
-        record = self.report.records[image]
-        size = (record.width, record.height)
         try:
-            data = self.images.get(image_key(record.file_name) or "")
-            return decode_image(data, max_pixels=max_pixels, annotated_size=size)
+            data = self.images.get(self.report.keys[image])
+            return decode_image(data, max_pixels=max_pixels, upright=self.report.records[image].way_up)
         except (ImageError, StorageError):
             return None
 

@@ -2,8 +2,7 @@
 
 Python's unpickler imports and calls what a pickle names, and a few bytes may make it fill the memory. Here every opcode
 that ``torch.save`` writes has a handler of its own, their number is bounded, and nothing is ever imported or called.
-Kept is what weights are found by: text, numbers, tuples, dictionaries with keys of text, tensors, and `Inert` objects
-in place of those of foreign classes. All else (lists, sets, bytes, other keys) is read and dropped.
+Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is read and dropped.
 """
 
 from __future__ import annotations
@@ -252,6 +251,11 @@ def _call(reader: _Reader) -> None:
     reader.call(function, arguments)
 
 
+def _call_with_keywords(reader: _Reader) -> None:
+    del reader.stack[-1]  # the keywords: no known callable takes any
+    _call(reader)
+
+
 def _stack_global(reader: _Reader) -> Any:
     name, module = reader.stack.pop(), reader.stack.pop()
     return resolve(module, name) if isinstance(module, str) and isinstance(name, str) else Known.FOREIGN
@@ -308,7 +312,7 @@ HANDLERS: dict[int, Handler] = {
         "\x93": _push(_stack_global),
         "R": _call,
         "\x81": _call,
-        "\x92": lambda reader: (reader.stack.pop(), _call(reader)),  # with keywords, which no known one takes
+        "\x92": _call_with_keywords,
         "b": lambda reader: reader.build(reader.stack.pop()),
         "Q": lambda reader: reader.load_storage(reader.stack.pop()),
     }.items()
