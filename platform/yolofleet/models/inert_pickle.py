@@ -2,7 +2,7 @@
 
 Python's unpickler imports and calls what a pickle names, and a few bytes may make it fill the memory. Here every opcode
 that ``torch.save`` writes has a handler of its own, their number is bounded, and nothing is ever imported or called.
-Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is read and dropped.
+Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is dropped.
 """
 
 from __future__ import annotations
