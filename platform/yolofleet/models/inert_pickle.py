@@ -308,7 +308,6 @@ HANDLERS: dict[int, Handler] = {
         "\x93": _push(_stack_global),
         "R": _call,
         "\x81": _call,
-        "\x92": lambda reader: (reader.stack.pop(), _call(reader)),  # with keywords, which no known one takes
         "b": lambda reader: reader.build(reader.stack.pop()),
         "Q": lambda reader: reader.load_storage(reader.stack.pop()),
     }.items()
