@@ -251,11 +251,6 @@ def _call(reader: _Reader) -> None:
     reader.call(function, arguments)
 
 
-def _call_with_keywords(reader: _Reader) -> None:
-    del reader.stack[-1]  # the keywords: no known callable takes any
-    _call(reader)
-
-
 def _stack_global(reader: _Reader) -> Any:
     name, module = reader.stack.pop(), reader.stack.pop()
     return resolve(module, name) if isinstance(module, str) and isinstance(name, str) else Known.FOREIGN
@@ -312,7 +307,6 @@ HANDLERS: dict[int, Handler] = {
         "\x93": _push(_stack_global),
         "R": _call,
         "\x81": _call,
-        "\x92": _call_with_keywords,
         "b": lambda reader: reader.build(reader.stack.pop()),
         "Q": lambda reader: reader.load_storage(reader.stack.pop()),
     }.items()
