@@ -14,6 +14,7 @@ from yolofleet.cli.predict import image_paths
 from yolofleet.core.errors import UserError
 from yolofleet.data.check import check_dataset
 from yolofleet.data.check_page import check_page
+from yolofleet.data.content import CheckedSplit, check_content
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
 from yolofleet.data.source_folder import SourceFolder
@@ -181,7 +182,8 @@ def test_the_page_of_a_check_shows_no_image_from_outside(images: Path, outside: 
     for follow_links in (False, True):
         problems = ProblemLog()
         source, store = read_source(str(document), str(images), problems, follow_links=follow_links)
-        page = check_page("x", check_dataset(source, store, problems), problems, store)
+        split = CheckedSplit("x", check_dataset(source, store, problems), store)
+        page = check_page(check_content([split], problems), problems)
         assert ("data:image/jpeg" in page) == follow_links and ("leads out of" in page) != follow_links
 
 

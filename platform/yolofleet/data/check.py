@@ -6,10 +6,12 @@ is (see ``decode_image``).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,7 @@ keeps its exact numbers, so that AP over our copy equals AP over the source to t
 EXTREME_ASPECT = 50
 MOST_BANDS = 4
 MOST_SUSPICIOUS_KEPT = 200
+IMAGES_AT_ONCE = 64
 _EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")}
 
 
@@ -139,6 +142,12 @@ class CheckReport:
     num_empty: int
     class_counts: tuple[int, ...]
     suspicious: tuple[SuspiciousImage, ...]
+    records: tuple[ImageRecord, ...]
+    """The images that can be used, with their sizes and the boxes that are left."""
+    keys: tuple[str, ...]
+    """Where the file of each of them lies."""
+    fingerprints: NDArray[Any]
+    """(len(records),) rows of `yolofleet.data.duplicates.FINGERPRINT`."""
 
 
 def check_dataset(
@@ -160,22 +169,35 @@ def check_dataset(
         max_pixels: Larger images are refused.
         progress: Called for every image.
     """
+    from yolofleet.data.duplicates import FINGERPRINT, fingerprints_of, reduce_image  # a build needs none
+
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
-
     keys = find_files([record.file_name for record in source.records], sizes.keys())
+    fingerprints = np.zeros(len(source.records), FINGERPRINT)
+    fitted: list[ImageRecord | None] = [None] * len(source.records)
+    suspicious: list[SuspiciousImage] = []
 
-    def check(record: ImageRecord, key: str | None) -> tuple[ImageRecord | None, SuspiciousImage | None]:
-        own = ProblemLog()
-        fitted = _check_one(record, key, sizes, images, own, max_pixels)
-        problems.merge(own.counts, own.examples)
-        progress(1)
-        shown = key or image_key(record.file_name)
-        suspicious = SuspiciousImage(record.file_name, shown, own.examples, fitted or record) if own.counts else None
-        return fitted, suspicious
+    def check(first: int) -> None:
+        """Check some images and take their fingerprints at once, which costs less than one by one."""
+        prints: dict[int, tuple[bytes, NDArray[np.uint8]]] = {}
+        for number, record in enumerate(source.records[first : first + IMAGES_AT_ONCE], start=first):
+            own, key = ProblemLog(), keys[number]
+            if (data := _read(record, key, sizes, images, own, max_pixels)) is not None:
+                checked = check_image(record, data, own, max_pixels=max_pixels)
+                if checked is not None:
+                    fitted[number] = checked.record
+                    prints[number] = hashlib.sha256(data).digest()[:16], reduce_image(checked.pixels)
+            if own.counts:
+                problems.merge(own.counts, own.examples)
+                shown = key or image_key(record.file_name)
+                suspicious.append(SuspiciousImage(record.file_name, shown, own.examples, fitted[number] or record))
+            progress(1)
+        digests, reduced = zip(*prints.values(), strict=True) if prints else ((), ())
+        fingerprints[list(prints)] = fingerprints_of(digests, reduced)
 
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-        checked = list(pool.map(check, source.records, keys))
-    usable = [record for record, _ in checked if record is not None]
+        list(pool.map(check, range(0, len(source.records), IMAGES_AT_ONCE)))
+    usable = tuple(record for record in fitted if record is not None)
     targets = [record.classes[~record.iscrowd] for record in usable]
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
     num_boxes, num_crowds = int(counts.sum()), sum(int(record.iscrowd.sum()) for record in usable)
@@ -191,23 +213,24 @@ def check_dataset(
         num_crowds=num_crowds,
         num_empty=sum(len(classes) == 0 for classes in targets),
         class_counts=tuple(counts.tolist()),
-        suspicious=tuple(entry for _, entry in checked if entry is not None)[:MOST_SUSPICIOUS_KEPT],
+        suspicious=tuple(suspicious[:MOST_SUSPICIOUS_KEPT]),
+        records=usable,
+        keys=tuple(key for key, record in zip(keys, fitted, strict=True) if key is not None and record is not None),
+        fingerprints=fingerprints[[record is not None for record in fitted]],
     )
 
 
-def _check_one(
+def _read(
     record: ImageRecord, key: str | None, sizes: dict[str, int], images: ImageStore, own: ProblemLog, max_pixels: int
-) -> ImageRecord | None:
+) -> bytes | None:
     tell_found(record, key, own)
     if key is None:
         return None
     try:
-        data = read_image_file(images, key, sizes[key], max_pixels)
-        checked = check_image(record, data, own, max_pixels=max_pixels)
+        return read_image_file(images, key, sizes[key], max_pixels)
     except ImageError as error:
         own.add(error.reason, f"{record.file_name}: {error}")
         return None
     except ObjectNotFoundError:
         tell_found(record, None, own)  # removed since the listing
         return None
-    return checked.record if checked is not None else None

@@ -85,6 +85,11 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_animated": ProblemKind("note", "an animation: its first frame is used"),
     "image_bands_left_out": ProblemKind("note", "a TIFF has more than four bands; the first three are taken as RGB"),
     "image_extreme_shape": ProblemKind("note", "an image is more than 50 times longer than wide"),
+    # content
+    "image_duplicate": ProblemKind("note", "images of a dataset are the same file twice"),
+    "image_near_duplicate": ProblemKind("note", "images of a dataset show the same: scaled, encoded anew or mirrored"),
+    "image_leak": ProblemKind("note", "an image is in two datasets, so evaluation on one measures memory of the other"),
+    "classes_differ": ProblemKind("note", "two datasets do not have the same classes in the same order"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
     "key_points_left_out": ProblemKind("note", "a label line holds a box and key points; its box is taken"),
