@@ -80,14 +80,3 @@ def test_a_release_that_cannot_be_exported_is_refused_before_training(
     check_job(small_job())
     with pytest.raises(UserError, match=r"onnx is not installed; install it with: pip install 'yolofleet\[export\]'"):
         check_job(small_job(release_onnx=True))
-
-
-def test_a_validation_set_without_a_box_is_refused(small_job: MakeJob, small_data: Path, tmp_path: Path) -> None:
-    shutil.copytree(small_data / "val", tmp_path / "val")
-    path = tmp_path / "val" / "manifest.json"
-    document = json.loads(path.read_text())
-    document |= {"num_boxes": 0, "class_counts": [0] * len(document["classes"])}
-    path.write_text(json.dumps(document))
-    data = {"train": str(small_data / "train"), "val": str(tmp_path / "val"), "image_size": 64}
-    with pytest.raises(UserError, match="no boxes to evaluate by"):
-        check_job(small_job(data=data))
