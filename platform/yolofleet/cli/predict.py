@@ -96,7 +96,7 @@ def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list
         if os.path.isdir(path):
             inside = []
             for entry in SourceFolder(path, problems, follow_links=follow_links).list():
-                if (path / entry.key).resolve().is_relative_to(left_out):
+                if left_out != path.resolve() and (path / entry.key).resolve().is_relative_to(left_out):
                     continue  # what an earlier call drew
                 if is_image_name(entry.key):
                     inside.append(path / entry.key)

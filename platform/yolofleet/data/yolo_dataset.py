@@ -86,24 +86,24 @@ def _root(annotations: Annotations, path: object, problems: ProblemLog) -> tuple
 
 def _images(entry: str, path: str, folder: Storage, keys: dict[str, Any], problems: ProblemLog) -> list[str]:
     """Return the keys of the images that a path of data.yaml names."""
-    for place in _places(entry, path, folder.url):
-        if place in keys and place.lower().endswith(".txt"):
-            return _listed(folder, place, keys, problems)
-        if place in keys and is_image_name(place):
-            return [place]
-        prefix = f"{place}/" if place else ""
+    for location in _locations(entry, path, folder.url):
+        if location in keys and location.lower().endswith(".txt"):
+            return _read_list(folder, location, keys, problems)
+        if location in keys and is_image_name(location):
+            return [location]
+        prefix = f"{location}/" if location else ""
         if found := [key for key in keys if key.startswith(prefix) and is_image_name(key)]:
             return found
     return []
 
 
-def _places(entry: str, path: str, url: str) -> Iterator[str]:
+def _locations(entry: str, path: str, url: str) -> Iterator[str]:
     """Yield the keys that a path may mean: below ``path``, beside the file, without the ``../`` of exports."""
     entry = entry.replace("\\", "/").removeprefix(f"{url}/")
     for joined in (posixpath.join(path, entry), entry):
-        place = posixpath.normpath(joined).removeprefix("./")
-        if not place.startswith(("../", "/")):
-            yield "" if place == "." else place
+        location = posixpath.normpath(joined).removeprefix("./")
+        if not location.startswith(("../", "/")):
+            yield "" if location == "." else location
     if not entry.startswith(("/", "../")):
         return
     stripped = entry.lstrip("/")
@@ -113,13 +113,13 @@ def _places(entry: str, path: str, url: str) -> Iterator[str]:
     yield from ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
 
 
-def _listed(folder: Storage, key: str, keys: dict[str, Any], problems: ProblemLog) -> list[str]:
+def _read_list(folder: Storage, key: str, keys: dict[str, Any], problems: ProblemLog) -> list[str]:
     """Return the images that a list names, one a line, relative to the folder or to the list, or of another root."""
     text = folder.get_at_most(key, LONGEST_LIST_BYTES).decode("utf-8-sig", errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     images = {image for image in keys if is_image_name(image)}
     beside = [posixpath.normpath(posixpath.join(posixpath.dirname(key), line)) for line in lines]
-    names = [place if place in images else line for place, line in zip(beside, lines, strict=True)]
+    names = [location if location in images else line for location, line in zip(beside, lines, strict=True)]
     for line, found in zip(lines, keys_found := find_files(names, images), strict=True):
         if found is None:
             problems.add("image_file_missing", f"{key}: {short(line)}")
