@@ -11,6 +11,7 @@ from yolofleet.cli import (
     data,
     evaluate,
     export,
+    init,
     jobs,
     models,
     predict,
@@ -36,6 +37,7 @@ app = typer.Typer(
 data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
