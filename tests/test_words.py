@@ -54,7 +54,7 @@ ALLOWED = {
     (f"{PACKAGE}/evaluation/*.py", "crowds"): COCO,
     (f"{PACKAGE}/data/*.py", "crowd"): COCO,
     (f"{PACKAGE}/data/*.py", "crowds"): COCO,
-    (f"{PACKAGE}/cli/data.py", "crowds"): COCO,
+    (f"{PACKAGE}/cli/data*.py", "crowds"): COCO,
     (f"{PACKAGE}/cli/evaluate.py", "crowds"): COCO,
     (f"{PACKAGE}/training/setup/preflight.py", "crowd"): COCO,
     ("docs/data.md", "crowds"): COCO,

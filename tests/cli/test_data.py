@@ -25,7 +25,7 @@ def test_from_drawing_to_inspecting(capsys: pytest.CaptureFixture[str], drawn: P
     annotations, images, out = drawn / "instances_train.json", drawn / "images", tmp_path / "out"
     code, text, _ = run(capsys, "check", annotations, images, "--strict", "--json", "--html", tmp_path / "page.html")
     assert code == 0 and json.loads(text)["usable"] == 16
-    assert "16 of 16 images" in (tmp_path / "page.html").read_text()
+    assert "<b>16 of 16</b>" in (tmp_path / "page.html").read_text()
     code, text, _ = run(capsys, "shard", annotations, images, out, "--shard-bytes", "20KB", "--json")
     built = json.loads(text)
     assert code == 0 and built["images"] == 16 and built["shards"] > 1 and built["skipped"] == 0
@@ -55,7 +55,8 @@ def test_a_strict_check_fails_on_any_problem(
     code, text, errors = run(capsys, *arguments, "--html", tmp_path / "page.html")
     assert code == 0 and "21 of 30 images can be used" in text and "drop: image_too_large x 3" in errors
     page = (tmp_path / "page.html").read_text()
-    assert page.count("<figure>") == 15 and "data:image/jpeg" in page and "http" not in page
+    problematic = page[page.index("<h2>Images with problems</h2>") : page.index("<h2>Samples</h2>")]
+    assert problematic.count("<figure>") == 15 and "data:image/jpeg" in problematic and "http" not in page
     assert run(capsys, *arguments, "--strict")[0] == 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data.exports import CLASSES, Drawn, draw, halves, label_img_yolo, plain_yolo
+from data.folders import CLASSES, Drawn, draw, halves, label_img_yolo, plain_yolo
 from yolofleet.cli.main import main
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.specs.job import JobSpec

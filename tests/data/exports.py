@@ -1,367 +1,112 @@
-"""Exports of annotation tools, written as the tools write them: folders, keys, ids and names, with images drawn here.
-
-Every function writes the same boxes into a folder, split as the tool would split them, so that whatever is read back
-can be compared.
-"""
+"""Exports as tools write them, drawn small: images of three coloured rectangles with their true boxes."""
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-CLASSES = ("cat", "dog", "bird")
-WIDTH, HEIGHT = 96, 64
+from yolofleet.data.class_names import read_class_names
+from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.read_source import read_source
+from yolofleet.data.sources import SourceDataset
+
+NAMES = ("red", "green", "blue")
+COLOURS = ((220, 30, 30), (30, 160, 40), (30, 60, 220))
+WIDTH, HEIGHT = 160, 120
+Box = list[float]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """One image: its name without an ending, and (class, x, y, width, height) of its objects in pixels."""
-
-    name: str
-    boxes: tuple[tuple[int, int, int, int, int], ...]
-
-    def save(self, path: Path) -> None:
-        """Draw it: a grey image with a coloured rectangle for each object."""
-        pixels = np.full((HEIGHT, WIDTH, 3), 96 + len(self.name), dtype=np.uint8)
-        for number, x, y, width, height in self.boxes:
-            pixels[y : y + height, x : x + width] = np.eye(3, dtype=np.uint8)[number] * 255
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(path, quality=95)
+def draw(number: int, size: tuple[int, int] = (WIDTH, HEIGHT)) -> tuple[Image.Image, list[Box]]:
+    """An image with its boxes, one of each class."""
+    generator = np.random.default_rng(number)
+    pixels = np.full((size[1], size[0], 3), 200, np.uint8)
+    boxes = []
+    for colour in COLOURS:
+        width, height = int(generator.integers(20, 50)), int(generator.integers(20, 40))
+        x, y = int(generator.integers(0, size[0] - width)), int(generator.integers(0, size[1] - height))
+        pixels[y : y + height, x : x + width] = colour
+        boxes.append([float(x), float(y), float(width), float(height)])
+    return Image.fromarray(pixels), boxes
 
 
-def draw(
-    count: int = 12, seed: int = 0, names: Callable[[int], str] = lambda number: f"photo_{number:03}"
-) -> list[Drawn]:
-    """Images with one to three boxes each, at whole even pixels."""
-    generator = np.random.default_rng(seed)
-    drawn = []
-    for number in range(count):
-        boxes = []
-        for index in range(1 + number % 3):
-            width, height = (int(side) for side in 2 * generator.integers(6, 14, 2))
-            x, y = (
-                2 * int(generator.integers(0, (WIDTH - width) // 2)),
-                2 * int(generator.integers(0, (HEIGHT - height) // 2)),
-            )
-            boxes.append(((number + index) % 3, x, y, width, height))
-        drawn.append(Drawn(names(number), tuple(boxes)))
-    return drawn
+def save_images(folder: Path, *names: str) -> list[list[Box]]:
+    """Images of these names, and the boxes of each."""
+    every = []
+    for number, name in enumerate(names):
+        image, boxes = draw(number)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=92)
+        (folder / name).write_bytes(data.getvalue())
+        every.append(boxes)
+    return every
 
 
-def halves(images: list[Drawn]) -> dict[str, list[Drawn]]:
-    """Two thirds for training, the others for validation."""
-    return {"train": images[: 2 * len(images) // 3], "val": images[2 * len(images) // 3 :]}
-
-
-def coco(
-    images: list[Drawn],
-    file_name: Callable[[Drawn], str],
-    *,
-    first_id: int = 1,
-    first_category: int = 1,
-    more: dict[str, Any] | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
-    """A COCO document; ``more`` are further keys of it, ``fields`` of each annotation."""
-    annotations = [
-        {
-            "id": 0,
-            "image_id": first_id + number,
-            "category_id": first_category + box[0],
-            "bbox": [float(value) for value in box[1:]],
-            "area": float(box[3] * box[4]),
-            "segmentation": [],
-            "iscrowd": 0,
-            **fields,
-        }
-        for number, image in enumerate(images)
-        for box in image.boxes
-    ]
-    for number, annotation in enumerate(annotations, start=first_id):
-        annotation["id"] = number
-    return {
+def coco(every: list[list[Box]], names: list[str]) -> dict[str, Any]:
+    """A COCO document of images in this order."""
+    document: dict[str, Any] = {
         "images": [
-            {"id": first_id + number, "file_name": file_name(image), "width": WIDTH, "height": HEIGHT}
-            for number, image in enumerate(images)
+            {"id": number, "file_name": name, "width": WIDTH, "height": HEIGHT} for number, name in enumerate(names, 1)
         ],
-        "categories": [
-            {"id": first_category + number, "name": name, "supercategory": ""} for number, name in enumerate(CLASSES)
-        ],
-        "annotations": annotations,
-        **(more or {}),
+        "categories": [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)],
+        "annotations": [],
     }
+    for number, boxes in enumerate(every, 1):
+        for category, box in enumerate(boxes, 1):
+            entry = {"image_id": number, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0}
+            document["annotations"].append({"id": len(document["annotations"]) + 1, **entry})
+    return document
 
 
-def write_json(path: Path, document: Any) -> None:
+def yolo_line(category: object, box: Box, *more: object) -> str:
+    x, y, width, height = box
+    shares = [(x + width / 2) / WIDTH, (y + height / 2) / HEIGHT, width / WIDTH, height / HEIGHT]
+    return " ".join(map(str, (category, *shares, *more)))
+
+
+def save_labels(folder: Path, every: dict[str, list[Box]]) -> None:
+    for stem, boxes in every.items():
+        path = folder / f"{stem}.txt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(yolo_line(category, box) for category, box in enumerate(boxes)) + "\n")
+
+
+def voc(boxes: list[Box], filename: str) -> str:
+    objects = "".join(
+        f"<object><name>{name}</name><bndbox><xmin>{x + 1!r}</xmin><ymin>{y + 1!r}</ymin>"
+        f"<xmax>{x + w!r}</xmax><ymax>{y + h!r}</ymax></bndbox></object>"
+        for name, (x, y, w, h) in zip(NAMES, boxes, strict=False)
+    )
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height></size>"
+    return f"<annotation><filename>{filename}</filename>{size}{objects}</annotation>"
+
+
+def read(
+    annotations: Path, images: Path | str | None, classes: Path | None = None
+) -> tuple[SourceDataset, dict[str, int]]:
+    problems = ProblemLog()
+    names = None if classes is None else read_class_names(str(classes))
+    where = None if images is None else str(images)
+    source, _ = read_source(str(annotations), where, problems, class_names=names)
+    return source, problems.counts
+
+
+def boxes_by_name(source: SourceDataset) -> dict[str, list[Box]]:
+    return {record.file_name: record.boxes.round(6).tolist() for record in source.records}
+
+
+def built(out: Path) -> dict[str, list[Box]]:
+    """The boxes of a built dataset, by the names of the images."""
+    return {record.file_name: record.boxes.round(6).tolist() for _, record in ShardDataset(out).records()}
+
+
+def write_json(path: Path, document: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document))
-
-
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{line}\n" for line in lines))
-
-
-def yolo_lines(image: Drawn) -> list[str]:
-    return [
-        f"{number} {(x + width / 2) / WIDTH} {(y + height / 2) / HEIGHT} {width / WIDTH} {height / HEIGHT}"
-        for number, x, y, width, height in image.boxes
-    ]
-
-
-def voc_xml(image: Drawn, file_name: str) -> str:
-    objects = "".join(
-        f"<object><name>{CLASSES[number]}</name><truncated>0</truncated><difficult>0</difficult><bndbox><xmin>{x + 1}"
-        f"</xmin><ymin>{y + 1}</ymin><xmax>{x + width}</xmax><ymax>{y + height}</ymax></bndbox></object>"
-        for number, x, y, width, height in image.boxes
-    )
-    return (
-        f"<annotation><folder>x</folder><filename>{file_name}</filename><size><width>{WIDTH}</width><height>{HEIGHT}"
-        f"</height><depth>3</depth></size><segmented>0</segmented>{objects}</annotation>"
-    )
-
-
-def cvat_coco(folder: Path, images: list[Drawn]) -> None:
-    """CVAT, COCO 1.0 of a task."""
-    attributes = {"occluded": False, "rotation": 0.0}
-    more = {"licenses": [{"name": "", "id": 0, "url": ""}], "info": {"contributor": "", "version": ""}}
-    write_json(
-        folder / "annotations/instances_default.json",
-        coco(images, lambda image: f"{image.name}.jpg", more=more, attributes=attributes),
-    )
-    for image in images:
-        image.save(folder / f"images/default/{image.name}.jpg")
-
-
-def cvat_yolo(folder: Path, images: list[Drawn]) -> None:
-    """CVAT, YOLO 1.1 of a project with subsets: lists of paths below ``data/``, labels beside the images."""
-    write_lines(
-        folder / "obj.data",
-        [
-            "classes = 3",
-            "train = data/Train.txt",
-            "valid = data/Validation.txt",
-            "names = data/obj.names",
-            "backup = backup/",
-        ],
-    )
-    write_lines(folder / "obj.names", CLASSES)
-    for subset, part in zip(("Train", "Validation"), halves(images).values(), strict=True):
-        write_lines(folder / f"{subset}.txt", [f"data/obj_{subset}_data/{image.name}.jpg" for image in part])
-        for image in part:
-            image.save(folder / f"obj_{subset}_data/{image.name}.jpg")
-            write_lines(folder / f"obj_{subset}_data/{image.name}.txt", yolo_lines(image))
-
-
-def cvat_voc(folder: Path, images: list[Drawn]) -> None:
-    """CVAT, Pascal VOC 1.1 of a task."""
-    write_lines(folder / "ImageSets/Main/default.txt", [image.name for image in images])
-    write_lines(
-        folder / "labelmap.txt", ["# label:color_rgb:parts:actions", *(f"{name}:128,0,0::" for name in CLASSES)]
-    )
-    for image in images:
-        image.save(folder / f"JPEGImages/{image.name}.jpg")
-        write_lines(folder / f"Annotations/{image.name}.xml", [voc_xml(image, f"{image.name}.jpg")])
-
-
-def label_studio_coco(folder: Path, images: list[Drawn]) -> None:
-    """Label Studio, COCO with images: ids from 0."""
-    document = coco(images, lambda image: f"images/5f3a{image.name}.jpg", first_id=0, first_category=0)
-    write_json(folder / "result.json", document | {"info": {"year": 2024, "contributor": "Label Studio"}})
-    for image in images:
-        image.save(folder / f"images/5f3a{image.name}.jpg")
-
-
-def label_studio_yolo(folder: Path, images: list[Drawn]) -> None:
-    """Label Studio, YOLO with images."""
-    write_lines(folder / "classes.txt", CLASSES)
-    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
-    write_json(folder / "notes.json", {"categories": categories, "info": {"contributor": "Label Studio"}})
-    for image in images:
-        image.save(folder / f"images/5f3a-{image.name}.jpg")
-        write_lines(folder / f"labels/5f3a-{image.name}.txt", yolo_lines(image))
-
-
-def _roboflow_name(image: Drawn) -> str:
-    return f"{image.name}_jpg.rf.{image.name.encode().hex():0>32.32}"
-
-
-def roboflow_coco(folder: Path, images: list[Drawn]) -> None:
-    """Roboflow, COCO: a file and its images in each of train/ and valid/, category 0 the group of the others."""
-    for split, part in zip(("train", "valid"), halves(images).values(), strict=True):
-        document = coco(part, lambda image: f"{_roboflow_name(image)}.jpg", first_id=0)
-        document["categories"] = [
-            {"id": 0, "name": "animals", "supercategory": "none"},
-            *(category | {"supercategory": "animals"} for category in document["categories"]),
-        ]
-        write_json(folder / split / "_annotations.coco.json", document)
-        for image in part:
-            image.save(folder / split / f"{_roboflow_name(image)}.jpg")
-    write_lines(folder / "README.roboflow.txt", ["animals - v1"])
-
-
-def roboflow_yolo(folder: Path, images: list[Drawn]) -> None:
-    """Roboflow, YOLOv7: paths of data.yaml lead out of the folder that they mean."""
-    write_lines(
-        folder / "data.yaml",
-        [
-            *("train: ../train/images", "val: ../valid/images", "test: ../test/images", "", "nc: 3"),
-            *(f"names: {list(CLASSES)}", "", "roboflow:", "  workspace: zoo", "  version: 1"),
-        ],
-    )
-    for split, part in zip(("train", "valid"), halves(images).values(), strict=True):
-        for image in part:
-            image.save(folder / split / f"images/{_roboflow_name(image)}.jpg")
-            write_lines(folder / split / f"labels/{_roboflow_name(image)}.txt", yolo_lines(image))
-
-
-def labelme_coco(folder: Path, images: list[Drawn]) -> None:
-    """The output of labelme2coco.py: images beside copies with their outlines drawn in."""
-    document = coco(images, lambda image: f"JPEGImages/{image.name}.jpg", first_id=0, first_category=1)
-    document["categories"].insert(0, {"id": 0, "name": "_background_", "supercategory": None})
-    for annotation in document["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
-    write_json(folder / "annotations.json", document)
-    for image in images:
-        image.save(folder / f"JPEGImages/{image.name}.jpg")
-        image.save(folder / f"Visualization/{image.name}.jpg")
-
-
-def via_coco(folder: Path, images: list[Drawn]) -> None:
-    """VGG Image Annotator, COCO format, saved among the images."""
-    document = coco(images, lambda image: f"{image.name}.jpg", first_id=0)
-    for annotation in document["annotations"]:
-        x, y, width, height = annotation["bbox"]
-        annotation["segmentation"] = [[x, y, x + width, y, x + width, y + height, x, y + height]]
-    write_json(folder / "via_project_7Jun2024_12h30m_coco.json", document)
-    for image in images:
-        image.save(folder / f"{image.name}.jpg")
-
-
-def lvis(folder: Path, images: list[Drawn]) -> None:
-    """LVIS: no file names, but URLs of COCO's images; the images of the two splits in COCO's folders."""
-    for split, part in halves(images).items():
-        document = coco(part, lambda image: "", neg_category_ids=[])
-        for entry, image in zip(document["images"], part, strict=True):
-            del entry["file_name"]
-            entry["coco_url"] = f"http://images.cocodataset.org/{split}2017/{image.name}.jpg"
-        write_json(folder / f"lvis_v1_{split}.json", document)
-        for image in part:
-            image.save(folder / f"{split}2017/{image.name}.jpg")
-
-
-def datumaro_coco(folder: Path, images: list[Drawn]) -> None:
-    """Datumaro, COCO: annotations and images of both splits in folders of their own, with equal names."""
-    for split, part in halves(images).items():
-        write_json(folder / f"annotations/instances_{split}.json", coco(part, lambda image: f"{image.name}.jpg"))
-        for image in part:
-            image.save(folder / f"images/{split}/{image.name}.jpg")
-
-
-def fiftyone_coco(folder: Path, images: list[Drawn]) -> None:
-    """FiftyOne, COCODetectionDataset."""
-    write_json(folder / "labels.json", coco(images, lambda image: f"{image.name}.jpg", more={"info": {"year": ""}}))
-    for image in images:
-        image.save(folder / f"data/{image.name}.jpg")
-
-
-def fiftyone_yolo(folder: Path, images: list[Drawn]) -> None:
-    """FiftyOne, YOLOv5Dataset: paths of another computer in dataset.yaml."""
-    names = [f"  {number}: {name}" for number, name in enumerate(CLASSES)]
-    write_lines(
-        folder / "dataset.yaml",
-        ["names:", *names, "path: /home/somebody/export", "train: ./images/train/", "val: ./images/val/"],
-    )
-    for split, part in halves(images).items():
-        for image in part:
-            image.save(folder / f"images/{split}/{image.name}.jpg")
-            write_lines(folder / f"labels/{split}/{image.name}.txt", yolo_lines(image))
-
-
-def _hashed(image: Drawn) -> str:
-    return hashlib.sha256(image.name.encode()).hexdigest()[:16]
-
-
-def open_images_coco(folder: Path, images: list[Drawn]) -> None:
-    """Open Images, as openimages2coco writes them: image ids are hexadecimal text."""
-    for split, part in zip(("train", "validation"), halves(images).values(), strict=True):
-        document = coco(part, lambda image: f"{image.name}.jpg")
-        for entry, image in zip(document["images"], part, strict=True):
-            for annotation in document["annotations"]:
-                if annotation["image_id"] == entry["id"]:
-                    annotation["image_id"] = _hashed(image)
-            entry["id"] = _hashed(image)
-        write_json(folder / f"annotations/openimages_v6_{split}_bbox.json", document)
-        for image in part:
-            image.save(folder / f"{split}/{image.name}.jpg")
-
-
-def plain_yolo(folder: Path, images: list[Drawn]) -> None:
-    """YOLO labels as most tutorials have them: images/train, labels/train, and no file that says so."""
-    write_lines(folder / "classes.txt", CLASSES)
-    for split, part in halves(images).items():
-        for image in part:
-            image.save(folder / f"images/{split}/{image.name}.png")
-            write_lines(folder / f"labels/{split}/{image.name}.txt", yolo_lines(image))
-
-
-def label_img_yolo(folder: Path, images: list[Drawn]) -> None:
-    """LabelImg, YOLO: everything in one folder."""
-    write_lines(folder / "classes.txt", CLASSES)
-    for image in images:
-        image.save(folder / f"{image.name}.jpg")
-        write_lines(folder / f"{image.name}.txt", yolo_lines(image))
-
-
-def voc_devkit(folder: Path, images: list[Drawn]) -> None:
-    """Pascal VOC as it is distributed, one folder below."""
-    root = folder / "VOC2007"
-    for split, part in {**halves(images), "trainval": images}.items():
-        write_lines(root / f"ImageSets/Main/{split}.txt", [image.name for image in part])
-        write_lines(root / f"ImageSets/Main/cat_{split}.txt", [f"{image.name} -1" for image in part])
-    for image in images:
-        image.save(root / f"JPEGImages/{image.name}.jpg")
-        write_lines(root / f"Annotations/{image.name}.xml", [voc_xml(image, f"{image.name}.jpg")])
-
-
-def roboflow_voc(folder: Path, images: list[Drawn]) -> None:
-    """Roboflow, Pascal VOC: XML files beside the images of each split."""
-    for split, part in zip(("train", "valid"), halves(images).values(), strict=True):
-        for image in part:
-            image.save(folder / split / f"{_roboflow_name(image)}.jpg")
-            write_lines(
-                folder / split / f"{_roboflow_name(image)}.xml", [voc_xml(image, f"{_roboflow_name(image)}.jpg")]
-            )
-
-
-TOOLS: dict[str, Callable[[Path, list[Drawn]], None]] = {
-    "CVAT": cvat_coco,
-    "Label Studio": label_studio_coco,
-    "Roboflow": roboflow_coco,
-    "labelme": labelme_coco,
-    "VIA": via_coco,
-    "LVIS": lvis,
-    "Datumaro": datumaro_coco,
-    "FiftyOne": fiftyone_coco,
-    "Open Images": open_images_coco,
-    "YOLO": plain_yolo,
-}
-"""The format of each tool that a test trains from."""
-OTHERS: dict[str, Callable[[Path, list[Drawn]], None]] = {
-    "CVAT as YOLO": cvat_yolo,
-    "CVAT as VOC": cvat_voc,
-    "Label Studio as YOLO": label_studio_yolo,
-    "Roboflow as YOLO": roboflow_yolo,
-    "Roboflow as VOC": roboflow_voc,
-    "FiftyOne as YOLO": fiftyone_yolo,
-    "LabelImg": label_img_yolo,
-    "VOC": voc_devkit,
-}
+    return path

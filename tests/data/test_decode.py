@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import resource
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from yolofleet.data.decode import ImageError, decode_image, exif_orientation, image_extension, image_size
+from yolofleet.data.decode import decode_image, exif_orientation, image_extension, image_size
+from yolofleet.data.image_formats import ImageError
 
 REFUSED = {
     "truncated.jpg": "image_damaged",
@@ -77,7 +79,7 @@ def test_alpha_is_dropped_and_the_colour_below_is_kept() -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_turns_an_image_only_if_its_annotations_fit_the_turned_one(orientation: int) -> None:
+def test_exif_turns_an_image_that_is_shown_upright(orientation: int) -> None:
     stored = np.arange(6 * 4 * 3, dtype=np.uint8).reshape(6, 4, 3)  # 4 wide, 6 high
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -89,8 +91,8 @@ def test_exif_turns_an_image_only_if_its_annotations_fit_the_turned_one(orientat
 
         upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     assert (decode_image(data) == upright).all(), "without annotations an image is shown upright"
-    assert (decode_image(data, annotated_size=(4, 6)) == stored).all(), "annotations of the stored size win"
-    turned = decode_image(data, annotated_size=(6, 4))
+    assert (decode_image(data, upright=False) == stored).all(), "annotations of the stored image"
+    turned = decode_image(data, upright=(6, 4))
     assert turned.shape == ((4, 6, 3) if orientation >= 5 else (6, 4, 3))
 
 
@@ -144,11 +146,11 @@ def test_every_orientation_in_every_format_is_turned_upright_or_left_as_annotate
     upright = np.asarray(ImageOps.exif_transpose(_with_orientation(stored, orientation)))
     shown = decode_image(data.getvalue())
     assert shown.shape == upright.shape and np.abs(shown.astype(int) - upright).mean() < 5
-    kept = decode_image(data.getvalue(), annotated_size=(40, 24))
+    kept = decode_image(data.getvalue(), upright=(40, 24))
     assert kept.shape == stored.shape and np.abs(kept.astype(int) - stored).mean() < 5
     assert image_size(data.getvalue()) == (40, 24), "the stored size"
     if orientation >= 5:
-        turned = decode_image(data.getvalue(), annotated_size=(24, 40))
+        turned = decode_image(data.getvalue(), upright=(24, 40))
         assert np.abs(turned.astype(int) - upright).mean() < 5
 
 
@@ -175,3 +177,54 @@ def test_avif_is_read() -> None:
     Image.new("RGB", (32, 16), (200, 30, 60)).save(data, "AVIF", quality=95)
     pixels = decode_image(data.getvalue())
     assert pixels.shape == (16, 32, 3) and np.abs(pixels.astype(int) - (200, 30, 60)).max() < 8
+
+
+def tiff_of_bands(bands: int, *, floating: bool = False) -> bytes:
+    """A plain TIFF, 4 pixels wide and 2 high, of 8-bit or of 32-bit floating-point bands."""
+    pixels = np.full(8 * bands, 9, np.float32 if floating else np.uint8).tobytes()
+    values = {256: [4], 257: [2], 258: [32 if floating else 8] * bands, 259: [1], 262: [2 if bands > 2 else 1]}
+    values |= {273: [0], 277: [bands], 278: [2], 279: [len(pixels)], 284: [1], 338: [0] * max(1, bands - 3)}
+    values |= {339: [3 if floating else 1] * bands}
+    start = 8 + 2 + 12 * len(values) + 4
+    values[273] = [start + sum(2 * len(found) for found in values.values() if len(found) > 2)]
+    entries, longer = b"", b""
+    for tag, found in values.items():
+        data = struct.pack(f"<{len(found)}H", *found)
+        if len(found) > 2:
+            data, longer = struct.pack("<I", start + len(longer)), longer + data
+        entries += struct.pack("<HHI4s", tag, 3, len(found), data)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries + bytes(4) + longer + pixels
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (tiff_of_bands(2), "a TIFF of 2 bands of integer levels; save it as RGB with 8 bits"),
+        (tiff_of_bands(3, floating=True), "a TIFF of 3 bands of floating-point levels"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image, as phones save them; convert it to JPEG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image"),
+    ],
+)
+def test_formats_that_are_not_read_are_told_by_name(data: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message) as refusal:
+        decode_image(data)
+    assert refusal.value.reason == "image_unknown"
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_big_tiff_is_read(big: bool) -> None:
+    data = io.BytesIO()
+    Image.new("RGB", (30, 20), (200, 30, 60)).save(data, "TIFF", big_tiff=big)
+    assert (data.getvalue()[2] == 43) == big
+    assert (decode_image(data.getvalue()) == (200, 30, 60)).all()
+
+
+def test_bands_that_are_left_out_are_told() -> None:
+    from yolofleet.data.box_checks import build_record
+    from yolofleet.data.check import check_image
+    from yolofleet.data.problems import ProblemLog
+
+    problems = ProblemLog()
+    checked = check_image(build_record(1, "a.tif", (4, 2), []), tiff_of_bands(5), problems)
+    assert checked is not None and checked.pixels.shape == (2, 4, 3)
+    assert problems.counts == {"image_bands_left_out": 1}

@@ -14,6 +14,7 @@ from yolofleet.cli.predict import image_paths
 from yolofleet.core.errors import UserError
 from yolofleet.data.check import check_dataset
 from yolofleet.data.check_page import check_page
+from yolofleet.data.content import CheckedSplit, check_content
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
 from yolofleet.data.source_folder import SourceFolder
@@ -181,7 +182,8 @@ def test_the_page_of_a_check_shows_no_image_from_outside(images: Path, outside: 
     for follow_links in (False, True):
         problems = ProblemLog()
         source, store = read_source(str(document), str(images), problems, follow_links=follow_links)
-        page = check_page("x", check_dataset(source, store, problems), problems, store)
+        split = CheckedSplit("x", check_dataset(source, store, problems), store)
+        page = check_page(check_content([split], problems), problems)
         assert ("data:image/jpeg" in page) == follow_links and ("leads out of" in page) != follow_links
 
 
@@ -200,14 +202,30 @@ def test_shards_are_built_of_what_is_inside(
 def test_images_to_predict_are_those_inside(images: Path, outside: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "link.jpg").symlink_to(outside / "secret.jpg")
     os.mkfifo(images / "pipe.jpg")
-    assert image_paths([str(images)], follow_links=False) == [images / "a.jpg"]
+    inside = [images / "a.jpg", images / "sub" / "b.jpg"]
+    assert image_paths([str(images)], follow_links=False) == inside
     told = capsys.readouterr().err
-    assert f"left out: file_irregular: 1 (such as {images}/pipe.jpg), link_outside: 1 (such as {images}/link" in told
-    assert image_paths([str(images)], follow_links=True) == [images / "a.jpg", images / "link.jpg"]
+    assert (
+        f"file_irregular: 1 (such as {images}/pipe.jpg), file_not_image: 1 (such as {images}/a.txt), link_out" in told
+    )
+    assert image_paths([str(images)], follow_links=True) == [images / "a.jpg", images / "link.jpg", inside[1]]
     assert image_paths([str(images / "link.jpg")], follow_links=False) == [images / "link.jpg"], "named by the user"
-    with pytest.raises(UserError, match="a folder without images"):
-        image_paths([str(outside.parent)], follow_links=False)
     (outside / "only").mkdir()
     (outside / "only" / "x.jpg").symlink_to(images / "a.jpg")
     with pytest.raises(UserError, match=r"only is a folder without images \(link_outside: 1"):
         image_paths([str(outside / "only")], follow_links=False)
+
+
+def test_images_to_predict_are_of_all_types_and_in_all_folders_but_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.jfif", "c.JPE", "sub/e.jpg", "d.avif", "sub/f.TIFF", "out/drawn.jpg", ".hidden/g.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("notes.txt", "raw.cr2", "Thumbs.db"):
+        (tmp_path / name).write_bytes(b"x")
+    found = image_paths([str(tmp_path)], follow_links=False, out=str(tmp_path / "out"))
+    names = {str(path.relative_to(tmp_path)) for path in found}
+    assert names == {"a.jpg", "b.jfif", "c.JPE", "sub/e.jpg", "d.avif", "sub/f.TIFF"}
+    told = capsys.readouterr().err
+    assert "file_hidden: 2 (such as" in told and "file_not_image: 2 (such as" in told

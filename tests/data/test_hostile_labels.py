@@ -16,10 +16,12 @@ from PIL import Image
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.data.check import check_dataset
+from yolofleet.data.class_names import parse_class_names
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import LONGEST_EXAMPLE, ProblemLog
-from yolofleet.data.read_source import parse_class_names, read_source
-from yolofleet.data.yolo import MOST_UNNAMED_CLASSES, parse_label_lines
+from yolofleet.data.read_source import read_source
+from yolofleet.data.yolo import MOST_UNNAMED_CLASSES, parse_label_lines, usable_lines
+from yolofleet.data.yolo_lines import LabelLine
 
 
 def image_bytes() -> bytes:
@@ -66,11 +68,15 @@ def test_class_names_of_the_corpus_that_multiply_are_refused(
 # --- YOLO
 
 
+def parse(text: str, problems: ProblemLog) -> list[LabelLine]:
+    return usable_lines(parse_label_lines(text, "a.txt", problems), None, None, problems)
+
+
 @pytest.mark.parametrize("number", ["1000000000", "10000", "9223372036854775807", "1e308", "1" + "0" * 300])
 def test_a_class_that_no_name_covers_is_counted(number: str) -> None:
     problems = ProblemLog()
-    lines = parse_label_lines(f"{number} 0.5 0.5 0.1 0.1\n9999 0.5 0.5 0.1 0.1", "a.txt", None, problems)
-    assert [line[0] for line in lines] == [MOST_UNNAMED_CLASSES - 1]
+    lines = parse(f"{number} 0.5 0.5 0.1 0.1\n9999 0.5 0.5 0.1 0.1", problems)
+    assert [line.category for line in lines] == [MOST_UNNAMED_CLASSES - 1]
     assert problems.counts == {"category_unknown": 1}
     assert problems.examples["category_unknown"][0].endswith("(classes are 0 to 9999; name the classes with --classes)")
 
@@ -81,7 +87,7 @@ def test_a_class_that_no_name_covers_is_counted(number: str) -> None:
 )
 def test_a_line_that_is_no_label_is_counted(line: str) -> None:
     problems = ProblemLog()
-    assert parse_label_lines(line, "a.txt", None, problems) == []
+    assert parse(line, problems) == []
     assert problems.counts == {"label_line_malformed": 1}
 
 
@@ -93,10 +99,10 @@ def test_many_lines_are_compared_in_linear_time_even_where_their_numbers_have_on
     for text, count in ((lines, 40_000), (alike, 32_768)):
         start = time.process_time()
         problems = ProblemLog()
-        assert len(parse_label_lines(text, "a.txt", None, problems)) == count
+        assert len(parse(text, problems)) == count
         assert time.process_time() - start < 5 and not problems.counts
     problems = ProblemLog()
-    assert len(parse_label_lines("0 0.5 0.5 0.1 0.1\n" * 3, "a.txt", None, problems)) == 3
+    assert len(parse("0 0.5 0.5 0.1 0.1\n" * 3, problems)) == 3
     assert problems.counts == {"annotation_duplicate_box": 2}
 
 
@@ -118,7 +124,7 @@ def test_label_files_are_bounded(tmp_path: Path) -> None:
         ("names: {0: a, b: c}", r"names: the numbers must be 0, 1, 2, ..., not \[0, 'b'\]"),
         ("names: {a: 0, 1: x, ~: y}", "names: the numbers must be"),
         ("names: {1000000000: a}", "names: the numbers must be"),
-        ("names: {0: a, 1: [b, c]}", r"class 1 is \['b', 'c'\]; write its name as plain text"),
+        ("names: {0: a, 1: [b, c]}", r"class 1 is \['b', 'c'\]; write its name as text"),
         ("names: [a, ~, c]", "class 1 is None"),
         ('names: [a, "", c]', "class 1 is ''"),
         ('names: ["\\ud800"]', "invalid Unicode character"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,28 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.exports import (
-    CLASSES,
-    OTHERS,
-    TOOLS,
-    Drawn,
-    coco,
-    draw,
-    halves,
-    plain_yolo,
-    voc_devkit,
-    write_json,
-    write_lines,
-)
+from data import exports, tool_exports
+from data.folders import CLASSES, FOLDERS, Drawn, coco, draw, halves, plain_yolo, voc_devkit, write_json, write_lines
 from yolofleet.core.errors import UserError
+from yolofleet.data.file_finder import find_files
 from yolofleet.data.file_tree import pair_labels, split_of
-from yolofleet.data.layout import Layout, find_layout
+from yolofleet.data.find_layout import find_layout
+from yolofleet.data.layout import Layout
 from yolofleet.data.layout_reader import SplitSource, assign_splits, name_share, read_layout, validation_names
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.source_folder import open_source
 
-EVERY = TOOLS | OTHERS
 Boxes = dict[str, list[tuple[str, float, float, float, float]]]
 
 
@@ -63,12 +54,10 @@ def truth(images: list[Drawn]) -> Boxes:
     return {image.name: sorted((CLASSES[box[0]], *map(float, box[1:])) for box in image.boxes) for image in images}
 
 
-@pytest.mark.parametrize("tool", EVERY)
+@pytest.mark.parametrize("tool", FOLDERS)
 def test_every_export_gives_the_boxes_that_were_drawn(tmp_path: Path, tool: str) -> None:
-    if tool == "LVIS":
-        pytest.importorskip("yolofleet.data.file_finder", reason="coco_url is read from there on")
     images = draw()
-    EVERY[tool](tmp_path, images)
+    FOLDERS[tool](tmp_path, images)
     _, splits, problems = find(tmp_path)
     assert not problems.num(["drop"])
     if set(splits) == {"all"}:
@@ -82,14 +71,29 @@ def test_every_export_gives_the_boxes_that_were_drawn(tmp_path: Path, tool: str)
     for split in assigned.values():
         listed = {entry.key for entry in split.images.list()}
         missing = [record.file_name for record in split.source.records if record.file_name not in listed]
-        assert tool == "LVIS" or not missing
+        assert not missing
 
 
-@pytest.mark.parametrize("tool", EVERY)
+@pytest.mark.parametrize("tool", tool_exports.EXPORTS)
+def test_the_export_of_each_tool_is_found_as_it_comes(tmp_path: Path, tool: str) -> None:
+    tool_exports.EXPORTS[tool][0](tmp_path)
+    root = tmp_path / "cvat.zip" if tool == "cvat" else tmp_path
+    _, splits, problems = find(root)
+    expected = [exports.draw(number)[1] for number in range(3)]
+    for split in splits.values():
+        keys = find_files([record.file_name for record in split.source.records], [e.key for e in split.images.list()])
+        assert None not in keys
+        found = [record.boxes.round(6).tolist() for record in split.source.records]
+        assert found == expected[: len(keys)]
+        assert sorted(entry.name for entry in split.source.classes) == sorted(exports.NAMES)
+    assert sum(len(split.source.records) for split in splits.values()) == 3 and not problems.num(["drop"])
+
+
+@pytest.mark.parametrize("tool", FOLDERS)
 def test_litter_and_a_folder_around_it_change_nothing(tmp_path: Path, tool: str) -> None:
     images = draw(6)
-    EVERY[tool](tmp_path / "plain", images)
-    EVERY[tool](tmp_path / "littered/my export (1)", images)
+    FOLDERS[tool](tmp_path / "plain", images)
+    FOLDERS[tool](tmp_path / "littered/my export (1)", images)
     inside = tmp_path / "littered/my export (1)"
     for path in list(inside.rglob("*.*")):
         (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
@@ -110,14 +114,14 @@ def test_litter_and_a_folder_around_it_change_nothing(tmp_path: Path, tool: str)
 
 
 def test_the_named_train_file_brings_its_partner_and_any_other_file_is_one_set(tmp_path: Path) -> None:
-    EVERY["Datumaro"](tmp_path, draw())
+    FOLDERS["Datumaro as COCO"](tmp_path, draw())
     assert set(find(tmp_path, "annotations/instances_train.json")[0].splits) == {"train", "val"}
     assert set(find(tmp_path, "annotations/instances_val.json")[0].splits) == {"all"}
 
 
 def test_two_files_that_could_be_meant_are_refused_by_name(tmp_path: Path) -> None:
-    EVERY["FiftyOne"](tmp_path, draw())
-    (tmp_path / "more.json").write_bytes((tmp_path / "labels.json").read_bytes())
+    tool_exports.write_fiftyone(tmp_path)
+    shutil.copy(tmp_path / "labels.json", tmp_path / "more.json")
     with pytest.raises(UserError, match=r"labels\.json, more\.json all hold annotations; name the file"):
         find(tmp_path)
     assert find(tmp_path, "more.json")[0].evidence == "more.json"
@@ -184,7 +188,7 @@ def test_links_that_lead_out_are_counted_and_not_read(tmp_path: Path) -> None:
 
 def test_splits_of_voc_that_name_different_classes_get_those_of_both(tmp_path: Path) -> None:
     images = [Drawn(f"photo_{number:03}", ((number % 3, 2, 2, 20, 20),)) for number in (0, 1, 3, 4, 2, 5)]
-    EVERY["Roboflow as VOC"](tmp_path, images)
+    FOLDERS["Roboflow as VOC"](tmp_path, images)
     _, splits, _ = find(tmp_path)
     assert splits["train"].source.classes == splits["val"].source.classes
     for split, part in halves(images).items():

@@ -10,9 +10,10 @@ import simplejpeg
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.check import check_dataset
+from yolofleet.data.class_names import read_class_names
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.read_source import read_class_names, read_source
-from yolofleet.data.yolo import parse_label_lines
+from yolofleet.data.read_source import read_source
+from yolofleet.data.yolo import parse_label_lines, usable_lines
 
 VOC = """<annotation><folder>x</folder><filename>{name}.jpg</filename>
 <size><width>100</width><height>80</height><depth>3</depth></size>{objects}</annotation>"""
@@ -57,7 +58,8 @@ def test_the_bad_yolo_lines_of_the_hostile_corpus_are_counted(test_data: Path) -
     text = (test_data / "hostile" / "annotations" / "yolo_bad.txt").read_text()
     problems = ProblemLog()
     names = [str(number) for number in range(8)]
-    assert [line[0] for line in parse_label_lines(text, "yolo_bad.txt", names, problems)] == [0, 7]
+    lines = usable_lines(parse_label_lines(text, "yolo_bad.txt", problems), None, names, problems)
+    assert [line.category for line in lines] == [0, 7]
     assert problems.counts == {"label_line_malformed": 5, "category_unknown": 1}
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.build_plan import BuildOptions, plan_build
+from yolofleet.data.class_names import parse_class_names
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.read_source import parse_class_names
 from yolofleet.data.sources import SourceDataset
 from yolofleet.data.tar_source import read_tar_shards
 from yolofleet.data.voc import read_voc

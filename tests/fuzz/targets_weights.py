@@ -15,8 +15,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.detections import Detections, read_ground_truth
 from yolofleet.evaluation.detector_package import read_package
+from yolofleet.evaluation.ground_truth import GroundTruth, read_ground_truth
+from yolofleet.evaluation.result_file import read_results
 from yolofleet.models.checkpoint_reader import read_checkpoint
 from yolofleet.storage import open_storage
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -66,7 +67,7 @@ def fuzz_safetensors(data: bytes) -> None:
         read_checkpoint(_write("whole.safetensors", data))
 
 
-def fuzz_detector_package(data: bytes) -> None:
+def fuzz_package(data: bytes) -> None:
     """A card and a header, one JSON document a line, or good ones spoiled; the digest of the weights is right."""
     card, _, header = data.partition(b"\n")
     if not header.startswith(b"{"):
@@ -85,7 +86,7 @@ def fuzz_detector_package(data: bytes) -> None:
 
 @cache
 def _good_package() -> bytes:
-    return (SEEDS / "detector_package" / "good").read_bytes()
+    return (SEEDS / "package" / "good").read_bytes()
 
 
 def _data_length(header: bytes) -> int:
@@ -126,17 +127,23 @@ def fuzz_committed_checkpoint(data: bytes) -> None:
         store.newest()
 
 
-def fuzz_results(data: bytes) -> None:
+def fuzz_results_json(data: bytes) -> None:
     """A file of detections, or a good one that is spoiled."""
-    if not data.lstrip().startswith((b"[", b"{")):
-        data = spoil((SEEDS / "results" / "good").read_bytes(), data)
+    if data[:1] >= b"\x80" and data[:2] != b"\xef\xbb":
+        data = spoil((SEEDS / "results_json" / "good").read_bytes(), data)
     with suppress(UserError):
-        Detections.read(_write("results.json", data)).records()
+        detections, _ = read_results(_write("results.json", data), _truth())
+        detections.records()
+
+
+@cache
+def _truth() -> GroundTruth:
+    return read_ground_truth(SEEDS / "ground_truth" / "good")
 
 
 def fuzz_ground_truth(data: bytes) -> None:
     """A file of annotations that detections are evaluated with, or a good one that is spoiled."""
-    if not data.lstrip().startswith((b"[", b"{")):
+    if data[:1] >= b"\x80" and data[:2] != b"\xef\xbb":
         data = spoil((SEEDS / "ground_truth" / "good").read_bytes(), data)
     with suppress(UserError):
         read_ground_truth(_write("instances.json", data))

@@ -8,13 +8,7 @@ import pytest
 
 from fuzz.run import FOLDER, READERS, LimitError, load_targets, run_case, seeds
 
-NOT_YET: set[str] = set(READERS) - {
-    "coco",
-    "yolo",
-    "voc",
-    "class_names",
-    "tar_scan",
-}  # readers whose targets are not written yet
+NOT_YET = {"spec_yaml", "manifest", "index", "key_json", "url_redaction"}  # a target of each is under way
 NUM_CHANGED = 300
 TARGETS = load_targets()
 PIECES = (

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from data.tool_exports import write_exports
 from system.pages import ROOT
 from system.shell import Shell, write_job
 from yolofleet.models import build_model
@@ -53,6 +54,7 @@ def fill(folder: Path, drawn: Path) -> Shell:
         torch.save(published, folder / name)
     write_job(folder, drawn, name="my-run", cluster__workers=1, epochs=0.2)
     (folder / "space.yaml").write_text(SPACE)
+    write_exports(folder / "exports")
     for name in ("jobs", "infra"):
         (folder / name).symlink_to(ROOT / name)
     shell.succeed("tune", "space.yaml", "--yes")

@@ -21,7 +21,8 @@ from pydantic import BaseModel
 import yolofleet
 from cluster.fake_jobs import fake_jobs
 from system.test_canary import CANARY, check, holders
-from yolofleet.cli.main import app, main
+from yolofleet.cli.commands import app
+from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_secret
 from yolofleet.evaluation.report import render_report

@@ -65,7 +65,7 @@ def test_a_validation_set_without_boxes_is_refused_before_training(
     folder = tmp_path / "unlabelled"
     shutil.copytree(small_data / "val", folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["class_counts"] = [0 for _ in manifest["class_counts"]]
+    manifest |= {"class_counts": [0 for _ in manifest["class_counts"]], "num_boxes": 0, "num_crowds": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     job = small_job(data={"train": str(small_data / "train"), "val": str(folder), "image_size": 64})
     with pytest.raises(UserError, match=r"unlabelled: no boxes to evaluate with in \d+ images .*give data\.val"):

@@ -9,6 +9,7 @@ from yolofleet.cli import (
     anchors,
     cluster,
     data,
+    data_check,
     evaluate,
     export,
     init,
@@ -34,6 +35,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+data.app.command("check")(data_check.check)
 data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")

@@ -1,4 +1,4 @@
-"""``yolofleet data``: draws, checks, shards, inspects and shows datasets."""
+"""``yolofleet data``: draws, shards, inspects and shows datasets (`data_check` checks them)."""
 
 from __future__ import annotations
 
@@ -54,58 +54,6 @@ def synth(
 
 
 @app.command()
-def check(
-    annotations: Annotations,
-    images: Annotated[
-        str | None, typer.Argument(help="Folder of the images: a path or s3://. Shards need none.")
-    ] = None,
-    source_format: SourceFormat = "auto",
-    classes: ClassNames = None,
-    max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
-    threads: Threads = 0,
-    follow_links: FollowLinks = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page with the suspicious images to this file.")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if there is any problem.")] = False,
-    as_json: JsonOption = False,
-) -> int:
-    """Look for every problem in a dataset before anything is built from it; nothing is changed."""
-    from yolofleet.data.check import check_dataset
-    from yolofleet.data.check_page import check_page
-    from yolofleet.data.problems import ProblemLog
-    from yolofleet.storage import open_storage
-
-    problems = ProblemLog()
-    reading = {"source_format": source_format, "follow_links": follow_links}
-    source, image_files = _read_source(annotations, images, problems, classes, **reading)
-    with show_progress("checking", len(source.records)) as advance:
-        report = check_dataset(
-            source, image_files, problems, num_threads=_cores(threads), max_pixels=max_pixels, progress=advance
-        )
-    if html is not None:
-        page = check_page(annotations, report, problems, image_files, max_pixels=max_pixels)
-        open_storage(str(html.parent)).put(html.name, page.encode())
-    facts = {
-        "images": report.num_listed,
-        "usable": report.num_usable,
-        "skipped": report.num_listed - report.num_usable,
-        "boxes": report.num_boxes,
-        "crowds": report.num_crowds,
-        "empty": report.num_empty,
-        "class_counts": {
-            f"{entry.id} {entry.name}": count for entry, count in zip(source.classes, report.class_counts, strict=True)
-        },
-        "problems": problems.as_document(),
-    }
-    line = (
-        f"{annotations}: {report.num_usable} of {report.num_listed} images can be used, with {report.num_boxes} "
-        f"boxes and {report.num_crowds} crowds; {report.num_empty} hold no object; {problems.num()} problems"
-    )
-    _note_problems(problems, as_json=as_json)
-    print_result(facts, [line], as_json=as_json)
-    return EXIT_WORK_FAILED if strict and problems.counts else EXIT_DONE
-
-
-@app.command()
 def shard(
     annotations: Annotations,
     images: Annotated[str, typer.Argument(help="Folder of the images: a path or s3://; '-' for shards.")],
@@ -148,8 +96,14 @@ def shard(
         split=_parse_split(split),
     )
     problems = ProblemLog()
-    reading = {"source_format": source_format, "follow_links": follow_links}
-    source, image_files = _read_source(annotations, None if images == "-" else images, problems, classes, **reading)
+    source, image_files = read_dataset(
+        annotations,
+        None if images == "-" else images,
+        problems,
+        classes,
+        source_format=source_format,
+        follow_links=follow_links,
+    )
     with show_progress("sharding", len(source.records)) as advance:
         result = build_dataset(
             source,
@@ -157,7 +111,7 @@ def shard(
             open_storage(out),
             options,
             problems,
-            num_threads=_cores(threads),
+            num_threads=count_cores(threads),
             most_skipped=max_skipped,
             overwrite=overwrite,
             progress=advance,
@@ -184,7 +138,7 @@ def shard(
         f"{len(manifest.classes)} classes in {len(manifest.shards)} shards ({num_bytes:,} bytes{share}; "
         f"{result.num_shards_reused} shards were there)"
     )
-    _note_problems(problems, as_json=as_json)
+    note_problems(problems, as_json=as_json)
     print_result(facts, [line], as_json=as_json)
 
 
@@ -219,7 +173,7 @@ def inspect(
         },
         **result.as_document(),
     }
-    _note_problems(result.problems, as_json=as_json)
+    note_problems(result.problems, as_json=as_json)
     print_result(facts, _inspection_lines(facts), as_json=as_json)
     return EXIT_WORK_FAILED if result.problems.counts else EXIT_DONE
 
@@ -279,16 +233,19 @@ def show(
     print_result({"step": step, "micro_batches": drawn}, [str(entry["file"]) for entry in drawn], as_json=as_json)
 
 
-def _read_source(
+def read_dataset(
     annotations: str, images: str | None, problems: ProblemLog, classes: str | None, **options: Any
 ) -> tuple[SourceDataset, ImageStore]:
-    from yolofleet.data.read_source import read_class_names, read_source
+    """Read the annotations that the arguments of a command name."""
+    from yolofleet.data.class_names import read_class_names
+    from yolofleet.data.read_source import read_source
 
     names = read_class_names(classes) if classes is not None else None
     return read_source(annotations, images, problems, class_names=names, **options)
 
 
-def _cores(threads: int) -> int:
+def count_cores(threads: int) -> int:
+    """Return the number of threads that a command's option asks for."""
     return threads or os.cpu_count() or 1
 
 
@@ -302,7 +259,7 @@ def _parse_split(text: str | None) -> tuple[float, float]:
     return (low, high)
 
 
-def _note_problems(problems: ProblemLog, *, as_json: bool) -> None:
+def note_problems(problems: ProblemLog, *, as_json: bool) -> None:
     """Say on stderr what was left out or repaired: one line a kind, with an example; in JSON the facts have it."""
     if as_json:
         return

@@ -128,7 +128,7 @@ def _name_of(root: str) -> str:
 
 def _read(root: str, named: str | None, out: Path, follow_links: bool) -> tuple[Layout, dict[str, SplitSource]]:
     """Find the annotations below a folder and read them; what earlier runs wrote there is no part of them."""
-    from yolofleet.data.layout import find_layout
+    from yolofleet.data.find_layout import find_layout
     from yolofleet.data.layout_reader import read_layout
     from yolofleet.data.problems import ProblemLog
     from yolofleet.data.source_folder import open_source

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from yolofleet.evaluation.detector_package import DetectorCard
 
 RECORDS_NAME = "detections.json"
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 MOST_PROBLEMS = 5
 
 
@@ -62,12 +61,12 @@ def predict(
     """Find objects in images: draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
-        paths = image_paths(images, follow_links=follow_links)
+        paths = image_paths(images, follow_links=follow_links, out=out)
         _predict_here(model, paths, Path(out), options, device, tracking_uri, as_json=as_json)
         return
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
-    source = image_source(images, follow_links=follow_links)
+    source = image_source(images, follow_links=follow_links, out=out)
     package, card = read_package(model, tracking_uri)
     plan = PredictionPlan(
         weights_sha256=card.weights_sha256,
@@ -83,40 +82,47 @@ def predict(
     _merge_parts(out, plan, [(entry.id, entry.name) for entry in card.classes], as_json=as_json)
 
 
-def image_paths(images: list[str], *, follow_links: bool) -> list[Path]:
-    """Return the images that the arguments name; of a folder, the files in it with the suffix of an image."""
+def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list[Path]:
+    """Return the images that the arguments name; of a folder all that it holds, except what is in ``out``."""
     from yolofleet.data.problems import ProblemLog
-    from yolofleet.data.source_folder import SourceFolder
+    from yolofleet.data.source_folder import IMAGE_EXTENSIONS, SourceFolder, is_image_name
 
+    left_out = Path(out).resolve() if out and "://" not in out else Path("/dev/null/none")
     paths: list[Path] = []
     problems = ProblemLog()
     for path in map(Path, images):
         if os.path.isfile(path / MANIFEST_NAME):  # unlike those of a Path, no name makes these functions raise
             raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
         if os.path.isdir(path):
-            folder = SourceFolder(path, problems, follow_links=follow_links, with_sub_folders=False)
-            inside = [path / entry.key for entry in folder.list() if Path(entry.key).suffix.lower() in IMAGE_SUFFIXES]
+            inside = []
+            for entry in SourceFolder(path, problems, follow_links=follow_links).list():
+                if (path / entry.key).resolve().is_relative_to(left_out):
+                    continue  # what an earlier call drew
+                if is_image_name(entry.key):
+                    inside.append(path / entry.key)
+                else:
+                    problems.add("file_not_image", str(path / entry.key))
             if not inside:
-                reasons = problems.reasons() or ", ".join(sorted(IMAGE_SUFFIXES))
+                reasons = problems.reasons() or ", ".join(sorted(IMAGE_EXTENSIONS))
                 raise UserError(f"{path} is a folder without images ({reasons})")
             paths += inside
         elif not os.path.exists(path):
             raise UserError(f"there is no image {path}")
         else:
             paths.append(path)
-    if problems.counts:
-        note(f"left out: {problems.reasons()}")
+    if reasons := problems.reasons(("note", "drop")):
+        note(f"left out: {reasons}")
     return paths
 
 
-def image_source(images: list[str], *, follow_links: bool) -> ImageSource:
+def image_source(images: list[str], *, follow_links: bool, out: str = "") -> ImageSource:
     """Return the images that the arguments name: a sharded dataset, or files and folders of them."""
     from yolofleet.cluster.prediction_parts import FileImages, ShardImages
     from yolofleet.storage import open_storage
 
     if len(images) == 1 and ("://" in images[0] or open_storage(images[0]).exists(MANIFEST_NAME)):
         return ShardImages(images[0])
-    return FileImages(image_paths(images, follow_links=follow_links))
+    return FileImages(image_paths(images, follow_links=follow_links, out=out))
 
 
 def read_package(model: str, tracking_uri: str | None) -> tuple[dict[str, bytes], DetectorCard]:

@@ -14,6 +14,8 @@ from typing import BinaryIO
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 
+CHUNK_BYTES = 1 << 20
+
 
 def local_path(text: str | Path) -> Path:
     """Return a path as an absolute one, ``~`` replaced by the home folder.
@@ -66,7 +68,9 @@ def read_regular(path: str | Path, most_bytes: int) -> bytes:
         OSError: As `open_regular`.
     """
     with open_regular(path, most_bytes) as file:
-        data = file.read(most_bytes + 1)  # not all of it: it may grow, and the files of /proc say that they are empty
+        data = file.read(os.fstat(file.fileno()).st_size)  # what is asked for is allocated, so never the bound itself
+        while len(data) <= most_bytes and (more := file.read(CHUNK_BYTES)):  # it grows; /proc says 0 bytes
+            data += more
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"has more than the {format_bytes(most_bytes)} that are read", str(path))
     return data

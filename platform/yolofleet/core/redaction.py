@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import unquote
 
 STARS = "***"
+MARKS = frozenset("@=%")
+"""One of these stands behind or before every secret; most texts hold none."""
 MOST_PASSES = 8
 MOST_ENCODINGS = 3
 """How often one text may be percent-encoded."""
@@ -65,6 +67,8 @@ def is_ambiguous(url: str) -> bool:
 
 def redact_url(url: str) -> str:
     """Return a URL with stars for its secrets. Nothing surrounds it, so that a secret may hold blanks."""
+    if MARKS.isdisjoint(url):
+        return url
     plain = re.sub(r"[\t\r\n]", "", url).strip("".join(map(chr, range(33))))  # which clients leave out
     shown = _repeat(_redact_whole, plain)
     return url if shown == plain else shown
@@ -72,7 +76,7 @@ def redact_url(url: str) -> str:
 
 def redact(text: str) -> str:
     """Return a text with stars for the secrets of all URLs in it; a text without any is returned as it is."""
-    return _repeat(_redact_once, text)
+    return text if MARKS.isdisjoint(text) else _repeat(_redact_once, text)
 
 
 def redact_values(value: Any, *, by_name: bool = False) -> Any:

@@ -48,9 +48,12 @@ def temporary_folder() -> Iterator[Path]:
 def _make_locked() -> tuple[Path, int]:
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another thread or process found it before it was locked, and removed it
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if folder.exists():  # else another process found it before it was locked, and removed it
+        if folder.exists():  # else it was removed just before
             return folder, lock
         os.close(lock)
 

@@ -61,6 +61,7 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
             np.array(_column(document, "iscrowd", count, lambda entry: entry in (0, 1), "0 or 1"), dtype=np.bool_),
             np.array(_column(document, "areas", count, _is_area, "an area"), dtype=np.float64),
             tuple(entry or None for entry in segmentations),
+            _upright(document),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RecordError(f"the annotation is damaged: {type(error).__name__}: {error}") from error
@@ -89,6 +90,13 @@ def _is_box(entry: Any) -> bool:
 
 def _is_area(entry: Any) -> bool:
     return are_numbers([entry], 0.0, LARGEST_AREA)
+
+
+def _upright(document: dict[str, Any]) -> bool | None:
+    upright = document.get("upright")
+    if upright is None or isinstance(upright, bool):
+        return upright
+    raise ValueError(f"upright is {upright!r:.60}, not true or false")
 
 
 def _name(document: dict[str, Any]) -> str:

@@ -10,10 +10,12 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from yolofleet.core.text import short
+from yolofleet.data.outline_box import box_of_outline, rotated_box
 from yolofleet.data.records import ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
 LARGEST_COORDINATE = 1e6
+MOST_DEGREES = 1e4
 THINNEST_BOX_PIXELS = 0.01
 
 
@@ -42,9 +44,16 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
     Raises:
         BoxProblem: The annotation must be left out.
     """
-    if annotation.get("bbox") is None:
+    repairs = []
+    values = annotation.get("bbox")
+    segmentation, is_sound = clean_segmentation(annotation.get("segmentation"))
+    if not values or values == [0, 0, 0, 0]:
+        outline = box_of_outline(segmentation)
+        if outline is not None:
+            values = outline
+            repairs.append("box_from_outline")
+    if values is None:
         raise BoxProblem("box_missing", "no bbox")
-    values = annotation["bbox"]
     if not isinstance(values, list) or len(values) != 4 or any(not _is_number(value) for value in values):
         raise BoxProblem("box_malformed", f"bbox {short(values)}")
     try:
@@ -59,7 +68,11 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
         raise BoxProblem("box_zero_area", f"bbox {values}")
     if min(width, height) < THINNEST_BOX_PIXELS:
         raise BoxProblem("box_tiny", f"bbox {values}")
-    repairs = []
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    if _is_number(rotation) and rotation and abs(rotation) <= MOST_DEGREES and "box_from_outline" not in repairs:
+        x, y, width, height = rotated_box([x, y, width, height], float(rotation))
+        repairs.append("box_rotated")
     area = annotation.get("area")
     if not _is_number(area) or not 0 <= area <= LARGEST_AREA:
         area = width * height
@@ -67,7 +80,6 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
     crowd = annotation.get("iscrowd", 0)
     if crowd not in (0, 1):
         repairs.append("iscrowd_malformed")
-    segmentation, is_sound = clean_segmentation(annotation.get("segmentation"))
     if not is_sound:
         repairs.append("segmentation_malformed")
     return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, tuple(repairs))
@@ -91,6 +103,10 @@ def build_record(
 
 def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
     """Return polygons or RLE that can be relied on (None where there are none), and whether nothing was wrong."""
+    if segmentation == [[]]:
+        return None, True
+    if isinstance(segmentation, list) and segmentation and not any(isinstance(entry, list) for entry in segmentation):
+        segmentation = [segmentation]  # VIA writes one polygon without a list around it
     if not segmentation or not is_sound_segmentation(segmentation):
         return None, is_sound_segmentation(segmentation)
     if isinstance(segmentation, dict):

@@ -18,9 +18,9 @@ import numpy as np
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.temporary import temporary_folder
-from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, plan_build
+from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, in_split, plan_build
 from yolofleet.data.check import CheckedImage, check_image
-from yolofleet.data.decode import ImageError
+from yolofleet.data.image_formats import ImageError
 from yolofleet.data.manifest import Manifest, ManifestError, ShardEntry
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
@@ -109,6 +109,7 @@ def build_dataset(
     sizes = {entry.key: entry.size_bytes for entry in images.list()}
     if not sizes:
         raise BuildError(f"{images.url}: no files here; {problems.reasons() or 'name the folder of the images'}")
+    num_lost = problems.num_boxes_lost()
     plan = plan_build(source.classes, source.records, sizes, options, problems)
     existing = _existing_manifest(out)
     if existing is not None and existing.source_digest == plan.digest:
@@ -126,6 +127,7 @@ def build_dataset(
         problems.merge(shard.problem_counts, shard.problem_examples)
     manifest = _make_manifest(plan, finished, problems)
     _refuse_too_few(manifest, plan, problems, most_skipped)
+    _refuse_lost_boxes(manifest, source, options, num_lost, problems, most_skipped)
     _remove_foreign_shards(out, manifest)
     out.put(MANIFEST_NAME, manifest.to_bytes())
     for note in out.list(NOTES_PREFIX):
@@ -266,6 +268,33 @@ def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, m
         raise BuildError(
             f"{num_skipped} of {plan.num_listed} images are unusable, more than the share of {most_skipped:g} that "
             f"may be skipped; {reasons}. Repair them, or allow more with --max-skipped"
+        )
+
+
+def _refuse_lost_boxes(
+    manifest: Manifest,
+    source: SourceDataset,
+    options: BuildOptions,
+    num_lost: int,
+    problems: ProblemLog,
+    most_skipped: float,
+) -> None:
+    """Refuse a dataset that has lost all of its boxes or too many: while its source was read, or with its images."""
+    num_read = sum(len(record.boxes) for record in source.records)
+    num_chosen = sum(len(record.boxes) for record in source.records if in_split(record.image_id, options.split))
+    num_kept = manifest.num_boxes + manifest.num_crowds
+    if not num_read + num_lost:
+        return  # images without objects, such as those of a test set
+    if not manifest.num_boxes and (num_chosen or not num_read):
+        if num_kept:
+            problems.add("objects_all_crowds", f"{num_kept} crowds, 0 other objects")
+        raise BuildError(f"no box is left of those that are annotated; mainly {problems.main_loss()}")
+    share_read = num_read / (num_read + num_lost)
+    share_lost = 1 - share_read * (num_kept / num_chosen if num_chosen else 1.0)
+    if share_lost > most_skipped:
+        raise BuildError(
+            f"{share_lost:.0%} of the annotated objects are lost, more than the share of {most_skipped:g} that may be "
+            f"skipped; mainly {problems.main_loss()}. Repair them, or allow more with --max-skipped"
         )
 
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
+from yolofleet.data.file_finder import find_files, image_key
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 """Raised whenever equal input would give other bytes than before, so that old half-built shards are not mixed in."""
 
 
@@ -84,15 +85,15 @@ def plan_build(
         options: The user's choices.
         problems: Where missing and forbidden files are counted.
     """
-    chosen = [(position, record) for position, record in enumerate(records) if in_split(record.image_id, options.split)]
+    keys = find_files([record.file_name for record in records], sizes.keys())
+    num_listed = 0
     images = []
-    for position, record in chosen:
-        key = image_key(record.file_name)
-        if key is None:
-            problems.add("image_path_outside", f"image {record.image_id}: file_name {record.file_name!r}")
-        elif key not in sizes:
-            problems.add("image_file_missing", f"image {record.image_id}: file_name {record.file_name!r}")
-        else:
+    for position, (record, key) in enumerate(zip(records, keys, strict=True)):
+        if not in_split(record.image_id, options.split):
+            continue
+        num_listed += 1
+        tell_found(record, key, problems)
+        if key is not None:
             images.append(PlannedImage(position, key, sizes[key], record))
     if options.shuffle:
         images.sort(key=lambda image: (hash_share(image.record.image_id), image.position))
@@ -100,15 +101,17 @@ def plan_build(
         PlannedShard(f"shard-{number:06d}", tuple(group))
         for number, group in enumerate(_group(images, options.shard_bytes, options.shard_samples))
     )
-    return BuildPlan(classes, shards, len(chosen), _digest(classes, images, options))
+    return BuildPlan(classes, shards, num_listed, _digest(classes, images, options))
 
 
-def image_key(file_name: str) -> str | None:
-    """Return the storage key for a ``file_name``; None where it would leave the folder of images."""
-    if file_name.startswith(("/", "\\")) or file_name[1:3] in (":\\", ":/"):
-        return None
-    parts = [part for part in file_name.split("/") if part not in ("", ".")]
-    return None if ".." in parts or ".." in file_name.split("\\") else "/".join(parts)
+def tell_found(record: ImageRecord, key: str | None, problems: ProblemLog) -> None:
+    """Count an image whose file was not found, or only under another form of its name."""
+    where = f"image {record.image_id}: file_name {record.file_name!r}"
+    own_key = image_key(record.file_name)
+    if key is None:
+        problems.add("image_path_outside" if own_key is None else "image_file_missing", where)
+    elif key != own_key:
+        problems.add("file_name_repaired", f"{where} is {key}")
 
 
 def in_split(image_id: int, split: tuple[float, float]) -> bool:

@@ -6,24 +6,27 @@ is (see ``decode_image``).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.data.box_checks import THINNEST_BOX_PIXELS
-from yolofleet.data.build_plan import image_key
+from yolofleet.data.build_plan import tell_found
 from yolofleet.data.decode import (
     DEFAULT_MAX_PIXELS,
-    ImageError,
     decode_image,
     exif_orientation,
     image_extension,
     image_size,
 )
+from yolofleet.data.file_finder import find_files, image_key
+from yolofleet.data.image_formats import ImageError, tiff_bands
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
@@ -33,7 +36,9 @@ ROUNDING_PIXELS = 1.0
 """A box may reach so far out of its image before it is clipped. Annotation tools round; a box that is only rounded
 keeps its exact numbers, so that AP over our copy equals AP over the source to the last digit."""
 EXTREME_ASPECT = 50
+MOST_BANDS = 4
 MOST_SUSPICIOUS_KEPT = 200
+IMAGES_AT_ONCE = 64
 _EXTENSIONS_OF = {"jpg": ("jpg", "jpeg", "jpe", "jfif"), "tiff": ("tif", "tiff")}
 
 
@@ -51,39 +56,44 @@ def check_image(
 ) -> CheckedImage | None:
     """Decode an image and fit its record to it; None, and a counted problem, where it cannot be used."""
     try:
-        annotated = (record.width, record.height) if record.width else upright_size(data, max_pixels)
-        pixels = decode_image(data, max_pixels=max_pixels, annotated_size=annotated)
+        upright = _is_upright(record, data, max_pixels, problems)
+        pixels = decode_image(data, max_pixels=max_pixels, upright=upright is not False)
         extension = image_extension(data)
     except ImageError as error:
         problems.add(error.reason, f"{record.file_name}: {error}")
         return None
     height, width = pixels.shape[:2]
-    _note_oddities(record, data, extension, (width, height), problems)
-    return CheckedImage(_fit_boxes(replace(record, width=width, height=height), problems), extension, pixels)
+    if extension == "tiff" and (bands := tiff_bands(data)) > MOST_BANDS:
+        problems.add("image_bands_left_out", f"{record.file_name}: {bands} bands")
+    _note_oddities(record, extension, (width, height), problems)
+    record = replace(record, width=width, height=height, upright=upright)
+    return CheckedImage(_fit_boxes(record, problems), extension, pixels)
 
 
-def upright_size(data: bytes, max_pixels: int) -> tuple[int, int]:
-    """Return the (width, height) that a viewer shows: EXIF orientations 5 to 8 swap the sides.
+def _is_upright(record: ImageRecord, data: bytes, max_pixels: int, problems: ProblemLog) -> bool | None:
+    """Return whether boxes are of the image as EXIF shows it, or as stored; None where EXIF does not turn it.
 
-    Raises:
-        ImageError: No image, a damaged header, or more pixels than allowed.
+    The record says it, or its size: sides that fit one way only decide. Where they cannot, tools show images upright.
     """
-    width, height = image_size(data, max_pixels=max_pixels)
-    return (height, width) if exif_orientation(data) >= 5 else (width, height)
+    if (orientation := exif_orientation(data)) == 1:
+        return None
+    stored, where = image_size(data, max_pixels=max_pixels), f"{record.file_name}: EXIF orientation {orientation}"
+    shown = stored[::-1] if orientation >= 5 else stored
+    size = (record.width, record.height)
+    upright = record.upright if record.upright is not None else size != stored or shown == stored
+    if record.upright is None and record.width and (shown == stored or size not in (shown, stored)):
+        problems.add("image_turn_unclear", f"{where}, {size[0]}x{size[1]} in the annotations")
+    problems.add("image_turned" if upright else "image_exif_ignored", where)
+    return upright
 
 
-def _note_oddities(
-    record: ImageRecord, data: bytes, extension: str, size: tuple[int, int], problems: ProblemLog
-) -> None:
-    name, orientation = record.file_name, exif_orientation(data)
+def _note_oddities(record: ImageRecord, extension: str, size: tuple[int, int], problems: ProblemLog) -> None:
+    name = record.file_name
     if record.width and (record.width, record.height) != size:
         seen = f"{name}: {record.width}x{record.height} in the annotations, {size[0]}x{size[1]} in the file"
         problems.add("image_size_wrong", seen)
-    elif orientation != 1:
-        turned = image_size(data, max_pixels=size[0] * size[1]) != size
-        problems.add("image_turned" if turned else "image_exif_ignored", f"{name}: EXIF orientation {orientation}")
     suffix = PurePosixPath(name).suffix.lower().lstrip(".")
-    if suffix not in _EXTENSIONS_OF.get(extension, (extension,)):
+    if suffix and suffix not in _EXTENSIONS_OF.get(extension, (extension,)):
         problems.add("image_extension_wrong", f"{name}: the content is {extension}")
     if extension == "gif":
         problems.add("image_animated", name)
@@ -132,6 +142,12 @@ class CheckReport:
     num_empty: int
     class_counts: tuple[int, ...]
     suspicious: tuple[SuspiciousImage, ...]
+    records: tuple[ImageRecord, ...]
+    """The images that can be used, with their sizes and the boxes that are left."""
+    keys: tuple[str, ...]
+    """Where the file of each of them lies."""
+    fingerprints: NDArray[Any]
+    """(len(records),) rows of `yolofleet.data.duplicates.FINGERPRINT`."""
 
 
 def check_dataset(
@@ -153,51 +169,68 @@ def check_dataset(
         max_pixels: Larger images are refused.
         progress: Called for every image.
     """
-    sizes = {entry.key: entry.size_bytes for entry in images.list()}
+    from yolofleet.data.duplicates import FINGERPRINT, fingerprints_of, reduce_image  # a build needs none
 
-    def check(record: ImageRecord) -> tuple[ImageRecord | None, SuspiciousImage | None]:
-        own = ProblemLog()
-        key = image_key(record.file_name)
-        fitted = _check_one(record, key, sizes, images, own, max_pixels)
-        problems.merge(own.counts, own.examples)
-        progress(1)
-        suspicious = SuspiciousImage(record.file_name, key, own.examples, fitted or record) if own.counts else None
-        return fitted, suspicious
+    sizes = {entry.key: entry.size_bytes for entry in images.list()}
+    keys = find_files([record.file_name for record in source.records], sizes.keys())
+    fingerprints = np.zeros(len(source.records), FINGERPRINT)
+    fitted: list[ImageRecord | None] = [None] * len(source.records)
+    suspicious: list[SuspiciousImage] = []
+
+    def check(first: int) -> None:
+        """Check some images and take their fingerprints at once, which costs less than one by one."""
+        prints: dict[int, tuple[bytes, NDArray[np.uint8]]] = {}
+        for number, record in enumerate(source.records[first : first + IMAGES_AT_ONCE], start=first):
+            own, key = ProblemLog(), keys[number]
+            if (data := _read(record, key, sizes, images, own, max_pixels)) is not None:
+                checked = check_image(record, data, own, max_pixels=max_pixels)
+                if checked is not None:
+                    fitted[number] = checked.record
+                    prints[number] = hashlib.sha256(data).digest()[:16], reduce_image(checked.pixels)
+            if own.counts:
+                problems.merge(own.counts, own.examples)
+                shown = key or image_key(record.file_name)
+                suspicious.append(SuspiciousImage(record.file_name, shown, own.examples, fitted[number] or record))
+            progress(1)
+        digests, reduced = zip(*prints.values(), strict=True) if prints else ((), ())
+        fingerprints[list(prints)] = fingerprints_of(digests, reduced)
 
     with ThreadPoolExecutor(max_workers=max(1, num_threads)) as pool:
-        checked = list(pool.map(check, source.records))
-    usable = [record for record, _ in checked if record is not None]
+        list(pool.map(check, range(0, len(source.records), IMAGES_AT_ONCE)))
+    usable = tuple(record for record in fitted if record is not None)
     targets = [record.classes[~record.iscrowd] for record in usable]
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
+    num_boxes, num_crowds = int(counts.sum()), sum(int(record.iscrowd.sum()) for record in usable)
+    if num_crowds and not num_boxes:
+        problems.add("objects_all_crowds", f"{num_crowds} crowds, 0 other objects")
+    if not num_boxes and problems.num_boxes_lost():
+        problems.add("no_box_left", problems.main_loss())
     return CheckReport(
         classes=source.classes,
         num_listed=len(source.records),
         num_usable=len(usable),
-        num_boxes=int(counts.sum()),
-        num_crowds=sum(int(record.iscrowd.sum()) for record in usable),
+        num_boxes=num_boxes,
+        num_crowds=num_crowds,
         num_empty=sum(len(classes) == 0 for classes in targets),
         class_counts=tuple(counts.tolist()),
-        suspicious=tuple(entry for _, entry in checked if entry is not None)[:MOST_SUSPICIOUS_KEPT],
+        suspicious=tuple(suspicious[:MOST_SUSPICIOUS_KEPT]),
+        records=usable,
+        keys=tuple(key for key, record in zip(keys, fitted, strict=True) if key is not None and record is not None),
+        fingerprints=fingerprints[[record is not None for record in fitted]],
     )
 
 
-def _check_one(
+def _read(
     record: ImageRecord, key: str | None, sizes: dict[str, int], images: ImageStore, own: ProblemLog, max_pixels: int
-) -> ImageRecord | None:
-    where = f"image {record.image_id}: file_name {record.file_name!r}"
+) -> bytes | None:
+    tell_found(record, key, own)
     if key is None:
-        own.add("image_path_outside", where)
-        return None
-    if key not in sizes:
-        own.add("image_file_missing", where)
         return None
     try:
-        data = read_image_file(images, key, sizes[key], max_pixels)
-        checked = check_image(record, data, own, max_pixels=max_pixels)
+        return read_image_file(images, key, sizes[key], max_pixels)
     except ImageError as error:
         own.add(error.reason, f"{record.file_name}: {error}")
         return None
     except ObjectNotFoundError:
-        own.add("image_file_missing", where)
+        tell_found(record, None, own)  # removed since the listing
         return None
-    return checked.record if checked is not None else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,9 @@ from yolofleet.data.sources import SourceDataset
 
 LEAST_CORNER_SHARE = 0.5
 """Share of boxes that must leave their image, or contradict their area, before they are said to look like corners."""
+
+
+MOST_ID_DIGITS = 20
 
 
 class AnnotationError(UserError):
@@ -37,18 +41,19 @@ def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
     Raises:
         AnnotationError: It is no COCO file, it is ambiguous, or it lists no image.
     """
-    document = _parse_json(data, name)
+    document = _parse_json(data, name, problems)
     classes = _classes(document, name, problems)
     images = _images(document, name, problems)
-    boxes = _boxes_by_image(document, name, classes, images, problems)
+    index_of = {identity: index for index, identity in enumerate(classes)}
+    boxes = _boxes_by_image(document, name, index_of, images, problems)
     records = tuple(
         build_record(image.image_id, image.file_name, (image.width, image.height), boxes[source_id])
         for source_id, image in images.items()
     )
-    return SourceDataset(classes, records)
+    return SourceDataset(tuple(classes.values()), records)
 
 
-def _parse_json(data: bytes, name: str) -> dict[str, Any]:
+def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
     if not data.strip():
         raise AnnotationError(f"{name}: the file is empty; a COCO annotation file is needed")
     try:
@@ -68,6 +73,9 @@ def _parse_json(data: bytes, name: str) -> dict[str, Any]:
         )
     if not isinstance(document, dict):
         raise AnnotationError(f"{name}: a COCO annotation file is an object, not {type(document).__name__}")
+    if "annotations" not in document and isinstance(document.get("images"), list):
+        document["annotations"] = []  # such as image_info_test-dev2017.json
+        problems.add("annotations_absent", name)
     for key in ("images", "annotations", "categories"):
         if not isinstance(document.get(key), list):
             seen = "is missing" if key not in document else f"is {short(document[key])}, not a list"
@@ -75,25 +83,45 @@ def _parse_json(data: bytes, name: str) -> dict[str, Any]:
     return document
 
 
-def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> tuple[ObjectClass, ...]:
-    classes: dict[int, ObjectClass] = {}
-    titles: set[str] = set()
+def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[int | str, ObjectClass]:
+    """Return the classes by the ids of the source, in the order of these ids; other ids than numbers get 1, 2, ...."""
+    categories: dict[int | str, dict[str, Any]] = {}
     for category in document["categories"]:
-        if not isinstance(category, dict) or not is_whole(category.get("id")) or category["id"] < 0:
+        identity = _identity(category.get("id")) if isinstance(category, dict) else None
+        if identity is None or (isinstance(identity, int) and identity < 0):
             raise AnnotationError(f"{name}: categories: {short(category)} needs an 'id' that is a number from 0 on")
-        identity, title = category["id"], _title(category)
-        if identity in classes:
+        if identity in categories:
             raise AnnotationError(
-                f"{name}: categories: id {identity} is given to {short(classes[identity].name)} and to {short(title)}; "
-                "give each category its own id"
+                f"{name}: categories: id {short(identity)} is given to {short(_title(categories[identity]))} and to "
+                f"{short(_title(category))}; give each category its own id"
             )
-        if title in titles:
-            problems.add("category_duplicate_name", f"{name}: {short(title)} (id {identity})")
-        titles.add(title)
-        classes[identity] = ObjectClass(identity, title)
-    if not classes:
+        categories[identity] = category
+    if not categories:
         raise AnnotationError(f"{name}: categories: the list is empty; at least one class is needed")
-    return tuple(classes[identity] for identity in sorted(classes))
+    used = {_identity(entry.get("category_id")) for entry in document["annotations"] if isinstance(entry, dict)}
+    for identity, category in list(categories.items()):
+        if identity not in used and _groups_the_others(category, categories.values()):
+            problems.add("category_unused_root", f"{name}: {short(_title(category))} (id {short(identity)})")
+            del categories[identity]
+    titles: set[str] = set()
+    for identity, category in categories.items():
+        if (title := _title(category)) in titles:
+            problems.add("category_duplicate_name", f"{name}: {short(title)} (id {short(identity)})")
+        titles.add(title)
+    if all(is_whole(identity) for identity in categories):
+        return {identity: ObjectClass(int(identity), _title(categories[identity])) for identity in sorted(categories)}
+    problems.add("category_ids_renumbered", f"{name}: {short(list(categories))}")
+    return {key: ObjectClass(number, _title(entry)) for number, (key, entry) in enumerate(categories.items(), 1)}
+
+
+def _groups_the_others(category: dict[str, Any], categories: Collection[dict[str, Any]]) -> bool:
+    """Return whether a category is what all others have as their supercategory, as Roboflow writes its first one."""
+    others = [other for other in categories if other is not category]
+    return (
+        bool(others)
+        and category.get("supercategory") in (None, "", "none")
+        and all(other.get("supercategory") == _title(category) for other in others)
+    )
 
 
 @dataclass(frozen=True)
@@ -109,19 +137,19 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
     sound: dict[int | str, dict[str, Any]] = {}
     files: dict[str, Any] = {}
     for image in document["images"]:
-        if not isinstance(image, dict) or not _is_identity(image.get("id")) or not _is_name(image.get("file_name")):
+        identity = _identity(image.get("id")) if isinstance(image, dict) else None
+        if identity is None or not _is_name(file_name := image.get("file_name") or image.get("coco_url")):
             problems.add("image_malformed", f"{name}: {short(image)}")
             continue
-        if image["id"] in sound:
+        if identity in sound:
             raise AnnotationError(
-                f"{name}: images: id {short(image['id'])} is given to {short(sound[image['id']]['file_name'])} and to "
-                f"{short(image['file_name'])}; their boxes cannot be distinguished"
+                f"{name}: images: id {short(identity)} is given to {short(sound[identity]['file_name'])} and to "
+                f"{short(file_name)}; their boxes cannot be distinguished"
             )
-        file_name = image["file_name"]
         if file_name in files:
-            problems.add("image_duplicate_file", f"{file_name}: ids {files[file_name]}, {image['id']}")
-        files[file_name] = image["id"]
-        sound[image["id"]] = image
+            problems.add("image_duplicate_file", f"{file_name}: ids {files[file_name]}, {identity}")
+        files[file_name] = identity
+        sound[identity] = {**image, "file_name": file_name}
     if not sound:
         raise AnnotationError(f"{name}: images: the list holds no usable image; nothing to read")
     renumbered = not all(is_whole(identity) for identity in sound)
@@ -129,7 +157,7 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
     for number, (identity, image) in enumerate(sound.items(), start=1):
         if renumbered:
             problems.add("image_id_renumbered", f"{name}: id {identity!r} becomes {number}")
-        width, height = image.get("width"), image.get("height")
+        width, height = _whole(image.get("width")), _whole(image.get("height"))
         if not (is_whole(width) and is_whole(height)) or width <= 0 or height <= 0:
             problems.add("image_size_missing", f"{image['file_name']}: width {short(width)}, height {short(height)}")
             width = height = 0
@@ -140,27 +168,30 @@ def _images(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[i
 def _boxes_by_image(
     document: dict[str, Any],
     name: str,
-    classes: tuple[ObjectClass, ...],
+    index_of: dict[int | str, int],
     images: dict[int | str, _Image],
     problems: ProblemLog,
 ) -> dict[int | str, list[tuple[int, CleanBox]]]:
-    index_of = {entry.id: index for index, entry in enumerate(classes)}
     boxes: dict[int | str, list[tuple[int, CleanBox]]] = {identity: [] for identity in images}
     seen_ids: set[Any] = set()
     seen_boxes: set[Any] = set()
     num_suspicious = num_boxes = 0
     for annotation in document["annotations"]:
-        if not isinstance(annotation, dict) or not _is_identity(annotation.get("image_id")):
+        image_id = _identity(annotation.get("image_id")) if isinstance(annotation, dict) else None
+        if image_id is None:
             problems.add("annotation_malformed", f"{name}: {short(annotation)}")
             continue
-        image = images.get(annotation["image_id"])
+        if "segments_info" in annotation:
+            problems.add("annotation_panoptic", _where(annotation))
+            continue
+        image = images.get(image_id)
         if image is None:
             problems.add("annotation_without_image", _where(annotation))
             continue
-        if _is_identity(annotation.get("id")):
-            if annotation["id"] in seen_ids:
+        if (own_id := _identity(annotation.get("id"))) is not None:
+            if own_id in seen_ids:
                 problems.add("annotation_duplicate_id", _where(annotation))
-            seen_ids.add(annotation["id"])
+            seen_ids.add(own_id)
         try:
             class_index = _class_index(annotation, index_of)
             clean = clean_numbers(annotation)
@@ -169,13 +200,13 @@ def _boxes_by_image(
             continue
         num_boxes += 1
         num_suspicious += _looks_like_corners(clean, image)
-        identity = (annotation["image_id"], class_index, struct.pack("4d", *clean.box))  # floats can be made to collide
+        identity = (image_id, class_index, struct.pack("4d", *clean.box))  # floats can be made to collide
         if identity in seen_boxes:
             problems.add("annotation_duplicate_box", _where(annotation, image))
         seen_boxes.add(identity)
         for repair in clean.repairs:
             problems.add(repair, _where(annotation, image))
-        boxes[annotation["image_id"]].append((class_index, clean))
+        boxes[image_id].append((class_index, clean))
     if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_boxes:
         problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {num_boxes} boxes")
     return boxes
@@ -186,15 +217,16 @@ def _where(annotation: dict[str, Any], image: _Image | None = None) -> str:
     return f"annotation {short(annotation.get('id'))} of image {short(annotation['image_id'])}{file_name}"
 
 
-def _class_index(annotation: dict[str, Any], index_of: dict[int, int]) -> int:
+def _class_index(annotation: dict[str, Any], index_of: dict[int | str, int]) -> int:
     category = annotation.get("category_id")
     if category is None:
         raise BoxProblem("category_missing", "no category_id")
-    if not is_whole(category):
+    identity = _identity(category)
+    if identity is None or (isinstance(identity, str) and all(isinstance(known, int) for known in index_of)):
         raise BoxProblem("category_malformed", f"category_id {short(category)}")
-    if category not in index_of:
-        raise BoxProblem("category_unknown", f"category_id {category} is not in the list of categories")
-    return index_of[category]
+    if identity not in index_of:
+        raise BoxProblem("category_unknown", f"category_id {short(category)} is not in the list of categories")
+    return index_of[identity]
 
 
 def _looks_like_corners(clean: CleanBox, image: _Image) -> bool:
@@ -208,8 +240,18 @@ def _looks_like_corners(clean: CleanBox, image: _Image) -> bool:
     return (fits_area and as_corners < width * height) or leaves
 
 
-def _is_identity(value: Any) -> bool:
-    return is_whole(value) or (isinstance(value, str) and value != "")
+def _identity(value: Any) -> int | str | None:
+    """Return an id in the form that ids are compared in: 1, 1.0 and "1" are one; None for what is no id."""
+    value = _whole(value)
+    if isinstance(value, str) and value:
+        is_plain = len(value) <= MOST_ID_DIGITS and value.isascii() and value.removeprefix("-").isdecimal()
+        return int(value) if is_plain and str(int(value)) == value else value
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**64 else None
+
+
+def _whole(value: Any) -> Any:
+    """Return a float that is a whole number as one; pandas writes columns with gaps as floats."""
+    return int(value) if isinstance(value, float) and abs(value) < 2**53 and value == int(value) else value
 
 
 def _is_name(value: Any) -> bool:

@@ -21,7 +21,8 @@ from yolofleet.core.retry import retry
 from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
 from yolofleet.data.buffers import BufferPool
 from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, check_file_size, decode_reduced
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_reduced
+from yolofleet.data.image_formats import ImageError
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.sample import DecodedSample, Sample, SampleError
@@ -169,10 +170,9 @@ class ShardDataset:
         """
         key, image, annotation = self.read(number, max_pixels)
         record = self._record(annotation, key)
-        size = (record.width, record.height)
         try:
             pixels, full_size = decode_reduced(
-                image, max_pixels=max_pixels, annotated_size=size, buffers=buffers, needed_side=needed_side
+                image, max_pixels=max_pixels, upright=record.way_up, buffers=buffers, needed_side=needed_side
             )
         except ImageError as error:
             raise SampleError(error.reason, str(error), key) from error

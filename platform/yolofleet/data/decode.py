@@ -18,27 +18,17 @@ images of a micro-batch take a bounded amount of memory, however well their file
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import AvifImagePlugin, Image, TiffImagePlugin
 
-from yolofleet.core.errors import UserError
 from yolofleet.data.buffers import BufferPool
+from yolofleet.data.image_formats import ImageError, format_of, is_jpeg, open_image
 from yolofleet.data.reduction import reduction
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -61,19 +51,11 @@ _BACK = {6: 8, 8: 6}
 """The inverse of an orientation; the others are their own inverse."""
 
 
-class ImageError(UserError):
-    """These bytes are not an image that can be used; ``reason`` is a short word to count it by."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def decode_image(
     data: bytes,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    annotated_size: tuple[int, int] | None = None,
+    upright: bool | tuple[int, int] = True,
     buffers: BufferPool | None = None,
 ) -> NDArray[np.uint8]:
     """Decode an image.
@@ -81,9 +63,8 @@ def decode_image(
     Args:
         data: The file's bytes, in any of JPEG, PNG, WebP, BMP, GIF, TIFF, AVIF.
         max_pixels: Larger images are refused from their header.
-        annotated_size: (width, height) that the annotations speak of. It decides whether an EXIF orientation that swaps
-            the sides is applied: only if the turned image fits it and the stored one does not. None shows the
-            image upright, as a viewer does.
+        upright: Whether the EXIF orientation is applied, as viewers do; or the (width, height) of a record of an older
+            shard, which does not say it. The size turns an image only if its turned sides fit it and the stored do not.
         buffers: Where to take the memory from.
 
     Returns:
@@ -92,14 +73,14 @@ def decode_image(
     Raises:
         ImageError: Damaged, not an image, or too large.
     """
-    return decode_reduced(data, max_pixels=max_pixels, annotated_size=annotated_size, buffers=buffers)[0]
+    return decode_reduced(data, max_pixels=max_pixels, upright=upright, buffers=buffers)[0]
 
 
 def decode_reduced(
     data: bytes,
     *,
     max_pixels: int = DEFAULT_MAX_PIXELS,
-    annotated_size: tuple[int, int] | None = None,
+    upright: bool | tuple[int, int] = True,
     buffers: BufferPool | None = None,
     needed_side: int | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -112,10 +93,10 @@ def decode_reduced(
     factor = 1 if needed_side is None else reduction(width, height, needed_side)
     with buffers.room_for(width * height) if buffers else nullcontext():
         pixels = _decode_stored(data, (height, width), factor, buffers)
-    if annotated_size is not None and (annotated_size == (width, height) or annotated_size != (height, width)):
-        return pixels, (width, height)
-    orientation = exif_orientation(data)
-    if orientation == 1 or (annotated_size is not None and orientation < 5):
+    is_size = isinstance(upright, tuple)
+    may_turn = upright == (height, width) != (width, height) if is_size else upright
+    orientation = exif_orientation(data) if may_turn else 1
+    if orientation == 1 or (is_size and orientation < 5):
         return pixels, (width, height)
     return _turn(pixels, orientation), (height, width) if orientation >= 5 else (width, height)
 
@@ -141,13 +122,13 @@ def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
     """
     if not data:
         raise ImageError("image_empty", "the file is empty (0 bytes)")
-    if _is_jpeg(data):
+    if is_jpeg(data):
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError as error:
             raise ImageError("image_damaged", f"damaged JPEG header: {error}") from error
     else:
-        width, height = _stored_size(_open(data))
+        width, height = _stored_size(open_image(data))
     if width * height > max_pixels:
         raise ImageError(
             "image_too_large", f"{width}x{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}"
@@ -159,10 +140,10 @@ def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
 
 def exif_orientation(data: bytes) -> int:
     """Return the EXIF orientation 1..8; 1 (upright) where there is none or it makes no sense."""
-    if _is_jpeg(data) and b"Exif\0\0" not in data[: 1 << 16]:
+    if is_jpeg(data) and b"Exif\0\0" not in data[: 1 << 16]:
         return 1
     try:
-        orientation = _open(data).getexif().get(EXIF_ORIENTATION_TAG, 1)
+        orientation = open_image(data).getexif().get(EXIF_ORIENTATION_TAG, 1)
     except Exception:
         return 1  # a damaged EXIF block, in whatever way it fails, says nothing about the pixels
     return orientation if orientation in _TURNS else 1
@@ -174,17 +155,13 @@ def image_extension(data: bytes) -> str:
     Raises:
         ImageError: No known format.
     """
-    return _format_of(data)[0]
-
-
-def _is_jpeg(data: bytes) -> bool:
-    return data[:3] == b"\xff\xd8\xff"
+    return format_of(data)[0]
 
 
 def _decode_stored(data: bytes, size: tuple[int, int], factor: int, buffers: BufferPool | None) -> NDArray[np.uint8]:
     """Decode an image of a size (height, width), not turned, with its sides divided by a factor and rounded up."""
     height, width = (-(-side // factor) for side in size)
-    kind, _ = _format_of(data)
+    kind, _ = format_of(data)
     if kind == "jpg" and simplejpeg.decode_jpeg_header(data)[2] not in ("CMYK", "YCCK"):
         try:
             memory = None if buffers is None else buffers.take(height, width, 3)
@@ -214,7 +191,7 @@ def _decode_webp(data: bytes) -> NDArray[np.uint8]:
 
 
 def _decode_by_pillow(data: bytes) -> NDArray[np.uint8]:
-    image = _open(data)
+    image = open_image(data)
     try:
         if isinstance(image, AvifImagePlugin.AvifImageFile):  # an image of Pillow's beside the frame would be too much
             frame = np.frombuffer(image._decoder.get_frame(0)[0], dtype=np.uint8)
@@ -282,33 +259,3 @@ def _level_shift(image: Image.Image) -> int:
         if levels.min() < 0 or high > 0xFFFF:
             raise ImageError("image_unknown", "levels of more than 16 bits; save the image with 8 or 16 bits")
     return 0 if image.mode != "I;16" and high < 256 else 8  # 8-bit levels may lie in a wide container
-
-
-def _open(data: bytes) -> Image.Image:
-    """Read a header. The plug-in is named here, so that no other of Pillow's parsers ever sees foreign bytes."""
-    name, plugin = _format_of(data)
-    try:
-        return plugin(io.BytesIO(data))
-    except Image.DecompressionBombError as error:
-        raise ImageError("image_too_large", f"{name}: {error}") from error
-    except Exception as error:  # parsers fail in many ways on damaged bytes; all of them mean the same
-        raise ImageError("image_damaged", f"damaged {name} header: {type(error).__name__}: {error}") from error
-
-
-def _format_of(data: bytes) -> tuple[str, Callable[[io.BytesIO], Image.Image]]:
-    if _is_jpeg(data):
-        return "jpg", JpegImagePlugin.JpegImageFile
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png", PngImagePlugin.PngImageFile
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp", WebPImagePlugin.WebPImageFile
-    if data[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif", GifImagePlugin.GifImageFile
-    if data[:2] == b"BM":
-        return "bmp", BmpImagePlugin.BmpImageFile
-    if data[:4] in (b"II*\0", b"MM\0*"):
-        return "tiff", TiffImagePlugin.TiffImageFile
-    if data[4:8] == b"ftyp" and data[8:12] in (b"avif", b"avis"):
-        return "avif", AvifImagePlugin.AvifImageFile
-    start = data[:24].decode("ascii", errors="replace")
-    raise ImageError("image_unknown", f"not an image of a known format; it starts with {start!r}")

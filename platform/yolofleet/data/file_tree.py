@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 
-from yolofleet.data.sources import IMAGE_EXTENSIONS
+from yolofleet.data.file_finder import name_parts, without_type
+from yolofleet.data.source_folder import is_image_name, is_litter
 
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
@@ -21,23 +22,6 @@ SPLIT_WORDS = {
 }
 IMAGE_FOLDERS = ("images", "Images", "JPEGImages", "image", "imgs", "img", "data")
 LABEL_FOLDERS = ("labels", "Labels", "Annotations", "annotations", "label", "annotation", "xmls", "xml")
-_LITTER = ("__macosx", "thumbs.db", "desktop.ini")
-
-
-def is_image(key: str) -> bool:
-    """Return whether a file's name ends as those of images do."""
-    return key.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
-
-
-def is_litter(key: str) -> bool:
-    """Return whether a file is hidden, or left by a system or a notebook, or lies in such a folder."""
-    return any(part.startswith(".") or part.lower() in _LITTER for part in key.split("/"))
-
-
-def stem(key: str) -> str:
-    """Return a key without the ending of its name."""
-    folder, slash, name = key.rpartition("/")
-    return folder + slash + (name.rpartition(".")[0] or name)
 
 
 def split_of(path: str) -> str | None:
@@ -67,7 +51,7 @@ class FileTree:
     @cached_property
     def images(self) -> list[str]:
         """The images."""
-        return [key for key in self.keys if is_image(key)]
+        return [key for key in self.keys if is_image_name(key)]
 
     def ending(self, *endings: str) -> list[str]:
         """Return the files with one of these endings, those of the upper folders first."""
@@ -75,16 +59,11 @@ class FileTree:
             (key for key in self.keys if key.lower().endswith(endings)), key=lambda key: (key.count("/"), key)
         )
 
-    def find_image(self, path: str) -> str | None:
-        """Return the image that a path of another computer means; None where there is none, or several fit."""
-        candidates = self.candidates(path)
-        return candidates[0] if len(candidates) == 1 else None
-
     def candidates(self, path: str) -> list[str]:
         """Return the images whose paths agree with most of a path's last parts, the name with or without its ending."""
-        parts = _parts(path)
+        parts = name_parts(path)
         keys = (self._by_name.get(parts[-1]) or self._by_name.get(f"{parts[-1]}\0", [])) if parts else []
-        tails = [num_common_last(parts[:-1], key.casefold().split("/")[:-1]) for key in keys]
+        tails = [num_common_last(parts[:-1], name_parts(key)[:-1]) for key in keys]
         return [key for key, tail in zip(keys, tails, strict=True) if tail == max(tails)]
 
     @cached_property
@@ -92,9 +71,9 @@ class FileTree:
         """Images by their last part, and by it without its ending (then with a NUL)."""
         found: defaultdict[str, list[str]] = defaultdict(list)
         for key in self.images:
-            name = key.rpartition("/")[2].casefold()
+            name = name_parts(key)[-1]
             found[name].append(key)
-            found[f"{stem(name)}\0"].append(key)
+            found[f"{without_type(name)}\0"].append(key)
         return found
 
     def images_at(self, path: str, bases: Sequence[str]) -> list[str]:
@@ -131,11 +110,6 @@ def _readings(path: str, bases: Sequence[str]) -> list[str]:
     return ["/".join([*(part for part in base.split("/") if part), *tail]) for tail in tails for base in bases]
 
 
-def _parts(path: str) -> list[str]:
-    parts = path.replace("\\", "/").casefold().split("/")
-    return [part for part in parts if part not in ("", ".", "..")]
-
-
 def num_common_last(one: Sequence[str], other: Sequence[str]) -> int:
     """Return how many last parts of two paths agree."""
     count = 0
@@ -152,16 +126,18 @@ def pair_labels(images: Sequence[str], labels: Collection[str]) -> dict[str, str
     It has the image's name in the folder that goes with the image's (``labels`` with ``images``), beside the image, or
     anywhere, where a single label and a single image have the name.
     """
-    by_stem = {stem(label): label for label in labels}
+    by_stem = {without_type(label): label for label in labels}
     by_name: defaultdict[str, list[str]] = defaultdict(list)
     for label in labels:
-        by_name[stem(label).rpartition("/")[2]].append(label)
-    num_images = Counter(stem(image).rpartition("/")[2] for image in images)
+        by_name[without_type(label).rpartition("/")[2]].append(label)
+    num_images = Counter(without_type(image).rpartition("/")[2] for image in images)
     pairs = {}
     for image in images:
-        name = stem(image).rpartition("/")[2]
+        name = without_type(image).rpartition("/")[2]
         alone = by_name[name] if num_images[name] == len(by_name[name]) == 1 else []
-        paired = (by_stem[path] for path in [*_partner_paths(stem(image)), stem(image)] if path in by_stem)
+        paired = (
+            by_stem[path] for path in [*_partner_paths(without_type(image)), without_type(image)] if path in by_stem
+        )
         if found := next(paired, next(iter(alone), None)):
             pairs[image] = found
     return pairs

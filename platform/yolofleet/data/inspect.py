@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.histograms import OBJECTS_EDGES, SIDE_EDGES
 from yolofleet.data.manifest import IndexFormatError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.sample import SampleError
 from yolofleet.data.verification import digest_problems
 from yolofleet.storage import ObjectNotFoundError
-
-OBJECTS_EDGES = (0, 1, 2, 4, 8, 16, 32, 64, 128)
-SIDE_EDGES = (0, 8, 16, 32, 64, 96, 128, 256, 512, 1024)
 
 
 @dataclass

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 
@@ -19,12 +18,13 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.data.build import DEFAULT_MOST_SKIPPED, NOTES_PREFIX, BuildResult, Progress, build_dataset
 from yolofleet.data.build_plan import BuildOptions, plan_build
+from yolofleet.data.class_names import parse_class_names
 from yolofleet.data.coco import parse_coco
-from yolofleet.data.file_tree import stem
+from yolofleet.data.file_finder import without_type
 from yolofleet.data.layout import Layout
 from yolofleet.data.manifest import Manifest, ManifestError
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.read_source import parse_class_names
+from yolofleet.data.read_source import unpacked
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset
 from yolofleet.data.voc import read_voc
@@ -98,11 +98,12 @@ def read_layout(
         match layout.form:
             case "COCO":
                 (key,) = part.labels.values()
-                source = parse_coco(folder.get(key), f"{folder.url}/{key}", problems)
+                url = f"{folder.url}/{key}"
+                source = parse_coco(unpacked(folder.get(key), key, url), url, problems)
             case "YOLO":
-                source = read_yolo(cast(Storage, labels), cast(Storage, images), names, problems)
+                source = read_yolo(labels, images, names, problems)
             case "VOC":
-                source = read_voc(cast(Storage, labels), cast(Storage, images), names, problems)
+                source = read_voc(labels, images, names, problems)
         found[split] = SplitSource(source, images, problems)
         problems = ProblemLog()
     return _with_equal_classes(found)
@@ -193,7 +194,7 @@ def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]
 
 def name_share(file_name: str) -> float:
     """Return the hash of an image's name as a number in [0, 1); that of its copies is the same."""
-    name = _COPY.sub("", stem(file_name).replace("\\", "/").rpartition("/")[2])
+    name = _COPY.sub("", without_type(file_name).replace("\\", "/").rpartition("/")[2])
     return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big") / 2**64
 
 

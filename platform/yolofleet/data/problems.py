@@ -28,6 +28,9 @@ class ProblemKind:
 
 PROBLEM_KINDS: dict[str, ProblemKind] = {
     # boxes
+    "no_box_left": ProblemKind("drop", "objects are annotated, and not one box of them can be used"),
+    "box_from_outline": ProblemKind("repair", "an annotation has no usable bbox; that of its polygon or RLE is taken"),
+    "box_rotated": ProblemKind("repair", "a bbox is rotated (attributes.rotation); the upright box around it is taken"),
     "box_missing": ProblemKind("drop", "an annotation has no bbox"),
     "box_malformed": ProblemKind("drop", "a bbox is not four numbers"),
     "box_not_finite": ProblemKind("drop", "a bbox holds NaN or infinity"),
@@ -44,6 +47,11 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "category_malformed": ProblemKind("drop", "a category_id is not a whole number"),
     "category_unknown": ProblemKind("drop", "a category_id is not in the list of categories"),
     "category_duplicate_name": ProblemKind("note", "two categories have the same name; they stay two classes"),
+    "category_ids_renumbered": ProblemKind("repair", "category ids are not whole numbers; they become 1, 2, ..."),
+    "category_unused_root": ProblemKind("note", "a category only groups the others and no box is of it: left out"),
+    "annotation_panoptic": ProblemKind("drop", "a panoptic annotation (segments_info): name the instances file"),
+    "annotations_absent": ProblemKind("note", "the file has no list of annotations: images without objects"),
+    "objects_all_crowds": ProblemKind("drop", "every object is a crowd and none a target; set iscrowd to 0"),
     "annotation_malformed": ProblemKind("drop", "an annotation is not an object with an image_id"),
     "annotation_without_image": ProblemKind("drop", "an annotation belongs to an image that is not listed"),
     "annotation_duplicate_id": ProblemKind("repair", "two annotations have the same id; both are kept and renumbered"),
@@ -55,10 +63,15 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_size_missing": ProblemKind("repair", "an image record has no usable width and height; the file's are taken"),
     "image_size_wrong": ProblemKind("repair", "width and height differ from the file's; the file's are taken"),
     "image_turned": ProblemKind("repair", "EXIF turns an image and its annotations fit that: turned"),
+    "image_turn_unclear": ProblemKind("note", "EXIF turns an image and its annotations fit both ways; taken as turned"),
     "image_exif_ignored": ProblemKind("note", "EXIF turns an image, its annotations do not: left as stored"),
     "image_path_outside": ProblemKind("drop", "a file_name leaves the folder of images"),
     "image_file_missing": ProblemKind("drop", "a listed file does not exist"),
+    "file_name_repaired": ProblemKind("repair", "a file is found under another form of the name that is written"),
+    "file_name_differs": ProblemKind("note", "an XML names another image than its own name does, which counts"),
     # files and folders
+    "file_hidden": ProblemKind("note", "a hidden file or folder, or one that a system left; it is never read"),
+    "file_not_image": ProblemKind("drop", "a file whose name does not end as those of images do"),
     "link_outside": ProblemKind("drop", "a link leads out of its folder; --follow-links reads what it leads to"),
     "file_name_unusable": ProblemKind("drop", "the name of a file is not UTF-8 or holds a backslash"),
     "file_unreadable": ProblemKind("drop", "a file or a sub-folder cannot be read, or is a link to nothing"),
@@ -70,9 +83,20 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_too_large": ProblemKind("drop", "an image has more pixels, or its file more bytes, than the limit"),
     "image_extension_wrong": ProblemKind("note", "a file's extension does not fit its content; the content counts"),
     "image_animated": ProblemKind("note", "an animation: its first frame is used"),
+    "image_bands_left_out": ProblemKind("note", "a TIFF has more than four bands; the first three are taken as RGB"),
     "image_extreme_shape": ProblemKind("note", "an image is more than 50 times longer than wide"),
+    # content
+    "image_duplicate": ProblemKind("note", "images of a dataset are the same file twice"),
+    "image_near_duplicate": ProblemKind("note", "images of a dataset show the same: scaled, encoded anew or mirrored"),
+    "image_leak": ProblemKind("note", "an image is in two datasets, so evaluation on one measures memory of the other"),
+    "classes_differ": ProblemKind("note", "two datasets do not have the same classes in the same order"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
+    "key_points_left_out": ProblemKind("note", "a label line holds a box and key points; its box is taken"),
+    "key_points_unclear": ProblemKind("note", "label lines may hold key points; taken as polygons (see kpt_shape)"),
+    "label_without_image": ProblemKind("drop", "a label file belongs to no image"),
+    "class_names_found": ProblemKind("note", "the names of classes are those of a file among the labels"),
+    "class_names_repeated": ProblemKind("note", "two classes have the same name; they stay two classes"),
     "label_file_too_large": ProblemKind("drop", "a label file has more bytes than labels of an image can have"),
     "label_file_missing": ProblemKind("note", "an image has no label file; it is taken as one without objects"),
     # samples in shards
@@ -85,6 +109,13 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "shard_damaged": ProblemKind("drop", "a shard is cut, damaged or no tar file"),
     "shard_empty": ProblemKind("drop", "a shard holds no sample"),
 }
+
+
+LOSSES_OF_BOXES = (
+    *(kind for kind in PROBLEM_KINDS if kind.startswith(("box_", "category_", "annotation_"))),
+    *("objects_all_crowds", "label_line_malformed", "label_without_image"),
+)
+LOSSES_OF_BOXES = tuple(kind for kind in LOSSES_OF_BOXES if PROBLEM_KINDS[kind].outcome == "drop")
 
 
 @dataclass
@@ -118,12 +149,25 @@ class ProblemLog:
         wanted = set(outcomes)
         return sum(count for kind, count in self.counts.items() if PROBLEM_KINDS[kind].outcome in wanted)
 
-    def reasons(self) -> str:
+    def num_boxes_lost(self) -> int:
+        """Return the number of annotated objects that were left out."""
+        return sum(self.counts.get(kind, 0) for kind in LOSSES_OF_BOXES)
+
+    def main_loss(self) -> str:
+        """Return the kind that left out most objects, with its count, its meaning and an example."""
+        kind = max(LOSSES_OF_BOXES, key=lambda kind: self.counts.get(kind, 0))
+        if kind not in self.counts:
+            return self.reasons()
+        meaning, example = PROBLEM_KINDS[kind].meaning, self.examples[kind][0]
+        return f"{kind}: {self.counts[kind]} ({meaning}, such as {example})"
+
+    def reasons(self, outcomes: Iterable[Outcome] = ("drop",)) -> str:
         """Return what was left out, for the message of an error: each kind with its count and an example."""
+        wanted = set(outcomes)
         return ", ".join(
             f"{kind}: {count} (such as {self.examples[kind][0]})"
             for kind, count in sorted(self.counts.items())
-            if PROBLEM_KINDS[kind].outcome == "drop"
+            if PROBLEM_KINDS[kind].outcome in wanted
         )
 
     def as_document(self) -> dict[str, Any]:

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import gzip
+import io
+import re
+import zlib
 from collections.abc import Callable
+from functools import partial
 
-from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import short
+from yolofleet.core.text import and_more
+from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.sources import SOURCES, Annotations, ImageStore, Source, SourceDataset, open_file, open_images
+from yolofleet.data.source_folder import is_image_name, is_litter
+from yolofleet.data.sources import (
+    SOURCES,
+    Annotations,
+    ChosenImages,
+    ImageStore,
+    Source,
+    SourceDataset,
+    open_images,
+)
 from yolofleet.data.tar_source import read_tar_shards
 from yolofleet.data.voc import read_voc
 from yolofleet.data.yolo import read_yolo
-from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
+from yolofleet.data.yolo_dataset import read_data_yaml
+from yolofleet.storage import ObjectInfo
 
 TAR_ENDINGS = (".tar", ".zip", ".tgz", ".gz")
+COCO_ENDINGS = (".json", ".json.gz")
 LONGEST_COCO_BYTES = 8 << 30
+MOST_GZIP_GAIN = 200
+"""A gzip file that would grow more than so often is no JSON text."""
+HELD_IN_ANNOTATIONS = ("train", "val", "valid", "test")
+"""What IMAGES may be where annotations and images lie together: the split that is read."""
 
 Read = tuple[SourceDataset, ImageStore]
 
@@ -24,59 +44,129 @@ Read = tuple[SourceDataset, ImageStore]
 def _read_shards(
     annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog
 ) -> Read:
-    archives = [entry for entry in annotations.files if not annotations.is_folder or entry.key.endswith(TAR_ENDINGS)]
+    archives = [
+        entry
+        for entry in annotations.files
+        if not is_litter(entry.key) and (not annotations.is_folder or entry.key.endswith(TAR_ENDINGS))
+    ]
     return read_tar_shards(annotations.storage, archives, problems)
 
 
-def _read_labels(reader: Callable[..., SourceDataset]) -> Callable[..., Read]:
-    def read(annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog) -> Read:
-        if not annotations.is_folder:
-            raise UserError(f"{annotations.url}: label files are needed, in a folder, and this is one file")
-        store = open_images(images, problems, follow_links=annotations.follow_links)
-        return reader(annotations.storage, store, class_names, problems), store
+def _read_yolo(
+    annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog
+) -> Read:
+    if not annotations.is_folder and annotations.has(*YAML_ENDINGS):
+        split = "val" if images == "valid" else images
+        if split not in (None, *HELD_IN_ANNOTATIONS):
+            raise UserError(
+                f"{annotations.url}: names its images: give '-' for all, or train, val or test, not {images}"
+            )
+        names, folder, chosen = read_data_yaml(annotations, split, problems)
+        if class_names is not None and list(class_names) != list(names):
+            raise UserError(f"{annotations.url}: has other class names than --classes; leave one of them out")
+        return read_yolo(folder, chosen, names, problems), chosen
+    return _read_folder(read_yolo, annotations, images, class_names, problems)
 
-    return read
+
+def _read_folder(
+    reader: Callable[..., SourceDataset],
+    annotations: Annotations,
+    images: str | None,
+    class_names: list[str] | None,
+    problems: ProblemLog,
+) -> Read:
+    if not annotations.is_folder:
+        raise UserError(f"{annotations.url}: label files are needed, in a folder, and this is one file")
+    store = _images(annotations, images, problems)
+    return reader(annotations.storage, store, class_names, problems), store
+
+
+def _images(annotations: Annotations, images: str | None, problems: ProblemLog) -> ImageStore:
+    """Return the images: in the folder that the user named, or else among the annotations of a folder."""
+    if images is None and annotations.is_folder:
+        return annotations.storage
+    return open_images(images, problems, follow_links=annotations.follow_links)
 
 
 def _read_coco_file(
     annotations: Annotations, images: str | None, class_names: list[str] | None, problems: ProblemLog
 ) -> Read:
-    if annotations.is_folder:
-        raise UserError(f"{annotations.url}: a COCO source is one JSON file, and this is a folder; name the file in it")
-    file = annotations.files[0]
+    split = images if annotations.is_folder and images in HELD_IN_ANNOTATIONS else None
+    file = _coco_file(annotations, split)
     if file.size_bytes > LONGEST_COCO_BYTES:
         raise UserError(
             f"{annotations.url}: has {file.size_bytes:,} bytes, too many for annotations; cut it into parts"
         )
-    store = open_images(images, problems, follow_links=annotations.follow_links)
-    return parse_coco(annotations.storage.get(file.key), annotations.url, problems), store
+    store = _images(annotations, None if split else images, problems)
+    folder = f"{file.key.rpartition('/')[0]}/".lstrip("/")
+    beside = [entry for entry in store.list() if entry.key.startswith(folder) and is_image_name(entry.key)]
+    if store is annotations.storage and beside:  # another split may hold images of the same names
+        store = ChosenImages(store, beside)
+    name = f"{annotations.url}/{file.key}" if annotations.is_folder else annotations.url
+    return parse_coco(unpacked(annotations.storage.get(file.key), file.key, name), name, problems), store
+
+
+def _coco_file(annotations: Annotations, split: str | None) -> ObjectInfo:
+    if not annotations.is_folder:
+        return annotations.files[0]
+    found = [entry for entry in annotations.files if entry.key.lower().endswith(COCO_ENDINGS)]
+    if split is not None:
+        found = [entry for entry in found if split in re.split(r"[^a-z]+|\d+", entry.key.lower())]
+    if len(found) == 1:
+        return found[0]
+    named = and_more([entry.key for entry in found], 5) or "none"
+    raise UserError(
+        f"{annotations.url}: a COCO source is one JSON file, and this folder holds {named}; name the file, or give "
+        "train, val or test as IMAGES"
+    )
+
+
+def unpacked(data: bytes, key: str, name: str) -> bytes:
+    """Return the content of a file, which is packed where its key ends with ``.gz``; ``name`` is for messages."""
+    if not key.lower().endswith(".gz"):
+        return data
+    most = min(LONGEST_COCO_BYTES, (1 << 20) + MOST_GZIP_GAIN * len(data))
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as source:
+            text = source.read(most + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{name}: damaged gzip: {error}") from None
+    if len(text) > most:
+        raise UserError(f"{name}: grows to more than {most:,} bytes, too many for annotations")
+    return text
 
 
 SOURCES.register("coco")(
     Source(
         form="a COCO file (*.json)",
-        detect=lambda found: not found.is_folder and not found.has(*TAR_ENDINGS),  # its reader says why one is not COCO
+        detect=lambda found: (
+            found.has(*COCO_ENDINGS) if found.is_folder else found.has(".json.gz") or not found.has(*TAR_ENDINGS)
+        ),  # its reader says why a file is not COCO
         read=_read_coco_file,
     )
 )
 SOURCES.register("yolo")(
     Source(
-        form="a folder of YOLO labels (*.txt)",
-        detect=lambda found: found.is_folder and found.has(".txt") and not found.has(".tar", ".xml"),
-        read=_read_labels(read_yolo),
+        form="a folder of YOLO labels (*.txt), or its data.yaml",
+        detect=lambda found: (
+            _has_labels(found) and not found.has(".tar", ".xml") if found.is_folder else found.has(*YAML_ENDINGS)
+        ),
+        read=_read_yolo,
     )
 )
 SOURCES.register("voc")(
     Source(
         form="a folder of VOC annotations (*.xml)",
         detect=lambda found: found.is_folder and found.has(".xml") and not found.has(".tar"),
-        read=_read_labels(read_voc),
+        read=partial(_read_folder, read_voc),
     )
 )
 SOURCES.register("webdataset")(
     Source(
         form="tar shards (*.tar)",
-        detect=lambda found: found.has(".tar") or (not found.is_folder and found.has(*TAR_ENDINGS)),
+        detect=lambda found: (
+            found.has(".tar") or (not found.is_folder and found.has(*TAR_ENDINGS) and not found.has(".json.gz"))
+        ),
         read=_read_shards,
     )
 )
@@ -109,48 +199,10 @@ def read_source(
     return (source or _detect(annotations)).read(annotations, images, class_names, problems)
 
 
-def read_class_names(url: str) -> list[str]:
-    """Read the names of classes: a YAML file with ``names`` (a list, or numbers and names), or one name a line.
-
-    Raises:
-        UserError: No names are found, or the file is not text.
-    """
-    storage, key = open_file(url)
-    if (size_bytes := storage.size_bytes(key)) > MOST_BYTES:
-        raise UserError(
-            f"{url}: {format_bytes(size_bytes)} are too many for class names; name a file with one name a line"
-        )
-    return parse_class_names(storage.get(key), url)
-
-
-def parse_class_names(data: bytes, url: str) -> list[str]:
-    """Read the names of classes from the bytes of a file; ``url`` ends with the name of the file.
-
-    Raises:
-        UserError: No names are found, or the file is not text.
-    """
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{url}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
-    names: object = [line for line in text.splitlines() if line.strip()]
-    if url.endswith((".yaml", ".yml")):
-        document = parse_yaml(text, source=url)
-        names = document.get("names") if isinstance(document, dict) else document
-    if isinstance(names, dict):
-        if set(names) != set(range(len(names))):
-            raise UserError(f"{url}: names: the numbers must be 0, 1, 2, ..., not {short(list(names))}")
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not names:
-        raise UserError(f"{url}: no class names; write one a line, or a YAML file with a list 'names'")
-    return [_class_name(number, name, url) for number, name in enumerate(names)]
-
-
-def _class_name(number: int, name: object, url: str) -> str:
-    text = str(name).strip() if isinstance(name, str | int | float) else ""
-    if not text or text != text.encode(errors="replace").decode():  # YAML can write half a surrogate pair
-        raise UserError(f"{url}: names: class {number} is {short(name)}; write its name as plain text")
-    return text
+def _has_labels(annotations: Annotations) -> bool:
+    """Return whether a folder holds text files that may be labels; a README beside a COCO file is none."""
+    names = [entry.key.lower().rpartition("/")[2] for entry in annotations.files]
+    return any(name.endswith(".txt") and not name.startswith("readme") for name in names)
 
 
 def _detect(annotations: Annotations) -> Source:

@@ -54,6 +54,14 @@ class ImageRecord:
     """(n,) float64 square pixels, of the object's mask where the source knows it."""
     segmentations: tuple[Segmentation, ...]
     """For each object its polygons, its RLE, or None."""
+    upright: bool | None = None
+    """Whether the record speaks of the image as its EXIF orientation shows it, or as stored; None where the image has
+    none, or where that is not known yet (`check_image` finds out)."""
+
+    @property
+    def way_up(self) -> bool | tuple[int, int]:
+        """What `decode_image` needs to show the image as the record speaks of it; an older record has its size only."""
+        return (self.width, self.height) if self.upright is None and self.width else self.upright is not False
 
     def select(self, kept: Sequence[int]) -> ImageRecord:
         """Return the record with these of its objects."""
@@ -68,6 +76,7 @@ class ImageRecord:
             self.iscrowd[index],
             self.areas[index],
             tuple(self.segmentations[int(i)] for i in kept),
+            self.upright,
         )
 
     def to_json(self) -> bytes:
@@ -84,6 +93,8 @@ class ImageRecord:
         }
         if any(segmentation is not None for segmentation in self.segmentations):
             document["segmentations"] = list(self.segmentations)
+        if self.upright is not None:
+            document["upright"] = self.upright
         return json.dumps(document, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 

@@ -132,7 +132,7 @@ def reencode(
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB")
     if (new_width, new_height) == (width, height) and len(data) >= len(original):
         return original, checked.extension, checked.record
-    return data, "jpg", _scale(checked.record, new_width, new_height)
+    return data, "jpg", replace(_scale(checked.record, new_width, new_height), upright=None)
 
 
 def _scale(record: ImageRecord, width: int, height: int) -> ImageRecord:

@@ -7,12 +7,27 @@ Links that stay inside the folder are read; those that lead out of it are read o
 from __future__ import annotations
 
 import os
+import zipfile
 from functools import cached_property
 from pathlib import Path
 
 from yolofleet.data.problems import ProblemLog
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageError, open_storage
 from yolofleet.storage.local import EntryKind, FileStorage
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
+_LITTER = ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def is_image_name(key: str) -> bool:
+    """Return whether a file's name ends as those of images do."""
+    return key.lower().endswith(tuple(f".{extension}" for extension in IMAGE_EXTENSIONS))
+
+
+def is_litter(key: str) -> bool:
+    """Return whether a file is hidden, or left by a system or a notebook, or lies in such a folder."""
+    parts = key.split("/")
+    return any((part[:1] == "." and part[1:2] not in ("", ".")) or part.lower() in _LITTER for part in parts)
 
 
 class SourceFolder(FileStorage):
@@ -22,14 +37,12 @@ class SourceFolder(FileStorage):
         root: The folder.
         problems: Where files that are left out are counted, once.
         follow_links: Read what links outside the folder lead to, files and folders.
-        with_sub_folders: List the files of sub-folders too.
     """
 
-    def __init__(self, root: Path, problems: ProblemLog, *, follow_links: bool, with_sub_folders: bool = True) -> None:
+    def __init__(self, root: Path, problems: ProblemLog, *, follow_links: bool) -> None:
         super().__init__(root)
         self._problems = problems
         self._follow_links = follow_links
-        self._with_sub_folders = with_sub_folders
         self._inside = Path(os.path.realpath(root))  # Path.resolve would raise at a link to itself
         self._followed = {self._inside}
 
@@ -48,6 +61,8 @@ class SourceFolder(FileStorage):
         return tuple(super().list())
 
     def _kind(self, key: str, entry: os.DirEntry[str]) -> EntryKind:
+        if is_litter(entry.name):
+            return self._leave_out("file_hidden", str(self.root / key))
         if "\\" in key or not _is_utf8(key):
             return self._leave_out("file_name_unusable", key)
         if entry.is_symlink():
@@ -57,11 +72,11 @@ class SourceFolder(FileStorage):
                 return self._leave_out("link_outside", f"{self.root / key} -> {target}")
             if is_outside and entry.is_dir() and self._followed.isdisjoint({target, *target.parents}):
                 self._followed.add(target)  # each folder once, or two links could multiply it without an end
-                return "folder" if self._with_sub_folders else "other"
+                return "folder"
         kind = super()._kind(key, entry)
         if kind == "other" and not entry.is_dir():
             return self._leave_out("file_irregular", str(self.root / key))
-        return kind if self._with_sub_folders or kind == "file" else "other"
+        return kind
 
     def _tell_unreadable(self, key: str, error: OSError) -> None:
         if key:
@@ -75,8 +90,12 @@ class SourceFolder(FileStorage):
 
 
 def open_source(url: str, problems: ProblemLog, *, follow_links: bool) -> Storage:
-    """Open a folder of labels or images: a path, whose links and pipes are minded, or an object store."""
+    """Open a folder of labels or images: a path, whose links and pipes are minded, a zip, or an object store."""
+    from yolofleet.data.zip_folder import ZipFolder
+
     storage = open_storage(url)
+    if isinstance(storage, FileStorage) and url.lower().endswith(".zip") and zipfile.is_zipfile(storage.root):
+        return ZipFolder(storage.root, problems)
     return (
         SourceFolder(storage.root, problems, follow_links=follow_links) if isinstance(storage, FileStorage) else storage
     )

@@ -6,7 +6,7 @@ A `Source` says which annotations are of its kind, and reads them. The built-in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,8 +17,6 @@ from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.source_folder import open_source
 from yolofleet.storage import ObjectInfo, Storage, open_storage
-
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,23 @@ class ImageStore(Protocol):
 
     def get(self, key: str) -> bytes:
         """Return the bytes of an image."""
+
+
+class ChosenImages:
+    """Some of the images of a store."""
+
+    def __init__(self, store: ImageStore, entries: Sequence[ObjectInfo]) -> None:
+        self.url = store.url
+        self._store = store
+        self._entries = list(entries)
+
+    def list(self) -> list[ObjectInfo]:
+        """Return the chosen images, sorted by key."""
+        return self._entries
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes of an image."""
+        return self._store.get(key)
 
 
 def read_image_file(images: ImageStore, key: str, size_bytes: int, max_pixels: int) -> bytes:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from yolofleet.core.text import short
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.shard_writer import BLOCK_BYTES
+from yolofleet.data.source_folder import IMAGE_EXTENSIONS, is_litter
 
 _REGULAR = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
@@ -88,8 +89,8 @@ def split_name(name: str) -> tuple[str, str | None]:
     key, dot, extension = name.rpartition(".")
     extension = extension.lower()
     base = key.rsplit("/", 1)[-1]
-    is_part = extension in ("json", "jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif")
-    if not dot or not base or base.startswith("._") or not is_part:
+    is_part = extension == "json" or extension in IMAGE_EXTENSIONS
+    if not dot or not base or is_litter(name) or not is_part:
         return name, None
     return key, extension
 

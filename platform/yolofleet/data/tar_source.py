@@ -7,6 +7,7 @@ Three forms of ``KEY.json`` are understood: ours (``boxes`` and class indices in
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from yolofleet.core.errors import UserError
@@ -91,7 +92,14 @@ def _annotation(sample: TarSample, name: str, problems: ProblemLog) -> dict[str,
     identity = document.get("image_id")
     if identity is not None and not is_whole(identity):
         problems.add("image_id_renumbered", f"{where}: id {short(identity)}")
-    return {"id": identity, "size": size if known else [0, 0], "objects": sound, "where": where}
+    upright = document.get("upright")
+    return {
+        "id": identity,
+        "size": size if known else [0, 0],
+        "objects": sound,
+        "where": where,
+        "upright": upright if isinstance(upright, bool) else None,
+    }
 
 
 def _objects(document: Any) -> list[tuple[Any, dict[str, Any]]]:
@@ -123,5 +131,6 @@ def _records(
                 boxes.append((index_of[category], clean_numbers(annotation)))
             except BoxProblem as problem:
                 problems.add(problem.kind, f"{document['where']}: {problem}")
-        records.append(build_record(document["id"] if keeps_ids else number, key, document["size"], boxes))
+        record = build_record(document["id"] if keeps_ids else number, key, document["size"], boxes)
+        records.append(replace(record, upright=document["upright"]))
     return tuple(records)

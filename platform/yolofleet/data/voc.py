@@ -10,18 +10,20 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import short
 from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.data.file_finder import beside, find_files, without_type
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
-from yolofleet.data.sources import SourceDataset
-from yolofleet.storage import Storage
+from yolofleet.data.source_folder import is_image_name, is_litter
+from yolofleet.data.sources import ImageStore, SourceDataset
 
 LONGEST_XML_BYTES = 4 << 20
 MOST_SIZE_DIGITS = 9
 
 
 def read_voc(
-    annotations: Storage, images: Storage, class_names: list[str] | None, problems: ProblemLog
+    annotations: ImageStore, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
 ) -> SourceDataset:
     """Read every XML file below ``annotations``.
 
@@ -34,33 +36,65 @@ def read_voc(
     Raises:
         UserError: There is no annotation, or no class.
     """
-    keys = {entry.key for entry in images.list()}
-    by_stem = {str(PurePosixPath(key).with_suffix("")): key for key in sorted(keys)}
-    parsed: list[tuple[str, tuple[int, int], list[tuple[str, CleanBox]]]] = []
+    parsed: list[tuple[str, str, tuple[int, int], list[tuple[str, CleanBox]]]] = []
     for entry in annotations.list():
-        if not entry.key.lower().endswith(".xml"):
+        if not entry.key.lower().endswith(".xml") or is_litter(entry.key):
             continue
         root = _root(annotations, entry.key, entry.size_bytes, problems)
         if root is None:
             continue
         named = (root.findtext("filename") or "").strip()
-        key = named if named in keys else by_stem.get(str(PurePosixPath(entry.key).with_suffix("")), named or entry.key)
         size = (_whole(root.findtext("size/width")), _whole(root.findtext("size/height")))
         if min(size) <= 0:
             problems.add("image_size_missing", entry.key)
             size = (0, 0)
-        parsed.append((key, size, list(_objects(root, entry.key, problems))))
+        parsed.append((entry.key, named, size, list(_objects(root, entry.key, problems))))
     if not parsed:
         raise UserError(f"{annotations.url}: no usable VOC annotation (*.xml) here")
-    names = class_names or sorted({name for _, _, objects in parsed for name, _ in objects})
+    names = class_names or sorted({name for *_, objects in parsed for name, _ in objects})
     if not names:
         raise UserError(f"{annotations.url}: no object is named; name the classes with --classes")
     index_of = {name: index for index, name in enumerate(names)}
-    records = tuple(_record(number, *entry, index_of, problems) for number, entry in enumerate(parsed, start=1))
+    if len(index_of) < len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise UserError(f"--classes: {twice!r} is there twice, and VOC objects are told by name; name each class once")
+    keys = _image_keys([(key, named) for key, named, *_ in parsed], [entry.key for entry in images.list()], problems)
+    records = tuple(
+        _record(number, key, size, objects, index_of, problems)
+        for number, (key, (_, _, size, objects)) in enumerate(zip(keys, parsed, strict=True), start=1)
+    )
     return SourceDataset(tuple(ObjectClass(index + 1, name) for index, name in enumerate(names)), records)
 
 
-def _root(storage: Storage, key: str, size_bytes: int, problems: ProblemLog) -> ElementTree.Element | None:
+def _image_keys(files: list[tuple[str, str]], images: list[str], problems: ProblemLog) -> list[str]:
+    """Return the image of each XML (key, name in it): that of its own name, or else the one that it names."""
+    images = [key for key in images if is_image_name(key) and not is_litter(key)]
+    by_stem: dict[str, list[str]] = {}
+    for image_key in images:
+        by_stem.setdefault(without_type(image_key), []).append(image_key)
+    own_names = [beside(without_type(key), "Annotations", "JPEGImages") for key, _ in files]
+    stems = find_files(own_names, by_stem.keys())
+    named_images = find_files([named or key for key, named in files], images)
+    found: list[str] = []
+    users: dict[str, str] = {}
+    for (key, named), own, stem, named_image in zip(files, own_names, stems, named_images, strict=True):
+        candidates = by_stem[stem] if stem is not None else []
+        image = named_image if named_image in candidates or not candidates else candidates[0]
+        found.append(image or named or key)
+        if image is None:
+            continue
+        if image in users:
+            problems.add("image_duplicate_file", f"{image}: {users[image]}, {key}")
+        users[image] = key
+        named_stem = without_type(named) if is_image_name(named) else named
+        if stem != own:
+            problems.add("file_name_repaired", f"{key}: its image is {image}")
+        elif named and PurePosixPath(named_stem).name != PurePosixPath(own).name:
+            problems.add("file_name_differs", f"{key}: its filename is {short(named)}, its image {image}")
+    return found
+
+
+def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) -> ElementTree.Element | None:
     if size_bytes > LONGEST_XML_BYTES:
         problems.add("annotation_malformed", f"{key}: {size_bytes:,} bytes are too many for a VOC annotation")
         return None

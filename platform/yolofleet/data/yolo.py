@@ -1,130 +1,225 @@
 """YOLO label files as a source: one text file an image, one object a line.
 
-A line is ``class x y width height`` (centre and sides as shares of the image) or ``class x1 y1 x2 y2 x3 y3 ...`` (a
-polygon). Shares are of the image as a viewer shows it. Class k gets category id k.
+A line is ``class x y width height`` (centre and sides as shares of the image), ``class x1 y1 x2 y2 x3 y3 ...`` (a
+polygon), or a box with key points after it. Shares are of the image as a viewer shows it. Class k gets category id k.
+The label of an image has its name, in the same sub-folder, or in ``labels`` where the image is in ``images``.
 """
 
 from __future__ import annotations
 
-import math
-from array import array
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.check import upright_size
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError
+from yolofleet.data.class_names import ClassNames, parse_class_names
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, exif_orientation, image_size
+from yolofleet.data.file_finder import beside, find_files, without_type
+from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
-from yolofleet.data.sources import IMAGE_EXTENSIONS, SourceDataset, read_image_file
-from yolofleet.storage import Storage
+from yolofleet.data.source_folder import is_image_name, is_litter
+from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
+from yolofleet.data.yolo_lines import LabelLine, key_point_numbers, look_like_corners, parse_line, sound_lines
+from yolofleet.storage import ObjectInfo
 
-ROUNDING_SHARE = 1e-6
 LONGEST_LABEL_BYTES = 4 << 20
 MOST_UNNAMED_CLASSES = 10_000
 """A label that holds no name can make a class only below this number: each class up to it gets a name and a count."""
+NAME_FILES = ("data.yaml", "dataset.yaml", "classes.txt", "obj.names", "_darknet.labels")
+NOT_LABELS = ("classes", "labels", "train", "val", "valid", "test", "notes", "requirements")
+OTHER_ENDINGS = (
+    ".txt",
+    ".yaml",
+    ".yml",
+    ".json",
+    ".xml",
+    ".csv",
+    ".md",
+    ".names",
+    ".data",
+    ".labels",
+    ".cache",
+    ".zip",
+)
 
-Line = tuple[int, list[float]]
 
-
-def read_yolo(labels: Storage, images: Storage, class_names: list[str] | None, problems: ProblemLog) -> SourceDataset:
+def read_yolo(
+    labels: ImageStore, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
+) -> SourceDataset:
     """Read the labels of every image below ``images``; an image without a label file holds no objects.
 
     Args:
         labels: Folder of label files, in the same sub-folders as the images.
         images: Folder of images.
-        class_names: Names by class; None takes as many classes as the labels speak of, named by their numbers.
+        class_names: Names by class; None takes those of a file of names among the labels, or else as many classes as
+            the labels speak of, named by their numbers.
         problems: Where problems are counted.
 
     Raises:
         UserError: There is no image, or no class.
     """
-    label_files = {
-        str(PurePosixPath(entry.key).with_suffix("")): entry for entry in labels.list() if _is_text(entry.key)
-    }
-    found: list[tuple[str, tuple[int, int], list[Line]]] = []
-    for entry in images.list():
-        path = PurePosixPath(entry.key)
-        if path.suffix.lower().lstrip(".") not in IMAGE_EXTENSIONS:
-            continue
-        try:
-            data = read_image_file(images, entry.key, entry.size_bytes, DEFAULT_MAX_PIXELS)
-            size = upright_size(data, DEFAULT_MAX_PIXELS)
-        except ImageError:
-            size = (0, 0)  # the damaged image is counted where it is decoded
-        lines: list[Line] = []
-        if (label := label_files.get(str(path.with_suffix("")))) is None:
-            problems.add("label_file_missing", entry.key)
-        elif label.size_bytes > LONGEST_LABEL_BYTES:
-            problems.add("label_file_too_large", f"{label.key}: {label.size_bytes:,} bytes")
-        else:
-            text = labels.get(label.key).decode("utf-8-sig", errors="replace")
-            lines = parse_label_lines(text, label.key, class_names, problems)
-        found.append((entry.key, size, lines))
-    if not found:
+    image_files = _image_files(images, problems)
+    if not image_files:
         raise UserError(f"{images.url}: no images here; {problems.reasons() or 'name the folder of the images'}")
-    num_classes = len(class_names or ()) or 1 + max((line[0] for _, _, lines in found for line in lines), default=-1)
+    label_files = {entry.key: entry for entry in labels.list() if not is_litter(entry.key)}
+    label_of = _pair(list(image_files), label_files, problems)
+    class_names = class_names or _names_among(labels, label_files, set(label_of.values()), problems)
+    parsed = {key: _lines(labels, label_files[label_of[key]], problems) for key in image_files if key in label_of}
+    every = [line for lines in parsed.values() for line in lines]
+    stated = class_names.key_points if isinstance(class_names, ClassNames) else None
+    numbers = stated or key_point_numbers(every, labels.url, problems)
+    usable = {
+        key: usable_lines(lines, numbers, class_names, problems, is_sure=stated is not None)
+        for key, lines in parsed.items()
+    }
+    found = [line for lines in usable.values() for line in lines]
+    if look_like_corners(found):
+        problems.add("boxes_look_like_corners", labels.url)
+    num_classes = len(class_names or ()) or 1 + max((line.category for line in found), default=-1)
     if not num_classes:
-        reasons = problems.reasons() or "no label holds one"
-        raise UserError(f"{labels.url}: no class is named, and {reasons}; name the classes with --classes")
+        raise UserError(f"{labels.url}: {_why_no_class(label_of, label_files, list(image_files), problems)}")
     names = class_names or [str(index) for index in range(num_classes)]
-    records = tuple(_record(number, *entry) for number, entry in enumerate(found, start=1))
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            problems.add("class_names_repeated", f"class {index}: {name!r}")
+    records = tuple(
+        _record(number, entry, images, usable.get(key, []))
+        for number, (key, entry) in enumerate(image_files.items(), 1)
+    )
     return SourceDataset(tuple(ObjectClass(index, name) for index, name in enumerate(names)), records)
 
 
-def parse_label_lines(text: str, name: str, class_names: list[str] | None, problems: ProblemLog) -> list[Line]:
-    """Return (class, numbers) of every sound line; the others are counted."""
-    sound: list[Line] = []
-    seen: set[bytes] = set()
-    num_classes = MOST_UNNAMED_CLASSES if class_names is None else len(class_names)
+def _image_files(images: ImageStore, problems: ProblemLog) -> dict[str, ObjectInfo]:
+    found = {}
+    for entry in images.list():
+        if is_litter(entry.key):
+            continue
+        if is_image_name(entry.key):
+            found[entry.key] = entry
+        elif not entry.key.lower().endswith(OTHER_ENDINGS):
+            problems.add("file_not_image", entry.key)
+    return found
+
+
+def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: ProblemLog) -> dict[str, str]:
+    """Return the label file of each image that has one."""
+    by_stem = {without_type(key): key for key in label_files if key.lower().endswith(".txt")}
+    stems = [without_type(key) for key in image_keys]
+    stems = [stem if stem in by_stem else beside(stem, "images", "labels") for stem in stems]
+    pairs = {}
+    for image, stem, found in zip(image_keys, stems, find_files(stems, by_stem.keys()), strict=True):
+        if found is None:
+            problems.add("label_file_missing", image)
+            continue
+        pairs[image] = by_stem[found]
+        if found != stem:
+            problems.add("file_name_repaired", f"{image}: its label is {by_stem[found]}")
+    others = {without_type(key) for key in label_files if is_image_name(key)}  # images of splits that are not read
+    for stem in sorted(by_stem.keys() - {without_type(key) for key in pairs.values()}):
+        name = PurePosixPath(stem).name.lower()
+        is_label = name not in NOT_LABELS and not name.startswith("readme")
+        if is_label and others.isdisjoint((stem, beside(stem, "labels", "images"))):
+            problems.add("label_without_image", by_stem[stem])
+    return pairs
+
+
+def _names_among(
+    labels: ImageStore, label_files: dict[str, ObjectInfo], used: set[str], problems: ProblemLog
+) -> ClassNames | None:
+    """Return the names in a file of names among the labels, unless that is the label of an image."""
+    for name in NAME_FILES:
+        if name in label_files and name not in used and label_files[name].size_bytes <= LONGEST_LABEL_BYTES:
+            names = parse_class_names(labels.get(name), f"{labels.url}/{name}")
+            problems.add("class_names_found", f"{labels.url}/{name}: {len(names)} names")
+            return names
+    return None
+
+
+def _lines(labels: ImageStore, label: ObjectInfo, problems: ProblemLog) -> list[LabelLine]:
+    if label.size_bytes > LONGEST_LABEL_BYTES:
+        problems.add("label_file_too_large", f"{label.key}: {label.size_bytes:,} bytes")
+        return []
+    return parse_label_lines(labels.get(label.key).decode("utf-8-sig", errors="replace"), label.key, problems)
+
+
+def parse_label_lines(text: str, name: str, problems: ProblemLog) -> list[LabelLine]:
+    """Return the lines of a label file that hold a class and numbers; the others are counted."""
+    lines = []
     for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split()
-        if not fields:
-            continue
-        where = f"{name}: line {number}: {line[:60]!r}"
-        try:
-            values = [float(field) for field in fields]
-        except ValueError:
-            problems.add("label_line_malformed", where)
-            continue
-        category, shares = values[0], values[1:]
-        is_box, is_polygon = len(shares) == 4, len(shares) >= 6 and len(shares) % 2 == 0
-        in_range = all(-ROUNDING_SHARE <= share <= 1 + ROUNDING_SHARE for share in shares)  # false for NaN
-        if not (is_box or is_polygon) or not in_range or not math.isfinite(category) or category != int(category):
-            problems.add("label_line_malformed", where)
-        elif not 0 <= category < num_classes:
+        if line.strip():
+            lines.append(parse_line(line, f"{name}: line {number}: {line[:60]!r}", problems))
+    return [line for line in lines if line is not None]
+
+
+def usable_lines(
+    lines: list[LabelLine],
+    numbers_of_points: int | None,
+    class_names: list[str] | None,
+    problems: ProblemLog,
+    *,
+    is_sure: bool = False,
+) -> list[LabelLine]:
+    """Return the sound lines (`sound_lines`) whose class is known; a line that is there twice is counted."""
+    num_classes = MOST_UNNAMED_CLASSES if class_names is None else len(class_names)
+    seen: set[bytes] = set()
+    known = []
+    for line in sound_lines(lines, numbers_of_points, problems, is_sure=is_sure):
+        if not 0 <= line.category < num_classes:
             cure = "; name the classes with --classes" if class_names is None else ""
-            problems.add("category_unknown", f"{where} (classes are 0 to {num_classes - 1}{cure})")
-        elif is_box and min(shares[2:]) <= 0:
-            problems.add("box_zero_area", where)
-        else:
-            line_bytes = array("d", values).tobytes()  # hashed as bytes, because floats can be made to collide
-            if line_bytes in seen:
-                problems.add("annotation_duplicate_box", where)
-            seen.add(line_bytes)
-            sound.append((int(category), shares))
-    return sound
+            problems.add("category_unknown", f"{line.where} (classes are 0 to {num_classes - 1}{cure})")
+            continue
+        line_bytes = np.array(
+            [line.category, *line.shares]
+        ).tobytes()  # as bytes, because floats can be made to collide
+        if line_bytes in seen:
+            problems.add("annotation_duplicate_box", line.where)
+        seen.add(line_bytes)
+        known.append(line)
+    return known
 
 
-def _record(image_id: int, key: str, size: tuple[int, int], lines: list[Line]) -> ImageRecord:
-    if size == (0, 0):
-        lines = []
+def _why_no_class(
+    label_of: dict[str, str], label_files: dict[str, ObjectInfo], images: list[str], problems: ProblemLog
+) -> str:
+    texts = [key for key in label_files if key.lower().endswith(".txt")]
+    if not label_of and texts:
+        return (
+            f"no label file has the name of an image: labels are such as {texts[0]!r}, images such as {images[0]!r}; "
+            "name the folders of labels and images that have the same sub-folders"
+        )
+    if reasons := problems.reasons():
+        cure = "; name the classes with --classes" if "category_unknown" in problems.counts else ""
+        return f"no class is named, and {reasons}{cure}"
+    return "no label holds an object, so no class is named; name the classes with --classes"
+
+
+def _record(image_id: int, entry: ObjectInfo, images: ImageStore, lines: list[LabelLine]) -> ImageRecord:
+    upright = None
+    try:
+        data = read_image_file(images, entry.key, entry.size_bytes, DEFAULT_MAX_PIXELS)
+        size = image_size(data, max_pixels=DEFAULT_MAX_PIXELS)
+        if (orientation := exif_orientation(data)) != 1:
+            upright = True
+            size = size[::-1] if orientation >= 5 else size
+    except ImageError:
+        size, lines = (0, 0), []  # the damaged image is counted where it is decoded
     boxes, areas, polygons = [], [], []
-    for _, shares in lines:
-        box, polygon = _in_pixels(shares, size)
+    for line in lines:
+        box, polygon = _in_pixels(line.shares, size)
         boxes.append(box)
         areas.append(box[2] * box[3])
         polygons.append(polygon)
     return ImageRecord(
         image_id,
-        key,
+        entry.key,
         *size,
         np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
-        np.asarray([category for category, _ in lines], dtype=np.int64),
+        np.asarray([line.category for line in lines], dtype=np.int64),
         np.zeros(len(lines), dtype=np.bool_),
         np.asarray(areas, dtype=np.float64),
         tuple(polygons),
+        upright,
     )
 
 
@@ -137,7 +232,3 @@ def _in_pixels(shares: list[float], size: tuple[int, int]) -> tuple[list[float],
     xs, ys = [share * width for share in shares[0::2]], [share * height for share in shares[1::2]]
     polygon = [value for point in zip(xs, ys, strict=True) for value in point]
     return [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], [polygon]
-
-
-def _is_text(key: str) -> bool:
-    return key.lower().endswith(".txt") and PurePosixPath(key).stem not in ("classes", "labels", "train", "val", "test")

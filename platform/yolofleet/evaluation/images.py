@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import redact
-from yolofleet.data.decode import DEFAULT_MAX_PIXELS, ImageError, check_file_size, decode_image
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_image
+from yolofleet.data.image_formats import ImageError
 
 ImageInput = str | Path | bytes | bytearray | memoryview | NDArray[np.uint8]
 

@@ -16,6 +16,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import read_regular
 
 MOST_BYTES = 2**31
+MOST_RATIO, MOST_SMALL_BYTES = 100, 2**21
+"""What a packed file may unpack to: a hundred times its size, and two megabytes; packed records are about a tenth."""
 GZIP_MAGIC, ZIP_MAGIC = b"\x1f\x8b", b"PK\x03\x04"
 
 
@@ -51,14 +53,14 @@ def _unpack(path: Path) -> bytes:
     try:
         data = read_regular(path, MOST_BYTES)
         if data.startswith(GZIP_MAGIC):
-            return _read_bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), path)
+            return _read_bounded(gzip.GzipFile(fileobj=io.BytesIO(data)), path, len(data))
         if data.startswith(ZIP_MAGIC):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 names = [name for name in archive.namelist() if is_json_name(name) and "__MACOSX" not in name]
                 if len(names) != 1:
                     raise UserError(f"{path} holds {len(names)} JSON files; unpack it and name the one that is meant")
                 with archive.open(names[0]) as member:
-                    return _read_bounded(member, path)
+                    return _read_bounded(member, path, len(data))
         return data
     except (zlib.error, EOFError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as error:
         raise UserError(f"cannot unpack {path}: {error}; is the download complete?") from error
@@ -66,10 +68,11 @@ def _unpack(path: Path) -> bytes:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def _read_bounded(file: IO[bytes] | gzip.GzipFile, path: Path) -> bytes:
-    data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise UserError(f"{path} unpacks to more than the {format_bytes(MOST_BYTES)} that are read")
+def _read_bounded(file: IO[bytes] | gzip.GzipFile, path: Path, packed_bytes: int) -> bytes:
+    most_bytes = min(MOST_BYTES, MOST_RATIO * packed_bytes + MOST_SMALL_BYTES)
+    data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise UserError(f"{path} unpacks to more than the {format_bytes(most_bytes)} that are read; unpack it yourself")
     return data
 
 

@@ -3,7 +3,7 @@
 A ``.pt`` file is a zip archive: a pickle that describes objects, and one record of bytes for each tensor storage. The
 published files pickle whole module objects, so loading them the usual way imports and calls whatever they name. Here
 `yolofleet.models.inert_pickle` follows the pickle: every object of a class is replaced by ``Inert``, and the weights
-are collected from the tree of these. No number in the file is trusted: neither of bytes, nor of objects, nor of levels.
+are collected from the tree of these. What the file says of its own size is checked before it is used.
 """
 
 from __future__ import annotations

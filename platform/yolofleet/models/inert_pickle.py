@@ -2,8 +2,7 @@
 
 Python's unpickler imports and calls what a pickle names, and a few bytes may make it fill the memory. Here every opcode
 that ``torch.save`` writes has a handler of its own, their number is bounded, and nothing is ever imported or called.
-Kept is what weights are found by: text, numbers, tuples, dictionaries with keys of text, tensors, and `Inert` objects
-in place of those of foreign classes. All else (lists, sets, bytes, other keys) is read and dropped.
+Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is read and dropped.
 """
 
 from __future__ import annotations
@@ -152,8 +151,7 @@ class _Reader:
     def call(self, function: Any, arguments: Any) -> None:
         """Push the result of a call, as far as it is known; no function of the file is called."""
         if function is Known.FOREIGN or isinstance(function, Inert):
-            self.stack.append(Inert())
-            return
+            return self.stack.append(Inert())
         match function, arguments:
             case Known.TENSOR, (Tensor() as storage, int(offset), tuple(size), tuple(stride), *_):
                 self._num_tensors += 1
@@ -254,7 +252,7 @@ def _call(reader: _Reader) -> None:
 
 
 def _call_with_keywords(reader: _Reader) -> None:
-    reader.stack.pop()
+    del reader.stack[-1]  # the keywords: no known callable takes any
     _call(reader)
 
 

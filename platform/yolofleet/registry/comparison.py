@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -10,8 +9,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.page import image_tag, render_page
 from yolofleet.evaluation.image_matches import Disagreement, disagreements
-from yolofleet.evaluation.report import STYLE
 from yolofleet.evaluation.samples import SampleImage, draw_sample
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationSettings, evaluate_detector, read_detections
 from yolofleet.registry.package import DETECTOR_FOLDER
@@ -183,27 +182,22 @@ def render_comparison(comparison: VersionComparison, images: Sequence[tuple[Disa
     """Render the page; it needs no other file and no network."""
     differences = comparison.differences
     first, second = escape(comparison.first.uri), escape(comparison.second.uri)
-    title = f"{second} against {first}"
     share = f"{differences.confidence:.0%}"
-    return "".join(
-        [
-            "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-            "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-            f"<title>{title}</title><style>{STYLE}{MORE_STYLE}</style></head><body><h1>{title}</h1>",
-            f"<p class='soft'>{differences.num_images} images of {escape(comparison.dataset.storage.url)}, the same "
-            f"for both. Intervals hold {share} of {differences.num_replicates} paired bootstrap replicates over "
-            "images; a difference is coloured where its interval does not hold zero.</p>",
-            "<h2>Figures</h2>",
-            _table("figure", differences.figures, comparison),
-            "<h2>AP of the classes</h2>",
-            _table("class", differences.per_class, comparison),
-            "<h2>Where they differ most</h2>",
-            f"<p class='soft'>Left the ground truth, then {first}, then {second}; boxes from a score of 0.25.</p>"
-            if images
-            else "<p class='soft'>Both have the same number of mistakes in every image.</p>",
-            f"<div class='images'>{''.join(_figure(*entry) for entry in images)}</div></body></html>\n",
-        ]
-    )
+    parts = [
+        f"<p class='soft'>{differences.num_images} images of {escape(comparison.dataset.storage.url)}, the same "
+        f"for both. Intervals hold {share} of {differences.num_replicates} paired bootstrap replicates over "
+        "images; a difference is coloured where its interval does not hold zero.</p>",
+        "<h2>Figures</h2>",
+        _table("figure", differences.figures, comparison),
+        "<h2>AP of the classes</h2>",
+        _table("class", differences.per_class, comparison),
+        "<h2>Where they differ most</h2>",
+        f"<p class='soft'>Left the ground truth, then {first}, then {second}; boxes from a score of 0.25.</p>"
+        if images
+        else "<p class='soft'>Both have the same number of mistakes in every image.</p>",
+        f"<div class='images'>{''.join(_figure(*entry) for entry in images)}</div>",
+    ]
+    return render_page(f"{comparison.second.uri} against {comparison.first.uri}", parts, MORE_STYLE)
 
 
 def _table(heading: str, rows: Sequence[Difference], comparison: VersionComparison) -> str:
@@ -229,10 +223,9 @@ def _row(row: Difference, widest: float) -> str:
 
 def _figure(mistakes: Disagreement, image: SampleImage) -> str:
     name = escape(image.name)
+    alt = f"{image.name}: ground truth and the boxes of both versions"
     return (
-        f"<figure><img src='data:image/jpeg;base64,{base64.b64encode(image.jpeg).decode()}' "
-        f"width='{image.width}' height='{image.height}' loading='lazy' "
-        f"alt='{name}: ground truth and the boxes of both versions'>"
+        f"<figure>{image_tag(image.jpeg, (image.width, image.height), alt)}"
         f"<figcaption>{name}: the first misses {mistakes.first_missed} and has {mistakes.first_false} wrong, "
         f"the second misses {mistakes.second_missed} and has {mistakes.second_false} wrong</figcaption></figure>"
     )

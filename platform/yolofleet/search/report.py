@@ -6,14 +6,13 @@ Everything is made from the record, so it can be made anew at any time; it repla
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from html import escape
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from yolofleet.evaluation.report import STYLE
+from yolofleet.core.page import render_page
 from yolofleet.search.charts import Axis, Dot, parallel_coordinates, scatter
 from yolofleet.search.directory import BEST_KEY, SearchDirectory
 from yolofleet.search.history import best_first
@@ -53,8 +52,10 @@ def write_report(directory: SearchDirectory) -> Results:
         storage.put(PARETO_KEY, _standalone(pareto).encode())
     if results.best is not None:
         storage.put(BEST_KEY, best_job(results, space).encode())
-    storage.put(PARALLEL_KEY, _page(f"{results.spec.name}: all trials", [_wide(parallel)]).encode())
-    storage.put(PAGE_KEY, _page(f"Search {results.spec.name}", _sections(results, pareto, parallel)).encode())
+    storage.put(PARALLEL_KEY, render_page(f"{results.spec.name}: all trials", [_wide(parallel)], MORE_STYLE).encode())
+    storage.put(
+        PAGE_KEY, render_page(f"Search {results.spec.name}", _sections(results, pareto, parallel), MORE_STYLE).encode()
+    )
     return results
 
 
@@ -243,13 +244,3 @@ def _standalone(chart: str) -> str:
     """Return the SVG with the namespace and the size that a file of its own needs."""
     svg = chart[: chart.index("</svg>") + len("</svg>")]
     return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="430" ', 1) + "\n"
-
-
-def _page(title: str, parts: list[str]) -> str:
-    return (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE}{MORE_STYLE}</style></head><body>"
-        f"<h1>{escape(title)}</h1><p class='soft'>{datetime.now(UTC):%Y-%m-%d %H:%M} UTC</p>"
-        f"{''.join(parts)}</body></html>\n"
-    )

@@ -83,7 +83,7 @@ class ModelTable(Spec):
     """Activation of every convolution unless its row says otherwise."""
     batch_norm_epsilon: Annotated[float, Field(gt=0)] = 1e-3
     """Added to the variance in batch norm."""
-    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1, max_length=1000)]
+    blocks: Annotated[tuple[BlockRow, ...], Field(min_length=1, max_length=20_000)]
     """The rows, in the order of computation."""
     head: HeadSpec
     """Lead head."""

@@ -1,0 +1,74 @@
+"""VOC folders as tools write them: which image an XML is of."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from data.exports import boxes_by_name, built, draw, read, save_images, voc
+from yolofleet.cli.main import main
+
+
+def save(folder: Path, xmls: dict[str, str]) -> None:
+    for number, (stem, filename) in enumerate(xmls.items()):
+        path = folder / "Annotations" / f"{stem}.xml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(voc(draw(number)[1], filename))
+
+
+@pytest.mark.parametrize(
+    ("images", "xmls", "expected", "counts"),
+    [
+        (["a", "b", "c"], {"a": "a.jpg", "b": "a.jpg", "c": "a.jpg"}, ["a", "b", "c"], {"file_name_differs": 2}),
+        (["a", "b"], {"a": "b.jpg", "b": "a.jpg"}, ["a", "b"], {"file_name_differs": 2}),
+        (["a", "b"], {"x1": "a.jpg", "x2": "b.jpg"}, ["a", "b"], {"file_name_repaired": 2}),
+        (["a", "b"], {"a": "a", "b": "C:\\me\\b.jpg"}, ["a", "b"], {}),
+        (["a", "b"], {"a": "", "b": "renamed.png"}, ["a", "b"], {"file_name_differs": 1}),
+        (["s1/a", "a"], {"s1/a": "a.jpg", "a": "a.jpg"}, ["s1/a", "a"], {}),
+        (["a"], {"a": "a.jpg", "copy": "a.jpg"}, ["a", "a"], {"file_name_repaired": 1, "image_duplicate_file": 1}),
+        (["deep/a"], {"a": "a.jpg"}, ["deep/a"], {"file_name_repaired": 1}),
+        (["A"], {"a": "a.jpg"}, ["A"], {"file_name_repaired": 1}),
+        (["a"], {"a": "a.jpg", "gone": "gone.jpg"}, ["a", "gone"], {}),
+    ],
+)
+def test_an_xml_is_of_the_image_of_its_own_name(
+    tmp_path: Path, images: list[str], xmls: dict[str, str], expected: list[str], counts: dict[str, int]
+) -> None:
+    save_images(tmp_path / "images", *(f"{name}.jpg" for name in images))
+    save(tmp_path, xmls)
+    source, counted = read(tmp_path / "Annotations", tmp_path / "images")
+    order = sorted(range(len(xmls)), key=lambda number: f"{list(xmls)[number]}.xml")
+    assert [record.file_name for record in source.records] == [f"{expected[number]}.jpg" for number in order]
+    assert [record.boxes.tolist() for record in source.records] == [draw(number)[1] for number in order]
+    assert counted == counts
+
+
+def test_two_images_of_one_stem_are_told_apart_by_the_filename(tmp_path: Path) -> None:
+    save_images(tmp_path / "images", "a.jpg", "a.jpeg")
+    for filename in ("a.jpg", "a.jpeg"):
+        save(tmp_path, {"a": filename})
+        source, counts = read(tmp_path / "Annotations", tmp_path / "images")
+        assert list(boxes_by_name(source)) == [filename] and not counts
+
+
+def test_a_zip_of_voc_is_read_as_it_was_exported(tmp_path: Path) -> None:
+    save_images(tmp_path / "JPEGImages", "a.jpg", "b.jpg")
+    save(tmp_path, {"a": "b.jpg", "b": "a.jpg"})
+    with zipfile.ZipFile(tmp_path / "voc.zip", "w") as target:
+        for path in sorted(tmp_path.rglob("*.*")):
+            if path.suffix in (".jpg", ".xml"):
+                target.write(path, path.relative_to(tmp_path))
+        target.writestr("ImageSets/Main/default.txt", "a\nb\n")
+    assert main(["data", "shard", str(tmp_path / "voc.zip"), "-", str(tmp_path / "out")]) == 0
+    assert built(tmp_path / "out") == {f"JPEGImages/{stem}.jpg": draw(number)[1] for number, stem in enumerate("ab")}
+
+
+def test_class_names_that_are_there_twice_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_images(tmp_path / "images", "a.jpg")
+    save(tmp_path, {"a": "a.jpg"})
+    (tmp_path / "names.txt").write_text("red\ngreen\nred\nblue\n")
+    arguments = ["data", "check", str(tmp_path / "Annotations"), str(tmp_path / "images")]
+    assert main([*arguments, "--classes", str(tmp_path / "names.txt")]) == 2
+    assert "'red' is there twice" in capsys.readouterr().err
