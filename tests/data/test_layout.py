@@ -207,7 +207,7 @@ def test_lists_of_images_are_found_by_the_ends_of_their_paths(tmp_path: Path) ->
     write_lines(tmp_path / "yolo/data.yaml", ["train: train.txt", "val: val.txt", "names: [cat, dog, bird]"])
     layout, splits, _ = find(tmp_path / "yolo")
     assert boxes_of(splits["train"]) == truth(images[:5]) and boxes_of(splits["val"]) == truth(images[5:])
-    assert "val.txt: 1 of 8 images are missing, such as 'gone.png'" in layout.notes
+    assert "val.txt: 1 listed images are missing, such as 'gone.png'" in layout.notes
 
 
 def record(name: str, num_boxes: int = 1) -> ImageRecord:

@@ -6,14 +6,17 @@ Nothing is opened here, and every path that a file of the folder names is looked
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 
-from yolofleet.data.file_finder import name_parts, without_type
+from yolofleet.data.file_finder import find_files, name_parts, without_type
 from yolofleet.data.source_folder import is_image_name, is_litter
 
+Read = Callable[[str], bytes]
+"""Returns the bytes of a file by its key."""
 SPLIT_WORDS = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -76,18 +79,37 @@ class FileTree:
             found[f"{without_type(name)}\0"].append(key)
         return found
 
-    def images_at(self, path: str, bases: Sequence[str]) -> list[str]:
-        """Return the images in the folder that a path means, or the one image.
+    def images_named(self, path: str, bases: Sequence[str], read: Read) -> tuple[list[str], list[str]]:
+        """Return the images that a path names: those in a folder or in a list of images (``.txt``), or one image.
 
         Args:
             path: As written, say in data.yaml: relative, with ``../``, or of another computer.
             bases: Folders that it may be relative to.
+            read: Reads a list.
+
+        Returns:
+            The images, and the lines of the list whose image is missing.
         """
+        if path.lower().endswith(".txt") and (key := self.file_at(path, bases)) is not None:
+            return self.images_of_list(key, read)
         for folder in _readings(path, bases):
             prefix = f"{folder}/" if folder else ""
             if found := [key for key in self.images if key.startswith(prefix) or key == folder]:
-                return found
-        return []
+                return found, []
+        return [], []
+
+    def images_of_list(self, key: str, read: Read) -> tuple[list[str], list[str]]:
+        """Return the images that a file lists, one a line, and the lines whose image is missing."""
+        lines = [line.strip() for line in read(key).decode("utf-8-sig", errors="replace").splitlines() if line.strip()]
+        known = set(self.images)
+        near = [posixpath.normpath(posixpath.join(posixpath.dirname(key), line)) for line in lines]
+        # Of a path that leads to no image from here or from the list, the root is another one: the end alone counts.
+        names = [
+            next((path for path in pair if path in known), f"/{pair[0]}") for pair in zip(lines, near, strict=True)
+        ]
+        found = find_files(names, known)
+        missing = [line for line, image in zip(lines, found, strict=True) if image is None]
+        return [image for image in found if image is not None], missing
 
     def file_at(self, path: str, bases: Sequence[str]) -> str | None:
         """Return the file that a path means; None where there is none."""

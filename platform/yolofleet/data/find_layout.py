@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.file_tree import FileTree
-from yolofleet.data.layout import Layout, Read
+from yolofleet.data.file_tree import FileTree, Read
+from yolofleet.data.layout import Layout
 from yolofleet.data.layout_coco import find_coco, find_voc
 from yolofleet.data.layout_yolo import find_darknet, find_data_yaml, find_labels
 from yolofleet.data.read_source import COCO_ENDINGS

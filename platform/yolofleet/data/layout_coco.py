@@ -11,10 +11,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, short
 from yolofleet.data.file_finder import beside, name_parts, without_type
-from yolofleet.data.file_tree import FileTree, common_folder, num_common_last, pair_labels, split_of, without_split
-from yolofleet.data.layout import Layout, Part, Read, by_folder, images_of_list
+from yolofleet.data.file_tree import (
+    FileTree,
+    Read,
+    common_folder,
+    num_common_last,
+    pair_labels,
+    split_of,
+    without_split,
+)
+from yolofleet.data.layout import Layout, Part, by_folder
 from yolofleet.data.read_source import COCO_ENDINGS, unpacked
 
 MOST_JSON_FILES = 200
@@ -61,8 +69,11 @@ def _xml_name(image: str, label: str) -> tuple[str, str]:
 
 def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str]) -> list[str]:
     """Return the images that a list of ImageSets names: the first word of each line."""
-    words = [line.split()[0] for line in read(key).splitlines() if line.split()]
-    return images_of_list(tree, lambda _: b"\n".join(words), key, notes)
+    words = b"\n".join(line.split()[0] for line in read(key).splitlines() if line.split())
+    found, missing = tree.images_of_list(key, lambda _: words)
+    if missing:
+        notes.append(f"{key}: {len(missing)} listed images are missing, such as {short(missing[0])}")
+    return found
 
 
 def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:

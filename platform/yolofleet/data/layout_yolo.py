@@ -12,8 +12,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, short
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.file_finder import beside, without_type
-from yolofleet.data.file_tree import FileTree, pair_labels
-from yolofleet.data.layout import Layout, Part, Read, by_folder, images_of_list
+from yolofleet.data.file_tree import FileTree, Read, pair_labels
+from yolofleet.data.layout import Layout, Part, by_folder
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml
 
 NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "predefined_classes.txt")
@@ -93,9 +93,10 @@ def _named_images(
         for entry in entries:
             if not isinstance(entry, str):
                 raise UserError(f"{folder}/{key}: {split}: a path or a list of paths is needed, not {short(value)}")
-            listed = tree.file_at(entry, bases) if entry.lower().endswith(".txt") else None
-            found = images_of_list(tree, read, listed, notes) if listed is not None else tree.images_at(entry, bases)
+            found, missing = tree.images_named(entry, bases, read)
             images.update(dict.fromkeys(found))
+            if missing:
+                notes.append(f"{entry}: {len(missing)} listed images are missing, such as {short(missing[0])}")
             if not found:
                 notes.append(f"{key} names {split}: {short(entry)}, and no image is there")
         if images:
