@@ -155,7 +155,7 @@ def test_a_job_that_was_edited_and_another_dataset_of_the_name_are_kept(
     ("arguments", "message"),
     [
         (("nowhere",), "nowhere: no such folder or file"),
-        (("pets/classes.txt",), "name a folder of annotated images, its data.yaml, or a COCO file"),
+        (("pets/classes.txt",), "name a folder of annotated images, a zip, a data.yaml, or a COCO file"),
         (("pets", "--name", "../x"), "--name '../x'"),
         (("pets", "--model", "yolov9"), "no model is called 'yolov9'"),
         (("pets", "--image-size", "100"), "must be a multiple of its largest stride, 32"),

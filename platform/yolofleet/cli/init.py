@@ -27,13 +27,13 @@ LINE_WIDTH = 80
 MOST_CLASSES_SHOWN = 12
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SMALLEST_MODEL = "yolov7-tiny"
-NAMED_ENDINGS = (".yaml", ".yml", ".json", ".data")
+NAMED_ENDINGS = (".yaml", ".yml", ".json", ".json.gz", ".data")
 ANNOTATION_FOLDERS = ("annotations", "annotation")
 
 
 def init(
     source: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="Folder of annotated images, its data.yaml, or a COCO file.")
+        str, typer.Argument(metavar="FOLDER", help="Folder or zip of annotated images, its data.yaml, or a COCO file.")
     ],
     name: Annotated[str | None, typer.Option(help="Name of the job and the run; the folder's unless given.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for NAME.yaml and shards/NAME.")] = Path(),
@@ -103,9 +103,10 @@ def _root_of(source: str) -> tuple[str, str | None]:
     path = Path(source)
     if not is_remote and not path.exists():
         raise UserError(f"{source}: no such folder or file; name the folder of your annotated images")
+    is_folder = is_remote or path.is_dir() or source.lower().endswith(".zip")
     if not source.lower().endswith(NAMED_ENDINGS) or (not is_remote and path.is_dir()):
-        if not is_remote and not path.is_dir():
-            raise UserError(f"{source}: name a folder of annotated images, its data.yaml, or a COCO file (*.json)")
+        if not is_folder:
+            raise UserError(f"{source}: name a folder of annotated images, a zip, a data.yaml, or a COCO file (*.json)")
         return source.rstrip("/") or "/", None
     folder, slash, key = source.rpartition("/")
     folder = folder or ("/" if slash else ".")
@@ -123,6 +124,7 @@ def _checked(name: str) -> str:
 
 def _name_of(root: str) -> str:
     last = root.rpartition("/")[2] if "://" in root else Path(root).resolve().name
+    last = last.removesuffix(".zip")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._")[:100] or "dataset"
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import and_more
 from yolofleet.data.file_tree import FileTree, Read
 from yolofleet.data.layout import Layout
 from yolofleet.data.layout_coco import find_coco, find_voc
@@ -46,7 +47,9 @@ def find_layout(keys: Sequence[str], read: Read, named: str | None = None, folde
     """
     tree = FileTree(keys)
     if not tree.images:
-        raise UserError(f"{folder}: no images here, in {len(tree.keys)} files; name the folder that holds them")
+        archives = and_more(tree.ending(".zip"), 3)
+        cure = f"name the archive: {archives}" if archives else "name the folder that holds them"
+        raise UserError(f"{folder}: no images here, in {len(tree.keys)} files; {cure}")
     if named is not None:
         finders = [find_data_yaml, find_darknet] if not named.lower().endswith(COCO_ENDINGS) else [find_coco]
     else:
