@@ -161,6 +161,7 @@ def test_a_job_that_was_edited_and_another_dataset_of_the_name_are_kept(
         (("pets", "--image-size", "100"), "must be a multiple of its largest stride, 32"),
         (("pets/images",), "but no annotations of theirs"),
         (("pets/labels",), "no images here"),
+        (("pets", "--out", "s3://bucket"), "name a folder of this machine"),
         (("pets/data.yaml",), "no data.yaml with train and names"),
     ],
 )

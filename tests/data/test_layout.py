@@ -127,6 +127,26 @@ def test_two_files_that_could_be_meant_are_refused_by_name(tmp_path: Path) -> No
     assert find(tmp_path, "more.json")[0].evidence == "more.json"
 
 
+def test_a_folder_of_several_datasets_is_refused_where_they_have_classes_of_their_own(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        FOLDERS["Roboflow as YOLO"](tmp_path / name, draw())
+    with pytest.raises(UserError, match=r"a/data\.yaml, b/data\.yaml each describe a dataset; name the one"):
+        find(tmp_path)
+
+
+def test_two_years_of_voc_are_one_dataset(tmp_path: Path) -> None:
+    for year in (2007, 2012):
+        voc_devkit(tmp_path, draw(seed=year, names=lambda number, year=year: f"photo_{year}{number:03}"))
+        (tmp_path / "VOC2007").rename(tmp_path / f"VOC{year}x")
+    _, splits, _ = find(tmp_path)
+    for split in ("train", "val"):
+        expected = {}
+        for year in (2007, 2012):
+            images = draw(seed=year, names=lambda number, year=year: f"photo_{year}{number:03}")
+            expected |= truth(halves(images)[split])
+        assert boxes_of(splits[split]) == expected
+
+
 @pytest.mark.parametrize(
     ("name", "content", "tool"),
     [
@@ -161,7 +181,9 @@ def test_images_of_two_splits_are_noted_and_a_val_that_is_train_is_not_believed(
     assert "8 images are in train and in val" in " ".join(find(tmp_path)[0].notes)
     write_lines(tmp_path / "data.yaml", ["train: images/train", "val: images/train", "names: [a, b, c]"])
     layout, *_ = find(tmp_path)
-    assert set(layout.splits) == {"train"} and "val has the same images as train" in " ".join(layout.notes)
+    assert set(layout.splits) == {"train"} and "val has the same images as train, and is left out" in " ".join(
+        layout.notes
+    )
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc", "C:\\data\\outside", "~/outside", "images/../../outside"])

@@ -55,6 +55,8 @@ def init(
 
     root, named = _root_of(source)
     name = _checked(name) if name is not None else _name_of(root)
+    if ":/" in str(out):
+        raise UserError(f"--out {out}: name a folder of this machine; 'yolofleet data shard' writes to s3://")
     job, shards = out / f"{name}.yaml", out / "shards" / name
     if job.exists() and not shards.exists():
         raise UserError(f"{job}: exists already, and nothing is overwritten; choose another --name or --out")

@@ -40,12 +40,12 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     notes: list[str] = []
     lists = [key for key in tree.ending(".txt") if "ImageSets/" in key]
     lists = [key for key in lists if "ImageSets/Main/" in key] or lists
-    groups: dict[str, list[str]] = {}
+    groups: defaultdict[str, list[str]] = defaultdict(list)
     for key in lists:
         if (name := without_type(key).rpartition("/")[2].lower()) in ("train", "val", "trainval", "test"):
-            groups[name] = [image for image in _images_of_first_words(tree, read, key, notes) if image in labels]
+            groups[name] += [image for image in _images_of_first_words(tree, read, key, notes) if image in labels]
     if not any(groups.values()):
-        groups = by_folder(tree.images, notes)
+        groups = defaultdict(list, by_folder(tree.images, notes))
     used = set(labels.values())
     alone = [key for key in files if key not in used]  # their <filename> may name an image
     if unlabelled := sum(image not in labels for image in tree.images):

@@ -39,9 +39,10 @@ def find_data_yaml(tree: FileTree, read: Read, named: str | None, folder: str) -
         return None
     depth = min(key.count("/") for key in found)
     upper = [key for key in found if key.count("/") == depth]
-    key = next((key for key in upper if without_type(key).rpartition("/")[2] in ("data", "dataset")), upper[0])
-    if len(upper) > 1 and without_type(key).rpartition("/")[2] not in ("data", "dataset"):
-        raise UserError(f"{folder}: {and_more(upper, 5)} each describe a dataset; name the one that is meant")
+    best = [key for key in upper if without_type(key).rpartition("/")[2] in ("data", "dataset")] or upper
+    if len(best) > 1:
+        raise UserError(f"{folder}: {and_more(best, 5)} each describe a dataset; name the one that is meant")
+    (key,) = best
     document = found[key]
     given = {
         split: document.get(split) or (document.get("valid") if split == "val" else None)
@@ -159,7 +160,7 @@ def _distinct(splits: dict[str, Part], notes: list[str]) -> dict[str, Part]:
     for split, part in splits.items():
         same = next((other for other, found in kept.items() if found.images == part.images), None)
         if same is not None:
-            notes.append(f"{split} has the same images as {same}: {same} is split instead")
+            notes.append(f"{split} has the same images as {same}, and is left out")
             continue
         for other, found in kept.items():
             if shared := found.images.keys() & part.images.keys():
