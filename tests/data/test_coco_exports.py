@@ -189,11 +189,11 @@ def test_names_of_files_are_found_as_tools_write_them(
     assert main(["data", "shard", str(path), str(folder / "images"), str(folder / "out"), "--json"]) == 0
     problems = json.loads(capsys.readouterr().out)["problems"]
     assert built(folder / "out") == expected
-    assert {kind: entry["count"] for kind, entry in problems.items()} == (
-        {} if form == "dot" else {"file_name_repaired": 3}
-    )
+    expected_counts = {} if form == "dot" else {"file_name_repaired": 3}
+    assert {kind: entry["count"] for kind, entry in problems.items()} == expected_counts
     assert main(["data", "check", str(path), str(folder / "images"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["problems"] == problems
+    checked = json.loads(capsys.readouterr().out)["problems"]
+    assert {kind: entry["count"] for kind, entry in checked.items()} == expected_counts
 
 
 @pytest.mark.parametrize(("of_file", "written"), [("NFC", "NFD"), ("NFD", "NFC")])

@@ -183,8 +183,8 @@ def tiff_of_bands(bands: int, *, floating: bool = False) -> bytes:
     """A plain TIFF, 4 pixels wide and 2 high, of 8-bit or of 32-bit floating-point bands."""
     pixels = np.full(8 * bands, 9, np.float32 if floating else np.uint8).tobytes()
     values = {256: [4], 257: [2], 258: [32 if floating else 8] * bands, 259: [1], 262: [2 if bands > 2 else 1]}
-    values |= {273: [0], 277: [bands], 278: [2], 279: [len(pixels)], 284: [1], 338: [0] * max(1, bands - 3)}
-    values |= {339: [3 if floating else 1] * bands}
+    values |= {273: [0], 277: [bands], 278: [2], 279: [len(pixels)], 284: [1]}
+    values |= ({338: [0] * (bands - 3)} if bands > 3 else {}) | {339: [3 if floating else 1] * bands}
     start = 8 + 2 + 12 * len(values) + 4
     values[273] = [start + sum(2 * len(found) for found in values.values() if len(found) > 2)]
     entries, longer = b"", b""

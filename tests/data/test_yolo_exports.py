@@ -259,8 +259,8 @@ def test_data_yaml_may_name_lists_of_images(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "split", "message"),
     [
-        ("names: [a]", None, "names no images for train, val or test"),
-        ("names: [a]\ntrain: images", "val", "names no images for val"),
+        ("names: [a]", None, "no images are named for train, val or test"),
+        ("names: [a]\ntrain: images", "val", "no images are named for val"),
         ("names: [a]\ntrain: gone", None, "no image is found at 'gone'"),
         ("names: [a]\ntrain: {x: 1}", None, "a path or a list of paths is needed"),
         ("names: [a]\ntrain: images", "elsewhere", "names its images"),

@@ -24,8 +24,8 @@ from pathlib import Path
 FOLDER = Path(__file__).resolve().parent
 FINDINGS = FOLDER / "findings"
 READERS = (
-    "spec_yaml", "manifest", "index", "key_json", "tar_scan", "coco", "yolo", "voc", "class_names", "checkpoint",
-    "package", "url_redaction", "results_json",
+    "spec_yaml", "manifest", "index", "annotation", "tar_scan", "coco", "yolo", "voc", "class_names", "checkpoint",
+    "package", "redaction", "results_json",
 )  # fmt: skip
 """The readers of everything that comes in from outside; each of them has a target."""
 CASE_SECONDS = 2.0

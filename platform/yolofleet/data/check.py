@@ -93,7 +93,7 @@ def _note_oddities(record: ImageRecord, extension: str, size: tuple[int, int], p
         seen = f"{name}: {record.width}x{record.height} in the annotations, {size[0]}x{size[1]} in the file"
         problems.add("image_size_wrong", seen)
     suffix = PurePosixPath(name).suffix.lower().lstrip(".")
-    if suffix and suffix not in _EXTENSIONS_OF.get(extension, (extension,)):
+    if suffix and "?" not in suffix and suffix not in _EXTENSIONS_OF.get(extension, (extension,)):
         problems.add("image_extension_wrong", f"{name}: the content is {extension}")
     if extension == "gif":
         problems.add("image_animated", name)

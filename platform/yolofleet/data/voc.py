@@ -86,7 +86,7 @@ def _image_keys(files: list[tuple[str, str]], images: list[str], problems: Probl
         if image in users:
             problems.add("image_duplicate_file", f"{image}: {users[image]}, {key}")
         users[image] = key
-        named_stem = without_type(named) if is_image_name(named) else named
+        named_stem = (without_type(named) if is_image_name(named) else named).replace("\\", "/")
         if stem != own:
             problems.add("file_name_repaired", f"{key}: its image is {image}")
         elif named and PurePosixPath(named_stem).name != PurePosixPath(own).name:

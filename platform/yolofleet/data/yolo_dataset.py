@@ -72,7 +72,7 @@ def _entries(document: dict[str, Any], keys: tuple[str, ...], url: str) -> list[
 
 def _root(annotations: Annotations, path: object, problems: ProblemLog) -> tuple[Storage, str]:
     """Return the folder below which images are, and the part of ``path`` that is below it."""
-    storage = annotations.storage
+    storage = open_source(annotations.storage.url, problems, follow_links=annotations.follow_links)
     text = path if isinstance(path, str) else ""
     if not isinstance(storage, SourceFolder):
         return storage, "" if text.startswith("/") else text

@@ -2,7 +2,7 @@
 
 Python's unpickler imports and calls what a pickle names, and a few bytes may make it fill the memory. Here every opcode
 that ``torch.save`` writes has a handler of its own, their number is bounded, and nothing is ever imported or called.
-Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is read and dropped.
+Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is dropped.
 """
 
 from __future__ import annotations
@@ -251,11 +251,6 @@ def _call(reader: _Reader) -> None:
     reader.call(function, arguments)
 
 
-def _call_with_keywords(reader: _Reader) -> None:
-    del reader.stack[-1]  # the keywords: no known callable takes any
-    _call(reader)
-
-
 def _stack_global(reader: _Reader) -> Any:
     name, module = reader.stack.pop(), reader.stack.pop()
     return resolve(module, name) if isinstance(module, str) and isinstance(name, str) else Known.FOREIGN
@@ -312,7 +307,6 @@ HANDLERS: dict[int, Handler] = {
         "\x93": _push(_stack_global),
         "R": _call,
         "\x81": _call,
-        "\x92": _call_with_keywords,
         "b": lambda reader: reader.build(reader.stack.pop()),
         "Q": lambda reader: reader.load_storage(reader.stack.pop()),
     }.items()
