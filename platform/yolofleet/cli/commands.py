@@ -12,6 +12,7 @@ from yolofleet.cli import (
     data_check,
     evaluate,
     export,
+    init,
     jobs,
     models,
     predict,
@@ -38,6 +39,7 @@ data.app.command("check")(data_check.check)
 data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 app.add_typer(models.app, name="models")
+app.command("init")(init.init)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)

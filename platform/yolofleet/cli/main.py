@@ -25,6 +25,7 @@ RESUME = {
     "data shard": "the finished shards are kept; resume the build with the same command",
     "evaluate": "nothing was kept; evaluate again with the same command",
     "export": "run the same command again; it makes all files anew",
+    "init": "the finished shards are kept; resume with the same command",
     "jobs": "'yolofleet jobs list' tells the state of every job on the cluster",
     "predict": "with --workers the finished parts are kept; resume, or begin again, with the same command",
     "registry": "'yolofleet registry list' and 'history' tell what was done; run the same command again",

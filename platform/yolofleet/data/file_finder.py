@@ -55,13 +55,13 @@ def _matches(names: list[str], keys: Collection[str]) -> list[tuple[str, str]]:
     """Return (name, key) of each name with a single best key."""
     by_last: defaultdict[str, list[tuple[list[str], str]]] = defaultdict(list)
     for key in keys:
-        parts = _parts(key)
+        parts = name_parts(key)
         by_last[parts[-1]].append((parts, key))
         if is_image_name(key):
             by_last[parts[-1].rpartition(".")[0] + "\0"].append((parts, key))  # for names without an ending
     matches = []
     for name in names:
-        if not (parts := _parts(name)):
+        if not (parts := name_parts(name)):
             continue
         last = parts[-1]
         candidates = by_last.get(last) or ([] if is_image_name(last) else by_last.get(f"{last}\0", []))
@@ -75,7 +75,7 @@ def _matches(names: list[str], keys: Collection[str]) -> list[tuple[str, str]]:
     return matches
 
 
-def _parts(name: str) -> list[str]:
+def name_parts(name: str) -> list[str]:
     """Return the folders and the last part of a name, in the form that names are compared in."""
     if "?d=" in name:  # Label Studio's local files
         name = name.partition("?d=")[2]

@@ -103,7 +103,7 @@ def _read_coco_file(
     if store is annotations.storage and beside:  # another split may hold images of the same names
         store = ChosenImages(store, beside)
     name = f"{annotations.url}/{file.key}" if annotations.is_folder else annotations.url
-    return parse_coco(_unpacked(annotations.storage.get(file.key), file, name), name, problems), store
+    return parse_coco(unpacked(annotations.storage.get(file.key), file.key, name), name, problems), store
 
 
 def _coco_file(annotations: Annotations, split: str | None) -> ObjectInfo:
@@ -121,8 +121,9 @@ def _coco_file(annotations: Annotations, split: str | None) -> ObjectInfo:
     )
 
 
-def _unpacked(data: bytes, file: ObjectInfo, name: str) -> bytes:
-    if not file.key.lower().endswith(".gz"):
+def unpacked(data: bytes, key: str, name: str) -> bytes:
+    """Return the content of a file, which is packed where its key ends with ``.gz``; ``name`` is for messages."""
+    if not key.lower().endswith(".gz"):
         return data
     most = min(LONGEST_COCO_BYTES, (1 << 20) + MOST_GZIP_GAIN * len(data))
     try:

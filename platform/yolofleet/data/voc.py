@@ -17,14 +17,13 @@ from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import ImageStore, SourceDataset
-from yolofleet.storage import Storage
 
 LONGEST_XML_BYTES = 4 << 20
 MOST_SIZE_DIGITS = 9
 
 
 def read_voc(
-    annotations: Storage, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
+    annotations: ImageStore, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
 ) -> SourceDataset:
     """Read every XML file below ``annotations``.
 
@@ -95,7 +94,7 @@ def _image_keys(files: list[tuple[str, str]], images: list[str], problems: Probl
     return found
 
 
-def _root(storage: Storage, key: str, size_bytes: int, problems: ProblemLog) -> ElementTree.Element | None:
+def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) -> ElementTree.Element | None:
     if size_bytes > LONGEST_XML_BYTES:
         problems.add("annotation_malformed", f"{key}: {size_bytes:,} bytes are too many for a VOC annotation")
         return None

@@ -21,7 +21,7 @@ from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
 from yolofleet.data.yolo_lines import LabelLine, key_point_numbers, look_like_corners, parse_line, sound_lines
-from yolofleet.storage import ObjectInfo, Storage
+from yolofleet.storage import ObjectInfo
 
 LONGEST_LABEL_BYTES = 4 << 20
 MOST_UNNAMED_CLASSES = 10_000
@@ -45,7 +45,7 @@ OTHER_ENDINGS = (
 
 
 def read_yolo(
-    labels: Storage, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
+    labels: ImageStore, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
 ) -> SourceDataset:
     """Read the labels of every image below ``images``; an image without a label file holds no objects.
 
@@ -125,7 +125,7 @@ def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: P
 
 
 def _names_among(
-    labels: Storage, label_files: dict[str, ObjectInfo], used: set[str], problems: ProblemLog
+    labels: ImageStore, label_files: dict[str, ObjectInfo], used: set[str], problems: ProblemLog
 ) -> ClassNames | None:
     """Return the names in a file of names among the labels, unless that is the label of an image."""
     for name in NAME_FILES:
@@ -136,7 +136,7 @@ def _names_among(
     return None
 
 
-def _lines(labels: Storage, label: ObjectInfo, problems: ProblemLog) -> list[LabelLine]:
+def _lines(labels: ImageStore, label: ObjectInfo, problems: ProblemLog) -> list[LabelLine]:
     if label.size_bytes > LONGEST_LABEL_BYTES:
         problems.add("label_file_too_large", f"{label.key}: {label.size_bytes:,} bytes")
         return []

@@ -7,17 +7,15 @@ of these; a ``path`` of another computer says nothing. Nothing outside the file'
 from __future__ import annotations
 
 import os
-import posixpath
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import short
 from yolofleet.data.class_names import ClassNames, class_names_of
-from yolofleet.data.file_finder import find_files
+from yolofleet.data.file_tree import FileTree
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.source_folder import SourceFolder, is_image_name, is_litter, open_source
+from yolofleet.data.source_folder import SourceFolder, is_litter, open_source
 from yolofleet.data.sources import Annotations, ChosenImages
 from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
 from yolofleet.storage import Storage
@@ -49,10 +47,15 @@ def read_data_yaml(
         )
     folder, path = _root(annotations, document.get("path"), problems)
     keys = {entry.key: entry for entry in folder.list() if not is_litter(entry.key)}
+    tree = FileTree(keys)
     chosen: dict[str, None] = {}
     for name in wanted:
         for entry in given[name]:
-            found = _images(entry, path, folder, keys, problems)
+            found, missing = tree.images_named(
+                entry, [path, ""], lambda key: folder.get_at_most(key, LONGEST_LIST_BYTES)
+            )
+            for line in missing:
+                problems.add("image_file_missing", f"{entry}: {short(line)}")
             if not found:
                 raise UserError(f"{url}: {name}: no image is found at {short(entry)} in {folder.url}")
             chosen.update(dict.fromkeys(found))
@@ -82,45 +85,3 @@ def _root(annotations: Annotations, path: object, problems: ProblemLog) -> tuple
     if not annotations.follow_links:
         raise UserError(f"{annotations.url}: path: {text} leads out of the file's folder; --follow-links reads it")
     return open_source(str(target), problems, follow_links=True), ""
-
-
-def _images(entry: str, path: str, folder: Storage, keys: dict[str, Any], problems: ProblemLog) -> list[str]:
-    """Return the keys of the images that a path of data.yaml names."""
-    for location in _locations(entry, path, folder.url):
-        if location in keys and location.lower().endswith(".txt"):
-            return _read_list(folder, location, keys, problems)
-        if location in keys and is_image_name(location):
-            return [location]
-        prefix = f"{location}/" if location else ""
-        if found := [key for key in keys if key.startswith(prefix) and is_image_name(key)]:
-            return found
-    return []
-
-
-def _locations(entry: str, path: str, url: str) -> Iterator[str]:
-    """Yield the keys that a path may mean: below ``path``, beside the file, without the ``../`` of exports."""
-    entry = entry.replace("\\", "/").removeprefix(f"{url}/")
-    for joined in (posixpath.join(path, entry), entry):
-        location = posixpath.normpath(joined).removeprefix("./")
-        if not location.startswith(("../", "/")):
-            yield "" if location == "." else location
-    if not entry.startswith(("/", "../")):
-        return
-    stripped = entry.lstrip("/")
-    while stripped.startswith("../"):
-        stripped = stripped[3:]
-    parts = posixpath.normpath(stripped).split("/")
-    yield from ("/".join(parts[start:]) for start in range(max(1, len(parts) - 1)))
-
-
-def _read_list(folder: Storage, key: str, keys: dict[str, Any], problems: ProblemLog) -> list[str]:
-    """Return the images that a list names, one a line, relative to the folder or to the list, or of another root."""
-    text = folder.get_at_most(key, LONGEST_LIST_BYTES).decode("utf-8-sig", errors="replace")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    images = {image for image in keys if is_image_name(image)}
-    beside = [posixpath.normpath(posixpath.join(posixpath.dirname(key), line)) for line in lines]
-    names = [location if location in images else line for location, line in zip(beside, lines, strict=True)]
-    for line, found in zip(lines, keys_found := find_files(names, images), strict=True):
-        if found is None:
-            problems.add("image_file_missing", f"{key}: {short(line)}")
-    return [found for found in keys_found if found is not None]

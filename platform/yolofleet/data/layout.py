@@ -1,0 +1,51 @@
+"""What a folder of annotated images holds: the form of its annotations, its splits, the labels of each image."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from yolofleet.data.file_tree import split_of
+
+Form = Literal["COCO", "YOLO", "VOC"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of one split, by the names that its annotations use."""
+
+    images: dict[str, str]
+    """Keys of images by name."""
+    labels: dict[str, str]
+    """Keys of label files by name; of COCO the one file."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder holds."""
+
+    form: Form
+    """Form of the annotations."""
+    evidence: str
+    """The file or folder that says so."""
+    splits: dict[str, Part]
+    """By train, val, test; ``all`` where the images are not split."""
+    names_file: str | None = None
+    """The file with the names of the classes, where annotations do not hold them."""
+    notes: tuple[str, ...] = ()
+    """What was left out, a sentence each."""
+
+
+def by_folder(images: Sequence[str], notes: list[str]) -> dict[str, list[str]]:
+    """Return images by the split that their folders speak of; all of them as one where not one does."""
+    groups: defaultdict[str | None, list[str]] = defaultdict(list)
+    for image in images:
+        groups[split_of(image.rpartition("/")[0])].append(image)
+    rest = groups.pop(None, [])
+    if not groups:
+        return {"all": rest}
+    if rest:
+        notes.append(f"{len(rest)} images are in no folder of a split, and left out, such as {rest[0]}")
+    return {split: found for split, found in groups.items() if split is not None}

@@ -1,0 +1,164 @@
+"""COCO and VOC annotations in a folder: a JSON file a split, or an XML file an image and lists of the images.
+
+The images of a COCO file are where most of its file names are found.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from yolofleet.core.errors import UserError
+from yolofleet.core.text import and_more, short
+from yolofleet.data.file_finder import beside, name_parts, without_type
+from yolofleet.data.file_tree import (
+    FileTree,
+    Read,
+    common_folder,
+    num_common_last,
+    pair_labels,
+    split_of,
+    without_split,
+)
+from yolofleet.data.layout import Layout, Part, by_folder
+from yolofleet.data.read_source import COCO_ENDINGS, unpacked
+
+MOST_JSON_FILES = 200
+MOST_NAMES_COMPARED = 1000
+_COCO_KEYS = tuple(re.compile(rb'"' + key + rb'"\s*:\s*\[') for key in (b"images", b"annotations", b"categories"))
+_FILE_NAME = re.compile(rb'"(?:file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.){0,4096}")')
+
+
+def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
+    """Return VOC files and their images; None where there are none."""
+    files = tree.ending(".xml")
+    if not any(b"<annotation" in (head := read(key)[: 1 << 16]) and b"<annotations" not in head for key in files[:3]):
+        return None
+    labels = pair_labels(tree.images, files)
+    notes: list[str] = []
+    lists = [key for key in tree.ending(".txt") if "ImageSets/" in key]
+    lists = [key for key in lists if "ImageSets/Main/" in key] or lists
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for key in lists:
+        if (name := without_type(key).rpartition("/")[2].lower()) in ("train", "val", "trainval", "test"):
+            groups[name] += [image for image in _images_of_first_words(tree, read, key, notes) if image in labels]
+    if not any(groups.values()):
+        groups = defaultdict(list, by_folder(tree.images, notes))
+    used = set(labels.values())
+    alone = [key for key in files if key not in used]  # their <filename> may name an image
+    if unlabelled := sum(image not in labels for image in tree.images):
+        notes.append(f"{unlabelled} images have no XML file, and are left out")
+    others = {image: image for image in tree.images if image not in labels} if alone else {}
+    splits = {}
+    for split, images in groups.items():
+        found = dict(_xml_name(image, labels[image]) for image in images if image in labels)
+        if split in ("all", "train"):
+            found.update({key: key for key in alone})
+        if found:
+            splits[split] = Part({image: image for image in images if image in labels} | others, found)
+    return Layout("VOC", files[0].rpartition("/")[0] or files[0], splits, None, tuple(notes)) if splits else None
+
+
+def _xml_name(image: str, label: str) -> tuple[str, str]:
+    """Return the name of an XML file by which `read_voc` finds its image, and its key."""
+    is_found = beside(without_type(label), "Annotations", "JPEGImages") == without_type(image)
+    return label if is_found else f"{without_type(image)}.xml", label
+
+
+def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str]) -> list[str]:
+    """Return the images that a list of ImageSets names: the first word of each line."""
+    words = b"\n".join(line.split()[0] for line in read(key).splitlines() if line.split())
+    found, missing = tree.images_of_list(key, lambda _: words)
+    if missing:
+        notes.append(f"{key}: {len(missing)} listed images are missing, such as {short(missing[0])}")
+    return found
+
+
+def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
+    """Return COCO files, one a split, and their images; None where there are none."""
+    heads = {}
+    for key in [named] if named is not None else tree.ending(*COCO_ENDINGS)[:MOST_JSON_FILES]:
+        data = unpacked(read(key), key, key)
+        if all(pattern.search(data) for pattern in _COCO_KEYS) and b'"segments_info"' not in data:
+            heads[key] = _file_names(data)
+    if not heads:
+        return None
+    notes: list[str] = []
+    if named is not None and split_of(named) == "train":
+        for key in tree.ending(*COCO_ENDINGS)[:MOST_JSON_FILES]:
+            if key != named and without_split(key) == without_split(named) and split_of(key) in ("val", "test"):
+                heads[key] = _file_names(unpacked(read(key), key, key))
+    chosen = _one_a_split(list(heads), named, folder, notes)
+    splits = {}
+    for split, key in chosen.items():
+        prefix = _image_folder(tree, heads[key], key, split)
+        images = {image.removeprefix(prefix): image for image in tree.images if image.startswith(prefix)}
+        splits[split] = Part(images, {key.rpartition("/")[2]: key})
+    return Layout("COCO", next(iter(chosen.values())), splits, None, tuple(notes))
+
+
+def _one_a_split(keys: Sequence[str], named: str | None, folder: str, notes: list[str]) -> dict[str, str]:
+    """Return the annotation file of each split."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for key in keys:
+        groups[split_of(without_type(key)) or "all"].append(key)
+    if named is not None and len(keys) == 1:
+        return {"all": named}
+    if "train" in groups:
+        for split in ("all", "trainval"):
+            notes += [f"{key} is left out: the splits have files of their own" for key in groups.pop(split, [])]
+    chosen = {}
+    for split in ("train", "val", "test", "trainval", "all"):
+        found = groups.get(split, [])
+        best = [key for key in found if "instances" in key.rpartition("/")[2].lower()] or found
+        if len(best) > 1:
+            raise UserError(f"{folder}: {and_more(best, 5)} all hold annotations; name the file that is meant")
+        notes += [f"{key} is left out: {best[0]} holds the boxes" for key in found if key not in best]
+        if best:
+            chosen[split] = best[0]
+    return chosen
+
+
+def _file_names(data: bytes) -> list[str]:
+    """Return some of the file names in a COCO file, spread over it."""
+    found = _FILE_NAME.findall(data)
+    names = []
+    for text in found[:: 1 + len(found) // MOST_NAMES_COMPARED]:
+        try:
+            names.append(json.loads(text))
+        except ValueError:
+            continue
+    return names
+
+
+def _image_folder(tree: FileTree, names: Sequence[str], key: str, split: str) -> str:
+    """Return the folder of a COCO file's images, with its slash: where most of the names are found.
+
+    Of equally good ones that of the split is taken, then the nearest to the file. Names that are found in several
+    folders (a base name for images in sub-folders) mean the folder that holds all of these.
+    """
+    votes: Counter[str] = Counter()
+    best_folders = set()
+    num_found = 0
+    for name in names:
+        parts = name_parts(name)
+        folders = set()
+        for image in tree.candidates(name):
+            own = image.split("/")
+            kept = len(own) - max(1, num_common_last(parts, name_parts(image)))
+            folders.add("".join(f"{part}/" for part in own[:kept]))
+        votes.update(folders)
+        num_found += bool(folders)
+        if len(folders) == 1:
+            best_folders |= folders
+    if not votes:
+        return ""
+
+    def rank(folder: str) -> tuple[int, bool, int, str]:
+        near = len(common_folder([key[: key.rfind("/") + 1], folder]))
+        return votes[folder], split_of(folder) == split, near, folder
+
+    best = max(votes, key=rank)
+    return best if votes[best] == num_found else common_folder(best_folders | {best})

@@ -1,0 +1,251 @@
+"""Reading what `find_layout` found: each split as a source, all with the same classes, ready to be sharded.
+
+A set that is not split is split here, by a hash of the name of each image: adding images moves none of the others, and
+copies that Roboflow makes of one image (``NAME.rf.HASH``) stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.data.build import DEFAULT_MOST_SKIPPED, NOTES_PREFIX, BuildResult, Progress, build_dataset
+from yolofleet.data.build_plan import BuildOptions, plan_build
+from yolofleet.data.class_names import parse_class_names
+from yolofleet.data.coco import parse_coco
+from yolofleet.data.file_finder import without_type
+from yolofleet.data.layout import Layout
+from yolofleet.data.manifest import Manifest, ManifestError
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.read_source import unpacked
+from yolofleet.data.records import ImageRecord, ObjectClass
+from yolofleet.data.sources import SourceDataset
+from yolofleet.data.voc import read_voc
+from yolofleet.data.yolo import read_yolo
+from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage
+
+_COPY = re.compile(r"\.rf\.[0-9A-Za-z]{8,}$")
+
+
+class FileView:
+    """Some files of a folder, under the names that annotations use.
+
+    Args:
+        folder: The folder.
+        keys: Keys in it by name.
+        sizes: Bytes of its files by key.
+    """
+
+    def __init__(self, folder: Storage, keys: Mapping[str, str], sizes: Mapping[str, int]) -> None:
+        self.url = folder.url
+        self._folder = folder
+        self._keys = keys
+        self._sizes = sizes
+
+    def list(self) -> list[ObjectInfo]:
+        """Return the files, sorted by name."""
+        return [ObjectInfo(name, self._sizes[self._keys[name]]) for name in sorted(self._keys)]
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes of a file."""
+        if key not in self._keys:
+            raise ObjectNotFoundError(f"{self.url}: no file {key!r}")
+        return self._folder.get(self._keys[key])
+
+
+@dataclass(frozen=True)
+class SplitSource:
+    """A split that can be sharded."""
+
+    source: SourceDataset
+    images: FileView
+    problems: ProblemLog
+    """What was found while the annotations were read."""
+
+    @property
+    def num_boxes(self) -> int:
+        """Objects that are targets."""
+        return sum(int((~record.iscrowd).sum()) for record in self.source.records)
+
+
+def read_layout(
+    layout: Layout, folder: Storage, sizes: Mapping[str, int], problems: ProblemLog
+) -> dict[str, SplitSource]:
+    """Read the splits of a layout.
+
+    Args:
+        layout: What the folder holds.
+        folder: The folder.
+        sizes: Bytes of its files by key.
+        problems: What was found while the folder was listed; the first split gets it.
+
+    Raises:
+        UserError: Annotations cannot be used at all.
+    """
+    names = None
+    if layout.names_file is not None:
+        names = parse_class_names(folder.get(layout.names_file), f"{folder.url}/{layout.names_file}")
+    found = {}
+    for split, part in layout.splits.items():
+        images, labels = FileView(folder, part.images, sizes), FileView(folder, part.labels, sizes)
+        match layout.form:
+            case "COCO":
+                (key,) = part.labels.values()
+                url = f"{folder.url}/{key}"
+                source = parse_coco(unpacked(folder.get(key), key, url), url, problems)
+            case "YOLO":
+                source = read_yolo(labels, images, names, problems)
+            case "VOC":
+                source = read_voc(labels, images, names, problems)
+        found[split] = SplitSource(source, images, problems)
+        problems = ProblemLog()
+    return _with_equal_classes(found)
+
+
+def _with_equal_classes(splits: dict[str, SplitSource]) -> dict[str, SplitSource]:
+    """Return the splits with the classes of all: VOC files, for one, name those alone that occur in them."""
+    lists = {split.source.classes for split in splits.values()}
+    if len(lists) == 1:
+        return splits
+    pairs = {(entry.id, entry.name) for classes in lists for entry in classes}
+    names = sorted({name for _, name in pairs})
+    if len({identity for identity, _ in pairs}) == len(pairs) == len(names):
+        classes = tuple(ObjectClass(identity, name) for identity, name in sorted(pairs))
+    else:  # the splits number them differently: the names count
+        classes = tuple(ObjectClass(number, name) for number, name in enumerate(names, start=1))
+    index_of = {entry.name: index for index, entry in enumerate(classes)}
+    return {
+        split: replace(found, source=_with_classes(found.source, classes, index_of)) for split, found in splits.items()
+    }
+
+
+def _with_classes(
+    source: SourceDataset, classes: tuple[ObjectClass, ...], index_of: Mapping[str, int]
+) -> SourceDataset:
+    new = np.array([index_of[entry.name] for entry in source.classes], dtype=np.int64)
+    return SourceDataset(classes, tuple(replace(record, classes=new[record.classes]) for record in source.records))
+
+
+def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict[str, SplitSource], str | None]:
+    """Return train, val and, where there is one, test; and a sentence on how images were split, or None.
+
+    Args:
+        splits: As read.
+        share: Share of the images for validation where none are set apart.
+
+    Raises:
+        UserError: There are not enough images with objects.
+    """
+    if "train" in splits and "val" in splits:
+        for split in ("train", "val"):
+            if not splits[split].num_boxes:
+                raise UserError(f"{split}: no box in {len(splits[split].source.records)} images; {_why(splits[split])}")
+        return {split: splits[split] for split in ("train", "val", "test") if split in splits}, None
+    whole = next(splits[split] for split in ("train", "trainval", "all", "val", "test") if split in splits)
+    name = next(split for split, found in splits.items() if found is whole)
+    if not whole.num_boxes:
+        raise UserError(f"no box in {len(whole.source.records)} images; {_why(whole)}")
+    chosen = validation_names(whole.source.records, share)
+    parts = {
+        split: SplitSource(
+            replace(
+                whole.source,
+                records=tuple(r for r in whole.source.records if (r.file_name in chosen) == (split == "val")),
+            ),
+            whole.images,
+            whole.problems if split == "train" else ProblemLog(),
+        )
+        for split in ("train", "val")
+    }
+    given = "one set" if name == "all" else f"{name} alone"
+    sentence = f"{given}: {share:.0%} of its images, by a hash of their names, are for validation"
+    rest = {"test": splits["test"]} if "test" in splits and name != "test" else {}
+    return {**parts, **rest}, sentence
+
+
+def _why(split: SplitSource) -> str:
+    return split.problems.reasons() or "not one object is annotated that is no crowd; annotate some"
+
+
+def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]:
+    """Return the file names of the images for validation, some with objects on either side.
+
+    Raises:
+        UserError: Fewer than two images hold objects.
+    """
+    shares = {record.file_name: name_share(record.file_name) for record in records}
+    labelled = sorted((shares[record.file_name], record.file_name) for record in records if not record.iscrowd.all())
+    if len({value for value, _ in labelled}) < 2:
+        raise UserError(
+            f"{len(labelled)} of {len(records)} images hold objects; at least two different ones are needed, one to "
+            "train on and one for validation"
+        )
+    # The bound of few images is moved, so that neither side is without objects.
+    bound = min(max(share, np.nextafter(labelled[0][0], 1)), labelled[-1][0])
+    return {name for name, value in shares.items() if value < bound}
+
+
+def name_share(file_name: str) -> float:
+    """Return the hash of an image's name as a number in [0, 1); that of its copies is the same."""
+    name = _COPY.sub("", without_type(file_name).replace("\\", "/").rpartition("/")[2])
+    return int.from_bytes(hashlib.sha256(name.encode(errors="replace")).digest()[:8], "big") / 2**64
+
+
+def shard_split(
+    split: SplitSource,
+    out: Storage,
+    *,
+    num_threads: int = 1,
+    most_skipped: float = DEFAULT_MOST_SKIPPED,
+    progress: Progress = lambda count: None,
+) -> BuildResult:
+    """Build the shards of a split, or what is missing of them; another dataset is never replaced.
+
+    Raises:
+        UserError: The folder holds something else, or too many images are unusable.
+        StorageError: Images cannot be read or shards cannot be written.
+    """
+    sizes = {entry.key: entry.size_bytes for entry in split.images.list()}
+    plan = plan_build(split.source.classes, split.source.records, sizes, BuildOptions(), ProblemLog())
+    if (other := _other_content(out, plan.digest)) is not None:
+        raise UserError(f"{out.url}: {other}, and nothing is overwritten; choose another --name or --out, or remove it")
+    problems = ProblemLog()
+    problems.merge(split.problems.counts, split.problems.examples)
+    return build_dataset(
+        split.source,
+        split.images,
+        out,
+        BuildOptions(),
+        problems,
+        num_threads=num_threads,
+        most_skipped=most_skipped,
+        progress=progress,
+    )
+
+
+def _other_content(out: Storage, digest: str) -> str | None:
+    """Return what a folder holds beside this dataset or a part of it."""
+    if out.exists(MANIFEST_NAME):
+        try:
+            manifest = Manifest.read(out)
+        except ManifestError:
+            return "holds a manifest that cannot be read"
+        return None if manifest.source_digest == digest else f"holds another dataset ({manifest.num_samples} images)"
+    for entry in out.list():
+        if not entry.key.startswith((NOTES_PREFIX, "shards/")):
+            return f"holds {entry.key}"
+        if entry.key.startswith(NOTES_PREFIX):
+            try:
+                plan = json.loads(out.get(entry.key))["plan"]
+            except (ValueError, KeyError, TypeError):
+                continue  # a damaged note costs one shard's work
+            if plan != digest:
+                return "holds a part of another dataset"
+    return None
