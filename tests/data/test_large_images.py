@@ -20,9 +20,16 @@ from PIL import Image
 from data.hostile_shards import annotation, encoded, write_dataset
 from yolofleet.cli.main import main
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.decode import ImageError, check_file_size, decode_image, decode_reduced
+from yolofleet.data.decode import (
+    FULL_PIXELS,
+    MOST_REDUCTION,
+    ImageError,
+    check_file_size,
+    decode_image,
+    decode_reduced,
+    reduction,
+)
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.data.reduction import FULL_PIXELS, MOST_REDUCTION, reduction
 from yolofleet.data.sample import SampleError
 from yolofleet.data.stream import TrainingStream
 from yolofleet.evaluation.images import ImageReadError, read_image
@@ -118,7 +125,7 @@ def test_a_micro_batch_holds_a_bounded_number_of_pixels(tmp_path: Path) -> None:
 MEMORY = """
 import os, sys
 from pathlib import Path
-from yolofleet.data.decode import decode_image
+from yolofleet.data.decode import FULL_PIXELS, MOST_REDUCTION, decode_image, reduction
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))

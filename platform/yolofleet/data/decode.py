@@ -29,11 +29,13 @@ from PIL import AvifImagePlugin, Image, TiffImagePlugin
 
 from yolofleet.data.buffers import BufferPool
 from yolofleet.data.image_formats import ImageError, format_of, is_jpeg, open_image
-from yolofleet.data.reduction import reduction
 
 DEFAULT_MAX_PIXELS = 100_000_000
 EXIF_ORIENTATION_TAG = 0x0112
 
+FULL_PIXELS = 1 << 22
+"""Images of up to 4 million pixels are always decoded in full."""
+MOST_REDUCTION = 8
 BAND_PIXELS = 1 << 20
 _MOST_BYTES_PER_PIXEL = 8
 _METADATA_BYTES = 1 << 20
@@ -49,6 +51,23 @@ _TURNS = {  # EXIF orientation -> what brings the stored image upright: swap its
 }
 _BACK = {6: 8, 8: 6}
 """The inverse of an orientation; the others are their own inverse."""
+
+
+def reduction(width: int, height: int, needed_side: int) -> int:
+    """Return the factor 1, 2, 4 or 8 by which an image is decoded smaller than it is, in training and evaluation.
+
+    It depends on the image and the network's input alone, so an image is the same at any world size and in any order.
+    It is halved as long as it has more than 4 million pixels and its longer side stays at least twice the side that is
+    needed. So what is kept has at most 4 million pixels, or a longer side of less than four times the needed one.
+    """
+    factor = 1
+    while (
+        factor < MOST_REDUCTION
+        and width * height > FULL_PIXELS * factor**2
+        and max(width, height) >= 2 * factor * 2 * needed_side
+    ):
+        factor *= 2
+    return factor
 
 
 def decode_image(
