@@ -125,7 +125,7 @@ def test_a_micro_batch_holds_a_bounded_number_of_pixels(tmp_path: Path) -> None:
 MEMORY = """
 import os, sys
 from pathlib import Path
-from yolofleet.data.decode import FULL_PIXELS, MOST_REDUCTION, decode_image, reduction
+from yolofleet.data.decode import decode_image
 
 def kilobytes(name):
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
