@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import exports, tool_exports
-from data.folders import CLASSES, FOLDERS, Drawn, coco, draw, halves, plain_yolo, voc_devkit, write_json, write_lines
+from data.folders import (
+    CLASSES,
+    FOLDERS,
+    Drawn,
+    coco,
+    draw,
+    halves,
+    plain_yolo,
+    voc_devkit,
+    voc_xml,
+    write_json,
+    write_lines,
+    yolo_lines,
+)
 from yolofleet.core.errors import UserError
 from yolofleet.data.file_finder import find_files
 from yolofleet.data.file_tree import pair_labels, split_of
@@ -163,6 +177,55 @@ def test_formats_that_are_not_read_are_named_with_a_cure(tmp_path: Path, name: s
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"{name} is .*{tool}.*, then name that"):
         find(tmp_path)
+
+
+def test_lists_beside_plain_labels_split_them(tmp_path: Path) -> None:
+    images = draw()
+    FOLDERS["LabelImg"](tmp_path, images)
+    write_lines(tmp_path / "train.txt", [f"./{image.name}.jpg" for image in images[:7]])
+    write_lines(tmp_path / "valid.txt", [f"/home/me/set/{image.name}.jpg" for image in images[7:]])
+    _, splits, _ = find(tmp_path)
+    assert boxes_of(splits["train"]) == truth(images[:7]) and boxes_of(splits["val"]) == truth(images[7:])
+    write_lines(tmp_path / "train.txt", ["This set was made for training."])
+    assert set(find(tmp_path)[0].splits) == {"all"}
+
+
+def test_names_of_another_case_or_form_of_accents_are_paired(tmp_path: Path) -> None:
+    images = [Drawn("photo_CAFÉ", ((0, 2, 2, 20, 20),)), *draw(3)]
+    for image in images:
+        image.save(tmp_path / f"Images/{image.name}.JPG")
+        label = unicodedata.normalize("NFD", image.name).lower()
+        write_lines(tmp_path / f"labels/{label}.txt", yolo_lines(image))
+    layout, splits, _ = find(tmp_path)
+    assert len(layout.splits["all"].labels) == 4 and not layout.notes
+    assert sum(split.num_boxes for split in splits.values()) == sum(len(image.boxes) for image in images)
+
+
+def test_an_xml_of_another_name_has_the_image_that_it_names(tmp_path: Path) -> None:
+    images = draw(4)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"JPEGImages/{image.name}.jpg")
+        write_lines(tmp_path / f"Annotations/{number}.xml", [voc_xml(image, f"{image.name}.jpg")])
+    _, splits, _ = find(tmp_path)
+    assert boxes_of(splits["all"]) == truth(images)
+
+
+@pytest.mark.parametrize("is_train_alone", [True, False])
+def test_the_folders_of_coco_itself_are_read_by_their_instances(tmp_path: Path, is_train_alone: bool) -> None:
+    parts = halves(draw())
+    for split, part in parts.items():
+        for kind in ("instances", "person_keypoints"):
+            write_json(tmp_path / f"annotations/{kind}_{split}2017.json", coco(part, lambda image: f"{image.name}.jpg"))
+        write_json(tmp_path / f"annotations/captions_{split}2017.json", {"images": [], "annotations": []})
+        for image in part:
+            image.save(tmp_path / f"{split}2017/{image.name}.jpg")
+    if is_train_alone:
+        (tmp_path / "annotations/instances_val2017.json").unlink()
+        (tmp_path / "annotations/person_keypoints_val2017.json").unlink()
+    layout, splits, _ = find(tmp_path)
+    assert boxes_of(splits["train"]) == truth(parts["train"])
+    assert "annotations/person_keypoints_train2017.json is left out: annotations/instances_train2017" in layout.notes[0]
+    assert set(splits) == ({"train"} if is_train_alone else {"train", "val"})
 
 
 def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
