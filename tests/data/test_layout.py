@@ -127,6 +127,15 @@ def test_litter_and_a_folder_around_it_change_nothing(tmp_path: Path, tool: str)
     assert files(littered) == files(plain)
 
 
+@pytest.mark.parametrize("tool", FOLDERS)
+def test_an_archive_is_read_as_its_folder(tmp_path: Path, tool: str) -> None:
+    FOLDERS[tool](tmp_path / "set", draw(6))
+    archive = Path(shutil.make_archive(str(tmp_path / "export"), "zip", tmp_path, "set"))
+    plain, packed = find(tmp_path / "set")[1], find(archive)[1]
+    assert plain.keys() == packed.keys()
+    assert all(boxes_of(plain[split]) == boxes_of(packed[split]) for split in plain)
+
+
 def test_the_named_train_file_brings_its_partner_and_any_other_file_is_one_set(tmp_path: Path) -> None:
     FOLDERS["Datumaro as COCO"](tmp_path, draw())
     assert set(find(tmp_path, "annotations/instances_train.json")[0].splits) == {"train", "val"}
