@@ -177,6 +177,9 @@ def test_two_years_of_voc_are_one_dataset(tmp_path: Path) -> None:
         ("project.json", '{"_via_settings": {}, "_via_img_metadata": {}}', "VIA"),
         ("export.json", '[{"id": 1, "annotations": [{"result": [{"from_name": "label"}]}]}]', "Label Studio"),
         ("default.json", '{"dm_format_version": "1.0", "categories": {}, "items": []}', "Datumaro"),
+        ("panoptic_val.json", '{"annotations": [{"segments_info": []}]}', "panoptic"),
+        ("captions_val.json", '{"images": [], "annotations": [{"caption": "a cat"}]}', "captions"),
+        ("results.json", '[{"image_id": 1, "score": 0.5}]', "detections"),
         ("annotations.xml", "<?xml version='1.0'?><annotations><version>1.1</version></annotations>", "CVAT"),
         ("train-annotations-bbox.csv", "ImageID,Source,LabelName,Confidence,XMin,XMax", "CSV"),
     ],
@@ -186,6 +189,24 @@ def test_formats_that_are_not_read_are_named_with_a_cure(tmp_path: Path, name: s
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=f"{name} is .*{tool}.*, then name that"):
         find(tmp_path)
+
+
+def test_a_coco_file_is_found_among_hundreds_of_files_of_one_image(tmp_path: Path) -> None:
+    images = draw(300)
+    for image in images:
+        (tmp_path / f"{image.name}.jpg").touch()
+        write_json(tmp_path / f"{image.name}.json", {"shapes": [], "imagePath": f"{image.name}.jpg"})
+    write_json(tmp_path / "via_project_coco.json", coco(images, lambda image: f"{image.name}.jpg"))
+    assert look(tmp_path).evidence == "via_project_coco.json"
+
+
+def test_xml_files_in_no_list_are_noted(tmp_path: Path) -> None:
+    images = draw()
+    voc_devkit(tmp_path, images[:9])
+    images[11].save(tmp_path / "VOC2007/JPEGImages/more.jpg")
+    write_lines(tmp_path / "VOC2007/Annotations/more.xml", [voc_xml(images[11], "more.jpg")])
+    layout = look(tmp_path)
+    assert "1 labelled images belong to no split, such as VOC2007/JPEGImages/more.jpg" in layout.notes
 
 
 def test_lists_beside_plain_labels_split_them(tmp_path: Path) -> None:
