@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import unicodedata
 from pathlib import Path
@@ -299,6 +300,21 @@ def test_links_that_lead_out_are_counted_and_not_read(tmp_path: Path) -> None:
     _, splits, problems = find(tmp_path / "root")
     assert problems.counts["link_outside"] == 1
     assert not any("secret" in record.file_name for record in splits["train"].source.records)
+
+
+def test_a_set_without_a_box_says_why(tmp_path: Path) -> None:
+    tool_exports.write_labelme(tmp_path)
+    document = json.loads((tmp_path / "annotations.json").read_text())
+    for entry in document["annotations"]:
+        entry["iscrowd"] = 1
+    write_json(tmp_path / "annotations.json", document)
+    with pytest.raises(UserError, match="no box in 3 images: all 9 objects are crowds, which are no targets"):
+        assign_splits(find(tmp_path)[1], 0.2)
+    for entry in document["annotations"]:
+        entry["category_id"] = 99
+    write_json(tmp_path / "annotations.json", document)
+    with pytest.raises(UserError, match=r"no box in 3 images; category_unknown: 9 \(.*such as annotation 1"):
+        assign_splits(find(tmp_path)[1], 0.2)
 
 
 def test_splits_of_voc_that_name_different_classes_get_those_of_both(tmp_path: Path) -> None:

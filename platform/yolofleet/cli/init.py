@@ -253,7 +253,7 @@ def _made_lines(
     settings = draft.document
     yield from _wrapped(
         f"{job}: {settings['model'].get('name') or settings['model']['spec']} at {settings['data']['image_size']} px, "
-        f"{settings['epochs']} epochs in batches of {settings['global_batch_size']}. {draft.reasons['epochs']}"
+        f"{settings['epochs']} epochs in batches of {settings['global_batch_size']}. {draft.forecast}"
     )
     yield "Train with:"
     yield f"  {command}"
