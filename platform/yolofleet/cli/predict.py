@@ -96,10 +96,11 @@ def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list
         if os.path.isdir(path):
             inside = []
             for entry in SourceFolder(path, problems, follow_links=follow_links).list():
-                if (path / entry.key).resolve().is_relative_to(left_out):
+                file = path / entry.key
+                if left_out != path.resolve() and file.resolve().is_relative_to(left_out):
                     continue  # what an earlier call drew
                 if is_image_name(entry.key):
-                    inside.append(path / entry.key)
+                    inside.append(file)
                 else:
                     problems.add("file_not_image", str(path / entry.key))
             if not inside:

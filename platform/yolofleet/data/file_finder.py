@@ -1,7 +1,7 @@
 """Finding the files that annotations name, in the forms that tools write names in.
 
 A name that is a file's own wins. Names that are none are compared in one form: without case, without backslashes and
-percent-encoding, accents composed, folders from the end. A single match that no other name claims is taken, and told.
+percent-encoding, accents composed, folders from the end. A single match that no other name claims is taken and counted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The formats of images, told by their first bytes: each has one parser, and no other ever sees its bytes.
+"""The formats of images, known by their first bytes: each has one parser, and no other ever sees its bytes.
 
 A format that is not read is named, so that its user knows what to convert.
 """

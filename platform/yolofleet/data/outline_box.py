@@ -46,7 +46,7 @@ def _box_of_rle(rle: dict[str, Any]) -> Box | None:
     if not len(starts):
         return None
     left, right = starts[0] // height, (ends[-1] - 1) // height + 1
-    crosses = starts // height != (ends - 1) // height  # a run that goes on in the next column touches both edges
+    crosses = starts // height != (ends - 1) // height  # a run that reaches into the next column touches both edges
     top = 0.0 if crosses.any() else float((starts % height).min())
     bottom = float(height) if crosses.any() else float(((ends - 1) % height).max()) + 1
     return [float(left), top, float(right - left), bottom - top]

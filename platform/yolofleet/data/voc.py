@@ -57,7 +57,7 @@ def read_voc(
     index_of = {name: index for index, name in enumerate(names)}
     if len(index_of) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise UserError(f"--classes: {twice!r} is there twice, and VOC objects are told by name; name each class once")
+        raise UserError(f"--classes: {twice!r} is there twice, and VOC objects are known by name; name each class once")
     keys = _image_keys([(key, named) for key, named, *_ in parsed], [entry.key for entry in images.list()], problems)
     records = tuple(
         _record(number, key, size, objects, index_of, problems)

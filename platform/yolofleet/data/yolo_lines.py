@@ -1,6 +1,6 @@
 """The lines of YOLO label files: a box, a polygon (also of an oriented box), or a box with key points.
 
-One line cannot always be told from another kind: ``class`` and 8 numbers are the corners of an oriented box, or a box
+One line alone does not always say its kind: ``class`` and 8 numbers are the corners of an oriented box, or a box
 with two key points. So the lines of a dataset are looked at together, and data.yaml's ``kpt_shape`` is believed.
 """
 
