@@ -1,13 +1,14 @@
-"""Splits of folders are stable and complete, nothing outside of a folder is read, and what is no annotation is named."""
+"""Splits are stable, nothing outside of a folder is read, and what is no annotation is named."""
 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import tool_exports
@@ -15,6 +16,7 @@ from data.folders import draw, halves, plain_yolo, write_json, write_lines
 from data.found import boxes_of, find, truth
 from yolofleet.core.errors import UserError
 from yolofleet.data.file_tree import pair_labels, split_of
+from yolofleet.data.find_layout import find_layout
 from yolofleet.data.layout_reader import assign_splits, name_share, validation_names
 from yolofleet.data.records import ImageRecord
 
@@ -149,3 +151,46 @@ def test_a_label_belongs_to_one_image_alone() -> None:
         "c/2.jpg": "x/2.txt",
     }
     assert pair_labels(images, ["x/1.txt"]) == {}
+
+
+PARTS = st.sampled_from(["train", "val", "images", "labels", "Annotations", "ImageSets", "Main", "a", "b", ".x", "é"])
+ENDINGS = ["a.jpg", "b.png", "a.txt", "train.txt", "val.txt", "classes.txt", "a.xml", "data.yaml", "obj.data", "c.json"]
+KEYS = st.lists(
+    st.tuples(st.lists(PARTS, max_size=3), st.sampled_from(ENDINGS)).map(lambda key: "/".join([*key[0], key[1]])),
+    max_size=12,
+    unique=True,
+)
+TEXTS = st.one_of(
+    st.binary(max_size=60),
+    st.sampled_from(
+        [
+            b"train: ../images\nval: [val, /etc/passwd, train.txt]\nnames: [a]",
+            b"train: {x: 1}\nnames: [a]",
+            b"path: [1]\ntrain: .\nnames: {0: a}",
+            b"train = ../../etc\nvalid = val.txt\nnames = ..",
+            b'{"images": [{"file_name": "a.jpg"}, {"file_name": "..\\\\b.png"}], "annotations": [], "categories": []}',
+            b'{"images": [{"file_name": "\\ud800"}, {"coco_url": ""}], "annotations": [], "categories": []}',
+            b"<annotation></annotation>",
+            b"a\n../../b.png\n/images/a.jpg\n\n\xff",
+        ]
+    ),
+)
+
+
+@settings(max_examples=400)
+@given(keys=KEYS, texts=st.lists(TEXTS, min_size=1, max_size=4))
+def test_whatever_lies_in_a_folder_its_files_alone_are_named_or_it_is_refused(
+    keys: list[str], texts: list[bytes]
+) -> None:
+    def read(key: str) -> bytes:
+        assert key in keys
+        return texts[zlib.crc32(key.encode()) % len(texts)]
+
+    for named in (None, *(key for key in keys if key.endswith((".yaml", ".data", ".json")))):
+        try:
+            layout = find_layout(keys, read, named)
+        except UserError:
+            continue
+        assert layout.splits
+        for part in layout.splits.values():
+            assert {*part.images.values(), *part.labels.values()} <= set(keys)
