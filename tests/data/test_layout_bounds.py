@@ -159,7 +159,7 @@ KEYS = st.lists(
     st.tuples(st.lists(PARTS, max_size=3), st.sampled_from(ENDINGS)).map(lambda key: "/".join([*key[0], key[1]])),
     max_size=12,
     unique=True,
-)
+).map(lambda keys: [*dict.fromkeys([*keys, "images/a.jpg"])])
 TEXTS = st.one_of(
     st.binary(max_size=60),
     st.sampled_from(
