@@ -59,42 +59,20 @@ def halves(images: list[Drawn]) -> dict[str, list[Drawn]]:
     return {"train": images[: 2 * len(images) // 3], "val": images[2 * len(images) // 3 :]}
 
 
-def coco(
-    images: list[Drawn],
-    file_name: Callable[[Drawn], str],
-    *,
-    first_id: int = 1,
-    first_category: int = 1,
-    more: dict[str, Any] | None = None,
-    **fields: Any,
-) -> dict[str, Any]:
-    """A COCO document; ``more`` are further keys of it, ``fields`` of each annotation."""
-    annotations = [
-        {
-            "id": 0,
-            "image_id": first_id + number,
-            "category_id": first_category + box[0],
-            "bbox": [float(value) for value in box[1:]],
-            "area": float(box[3] * box[4]),
-            "segmentation": [],
-            "iscrowd": 0,
-            **fields,
-        }
-        for number, image in enumerate(images)
-        for box in image.boxes
-    ]
-    for number, annotation in enumerate(annotations, start=first_id):
-        annotation["id"] = number
+def coco(images: list[Drawn], file_name: Callable[[Drawn], str]) -> dict[str, Any]:
+    """A COCO document."""
+    boxes = [(number, box) for number, image in enumerate(images, start=1) for box in image.boxes]
     return {
         "images": [
-            {"id": first_id + number, "file_name": file_name(image), "width": WIDTH, "height": HEIGHT}
-            for number, image in enumerate(images)
+            {"id": number, "file_name": file_name(image), "width": WIDTH, "height": HEIGHT}
+            for number, image in enumerate(images, start=1)
         ],
-        "categories": [
-            {"id": first_category + number, "name": name, "supercategory": ""} for number, name in enumerate(CLASSES)
+        "categories": [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)],
+        "annotations": [
+            {"id": identity, "image_id": number, "category_id": 1 + box[0], "bbox": list(map(float, box[1:]))}
+            | {"area": float(box[3] * box[4]), "segmentation": [], "iscrowd": 0}
+            for identity, (number, box) in enumerate(boxes, start=1)
         ],
-        "annotations": annotations,
-        **(more or {}),
     }
 
 

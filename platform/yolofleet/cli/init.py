@@ -14,6 +14,7 @@ import typer
 
 from yolofleet.cli.options import FollowLinks, JsonOption, print_result
 from yolofleet.cli.progress import show_progress
+from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import show
 
@@ -135,6 +136,7 @@ def _read(root: str, named: str | None, out: Path, follow_links: bool) -> tuple[
     from yolofleet.data.find_layout import find_layout
     from yolofleet.data.layout_reader import read_layout
     from yolofleet.data.problems import ProblemLog
+    from yolofleet.data.read_source import LONGEST_COCO_BYTES
     from yolofleet.data.source_folder import open_source
 
     problems = ProblemLog()
@@ -142,7 +144,13 @@ def _read(root: str, named: str | None, out: Path, follow_links: bool) -> tuple[
     own = Path(os.path.relpath(out.resolve(), Path(root).resolve())).as_posix()
     written = tuple(f"{own}/{part}/".removeprefix("./") for part in ("shards", "runs"))
     sizes = {entry.key: entry.size_bytes for entry in folder.list() if not entry.key.startswith(written)}
-    layout = find_layout(list(sizes), folder.get, named, root)
+
+    def read(key: str) -> bytes:
+        if sizes[key] > LONGEST_COCO_BYTES:
+            raise UserError(f"{root}/{key}: {format_bytes(sizes[key])} are too many for annotations; cut it into parts")
+        return folder.get(key)
+
+    layout = find_layout(list(sizes), read, named, root)
     return layout, read_layout(layout, folder, sizes, problems)
 
 
@@ -245,7 +253,7 @@ def _made_lines(
     settings = draft.document
     yield from _wrapped(
         f"{job}: {settings['model'].get('name') or settings['model']['spec']} at {settings['data']['image_size']} px, "
-        f"{settings['epochs']} epochs in batches of {settings['global_batch_size']}. {draft.reasons['epochs']}"
+        f"{settings['epochs']} epochs in batches of {settings['global_batch_size']}. {draft.forecast}"
     )
     yield "Train with:"
     yield f"  {command}"

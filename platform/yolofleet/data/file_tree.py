@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
@@ -149,20 +150,31 @@ def pair_labels(images: Sequence[str], labels: Collection[str]) -> dict[str, str
     anywhere, where a single label and a single image have the name.
     """
     by_stem = {without_type(label): label for label in labels}
+    by_folded: defaultdict[str, list[str]] = defaultdict(list)
     by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for label in labels:
-        by_name[without_type(label).rpartition("/")[2]].append(label)
-    num_images = Counter(without_type(image).rpartition("/")[2] for image in images)
+    for path, label in by_stem.items():
+        folded = _folded(path)
+        by_folded[folded].append(label)
+        by_name[folded.rpartition("/")[2]].append(label)
+    stems = {image: without_type(image) for image in images}
+    num_images = Counter(_folded(path).rpartition("/")[2] for path in stems.values())
     pairs = {}
-    for image in images:
-        name = without_type(image).rpartition("/")[2]
-        alone = by_name[name] if num_images[name] == len(by_name[name]) == 1 else []
-        paired = (
-            by_stem[path] for path in [*_partner_paths(without_type(image)), without_type(image)] if path in by_stem
-        )
-        if found := next(paired, next(iter(alone), None)):
+    for image, path in stems.items():
+        paths = [*_partner_paths(path), path]
+        found = next((by_stem[partner] for partner in paths if partner in by_stem), None)
+        if found is None:
+            name = _folded(path).rpartition("/")[2]
+            groups = [by_folded.get(_folded(partner), []) for partner in paths]
+            groups += [by_name.get(name, [])] if num_images[name] == 1 else []
+            found = next((group[0] for group in groups if len(group) == 1), None)
+        if found is not None:
             pairs[image] = found
     return pairs
+
+
+def _folded(path: str) -> str:
+    """Return a path in a form in which letters of either case, and accents of either form, are equal."""
+    return unicodedata.normalize("NFC", path.casefold())
 
 
 def _partner_paths(path: str) -> list[str]:

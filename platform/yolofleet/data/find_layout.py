@@ -28,6 +28,9 @@ _OTHER_TOOLS = (
     (".json", rb'"_via_|"region_attributes"\s*:', "a VIA project", "export it in VIA as COCO format"),
     (".json", rb'"from_name"\s*:', "a Label Studio export in its own JSON", "export it as COCO or YOLO, with images"),
     (".json", rb'"dm_format_version"|"items"\s*:', "Datumaro's own format", "datum convert -f coco turns it to COCO"),
+    (".json", rb'"segments_info"\s*:', "a panoptic file", "its dataset has a file of instances, which holds boxes"),
+    (".json", rb'"caption"\s*:', "a file of captions", "its dataset has a file of instances, which holds boxes"),
+    (".json", rb'^\s*\[\s*\{[^{}]*"image_id"\s*:', "a list of detections", "evaluate reads it; take the annotations"),
     (".xml", rb"<annotations>", "CVAT's own XML", "export it from CVAT as COCO 1.0 or YOLO 1.1, with images"),
     (".csv", rb"(?i)ImageID,|filename,|xmin", "boxes in a CSV file", "FiftyOne turns it to COCO: fiftyone convert"),
 )

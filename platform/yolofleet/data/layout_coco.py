@@ -50,11 +50,13 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     alone = [key for key in files if key not in used]  # their <filename> may name an image
     if unlabelled := sum(image not in labels for image in tree.images):
         notes.append(f"{unlabelled} images have no XML file, and are left out")
+    if unlisted := sorted(labels.keys() - {image for images in groups.values() for image in images}):
+        notes.append(f"{len(unlisted)} labelled images belong to no split, such as {unlisted[0]}")
     others = {image: image for image in tree.images if image not in labels} if alone else {}
     splits = {}
     for split, images in groups.items():
         found = dict(_xml_name(image, labels[image]) for image in images if image in labels)
-        if split in ("all", "train"):
+        if split == next(iter(groups)):
             found.update({key: key for key in alone})
         if found:
             splits[split] = Part({image: image for image in images if image in labels} | others, found)
@@ -79,7 +81,10 @@ def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str
 def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
     """Return COCO files, one a split, and their images; None where there are none."""
     heads = {}
-    for key in [named] if named is not None else tree.ending(*COCO_ENDINGS)[:MOST_JSON_FILES]:
+    files = tree.ending(*COCO_ENDINGS)
+    of_one_image = set(pair_labels(tree.images, files).values())  # labelme's own
+    files = ([key for key in files if key not in of_one_image] or files)[:MOST_JSON_FILES]
+    for key in [named] if named is not None else files:
         data = unpacked(read(key), key, key)
         if all(pattern.search(data) for pattern in _COCO_KEYS) and b'"segments_info"' not in data:
             heads[key] = _file_names(data)
@@ -87,7 +92,7 @@ def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Lay
         return None
     notes: list[str] = []
     if named is not None and split_of(named) == "train":
-        for key in tree.ending(*COCO_ENDINGS)[:MOST_JSON_FILES]:
+        for key in files:
             if key != named and without_split(key) == without_split(named) and split_of(key) in ("val", "test"):
                 heads[key] = _file_names(unpacked(read(key), key, key))
     chosen = _one_a_split(list(heads), named, folder, notes)

@@ -146,12 +146,12 @@ def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict
     if "train" in splits and "val" in splits:
         for split in ("train", "val"):
             if not splits[split].num_boxes:
-                raise UserError(f"{split}: no box in {len(splits[split].source.records)} images; {_why(splits[split])}")
+                raise UserError(f"{split}: {_why_no_box(splits[split])}")
         return {split: splits[split] for split in ("train", "val", "test") if split in splits}, None
     whole = next(splits[split] for split in ("train", "trainval", "all", "val", "test") if split in splits)
     name = next(split for split, found in splits.items() if found is whole)
     if not whole.num_boxes:
-        raise UserError(f"no box in {len(whole.source.records)} images; {_why(whole)}")
+        raise UserError(_why_no_box(whole))
     chosen = validation_names(whole.source.records, share)
     parts = {
         split: SplitSource(
@@ -170,8 +170,12 @@ def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict
     return {**parts, **rest}, sentence
 
 
-def _why(split: SplitSource) -> str:
-    return split.problems.reasons() or "not one object is annotated that is no crowd; annotate some"
+def _why_no_box(split: SplitSource) -> str:
+    records = split.source.records
+    where = f"{split.images.url}: no box in {len(records)} images"
+    if num_crowds := sum(len(record.iscrowd) for record in records):
+        return f"{where}: all {num_crowds} objects are crowds, which are no targets; set iscrowd to 0"
+    return f"{where}; {split.problems.main_loss() or 'not one object is annotated'}"
 
 
 def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]:
@@ -184,8 +188,8 @@ def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]
     labelled = sorted((shares[record.file_name], record.file_name) for record in records if not record.iscrowd.all())
     if len({value for value, _ in labelled}) < 2:
         raise UserError(
-            f"{len(labelled)} of {len(records)} images hold objects; at least two different ones are needed, one to "
-            "train on and one for validation"
+            f"{len(labelled)} of {len(records)} images hold objects; at least two are needed, one to train on and one "
+            "for validation: annotate more"
         )
     # The bound of few images is moved, so that neither side is without objects.
     bound = min(max(share, np.nextafter(labelled[0][0], 1)), labelled[-1][0])

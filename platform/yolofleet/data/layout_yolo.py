@@ -12,7 +12,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, short
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.file_finder import beside, without_type
-from yolofleet.data.file_tree import FileTree, Read, pair_labels
+from yolofleet.data.file_tree import SPLIT_WORDS, FileTree, Read, pair_labels
 from yolofleet.data.layout import Layout, Part, by_folder
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml
 
@@ -113,10 +113,15 @@ def find_labels(tree: FileTree, read: Read, named: str | None, folder: str) -> L
     labels = pair_labels(tree.images, tree.ending(".txt"))
     if not labels:
         return None
-    notes: list[str] = []
-    groups = by_folder(tree.images, notes)
     names_file = next((key for key in tree.ending(".txt", ".names", ".labels") if _is_names_file(key, labels)), None)
     names_file = names_file or next(iter(tree.ending("data.yaml", "dataset.yaml")), None)
+    others = set(tree.ending(".txt")) - set(labels.values())
+    words = {key: SPLIT_WORDS.get(without_type(key).rpartition("/")[2].lower()) for key in others}
+    lists: dict[str, Any] = {split: key for key, split in sorted(words.items()) if split is not None}
+    if "train" in lists and tree.images_of_list(lists["train"], read)[0]:
+        return _named_images(tree, read, lists["train"], lists, [""], names_file, folder)
+    notes: list[str] = []
+    groups = by_folder(tree.images, notes)
     splits = {split: _yolo_part(images, labels) for split, images in groups.items()}
     first = next(iter(labels.values()))
     notes += _left_out(tree, labels, {image for part in splits.values() for image in part.images})

@@ -104,6 +104,8 @@ class JobDraft:
     document: dict[str, Any]
     reasons: dict[str, str]
     """A sentence or two for a key of the document."""
+    forecast: str
+    """How long it takes, roughly; empty where that is not known."""
 
     def text(self, heading: str) -> str:
         """Return the job as commented YAML, under a heading; it is checked as `train` will check it.
@@ -167,6 +169,8 @@ def draft_job(
     )
     is_fitted = anchors.source == "fitted"
     parameters = cost(graph, num_classes=facts.num_classes, size=(side, side)).parameters
+    time = f"{hours:.0f} hours" if hours >= 2 else f"{max(1, round(60 * hours))} minutes"
+    forecast = "" if has_gpu else f"About {time} on {machine.num_cores} cores, roughly."
     document = {
         "name": name,
         "model": choice,
@@ -198,15 +202,14 @@ def draft_job(
         + ("; few images: blends of them cost more than they teach." if facts.num_train < FEW_IMAGES else "."),
         "anchors": f"The model's anchors reach {anchors.before.recall:.1%} of the boxes"
         + (f", fitted ones {anchors.after.recall:.1%}." if is_fitted else f"; {GOOD_RECALL:.0%} is good."),
-        "epochs": f"{facts.num_train:,} images: more images need fewer passes."
-        + ("" if has_gpu else f" About {hours:.1f} hours on these cores, a rough forecast."),
+        "epochs": f"{facts.num_train:,} images: more images need fewer passes. {forecast}",
         "global_batch_size": f"A worker holds a micro-batch: about {format_bytes(memory)} by the profile. Halve "
         "micro_batch_size if memory runs out; the result stays the same up to batch statistics.",
         "tracking": f"For the Model Registry add register_as: {name}",
     }
     if choice.keys() == {"name"}:
         reasons[""] = f"Published weights save most of the epochs:\ninitial_weights: {choice['name']}.pt"
-    return JobDraft(document, reasons)
+    return JobDraft(document, reasons, forecast)
 
 
 def _global_batch(num_train: int, has_gpu: bool) -> int:
