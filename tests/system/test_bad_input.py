@@ -112,6 +112,6 @@ def test_storage_that_does_not_answer(shell: Shell, drawn: Path) -> None:
 
 def test_a_job_that_is_not_yaml(shell: Shell) -> None:
     (shell.folder / "job.yaml").write_text("name: [unclosed")
-    assert "job.yaml: not readable as YAML: line" in refused(shell, "train", "job.yaml")
+    assert "job.yaml:2: column 1: not readable as YAML" in refused(shell, "train", "job.yaml")
     (shell.folder / "job.yaml").write_text(yaml.safe_dump(["a", "list"]))
     assert "a mapping of keys is needed" in refused(shell, "train", "job.yaml")

@@ -19,7 +19,7 @@ from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signa
 from yolofleet.core.temporary import FULL
 from yolofleet.core.terminal import OutputError, note, silence
 
-URL = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)
+URL = re.compile(r"(?:[a-z][a-z0-9+.-]*:/|//)", re.IGNORECASE)
 
 RESUME = {
     "data shard": "the finished shards are kept; resume the build with the same command",
