@@ -65,9 +65,9 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not system"
 
-test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included)
+test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included; two tests at a time)
 	$(MAKE) lint types unit
-	$(BIN)/pytest -q -m "system and not slow" --durations=10
+	$(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
 
 test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
 	$(BIN)/pytest --durations=0
