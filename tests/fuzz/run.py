@@ -33,7 +33,7 @@ CASE_BYTES = 100 << 20
 HANG_SECONDS = 10
 """A case that has not ended after so long hangs: it waits for something, or computes without an end."""
 ADDRESS_SPACE_BYTES = 512 << 20
-"""What a process may reserve beyond its size after start-up: a huge allocation fails before it hurts the machine."""
+"""What a case may reserve: a huge allocation fails before it hurts the machine."""
 LONGEST_CASE_BYTES = 16384
 
 Target = Callable[[bytes], None]
@@ -119,9 +119,13 @@ def fuzz_in_this_process(reader: str, arguments: list[str]) -> None:
     with atheris.instrument_imports(include=["yolofleet"]):
         target = load_targets()[reader]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
-    atheris.Setup([sys.argv[0], *arguments], lambda data: run_case(target, data))
-    with _limited_address_space():
-        atheris.Fuzz()
+
+    def run(data: bytes) -> None:
+        with _limited_address_space():  # of each case: what Atheris itself keeps grows from case to case
+            run_case(target, data)
+
+    atheris.Setup([sys.argv[0], *arguments], run)
+    atheris.Fuzz()
 
 
 def fuzz(reader: str, num_cases: int) -> Outcome:
