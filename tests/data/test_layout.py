@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,11 @@ from data.folders import (
 )
 from data.found import boxes_of, find, look, truth
 from yolofleet.core.errors import UserError
+from yolofleet.data import zip_folder
 from yolofleet.data.file_finder import find_files
 from yolofleet.data.layout import Layout
 from yolofleet.data.layout_reader import assign_splits
+from yolofleet.data.problems import ProblemLog
 
 
 @pytest.mark.parametrize("tool", FOLDERS)
@@ -242,3 +245,14 @@ def test_equal_names_in_two_splits_are_told_apart_by_the_split(tmp_path: Path) -
     for split, part in parts.items():
         assert boxes_of(splits[split]) == truth(part)
         assert {key.rpartition("/")[0] for key in layout.splits[split].images.values()} == {f"images/{split}"}
+
+
+def test_an_archive_of_too_many_files_is_refused_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for name in ("1.txt", "2.txt", "3.txt"):
+            archive.writestr(name, "")
+    monkeypatch.setattr(zip_folder, "MOST_ZIP_FILES", 3)
+    assert len(zip_folder.ZipFolder(tmp_path / "a.zip", ProblemLog()).list()) == 3
+    monkeypatch.setattr(zip_folder, "MOST_ZIP_FILES", 2)
+    with pytest.raises(UserError, match=r"a\.zip: 3 files are more than the 2 that are read"):
+        zip_folder.ZipFolder(tmp_path / "a.zip", ProblemLog())

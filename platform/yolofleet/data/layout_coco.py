@@ -81,16 +81,21 @@ def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str
 def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
     """Return COCO files, one a split, and their images; None where there are none."""
     heads = {}
-    files = tree.ending(*COCO_ENDINGS)
+    notes: list[str] = []
+    files = sorted(tree.ending(*COCO_ENDINGS), key=lambda key: (key.count("/"), key))
     of_one_image = set(pair_labels(tree.images, files).values())  # labelme's own
-    files = ([key for key in files if key not in of_one_image] or files)[:MOST_JSON_FILES]
+    files = [key for key in files if key not in of_one_image] or files
+    if len(files) > MOST_JSON_FILES:
+        notes.append(
+            f"{len(files):,} JSON files: only the first {MOST_JSON_FILES} are looked at; name the one you mean"
+        )
+        files = files[:MOST_JSON_FILES]
     for key in [named] if named is not None else files:
         data = unpacked(read(key), key, key)
         if all(pattern.search(data) for pattern in _COCO_KEYS) and b'"segments_info"' not in data:
             heads[key] = _file_names(data)
     if not heads:
         return None
-    notes: list[str] = []
     if named is not None and split_of(named) == "train":
         for key in files:
             if key != named and without_split(key) == without_split(named) and split_of(key) in ("val", "test"):

@@ -24,7 +24,8 @@ MOST_YAML_FILES = 200
 def find_data_yaml(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
     """Return what a data.yaml says that names classes and splits; None where there is none."""
     found = {}
-    for key in [named] if named is not None else tree.ending(*YAML_ENDINGS)[:MOST_YAML_FILES]:
+    outermost = sorted(tree.ending(*YAML_ENDINGS), key=lambda key: (key.count("/"), key))[:MOST_YAML_FILES]
+    for key in [named] if named is not None else outermost:
         if not key.lower().endswith(YAML_ENDINGS):
             continue
         try:

@@ -41,8 +41,12 @@ class ZipFolder(Storage):
             self._archive = zipfile.ZipFile(path)
         except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
             raise UserError(f"{path}: no zip archive that can be read: {error}; unpack it to a folder") from None
+        if (num_files := len(self._archive.infolist())) > MOST_ZIP_FILES:
+            raise UserError(
+                f"{path}: {num_files:,} files are more than the {MOST_ZIP_FILES:,} that are read; unpack it"
+            )
         self._entries: dict[str, zipfile.ZipInfo] = {}
-        for entry in self._archive.infolist()[:MOST_ZIP_FILES]:
+        for entry in self._archive.infolist():
             key = "/".join(part for part in entry.filename.split("/") if part not in ("", "."))
             if entry.is_dir() or not key:
                 continue
