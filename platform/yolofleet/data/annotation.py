@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,16 +40,22 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
     """
     try:
         document = json.loads(data)
-        boxes = _column(document, "boxes", None, _is_box, "x, y, width and height")
+        boxes = _column(document, "boxes", None, _are_boxes, "x, y, width and height")
         count = len(boxes)
         segmentations = [None] * count
         if document.get("segmentations") is not None:
-            segmentations = _column(document, "segmentations", count, is_sound_segmentation, "polygons or an RLE")
+            segmentations = _column(
+                document,
+                "segmentations",
+                count,
+                lambda column: all(map(is_sound_segmentation, column)),
+                "polygons or an RLE",
+            )
         classes = _column(
             document,
             "classes",
             count,
-            lambda entry: type(entry) is int and 0 <= entry < num_classes,
+            lambda column: {*map(type, column)} <= {int} and all(0 <= entry < num_classes for entry in column),
             f"a class from 0 to {num_classes - 1}",
         )
         return ImageRecord(
@@ -58,8 +65,8 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
             whole_number(document, "height", 1, LONGEST_SIDE_PIXELS),
             np.array(boxes, dtype=np.float64).reshape(-1, 4),
             np.array(classes, dtype=np.int64),
-            np.array(_column(document, "iscrowd", count, lambda entry: entry in (0, 1), "0 or 1"), dtype=np.bool_),
-            np.array(_column(document, "areas", count, _is_area, "an area"), dtype=np.float64),
+            np.array(_column(document, "iscrowd", count, _are_flags, "0 or 1"), dtype=np.bool_),
+            np.array(_column(document, "areas", count, _are_areas, "an area"), dtype=np.float64),
             tuple(entry or None for entry in segmentations),
             _upright(document),
         )
@@ -68,28 +75,32 @@ def read_annotation(data: bytes, num_classes: int) -> ImageRecord:
 
 
 def _column(
-    document: dict[str, Any], key: str, count: int | None, is_sound: Callable[[Any], bool], wanted: str
+    document: dict[str, Any], key: str, count: int | None, are_sound: Callable[[list[Any]], bool], wanted: str
 ) -> list[Any]:
+    """Return a column once all its entries are sound; they are checked at once, for every training sample has some."""
     column = document[key]
     if not isinstance(column, list) or count not in (None, len(column)):
         raise ValueError(f"{key} is {column!r:.60}, not a list of {'boxes' if count is None else count}")
-    for entry in column:
-        if not is_sound(entry):
-            raise ValueError(f"{key} holds {entry!r:.60}, not {wanted}")
+    if not are_sound(column):
+        wrong = next(entry for entry in column if not are_sound([entry]))
+        raise ValueError(f"{key} holds {wrong!r:.60}, not {wanted}")
     return column
 
 
-def _is_box(entry: Any) -> bool:
-    return (
-        isinstance(entry, list)
-        and len(entry) == 4
-        and are_numbers(entry, -LARGEST_BOX_PIXELS, LARGEST_BOX_PIXELS)
-        and min(entry[2:]) >= 0
+def _are_boxes(column: list[Any]) -> bool:
+    if not all(isinstance(entry, list) and len(entry) == 4 for entry in column):
+        return False
+    return are_numbers([*chain.from_iterable(column)], -LARGEST_BOX_PIXELS, LARGEST_BOX_PIXELS) and all(
+        width >= 0 and height >= 0 for _, _, width, height in column
     )
 
 
-def _is_area(entry: Any) -> bool:
-    return are_numbers([entry], 0.0, LARGEST_AREA)
+def _are_flags(column: list[Any]) -> bool:
+    return all(entry in (0, 1) for entry in column)
+
+
+def _are_areas(column: list[Any]) -> bool:
+    return are_numbers(column, 0.0, LARGEST_AREA)
 
 
 def _upright(document: dict[str, Any]) -> bool | None:

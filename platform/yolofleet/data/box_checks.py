@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ne
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -147,7 +148,10 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 def are_numbers(values: list[Any], low: float, high: float) -> bool:
     """Return whether all values are numbers within the bounds; NaN is not, and neither is true or false."""
-    return set(map(type, values)) <= {int, float} and all(low <= value <= high for value in values)
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    # NaN is unequal to itself; min and max alone might pass over it.
+    return not values or (low <= min(values) and max(values) <= high and not any(map(ne, values, values)))
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
