@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from yolofleet.data.anchors import Survey, image_weights, survey_boxes
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.order import SampleOrder, draw_counts
+from yolofleet.data.order import Deal, SampleOrder, draw_counts
 
 
 def survey(classes: list[int], samples: list[int], num_samples: int) -> Survey:
@@ -67,27 +67,45 @@ def test_in_the_long_run_the_mean_is_the_weight() -> None:
 
 
 @settings(max_examples=30)
-@given(st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(lambda sizes: sum(sizes) > 0), st.integers(1, 5))
-def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], window: int) -> None:
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=20).filter(lambda sizes: sum(sizes) > 0),
+    st.integers(1, 5),
+    st.sampled_from(["fixed", "epoch"]),
+)
+def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], num_lanes: int, deal: Deal) -> None:
     shard_sizes = np.array(sizes)
     total = int(shard_sizes.sum())
+    num_lanes = min(num_lanes, total)
     weights = np.random.default_rng(0).random(total) * 3
     starts = np.cumsum(shard_sizes) - shard_sizes
-    order = SampleOrder(shard_sizes, 4, window_shards=window, weights=weights)
+    order = SampleOrder(shard_sizes, 4, num_lanes=num_lanes, deal=deal, window_shards=2, weights=weights)
     for epoch in (0, 1, 7):
-        locations = [order.locate(epoch * total + position) for position in range(total)]
-        drawn = np.bincount([starts[location.shard] + location.row for location in locations], minlength=total)
+        places = [
+            order.locate(lane, epoch * order.lane_length(lane) + position)
+            for lane in range(num_lanes)
+            for position in range(order.lane_length(lane))
+        ]
+        drawn = np.bincount([starts[shard] + row for shard, row in places], minlength=total)
         assert np.array_equal(drawn, draw_counts(weights, 4, epoch))
-        shards_of_windows: dict[int, set[int]] = {}
-        for location in locations:
-            shards_of_windows.setdefault(location.window, set()).add(location.shard)
-        assert all(len(shards) <= window for shards in shards_of_windows.values())
 
 
-def test_equal_weights_are_the_plain_order() -> None:
+def test_a_fixed_deal_by_weight_keeps_the_shards_of_a_lane() -> None:
+    """How often samples are drawn differs a little between epochs; a lane's border moves with it, by a shard at most."""
+    weights = np.random.default_rng(0).random(400) * 3
+    order = SampleOrder(np.full(40, 10), 4, num_lanes=4, deal="fixed", weights=weights)
+    parts = [{order.locate(1, epoch * 100 + position)[0] for position in range(100)} for epoch in range(5)]
+    assert all(len(part ^ parts[0]) <= 2 for part in parts)
+
+
+@pytest.mark.parametrize("deal", ["fixed", "epoch"])
+def test_equal_weights_are_the_plain_order(deal: Deal) -> None:
     sizes = np.array([5, 3, 8])
-    plain, weighted = SampleOrder(sizes, 2), SampleOrder(sizes, 2, weights=np.ones(16))
-    assert [plain.locate(g) for g in range(48)] == [weighted.locate(g) for g in range(48)]
+    plain, weighted = (
+        SampleOrder(sizes, 2, num_lanes=2, deal=deal, weights=weights) for weights in (None, np.ones(16))
+    )
+    assert [plain.locate(1, position) for position in range(24)] == [
+        weighted.locate(1, position) for position in range(24)
+    ]
 
 
 def test_a_survey_reads_every_box_once(dataset: ShardDataset) -> None:

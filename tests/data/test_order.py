@@ -3,120 +3,157 @@ from __future__ import annotations
 import time
 import tracemalloc
 import zlib
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
+from yolofleet.data.order import Deal, Purpose, SampleOrder, keyed_generator
 
 SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=30).filter(lambda sizes: sum(sizes) > 0)
+LANES = st.integers(1, 12)
+DEALS = st.sampled_from(["fixed", "epoch"])
 
 
-def locate_all(order: SampleOrder, positions: range) -> list[tuple[int, int]]:
-    return [(location.shard, location.row) for location in (order.locate(position) for position in positions)]
+def epoch_of(order: SampleOrder, lane: int, epoch: int) -> list[tuple[int, int]]:
+    length = order.lane_length(lane)
+    return [order.locate(lane, epoch * length + position) for position in range(length)]
 
 
-@settings(max_examples=60)
-@given(SIZES, st.integers(0, 2**64), st.integers(1, 9), st.booleans())
-def test_an_epoch_holds_every_sample_exactly_once(sizes: list[int], seed: int, window: int, shuffle: bool) -> None:
-    order = SampleOrder(np.array(sizes), seed, window_shards=window, shuffle=shuffle)
+def everything(sizes: list[int]) -> Counter[tuple[int, int]]:
+    return Counter((shard, row) for shard, size in enumerate(sizes) for row in range(size))
+
+
+@settings(max_examples=80)
+@given(SIZES, st.integers(0, 2**64), LANES, st.integers(1, 9), DEALS, st.booleans())
+def test_the_lanes_epochs_together_hold_every_sample_once(
+    sizes: list[int], seed: int, num_lanes: int, window: int, deal: Deal, weighted: bool
+) -> None:
     count = sum(sizes)
-    everything = {(shard, row) for shard, size in enumerate(sizes) for row in range(size)}
+    weights = np.random.default_rng(1).random(count) + 0.1 if weighted else None
+    order = SampleOrder(np.array(sizes), seed, num_lanes=num_lanes, deal=deal, window_shards=window, weights=weights)
+    lengths = [order.lane_length(lane) for lane in range(num_lanes)]
+    passes = sum(lengths) // count
+    assert sum(lengths) == passes * count and min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
+    assert passes == 1 or num_lanes > count
     for epoch in (0, 1, 5):
-        seen = locate_all(order, range(epoch * count, (epoch + 1) * count))
-        assert len(seen) == count and set(seen) == everything
+        seen = Counter(sample for lane in range(num_lanes) for sample in epoch_of(order, lane, epoch))
+        assert sum(seen.values()) == passes * count and set(seen) <= set(everything(sizes))
+        assert weighted or set(seen.values()) == {passes}
 
 
 @settings(max_examples=40)
-@given(SIZES, st.integers(0, 1000), st.randoms(use_true_random=False))
-def test_the_order_does_not_depend_on_who_asked_for_what_before(sizes: list[int], seed: int, chance: object) -> None:
-    count = sum(sizes)
-    positions = list(range(3 * count))
-    one_by_one = locate_all(SampleOrder(np.array(sizes), seed, window_shards=2), range(3 * count))
-    chance.shuffle(positions)  # type: ignore[attr-defined]
-    asked = SampleOrder(np.array(sizes), seed, window_shards=2)
-    assert all(locate_all(asked, range(position, position + 1)) == [one_by_one[position]] for position in positions)
+@given(SIZES, st.integers(0, 1000), LANES, DEALS, st.randoms(use_true_random=False))
+def test_the_order_does_not_depend_on_who_asked_for_what_before(
+    sizes: list[int], seed: int, num_lanes: int, deal: Deal, chance: object
+) -> None:
+    def new() -> SampleOrder:
+        return SampleOrder(np.array(sizes), seed, num_lanes=num_lanes, deal=deal, window_shards=2)
+
+    places = [(lane, position) for lane in range(num_lanes) for position in range(3 * new().lane_length(lane))]
+    lane_by_lane = new()
+    expected = {place: lane_by_lane.locate(*place) for place in places}
+    chance.shuffle(places)  # type: ignore[attr-defined]
+    asked = new()
+    assert all(asked.locate(*place) == expected[place] for place in places)
 
 
-def test_a_window_reads_its_own_shards_only() -> None:
-    sizes = np.full(20, 5)
-    order = SampleOrder(sizes, 7, window_shards=4)
-    for window in range(order.num_windows(0)):
-        expected = set(order.window_shards(0, window))
-        seen = {order.locate(position).shard for position in range(window * 20, (window + 1) * 20)}
-        assert seen == expected and len(expected) == 4
+@settings(max_examples=60)
+@given(SIZES, st.integers(0, 1000), LANES, st.integers(1, 9), DEALS)
+def test_windows_follow_each_other_and_name_the_shards_that_are_read_in_them(
+    sizes: list[int], seed: int, num_lanes: int, window_shards: int, deal: Deal
+) -> None:
+    order = SampleOrder(np.array(sizes), seed, num_lanes=num_lanes, deal=deal, window_shards=window_shards)
+    for lane in range(num_lanes):
+        position = 0
+        while position < 3 * order.lane_length(lane):
+            window = order.window(lane, position)
+            read = [order.locate(lane, each)[0] for each in range(window.first, window.end)]
+            assert window.first == position and set(read) <= set(window.shards)
+            assert len(window.shards) <= 1.5 * window_shards and (deal == "epoch" or set(read) == set(window.shards))
+            assert window.epoch == position // order.lane_length(lane) == (window.end - 1) // order.lane_length(lane)
+            assert order.window(lane, window.end - 1) == window
+            position = window.end
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("num_shards", [1, 4, 7, 8])
-def test_windows_follow_each_other_and_hold_what_is_read_in_them(num_shards: int, weighted: bool) -> None:
-    sizes = np.arange(1, num_shards + 1)
-    weights = np.random.default_rng(1).random(sizes.sum()) + 0.2 if weighted else None
-    order = SampleOrder(sizes, 7, window_shards=4, weights=weights)
-    count = int(sizes.sum())
-    at, read = (0, 0), 0
-    for _ in range(3 * order.num_windows(0)):
-        shards, rows = order.window_samples(*at)
-        found = [order.locate(position) for position in range(read, read + len(shards))]
-        assert [(each.epoch, each.window) for each in found] == [at] * len(shards)
-        assert [(each.shard, each.row) for each in found] == list(zip(shards.tolist(), rows.tolist(), strict=True))
-        assert set(shards.tolist()) == set(order.window_shards(*at)) and len(order.window_shards(*at)) <= 4
-        read += len(shards)
-        at = order.window_after(*at)
-        if at[1] == 0:
-            assert read == at[0] * count
-    if not weighted:
-        assert order.num_windows(0) == -(-num_shards // 4) and at == (3, 0)
+@settings(max_examples=60)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=40), st.integers(0, 1000), LANES)
+def test_a_fixed_deal_cuts_at_most_one_shard_at_each_border_and_never_moves(
+    sizes: list[int], seed: int, num_lanes: int
+) -> None:
+    order = SampleOrder(np.array(sizes), seed, num_lanes=num_lanes, deal="fixed", window_shards=3)
+    parts = [sorted(epoch_of(order, lane, 0)) for lane in range(num_lanes)]
+    owners = sum(len({shard for shard, _ in part}) for part in parts)
+    if num_lanes <= sum(sizes):
+        assert owners <= len(sizes) + num_lanes - 1
+    for epoch in (1, 4):
+        assert [sorted(epoch_of(order, lane, epoch)) for lane in range(num_lanes)] == parts
 
 
-def test_epochs_and_seeds_differ() -> None:
-    sizes = np.full(10, 30)
-    first, second = (locate_all(SampleOrder(sizes, seed), range(600)) for seed in (0, 1))
-    assert first[:300] != first[300:] and first != second
+def test_a_deal_of_every_epoch_moves_shards_to_other_lanes() -> None:
+    order = SampleOrder(np.full(64, 10), 3, num_lanes=4, deal="epoch")
+    parts = [{shard for shard, _ in epoch_of(order, 0, epoch)} for epoch in range(3)]
+    assert all(len(part) == 16 for part in parts) and len(set.union(*parts)) > 24
 
 
-def test_each_shuffle_is_a_permutation_of_its_own() -> None:
-    """The shards of an epoch, the samples of a window: each changes with the epoch, and none is the order as stored."""
-    order = SampleOrder(np.full(12, 20), 0, window_shards=3)
-    shards = [[shard for window in range(4) for shard in order.window_shards(epoch, window)] for epoch in range(3)]
-    assert all(sorted(entry) == list(range(12)) for entry in shards)
-    assert len({tuple(entry) for entry in [*shards, list(range(12))]}) == 4
-    rows = [tuple(np.argsort(order.window_samples(epoch, window)[1])) for epoch in (0, 1) for window in range(4)]
+@pytest.mark.parametrize("num_shards", [1, 3, 7])
+def test_the_micro_batches_of_a_dataset_with_few_shards_mix_all_of_it(num_shards: int) -> None:
+    """The partners of a sample are drawn from everything, as by a full shuffle, and anew every epoch."""
+    order = SampleOrder(np.full(num_shards, 96 // num_shards), 3, num_lanes=8, deal="epoch")
+    first, second = ([frozenset(epoch_of(order, lane, epoch)) for lane in range(8)] for epoch in (0, 1))
+    assert not set(first) & set(second)
+    lanes_of_shard = Counter(shard for part in first for shard in {shard for shard, _ in part})
+    assert min(lanes_of_shard.values()) >= 6
+
+
+def test_a_run_begins_with_one_shard_and_windows_grow() -> None:
+    order = SampleOrder(np.full(64, 10), 7, num_lanes=1)
+    sizes, position = [], 0
+    while position < 640:
+        window = order.window(0, position)
+        sizes.append(len(window.shards))
+        position = window.end
+    assert sizes[:3] == [1, 2, 4] and set(sizes[3:]) <= {8, 9}
+    assert len(order.window(0, 640).shards) == 8, "only at the begin of the run"
+
+
+@pytest.mark.parametrize("deal", ["fixed", "epoch"])
+def test_epochs_and_seeds_and_lanes_differ(deal: Deal) -> None:
+    first, second = (SampleOrder(np.full(40, 30), seed, num_lanes=2, deal=deal) for seed in (0, 1))
+    orders = [tuple(epoch_of(order, lane, epoch)) for order in (first, second) for lane in (0, 1) for epoch in (0, 1)]
+    assert len(set(orders)) == 8
+    rows = [tuple(row for _, row in order) for order in orders]
     assert len(set(rows)) == 8
 
 
 @pytest.mark.parametrize(
-    ("weights", "checksum", "first"),
+    ("deal", "weights", "checksum", "first"),
     [
-        (None, 808274452, [(0, 26, 24), (0, 20, 4), (0, 18, 8)]),
-        (np.arange(1, 466) / 233.0, 413952010, [(0, 22, 8), (0, 26, 4), (0, 27, 1)]),
+        ("fixed", None, 2562371594, [(18, 6), (18, 16), (18, 0)]),
+        ("epoch", None, 3384486520, [(18, 6), (18, 16), (18, 0)]),
+        ("epoch", np.arange(1, 466) / 233.0, 3516407806, [(18, 4), (18, 6), (18, 2)]),
     ],
-    ids=["once each", "weighted"],
+    ids=["fixed", "every epoch", "weighted"],
 )
 def test_the_order_is_the_one_that_earlier_versions_drew(
-    weights: np.ndarray | None, checksum: int, first: list[tuple[int, int, int]]
+    deal: Deal, weights: np.ndarray | None, checksum: int, first: list[tuple[int, int]]
 ) -> None:
     """A run that an earlier version began must go on with the samples that it has not seen."""
-    order = SampleOrder(np.arange(1, 31), 2026, weights=weights)
-    found = [order.locate(position) for position in range(2 * 465)]
-    assert [(location.window, location.shard, location.row) for location in found[:3]] == first
-    rows = np.array([[each.epoch, each.window, each.shard, each.row] for each in found], dtype="<i8")
-    assert zlib.crc32(rows.tobytes()) == checksum
+    order = SampleOrder(np.arange(1, 31), 2026, num_lanes=4, deal=deal, weights=weights)
+    found = [order.locate(lane, position) for lane in range(4) for position in range(2 * 117)]
+    assert found[:3] == first
+    assert zlib.crc32(np.array(found, dtype="<i8").tobytes()) == checksum
 
 
-def test_without_shuffle_the_order_is_that_of_the_shards() -> None:
-    order = SampleOrder(np.array([2, 0, 3]), 0, shuffle=False)
-    assert locate_all(order, range(6)) == [(0, 0), (0, 1), (2, 0), (2, 1), (2, 2), (0, 0)]
-
-
-def test_a_thousand_million_samples_start_in_little_time_and_memory() -> None:
+@pytest.mark.parametrize("deal", ["fixed", "epoch"])
+def test_a_thousand_million_samples_start_in_little_time_and_memory(deal: Deal) -> None:
     sizes = np.full(10**5, 10**4)
     tracemalloc.start()
     started = time.perf_counter()
-    order = SampleOrder(sizes, 0)
-    batch = locate_all(order, range(3 * 10**9 + 12345, 3 * 10**9 + 12345 + 256))
+    order = SampleOrder(sizes, 0, num_lanes=64, deal=deal)
+    batch = [order.locate(17, 3 * 10**9 // 64 + 12345 + slot) for slot in range(256)]
     seconds = time.perf_counter() - started
     _, peak_bytes = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -126,8 +163,8 @@ def test_a_thousand_million_samples_start_in_little_time_and_memory() -> None:
 
 def test_neighbours_are_well_mixed_within_their_window() -> None:
     """Pairs that follow each other come from the same shard no more often than by chance."""
-    order = SampleOrder(np.full(64, 100), 3, window_shards=8)
-    shards = np.array([shard for shard, _ in locate_all(order, range(6400))])
+    order = SampleOrder(np.full(64, 100), 3, num_lanes=1, window_shards=8)
+    shards = np.array([shard for shard, _ in epoch_of(order, 0, 1)])
     same = float((shards[1:] == shards[:-1]).mean())
     assert same == pytest.approx(1 / 8, abs=0.02)
 
@@ -140,4 +177,5 @@ def test_generators_of_different_names_are_independent(other: tuple[int, Purpose
     again = keyed_generator(0, Purpose.AUGMENTATION, 5).random(1000)
     different = keyed_generator(*other).random(1000)
     assert (one == again).all() and abs(np.corrcoef(one, different)[0, 1]) < 0.15
-    assert keyed_generator(0, Purpose.AUGMENTATION, 5, 1).random() != one[0]
+    others = [keyed_generator(0, Purpose.AUGMENTATION, 5, *more).random() for more in ((1,), (0, 1), (1, 1))]
+    assert len({one[0], *others}) == 4

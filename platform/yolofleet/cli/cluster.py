@@ -100,14 +100,20 @@ def plan(
     job: JobArgument,
     overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes, each with a shard cache of its own.")] = 1,
+    then_nodes: Annotated[
+        int | None, typer.Option(min=1, help="Nodes from the second epoch on, to see what a change downloads.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Workers on all nodes together. Default: the most that the job asks for.")
     ] = None,
     bandwidth: Annotated[str, typer.Option(help="Download speed of one node, per second.")] = "100MB",
+    steps_per_second: Annotated[
+        float, typer.Option(min=1e-6, help="Steps a second, if training never waited for data.")
+    ] = 1.0,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to plan.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what training needs of every node: downloads, cache, disk, start-up time, shuffle quality.
+    """Show what training needs of every node: downloads, cache, disk, waits for data, shuffle quality.
 
     Nothing is downloaded but the manifest, and no cluster is needed.
     """
@@ -116,7 +122,7 @@ def plan(
     from yolofleet.core.errors import UserError
     from yolofleet.data.plan import plan_epochs
     from yolofleet.specs.job import JobSpec
-    from yolofleet.training.setup.builders import open_dataset
+    from yolofleet.training.setup.builders import chosen_deal, open_dataset
 
     spec = JobSpec.load(job, overrides or [])
     speed = parse_byte_option(bandwidth.removesuffix("/s"), "--bandwidth")
@@ -133,15 +139,20 @@ def plan(
             f"{largest.bytes:,} bytes; allow more, or build smaller shards"
         )
     num_workers = workers or max(nodes, spec.cluster.most_workers)
+    node_of_lane = [_node_of_lane(spec, num_workers, nodes)]
+    if then_nodes is not None:
+        node_of_lane.append(_node_of_lane(spec, max(then_nodes, num_workers * then_nodes // nodes), then_nodes))
+    deal = chosen_deal(spec.data, dataset)
     with show_progress("planning", epochs * len(dataset)) as advance:
         epoch_plan = plan_epochs(
             dataset.shard_sizes,
             np.array([entry.bytes for entry in shards], dtype=np.int64),
-            worker_of_micro_batch=_worker_of_micro_batch(spec, num_workers, nodes),
-            node_of_worker=[rank * nodes // num_workers for rank in range(num_workers)],
+            node_of_lane=node_of_lane,
             micro_batch_size=spec.micro_batch_size,
             cache_bytes=cache_bytes,
             bytes_per_second=speed,
+            steps_per_second=steps_per_second,
+            deal=deal,
             seed=spec.seed,
             num_epochs=epochs,
             progress=advance,
@@ -155,12 +166,18 @@ def plan(
         "dataset_bytes": sum(entry.bytes for entry in shards),
         "validation_bytes": sum(entry.bytes for entry in validation.manifest.shards),
         "cache_bytes": cache_bytes,
-        "two_windows_bytes": epoch_plan.window_bytes,
+        "working_bytes": epoch_plan.working_bytes,
+        "deal": deal,
         "workers": num_workers,
         "steps_per_epoch": round(len(dataset) / spec.global_batch_size, 2),
         "bandwidth_bytes_per_second": speed,
+        "steps_per_second": steps_per_second,
+        "downloaded_bytes": [sum(node.downloaded_bytes[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)],
+        "requests": [2 * sum(node.downloads[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)],
         "start_seconds": round(epoch_plan.start_seconds, 3),
+        "stall_seconds": [round(seconds, 3) for seconds in epoch_plan.stall_seconds],
         "shuffle_quality": round(epoch_plan.shuffle_quality, 4),
+        "partner_quality": round(epoch_plan.partner_quality, 4),
         "nodes": [
             {
                 "downloaded_bytes": list(node.downloaded_bytes),
@@ -174,8 +191,8 @@ def plan(
     print_result(facts, _plan_lines(facts), as_json=as_json)
 
 
-def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
-    """Return the worker that owns each micro-batch of a step."""
+def _node_of_lane(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
+    """Return the node that trains each micro-batch of a step."""
     from yolofleet.core.errors import UserError
     from yolofleet.training.loop.worker_group import assign_micro_batches
 
@@ -188,7 +205,7 @@ def _worker_of_micro_batch(job: JobSpec, num_workers: int, num_nodes: int) -> li
             "global_batch_size"
         )
     ranges = (assign_micro_batches(job.num_micro_batches, rank, num_workers) for rank in range(num_workers))
-    return [rank for rank, owned in enumerate(ranges) for _ in owned]
+    return [rank * num_nodes // num_workers for rank, owned in enumerate(ranges) for _ in owned]
 
 
 def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
@@ -203,26 +220,39 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
         f"{len(facts['nodes'])} nodes, {facts['workers']} workers, {facts['steps_per_epoch']:,} steps an epoch, "
         f"cache of {size(facts['cache_bytes'])} a node"
     )
-    num_epochs = len(facts["nodes"][0]["hit_share"])
+    dealt = "once: a node keeps its part" if facts["deal"] == "fixed" else "anew every epoch"
+    yield f"shards are dealt to the nodes {dealt} (data.deal)"
+    num_epochs = len(facts["downloaded_bytes"])
     epochs = "".join(f"{f'epoch {epoch + 1}':>12}{'hits':>8}" for epoch in range(num_epochs))
     yield f"{'node':>6}{epochs}{'peak disk':>12}{'first batch':>14}"
     for number, node in enumerate(facts["nodes"]):
         pairs = zip(node["downloaded_bytes"], node["hit_share"], strict=True)
         cells = "".join(f"{size(downloaded):>12}{share:>8.1%}" for downloaded, share in pairs)
         yield f"{number:>6}{cells}{size(node['peak_disk_bytes']):>12}{size(node['first_batch_bytes']):>14}"
+    totals = zip(facts["downloaded_bytes"], facts["requests"], facts["stall_seconds"], strict=True)
+    for epoch, (downloaded, requests, stall) in enumerate(totals, start=1):
+        share = downloaded / facts["dataset_bytes"]
+        amount = f"{size(downloaded)} ({share:.2f} x the dataset)"
+        yield f"epoch {epoch}: {amount}, {requests:,} requests, {stall:.1f} s of waiting"
     yield (
         f"start: {facts['start_seconds']:.1f} s until every node has its first micro-batch, at "
-        f"{size(facts['bandwidth_bytes_per_second'])}/s a node"
+        f"{size(facts['bandwidth_bytes_per_second'])}/s a node; steps: {facts['steps_per_second']:g} a second"
     )
-    yield f"shuffle: {facts['shuffle_quality']:.0%} of the entropy of a full shuffle (which shards a batch mixes)"
-    both_bytes = facts["dataset_bytes"] + facts["validation_bytes"]
-    if facts["cache_bytes"] < facts["two_windows_bytes"]:
+    yield (
+        f"shuffle: {facts['shuffle_quality']:.0%} of the entropy of a full shuffle in a batch, "
+        f"{facts['partner_quality']:.0%} in a micro-batch (which shards it mixes)"
+    )
+    node_bytes = max(sum(node["downloaded_bytes"][:1]) for node in facts["nodes"])
+    wanted = node_bytes if facts["deal"] == "fixed" else facts["dataset_bytes"]
+    wanted += facts["validation_bytes"]
+    if facts["cache_bytes"] < facts["working_bytes"]:
         yield (
-            f"cure: data.cache.max_bytes of {size(facts['two_windows_bytes'])} or more; two windows do not fit, so "
-            "shards are fetched again and again"
+            f"cure: data.cache.max_bytes of {size(facts['working_bytes'])} or more; a node's lanes read "
+            f"{size(facts['working_bytes'])} at a time, so with less there is no room to fetch ahead"
         )
-    elif facts["cache_bytes"] < both_bytes:
+    elif facts["cache_bytes"] < wanted:
         yield (
-            f"hint: with data.cache.max_bytes of {size(both_bytes)} (training and validation) nothing is fetched "
+            f"hint: with data.cache.max_bytes of {size(wanted)} (training and validation) nothing is fetched "
             "after the first epoch"
+            + ("" if facts["deal"] == "fixed" or len(facts["nodes"]) == 1 else "s, once a node has had every shard")
         )

@@ -2,7 +2,7 @@
 
 A sample that cannot be decoded is replaced by the next good one of its micro-batch (by the first good one where it is
 the last), so the outcome is the same at every world size; its key is in ``skipped``. A micro-batch without a single
-good sample takes the next good one of the stream.
+good sample takes the next good one of its lane.
 """
 
 from __future__ import annotations
@@ -32,15 +32,20 @@ class MicroBatchPlan:
 
     step: int
     index: int
-    """Its number within the step."""
-    first: int
-    """Position (g) of its first sample in the stream."""
+    """Its number within the step, and the lane that it reads."""
+    number: int
+    """Number of its first sample, counted over all lanes: it keys the augmentation."""
     size: int
     """Samples that it holds."""
     image_size: int
     """Side of the square images, in pixels."""
     augmentation: Augmentation
     """How samples are augmented."""
+
+    @property
+    def position(self) -> int:
+        """Position of its first sample in its lane."""
+        return self.step * self.size
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class MicroBatchMaker:
         targets = []
         augmenter = Augmenter(plan.augmentation, side, self._buffers)
         for slot in range(plan.size):
-            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.first + slot)
+            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.number + slot)
             own = augmenter.augment(slot, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
             targets.append(np.insert(own, 0, slot, axis=1))
         return MicroBatch(
@@ -105,7 +110,7 @@ class MicroBatchMaker:
 
     def _read_images(self, plan: MicroBatchPlan, skipped: list[tuple[str, str]]) -> list[LabelledImage]:
         """Return an image for each slot: its own sample's, or the next good one."""
-        own = [self._read_image(plan.first + slot, plan.image_size, skipped) for slot in range(plan.size)]
+        own = [self._read_image(plan, plan.position + slot, skipped) for slot in range(plan.size)]
         if all(labelled is None for labelled in own):
             own[0] = self._next_good(plan, skipped)
         filled: list[LabelledImage] = []
@@ -115,19 +120,20 @@ class MicroBatchMaker:
         return filled
 
     def _next_good(self, plan: MicroBatchPlan, skipped: list[tuple[str, str]]) -> LabelledImage:
-        for position in range(plan.first + plan.size, plan.first + plan.size + MOST_SAMPLES_TRIED):
-            if (labelled := self._read_image(position, plan.image_size, skipped)) is not None:
+        following = plan.position + plan.size
+        for position in range(following, following + MOST_SAMPLES_TRIED):
+            if (labelled := self._read_image(plan, position, skipped)) is not None:
                 return labelled
         raise UserError(
             f"{self._dataset.url}: {len(skipped)} samples in a row cannot be used, the first because of "
             f"'{skipped[0][1]}' ({skipped[0][0]}); look at the dataset with 'yolofleet data inspect'"
         )
 
-    def _read_image(self, position: int, image_size: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
-        location = self._order.locate(position)
-        number = int(self._dataset.shard_starts[location.shard]) + location.row
+    def _read_image(self, plan: MicroBatchPlan, position: int, skipped: list[tuple[str, str]]) -> LabelledImage | None:
+        shard, row = self._order.locate(plan.index, position)
+        number = int(self._dataset.shard_starts[shard]) + row
         try:
-            sample = self._dataset.read_decoded(number, self._max_pixels, self._buffers, image_size)
+            sample = self._dataset.read_decoded(number, self._max_pixels, self._buffers, plan.image_size)
         except SampleError as error:
             skipped.append((error.key, error.reason))
             return None

@@ -1,9 +1,15 @@
-"""The order of samples: one endless stream, computed from its position alone.
+"""The order of samples in lanes: one endless stream for each micro-batch slot of a step, computed from its position.
 
-Sample g of the stream is sample ``g % N`` of epoch ``g // N``. An epoch's order is made of two shuffles, both keyed by
-(seed, epoch): the shards are shuffled, then the samples within each window of a few shards that follow each other. So
-reading stays nearly sequential, a node needs a window's shards at a time, and only that window is ever computed: the
-start costs the shuffle of the shard list (milliseconds at 10^5 shards) and memory for two numbers a shard.
+A step has L micro-batches; micro-batch i of every step is lane i. All shards, in an order keyed by the seed, are dealt
+to the lanes in contiguous parts, cut at sample granularity where a shard crosses a border: lane i of L holds samples
+``i * N // L`` to ``(i + 1) * N // L``, so lanes differ by at most one sample. A lane reads its part again and again;
+each pass over it is one of the lane's epochs, shuffled anew: first its pieces of shards, then the samples within each
+window of a few pieces that follow each other. So a node that owns some lanes reads their shards only, nearly
+sequentially, and only the present window of a lane is ever computed.
+
+The deal is ``fixed`` (a node keeps its part, and nothing is downloaded twice) or made anew every ``epoch``. With few
+shards a lane would mix too few of them, so in the deal of every epoch neighbouring lanes share their parts: as a group
+of lanes that holds a window's shards at least, shuffled together, then cut into lanes.
 
 Random numbers come from generators that are a pure function of a seed and of their purpose. Philox turns a key and a
 counter into random bits, so no generator is advanced, saved or restored: it makes no difference which process draws, in
@@ -19,14 +25,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 WINDOW_SHARDS = 8
-MOST_WINDOWS_KEPT = 4
+FEWEST_WINDOWS_KEPT = 4
+Deal = Literal["fixed", "epoch"]
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 
 class Purpose(IntEnum):
@@ -39,13 +50,14 @@ class Purpose(IntEnum):
     IMAGE_SIZE = 5
     IMAGE_WEIGHTS = 6
     ANCHORS = 7
+    PIECE_ORDER = 8
 
 
 def keyed_generator(seed: int, purpose: Purpose, *numbers: int) -> np.random.Generator:
-    """Return the generator for a seed, a purpose and up to two numbers (such as epoch and window, or the sample)."""
-    first, second = (*numbers, 0, 0)[:2]
+    """Return the generator for a seed, a purpose and up to three numbers (such as epoch, group and window)."""
+    first, second, third = (*numbers, 0, 0, 0)[:3]
     # The counter's lowest word is left to the generator itself: 2^64 draws before it would meet a neighbour.
-    counter = np.array([0, int(purpose), second, 0], dtype=np.uint64)
+    counter = np.array([0, int(purpose), second, third], dtype=np.uint64)
     key = np.array([seed % 2**64, first % 2**64], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
@@ -66,25 +78,47 @@ def draw_counts(weights: NDArray[np.float64], seed: int, epoch: int) -> NDArray[
 
 
 @dataclass(frozen=True)
-class SampleLocation:
-    """Where to find a sample of the stream: epoch, window of the epoch, shard, row in the shard."""
+class Window:
+    """The shards that a lane reads for a while."""
 
+    first: int
+    """Position in the lane of its first sample."""
+    end: int
+    """Position in the lane of the first sample after it."""
     epoch: int
-    window: int
-    shard: int
-    row: int
+    """Pass of the lane over its part, from 0."""
+    shards: tuple[int, ...]
+    """Shards that its samples come from."""
 
 
 @dataclass(frozen=True)
-class _Epoch:
-    """One epoch: its order of shards and the first samples of its windows."""
+class _Dealt:
+    """All shards in the order in which they are dealt."""
 
     shards: NDArray[np.int64]
-    """(num_shards,) shard numbers in the order of the epoch."""
-    window_starts: NDArray[np.int64]
-    """(num_windows + 1,) position in the epoch of each window's first sample, and N at the end."""
+    """(num_shards,) shard numbers; those of which no sample is drawn are left out."""
+    ends: NDArray[np.int64]
+    """(num_shards,) number of samples up to the end of each."""
     draw_counts: NDArray[np.int64] | None
     """(N,) how often each sample is drawn; None draws each once."""
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """The pieces of shards that a group of lanes reads in one epoch, in the order of reading."""
+
+    shards: NDArray[np.int64]
+    """(num_pieces,) shard numbers."""
+    begins: NDArray[np.int64]
+    """(num_pieces,) first sample of each piece, counted within its shard's samples as they are drawn."""
+    sizes: NDArray[np.int64]
+    """(num_pieces,) samples of each piece."""
+    window_pieces: NDArray[np.int64]
+    """(num_windows + 1,) number of each window's first piece, and num_pieces at the end."""
+    window_starts: NDArray[np.int64]
+    """(num_windows + 1,) position of each window's first sample, and the number of samples at the end."""
+    draw_counts: NDArray[np.int64] | None
+    """That of the deal."""
 
 
 class SampleOrder:
@@ -93,10 +127,11 @@ class SampleOrder:
     Args:
         shard_sizes: (num_shards,) samples of each shard.
         seed: Seed of the run.
-        window_shards: Shards in a window; more of them shuffle better and need more disk at a time.
-        shuffle: False keeps the order of the shards.
+        num_lanes: Micro-batches of a step (L).
+        deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
+        window_shards: Shards in a window, more or less; more of them shuffle better and need more disk at a time.
         weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once. An epoch stays N
-            samples long, and each shard still lies in one window of it; memory is then a few numbers a sample.
+            samples long; memory is then a few numbers a sample.
     """
 
     def __init__(
@@ -104,83 +139,160 @@ class SampleOrder:
         shard_sizes: NDArray[np.int64],
         seed: int,
         *,
+        num_lanes: int,
+        deal: Deal = "epoch",
         window_shards: int = WINDOW_SHARDS,
-        shuffle: bool = True,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         self._sizes = np.asarray(shard_sizes, dtype=np.int64)
-        self._weights = weights
-        self._seed = seed
-        self._window_shards = window_shards
-        self._shuffle = shuffle
-        self.num_samples = int(self._sizes.sum())
-        self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
-        self._windows: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
+        self._starts = np.cumsum(self._sizes) - self._sizes
+        self._seed, self._deal, self._window_shards, self._weights = seed, deal, window_shards, weights
+        num_samples, num_shards = int(self._sizes.sum()), int(np.count_nonzero(self._sizes))
+        # With fewer samples than lanes, the whole dataset is dealt several times, so that no lane stays empty.
+        self._num_passes = -(-num_lanes // num_samples)
+        self._length = num_samples * self._num_passes
+        self._num_lanes = num_lanes
+        self._num_groups = num_lanes
+        if deal == "epoch":
+            self._num_groups = min(num_lanes, max(1, num_shards // window_shards))
+        # A run must not wait for a whole window of shards before its first step: the first windows grow.
+        self._grows = num_shards > window_shards
         self._lock = threading.Lock()
+        self._dealt: OrderedDict[int, _Dealt] = OrderedDict()
+        self._pieces: OrderedDict[tuple[int, int], _Pieces] = OrderedDict()
+        self._samples: OrderedDict[tuple[int, int, int], tuple[NDArray[np.int32], NDArray[np.int32]]] = OrderedDict()
 
-    def locate(self, position: int) -> SampleLocation:
-        """Return the location of sample ``position`` (g) of the endless stream."""
-        epoch_number, within = divmod(position, self.num_samples)
+    def lane_length(self, lane: int) -> int:
+        """Return the number of samples of a lane's part: those of one epoch of the lane."""
+        return self._border(lane + 1) - self._border(lane)
+
+    def locate(self, lane: int, position: int) -> tuple[int, int]:
+        """Return shard and row of sample ``position`` of a lane's endless stream."""
         with self._lock:
-            epoch = self._epoch(epoch_number)
-            window = int(np.searchsorted(epoch.window_starts, within, side="right")) - 1
-            shards, rows = self._window(epoch_number, epoch, window)
-        slot = within - int(epoch.window_starts[window])
-        return SampleLocation(epoch_number, window, int(shards[slot]), int(rows[slot]))
+            group, epoch, offset = self._find(lane, position)
+            pieces, window = self._window_of(group, epoch, offset)
+            shards, rows = self._window_samples(group, epoch, window)
+        slot = offset - int(pieces.window_starts[window])
+        return int(shards[slot]), int(rows[slot])
 
-    def num_windows(self, epoch: int) -> int:
-        """Return the number of windows of an epoch."""
+    def window(self, lane: int, position: int) -> Window:
+        """Return the window that holds sample ``position`` of a lane; ``window(lane, end)`` is the one after it."""
         with self._lock:
-            return len(self._epoch(epoch).window_starts) - 1
+            group, epoch, offset = self._find(lane, position)
+            pieces, number = self._window_of(group, epoch, offset)
+        length = self.lane_length(lane)
+        lane_begin = offset - position % length  # where the lane's part begins among the group's samples
+        begin, end = pieces.window_starts[number : number + 2].tolist()
+        first, last = pieces.window_pieces[number : number + 2].tolist()
+        return Window(
+            position - (offset - max(begin, lane_begin)),
+            position + (min(end, lane_begin + length) - offset),
+            epoch,
+            tuple(pieces.shards[first:last].tolist()),
+        )
 
-    def window_shards(self, epoch: int, window: int) -> list[int]:
-        """Return the shards of a window, in the order in which they should be fetched."""
-        with self._lock:
-            shards = self._epoch(epoch).shards
-        return [int(shard) for shard in shards[window * self._window_shards : (window + 1) * self._window_shards]]
+    def _border(self, lane: int) -> int:
+        """Return the first sample of a lane in the order of the deal."""
+        return lane * self._length // self._num_lanes
 
-    def window_after(self, epoch: int, window: int) -> tuple[int, int]:
-        """Return epoch and number of the window that follows."""
-        return (epoch, window + 1) if window + 1 < self.num_windows(epoch) else (epoch + 1, 0)
+    def _find(self, lane: int, position: int) -> tuple[int, int, int]:
+        """Return the group of a lane, the epoch of a position, and where that is among the group's samples."""
+        epoch, within = divmod(position, self.lane_length(lane))
+        group = ((lane + 1) * self._num_groups - 1) // self._num_lanes
+        return group, epoch, self._border(lane) - self._border(self._first_lane(group)) + within
 
-    def window_samples(self, epoch: int, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _first_lane(self, group: int) -> int:
+        return group * self._num_lanes // self._num_groups
+
+    def _window_of(self, group: int, epoch: int, offset: int) -> tuple[_Pieces, int]:
+        """Return the pieces of a group and the window that holds one of its samples."""
+        pieces = _remembered(
+            self._pieces, (group, epoch), lambda: self._cut(group, epoch), 2 * self._num_groups + FEWEST_WINDOWS_KEPT
+        )
+        return pieces, int(np.searchsorted(pieces.window_starts, offset, side="right")) - 1
+
+    def _cut(self, group: int, epoch: int) -> _Pieces:
+        """Cut a group's part out of the deal, shuffle its pieces and put windows around them."""
+        number = epoch if self._deal == "epoch" or self._weights is not None else 0
+        dealt = _remembered(self._dealt, number, lambda: self._deal_shards(number), 2)
+        begin, end = self._border(self._first_lane(group)), self._border(self._first_lane(group + 1))
+        first = int(np.searchsorted(dealt.ends, begin, side="right"))
+        last = int(np.searchsorted(dealt.ends, end, side="left"))
+        shards, ends = dealt.shards[first : last + 1], dealt.ends[first : last + 1]
+        shard_begins = np.concatenate([dealt.ends[first - 1 : first] if first else [0], ends[:-1]])
+        begins = np.maximum(begin, shard_begins)
+        order = keyed_generator(self._seed, Purpose.PIECE_ORDER, epoch, group).permutation(len(shards))
+        sizes = (np.minimum(end, ends) - begins)[order]
+        windows = _window_edges(len(shards), self._window_shards, grows=self._grows and epoch == 0)
+        return _Pieces(
+            shards[order],
+            (begins - shard_begins)[order],
+            sizes,
+            windows,
+            np.concatenate([[0], np.cumsum(sizes)])[windows],
+            dealt.draw_counts,
+        )
+
+    def _deal_shards(self, number: int) -> _Dealt:
+        times = None if self._weights is None else draw_counts(self._weights, self._seed, number)
+        sizes = self._sizes if times is None else _sum_by_shard(times, self._sizes)
+        key = number if self._deal == "epoch" else 0
+        passes = range(key * self._num_passes, (key + 1) * self._num_passes)
+        orders = [keyed_generator(self._seed, Purpose.SHARD_ORDER, each).permutation(len(sizes)) for each in passes]
+        shards = np.concatenate(orders)
+        shards = shards[sizes[shards] > 0]
+        return _Dealt(shards, np.cumsum(sizes[shards]), times)
+
+    def _window_samples(self, group: int, epoch: int, window: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return shard and row of every sample of a window, (n,) each, in order."""
-        with self._lock:
-            return self._window(epoch, self._epoch(epoch), window)
+        most = 2 * self._num_lanes + FEWEST_WINDOWS_KEPT
+        return _remembered(self._samples, (group, epoch, window), lambda: self._shuffle(group, epoch, window), most)
 
-    def _epoch(self, number: int) -> _Epoch:
-        if number not in self._epochs:
-            times = None if self._weights is None else draw_counts(self._weights, self._seed, number)
-            sizes = self._sizes if times is None else _sum_by_shard(times, self._sizes)
-            shards = np.flatnonzero(sizes)
-            if self._shuffle:
-                shards = keyed_generator(self._seed, Purpose.SHARD_ORDER, number).permutation(shards)
-            ends = np.cumsum(sizes[shards])
-            starts = np.concatenate([[0], ends[self._window_shards - 1 :: self._window_shards], ends[-1:]])
-            self._epochs[number] = _Epoch(shards, np.unique(starts), times)
-            if len(self._epochs) > 2:  # this epoch and the one before it, while a window of each is read
-                self._epochs.popitem(last=False)
-        return self._epochs[number]
+    def _shuffle(self, group: int, epoch: int, window: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        pieces = self._pieces[group, epoch]
+        number = slice(int(pieces.window_pieces[window]), int(pieces.window_pieces[window + 1]))
+        rows = [
+            self._drawn_rows(shard, pieces.draw_counts)[begin : begin + size]
+            for shard, begin, size in zip(
+                pieces.shards[number].tolist(),
+                pieces.begins[number].tolist(),
+                pieces.sizes[number].tolist(),
+                strict=True,
+            )
+        ]
+        order = keyed_generator(self._seed, Purpose.SAMPLE_ORDER, epoch, group, window).permutation(sum(map(len, rows)))
+        shards = np.repeat(pieces.shards[number], pieces.sizes[number])
+        return shards[order].astype(np.int32), np.concatenate(rows)[order].astype(np.int32)
 
-    def _window(self, number: int, epoch: _Epoch, window: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return shard and row of every sample of a window, in order."""
-        name = (number, window)
-        if name not in self._windows:
-            shards = epoch.shards[window * self._window_shards : (window + 1) * self._window_shards]
-            sizes = self._sizes[shards]
-            first = np.cumsum(sizes) - sizes
-            all_shards = np.repeat(shards, sizes)
-            all_rows = np.arange(len(all_shards)) - np.repeat(first, sizes)
-            if epoch.draw_counts is not None:
-                times = epoch.draw_counts[(np.cumsum(self._sizes) - self._sizes)[all_shards] + all_rows]
-                all_shards, all_rows = np.repeat(all_shards, times), np.repeat(all_rows, times)
-            if self._shuffle:
-                order = keyed_generator(self._seed, Purpose.SAMPLE_ORDER, number, window).permutation(len(all_shards))
-                all_shards, all_rows = all_shards[order], all_rows[order]
-            self._windows[name] = (all_shards, all_rows)
-            if len(self._windows) > MOST_WINDOWS_KEPT:
-                self._windows.popitem(last=False)
-        return self._windows[name]
+    def _drawn_rows(self, shard: int, times: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Return the rows of a shard, each as often as it is drawn."""
+        rows = np.arange(self._sizes[shard])
+        if times is None:
+            return rows
+        return np.repeat(rows, times[self._starts[shard] : self._starts[shard] + self._sizes[shard]])
+
+
+def _window_edges(num_pieces: int, window_pieces: int, *, grows: bool) -> NDArray[np.int64]:
+    """Return the first piece of each window, and the number of pieces at the end.
+
+    Args:
+        num_pieces: Pieces in all.
+        window_pieces: Pieces of a window, more or less: all windows are of about the same size, so that none mixes few.
+        grows: The first windows have 1, 2, 4, ... pieces.
+    """
+    first = [edge for edge in (0, 1, 3, 7, 15, 31) if edge < min(num_pieces, window_pieces)] if grows else [0]
+    rest = num_pieces - first[-1]
+    num_windows = max(1, round(rest / window_pieces))
+    return np.array([*first[:-1], *(first[-1] + rest * window // num_windows for window in range(num_windows + 1))])
+
+
+def _remembered(values: OrderedDict[Key, Value], key: Key, compute: Callable[[], Value], most: int) -> Value:
+    """Return the value of a key, computed unless it is one of the newest ``most``."""
+    if key not in values:
+        values[key] = compute()
+        if len(values) > most:
+            values.popitem(last=False)
+    return values[key]
 
 
 def _sum_by_shard(times: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:

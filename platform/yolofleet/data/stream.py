@@ -1,8 +1,8 @@
 """The training stream: one endless sequence of micro-batches, the same at any world size, from any step.
 
 It is a ``webdataset.DataPipeline``. In place of its shard lists, splitters and shuffles there is a source stage of our
-own, which computes the order from the step alone; the stages after it decode and augment, in threads (JPEG decoding,
-resizing and colour release the interpreter lock) and in order.
+own, which computes the order from the step alone: micro-batch i of a step takes the next samples of lane i. The stages
+after it decode and augment, in threads (JPEG decoding, resizing and colour release the interpreter lock) and in order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlan
-from yolofleet.data.order import SampleOrder
+from yolofleet.data.order import Deal, SampleOrder, Window
 from yolofleet.specs.hyperparameters import Augmentation
 
 __all__ = ["MicroBatch", "TrainingStream", "ordered_map"]
@@ -46,6 +46,7 @@ class TrainingStream:
         prefetch: Micro-batches made ahead for each thread.
         image_size_at: The image size at a step, in place of ``image_size``.
         max_pixels: Larger images are skipped.
+        deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
         sample_weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once.
 
     Raises:
@@ -65,6 +66,7 @@ class TrainingStream:
         prefetch: int = 2,
         image_size_at: Callable[[int], int] | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
+        deal: Deal = "epoch",
         sample_weights: NDArray[np.float64] | None = None,
     ) -> None:
         if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % micro_batch_size:
@@ -75,9 +77,11 @@ class TrainingStream:
             held = f"{len(dataset)} images and {dataset.manifest.num_crowds} crowds"
             raise UserError(f"{dataset.url}: no boxes to learn from (it holds {held}); train on another dataset")
         self.dataset = dataset
-        self.order = SampleOrder(dataset.shard_sizes, seed, weights=sample_weights)
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
+        self.order = SampleOrder(
+            dataset.shard_sizes, seed, num_lanes=self.micro_batches_per_step, deal=deal, weights=sample_weights
+        )
         self._image_size_at = image_size_at or (lambda step: image_size)
         self._augmentation_at = augmentation if callable(augmentation) else (lambda step: augmentation)
         self._num_threads = num_threads
@@ -91,9 +95,9 @@ class TrainingStream:
 
     def plan(self, step: int, index: int) -> MicroBatchPlan:
         """Return the plan of micro-batch ``index`` of a step."""
-        first = step * self.global_batch_size + index * self.micro_batch_size
+        number = step * self.global_batch_size + index * self.micro_batch_size
         return MicroBatchPlan(
-            step, index, first, self.micro_batch_size, self._image_size_at(step), self._augmentation_at(step)
+            step, index, number, self.micro_batch_size, self._image_size_at(step), self._augmentation_at(step)
         )
 
     def micro_batch(self, step: int, index: int) -> MicroBatch:
@@ -120,14 +124,14 @@ class TrainingStream:
             step += 1
 
     def _fetch_ahead(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatchPlan]:
-        """Ask for the shards of the next window whenever a new one is entered."""
-        entered: tuple[int, int] | None = None
+        """Ask for the shards of each lane's window and of its next one, whenever a lane enters a window."""
+        windows: dict[int, tuple[Window, Window]] = {}
         for plan in plans:
-            first = self.order.locate(plan.first)
-            if (first.epoch, first.window) != entered:
-                entered = (first.epoch, first.window)
-                following = self.order.window_after(*entered)
-                self.dataset.prefetch(self.order.window_shards(*entered) + self.order.window_shards(*following))
+            if plan.index not in windows or plan.position >= windows[plan.index][0].end:
+                present = self.order.window(plan.index, plan.position)
+                windows[plan.index] = present, self.order.window(plan.index, present.end)
+                soonest_first = [pair[0] for pair in windows.values()] + [pair[1] for pair in windows.values()]
+                self.dataset.prefetch([shard for window in soonest_first for shard in window.shards])
             yield plan
 
     def _make_in_threads(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatch]:

@@ -31,6 +31,7 @@ from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.progress import Milestones
 from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
 from yolofleet.training.setup.preflight import Readiness, check_job, run_storage
+from yolofleet.training.setup.preparation import ORDER_KEY
 from yolofleet.training.setup.pretrained import Locate, read_trained
 from yolofleet.training.supervision.worker import local_device, run_worker
 
@@ -176,9 +177,9 @@ def clone_checkpoint(source: RunDirectory, step: int, target: RunDirectory, job:
 
 
 def _copy_initial(source: Storage, target: Storage) -> None:
-    """Copy what the run decided at its start; ``anchors.json`` last, because it marks the copy as complete."""
+    """Copy what the run decided at its start; the order last, because it marks the copy as complete."""
     keys = [entry.key for entry in source.list(INITIAL_PREFIX)]
-    for key in sorted(keys, key=lambda key: key.endswith("anchors.json")):
+    for key in sorted(keys, key=lambda key: key == ORDER_KEY):
         target.put(key, source.get(key))
 
 

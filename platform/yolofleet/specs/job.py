@@ -36,7 +36,7 @@ EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
-LATER_DATA_KEYS = ("max_pixels",)
+LATER_DATA_KEYS = ("max_pixels", "deal")
 
 
 class CacheSpec(Spec):
@@ -59,6 +59,9 @@ class DataSpec(Spec):
     """Side of the square that the network sees, in pixels; a multiple of the model's largest stride."""
     cache: CacheSpec | None = None
     """Shard cache for remote data; without one, shards are kept in the system's temporary folder."""
+    deal: Literal["auto", "fixed", "epoch"] = "auto"
+    """Shards are dealt to the micro-batches of a step once (fixed: a node reads the same part of the dataset in every
+    epoch) or anew every epoch (the best shuffle). auto: fixed if a node's cache cannot hold the training set."""
     loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that decode and augment, per worker."""
     max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000

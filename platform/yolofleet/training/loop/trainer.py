@@ -25,7 +25,7 @@ from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
 from yolofleet.training.loop.worker_group import WorkerGroup, assign_micro_batches
 from yolofleet.training.setup.builders import build_loss, freeze_blocks, open_dataset, training_stream
-from yolofleet.training.setup.preparation import run_image_weights, run_table
+from yolofleet.training.setup.preparation import run_deal, run_image_weights, run_table
 from yolofleet.training.setup.pretrained import load_initial
 from yolofleet.training.strategies.strategy import Strategy, build_strategy
 
@@ -147,7 +147,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         group=group,
         learner=learner,
         data=WorkerData(
-            stream=training_stream(job, dataset, schedule, lambda: run_image_weights(run)),
+            stream=training_stream(job, dataset, schedule, run_deal(run), lambda: run_image_weights(run)),
             owned=assign_micro_batches(job.num_micro_batches, group.rank, group.world_size),
             log=SampleLog(run.storage, group.rank, record_digests=job.record_samples, check_lock=run.check_lock),
             skipped=skipped,

@@ -13,6 +13,7 @@ from yolofleet.core.text import did_you_mean
 from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.order import Deal
 from yolofleet.data.stream import TrainingStream
 from yolofleet.data.verification import open_verified
 from yolofleet.losses import DetectionLoss, scaled_gains
@@ -140,6 +141,7 @@ def training_stream(
     job: JobSpec,
     dataset: ShardDataset,
     schedule: Schedule,
+    deal: Deal | None = None,
     sample_weights: Callable[[], NDArray[np.float64]] | None = None,
 ) -> TrainingStream:
     """Return the job's endless training stream; its last part is plain images where the recipe says so.
@@ -148,6 +150,7 @@ def training_stream(
         job: What is trained.
         dataset: The training set.
         schedule: Its schedule, which says when mosaics end.
+        deal: The deal that the run keeps; that of a fresh run unless given.
         sample_weights: Reads the sample weights that the run keeps; computed unless given. Called only where the
             recipe draws images by weight.
     """
@@ -167,8 +170,17 @@ def training_stream(
         num_threads=job.data.loader_threads,
         image_size_at=sizes.at,
         max_pixels=job.data.max_pixels,
+        deal=deal or chosen_deal(job.data, dataset),
         sample_weights=weights,
     )
+
+
+def chosen_deal(data: DataSpec, dataset: ShardDataset) -> Deal:
+    """Return how a fresh run deals its shards: once where a node's cache cannot hold them all, unless the job says."""
+    if data.deal != "auto":
+        return data.deal
+    num_bytes = sum(entry.bytes for entry in dataset.manifest.shards)
+    return "fixed" if num_bytes > dataset.cache_bytes else "epoch"  # wherever they lie: they may be moved
 
 
 def dataset_weights(dataset: ShardDataset, share: float) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.setup.builders import open_dataset, trained_table
-from yolofleet.training.setup.preparation import prepare
+from yolofleet.training.setup.preparation import Preparation, prepare
 from yolofleet.training.setup.pretrained import Locate
 
 MOST_CHANGES_SHOWN = 8
@@ -77,12 +77,14 @@ def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
     if job.release_onnx:
         require_packages("onnx", "onnxscript", "onnxruntime")
     run = RunDirectory.open(job.storage, job.name)
-    preparation = prepare(job, run, train, locate)
+    num_steps = job.num_steps(len(train))
+    steps = CheckpointStore(run.storage.child("checkpoints")).steps()
+    done_steps = steps[-1] if steps else 0
+    preparation = prepare(job, run, train, done_steps, locate) if done_steps < num_steps else Preparation()
     changes = _claim(job, run)
     _check_contents(job, run, train, val)
     preparation.keep(run)
-    steps = CheckpointStore(run.storage.child("checkpoints")).steps()
-    return Readiness(run, job.num_steps(len(train)), steps[-1] if steps else 0, train, val, changes, preparation.notes)
+    return Readiness(run, num_steps, done_steps, train, val, changes, preparation.notes)
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:

@@ -3,6 +3,7 @@
 initial/anchors.json               the anchors, and how they fit the boxes of the training set
 initial/model.safetensors          the tensors taken over from trained weights (`initial_weights`)
 initial/image_weights.safetensors  how often each sample is drawn (`image_weights`)
+initial/order.json                 the order of samples: how shards are dealt to lanes (`data.deal`)
 
 Anchors are measured against the boxes of the training set, and new ones are fitted where the job says so.
 """
@@ -17,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from yolofleet.core.errors import UserError
 from yolofleet.data.anchors import (
     GOOD_RECALL,
     AnchorFit,
@@ -29,13 +31,14 @@ from yolofleet.data.anchors import (
     survey_boxes,
 )
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.order import Deal
 from yolofleet.models.tensor_file import parse_tensors
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.schedule import Schedule
-from yolofleet.training.setup.builders import check_block_names, trained_table
+from yolofleet.training.setup.builders import check_block_names, chosen_deal, trained_table
 from yolofleet.training.setup.pretrained import INITIAL_KEY, Locate, read_trained, take_over
 
 Setting = Literal["model", "auto", "fit"]
@@ -135,6 +138,7 @@ def with_anchors(table: ModelTable, anchors: Anchors) -> ModelTable:
 
 ANCHORS_KEY = "initial/anchors.json"
 IMAGE_WEIGHTS_KEY = "initial/image_weights.safetensors"
+ORDER_KEY = "initial/order.json"
 MOST_SAMPLES_SURVEYED = 5000
 """Annotations read to measure anchors: some 35,000 boxes of COCO."""
 
@@ -151,29 +155,38 @@ class Preparation:
     """Objects for its directory by key, in the order of writing."""
 
     def keep(self, run: RunDirectory) -> None:
-        """Write it into the run directory, the anchors last: they are the sign that everything is there."""
+        """Write it into the run directory, the order last: it is the sign that everything is there."""
         if self.facts:
             run.record_facts(**self.facts)
         for key, data in self.objects.items():
             run.storage.put(key, data)
 
 
-def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Locate | None = None) -> Preparation:
+def prepare(
+    job: JobSpec, run: RunDirectory, dataset: ShardDataset, done_steps: int, locate: Locate | None = None
+) -> Preparation:
     """Decide what a fresh run starts with; returns an empty preparation for a run that has started before.
 
     Args:
         job: What will be trained.
         run: Its run directory, which is only read.
         dataset: The training set.
+        done_steps: Steps of the run's newest checkpoint.
         locate: Finds registered versions for ``initial_weights``.
 
     Raises:
-        UserError: A block to freeze does not exist, or the initial weights cannot be used.
+        UserError: A block to freeze does not exist, the initial weights cannot be used, or an earlier version began the
+            run with another order of samples.
     """
     table = trained_table(job)
     check_block_names(table, job.freeze)
-    if run.storage.exists(ANCHORS_KEY):
+    if run.storage.exists(ORDER_KEY):
         return Preparation()
+    if done_steps:
+        raise UserError(
+            f"{run.url}: was begun with the sample order of an earlier version, which this version does not continue. "
+            f"Start a run of another name from its weights: name={job.name}-2 initial_weights={run.url}"
+        )
     notes: list[str] = []
     facts: dict[str, Any] = {}
     objects: dict[str, bytes] = {}
@@ -202,6 +215,7 @@ def prepare(job: JobSpec, run: RunDirectory, dataset: ShardDataset, locate: Loca
     notes.append(report.sentence())
     facts["anchors"] = {"source": report.source, "recall": report.after.recall, "model_recall": report.before.recall}
     objects[ANCHORS_KEY] = json.dumps(report.as_document(), indent=1).encode() + b"\n"
+    objects[ORDER_KEY] = json.dumps({"format": 1, "order": "lanes", "deal": chosen_deal(job.data, dataset)}).encode()
     schedule = Schedule(recipe, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
     if job.initial_weights is None and schedule.warmup_steps < schedule.recipe_warmup_steps:
         notes.append(
@@ -223,6 +237,12 @@ def run_table(job: JobSpec, run: RunDirectory) -> ModelTable:
     except ObjectNotFoundError:
         return table
     return with_anchors(table, tuple(tuple((w, h) for w, h in level) for level in document["anchors"]))
+
+
+def run_deal(run: RunDirectory) -> Deal:
+    """Return how the run deals its shards to lanes, as it decided at its start."""
+    deal: Deal = json.loads(run.storage.get(ORDER_KEY))["deal"]
+    return deal
 
 
 def run_image_weights(run: RunDirectory) -> NDArray[np.float64]:
