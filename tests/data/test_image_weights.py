@@ -90,7 +90,7 @@ def test_the_order_draws_each_sample_as_often_as_it_should(sizes: list[int], num
 
 
 def test_a_fixed_deal_by_weight_keeps_the_shards_of_a_lane() -> None:
-    """How often samples are drawn differs a little between epochs; a lane's border moves with it, by a shard at most."""
+    """How often samples are drawn differs between epochs; a lane's border moves with it, by a shard at most."""
     weights = np.random.default_rng(0).random(400) * 3
     order = SampleOrder(np.full(40, 10), 4, num_lanes=4, deal="fixed", weights=weights)
     parts = [{order.locate(1, epoch * 100 + position)[0] for position in range(100)} for epoch in range(5)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
-from yolofleet.specs.job import JobSpec
+from yolofleet.specs.job import CacheSpec, JobSpec
 from yolofleet.training.loop.update import MicroBatchStatistics, WeightAverage, group_parameters
 from yolofleet.training.setup.builders import freeze_blocks, trained_table
 from yolofleet.training.setup.preflight import Readiness, check_job
 from yolofleet.training.setup.preparation import (
     choose_anchors,
+    run_deal,
     run_image_weights,
     run_table,
     table_anchors,
@@ -306,3 +308,39 @@ def test_another_source_is_not_read_again_and_the_change_says_so(small_job: Make
     assert "now elsewhere.pt" in change and "not read again" in change
     with pytest.raises(UserError, match=r"initial_weights: was .*mine\.safetensors, now not set"):
         check_job(small_job())
+
+
+@pytest.mark.parametrize(("max_bytes", "deal"), [(1000, "fixed"), (10**9, "epoch")])
+def test_the_deal_follows_from_the_cache_at_the_start_and_stays(
+    small_job: MakeJob, tmp_path: Path, max_bytes: int, deal: str
+) -> None:
+    def with_cache(num_bytes: int) -> JobSpec:
+        job = small_job()
+        cache = CacheSpec(path=str(tmp_path / "cache"), max_bytes=num_bytes)
+        return job.model_copy(update={"data": job.data.model_copy(update={"cache": cache})})
+
+    assert run_deal(check_job(with_cache(max_bytes)).run) == deal
+    assert run_deal(check_job(with_cache(10**9 + 1000 - max_bytes)).run) == deal, "another cache at a later start"
+
+
+def test_the_job_can_set_the_deal_and_a_run_keeps_it(small_job: MakeJob) -> None:
+    job = small_job()
+    fixed = job.model_copy(update={"data": job.data.model_copy(update={"deal": "fixed"})})
+    assert fixed.digest() != job.digest() and run_deal(check_job(fixed).run) == "fixed"
+    with pytest.raises(UserError, match=r"data\.deal: was fixed, now not set"):
+        check_job(job)
+
+
+def test_a_run_of_another_order_is_refused_once_it_has_a_checkpoint(small_job: MakeJob) -> None:
+    job = small_job(epochs=0.3)
+    ready = check_job(job)
+    Path(ready.run.url, "initial/order.json").unlink()
+    assert run_deal(check_job(job).run) == "epoch", "nothing was trained yet: it is decided again"
+    trained(job)
+    Path(ready.run.url, "initial/order.json").unlink()
+    assert check_job(job).finished, "nothing is left to train"
+    last = max(Path(ready.run.url, "checkpoints").iterdir(), key=lambda path: int(path.name.partition("-")[2]))
+    shutil.rmtree(last)
+    assert any(Path(ready.run.url, "checkpoints").iterdir()), "an earlier one is left"
+    with pytest.raises(UserError, match=r"sample order of an earlier version.*initial_weights="):
+        check_job(job)

@@ -239,16 +239,16 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
         f"{size(facts['bandwidth_bytes_per_second'])}/s a node; steps: {facts['steps_per_second']:g} a second"
     )
     yield (
-        f"shuffle: {facts['shuffle_quality']:.0%} of the entropy of a full shuffle in a batch, "
-        f"{facts['partner_quality']:.0%} in a micro-batch (which shards it mixes)"
+        f"shuffle: a batch mixes {facts['shuffle_quality']:.0%} of the shards that a full shuffle would, a micro-batch "
+        f"{facts['partner_quality']:.0%} (entropy)"
     )
     node_bytes = max(sum(node["downloaded_bytes"][:1]) for node in facts["nodes"])
     wanted = node_bytes if facts["deal"] == "fixed" else facts["dataset_bytes"]
     wanted += facts["validation_bytes"]
     if facts["cache_bytes"] < facts["working_bytes"]:
         yield (
-            f"cure: data.cache.max_bytes of {size(facts['working_bytes'])} or more; a node's lanes read "
-            f"{size(facts['working_bytes'])} at a time, so with less there is no room to fetch ahead"
+            f"cure: data.cache.max_bytes of {size(facts['working_bytes'])} or more, for the shards that a node reads "
+            "and fetches ahead at a time"
         )
     elif facts["cache_bytes"] < wanted:
         yield (
