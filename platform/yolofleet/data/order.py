@@ -129,7 +129,7 @@ class SampleOrder:
         seed: Seed of the run.
         num_lanes: Micro-batches of a step (L).
         deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
-        window_shards: Shards in a window, more or less; more of them shuffle better and need more disk at a time.
+        window_shards: Shards in a window at least, where a lane has so many; more of them shuffle better and need more disk at a time.
         weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once. An epoch stays N
             samples long; memory is then a few numbers a sample.
     """
@@ -277,12 +277,13 @@ def _window_edges(num_pieces: int, window_pieces: int, *, grows: bool) -> NDArra
 
     Args:
         num_pieces: Pieces in all.
-        window_pieces: Pieces of a window, more or less: all windows are of about the same size, so that none mixes few.
+        window_pieces: Pieces of a window at least, where there are so many; windows are of about the same size, so that
+            none mixes few.
         grows: The first windows have 1, 2, 4, ... pieces.
     """
     first = [edge for edge in (0, 1, 3, 7, 15, 31) if edge < min(num_pieces, window_pieces)] if grows else [0]
     rest = num_pieces - first[-1]
-    num_windows = max(1, round(rest / window_pieces))
+    num_windows = max(1, rest // window_pieces)
     return np.array([*first[:-1], *(first[-1] + rest * window // num_windows for window in range(num_windows + 1))])
 
 
