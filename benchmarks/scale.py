@@ -1,7 +1,8 @@
 """What everything but the training itself costs with 1,000 workers and 10^9 samples, and what gives way first.
 
 Nothing is trained: workers, their images, MLflow and the cluster's Jobs API are stand-ins, what lies between them is
-the real thing. Each part runs in a process of its own; its time is processor time, its memory what it adds at the peak.
+the real thing. The data plane is simulated: 64 nodes of 8 workers against a model of an object store. Each part runs in
+a process of its own; its time is processor time (or simulated), its memory what it adds at the peak.
 Both are compared with a limit of that part (`scale_parts.py` says why that much): the largest share names the part that
 would be the first to hold a larger cluster up.
 
@@ -22,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
-from scale_parts import PARTS, Scale  # noqa: E402 - beside this file
+from scale_parts import PARTS, Scale, bytes_over_dataset  # noqa: E402 - beside this file
 
 MEBIBYTE = 2**20
 
@@ -74,10 +75,12 @@ def main() -> int:
                 for entry in (entry for entry in measures if entry["part"] == part):
                     print(_line(entry), flush=True)
     worst = first_bottleneck(measures)
+    downloads = bytes_over_dataset()
     if arguments.json:
         document = {"workers": scale.workers, "samples": scale.samples, "trials": scale.trials}
-        print(json.dumps(document | {"measures": measures, "first_bottleneck": worst}, indent=1))
+        print(json.dumps(document | downloads | {"measures": measures, "first_bottleneck": worst}, indent=1))
     else:
+        print(", ".join(f"{name} {value:.4f}" for name, value in downloads.items()))
         print(
             f"first bottleneck: {worst['part']}, {worst['what']}: {worst['share']:.2f} of its limit ({worst['kind']})"
         )

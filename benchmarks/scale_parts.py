@@ -7,16 +7,29 @@ import pickle
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from yolofleet.data.plan import REQUESTS_OF_A_SHARD, EpochPlan, StoreLimits, plan_epochs
+
 GIBIBYTE = 2**30
 MICRO_BATCH = 16
 SAMPLES_PER_SHARD = 1000
 """What shards of the default size hold, of images of 130 kB."""
+NODES, WORKERS_PER_NODE = 64, 8
+IMAGE_BYTES = 150_000
+IMAGES_PER_SECOND = 250
+"""Of one worker: YOLOv7 at 640 pixels on a data-centre GPU."""
+LINK_BYTES_PER_SECOND = 3_000_000_000
+"""What a node gets from an object store over 25 Gbit/s."""
+STORE_BYTES_PER_SECOND, STORE_REQUESTS_PER_SECOND = 40_000_000_000, 5_500
+"""What the store gives to all nodes: a large one of one's own, and what S3 answers for one prefix."""
+CACHE_BYTES = 500_000_000_000
 ROWS, EVENTS = 100_000, 20_000
 """Rows of metrics of a run of five million steps; events of 1,000 workers on nodes that come and go."""
 
@@ -211,28 +224,78 @@ def dataset(scale: Scale, folder: Path) -> list[Measure]:
 
 
 def order(scale: Scale, folder: Path) -> list[Measure]:
-    """Find samples by their position. A start may take 10 s; one GPU takes at most 1,000 images a second."""
+    """Find samples by their lane and position. A start may take 10 s; one GPU takes at most 1,000 images a second."""
     import numpy as np
 
     from yolofleet.data.order import SampleOrder
 
     sizes = np.full(scale.shards, scale.samples // scale.shards, dtype=np.int64)
-    with measuring("begin an epoch's order", 10) as begin:
-        source = SampleOrder(sizes, seed=1)
-        source.locate(scale.samples * 2 + 5)
+    with measuring("begin a lane's order", 10) as begin:
+        source = SampleOrder(sizes, seed=1, num_lanes=scale.workers)
+        source.locate(0, source.lane_length(0) * 2 + 5)
     numbers = random.Random(1)
-    places = [scale.samples * 2 + numbers.randrange(scale.samples) for _ in range(2000)]
-    with measuring("find a sample anywhere in an epoch", 0.1, times=len(places)) as anywhere:
+    lane = scale.workers // 2
+    places = [numbers.randrange(3 * source.lane_length(lane)) for _ in range(2000)]
+    with measuring("find a sample anywhere in a lane", 0.1, times=len(places)) as anywhere:
         for position in places:
-            source.locate(position)
-    batch = scale.workers * MICRO_BATCH
-    steps, rank = 2000, scale.workers // 2
-    starts = [scale.samples * 2 + step * batch + rank * MICRO_BATCH for step in range(steps)]
-    own = [start + number for start in starts for number in range(MICRO_BATCH)]
+            source.locate(lane, position)
+    own = range(source.lane_length(lane) * 2, source.lane_length(lane) * 2 + 2000 * MICRO_BATCH)
     with measuring("find the next sample of one rank", 0.001, times=len(own)) as following:
         for position in own:
-            source.locate(position)
+            source.locate(lane, position)
     return [begin, anywhere, following]
+
+
+def data_plane(scale: Scale, folder: Path) -> list[Measure]:
+    """Let nodes stream a dataset from a model of an object store: bytes, waits and requests of the first epoch.
+
+    A share is that of what the link, the store or the cache gives in the time that training takes without waiting.
+    """
+    found = []
+    for num_shards in (10**4, 10**6):
+        planned, seconds = _planned(num_shards, NODES)
+        name = f"{NODES} nodes, {num_shards:,} shards"
+        node_bytes = max(node.downloaded_bytes[0] for node in planned.nodes)
+        total_bytes = sum(node.downloaded_bytes[0] for node in planned.nodes)
+        requests = REQUESTS_OF_A_SHARD * sum(node.downloads[0] for node in planned.nodes)
+        found += [
+            Measure(f"{name}: wait for the first batch", 60.0, seconds=planned.start_seconds),
+            Measure(f"{name}: waits for data in an epoch", 0.1 * seconds, seconds=planned.stall_seconds[0]),
+            Measure(f"{name}: a node's link", seconds, seconds=node_bytes / LINK_BYTES_PER_SECOND),
+            Measure(f"{name}: the store's bandwidth", seconds, seconds=total_bytes / STORE_BYTES_PER_SECOND),
+            Measure(f"{name}: the store's requests", seconds, seconds=requests / STORE_REQUESTS_PER_SECOND),
+            Measure(f"{name}: shards that a node reads at a time", seconds, CACHE_BYTES, 0.0, planned.working_bytes),
+        ]
+    return found
+
+
+def bytes_over_dataset(nodes: Sequence[int] = (1, 2, 4, 8, 64), num_shards: int = 10**4) -> dict[str, float]:
+    """Return the bytes that all nodes together download in the first epoch, as multiples of the dataset."""
+    size = num_shards * SAMPLES_PER_SHARD * IMAGE_BYTES
+    plans = {count: _planned(num_shards, count)[0] for count in nodes}
+    return {
+        f"bytes_over_dataset_{count}_nodes": sum(node.downloaded_bytes[0] for node in planned.nodes) / size
+        for count, planned in plans.items()
+    }
+
+
+def _planned(num_shards: int, num_nodes: int) -> tuple[EpochPlan, float]:
+    """Return the plan of an epoch on nodes with a lane for each worker, and the seconds that it takes without waits."""
+    num_lanes = num_nodes * WORKERS_PER_NODE
+    step_seconds = MICRO_BATCH / IMAGES_PER_SECOND
+    planned = plan_epochs(
+        np.full(num_shards, SAMPLES_PER_SHARD),
+        np.full(num_shards, SAMPLES_PER_SHARD * IMAGE_BYTES),
+        node_of_lane=[[lane * num_nodes // num_lanes for lane in range(num_lanes)]],
+        micro_batch_size=MICRO_BATCH,
+        cache_bytes=CACHE_BYTES,
+        bytes_per_second=LINK_BYTES_PER_SECOND,
+        steps_per_second=1 / step_seconds,
+        store=StoreLimits(STORE_BYTES_PER_SECOND, STORE_REQUESTS_PER_SECOND),
+        deal="fixed",
+        num_epochs=1,
+    )
+    return planned, num_shards * SAMPLES_PER_SHARD / (num_lanes * MICRO_BATCH) * step_seconds
 
 
 def rows(scale: Scale, folder: Path) -> list[Measure]:
@@ -350,6 +413,7 @@ PARTS: dict[str, Callable[[Scale, Path], list[Measure]]] = {
     "manifest": manifest,
     "dataset": dataset,
     "order": order,
+    "data_plane": data_plane,
     "rows": rows,
     "mirroring": mirroring,
     "search": search,

@@ -87,9 +87,9 @@ class FreePartners:
         sample = self._dataset.read_decoded(number)
         return labelled_image(sample.key, sample.pixels, sample.record, len(self._dataset.classes))
 
-    def _own(self, position: int) -> LabelledImage:
-        location = self._order.locate(position)
-        return self._image(int(self._dataset.shard_starts[location.shard]) + location.row)
+    def _own(self, plan: MicroBatchPlan, slot: int) -> LabelledImage:
+        shard, row = self._order.locate(plan.index, plan.position + slot)
+        return self._image(int(self._dataset.shard_starts[shard]) + row)
 
     def make(self, plan: MicroBatchPlan) -> MicroBatch:
         """Make one micro-batch, as ``MicroBatchMaker.make`` does."""
@@ -98,9 +98,9 @@ class FreePartners:
         augmenter = Augmenter(plan.augmentation, side)
         targets, keys = [], []
         for slot in range(plan.size):
-            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.first + slot)
+            generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.number + slot)
             partners = generator.choice(len(self._dataset), NUM_FREE_PARTNERS, replace=False)
-            labelled_images = [self._own(plan.first + slot), *(self._image(int(number)) for number in partners)]
+            labelled_images = [self._own(plan, slot), *(self._image(int(number)) for number in partners)]
             found = augmenter.augment(0, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
             targets.append(np.insert(found, 0, slot, axis=1))
             keys.append(labelled_images[0].key)
@@ -108,9 +108,9 @@ class FreePartners:
         return MicroBatch(plan.step, plan.index, torch.from_numpy(images), boxes, tuple(keys))
 
 
-def free_stream(job: JobSpec, dataset: ShardDataset, schedule: Schedule) -> TrainingStream:
+def free_stream(job: JobSpec, dataset: ShardDataset, schedule: Schedule, *kept: Any) -> TrainingStream:
     """Return the job's training stream with free partners."""
-    stream = training_stream(job, dataset, schedule)
+    stream = training_stream(job, dataset, schedule, *kept)
     stream._maker = FreePartners(dataset, stream, job.seed)  # type: ignore[assignment]  # FreePartners for MicroBatchMaker
     return stream
 

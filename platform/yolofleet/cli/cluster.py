@@ -107,6 +107,9 @@ def plan(
         int | None, typer.Option(min=1, help="Workers on all nodes together. Default: the most that the job asks for.")
     ] = None,
     bandwidth: Annotated[str, typer.Option(help="Download speed of one node, per second.")] = "100MB",
+    store_bandwidth: Annotated[
+        str | None, typer.Option(help="Speed of the object store for all nodes together, per second. Default: enough.")
+    ] = None,
     steps_per_second: Annotated[
         float, typer.Option(min=1e-6, help="Steps a second, if training never waited for data.")
     ] = 1.0,
@@ -120,12 +123,15 @@ def plan(
     import numpy as np
 
     from yolofleet.core.errors import UserError
-    from yolofleet.data.plan import plan_epochs
+    from yolofleet.data.plan import REQUESTS_OF_A_SHARD, StoreLimits, plan_epochs
     from yolofleet.specs.job import JobSpec
     from yolofleet.training.setup.builders import chosen_deal, open_dataset
 
     spec = JobSpec.load(job, overrides or [])
     speed = parse_byte_option(bandwidth.removesuffix("/s"), "--bandwidth")
+    store = StoreLimits()
+    if store_bandwidth is not None:
+        store = StoreLimits(parse_byte_option(store_bandwidth.removesuffix("/s"), "--store-bandwidth"))
     dataset = open_dataset(spec.data, spec.data.train)
     validation = open_dataset(spec.data, spec.data.val)
     if not len(dataset):
@@ -152,6 +158,7 @@ def plan(
             cache_bytes=cache_bytes,
             bytes_per_second=speed,
             steps_per_second=steps_per_second,
+            store=store,
             deal=deal,
             seed=spec.seed,
             num_epochs=epochs,
@@ -173,7 +180,9 @@ def plan(
         "bandwidth_bytes_per_second": speed,
         "steps_per_second": steps_per_second,
         "downloaded_bytes": [sum(node.downloaded_bytes[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)],
-        "requests": [2 * sum(node.downloads[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)],
+        "requests": [
+            REQUESTS_OF_A_SHARD * sum(node.downloads[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)
+        ],
         "start_seconds": round(epoch_plan.start_seconds, 3),
         "stall_seconds": [round(seconds, 3) for seconds in epoch_plan.stall_seconds],
         "shuffle_quality": round(epoch_plan.shuffle_quality, 4),

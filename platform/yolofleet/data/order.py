@@ -129,7 +129,8 @@ class SampleOrder:
         seed: Seed of the run.
         num_lanes: Micro-batches of a step (L).
         deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
-        window_shards: Shards in a window at least, where a lane has so many; more of them shuffle better and need more disk at a time.
+        window_shards: Shards in a window at least, where a lane has so many; more of them shuffle better, and need more
+            disk at a time.
         weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once. An epoch stays N
             samples long; memory is then a few numbers a sample.
     """
@@ -155,7 +156,8 @@ class SampleOrder:
         self._num_groups = num_lanes
         if deal == "epoch":
             self._num_groups = min(num_lanes, max(1, num_shards // window_shards))
-        # A run must not wait for a whole window of shards before its first step: the first windows grow.
+        # A run must not wait for a whole window of shards before its first step: the first windows grow, no faster than
+        # a link brings them that is twice as fast as training.
         self._grows = num_shards > window_shards
         self._lock = threading.Lock()
         self._dealt: OrderedDict[int, _Dealt] = OrderedDict()
@@ -190,6 +192,13 @@ class SampleOrder:
             epoch,
             tuple(pieces.shards[first:last].tolist()),
         )
+
+    def windows_after(self, lane: int, window: Window) -> list[Window]:
+        """Return what to fetch while a lane reads a window: the next one, or several where they are small."""
+        found = [self.window(lane, window.end)]
+        while sum(len(each.shards) for each in found) < self._window_shards and found[-1].epoch == window.epoch:
+            found.append(self.window(lane, found[-1].end))
+        return found
 
     def _border(self, lane: int) -> int:
         """Return the first sample of a lane in the order of the deal."""
@@ -279,9 +288,9 @@ def _window_edges(num_pieces: int, window_pieces: int, *, grows: bool) -> NDArra
         num_pieces: Pieces in all.
         window_pieces: Pieces of a window at least, where there are so many; windows are of about the same size, so that
             none mixes few.
-        grows: The first windows have 1, 2, 4, ... pieces.
+        grows: The first windows have 1, 1, 2, 4, ... pieces, each as many as all before it.
     """
-    first = [edge for edge in (0, 1, 3, 7, 15, 31) if edge < min(num_pieces, window_pieces)] if grows else [0]
+    first = [edge for edge in (0, 1, 2, 4, 8, 16, 32) if edge < min(num_pieces, window_pieces + 1)] if grows else [0]
     rest = num_pieces - first[-1]
     num_windows = max(1, rest // window_pieces)
     return np.array([*first[:-1], *(first[-1] + rest * window // num_windows for window in range(num_windows + 1))])

@@ -1,13 +1,15 @@
 """The load of training on the nodes of a cluster, computed from the manifest alone: no cluster, no download.
 
 Training is simulated window by window: when a lane enters a window, its node needs the window's shards and asks for
-those of the lane's next one. What a node fetches ahead evicts shards that nobody on it waits for, never others. Its
-downloads share one link; all nodes wait for the slowest, because they train together. Seconds for a million shards.
+those of the lane's next ones. What a node fetches ahead evicts shards that nobody on it waits for, never others. Its
+downloads share one link, and all nodes share the object store; they wait for the slowest, because they train together.
+A minute for a million shards.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,18 @@ from numpy.typing import NDArray
 from yolofleet.data.order import Deal, SampleOrder, Window
 
 MOST_SAMPLES_MIXED = 200_000
+REQUESTS_OF_A_SHARD = 2
+"""Its index and its tar file."""
+
+
+@dataclass(frozen=True)
+class StoreLimits:
+    """What an object store gives to all nodes together."""
+
+    bytes_per_second: float = math.inf
+    """Bandwidth."""
+    requests_per_second: float = math.inf
+    """Requests; S3 answers 5,500 for each prefix."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ def plan_epochs(
     cache_bytes: int,
     bytes_per_second: float,
     steps_per_second: float,
+    store: StoreLimits = StoreLimits(),
     deal: Deal = "epoch",
     seed: int = 0,
     num_epochs: int = 2,
@@ -79,6 +94,7 @@ def plan_epochs(
         cache_bytes: Most bytes that a node's cache may hold.
         bytes_per_second: Download bandwidth of a node.
         steps_per_second: Steps that the cluster could do if it never waited for data.
+        store: What the object store gives to all nodes together.
         deal: How shards are dealt to lanes.
         seed: Seed of the run.
         num_epochs: Epochs to simulate; the second shows the effect of the cache.
@@ -86,30 +102,33 @@ def plan_epochs(
     """
     num_lanes = len(node_of_lane[0])
     order = SampleOrder(shard_samples, seed, num_lanes=num_lanes, deal=deal)
-    sizes = shard_bytes.tolist()
-    nodes = [_Node(sizes, cache_bytes, bytes_per_second, num_epochs) for _ in range(1 + max(map(max, node_of_lane)))]
+    num_nodes = 1 + max(map(max, node_of_lane))
+    bandwidth = min(bytes_per_second, store.bytes_per_second / num_nodes)
+    seconds = np.maximum(shard_bytes / bandwidth, REQUESTS_OF_A_SHARD * num_nodes / store.requests_per_second)
+    nodes = [_Node(shard_bytes.tolist(), seconds.tolist(), cache_bytes, num_epochs) for _ in range(num_nodes)]
+
+    def owner(lane: int, window: Window) -> int:
+        return node_of_lane[min(window.epoch, len(node_of_lane) - 1)][lane]
+
     stalls = [0.0] * num_epochs
     entries = [(0, lane, 0) for lane in range(num_lanes)]  # (step, lane, position) at which a lane enters a window
     while entries:
         step, now = entries[0][0], entries[0][0] / steps_per_second + sum(stalls)
-        entering: list[tuple[_Node, int, Window]] = []
+        entering: list[tuple[int, Window]] = []
         while entries and entries[0][0] == step:
             _, lane, position = heapq.heappop(entries)
             window = order.window(lane, position)
             if window.epoch < num_epochs:
-                node = nodes[node_of_lane[min(window.epoch, len(node_of_lane) - 1)][lane]]
-                entering.append((node, lane, window))
+                entering.append((lane, window))
                 heapq.heappush(entries, (max(step + 1, window.end // micro_batch_size), lane, window.end))
-        following = [order.window(lane, window.end) for _, lane, window in entering]
-        for (node, lane, window), after in zip(entering, following, strict=True):
-            node.want(lane, window.shards + after.shards)
-        ready = [node.fetch(window, now, must=True) for node, _, window in entering]
-        for (node, _, _), after in zip(entering, following, strict=True):
-            if after.epoch < num_epochs:
-                node.fetch(after, now, must=False)
+        for lane, window in entering:
+            after = order.windows_after(lane, window)
+            mine = [each for each in after if each.epoch < num_epochs and owner(lane, each) == owner(lane, window)]
+            nodes[owner(lane, window)].ask(lane, [window, *mine], now)
+        ready = max((nodes[owner(lane, window)].read(window, now) for lane, window in entering), default=now)
         if entering:
-            stalls[entering[0][2].epoch] += max(0.0, max(ready) - now)
-        progress(sum(window.end - window.first for _, _, window in entering))
+            stalls[entering[0][1].epoch] += ready - now
+        progress(sum(window.end - window.first for _, window in entering))
     batch = num_lanes * micro_batch_size
     return EpochPlan(
         nodes=tuple(node.plan() for node in nodes),
@@ -122,15 +141,19 @@ def plan_epochs(
 
 
 class _Node:
-    """One node's cache and link."""
+    """One node's cache, and its way to the object store."""
 
-    def __init__(self, shard_bytes: list[int], cache_bytes: int, bytes_per_second: float, num_epochs: int) -> None:
+    def __init__(self, shard_bytes: list[int], shard_seconds: list[float], cache_bytes: int, num_epochs: int) -> None:
         self._shard_bytes = shard_bytes
+        self._shard_seconds = shard_seconds
         self._cache_bytes = cache_bytes
-        self._bytes_per_second = bytes_per_second
         self._ready_at: OrderedDict[int, float] = OrderedDict()  # of cached shards, the longest unused first
-        self._wanted: Counter[int] = Counter()  # shards by the windows that need them
-        self._windows: dict[int, tuple[int, ...]] = {}  # of each lane, the present and the next
+        self._asked: list[tuple[int, int, int, int]] = []  # heap of (first position of the window, lane, shard, epoch)
+        self._asked_until: dict[int, int] = {}  # position, by lane
+        self._unread: Counter[int] = Counter()  # shards asked for, by the windows that did not begin yet
+        self._lane_shards: dict[int, set[int]] = {}  # of the present window and of those asked for
+        self._working: Counter[int] = Counter()  # these shards, by lanes
+        self._working_bytes = 0
         self._link_free_at = 0.0
         self._used_bytes = 0
         self._peak_bytes = 0
@@ -139,45 +162,70 @@ class _Node:
         self.first_batch_bytes = 0
         self.working_bytes = 0
 
-    def want(self, lane: int, shards: tuple[int, ...]) -> None:
-        """Let a lane need the shards of its present and its next window, in place of those before."""
-        self._wanted.subtract(self._windows.get(lane, ()))
-        self._windows[lane] = shards
-        self._wanted.update(shards)
-        self._wanted = +self._wanted  # without those that nobody wants any more
-        self.working_bytes = max(self.working_bytes, sum(self._shard_bytes[shard] for shard in self._wanted))
+    def ask(self, lane: int, windows: list[Window], now: float) -> None:
+        """Ask for the shards of a lane's present window and of those after it; what comes first is fetched first."""
+        self._fetch_until(now)
+        for window in windows:
+            if window.first >= self._asked_until.get(lane, 0):
+                self._asked_until[lane] = window.end
+                for shard in window.shards:
+                    self._unread[shard] += 1
+                    heapq.heappush(self._asked, (window.first, lane, shard, window.epoch))
+        before, now_read = self._lane_shards.get(lane, set()), {shard for each in windows for shard in each.shards}
+        self._lane_shards[lane] = now_read
+        for shard in before - now_read:
+            self._working[shard] -= 1
+            self._working_bytes -= self._shard_bytes[shard] if self._working[shard] == 0 else 0
+        for shard in now_read - before:
+            self._working_bytes += self._shard_bytes[shard] if self._working[shard] == 0 else 0
+            self._working[shard] += 1
+        self.working_bytes = max(self.working_bytes, self._working_bytes)
 
-    def fetch(self, window: Window, now: float, *, must: bool) -> float:
-        """Fetch the shards of a window, ahead of time unless they must be there; returns when all of them are."""
+    def read(self, window: Window, now: float) -> float:
+        """Begin to read a window; returns the time at which all of its shards are there."""
+        ready = now
         for shard in window.shards:
-            if must:
-                self._needed[window.epoch][0] += 1
-                self._needed[window.epoch][1] += shard in self._ready_at
-            self._fetch(shard, window.epoch, now, must=must)
-        if must and not self.first_batch_bytes:
-            self.first_batch_bytes = sum(self._shard_bytes[shard] for shard in window.shards)
-        return max(self._ready_at.get(shard, now) for shard in window.shards)
-
-    def _fetch(self, shard: int, epoch: int, now: float, *, must: bool) -> None:
-        """Fetch a shard unless it is there; one that is only asked for ahead evicts nothing that is wanted."""
-        if shard in self._ready_at:
+            self._needed[window.epoch][0] += 1
+            self._needed[window.epoch][1] += self._ready_at.get(shard, math.inf) <= now
+            if shard not in self._ready_at:
+                self._make_room(shard, must=True)
+                self._download(shard, window.epoch, now)
             self._ready_at.move_to_end(shard)
-            return
-        size = self._shard_bytes[shard]
-        while self._ready_at and self._used_bytes + size > self._cache_bytes:
-            oldest = next((other for other in self._ready_at if other not in self._wanted), None)
+            self._unread[shard] -= 1
+            ready = max(ready, self._ready_at[shard])
+        if not self.first_batch_bytes:
+            self.first_batch_bytes = sum(self._shard_bytes[shard] for shard in window.shards)
+        return ready
+
+    def _fetch_until(self, now: float) -> None:
+        """Fetch what was asked for, as long as the link is free before now and there is room."""
+        while self._asked and self._link_free_at < now:
+            _, _, shard, epoch = self._asked[0]
+            if shard not in self._ready_at and self._unread[shard] > 0:
+                if not self._make_room(shard, must=False):
+                    return
+                self._download(shard, epoch, self._link_free_at)
+            heapq.heappop(self._asked)
+
+    def _make_room(self, shard: int, *, must: bool) -> bool:
+        """Evict the longest unused shards until another one fits; those that are unread only if it must be."""
+        while self._ready_at and self._used_bytes + self._shard_bytes[shard] > self._cache_bytes:
+            oldest = next((other for other in self._ready_at if self._unread[other] <= 0), None)
             if oldest is None:
                 if not must:
-                    return
+                    return False
                 oldest = next(iter(self._ready_at))
             del self._ready_at[oldest]
             self._used_bytes -= self._shard_bytes[oldest]
-        self._link_free_at = max(self._link_free_at, now) + size / self._bytes_per_second
+        return True
+
+    def _download(self, shard: int, epoch: int, now: float) -> None:
+        self._link_free_at = max(self._link_free_at, now) + self._shard_seconds[shard]
         self._ready_at[shard] = self._link_free_at
-        self._used_bytes += size
+        self._used_bytes += self._shard_bytes[shard]
         self._peak_bytes = max(self._peak_bytes, self._used_bytes)
         self._downloads[epoch][0] += 1
-        self._downloads[epoch][1] += size
+        self._downloads[epoch][1] += self._shard_bytes[shard]
 
     def plan(self) -> NodePlan:
         """Return the load of the node."""

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from typing import TypeVar
 
 import cv2
@@ -124,13 +125,15 @@ class TrainingStream:
             step += 1
 
     def _fetch_ahead(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatchPlan]:
-        """Ask for the shards of each lane's window and of its next one, whenever a lane enters a window."""
-        windows: dict[int, tuple[Window, Window]] = {}
+        """Ask for the shards of each lane's window and of those after it, whenever a lane enters a window."""
+        present: dict[int, Window] = {}
+        following: dict[int, list[Window]] = {}
         for plan in plans:
-            if plan.index not in windows or plan.position >= windows[plan.index][0].end:
-                present = self.order.window(plan.index, plan.position)
-                windows[plan.index] = present, self.order.window(plan.index, present.end)
-                soonest_first = [pair[0] for pair in windows.values()] + [pair[1] for pair in windows.values()]
+            if plan.index not in present or plan.position >= present[plan.index].end:
+                window = present[plan.index] = self.order.window(plan.index, plan.position)
+                following[plan.index] = self.order.windows_after(plan.index, window)
+                windows = chain(present.values(), *following.values())
+                soonest_first = sorted(windows, key=lambda window: window.first)
                 self.dataset.prefetch([shard for window in soonest_first for shard in window.shards])
             yield plan
 
