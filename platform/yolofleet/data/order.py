@@ -21,6 +21,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +119,10 @@ class SampleOrder:
         self._epochs: OrderedDict[int, _Epoch] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], tuple[NDArray[np.int64], NDArray[np.int64]]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = partial(SampleOrder, window_shards=self._window_shards, shuffle=self._shuffle, weights=self._weights)
+        return again, (self._sizes, self._seed)
 
     def locate(self, position: int) -> SampleLocation:
         """Return the location of sample ``position`` (g) of the endless stream."""
