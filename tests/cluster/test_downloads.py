@@ -1,4 +1,4 @@
-"""What the nodes of a cluster download, counted by an S3 server: each its own part of the dataset, and no shard twice."""
+"""What the nodes of a cluster download, counted by an S3 server: each its own part, and no shard twice."""
 
 from __future__ import annotations
 

@@ -154,6 +154,10 @@ def test_a_pod_gets_what_its_workers_need(render: Render) -> None:
     assert "nvidia.com/gpu" not in small
     # What the activations take is known: 0.59 GB for an image of 640 pixels in half precision, twice that in fp32.
     assert mebibytes(large["memory"]) > mebibytes(small["memory"]) > mebibytes(one["memory"])
+    threads, processes = (
+        requests(f"data.loader={loader}", "data.loader_threads=16") for loader in ("threads", "processes")
+    )
+    assert mebibytes(processes["memory"]) > mebibytes(threads["memory"])
     assert mebibytes(requests("kubernetes.memory_per_worker=40GB")["memory"]) == 39 * 1024 + 1024
     assert requests("kubernetes.on_demand.resources={vpc.amazonaws.com/efa: 4}")["vpc.amazonaws.com/efa"] == "4"
 

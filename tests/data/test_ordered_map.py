@@ -10,7 +10,7 @@ import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.cache import Prefetcher
-from yolofleet.data.stream import ordered_map
+from yolofleet.data.loader import ordered_map
 
 
 @pytest.mark.parametrize("num_threads", [0, 1, 3])
@@ -51,7 +51,7 @@ def test_it_works_only_so_far_ahead_and_ends_its_threads() -> None:
 def test_a_thread_that_waits_does_not_keep_the_program_alive() -> None:
     code = """
 import time
-from yolofleet.data.stream import ordered_map
+from yolofleet.data.loader import ordered_map
 results = ordered_map(lambda seconds: time.sleep(seconds), [0, 60, 60], num_threads=2, ahead=2, name="x")
 next(results)
 """

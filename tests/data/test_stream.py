@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from yolofleet.core.errors import UserError
@@ -43,6 +43,21 @@ def undisturbed(shards: Path) -> dict[tuple[int, int], str]:
     return {(batch.step, batch.index): batch.digest() for batch in batches}
 
 
+def check(
+    shards: Path, undisturbed: dict[tuple[int, int], str], stops: list[int], worlds: list[int], **loader: list[object]
+) -> None:
+    """Read ten steps in parts; of each: its workers, and what makes their micro-batches."""
+    seen: dict[tuple[int, int], str] = {}
+    for part, (start, end) in enumerate(itertools.pairwise([0, *stops, 10])):
+        chosen = {name: values[part] for name, values in loader.items()}
+        for rank in range(worlds[part]):
+            owned = list(range(rank, GLOBAL // MICRO, worlds[part]))  # uneven where the world does not divide
+            for batch in taken(stream(ShardDataset(shards), **chosen), start, owned, end - start):
+                assert (batch.step, batch.index) not in seen
+                seen[batch.step, batch.index] = batch.digest()
+    assert seen == undisturbed
+
+
 @settings(max_examples=8)
 @given(
     stops=st.lists(st.integers(1, 9), max_size=3, unique=True).map(sorted),
@@ -56,16 +71,26 @@ def test_any_stops_workers_and_threads_give_the_same_batches(
     worlds: list[int],
     threads: list[int],
 ) -> None:
-    edges = [0, *stops, 10]
-    seen: dict[tuple[int, int], str] = {}
-    for part, (start, end) in enumerate(itertools.pairwise(edges)):
-        for rank in range(worlds[part]):
-            owned = list(range(rank, GLOBAL // MICRO, worlds[part]))  # uneven where the world does not divide
-            dataset = ShardDataset(shards)
-            for batch in taken(stream(dataset, num_threads=threads[part]), start, owned, end - start):
-                assert (batch.step, batch.index) not in seen
-                seen[batch.step, batch.index] = batch.digest()
-    assert seen == undisturbed
+    check(shards, undisturbed, stops, worlds, num_threads=threads)
+
+
+@pytest.mark.system
+@settings(max_examples=3, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # processes take time to start
+@given(
+    stop=st.integers(1, 9),
+    worlds=st.lists(st.integers(1, 3), min_size=2, max_size=2),
+    number=st.lists(st.integers(1, 4), min_size=2, max_size=2),
+    loaders=st.sampled_from([["processes", "processes"], ["processes", "threads"], ["threads", "processes"]]),
+)
+def test_threads_and_processes_give_the_same_batches(
+    shards: Path,
+    undisturbed: dict[tuple[int, int], str],
+    stop: int,
+    worlds: list[int],
+    number: list[int],
+    loaders: list[str],
+) -> None:
+    check(shards, undisturbed, [stop], worlds, num_threads=number, loader=loaders)
 
 
 def test_an_epoch_shows_every_sample_once(dataset: ShardDataset) -> None:

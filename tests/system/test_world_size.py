@@ -1,4 +1,4 @@
-"""One worker or two: the same images at every step, and the same weights."""
+"""One worker or two, loader threads or processes: the same images at every step, and the same weights."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def assert_same(run: Path, alone: Path) -> None:
 
 @pytest.mark.slow  # torchrun's end as Ray's do, see test_interruptions, and as one process below
 def test_two_ray_workers_end_as_one_process(shell: Shell, drawn: Path, alone: Path) -> None:
-    shell.succeed("train", str(write_job(shell.folder, drawn, **CHANGES)))
+    shell.succeed("train", str(write_job(shell.folder, drawn, **CHANGES, data__loader="processes")))
     run = shell.folder / "runs" / "small"
     assert [row["workers"] for row in rows(run / "events.jsonl") if row["kind"] == "start"] == [2]
     assert_same(run, alone)
 
 
 def test_two_torchrun_processes_end_as_one(shell: Shell, drawn: Path, alone: Path) -> None:
-    done = torchrun(2, write_job(shell.folder, drawn, **CHANGES))
+    done = torchrun(2, write_job(shell.folder, drawn, **CHANGES, data__loader="processes"))
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same(shell.folder / "runs" / "small", alone)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from yolofleet.core.errors import UserError
+from yolofleet.data.loader import choose_loader
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
@@ -19,6 +20,8 @@ STATE_COPIES = 3
 """Weights, moments and average of a checkpoint that is being uploaded, each as large as the weights."""
 THREAD_BYTES = 64 * MEBIBYTE
 """Images that a loader thread is decoding."""
+LOADER_PROCESS_BYTES = 128 * MEBIBYTE
+"""A loader process before it decodes anything."""
 AHEAD_PER_THREAD = 2
 """Micro-batches that a loader thread prepares ahead of training."""
 OBJECT_STORE_BYTES = GIBIBYTE
@@ -126,10 +129,13 @@ def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) 
 def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
     """Return the main memory of one worker: its process, prefetched images, a checkpoint, on a CPU the training."""
     image = 3 * job.data.image_size**2
-    ahead = job.data.loader_threads * AHEAD_PER_THREAD * job.micro_batch_size * image
+    number = job.data.loader_threads
+    ahead = number * AHEAD_PER_THREAD * job.micro_batch_size * image
+    processes = number if choose_loader(job.data.loader, number, job.data.image_size) == "processes" else 0
     state = STATE_COPIES * 4 * profile["parameters_training"]
     training = 0.0 if job.cluster.gpus_per_worker else profile["training_bytes"]
-    return int((PROCESS_BYTES + job.data.loader_threads * THREAD_BYTES + ahead + state + training) * HEADROOM)
+    loader = processes * LOADER_PROCESS_BYTES + number * THREAD_BYTES + ahead
+    return int((PROCESS_BYTES + loader + state + training) * HEADROOM)
 
 
 def _whole(amount: float, workers: int, key: str) -> int:

@@ -22,8 +22,8 @@ from yolofleet.data.buffers import BufferPool
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
+from yolofleet.data.loader import ordered_map
 from yolofleet.data.sample import DecodedSample, SampleError
-from yolofleet.data.stream import ordered_map
 
 RECTANGULAR_PADDING = 0.5
 """Strides added to a rectangular batch before rounding up (published)."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.augment import Augmenter
@@ -22,6 +22,9 @@ from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
 from yolofleet.data.records import LabelledImage, labelled_image
 from yolofleet.data.sample import SampleError
 from yolofleet.specs.hyperparameters import Augmentation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_SAMPLES_TRIED = 256
 
@@ -47,6 +50,23 @@ class MicroBatchPlan:
         """Position of its first sample in its lane."""
         return self.step * self.size
 
+    @property
+    def image_shape(self) -> tuple[int, int, int, int]:
+        """(B, 3, H, W) of its images."""
+        return self.size, 3, self.image_size, self.image_size
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a micro-batch holds beside its images."""
+
+    targets: NDArray[np.float32]
+    """(N, 6): image in the micro-batch, class index, centre x, centre y, width, height as shares."""
+    keys: tuple[str, ...]
+    """Key of the sample in each slot."""
+    skipped: list[tuple[str, str]]
+    """(key, reason) of samples that were replaced by another."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -64,6 +84,14 @@ class MicroBatch:
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of samples that were replaced by another."""
 
+    @staticmethod
+    def of(plan: MicroBatchPlan, images: NDArray[np.uint8], labels: Labels) -> MicroBatch:
+        """Return the micro-batch of a plan; its images are those of the array, not a copy."""
+        from torch import from_numpy  # here, because loader processes make no tensors and start four times as fast
+
+        targets = from_numpy(labels.targets)
+        return MicroBatch(plan.step, plan.index, from_numpy(images), targets, labels.keys, labels.skipped)
+
     def digest(self) -> str:
         """Return the SHA-256 of pixels and targets, in hexadecimal."""
         digest = hashlib.sha256(str((tuple(self.images.shape), tuple(self.targets.shape))).encode())
@@ -73,7 +101,7 @@ class MicroBatch:
 
 
 class MicroBatchMaker:
-    """Reads, decodes and augments micro-batches; a pure function of the plan, safe among threads."""
+    """Reads, decodes and augments micro-batches; a pure function of the plan, safe among threads, cheap to pickle."""
 
     def __init__(self, dataset: ShardDataset, order: SampleOrder, seed: int, max_pixels: int) -> None:
         self._dataset = dataset
@@ -82,8 +110,16 @@ class MicroBatchMaker:
         self._max_pixels = max_pixels
         self._buffers = BufferPool()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._dataset, self._order, self._seed, self._max_pixels)
+
     def make(self, plan: MicroBatchPlan) -> MicroBatch:
-        """Make one micro-batch.
+        """Make one micro-batch; it raises what `fill` raises."""
+        images = self._buffers.take(*plan.image_shape)
+        return MicroBatch.of(plan, images, self.fill(plan, images))
+
+    def fill(self, plan: MicroBatchPlan, images: NDArray[np.uint8]) -> Labels:
+        """Write the images of a micro-batch into an array, and return the rest of it.
 
         Raises:
             UserError: None of the next 256 samples can be used.
@@ -91,22 +127,14 @@ class MicroBatchMaker:
         """
         skipped: list[tuple[str, str]] = []
         labelled_images = self._read_images(plan, skipped)
-        side = plan.image_size
-        images = self._buffers.take(plan.size, 3, side, side)
         targets = []
-        augmenter = Augmenter(plan.augmentation, side, self._buffers)
+        augmenter = Augmenter(plan.augmentation, plan.image_size, self._buffers)
         for slot in range(plan.size):
             generator = keyed_generator(self._seed, Purpose.AUGMENTATION, plan.number + slot)
-            own = augmenter.augment(slot, labelled_images, generator, images[slot]).normalised(side)  # (n, 5)
-            targets.append(np.insert(own, 0, slot, axis=1))
-        return MicroBatch(
-            plan.step,
-            plan.index,
-            torch.from_numpy(images),
-            torch.from_numpy(np.concatenate(targets).astype(np.float32)),
-            tuple(labelled.key for labelled in labelled_images),
-            skipped,
-        )
+            own = augmenter.augment(slot, labelled_images, generator, images[slot]).normalised(plan.image_size)
+            targets.append(np.insert(own, 0, slot, axis=1))  # own: (n, 5)
+        keys = tuple(labelled.key for labelled in labelled_images)
+        return Labels(np.concatenate(targets).astype(np.float32), keys, skipped)
 
     def _read_images(self, plan: MicroBatchPlan, skipped: list[tuple[str, str]]) -> list[LabelledImage]:
         """Return an image for each slot: its own sample's, or the next good one."""

@@ -28,7 +28,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -163,6 +164,16 @@ class SampleOrder:
         self._dealt: OrderedDict[int, _Dealt] = OrderedDict()
         self._pieces: OrderedDict[tuple[int, int], _Pieces] = OrderedDict()
         self._samples: OrderedDict[tuple[int, int, int], tuple[NDArray[np.int32], NDArray[np.int32]]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        again = partial(
+            SampleOrder,
+            num_lanes=self._num_lanes,
+            deal=self._deal,
+            window_shards=self._window_shards,
+            weights=self._weights,
+        )
+        return again, (self._sizes, self._seed)
 
     def lane_length(self, lane: int) -> int:
         """Return the number of samples of a lane's part: those of one epoch of the lane."""

@@ -1,19 +1,14 @@
 """The training stream: one endless sequence of micro-batches, the same at any world size, from any step.
 
 It is a ``webdataset.DataPipeline``. In place of its shard lists, splitters and shuffles there is a source stage of our
-own, which computes the order from the step alone: micro-batch i of a step takes the next samples of lane i. The stages
-after it decode and augment, in threads (JPEG decoding, resizing and colour release the interpreter lock) and in order.
+own, which computes the order from the step alone: micro-batch i of a step takes the next samples of lane i. The last
+stage decodes and augments, in threads or in processes (`loader`), and in order.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from itertools import chain
-from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -23,14 +18,12 @@ from webdataset.pipeline import DataPipeline
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
+from yolofleet.data.loader import Loader, make_in_processes, ordered_map
 from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlan
 from yolofleet.data.order import Deal, SampleOrder, Window
 from yolofleet.specs.hyperparameters import Augmentation
 
-__all__ = ["MicroBatch", "TrainingStream", "ordered_map"]
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+__all__ = ["MicroBatch", "TrainingStream"]
 
 
 class TrainingStream:
@@ -43,9 +36,11 @@ class TrainingStream:
         global_batch_size: Samples of a step, over all workers.
         micro_batch_size: Samples that pass the network together; divides the global batch.
         augmentation: How samples are augmented, or a function of the step that returns it.
-        num_threads: Threads that make micro-batches; 0 makes them in the caller's thread.
-        prefetch: Micro-batches made ahead for each thread.
+        num_threads: Threads or processes that make micro-batches; 0 makes them in the caller's thread.
+        loader: Whether those are threads or processes.
+        prefetch: Micro-batches made ahead for each of them.
         image_size_at: The image size at a step, in place of ``image_size``.
+        largest_image_size: The largest of them; ``image_size`` unless given.
         max_pixels: Larger images are skipped.
         deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
         sample_weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once.
@@ -64,8 +59,10 @@ class TrainingStream:
         micro_batch_size: int,
         augmentation: Augmentation | Callable[[int], Augmentation],
         num_threads: int = 1,
+        loader: Loader = "threads",
         prefetch: int = 2,
         image_size_at: Callable[[int], int] | None = None,
+        largest_image_size: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         deal: Deal = "epoch",
         sample_weights: NDArray[np.float64] | None = None,
@@ -85,7 +82,9 @@ class TrainingStream:
         )
         self._image_size_at = image_size_at or (lambda step: image_size)
         self._augmentation_at = augmentation if callable(augmentation) else (lambda step: augmentation)
+        self._largest_image_size = largest_image_size or image_size
         self._num_threads = num_threads
+        self._loader = loader
         self._prefetch = prefetch
         self._maker = MicroBatchMaker(dataset, self.order, seed, max_pixels)
 
@@ -114,7 +113,7 @@ class TrainingStream:
         indices = sorted(set(owned))
         if not indices or indices[0] < 0 or indices[-1] >= self.micro_batches_per_step:
             raise UserError(f"owned micro-batches {list(owned)} are not within 0..{self.micro_batches_per_step - 1}")
-        pipeline = DataPipeline(lambda: self._plan_steps(start_step, indices), self._fetch_ahead, self._make_in_threads)
+        pipeline = DataPipeline(lambda: self._plan_steps(start_step, indices), self._fetch_ahead, self._make)
         return iter(pipeline)
 
     def _plan_steps(self, start_step: int, indices: list[int]) -> Iterator[MicroBatchPlan]:
@@ -137,61 +136,13 @@ class TrainingStream:
                 self.dataset.prefetch([shard for window in soonest_first for shard in window.shards])
             yield plan
 
-    def _make_in_threads(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatch]:
-        """Make micro-batches in threads and yield them in order."""
-        cv2.setNumThreads(1)  # these threads are the parallelism; OpenCV's own would only get in their way
+    def _make(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatch]:
+        """Make micro-batches and yield them in order."""
         ahead = self._num_threads * self._prefetch
+        if self._loader == "processes" and self._num_threads:
+            most_bytes = self.micro_batch_size * 3 * self._largest_image_size**2
+            return make_in_processes(
+                self._maker, plans, num_processes=self._num_threads, ahead=ahead, slot_bytes=most_bytes
+            )
+        cv2.setNumThreads(1)  # these threads are the parallelism; OpenCV's own would only get in their way
         return ordered_map(self._maker.make, plans, num_threads=self._num_threads, ahead=ahead, name="micro-batch")
-
-
-def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int, ahead: int, name: str
-) -> Iterator[Result]:
-    """Yield ``function(item)`` of every item, in order, computed in threads a bounded number of items ahead.
-
-    The threads are daemons: one that waits for an object store must not keep an interrupted program alive, as the
-    threads of an executor would.
-
-    Args:
-        function: Called with each item; it must be safe among threads.
-        items: Read in the caller's thread, only as far ahead as results are computed.
-        num_threads: Threads; 0 calls the function in the caller's.
-        ahead: Results that are computed before they are asked for.
-        name: Name of the threads.
-
-    Raises:
-        Exception: Whatever ``function`` raises, instead of its result.
-    """
-    if num_threads == 0:
-        yield from map(function, items)
-        return
-    tasks: queue.SimpleQueue[tuple[Item, Future[Result]] | None] = queue.SimpleQueue()
-    for number in range(num_threads):
-        threading.Thread(target=_work, args=(function, tasks), name=f"{name}-{number}", daemon=True).start()
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            future: Future[Result] = Future()
-            waiting.append(future)
-            tasks.put((item, future))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        for _ in range(num_threads):
-            tasks.put(None)
-
-
-def _work(function: Callable[[Item], Result], tasks: queue.SimpleQueue[tuple[Item, Future[Result]] | None]) -> None:
-    while (task := tasks.get()) is not None:
-        item, future = task
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            future.set_result(function(item))
-        except BaseException as error:  # raised to the caller, who waits for the result
-            future.set_exception(error)
-        del task, item, future  # keep no result alive while waiting for the next task

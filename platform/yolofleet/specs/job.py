@@ -32,7 +32,7 @@ EXECUTION_KEYS = (
     "release_onnx",
     "most_non_finite_steps",
 )
-EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
+EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader", "loader_threads", "most_skipped_share")
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
@@ -63,7 +63,10 @@ class DataSpec(Spec):
     """Shards are dealt to the micro-batches of a step once (fixed: a node reads the same part of the dataset in every
     epoch) or anew every epoch (the best shuffle). auto: fixed if a node's cache cannot hold the training set."""
     loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    """Threads that decode and augment, per worker."""
+    """Threads or processes that decode and augment, per worker."""
+    loader: Literal["threads", "processes", "auto"] = "auto"
+    """What those are: threads share the interpreter lock, processes take longer to start; 'auto' takes processes where
+    that many threads would get in each other's way."""
     max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000
     """Images with more pixels are skipped in training and in evaluation; the limit of a build by default."""
     most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1

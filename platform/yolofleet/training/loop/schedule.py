@@ -109,6 +109,11 @@ class MultiScale:
     share: float
     """How far sizes lie from the job's, as a share of it; 0 always gives the job's. Published: 0.5."""
 
+    @property
+    def limit(self) -> int:
+        """No step's size is above it."""
+        return round((1 + self.share) * self.image_size) + self.stride
+
     def at(self, step: int) -> int:
         """Return the size of a step, as published: uniform in whole pixels, then rounded down to a multiple."""
         if self.share == 0:

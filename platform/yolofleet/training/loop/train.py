@@ -21,6 +21,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import save
 from yolofleet.training.evaluation.checkpoint_evaluations import evaluation_row
+from yolofleet.training.loop.device_copy import on_device
 from yolofleet.training.loop.non_finite import NonFiniteError, roll_back
 from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips
 from yolofleet.training.loop.trainer import Trainer, build_trainer
@@ -72,14 +73,14 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
 
 def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outcome:
     run, group, data, state, milestones = trainer.run, trainer.group, trainer.data, trainer.state, trainer.milestones
-    batches = data.stream.micro_batches(state.step, list(data.owned))
+    batches = _micro_batches(trainer)
     left: str | None = None
     try:
         while state.step < milestones.num_steps and left is None:
             if (end := state.window_end(milestones.num_steps)) is not None:
                 _close(batches)
                 state.skip_to(end)
-                batches = data.stream.micro_batches(state.step, list(data.owned))
+                batches = _micro_batches(trainer)
             gradient_norm = _do_step(trainer, batches)
             left = group.leave_reason() if state.step < milestones.num_steps else None
             if milestones.logs(state.step) or trainer.guard.is_exceeded(state):
@@ -205,6 +206,12 @@ def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:
         if job.checkpoint.every_steps == 1:
             trainer.store.wait()  # stored in the background it would be a step late
     trainer.meters.pace.reset()
+
+
+def _micro_batches(trainer: Trainer) -> Iterator[MicroBatch]:
+    """Return the micro-batches of this worker, from where the run stands."""
+    batches = trainer.data.stream.micro_batches(trainer.state.step, list(trainer.data.owned))
+    return on_device(batches, trainer.group.device)
 
 
 def _close(batches: Iterator[MicroBatch]) -> None:

@@ -13,6 +13,7 @@ from yolofleet.core.text import did_you_mean
 from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.data.cache import CacheSettings
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.loader import choose_loader
 from yolofleet.data.order import Deal
 from yolofleet.data.stream import TrainingStream
 from yolofleet.data.verification import open_verified
@@ -168,7 +169,9 @@ def training_stream(
         micro_batch_size=job.micro_batch_size,
         augmentation=schedule.augmentation_at,
         num_threads=job.data.loader_threads,
+        loader=choose_loader(job.data.loader, job.data.loader_threads, job.data.image_size),
         image_size_at=sizes.at,
+        largest_image_size=sizes.limit,
         max_pixels=job.data.max_pixels,
         deal=deal or chosen_deal(job.data, dataset),
         sample_weights=weights,

@@ -26,6 +26,7 @@ from ray.train.torch import TorchConfig
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.stopping import kept_handlers
 from yolofleet.core.text import one_line
+from yolofleet.data.loader_process import LoaderProcessError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
@@ -283,6 +284,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
             return run_worker(job, group, token, evaluate_apart=config["evaluate_apart"]).left
     except LockLostError:
         raise  # the run directory is another's now, failure.json with it
+    except LoaderProcessError:
+        raise  # a restart may cure it, as it cures the loss of a worker
     except (UserError, WorkError) as error:
         # A restart would meet the same error again: the driver reads this file and starts no further one.
         document = {"user_error": isinstance(error, UserError), "message": str(error)}
