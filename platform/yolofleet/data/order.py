@@ -272,7 +272,7 @@ class SampleOrder:
         pieces = self._pieces[group, epoch]
         number = slice(int(pieces.window_pieces[window]), int(pieces.window_pieces[window + 1]))
         rows = [
-            self._drawn_rows(shard, pieces.draw_counts)[begin : begin + size]
+            self._draw_rows(shard, pieces.draw_counts)[begin : begin + size]
             for shard, begin, size in zip(
                 pieces.shards[number].tolist(),
                 pieces.begins[number].tolist(),
@@ -284,7 +284,7 @@ class SampleOrder:
         shards = np.repeat(pieces.shards[number], pieces.sizes[number])
         return shards[order].astype(np.int32), np.concatenate(rows)[order].astype(np.int32)
 
-    def _drawn_rows(self, shard: int, times: NDArray[np.int64] | None) -> NDArray[np.int64]:
+    def _draw_rows(self, shard: int, times: NDArray[np.int64] | None) -> NDArray[np.int64]:
         """Return the rows of a shard, each as often as it is drawn."""
         rows = np.arange(self._sizes[shard])
         if times is None:
