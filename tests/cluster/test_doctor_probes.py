@@ -224,7 +224,7 @@ def test_two_processes_sum_or_report_that_one_is_missing(missing: int) -> None:
     if missing:
         assert all(isinstance(answer, str) for answer in found)
     else:
-        assert all(isinstance(answer, all_reduce.Exchange) and answer.is_right for answer in found)
+        assert all(isinstance(answer, all_reduce.AllReduceResult) and answer.is_right for answer in found)
 
 
 def free_port() -> int:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ import pytest
 from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.temporary import PREFIX, remove_leftovers, temporary_folder
 from yolofleet.training.supervision.launch import termination
+
+
+@pytest.fixture(autouse=True)
+def _not_ignored() -> Iterator[None]:
+    """Let SIGHUP end this process, as in a terminal, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGHUP])
