@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from evaluation.published_tables import published_tables
+from yolofleet.evaluation.published import FIGURES
 from yolofleet.search.paper_report import paper_lines, paper_section
-from yolofleet.search.paper_table import FIGURES, PaperTable
+from yolofleet.search.paper_table import PaperTable
 from yolofleet.search.results import results_of
 from yolofleet.search.trials import Measurement, Observation, Trials
 from yolofleet.specs.search import load_search
@@ -30,7 +31,7 @@ def report_of(path: Path, measured: Measured, seeds: int = 1) -> PaperTable:
     for label in parameter.options:
         number = record.suggest(Observation({name: label}, figures)).number
         for seed in range(seeds):
-            values = {metric: measured(label, figure, seed) for figure, (_, metric) in FIGURES.items()}
+            values = {f"val_{name}": measured(label, figure, seed) for figure, (_, name) in FIGURES.items()}
             record.measure(number, Measurement(seed, 1.0, 10, values, 5.0))
         record.end(number, "completed")
     paper = results_of(spec, record).paper

@@ -17,6 +17,15 @@ from yolofleet.evaluation.scatter import Dot, Group
 
 FAMILIES = ("YOLOv7", "YOLOR", "YOLOv4", "YOLOv5", "YOLOX", "PPYOLOE")
 OTHERS = "other detectors"
+FIGURES = {
+    "ap": ("AP", "AP"),
+    "ap50": ("AP50", "AP50"),
+    "ap75": ("AP75", "AP75"),
+    "ap_small": ("APS", "AP_small"),
+    "ap_medium": ("APM", "AP_medium"),
+    "ap_large": ("APL", "AP_large"),
+}
+"""Figures that the tables print: the paper's heading, and the name in an evaluation."""
 TEXTS = ("model", "tables", "size", "gpu", "precision")
 
 
@@ -86,7 +95,7 @@ def _result(row: dict[str, str]) -> PublishedResult:
 COSTS = {
     "gflops": "GFLOPs of the deployed form",
     "parameters": "parameters of the deployed form in millions",
-    "milliseconds": "milliseconds an image, one at a time",
+    "milliseconds": "milliseconds for one image (published: on a V100 or an A100)",
 }
 """What AP is drawn against: names of the axes."""
 COLOURS = dict(

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from html import escape
 
 from yolofleet.core.text import and_more
+from yolofleet.evaluation.published import FIGURES
 from yolofleet.search.charts import order_chart
-from yolofleet.search.paper_table import FIGURES, PaperTable, Variant
+from yolofleet.search.paper_table import PaperTable, Variant
 
 LINE_LENGTH = 78
 MOST_PAIRS = 4

@@ -13,19 +13,11 @@ from dataclasses import asdict, dataclass
 from itertools import accumulate, combinations
 from typing import Any
 
+from yolofleet.evaluation.published import FIGURES
 from yolofleet.search.entry import Entry
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.search_parts import PaperRow, PaperSpec
 
-FIGURES = {
-    "ap": ("AP", "val_AP"),
-    "ap50": ("AP50", "val_AP50"),
-    "ap75": ("AP75", "val_AP75"),
-    "ap_small": ("APS", "val_AP_small"),
-    "ap_medium": ("APM", "val_AP_medium"),
-    "ap_large": ("APL", "val_AP_large"),
-}
-"""Figures that a row may have: the paper's heading, and the metric of a trial."""
 BASE = "base"
 STANDARD_ERRORS = 2.0
 
@@ -53,7 +45,7 @@ class Variant:
         return self._percent(figure, {} if self.entry is None else self.entry.spread)
 
     def _percent(self, figure: str, values: Mapping[str, float]) -> float | None:
-        value = values.get(FIGURES[figure][1])
+        value = values.get(f"val_{FIGURES[figure][1]}")
         return None if value is None or self.entry is None or not self.entry.completed else 100 * value
 
 
