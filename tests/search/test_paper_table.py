@@ -117,7 +117,7 @@ def test_a_difference_within_the_spread_of_the_seeds_ranks_nothing() -> None:
     lines = paper_lines(table)
     assert lines_below(lines, base)["±"] == ["2.0"] * 3
     text = " ".join(" ".join(lines).split())
-    assert "Here 2 of them are ranked alike, 0 the other way, and 1 are not distinguished" in text
+    assert "Here 2 of them are ranked alike, 0 the other way, and 1 not distinguished" in text
     assert "Means of 3 seeds" in text
     assert "30.0 ± 2.0" in paper_section(table)
 

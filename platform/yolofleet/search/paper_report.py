@@ -16,7 +16,7 @@ MOST_PAIRS = 4
 KINDS = {"alike": "as in the paper", "opposite": "the other way", "unclear": "not distinguished"}
 STYLE = """
 .paper td,.paper th{padding:3px 9px}.paper tbody th{text-align:left;color:var(--ink);border:0;padding-top:12px}
-.paper tbody th span{position:sticky;left:9px}.paper td{border:0}
+.paper tbody th span{position:sticky;left:6px}.paper td{border:0}
 .paper tr:last-child td{border-bottom:1px solid var(--line)}
 .paper td:first-child{color:var(--soft)}.paper td:nth-child(2),.paper th:nth-child(2){text-align:right}
 .paper .here td{font-weight:600}.paper .here td:first-child{color:var(--bar)}.paper .spread td{color:var(--soft)}
@@ -107,7 +107,7 @@ def _remarks(table: PaperTable) -> Iterator[str]:
     if (order := table.orders.get("ap")) is not None and order.num_pairs:
         yield (
             f"By AP the paper ranks {order.num_pairs} pairs of rows. Here {len(order.alike)} of them are ranked alike, "
-            f"{len(order.opposite)} the other way, and {len(order.unclear)} are not distinguished."
+            f"{len(order.opposite)} the other way, and {len(order.unclear)} not distinguished."
         )
         if order.opposite:
             pairs = [f"{worse} above {better}" for better, worse in order.opposite]
@@ -118,7 +118,7 @@ def _remarks(table: PaperTable) -> Iterator[str]:
         yield "One seed: chance and effect are not distinguished. Run the space with repeats=3 for the spread."
     else:
         yield (
-            f"Means of {table.seeds} seeds, ± their standard deviation. Two means are distinguished from twice the "
+            f"Means of {table.seeds} seeds, ± their standard deviation. Two means differ from twice the "
             "standard error of their difference on."
         )
     if table.note:
