@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from evaluation.published_tables import published_tables
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import SegmentResult, TrialSegment
@@ -177,6 +180,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_continues(make_spec_over_
 
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
+SEEDS = 3
 SMALL_TABLES = sorted(path.stem for path in SPACES.glob("table*.yaml"))
 
 
@@ -185,7 +189,7 @@ SMALL_TABLES = sorted(path.stem for path in SPACES.glob("table*.yaml"))
     "name", [*SMALL_TABLES, "compound-scaling", "hyperparameters-p5", "learning-rate", "quickstart"]
 )
 def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path, tmp_path: Path) -> None:
-    """Thin models on drawn images, two steps a trial: every row ends in the report beside the paper's."""
+    """Thin models on drawn images, a few steps a trial: every row ends in the report beside the paper's."""
     overrides = [
         f"job.data.train={shards / 'train'}",
         f"job.data.val={shards / 'val'}",
@@ -209,8 +213,7 @@ def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path
         overrides += [] if name.startswith("table5") else ["job.model.hidden_width=0.125"]
     if name == "compound-scaling":
         overrides += ["parameters.data.image_size.integer=[64, 128]", "parameters.data.image_size.step=64"]
-    if not name.startswith("table"):
-        overrides += ["budget.trials=4"]
+    overrides += [f"repeats={SEEDS}"] if name.startswith("table") else ["budget.trials=4"]
     spec = load_search(SPACES / f"{name}.yaml", overrides)
     if name.startswith("table5"):  # its rows set the size of the image themselves
         rows = {
@@ -224,10 +227,37 @@ def test_a_published_space_runs_in_the_small_to_a_report(name: str, shards: Path
     assert results.best is not None
     assert not [entry.state for entry in results.entries if entry.state.startswith("failed")]
     page = directory.storage.get("report/index.html").decode()
-    if spec.paper is not None:
-        assert all(entry.completed for entry in results.entries)
-        assert f"<h2>{spec.paper.table}</h2>" in page
+    if name.startswith("table"):
+        check_paper_table(directory, published_tables()[name.partition("-")[0]], page)
     JobSpec.parse(yaml.safe_load(directory.storage.get("best.yaml")), source="best.yaml")
+
+
+def check_paper_table(directory: SearchDirectory, printed: list[dict[str, Any]], page: str) -> None:
+    """Compare the report with the paper's table and with the record: every figure, and the mean of all seeds."""
+    table = json.loads(directory.storage.get("report/results.json"))["paper"]
+    digits = 2 if table["table"] in ("Table 4", "Table 5") else 1
+    measured: dict[int, list[dict[str, float]]] = {}
+    for row in directory.rows():
+        if row["kind"] == "measured":
+            measured.setdefault(row["trial"], []).append(row["measured"])
+    assert {len(runs) for runs in measured.values()} == {SEEDS}
+    assert sorted(row["trial"] for row in table["rows"] if row["trial"] is not None) == sorted(measured)
+    for row, expected in zip(table["rows"], printed, strict=False):  # trials without a row follow
+        assert row["paper"] == {name: value for name, value in expected.items() if name in row["paper"]}
+        cells = "".join(f"<td>{value:.{digits}f}</td>" for value in row["paper"].values())
+        assert f"<tr><td>paper</td>{cells}" in page
+    for row in table["rows"]:
+        if row["trial"] is None:
+            continue
+        runs = [run["val_AP"] for run in measured[row["trial"]]]
+        assert row["here"]["ap"] == pytest.approx(100 * sum(runs) / SEEDS)
+        assert row["spread"]["ap"] == pytest.approx(100 * statistics.stdev(runs))
+        assert f"<td>here</td><td>{row['here']['ap']:.{digits}f}</td>" in page
+        assert f"<td>±</td><td>{row['spread']['ap']:.{digits}f}</td>" in page
+    for order in table["order"].values():
+        assert {label for pairs in order.values() for pair in pairs for label in pair} <= {
+            r["label"] for r in table["rows"]
+        }
 
 
 @pytest.mark.parametrize(

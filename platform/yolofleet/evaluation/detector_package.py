@@ -124,7 +124,7 @@ def read_package(folder: Path) -> tuple[DetectorCard, Network]:
     Raises:
         DetectorError: No package, a damaged one, one of a newer format, or weights that do not fit its model.
     """
-    card = _read_card(folder)
+    card = read_card(folder)
     path = folder / WEIGHTS_NAME
     try:
         with open_regular(path, MOST_WEIGHT_BYTES) as file:
@@ -182,7 +182,12 @@ def _unreadable(path: Path, error: OSError) -> DetectorError:
     )
 
 
-def _read_card(folder: Path) -> DetectorCard:
+def read_card(folder: Path) -> DetectorCard:
+    """Read the card of a detector package alone.
+
+    Raises:
+        DetectorError: No package, a damaged card, or one of a newer format.
+    """
     path = folder / DETECTOR_CARD_NAME
     try:
         document = json.loads(read_regular(path, MOST_CARD_BYTES))

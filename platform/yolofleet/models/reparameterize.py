@@ -1,4 +1,4 @@
-"""Positions of RepConv in a model, and the placements of the paper's Tables 4 and 5.
+"""Positions of RepConv in a model: what the rows of the paper's Tables 4 and 5 differ in.
 
 The rule (paper section 4.1, Figure 4): a RepConv whose result is added to a residual or concatenated has no identity
 branch (RepConvN); elsewhere it has one where the widths allow. ``BlockBuilder.finish`` applies it to a block's graph.
@@ -11,9 +11,6 @@ against the rule, as a naive replacement would.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
 from yolofleet.specs.blocks import BlockRow, ConvRow, CspRow, DarkRow, ElanRow
@@ -22,18 +19,6 @@ from yolofleet.specs.model import ModelTable, Reparameterize
 PLAN = ("head", "first", "second", "residual")
 FORCED = ("first+identity", "second+identity", "residual+identity")
 POSITIONS = PLAN + FORCED
-
-STACKED_ELAN_PLACEMENTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "inside each stack": ("first",),
-        "at the end of each stack": ("second",),
-        "everywhere in each stack": ("first", "second"),
-        "at the end of each stack, identity kept": ("second+identity",),
-        "everywhere in each stack, identity kept": ("first+identity", "second+identity"),
-    }
-)
-"""Five placements on the 3-stacked ELAN (Table 4). The drawing of Figure 6 gives them letters a to e; which letter is
-which placement does not follow from the text, so they are named by what they do."""
 
 
 def reparameterize(table: ModelTable, choice: Reparameterize) -> ModelTable:

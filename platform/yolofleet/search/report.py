@@ -7,29 +7,37 @@ from __future__ import annotations
 
 import json
 from html import escape
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from yolofleet.core.page import render_page
-from yolofleet.search.charts import Axis, Dot, parallel_coordinates, scatter
+from yolofleet.evaluation import scatter as scatter_chart
+from yolofleet.evaluation.published import COSTS, published_groups
+from yolofleet.evaluation.scatter import Dot, Group, scatter
+from yolofleet.search import paper_report
+from yolofleet.search.charts import Axis, parallel_coordinates
 from yolofleet.search.directory import BEST_KEY, SearchDirectory
+from yolofleet.search.entry import Entry
 from yolofleet.search.history import best_first
+from yolofleet.search.paper_report import paper_section
 from yolofleet.search.pareto import front
-from yolofleet.search.results import AP, Entry, Results, entry_rows, format_value, format_values, load_results
+from yolofleet.search.results import AP, Results, entry_rows, format_value, format_values, load_results
 from yolofleet.search.space import Space
-from yolofleet.specs.yaml_document import parse_yaml, write_yaml
+from yolofleet.specs.yaml_document import write_yaml
 
 PAGE_KEY = "report/index.html"
 RESULTS_KEY = "report/results.json"
 FRONT_KEY = "report/front.json"
 PARETO_KEY = "report/pareto.svg"
 PARALLEL_KEY = "report/parallel-coordinates.html"
-MORE_STYLE = """
-.scatter{width:100%;max-width:860px}.parallel{width:100%;min-width:640px}
-.run:hover{stroke:#e4572e;stroke-width:4;stroke-opacity:1}
-td:nth-child(2),th:nth-child(2){text-align:left}tr.front td{font-weight:600}
+FRONT, OTHER, PAPER = "#3b7dd8", "#8fa3bd", "#e4572e"
+MARKS = "<p class='soft'>Discs are trials, diamonds are published: COCO val2017, trained in full.</p>"
+UNITS = {"gflops": "G", "parameters": "M", "milliseconds": "ms"}
+MORE_STYLE = f"""{scatter_chart.STYLE}{paper_report.STYLE}
+.parallel{{width:100%;min-width:640px}}
+.run:hover{{stroke:#e4572e;stroke-width:4;stroke-opacity:1}}
+td:nth-child(2),th:nth-child(2){{text-align:left}}tr.front td{{font-weight:600}}
 """
 
 
@@ -42,19 +50,19 @@ def write_report(directory: SearchDirectory) -> Results:
     results = load_results(directory)
     space = Space(results.spec, source=directory.url)
     storage = directory.storage
-    pareto = pareto_chart(results)
+    charts = cost_charts(results)
     parallel = parallel_chart(results, space)
     storage.put(RESULTS_KEY, json.dumps(results.document(), indent=1).encode())
     best = [results.entry(number) for number in results.front]
     rows = [{"trial": e.number, "values": e.values, "figures": e.figures, "measured": e.measured} for e in best]
     storage.put(FRONT_KEY, json.dumps(rows, indent=1).encode())
-    if pareto:
-        storage.put(PARETO_KEY, _standalone(pareto).encode())
+    if charts:
+        storage.put(PARETO_KEY, _standalone(charts["gflops"]).encode())
     if results.best is not None:
         storage.put(BEST_KEY, best_job(results, space).encode())
     storage.put(PARALLEL_KEY, render_page(f"{results.spec.name}: all trials", [_wide(parallel)], MORE_STYLE).encode())
     storage.put(
-        PAGE_KEY, render_page(f"Search {results.spec.name}", _sections(results, pareto, parallel), MORE_STYLE).encode()
+        PAGE_KEY, render_page(f"Search {results.spec.name}", _sections(results, charts, parallel), MORE_STYLE).encode()
     )
     return results
 
@@ -72,47 +80,56 @@ def best_job(results: Results, space: Space) -> str:
     return f"# Trial {entry.number} of search {results.spec.name}: {figures}.\n" + write_yaml(document)
 
 
-def published_points(results: Results) -> list[Dot]:
-    """Return published results for the chart: those of the space, else the paper's models."""
-    if results.spec.paper is not None:
-        rows = [row for row in results.spec.paper.rows if row.ap is not None and row.gflops is not None]
-        if rows:
-            where = results.spec.paper.table
-            return [Dot(x=row.gflops or 0, y=row.ap or 0, name=f"{row.label} ({where})") for row in rows]
-    text = resources.files("yolofleet.search").joinpath("published.yaml").read_text(encoding="utf-8")
-    models: list[dict[str, Any]] = parse_yaml(text, source="published.yaml")
-    return [
-        Dot(x=row["gflops"], y=row["ap"], name=f"{row['model']} at {row['size']} px: {row['ap']} AP, {row['gflops']} G")
-        for row in models
-    ]
+def cost_charts(results: Results) -> dict[str, str]:
+    """Return charts of AP (or the first objective) against each known cost of the trials, by the cost's name."""
+    charts = {cost: chart for cost in COSTS if (chart := _cost_chart(results, cost))}
+    if results.paper is not None and len({entry.figures.get("gflops") for entry in results.entries}) == 1:
+        return {}  # trials of one cost, such as those of an ablation, would lie above one another
+    return charts
 
 
-def pareto_chart(results: Results) -> str:
-    """Return the chart of AP (or the first objective) against GFLOPs; empty before a trial has completed."""
+def _cost_chart(results: Results, cost: str) -> str:
     metric = AP if any(AP in entry.measured for entry in results.entries) else results.spec.objectives[0].metric
     percent = metric.startswith("val_A")
     scale = 100.0 if percent else 1.0
-    done = [entry for entry in results.entries if entry.completed and entry.value(metric) is not None]
+    done = [
+        (entry, at, scale * value)
+        for entry in results.entries
+        if entry.completed and (value := entry.value(metric)) is not None and (at := _cost(entry, cost)) is not None
+    ]
     if not done:
         return ""
+    ahead = front(np.array([[value, -at] for _, at, value in done]))
+    dots: dict[bool, list[Dot]] = {True: [], False: []}
+    for (entry, at, value), leads in zip(done, ahead, strict=True):
+        name = f"trial {entry.number}: {value:.2f}, {at:.4g} {UNITS[cost]}; {format_values(entry.values)}"
+        dots[bool(leads)].append(Dot(x=at, y=value, name=name, label=str(entry.number) if leads else ""))
+    trials = [
+        Group(name="other trials", colour=OTHER, dots=dots[False]),
+        Group(name="front of the trials", colour=FRONT, dots=dots[True], line="steps"),
+    ]
+    published = _published(results, cost) if metric == AP else []
+    name = f"{metric.removeprefix('val_')}{' in percent' if percent else ''}"
+    return scatter([*published, *trials], x_name=COSTS[cost], y_name=name)
 
-    def dot(entry: Entry, label: str = "") -> Dot:
-        value = scale * (entry.value(metric) or 0.0)
-        name = f"trial {entry.number}: {value:.2f}, {entry.figures['gflops']:.4g} G; {format_values(entry.values)}"
-        return Dot(x=entry.figures["gflops"], y=value, name=name, label=label)
 
-    numbers = results.front
-    if len(results.spec.objectives) == 1:  # the chart has two axes, so it shows the front of both
-        points = np.array([[entry.value(metric) or 0.0, -entry.figures["gflops"]] for entry in done])
-        numbers = [entry.number for entry, kept in zip(done, front(points), strict=True) if kept]
-    ahead = sorted((dot(results.entry(number), str(number)) for number in numbers), key=lambda entry: entry.x)
-    return scatter(
-        [dot(entry) for entry in done],
-        ahead,
-        published_points(results) if metric == AP else [],
-        x_name="GFLOPs of the deployed form",
-        y_name=f"{metric.removeprefix('val_')}{' in percent' if percent else ''}",
-    )
+def _cost(entry: Entry, cost: str) -> float | None:
+    """Return a cost of a trial in the units of the published ones."""
+    if cost == "parameters":
+        return entry.figures["parameters"] / 1e6
+    return entry.figures.get({"milliseconds": "latency_milliseconds"}.get(cost, cost))
+
+
+def _published(results: Results, cost: str) -> list[Group]:
+    """Return the rows of the space's table, at the cost of their trial where none is printed, or else all models."""
+    if results.paper is None:
+        return published_groups(cost)
+    dots = []
+    for variant in results.paper.variants:
+        at = getattr(variant.row, cost, None) or (None if variant.entry is None else _cost(variant.entry, cost))
+        if at is not None and (value := variant.printed("ap")) is not None:
+            dots.append(Dot(x=at, y=value, name=f"{variant.label}: {results.paper.format(value)} AP, {at:.4g}"))
+    return [Group(name=f"{results.paper.table} of the paper", colour=PAPER, dots=dots, mark="diamond")]
 
 
 def parallel_chart(results: Results, space: Space) -> str:
@@ -143,7 +160,7 @@ def parallel_chart(results: Results, space: Space) -> str:
     return parallel_coordinates(axes, names, quality)
 
 
-def _sections(results: Results, pareto: str, parallel: str) -> list[str]:
+def _sections(results: Results, charts: dict[str, str], parallel: str) -> list[str]:
     spec = results.spec
     done = sum(entry.completed for entry in results.entries)
     hours = sum(entry.gpu_seconds for entry in results.entries) / 3600
@@ -163,15 +180,18 @@ def _sections(results: Results, pareto: str, parallel: str) -> list[str]:
     facts = {"wanted": wanted, "limits": limits, "algorithm": spec.algorithm.name, "scheduler": spec.scheduler.name}
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
     parts.append(f"<dl>{rows}</dl>")
-    if pareto:
-        parts.append(f"<h2>AP against cost</h2>{pareto}")
+    if results.paper is not None:
+        parts.append(paper_section(results.paper))
+    if charts:
+        drawn = "".join(f"<div>{chart}</div>" for chart in charts.values())
+        parts.append(f"<h2>AP against cost</h2>{MARKS}<div class='charts'>{drawn}</div>")
     if results.best is not None:
         job = escape(best_job(results, Space(spec, source=spec.name)))
-        parts.append(f"<h2>Best job</h2><p class='soft'>best.yaml, beside this report</p><pre>{job}</pre>")
+        summary = "<summary>best.yaml, beside this report</summary>"
+        parts.append(f"<h2>Best job</h2><details>{summary}<div class='wide'><pre>{job}</pre></div></details>")
     parts.append(f"<h2>All trials</h2>{_wide(parallel)}")
     parts.append(_importances(results))
     parts.append(f"<h2>Scaling law</h2><p>{escape(results.scaling_law.sentence())}</p>")
-    parts.append(_paper(results))
     parts.append(_trial_table(results))
     return parts
 
@@ -186,39 +206,6 @@ def _importances(results: Results) -> str:
         for entry in results.importances
     )
     return f"{heading}<table><tr><th>parameter</th><th>share of the variance</th><th>effect</th></tr>{rows}</table>"
-
-
-def _paper(results: Results) -> str:
-    """Return the table of published rows, each beside the trial of the same name."""
-    if results.spec.paper is None:
-        return ""
-    labels = {str(value): entry for entry in results.entries for value in entry.values.values()}
-    head = (
-        "<tr><th>row</th><th>AP</th><th>here</th><th>GFLOPs</th><th>here</th><th>parameters (M)</th><th>here</th></tr>"
-    )
-    rows = ""
-    for row in results.spec.paper.rows:
-        entry = labels.get(row.label)
-        measured = None if entry is None else entry.measured.get(AP)
-        known = {} if entry is None else entry.figures
-        cells = [
-            _cell(row.ap),
-            "-" if measured is None or entry is None else f"{100 * measured:.2f}{_spread(entry)}",
-            _cell(row.gflops),
-            _cell(known.get("gflops_with_bias", known.get("gflops"))),
-            _cell(row.parameters),
-            "-" if "parameters" not in known else f"{known['parameters'] / 1e6:.1f}",
-        ]
-        rows += f"<tr><td>{escape(row.label)}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-    return f"<h2>{escape(results.spec.paper.table)}</h2><div class='wide'><table>{head}{rows}</table></div>"
-
-
-def _spread(entry: Entry) -> str:
-    return f" ± {100 * entry.spread[AP]:.2f}" if AP in entry.spread else ""
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
 
 
 def _trial_table(results: Results) -> str:

@@ -6,7 +6,6 @@ lines of text here.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,48 +13,18 @@ from typing import Any
 import numpy as np
 
 from yolofleet.search.directory import SearchDirectory
-from yolofleet.search.history import Observation, best_first, objective_bounds, reference_point
+from yolofleet.search.entry import Entry, entry_of
+from yolofleet.search.history import best_first, objective_bounds, reference_point
 from yolofleet.search.importance import Importance, importances
+from yolofleet.search.paper_report import paper_lines
+from yolofleet.search.paper_table import PaperTable, compare_with_paper
 from yolofleet.search.pareto import front, hypervolume
 from yolofleet.search.scaling_law import ScalingLaw, fit_scaling_law
 from yolofleet.search.space import Space, Values
-from yolofleet.search.trials import Trial, Trials
+from yolofleet.search.trials import Trials
 from yolofleet.specs.search import SearchSpec
 
 AP = "val_AP"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One trial."""
-
-    number: int
-    values: Values
-    """Its parameters."""
-    figures: dict[str, float]
-    """Figures known before it trained."""
-    measured: dict[str, float]
-    """Means of its metrics over its runs."""
-    spread: dict[str, float]
-    """Standard deviations over its runs, where there are at least two."""
-    share: float
-    """Share of its training done."""
-    gpu_seconds: float
-    """Worker seconds spent."""
-    state: str
-    """begun, waiting, completed, stopped or failed, with the reason."""
-    runs: list[str]
-    """Names of its run directories."""
-
-    @property
-    def completed(self) -> bool:
-        """Whether it has trained to its end."""
-        return self.state == "completed"
-
-    def value(self, metric: str) -> float | None:
-        """Return a measured metric or a figure; None where there is neither."""
-        value = self.measured.get(metric)
-        return self.figures.get(metric) if value is None else value
 
 
 @dataclass(frozen=True)
@@ -77,6 +46,8 @@ class Results:
     """Importance of the parameters for the first measured objective; None with too few trials."""
     scaling_law: ScalingLaw
     """AP against training compute."""
+    paper: PaperTable | None
+    """The paper's table beside the trials, where the space names one."""
 
     def entry(self, number: int) -> Entry:
         """Return a trial."""
@@ -95,6 +66,7 @@ class Results:
             "hypervolume": self.hypervolume,
             "importances": None if self.importances is None else [asdict(entry) for entry in self.importances],
             "scaling_law": asdict(self.scaling_law),
+            "paper": None if self.paper is None else self.paper.document(),
         }
 
 
@@ -113,7 +85,7 @@ def load_results(directory: SearchDirectory) -> Results:
 def results_of(spec: SearchSpec, trials: Trials) -> Results:
     """Return the results of a record."""
     observations = {number: trial.result(spec.repeats) for number, trial in trials.trials.items()}
-    entries = [_entry(trial, observations[number], spec.repeats) for number, trial in trials.trials.items()]
+    entries = [entry_of(trial, observations[number], spec.repeats) for number, trial in trials.trials.items()]
     done = [entry for entry in entries if entry.completed]
     scored = ((entry.number, observations[entry.number].objectives(spec.objectives)) for entry in done)
     rows = {number: row for number, row in scored if row is not None}
@@ -139,24 +111,7 @@ def results_of(spec: SearchSpec, trials: Trials) -> Results:
                 if AP in entry.measured and "training_petaflops" in entry.figures
             ]
         ),
-    )
-
-
-def _entry(trial: Trial, result: Observation, repeats: int) -> Entry:
-    newest = [entry for repeat in range(repeats) if (entry := trial.at(repeat)) is not None]
-    spread = {
-        name: statistics.stdev(entry.values[name] for entry in newest) for name in result.measured if len(newest) > 1
-    }
-    return Entry(
-        number=trial.number,
-        values=result.values,
-        figures=result.figures,
-        measured=result.measured,
-        spread=spread,
-        share=result.share if result.measured else 0.0,
-        gpu_seconds=sum(entry.gpu_seconds for entry in trial.measurements),
-        state=trial.end or ("waiting" if newest else "begun"),
-        runs=[trial.run_name(repeat) for repeat in range(repeats)],
+        paper=None if spec.paper is None else compare_with_paper(spec, spec.paper, entries),
     )
 
 
@@ -195,16 +150,9 @@ def format_values(values: dict[str, object]) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows (headings first) as aligned lines; the second column, text, is aligned left."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if column == 1 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    """Return rows (headings first) as aligned lines; the last column, text, begins where its heading does."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return ["  ".join([*map(str.rjust, row, widths), row[-1]]) for row in rows]
 
 
 def entry_rows(results: Results, entries: Sequence[Entry]) -> list[list[str]]:
@@ -231,8 +179,8 @@ def summary_lines(results: Results, url: str) -> list[str]:
     done = sum(entry.completed for entry in results.entries)
     hours = sum(entry.gpu_seconds for entry in results.entries) / 3600
     lines = [
-        f"{len(results.entries)} trials, {done} trained to the end, {results.num_refused} candidates refused before "
-        f"they cost anything; {hours:.3g} worker hours"
+        f"{len(results.entries)} trials, {done} trained to the end, {results.num_refused} candidates refused; "
+        f"{hours:.3g} worker hours"
     ]
     if results.best is None:
         failed = [entry for entry in results.entries if entry.state.startswith("failed")]
@@ -240,9 +188,10 @@ def summary_lines(results: Results, url: str) -> list[str]:
     else:
         shown = results.front if len(spec.objectives) > 1 else [results.best]
         lines.append("Pareto front:" if len(spec.objectives) > 1 else "best:")
-        lines += [
-            f"  {line}" for line in format_table(entry_rows(results, [results.entry(number) for number in shown]))
-        ]
+        rows = entry_rows(results, [results.entry(number) for number in shown])
+        lines += [f"  {line}" for line in format_table([[row[0], *row[2:-2], row[1]] for row in rows])]
+    if results.paper is not None:
+        lines += ["", *paper_lines(results.paper), ""]
     if results.importances:
         ranked = ", ".join(f"{entry.parameter} {entry.share:.0%}" for entry in results.importances[:4])
         lines.append(f"what matters: {ranked}")
@@ -254,7 +203,7 @@ def summary_lines(results: Results, url: str) -> list[str]:
 
 
 def _heading(metric: str) -> str:
-    return {"parameters": "parameters (M)", "activation_bytes": "activations (GB)"}.get(metric, metric)
+    return {"parameters": "params (M)", "activation_bytes": "activations (GB)"}.get(metric, metric)
 
 
 def _format_metric(entry: Entry, metric: str) -> str:

@@ -115,16 +115,20 @@ class BudgetSpec(Spec):
 
 
 class PaperRow(Spec):
-    """A published result, drawn and listed beside the trials."""
+    """A row of a published table: AP in percent, in all and by IoU threshold and size of the objects, and its cost."""
 
     label: str
-    """Name of the row; where it is the name of a choice, the two are listed together."""
+    """Name of the row; where it is the name of a choice, the two are compared."""
     ap: float | None = None
-    """Published AP in percent."""
-    gflops: float | None = None
-    """Published FLOPs in units of 10^9."""
+    ap50: float | None = None
+    ap75: float | None = None
+    ap_small: float | None = None
+    ap_medium: float | None = None
+    ap_large: float | None = None
     parameters: float | None = None
-    """Published parameters in units of 10^6."""
+    """In units of 10^6."""
+    gflops: float | None = None
+    """In units of 10^9."""
 
 
 class PaperSpec(Spec):
@@ -132,5 +136,7 @@ class PaperSpec(Spec):
 
     table: str
     """Name of the table, as the report shows it."""
+    note: str | None = None
+    """What a reader of the comparison should know, such as what the paper leaves open."""
     rows: list[PaperRow]
     """The rows."""
