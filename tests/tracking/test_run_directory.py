@@ -215,6 +215,22 @@ def test_an_object_store_that_is_down_loses_nothing(object_storage: Any) -> None
     assert [row["step"] for row in read_rows(storage, "metrics")] == [1, 2, 3]
 
 
+def test_rows_that_come_during_a_put_wait_for_the_next_one(object_storage: Any, monkeypatch: Any) -> None:
+    writer, put = ObjectLogWriter(object_storage, "metrics"), object_storage.put
+    steps = iter(range(1, 100))
+
+    def slow(key: str, data: bytes) -> None:
+        writer.append({"step": next(steps)})  # training does not wait for it
+        put(key, data)
+
+    monkeypatch.setattr(object_storage, "put", slow)
+    writer.append({"step": 0})
+    writer.flush()
+    assert len(object_storage.put_bytes) == 1
+    writer.flush()
+    assert [row["step"] for row in read_rows(object_storage, "metrics")] == [0, 1]
+
+
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(open_storage(tmp_path))
     run.append_metrics({"step": 1})
