@@ -19,7 +19,7 @@ from typing import Any
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.storage import Storage, StorageError
 from yolofleet.storage.lock import LockLostError
-from yolofleet.tracking.json_lines import Row, decode_row, encode_row, list_parts, part_index, part_key
+from yolofleet.tracking.json_lines import PART_BYTES, Row, decode_row, encode_row, list_parts, part_index, part_key
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +31,6 @@ def always_allowed() -> None:
     """Check nothing, where no other process can know of the log."""
 
 
-PART_BYTES = 4 << 20
-"""An object part that has reached this size is closed; the next row begins a new one."""
 PUT_INTERVAL_SECONDS = 3.0
 """Pause between two puts of the last part; each is a request, and two more look whether the lock is still held."""
 NOT_WRITTEN = "rows are kept in memory until they can be written"
