@@ -12,13 +12,21 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Fault = Literal["500", "503", "403", "reset", "truncate", "stall", "wrong", "html"]
 STALL_SECONDS = 3.0
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _PAGE = b"<html><body>Please sign in to the network.</body></html>"
+
+
+class Request(NamedTuple):
+    """A request that came to a proxy: when, by `time.monotonic`, its verb (LIST for a listing), and its path."""
+
+    at: float
+    verb: str
+    path: str
 
 
 class FaultyProxy:
@@ -29,6 +37,7 @@ class FaultyProxy:
         for_ever: A fault that every further matching request meets, once the plan is empty.
         ending: What the path of a request must end with to meet a fault.
         num_matched: Matching requests so far.
+        requests: All requests so far.
         ignores_conditions: Whether conditional writes overwrite all the same, as some servers do.
     """
 
@@ -37,6 +46,7 @@ class FaultyProxy:
         self.for_ever: Fault | None = None
         self.ending = ".tar"
         self.num_matched = 0
+        self.requests: list[Request] = []
         self.ignores_conditions = False
         self._lock = threading.Lock()
         proxy = self
@@ -50,6 +60,8 @@ class FaultyProxy:
             def pass_on(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
+                verb = "LIST" if "list-type=" in self.path else self.command
+                proxy.requests.append(Request(time.monotonic(), verb, self.path))
                 fault = proxy.next_fault(self.path)
                 if fault == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

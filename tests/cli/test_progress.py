@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import json
 import time
+from collections import deque
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from yolofleet.cli.progress import POLL_SECONDS, _Lines, format_row, is_shown, watch_run
+from yolofleet.cli.progress import _Lines, format_row, is_shown, show_run
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 
@@ -17,18 +18,26 @@ def test_counts_of_skipped_samples_are_no_step() -> None:
         assert is_shown(row) and format_row(row)
 
 
-def test_an_event_that_arrives_after_a_later_one_is_shown_too(
+def test_rows_and_problems_are_shown_as_they_arrive_and_the_last_ones_at_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = RunDirectory(open_storage(tmp_path))
-    with watch_run(run, 10, 0):
+    rows: deque[dict[str, Any]] = deque()
+    with RunDirectory(open_storage(tmp_path), on_row=rows.append) as run, show_run(rows, 10, 0):
+        run.append_event("start", step=0, workers=2)
         run.append_event("waiting", reason="for nodes")
-        run.flush()
-        time.sleep(2 * POLL_SECONDS)
-        late = {"time": "2020-01-01T00:00:00.000Z", "kind": "waiting", "reason": "for the weather"}
-        run.storage.put("events.driver.jsonl", json.dumps(late).encode() + b"\n")
-    run.close()
-    assert capsys.readouterr().err.splitlines() == ["for nodes", "for the weather"]
+        end = time.monotonic() + 30
+        while rows and time.monotonic() < end:  # a thread takes and shows them
+            time.sleep(0.01)
+        assert not rows
+        run.append_event("checkpoint", step=3, seconds=0.1)
+        run.append_event("start", step=3, workers=1)
+        run.append_event("failed", reason="is said by the command itself")
+        run.append_metrics({"step": 10, "val_AP50": 0.5, "val_AP": 0.25})
+    assert capsys.readouterr().err.splitlines() == [
+        "for nodes",
+        "the workers started again from step 3 with 1 workers",
+        "step 10: validation AP50 0.5000, AP 0.2500",
+    ]
 
 
 def test_a_restart_does_not_change_the_time_left(

@@ -9,13 +9,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from faulty_s3 import faulty_s3
 from yolofleet.storage import Storage, open_storage
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.lock import Fence, Lock, LockHeldError, LockLostError, hold
@@ -28,39 +26,6 @@ hold(open_storage(sys.argv[1]))
 print("held", flush=True)
 time.sleep(100)
 """
-
-
-@pytest.fixture(params=["file", "s3", "s3 without conditions"])
-def storage(request, tmp_path: Path, monkeypatch) -> Iterator[Storage]:
-    if request.param == "file":
-        yield open_storage(tmp_path / "run")
-        return
-    import boto3
-
-    with faulty_s3() as proxy:
-        for name, value in {
-            "AWS_ENDPOINT_URL": proxy.url,
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        from yolofleet.storage.s3 import S3Storage, _s3_client
-
-        _s3_client.cache_clear()
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        if "without" in request.param:
-
-            def put_anyway(self: Storage, key: str, data: bytes) -> bool:
-                if self.exists(key):
-                    return False
-                self.put(key, data)
-                return True
-
-            monkeypatch.setattr(S3Storage, "put_if_absent", put_anyway)
-        yield open_storage("s3://bucket/run")
-        _s3_client.cache_clear()
 
 
 def from_elsewhere(storage: Storage, **changes: Any) -> None:
@@ -133,17 +98,19 @@ def test_the_silent_holder_of_another_host_is_succeeded_after_its_lease(tmp_path
     assert json.loads(storage.get("lock/00000002.json"))["released"]
 
 
-def test_waiting_for_a_lease_lists_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_waiting_for_a_lease_and_checking_it_list_and_look_up_nothing(tmp_path: Path, monkeypatch) -> None:
     storage = open_storage(tmp_path)
     hold(storage)._renewals.close()
     from_elsewhere(storage, lease_seconds=0.5)
-    listed: list[str] = []
-    list_all = FileStorage.list
-    monkeypatch.setattr(FileStorage, "list", lambda self, prefix="": listed.append(prefix) or list_all(self, prefix))
+    asked: list[str] = []
+    list_all, look_up = FileStorage.list, FileStorage.size_bytes
+    monkeypatch.setattr(FileStorage, "list", lambda self, prefix="": asked.append(prefix) or list_all(self, prefix))
+    monkeypatch.setattr(FileStorage, "size_bytes", lambda self, key: asked.append(key) or look_up(self, key))
     with hold(storage, notify=lambda line: None) as lock:
-        assert len(listed) == 2  # before and after the wait
+        assert len(asked) == 2  # before and after the wait
         lock.fence.check()
-        assert len(listed) == 2
+        lock._renew()
+        assert len(asked) == 2
 
 
 def test_waiting_for_a_lease_pauses_between_two_looks(tmp_path: Path, monkeypatch) -> None:

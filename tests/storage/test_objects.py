@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.storage import ObjectNotFoundError, StorageError, check_key, open_storage
+from yolofleet.storage import ObjectNotFoundError, Storage, StorageError, check_key, open_storage
 
 
 def test_objects_are_written_listed_read_and_deleted(tmp_path: Path) -> None:
@@ -26,6 +26,19 @@ def test_objects_are_written_listed_read_and_deleted(tmp_path: Path) -> None:
     storage.delete_prefix("b/")
     assert [entry.key for entry in storage.list()] == ["a"]
     assert not (tmp_path / "root" / "b").exists()
+
+
+def test_an_object_is_read_from_any_byte_to_its_end(storage: Storage) -> None:
+    storage.put("rows", b"0123456789")
+    assert [storage.get_from("rows", start) for start in (0, 4, 9, 10, 12)] == [
+        b"0123456789",
+        b"456789",
+        b"9",
+        b"",
+        b"",
+    ]
+    with pytest.raises(ObjectNotFoundError):
+        storage.get_from("nothing", 3)
 
 
 def test_an_object_is_written_once_only_where_asked(tmp_path: Path) -> None:

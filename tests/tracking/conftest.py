@@ -13,7 +13,7 @@ from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageE
 
 
 class MemoryStorage(Storage):
-    """An object store in memory that can be switched off and counts what it is sent."""
+    """An object store in memory that can be switched off and knows what it was asked."""
 
     def __init__(self, objects: dict[str, bytes] | None = None, prefix: str = "") -> None:
         super().__init__()
@@ -22,6 +22,7 @@ class MemoryStorage(Storage):
         self.url = f"memory://{prefix}"
         self.down = False
         self.put_bytes: list[int] = []
+        self.requests: list[str] = []
 
     def _name(self, key: str) -> str:
         if self.down:
@@ -29,6 +30,7 @@ class MemoryStorage(Storage):
         return f"{self.prefix}{key}"
 
     def get(self, key: str) -> bytes:
+        self.requests.append(f"GET {key}")
         try:
             return self.objects[self._name(key)]
         except KeyError:
@@ -49,6 +51,7 @@ class MemoryStorage(Storage):
         return self.objects.setdefault(self._name(key), data) is data
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
+        self.requests.append(f"LIST {prefix}")
         start = self._name(prefix)
         names = sorted(name for name in self.objects if name.startswith(start))
         return [ObjectInfo(name.removeprefix(self.prefix), len(self.objects[name])) for name in names]
@@ -74,5 +77,5 @@ def new_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
 
 @pytest.fixture
 def object_storage() -> MemoryStorage:
-    """An object store that can be switched off (``down``) and counts what it is sent (``put_bytes``)."""
+    """An object store that can be switched off (``down``) and knows its puts (``put_bytes``) and ``requests``."""
     return MemoryStorage()

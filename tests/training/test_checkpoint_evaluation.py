@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
+from yolofleet.storage.local import FileStorage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
@@ -132,6 +133,21 @@ def test_the_last_of_many_checkpoints_is_evaluated_and_the_disk_stays_small(tmp_
     assert seen == sorted(seen) and seen[0] == 1 and seen[-1] == 29
     run.evaluator(evaluate_step).evaluate_all()
     assert len(seen) == len(set(seen)), "no checkpoint is evaluated twice"
+
+
+def test_a_checkpoint_costs_one_listing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, keep=2)
+    run.save(1)
+    run.evaluator(lambda step: {"AP": 0.5}).evaluate_all()
+    run.save(2, evaluate_later=False)
+    run.save(3, evaluate_later=False)
+    listed: list[str] = []
+    list_all = FileStorage.list
+    monkeypatch.setattr(FileStorage, "list", lambda self, prefix="": listed.append(prefix) or list_all(self, prefix))
+    run.save(4)
+    assert listed == ["step-"]
+    monkeypatch.undo()
+    assert run.store.steps() == [1, 3, 4], "the best, and the newest two"
 
 
 def test_a_failure_is_tried_again_and_then_left_with_an_event(tmp_path: Path) -> None:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+from yolofleet.tracking.json_lines import Row
+from yolofleet.training.loop.worker_group import WorkerProgress
 from yolofleet.training.supervision.heartbeats import (
     HeartbeatBoard,
     StallWarning,
     WorkerStatus,
     newest_progress,
+    report_heartbeats,
     silent_workers,
 )
 
@@ -62,6 +71,37 @@ def test_a_request_to_leave_reaches_everyone_of_the_group_and_no_other() -> None
     assert board.report(worker(0)) == "another group has replaced it"
     assert board.report(replace(worker(0), group="second")) is None
     assert len(board.workers()[1]) == 1
+
+
+def test_rows_reach_the_driver_once_and_in_order_however_many_heartbeats_fail(monkeypatch: Any) -> None:
+    """A fake of Ray at the process's edge: an actor's method is called, or its answer does not come."""
+    board, num_calls = HeartbeatBoard(), itertools.count()
+    board.begin("first")
+
+    def get(answer: WorkerStatus, timeout: float) -> str | None:
+        if next(num_calls) % 3:
+            raise TimeoutError
+        return board.report(answer)
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=get))
+    monkeypatch.setattr("yolofleet.training.supervision.heartbeats.REPORT_SECONDS", 0.002)
+    progress = WorkerProgress()
+    handle = SimpleNamespace(report=SimpleNamespace(remote=lambda status: status))
+    taken: list[Row] = []
+    with report_heartbeats(handle, worker(0), progress, torch.device("cpu")):
+        for step in range(200):
+            progress.report({"step": step})
+            progress.report({"kind": "checkpoint", "step": step})
+            time.sleep(0.001)
+            if step % 7 == 0:
+                taken += board.take_rows()
+    while progress.unsent:  # the heartbeat at the end may have failed, too
+        with report_heartbeats(handle, worker(0), progress, torch.device("cpu")):
+            pass
+    taken += board.take_rows()
+    assert [row["step"] for row in taken] == [step for step in range(200) for _ in range(2)]
+    assert board.take_rows() == [] and progress.metrics == {"step": 199}
+    assert board.workers()[1][0].rows == (), "they are kept once"
 
 
 class Watched:

@@ -1,14 +1,14 @@
 """Progress on stderr: a bar where there is a terminal, a plain line every ten seconds elsewhere.
 
-`show_progress` counts the work of this process. `watch_run` reads nothing but a run directory, so it shows a run of
-this process, of Ray, or of another host in the same way.
+`show_progress` counts the work of this process. `show_run` shows the rows and events of a run that reach this process
+in memory: from its own threads, and from workers of Ray with their heartbeats. It asks no storage.
 """
 
 from __future__ import annotations
 
-import json
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,9 +20,7 @@ from yolofleet.core.terminal import is_terminal, note, printable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from yolofleet.tracking.run_directory import RunDirectory
-
-POLL_SECONDS = 0.5
+REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
 
 
@@ -70,53 +68,42 @@ class _PlainProgress:
 
 
 @contextmanager
-def watch_run(run: RunDirectory, num_steps: int, done_steps: int) -> Iterator[None]:
-    """Show the run's new rows and events on stderr for the length of a with block."""
-    _, cursors = run.new_metrics({})
-    events = _NewEvents(run)
+def show_run(rows: deque[dict[str, Any]], num_steps: int, done_steps: int) -> Iterator[None]:
+    """Show a run on stderr for the length of a with block.
+
+    Args:
+        rows: Where its rows and events arrive. A thread takes them from there: no one who trains waits for a terminal.
+        num_steps: Steps of the whole run.
+        done_steps: Those that are done.
+    """
     display: _Bar | _Lines = _Bar(num_steps, done_steps) if is_terminal() else _Lines(num_steps)
+    problems = _Problems()
 
-    def poll() -> None:
-        nonlocal cursors
-        try:
-            rows, cursors = run.new_metrics(cursors)
-            rows += events.rows()
-        except Exception as error:  # the display must never end a run
-            rows = [{"problem": f"the run directory cannot be read: {error}"}]
-        for row in filter(is_shown, rows):
-            display.show(row)
+    def refresh() -> None:
+        while rows:
+            row = rows.popleft()
+            if "kind" in row:
+                row = {"problem": problems.format(row)}
+            if is_shown(row):
+                display.show(row)
 
+    warning = "the progress cannot be shown"  # it must never end a run
     try:
-        with BackgroundLoop(
-            poll, seconds=POLL_SECONDS, name="progress", warning="the progress cannot be shown", at_once=True
-        ):
+        with BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="progress", warning=warning):
             yield
     finally:
-        poll()
+        refresh()
         display.close()
 
 
-class _NewEvents:
-    """The events that a run gets while it is watched."""
+class _Problems:
+    """The events of a run that a user should know of."""
 
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-        self._seen = {_identity(event) for event in run.events()}
-        self._size_bytes = run.events_size_bytes()
+    def __init__(self) -> None:
         self._started = False
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the events since the last call that a user should know of, as rows with a ``problem``."""
-        size_bytes = self._run.events_size_bytes()
-        if size_bytes == self._size_bytes:
-            return []
-        self._size_bytes = size_bytes
-        # Each source's log arrives when it can, so new events need not be the last ones.
-        events = [event for event in self._run.events() if _identity(event) not in self._seen]
-        self._seen.update(map(_identity, events))
-        return [{"problem": text} for event in events if (text := self._format(event)) is not None]
-
-    def _format(self, event: dict[str, Any]) -> str | None:
+    def format(self, event: dict[str, Any]) -> str | None:
+        """Return an event as a line; None for one that is not shown."""
         from yolofleet.tracking.goodput import format_event
 
         kind = event.get("kind")
@@ -132,13 +119,11 @@ class _NewEvents:
         return None
 
 
-def _identity(event: dict[str, Any]) -> str:
-    return json.dumps(event, sort_keys=True)
-
-
 def is_shown(row: dict[str, Any]) -> bool:
     """Return whether a row holds a step, an evaluation or a problem, and not counts alone (skipped samples)."""
-    return not row.keys().isdisjoint(("loss", "val_AP", "problem", "non_finite_steps"))
+    if "problem" in row:
+        return row["problem"] is not None
+    return not row.keys().isdisjoint(("loss", "val_AP", "non_finite_steps"))
 
 
 def format_row(row: dict[str, Any]) -> str:

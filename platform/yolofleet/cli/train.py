@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import FencingToken
+    from yolofleet.tracking.json_lines import Row
+    from yolofleet.tracking.run_directory import OnRow
     from yolofleet.training.setup.preflight import Readiness
+
+MOST_ROWS_WAITING = 1000
+"""Rows that wait to be shown; the oldest are left out where a terminal is stopped for long."""
 
 
 def train(
@@ -58,15 +64,18 @@ def _finish_run(
     ready = check_job(spec, lambda uri: resolve_weights(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
-    with _mirrored(spec, ready, tracking_uri, token):
+    rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
+    with _mirrored(spec, ready, tracking_uri, token, rows.append):
         if not ready.finished:
-            _run(spec, launcher, ready, token, verbose)
+            _run(spec, launcher, ready, token, verbose, rows)
         record = release(spec, ready, _find_registry(spec, ready, tracking_uri))
     return record, "done"
 
 
 @contextmanager
-def _mirrored(spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: FencingToken) -> Iterator[None]:
+def _mirrored(
+    spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: FencingToken, on_row: OnRow
+) -> Iterator[None]:
     """Copy the run to MLflow for the length of a with block."""
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.tracking.run_directory import RunDirectory
@@ -75,7 +84,7 @@ def _mirrored(spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: 
         yield
         return
     # A log of its own: the driver of the workers writes another at the same time.
-    mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token)
+    mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token, on_row=on_row)
     mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment, on_event=mirror_log.append_event)
     mirror.start()
     try:
@@ -115,8 +124,8 @@ def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) ->
     return tracking_uri
 
 
-def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, verbose: bool) -> None:
-    from yolofleet.cli.progress import watch_run
+def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, verbose: bool, rows: deque[Row]) -> None:
+    from yolofleet.cli.progress import show_run
 
     if ready.done_steps:
         note(f"resuming from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}")
@@ -126,15 +135,15 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, ve
         note(f"training {ready.num_steps} steps: {ready.run.url}")
         for line in ready.notes:
             note(f"  {line}")
-    with watch_run(ready.run, ready.num_steps, ready.done_steps), _record_failure(spec, token):
+    with show_run(rows, ready.num_steps, ready.done_steps), _record_failure(spec, token):
         if launcher == "ray":
             from yolofleet.training.supervision.launch import run_on_ray
 
-            run_on_ray(spec, token, show_worker_output=verbose)
+            run_on_ray(spec, token, on_row=rows.append, show_worker_output=verbose)
         else:
             from yolofleet.training.supervision.worker import run_in_process
 
-            run_in_process(spec, token)
+            run_in_process(spec, token, on_row=rows.append)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from yolofleet.search.engine import SegmentResult, TrialSegment
     from yolofleet.search.session import SearchSession
     from yolofleet.search.trials import Trials
+    from yolofleet.tracking.json_lines import Row
+    from yolofleet.tracking.log_reader import LogReader
 
 REFRESH_SECONDS = 1.0
 MOST_ROWS = 16
@@ -32,6 +34,7 @@ def watch_search(session: SearchSession, directory: SearchDirectory, trials: Tri
     from rich.live import Live
 
     running: dict[int, TrialSegment] = {}
+    shares = _Shares(directory)
 
     def on_segment(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
         if kind == "begin":
@@ -42,7 +45,7 @@ def watch_search(session: SearchSession, directory: SearchDirectory, trials: Tri
     with Live(console=Console(stderr=True), refresh_per_second=2) as live:
 
         def refresh() -> None:
-            live.update(_table(session, directory, trials, dict(running)))
+            live.update(_table(session, shares, trials, dict(running)))
 
         try:
             with BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="search-table", warning="no table can be shown"):
@@ -80,7 +83,7 @@ def _print_event(
     )
 
 
-def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, running: dict[int, TrialSegment]) -> Any:
+def _table(session: SearchSession, shares: _Shares, trials: Trials, running: dict[int, TrialSegment]) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
@@ -106,7 +109,7 @@ def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, r
         result = results[trial.number]
         values = [result.value(metric) for metric in shown_metrics]
         state = trial.end or ("running" if trial.number in running else "waiting")
-        share = _share(directory, trial, running) if trial.number in running else result.share
+        share = shares.of(running[trial.number].run_name) if trial.number in running else result.share
         table.add_row(
             str(trial.number),
             escape(printable(format_values(trial.values))),
@@ -117,9 +120,21 @@ def _table(session: SearchSession, directory: SearchDirectory, trials: Trials, r
     return table
 
 
-def _share(directory: SearchDirectory, trial: Any, running: dict[int, TrialSegment]) -> float:
-    """Return the share of its steps that a running trial has done, by its run directory."""
-    run = directory.trial(running[trial.number].run_name)
-    total = next((int(event["num_steps"]) for event in reversed(run.events()) if "num_steps" in event), 0)
-    rows = run.metrics()
-    return int(rows[-1]["step"]) / total if rows and total else 0.0
+class _Shares:
+    """How far running trials are, by their run directories."""
+
+    def __init__(self, directory: SearchDirectory) -> None:
+        self._directory = directory
+        self._readers: dict[str, LogReader] = {}
+        self._newest: dict[str, Row] = {}
+
+    def of(self, run_name: str) -> float:
+        """Return the share of its steps that a trial's run has done, as far as it is known."""
+        from yolofleet.tracking.run_directory import EVENTS, METRICS
+
+        if run_name not in self._readers:
+            self._readers[run_name] = self._directory.trial(run_name).reader(EVENTS, METRICS)
+        newest = self._newest.setdefault(run_name, {})
+        for row in self._readers[run_name].new_rows(only_due=True):
+            newest |= {key: row[key] for key in ("step", "num_steps") if key in row}
+        return int(newest.get("step", 0)) / int(newest["num_steps"]) if newest.get("num_steps") else 0.0

@@ -40,8 +40,12 @@ class FileStorage(Storage):
         return self._path(key)
 
     def get(self, key: str) -> bytes:
+        return self.get_from(key, 0)
+
+    def get_from(self, key: str, start: int) -> bytes:
         def read(path: Path) -> bytes:
             with _open(path) as source:
+                source.seek(start)
                 return source.read()
 
         return _guard_file(self._path(key), read)

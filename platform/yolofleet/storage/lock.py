@@ -122,7 +122,7 @@ def newest_record(storage: Storage) -> LockRecord | None:
 def record_if_newest(storage: Storage, token: FencingToken) -> LockRecord | None:
     """Return the record of a token's holder; None once another holds the lock. It lists nothing."""
     record = read_record(storage, token.number)
-    if record is None or record.mark != token.mark or storage.exists(record_key(token.number + 1)):
+    if record is None or record.mark != token.mark or read_record(storage, token.number + 1) is not None:
         return None
     return record
 

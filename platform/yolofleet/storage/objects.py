@@ -131,6 +131,10 @@ class Storage(ABC):
     def get_range(self, key: str, start: int, length: int) -> bytes:
         """Return exactly ``length`` bytes from ``start``; a shorter object is an error."""
 
+    def get_from(self, key: str, start: int) -> bytes:
+        """Return the object from byte ``start`` to its end; nothing where it ends before."""
+        return self.get(key)[start:]
+
     @abstractmethod
     def open_stream(self, key: str) -> BufferedReader:
         """Open the object for one sequential read; a broken connection is resumed where it stopped."""

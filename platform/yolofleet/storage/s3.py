@@ -32,6 +32,7 @@ from yolofleet.storage.objects import (
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
+RANGE_NOT_SATISFIABLE = 416
 
 
 class S3Storage(Storage):
@@ -110,8 +111,19 @@ class S3Storage(Storage):
         return StorageError(f"{where}: {what} failed: {type(error).__name__}: {error}")
 
     def get(self, key: str) -> bytes:
+        return self.get_from(key, 0)
+
+    def get_from(self, key: str, start: int) -> bytes:
+        from botocore.exceptions import ClientError
+
         def read(client: Any) -> bytes:
-            answer = client.get_object(Bucket=self.bucket, Key=self._name(key))
+            span = {"Range": f"bytes={start}-"} if start else {}
+            try:
+                answer = client.get_object(Bucket=self.bucket, Key=self._name(key), **span)
+            except ClientError as error:
+                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == RANGE_NOT_SATISFIABLE:
+                    return b""
+                raise
             return bytes(answer["Body"].read())
 
         return self._call("reading", key, read)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -22,6 +22,8 @@ from yolofleet.storage import ObjectNotFoundError, Storage
 
 Row = dict[str, Any]
 
+PART_BYTES = 4 << 20
+"""An object part that has reached this size is full; the next row begins a new one."""
 PART_KEY = re.compile(r"(.+?)(-\d{5,})?\.jsonl")
 """The name of a log, and the number of the part from the second one on."""
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -105,11 +107,12 @@ def part_index(name: str, part: Part) -> int:
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far a log has been read: the bytes before it, and the last line among them.
+    """How far a log has been read: the part, the bytes before the cursor in it, and the last line among them.
 
     The line shows on the next read whether the log was truncated and rewritten in between.
     """
 
+    part: int = 0
     offset_bytes: int = 0
     last_line: bytes = b""
 
@@ -124,15 +127,39 @@ def read_rows(storage: Storage, name: str) -> list[Row]:
 
 
 def read_new_rows(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], Cursor]:
-    """Return the rows after ``cursor`` and the cursor behind them; from the start if the log was truncated since."""
+    """Return the rows after ``cursor`` and the cursor behind them; from the start if the log was truncated since.
+
+    Nothing is listed. A read asks for the rest of the part that the cursor is in, and for the next part where there
+    may be one: from the start every part is asked for until one is missing, and later only behind one that is full.
+    """
+    from_start = cursor == Cursor()
+    found = _read_part(storage, name, cursor)
+    if found is None:
+        return ([], cursor) if from_start else read_new_rows(storage, name, Cursor())
+    rows: list[Row] = []
+    while found is not None:
+        new, end, size_bytes = found
+        rows += new
+        cursor = end if end.offset_bytes else cursor
+        is_last = not from_start and size_bytes < PART_BYTES
+        found = None if is_last else _read_part(storage, name, Cursor(end.part + 1))
+    return rows, cursor
+
+
+def _read_part(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], Cursor, int] | None:
+    """Return a part's rows after the cursor, the cursor behind them, and its size; None where the cursor is not in it.
+
+    Raises:
+        CorruptLogError: A line is not a row although rows follow it.
+    """
+    key, start = part_key(name, cursor.part), cursor.offset_bytes - len(cursor.last_line)
     try:
-        parts = list_parts(storage, name)
-        if not _still_holds(storage, parts, cursor):
-            cursor = Cursor()
-        data = _read_from(storage, parts, cursor.offset_bytes)
-    except ObjectNotFoundError:  # rewritten while being read; the next read sees the new log
-        return [], Cursor()
-    lines = data.split(b"\n")[:-1]  # a row is complete with its newline
+        data = storage.get_from(key, start)
+    except ObjectNotFoundError:
+        return None
+    if not data.startswith(cursor.last_line):
+        return None
+    lines = data[len(cursor.last_line) :].split(b"\n")[:-1]  # a row is complete with its newline
     rows = [decode_row(line) for line in lines]
     while rows and rows[-1] is None:  # a lost disk cache leaves zeros and halves of lines
         rows.pop()
@@ -141,33 +168,9 @@ def read_new_rows(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row
         if row is None:
             where = cursor.offset_bytes + sum(len(line) + 1 for line in lines[:position])
             raise CorruptLogError(
-                f"{storage.url}/{name}.jsonl: the line at byte {where} is not a JSON row: {lines[position][:80]!r}; "
+                f"{storage.url}/{key}: the line at byte {where} is not a JSON row: {lines[position][:80]!r}; "
                 "rows follow it, so it was not an interrupted write: repair or remove the line"
             )
-    if not lines:
-        return [], cursor
-    end = cursor.offset_bytes + sum(len(line) + 1 for line in lines)
-    return [row for row in rows if row is not None], Cursor(end, lines[-1] + b"\n")
-
-
-def _still_holds(storage: Storage, parts: list[Part], cursor: Cursor) -> bool:
-    start = cursor.offset_bytes - len(cursor.last_line)
-    if cursor.offset_bytes > sum(part.size_bytes for part in parts):
-        return False
-    return _read_from(storage, parts, start, len(cursor.last_line)) == cursor.last_line
-
-
-def _read_from(storage: Storage, parts: list[Part], offset_bytes: int, length: int | None = None) -> bytes:
-    """Return ``length`` bytes (default: all) from ``offset_bytes`` of the chain of parts."""
-    return b"".join(_pieces(storage, parts, offset_bytes, length))
-
-
-def _pieces(storage: Storage, parts: list[Part], offset_bytes: int, length: int | None) -> Iterator[bytes]:
-    total = sum(part.size_bytes for part in parts)
-    end_bytes = total if length is None else min(total, offset_bytes + length)
-    begin = 0
-    for part in parts:
-        first, last = max(begin, offset_bytes), min(begin + part.size_bytes, end_bytes)
-        if first < last:
-            yield storage.get_range(part.key, first - begin, last - first)
-        begin += part.size_bytes
+    if lines:
+        cursor = Cursor(cursor.part, cursor.offset_bytes + sum(len(line) + 1 for line in lines), lines[-1] + b"\n")
+    return [row for row in rows if row is not None], cursor, start + len(data)

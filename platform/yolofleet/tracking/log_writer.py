@@ -19,7 +19,7 @@ from typing import Any
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.storage import Storage, StorageError
 from yolofleet.storage.lock import LockLostError
-from yolofleet.tracking.json_lines import Row, decode_row, encode_row, list_parts, part_index, part_key
+from yolofleet.tracking.json_lines import PART_BYTES, Row, decode_row, encode_row, list_parts, part_index, part_key
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +31,8 @@ def always_allowed() -> None:
     """Check nothing, where no other process can know of the log."""
 
 
-PART_BYTES = 4 << 20
-"""An object part that has reached this size is closed; the next row begins a new one."""
 PUT_INTERVAL_SECONDS = 3.0
-"""Pause between two puts of the last part."""
+"""Pause between two puts of the last part; each is a request, and two more look whether the lock is still held."""
 NOT_WRITTEN = "rows are kept in memory until they can be written"
 
 
@@ -62,11 +60,18 @@ class LogWriter(ABC):
         """Flush and release what is held."""
 
 
-def open_log(storage: Storage, name: str, check_lock: CheckLock = always_allowed) -> LogWriter:
+def open_log(
+    storage: Storage,
+    name: str,
+    check_lock: CheckLock = always_allowed,
+    *,
+    put_interval_seconds: float = PUT_INTERVAL_SECONDS,
+) -> LogWriter:
     """Open the log ``name`` for writing; an unfinished last line is removed."""
     check_lock()
-    on_disk = storage.local_path(part_key(name, 0)) is not None
-    return FileLogWriter(storage, name, check_lock) if on_disk else ObjectLogWriter(storage, name, check_lock)
+    if storage.local_path(part_key(name, 0)) is not None:
+        return FileLogWriter(storage, name, check_lock)
+    return ObjectLogWriter(storage, name, check_lock, put_interval_seconds=put_interval_seconds)
 
 
 def truncate_parts(storage: Storage, name: str, keep: Callable[[Row], bool]) -> None:
@@ -228,15 +233,15 @@ class ObjectLogWriter(LogWriter):
             raise EndLoop from error
 
     def _put_pending(self) -> None:
+        """Put the rows that wait now; those that come meanwhile wait for the next put."""
         with self._put_lock:
-            while True:
+            num_left = len(self._pending)
+            while num_left:
                 with self._lock:
-                    if not self._pending:
-                        return
                     if len(self._part) >= self._part_bytes:
                         self._part_index, self._part = self._part_index + 1, b""
                     taken, size_bytes = 0, len(self._part)
-                    while taken < len(self._pending) and size_bytes < self._part_bytes:
+                    while taken < num_left and size_bytes < self._part_bytes:
                         size_bytes += len(self._pending[taken])
                         taken += 1
                     grown = self._part + b"".join(self._pending[:taken])
@@ -245,6 +250,7 @@ class ObjectLogWriter(LogWriter):
                 with self._lock:
                     self._part = grown
                     del self._pending[:taken]
+                num_left -= taken
 
     def flush(self) -> None:
         """Put the rows that wait."""

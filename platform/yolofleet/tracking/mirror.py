@@ -38,7 +38,7 @@ class BackgroundSync:
     """Keeps MLflow synchronised with a directory in the background.
 
     Args:
-        sync: Makes one pass; raises where MLflow does not answer.
+        sync: Makes one pass, over everything or over what may have changed; raises where MLflow does not answer.
         source: The directory's URL.
         tracking_uri: The MLflow server or database.
         unaffected: What does not wait for MLflow: "training", "the search".
@@ -48,7 +48,7 @@ class BackgroundSync:
 
     def __init__(
         self,
-        sync: Callable[[], object],
+        sync: Callable[[bool], object],
         *,
         source: str,
         tracking_uri: str,
@@ -94,7 +94,7 @@ class BackgroundSync:
         self._loop.close()
         self._synchronised = False
         try:
-            within(timeout_seconds, self._pass)
+            within(timeout_seconds, lambda: self._pass(everything=True))
         except TimeoutError:
             self._synchronised = False
         if not self._synchronised:
@@ -108,18 +108,18 @@ class BackgroundSync:
 
     def _pass_if_due(self) -> None:
         if time.monotonic() >= self._next_pass:
-            self._pass()
+            self._pass(everything=False)
             longest = max(LONGEST_PAUSE_SECONDS, self._poll_seconds)
             self._next_pass = time.monotonic() + min(self._poll_seconds * 2**self._failures, longest)
 
-    def _pass(self) -> None:
+    def _pass(self, *, everything: bool) -> None:
         with self._one_pass_at_a_time:
-            self._make_pass()
+            self._make_pass(everything)
 
-    def _make_pass(self) -> None:
+    def _make_pass(self, everything: bool) -> None:
         self._synchronised = False
         try:
-            self._sync()
+            self._sync(everything)
         except Exception as error:  # MLflow, requests, database drivers, storage: all mean "try again later"
             self._failures += 1
             if self._failures == 1:
@@ -162,7 +162,7 @@ class Mirror(BackgroundSync):
     ) -> None:
         self._mirrored = MirroredRun(run, tracking_uri, experiment)
         super().__init__(
-            self._mirrored.sync,
+            lambda everything: self._mirrored.sync(everything=everything),
             source=run.url,
             tracking_uri=tracking_uri,
             unaffected="training",

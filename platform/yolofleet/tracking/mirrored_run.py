@@ -15,6 +15,7 @@ import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +23,17 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.redaction import redact, redact_values
 from yolofleet.specs.yaml_document import parse_yaml
+from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.json_lines import Row, encode_row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
-from yolofleet.tracking.run_directory import FACTS_KEY, REPORT_PREFIX, Cursors, RunDirectory
+from yolofleet.tracking.run_directory import (
+    EVENTS_LOGS,
+    FACTS_KEY,
+    METRICS_LOGS,
+    REPORT_PREFIX,
+    RunDirectory,
+    status_after,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -60,7 +69,6 @@ class MirroredRun:
     ) -> None:
         self.run = run
         self._parent_run_id = parent_run_id
-        self._sent_tags: dict[str, str] = {}
         self.tracking_uri = tracking_uri
         self.experiment = experiment
         self.run_id: str | None = None
@@ -68,17 +76,25 @@ class MirroredRun:
         self._last_steps: dict[str, int] = {}
         self._evaluated: defaultdict[str, set[int]] = defaultdict(set)  # steps sent, by metric
         self._asked: set[str] = set()  # metrics of which the server was asked for all steps
-        self._cursors: Cursors = {}
-        self._uploaded: dict[str, tuple[int, ...]] = {}
-        self._sent_facts: dict[str, Any] | None = None
         self._status: str | None = None
-        self._events_size_bytes = -1
+        self._forget_sent()
 
-    def sync(self, tags: Mapping[str, str] | None = None) -> str:
+    def _forget_sent(self) -> None:
+        """Begin anew: what the server has is asked again."""
+        self._metrics = self.run.reader(*METRICS_LOGS)
+        self._events = self.run.reader(*EVENTS_LOGS)
+        self._uploaded: dict[str, tuple[int, ...] | bytes] = {}
+        self._sent_facts: dict[str, Any] | None = None
+        self._sent_tags: dict[str, str] = {}
+        self._evaluated.clear()
+        self._asked.clear()
+
+    def sync(self, tags: Mapping[str, str] | None = None, *, everything: bool = True) -> str:
         """Send what the server lacks and return the MLflow run's id.
 
         Args:
             tags: Other facts of the run now.
+            everything: Look at every log and file; else at logs that are due, and at files where events are new.
 
         Raises:
             TrackingError: The tracking URI or the experiment cannot be used.
@@ -87,11 +103,14 @@ class MirroredRun:
         with _one_pass_at_a_time:
             try:
                 client, run_id = self._connect()
-                self._send_metrics(client, run_id)
-                self._send_facts(client, run_id)
+                news = bool(self._events.new_rows(only_due=not everything))
+                self._send_metrics(client, run_id, only_due=not everything)
                 self._send_tags(client, run_id, dict(tags or {}))
-                self._send_files(client, run_id)
-                self._send_events(client, run_id)
+                if news or everything:
+                    self._send_facts(client, run_id)
+                    self._send_files(client, run_id)
+                if news:
+                    self._send_events(client, run_id)
             except BaseException:
                 self._client = None  # the server may have taken a request whose answer was lost: ask it again
                 raise
@@ -107,10 +126,7 @@ class MirroredRun:
         if found is None:
             found = _create_run(client, experiment, self.run, self._parent_run_id)
         self._last_steps = last_steps(found)
-        self._evaluated.clear()
-        self._asked.clear()
-        self._cursors, self._uploaded, self._sent_facts, self._events_size_bytes = {}, {}, None, -1
-        self._sent_tags = {}
+        self._forget_sent()
         self._status = found.info.status
         self._send_params(client, found)
         self._client, self.run_id = client, str(found.info.run_id)
@@ -145,17 +161,15 @@ class MirroredRun:
                 client.set_tag(run_id, key, redact(value)[:LONGEST_TAG])
         self._sent_tags = tags
 
-    def _send_metrics(self, client: MlflowClient, run_id: str) -> None:
-        rows, cursors = self.run.new_metrics(self._cursors)
+    def _send_metrics(self, client: MlflowClient, run_id: str, *, only_due: bool) -> None:
         batch: list[Metric] = []
-        for metric in self._unsent(client, run_id, rows):
+        for metric in self._unsent(client, run_id, self._metrics.new_rows(only_due=only_due)):
             batch.append(metric)
             if len(batch) == MOST_METRICS_IN_BATCH:
                 client.log_batch(run_id, metrics=batch)
                 batch = []
         if batch:
             client.log_batch(run_id, metrics=batch)
-        self._cursors = cursors
 
     def _unsent(self, client: MlflowClient, run_id: str, rows: list[Row]) -> Iterator[Metric]:
         from mlflow.entities import Metric
@@ -181,12 +195,14 @@ class MirroredRun:
     def _send_files(self, client: MlflowClient, run_id: str) -> None:
         """Upload the job, the facts and the report's files, each when it has changed."""
         storage = self.run.storage
-        keys = [key for key in (self.run.spec_key, FACTS_KEY) if storage.exists(key)]
-        sizes = {key: storage.size_bytes(key) for key in keys}
-        sizes |= {entry.key: entry.size_bytes for entry in storage.list(f"{REPORT_PREFIX}/")}
-        for key, size_bytes in sizes.items():
-            path = storage.local_path(key)
-            state = (size_bytes,) if path is None else (size_bytes, path.stat().st_mtime_ns)
+        for key in (self.run.spec_key, FACTS_KEY):
+            with suppress(ObjectNotFoundError):
+                if (data := storage.get(key)) != self._uploaded.get(key):
+                    client.log_text(run_id, data.decode(errors="replace"), key)
+                    self._uploaded[key] = data
+        for entry in storage.list(f"{REPORT_PREFIX}/"):
+            key, path = entry.key, storage.local_path(entry.key)
+            state = (entry.size_bytes,) if path is None else (entry.size_bytes, path.stat().st_mtime_ns)
             if self._uploaded.get(key) == state:
                 continue
             with TemporaryDirectory(prefix="yolofleet-mirror-") as folder:
@@ -197,14 +213,10 @@ class MirroredRun:
             self._uploaded[key] = state
 
     def _send_events(self, client: MlflowClient, run_id: str) -> None:
-        """Upload the events when there are new ones, and the run's status."""
-        size_bytes = self.run.events_size_bytes()
-        if size_bytes == self._events_size_bytes:
-            return
+        """Upload the events and the run's status."""
         events = self.run.events()
-        if events:
-            client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
-        status = self.run.status() or "RUNNING"
+        client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
+        status = status_after(events) or "RUNNING"
         if status != self._status:
             if status == "RUNNING":
                 client.update_run(run_id, status=status)
@@ -212,7 +224,6 @@ class MirroredRun:
                 ended = unix_milliseconds(str(events[-1].get("time", "")))
                 client.set_terminated(run_id, status=status, end_time=ended)
             self._status = status
-        self._events_size_bytes = size_bytes
 
 
 def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None:

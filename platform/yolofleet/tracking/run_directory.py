@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
@@ -33,7 +33,8 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import redact_values
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
-from yolofleet.tracking.json_lines import Cursor, Row, list_logs, list_parts, read_new_rows, read_rows
+from yolofleet.tracking.json_lines import Row
+from yolofleet.tracking.log_reader import LogReader
 from yolofleet.tracking.log_writer import LogWriter, open_log
 
 FORMAT = 1
@@ -43,14 +44,27 @@ FACTS_KEY = "facts.json"
 METRICS = "metrics"
 METRICS_LOGS = (METRICS, f"{METRICS}.driver")
 EVENTS = "events"
+SOURCES = ("driver", "mirror")
+"""Who writes beside the training workers."""
+EVENTS_LOGS = (EVENTS, *(f"{EVENTS}.{source}" for source in SOURCES))
 MODEL_PREFIX = "model"
 REPORT_PREFIX = "report"
-Cursors = dict[str, Cursor]
-"""How far each log of metrics has been read."""
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
+OnRow = Callable[[Row], None]
+"""Takes a row of metrics or an event (it has a ``kind``)."""
 STATUS_OF_EVENT = {"start": "RUNNING", "end": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """Event kinds that decide the status of a run, and MLflow's word for it."""
+
+
+def ignore_row(row: Row) -> None:
+    """Do nothing with a row."""
+
+
+def status_after(events: Sequence[Row]) -> str | None:
+    """Return the status of a run (RUNNING, FINISHED, FAILED, KILLED) by its events, oldest first; None without any."""
+    kinds = [str(event.get("kind")) for event in events]
+    return next((STATUS_OF_EVENT[kind] for kind in reversed(kinds) if kind in STATUS_OF_EVENT), None)
 
 
 class RunDirectory:
@@ -58,15 +72,24 @@ class RunDirectory:
 
     Args:
         storage: The storage whose root is the run directory, ``<storage>/<name>``.
-        source: Which process writes, where two do (``driver`` beside the training workers); each has files of its
-            own, ``events.SOURCE.jsonl`` and ``metrics.SOURCE.jsonl``, because an object store has no append.
+        source: Which process writes, where two do: one of `SOURCES` beside the training workers; each has files of
+            its own, ``events.SOURCE.jsonl`` and ``metrics.SOURCE.jsonl``, because an object store has no append.
         token: The run's lock as its holder has it: nothing is written once another process has taken the run over.
+        on_row: Takes each row and event as it is appended here, before it is stored.
     """
 
-    def __init__(self, storage: Storage, *, source: str | None = None, token: FencingToken | None = None) -> None:
-        if source is not None and not source.isalpha():
-            raise ValueError(f"an event source is one word of letters, not {source!r}")
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        source: str | None = None,
+        token: FencingToken | None = None,
+        on_row: OnRow = ignore_row,
+    ) -> None:
+        if source is not None and source not in SOURCES:
+            raise ValueError(f"an event source is one of {', '.join(SOURCES)}, not {source!r}")
         self.storage = storage
+        self.on_row = on_row
         self._fence = None if token is None else Fence(storage, token)
         self._events_name = EVENTS if source is None else f"{EVENTS}.{source}"
         self._metrics_name = METRICS if source is None else f"{METRICS}.{source}"
@@ -75,10 +98,16 @@ class RunDirectory:
 
     @classmethod
     def open(
-        cls, storage_url: str | Path, name: str, *, source: str | None = None, token: FencingToken | None = None
+        cls,
+        storage_url: str | Path,
+        name: str,
+        *,
+        source: str | None = None,
+        token: FencingToken | None = None,
+        on_row: OnRow = ignore_row,
     ) -> RunDirectory:
         """Open the run ``name`` below ``storage_url``; nothing is written yet."""
-        return cls(open_storage(storage_url).child(name), source=source, token=token)
+        return cls(open_storage(storage_url).child(name), source=source, token=token, on_row=on_row)
 
     @property
     def url(self) -> str:
@@ -147,8 +176,7 @@ class RunDirectory:
 
     def status(self) -> str | None:
         """Return the run's status by its events (RUNNING, FINISHED, FAILED, KILLED), None before the first."""
-        kinds = [str(event.get("kind")) for event in self.events()]
-        return next((STATUS_OF_EVENT[kind] for kind in reversed(kinds) if kind in STATUS_OF_EVENT), None)
+        return status_after(self.events())
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add a row of numbers and its ``time``; neither waits for the storage nor fails because of it.
@@ -160,42 +188,31 @@ class RunDirectory:
         step = row.get("step")
         if isinstance(step, bool) or not isinstance(step, int) or step < 0:
             raise ValueError(f"a metrics row needs a whole step of at least 0, this one has step={step!r}: {dict(row)}")
-        self._writer(self._metrics_name).append({"time": utc_now(), **row})
-        self._record_outages()
+        self._append(self._metrics_name, row)
 
     def append_event(self, kind: str, **fields: Any) -> None:
         """Add an event: its kind, the time, and its fields, without the secrets of URLs."""
-        self._writer(self._events_name).append({"time": utc_now(), "kind": kind, **redact_values(fields)})
-        self._record_outages()
+        self._append(self._events_name, {"kind": kind, **redact_values(fields)})
 
-    def _record_outages(self) -> None:
-        """Add an event for faults of the storage that this process has waited out: no other process saw them."""
+    def _append(self, log: str, fields: Mapping[str, Any]) -> None:
+        row = {"time": utc_now(), **fields}
+        self._writer(log).append(row)
+        self.on_row(row)
+        # Faults of the storage that this process has waited out: no other process saw them.
         if (outage := self.storage.outages.take()) is not None:
-            event = {"time": utc_now(), "kind": "storage_back", **redact_values(asdict(outage))}
-            self._writer(self._events_name).append(event)
+            self.append_event("storage_back", **asdict(outage))
 
     def metrics(self) -> list[Row]:
         """Return all stored metrics rows of all sources, in the order of their steps."""
-        return self.new_metrics({})[0]
-
-    def new_metrics(self, cursors: Cursors) -> tuple[list[Row], Cursors]:
-        """Return the rows stored since ``cursors`` ({}: all) by their steps, and the cursors for the next call."""
-        rows, ends = [], {}
-        for name in METRICS_LOGS:
-            new, ends[name] = read_new_rows(self.storage, name, cursors.get(name, Cursor()))
-            rows += new
-        return sorted(rows, key=lambda row: int(row.get("step", 0))), ends
+        return sorted(self.reader(*METRICS_LOGS).new_rows(), key=lambda row: int(row.get("step", 0)))
 
     def events(self) -> list[Row]:
         """Return all stored events of all sources, oldest first."""
-        rows = [row for name in list_logs(self.storage, EVENTS) for row in read_rows(self.storage, name)]
-        return sorted(rows, key=lambda row: str(row.get("time", "")))
+        return sorted(self.reader(*EVENTS_LOGS).new_rows(), key=lambda row: str(row.get("time", "")))
 
-    def events_size_bytes(self) -> int:
-        """Return the size of all event logs: a cheap sign of new events."""
-        return sum(
-            part.size_bytes for name in list_logs(self.storage, EVENTS) for part in list_parts(self.storage, name)
-        )
+    def reader(self, *logs: str) -> LogReader:
+        """Return a reader of some of its logs."""
+        return LogReader(self.storage, logs)
 
     def truncate_metrics_after(self, step: int) -> None:
         """Remove this process's rows of later steps: a run that resumes from a checkpoint writes them again."""

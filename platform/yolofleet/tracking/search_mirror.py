@@ -50,21 +50,26 @@ class SearchMirror(BackgroundSync):
         self._complete: set[str] = set()
         super().__init__(self.sync, source=search.url, tracking_uri=tracking_uri, unaffected="the search")
 
-    def sync(self) -> str:
+    def sync(self, everything: bool = True) -> str:
         """Make one pass and return the parent run's id.
+
+        Args:
+            everything: As in `MirroredRun.sync`; a trial that has ended is sent whole.
 
         Raises:
             Exception: Whatever MLflow raises when the server does not answer; call again later.
         """
-        parent = self._parent.sync()
+        parent = self._parent.sync(everything=everything)
         for name, trial in self._trial_runs().items():
-            if name in self._complete or not trial.run.exists():
+            if name in self._complete:
                 continue
             if name not in self._children:
+                if trial.run.job_text() is None:
+                    continue
                 self._children[name] = MirroredRun(
                     trial.run, self._tracking_uri, self._experiment, parent_run_id=parent
                 )
-            self._children[name].sync(trial.tags)
+            self._children[name].sync(trial.tags, everything=everything or trial.ended)
             if trial.ended:
                 self._complete.add(name)
         return parent

@@ -16,7 +16,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,8 @@ LONGEST_WAIT_SECONDS = 60.0
 LONG_WAIT_SECONDS = 1.0
 """A longer wait is an event."""
 
+Sizes = Mapping[str, int]
+"""The sizes of a checkpoint's files, by name."""
 logger = logging.getLogger(__name__)
 
 
@@ -67,7 +69,7 @@ class CheckpointStore:
         check_lock: Called before anything is written or removed; raises where another process has taken the run over.
 
     Attributes:
-        protected_steps: Given the steps of all checkpoints, returns those that are kept whatever their age.
+        protected_steps: Given the files of all checkpoints by step, returns the steps that are kept whatever their age.
     """
 
     def __init__(
@@ -80,7 +82,7 @@ class CheckpointStore:
     ) -> None:
         self.storage = storage
         self.keep = keep
-        self.protected_steps: Callable[[list[int]], set[int]] = lambda steps: set()
+        self.protected_steps: Callable[[Mapping[int, Sizes]], set[int]] = lambda files: set()
         self._before_commit = before_commit
         self._check_lock = check_lock
         self._on_event = on_event or (lambda kind, **fields: logger.warning("%s %s", kind, fields))
@@ -145,7 +147,7 @@ class CheckpointStore:
         except StorageError as error:
             self._on_event("checkpoint_failed", step=step, reason=str(error))
             try:
-                self._remove(step)  # half a checkpoint would only fill a disk that is full
+                self._remove(step, files)  # half a checkpoint would only fill a disk that is full
             except StorageError as left:
                 logger.warning("the torn checkpoint of step %d could not be removed: %s", step, left)
             return
@@ -176,46 +178,65 @@ class CheckpointStore:
 
     def _retire(self, newest: int) -> None:
         """Remove checkpoints older than the newest ``keep`` that are not protected, and what is left of torn ones."""
-        committed = [step for step in self.steps() if step <= newest]
-        kept = {*committed[-self.keep :], *self.protected_steps(committed)}
-        begun = {
-            int(match[1]) for entry in self.storage.list("step-") if (match := re.match(r"step-(\d+)/", entry.key))
-        }
-        for step in sorted(begun):
+        begun = self._list()
+        committed = {step: files for step, files in begun.items() if step <= newest and COMMIT_KEY in files}
+        kept = {*[*committed][-self.keep :], *self.protected_steps(committed)}
+        for step, files in begun.items():
             if step not in kept and step < newest:
-                self._remove(step)
+                self._remove(step, files)
 
-    def _remove(self, step: int) -> None:
+    def _remove(self, step: int, files: Iterable[str]) -> None:
         self._check_lock()
-        self.storage.delete(f"step-{step}/{COMMIT_KEY}")  # first, so that a half-removed checkpoint does not count
-        self.storage.delete_prefix(f"step-{step}/")
+        for name in dict.fromkeys((COMMIT_KEY, *files)):  # it first, so that a half-removed checkpoint does not count
+            self.storage.delete(f"step-{step}/{name}")
 
     def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, the newest first."""
-        for later in reversed([other for other in self.steps() if other > step]):
-            self._remove(later)
+        for later, files in reversed(self.committed().items()):
+            if later > step:
+                self._remove(later, files)
 
     def steps(self) -> list[int]:
         """Return the steps of all committed checkpoints, oldest first; their files are not read."""
-        matches = (re.fullmatch(rf"step-(\d+)/{COMMIT_KEY}", entry.key) for entry in self.storage.list("step-"))
-        return sorted(int(match[1]) for match in matches if match)
+        return [*self.committed()]
 
-    def state(self, step: int) -> dict[str, Any]:
+    def committed(self) -> dict[int, Sizes]:
+        """Return the files of all committed checkpoints by step, oldest first; it is one listing."""
+        return {step: files for step, files in self._list().items() if COMMIT_KEY in files}
+
+    def _list(self, prefix: str = "step-") -> dict[int, Sizes]:
+        """Return the files of all checkpoints by step, oldest first, also of those that are not committed."""
+        found: dict[int, dict[str, int]] = {}
+        for entry in self.storage.list(prefix):
+            if match := re.fullmatch(r"step-(\d+)/(.+)", entry.key):
+                found.setdefault(int(match[1]), {})[match[2]] = entry.size_bytes
+        return dict(sorted(found.items()))
+
+    def state(self, step: int, sizes: Sizes | None = None) -> dict[str, Any]:
         """Return the values of a committed checkpoint that are not tensors; its other files are not read.
+
+        Args:
+            step: Which one.
+            sizes: Its files, if they are known.
 
         Raises:
             DamagedCheckpointError: It is not there, or not as it was committed.
         """
-        state, _ = self._read(step, lambda name: name == STATE_KEY)
+        state, _ = self._read(step, lambda name: name == STATE_KEY, sizes)
         return state
 
-    def file_digest(self, step: int, file: str) -> str:
+    def file_digest(self, step: int, file: str, sizes: Sizes | None = None) -> str:
         """Return the SHA-256 of a tensor file of a committed checkpoint, as it was committed.
+
+        Args:
+            step: Which one.
+            file: The tensor file.
+            sizes: Its files, if they are known.
 
         Raises:
             DamagedCheckpointError: The checkpoint or the file is not there.
         """
-        committed = self._committed(step)
+        committed = self._digests(step, sizes)
         if f"{file}.safetensors" not in committed:
             raise DamagedCheckpointError(f"{self.storage.url}/step-{step}: incomplete: it has no {file}.safetensors")
         return committed[f"{file}.safetensors"]
@@ -246,11 +267,13 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{self.storage.url}/step-{step}: {error}") from error
         return Checkpoint(step, state, tensors)
 
-    def _read(self, step: int, wanted: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, bytes]]:
+    def _read(
+        self, step: int, wanted: Callable[[str], bool], sizes: Sizes | None = None
+    ) -> tuple[dict[str, Any], dict[str, bytes]]:
         """Return the state and the wanted other files of a checkpoint, each as it was committed."""
         folder = f"step-{step}"
         where = f"{self.storage.url}/{folder}"
-        committed = self._committed(step)
+        committed = self._digests(step, sizes)
         try:
             files = {name: self.storage.get(f"{folder}/{name}") for name in committed if wanted(name)}
         except ObjectNotFoundError as error:
@@ -260,11 +283,11 @@ class CheckpointStore:
                 raise DamagedCheckpointError(f"{where}/{name}: does not match the digest in {COMMIT_KEY}")
         return _parse_object(files.pop(STATE_KEY, b""), f"{where}/{STATE_KEY}"), files
 
-    def _committed(self, step: int) -> dict[str, str]:
+    def _digests(self, step: int, sizes: Sizes | None) -> dict[str, str]:
         """Return the digests of the files of a checkpoint; files of another size than was committed are not read."""
         folder = f"step-{step}"
         where = f"{self.storage.url}/{folder}"
-        sizes = {entry.key.removeprefix(f"{folder}/"): entry.size_bytes for entry in self.storage.list(f"{folder}/")}
+        sizes = self._list(f"{folder}/").get(step, {}) if sizes is None else sizes
         if sizes.get(COMMIT_KEY, 0) > MOST_COMMIT_BYTES:
             raise DamagedCheckpointError(
                 f"{where}/{COMMIT_KEY}: has {sizes[COMMIT_KEY]:,} bytes, and lists a few files"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
+from yolofleet.core.pauses import GrowingPause
 from yolofleet.core.text import one_line
 from yolofleet.models import build_model
 from yolofleet.specs.job import JobSpec
@@ -70,6 +71,7 @@ class CheckpointEvaluator:
         self._failures: Counter[int] = Counter()
         self._one_at_a_time = threading.Lock()
         self._closing = False
+        self._pause = GrowingPause()
         self._loop = BackgroundLoop(
             self._evaluate_until_closed,
             seconds=POLL_SECONDS,
@@ -95,11 +97,16 @@ class CheckpointEvaluator:
         self._loop.close()
 
     def _evaluate_until_closed(self) -> None:
+        if not self._pause.is_over():
+            return
+        evaluated = False
         try:
             while not self._closing and self._evaluate_next():
-                pass
+                evaluated = True
         except StoppedError as error:
             raise EndLoop from error
+        finally:
+            self._pause.begin(changed=evaluated)
 
     def _evaluate_next(self) -> bool:
         """Evaluate the checkpoint that has waited longest; returns False if none waits."""

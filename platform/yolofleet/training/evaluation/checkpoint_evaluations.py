@@ -19,8 +19,8 @@ from yolofleet.data.evaluation_stream import EvaluationStream
 from yolofleet.evaluation.evaluate import collect_detections, score_detections
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import Cursors, RunDirectory
-from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, DamagedCheckpointError
+from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
+from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, DamagedCheckpointError, Sizes
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import open_dataset
 
@@ -91,50 +91,60 @@ class CheckpointEvaluations:
     """
 
     def __init__(self, run: RunDirectory, store: CheckpointStore) -> None:
-        self._run = run
         self._store = store
-        self._cursors: Cursors = {}
+        self._metrics = run.reader(*METRICS_LOGS)
         self._rows: dict[int, list[Row]] = {}
         self._evaluate_later: dict[int, bool] = {}
 
     def best_first(self) -> list[int]:
         """Return the steps of the evaluated checkpoints, best AP first; of two that are equal, the later one."""
-        self._refresh()
-        scores = {step: rows[-1][f"{PREFIX}AP"] for step in self._store.steps() if (rows := self._evaluations(step))}
-        scored = {step: score for step, score in scores.items() if score is not None}  # None: no ground truth
-        return sorted(scored, key=lambda step: (scored[step], step), reverse=True)
+        return self._best_first(self._refresh())
 
     def waiting(self) -> list[int]:
         """Return the steps of the checkpoints that wait for their evaluation, oldest first."""
-        self._refresh()
-        return [step for step in self._store.steps() if self._is_for_later(step) and not self._evaluations(step)]
+        return self._waiting(self._refresh())
 
-    def protected_steps(self, steps: list[int]) -> set[int]:
+    def protected_steps(self, files: Mapping[int, Sizes]) -> set[int]:
         """Return which checkpoints must stay: the best, the next one to evaluate, the newest that wait."""
-        best, waiting = self.best_first()[:1], self.waiting()
-        return {*best, *waiting[:1], *waiting[1:][-(MOST_WAITING - 1) :]} & set(steps)
+        self._refresh(files)
+        best, waiting = self._best_first(files)[:1], self._waiting(files)
+        return {*best, *waiting[:1], *waiting[1:][-(MOST_WAITING - 1) :]}
 
-    def _refresh(self) -> None:
-        rows, self._cursors = self._run.new_metrics(self._cursors)
-        for row in rows:
+    def _best_first(self, files: Mapping[int, Sizes]) -> list[int]:
+        evaluations = {step: self._evaluations(step, sizes) for step, sizes in files.items()}
+        scores = {step: rows[-1][f"{PREFIX}AP"] for step, rows in evaluations.items() if rows}
+        scored = {step: score for step, score in scores.items() if score is not None}  # None: no ground truth
+        return sorted(scored, key=lambda step: (scored[step], step), reverse=True)
+
+    def _waiting(self, files: Mapping[int, Sizes]) -> list[int]:
+        return [
+            step
+            for step, sizes in files.items()
+            if self._is_for_later(step, sizes) and not self._evaluations(step, sizes)
+        ]
+
+    def _refresh(self, files: Mapping[int, Sizes] | None = None) -> Mapping[int, Sizes]:
+        """Read the new rows, and return the files of all checkpoints, listed now if they are not given."""
+        for row in self._metrics.new_rows():
             if f"{PREFIX}AP" in row:
                 self._rows.setdefault(int(row["step"]), []).append(row)
+        return self._store.committed() if files is None else files
 
-    def _evaluations(self, step: int) -> list[Row]:
+    def _evaluations(self, step: int, sizes: Sizes) -> list[Row]:
         """Return the evaluations of the weights that the checkpoint of this step holds now."""
         rows = self._rows.get(step, [])
         if not any(DIGEST in row for row in rows):
             return rows
         try:
-            digest = self._store.file_digest(step, AVERAGE)
+            digest = self._store.file_digest(step, AVERAGE, sizes)
         except DamagedCheckpointError:
             return []
         return [row for row in rows if row.get(DIGEST, digest) == digest]
 
-    def _is_for_later(self, step: int) -> bool:
+    def _is_for_later(self, step: int, sizes: Sizes) -> bool:
         if step not in self._evaluate_later:
             try:
-                self._evaluate_later[step] = bool(self._store.state(step).get(EVALUATE_LATER, False))
+                self._evaluate_later[step] = bool(self._store.state(step, sizes).get(EVALUATE_LATER, False))
             except DamagedCheckpointError:
                 return False
         return self._evaluate_later[step]

@@ -13,6 +13,8 @@ which the scale does not touch, is non-finite.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -108,7 +110,7 @@ class FiniteGuard:
             window=(self._good_step, state.step),
         )
 
-    def protected_steps(self, steps: list[int]) -> set[int]:
+    def protected_steps(self, steps: Iterable[int]) -> set[int]:
         """Return which checkpoints must stay: the newest before the current row of non-finite steps.
 
         Args:

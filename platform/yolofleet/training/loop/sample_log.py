@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from yolofleet.tracking.run_directory import RunDirectory
 
 FOLDER = "samples"
+PUT_INTERVAL_SECONDS = 30.0
+"""Between two puts to an object store: a checkpoint flushes the logs, and a restart removes what is behind it."""
 PREFIX = "rank-"
 
 
@@ -52,7 +54,8 @@ class SampleLog:
 
     def _append(self, row: dict[str, Any]) -> None:
         if self._writer is None:
-            self._writer = open_log(self._storage, f"{PREFIX}{self._rank}", self._check_lock)
+            name = f"{PREFIX}{self._rank}"
+            self._writer = open_log(self._storage, name, self._check_lock, put_interval_seconds=PUT_INTERVAL_SECONDS)
         self._writer.append(row)
 
     def flush(self) -> None:

@@ -123,7 +123,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
     learner, state = _restore_learner(job, run, group, dataset, store)
     guard = FiniteGuard(group, learner.precision, job.most_non_finite_steps)
     evaluations = CheckpointEvaluations(run, store)
-    store.protected_steps = lambda steps: evaluations.protected_steps(steps) | guard.protected_steps(steps)
+    store.protected_steps = lambda files: evaluations.protected_steps(files) | guard.protected_steps(files)
 
     # The first worker removes the rows of steps that are done again; the others must not read or write meanwhile.
     restart_cost = None

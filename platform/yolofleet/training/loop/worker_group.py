@@ -7,7 +7,7 @@ whose training hangs (a stuck read, a stuck collective, a stopped process) is kn
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from yolofleet.core.errors import WorkError
+from yolofleet.tracking.json_lines import Row
+from yolofleet.tracking.run_directory import OnRow
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class KnownProgress:
     """When that was known, in seconds since 1970."""
 
 
+MOST_UNSENT = 1000
 PAUSED = "it has reached the step that it was asked to stop after"
 """Why a worker leaves after its ``leave_after_step``."""
 
@@ -44,14 +47,19 @@ class WorkerProgress:
         known: How far the run was known to have come before this worker started; None: not known.
         leave_after_step: The step after which the worker leaves by itself; None: at the end of the run.
         metrics: The newest value of each metric that was reported; the first worker's only.
+        unsent: The newest rows and events that wait for the next heartbeat, where ``on_row`` is not given.
     """
 
-    def __init__(self, known: KnownProgress | None = None, *, leave_after_step: int | None = None) -> None:
+    def __init__(
+        self, known: KnownProgress | None = None, *, leave_after_step: int | None = None, on_row: OnRow | None = None
+    ) -> None:
         self.step = 0
         self.leave_after_step = leave_after_step
         self.leave_reason: str | None = None
         self.known = known
         self.metrics: dict[str, Any] = {}
+        self.unsent: deque[Row] = deque(maxlen=MOST_UNSENT)
+        self._on_row = on_row or self.unsent.append
         self._advanced_at: float | None = None
 
     def advance(self, step: int) -> None:
@@ -61,9 +69,11 @@ class WorkerProgress:
         if self.leave_after_step is not None and step >= self.leave_after_step:
             self.ask_to_leave(PAUSED)
 
-    def report(self, row: Mapping[str, Any]) -> None:
-        """Record a row of metrics, in a new mapping each time: another thread may be reading the old one."""
-        self.metrics = {**self.metrics, **row}
+    def report(self, row: Row) -> None:
+        """Record a row of metrics or an event."""
+        if "kind" not in row:
+            self.metrics = {**self.metrics, **row}  # another thread may be reading the old one
+        self._on_row(row)
 
     def stop(self) -> None:
         """Record that training is over: from now on silence means nothing."""

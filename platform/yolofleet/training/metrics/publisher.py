@@ -19,12 +19,10 @@ from yolofleet.core.background import BackgroundLoop
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import RunDirectory, utc_now
+from yolofleet.tracking.run_directory import EVENTS_LOGS, RunDirectory, utc_now
 from yolofleet.training.supervision.heartbeats import WorkerStatus
 
 PUBLISH_SECONDS = 5.0
-EVENTS_SECONDS = 10.0
-"""How often the run's events are read: on an object store that is a request."""
 ANSWER_TIMEOUT_SECONDS = 10.0
 RUN_TAG = "run"
 METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -193,8 +191,7 @@ class Publisher:
         self._gauges = gauges
         self._clock = clock
         self._events: Sequence[Row] = ()
-        self._events_size_bytes = -1
-        self._next_events = -math.inf
+        self._event_reader = run.reader(*EVENTS_LOGS)
         self._step = -1
         self._advanced_at = clock()
         self._published: dict[tuple[str, frozenset[tuple[str, str]]], Reading] = {}
@@ -206,7 +203,8 @@ class Publisher:
         if step > self._step:
             self._step, self._advanced_at = step, self._clock()
         readings.append(Reading("yolofleet_last_step_age_seconds", self._clock() - self._advanced_at))
-        self._read_events()
+        if self._event_reader.new_rows(only_due=True):
+            self._events = self._run.events()
         readings += run_readings(self._events, utc_now())
         now = {(reading.name, frozenset(reading.tags.items())): reading for reading in readings}
         self._withdraw([known for key, known in self._published.items() if key not in now])
@@ -222,15 +220,6 @@ class Publisher:
     def _withdraw(self, readings: Iterable[Reading]) -> None:
         for reading in readings:
             self._gauges.set(Reading(reading.name, math.nan, reading.tags))
-
-    def _read_events(self) -> None:
-        if self._clock() < self._next_events:
-            return
-        size_bytes = self._run.events_size_bytes()
-        if size_bytes != self._events_size_bytes:
-            self._events = self._run.events()
-        self._events_size_bytes = size_bytes
-        self._next_events = self._clock() + EVENTS_SECONDS
 
 
 @contextmanager

@@ -9,15 +9,18 @@ asked to stop. A group that makes no progress is an event long before it is so l
 from __future__ import annotations
 
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.background import BackgroundLoop
+from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import OnEvent
-from yolofleet.training.loop.worker_group import KnownProgress, WorkerProgress
+from yolofleet.training.loop.worker_group import MOST_UNSENT, KnownProgress, WorkerProgress
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +55,8 @@ class WorkerStatus:
     """When the report arrived, by the board's clock."""
     metrics: dict[str, Any] = field(default_factory=dict)
     """What its training last reported; the first worker's only."""
+    rows: tuple[Row, ...] = ()
+    """Rows and events that it has appended to the run's logs since its last report."""
     gpu_used_bytes: int = 0
     """Used memory of its GPU, by any process; 0 without a GPU."""
     gpu_total_bytes: int = 0
@@ -73,6 +78,7 @@ class HeartbeatBoard:
         self._clock = clock
         self._group = ""
         self._workers: dict[int, WorkerStatus] = {}
+        self._rows: deque[Row] = deque(maxlen=MOST_UNSENT)
         self._leave_reason: str | None = None
 
     def begin(self, group: str) -> None:
@@ -83,12 +89,19 @@ class HeartbeatBoard:
         """Take a worker's report, and return why it should leave, if it should."""
         if worker.group != self._group:
             return "another group has replaced it"
-        self._workers[worker.rank] = replace(worker, received_at=self._clock())
+        self._rows.extend(worker.rows)
+        self._workers[worker.rank] = replace(worker, received_at=self._clock(), rows=())
         return self._leave_reason
 
     def workers(self) -> tuple[float, list[WorkerStatus]]:
         """Return the time now and the last reports of all workers, by rank."""
         return self._clock(), [self._workers[rank] for rank in sorted(self._workers)]
+
+    def take_rows(self) -> list[Row]:
+        """Return the rows and events of the workers since the last call."""
+        rows = [*self._rows]
+        self._rows.clear()
+        return rows
 
     def ask_to_leave(self, reason: str) -> None:
         """Ask the group to save its state and end."""
@@ -102,30 +115,43 @@ def report_heartbeats(
     """Report a worker's progress to the board for the length of a with block."""
     import ray
 
+    one_at_a_time = threading.Lock()
+
     def report() -> None:
+        with one_at_a_time:
+            send(tuple(progress.unsent))
+
+    def send(rows: tuple[Row, ...]) -> None:
         used, total = _gpu_memory(device)
         now = replace(
             worker,
             step=progress.step,
             silence_seconds=progress.silence_seconds(),
             metrics=progress.metrics,
+            rows=rows,
             gpu_used_bytes=used,
             gpu_total_bytes=total,
         )
         # A failure means that the driver's node is slow or gone; if it is gone, Ray ends this process.
         reason = ray.get(board.report.remote(now), timeout=ANSWER_TIMEOUT_SECONDS)
+        for _ in rows:
+            progress.unsent.popleft()
         if reason is not None:
             progress.ask_to_leave(reason)
 
-    with BackgroundLoop(
-        report,
-        seconds=REPORT_SECONDS,
-        name="heartbeat",
-        warning="the driver does not take this worker's heartbeat",
-        at_once=True,
-        close_timeout_seconds=REPORT_SECONDS,
-    ):
-        yield
+    try:
+        with BackgroundLoop(
+            report,
+            seconds=REPORT_SECONDS,
+            name="heartbeat",
+            warning="the driver does not take this worker's heartbeat",
+            at_once=True,
+            close_timeout_seconds=REPORT_SECONDS,
+        ):
+            yield
+    finally:
+        with suppress(Exception):
+            report()  # the last rows
 
 
 def _gpu_memory(device: torch.device) -> tuple[int, int]:

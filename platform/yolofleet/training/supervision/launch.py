@@ -24,7 +24,7 @@ from yolofleet.core.terminal import note
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import FencingToken
-from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
@@ -61,6 +61,7 @@ def run_on_ray(
     job: JobSpec,
     token: FencingToken | None = None,
     *,
+    on_row: OnRow = ignore_row,
     show_worker_output: bool = False,
     leave_after_step: int | None = None,
 ) -> None:
@@ -69,6 +70,7 @@ def run_on_ray(
     Args:
         job: What to compute.
         token: The run's lock, as its holder has it.
+        on_row: Takes the rows and events of the driver, and those of the workers with their heartbeats.
         show_worker_output: Pass on what Ray and the workers print.
         leave_after_step: Save the state and end after this step; None: train to the end of the run.
 
@@ -82,7 +84,7 @@ def run_on_ray(
 
     with (
         ray_connection(show_worker_output=show_worker_output),
-        RunDirectory.open(job.storage, job.name, source="driver", token=token) as run,
+        RunDirectory.open(job.storage, job.name, source="driver", token=token, on_row=on_row) as run,
         NodeWatch(run, list_nodes),
         termination() as stop_reason,
     ):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,8 @@ class GroupWatch:
 
     Args:
         job: What is trained.
-        run: The run directory, which gets the stacks of silent workers, and an event when the group makes no progress.
+        run: The run directory, which gets the stacks of silent workers, and an event when the group makes no progress;
+            its ``on_row`` gets the workers' rows.
         board: The handle of the heartbeat board's actor.
         stop_reason: Returns why the driver itself was asked to stop, None if it was not.
 
@@ -107,7 +109,7 @@ class GroupWatch:
         self.workers: list[WorkerStatus] = []
         self.leave_reason: str | None = None
         self._job = job
-        self._storage = run.storage
+        self._run = run
         self._stall_warning = StallWarning(run.append_event, job.cluster.hang_timeout_seconds)
         self._board = board
         self._stop_reason = stop_reason
@@ -125,6 +127,14 @@ class GroupWatch:
 
     def __exit__(self, *exception: object) -> None:
         self._loop.close()
+        with suppress(Exception):
+            self._take_rows()  # the last ones
+
+    def _take_rows(self) -> None:
+        import ray
+
+        for row in ray.get(self._board.take_rows.remote(), timeout=ANSWER_TIMEOUT_SECONDS):
+            self._run.on_row(row)
 
     def _update(self) -> None:
         import ray
@@ -142,6 +152,7 @@ class GroupWatch:
         if reason is not None and self.leave_reason is None:
             self.leave_reason = reason
             self._board.ask_to_leave.remote(reason)
+        self._take_rows()
 
     def _cluster_change(self, workers: list[WorkerStatus]) -> str | None:
         """Return which change of the cluster is a reason for the group to leave, None if there is none."""
@@ -164,7 +175,7 @@ class GroupWatch:
         except ray.exceptions.RayError as error:
             evidence = f"its node does not answer: {error}"
         title = f"rank {worker.rank} in the step after {worker.step}, process {worker.process} on {worker.host}: silent"
-        self._storage.put(stacks_key(worker.step, worker.rank), f"{title}\n\n{evidence}".encode())
+        self._run.storage.put(stacks_key(worker.step, worker.rank), f"{title}\n\n{evidence}".encode())
 
 
 def examine_and_kill(process: int) -> str:

@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from types import FrameType
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,7 +34,7 @@ from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
 from yolofleet.storage.lock import FencingToken
-from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
 from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup, WorkerProgress
@@ -48,12 +47,13 @@ STORE_TIMEOUT_SECONDS = 15.0
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 
-def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
+def run_in_process(job: JobSpec, token: FencingToken | None = None, *, on_row: OnRow = ignore_row) -> Outcome:
     """Run the job here; as one worker of several where torchrun's environment (RANK, WORLD_SIZE) says so.
 
     Args:
         job: What to compute.
         token: The run's lock, as its holder has it.
+        on_row: Takes the rows and events of this process.
 
     Raises:
         UserError: There are more processes than micro-batches, or a GPU is asked for where there is none.
@@ -68,7 +68,7 @@ def run_in_process(job: JobSpec, token: FencingToken | None = None) -> Outcome:
             f"{world_size} processes were started, but a global batch of {job.global_batch_size} holds only "
             f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
         )
-    progress = WorkerProgress()
+    progress = WorkerProgress(on_row=on_row)
     group = WorkerGroup(rank, world_size, device, progress)
     with _leave_on_signal(progress):
         outcome = run_worker(job, group, token) if world_size == 1 else _run_in_group(job, group, token)
@@ -161,15 +161,10 @@ def run_worker(
     guard_output()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     use_worker_threads(job, group.device)
-    with RunDirectory.open(job.storage, job.name, token=token) as run:
-
-        def report(row: dict[str, Any]) -> None:
-            run.append_metrics(row)
-            group.progress.report(row)
-
+    with RunDirectory.open(job.storage, job.name, token=token, on_row=group.progress.report) as run:
         evaluate = None if evaluate_apart else Validation(job, group)
         with end_when_hung(group.progress, job.cluster.hang_timeout_seconds, run.storage, group.rank):
-            return train(job, run, group, evaluate=evaluate, report=report)
+            return train(job, run, group, evaluate=evaluate, report=run.append_metrics)
 
 
 @contextmanager
