@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from yolofleet.data.plan import REQUESTS_OF_A_SHARD, EpochPlan, StoreLimits, plan_epochs
+from yolofleet.data.plan import EpochPlan, StoreLimits, plan_epochs
 
 GIBIBYTE = 2**30
 MICRO_BATCH = 16
@@ -257,7 +257,7 @@ def data_plane(scale: Scale, folder: Path) -> list[Measure]:
         name = f"{NODES} nodes, {num_shards:,} shards"
         node_bytes = max(node.downloaded_bytes[0] for node in planned.nodes)
         total_bytes = sum(node.downloaded_bytes[0] for node in planned.nodes)
-        requests = REQUESTS_OF_A_SHARD * sum(node.downloads[0] for node in planned.nodes)
+        requests = sum(node.requests[0] for node in planned.nodes)
         found += [
             Measure(f"{name}: wait for the first batch", 60.0, seconds=planned.start_seconds),
             Measure(f"{name}: waits for data in an epoch", 0.1 * seconds, seconds=planned.stall_seconds[0]),

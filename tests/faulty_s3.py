@@ -16,17 +16,26 @@ from typing import Literal, NamedTuple
 
 Fault = Literal["500", "503", "403", "reset", "truncate", "stall", "wrong", "html"]
 STALL_SECONDS = 3.0
+GATE_SECONDS = 120.0
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _PAGE = b"<html><body>Please sign in to the network.</body></html>"
 
 
 class Request(NamedTuple):
-    """A request that came to a proxy: when, by `time.monotonic`, its verb (LIST for a listing), and its path."""
+    """A request that came to a proxy.
+
+    Attributes:
+        at: When, by `time.monotonic`.
+        verb: Its method; LIST for a listing.
+        path: Its path, without what follows a question mark.
+        range: Its Range header.
+    """
 
     at: float
     verb: str
     path: str
+    range: str | None
 
 
 class FaultyProxy:
@@ -39,6 +48,7 @@ class FaultyProxy:
         num_matched: Matching requests so far.
         requests: All requests so far.
         ignores_conditions: Whether conditional writes overwrite all the same, as some servers do.
+        gates: Requests whose path ends with the key wait until the event is set.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -48,6 +58,7 @@ class FaultyProxy:
         self.num_matched = 0
         self.requests: list[Request] = []
         self.ignores_conditions = False
+        self.gates: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
         proxy = self
 
@@ -60,8 +71,12 @@ class FaultyProxy:
             def pass_on(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
+                path = self.path.split("?", 1)[0]
                 verb = "LIST" if "list-type=" in self.path else self.command
-                proxy.requests.append(Request(time.monotonic(), verb, self.path))
+                proxy.requests.append(Request(time.monotonic(), verb, path, self.headers.get("Range")))
+                for ending, gate in [*proxy.gates.items()]:
+                    if path.endswith(ending):
+                        gate.wait(GATE_SECONDS)
                 fault = proxy.next_fault(self.path)
                 if fault == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -123,7 +123,7 @@ def plan(
     import numpy as np
 
     from yolofleet.core.errors import UserError
-    from yolofleet.data.plan import REQUESTS_OF_A_SHARD, StoreLimits, plan_epochs
+    from yolofleet.data.plan import StoreLimits, plan_epochs
     from yolofleet.specs.job import JobSpec
     from yolofleet.training.setup.builders import chosen_deal, open_dataset
 
@@ -180,9 +180,7 @@ def plan(
         "bandwidth_bytes_per_second": speed,
         "steps_per_second": steps_per_second,
         "downloaded_bytes": [sum(node.downloaded_bytes[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)],
-        "requests": [
-            REQUESTS_OF_A_SHARD * sum(node.downloads[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)
-        ],
+        "requests": [sum(node.requests[epoch] for node in epoch_plan.nodes) for epoch in range(epochs)],
         "start_seconds": round(epoch_plan.start_seconds, 3),
         "stall_seconds": [round(seconds, 3) for seconds in epoch_plan.stall_seconds],
         "shuffle_quality": round(epoch_plan.shuffle_quality, 4),

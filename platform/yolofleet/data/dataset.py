@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from yolofleet.core.retry import retry
 from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
 from yolofleet.data.buffers import BufferPool
-from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
+from yolofleet.data.cache import CacheSettings, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_reduced
 from yolofleet.data.image_formats import ImageError
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
@@ -30,7 +31,7 @@ from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
 
 MOST_INDEXES_KEPT = 64
 MOST_OPEN_SHARDS = 16
-"""Two windows. An open shard occupies the disk even when the cache has evicted it, so few are kept open."""
+"""Two windows; more where more lanes are read. An open shard occupies the disk even when the cache has evicted it."""
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
@@ -59,9 +60,10 @@ class ShardDataset:
         self._lock = threading.Lock()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
         self._descriptors: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._most_open = MOST_OPEN_SHARDS
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_lock", "_indexes", "_descriptors", "_prefetcher", "cache")
+        private = ("_lock", "_indexes", "_descriptors", "cache")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,8 +85,10 @@ class ShardDataset:
 
     @cached_property
     def cache(self) -> ShardCache:
-        """The node's cache."""
-        return ShardCache(self._settings)
+        """The node's cache; its threads end with this object."""
+        cache = ShardCache(self._settings)
+        weakref.finalize(self, cache.close).atexit = False
+        return cache
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return (shard, row) of a sample."""
@@ -211,7 +215,7 @@ class ShardDataset:
             with self._lock:
                 descriptor = self._descriptors.setdefault(shard, descriptor)
                 self._descriptors.move_to_end(shard)
-                if len(self._descriptors) > MOST_OPEN_SHARDS:
+                while len(self._descriptors) > self._most_open:
                     self._descriptors.popitem(last=False)  # closed when its last reader lets go of it
         return descriptor
 
@@ -256,13 +260,15 @@ class ShardDataset:
         return self._settings.path
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Fetch shards of remote storage in the background; nothing to do for local ones."""
-        if self.is_remote:
-            self._prefetcher.ask(list(shards))
+        """Fetch shards of remote storage in the background; nothing to do for local ones.
 
-    @cached_property
-    def _prefetcher(self) -> Prefetcher:
-        return Prefetcher(lambda shard: self.cache.ensure(self.storage, self.manifest.shards[shard]))
+        Args:
+            shards: Those that will be read, in the order in which they are needed, with those that are still being
+                read: they are kept in the cache until a later call does not name them.
+        """
+        self._most_open = max(MOST_OPEN_SHARDS, len(set(shards)))
+        if self.is_remote:
+            self.cache.prefetch(self.storage, [self.manifest.shards[shard] for shard in shards])
 
     def records(self, skipped: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, ImageRecord]]:
         """Yield (key, record) of every sample in order; add (key, reason) of those that cannot be read to a list."""

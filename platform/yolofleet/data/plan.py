@@ -17,11 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.data.cache import RANGE_BYTES
 from yolofleet.data.order import Deal, SampleOrder, Window
 
 MOST_SAMPLES_MIXED = 200_000
-REQUESTS_OF_A_SHARD = 2
-"""Its index and its tar file."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,8 @@ class NodePlan:
 
     downloaded_bytes: tuple[int, ...]
     """Bytes of shards fetched, by epoch."""
-    downloads: tuple[int, ...]
-    """Shards fetched, by epoch."""
+    requests: tuple[int, ...]
+    """Requests for shards and their indexes, by epoch."""
     hit_share: tuple[float, ...]
     """Share of the shards that were in the cache when they were needed, by epoch."""
     peak_disk_bytes: int
@@ -104,8 +103,10 @@ def plan_epochs(
     order = SampleOrder(shard_samples, seed, num_lanes=num_lanes, deal=deal)
     num_nodes = 1 + max(map(max, node_of_lane))
     bandwidth = min(bytes_per_second, store.bytes_per_second / num_nodes)
-    seconds = np.maximum(shard_bytes / bandwidth, REQUESTS_OF_A_SHARD * num_nodes / store.requests_per_second)
-    nodes = [_Node(shard_bytes.tolist(), seconds.tolist(), cache_bytes, num_epochs) for _ in range(num_nodes)]
+    requests = 1 + -(-shard_bytes // RANGE_BYTES)  # one for the index
+    seconds = np.maximum(shard_bytes / bandwidth, requests * num_nodes / store.requests_per_second)
+    shards = _Shards(shard_bytes.tolist(), requests.tolist(), seconds.tolist())
+    nodes = [_Node(shards, cache_bytes, num_epochs) for _ in range(num_nodes)]
 
     def owner(lane: int, window: Window) -> int:
         return node_of_lane[min(window.epoch, len(node_of_lane) - 1)][lane]
@@ -140,12 +141,21 @@ def plan_epochs(
     )
 
 
+@dataclass(frozen=True)
+class _Shards:
+    """What it takes to fetch each shard."""
+
+    num_bytes: list[int]
+    requests: list[int]
+    seconds: list[float]
+
+
 class _Node:
     """One node's cache, and its way to the object store."""
 
-    def __init__(self, shard_bytes: list[int], shard_seconds: list[float], cache_bytes: int, num_epochs: int) -> None:
-        self._shard_bytes = shard_bytes
-        self._shard_seconds = shard_seconds
+    def __init__(self, shards: _Shards, cache_bytes: int, num_epochs: int) -> None:
+        self._shards = shards
+        self._shard_bytes = shards.num_bytes
         self._cache_bytes = cache_bytes
         self._ready_at: OrderedDict[int, float] = OrderedDict()  # of cached shards, the longest unused first
         self._asked: list[tuple[int, int, int, int]] = []  # heap of (first position of the window, lane, shard, epoch)
@@ -157,7 +167,7 @@ class _Node:
         self._link_free_at = 0.0
         self._used_bytes = 0
         self._peak_bytes = 0
-        self._downloads = [[0, 0] for _ in range(num_epochs)]  # shards and bytes
+        self._downloads = [[0, 0] for _ in range(num_epochs)]  # requests and bytes
         self._needed = [[0, 0] for _ in range(num_epochs)]  # shards, and those that were there
         self.first_batch_bytes = 0
         self.working_bytes = 0
@@ -220,18 +230,18 @@ class _Node:
         return True
 
     def _download(self, shard: int, epoch: int, now: float) -> None:
-        self._link_free_at = max(self._link_free_at, now) + self._shard_seconds[shard]
+        self._link_free_at = max(self._link_free_at, now) + self._shards.seconds[shard]
         self._ready_at[shard] = self._link_free_at
         self._used_bytes += self._shard_bytes[shard]
         self._peak_bytes = max(self._peak_bytes, self._used_bytes)
-        self._downloads[epoch][0] += 1
+        self._downloads[epoch][0] += self._shards.requests[shard]
         self._downloads[epoch][1] += self._shard_bytes[shard]
 
     def plan(self) -> NodePlan:
         """Return the load of the node."""
         return NodePlan(
             downloaded_bytes=tuple(amount for _, amount in self._downloads),
-            downloads=tuple(count for count, _ in self._downloads),
+            requests=tuple(count for count, _ in self._downloads),
             hit_share=tuple(hits / needed if needed else 1.0 for needed, hits in self._needed),
             peak_disk_bytes=self._peak_bytes,
             first_batch_bytes=self.first_batch_bytes,

@@ -32,7 +32,7 @@ EXECUTION_KEYS = (
     "release_onnx",
     "most_non_finite_steps",
 )
-EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader", "loader_threads", "most_skipped_share")
+EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_threads", "most_skipped_share")
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
@@ -62,6 +62,10 @@ class DataSpec(Spec):
     deal: Literal["auto", "fixed", "epoch"] = "auto"
     """Shards are dealt to the micro-batches of a step once (fixed: a node reads the same part of the dataset in every
     epoch) or anew every epoch (the best shuffle). auto: fixed if a node's cache cannot hold the training set."""
+    fetchers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    """Shards, or ranges of 16 MiB of them, that a node fetches from remote storage at a time before they are needed.
+    Each of the node's workers runs its share of them, at least one; a worker that needs a shard now fetches it besides.
+    auto begins with 4 a node and runs more, up to 32, as long as they bring bandwidth."""
     loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads or processes that decode and augment, per worker."""
     loader: Literal["threads", "processes", "auto"] = "auto"
