@@ -19,7 +19,7 @@ from yolofleet.storage import open_storage
 
 pytestmark = pytest.mark.system
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}
-NUM_SHARDS, SHARD_SAMPLES = 24, 16
+NUM_SHARDS, SHARD_SAMPLES = 96, 4
 URL = "s3://data/train"
 
 

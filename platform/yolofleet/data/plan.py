@@ -218,15 +218,19 @@ class _Node:
             heapq.heappop(self._asked)
 
     def _make_room(self, shard: int, *, must: bool) -> bool:
-        """Evict the longest unused shards until another one fits; those that are unread only if it must be."""
+        """Evict shards until another one fits, as the cache does: those that nobody wants, the longest unused first.
+
+        Only for a shard that must be there: those that are wanted, too; what was never read at last, the newest first.
+        """
         while self._ready_at and self._used_bytes + self._shard_bytes[shard] > self._cache_bytes:
-            oldest = next((other for other in self._ready_at if self._unread[other] <= 0), None)
-            if oldest is None:
+            evicted = next((other for other in self._ready_at if not self._working[other]), None)
+            if evicted is None:
                 if not must:
                     return False
-                oldest = next(iter(self._ready_at))
-            del self._ready_at[oldest]
-            self._used_bytes -= self._shard_bytes[oldest]
+                read = (other for other in self._ready_at if self._unread[other] <= 0)
+                evicted = next(read, next(reversed(self._ready_at)))
+            del self._ready_at[evicted]
+            self._used_bytes -= self._shard_bytes[evicted]
         return True
 
     def _download(self, shard: int, epoch: int, now: float) -> None:
