@@ -12,9 +12,26 @@ from urllib.parse import unquote, urlsplit
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.storage.local import FileStorage
-from yolofleet.storage.objects import ObjectInfo, ObjectNotFoundError, Storage, StorageError, check_key
+from yolofleet.storage.objects import (
+    ObjectChangedError,
+    ObjectInfo,
+    ObjectNotFoundError,
+    ObjectRange,
+    Storage,
+    StorageError,
+    check_key,
+)
 
-__all__ = ["ObjectInfo", "ObjectNotFoundError", "Storage", "StorageError", "check_key", "open_storage"]
+__all__ = [
+    "ObjectChangedError",
+    "ObjectInfo",
+    "ObjectNotFoundError",
+    "ObjectRange",
+    "Storage",
+    "StorageError",
+    "check_key",
+    "open_storage",
+]
 
 DEFAULT_PATIENCE_SECONDS = 20.0
 

@@ -102,12 +102,31 @@ class ObjectNotFoundError(StorageError):
     """There is no such object."""
 
 
+class ObjectChangedError(StorageError):
+    """The object is no longer the one that was read from before."""
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
     """One listed object: its key below the storage's root, and its size."""
 
     key: str
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class ObjectRange:
+    """Bytes of an object that follow each other."""
+
+    stream: BufferedReader
+    """To be read from front to back; it may have more bytes than the range."""
+    num_bytes: int
+    """Bytes of the range: as many as were asked for, or up to the end of the object; more where the storage gives
+    nothing but whole objects."""
+    object_bytes: int
+    """Size of the object."""
+    version: str | None
+    """Names this content of the object; None where the storage has no name for it."""
 
 
 class Storage(ABC):
@@ -173,6 +192,24 @@ class Storage(ABC):
     def stream_bytes(self, stream: BufferedReader) -> int:
         """Return the size of the object that `open_stream` opened."""
         return os.fstat(stream.fileno()).st_size
+
+    def open_range(self, key: str, start: int, length: int, version: str | None = None) -> ObjectRange:
+        """Open a range of an object for one sequential read; a broken connection is resumed where it stopped.
+
+        Args:
+            key: Name of the object.
+            start: First byte.
+            length: Most bytes.
+            version: What the object must still be; None takes what is there.
+
+        Raises:
+            ObjectChangedError: It is another one meanwhile, or ends before the range begins.
+            StorageError: It cannot be read.
+        """
+        stream = self.open_stream(key)
+        object_bytes = self.stream_bytes(stream)
+        stream.seek(start)
+        return ObjectRange(stream, max(0, min(length, object_bytes - start)), object_bytes, None)
 
     def get_at_most(self, key: str, most_bytes: int) -> bytes:
         """Return the whole object; one with more bytes than it can have is an error, and is not read."""

@@ -19,8 +19,10 @@ from typing import Any
 from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.storage.objects import (
+    ObjectChangedError,
     ObjectInfo,
     ObjectNotFoundError,
+    ObjectRange,
     Outages,
     Result,
     Storage,
@@ -32,6 +34,8 @@ from yolofleet.storage.objects import (
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
+MOST_CONNECTIONS = 128
+"""More than a process fetches with at a time; those that are not needed are not opened."""
 
 
 class S3Storage(Storage):
@@ -86,6 +90,9 @@ class S3Storage(Storage):
                 return StorageError(f"{where}: there is no bucket '{self.bucket}' at {endpoint}; create it first")
             if code in ("404", "NoSuchKey", "NotFound"):
                 return ObjectNotFoundError(f"{where}: no such object at {endpoint}")
+            if status in (412, 416):
+                changed = "it is another object than before, or too short"
+                return ObjectChangedError(f"{where}: {what} was refused by {endpoint} ({code}): {changed}")
             if status in (401, 403) or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"):
                 return StorageError(
                     f"{where}: {what} was refused by {endpoint} ({code}); check AWS_ACCESS_KEY_ID, "
@@ -131,7 +138,11 @@ class S3Storage(Storage):
         return BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
 
     def stream_bytes(self, stream: BufferedReader) -> int:
-        return int(getattr(stream.raw, "size_bytes"))  # noqa: B009 - BufferedReader hides the type of `_ResumingBody`
+        return int(getattr(stream.raw, "object_bytes"))  # noqa: B009 - BufferedReader hides the type of `_ResumingBody`
+
+    def open_range(self, key: str, start: int, length: int, version: str | None = None) -> ObjectRange:
+        body = _ResumingBody(self, key, start, start + length, version)
+        return ObjectRange(BufferedReader(body, 1 << 20), body.end - start, body.object_bytes, body.version)
 
     def put(self, key: str, data: bytes | bytearray | Path) -> None:
         def write(client: Any) -> None:
@@ -201,15 +212,26 @@ class S3Storage(Storage):
 
 
 class _ResumingBody(io.RawIOBase):
-    """One S3 object read from front to back; after a broken connection it asks for the rest of the same object."""
+    """One S3 object, or a range of it, read from front to back; after a broken connection it asks for the rest of it.
 
-    def __init__(self, storage: S3Storage, key: str) -> None:
+    Attributes:
+        end: Where it ends: before the byte of this number.
+        object_bytes: Size of the object.
+        version: Its ETag.
+    """
+
+    def __init__(
+        self, storage: S3Storage, key: str, start: int = 0, end: int | None = None, version: str | None = None
+    ) -> None:
         self._storage = storage
         self._key = key
-        self._offset = 0
+        self._offset = start
         self._body: Any = None
-        self._etag: str | None = None
-        self.size_bytes = 0
+        self._is_opened = False
+        self._asked_end = end
+        self.end = 0
+        self.object_bytes = 0
+        self.version = version
         storage._call("reading", key, self._open)
 
     def readable(self) -> bool:
@@ -217,13 +239,21 @@ class _ResumingBody(io.RawIOBase):
 
     def _open(self, client: Any) -> None:
         request: dict[str, Any] = {"Bucket": self._storage.bucket, "Key": self._storage._name(self._key)}
-        if self._offset:
-            request |= {"Range": f"bytes={self._offset}-"} | ({"IfMatch": self._etag} if self._etag else {})
+        if self._offset or self._asked_end is not None:
+            last = "" if self._asked_end is None else self._asked_end - 1
+            request["Range"] = f"bytes={self._offset}-{last}"
+        if self.version is not None:
+            request["IfMatch"] = self.version
         answer = client.get_object(**request)
+        found = answer.get("ContentRange")  # bytes 0-99/1000; None: the whole object, whatever was asked for
+        if found is None and self._offset:
+            raise ConnectionError(f"the answer is not the range from byte {self._offset} on")
         self._body = answer["Body"]
-        if not self._offset:
-            self._etag = answer.get("ETag")
-            self.size_bytes = int(answer["ContentLength"])
+        if not self._is_opened:
+            self._is_opened = True
+            self.version = answer.get("ETag")
+            self.end = self._offset + int(answer["ContentLength"])
+            self.object_bytes = int(found.rpartition("/")[2]) if found else self.end
 
     def readinto(self, buffer: Any) -> int:
         def read(client: Any) -> bytes:
@@ -234,12 +264,12 @@ class _ResumingBody(io.RawIOBase):
             except Exception:
                 self._body = None
                 raise
-            if not data and self._offset < self.size_bytes:  # the body ended early without an error
+            if not data and self._offset < self.end:  # the body ended early without an error
                 self._body = None
-                raise ConnectionError(f"body ended at byte {self._offset} of {self.size_bytes}")
+                raise ConnectionError(f"body ended at byte {self._offset} of {self.end}")
             return data
 
-        if self._offset >= self.size_bytes:
+        if self._offset >= self.end:
             return 0
         data = self._storage._call("reading", self._key, read)
         buffer[: len(data)] = data
@@ -278,7 +308,7 @@ def _s3_client(process_id: int, environment: tuple[tuple[str, str], ...]) -> Any
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             read_timeout=READ_TIMEOUT_SECONDS,
             retries={"total_max_attempts": 1, "mode": "standard"},  # `retry` knows how long to wait
-            max_pool_connections=16,
+            max_pool_connections=MOST_CONNECTIONS,
             request_checksum_calculation="when_required",  # servers other than AWS refuse the trailing checksums
             response_checksum_validation="when_required",
         ),
