@@ -73,7 +73,7 @@ test-full: $(INSTALLED)  ## Everything that this machine can run, with times and
 	$(BIN)/pytest --durations=0
 
 # The others take long or need data: search_quality, soak, strategy_memory, all in benchmarks/training.
-BENCHMARKS := average_precision checkpoint data_path deployed_form inference matching model_profile \
+BENCHMARKS := average_precision checkpoint data_path deployed_form fetching inference matching model_profile \
               non_maximum_suppression object_storage resume_cost serving trial_startup
 
 bench: $(INSTALLED)  ## Ratios against named peers

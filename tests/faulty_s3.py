@@ -16,6 +16,7 @@ from typing import Literal
 
 Fault = Literal["500", "503", "403", "reset", "truncate", "stall", "wrong", "html"]
 STALL_SECONDS = 3.0
+GATE_SECONDS = 120.0
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _PAGE = b"<html><body>Please sign in to the network.</body></html>"
@@ -30,6 +31,8 @@ class FaultyProxy:
         ending: What the path of a request must end with to meet a fault.
         num_matched: Matching requests so far.
         ignores_conditions: Whether conditional writes overwrite all the same, as some servers do.
+        requests: Method, path and Range header of every request so far.
+        gates: Requests whose path ends with the key wait until the event is set.
     """
 
     def __init__(self, upstream_port: int) -> None:
@@ -38,6 +41,8 @@ class FaultyProxy:
         self.ending = ".tar"
         self.num_matched = 0
         self.ignores_conditions = False
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.gates: dict[str, threading.Event] = {}
         self._lock = threading.Lock()
         proxy = self
 
@@ -50,6 +55,10 @@ class FaultyProxy:
             def pass_on(self) -> None:
                 length = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(length)
+                proxy.requests.append((self.command, self.path.split("?", 1)[0], self.headers.get("Range")))
+                for ending, gate in [*proxy.gates.items()]:
+                    if self.path.split("?", 1)[0].endswith(ending):
+                        gate.wait(GATE_SECONDS)
                 fault = proxy.next_fault(self.path)
                 if fault == "reset":
                     self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from faulty_s3 import FaultyProxy, faulty_s3
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
@@ -14,6 +15,7 @@ from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.synth import write_synthetic_dataset
 from yolofleet.storage import open_storage
+from yolofleet.storage import s3 as storage_module
 
 NUM_IMAGES = 45
 
@@ -63,3 +65,41 @@ def shards(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(shards: Path) -> ShardDataset:
     return ShardDataset(shards)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultyProxy]:
+    """An S3 server behind a proxy; the environment names it to the end: streams still fetch in the background."""
+    with faulty_s3() as proxy, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": proxy.url,
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        patch.setattr(storage_module, "READ_TIMEOUT_SECONDS", 1.0)
+        yield proxy
+
+
+@pytest.fixture
+def s3(server: FaultyProxy, shards: Path) -> Iterator[FaultyProxy]:
+    """The drawn dataset at s3://data/drawn, behind a proxy without faults yet."""
+    import boto3
+
+    server.plan, server.for_ever, server.ending = [], None, ".tar"
+    client = boto3.client("s3")
+    if not client.list_buckets()["Buckets"]:
+        client.create_bucket(Bucket="data")
+        out = open_storage("s3://data/drawn")
+        for path in sorted(shards.rglob("*")):
+            if path.is_file():
+                out.put(path.relative_to(shards).as_posix(), path)
+    server.num_matched = 0
+    server.requests.clear()
+    yield server
+    server.plan, server.for_ever = [], None
+    for gate in server.gates.values():
+        gate.set()
+    server.gates.clear()

@@ -6,64 +6,23 @@ import errno
 import itertools
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import boto3
 import pytest
 
-from faulty_s3 import Fault, FaultyProxy, faulty_s3
-from yolofleet.data.cache import CacheError, CacheSettings, ShardCache
+from data.remote_shards import fetch, opened, start_reader
+from faulty_s3 import Fault, FaultyProxy
+from yolofleet.data.cache import CacheSettings, ShardCache
+from yolofleet.data.cache_folder import CacheError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
-from yolofleet.storage import StorageError, open_storage
-from yolofleet.storage import s3 as storage_module
+from yolofleet.storage import StorageError
 
 pytestmark = pytest.mark.system
 NUM_BATCHES = 24
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[FaultyProxy]:
-    """An S3 server behind a proxy; the environment names it to the end: streams still fetch in the background."""
-    with faulty_s3() as proxy, pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": proxy.url,
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        patch.setattr(storage_module, "READ_TIMEOUT_SECONDS", 1.0)
-        yield proxy
-
-
-@pytest.fixture
-def s3(server: FaultyProxy, shards: Path) -> Iterator[FaultyProxy]:
-    """The drawn dataset at s3://data/drawn, behind a proxy without faults yet."""
-    server.plan, server.for_ever, server.ending = [], None, ".tar"
-    client = boto3.client("s3")
-    if not client.list_buckets()["Buckets"]:
-        client.create_bucket(Bucket="data")
-        out = open_storage("s3://data/drawn")
-        for path in sorted(shards.rglob("*")):
-            if path.is_file():
-                out.put(path.relative_to(shards).as_posix(), path)
-    server.num_matched = 0
-    yield server
-    server.plan, server.for_ever = [], None
-
-
-def opened(cache: Path, *, max_bytes: int = 10**9, patience_seconds: float = 20.0) -> ShardDataset:
-    settings = CacheSettings(path=cache, max_bytes=max_bytes, patience_seconds=patience_seconds)
-    dataset = ShardDataset("s3://data/drawn", settings)
-    dataset.storage.patience_seconds = 1.0  # type: ignore[attr-defined]  # of the single call; the cache has its own
-    return dataset
 
 
 def digests(dataset: ShardDataset, count: int = NUM_BATCHES) -> list[str]:
@@ -189,11 +148,11 @@ def test_a_full_disk_gets_room_from_old_shards(
 ) -> None:
     dataset = opened(tmp_path, patience_seconds=0.5)
     cache = ShardCache(CacheSettings(path=tmp_path, patience_seconds=0.5))
-    first, second, third = dataset.manifest.shards[:3]
-    cache.ensure(dataset.storage, first)
-    cache.ensure(dataset.storage, second)
+    _, second, third = dataset.manifest.shards[:3]
+    fetch(cache, dataset, 0)
+    fetch(cache, dataset, 1)
     full_disk(monkeypatch, tmp_path, [errno.ENOSPC])
-    cache.ensure(dataset.storage, third)
+    fetch(cache, dataset, 2)
     assert {path.stem for path in tmp_path.glob("*.tar")} == {second.sha256, third.sha256}
 
 
@@ -237,18 +196,19 @@ def test_a_cache_folder_without_permission_is_refused_at_once(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_killed_prefetcher_holds_nothing_up(
+def test_killed_fetchers_hold_nothing_up(
     s3: FaultyProxy, expected: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its thread dies of an unforeseen error, again and again; the reader of a shard fetches it."""
-    dataset = opened(tmp_path)
+    """Their threads die of an unforeseen error, again and again; the reader of a shard fetches it."""
+    dataset, dead = opened(tmp_path), []
 
-    def dies(shards: object) -> None:
+    def dies(storage: object, entry: object) -> None:
+        dead.append(threading.current_thread())
         raise SystemExit
 
-    monkeypatch.setattr(dataset._prefetcher, "_fetch", dies)
+    monkeypatch.setattr(dataset.cache, "_fetch_ahead", dies)
     assert digests(dataset) == expected
-    assert not dataset._prefetcher._thread.is_alive()  # type: ignore[union-attr]  # it was started
+    assert dead and not any(thread.is_alive() for thread in dead)
 
 
 def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
@@ -258,33 +218,11 @@ def test_a_file_system_that_cannot_reserve_is_used_all_the_same(
     assert digests(opened(tmp_path)) == expected
 
 
-READER = """
-import hashlib, sys
-from pathlib import Path
-from yolofleet.data.cache import CacheSettings
-from yolofleet.data.dataset import ShardDataset
-cache, max_bytes, rounds = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-dataset, digest = ShardDataset("s3://data/drawn", CacheSettings(path=cache, max_bytes=max_bytes)), hashlib.sha256()
-for _ in range(rounds):
-    for number in range(len(dataset)):
-        digest.update(dataset.read(number).image)
-        print("sample", flush=True)
-    dataset._descriptors.clear()  # open every shard again, so that the cache is asked in each round
-print(digest.hexdigest(), flush=True)
-"""
-
-
-def reader(cache: Path, max_bytes: int, rounds: int) -> subprocess.Popen[str]:
-    platform = str(Path(__file__).parents[2] / "platform")
-    command = [sys.executable, "-c", READER, str(cache), str(max_bytes), str(rounds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": platform})
-
-
 def test_processes_share_a_tight_cache_and_survive_a_kill(s3: FaultyProxy, shards: Path, tmp_path: Path) -> None:
     """Two processes read through a cache for four shards while a third is killed in the middle of its work."""
     sizes = sorted(path.stat().st_size for path in (shards / "shards").glob("*.tar"))
     bound = sizes[-1] * 4 + 20_000
-    victim, *others = [reader(tmp_path, bound, rounds) for rounds in (10_000, 3, 3)]
+    victim, *others = [start_reader(tmp_path, bound, rounds=rounds) for rounds in (10_000, 3, 3)]
     assert victim.stdout is not None
     for _ in range(60):
         assert victim.stdout.readline() == "sample\n"
@@ -299,6 +237,6 @@ def test_a_left_over_part_of_a_dead_process_is_cleaned(s3: FaultyProxy, tmp_path
     dataset = opened(tmp_path)
     entry = dataset.manifest.shards[0]
     (tmp_path / f"{entry.sha256}.part").write_bytes(b"half")
-    ShardCache(CacheSettings(path=tmp_path)).ensure(dataset.storage, entry)
+    fetch(ShardCache(CacheSettings(path=tmp_path)), dataset, 0)
     assert (tmp_path / f"{entry.sha256}.tar").stat().st_size == entry.bytes
     assert not list(tmp_path.glob("*.part"))

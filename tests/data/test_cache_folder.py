@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.data.cache import CacheError, CacheSettings, ShardCache, own_folder
+from yolofleet.data.cache import CacheSettings, ShardCache
+from yolofleet.data.cache_folder import CacheError, own_folder
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage import open_storage
 
@@ -30,10 +31,8 @@ def fetched(shards: Path, cache: ShardCache) -> bytes:
 def test_a_new_folder_is_made_for_this_user_alone(shards: Path, tmp_path: Path) -> None:
     data = fetched(shards, opened(tmp_path / "made" / "here"))
     assert data == (shards / "shards" / "shard-000000.tar").read_bytes()
-    for folder in (tmp_path / "made" / "here", tmp_path / "made" / "here" / "locks"):
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    for lock in (tmp_path / "made" / "here" / "locks").iterdir():
-        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "made" / "here").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "made" / "here" / "lock").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720, 0o702])
@@ -53,7 +52,7 @@ def test_a_folder_that_others_can_read_becomes_private_only_where_it_is_a_cache(
 ) -> None:
     folder = tmp_path / "cache"
     fetched(shards, opened(folder))
-    (folder / "locks").chmod(0o755)
+    (folder / "locks").mkdir()  # of an older version
     folder.chmod(mode)
     fetched(shards, opened(folder))
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
@@ -64,7 +63,7 @@ def test_a_folder_that_others_can_read_becomes_private_only_where_it_is_a_cache(
     assert stat.S_IMODE(folder.stat().st_mode) == mode, "a folder of other things is left as it is"
 
 
-@pytest.mark.parametrize("inner", ["", "locks", "verified"])
+@pytest.mark.parametrize("inner", ["", "verified"])
 def test_a_link_is_refused(tmp_path: Path, inner: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir(mode=0o700)
@@ -90,18 +89,17 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest
         own_folder(tmp_path)
 
 
-def test_locks_are_neither_followed_nor_truncated(shards: Path, tmp_path: Path) -> None:
+def test_the_lock_is_neither_followed_nor_truncated(shards: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("keep me")
     cache = opened(tmp_path / "cache")
-    for name in [f"{number:02d}" for number in range(64)]:
-        (tmp_path / "cache" / "locks" / name).symlink_to(secret)
+    lock = tmp_path / "cache" / "lock"
+    lock.symlink_to(secret)
     with pytest.raises(CacheError, match=r"cannot be opened .*symbolic link.*remove it"):
         fetched(shards, cache)
     assert secret.read_text() == "keep me"
-    for lock in (tmp_path / "cache" / "locks").iterdir():
-        lock.unlink()
-        os.link(secret, lock)
+    lock.unlink()
+    os.link(secret, lock)
     fetched(shards, cache)
     assert secret.read_text() == "keep me"
 
@@ -127,5 +125,5 @@ def test_only_the_bytes_that_are_there_are_reserved(
     entry = ShardDataset(shards).manifest.shards[0]
     reserved: list[int] = []
     monkeypatch.setattr(os, "posix_fallocate", lambda descriptor, offset, size: reserved.append(size))
-    opened(tmp_path / "cache").ensure(open_storage(shards), replace(entry, bytes=2**40))
+    os.close(opened(tmp_path / "cache").open(open_storage(shards), replace(entry, bytes=2**40)))
     assert reserved == [entry.bytes]

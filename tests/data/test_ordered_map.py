@@ -8,8 +8,6 @@ import time
 
 import pytest
 
-from yolofleet.core.errors import UserError
-from yolofleet.data.cache import Prefetcher
 from yolofleet.data.stream import ordered_map
 
 
@@ -58,25 +56,3 @@ next(results)
     started = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
     assert time.monotonic() - started < 50
-
-
-def test_a_prefetcher_survives_failures_and_forgets_what_is_over() -> None:
-    fetched: list[int] = []
-    gate = threading.Event()
-
-    def fetch(shard: int) -> None:
-        gate.wait(10)
-        if shard == 1:
-            raise UserError("no such shard")
-        fetched.append(shard)
-
-    prefetcher = Prefetcher(fetch)
-    prefetcher.ask([0, 1, 2])
-    time.sleep(0.05)
-    prefetcher.ask([1, 3])  # 0 is being fetched already; 2 is not wanted any more
-    gate.set()
-    for _ in range(100):
-        if fetched == [0, 3]:
-            break
-        time.sleep(0.02)
-    assert fetched == [0, 3]

@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from yolofleet.core.retry import retry
 from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
 from yolofleet.data.buffers import BufferPool
-from yolofleet.data.cache import CacheSettings, Prefetcher, ShardCache
+from yolofleet.data.cache import CacheSettings, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_reduced
 from yolofleet.data.image_formats import ImageError
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
@@ -61,7 +62,7 @@ class ShardDataset:
         self._descriptors: OrderedDict[int, _Descriptor] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        private = ("_lock", "_indexes", "_descriptors", "_prefetcher", "cache")
+        private = ("_lock", "_indexes", "_descriptors", "cache")
         return {name: value for name, value in self.__dict__.items() if name not in private}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -83,8 +84,10 @@ class ShardDataset:
 
     @cached_property
     def cache(self) -> ShardCache:
-        """The node's cache."""
-        return ShardCache(self._settings)
+        """The node's cache; its threads end with this object."""
+        cache = ShardCache(self._settings)
+        weakref.finalize(self, cache.close).atexit = False
+        return cache
 
     def locate(self, number: int) -> tuple[int, int]:
         """Return (shard, row) of a sample."""
@@ -256,13 +259,14 @@ class ShardDataset:
         return self._settings.path
 
     def prefetch(self, shards: Sequence[int]) -> None:
-        """Fetch shards of remote storage in the background; nothing to do for local ones."""
-        if self.is_remote:
-            self._prefetcher.ask(list(shards))
+        """Fetch shards of remote storage in the background; nothing to do for local ones.
 
-    @cached_property
-    def _prefetcher(self) -> Prefetcher:
-        return Prefetcher(lambda shard: self.cache.ensure(self.storage, self.manifest.shards[shard]))
+        Args:
+            shards: Those that will be read, in the order in which they are needed, with those that are still being
+                read: they are kept in the cache until a later call does not name them.
+        """
+        if self.is_remote:
+            self.cache.prefetch(self.storage, [self.manifest.shards[shard] for shard in shards])
 
     def records(self, skipped: list[tuple[str, str]] | None = None) -> Iterator[tuple[str, ImageRecord]]:
         """Yield (key, record) of every sample in order; add (key, reason) of those that cannot be read to a list."""

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from yolofleet.data.cache import CacheError, CacheSettings
+from yolofleet.data.cache import CacheSettings
+from yolofleet.data.cache_folder import CacheError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.manifest import ManifestError, ShardEntry
 from yolofleet.storage import ObjectNotFoundError

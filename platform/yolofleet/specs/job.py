@@ -32,7 +32,7 @@ EXECUTION_KEYS = (
     "release_onnx",
     "most_non_finite_steps",
 )
-EXECUTION_DATA_KEYS = ("train", "val", "cache", "loader_threads", "most_skipped_share")
+EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader_threads", "most_skipped_share")
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze")
@@ -59,6 +59,10 @@ class DataSpec(Spec):
     """Side of the square that the network sees, in pixels; a multiple of the model's largest stride."""
     cache: CacheSpec | None = None
     """Shard cache for remote data; without one, shards are kept in the system's temporary folder."""
+    fetchers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
+    """Shards, or ranges of 16 MiB of them, that a node fetches from remote storage at a time before they are needed.
+    Each of the node's workers runs its share of them, at least one; a worker that needs a shard now fetches it besides.
+    auto begins with 4 a node and runs more, up to 32, as long as they bring bandwidth."""
     loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
     """Threads that decode and augment, per worker."""
     max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000

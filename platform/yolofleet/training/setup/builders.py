@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,9 @@ def class_weights(class_counts: Sequence[int], balance: float) -> tuple[float, .
 
 def open_dataset(data: DataSpec, url: str, *, verify: bool = False) -> ShardDataset:
     """Open one of the job's datasets, with the job's cache; check its files where that is asked for."""
-    cache = None
+    cache = CacheSettings(fetchers=None if data.fetchers == "auto" else data.fetchers)
     if data.cache is not None:
-        cache = CacheSettings(path=Path(data.cache.path), max_bytes=data.cache.max_bytes)
+        cache = replace(cache, path=Path(data.cache.path), max_bytes=data.cache.max_bytes)
     return open_verified(url, cache) if verify else ShardDataset(url, cache)
 
 
