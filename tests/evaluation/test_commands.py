@@ -59,6 +59,31 @@ def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(
         assert (again["figures"], again["per_class"]) == (document["figures"], document["per_class"])
 
 
+def test_a_test_set_without_annotations_becomes_a_result_file_to_submit(
+    run: Path, drawn: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    """As COCO's image_info_test-dev2017.json: the same detections as with annotations, under the ids of the list."""
+    document = json.loads((drawn / "instances.json").read_text())
+    del document["annotations"]
+    images = {entry["id"]: entry for entry in document["images"]}
+    listed = tmp_path / "image_info_test-dev2017.json"
+    listed.write_text(json.dumps(document))
+    assert main(["data", "shard", str(listed), str(drawn / "images"), str(tmp_path / "test")]) == 0
+    found = []
+    for data in (tmp_path / "test", drawn / "dataset"):
+        capsys.readouterr()
+        results = tmp_path / f"{data.name}.json"
+        assert main(["evaluate", str(run), str(data), "--json", "--results", str(results)]) == 0
+        figures = json.loads(capsys.readouterr().out)["figures"]
+        assert (figures["AP"] is None) == (data.name == "test")
+        records = json.loads(results.read_text())
+        found.append(sorted(json.dumps(record, sort_keys=True) for record in records))
+    assert found[0] == found[1] and {json.loads(record)["image_id"] for record in found[0]} <= images.keys()
+    categories = {entry["id"] for entry in document["categories"]}
+    for record in map(json.loads, found[0]):
+        assert record.keys() == {"image_id", "category_id", "bbox", "score"} and record["category_id"] in categories
+
+
 def test_predict_draws_images_and_writes_a_coco_document(
     run: Path, drawn: Path, tmp_path: Path, capsys: Captured
 ) -> None:
