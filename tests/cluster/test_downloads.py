@@ -84,10 +84,18 @@ def test_two_nodes_download_the_dataset_once(
     assert all(len(cache) <= NUM_SHARDS / 2 + 1 for cache in caches)
 
 
-@pytest.mark.parametrize("cache_share", [2.0, 0.9, 0.5, 0.1])
-@pytest.mark.parametrize("deal", ["fixed", "epoch"])
+@pytest.mark.parametrize(
+    ("deal", "cache_share"),
+    [
+        ("fixed", 0.1),
+        ("epoch", 0.5),
+        *(pytest.param(deal, share, marks=pytest.mark.slow) for deal in ("fixed", "epoch") for share in (2.0, 0.9)),
+        pytest.param("fixed", 0.5, marks=pytest.mark.slow),
+        pytest.param("epoch", 0.1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_node_downloads_what_was_planned(
-    shell: Shell, drawn: Path, s3: FaultyProxy, shards: int, cache_share: float, deal: str
+    shell: Shell, drawn: Path, s3: FaultyProxy, shards: int, deal: str, cache_share: float
 ) -> None:
     """Also where the cache is smaller than the node's part."""
     cache = {"path": "cache", "max_bytes": int(cache_share * shards)}
