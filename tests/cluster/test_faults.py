@@ -184,7 +184,7 @@ def test_evaluation_runs_on_a_node_of_its_own_and_survives_its_death(
 
 def evaluators(cluster: LocalCluster) -> list[psutil.Process]:
     """Return the processes that evaluate at the moment."""
-    return [process for node in cluster.nodes[1:] for process in node.processes("ray::Evaluator")]
+    return [process for node in cluster.nodes[1:] for process in node.processes("ray::EvaluationActor")]
 
 
 def test_a_stopped_worker_is_found_by_its_silence(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
