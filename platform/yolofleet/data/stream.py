@@ -7,6 +7,7 @@ stage decodes and augments, in threads or in processes (`loader`), and in order.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -43,6 +44,7 @@ class TrainingStream:
         largest_image_size: The largest of them; ``image_size`` unless given.
         max_pixels: Larger images are skipped.
         deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
+        num_steps: Steps of the run; shards that only later steps read are not fetched ahead.
         sample_weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once.
 
     Raises:
@@ -65,6 +67,7 @@ class TrainingStream:
         largest_image_size: int | None = None,
         max_pixels: int = DEFAULT_MAX_PIXELS,
         deal: Deal = "epoch",
+        num_steps: int | None = None,
         sample_weights: NDArray[np.float64] | None = None,
     ) -> None:
         if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % micro_batch_size:
@@ -85,6 +88,7 @@ class TrainingStream:
         self._largest_image_size = largest_image_size or image_size
         self._num_threads = num_threads
         self._loader = loader
+        self._end = math.inf if num_steps is None else num_steps * micro_batch_size  # of each lane
         self._prefetch = prefetch
         self._maker = MicroBatchMaker(dataset, self.order, seed, max_pixels)
 
@@ -132,7 +136,8 @@ class TrainingStream:
                 window = present[plan.index] = self.order.window(plan.index, plan.position)
                 following[plan.index] = self.order.windows_after(plan.index, window)
                 windows = chain(present.values(), *following.values())
-                soonest_first = sorted(windows, key=lambda window: window.first)
+                needed = (window for window in windows if window.first < self._end)
+                soonest_first = sorted(needed, key=lambda window: window.first)
                 self.dataset.prefetch([shard for window in soonest_first for shard in window.shards])
             yield plan
 

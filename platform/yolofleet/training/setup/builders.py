@@ -175,6 +175,7 @@ def training_stream(
         largest_image_size=sizes.limit,
         max_pixels=job.data.max_pixels,
         deal=deal or chosen_deal(job.data, dataset),
+        num_steps=schedule.num_steps,
         sample_weights=weights,
     )
 
