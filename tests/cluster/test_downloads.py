@@ -69,7 +69,7 @@ def job_of(shell: Shell, drawn: Path, **changes: Any) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_nodes_download_the_dataset_once(
-    shell: Shell, drawn: Path, cluster: LocalCluster, s3: FaultyProxy, shards: int, tmp_path: Path
+    shell: Shell, drawn: Path, s3: FaultyProxy, shards: int, cluster: LocalCluster, tmp_path: Path
 ) -> None:
     shell.environment = cluster.environment
     for name in ("first", "second"):
@@ -88,7 +88,7 @@ def test_two_nodes_download_the_dataset_once(
     ("deal", "cache_share"),
     [
         ("fixed", 0.1),
-        ("epoch", 0.5),
+        pytest.param("epoch", 0.5, marks=pytest.mark.slow),
         *(pytest.param(deal, share, marks=pytest.mark.slow) for deal in ("fixed", "epoch") for share in (2.0, 0.9)),
         pytest.param("fixed", 0.5, marks=pytest.mark.slow),
         pytest.param("epoch", 0.1, marks=pytest.mark.slow),
