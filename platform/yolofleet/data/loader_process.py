@@ -188,6 +188,7 @@ def _work(
 
 
 def _received(data: bytes | mmap.mmap) -> Any:
+    """Return what the parent sent: only it has the other end of the socket and of the nameless memory."""
     try:
         return pickle.loads(data)
     except (AttributeError, ImportError) as error:
@@ -202,6 +203,6 @@ def _portable(error: BaseException) -> BaseException:
     if not isinstance(error, RedactedError):
         error.add_note("".join(["In a loader process:\n", *traceback.format_tb(error.__traceback__)]))
     try:
-        return cast(BaseException, pickle.loads(pickle.dumps(error)))
+        return cast(BaseException, pickle.loads(pickle.dumps(error)))  # our own bytes, to see whether the parent can
     except Exception:
         return WorkError(f"a loader process failed: {type(error).__name__}: {error}")
