@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from data.remote_shards import wait_until
 from yolofleet.core.errors import UserError
 from yolofleet.data import fetchers as fetchers_module
-from yolofleet.data.fetcher_count import LEAST_GAIN, NUM_RESTS, FetcherCount, process_share
-from yolofleet.data.fetchers import Fetchers, Outcome
+from yolofleet.data.fetchers import LEAST_GAIN, NUM_RESTS, FetcherCount, Fetchers, Outcome, process_share
 
 
 def test_they_survive_failures_and_forget_what_is_over() -> None:

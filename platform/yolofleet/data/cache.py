@@ -22,8 +22,7 @@ from yolofleet.data.cache_folder import CacheError, open_file, own_folder
 from yolofleet.data.cache_locks import CacheLocks
 from yolofleet.data.cache_room import DISK_FULL, CacheFullError, CacheRoom, mark_unopened
 from yolofleet.data.download import Download
-from yolofleet.data.fetcher_count import FIRST_FETCHERS, FetcherCount
-from yolofleet.data.fetchers import Fetchers, Outcome
+from yolofleet.data.fetchers import FIRST_FETCHERS, FetcherCount, Fetchers, Outcome
 from yolofleet.data.manifest import ShardEntry, most_index_bytes
 from yolofleet.storage import ObjectChangedError, Storage, StorageError
 
