@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.output_guard import guard_output
 from yolofleet.core.redaction import holds_secret, names_secret, redact, redact_error, redact_url, redact_values
+from yolofleet.core.terminal import guard_output
 from yolofleet.core.text import first_line, one_line
 
 WORDS = tuple(f"zq{number}w" for number in range(4))

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.cli.options import print_result
-from yolofleet.core.output_guard import GuardedRecords
-from yolofleet.core.terminal import CONTROL, OutputError, note, printable, show
+from yolofleet.core.terminal import CONTROL, GuardedRecords, OutputError, note, printable, show
 
 HOSTILE = "a\x1b]0;title\x07\x1b[2Jb\rc\x9bd\u202ee\u2066f\x7fg\udc80\u200b"
 

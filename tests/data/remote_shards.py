@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.data.cache import CacheSettings, ShardCache
-from yolofleet.data.cache_locks import CacheLocks
+from yolofleet.data.cache_folder import CacheLocks
 from yolofleet.data.dataset import ShardDataset
 
 URL = "s3://data/drawn"

@@ -220,7 +220,7 @@ def test_big_tiff_is_read(big: bool) -> None:
 
 
 def test_bands_that_are_left_out_are_told() -> None:
-    from yolofleet.data.box_checks import build_record
+    from yolofleet.data.annotation import build_record
     from yolofleet.data.check import check_image
     from yolofleet.data.problems import ProblemLog
 

@@ -16,8 +16,7 @@ import pytest
 
 from data.remote_shards import cached_bytes, fetch, opened, start_reader, wait_until
 from faulty_s3 import Fault, FaultyProxy
-from yolofleet.data.cache_folder import CacheError
-from yolofleet.data.cache_locks import CacheLocks
+from yolofleet.data.cache_folder import CacheError, CacheLocks
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage import ObjectChangedError, StorageError, open_storage
 from yolofleet.storage import s3 as storage_module

@@ -21,8 +21,8 @@ from yolofleet.losses.boxes import complete_iou, read_boxes
 from yolofleet.losses.candidates import Candidates
 from yolofleet.losses.levels import make_levels, read_predictions
 from yolofleet.losses.matching import compute_class_cost, compute_published_class_cost
-from yolofleet.losses.settings import LossSettings
 from yolofleet.losses.terms import (
+    LossSettings,
     _compute_background_entropy,
     cap_coarse_cells,
     compute_box_fit,

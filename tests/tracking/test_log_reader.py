@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.core.pauses import LONGEST_PAUSE_SECONDS, QUIET_SHARE
+from yolofleet.core.retry import LONGEST_QUIET_PAUSE_SECONDS, QUIET_SHARE
 from yolofleet.storage import StorageError
 from yolofleet.tracking import json_lines
-from yolofleet.tracking.log_reader import LogReader
+from yolofleet.tracking.json_lines import LogReader
 from yolofleet.tracking.log_writer import ObjectLogWriter
 
 from .conftest import MemoryStorage
@@ -69,8 +69,8 @@ def test_a_quiet_log_is_asked_less_and_less_and_a_busy_one_at_every_look(object_
         looks += [second] * bool(object_storage.requests)
         clock.now += 1
     pauses = [(before, after - before) for before, after in itertools.pairwise(looks)]
-    assert all(pause <= min(before * QUIET_SHARE, LONGEST_PAUSE_SECONDS) + 1 for before, pause in pauses)
-    assert len(looks) < 3600 / LONGEST_PAUSE_SECONDS + 40
+    assert all(pause <= min(before * QUIET_SHARE, LONGEST_QUIET_PAUSE_SECONDS) + 1 for before, pause in pauses)
+    assert len(looks) < 3600 / LONGEST_QUIET_PAUSE_SECONDS + 40
     write(object_storage, "metrics", 1)
     assert reader.new_rows(), "whoever wants everything gets it"
     for step in range(2, 12):

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from yolofleet.data.loader import on_device
 from yolofleet.data.micro_batch import MicroBatch
-from yolofleet.training.loop.device_copy import on_device
 
 GPU = torch.device("cuda", 0)
 

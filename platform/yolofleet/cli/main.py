@@ -13,11 +13,10 @@ import sys
 from itertools import pairwise
 
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
-from yolofleet.core.output_guard import guard_output
 from yolofleet.core.redaction import holds_secret, redact, redact_url
 from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signals
 from yolofleet.core.temporary import FULL
-from yolofleet.core.terminal import OutputError, note, silence
+from yolofleet.core.terminal import OutputError, guard_output, note, silence
 
 URL = re.compile(r"(?:[a-z][a-z0-9+.-]*:/|//)", re.IGNORECASE)
 

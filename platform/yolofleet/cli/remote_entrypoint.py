@@ -14,9 +14,8 @@ from yolofleet.cli.main import main as run_command
 from yolofleet.cluster.bundle import SPEC_NAME, VERSIONS_NAME, differences, installed_versions
 from yolofleet.cluster.service import ANYWAY
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR
-from yolofleet.core.output_guard import guard_output
 from yolofleet.core.redaction import redact_values
-from yolofleet.core.terminal import note, show
+from yolofleet.core.terminal import guard_output, note, show
 
 
 def main(arguments: list[str]) -> int:

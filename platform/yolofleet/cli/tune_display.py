@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from yolofleet.search.engine import SegmentResult, TrialSegment
     from yolofleet.search.session import SearchSession
     from yolofleet.search.trials import Trials
-    from yolofleet.tracking.json_lines import Row
-    from yolofleet.tracking.log_reader import LogReader
+    from yolofleet.tracking.json_lines import LogReader, Row
 
 REFRESH_SECONDS = 1.0
 MOST_ROWS = 16

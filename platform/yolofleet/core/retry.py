@@ -1,4 +1,9 @@
-"""Retries with a deadline: an action is tried again, with growing pauses, until it succeeds or patience is over."""
+"""Pauses that grow: between the attempts of an action that fails, and between looks at what others change.
+
+An action is tried again until it succeeds or its patience is over. Who looks for a change looks the less often, the
+longer there was none: on an object store every look is a request. A pause is a quarter of the time without a change, so
+a change is seen late by a quarter of the time since the last one at most, and what is quiet costs nearly nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 10.0
 JITTER = 0.2
 """Pauses vary by this share, so that many clients of a server that comes back do not all call at once."""
+QUIET_SHARE = 0.25
+LONGEST_QUIET_PAUSE_SECONDS = 60.0
 
 Result = TypeVar("Result")
 
@@ -50,3 +57,26 @@ def retry(
                 on_retry(error, pause_seconds)
         time.sleep(pause_seconds * random.uniform(1 - JITTER, 1 + JITTER))
         pause_seconds = min(2 * pause_seconds, longest_pause_seconds)
+
+
+class GrowingPause:
+    """The pauses between looks at one thing.
+
+    Args:
+        clock: Seconds since any moment.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._changed_at = self._next_look = clock()
+
+    def is_over(self) -> bool:
+        """Return whether it is time for another look."""
+        return self._clock() >= self._next_look
+
+    def begin(self, *, changed: bool) -> None:
+        """Begin the pause after a look, which did or did not find a change."""
+        now = self._clock()
+        if changed:
+            self._changed_at = now
+        self._next_look = now + min((now - self._changed_at) * QUIET_SHARE, LONGEST_QUIET_PAUSE_SECONDS)

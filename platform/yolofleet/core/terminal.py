@@ -2,17 +2,23 @@ r"""The one module that prints: what a stranger wrote cannot steer the terminal,
 
 File names, class names, values of specs and what MLflow keeps may hold escape sequences, or characters that turn the
 direction of a text. They are printed as JSON writes them (``\u001b``), so that a JSON document stays what it is. Where
-the stream takes ASCII alone, everything else is written so, too. The secrets of URLs are left out.
+the stream takes ASCII alone, everything else is written so, too. The secrets of URLs are left out. The same holds for
+what a process prints without being asked: logs and tracebacks.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import sys
-from typing import TextIO
+import threading
+import traceback
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, TextIO
 
 from yolofleet.core.errors import WorkError
 from yolofleet.core.redaction import redact
@@ -91,3 +97,47 @@ def silence(stream: TextIO | None) -> None:
         os.close(null)
     except (AttributeError, OSError, ValueError):
         return
+
+
+class RedactedRecord(logging.LogRecord):
+    """A log record whose message holds no secret, whichever library logs it."""
+
+    def getMessage(self) -> str:  # noqa: N802  # the name that logging gives it
+        """Return the message with its arguments."""
+        return printable(redact(super().getMessage()), keeps_colours=True)
+
+
+class GuardedRecords:
+    """Makes log records without secrets, traceback included.
+
+    Args:
+        make: Makes the records as they were until now: logging's own way, or Ray's.
+    """
+
+    def __init__(self, make: Callable[..., logging.LogRecord]) -> None:
+        self._make = make
+
+    def __call__(self, *arguments: Any, **options: Any) -> logging.LogRecord:
+        """Make a record."""
+        record = self._make(*arguments, **options)
+        record.__class__ = RedactedRecord
+        if record.exc_info and record.exc_info[0] is not None:
+            record.exc_text = printable(redact("".join(traceback.format_exception(*record.exc_info)).rstrip()))
+        return record
+
+
+def guard_output() -> None:
+    """Redact the log records and tracebacks of this process from now on."""
+    make = logging.getLogRecordFactory()
+    if not isinstance(make, GuardedRecords):
+        logging.setLogRecordFactory(GuardedRecords(make))
+    if sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _print_traceback
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = lambda failed: _print_traceback(
+            failed.exc_type, failed.exc_value or failed.exc_type(), failed.exc_traceback
+        )
+
+
+def _print_traceback(kind: type[BaseException], error: BaseException, origin: TracebackType | None) -> None:
+    note("".join(traceback.format_exception(kind, error, origin)).rstrip("\n"))

@@ -1,27 +1,175 @@
-"""``KEY.json``, the annotation of a sample: checked whole before any of it is used.
+"""The checks of annotations: of one box, as all readers share them, and of ``KEY.json``, the annotation of a sample.
 
-A shard may come from a stranger, so nothing in it is taken for what a build would have written: every value has its
-type and its bounds, and columns are equally long. One wrong value makes the whole sample unusable; it is skipped and
-counted. A box may end outside its image: it is clipped where it is used.
+A box of a foreign format is cleaned, or left out with its reason.
+
+A shard may come from a stranger, so nothing in a ``KEY.json`` is taken for what a build would have written: every value
+has its type and its bounds, and columns are equally long. One wrong value makes the whole sample unusable; it is
+skipped and counted. A box may end outside its image: it is clipped where it is used.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from operator import ne
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.box_checks import LARGEST_AREA, are_numbers, is_sound_segmentation
+from yolofleet.core.text import short
 from yolofleet.data.manifest import whole_number
-from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord
+from yolofleet.data.outline_box import box_of_outline, rotated_box
+from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord, Segmentation
 
+LARGEST_AREA = 1e18
+LARGEST_COORDINATE = 1e6
+MOST_DEGREES = 1e4
+THINNEST_BOX_PIXELS = 0.01
 MOST_ANNOTATION_BYTES = 16 * 2**20
 LARGEST_BOX_PIXELS = 1e9
 LONGEST_SIDE_PIXELS = 2**31 - 1
+
+
+class BoxProblem(Exception):  # noqa: N818 - it carries a kind of problem, it is no error of the program
+    """The annotation is left out; ``kind`` is the problem to count."""
+
+    def __init__(self, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class CleanBox:
+    """A box that can be used, and the problems that were repaired."""
+
+    box: tuple[float, float, float, float]
+    area: float
+    is_crowd: bool
+    segmentation: Segmentation
+    repairs: tuple[str, ...]
+
+
+def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
+    """Check what can be checked without knowing the image's size.
+
+    Raises:
+        BoxProblem: The annotation must be left out.
+    """
+    repairs = []
+    values = annotation.get("bbox")
+    segmentation, is_sound = clean_segmentation(annotation.get("segmentation"))
+    if not values or values == [0, 0, 0, 0]:
+        outline = box_of_outline(segmentation)
+        if outline is not None:
+            values = outline
+            repairs.append("box_from_outline")
+    if values is None:
+        raise BoxProblem("box_missing", "no bbox")
+    if not isinstance(values, list) or len(values) != 4 or any(not _is_number(value) for value in values):
+        raise BoxProblem("box_malformed", f"bbox {short(values)}")
+    try:
+        x, y, width, height = (float(value) for value in values)
+    except OverflowError:
+        raise BoxProblem("box_not_finite", "bbox holds a number too large for a float") from None
+    if not all(math.isfinite(value) for value in (x, y, x + width, y + height, width * height)):
+        raise BoxProblem("box_not_finite", f"bbox {values}")
+    if width < 0 or height < 0:
+        raise BoxProblem("box_negative", f"bbox {values}")
+    if width == 0 or height == 0:
+        raise BoxProblem("box_zero_area", f"bbox {values}")
+    if min(width, height) < THINNEST_BOX_PIXELS:
+        raise BoxProblem("box_tiny", f"bbox {values}")
+    attributes = annotation.get("attributes")
+    rotation = attributes.get("rotation") if isinstance(attributes, dict) else None
+    if _is_number(rotation) and rotation and abs(rotation) <= MOST_DEGREES and "box_from_outline" not in repairs:
+        x, y, width, height = rotated_box([x, y, width, height], float(rotation))
+        repairs.append("box_rotated")
+    area = annotation.get("area")
+    if not _is_number(area) or not 0 <= area <= LARGEST_AREA:
+        area = width * height
+        repairs.append("area_missing")
+    crowd = annotation.get("iscrowd", 0)
+    if crowd not in (0, 1):
+        repairs.append("iscrowd_malformed")
+    if not is_sound:
+        repairs.append("segmentation_malformed")
+    return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, tuple(repairs))
+
+
+def build_record(
+    image_id: int, file_name: str, size: tuple[int, int], boxes: Sequence[tuple[int, CleanBox]]
+) -> ImageRecord:
+    """Return the record of an image from its boxes, each with its class index; a size of (0, 0) is unknown."""
+    return ImageRecord(
+        image_id,
+        file_name,
+        *size,
+        np.asarray([clean.box for _, clean in boxes], dtype=np.float64).reshape(-1, 4),
+        np.asarray([index for index, _ in boxes], dtype=np.int64),
+        np.asarray([clean.is_crowd for _, clean in boxes], dtype=np.bool_),
+        np.asarray([clean.area for _, clean in boxes], dtype=np.float64),
+        tuple(clean.segmentation for _, clean in boxes),
+    )
+
+
+def clean_segmentation(segmentation: Any) -> tuple[Segmentation, bool]:
+    """Return polygons or RLE that can be relied on (None where there are none), and whether nothing was wrong."""
+    if segmentation == [[]]:
+        return None, True
+    if isinstance(segmentation, list) and segmentation and not any(isinstance(entry, list) for entry in segmentation):
+        segmentation = [segmentation]  # VIA writes one polygon without a list around it
+    if not segmentation or not is_sound_segmentation(segmentation):
+        return None, is_sound_segmentation(segmentation)
+    if isinstance(segmentation, dict):
+        return {"size": segmentation["size"], "counts": segmentation["counts"]}, True
+    return [[float(value) for value in polygon] for polygon in segmentation], True
+
+
+def is_sound_segmentation(segmentation: Any) -> bool:
+    """Return whether this is nothing, a list of polygons or an RLE."""
+    if isinstance(segmentation, dict):
+        return _is_sound_rle(segmentation)
+    return segmentation is None or (isinstance(segmentation, list) and all(map(_is_sound_polygon, segmentation)))
+
+
+def _is_sound_polygon(polygon: Any) -> bool:
+    return (
+        isinstance(polygon, list)
+        and len(polygon) >= 6
+        and len(polygon) % 2 == 0
+        and are_numbers(polygon, -LARGEST_COORDINATE, LARGEST_COORDINATE)
+    )
+
+
+def _is_sound_rle(rle: dict[str, Any]) -> bool:
+    """Check the form of an RLE, and of uncompressed counts that they fill the image exactly."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not (isinstance(size, list) and len(size) == 2 and all(is_whole(side) and side > 0 for side in size)):
+        return False
+    if isinstance(counts, list):
+        return all(isinstance(run, int) and run >= 0 for run in counts) and sum(counts) == size[0] * size[1]
+    return isinstance(counts, str) and counts != "" and all(48 <= ord(character) < 112 for character in counts)
+
+
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Return whether a value of JSON is a whole number that every program reads alike."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
+
+
+def are_numbers(values: list[Any], low: float, high: float) -> bool:
+    """Return whether all values are numbers within the bounds; NaN is not, and neither is true or false."""
+    if not set(map(type, values)) <= {int, float}:
+        return False
+    # NaN is unequal to itself; min and max alone might pass over it.
+    return not values or (low <= min(values) and max(values) <= high and not any(map(ne, values, values)))
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 class RecordError(UserError):

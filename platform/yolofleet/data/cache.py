@@ -18,9 +18,16 @@ from functools import partial
 from pathlib import Path
 
 from yolofleet.core.retry import retry
-from yolofleet.data.cache_folder import CacheError, open_file, own_folder
-from yolofleet.data.cache_locks import CacheLocks
-from yolofleet.data.cache_room import DISK_FULL, CacheFullError, CacheRoom, mark_unopened
+from yolofleet.data.cache_folder import (
+    DISK_FULL,
+    CacheError,
+    CacheFullError,
+    CacheLocks,
+    CacheRoom,
+    mark_unopened,
+    open_file,
+    own_folder,
+)
 from yolofleet.data.download import Download
 from yolofleet.data.fetchers import FIRST_FETCHERS, FetcherCount, Fetchers, Outcome
 from yolofleet.data.manifest import ShardEntry, most_index_bytes

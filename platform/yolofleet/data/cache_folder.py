@@ -1,19 +1,42 @@
-"""The folder of the shard cache: this user's alone, and nothing outside of it is ever opened.
+"""The folder of the shard cache: whose it is, who holds what of it, and what room it has.
 
 What lies in the folder is trusted, so nobody else may write to it: it belongs to this user, has mode 0700 and is no
 link. Its files are opened as they are, never through a link.
+
+**Locks.** An object has two bytes of one file, at an offset made of its digest: whoever fetches it holds the first, and
+every process that will read it soon holds a share of the second. They are locks of open file descriptions
+(``F_OFD_SETLK``): each one that opens the file has locks of its own, threads of one process too, and the kernel frees
+them when the process dies. The file is never written to.
+
+**Room.** What is fetched ahead of need takes the room of what no process has said it will read soon, the longest unused
+first. Who needs a shard now takes any room: after that, the room of shards that were opened before (a reader holds its
+file open, so a shard may be evicted under it), at last of those fetched ahead, the last fetched first. What is being
+fetched ahead never takes all: room for one more shard is left to those in need.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import stat
+import struct
+import threading
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import local_path
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ROOM_BYTE = 1 << 62
+"""Its holder alone makes room; it lies behind the bytes of all objects."""
+_NUM_DIGITS = 15
+_FILE_NAME = re.compile(r"[0-9a-f]{64}\.(tar|index|part)")
 _OF_A_CACHE = re.compile(r"lock|locks|verified|evict|\d\d|[0-9a-f]{64}(\.(tar|index|part))?")
 
 
@@ -62,3 +85,196 @@ def own_folder(path: Path) -> Path:
             f"cache.path {folder}: {wrong}; name a folder that does not exist yet, or make it yours alone (chmod 700)"
         )
     return folder
+
+
+class CacheLocks:
+    """The locks of one cache.
+
+    Args:
+        path: The file; it is made where it is missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mutex = threading.Lock()
+        self._wanted_file: BinaryIO | None = None  # closed, and its locks with it, when nobody holds this object
+        self._wanted: set[int] = set()
+
+    @contextmanager
+    def fetching(self, digest: str, *, wait: bool) -> Iterator[bool]:
+        """Hold the right to fetch an object; yields False where another holds it and is not waited for."""
+        with self._held(_first_byte(digest), 1, wait=wait) as is_held:
+            yield is_held
+
+    @contextmanager
+    def evicting(self, digest: str, *, although_wanted: bool) -> Iterator[bool]:
+        """Hold the right to evict an object; yields False where it is being fetched, or wanted and that counts."""
+        with self._held(_first_byte(digest), 1 if although_wanted else 2, wait=False) as is_held:
+            yield is_held
+
+    @contextmanager
+    def making_room(self) -> Iterator[None]:
+        """Hold the right to evict and to reserve; nobody who holds it waits for another lock."""
+        with self._held(_ROOM_BYTE, 1, wait=True):
+            yield
+
+    def want(self, digests: Collection[str]) -> None:
+        """Protect objects that this process will read soon, in place of those of the call before."""
+        wanted = {_first_byte(digest) + 1 for digest in digests}
+        with self._mutex:
+            if wanted == self._wanted:
+                return
+            if self._wanted_file is None:
+                self._wanted_file = os.fdopen(self._open(), "r+b")
+            for byte in self._wanted - wanted:
+                self._set(self._wanted_file.fileno(), fcntl.F_UNLCK, byte, 1)
+            for byte in wanted - self._wanted:
+                self._set(self._wanted_file.fileno(), fcntl.F_RDLCK, byte, 1)
+            self._wanted = wanted
+
+    @contextmanager
+    def _held(self, start: int, num_bytes: int, *, wait: bool) -> Iterator[bool]:
+        descriptor = self._open()
+        try:
+            yield self._set(descriptor, fcntl.F_WRLCK, start, num_bytes, wait=wait)
+        finally:
+            # Closing alone would not free it while a process that was forked meanwhile has the descriptor, too.
+            self._set(descriptor, fcntl.F_UNLCK, start, num_bytes)
+            os.close(descriptor)
+
+    def _set(self, descriptor: int, kind: int, start: int, num_bytes: int, *, wait: bool = True) -> bool:
+        """Set a lock, or free it; False: another holds it, and is not waited for."""
+        lock = struct.pack("hhqqi4x", kind, os.SEEK_SET, start, num_bytes, 0)  # struct flock
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK, lock)
+        except OSError as error:
+            if not wait and error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise CacheError(
+                f"cache {self._path}: cannot be locked ({error.strerror}); set cache.path to a folder on a local disk"
+            ) from error
+        return True
+
+    def _open(self) -> int:
+        return open_file(self._path, os.O_RDWR | os.O_CREAT)
+
+
+def _first_byte(digest: str) -> int:
+    return 2 * int(digest[:_NUM_DIGITS], 16)
+
+
+class CacheFullError(Exception):
+    """There is no room now."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the cache; its name is its digest."""
+
+    path: Path
+    num_bytes: int
+    used_at: float
+    """When it was last opened, or else fetched."""
+    was_opened: bool
+
+
+class CacheRoom:
+    """The room of one cache.
+
+    Args:
+        folder: The cache's.
+        max_bytes: Most bytes that it holds.
+        locks: The cache's.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int, locks: CacheLocks) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+        self._locks = locks
+
+    def reserve(self, part: Path, num_bytes: int, *, is_ahead: bool) -> None:
+        """Make the file of an object that the caller has the right to fetch, with its bytes reserved on the disk.
+
+        Args:
+            part: The file; one that is there is of a dead process.
+            num_bytes: How large it will be.
+            is_ahead: Whether nobody waits for it yet.
+
+        Raises:
+            CacheFullError: There is no room now.
+            CacheError: There will never be room for so much.
+            OSError: The disk is full, or broken.
+        """
+        if num_bytes > self._max_bytes:
+            raise CacheError(
+                f"cache.max_bytes is {self._max_bytes:,}, but one shard alone has {num_bytes:,} bytes; "
+                "allow more, or build smaller shards"
+            )
+        with self._locks.making_room():
+            part.unlink(missing_ok=True)
+            files = [*self._files()]
+            parts = [file for file in files if file.path.suffix == ".part" and not self._evict(file)]
+            whole = [file for file in files if file.path.suffix != ".part"]
+            fetched_bytes = sum(file.num_bytes for file in parts)
+            total_bytes = fetched_bytes + sum(file.num_bytes for file in whole)
+            if is_ahead and fetched_bytes + 2 * num_bytes > self._max_bytes:
+                raise CacheFullError(f"the cache {self._folder} has no room for more ahead")
+            freed = self._make_room(whole, wanted_too=not is_ahead)
+            while (is_over := total_bytes + num_bytes > self._max_bytes) or not _allocate(part, num_bytes):
+                if (bytes_of_one := next(freed, None)) is not None:
+                    total_bytes -= bytes_of_one
+                elif is_over:
+                    raise CacheFullError(f"the cache {self._folder} is full of shards that are being fetched")
+                else:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _files(self) -> Iterator[_File]:
+        for entry in os.scandir(self._folder):
+            if _FILE_NAME.fullmatch(entry.name):
+                try:
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # it got its name at this moment
+                yield _File(Path(entry.path), status.st_size, status.st_mtime, status.st_atime > 0)
+
+    def _make_room(self, files: list[_File], *, wanted_too: bool) -> Iterator[int]:
+        """Evict one file after the other and yield their sizes."""
+        wanted = []
+        for file in sorted(files, key=lambda file: file.used_at):
+            if self._evict(file, although_wanted=False):
+                yield file.num_bytes
+            else:
+                wanted.append(file)
+        wanted.sort(key=lambda file: (not file.was_opened, file.used_at if file.was_opened else -file.used_at))
+        for file in wanted if wanted_too else ():
+            if self._evict(file):
+                yield file.num_bytes
+
+    def _evict(self, file: _File, *, although_wanted: bool = True) -> bool:
+        """Remove a file, unless somebody has the right to fetch its object or wants it; returns whether it is gone."""
+        with self._locks.evicting(file.path.stem, although_wanted=although_wanted) as may_evict:
+            if may_evict:
+                file.path.unlink(missing_ok=True)
+        return may_evict
+
+
+def mark_unopened(part: Path) -> None:
+    """Note on a file that nobody has opened it since it was fetched; `os.utime` takes the note away."""
+    os.utime(part, (0, part.stat().st_mtime))
+
+
+def _allocate(part: Path, num_bytes: int) -> bool:
+    """Make a file with bytes reserved on the disk; False where it has too few."""
+    part.unlink(missing_ok=True)
+    with part.open("xb") as target:
+        try:
+            if num_bytes:
+                os.posix_fallocate(target.fileno(), 0, num_bytes)
+        except OSError as error:
+            if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):  # some file systems cannot reserve
+                os.truncate(target.fileno(), num_bytes)
+            elif error.errno in DISK_FULL:
+                return False
+            else:
+                raise
+    return True

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.box_checks import THINNEST_BOX_PIXELS
+from yolofleet.data.annotation import THINNEST_BOX_PIXELS
 from yolofleet.data.build_plan import tell_found
 from yolofleet.data.decode import (
     DEFAULT_MAX_PIXELS,

@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import RedactedError, UserError, WorkError
-from yolofleet.core.output_guard import guard_output
+from yolofleet.core.terminal import guard_output
 
 if TYPE_CHECKING:
     from yolofleet.data.micro_batch import Labels, MicroBatchPlan

@@ -12,7 +12,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import one_line, short
-from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
+from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import SourceDataset

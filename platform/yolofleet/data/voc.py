@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import short
-from yolofleet.data.box_checks import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers
 from yolofleet.data.file_finder import beside, find_files, without_type
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass

@@ -6,6 +6,6 @@ docs/label-assignment.md shows the settings. `matching.match_image` is the paper
 from yolofleet.losses.assigners import Assignment, Scene, register_assigner
 from yolofleet.losses.candidates import Candidates
 from yolofleet.losses.detection_loss import DetectionLoss, LossResult
-from yolofleet.losses.settings import scaled_gains
+from yolofleet.losses.terms import scaled_gains
 
 __all__ = ["Assignment", "Candidates", "DetectionLoss", "LossResult", "Scene", "register_assigner", "scaled_gains"]

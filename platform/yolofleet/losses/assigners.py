@@ -17,7 +17,7 @@ from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Candidates, search_candidates
 from yolofleet.losses.levels import Levels, read_rows
 from yolofleet.losses.matching import prepare_matching
-from yolofleet.losses.settings import Matching
+from yolofleet.losses.terms import Matching
 from yolofleet.specs.assignment import ASSIGNERS, RegisteredAssigner
 
 FINE_REACH = 0.5

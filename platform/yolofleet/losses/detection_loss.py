@@ -28,14 +28,17 @@ from yolofleet.losses.levels import (
     read_predictions,
     send,
 )
-from yolofleet.losses.settings import MATCHINGS, LossSettings, Matching, level_balance
 from yolofleet.losses.terms import (
+    MATCHINGS,
+    LossSettings,
+    Matching,
     cap_coarse_cells,
     compute_box_fit,
     compute_box_term,
     compute_class_term,
     compute_level_weights,
     compute_objectness_term,
+    level_balance,
 )
 from yolofleet.specs.assignment import ASSIGNERS
 

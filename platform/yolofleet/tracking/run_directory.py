@@ -33,8 +33,7 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import redact_values
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
-from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.log_reader import LogReader
+from yolofleet.tracking.json_lines import LogReader, Row
 from yolofleet.tracking.log_writer import LogWriter, open_log
 
 FORMAT = 1

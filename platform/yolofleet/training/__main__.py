@@ -6,8 +6,7 @@ import os
 import sys
 
 from yolofleet.core.errors import EXIT_USER_ERROR, UserError, WorkError
-from yolofleet.core.output_guard import guard_output
-from yolofleet.core.terminal import note
+from yolofleet.core.terminal import guard_output, note
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import hold
 from yolofleet.training.setup.preflight import check_job, run_storage

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
-from yolofleet.core.pauses import GrowingPause
+from yolofleet.core.retry import GrowingPause
 from yolofleet.core.text import one_line
 from yolofleet.models import build_model
 from yolofleet.specs.job import JobSpec

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from yolofleet.core.errors import WorkError
+from yolofleet.data.loader import on_device
 from yolofleet.data.stream import MicroBatch
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import save
 from yolofleet.training.evaluation.checkpoint_evaluations import evaluation_row
-from yolofleet.training.loop.device_copy import on_device
 from yolofleet.training.loop.non_finite import NonFiniteError, roll_back
 from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips
 from yolofleet.training.loop.trainer import Trainer, build_trainer

@@ -27,9 +27,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import EXIT_STOPPED, UserError
-from yolofleet.core.output_guard import guard_output
 from yolofleet.core.stopping import ending_signals, kept_handlers
-from yolofleet.core.terminal import note
+from yolofleet.core.terminal import guard_output, note
 from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
