@@ -111,7 +111,7 @@ def test_a_job_is_followed_over_a_broken_connection_and_ends_with_its_exit_code(
         )
         wait_for(lambda: len(rows(run / "metrics.jsonl")) > 20, PATIENCE_SECONDS, "step 20")
         relay.cut()
-        lost = "is lost; the job still runs"
+        lost = "is lost; trying again"
         wait_for(lambda: lost in (sender.folder / "warnings.txt").read_text(), 60, "the warning")
         time.sleep(5)
         relay.mend()

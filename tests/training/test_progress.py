@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.progress import Milestones, RestartCost
-from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup, WorkerProgress
+from yolofleet.training.loop.worker_group import (
+    DRIVER_NODE_ENDS,
+    PAUSED,
+    KnownProgress,
+    WorkerGroup,
+    WorkerProgress,
+)
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 50), st.floats(0.5, 60.0))
@@ -79,3 +86,29 @@ def test_the_pause_of_a_run_that_was_stopped_on_purpose_is_not_lost(run: RunDire
     cost = RestartCost(run, 8, WorkerGroup(), clock)
     cost.observe(11)
     assert regained(run)[0]["seconds_lost"] == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("events", "is_lost"),
+    [
+        ([("left", {"reason": "a node is about to be taken away"}), ("failure", {"failure": "preemption"})], True),
+        ([("left", {"reason": "there is room for more workers"}), ("resize", {})], True),
+        ([("left", {"reason": DRIVER_NODE_ENDS}), ("stopped", {"is_wilful": False})], True),
+        ([("left", {"reason": "SIGTERM"})], True),  # the driver died before it could say that this was wanted
+        ([("left", {"reason": "SIGTERM"}), ("stopped", {})], False),
+        ([("left", {"reason": PAUSED})], False),  # a search goes on with another trial
+        ([("failed", {})], False),
+    ],
+)
+def test_the_time_without_training_is_lost_unless_the_run_was_ended_on_purpose(
+    run: RunDirectory, events: list[tuple[str, dict[str, Any]]], is_lost: bool
+) -> None:
+    run.append_event("start", step=0)
+    run.append_metrics({"step": 10, "loss": 1.0})
+    for kind, fields in events:
+        run.append_event(kind, **fields)
+    later = time.time() + 44
+    clock = iter([later, later, later + 1, later + 1, later + 1]).__next__
+    cost = RestartCost(run, 10, WorkerGroup(), clock)
+    cost.observe(11)
+    assert regained(run)[0]["seconds_lost"] == pytest.approx(45 if is_lost else 1, abs=0.2)

@@ -160,7 +160,8 @@ def _record_failure(spec: JobSpec, token: FencingToken) -> Iterator[None]:
     except BaseException as error:
         kind = "stopped" if isinstance(error, KeyboardInterrupt | StoppedError) else "failed"
         with RunDirectory.open(spec.storage, spec.name, source="driver", token=token) as run:
-            run.append_event(kind, reason=one_line(error, 500))
+            wilful = {} if getattr(error, "is_wilful", True) else {"is_wilful": False}
+            run.append_event(kind, reason=one_line(error, 500), **wilful)
         raise
 
 

@@ -65,7 +65,10 @@ def follow(
             num_shown = error.num_shown if isinstance(error, _BrokenError) else num_shown
             if broken_since is None:
                 broken_since = time.monotonic()
-                warn(f"the connection to {service.address} is lost; the job still runs, trying again")
+                warn(
+                    f"the connection to {service.address} is lost; trying again. The job has ended if its head has: "
+                    "then resume the run with the same 'yolofleet submit' once there is a head again"
+                )
             if time.monotonic() - broken_since > patience_seconds:
                 raise WorkError(
                     f"{service.address} has not answered for {patience_seconds:g} s; the job may still run: "

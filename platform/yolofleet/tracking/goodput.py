@@ -170,7 +170,7 @@ def _seconds_trained(events: Iterable[Row], rows: Sequence[Row]) -> float:
         last = seconds_of(event)
         if event.get("kind") == "start" and began is None:
             began = last
-        elif event.get("kind") in ENDS and began is not None:
+        elif event.get("kind") in ENDS and event.get("is_wilful", True) and began is not None:
             total, began = total + last - began, None
     if began is None or last is None:
         return total

@@ -13,10 +13,10 @@ import torch
 from yolofleet.losses import LossResult
 from yolofleet.tracking.json_lines import seconds_of
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup
+from yolofleet.training.loop.worker_group import PAUSED, KnownProgress, WorkerGroup
 
-WILFUL_ENDS = ("stopped", "left", "end", "failed")
-"""Events after which the time until the next start is not lost: the run was ended on purpose."""
+ENDS = ("stopped", "end", "failed")
+"""Events of a driver, after which the time until the next start is not lost: the run was ended on purpose."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,13 @@ def _newest_row(run: RunDirectory) -> KnownProgress | None:
 
 
 def _ended_wilfully(run: RunDirectory) -> bool:
-    kinds = [str(event.get("kind")) for event in run.events()]
-    last = next((kind for kind in reversed(kinds) if kind in ("start", *WILFUL_ENDS)), None)
-    return last in WILFUL_ENDS
+    """Return whether the run was ended on purpose; workers that save and leave (``left``) may do so for a lost node."""
+    for event in reversed(run.events()):
+        kind = event.get("kind")
+        if kind in ENDS:
+            return bool(event.get("is_wilful", True))
+        if kind == "left" and event.get("reason") == PAUSED:
+            return True
+        if kind == "start":
+            return False
+    return False

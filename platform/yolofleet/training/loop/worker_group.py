@@ -34,8 +34,15 @@ PAUSED = "it has reached the step that it was asked to stop after"
 """Why a worker leaves after its ``leave_after_step``."""
 
 
+DRIVER_NODE_ENDS = "the node of this command is about to be taken away"
+"""Why a run ends that nobody asked to stop."""
+
+
 class StoppedError(WorkError):
     """The run was asked to stop before its end (by SIGTERM, say); its state was saved as far as there was time."""
+
+    is_wilful = True
+    """Whether somebody wanted it; if not, the time until the run resumes is lost."""
 
 
 class WorkerProgress:

@@ -28,13 +28,14 @@ from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
-from yolofleet.training.loop.worker_group import PAUSED, KnownProgress, StoppedError
+from yolofleet.training.loop.worker_group import DRIVER_NODE_ENDS, PAUSED, KnownProgress, StoppedError
 from yolofleet.training.metrics.publisher import publish_metrics
 from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 from yolofleet.training.supervision.nodes import (
     NodeOffer,
     alive_offers,
     check_reach,
+    draining_nodes,
     growth_offers,
     has_room,
     hosts,
@@ -92,12 +93,17 @@ def run_on_ray(
 
 
 def _train(
-    job: JobSpec, token: FencingToken | None, run: RunDirectory, stop_reason: StopReason, leave_after_step: int | None
+    job: JobSpec, token: FencingToken | None, run: RunDirectory, signalled: StopReason, leave_after_step: int | None
 ) -> None:
     """Check the cluster, then start the workers as often as it takes."""
     import ray
     from ray.autoscaler.sdk import request_resources
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    own_node = ray.get_runtime_context().get_node_id()
+
+    def stop_reason() -> str | None:
+        return signalled() or (DRIVER_NODE_ENDS if own_node in draining_nodes() else None)
 
     def wait_for_room() -> None:
         wait_for_nodes(job, run, alive_offers, lambda bundles: request_resources(bundles=bundles), stop_reason)
@@ -107,7 +113,7 @@ def _train(
     if len(hosts()) > 1:
         check_reach(job)
     # Not soft: Ray would be free to place the actor anywhere, and it would die with another node.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    here = NodeAffinitySchedulingStrategy(own_node, soft=False)
     board = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(HeartbeatBoard).remote()
 
     def start(known: KnownProgress | None) -> Ending:
@@ -154,10 +160,8 @@ def supervise(
     while True:
         ending = start(known)
         known = ending.progress or known
-        if stop_reason() is not None and (ending.failure or ending.left):
-            raise StoppedError(
-                f"stopped ({stop_reason()}) at step {_newest_step(store)}; resume the run with the same command"
-            )
+        if (stop := stop_reason()) is not None and (ending.failure or ending.left):
+            raise _stopped(stop, f"at step {_newest_step(store)}; resume the run with the same command")
         if ending.failure is None and ending.left in (None, PAUSED):
             return
         failure: Failure | None = ending.failure or ("preemption" if ending.left == PREEMPTION else None)
@@ -216,6 +220,12 @@ class FailureBudget:
         )
 
 
+def _stopped(reason: str, where: str) -> StoppedError:
+    error = StoppedError(f"stopped ({reason}) {where}")
+    error.is_wilful = reason != DRIVER_NODE_ENDS
+    return error
+
+
 def _newest_step(store: CheckpointStore) -> int:
     return max(store.steps(), default=0)
 
@@ -251,8 +261,8 @@ def wait_for_nodes(
     end = time.monotonic() + limit
     try:
         while num_slots(cluster, offers()) < cluster.fewest_slots:
-            if stop_reason() is not None:
-                raise StoppedError(f"stopped ({stop_reason()}) while waiting for nodes")
+            if (stop := stop_reason()) is not None:
+                raise _stopped(stop, "while waiting for nodes; resume the run with the same command")
             if time.monotonic() > end:
                 raise WorkError(
                     f"{shortage(cluster, offers())}. No such nodes came within "
