@@ -233,3 +233,35 @@ def test_hosts_without_access_to_the_storage_are_named_before_training(
         )
         assert problem in done.stderr, done.stderr[-2000:]
         assert "use storage that all hosts reach" in done.stderr
+
+
+def test_the_notice_of_the_head_is_used_to_save(shell: Shell, drawn: Path, cluster: LocalCluster) -> None:
+    num_steps = 400
+    shell.environment = cluster.environment
+    job = job_of(shell.folder, drawn, num_steps, checkpoint={"every_steps": 1000, "keep": 3}, log_every_steps=1)
+    run = shell.folder / "runs" / "small"
+    for name in ("first", "second"):
+        cluster.add_node(name)
+    driver = shell.start("train", job)
+    reached(run, 20)
+    cluster.nodes[0].process.terminate()  # as `systemctl stop` and Kubernetes do; Ray takes 30 s to end
+    assert driver.wait(timeout=60) == 1
+    assert "the node of this command is about to be taken away" in shell.output()
+    (left,) = events(run, "left")
+    assert left["step"] >= 20
+    assert not events(run, "stopped")[0]["is_wilful"]
+    cluster.close()
+
+    second = LocalCluster(shell.folder)
+    try:
+        shell.environment = second.environment
+        for name in ("first", "second"):
+            second.add_node(name)
+        shell.succeed("train", job, timeout_seconds=PATIENCE_SECONDS)
+    finally:
+        second.close()
+    assert [event["step"] for event in events(run, "start")] == [0, left["step"]]
+    (regained,) = events(run, "regained")
+    assert regained["steps_redone"] == 0
+    assert regained["seconds_lost"] > 5, "the time without a head is lost"
+    assert_same_weights(run, undisturbed(shell.folder / "undisturbed", drawn, num_steps, 2), num_steps)
