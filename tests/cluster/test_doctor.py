@@ -16,7 +16,16 @@ from system.shell import Shell, write_job
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 PATIENCE_SECONDS = 1200.0
-NODE_SUBJECTS = {"versions", "clock", "GPUs", "shared memory", "open files", "storage of runs", "conditional put"} | {
+NODE_SUBJECTS = {
+    "versions",
+    "clock",
+    "GPUs",
+    "shared memory",
+    "open files",
+    "storage of runs",
+    "conditional put",
+    "directory marker",
+} | {
     "training data",
     "validation data",
 }

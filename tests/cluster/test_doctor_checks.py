@@ -196,9 +196,10 @@ def test_the_file_system_under_a_path_is_the_last_mount_above_it() -> None:
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (RunsFound(None, 100e6, 200e6, True), ["ok", "ok"]),
-        (RunsFound(None, 100e6, 200e6, False), ["ok", "warn"]),
-        (RunsFound(None, 100e6, 2e6, True), ["warn", "ok"]),
+        (RunsFound(None, 100e6, 200e6, True), ["ok", "ok", "ok"]),
+        (RunsFound(None, 100e6, 200e6, False), ["ok", "warn", "ok"]),
+        (RunsFound(None, 100e6, 200e6, True, False), ["ok", "ok", "warn"]),
+        (RunsFound(None, 100e6, 2e6, True), ["warn", "ok", "ok"]),
         (RunsFound("s3://runs: was refused (AccessDenied)"), ["fail"]),
     ],
 )

@@ -21,7 +21,7 @@ from yolofleet.cluster.doctor.cluster_checks import check_tracking, probe_tracki
 from yolofleet.cluster.doctor.devices import probe_devices
 from yolofleet.cluster.doctor.disk import CacheNeed, check_disk, probe_disk
 from yolofleet.cluster.doctor.node_checks import probe_limits
-from yolofleet.cluster.doctor.storage_probe import probe_data, probe_runs, shared_marker
+from yolofleet.cluster.doctor.storage_probe import check_runs, probe_data, probe_runs, shared_marker
 from yolofleet.specs.job import TrackingSpec
 from yolofleet.storage import StorageError, open_storage
 
@@ -54,7 +54,7 @@ def test_storage_is_used_and_left_as_it_was(s3: FaultyProxy) -> None:
     url = "s3://bucket/runs"
     with shared_marker(url, MARKER_NAME):
         found = probe_runs(url, MARKER_NAME)
-        assert found.problem is None and found.honours_conditions
+        assert found.problem is None and found.honours_conditions and found.holds_markers
         assert found.write_bytes_per_second > 0 < found.read_bytes_per_second
     assert open_storage(url).list() == []
 
@@ -64,6 +64,16 @@ def test_storage_that_ignores_conditions_is_found_out(s3: FaultyProxy) -> None:
     with shared_marker("s3://bucket/runs", MARKER_NAME):
         found = probe_runs("s3://bucket/runs", MARKER_NAME)
     assert found.problem is None and not found.honours_conditions
+    assert open_storage("s3://bucket/runs").list() == []
+
+
+def test_storage_that_hides_what_is_below_a_marker_is_found_out(s3: FaultyProxy) -> None:
+    s3.ending, s3.for_ever = "-marker/object", "500"  # as rclone's server does
+    with shared_marker("s3://bucket/runs", MARKER_NAME):
+        found = probe_runs("s3://bucket/runs", MARKER_NAME)
+    assert found.problem is None and found.honours_conditions and not found.holds_markers
+    (line,) = [line for line in check_runs("a", found, "s3://bucket/runs") if line.subject == "directory marker"]
+    assert line.verdict == "warn" and "hides all objects below" in line.seen
     assert open_storage("s3://bucket/runs").list() == []
 
 

@@ -213,9 +213,9 @@ def test_hosts_without_access_to_the_storage_are_named_before_training(
     code = (
         "import os, ray, sys\n"
         "from yolofleet.specs.job import JobSpec\n"
-        "from yolofleet.training.supervision.nodes import check_reach\n"
+        "from yolofleet.training.supervision.nodes import check_reach, hosts\n"
         "ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error')\n"
-        "check_reach(JobSpec.load(sys.argv[2]).with_absolute_paths())\n"
+        "check_reach(JobSpec.load(sys.argv[2]).with_absolute_paths(), hosts())\n"
     )
     for storage, problem in {
         "runs": "does not show it the run directory",

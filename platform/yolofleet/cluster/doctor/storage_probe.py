@@ -23,6 +23,7 @@ from yolofleet.storage import ObjectNotFoundError, Storage, StorageError, open_s
 
 RUNS_SUBJECT = "storage of runs"
 CONDITION_SUBJECT = "conditional put"
+MARKER_SUBJECT = "directory marker"
 FOLDER = "_doctor"
 """No run can have this name."""
 MARKER = b"written by the one that asks"
@@ -52,6 +53,8 @@ class RunsFound:
     """Speed of its download."""
     honours_conditions: bool = True
     """Whether the second of two conditional puts was refused."""
+    holds_markers: bool = True
+    """Whether objects are still seen below a directory marker."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,12 @@ def _use_storage(storage: Storage, url: str, name: str) -> RunsFound:
         return RunsFound(f"{url} gives other bytes than were written there")
     if storage.exists(name):
         return RunsFound(f"{url} still shows an object that was deleted")
-    honours = storage.honours_conditions(f"{name}-condition")
-    return RunsFound(None, len(data) / (written - began), len(data) / (read - written), honours)
+    return RunsFound(
+        write_bytes_per_second=len(data) / (written - began),
+        read_bytes_per_second=len(data) / (read - written),
+        honours_conditions=storage.honours_conditions(f"{name}-condition"),
+        holds_markers=storage.holds_markers(f"{name}-marker"),
+    )
 
 
 def probe_data(url: str) -> DataFound:
@@ -167,6 +174,9 @@ def check_runs(node: str, found: RunsFound, url: str) -> list[Finding]:
     measured = {"write_bytes_per_second": writes, "read_bytes_per_second": reads}
     is_slow = min(writes, reads) < SLOW_BYTES_PER_SECOND
     slow = "checkpoints take long (465 MB for yolov7): use storage near the nodes, or save less often"
+    hidden = (
+        "let no other tool make folders in it (a console, `aws s3api put-object --key NAME/`), or use another server"
+    )
     ignored = "never start one run from two hosts at the same moment, or use storage that honours If-None-Match"
     return [
         Finding(
@@ -180,6 +190,9 @@ def check_runs(node: str, found: RunsFound, url: str) -> list[Finding]:
         Finding(node, CONDITION_SUBJECT, "ok", "the second writer of an object is refused")
         if found.honours_conditions
         else Finding(node, CONDITION_SUBJECT, "warn", "ignored: the second writer of an object wins", ignored),
+        Finding(node, MARKER_SUBJECT, "ok", "objects below a directory marker are seen")
+        if found.holds_markers
+        else Finding(node, MARKER_SUBJECT, "warn", "an empty object NAME/ hides all objects below NAME/", hidden),
     ]
 
 

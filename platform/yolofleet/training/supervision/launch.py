@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -43,9 +44,10 @@ from yolofleet.training.supervision.nodes import (
     num_slots,
     shortage,
     this_machine,
+    training_hosts,
     wanted_resources,
 )
-from yolofleet.training.supervision.ray_workers import Ending, Failure, shared_folder, train_once
+from yolofleet.training.supervision.ray_workers import Ending, Failure, train_once
 from yolofleet.training.supervision.watches import PREEMPTION, NodeWatch
 
 NODE_POLL_SECONDS = 5.0
@@ -111,13 +113,13 @@ def _train(
     has_room(job.cluster, alive_offers(), growth_offers())  # raises for what the cluster can never give
     wait_for_room()
     if len(hosts()) > 1:
-        check_reach(job)
+        check_reach(job, training_hosts(job.cluster))
     # Not soft: Ray would be free to place the actor anywhere, and it would die with another node.
     here = NodeAffinitySchedulingStrategy(own_node, soft=False)
     board = ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(HeartbeatBoard).remote()
 
     def start(known: KnownProgress | None) -> Ending:
-        with shared_folder(job, len(hosts())) as folder:
+        with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
             return train_once(job, token, run, folder, board, known, stop_reason, leave_after_step)
 
     if job.cluster.evaluation == "inline":

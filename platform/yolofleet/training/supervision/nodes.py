@@ -207,8 +207,24 @@ def hosts() -> dict[str, str]:
     return {node["NodeManagerAddress"]: node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
-def check_reach(job: JobSpec) -> None:
-    """Make sure that every host of the cluster reads the data and writes the run directory.
+def training_hosts(cluster: ClusterSpec) -> dict[str, str]:
+    """Return a node's id by host that has room for a worker of the job when it does nothing else."""
+    import ray
+
+    wanted = wanted_resources(cluster)
+    return {
+        node["NodeManagerAddress"]: node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"] and NodeOffer(node["Resources"], labels=node.get("Labels")).slots(wanted, cluster.labels)
+    }
+
+
+def check_reach(job: JobSpec, nodes: Mapping[str, str]) -> None:
+    """Make sure that hosts read the data and write the run directory.
+
+    Args:
+        job: What they shall train.
+        nodes: A node's id by host.
 
     Raises:
         UserError: One does not: which, what, and the cure.
@@ -220,7 +236,7 @@ def check_reach(job: JobSpec) -> None:
     probe = ray.remote(num_cpus=0, max_retries=1)(find_problem)
     asked = {
         host: probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(*paths)
-        for host, node in hosts().items()
+        for host, node in nodes.items()
     }
     problems: dict[str, str] = {}
     for host, answer in asked.items():

@@ -13,11 +13,9 @@ import os
 import re
 import socket
 import struct
-import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -75,19 +73,6 @@ class Ending:
     """How far the run had come by then."""
 
 
-@contextmanager
-def shared_folder(job: JobSpec, num_hosts: int) -> Iterator[str]:
-    """Yield a folder for Ray Train's own small files: a temporary one on one host, in the job's storage on several.
-
-    Each start has a folder of its own: Ray would resume from its own record in a folder that it finds again.
-    """
-    if num_hosts > 1:
-        yield f"{job.storage.rstrip('/')}/{job.name}/ray/{uuid.uuid4().hex}"
-        return
-    with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
-        yield folder
-
-
 def train_once(
     job: JobSpec,
     token: FencingToken | None,
@@ -99,6 +84,8 @@ def train_once(
     leave_after_step: int | None = None,
 ) -> Ending:
     """Start the workers once, and return how they ended.
+
+    Ray Train keeps a few files of its own in a new and empty folder of this node: its controller runs here.
 
     Raises:
         UserError: A worker found a mistake in the job or the data.
