@@ -38,6 +38,25 @@ def test_a_running_run_is_counted_to_its_newest_row() -> None:
     assert (summary.seconds_trained, summary.goodput, summary.history) == (40.0, 1.0, [])
 
 
+def test_workers_cost_what_they_cost_until_the_next_start_or_the_end() -> None:
+    two = {"workers": 2, "gpus_per_worker": 4.0, "price_per_hour": 30.0, "num_steps": 100}
+    one = two | {"workers": 1, "price_per_hour": 40.0}
+    events = [
+        event(0, "start", **two),
+        event(1800, "failure", failure="preemption"),
+        event(3600, "start", **one),
+        event(5400, "stopped"),
+        event(90000, "start", **one),
+    ]
+    rows = [event(90600, "", step=40, loss=1.0), event(91800, "", step=60, loss=1.0)]
+    summary = summarize_run(events, rows)
+    assert (summary.worker_hours, summary.gpu_hours) == (2 + 0.5 + 0.5, 12)
+    assert summary.cost == 2 * 30 + 0.5 * 40 + 0.5 * 40
+    assert summary.forecast_cost == summary.cost + round(40 / 60 * 40, 2)  # 40 more steps of 60 s each
+    assert summarize_run(events[:4]).forecast_cost == summarize_run(events[:4]).cost == 80
+    assert summarize_run([event(0, "start", workers=2), event(3600, "end")]).cost is None
+
+
 def test_nothing_yet() -> None:
     summary = summarize_run([])
     assert (summary.starts, summary.goodput) == (0, None)

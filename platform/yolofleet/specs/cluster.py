@@ -20,6 +20,8 @@ class ClusterSpec(Spec):
     """GPUs that each worker gets; 0 trains on the CPU."""
     cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
     """CPUs that each worker gets."""
+    price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """What one worker costs an hour, in any currency: runs then say what they cost."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that a node must have for a worker to be placed there (Ray's node labels)."""
     first_worker_labels: dict[str, str] = Field(default_factory=dict)

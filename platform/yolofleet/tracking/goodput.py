@@ -1,12 +1,13 @@
-"""The summary of a run from its events: what failed, what each restart cost, and the goodput.
+"""The summary of a run from its events: what failed, what each restart took, the goodput, and what the run costs.
 
-Goodput is the share of the training time that was not lost to failures.
+Goodput is the share of the training time that was not lost to failures. Workers are counted, and paid for, from their
+start to the next start or the end: a cluster costs the same while it restarts them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from yolofleet.tracking.json_lines import Row, seconds_of
@@ -121,6 +122,14 @@ class RunSummary:
     """Time between starts and ends, lost time included."""
     goodput: float | None
     """Share of that time that was not lost; None before anything was trained."""
+    worker_hours: float
+    """Hours of all workers, those of restarts included."""
+    gpu_hours: float
+    """The same in GPUs."""
+    cost: float | None
+    """What the workers cost so far; None where the job names no `cluster.price_per_hour`."""
+    forecast_cost: float | None
+    """What the run will have cost at its end, at the pace since its last start; None while that is not known."""
     history: list[str]
     """A line for everything out of the ordinary, oldest first."""
 
@@ -134,7 +143,9 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
     """
     regained = [event for event in events if event.get("kind") == "regained"]
     lost = sum(float(event.get("seconds_lost", 0.0)) for event in regained)
-    trained = _seconds_trained(events, rows)
+    periods = list(_periods(events, rows))
+    trained = sum(period.seconds for period in periods)
+    cost, remaining = _cost(periods), _remaining_cost(periods, rows)
     return RunSummary(
         starts=sum(event.get("kind") == "start" for event in events),
         failures=dict(Counter(str(event.get("failure")) for event in events if event.get("kind") == "failure")),
@@ -142,6 +153,10 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
         seconds_lost=round(lost, 3),
         seconds_trained=round(trained, 3),
         goodput=round(max(0.0, 1 - lost / trained), 4) if trained > 0 else None,
+        worker_hours=round(sum(period.worker_hours for period in periods), 4),
+        gpu_hours=round(sum(period.worker_hours * period.gpus_per_worker for period in periods), 4),
+        cost=None if cost is None else round(cost, 2),
+        forecast_cost=None if cost is None or remaining is None else round(cost + remaining, 2),
         history=[line for event in events if (line := format_event(event)) is not None],
     )
 
@@ -164,14 +179,53 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
-def _seconds_trained(events: Iterable[Row], rows: Sequence[Row]) -> float:
-    total, began, last = 0.0, None, None
+@dataclass(frozen=True)
+class _Period:
+    """The time from a start of workers to the next one, or to the end."""
+
+    seconds: float
+    start: Row
+    is_last: bool
+
+    @property
+    def worker_hours(self) -> float:
+        return self.seconds / 3600 * int(self.start.get("workers", 1))
+
+    @property
+    def gpus_per_worker(self) -> float:
+        return float(self.start.get("gpus_per_worker", 0.0))
+
+
+def _periods(events: Sequence[Row], rows: Sequence[Row]) -> Iterator[_Period]:
+    """Yield the times in which workers were there; the newest row says how long an unfinished run has trained."""
+    start: Row | None = None
     for event in events:
-        last = seconds_of(event)
-        if event.get("kind") == "start" and began is None:
-            began = last
-        elif event.get("kind") in ENDS and event.get("is_wilful", True) and began is not None:
-            total, began = total + last - began, None
-    if began is None or last is None:
-        return total
-    return total + max(last, *(seconds_of(row) for row in rows[-1:]), began) - began
+        is_end = event.get("kind") in ENDS and event.get("is_wilful", True)
+        if start is not None and (is_end or event.get("kind") == "start"):
+            yield _Period(seconds_of(event) - seconds_of(start), start, is_last=False)
+            start = None
+        if event.get("kind") == "start":
+            start = event
+    if start is not None:
+        end = max(seconds_of(row) for row in (events[-1], *rows[-1:]))
+        yield _Period(end - seconds_of(start), start, is_last=True)
+
+
+def _cost(periods: Sequence[_Period]) -> float | None:
+    """Return what the workers cost; None where the newest start has no price."""
+    if not periods or periods[-1].start.get("price_per_hour") is None:
+        return None
+    return sum(period.worker_hours * float(period.start.get("price_per_hour") or 0.0) for period in periods)
+
+
+def _remaining_cost(periods: Sequence[_Period], rows: Sequence[Row]) -> float | None:
+    """Return what the steps that are left will cost at the pace since the last start; None before two rows of it."""
+    if not periods or not periods[-1].is_last:
+        return 0.0 if periods else None
+    start = periods[-1].start
+    steps = [row for row in rows if "loss" in row and seconds_of(row) >= seconds_of(start)]
+    if len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
+        return None
+    seconds_per_step = (seconds_of(steps[-1]) - seconds_of(steps[0])) / (steps[-1]["step"] - steps[0]["step"])
+    hours = float(seconds_per_step) * (int(start["num_steps"]) - int(steps[-1]["step"])) / 3600
+    return hours * int(start.get("workers", 1)) * float(start.get("price_per_hour") or 0.0)

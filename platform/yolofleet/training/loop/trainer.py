@@ -132,7 +132,12 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         prepare(store, learner.model, learner.average)
         run.truncate_metrics_after(state.step)
         remove_rows_from(run.storage.child(FOLDER), state.step)
-        ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
+        ready = {
+            "workers": group.world_size,
+            "gpus_per_worker": job.cluster.gpus_per_worker,
+            "price_per_hour": job.cluster.price_per_hour,
+            "prepared_seconds": round(time.monotonic() - began, 3),
+        }
         run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
         restart_cost.begin()
     group.barrier()
