@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install lock audit demo check lint types unit test test-full bench mutants fuzz clean
+.PHONY: help install lock audit demo check lint types unit test test-full test-newest bench mutants fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -72,6 +72,14 @@ test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, instal
 test-full: $(INSTALLED)  ## Everything that this machine can run, with times and what was skipped
 	$(BIN)/pytest --durations=0
 
+test-newest: $(INSTALLED)  ## The tests of all that uses Ray, with the newest Ray (needs a package index)
+	$(PYTHON) -m venv $(VENV)-newest
+	cp -a $(VENV)/lib/python3*/site-packages/. $(VENV)-newest/lib/python3*/site-packages/
+	$(VENV)-newest/bin/pip install --quiet --upgrade "ray[train,tune]"
+	$(VENV)-newest/bin/python -c 'import ray; print("ray", ray.__version__)'
+	PATH="$(CURDIR)/$(VENV)-newest/bin:$$PATH" $(VENV)-newest/bin/python -m pytest -q -n 2 --dist loadfile -m "not slow" \
+	    tests/core tests/cluster tests/search tests/training
+
 # The others take long or need data: search_quality, soak, strategy_memory, all in benchmarks/training.
 BENCHMARKS := average_precision checkpoint data_path deployed_form fetching inference loading matching model_profile \
               non_maximum_suppression object_storage resume_cost serving trial_startup
@@ -86,4 +94,4 @@ fuzz: $(INSTALLED)  ## 100,000 hostile inputs for every reader of foreign bytes
 	$(BIN)/python tests/fuzz/run.py --cases 100000 --jobs 2
 
 clean:  ## Remove the environment, the demo and all caches
-	rm -rf $(VENV) demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,14 @@ HEAD_RESOURCE = "node:__internal_head__"
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 TOKEN_FILE = Path(".ray") / "auth_token"
 """Below the home folder."""
+PRIVATE_NAMES = (
+    "ray._private.state:available_resources_per_node",
+    "ray._private.state:GlobalState.get_draining_nodes",
+    "ray._private.state:GlobalState.get_cluster_config",
+    "ray._private.state:GlobalState._connect_and_get_accessor",
+    "ray.core.generated.gcs_pb2:PlacementGroupTableData.FromString",
+)
+"""What is used of Ray although it is not public: there is nothing public for it (see docs/architecture.md)."""
 STARTS = 3
 TOO_SLOW = "timed out during startup"
 """Ray's message where its node was not up within 30 seconds."""
@@ -100,6 +110,7 @@ def ray_connection(*, show_worker_output: bool = False, dashboard: bool = True) 
         make_token()
     import ray
 
+    check_private_names()
     if ray.is_initialized():
         yield
         return
@@ -110,6 +121,25 @@ def ray_connection(*, show_worker_output: bool = False, dashboard: bool = True) 
         yield
     finally:
         ray.shutdown()
+
+
+def check_private_names(names: Sequence[str] = PRIVATE_NAMES) -> None:
+    """Make sure that this Ray has what is used of it without being public.
+
+    Raises:
+        UserError: It has not: which name, which version, and the cure.
+    """
+    import ray
+
+    for name in names:
+        module, _, path = name.partition(":")
+        try:
+            attrgetter(path)(import_module(module))
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"Ray {ray.__version__} has no {name.replace(':', '.')}, which yolofleet needs; install the Ray that "
+                "it was tested with (requirements/run.txt)"
+            ) from error
 
 
 def _start(address: str, show_worker_output: bool, dashboard: bool) -> None:
