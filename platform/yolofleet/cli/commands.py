@@ -21,6 +21,7 @@ from yolofleet.cli import (
     proof,
     registry,
     report,
+    schema,
     train,
     tune,
 )
@@ -49,6 +50,7 @@ app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("report")(report.report)
 app.command("submit")(jobs.submit)
+app.command("schema")(schema.schema)
 for command in (proof.verify, proof.compare, promotion.promote, promotion.rollback, promotion.history):
     registry.app.command(command.__name__)(command)
 app.add_typer(registry.app, name="registry")

@@ -39,7 +39,10 @@ Address = Annotated[
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers print.")]
 JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="The job spec (YAML).", show_default=False)]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. epochs=5.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...", help="Fields to change, e.g. epochs=5; 'yolofleet schema job --markdown' lists all."
+    ),
 ]
 ModelArgument = Annotated[
     str,

@@ -185,7 +185,9 @@ def absolute_url(url: str) -> str:
 
 
 Count = Annotated[int, Field(ge=1)]
-ByteSize = BeforeValidator(_read_bytes)
+ByteSize = BeforeValidator(
+    _read_bytes, json_schema_input_type=Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[0-9]")]
+)
 """Reads ``200GB``."""
 Bytes = Annotated[int, ByteSize, Field(ge=1)]
 

@@ -28,6 +28,7 @@ class AgainstChampion(Spec):
     replicates: Annotated[int, Field(ge=100, le=100_000)] = 1000
     """How often the images are drawn anew."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which images the replicates draw."""
 
 
 class ClassFloors(Spec):
