@@ -107,3 +107,13 @@ def test_rows_are_format_row() -> None:
     assert "loss 0.5000" in format_row(row)
     assert "12.5 images/s" in format_row(row)
     assert format_row({"step": 3, "val_AP": None, "val_AP50": None}) == "step 3: validation AP50 none, AP none"
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(("words", "found"), [("yolofleet tr", "train"), ("yolofleet train --la", "--launcher")])
+def test_a_shell_completes_commands_and_options(words: str, found: str) -> None:
+    asked = {"_YOLOFLEET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "yolofleet"], env=os.environ | asked, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [found]

@@ -34,7 +34,7 @@ app = typer.Typer(
     "SIGHUP.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data.app.command("check")(data_check.check)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import signal
 import sys
@@ -20,6 +21,7 @@ from yolofleet.core.terminal import OutputError, guard_output, note, silence
 
 URL = re.compile(r"(?:[a-z][a-z0-9+.-]*:/|//)", re.IGNORECASE)
 
+COMPLETION = "_YOLOFLEET_COMPLETE"
 RESUME = {
     "data shard": "the finished shards are kept; resume the build with the same command",
     "evaluate": "nothing was kept; evaluate again with the same command",
@@ -69,8 +71,10 @@ def _run_command(arguments: list[str]) -> int:
 
     from yolofleet.cli.commands import app
 
-    # Not app(): it turns Ctrl-C into an exit code before anything can be said.
     command = typer.main.get_command(app)
+    if COMPLETION in os.environ:  # a shell asks how a word goes on
+        command.main(arguments, prog_name="yolofleet", complete_var=COMPLETION)
+    # Not app(): it turns Ctrl-C into an exit code before anything can be said.
     try:
         with command.make_context("yolofleet", list(arguments)) as context:
             exit_code = command.invoke(context)
