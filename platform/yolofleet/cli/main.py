@@ -72,7 +72,7 @@ def _run_command(arguments: list[str]) -> int:
     from yolofleet.cli.commands import app
 
     command = typer.main.get_command(app)
-    if COMPLETION in os.environ:  # a shell asks how a word goes on
+    if COMPLETION in os.environ:  # a shell asks which words fit
         command.main(arguments, prog_name="yolofleet", complete_var=COMPLETION)
     # Not app(): it turns Ctrl-C into an exit code before anything can be said.
     try:
