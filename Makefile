@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install lock audit demo check lint types unit test test-full test-newest bench mutants fuzz clean
+.PHONY: help install lock audit demo check lint types unit test test-full test-newest bench docs mutants fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -87,6 +87,9 @@ BENCHMARKS := average_precision checkpoint data_path deployed_form fetching infe
 bench: $(INSTALLED)  ## Ratios against named peers
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
+docs: $(INSTALLED)  ## The documentation as a site, in docs/_site
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_site
+
 mutants: $(INSTALLED)  ## Small mistakes in the package that no test notices (an hour)
 	$(BIN)/python benchmarks/mutants.py
 
@@ -94,4 +97,4 @@ fuzz: $(INSTALLED)  ## 100,000 hostile inputs for every reader of foreign bytes
 	$(BIN)/python tests/fuzz/run.py --cases 100000 --jobs 2
 
 clean:  ## Remove the environment, the demo and all caches
-	rm -rf $(VENV) $(VENV)-newest demo .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest demo docs/_site .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
