@@ -1,6 +1,6 @@
 """One run, trained four times: by one, two and four workers, and by one that is killed three times.
 
-    python benchmarks/training/promise.py --out FOLDER [--steps 400] [--picture docs/pictures/promise.svg] [--json]
+    python benchmarks/training/promise.py --out FOLDER [--steps 400] [--picture docs/images/promise.svg] [--json]
 
 Trains a narrow YOLOv7-tiny on drawn images, in double precision, so that what is left of a difference is not rounding
 grown large. ``largest_difference`` is that of the loss to the first run's over all steps, ``same_samples`` whether the
