@@ -194,6 +194,7 @@ def _search(
     from yolofleet.cli.tune_display import watch_search
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.optuna_file import keep_optuna_file
     from yolofleet.search.report import write_report
     from yolofleet.search.trial_segment import keep_initial_weights
     from yolofleet.tracking.search_mirror import SearchMirror
@@ -209,7 +210,8 @@ def _search(
     if mirror is not None:
         mirror.start()
     try:
-        with watch_search(session, directory, trials) as on_segment, _record_end(directory):
+        watched = watch_search(session, directory, trials)
+        with keep_optuna_file(directory), watched as on_segment, _record_end(directory):
             run_search(
                 spec,
                 session.space.base_job.cluster,
