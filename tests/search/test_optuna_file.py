@@ -11,7 +11,7 @@ import pytest
 
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.history import Observation
-from yolofleet.search.optuna_file import OPTUNA_KEY, OptunaFile, keep_optuna_file, write_optuna_file
+from yolofleet.search.optuna_file import OPTUNA_KEY, OptunaFile, dashboard_hint, keep_optuna_file, write_optuna_file
 from yolofleet.search.trials import Exchange, Measurement, Trials
 from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import open_storage
@@ -206,6 +206,7 @@ def test_a_report_writes_the_file_of_an_older_search_but_not_that_of_a_running_o
         with keep_optuna_file(directory):
             pass
         assert len(study_of(directory, tmp_path).trials) == 2
+        assert dashboard_hint(directory) == f"optuna-dashboard {tmp_path}/runs/small/optuna.journal"
     build(directory, make_spec(), 4)
     write_optuna_file(directory)
     assert len(study_of(directory, tmp_path).trials) == 4

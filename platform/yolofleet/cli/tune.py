@@ -194,7 +194,7 @@ def _search(
     from yolofleet.cli.tune_display import watch_search
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
-    from yolofleet.search.optuna_file import keep_optuna_file
+    from yolofleet.search.optuna_file import dashboard_hint, keep_optuna_file
     from yolofleet.search.report import write_report
     from yolofleet.search.trial_segment import keep_initial_weights
     from yolofleet.tracking.search_mirror import SearchMirror
@@ -209,6 +209,8 @@ def _search(
     )
     if mirror is not None:
         mirror.start()
+    if (hint := dashboard_hint(directory)) is not None:
+        note(f"  watch it in a browser: {hint}")
     try:
         watched = watch_search(session, directory, trials)
         with keep_optuna_file(directory), watched as on_segment, _record_end(directory):

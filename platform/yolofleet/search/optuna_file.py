@@ -226,6 +226,12 @@ def has_optuna() -> bool:
     return find_spec("optuna") is not None
 
 
+def dashboard_hint(directory: SearchDirectory) -> str | None:
+    """Return how to watch a search on this machine's disk in a browser; None where there is no file to open."""
+    path = directory.storage.local_path(OPTUNA_KEY)
+    return f"optuna-dashboard {path}" if path is not None and has_optuna() else None
+
+
 @contextmanager
 def keep_optuna_file(directory: SearchDirectory) -> Iterator[None]:
     """Keep the Optuna file of a running search up to date for the length of a with block, where Optuna is installed."""
