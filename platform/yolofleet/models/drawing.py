@@ -101,8 +101,8 @@ class Canvas:
 
     def rect(self, x: float, y: float, width: float, height: float, kind: str, radius: float = 3) -> None:
         """Draw a rectangle."""
-        place = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}"'
-        self.parts.append(f"<rect {place}{_kind(kind)}/>")
+        position = f'x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" rx="{radius:g}"'
+        self.parts.append(f"<rect {position}{_kind(kind)}/>")
 
     def wire(self, points: Sequence[tuple[float, float]], kind: str = "") -> None:
         """Draw a line with an arrow at its end."""
@@ -154,7 +154,7 @@ def draw_model(table: ModelTable, *, num_classes: int = 80) -> str:
     ]
     for number, line in enumerate(lines):
         canvas.text(MARGIN, 40 + 16 * number, line, "small soft", room=WIDTH - 2 * MARGIN)
-    boxes = _place(graph, table, top=74 + GAP, most=int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP))
+    boxes = _stack_boxes(graph, table, top=74 + GAP, most=int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP))
     canvas.text((left + WIDTH - MARGIN) / 2, 74 + 2, "image", "small soft middle")
     _draw_wires(canvas, graph, boxes, lanes, left)
     heads = _heads(graph)
@@ -170,7 +170,7 @@ def _is_named(table: ModelTable, name: str) -> bool:
     return any(row.name == name for row in table.blocks)
 
 
-def _place(graph: ModelGraph, table: ModelTable, top: float, most: int) -> dict[str, Box]:
+def _stack_boxes(graph: ModelGraph, table: ModelTable, top: float, most: int) -> dict[str, Box]:
     """Return the boxes by name, one below the other, with at most so many squares a line."""
     boxes: dict[str, Box] = {}
     rows = [*table.blocks, *[None] * (len(graph.blocks) - len(table.blocks))]
