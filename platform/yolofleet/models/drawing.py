@@ -157,17 +157,13 @@ def draw_model(table: ModelTable, *, num_classes: int = 80) -> str:
     boxes = _stack_boxes(graph, table, top=74 + GAP, most=int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP))
     canvas.text((left + WIDTH - MARGIN) / 2, 74 + 2, "image", "small soft middle")
     _draw_wires(canvas, graph, boxes, lanes, left)
-    heads = _heads(graph)
+    heads, named = _heads(graph), {row.name for row in table.blocks}
     widest = max(block.graph.outputs[""].channels for block in graph.blocks)
     for box in boxes.values():
-        _draw_box(canvas, box, left, widest, heads.get(box.block.name), is_named=_is_named(table, box.block.name))
+        _draw_box(canvas, box, left, widest, heads.get(box.block.name), is_named=box.block.name in named)
     bottom = max(box.top + box.height for box in boxes.values()) + GAP
     bottom = _draw_legend(canvas, graph, bottom, has_groups=any(box.groups for box in boxes.values()))
     return canvas.svg(bottom, f"{table.name}: blocks, widths and connections")
-
-
-def _is_named(table: ModelTable, name: str) -> bool:
-    return any(row.name == name for row in table.blocks)
 
 
 def _stack_boxes(graph: ModelGraph, table: ModelTable, top: float, most: int) -> dict[str, Box]:
