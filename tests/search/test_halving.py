@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from search.test_engine import AP, engine, run
+from yolofleet.search.engine import SegmentResult, TrialSegment
 from yolofleet.search.history import Observation
 from yolofleet.search.schedulers import Halving
 from yolofleet.search.trials import Measurement, Trial, Trials
@@ -17,11 +22,22 @@ def halving(reduction: float, rungs: int, objectives: list[Objective] = AP) -> H
     return Halving(SchedulerSpec(name="asha", reduction=reduction, rungs=rungs), objectives, lambda trial: 1.0, 1.0)
 
 
-def published(worth: list[float], reduction: int, rungs: int, workers: int) -> list[tuple[int, int]]:
+Pick = Callable[[int], int]
+"""Returns which of so many running jobs ends next."""
+
+
+def oldest(count: int) -> int:
+    return 0
+
+
+def published(
+    worth: Sequence[float], reduction: int, rungs: int, workers: int, pick: Pick = oldest
+) -> list[tuple[int, int]]:
     """Return the jobs of algorithm 2 of Li et al. 2020, as (trial, rung) in the order of their ends.
 
     Rung ``rungs`` is the end of training. A free worker takes the best trial of the top 1 / reduction of a rung that
-    was not promoted from it yet, the highest rung first, or else a new trial. The job that started first ends first.
+    was not promoted from it yet, the highest rung first, or else a new trial. Of two that are worth the same, the one
+    that was suggested first is the better one.
     """
     results: list[list[int]] = [[] for _ in range(rungs + 1)]
     promoted: list[set[int]] = [set() for _ in range(rungs)]
@@ -32,7 +48,7 @@ def published(worth: list[float], reduction: int, rungs: int, workers: int) -> l
     def job() -> tuple[int, int] | None:
         nonlocal num_begun
         for rung in reversed(range(rungs)):
-            best = sorted(results[rung], key=lambda trial: -worth[trial])[: len(results[rung]) // reduction]
+            best = sorted(results[rung], key=lambda trial: (-worth[trial], trial))[: len(results[rung]) // reduction]
             waiting = [trial for trial in best if trial not in promoted[rung]]
             if waiting:
                 promoted[rung].add(waiting[0])
@@ -47,7 +63,7 @@ def published(worth: list[float], reduction: int, rungs: int, workers: int) -> l
             running.append(new)
         if not running:
             return ended
-        trial, rung = running.pop(0)
+        trial, rung = running.pop(pick(len(running)))
         results[rung].append(trial)
         ended.append((trial, rung))
 
@@ -65,6 +81,42 @@ def test_promotions_are_those_of_the_published_algorithm(reduction: int, rungs: 
     assert promotions == expected
     ends = {trial.number for trial in record.trials.values() if trial.end == "completed"}
     assert ends == {trial for trial, rung in expected if rung == rungs}
+
+
+@given(
+    worth=st.lists(st.integers(0, 9), min_size=1, max_size=40),
+    reduction=st.integers(2, 4),
+    rungs=st.integers(1, 3),
+    workers=st.integers(1, 6),
+    seed=st.integers(0, 2**32),
+)
+def test_promotions_are_exact_whatever_ends_first_and_whatever_is_equal(
+    worth: list[int], reduction: int, rungs: int, workers: int, seed: int
+) -> None:
+    expected = published(worth, reduction, rungs, workers, random.Random(seed).randrange)
+    chance = random.Random(seed)
+    record = Trials()
+    source = engine(record, halving(reduction, rungs), trials=len(worth))
+    running: list[TrialSegment] = []
+    ended: list[tuple[int, int]] = []
+    while True:
+        while len(running) < workers and isinstance(segment := source.next_segment(), TrialSegment):
+            running.append(segment)
+        if not running:
+            break
+        segment = running.pop(chance.randrange(len(running)))
+        rung = next(r for r in range(rungs + 1) if segment.share == pytest.approx(reduction ** float(r - rungs)))
+        ap = {"ap": float(worth[segment.trial])}
+        source.complete(segment, SegmentResult(step=round(90 * segment.share), share=segment.share, measured=ap))
+        ended.append((segment.trial, rung))
+    assert ended[: len(expected)] == expected
+    rest = ended[len(expected) :]
+    if any(rung == rungs for _, rung in expected):
+        assert rest == []
+    else:  # so that a search has a result, the best trial of the highest rung trains to its end
+        top = max(rung for _, rung in expected)
+        best = min((trial for trial, rung in expected if rung == top), key=lambda trial: (-worth[trial], trial))
+        assert rest == [(best, rung) for rung in range(top + 1, rungs + 1)]
 
 
 def trial(number: int, *measurements: tuple[float, float], end: str | None = None, **figures: float) -> Trial:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from yolofleet.cli.doctor import doctor
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, parse_byte_option, print_result
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, SpecArgument, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.terminal import note, show
@@ -31,7 +31,7 @@ app.command("doctor")(doctor)
 
 @app.command("render")
 def render(
-    spec: Annotated[Path, typer.Argument(help="The job spec or the search space (YAML).", show_default=False)],
+    spec: SpecArgument,
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -40,7 +40,8 @@ def render(
         ),
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option("--kubernetes", help="The Kubernetes settings (YAML).", show_default=False)
+        str | None,
+        typer.Option("--kubernetes", help="The Kubernetes settings (YAML), path or s3:// URL.", show_default=False),
     ] = None,
     kind: Annotated[
         Literal["RayJob", "RayCluster"],
@@ -73,26 +74,29 @@ def render(
     note(f"wrote {out}; nothing is applied: kubectl apply -f {out}")
 
 
-def _read_settings(path: Path | None, overrides: list[str]) -> KubernetesSpec:
+def _read_settings(path: str | None, overrides: list[str]) -> KubernetesSpec:
     from yolofleet.specs.base import apply_overrides
     from yolofleet.specs.kubernetes import KubernetesSpec
+    from yolofleet.storage import open_file
 
     changes = [entry.removeprefix(SETTINGS_PREFIX) for entry in overrides]
     if path is None:
         return KubernetesSpec.parse(apply_overrides({}, changes), source="kubernetes")
-    return KubernetesSpec.load(path, changes)
+    return KubernetesSpec.load(open_file(path), changes)
 
 
-def _read_work(path: Path, overrides: list[str], settings: KubernetesSpec) -> Work:
+def _read_work(path: str, overrides: list[str], settings: KubernetesSpec) -> Work:
     from yolofleet.cluster.manifest_work import work_of_job, work_of_search
     from yolofleet.specs.job import JobSpec
     from yolofleet.specs.search import load_search
     from yolofleet.specs.yaml_document import read_yaml
+    from yolofleet.storage import open_file
 
-    document = read_yaml(path)
+    file = open_file(path)
+    document = read_yaml(file)
     if isinstance(document, dict) and "parameters" in document:
-        return work_of_search(load_search(path, overrides), settings, source=str(path))
-    return work_of_job(JobSpec.load(path, overrides), settings)
+        return work_of_search(load_search(file, overrides), settings, source=path)
+    return work_of_job(JobSpec.load(file, overrides), settings)
 
 
 @app.command("plan")
@@ -125,9 +129,10 @@ def plan(
     from yolofleet.core.errors import UserError
     from yolofleet.data.plan import StoreLimits, plan_epochs
     from yolofleet.specs.job import JobSpec
+    from yolofleet.storage import open_file
     from yolofleet.training.setup.builders import chosen_deal, open_dataset
 
-    spec = JobSpec.load(job, overrides or [])
+    spec = JobSpec.load(open_file(job), overrides or [])
     speed = parse_byte_option(bandwidth.removesuffix("/s"), "--bandwidth")
     store = StoreLimits()
     if store_bandwidth is not None:

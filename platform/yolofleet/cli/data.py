@@ -208,11 +208,11 @@ def show(
     """Draw exactly the batch that a training step sees: augmented images with their targets."""
     from yolofleet.data.draw import draw_micro_batch
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage import open_storage
+    from yolofleet.storage import open_file, open_storage
     from yolofleet.training.loop.schedule import Schedule
     from yolofleet.training.setup.builders import open_dataset, training_stream
 
-    spec = JobSpec.load(job, overrides or [])
+    spec = JobSpec.load(open_file(job), overrides or [])
     dataset = open_dataset(spec.data, spec.data.train)
     steps_per_epoch = len(dataset) / spec.global_batch_size
     num_steps = spec.num_steps(len(dataset))

@@ -11,7 +11,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +31,10 @@ NARROWEST, WIDEST = 60, 140
 
 def doctor(
     job: Annotated[
-        Path | None, typer.Argument(help="The job spec or search space that is to run there.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="The job spec or search space that is to run there, path or s3:// URL.", show_default=False
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. storage=s3://runs.")
@@ -48,9 +50,10 @@ def doctor(
 ) -> int:
     """Check every node of a cluster: what works, what does not, and the cure. Nothing is left behind."""
     from yolofleet.cluster.bundle import read_bundle
+    from yolofleet.storage import open_file
 
     named = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
-    bundle = None if job is None else read_bundle(job, overrides or [])
+    bundle = None if job is None else read_bundle(open_file(job), overrides or [])
     began = time.monotonic()
     report = _examine(None if named == "local" else named, None if bundle is None else bundle.document)
     print_result(report.document(), [format_report(report, is_terminal=sys.stdout.isatty())], as_json=as_json)

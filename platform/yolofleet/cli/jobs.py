@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import Address, JsonOption, Overrides, print_result
+from yolofleet.cli.options import Address, JsonOption, Overrides, SpecArgument, print_result
 from yolofleet.core.errors import EXIT_DONE, EXIT_STOPPED, EXIT_WORK_FAILED
 from yolofleet.core.terminal import note
 from yolofleet.core.terminal import show as print_text
@@ -24,7 +23,7 @@ JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the 
 
 
 def submit(
-    spec: Annotated[Path, typer.Argument(help="A job spec or a search space (YAML).", show_default=False)],
+    spec: SpecArgument,
     overrides: Overrides = None,
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,
@@ -36,8 +35,9 @@ def submit(
     """Send a job or a search to a cluster. The same spec sent again resumes the run, or finds the job running."""
     from yolofleet.cluster.bundle import read_bundle
     from yolofleet.cluster.service import JobService
+    from yolofleet.storage import open_file
 
-    bundle = read_bundle(spec, overrides or [])
+    bundle = read_bundle(open_file(spec), overrides or [])
     service = JobService(address)
     job, is_new = service.send(bundle, any_version=any_version)
     note(f"{'sent' if is_new else f'is there already, {job.status.lower()}'}: {job.id}")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from yolofleet.cli.options import JsonOption, print_result
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.models.memory import Precision, TrainingMemory
@@ -67,6 +69,10 @@ def show_model(
     ] = 1,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the memory forecast.")] = "fp32",
     workers: Annotated[int, typer.Option(min=1, help="Workers that share, for the memory forecast.")] = 1,
+    draw: Annotated[Path | None, typer.Option(help="Draw its blocks and connections into this file (SVG).")] = None,
+    draw_scaling: Annotated[
+        Path | None, typer.Option(help="Draw it beside the model without the factors into this file (SVG).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's block table, its cost, and the memory that training it needs."""
@@ -75,17 +81,26 @@ def show_model(
     from yolofleet.models.wiring import wire
     from yolofleet.models.zoo import resolve
 
-    table = resolve(
-        _choice(
-            model,
-            depth=depth,
-            transition_width=transition_width,
-            hidden_width=hidden_width,
-            reparameterize=_parse_positions(reparameterize),
-            reverse_residual=reverse_residual,
-            auxiliary=auxiliary,
-        )
-    )
+    factors: dict[str, Any] = {
+        "depth": depth,
+        "transition_width": transition_width,
+        "hidden_width": hidden_width,
+    }
+    form = {
+        "reparameterize": _parse_positions(reparameterize),
+        "reverse_residual": reverse_residual,
+        "auxiliary": auxiliary,
+    }
+    table = resolve(_choice(model, **factors, **form))
+    if draw is not None:
+        from yolofleet.models.drawing import draw_model
+
+        _write_drawing(draw, draw_model(table, num_classes=num_classes))
+    if draw_scaling is not None:
+        from yolofleet.models.scaling_drawing import draw_scaling as side_by_side
+
+        base = resolve(_choice(model, **form))
+        _write_drawing(draw_scaling, side_by_side(base, num_classes=num_classes, **factors))
     graph = wire(table)
     facts = profile(table, num_classes=num_classes, image_size=image_size)
     size = (facts.image_size, facts.image_size)
@@ -105,6 +120,16 @@ def show_model(
     document = _document(graph, facts, lines, memory, micro_batch_size, precision)
     shown = [*_model_lines(graph, facts, lines), *_memory_lines(memory, micro_batch_size, precision, facts.image_size)]
     print_result(document, shown, as_json=as_json)
+
+
+def _write_drawing(path: Path, svg: str) -> None:
+    from yolofleet.core.errors import UserError
+
+    try:
+        path.write_text(svg, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
+    note(f"drawn: {path}")
 
 
 def _choice(model: str, **options: Any) -> ModelChoice:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -37,7 +36,13 @@ Address = Annotated[
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers print.")]
-JobArgument = Annotated[Path, typer.Argument(metavar="JOB", help="The job spec (YAML).", show_default=False)]
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job spec (YAML), a path or an s3:// URL.", show_default=False)
+]
+SpecArgument = Annotated[
+    str,
+    typer.Argument(metavar="SPEC", help="A job spec or a search space (YAML), path or s3:// URL.", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(

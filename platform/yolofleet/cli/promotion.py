@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -28,8 +27,10 @@ def promote(
     version: Annotated[int, typer.Option("--version", help="The version to promote.")],
     to: Annotated[str, typer.Option("--to", help="The alias to point to it.")] = "champion",
     policy: Annotated[
-        Path | None,
-        typer.Option("--policy", help="YAML file with the gates. Default: proof, lineage, AP against the champion."),
+        str | None,
+        typer.Option(
+            "--policy", help="YAML with the gates, path or URL. Default: proof, lineage, AP against the champion."
+        ),
     ] = None,
     reason: Reason = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the gates and change nothing.")] = False,
@@ -44,10 +45,11 @@ def promote(
     from yolofleet.evaluation.detector import select_device
     from yolofleet.registry import promotion
     from yolofleet.specs.promotion import PromotionPolicy
+    from yolofleet.storage import open_file
 
     if force and not reason:
         raise UserError("--force needs --reason: the history keeps why the gates were overruled")
-    gates = PromotionPolicy.load(policy) if policy is not None else PromotionPolicy()
+    gates = PromotionPolicy.load(open_file(policy)) if policy is not None else PromotionPolicy()
     torch_device = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with show_progress("evaluating") as on_images:

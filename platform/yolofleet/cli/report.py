@@ -84,10 +84,12 @@ def _report_search(
 ) -> None:
     """Write a search's report anew from its record, and show its results."""
     from yolofleet.search.directory import sync_search
+    from yolofleet.search.optuna_file import write_optuna_file
     from yolofleet.search.report import write_report
     from yolofleet.search.results import summary_lines
 
     results = write_report(directory)
+    write_optuna_file(directory)
     lines = summary_lines(results, directory.url)
     if sync or rebuild:
         lines.append(f"MLflow run: {sync_search(directory, tracking_uri, rebuild=rebuild)}")

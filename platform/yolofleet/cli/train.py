@@ -38,13 +38,14 @@ def train(
     """Train a model, evaluate it, and register it. The same command resumes a run that was stopped."""
     from yolofleet.core.errors import UserError
     from yolofleet.specs.job import JobSpec
+    from yolofleet.storage import open_file
     from yolofleet.storage.lock import hold
     from yolofleet.tracking.mlflow_store import default_tracking_uri
     from yolofleet.training.setup.preflight import run_storage
 
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
-    spec = JobSpec.load(job, overrides or []).with_absolute_paths()
+    spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     with hold(run_storage(spec), notify=note) as lock:
         if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes

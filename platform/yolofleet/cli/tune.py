@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -136,7 +135,7 @@ def _trials_at_a_time_here(session: SearchSession) -> int | None:
 
 
 def tune(
-    space: Annotated[Path, typer.Argument(help="The search space (YAML).", show_default=False)],
+    space: Annotated[str, typer.Argument(help="The search space (YAML), path or s3:// URL.", show_default=False)],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. budget.trials=20 job.epochs=5."),
@@ -152,12 +151,12 @@ def tune(
     from yolofleet.search.results import load_results, summary_lines
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import load_search
-    from yolofleet.storage import open_storage
+    from yolofleet.storage import open_file, open_storage
     from yolofleet.storage.lock import hold
     from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
 
-    spec = load_search(space, overrides or [])
-    session = SearchSession.open(spec, source=str(space))
+    spec = load_search(open_file(space), overrides or [])
+    session = SearchSession.open(spec, source=space)
     job = session.space.base_job.with_absolute_paths()
     storage = open_storage(job.storage).child(spec.name)
     directory = SearchDirectory(storage)
@@ -195,6 +194,7 @@ def _search(
     from yolofleet.cli.tune_display import watch_search
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.optuna_file import dashboard_hint, keep_optuna_file
     from yolofleet.search.report import write_report
     from yolofleet.search.trial_segment import keep_initial_weights
     from yolofleet.tracking.search_mirror import SearchMirror
@@ -209,8 +209,11 @@ def _search(
     )
     if mirror is not None:
         mirror.start()
+    if (hint := dashboard_hint(directory)) is not None:
+        note(f"  watch it in a browser: {hint}")
     try:
-        with watch_search(session, directory, trials) as on_segment, _record_end(directory):
+        watched = watch_search(session, directory, trials)
+        with keep_optuna_file(directory), watched as on_segment, _record_end(directory):
             run_search(
                 spec,
                 session.space.base_job.cluster,

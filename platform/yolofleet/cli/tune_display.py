@@ -3,137 +3,247 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.terminal import is_terminal, note, printable
+from yolofleet.search.forecast import seconds_left, work_done
+from yolofleet.search.history import best_first
+from yolofleet.search.pareto import front
+from yolofleet.search.results import format_value, format_values
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.search.engine import SegmentResult, TrialSegment
     from yolofleet.search.session import SearchSession
-    from yolofleet.search.trials import Trials
+    from yolofleet.search.trials import Trial, Trials
     from yolofleet.tracking.json_lines import LogReader, Row
 
 REFRESH_SECONDS = 1.0
 MOST_ROWS = 16
+MOST_FAILED = 3
+LINES_AROUND = 6
+"""Lines of a screen that are not rows of the table."""
 
 OnSegment = Callable[[str, "TrialSegment", "SegmentResult | None"], None]
+Running = Mapping[tuple[int, int], "Live"]
+"""The runs that train now, by trial and repeat."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """What is known of a run that trains now."""
+
+    share: float = 0.0
+    """Share of its steps done."""
+    metrics: Mapping[str, float] | None = None
+    """Newest value of each metric; None before its first step."""
 
 
 @contextmanager
 def watch_search(session: SearchSession, directory: SearchDirectory, trials: Trials) -> Iterator[OnSegment]:
     """Show the search on stderr for the length of a with block; yields what to call when a segment begins or ends."""
+    display = SearchDisplay(session, trials)
     if not is_terminal():
-        yield lambda kind, segment, result: _print_event(session, trials, kind, segment, result)
+        yield lambda kind, segment, result: display.print_event(kind, segment, result)
         return
     from rich.console import Console
-    from rich.live import Live
+    from rich.live import Live as LiveTable
 
-    running: dict[int, TrialSegment] = {}
-    shares = _Shares(directory)
+    running: dict[tuple[int, int], TrialSegment] = {}
+    reader = _RunReader(directory)
 
     def on_segment(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
         if kind == "begin":
-            running[segment.trial] = segment
+            running[segment.trial, segment.repeat] = segment
         else:
-            running.pop(segment.trial, None)
+            running.pop((segment.trial, segment.repeat), None)
 
-    with Live(console=Console(stderr=True), refresh_per_second=2) as live:
+    console = Console(stderr=True)
+    with LiveTable(console=console, refresh_per_second=2) as live:
 
         def refresh() -> None:
-            live.update(_table(session, shares, trials, dict(running)))
+            now = {key: reader.newest(segment.run_name) for key, segment in dict(running).items()}
+            live.update(display.table(now, max(console.height - LINES_AROUND, 3)))
 
         try:
-            with BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="search-table", warning="no table can be shown"):
+            with BackgroundLoop(
+                refresh, seconds=REFRESH_SECONDS, name="search-table", warning="no table can be shown", at_once=True
+            ):
                 yield on_segment
         finally:
             running.clear()
             refresh()
 
 
-def _print_event(
-    session: SearchSession, trials: Trials, kind: str, segment: TrialSegment, result: SegmentResult | None
-) -> None:
-    from yolofleet.search.results import format_values
+class SearchDisplay:
+    """What is shown of a search.
 
-    moment = time.strftime("%H:%M:%S")
-    if kind == "begin":
-        until = f" to {segment.share:.0%}" if segment.share < 1 else ""
-        begun = f", from trial {segment.source.trial}'s weights" if segment.source is not None else ""
-        note(f"{moment} trial {segment.run_name}{until}{begun}: {format_values(segment.values)}")
-        return
-    if result is None:
-        return
-    if result.failure is not None:
-        note(f"{moment} trial {segment.run_name} failed: {result.failure}")
-        return
-    known = trials.trials[segment.trial].observation.figures | (result.measured or {})
-    shown = ", ".join(
-        f"{objective.metric} {known[objective.metric]:.4g}" if objective.metric in known else f"{objective.metric} none"
-        for objective in session.spec.objectives
-    )
-    num_ended = sum(trial.end is not None for trial in trials.trials.values())
-    note(
-        f"{moment} trial {segment.run_name} at {result.share:.0%}: {shown} ({result.gpu_seconds:.1f} worker seconds; "
-        f"{num_ended} trials ended, {trials.num_refused} candidates refused)"
-    )
+    Args:
+        session: The search.
+        trials: Its record, which grows.
+        clock: Seconds since any moment.
+    """
 
+    def __init__(self, session: SearchSession, trials: Trials, clock: Callable[[], float] = time.monotonic) -> None:
+        self._spec = session.spec
+        self._num_candidates = session.space.parameters.num_candidates
+        self._trials = trials
+        self._clock = clock
+        self._start_seconds = clock()
+        self._done_before = work_done(self._spec, trials, {}, self._num_candidates) or 0.0
 
-def _table(session: SearchSession, shares: _Shares, trials: Trials, running: dict[int, TrialSegment]) -> Any:
-    from rich.markup import escape
-    from rich.table import Table
+    def budget(self, running: Running) -> str:
+        """Return how much of the budget is used, and how long the rest will take."""
+        trials, limits = self._trials, self._spec.budget
+        ended = sum(trial.end is not None for trial in trials.trials.values())
+        failed = sum(trial.failed for trial in trials.trials.values())
+        of_hours = "" if limits.gpu_hours is None else f" of {limits.gpu_hours:g}"
+        parts = [
+            f"{ended}{self._of_trials()} trials ended",
+            *([f"{failed} failed"] if failed else []),
+            f"{trials.num_refused} candidates refused",
+            f"{trials.gpu_seconds / 3600:.3g}{of_hours} worker hours",
+        ]
+        shares = {key: live.share for key, live in running.items()}
+        done = work_done(self._spec, trials, shares, self._num_candidates)
+        elapsed = self._clock() - self._start_seconds
+        of_wall = "" if limits.wall_hours is None else f" of {_duration(3600 * limits.wall_hours)}"
+        left = seconds_left(self._spec, elapsed, done, self._done_before)
+        parts.append(f"{_duration(elapsed)}{of_wall}" + ("" if not left else f", about {_duration(left)} left"))
+        return "; ".join(parts)
 
-    from yolofleet.search.history import best_first
-    from yolofleet.search.results import format_value, format_values
+    def _of_trials(self) -> str:
+        numbers = [number for number in (self._spec.budget.trials, self._num_candidates) if number is not None]
+        return f" of {min(numbers)}" if numbers else ""
 
-    objectives = session.spec.objectives
-    shown_metrics = list(dict.fromkeys([*(objective.metric for objective in objectives), "gflops"]))
-    table = Table(
-        title=f"{session.spec.name}: {len(trials.trials)} trials, {trials.num_refused} candidates refused, "
-        f"{trials.gpu_seconds / 3600:.3g} worker hours",
-        title_justify="left",
-    )
-    for heading in ("trial", "parameters", *shown_metrics, "trained", "state"):
-        table.add_column(heading, justify="left" if heading in ("parameters", "state") else "right")
-    known = list(trials.trials.values())
-    results = {trial.number: trial.result(session.spec.repeats) for trial in known}
-    scored = [(trial, row) for trial in known if (row := results[trial.number].objectives(objectives)) is not None]
-    best = [scored[index][0] for index in best_first([row for _, row in scored])]
-    busy = [trials.trials[number] for number in running if number in trials.trials]
-    shown = busy + [trial for trial in best if trial.number not in running][: MOST_ROWS - len(busy)]
-    for trial in shown:
-        result = results[trial.number]
-        values = [result.value(metric) for metric in shown_metrics]
-        state = trial.end or ("running" if trial.number in running else "waiting")
-        share = shares.of(running[trial.number].run_name) if trial.number in running else result.share
-        table.add_row(
-            str(trial.number),
-            escape(printable(format_values(trial.values))),
-            *("-" if value is None else format_value(value) for value in values),
-            f"{share:.0%}",
-            state.partition(":")[0],
+    def print_event(self, kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
+        """Print the begin or the end of a segment as a line."""
+        head = f"{time.strftime('%H:%M:%S')} trial {segment.run_name}"
+        if kind == "begin":
+            until = f" to {segment.share:.0%}" if segment.share < 1 else ""
+            begun = f", from trial {segment.source.trial}'s weights" if segment.source is not None else ""
+            number = f" (number {segment.trial + 1}{self._of_trials()})"
+            note(f"{head}{number}{until}{begun}: {format_values(segment.values)}")
+            return
+        if result is None:
+            return
+        if result.failure is not None:
+            note(f"{head} failed: {result.failure}")
+            return
+        known = self._trials.trials[segment.trial].observation.figures | (result.measured or {})
+        shown = ", ".join(
+            f"{o.metric} {known[o.metric]:.4g}" if o.metric in known else f"{o.metric} none"
+            for o in self._spec.objectives
         )
-    return table
+        note(f"{head} at {result.share:.0%}: {shown} ({result.gpu_seconds:.1f} worker seconds); {self.budget({})}")
+
+    def table(self, running: Running, most_rows: int) -> Any:
+        """Return the table as rich shows it."""
+        from rich import box
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        headings, rows = self.rows(running, most_rows)
+        table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+        for column, heading in enumerate(headings):
+            widest = max(len(cells[column]) for cells in (headings, *rows))
+            justify: Any = "left" if heading in ("parameters", "state") else "right"
+            # Where the screen is narrow, the parameters are cut short, and nothing else.
+            width = None if heading == "parameters" else widest
+            table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=width)
+        for row in rows:
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        starting = [] if rows else [Text("the first trials are chosen, and their processes load: about half a minute")]
+        return Group(Text(printable(f"{self._spec.name}: {self.budget(running)}")), table, *starting)
+
+    def rows(self, running: Running, most_rows: int) -> tuple[list[str], list[list[str]]]:
+        """Return the headings and the cells: trials that train, then the best, then the newest that failed."""
+        objectives = self._spec.objectives
+        metrics = list(dict.fromkeys([*(objective.metric for objective in objectives), "gflops"]))
+        known = list(self._trials.trials.values())
+        results = {trial.number: trial.result(self._spec.repeats) for trial in known}
+        busy = [trial for trial in known if any(key[0] == trial.number for key in running)]
+        failed = [trial for trial in known if trial.failed][-MOST_FAILED:]
+        scored = [
+            (trial, row)
+            for trial in known
+            if trial not in busy and (row := results[trial.number].objectives(objectives)) is not None
+        ]
+        best = [scored[index][0] for index in best_first([row for _, row in scored])]
+        marks = self._marks([(trial, row) for trial, row in scored if trial.end == "completed"])
+        most = min(MOST_ROWS, most_rows)
+        shown = [*busy, *best[: max(most - len(busy) - len(failed), 1)], *failed][:most]
+        rows = []
+        for trial in shown:
+            live = [entry for key, entry in sorted(running.items()) if key[0] == trial.number]
+            result = results[trial.number]
+            values = [_live_value(live, metric, result.value(metric)) for metric in metrics]
+            state = _state(trial, live) + (f", {marks[trial.number]}" if trial.number in marks else "")
+            cells = ["-" if value is None else format_value(value) for value in values]
+            rows.append([str(trial.number), format_values(trial.values), *cells, self._trained(trial, running), state])
+        return ["trial", "parameters", *metrics, "trained", "state"], rows
+
+    def _trained(self, trial: Trial, running: Running) -> str:
+        """Return the share of a trial's runs that is trained."""
+        shares = []
+        for repeat in range(self._spec.repeats):
+            newest, live = trial.at(repeat), running.get((trial.number, repeat))
+            shares.append(max(0.0 if newest is None else newest.share, 0.0 if live is None else live.share))
+        return f"{sum(shares) / len(shares):.0%}"
+
+    def _marks(self, completed: list[tuple[Trial, list[float]]]) -> dict[int, str]:
+        """Return the mark of the best trial, or of all on the front, by number."""
+        if not completed:
+            return {}
+        if len(self._spec.objectives) == 1:
+            return {completed[best_first([row for _, row in completed])[0]][0].number: "best"}
+        import numpy as np
+
+        on_front = front(np.array([row for _, row in completed]))
+        return {trial.number: "front" for (trial, _), flag in zip(completed, on_front, strict=True) if flag}
 
 
-class _Shares:
-    """How far running trials are, by their run directories."""
+def _live_value(live: list[Live], metric: str, known: float | None) -> float | None:
+    """Return the newest value of a run that trains now, else what the record has."""
+    values = [entry.metrics[metric] for entry in live if entry.metrics is not None and metric in entry.metrics]
+    return sum(values) / len(values) if values else known
+
+
+def _state(trial: Trial, live: list[Live]) -> str:
+    if live:
+        return "running" if any(entry.metrics is not None for entry in live) else "starting"
+    return (trial.end or "waiting").partition(":")[0]
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class _RunReader:
+    """Reads how far the running trials are, and what they measured last, from their run directories."""
 
     def __init__(self, directory: SearchDirectory) -> None:
         self._directory = directory
         self._readers: dict[str, LogReader] = {}
         self._newest: dict[str, Row] = {}
 
-    def of(self, run_name: str) -> float:
-        """Return the share of its steps that a trial's run has done, as far as it is known."""
+    def newest(self, run_name: str) -> Live:
+        """Return the newest of a trial's run, as far as it is known."""
         from yolofleet.tracking.run_directory import EVENTS, METRICS
 
         if run_name not in self._readers:
             self._readers[run_name] = self._directory.trial(run_name).reader(EVENTS, METRICS)
         newest = self._newest.setdefault(run_name, {})
         for row in self._readers[run_name].new_rows(only_due=True):
-            newest |= {key: row[key] for key in ("step", "num_steps") if key in row}
-        return int(newest.get("step", 0)) / int(newest["num_steps"]) if newest.get("num_steps") else 0.0
+            newest |= {key: value for key, value in row.items() if isinstance(value, int | float)}
+        if "step" not in newest or not newest.get("num_steps"):
+            return Live()
+        return Live(int(newest["step"]) / int(newest["num_steps"]), dict(newest))

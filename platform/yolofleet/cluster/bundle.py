@@ -22,7 +22,7 @@ from yolofleet.core.redaction import redact
 from yolofleet.models.zoo import load_table
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import load_search
-from yolofleet.specs.yaml_document import read_yaml, write_yaml
+from yolofleet.specs.yaml_document import AnyFile, read_yaml, write_yaml
 
 SPEC_NAME = "spec.yaml"
 MODEL_NAME = "model.yaml"
@@ -101,7 +101,7 @@ class Bundle:
                 shutil.copyfile(file, target)
 
 
-def read_bundle(path: Path, overrides: list[str]) -> Bundle:
+def read_bundle(path: AnyFile, overrides: list[str]) -> Bundle:
     """Read a job spec, or a search space, and make it fit to be sent.
 
     Raises:
@@ -119,7 +119,7 @@ def read_bundle(path: Path, overrides: list[str]) -> Bundle:
     return Bundle("train", job.name, document, table)
 
 
-def _without_local_files(job: dict[str, Any], path: Path) -> tuple[dict[str, Any], str | None]:
+def _without_local_files(job: dict[str, Any], path: AnyFile) -> tuple[dict[str, Any], str | None]:
     """Return the job with its model named as a file beside the spec, and the content of that file."""
     weights = job.get("initial_weights")
     is_local_file = isinstance(weights, str) and "://" not in weights and Path(weights).is_file()

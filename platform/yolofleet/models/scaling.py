@@ -43,7 +43,7 @@ def scale(
     for name, factor in (("depth", depth), ("transition_width", transition_width), ("hidden_width", hidden_width)):
         if factor is not None and not 0 < factor < float("inf"):
             raise UserError(f"model {table.name}: {name} must be a positive number, not {factor}")
-    if hidden_width not in (None, 1.0) and not any(_fields(type(row), Scaled.HIDDEN) for row in table.blocks):
+    if hidden_width not in (None, 1.0) and not any(scaled_fields(type(row), Scaled.HIDDEN) for row in table.blocks):
         raise UserError(
             f"model {table.name}: hidden_width has nothing to act on: its blocks' inner widths follow from their "
             "outer ones; use transition_width"
@@ -84,9 +84,9 @@ def _deepen(row: BlockRow, depth: float) -> BlockRow:
     if depth == 1.0:
         return row
     update: dict[str, Any] = {}
-    for field in _fields(type(row), Scaled.EVEN_STACK):
+    for field in scaled_fields(type(row), Scaled.EVEN_STACK):
         update[field] = 2 * max(floor(getattr(row, field) * depth / 2 + 0.5), 1)
-    for field in _fields(type(row), Scaled.STACK):
+    for field in scaled_fields(type(row), Scaled.STACK):
         stack = getattr(row, field)
         # A single residual block stays single: the published rule.
         update[field] = max(floor(stack * depth + 0.5), 1) if stack > 1 else stack
@@ -96,14 +96,14 @@ def _deepen(row: BlockRow, depth: float) -> BlockRow:
 def _widen(row: BlockRow, transition: float, hidden: float) -> BlockRow:
     update: dict[str, Any] = {}
     for role, factor in ((Scaled.TRANSITION, transition), (Scaled.HIDDEN, hidden)):
-        for field in _fields(type(row), role):
+        for field in scaled_fields(type(row), role):
             if (width := getattr(row, field)) is not None and factor != 1.0:
                 update[field] = scaled_width(width, factor)
     return row.model_copy(update=update) if update else row
 
 
 @cache
-def _fields(row_type: type[Row], role: Scaled) -> tuple[str, ...]:
+def scaled_fields(row_type: type[Row], role: Scaled) -> tuple[str, ...]:
     """Return the fields of a kind of row that follow a factor."""
     return tuple(name for name, field in row_type.model_fields.items() if role in _markers(field))
 

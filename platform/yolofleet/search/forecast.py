@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from yolofleet.search.feasibility import TRAINING_PASSES, Screened
+from yolofleet.search.trials import Trials
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
 
 SPEED_RANGE = (0.6, 1.6)
 """Time per FLOP of other models of a family, in units of the base job's."""
+LEAST_DONE = 0.02
+"""Share of a search after which its pace says how long it will take."""
 DEVIATIONS = 2.0
 """Half the width of the compute's range, in standard deviations."""
 
@@ -101,6 +104,50 @@ def scheduled_share(spec: SearchSpec) -> float:
         before = 0.0 if rung == 0 else scheduler.reduction ** (rung - 1 - scheduler.rungs)
         share += reached * (scheduler.reduction ** (rung - scheduler.rungs) - before)
     return share
+
+
+def work_done(
+    spec: SearchSpec, trials: Trials, running: Mapping[tuple[int, int], float], num_candidates: int | None
+) -> float | None:
+    """Return the share of a search's budget that is used, from 0 to 1; None where only the clock limits it.
+
+    Args:
+        spec: The search.
+        trials: Its record.
+        running: Share of the training done, of the runs that train now, by trial and repeat.
+        num_candidates: Number of all candidates; None in a continuous space.
+    """
+    shares = []
+    if spec.budget.gpu_hours is not None:
+        shares.append(trials.gpu_seconds / 3600 / spec.budget.gpu_hours)
+    numbers = [number for number in (spec.budget.trials, num_candidates) if number is not None]
+    if numbers:
+        done = 0.0
+        for trial in trials.trials.values():
+            for repeat in range(spec.repeats):
+                newest = trial.at(repeat)
+                done += max(0.0 if newest is None else newest.share, running.get((trial.number, repeat), 0.0))
+        ended = sum(trial.end is not None for trial in trials.trials.values())
+        expected = max(min(numbers) * spec.repeats * scheduled_share(spec), 1e-9)
+        shares.append(1.0 if ended >= min(numbers) else min(done / expected, 0.99))
+    return min(max(shares), 1.0) if shares else None
+
+
+def seconds_left(spec: SearchSpec, elapsed_seconds: float, done: float | None, done_before: float) -> float | None:
+    """Return how long a search will still take at its own pace; None before there is one.
+
+    Args:
+        spec: The search.
+        elapsed_seconds: Time since this start of it.
+        done: Share of its budget that is used (`work_done`).
+        done_before: The same at this start.
+    """
+    left = []
+    if done is not None and done - done_before >= LEAST_DONE:
+        left.append(elapsed_seconds * (1 - done) / (done - done_before))
+    if spec.budget.wall_hours is not None:
+        left.append(max(3600 * spec.budget.wall_hours - elapsed_seconds, 0.0))
+    return min(left) if left else None
 
 
 def _wall(spec: SearchSpec, hours: float, at_a_time: int | None, job: JobSpec) -> float | None:

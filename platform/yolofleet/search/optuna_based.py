@@ -98,7 +98,9 @@ class OptunaBased:
                 continue
             self._study.add_trial(
                 self._optuna.trial.create_trial(
-                    params={name: self._plain(name, value) for name, value in entry.values.items()},
+                    params={
+                        name: plain_value(self._parameters.by_name[name], value) for name, value in entry.values.items()
+                    },
                     distributions={name: self._distribution(name) for name in entry.values},
                     values=objectives,
                     system_attrs=dict(entry.notes),
@@ -115,23 +117,30 @@ class OptunaBased:
     def _constraint_names(self, entry: Observation) -> list[str]:
         return list(dict.fromkeys([*self._constraints, *entry.violations]))
 
-    def _plain(self, name: str, value: Any) -> Any:
-        return _label(value) if self._parameters.by_name[name].choice is not None else value
-
     def _distribution(self, name: str) -> Any:
-        parameter = self._parameters.by_name[name]
-        distributions = self._optuna.distributions
-        if parameter.choice is not None:
-            return distributions.CategoricalDistribution([_label(option) for option in parameter.options])
-        low, high = parameter.range
-        if parameter.kind in ("integer", "log_integer"):
-            high = low + (parameter.num_values or 1) * (parameter.step or 1) - (parameter.step or 1)
-            return distributions.IntDistribution(
-                int(low), int(high), step=int(parameter.step or 1), log=parameter.kind == "log_integer"
-            )
-        if parameter.kind == "uniform" and parameter.step is not None:
-            return distributions.FloatDistribution(low, parameter.at(1.0 - 1e-9), step=parameter.step)
-        return distributions.FloatDistribution(low, high, log=parameter.kind == "log_uniform")
+        return distribution_of(self._parameters.by_name[name])
+
+
+def plain_value(parameter: Parameter, value: Any) -> Any:
+    """Return a parameter's value as Optuna takes it."""
+    return _label(value) if parameter.choice is not None else value
+
+
+def distribution_of(parameter: Parameter) -> Any:
+    """Return a parameter's values as a distribution of Optuna."""
+    from optuna import distributions
+
+    if parameter.choice is not None:
+        return distributions.CategoricalDistribution([_label(option) for option in parameter.options])
+    low, high = parameter.range
+    if parameter.kind in ("integer", "log_integer"):
+        high = low + (parameter.num_values or 1) * (parameter.step or 1) - (parameter.step or 1)
+        return distributions.IntDistribution(
+            int(low), int(high), step=int(parameter.step or 1), log=parameter.kind == "log_integer"
+        )
+    if parameter.kind == "uniform" and parameter.step is not None:
+        return distributions.FloatDistribution(low, parameter.at(1.0 - 1e-9), step=parameter.step)
+    return distributions.FloatDistribution(low, high, log=parameter.kind == "log_uniform")
 
 
 def _suggested(trial: Any, name: str, parameter: Parameter) -> Any:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 import pydantic
@@ -19,7 +18,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import STARS, holds_secret, names_secret, redact_url, redact_values
 from yolofleet.core.text import cut, did_you_mean, one_line
-from yolofleet.specs.yaml_document import MOST_LEVELS, DocumentError, parse_yaml, read_yaml
+from yolofleet.specs.yaml_document import MOST_LEVELS, AnyFile, DocumentError, parse_yaml, read_yaml
 
 MOST_ERRORS_SHOWN = 8
 MOST_CHARACTERS = 1000
@@ -54,7 +53,7 @@ class Spec(BaseModel):
             raise SpecError("\n".join(_explain(cls, error, source))) from None
 
     @classmethod
-    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Self:
+    def load(cls, path: AnyFile, overrides: list[str] | None = None) -> Self:
         """Read a YAML file, apply ``key.path=value`` overrides and build the spec.
 
         Raises:

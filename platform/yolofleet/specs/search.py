@@ -13,7 +13,8 @@ from yolofleet.specs.base import Count, Spec, SpecError, apply_overrides, parse_
 from yolofleet.specs.job_paths import flatten, unknown_path
 from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
-from yolofleet.specs.yaml_document import DocumentError, read_yaml
+from yolofleet.specs.yaml_document import AnyFile, DocumentError, read_yaml
+from yolofleet.storage import StoredFile, open_file
 
 SEARCH_FORMAT = 1
 NAMING = ("format", "name")
@@ -98,7 +99,7 @@ class SearchSpec(Spec):
         return self
 
     @classmethod
-    def load(cls, path: str | Path, overrides: list[str] | None = None) -> Self:
+    def load(cls, path: AnyFile, overrides: list[str] | None = None) -> Self:
         """Read a YAML file, apply ``key.path=value`` overrides and build the spec.
 
         ``job.KEY=VALUE`` changes the base job, ``parameters.PATH.KIND=VALUE`` a parameter.
@@ -109,7 +110,7 @@ class SearchSpec(Spec):
         document = read_yaml(path)
         if isinstance(document, dict):
             document = _override(document, overrides or [])
-            document["job"] = _base_job(document.get("job"), Path(path))
+            document["job"] = _base_job(document.get("job"), path)
         return cls.parse(document, source=str(path))
 
     def free_parameters(self) -> dict[str, Parameter]:
@@ -117,15 +118,16 @@ class SearchSpec(Spec):
         return {name: parameter for name, parameter in self.parameters.items() if parameter.is_free}
 
 
-def _base_job(job: Any, path: Path) -> Any:
-    """Return the base job as a plain document; a path is taken from the space's own folder."""
+def _base_job(job: Any, path: AnyFile) -> Any:
+    """Return the base job as a plain document; a relative path counts from the space's own folder."""
     if job is None:
         raise SpecError(f"{path}: job: is missing; give the path of the base job, from the folder of this file")
     if not isinstance(job, str):
         return job
-    document = read_yaml(path.parent / job)
+    file = open_file(job, beside=path if isinstance(path, StoredFile) else Path(str(path)))
+    document = read_yaml(file)
     if not isinstance(document, dict):
-        raise SpecError(f"{path}: job: {path.parent / job} holds no job")
+        raise SpecError(f"{path}: job: {file} holds no job")
     return document
 
 
@@ -199,7 +201,7 @@ def _check_condition(wanted: Any, other: Parameter, where: str) -> None:
             raise ValueError(f"{where}: {value!r} is none of its choices {other.options}")
 
 
-def load_search(path: str | Path, overrides: list[str] | None = None) -> SearchSpec:
+def load_search(path: AnyFile, overrides: list[str] | None = None) -> SearchSpec:
     """Read a search space; a job given instead is refused with the command that trains it.
 
     Raises:

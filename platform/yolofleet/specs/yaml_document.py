@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from yaml.resolver import Resolver
@@ -49,12 +49,26 @@ class DocumentError(UserError):
     """A YAML file or an override on the command line cannot be read."""
 
 
-def read_yaml(path: str | Path) -> Any:
+class RemoteFile(Protocol):
+    """A file that is no path of this machine; its text is its URL (`yolofleet.storage.open_file` makes it)."""
+
+    def read(self, most_bytes: int) -> bytes:
+        """Return the content; more bytes than these are an error."""
+        ...
+
+
+AnyFile = str | Path | RemoteFile
+
+
+def read_yaml(path: AnyFile) -> Any:
     """Read one YAML document from a file.
 
     Raises:
         DocumentError: The file is missing, no regular file, too large, not text, or no YAML.
+        UserError: A remote file cannot be read.
     """
+    if not isinstance(path, str | Path):
+        return parse_yaml(path.read(MOST_BYTES), source=str(path))
     path = Path(path)
     try:
         return parse_yaml(read_regular(path, MOST_BYTES), source=str(path))

@@ -6,6 +6,7 @@ Every other module sees keys below a root and nothing of S3.
 from __future__ import annotations
 
 import os
+import posixpath
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,6 +20,7 @@ from yolofleet.storage.objects import (
     ObjectRange,
     Storage,
     StorageError,
+    StoredFile,
     check_key,
 )
 
@@ -29,7 +31,9 @@ __all__ = [
     "ObjectRange",
     "Storage",
     "StorageError",
+    "StoredFile",
     "check_key",
+    "open_file",
     "open_storage",
 ]
 
@@ -61,3 +65,26 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
 
         return S3Storage(parts.netloc, parts.path.strip("/"), patience_seconds=patience_seconds)
     raise StorageError(f"{text}: unknown scheme '{parts.scheme}://'; use a path, file:// or s3://")
+
+
+def open_file(text: str | Path, *, beside: Path | StoredFile | None = None) -> Path | StoredFile:
+    """Return the file that a user names by its path or URL; nothing is read yet.
+
+    Args:
+        text: A path, or a URL as of `open_storage`.
+        beside: The file from whose folder a relative path counts; None: the folder that the command runs in.
+
+    Raises:
+        StorageError: The URL names no storage, or a bucket and no object.
+    """
+    url = str(text)
+    if "://" not in url:
+        if not isinstance(beside, StoredFile):
+            return Path(url) if beside is None else beside.parent / url
+        scheme, _, path = beside.url.partition("://")
+        bucket, _, key = path.partition("/")
+        url = f"{scheme}://{bucket}/{posixpath.normpath(posixpath.join('/', posixpath.dirname(key), url)).lstrip('/')}"
+    folder, _, name = url.rpartition("/")
+    if not name or folder.endswith("/"):
+        raise StorageError(f"{url}: names no file; give its whole URL, such as s3://BUCKET/FOLDER/job.yaml")
+    return StoredFile(url, open_storage(folder), name)

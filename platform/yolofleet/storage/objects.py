@@ -257,6 +257,29 @@ class Storage(ABC):
             self.delete(entry.key)
 
 
+@dataclass(frozen=True)
+class StoredFile:
+    """One object by its URL, where a command takes a file."""
+
+    url: str
+    """As the user wrote it, for messages."""
+    storage: Storage
+    """Its folder."""
+    name: str
+    """Its name in the folder."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read(self, most_bytes: int) -> bytes:
+        """Return the object's content.
+
+        Raises:
+            StorageError: It cannot be read, or has more bytes.
+        """
+        return self.storage.get_at_most(self.name, most_bytes)
+
+
 def check_key(key: str) -> str:
     """Return the key, or raise if it would leave its root."""
     parts = key.split("/")

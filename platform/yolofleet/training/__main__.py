@@ -8,6 +8,7 @@ import sys
 from yolofleet.core.errors import EXIT_USER_ERROR, UserError, WorkError
 from yolofleet.core.terminal import guard_output, note
 from yolofleet.specs.job import JobSpec
+from yolofleet.storage import open_file
 from yolofleet.storage.lock import hold
 from yolofleet.training.setup.preflight import check_job, run_storage
 from yolofleet.training.supervision.worker import run_in_process
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
         return EXIT_USER_ERROR
     guard_output()
     try:
-        job = JobSpec.load(arguments[0], arguments[1:]).with_absolute_paths()
+        job = JobSpec.load(open_file(arguments[0]), arguments[1:]).with_absolute_paths()
         if os.environ.get("RANK", "0") != "0":
             outcome = run_in_process(job)  # only the first process writes, so it alone holds the run
         else:
