@@ -148,7 +148,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         learner=learner,
         data=WorkerData(
             stream=training_stream(job, dataset, schedule, run_deal(run), lambda: run_image_weights(run)),
-            owned=assign_micro_batches(job.num_micro_batches, group.rank, group.world_size),
+            owned=assign_micro_batches(job.num_micro_batches, group.rank, group.world_size, job.batch_norm_workers),
             log=SampleLog(run.storage, group.rank, record_digests=job.record_samples, check_lock=run.check_lock),
             skipped=skipped,
         ),
@@ -185,6 +185,10 @@ def _restore_learner(
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
+    if job.batch_norm_workers > 1:
+        from yolofleet.training.strategies.synchronised_norm import synchronise_batch_norm
+
+        synchronise_batch_norm(model, job.batch_norm_workers, group)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state
