@@ -15,7 +15,13 @@ from yolofleet.specs.hyperparameters import AUGMENTATIONS, AugmentationStep, Hyp
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
 from yolofleet.training.loop.schedule import Schedule, averaging_decay
-from yolofleet.training.loop.update import apply_settings, build_optimizer, group_parameters
+from yolofleet.training.loop.update import (
+    apply_settings,
+    build_optimizer,
+    group_parameters,
+    load_moment_state,
+    moment_state,
+)
 from yolofleet.training.setup.builders import build_loss, class_weights, training_stream
 
 
@@ -37,10 +43,12 @@ SCHEDULE = {
     "momentum": 0.9,
     "warmup_epochs": 20.0,
     "warmup_min_steps": 10,
+    "warmup_most_share": 0.01,
     "warmup_momentum": 0.5,
     "warmup_bias_lr": 0.05,
 }
 DECAY = {"weight_decay": 0.001}
+OPTIMIZER = {"optimizer": "adam"}
 AVERAGE = {"ema_decay": 0.99, "ema_ramp_steps": 100.0}
 LOSS = {
     "box": 0.1,
@@ -85,7 +93,7 @@ def narrow(name: str = "yolov7-tiny", num_classes: int = 3) -> Any:
 
 
 def test_every_hyperparameter_is_tried() -> None:
-    assert {*SCHEDULE, *DECAY, *AVERAGE, *LOSS, *STREAM} == set(Hyperparameters.model_fields)
+    assert {*SCHEDULE, *OPTIMIZER, *DECAY, *AVERAGE, *LOSS, *STREAM} == set(Hyperparameters.model_fields)
 
 
 @pytest.mark.parametrize(("name", "value"), SCHEDULE.items())
@@ -109,6 +117,40 @@ def test_only_convolution_weights_decay_and_by_the_global_batch(batch: int, expe
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays == {"decayed": pytest.approx(expected), "plain": 0.0, "biases": 0.0}
     assert all(group["nesterov"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_has_the_recipe_s_momentum_from_its_first_step(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    recipe_with = changed(optimizer=name, momentum=0.9, warmup_min_steps=10)
+    optimizer = build_optimizer(narrow(), recipe_with, 128)
+    assert type(optimizer) is kind
+    schedule = Schedule(recipe_with, num_steps=1000, steps_per_epoch=100)
+    assert {schedule.at(step).momentum for step in (0, 50, 999)} == {0.9}
+    apply_settings(optimizer, schedule.at(0))
+    assert all(group["betas"] == (0.9, 0.999) and "momentum" not in group for group in optimizer.param_groups)
+    # Decay is scaled where it is a part of the gradient, which is a sum over the batch; AdamW's is not.
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([0.001 if name == "adam" else 0.0005, 0.0, 0.0])
+
+
+def test_moments_of_one_optimizer_are_none_of_another() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    kept = {}
+    for name in ("sgd", "adam"):
+        optimizer = build_optimizer(model, changed(optimizer=name), 64)
+        model(torch.rand(2, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+        kept[name] = moment_state(model, optimizer)
+    assert set(kept["sgd"]) == {name for name, _ in model.named_parameters()}
+    assert not kept["sgd"].keys() & kept["adam"].keys()
+    for name, other in (("sgd", "adam"), ("adam", "sgd")):
+        optimizer = build_optimizer(model, changed(optimizer=name), 64)
+        load_moment_state(model, optimizer, kept[other], num_updates=1)
+        assert moment_state(model, optimizer) == {}
+        load_moment_state(model, optimizer, kept[name], num_updates=7)
+        assert moment_state(model, optimizer).keys() == kept[name].keys()
+        counts = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
+        assert counts == (set() if name == "sgd" else {7.0})
 
 
 # Origin: parameter groups that the published trainer prints for its models, commit a207844.

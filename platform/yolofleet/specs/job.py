@@ -131,7 +131,7 @@ class JobSpec(Spec):
     """Which model."""
     data: DataSpec
     recipe: RecipeName = "p5"
-    """Published hyper-parameters to start from: p5, p6 or tiny."""
+    """Published hyper-parameters to start from: p5, p6, tiny, or custom for fine-tuning."""
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters that differ from the recipe's."""
     assignment: AssignmentSpec = AssignmentSpec()

@@ -129,7 +129,6 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
     restart_cost = None
     if group.is_first:
         restart_cost = RestartCost(run, state.step, group)
-        prepare(store, learner.model, learner.average)
         run.truncate_metrics_after(state.step)
         remove_rows_from(run.storage.child(FOLDER), state.step)
         ready = {"workers": group.world_size, "prepared_seconds": round(time.monotonic() - began, 3)}
@@ -189,6 +188,8 @@ def _restore_learner(
         from yolofleet.training.strategies.synchronised_norm import synchronise_batch_norm
 
         synchronise_batch_norm(model, job.batch_norm_workers, group)
+    if group.is_first:
+        prepare(store, model, average, optimizer)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state
