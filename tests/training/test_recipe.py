@@ -175,6 +175,23 @@ def test_parameter_groups_are_the_published_ones(name: str, biases: int, decayed
     assert counts["plain"] == plain
 
 
+# Origin: the published implementation, commit a207844: biases by level of a model of 80 classes, and batch norm.
+@pytest.mark.parametrize(("name", "strides"), [("yolov7-tiny", (8, 16, 32)), ("yolov7-w6", (8, 16, 32, 64))])
+def test_a_model_starts_with_the_published_biases_and_batch_norm(name: str, strides: tuple[int, ...]) -> None:
+    model = narrow(name, num_classes=80)
+    objectness = {8: -6.6846, 16: -5.2983, 32: -3.9120, 64: -2.5257}
+    assert model.strides == strides
+    for level, conv in zip([*strides, *strides], [*model.head.lead, *model.head.auxiliary], strict=False):
+        random = 1 / conv.in_channels**0.5  # torch draws every bias from between this and its negative
+        bias = conv.bias.detach().view(3, 85)
+        assert (bias[:, 4] - objectness[level]).abs().max() <= random + 1e-4
+        assert (bias[:, 5:] + 4.8804).abs().max() <= random + 1e-4
+        assert bias[:, :4].abs().max() <= random
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(layers) > 20
+    assert {(layer.eps, layer.momentum) for layer in layers} == {(1e-3, 0.03)}
+
+
 def test_the_optimizer_uses_the_step_s_settings_by_group() -> None:
     model = narrow()
     optimizer = build_optimizer(model, recipe("p5"), 64)
