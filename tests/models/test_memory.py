@@ -81,6 +81,9 @@ def test_strategies_share_what_they_say() -> None:
     assert memory["zero2"].exchange == memory["zero1"].exchange + full.weights, "all gradients fit one bucket"
     assert full.total > memory["zero2"].total > memory["zero1"].total, "a small model gains nothing more by sharing"
     assert {entry.activations for entry in memory.values()} == {full.activations}
+    adam = training_memory(graph, num_classes=80, size=(640, 640), micro_batch_size=4, moments=2)
+    alone = training_memory(graph, num_classes=80, size=(640, 640), micro_batch_size=4)
+    assert (adam.momentum, adam.total) == (2 * alone.momentum, alone.total + alone.momentum)
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -26,7 +26,7 @@ def test_the_page_names_exactly_the_settings_in_their_order() -> None:
 def test_meaning_values_and_source_are_right(name: str) -> None:
     meaning, *values, source = table()[name]
     assert meaning == " ".join(str(Hyperparameters.model_fields[name].description).split()).rstrip(".")
-    held = [getattr(recipe(kind), name) for kind in ("p5", "p6", "tiny")]
+    held = [getattr(recipe(kind), name) for kind in ("p5", "p6", "tiny", "custom")]
     assert values == [format(value, "g") if isinstance(value, float | int) else str(value or "none") for value in held]
     assert source
 
@@ -36,6 +36,7 @@ PUBLISHED = {
     "p5": {"lr0": 0.01, "lrf": 0.1, "translate": 0.2, "scale": 0.9, "mixup": 0.15, "paste_in": 0.15, "obj": 0.7},
     "p6": {"lr0": 0.01, "lrf": 0.2, "translate": 0.2, "scale": 0.9, "mixup": 0.15, "paste_in": 0.15, "obj": 0.7},
     "tiny": {"lr0": 0.01, "lrf": 0.01, "translate": 0.1, "scale": 0.5, "mixup": 0.05, "paste_in": 0.05, "obj": 1.0},
+    "custom": {"lr0": 0.01, "lrf": 0.1, "translate": 0.2, "scale": 0.5, "mixup": 0.0, "paste_in": 0.0, "obj": 0.7},
 }
 SHARED = {
     "momentum": 0.937,
@@ -65,7 +66,7 @@ SHARED = {
 }
 
 
-@pytest.mark.parametrize("kind", ["p5", "p6", "tiny"])
+@pytest.mark.parametrize("kind", ["p5", "p6", "tiny", "custom"])
 def test_recipes_hold_the_published_values(kind: str) -> None:
     values = recipe(kind).document()  # type: ignore[arg-type]
     expected = SHARED | PUBLISHED[kind] | {"cls": 0.5 if kind == "tiny" else 0.3}

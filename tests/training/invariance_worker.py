@@ -117,7 +117,7 @@ def main(rank: int, folder: Path, document: dict[str, Any], num_steps: int) -> N
     trainer.training_stream = lambda *_: MadeUpStream(job)  # type: ignore[assignment]
     trainer.run_deal = lambda _: "epoch"  # the made-up stream deals nothing
     for world_size in WORLD_SIZES:
-        if rank >= world_size:
+        if rank >= world_size or world_size % job.batch_norm_workers:
             continue
         if world_size == 1:
             train(rank, 1, folder, job, num_steps)

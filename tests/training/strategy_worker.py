@@ -14,7 +14,7 @@ from torch import nn
 
 from yolofleet.specs.hyperparameters import merged
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.update import Precision, build_optimizer, load_momentum_state
+from yolofleet.training.loop.update import Precision, build_optimizer, load_moment_state, moment_prefixes
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.strategies.strategy import Strategy, build_strategy
 
@@ -40,9 +40,14 @@ def smooth_network() -> nn.Module:
     )
 
 
-def start(model: nn.Module, moments: dict[str, torch.Tensor], strategy: str, group: WorkerGroup) -> Strategy:
-    optimizer = build_optimizer(model, merged("tiny", {}), 16)
-    load_momentum_state(model, optimizer, moments)
+def start(
+    model: nn.Module, moments: dict[str, torch.Tensor], strategy: str, group: WorkerGroup, optimizer_name: str
+) -> Strategy:
+    optimizer = build_optimizer(model, merged("tiny", {"optimizer": optimizer_name}), 16)
+    load_moment_state(model, optimizer, moments, num_updates=NUM_STEPS // 2 - 1)  # one of those steps was skipped
+    assert not moments or moments.keys() == {
+        prefix + name for name, _ in model.named_parameters() for prefix in moment_prefixes(optimizer).values()
+    }
     return build_strategy(job_of(strategy), model, optimizer, Precision("fp32", group.device), group)
 
 
@@ -51,7 +56,7 @@ def train(strategy: Strategy, group: WorkerGroup, steps: range, spoilt_step: int
     losses = []
     for step in steps:
         for found in strategy.optimizer.param_groups:
-            found["lr"] = 0.01
+            found["lr"] = 0.01 if "momentum" in found else 0.001
         total = torch.zeros(())
         for index in range(MICRO_BATCHES_PER_WORKER):
             last = index == MICRO_BATCHES_PER_WORKER - 1
@@ -72,7 +77,7 @@ def train(strategy: Strategy, group: WorkerGroup, steps: range, spoilt_step: int
     return losses
 
 
-def main(out: Path) -> None:
+def main(out: Path, optimizer: str) -> None:
     dist.init_process_group("gloo")
     group = WorkerGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
     torch.manual_seed(0)
@@ -82,14 +87,14 @@ def main(out: Path) -> None:
     for name in ("ddp", "zero1", "zero2", "zero2-ddp", "ddp-zero1"):
         model = copy.deepcopy(first)
         before, _, after = name.partition("-")
-        strategy = start(model, {}, before, group)
+        strategy = start(model, {}, before, group, optimizer)
         half = NUM_STEPS // 2 if after else NUM_STEPS
         losses = train(strategy, group, range(half), spoilt_step=5)
         moments = {key: tensor.clone() for key, tensor in strategy.moments().items()}
         if after:
             resumed = copy.deepcopy(first)
             resumed.load_state_dict(model.state_dict())
-            strategy = start(resumed, moments, after, group)
+            strategy = start(resumed, moments, after, group, optimizer)
             losses += train(strategy, group, range(half, NUM_STEPS), spoilt_step=5)
             model, moments = resumed, strategy.moments()
         found[name] = losses
@@ -108,4 +113,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -60,13 +60,13 @@ def results(
     assert workers.returncode == 0, output[-3000:]
     return {
         (world, rank): safetensors.torch.load_file(folder / f"world-{world}-rank-{rank}.safetensors")
-        for world in range(1, 5)
+        for world in range(job.batch_norm_workers, 5, job.batch_norm_workers)
         for rank in range(world)
     }
 
 
 def assert_invariant(found: dict[tuple[int, int], dict[str, torch.Tensor]]) -> None:
-    alone = found[1, 0]
+    alone = found[min(found)]  # rank 0 of the fewest workers
     kinds = {name.partition(".")[0] for name in alone}
     assert kinds == {"loss", "gradient", "statistics", "weights", "average"}
     assert all(tensor.dtype == torch.float64 for name, tensor in alone.items() if name.startswith("gradient"))
@@ -109,6 +109,16 @@ def test_any_number_of_workers_computes_the_same(small_job: Callable[..., JobSpe
     assert_invariant(found)
     first, last = found[1, 0]["loss"][0], found[1, 0]["loss"][-1]
     assert last < first  # it is a run that learns, not one that stands still
+
+
+@pytest.mark.system
+def test_so_it_does_with_batch_norm_over_two_workers(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
+    table = tmp_path / "small.yaml"
+    table.write_text(json.dumps(SMALL_TABLE))
+    job = {"model": {"spec": str(table)}, "cluster": {"workers": 2}}
+    found = results(small_job, tmp_path, batch_norm_workers=2, **job)
+    assert {world for world, _ in found} == {2, 4}
+    assert_invariant(found)
 
 
 @pytest.mark.slow

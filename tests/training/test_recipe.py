@@ -15,7 +15,13 @@ from yolofleet.specs.hyperparameters import AUGMENTATIONS, AugmentationStep, Hyp
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
 from yolofleet.training.loop.schedule import Schedule, averaging_decay
-from yolofleet.training.loop.update import apply_settings, build_optimizer, group_parameters
+from yolofleet.training.loop.update import (
+    apply_settings,
+    build_optimizer,
+    group_parameters,
+    load_moment_state,
+    moment_state,
+)
 from yolofleet.training.setup.builders import build_loss, class_weights, training_stream
 
 
@@ -37,10 +43,12 @@ SCHEDULE = {
     "momentum": 0.9,
     "warmup_epochs": 20.0,
     "warmup_min_steps": 10,
+    "warmup_most_share": 0.01,
     "warmup_momentum": 0.5,
     "warmup_bias_lr": 0.05,
 }
 DECAY = {"weight_decay": 0.001}
+OPTIMIZER = {"optimizer": "adam"}
 AVERAGE = {"ema_decay": 0.99, "ema_ramp_steps": 100.0}
 LOSS = {
     "box": 0.1,
@@ -85,7 +93,7 @@ def narrow(name: str = "yolov7-tiny", num_classes: int = 3) -> Any:
 
 
 def test_every_hyperparameter_is_tried() -> None:
-    assert {*SCHEDULE, *DECAY, *AVERAGE, *LOSS, *STREAM} == set(Hyperparameters.model_fields)
+    assert {*SCHEDULE, *OPTIMIZER, *DECAY, *AVERAGE, *LOSS, *STREAM} == set(Hyperparameters.model_fields)
 
 
 @pytest.mark.parametrize(("name", "value"), SCHEDULE.items())
@@ -111,6 +119,40 @@ def test_only_convolution_weights_decay_and_by_the_global_batch(batch: int, expe
     assert all(group["nesterov"] for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_has_the_recipe_s_momentum_from_its_first_step(name: str, kind: type[torch.optim.Optimizer]) -> None:
+    recipe_with = changed(optimizer=name, momentum=0.9, warmup_min_steps=10)
+    optimizer = build_optimizer(narrow(), recipe_with, 128)
+    assert type(optimizer) is kind
+    schedule = Schedule(recipe_with, num_steps=1000, steps_per_epoch=100)
+    assert {schedule.at(step).momentum for step in (0, 50, 999)} == {0.9}
+    apply_settings(optimizer, schedule.at(0))
+    assert all(group["betas"] == (0.9, 0.999) and "momentum" not in group for group in optimizer.param_groups)
+    # Decay is scaled where it is a part of the gradient, which is a sum over the batch; AdamW's is not.
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == pytest.approx([0.001 if name == "adam" else 0.0005, 0.0, 0.0])
+
+
+def test_moments_of_one_optimizer_are_none_of_another() -> None:
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    kept = {}
+    for name in ("sgd", "adam"):
+        optimizer = build_optimizer(model, changed(optimizer=name), 64)
+        model(torch.rand(2, 3, 4, 4)).square().sum().backward()
+        optimizer.step()
+        kept[name] = moment_state(model, optimizer)
+    assert set(kept["sgd"]) == {name for name, _ in model.named_parameters()}
+    assert not kept["sgd"].keys() & kept["adam"].keys()
+    for name, other in (("sgd", "adam"), ("adam", "sgd")):
+        optimizer = build_optimizer(model, changed(optimizer=name), 64)
+        load_moment_state(model, optimizer, kept[other], num_updates=1)
+        assert moment_state(model, optimizer) == {}
+        load_moment_state(model, optimizer, kept[name], num_updates=7)
+        assert moment_state(model, optimizer).keys() == kept[name].keys()
+        counts = {float(state["step"]) for state in optimizer.state.values() if "step" in state}
+        assert counts == (set() if name == "sgd" else {7.0})
+
+
 # Origin: parameter groups that the published trainer prints for its models, commit a207844.
 @pytest.mark.parametrize(
     ("name", "biases", "decayed", "plain"),
@@ -131,6 +173,23 @@ def test_parameter_groups_are_the_published_ones(name: str, biases: int, decayed
     # Implicit additions and multiplications are one group there and here; published P6 counts leave them out.
     assert (counts["biases"], counts["decayed"]) == (biases, decayed)
     assert counts["plain"] == plain
+
+
+# Origin: the published implementation, commit a207844: biases by level of a model of 80 classes, and batch norm.
+@pytest.mark.parametrize(("name", "strides"), [("yolov7-tiny", (8, 16, 32)), ("yolov7-w6", (8, 16, 32, 64))])
+def test_a_model_starts_with_the_published_biases_and_batch_norm(name: str, strides: tuple[int, ...]) -> None:
+    model = narrow(name, num_classes=80)
+    objectness = {8: -6.6846, 16: -5.2983, 32: -3.9120, 64: -2.5257}
+    assert model.strides == strides
+    for level, conv in zip([*strides, *strides], [*model.head.lead, *model.head.auxiliary], strict=False):
+        random = 1 / conv.in_channels**0.5  # torch draws every bias from between this and its negative
+        bias = conv.bias.detach().view(3, 85)
+        assert (bias[:, 4] - objectness[level]).abs().max() <= random + 1e-4
+        assert (bias[:, 5:] + 4.8804).abs().max() <= random + 1e-4
+        assert bias[:, :4].abs().max() <= random
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.BatchNorm2d)]
+    assert len(layers) > 20
+    assert {(layer.eps, layer.momentum) for layer in layers} == {(1e-3, 0.03)}
 
 
 def test_the_optimizer_uses_the_step_s_settings_by_group() -> None:

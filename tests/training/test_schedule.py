@@ -61,6 +61,11 @@ def test_warm_up_lasts_as_long_as_the_recipe_says_but_no_longer_than_half_the_ru
     assert Schedule(warm, 100_000, 500.0).recipe_warmup_steps == 1500
     assert Schedule(warm, 100_000, 100.0).recipe_warmup_steps == 1000
     assert Schedule(warm, 1001, 100.0).warmup_steps == 500
+    whole = warm.model_copy(update={"warmup_most_share": 1000.0})
+    unlimited = Schedule(whole, 260, 13.0)  # as published: the run ends within its warm-up
+    assert unlimited.warmup_steps == 1000
+    assert unlimited.at(130).learning_rate == pytest.approx(0.13 * warm.lr0 * unlimited.factor(10))
+    assert unlimited.at(130).bias_learning_rate == pytest.approx(0.1 + 0.13 * (warm.lr0 * unlimited.factor(10) - 0.1))
     cold = warm.model_copy(update={"warmup_epochs": 0.0})
     schedule = Schedule(cold, 100_000, 500.0)
     first = schedule.at(0)

@@ -49,9 +49,10 @@ def job_of(small_job: MakeJob, **changes: Any) -> JobSpec:
 
 @pytest.mark.slow
 @pytest.mark.system
-def test_zero_computes_what_ddp_does_and_resumes_from_any_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_zero_computes_what_ddp_does_and_resumes_from_any_other(optimizer: str, tmp_path: Path) -> None:
     out = tmp_path / "losses.json"
-    done = torchrun(2, str(Path(__file__).with_name("strategy_worker.py")), str(out))
+    done = torchrun(2, str(Path(__file__).with_name("strategy_worker.py")), str(out), optimizer)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads(out.read_text())
     reference = torch.tensor(found["losses"]["ddp"])

@@ -216,8 +216,15 @@ def _node_of_lane(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
             f"micro-batches of {job.micro_batch_size}; plan for fewer --nodes or --workers, or a larger "
             "global_batch_size"
         )
-    ranges = (assign_micro_batches(job.num_micro_batches, rank, num_workers) for rank in range(num_workers))
-    return [rank * num_nodes // num_workers for rank, owned in enumerate(ranges) for _ in owned]
+    try:
+        job.check_teams([num_workers])
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    node_of_lane: dict[int, int] = {}
+    for rank in range(num_workers):
+        owned = assign_micro_batches(job.num_micro_batches, rank, num_workers, job.batch_norm_workers)
+        node_of_lane |= dict.fromkeys(owned, rank * num_nodes // num_workers)
+    return [node_of_lane[lane] for lane in range(job.num_micro_batches)]
 
 
 def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:

@@ -132,7 +132,8 @@ def format_row(row: dict[str, Any]) -> str:
         return redact(str(row["problem"]))
     if "val_AP" in row:
         ap50, ap = ("none" if row.get(name) is None else f"{row[name]:.4f}" for name in ("val_AP50", "val_AP"))
-        return f"step {row['step']}: validation AP50 {ap50}, AP {ap}"
+        loss = f", loss {row['val_loss']:.4f}" if isinstance(row.get("val_loss"), float) else ""
+        return f"step {row['step']}: validation AP50 {ap50}, AP {ap}{loss}"
     skipped = f", {row['non_finite_steps']} steps skipped" if row.get("non_finite_steps") else ""
     return (
         f"loss {row.get('loss', float('nan')):.4f} (box {row.get('loss_box', 0):.4f}, "

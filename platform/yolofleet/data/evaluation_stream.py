@@ -23,6 +23,7 @@ from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
 from yolofleet.data.loader import ordered_map
+from yolofleet.data.records import target_boxes
 from yolofleet.data.sample import DecodedSample, SampleError
 
 RECTANGULAR_PADDING = 0.5
@@ -41,6 +42,8 @@ class EvaluationBatch:
     """(height, width) of each image, in pixels."""
     letterboxes: list[Letterbox]
     """Maps boxes back to the original image."""
+    targets: Tensor
+    """(N, 6) float32 position in the batch, class index, centre x, centre y, width, height as shares of the input."""
     skipped: list[tuple[str, str]] = field(default_factory=list)
     """(key, reason) of images that could not be decoded; they are not in the batch."""
 
@@ -140,7 +143,9 @@ class EvaluationStream:
 
     def _batch(self, numbers: Sequence[int], aspects: Sequence[float]) -> EvaluationBatch:
         shape = self._batch_shape(aspects)
-        planes, ids, sizes, boxes = [], [], [], []
+        planes: list[NDArray[np.uint8]] = []
+        ids, sizes, boxes = [], [], []
+        targets = [np.empty((0, 6), dtype=np.float32)]  # so that a batch without boxes has some, too
         skipped: list[tuple[str, str]] = []
         for number in numbers:
             try:
@@ -149,9 +154,22 @@ class EvaluationStream:
                 skipped.append((error.key, error.reason))
                 continue
             boxed, box = self._letterbox(sample, shape)
+            targets.append(_targets(sample, len(planes), box, shape, len(self.dataset.classes)))
             planes.append(np.ascontiguousarray(boxed.transpose(2, 0, 1)))  # (3, H, W)
             ids.append(sample.record.image_id)
             sizes.append((sample.size[1], sample.size[0]))
             boxes.append(box)
         images = np.stack(planes) if planes else np.empty((0, 3, *shape), dtype=np.uint8)
-        return EvaluationBatch(torch.from_numpy(images), ids, sizes, boxes, skipped)
+        all_targets = torch.from_numpy(np.concatenate(targets))
+        return EvaluationBatch(torch.from_numpy(images), ids, sizes, boxes, all_targets, skipped)
+
+
+def _targets(
+    sample: DecodedSample, position: int, letterbox: Letterbox, shape: tuple[int, int], num_classes: int
+) -> NDArray[np.float32]:
+    """Return the rows of `EvaluationBatch.targets` of one image, whose input is ``shape`` high and wide."""
+    found, is_target = target_boxes(sample.record, sample.size, num_classes)
+    boxes = letterbox.apply(torch.from_numpy(found[is_target])).numpy() / np.tile(shape[::-1], 2)  # (n, 4)
+    classes = sample.record.classes[is_target]
+    columns = (np.full(len(boxes), position), classes, (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2])
+    return np.column_stack(columns).astype(np.float32)

@@ -220,6 +220,20 @@ class LabelledImage:
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
+def target_boxes(
+    record: ImageRecord, size: tuple[int, int], num_classes: int
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the boxes, x1, y1, x2, y2 (n, 4) clipped to an image of (width, height), and which of them are targets.
+
+    Crowds are none, nor are boxes without area or class.
+    """
+    boxes = record.boxes.copy()
+    boxes[:, 2:] += boxes[:, :2]
+    boxes = np.minimum(np.maximum(boxes, 0.0), np.array(size * 2, dtype=np.float64))
+    is_target = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.iscrowd
+    return boxes, is_target & (record.classes >= 0) & (record.classes < num_classes)
+
+
 def labelled_image(
     key: str, pixels: NDArray[np.uint8], record: ImageRecord, num_classes: int, size: tuple[int, int] | None = None
 ) -> LabelledImage:
@@ -234,11 +248,7 @@ def labelled_image(
     """
     height, width = pixels.shape[:2]
     full_width, full_height = size or (width, height)
-    boxes = record.boxes.copy()
-    boxes[:, 2:] += boxes[:, :2]
-    boxes = np.minimum(np.maximum(boxes, 0.0), np.array((full_width, full_height) * 2, dtype=np.float64))
-    is_target = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]) & ~record.iscrowd
-    is_target &= (record.classes >= 0) & (record.classes < num_classes)
+    boxes, is_target = target_boxes(record, (full_width, full_height), num_classes)
     outlines = Outlines.of(list(compress(record.segmentations, is_target)))
     boxes, classes = boxes[is_target], record.classes[is_target]
     if (full_width, full_height) != (width, height):

@@ -22,7 +22,12 @@ from yolofleet.evaluation.samples import SampleImage
 
 MAIN_FIGURES = ("AP", "AP50", "AP75")
 LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
-VALIDATION_KEYS = ("val_AP", "val_AP50", "val_AP75")
+CHARTS = (
+    ("loss", LOSS_KEYS),
+    ("validation loss", tuple(f"val_{key}" for key in LOSS_KEYS)),
+    ("learning rate", ("learning_rate",)),
+    ("validation", ("val_AP", "val_AP50", "val_AP75")),
+)
 PALETTE = ("#3b7dd8", "#e4572e", "#2ca25f", "#a04fc4", "#c98b00", "#0f9fb0")
 MEAN_COLOUR = "#808890"
 MOST_POINTS = 1000
@@ -87,7 +92,7 @@ def _figures(result: EvaluationResult) -> str:
 def _training(history: Sequence[Mapping[str, Any]]) -> str:
     """Losses, learning rate and validation figures over the steps, as far as the rows have them."""
     charts = []
-    for keys, name in ((LOSS_KEYS, "loss"), (("learning_rate",), "learning rate"), (VALIDATION_KEYS, "validation")):
+    for name, keys in CHARTS:
         lines = [
             Series(
                 name=key.removeprefix("val_").removeprefix("loss_").replace("_", " "),

@@ -75,9 +75,7 @@ class LossSettings:
         """
         missing = [key for key in ("box", "cls", "obj") if key not in hyperparameters]
         if missing:
-            raise ValueError(
-                f"hyper-parameters for the loss lack {', '.join(missing)}; the recipes p5, p6 and tiny have them"
-            )
+            raise ValueError(f"hyper-parameters for the loss lack {', '.join(missing)}; every recipe has them")
         known = [(key, name) for key, (name, _, _) in HYPERPARAMETERS.items() if key in hyperparameters]
         return cls(**{name: float(hyperparameters[key]) for key, name in known})
 

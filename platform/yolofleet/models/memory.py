@@ -66,7 +66,7 @@ class TrainingMemory:
     weights: int
     gradients: int
     momentum: int
-    """The optimiser's moving average of the gradients."""
+    """The optimiser's moving averages of the gradients."""
     average: int
     """The moving average of the weights."""
     exchange: int
@@ -89,6 +89,7 @@ def training_memory(
     precision: Precision = "fp32",
     strategy: Strategy = "ddp",
     num_workers: int = 1,
+    moments: int = 1,
 ) -> TrainingMemory:
     """Forecast the memory of training on one worker.
 
@@ -104,6 +105,7 @@ def training_memory(
         precision: Of the activations.
         strategy: ``ddp``, ``zero1`` or ``zero2``.
         num_workers: Workers that share.
+        moments: Moving averages that the optimiser keeps of each gradient: 1 for SGD, 2 for Adam.
     """
     weights = cost(graph, num_classes=num_classes, size=size).parameters * FLOAT32_BYTES
     share = -(-weights // num_workers)
@@ -113,7 +115,7 @@ def training_memory(
         num_workers=num_workers,
         weights=weights,
         gradients=share if strategy == "zero2" else weights,
-        momentum=weights if strategy == "ddp" else share,
+        momentum=moments * (weights if strategy == "ddp" else share),
         average=weights,
         exchange={"ddp": weights if num_workers > 1 else 0, "zero1": share, "zero2": share + buckets}[strategy],
         activations=activation_bytes(

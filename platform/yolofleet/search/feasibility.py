@@ -126,6 +126,7 @@ class Screen:
     def _figures(self, job: JobSpec) -> dict[str, float]:
         part = [job.model.document(), job.data.image_size, job.micro_batch_size, job.precision]
         part += [job.strategy, job.cluster.most_workers, job.assignment.document()]
+        part += [job.hyperparameters.get("optimizer")]
         key = json.dumps(part)
         if key not in self._known:
             if len(self._known) >= MOST_CACHED:
@@ -151,6 +152,7 @@ def profile_job(job: JobSpec, num_classes: int) -> dict[str, float]:
     size = (job.data.image_size, job.data.image_size)
     deployed = cost(graph, num_classes=num_classes, size=size, folded=True, auxiliary=False)
     training = cost(graph, num_classes=num_classes, size=size)
+    optimizer = job.resolved_hyperparameters().optimizer
     precision = job.precision if job.precision in ("fp16", "bf16") else "fp32"
     memory = training_memory(
         graph,
@@ -160,6 +162,7 @@ def profile_job(job: JobSpec, num_classes: int) -> dict[str, float]:
         precision=precision,
         strategy=next((name for name in STRATEGIES if name == job.strategy), "ddp"),
         num_workers=job.cluster.most_workers,
+        moments=1 if optimizer == "sgd" else 2,
     )
     return {
         "gflops": deployed.gflops,

@@ -27,10 +27,11 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.specs.job_paths import flatten
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.search_parts import Figure
+from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.setup.builders import open_dataset
 
-TRAINING_METRICS = ("loss", "loss_box", "loss_objectness", "loss_classification", "samples_per_second")
-REPORTED_METRICS = (*(f"val_{name}" for name in FIGURE_NAMES), *TRAINING_METRICS)
+TRAINING_METRICS = (*LossTerms.NAMES, "samples_per_second")
+REPORTED_METRICS = (*(f"val_{name}" for name in (*FIGURE_NAMES, *LossTerms.NAMES)), *TRAINING_METRICS)
 KNOWN_FIGURES: tuple[str, ...] = get_args(Figure)
 POINTS_SCREENED = 256
 """Candidates screened before the start, to see what they cost and that some meet the limits."""

@@ -1,4 +1,4 @@
-"""Hyper-parameters of training: the published recipes ``p5``, ``p6`` and ``tiny``; a job may override any value.
+"""Hyper-parameters of training: the published recipes; a job may override any value.
 
 Keys keep the names of the published files. Each recipe is a short YAML file beside this module. Those of augmentation
 are a class of their own, which `yolofleet.data` uses as it is; a step of one's own is a class registered in
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-RecipeName = Literal["p5", "p6", "tiny"]
+RecipeName = Literal["p5", "p6", "tiny", "custom"]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -129,16 +129,20 @@ class Hyperparameters(Augmentation):
     """Final learning rate as a share of lr0."""
     schedule: Literal["cosine", "linear"] = "cosine"
     """How the learning rate falls from lr0 to lr0 * lrf."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """What moves the weights: SGD with Nesterov momentum, Adam, or AdamW."""
     momentum: Share
-    """SGD's Nesterov momentum after warm-up."""
+    """SGD's Nesterov momentum after warm-up; Adam's first beta, from the first step."""
     weight_decay: NotNegative
-    """Decay of convolution weights at a nominal batch of 64; scaled with the global batch."""
+    """Decay of convolution weights at a nominal batch of 64; scaled with the global batch, but not for AdamW."""
     warmup_epochs: NotNegative
     """Length of the warm-up in epochs."""
     warmup_min_steps: Annotated[int, Field(ge=0)] = 1000
-    """The warm-up takes at least this many steps, but never more than half of the run."""
+    """The warm-up takes at least this many steps."""
+    warmup_most_share: Positive = 0.5
+    """The warm-up takes at most this share of the run's steps; a short run may end within one of more than 1."""
     warmup_momentum: Share
-    """Momentum at step 0."""
+    """SGD's momentum at step 0."""
     warmup_bias_lr: NotNegative
     """Learning rate of the biases at step 0."""
     box: NotNegative

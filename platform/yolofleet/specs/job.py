@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -35,7 +36,7 @@ EXECUTION_KEYS = (
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_threads", "most_skipped_share")
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
-LATER_KEYS = ("assignment", "anchors", "freeze")
+LATER_KEYS = ("assignment", "anchors", "freeze", "batch_norm_workers")
 LATER_DATA_KEYS = ("max_pixels", "deal")
 
 
@@ -130,7 +131,7 @@ class JobSpec(Spec):
     """Which model."""
     data: DataSpec
     recipe: RecipeName = "p5"
-    """Published hyper-parameters to start from: p5, p6 or tiny."""
+    """Published hyper-parameters to start from: p5, p6, tiny, or custom for fine-tuning."""
     hyperparameters: dict[str, Any] = Field(default_factory=dict)
     """Hyper-parameters that differ from the recipe's."""
     assignment: AssignmentSpec = AssignmentSpec()
@@ -150,6 +151,9 @@ class JobSpec(Spec):
     """Samples of one optimiser step, over all workers."""
     micro_batch_size: Count = 16
     """Samples that pass the network together; the global batch is a whole number of them."""
+    batch_norm_workers: Count = 1
+    """Workers whose micro-batches are normalised together (SyncBN); 1 normalises each micro-batch by itself. It decides
+    what is computed; the number of workers, a multiple of it, does not."""
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass."""
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
@@ -195,6 +199,12 @@ class JobSpec(Spec):
                 f"{self.global_batch_size} holds only {self.num_micro_batches} micro-batches of "
                 f"{self.micro_batch_size}; use fewer workers or a smaller micro_batch_size"
             )
+        if self.num_micro_batches % self.batch_norm_workers:
+            raise ValueError(
+                f"batch_norm_workers is {self.batch_norm_workers}, but a global batch holds {self.num_micro_batches} "
+                "micro-batches, which is no multiple of it"
+            )
+        self.check_teams(self.cluster.worker_counts)
         uneven = (number for number in self.cluster.worker_counts if self.num_micro_batches % number)
         if self.strategy == "zero2" and (first := next(uneven, None)) is not None:
             raise ValueError(
@@ -227,6 +237,19 @@ class JobSpec(Spec):
         return self.model_copy(
             update={"data": data, "model": model, "storage": absolute_url(self.storage), "initial_weights": weights}
         )
+
+    def check_teams(self, worker_counts: Iterable[int]) -> None:
+        """Refuse numbers of workers that cannot form whole teams for batch norm.
+
+        Raises:
+            ValueError: Names the first of them.
+        """
+        odd = next((number for number in worker_counts if number % self.batch_norm_workers), None)
+        if odd is not None:
+            raise ValueError(
+                f"batch_norm_workers is {self.batch_norm_workers}, and {odd} workers are no multiple of it; use a "
+                f"fixed number that is (cluster.workers: {self.batch_norm_workers}), or batch_norm_workers: 1"
+            )
 
     @property
     def num_micro_batches(self) -> int:

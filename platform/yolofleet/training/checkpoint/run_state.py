@@ -19,7 +19,7 @@ from yolofleet.models.weight_differences import compare_weights
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import EVALUATE_LATER
-from yolofleet.training.loop.update import Precision, WeightAverage, load_momentum_state
+from yolofleet.training.loop.update import Precision, WeightAverage, load_moment_state, moment_prefixes
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 
@@ -99,10 +99,15 @@ def save(
     store.save(state.step, tensors, document, skippable=skippable)
 
 
-def prepare(store: CheckpointStore, model: nn.Module, average: WeightAverage) -> None:
+def prepare(store: CheckpointStore, model: nn.Module, average: WeightAverage, optimizer: torch.optim.Optimizer) -> None:
     """Allocate the memory of later checkpoints."""
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    store.prepare({"weights": model.state_dict(), "average": average.model.state_dict(), "moments": trained})
+    moments = {
+        prefix + name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        for prefix in moment_prefixes(optimizer).values()
+    }
+    store.prepare({"weights": model.state_dict(), "average": average.model.state_dict(), "moments": moments})
 
 
 def restore(
@@ -111,7 +116,7 @@ def restore(
     group: WorkerGroup,
     model: nn.Module,
     average: WeightAverage,
-    optimizer: torch.optim.SGD,
+    optimizer: torch.optim.Optimizer,
     precision: Precision,
 ) -> RunState:
     """Load the newest whole checkpoint into everything, or leave a fresh run as it is.
@@ -127,11 +132,12 @@ def restore(
     try:
         load_strictly(model, checkpoint.tensors["weights"])
         load_strictly(average.model, checkpoint.tensors["average"])
-        load_momentum_state(model, optimizer, checkpoint.tensors["moments"])
         precision.load_state(checkpoint.state["loss_scale"])
         known = {field.name for field in fields(RunState)}  # older checkpoints also held the best step so far
         run = {name: value for name, value in checkpoint.state["run"].items() if name in known}
-        return TypeAdapter(RunState).validate_json(json.dumps(run), strict=True)
+        state = TypeAdapter(RunState).validate_json(json.dumps(run), strict=True)
+        load_moment_state(model, optimizer, checkpoint.tensors["moments"], state.num_updates)
+        return state
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(
             f"{store.storage.url}/step-{step}: is no checkpoint of this run ({one_line(error)}); remove it, and "

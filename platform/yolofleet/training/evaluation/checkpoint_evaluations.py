@@ -8,21 +8,25 @@ rolled back may come to other weights at the same step.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.evaluation_stream import EvaluationStream
+from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.evaluation.evaluate import collect_detections, score_detections
+from yolofleet.models.network import Network
+from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, DamagedCheckpointError, Sizes
+from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.loop.worker_group import WorkerGroup
-from yolofleet.training.setup.builders import open_dataset
+from yolofleet.training.setup.builders import build_loss, open_dataset
 
 EVALUATE_LATER = "to_judge"
 """Key of ``state.json``: the checkpoint is to be evaluated by another process."""
@@ -34,6 +38,39 @@ MOST_WAITING = 3
 
 Figures = Mapping[str, float | None]
 logger = logging.getLogger(__name__)
+
+
+class MeasuredNetwork(nn.Module):
+    """A network in evaluation mode that also adds up the loss of what it predicts, from the same pass.
+
+    As published, the loss is that of the lead head without matching: every candidate is a positive.
+    """
+
+    def __init__(self, network: Network, job: JobSpec, terms: LossTerms) -> None:
+        super().__init__()
+        self.network = network
+        self._targets = torch.empty(0, 6)
+        self._terms = terms
+        self.train(network.training)  # a module is made in training mode, and would take the network along
+        self._loss = build_loss(
+            network,
+            job.resolved_hyperparameters(),
+            job.data.image_size,
+            AssignmentSpec(assigner="none", matching="fixed"),
+        )
+
+    def announce(self, batches: Iterable[EvaluationBatch]) -> Iterator[EvaluationBatch]:
+        """Yield the batches, each just before its images are passed."""
+        for batch in batches:
+            self._targets = batch.targets
+            yield batch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Predict for the images (B, 3, H, W) of the batch that was yielded last, as the network does."""
+        raw = self.network.lead(images)
+        height, width = images.shape[-2:]
+        self._terms.add(self._loss(raw, self._targets, (height, width)), 0)
+        return self.network.decode(raw)
 
 
 class Validation:
@@ -52,29 +89,33 @@ class Validation:
         return self._dataset.annotations()
 
     def __call__(self, model: nn.Module) -> Figures | None:
-        """Return the twelve COCO figures on the first worker, None on the others."""
+        """Return the twelve COCO figures and the loss, a mean over batches, on the first worker, None on the others."""
+        assert isinstance(model, Network)
         settings = self._job.evaluation
+        terms = LossTerms(self._group)
+        measured = MeasuredNetwork(model, self._job, terms)
         stream = EvaluationStream(
             self._dataset,
             image_size=self._job.data.image_size,
-            stride=max(model.strides),  # type: ignore[arg-type]
+            stride=max(model.strides),
             batch_size=settings.batch_size,
             rank=self._group.rank,
             world_size=self._group.world_size,
             max_pixels=self._job.data.max_pixels,
         )
         rows = collect_detections(
-            model,
-            stream,
+            measured,
+            measured.announce(stream),
             device=self._group.device,
             confidence=settings.confidence,
             iou=settings.iou,
             max_detections=settings.max_detections,
         )
         all_rows = self._group.gather_rows(rows)
+        losses = {name: value for name, value in terms.take().items() if name in LossTerms.NAMES}
         if all_rows is None:
             return None
-        return score_detections(all_rows, self._ground_truth).figures
+        return score_detections(all_rows, self._ground_truth).figures | losses
 
 
 def evaluation_row(step: int, figures: Figures, **fields: Any) -> Row:

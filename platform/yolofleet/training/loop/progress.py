@@ -100,6 +100,7 @@ class LossTerms:
         self._group.sum(self._sums)
         *terms, count, skipped = self._sums.tolist()
         self._sums.zero_()
+        count = count or math.nan  # nothing was added: the means are not known
         return {name: term / count for name, term in zip(self.NAMES, terms, strict=True)} | {"skipped_samples": skipped}
 
 

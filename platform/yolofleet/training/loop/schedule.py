@@ -48,8 +48,8 @@ class Schedule:
 
     @property
     def warmup_steps(self) -> int:
-        """Steps of the warm-up: the recipe's, at most half of the run."""
-        return min(self.recipe_warmup_steps, self.num_steps // 2)
+        """Steps of the warm-up: the recipe's, at most the share of the run that it allows."""
+        return min(self.recipe_warmup_steps, math.floor(self.num_steps * self.hyperparameters.warmup_most_share))
 
     def factor(self, epoch: float) -> float:
         """Return the share of lr0 in an epoch: 1 at the start, ``lrf`` at the end."""
@@ -67,10 +67,11 @@ class Schedule:
         if step > warmup or warmup == 0:
             return StepSettings(peak, peak, recipe.momentum)
         share = step / warmup
+        first_momentum = recipe.warmup_momentum if recipe.optimizer == "sgd" else recipe.momentum
         return StepSettings(
             learning_rate=share * peak,
             bias_learning_rate=recipe.warmup_bias_lr + share * (peak - recipe.warmup_bias_lr),
-            momentum=recipe.warmup_momentum + share * (recipe.momentum - recipe.warmup_momentum),
+            momentum=first_momentum + share * (recipe.momentum - first_momentum),
         )
 
     def closes_mosaic(self, step: int) -> bool:
@@ -92,7 +93,12 @@ def averaging_decay(hyperparameters: Hyperparameters, updates: int) -> float:
 
 
 def scaled_weight_decay(hyperparameters: Hyperparameters, global_batch_size: int) -> float:
-    """Return the weight decay for a global batch: losses are summed over it, so the decay grows with it."""
+    """Return the weight decay for a global batch: losses are summed over it, so the decay grows with it.
+
+    AdamW's decay is no part of the gradient and stays as it is.
+    """
+    if hyperparameters.optimizer == "adamw":
+        return hyperparameters.weight_decay
     return hyperparameters.weight_decay * global_batch_size / NOMINAL_BATCH_SIZE
 
 

@@ -129,7 +129,6 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
     restart_cost = None
     if group.is_first:
         restart_cost = RestartCost(run, state.step, group)
-        prepare(store, learner.model, learner.average)
         run.truncate_metrics_after(state.step)
         remove_rows_from(run.storage.child(FOLDER), state.step)
         ready = {
@@ -153,7 +152,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         learner=learner,
         data=WorkerData(
             stream=training_stream(job, dataset, schedule, run_deal(run), lambda: run_image_weights(run)),
-            owned=assign_micro_batches(job.num_micro_batches, group.rank, group.world_size),
+            owned=assign_micro_batches(job.num_micro_batches, group.rank, group.world_size, job.batch_norm_workers),
             log=SampleLog(run.storage, group.rank, record_digests=job.record_samples, check_lock=run.check_lock),
             skipped=skipped,
         ),
@@ -190,6 +189,12 @@ def _restore_learner(
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
+    if job.batch_norm_workers > 1:
+        from yolofleet.training.strategies.synchronised_norm import synchronise_batch_norm
+
+        synchronise_batch_norm(model, job.batch_norm_workers, group)
+    if group.is_first:
+        prepare(store, model, average, optimizer)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state

@@ -1,4 +1,4 @@
-"""What a step computes with and what it changes: precision, SGD, batch-norm statistics, the average of the weights.
+"""What a step computes with and what it changes: precision, optimiser, batch-norm statistics, average of the weights.
 
 Batch norm of torch moves its running statistics at every forward pass, in whatever order the passes happen to run and
 on whichever worker, so the result would depend on the number of workers. Here each pass only leaves its own statistics
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ LOWEST_SCALE = 1.0
 FORWARD = {"fp32": None, "fp64": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 GROUP_NAMES = ("decayed", "plain", "biases")
 """Weights decay; norm scales and implicit knowledge do not; biases have a learning rate of their own (as published)."""
+ADAM_SECOND_BETA = 0.999
 
 
 class Precision:
@@ -111,48 +112,67 @@ def group_parameters(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
     return groups
 
 
-def build_optimizer(model: nn.Module, hyperparameters: Hyperparameters, global_batch_size: int) -> torch.optim.SGD:
-    """Return Nesterov SGD over the model's parameter groups."""
+def build_optimizer(
+    model: nn.Module, hyperparameters: Hyperparameters, global_batch_size: int
+) -> torch.optim.Optimizer:
+    """Return the recipe's optimiser over the model's parameter groups."""
     decay = scaled_weight_decay(hyperparameters, global_batch_size)
-    return torch.optim.SGD(
-        [
-            {
-                "name": name,
-                "params": [parameter for _, parameter in members],
-                "weight_decay": decay if name == "decayed" else 0.0,
-            }
-            for name, members in group_parameters(model).items()
-        ],
-        lr=hyperparameters.lr0,
-        momentum=hyperparameters.momentum,
-        nesterov=True,
-        foreach=True,
-    )
+    groups = [
+        {
+            "name": name,
+            "params": [parameter for _, parameter in members],
+            "weight_decay": decay if name == "decayed" else 0.0,
+        }
+        for name, members in group_parameters(model).items()
+    ]
+    rate, momentum = hyperparameters.lr0, hyperparameters.momentum
+    if hyperparameters.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, foreach=True)
+    adam = torch.optim.Adam if hyperparameters.optimizer == "adam" else torch.optim.AdamW
+    return adam(groups, lr=rate, betas=(momentum, ADAM_SECOND_BETA), foreach=True)
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
-    """Set the step's learning rates and momentum."""
+    """Set the step's learning rates, and SGD's momentum."""
     for group in optimizer.param_groups:
         group["lr"] = settings.bias_learning_rate if group["name"] == "biases" else settings.learning_rate
-        group["momentum"] = settings.momentum
+        if "momentum" in group:
+            group["momentum"] = settings.momentum
 
 
-def momentum_state(model: nn.Module, optimizer: torch.optim.SGD) -> dict[str, torch.Tensor]:
-    """Return the optimiser's moments by parameter name; parameters that never had a step are absent."""
+def moment_prefixes(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Return the optimiser's moments by torch's name, each with what stands before a parameter's name in checkpoints.
+
+    SGD's stand under the parameter's own name; those of another optimiser are never mistaken for them.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": ""}
+    return {"exp_avg": "exp_avg.", "exp_avg_sq": "exp_avg_sq."}
+
+
+def moment_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the optimiser's moments by name; parameters that never had a step are absent."""
     return {
-        name: buffer
+        prefix + name: moment
         for members in group_parameters(model).values()
         for name, parameter in members
-        if (buffer := optimizer.state[parameter].get("momentum_buffer")) is not None
+        for key, prefix in moment_prefixes(optimizer).items()
+        if (moment := optimizer.state[parameter].get(key)) is not None
     }
 
 
-def load_momentum_state(model: nn.Module, optimizer: torch.optim.SGD, state: dict[str, torch.Tensor]) -> None:
-    """Put moments saved by `momentum_state` back."""
+def load_moment_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, torch.Tensor], num_updates: int
+) -> None:
+    """Put moments saved by `moment_state` after ``num_updates`` steps of the optimiser back."""
+    prefixes = moment_prefixes(optimizer)
     for members in group_parameters(model).values():
         for name, parameter in members:
-            if name in state:
-                optimizer.state[parameter]["momentum_buffer"] = state[name].to(parameter).clone()
+            if all(prefix + name in state for prefix in prefixes.values()):
+                found = {key: state[prefix + name].to(parameter).clone() for key, prefix in prefixes.items()}
+                if "exp_avg" in found:
+                    found["step"] = torch.tensor(float(num_updates))  # Adam corrects its bias by it
+                optimizer.state[parameter] = found
 
 
 class MicroBatchStatistics:

@@ -95,17 +95,28 @@ class WorkerProgress:
         self.leave_reason = self.leave_reason or reason
 
 
-def assign_micro_batches(num_micro_batches: int, rank: int, world_size: int) -> range:
+def assign_micro_batches(num_micro_batches: int, rank: int, world_size: int, team_size: int = 1) -> range:
     """Return the micro-batches of every step that a rank owns: contiguous, the first ranks one more where uneven.
 
+    Args:
+        num_micro_batches: Micro-batches of a step.
+        rank: This worker.
+        world_size: Number of workers.
+        team_size: Micro-batches whose batch norm is computed together: the ranks of a team own one each of the same
+            teams of neighbouring micro-batches, in the same order.
+
     Raises:
-        ValueError: There are more ranks than micro-batches.
+        ValueError: There are more ranks than micro-batches, or teams do not come out even.
     """
-    if not 0 <= rank < world_size <= num_micro_batches:
-        raise ValueError(f"rank {rank} of {world_size} workers cannot own one of {num_micro_batches} micro-batches")
-    share, extra = divmod(num_micro_batches, world_size)
-    start = rank * share + min(rank, extra)
-    return range(start, start + share + (rank < extra))
+    if not 0 <= rank < world_size <= num_micro_batches or world_size % team_size or num_micro_batches % team_size:
+        raise ValueError(
+            f"rank {rank} of {world_size} workers in teams of {team_size} cannot own one of {num_micro_batches} "
+            "micro-batches"
+        )
+    team, member = divmod(rank, team_size)
+    share, extra = divmod(num_micro_batches // team_size, world_size // team_size)
+    start = team * share + min(team, extra)
+    return range(start * team_size + member, (start + share + (team < extra)) * team_size, team_size)
 
 
 CPU = torch.device("cpu")

@@ -217,7 +217,7 @@ def prepare(
     objects[ANCHORS_KEY] = json.dumps(report.as_document(), indent=1).encode() + b"\n"
     objects[ORDER_KEY] = json.dumps({"format": 1, "order": "lanes", "deal": chosen_deal(job.data, dataset)}).encode()
     schedule = Schedule(recipe, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
-    if job.initial_weights is None and schedule.warmup_steps < schedule.recipe_warmup_steps:
+    if job.initial_weights is None and schedule.recipe_warmup_steps > schedule.num_steps // 2:
         notes.append(
             f"few steps: {len(dataset):,} images, {job.epochs:g} times in batches of {job.global_batch_size}, are "
             f"{schedule.num_steps:,} steps, and the recipe takes {schedule.recipe_warmup_steps:,} to warm up alone. "

@@ -19,12 +19,11 @@ import torch.distributed as dist
 from torch import nn
 
 from yolofleet.models.memory import ZERO_BUCKET_BYTES
-from yolofleet.training.loop.update import group_parameters, momentum_state
+from yolofleet.training.loop.update import group_parameters, moment_prefixes, moment_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 BUCKET_ELEMENTS = ZERO_BUCKET_BYTES // 4
 """Gradients exchanged at once, float32."""
-MOMENTUM = "momentum_buffer"
 
 
 class Sharded:
@@ -32,16 +31,24 @@ class Sharded:
 
     Args:
         model: The model, with the weights to start from.
-        optimizer: SGD over its parameter groups, with the moments to start from.
+        optimizer: That over its parameter groups, with the moments to start from.
         group: This worker.
         stage: 1 or 2.
         micro_batch_size: Samples of a micro-batch, which DeepSpeed asks for.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.SGD, group: WorkerGroup, *, stage: int, micro_batch_size: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        group: WorkerGroup,
+        *,
+        stage: int,
+        micro_batch_size: int,
     ) -> None:
-        moments = momentum_state(model, optimizer)
+        moments = moment_state(model, optimizer)
+        counts = [state["step"] for state in optimizer.state.values() if "step" in state]  # Adam's, all alike
+        self._prefixes = moment_prefixes(optimizer)
         optimizer.state.clear()
         self._groups = [members for members in group_parameters(model).values() if members]
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
@@ -51,7 +58,7 @@ class Sharded:
         self.network = model
         self.optimizer: torch.optim.Optimizer = self._sharded
         if moments:
-            self._load(moments)
+            self._load(moments, counts)
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
         """Tell DeepSpeed whether a micro-batch is the last of its step."""
@@ -79,31 +86,35 @@ class Sharded:
         """Return the whole moments by parameter name; a collective."""
         found: dict[str, torch.Tensor] = {}
         for members, piece in zip(self._groups, self._sharded.single_partition_of_fp32_groups, strict=True):
-            own = self._sharded.optimizer.state[piece].get(MOMENTUM)
-            own = torch.zeros_like(piece) if own is None else own
-            pieces = [torch.empty_like(own) for _ in range(self._group.world_size)]
-            dist.all_gather(pieces, own.contiguous())
-            flat = torch.cat(pieces)  # (elements of the group, padded to a multiple of the workers)
-            begin = 0
-            for name, parameter in members:
-                found[name] = flat[begin : begin + parameter.numel()].view(parameter.shape)
-                begin += parameter.numel()
+            for key, prefix in self._prefixes.items():
+                own = self._sharded.optimizer.state[piece].get(key)
+                own = torch.zeros_like(piece) if own is None else own
+                pieces = [torch.empty_like(own) for _ in range(self._group.world_size)]
+                dist.all_gather(pieces, own.contiguous())
+                flat = torch.cat(pieces)  # (elements of the group, padded to a multiple of the workers)
+                begin = 0
+                for name, parameter in members:
+                    found[prefix + name] = flat[begin : begin + parameter.numel()].view(parameter.shape)
+                    begin += parameter.numel()
         return found
 
-    def _load(self, moments: dict[str, torch.Tensor]) -> None:
+    def _load(self, moments: dict[str, torch.Tensor], counts: list[torch.Tensor]) -> None:
         """Cut the whole moments into pieces and keep this worker's."""
         for members, piece in zip(self._groups, self._sharded.single_partition_of_fp32_groups, strict=True):
-            flat = torch.zeros(piece.numel() * self._group.world_size, dtype=piece.dtype, device=piece.device)
-            begin = 0
-            for name, parameter in members:
-                if name in moments:
-                    flat[begin : begin + parameter.numel()] = moments[name].to(piece).reshape(-1)
-                begin += parameter.numel()
-            own = flat[self._group.rank * piece.numel() : (self._group.rank + 1) * piece.numel()].clone()
-            self._sharded.optimizer.state[piece][MOMENTUM] = own
+            state = self._sharded.optimizer.state[piece]
+            for key, prefix in self._prefixes.items():
+                flat = torch.zeros(piece.numel() * self._group.world_size, dtype=piece.dtype, device=piece.device)
+                begin = 0
+                for name, parameter in members:
+                    if prefix + name in moments:
+                        flat[begin : begin + parameter.numel()] = moments[prefix + name].to(piece).reshape(-1)
+                    begin += parameter.numel()
+                state[key] = flat[self._group.rank * piece.numel() : (self._group.rank + 1) * piece.numel()].clone()
+            if counts:
+                state["step"] = counts[0].clone()
 
 
-def _engine(model: nn.Module, optimizer: torch.optim.SGD, stage: int, micro_batch_size: int) -> Any:
+def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int, micro_batch_size: int) -> Any:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)

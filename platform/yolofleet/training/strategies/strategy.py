@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.update import Precision, momentum_state
+from yolofleet.training.loop.update import Precision, moment_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 Tensors = dict[str, torch.Tensor]
@@ -45,7 +45,7 @@ class Strategy(Protocol):
 
 
 def build_strategy(
-    job: JobSpec, model: nn.Module, optimizer: torch.optim.SGD, precision: Precision, group: WorkerGroup
+    job: JobSpec, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, group: WorkerGroup
 ) -> Strategy:
     """Return the job's strategy for a model with the weights and moments to start from.
 
@@ -62,12 +62,13 @@ def build_strategy(
 class Replicated:
     """The strategy ``ddp``, and that of a single worker."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.SGD, precision: Precision, group: WorkerGroup) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, precision: Precision, group: WorkerGroup
+    ) -> None:
         self._model = model
         self._precision = precision
         self._world_size = group.world_size
-        self._momentum_optimizer = optimizer
-        self.optimizer: torch.optim.Optimizer = optimizer
+        self.optimizer = optimizer
         self.network: nn.Module = _distributed(model) if group.world_size > 1 else model
 
     def accumulating(self, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -91,7 +92,7 @@ class Replicated:
 
     def moments(self) -> dict[str, torch.Tensor]:
         """Return the moments by parameter name."""
-        return momentum_state(self._model, self._momentum_optimizer)
+        return moment_state(self._model, self.optimizer)
 
 
 def _distributed(model: nn.Module) -> DistributedDataParallel:

@@ -67,6 +67,10 @@ def run_in_process(job: JobSpec, token: FencingToken | None = None, *, on_row: O
             f"{world_size} processes were started, but a global batch of {job.global_batch_size} holds only "
             f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
         )
+    try:
+        job.check_teams([world_size])
+    except ValueError as error:
+        raise UserError(f"{world_size} processes were started: {error}") from None
     progress = WorkerProgress(on_row=on_row)
     group = WorkerGroup(rank, world_size, device, progress)
     with _leave_on_signal(progress):
