@@ -81,6 +81,7 @@ def _trials(search: SearchDirectory) -> Iterator[MeasuredModel]:
             parameters=entry.figures["parameters"] / 1e6,
             gflops=entry.figures.get("gflops_with_bias", entry.figures["gflops"]),
             figures=_percent({name.removeprefix("val_"): value for name, value in entry.measured.items()}),
+            protocol=job.evaluation.protocol,
             milliseconds=entry.figures.get("latency_milliseconds"),
             device=results.spec.latency_device,
         )
@@ -114,6 +115,7 @@ def _detector(source: str, tracking_uri: str | None) -> MeasuredModel:
         parameters=deployed.parameters / 1e6,
         gflops=deployed.gflops_with_bias,
         figures=_percent(figures),
+        protocol=facts.get("evaluation.protocol", "square"),
     )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.evaluation.evaluate import collect_detections, score_detections
+from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
@@ -61,6 +61,7 @@ class Validation:
             batch_size=settings.batch_size,
             rank=self._group.rank,
             world_size=self._group.world_size,
+            rectangular=settings.protocol == "published",
             max_pixels=self._job.data.max_pixels,
         )
         rows = collect_detections(
@@ -70,6 +71,7 @@ class Validation:
             confidence=settings.confidence,
             iou=settings.iou,
             max_detections=settings.max_detections,
+            precision=evaluation_precision(settings.protocol, self._group.device),
         )
         all_rows = self._group.gather_rows(rows)
         if all_rows is None:
