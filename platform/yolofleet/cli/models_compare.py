@@ -98,7 +98,7 @@ def _detector(source: str, tracking_uri: str | None) -> MeasuredModel:
 
     with package_folder(source, tracking_uri) as folder:
         card = read_card(folder)
-    facts = _facts(source, tracking_uri)
+    facts = recorded_facts(source, tracking_uri)
     figures = {name.removeprefix("figures."): value for name, value in facts.items() if name.startswith("figures.")}
     if "AP" not in figures:
         raise UserError(
@@ -119,7 +119,7 @@ def _detector(source: str, tracking_uri: str | None) -> MeasuredModel:
     )
 
 
-def _facts(source: str, tracking_uri: str | None) -> Mapping[str, str]:
+def recorded_facts(source: str, tracking_uri: str | None) -> Mapping[str, str]:
     """Return what was recorded of a run or a version, by dotted path."""
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mirrored_run import flat_params
