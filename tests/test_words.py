@@ -55,7 +55,7 @@ ALLOWED = {
     (f"{PACKAGE}/data/*.py", "crowd"): COCO,
     (f"{PACKAGE}/data/*.py", "crowds"): COCO,
     (f"{PACKAGE}/cli/data*.py", "crowds"): COCO,
-    (f"{PACKAGE}/cli/evaluate.py", "crowds"): COCO,
+    (f"{PACKAGE}/cli/evaluation_tables.py", "crowds"): COCO,
     (f"{PACKAGE}/training/setup/preflight.py", "crowd"): COCO,
     ("docs/data.md", "crowds"): COCO,
     ("docs/evaluate.md", "crowd"): COCO,

@@ -101,7 +101,7 @@ def test_a_run_is_marked_apart_with_its_cost_and_its_data(
     assert re.findall(r"<tr class='front'><td>([^<]*)", page.read_text()) == ["mine"]
     lines = printed(capsys, run.url).splitlines()
     assert [line.split()[:2] for line in lines if line.startswith("> mine")] == [[">", "mine"]]
-    assert lines[-1] == f"> {run.url}, on my/val"
+    assert lines[-1] == f"> {run.url}, on my/val, square protocol"
 
 
 def test_a_registered_version_is_compared_by_its_record(

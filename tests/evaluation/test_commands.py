@@ -8,6 +8,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -57,6 +58,65 @@ def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(
         assert main(["evaluate", str(results), data, "--json"]) == 0
         again = json.loads(capsys.readouterr().out)
         assert (again["figures"], again["per_class"]) == (document["figures"], document["per_class"])
+
+
+def test_the_published_protocol_is_rectangular_and_says_so(run: Path, drawn: Path, capsys: Captured) -> None:
+    def document(*options: str) -> dict[str, Any]:
+        assert main(["evaluate", str(run), str(drawn / "dataset"), "--json", "--device", "cpu", *options]) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    published, rectangular, square = document("--protocol", "published"), document("--rectangular"), document()
+    assert published["settings"] == rectangular["settings"]
+    assert published["settings"] == {**square["settings"], "rectangular": True}
+    assert square["settings"]["precision"] == "fp32" and square["settings"]["device"] == "cpu"
+    assert published["figures"] == rectangular["figures"] != square["figures"]
+    assert main(["evaluate", str(run), str(drawn / "dataset"), "--protocol", "published", "--device", "cpu"]) == 0
+    assert "published protocol: rectangular inputs, 96 px, fp32 on cpu, confidence 0.001, IoU 0.65" in (
+        capsys.readouterr().out.replace("\n", "")
+    )
+    augmented = document("--augment", "--precision", "fp16")
+    assert augmented["settings"] == {**square["settings"], "augment": True, "precision": "fp16"}
+    assert augmented["num_detections"] > 0 and augmented["figures"] != square["figures"]
+
+
+def test_table_10_of_any_model_by_one_command(run: Path, drawn: Path, capsys: Captured) -> None:
+    arguments = ["evaluate", str(run), str(drawn / "dataset"), "--table10", "--device", "cpu"]
+    assert main([*arguments, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [(row["precision"], row["iou"]) for row in document["rows"]] == [
+        ("fp16", 0.65),
+        ("fp16", 0.7),
+        ("fp32", 0.65),
+        ("fp32", 0.7),
+    ]
+    assert main([*arguments[:3], "--rectangular", "--iou", "0.7", "--json", "--device", "cpu"]) == 0
+    assert document["rows"][3]["figures"] == json.loads(capsys.readouterr().out)["figures"]
+    assert {row["AP"] for row in document["paper_yolov7_x_on_val2017"]} == {52.9, 53.0, 53.1}
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "rounds weights and the output of every layer to float16" in text
+    assert [line.split()[-1] for line in text.splitlines()[1:5]] == ["52.9", "53.0", "53.0", "53.1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--protocol", "published", "--iou", "0.7"], "--protocol published fixes --iou"),
+        (["--protocol", "published", "--augment", "--confidence", "0.1"], "fixes --confidence, --augment"),
+        (["--table10", "--results", "a.json", "--precision", "fp16"], "leave out --precision, --results"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: list[str], words: str, run: Path, drawn: Path, capsys: Captured
+) -> None:
+    assert main(["evaluate", str(run), str(drawn / "dataset"), *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_how_a_model_detects_is_no_question_of_a_result_file(tmp_path: Path, drawn: Path, capsys: Captured) -> None:
+    (tmp_path / "found.json").write_text("[]")
+    assert main(["evaluate", str(tmp_path / "found.json"), str(drawn / "dataset"), "--augment"]) == 2
+    assert "holds detections" in capsys.readouterr().err
 
 
 def test_a_test_set_without_annotations_becomes_a_result_file_to_submit(

@@ -115,6 +115,8 @@ def test_later_settings_at_their_default_leave_earlier_runs_their_identity() -> 
     assert parse().digest() == MINIMAL_DIGEST
     assert parse(assignment={"matching": "fixed"}).digest() != MINIMAL_DIGEST
     assert parse(assignment={"assigner": "none"}).digest() != MINIMAL_DIGEST
+    assert parse(evaluation={"protocol": "square"}).digest() == MINIMAL_DIGEST
+    assert parse(evaluation={"protocol": "published"}).digest() != MINIMAL_DIGEST
 
 
 @pytest.mark.parametrize("every_steps", [1, 2, 3, 20, 501])

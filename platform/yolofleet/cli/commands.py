@@ -15,6 +15,7 @@ from yolofleet.cli import (
     init,
     jobs,
     models,
+    models_benchmark,
     models_compare,
     predict,
     promotion,
@@ -41,6 +42,7 @@ data.app.command("check")(data_check.check)
 data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 models.app.command("compare")(models_compare.compare)
+models.app.command("benchmark")(models_benchmark.benchmark)
 app.add_typer(models.app, name="models")
 app.command("init")(init.init)
 app.command("train")(train.train)

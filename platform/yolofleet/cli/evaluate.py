@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from yolofleet.cli.options import Device, JsonOption, print_result
 from yolofleet.cli.progress import show_progress
+from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.core.terminal import note
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
+    from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.evaluate import EvaluationResult
     from yolofleet.evaluation.ground_truth import GroundTruth
     from yolofleet.evaluation.protocol import Protocol
@@ -66,62 +66,154 @@ def evaluate(
             help="Of a result file: xywh, xyxy or cxcywh in pixels; with an n at the end: shares of the image."
         ),
     ] = None,
+    protocol: Annotated[
+        Literal["square", "published"],
+        typer.Option(help="published: --rectangular, fp16 on a GPU, and the published thresholds."),
+    ] = "square",
     rectangular: Annotated[
         bool, typer.Option("--rectangular", help="Pad only as far as needed: faster, figures differ a little.")
+    ] = False,
+    precision: Annotated[
+        Literal["fp32", "fp16"] | None,
+        typer.Option(help="What the network computes in. Default: fp32.", show_default=False),
+    ] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Show the network each image at three scales, once mirrored (TTA).")
+    ] = False,
+    table10: Annotated[
+        bool, typer.Option("--table10", help="Compare fp16 and fp32 at IoU 0.65 and 0.70, as the paper's Table 10.")
     ] = False,
     device: Device = "auto",
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on a dataset by COCO AP: the twelve figures, and each class."""
+    from yolofleet.cli.evaluation_tables import format_settings, format_tables
     from yolofleet.cli.model_argument import open_detector
-    from yolofleet.evaluation.evaluate import classes_unknown_to
+    from yolofleet.evaluation.evaluate import classes_unknown_to, evaluation_precision
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
     from yolofleet.evaluation.protocol import parse_protocol
     from yolofleet.evaluation.readings import check_box_format
 
-    protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
+    coco_protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
+    thresholds = {"--confidence": confidence, "--iou": iou, "--max-detections": max_detections}
+    is_file = is_result_file(model)
+    if is_file and (protocol != "square" or rectangular or precision or augment or table10):
+        raise UserError(
+            f"{model} holds detections: --protocol, --rectangular, --precision, --augment and --table10 say how a "
+            "model makes them; leave them out"
+        )
+    if protocol == "published":
+        _check_published(thresholds, precision, augment=augment)
+    if table10:
+        _check_alone(thresholds, precision, results, report, augment=augment)
     started = time.monotonic()
     truth: GroundTruth | None = None
-    if is_result_file(model):
-        dataset, result, truth = _evaluate_file(Path(model), data, protocol, boxes and check_box_format(boxes))
+    settings: dict[str, Any] = {}
+    if is_file:
+        dataset, result, truth = _evaluate_file(Path(model), data, coco_protocol, boxes and check_box_format(boxes))
     else:
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
         if unknown := classes_unknown_to(detector.classes, dataset.classes):
             known = _join_names(detector.classes)
             note(f"warning: the model does not know {_join_names(unknown)}, so AP is 0 there; it knows {known}")
+        size = image_size or detector.card.image_size
+        if table10:
+            _print_table10(detector, dataset, size, batch_size, as_json=as_json)
+            return
+        settings = {
+            "rectangular": rectangular or protocol == "published",
+            "precision": precision or evaluation_precision(protocol, detector.device),
+            "augment": augment,
+            "confidence": confidence,
+            "iou": iou,
+            "max_detections": max_detections or EVALUATION_MAX_DETECTIONS,
+            "image_size": size,
+            "batch_size": batch_size,
+        }
         with show_progress("evaluating", len(dataset)) as advance:
             result = evaluate_model(
-                detector.network,
+                detector.network if settings["precision"] == "fp32" else detector.model,
                 dataset,
-                image_size=image_size or detector.card.image_size,
                 classes=detector.classes,
-                batch_size=batch_size,
                 device=detector.device,
-                confidence=confidence,
-                iou=iou,
-                max_detections=max_detections or EVALUATION_MAX_DETECTIONS,
-                protocol=protocol,
-                rectangular=rectangular,
+                protocol=coco_protocol,
                 on_batch=lambda batch: advance(len(batch.image_ids) + len(batch.skipped)),
+                **settings,
             )
+        settings["device"] = str(detector.device)
     seconds = time.monotonic() - started
     if unreachable := result.average_precision.num_unreachable:
         note(
             f"warning: {unreachable} objects cannot be found: of one class in one image only the best "
-            f"{protocol.max_detections} detections count, and some images have more objects; raise --max-detections"
+            f"{coco_protocol.max_detections} detections count, and some images have more objects; raise "
+            "--max-detections"
         )
     if results is not None:
         own_ids = (truth.images.source_ids, truth.categories.source_ids) if truth else ()
         result.detections.write(results, *own_ids)
-    page = _write_report(report, model, data, dataset, result) if report is not None else None
+    how = format_settings(settings, protocol) if settings else ""
+    page = _write_report(report, model, data, how, dataset, result) if report is not None else None
     if as_json:
         facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
-        print_result(facts, (), as_json=True)
+        print_result({**facts, **({"settings": settings} if settings else {})}, (), as_json=True)
         return
     files = [f"{label}: {path}" for label, path in (("detections", results), ("report", page)) if path is not None]
-    print_result(None, [_format_tables(result, seconds), *files], as_json=False)
+    print_result(None, [format_tables(result, seconds), *filter(None, [how]), *files], as_json=False)
+
+
+def _check_published(thresholds: dict[str, float | int | None], precision: str | None, *, augment: bool) -> None:
+    """Raise `UserError` for options that would make something else of the published protocol."""
+    fixed = {"--confidence": EVALUATION_CONFIDENCE, "--iou": EVALUATION_IOU, "--max-detections": None}
+    changed = [name for name, value in thresholds.items() if value not in (fixed[name], EVALUATION_MAX_DETECTIONS)]
+    changed += ["--precision"] * (precision is not None) + ["--augment"] * augment
+    if changed:
+        raise UserError(
+            f"--protocol published fixes {and_more(changed, len(changed))}; leave the protocol out and give "
+            "--rectangular instead, which pads as it does"
+        )
+
+
+def _check_alone(
+    thresholds: dict[str, float | int | None],
+    precision: str | None,
+    results: Path | None,
+    report: Path | None,
+    *,
+    augment: bool,
+) -> None:
+    """Raise `UserError` for options that Table 10 cannot follow: it makes four evaluations, not one."""
+    given = {"--precision": precision, "--results": results, "--report": report}
+    refused = [name for name, value in given.items() if value is not None] + ["--augment"] * augment
+    if refused := refused + ["--iou"] * (thresholds["--iou"] != EVALUATION_IOU):
+        raise UserError(
+            f"--table10 makes four evaluations, by precision and IoU: leave out {and_more(refused, len(refused))}"
+        )
+
+
+def _print_table10(
+    detector: Detector, dataset: ShardDataset, image_size: int, batch_size: int, *, as_json: bool
+) -> None:
+    from yolofleet.evaluation.precision_table import (
+        NUM_PASSES,
+        precision_document,
+        precision_lines,
+        precision_rows,
+    )
+
+    with show_progress("evaluating", NUM_PASSES * len(dataset)) as advance:
+        rows = precision_rows(
+            detector.model,
+            dataset,
+            image_size=image_size,
+            classes=detector.classes,
+            batch_size=batch_size,
+            device=detector.device,
+            on_batch=lambda batch: advance(len(batch.image_ids) + len(batch.skipped)),
+        )
+    device = detector.device.type
+    print_result(precision_document(rows, device), precision_lines(rows, device), as_json=as_json)
 
 
 def _join_names(classes: list[tuple[int, str]]) -> str:
@@ -137,7 +229,6 @@ def is_result_file(model: str) -> bool:
 
 
 def _open_dataset(data: str) -> ShardDataset:
-    from yolofleet.core.errors import UserError
     from yolofleet.data.verification import open_verified
     from yolofleet.evaluation.json_file import is_json_name
 
@@ -172,60 +263,17 @@ def _evaluate_file(
     return dataset, result, truth
 
 
-def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
+def _write_report(
+    folder: Path, model: str, data: str, how: str, dataset: ShardDataset | None, result: EvaluationResult
+) -> Path:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
     from yolofleet.storage import open_storage
 
     images = [] if dataset is None else draw_samples(dataset, result.detections)
-    facts = {"model": model, "data": data}
+    facts = {"model": model, "data": data, **({"settings": how} if how else {})}
     if result.notes:
         facts["notes"] = "; ".join(entry.text for entry in result.notes)
     page = render_report(result, title=f"Evaluation of {model}", facts=facts, images=images)
     open_storage(folder).put("index.html", page.encode())
     return folder / "index.html"
-
-
-def _format_tables(result: EvaluationResult, seconds: float) -> str:
-    """Return the figures and the classes as tables, in colours where there is a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=110)
-    console.begin_capture()
-    found = result.average_precision
-    console.print(
-        f"[bold]{found.num_images}[/] images, {found.num_objects} objects, {found.num_crowds} crowds, "
-        f"{found.num_detections} detections, {seconds:.1f} s"
-    )
-    if result.skipped:
-        skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
-        console.print(
-            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or where the annotation is "
-            f"damaged not at all: {escape(skipped)}"
-        )
-    figures = Table(box=SIMPLE_HEAD)
-    for heading in ("precision", "", "recall", ""):
-        figures.add_column(heading, justify="right" if not heading else "left")
-    for pair in zip_longest(found.protocol.precision_names, found.protocol.recall_names):
-        figures.add_row(*(text for name in pair for text in (name, name and _format(result.figures[name]))))
-    console.print(figures)
-    classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    classes.add_column("class", no_wrap=True, overflow="ellipsis")
-    for heading in ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score"):
-        classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
-    present = [entry for entry in result.per_class if entry.num_objects]
-    for entry in present:
-        numbers = (entry.ap, entry.ap50, entry.ap75, entry.average_recall, entry.best_f1, entry.best_confidence)
-        classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_format, numbers))
-    console.print(classes)
-    console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
-    if len(present) < len(result.per_class):
-        console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
-    return console.end_capture().rstrip("\n")
-
-
-def _format(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"

@@ -37,13 +37,14 @@ def open_detector(model: str, device: str, tracking_uri: str | None = None) -> D
 
 
 @contextmanager
-def package_folder(model: str, tracking_uri: str | None = None) -> Iterator[Path]:
+def package_folder(model: str, tracking_uri: str | None = None, *, training_form: bool = False) -> Iterator[Path]:
     """Yield the detector package that a MODEL argument names as a local folder, for the length of a with block.
 
     Args:
         model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or
             ``models:/NAME/VERSION``.
         tracking_uri: The MLflow server of a registered version; None takes the environment's.
+        training_form: Whether the training form is wanted, too, where there is one.
 
     Raises:
         UserError: There is no such model.
@@ -51,6 +52,7 @@ def package_folder(model: str, tracking_uri: str | None = None) -> Iterator[Path
     from yolofleet.evaluation.detector_package import WEIGHTS_NAME
     from yolofleet.export.runtime import NETWORK_NAME
     from yolofleet.storage import open_storage
+    from yolofleet.training.setup.pretrained import TRAINING_FORM
 
     if model.startswith("models:/"):
         from yolofleet.registry.version_files import detector_folder
@@ -68,8 +70,8 @@ def package_folder(model: str, tracking_uri: str | None = None) -> Iterator[Path
         yield local.parent
         return
     with tempfile.TemporaryDirectory(prefix="yolofleet-detector-") as folder:
-        names = [DETECTOR_CARD_NAME, WEIGHTS_NAME, *([NETWORK_NAME] if storage.exists(NETWORK_NAME) else [])]
-        for name in names:
+        others = [NETWORK_NAME, *([TRAINING_FORM] if training_form else [])]
+        for name in (DETECTOR_CARD_NAME, WEIGHTS_NAME, *filter(storage.exists, others)):
             storage.download(name, Path(folder) / name)
         yield Path(folder)
 

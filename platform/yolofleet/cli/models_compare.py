@@ -81,6 +81,7 @@ def _trials(search: SearchDirectory) -> Iterator[MeasuredModel]:
             parameters=entry.figures["parameters"] / 1e6,
             gflops=entry.figures.get("gflops_with_bias", entry.figures["gflops"]),
             figures=_percent({name.removeprefix("val_"): value for name, value in entry.measured.items()}),
+            protocol=job.evaluation.protocol,
             milliseconds=entry.figures.get("latency_milliseconds"),
             device=results.spec.latency_device,
         )
@@ -97,7 +98,7 @@ def _detector(source: str, tracking_uri: str | None) -> MeasuredModel:
 
     with package_folder(source, tracking_uri) as folder:
         card = read_card(folder)
-    facts = _facts(source, tracking_uri)
+    facts = recorded_facts(source, tracking_uri)
     figures = {name.removeprefix("figures."): value for name, value in facts.items() if name.startswith("figures.")}
     if "AP" not in figures:
         raise UserError(
@@ -114,10 +115,11 @@ def _detector(source: str, tracking_uri: str | None) -> MeasuredModel:
         parameters=deployed.parameters / 1e6,
         gflops=deployed.gflops_with_bias,
         figures=_percent(figures),
+        protocol=facts.get("evaluation.protocol", "square"),
     )
 
 
-def _facts(source: str, tracking_uri: str | None) -> Mapping[str, str]:
+def recorded_facts(source: str, tracking_uri: str | None) -> Mapping[str, str]:
     """Return what was recorded of a run or a version, by dotted path."""
     from yolofleet.storage import open_storage
     from yolofleet.tracking.mirrored_run import flat_params

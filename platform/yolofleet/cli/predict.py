@@ -53,6 +53,10 @@ def predict(
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 8,
     device: Device = "auto",
+    objectness: Annotated[
+        Path | None,
+        typer.Option(help="Draw the objectness of every level of the lead and auxiliary heads into this folder."),
+    ] = None,
     part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
     follow_links: FollowLinks = False,
@@ -62,8 +66,10 @@ def predict(
     if workers is None:
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
         paths = image_paths(images, follow_links=follow_links, out=out)
-        _predict_here(model, paths, Path(out), options, device, tracking_uri, as_json=as_json)
+        _predict_here(model, paths, Path(out), options, device, tracking_uri, objectness, as_json=as_json)
         return
+    if objectness is not None:
+        raise UserError("--objectness draws, and --workers does not: leave one of them out")
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
     source = image_source(images, follow_links=follow_links, out=out)
@@ -179,10 +185,11 @@ def _predict_here(
     options: dict[str, Any],
     device: str,
     tracking_uri: str | None,
+    objectness: Path | None,
     *,
     as_json: bool,
 ) -> None:
-    """Predict in this process and draw the detections."""
+    """Predict in this process and draw the detections, and the objectness into a folder of its own."""
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.data.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
@@ -190,6 +197,13 @@ def _predict_here(
     names = _output_names(paths)
     _check_overwriting(out, paths, names)
     detector = open_detector(model, device, tracking_uri)
+    maps = None
+    if objectness is not None:
+        from yolofleet.cli.predict_objectness import ObjectnessFolder
+
+        _check_overwriting(objectness, paths, map_names := [f"{Path(name).stem}.png" for name in names])
+        maps = ObjectnessFolder.open(objectness, model, detector, tracking_uri, options["image_size"])
+        _make_folder(objectness)
     _make_folder(out)
     problems: list[str] = []
     lines: list[str] = []
@@ -207,6 +221,8 @@ def _predict_here(
             (out / names[number]).write_bytes(encode(draw_detections(pixels, records)))
             _add(document, paths[number], pixels.shape[:2], records)
             lines.append(f"{out / names[number]}: {_summarize(records)}")
+            if maps is not None:
+                lines.append(maps.draw(map_names[number], pixels))
     (out / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     counts = f"{len(document['annotations'])} detections in {len(document['images'])} images"
     print_result(document, [*lines, f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
@@ -238,7 +254,7 @@ def _check_overwriting(out: Path, paths: list[Path], names: list[str]) -> None:
     sources = {path.resolve() for path in paths}
     for name in names:
         if (out / name).resolve() in sources:
-            raise UserError(f"--out {out} would overwrite the image {out / name}: choose another folder")
+            raise UserError(f"{out} would overwrite the image {out / name}: choose another folder")
 
 
 def _make_folder(out: Path) -> None:

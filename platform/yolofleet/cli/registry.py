@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -24,6 +24,12 @@ app = typer.Typer(help="Register, list, show and promote detectors in the MLflow
 EvaluationData = Annotated[
     str | None, typer.Option("--data", help="Evaluate it on this dataset and register its figures.", show_default=False)
 ]
+EvaluationProtocol = Annotated[
+    Literal["square", "published"],
+    typer.Option(
+        "--protocol", help="With --data: square inputs in fp32, or as published (rectangular, fp16 on a GPU)."
+    ),
+]
 EvaluationDevice = Annotated[str, typer.Option("--device", help="Where to evaluate it: auto, cpu, cuda or cuda:N.")]
 Alias = Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")]
 Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment that keeps it.")]
@@ -35,6 +41,7 @@ def register(
     name: Annotated[str, typer.Option("--name", help="Name of the registered model; made if need be.")],
     alias: Alias = "candidate",
     data: EvaluationData = None,
+    protocol: EvaluationProtocol = "square",
     device: EvaluationDevice = "auto",
     experiment: Experiment = "yolofleet",
     tracking_uri: TrackingUri = None,
@@ -50,13 +57,16 @@ def register(
     from yolofleet.tracking.mlflow_store import check_reachable
     from yolofleet.tracking.run_directory import RunDirectory
 
+    _check_protocol(protocol, data)
     storage = open_storage(model)
     uri = _registry_uri(tracking_uri, model)
     check_reachable(uri)
     if storage.exists(DETECTOR_CARD_NAME):
         with TemporaryDirectory(prefix="yolofleet-package-") as folder:
             package = _local_package(model, Path(folder))
-            evidence = evaluate_package(package, data, device) if data is not None else Evidence()
+            evidence = Evidence()
+            if data is not None:
+                evidence = evaluate_package(package, data, device, protocol=protocol)
             version = register_detector(package, name, uri, evidence, experiment=experiment, alias=alias)
     elif data is not None:
         raise UserError(f"{model} is a run, which was evaluated when it ended: --data is for detector packages")
@@ -75,6 +85,7 @@ def import_(
     ] = None,
     alias: Alias = "candidate",
     data: EvaluationData = None,
+    protocol: EvaluationProtocol = "square",
     device: EvaluationDevice = "auto",
     experiment: Experiment = "yolofleet",
     tracking_uri: TrackingUri = None,
@@ -88,12 +99,15 @@ def import_(
     from yolofleet.registry.register import register_detector
     from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
 
+    _check_protocol(protocol, data)
     uri = tracking_uri or find_tracking_uri(None)
     check_reachable(uri)
     with TemporaryDirectory(prefix="yolofleet-package-") as folder:
         package = Path(folder)
         facts = package_checkpoint(file, model, package, annotations=classes)
-        evidence = evaluate_package(package, data, device, facts) if data is not None else Evidence(facts)
+        evidence = Evidence(facts)
+        if data is not None:
+            evidence = evaluate_package(package, data, device, facts, protocol=protocol)
         name = name or Path(model).stem
         version = register_detector(package, name, uri, evidence, experiment=experiment, alias=alias)
     print_result(version.document(), _format_version(version), as_json=as_json)
@@ -151,6 +165,11 @@ def reachable_registry(given: str | None) -> str:
     return uri
 
 
+def _check_protocol(protocol: str, data: str | None) -> None:
+    if data is None and protocol != "square":
+        raise UserError(f"--protocol {protocol} says how --data is evaluated: give --data, too")
+
+
 def _registry_uri(given: str | None, model: str) -> str:
     """Return the store to register in; by default the one beside the run, which is created if it does not exist."""
     from yolofleet.tracking.mlflow_store import default_tracking_uri, find_tracking_uri
@@ -176,6 +195,8 @@ def _local_package(model: str, folder: Path) -> Path:
 def _format_row(version: Version, how_used: str) -> str:
     aliases = " ".join(f"@{alias}" for alias in version.aliases)
     shown = [f"{key} {version.facts[f'figures.{key}']}" for key in ("AP", "AP50") if f"figures.{key}" in version.facts]
+    protocol = version.facts.get("evaluation.protocol", "square")
+    shown += [f"{protocol} {version.facts.get('evaluation.precision', '')}"] if protocol != "square" else []
     return "  ".join(part for part in (version.uri, aliases, ", ".join(shown), how_used) if part)
 
 

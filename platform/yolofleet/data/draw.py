@@ -159,7 +159,7 @@ def _draw_label(
     colour = class_colour(int(record["category_id"]))
     padding = max(2, line)
     text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
-    mask = _text_mask(text, text_size)
+    mask = text_mask(text, text_size)
     width, height = mask.width + 2 * padding, mask.height + 2 * padding
     left, top = _label_position(corners, (width, height), canvas.im.size, occupied)
     canvas.rectangle((left, top, left + width, top + height), fill=colour)
@@ -221,7 +221,7 @@ def _text_box(text: str, text_size: int) -> tuple[int, int, int, int]:
     return left, top, width, height
 
 
-def _text_mask(text: str, text_size: int) -> Image.Image:
+def text_mask(text: str, text_size: int) -> Image.Image:
     """How much of each pixel the text covers, 0..255, in an image that just holds it."""
     left, top, width, height = _text_box(text, text_size)
     mask = np.zeros((max(height, 1), max(width, 1)), np.uint8)

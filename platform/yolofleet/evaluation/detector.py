@@ -5,6 +5,7 @@ Images of one shape pass the network together, and one that cannot be read never
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,9 @@ from yolofleet.evaluation.images import ImageInput, ImageReadError, read_image
 from yolofleet.evaluation.nms import non_maximum_suppression
 from yolofleet.models.fused import fastest_form
 from yolofleet.models.network import Network
+
+FEWEST_PASSES = 3
+"""Of a measurement of time, however long they take."""
 
 
 def select_device(name: str, setting: str) -> torch.device:
@@ -49,6 +53,42 @@ def select_device(name: str, setting: str) -> torch.device:
 
 
 @torch.inference_mode()
+def pass_milliseconds(
+    network: nn.Module, images: Tensor, *, warm_up: int, repetitions: int, most_seconds: float = math.inf
+) -> list[float]:
+    """Return the time of each pass of a network over the same images, in milliseconds.
+
+    On a GPU the time is that between two events on its stream, and each pass is waited for before the next begins.
+
+    Args:
+        network: In evaluation mode, on the device of the images.
+        images: (B, 3, H, W) in 0..1.
+        warm_up: Passes that are not counted.
+        repetitions: Passes that are.
+        most_seconds: After these no more passes begin, once `FEWEST_PASSES` are counted.
+    """
+    on_gpu, milliseconds = images.device.type == "cuda", []
+    start = time.perf_counter()
+    for repetition in range(warm_up + repetitions):
+        if on_gpu:
+            with torch.cuda.device(images.device):
+                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+                begin.record()
+                network(images)
+                end.record()
+                end.synchronize()
+            taken = begin.elapsed_time(end)
+        else:
+            before = time.perf_counter()
+            network(images)
+            taken = (time.perf_counter() - before) * 1000
+        if repetition >= warm_up:
+            milliseconds.append(taken)
+        if len(milliseconds) >= FEWEST_PASSES and time.perf_counter() - start > most_seconds:
+            break
+    return milliseconds
+
+
 def median_milliseconds(
     model: nn.Module, image_size: int, device: torch.device, *, warm_up: int, repetitions: int
 ) -> float:
@@ -62,15 +102,7 @@ def median_milliseconds(
         repetitions: Passes that are.
     """
     image = torch.rand(1, 3, image_size, image_size, device=device)
-    seconds = []
-    for repetition in range(warm_up + repetitions):
-        begin = time.perf_counter()
-        model(image)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        if repetition >= warm_up:
-            seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds) * 1000
+    return statistics.median(pass_milliseconds(model, image, warm_up=warm_up, repetitions=repetitions))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,9 @@ from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.nms import non_maximum_suppression
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 from yolofleet.evaluation.result_records import Note
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.inference_form import Precision
 
 COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
 
@@ -73,6 +76,11 @@ class EvaluationResult:
         return {**self.average_precision.as_json(), "skipped": skipped, **notes}
 
 
+def evaluation_precision(protocol: str, device: str | torch.device) -> Precision:
+    """Return the precision of a protocol: published means half precision where there is a GPU."""
+    return "fp16" if protocol == "published" and torch.device(device).type == "cuda" else "fp32"
+
+
 @torch.inference_mode()
 def collect_detections(
     model: nn.Module,
@@ -83,9 +91,11 @@ def collect_detections(
     iou: float = EVALUATION_IOU,
     max_detections: int = EVALUATION_MAX_DETECTIONS,
     classes: Sequence[int] | None = None,
+    precision: Precision = "fp32",
+    augment: bool = False,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> Tensor:
-    """Run a model over batches, in the precision of its weights; its training mode is left as it was.
+    """Run a model over batches; it and its training mode are left as they were.
 
     Args:
         model: Gives decoded predictions (B, N, 5 + C) in evaluation mode; it lies on `device`.
@@ -95,22 +105,29 @@ def collect_detections(
         iou: Overlap above which the worse of two boxes of a class is suppressed.
         max_detections: Kept per image.
         classes: Class indices to keep (None: all).
+        precision: fp32 computes in the precision of the weights, fp16 with a copy of them in half precision.
+        augment: Whether each image passes at several scales, once mirrored (test-time augmentation).
         on_batch: Called with each batch after it is done, for progress and for what the stream could not read.
 
     Returns:
         (D, 7) float64 on the CPU: image id, x1, y1, x2, y2 in pixels of the original image, score, class index.
         Float64 holds every id below 2^53 exactly, so tensors of several ranks can be gathered as they are.
     """
-    dtype = next((weights.dtype for weights in model.parameters()), torch.float32)
     was_training = model.training
     model.eval()
     collected = [torch.empty(0, COLUMNS, dtype=torch.float64)]  # so that no batches also give a tensor
     try:
+        network = model
+        if augment or precision != "fp32":
+            from yolofleet.evaluation.inference_form import inference_form
+
+            network = inference_form(model, precision=precision, augment=augment)
+        dtype = next((weights.dtype for weights in network.parameters()), torch.float32)
         for batch in batches:
             if len(batch.image_ids):  # empty where no image of a batch could be read
                 images = batch.images.to(device, non_blocking=True).to(dtype) / 255  # (B, 3, H, W)
                 suppressed = non_maximum_suppression(
-                    model(images), confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
+                    network(images), confidence=confidence, iou=iou, max_detections=max_detections, classes=classes
                 )
                 for image_id, letterbox, detections in zip(batch.image_ids, batch.letterboxes, suppressed, strict=True):
                     collected.append(_rows(image_id, letterbox, detections.cpu().double()))
@@ -170,6 +187,8 @@ def evaluate(
     max_detections: int = EVALUATION_MAX_DETECTIONS,
     protocol: Protocol = COCO_PROTOCOL,
     rectangular: bool = False,
+    precision: Precision = "fp32",
+    augment: bool = False,
     num_threads: int = 1,
     on_batch: Callable[[EvaluationBatch], None] | None = None,
 ) -> EvaluationResult:
@@ -188,6 +207,8 @@ def evaluate(
         max_detections: Kept per image.
         protocol: Numbers of detections, sizes and classes that are evaluated.
         rectangular: Pad images of like shape only as far as they need; as the published evaluation does, and faster.
+        precision: fp32 computes in the precision of the weights, fp16 with a copy of them in half precision.
+        augment: Whether each image passes at several scales, once mirrored (test-time augmentation).
         num_threads: Threads that decode images.
         on_batch: Called with each batch after it is done, for progress.
 
@@ -222,6 +243,8 @@ def evaluate(
         iou=iou,
         max_detections=max_detections,
         classes=[index for index, category_id in enumerate(ids) if category_id is not None],
+        precision=precision,
+        augment=augment,
         on_batch=after_batch,
     )
     known_ids = [-1 if category_id is None else category_id for category_id in ids]

@@ -23,7 +23,10 @@ PUBLISHED = (
     "Published: Tables 1, 2 and 9 of the YOLOv7 paper, on COCO val2017 and (test) test-dev2017; FPS for one image at a "
     "time."
 )
-MEASURED = "Measured here, each on the validation set that is named; comparable where that is COCO val2017:"
+MEASURED = (
+    "Measured here, each on the validation set that is named; comparable where that is COCO val2017, by the published "
+    "protocol:"
+)
 LINE_LENGTH = 80
 MOST_LABELS = 3
 """With more models than this their names are not written into the charts."""
@@ -48,6 +51,8 @@ class MeasuredModel:
     """Of the deployed form, in units of 10^9, each bias a multiply-accumulate as in most rows of the paper."""
     figures: Mapping[str, float]
     """AP in percent by the keys of `FIGURES`."""
+    protocol: str = "square"
+    """By which it was evaluated."""
     milliseconds: float | None = None
     """Time for one image, where it was measured."""
     device: str | None = None
@@ -121,8 +126,8 @@ def render_comparison(measured: Sequence[MeasuredModel]) -> str:
 
 
 def _sources(measured: Sequence[MeasuredModel]) -> list[str]:
-    """Return where the models come from, once each, and what they were evaluated on."""
-    return list(dict.fromkeys(f"{entry.source}, on {entry.data}" for entry in measured))
+    """Return where the models come from, once each, and what they were evaluated on and how."""
+    return list(dict.fromkeys(f"{entry.source}, on {entry.data}, {entry.protocol} protocol" for entry in measured))
 
 
 Model = PublishedResult | MeasuredModel

@@ -11,6 +11,7 @@ from typing import Literal
 
 WIDTH, HEIGHT = 760, 430
 LEFT, RIGHT, TOP, BOTTOM = 62, 24, 18, 48
+LABEL_GAP, CHARACTER_WIDTH = 7, 6.5
 SOFT, GRID = "#788391", "#8a94a055"
 STYLE = """
 .scatter{width:100%;max-width:860px}
@@ -89,7 +90,9 @@ def scatter(groups: Sequence[Group], *, x_name: str, y_name: str) -> str:
             shape = _diamond(x, y, group.colour) if group.mark == "diamond" else _disc(x, y, group.colour)
             parts.append(f"{shape}><title>{escape(dot.name)}</title></{shape[1:].partition(' ')[0]}>")
             if dot.label:
-                parts.append(f'<text class="label" x="{x + 7:.1f}" y="{y - 7:.1f}">{escape(dot.label)}</text>')
+                at_edge = x + LABEL_GAP + CHARACTER_WIDTH * len(dot.label) > WIDTH
+                at = f'x="{x - LABEL_GAP:.1f}" text-anchor="end"' if at_edge else f'x="{x + LABEL_GAP:.1f}"'
+                parts.append(f'<text class="label" {at} y="{y - LABEL_GAP:.1f}">{escape(dot.label)}</text>')
     parts.append("</svg>")
     legend = {group.name: group.colour for group in groups if group.dots}
     names = [f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in legend.items()]

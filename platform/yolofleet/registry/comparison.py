@@ -90,9 +90,10 @@ def compare(
     from yolofleet.evaluation.bootstrap import paired_bootstrap
 
     dataset = open_verified(data if data is not None else _recorded_data(first, second))
+    settings = _common_settings(first, second)
     evaluations = (
-        evaluate_version(tracking_uri, first, dataset, device, on_images),
-        evaluate_version(tracking_uri, second, dataset, device, on_images),
+        evaluate_version(tracking_uri, first, dataset, device, on_images, thresholds_of=settings),
+        evaluate_version(tracking_uri, second, dataset, device, on_images, thresholds_of=settings),
     )
     differences = paired_bootstrap(
         dataset.annotations(),
@@ -121,8 +122,8 @@ def evaluate_version(
         dataset: The validation set.
         device: Where to compute.
         on_images: Called with a number of images each time that some were evaluated.
-        thresholds_of: Settings of the version that this one is compared with, for the thresholds; the published ones
-            by default. The image size is always the version's own.
+        thresholds_of: Settings of the version that this one is compared with, for thresholds, shape and precision; by
+            default the published thresholds and squares. The image size is always the version's own.
 
     Raises:
         UserError: The version cannot be evaluated on this dataset.
@@ -153,6 +154,17 @@ def _recorded_evaluation(folder: Path, version: Version) -> Evaluation | None:
     if proof.evaluation is None or proof.files.get(DETECTIONS_NAME) != file_sha256(detections_file):
         return None
     return Evaluation(proof.evaluation, read_detections(detections_file))
+
+
+def _common_settings(first: Version, second: Version) -> EvaluationSettings | None:
+    """Return the settings to compare by: the published protocol if both versions were evaluated by it, else squares."""
+    protocols, precisions = (
+        {version.facts.get(f"evaluation.{key}") for version in (first, second)} for key in ("protocol", "precision")
+    )
+    if protocols != {"published"} or len(precisions) > 1:
+        return None
+    settings = {"image_size": 1, "rectangular": True, "precision": precisions.pop()}
+    return EvaluationSettings.parse(settings, source=f"tags of {first.uri}")
 
 
 def _recorded_data(first: Version, second: Version) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -47,6 +47,23 @@ class EvaluationSettings(Spec):
     """IoU above which the worse of two boxes of a class is suppressed."""
     max_detections: Count = EVALUATION_MAX_DETECTIONS
     """Kept per image."""
+    rectangular: bool = False
+    """Whether images of like shape passed together, padded only as far as they needed."""
+    precision: Literal["fp32", "fp16"] = "fp32"
+    """What the network computed in."""
+
+    @property
+    def protocol(self) -> Literal["square", "rectangular", "published"]:
+        """The name of the settings: published has rectangular batches and the published thresholds."""
+        thresholds = (self.confidence, self.iou, self.max_detections)
+        published = (EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS)
+        if self.rectangular and thresholds == published:
+            return "published"
+        return "rectangular" if self.rectangular else "square"
+
+    def facts(self) -> dict[str, str]:
+        """Return what a version is tagged with."""
+        return {"protocol": self.protocol, "precision": self.precision}
 
 
 class ClassRecord(Spec):
@@ -140,7 +157,7 @@ def evaluate_detector(
     from yolofleet.evaluation.evaluate import evaluate
 
     result = evaluate(
-        detector.network,
+        detector.network if settings.precision == "fp32" else detector.model,
         dataset,
         classes=detector.classes,
         device=detector.device,
@@ -172,7 +189,9 @@ def confirm_figures(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, record=record.model_copy(update={"confirmed_by": reference_name()}))
 
 
-def evaluate_package(folder: Path, data: str, device: str, facts: Mapping[str, Any] | None = None) -> Evidence:
+def evaluate_package(
+    folder: Path, data: str, device: str, facts: Mapping[str, Any] | None = None, *, protocol: str = "square"
+) -> Evidence:
     """Evaluate a detector package on a dataset, and return what is known of it then.
 
     Args:
@@ -180,16 +199,23 @@ def evaluate_package(folder: Path, data: str, device: str, facts: Mapping[str, A
         data: The validation set.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         facts: What was known before.
+        protocol: ``square`` or ``published``.
 
     Raises:
         UserError: The package, the dataset or the device cannot be used.
     """
     from yolofleet.evaluation.detector import Detector, select_device
+    from yolofleet.evaluation.evaluate import evaluation_precision
 
     detector, dataset = Detector.load(folder, select_device(device, "--device")), open_verified(data)
-    evaluation = evaluate_detector(detector, dataset, EvaluationSettings(image_size=detector.card.image_size))
+    settings = EvaluationSettings(
+        image_size=detector.card.image_size,
+        rectangular=protocol == "published",
+        precision=evaluation_precision(protocol, detector.device),
+    )
+    evaluation = evaluate_detector(detector, dataset, settings)
     record = evaluation.record
-    figures = {"figures": record.figures, "num_images": record.num_images}
+    figures = {"figures": record.figures, "evaluation": settings.facts(), "num_images": record.num_images}
     origin = {"data": {"val": record.manifest_sha256}, "data_url": {"val": record.data}}
     return Evidence({**(facts or {}), **figures, **origin}, evaluation, {"val": dataset.manifest.to_bytes()})
 

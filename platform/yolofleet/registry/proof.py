@@ -23,7 +23,7 @@ from yolofleet.registry.evaluation_record import EvaluationRecord, Evidence, Sha
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
 from yolofleet.tracking.run_directory import utc_now
-from yolofleet.training.setup.pretrained import TRAINING_FORM
+from yolofleet.training.setup.pretrained import TRAINING_FORM, load_training_form
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
@@ -167,14 +167,10 @@ def training_form_difference(folder: Path, detector: Detector) -> float:
     Raises:
         UserError: The training form cannot be read, is not this model's, or computes something else.
     """
-    from yolofleet.models import build_model
     from yolofleet.models.deployment import prove, random_images
-    from yolofleet.models.weights import read_checkpoint
-    from yolofleet.training.checkpoint.run_state import load_strictly
 
-    model = build_model(detector.card.model, len(detector.card.classes))
-    state = read_checkpoint(folder / TRAINING_FORM)
-    load_strictly(model, {name: state[name] for name in state if not name.endswith("num_batches_tracked")})
+    model = load_training_form(folder, detector.card)
+    assert model is not None  # the caller has seen the file
     model.to(detector.device).eval()
     return prove(model, detector.model, random_images(detector.model), FORM_TOLERANCE)
 

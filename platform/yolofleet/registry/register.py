@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from yolofleet.core.redaction import redact_values
 from yolofleet.registry.alias_history import alias_changes
-from yolofleet.registry.evaluation_record import Evidence, confirm_figures
+from yolofleet.registry.evaluation_record import Evaluation, Evidence, confirm_figures
 from yolofleet.registry.package import collect_content, write_version
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
 from yolofleet.registry.release import run_evidence
@@ -41,6 +41,8 @@ MODEL_TYPE = "object-detector"
 DEFAULT_EXPERIMENT = "yolofleet"
 FIGURE_FACT = "figures.AP"
 """A version has this fact if its detector was evaluated."""
+PROTOCOL_FACT = "evaluation.protocol"
+"""By which protocol; versions without this fact were evaluated on square inputs."""
 
 
 def register_detector(
@@ -56,7 +58,8 @@ def register_detector(
     """Register a detector package as a version of a model and point an alias to it.
 
     The same detector with the same inference code is registered once for each run: a second call, after a crash say,
-    returns the existing version. Only if that one was never evaluated, an evaluation makes another version.
+    returns the existing version. Only if that one was never evaluated, or by another protocol, an evaluation makes
+    another version.
 
     Args:
         folder: The detector package, in its deployed form as a rule.
@@ -84,7 +87,7 @@ def register_detector(
                 f"@{alias} of '{name}' is moved by promotions, as its history shows: register with another alias, "
                 "then promote the version"
             )
-        version = _existing(tracking_uri, name, content.digest, run_id, needs_figures=evidence.evaluation is not None)
+        version = _existing(tracking_uri, name, content.digest, run_id, evidence.evaluation)
         if version is None:
             if evidence.evaluation is not None:
                 evidence = replace(evidence, evaluation=confirm_figures(evidence.evaluation))
@@ -127,9 +130,14 @@ def _make_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _existing(tracking_uri: str, name: str, digest: str, run_id: str | None, *, needs_figures: bool) -> Version | None:
+def _existing(
+    tracking_uri: str, name: str, digest: str, run_id: str | None, evaluation: Evaluation | None
+) -> Version | None:
     same = [v for v in list_versions(tracking_uri, name) if (v.digest, v.run_id) == (digest, run_id)]
-    return next((version for version in same if FIGURE_FACT in version.facts or not needs_figures), None)
+    if evaluation is not None:
+        protocol = evaluation.record.settings.protocol
+        same = [v for v in same if FIGURE_FACT in v.facts and v.facts.get(PROTOCOL_FACT, "square") == protocol]
+    return next(iter(same), None)
 
 
 def _create(

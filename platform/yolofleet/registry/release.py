@@ -130,7 +130,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         UserError: The run has no checkpoint, or MLflow does not answer.
     """
     from yolofleet.evaluation.detector_package import save_detector
-    from yolofleet.evaluation.evaluate import evaluate
+    from yolofleet.evaluation.evaluate import evaluate, evaluation_precision
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
     from yolofleet.registry.register import register_run
@@ -152,6 +152,8 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         confidence=job.evaluation.confidence,
         iou=job.evaluation.iou,
         max_detections=job.evaluation.max_detections,
+        rectangular=job.evaluation.protocol == "published",
+        precision=evaluation_precision(job.evaluation.protocol, device),
     )
     result = evaluate(deployed, ready.val, device=device, **settings.model_dump())
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
@@ -160,10 +162,12 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         if job.release_onnx:
             add_network(Path(folder))
         run.save_model(Path(folder))
-    run.record_facts(figures=result.figures, released_step=step, num_images=result.num_images)
+    run.record_facts(
+        figures=result.figures, evaluation=settings.facts(), released_step=step, num_images=result.num_images
+    )
     skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, len(ready.val))}
     _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
-    _write_report(job, ready, result, step, skipped)
+    _write_report(job, ready, result, settings, step, skipped)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
         version = register_run(run, job.tracking.register_as, tracking_uri, experiment=job.tracking.experiment)
@@ -204,7 +208,14 @@ def _anchors(run: RunDirectory) -> str:
     return f"{known['source']}, reach {known['recall']:.1%} of the boxes" if known else "model"
 
 
-def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step: int, skipped: dict[str, Any]) -> None:
+def _write_report(
+    job: JobSpec,
+    ready: Readiness,
+    result: EvaluationResult,
+    settings: EvaluationSettings,
+    step: int,
+    skipped: dict[str, Any],
+) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
     from yolofleet.training.loop.sample_log import format_skips
@@ -215,6 +226,7 @@ def _write_report(job: JobSpec, ready: Readiness, result: EvaluationResult, step
         "model": job.model.name or job.model.spec,
         "training set": f"{job.data.train} ({len(ready.train)} images)",
         "validation set": job.data.val,
+        "evaluation": ", ".join(settings.facts().values()),
         "steps": ready.num_steps,
         "released step": step,
         "skipped in training": format_skips(skipped["training"]),

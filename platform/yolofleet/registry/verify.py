@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolofleet.core.errors import UserError
+from yolofleet.models.network import Network
 from yolofleet.registry.claims import (
     Claim,
     Outcome,
@@ -217,8 +218,11 @@ def ap_claim(
     if dataset is None:
         detail = "there is no validation set to evaluate on; name a copy of it with --data"
         return Claim(name, "not possible", detail), None
+    settings = recorded.settings
+    if not isinstance(detector.network, Network):
+        settings = settings.model_copy(update={"precision": "fp32"})  # all that an ONNX file computes in
     try:
-        evaluation = evaluate_detector(detector, dataset, recorded.settings, on_images)
+        evaluation = evaluate_detector(detector, dataset, settings, on_images)
     except StorageError as error:
         return Claim(name, "not possible", f"the data is gone: {error}"), None
     except UserError as error:
@@ -232,6 +236,8 @@ def ap_claim(
     ]
     shown = ", ".join(f"{figure} {_format_figure(figures[figure])}" for figure in CHECKED_FIGURES[:2])
     done = f"{shown} on {evaluation.record.num_images} images, as recorded within {AP_TOLERANCE:g}"
+    if settings.protocol != "square":
+        done += f", by the {settings.protocol} protocol in {settings.precision}"
     return claim_of(name, problems, done), evaluation
 
 

@@ -38,6 +38,7 @@ EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_th
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze", "batch_norm_workers")
 LATER_DATA_KEYS = ("max_pixels", "deal")
+LATER_EVALUATION_KEYS = ("protocol",)
 
 
 class CacheSpec(Spec):
@@ -95,6 +96,10 @@ class CheckpointSpec(Spec):
 class EvaluationSpec(Spec):
     """How the model is evaluated on the validation set."""
 
+    protocol: Literal["square", "published"] = "square"
+    """square: every image is padded to a square, in float32. published: batches of images of like shape, padded only as
+    far as they need (rectangular), in half precision on a GPU, with the published thresholds; what the paper's AP was
+    measured by."""
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
@@ -105,6 +110,17 @@ class EvaluationSpec(Spec):
     """Overlap from which the weaker of two detections is dropped."""
     max_detections: Count = EVALUATION_MAX_DETECTIONS
     """Detections kept per image."""
+
+    @model_validator(mode="after")
+    def _published(self) -> Self:
+        for key in ("confidence", "iou", "max_detections"):
+            fixed = type(self).model_fields[key].default
+            if self.protocol == "published" and getattr(self, key) != fixed:
+                raise ValueError(
+                    f"protocol published fixes {key} at {fixed}, not {getattr(self, key)}; leave {key} out, or use "
+                    "protocol square"
+                )
+        return self
 
 
 class TrackingSpec(Spec):
@@ -272,7 +288,12 @@ class JobSpec(Spec):
         if self.initial_weights is not None:
             document["initial_weights"] = True  # their content is recorded in the run; their path may change
         document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
-        for spec, part, keys in ((self, document, LATER_KEYS), (self.data, document["data"], LATER_DATA_KEYS)):
+        later: tuple[tuple[Spec, dict[str, Any], tuple[str, ...]], ...] = (
+            (self, document, LATER_KEYS),
+            (self.data, document["data"], LATER_DATA_KEYS),
+            (self.evaluation, document["evaluation"], LATER_EVALUATION_KEYS),
+        )
+        for spec, part, keys in later:
             for key in keys:
                 if getattr(spec, key) == type(spec).model_fields[key].default:
                     part.pop(key, None)

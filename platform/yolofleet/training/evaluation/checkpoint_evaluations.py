@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
-from yolofleet.evaluation.evaluate import collect_detections, score_detections
+from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
 from yolofleet.models.network import Network
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.job import JobSpec
@@ -93,7 +93,12 @@ class Validation:
         assert isinstance(model, Network)
         settings = self._job.evaluation
         terms = LossTerms(self._group)
-        measured = MeasuredNetwork(model, self._job, terms)
+        network = model
+        if evaluation_precision(settings.protocol, self._group.device) == "fp16":
+            from yolofleet.evaluation.inference_form import half_precision
+
+            network = half_precision(model)
+        measured = MeasuredNetwork(network, self._job, terms)
         stream = EvaluationStream(
             self._dataset,
             image_size=self._job.data.image_size,
@@ -101,6 +106,7 @@ class Validation:
             batch_size=settings.batch_size,
             rank=self._group.rank,
             world_size=self._group.world_size,
+            rectangular=settings.protocol == "published",
             max_pixels=self._job.data.max_pixels,
         )
         rows = collect_detections(

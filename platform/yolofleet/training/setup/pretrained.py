@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -28,8 +28,12 @@ from yolofleet.models.weights import LoadedWeights, read_checkpoint, transfer_st
 from yolofleet.specs.model import ModelTable
 from yolofleet.storage import Storage, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.checkpoint.run_state import load_strictly
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.detector_package import DetectorCard
 
 INITIAL_KEY = "initial/model.safetensors"
 TRAINING_FORM = "training.safetensors"
@@ -139,6 +143,21 @@ def save_training_form(folder: Path, model: Network) -> Path:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     safetensors.torch.save_file(tensors, path)
     return path
+
+
+def load_training_form(folder: Path, card: DetectorCard) -> Network | None:
+    """Return the training form that lies beside the deployed weights of a detector package; None without one.
+
+    Raises:
+        UserError: It cannot be read, or is not that of the package's model.
+    """
+    path = folder / TRAINING_FORM
+    if not path.is_file():
+        return None
+    model = build_model(card.model, len(card.classes))
+    state = read_checkpoint(path)
+    load_strictly(model, {name: state[name] for name in state if not name.endswith("num_batches_tracked")})
+    return model
 
 
 def read_trained(source: str, locate: Locate | None = None) -> TrainedWeights:

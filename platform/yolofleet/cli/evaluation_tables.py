@@ -1,0 +1,73 @@
+"""What ``yolofleet evaluate`` prints: the figures, the classes, and how the detections were made."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from yolofleet.core.text import and_more
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.evaluate import EvaluationResult
+
+
+def format_settings(settings: Mapping[str, Any], protocol: str) -> str:
+    """Return in one line how the detections were made."""
+    name = "rectangular" if settings["rectangular"] and protocol != "published" else protocol
+    parts = [
+        f"{name} inputs" if name != "published" else "published protocol: rectangular inputs",
+        f"{settings['image_size']} px",
+        f"{settings['precision']} on {settings['device']}",
+        f"confidence {settings['confidence']:g}",
+        f"IoU {settings['iou']:g}",
+        f"{settings['max_detections']} detections an image",
+        *(["three scales, once mirrored"] if settings["augment"] else []),
+    ]
+    return ", ".join(parts)
+
+
+def format_tables(result: EvaluationResult, seconds: float) -> str:
+    """Return the figures and the classes as tables, in colours where there is a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=110)
+    console.begin_capture()
+    found = result.average_precision
+    console.print(
+        f"[bold]{found.num_images}[/] images, {found.num_objects} objects, {found.num_crowds} crowds, "
+        f"{found.num_detections} detections, {seconds:.1f} s"
+    )
+    if result.skipped:
+        skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
+        console.print(
+            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or where the annotation is "
+            f"damaged not at all: {escape(skipped)}"
+        )
+    figures = Table(box=SIMPLE_HEAD)
+    for heading in ("precision", "", "recall", ""):
+        figures.add_column(heading, justify="right" if not heading else "left")
+    for pair in zip_longest(found.protocol.precision_names, found.protocol.recall_names):
+        figures.add_row(*(text for name in pair for text in (name, name and _format(result.figures[name]))))
+    console.print(figures)
+    classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    classes.add_column("class", no_wrap=True, overflow="ellipsis")
+    for heading in ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score"):
+        classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
+    present = [entry for entry in result.per_class if entry.num_objects]
+    for entry in present:
+        numbers = (entry.ap, entry.ap50, entry.ap75, entry.average_recall, entry.best_f1, entry.best_confidence)
+        classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_format, numbers))
+    console.print(classes)
+    console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
+    if len(present) < len(result.per_class):
+        console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
+    return console.end_capture().rstrip("\n")
+
+
+def _format(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"

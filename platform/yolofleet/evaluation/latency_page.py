@@ -1,0 +1,114 @@
+"""Timings of models as lines, as plain values, and as a page with AP against latency (paper Figures 1 and 2)."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Sequence
+from html import escape
+from typing import Any
+
+from yolofleet.core.page import render_page
+from yolofleet.evaluation import scatter as scatter_chart
+from yolofleet.evaluation.latency import WARM_UP_PASSES, BenchmarkedModel, Environment, Timing
+from yolofleet.evaluation.published import COSTS, published_groups
+from yolofleet.evaluation.scatter import Dot, Group, scatter
+
+HERE, PAPERS_AP = "#3b7dd8", "#14b8a6"
+HEADINGS = ("px", "format", "type", "batch", "passes", "p50 ms", "p90 ms", "p99 ms", "FPS", "AP")
+WIDTHS = (6, 7, 6, 6, 7, 9, 9, 9, 8, 6)
+MODEL_WIDTH = 22
+LINE_LENGTH = 95
+METHOD = (
+    "A pass is the network alone, from images in memory to decoded boxes; each is waited for before the next begins. "
+    f"The first {WARM_UP_PASSES} are not counted. FPS: images a second by the median pass."
+)
+PAPERS = "AP marked * is what the paper prints of that model; it was not measured here."
+UNEVALUATED = "A model without AP was never evaluated, so it is not in the chart."
+NO_SINGLE = "The chart shows single images: measure with --batch 1, too."
+
+
+def benchmark_document(environment: Environment, models: Sequence[BenchmarkedModel]) -> dict[str, Any]:
+    """Return everything as plain JSON values."""
+    return {
+        "environment": {**vars(environment)},
+        "method": METHOD,
+        "models": [model.document() for model in models],
+    }
+
+
+def benchmark_lines(environment: Environment, models: Sequence[BenchmarkedModel]) -> Iterator[str]:
+    """Yield the environment, and a line for each timing."""
+    yield str(environment)
+    yield ""
+    yield _line("model", HEADINGS)
+    for model in models:
+        yield from (_line(model.model, _cells(model, timing)) for timing in model.timings)
+    yield ""
+    for text in _notes(models):
+        yield from textwrap.wrap(text, LINE_LENGTH)
+
+
+def render_benchmark(environment: Environment, models: Sequence[BenchmarkedModel]) -> str:
+    """Return a page: AP against the latency of a single image among the published models, and all timings."""
+    groups = [
+        *published_groups("milliseconds"),
+        Group(name="latency here, AP of the paper", colour=PAPERS_AP, dots=_dots(models, papers=True)),
+        Group(name="measured here", colour=HERE, dots=_dots(models, papers=False)),
+    ]
+    chart = scatter(groups, x_name=COSTS["milliseconds"], y_name="AP in percent")
+    head = "".join(f"<th>{heading}</th>" for heading in ("model", *HEADINGS))
+    rows = "".join(
+        f"<tr><td>{escape(model.model)}</td>{''.join(f'<td>{cell}</td>' for cell in _cells(model, timing))}</tr>"
+        for model in models
+        for timing in model.timings
+    )
+    facts = {"device": environment.device, "processor": environment.name, "threads": str(environment.threads)}
+    facts |= environment.versions
+    parts = [
+        f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in facts.items())}</dl>",
+        f"<h2>AP and latency</h2>{chart}" if any(group.dots for group in groups[-2:]) else "",
+        f"<h2>Timings</h2><div class='wide'><table><tr>{head}</tr>{rows}</table></div>",
+        *(f"<p class='soft'>{escape(text)}</p>" for text in _notes(models)),
+    ]
+    return render_page("Latency of models", parts, f"{scatter_chart.STYLE}td{{white-space:nowrap}}")
+
+
+def _dots(models: Sequence[BenchmarkedModel], *, papers: bool) -> list[Dot]:
+    """Return the models whose AP was measured, or is the paper's, by the median time of a single image."""
+    one_format = len({timing.format for model in models for timing in model.timings}) == 1
+    return [
+        Dot(
+            x=timing.milliseconds,
+            y=model.ap,
+            name=f"{model.model} at {model.size} px, {timing.format} {timing.precision}: {model.ap:.1f} AP, "
+            f"{timing.milliseconds:.1f} ms, {timing.images_per_second:.1f} FPS",
+            label=model.model if one_format else f"{model.model}, {timing.format}",
+        )
+        for model in models
+        for timing in model.timings
+        if timing.batch == 1 and model.ap is not None and (model.evaluated is None) == papers
+    ]
+
+
+def _cells(model: BenchmarkedModel, timing: Timing) -> tuple[str, ...]:
+    ap = "-" if model.ap is None else f"{model.ap:.1f}{'*' if model.evaluated is None else ''}"
+    shares = (f"{value:.2f}" for value in timing.percentiles.values())
+    speed = f"{timing.images_per_second:.1f}"
+    return (str(model.size), timing.format, timing.precision, str(timing.batch), str(timing.passes), *shares, speed, ap)
+
+
+def _notes(models: Sequence[BenchmarkedModel]) -> Iterator[str]:
+    yield METHOD
+    evaluated = {f"{model.model}: AP on {model.evaluated}" for model in models if model.evaluated is not None}
+    yield from sorted(evaluated)
+    if any(model.ap is not None and model.evaluated is None for model in models):
+        yield PAPERS
+    if any(model.ap is None for model in models):
+        yield UNEVALUATED
+    if not any(timing.batch == 1 for model in models for timing in model.timings):
+        yield NO_SINGLE
+
+
+def _line(model: str, cells: Sequence[str]) -> str:
+    name = model if len(model) <= MODEL_WIDTH else f"...{model[3 - MODEL_WIDTH :]}"
+    return f"{name:{MODEL_WIDTH}}" + "".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True))
