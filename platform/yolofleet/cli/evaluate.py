@@ -38,8 +38,12 @@ def evaluate(
         str,
         typer.Argument(metavar="DATA", help="A dataset (folder or s3://), or for a result file its COCO annotations."),
     ],
-    results: Annotated[Path | None, typer.Option(help="Write the detections to this COCO result file.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page with curves and images into this folder.")] = None,
+    results: Annotated[
+        str | None, typer.Option(help="Write the detections to this COCO result file (path or s3://).")
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Write a page with curves and images into this folder (path or s3://).")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 16,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = EVALUATION_CONFIDENCE,
@@ -79,6 +83,7 @@ def evaluate(
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
     from yolofleet.evaluation.protocol import parse_protocol
     from yolofleet.evaluation.readings import check_box_format
+    from yolofleet.storage.output import stored_output
 
     protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
     started = time.monotonic()
@@ -114,7 +119,8 @@ def evaluate(
         )
     if results is not None:
         own_ids = (truth.images.source_ids, truth.categories.source_ids) if truth else ()
-        result.detections.write(results, *own_ids)
+        with stored_output(results) as file:
+            result.detections.write(file, *own_ids)
     page = _write_report(report, model, data, dataset, result) if report is not None else None
     if as_json:
         facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
@@ -172,7 +178,7 @@ def _evaluate_file(
     return dataset, result, truth
 
 
-def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> Path:
+def _write_report(folder: str, model: str, data: str, dataset: ShardDataset | None, result: EvaluationResult) -> str:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
     from yolofleet.storage import open_storage
@@ -183,7 +189,7 @@ def _write_report(folder: Path, model: str, data: str, dataset: ShardDataset | N
         facts["notes"] = "; ".join(entry.text for entry in result.notes)
     page = render_report(result, title=f"Evaluation of {model}", facts=facts, images=images)
     open_storage(folder).put("index.html", page.encode())
-    return folder / "index.html"
+    return f"{folder.rstrip('/')}/index.html"
 
 
 def _format_tables(result: EvaluationResult, seconds: float) -> str:
