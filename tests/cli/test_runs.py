@@ -91,8 +91,8 @@ def test_without_a_rule_only_leftovers_go(runs: Path, capsys: pytest.CaptureFixt
     orphan.mkdir(parents=True)
     (orphan / "x.json").write_text("{}")
     half = runs / "half"
-    (half / "lock").mkdir(parents=True)
-    (half / "metrics.jsonl").write_text("")
+    with hold(open_storage(half)):
+        (half / "metrics.jsonl").write_text("")
     assert main(["runs", "gc", str(runs), "--yes"]) == 0
     assert names(runs) == before
     assert not orphan.exists() and not (half / "metrics.jsonl").exists()

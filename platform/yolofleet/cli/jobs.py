@@ -152,6 +152,9 @@ def _job_lines(entry: ListedJob) -> Iterator[str]:
     if run is not None:
         ap = "-" if run.ap is None else f"{run.ap:.4f}"
         fields["step"] = f"{format_steps(run, job.kind)}, AP {ap}" if run.problem is None else run.problem
+    if run is not None and run.cost is not None:
+        forecast = "" if run.forecast_cost is None else f", {run.forecast_cost:.2f} at its end"
+        fields["cost"] = f"{run.cost:.2f} so far{forecast}"
     return (f"{name:<9} {text}" for name, text in fields.items())
 
 

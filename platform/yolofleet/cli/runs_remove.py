@@ -127,7 +127,7 @@ class Cleaning:
         from yolofleet.tracking.run_removal import remove_folders
 
         storage = root.child(run.name)
-        what = f"{len(folders)} folders ({', '.join(sorted({name.split('/')[0] for name in folders}))})"
+        what = f"{len(folders)} folder{'' if len(folders) == 1 else 's'} ({', '.join(sorted({name.split('/')[0] for name in folders}))})"
         self._act(storage, what, sum(folders.values()), None, lambda: remove_folders(storage, list(folders), note))
 
     def _act(

@@ -21,6 +21,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.liveness import LEASE_SECONDS
 from yolofleet.core.text import first_line
 from yolofleet.storage import ObjectInfo, Storage
+from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Part, Row, group_parts, parts_by_log, read_end, seconds_of
 from yolofleet.tracking.run_directory import EVENTS, IDENTITY_KEY, JOB_KEY, METRICS, STATUS_OF_EVENT, status_after
 
@@ -108,7 +109,9 @@ class RunFigures:
     changed_at: float | None = None
     """When its newest event or row was written."""
     cost: float | None = None
-    """What it has cost so far; None where no price is known."""
+    """What its workers cost so far; None where the job names no `cluster.price_per_hour`."""
+    forecast_cost: float | None = None
+    """What it will have cost at its end, at its present pace."""
     problem: str | None = None
     """Why it could not be read."""
 
@@ -225,6 +228,7 @@ def summarize_figures(events: Sequence[Row], rows: Sequence[Row]) -> RunFigures:
     planned = next((int(event["num_steps"]) for event in reversed(starts) if "num_steps" in event), None)
     step = max((int(row.get("step", 0)) for row in rows), default=int(starts[-1].get("step", 0)) if starts else None)
     speed = _steps_per_second([row for row in rows if starts and seconds_of(row) >= seconds_of(starts[-1])])
+    summary = summarize_run(events, rows)
     runs = state == "RUNNING" and planned is not None and speed > 0
     return RunFigures(
         state=state,
@@ -234,6 +238,8 @@ def summarize_figures(events: Sequence[Row], rows: Sequence[Row]) -> RunFigures:
         ap=next((_number(row[AP]) for row in reversed(rows) if AP in row), None),
         began_at=seconds_of(starts[0]) if starts else None,
         changed_at=max((seconds_of(row) for row in (*events[-1:], *rows[-1:])), default=None),
+        cost=summary.cost,
+        forecast_cost=summary.forecast_cost,
     )
 
 

@@ -49,17 +49,17 @@ class Retention:
     """Which runs may go."""
 
     keep_last: int | None = None
-    """This many of the newest stay, of all runs and searches in these states; None: no number of them."""
+    """This many of the newest stay, of all runs and searches in these states; None: none of them must."""
     older_than_seconds: float | None = None
     """Whoever changed within this time stays; None: whatever its age."""
     states: frozenset[str] = frozenset({"FINISHED"})
     """Only runs in these states go."""
 
     def expired(self, candidates: Iterable[Candidate], now: float) -> list[Candidate]:
-        """Return the candidates that may go, the oldest first; leftovers need no state, and count for no number."""
+        """Return the candidates that may go, the oldest first; leftovers need no state, and are not counted."""
         everyone = sorted(candidates, key=lambda entry: (entry.changed_at, entry.name))
         ended = [entry for entry in everyone if entry.state in self.states and entry.kind != "leftover"]
-        newest = set(ended[len(ended) - self.keep_last :] if self.keep_last else ())
+        newest = set(ended[max(0, len(ended) - (self.keep_last or 0)) :])
         leftovers = [entry for entry in everyone if entry.kind == "leftover"]
         return [
             entry
@@ -89,7 +89,7 @@ def remove_run(storage: Storage, notify: Callable[[str], None]) -> None:
 
     Args:
         storage: Its directory.
-        notify: Takes a line where an abandoned lock is waited for.
+        notify: Takes a line where a lock is waited for whose holder may be dead.
 
     Raises:
         LockHeldError: Somebody trains it.
