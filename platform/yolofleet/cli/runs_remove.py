@@ -127,7 +127,8 @@ class Cleaning:
         from yolofleet.tracking.run_removal import remove_folders
 
         storage = root.child(run.name)
-        what = f"{len(folders)} folder{'' if len(folders) == 1 else 's'} ({', '.join(sorted({name.split('/')[0] for name in folders}))})"
+        kinds = ", ".join(sorted({name.split("/")[0] for name in folders}))
+        what = f"{len(folders)} folder{'' if len(folders) == 1 else 's'} ({kinds})"
         self._act(storage, what, sum(folders.values()), None, lambda: remove_folders(storage, list(folders), note))
 
     def _act(
