@@ -254,7 +254,7 @@ def test_output_is_searched_by_text_and_by_rank(
 ) -> None:
     run = send(tmp_path, "talks")
     cluster.output = "step 1: loss 0.1\nwarning: slow [disk]\nstep 2: loss 0.2\n"
-    cluster.worker_output = {("n0", "7", "out"): "hello\n", ("n1", "8", "err"): "NCCL error\nbye\n"}
+    cluster.worker_output = {("n0", "7", "out"): "hello\n", ("n1", "8", "err"): ":job_id:01\nNCCL error\nbye\n"}
     placed = {"kind": "workers", "nodes": ["n0", "n1"], "hosts": ["a", "b"], "processes": [[7, 0], [8, 1]]}
     run.mkdir(parents=True)
     (run / "events.driver.jsonl").write_bytes(encode_row(placed))

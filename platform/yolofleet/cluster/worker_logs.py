@@ -21,6 +21,8 @@ from yolofleet.tracking.run_directory import EVENTS
 Stream = Literal["out", "err"]
 ENDPOINT = "/api/v0/logs/file"
 MOST_LINE_CHARACTERS = 20_000
+RAY_MARKS = (b":job_id:", b":actor_name:", b":task_name:")
+"""How lines begin by which Ray's own log monitor knows whose output follows."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def worker_lines(address: str, worker: WorkerProcess, stream: Stream, *, tail: i
                     "node has left the cluster, its files are gone with it"
                 )
             for line in answer.iter_lines(decode_unicode=False):
-                yield line.decode(errors="replace")[:MOST_LINE_CHARACTERS]
+                if not line.startswith(RAY_MARKS):
+                    yield line.decode(errors="replace")[:MOST_LINE_CHARACTERS]
     except requests.RequestException as error:
         raise WorkError(f"{worker}: {address} does not answer ({first_line(error)})") from error
