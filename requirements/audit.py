@@ -9,7 +9,7 @@ import urllib.request
 from tools import FOLDER, tool
 
 PROBE = "https://pypi.org/pypi/pip/json"
-FILES = ("run.txt", "dev.txt", "cuda.txt")
+FILES = ("run.txt", "dev.txt", "cuda.txt", "notify.txt")
 NOTHING_CHECKED = 2
 
 

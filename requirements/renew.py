@@ -5,6 +5,7 @@ cpu.txt     the CPU build of torch
 cuda.txt    its CUDA build, and what that needs
 run.txt     what else a training machine needs
 dev.txt     what tests and linters need besides
+notify.txt  what notifications through Apprise need besides; no image has it
 tools.txt   what renews and audits these files
 
 The versions are those of ``constraints.txt``. PyPI has the CUDA build of torch; the hashes of its CPU wheels come from
@@ -75,6 +76,7 @@ def main() -> None:
     extras = [f"--extra={extra}" for extra in EXTRAS]
     every = compile_lock("pyproject.toml", "--constraint=constraints.txt", *extras)
     developed = compile_lock("pyproject.toml", "--constraint=constraints.txt", *extras, "--extra=dev")
+    notified = compile_lock("pyproject.toml", "--constraint=constraints.txt", *extras, "--extra=notify")
     torch = next(requirement for requirement in every if requirement.startswith("torch=="))
     cpu = FOLDER / "cpu.txt"
     write("cpu.txt", cpu_lock(torch.partition("==")[2], cpu.read_text() if cpu.is_file() else ""))
@@ -82,6 +84,7 @@ def main() -> None:
     write("cuda.txt", {name: lines for name, lines in every.items() if CUDA.match(name)})
     write("run.txt", {name: lines for name, lines in every.items() if not CUDA.match(name)})
     write("dev.txt", {name: lines for name, lines in developed.items() if name not in every})
+    write("notify.txt", {name: lines for name, lines in notified.items() if name not in every})
     (FOLDER / "tools.in").write_text("\n".join(TOOLS) + "\n")
     try:
         write("tools.txt", compile_lock("requirements/tools.in"))

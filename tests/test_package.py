@@ -28,7 +28,7 @@ def pins(path: Path) -> dict[str, str]:
 def test_every_pin_has_the_hashes_of_its_files() -> None:
     """What is installed is what constraints.txt says, and no line of it goes without a hash."""
     locked: dict[str, str] = {}
-    for name in ("build", "cuda", "run", "dev"):
+    for name in ("build", "cuda", "run", "dev", "notify"):
         path = ROOT / "requirements" / f"{name}.txt"
         blocks = re.split(r"\n(?=\S)", path.read_text())[1:]
         assert blocks and all("--hash=sha256:" in block for block in blocks), path

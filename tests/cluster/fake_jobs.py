@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 import ray
 
@@ -24,11 +25,22 @@ class FakeJobs:
         address: Where the API answers.
         requests: The jobs, as they were asked for.
         packages: The uploaded archives.
+        ended: Status and exit code of the jobs that have ended, by id.
+        output: What every job has printed.
+        worker_output: What workers have printed, by node, process and stream; no other worker is known.
     """
 
     address: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     packages: dict[str, bytes] = field(default_factory=dict)
+    ended: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    output: str = ""
+    worker_output: dict[tuple[str, str, str], str] = field(default_factory=dict)
+
+    def end(self, name: str, status: str, exit_code: int | None) -> None:
+        """End the newest job of a name."""
+        newest = [request for request in self.requests if request["metadata"]["name"] == name][-1]
+        self.ended[newest["submission_id"]] = (status, exit_code)
 
     def texts(self) -> Iterator[str]:
         """Everything that was sent, archives unpacked."""
@@ -47,12 +59,14 @@ class FakeJobs:
                 "type": "SUBMISSION",
                 "submission_id": request["submission_id"],
                 "entrypoint": request["entrypoint"],
-                "status": "RUNNING",
+                "status": status,
+                "driver_exit_code": exit_code,
                 "metadata": request["metadata"],
                 "runtime_env": request["runtime_env"],
-                "start_time": int(time.time() * 1000),
+                "start_time": int(time.time() * 1000) + number,
             }
-            for request in self.requests
+            for number, request in enumerate(self.requests)
+            for status, exit_code in [self.ended.get(request["submission_id"], ("RUNNING", None))]
         ]
 
 
@@ -63,9 +77,11 @@ def fake_jobs() -> Iterator[FakeJobs]:
 
     class Handler(BaseHTTPRequestHandler):
         def _answer(self, document: Any, status: int = 200) -> None:
-            data = json.dumps(document).encode()
+            self._send(json.dumps(document).encode(), "application/json", status)
+
+        def _send(self, data: bytes, kind: str, status: int) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -81,6 +97,17 @@ def fake_jobs() -> Iterator[FakeJobs]:
                 self._answer({}, 200 if name in jobs.packages else 404)
             elif self.path.rstrip("/") == "/api/jobs":
                 self._answer(jobs.details())
+            elif self.path.startswith("/api/jobs/") and self.path.endswith("/logs"):
+                self._answer({"logs": jobs.output})
+            elif self.path.startswith("/api/jobs/"):
+                name = self.path.rpartition("/")[2]
+                self._answer(next(entry for entry in jobs.details() if entry["submission_id"] == name))
+            elif self.path.startswith("/api/v0/logs/file?"):
+                query = dict(parse_qsl(self.path.partition("?")[2]))
+                text = jobs.worker_output.get((query["node_id"], query["pid"], query["suffix"]))
+                known = {key[:2] for key in jobs.worker_output}
+                found = (query["node_id"], query["pid"]) in known
+                self._send((text or "").encode(), "text/plain", 200 if found else 404)
             else:
                 self._answer({}, 404)
 
@@ -92,6 +119,11 @@ def fake_jobs() -> Iterator[FakeJobs]:
             jobs.requests.append(json.loads(self._body()))
             name = jobs.requests[-1]["submission_id"]
             self._answer({"submission_id": name, "job_id": name})
+
+        def do_DELETE(self) -> None:
+            name = self.path.rpartition("/")[2]
+            jobs.requests = [request for request in jobs.requests if request["submission_id"] != name]
+            self._answer({"deleted": True})
 
         def log_message(self, *arguments: object) -> None:
             """Keep quiet."""

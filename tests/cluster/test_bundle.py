@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from yolofleet.cli.jobs import exit_code
 from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, differences, installed_versions, read_bundle
 from yolofleet.cluster.follow import follow
-from yolofleet.cluster.service import NoSuchJobError, SentJob, _check_address
+from yolofleet.cluster.sent_job import SentJob
+from yolofleet.cluster.service import NoSuchJobError, _check_address
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
 

@@ -11,7 +11,8 @@ import pytest
 
 from yolofleet.cluster import service as jobs
 from yolofleet.cluster.follow import follow
-from yolofleet.cluster.service import JobService, SentJob
+from yolofleet.cluster.sent_job import SentJob
+from yolofleet.cluster.service import JobService
 from yolofleet.core.errors import UserError, WorkError
 
 RUNNING = SentJob("id", "run", "digest", "RUNNING", None, "", 0.0, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 import signal
@@ -25,7 +26,8 @@ PATIENCE_SECONDS = 600.0
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
     """A cluster of one node with room for two workers, that answers to the Jobs API."""
-    made = LocalCluster(tmp_path_factory.mktemp("cluster"), head_cpus=2, dashboard=True)
+    talkative = {"TORCH_CPP_LOG_LEVEL": "INFO"}  # the workers say how they connect
+    made = LocalCluster(tmp_path_factory.mktemp("cluster"), head_cpus=2, dashboard=True, settings=talkative)
     yield made
     made.close()
 
@@ -153,6 +155,40 @@ def test_a_job_that_is_stopped_has_saved_its_step_and_goes_on_when_it_is_sent_ag
     sender.succeed("jobs", "stop", "stopped", timeout_seconds=PATIENCE_SECONDS)
     seen = digests(run)
     assert len(seen) == 2 * (max(step for step, _ in seen) + 1)
+
+
+def test_a_run_is_listed_searched_by_rank_evaluated_and_sent_again(sender: Shell, drawn: Path) -> None:
+    job = job_of(sender.folder, drawn, "listed", num_steps=16)
+    run = sender.folder / "runs" / "listed"
+    assert sender.run("submit", job, "--follow", timeout_seconds=PATIENCE_SECONDS).returncode == 0
+    (entry,) = json.loads(sender.succeed("jobs", "list", "--name", "listed", "--json"))
+    assert (entry["state"], entry["user"], entry["host"]) == ("SUCCEEDED", getpass.getuser(), socket.gethostname())
+    assert (entry["run"]["step"], entry["run"]["planned_steps"]) == (16, 16) and entry["run"]["ap"] is not None
+    (placed,) = [row for row in rows(run / "events.driver.jsonl") if row["kind"] == "workers"]
+    assert len(placed["processes"]) == 2
+    ranks = {line.split(":")[0] for line in sender.succeed("jobs", "logs", "listed", "--rank", "all").splitlines()}
+    assert ranks == {"rank 0", "rank 1"}
+    said = sender.succeed("jobs", "logs", "listed", "--rank", "1").splitlines()
+    assert said and not any(line.startswith((":job_id:", "rank ")) for line in said)
+    assert sender.succeed("jobs", "logs", "listed", "--rank", "1", "--tail", "1").splitlines() == said[-1:]
+    assert sender.run("jobs", "logs", "listed", "--rank", "2").returncode == 2
+
+    out = sender.folder / "out"
+    words = ["evaluate", str(run), str(drawn / "shards/val"), "--report", str(out), "--results", f"{out}/boxes.json"]
+    done = sender.run("submit", *words, "--follow", timeout_seconds=PATIENCE_SECONDS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in out.iterdir()} >= {"index.html", "boxes.json"}
+    missing = sender.run("submit", "evaluate", "/nowhere", str(drawn / "shards/val"), "--follow")
+    assert missing.returncode == 2 and "there is no such file or folder" in missing.stdout, missing.stdout
+
+    again = sender.run("jobs", "retry", "listed", "--follow", timeout_seconds=PATIENCE_SECONDS)
+    assert again.returncode == 0 and "this run is finished already" in again.stdout, again.stderr
+    assert sender.run("jobs", "wait", "listed").returncode == 0
+    sender.succeed("jobs", "delete", "listed")
+    left = [job["name"] for job in json.loads(sender.succeed("jobs", "list", "--json"))]
+    assert left.count("listed") == 1, "the first of the two"
+    (stored,) = json.loads(sender.succeed("runs", "list", str(run.parent), "--json"))
+    assert (stored["name"], stored["state"], stored["step"]) == ("listed", "FINISHED", 16)
 
 
 def test_what_cannot_be_is_refused_with_the_cure(sender: Shell, drawn: Path, head: LocalCluster) -> None:

@@ -22,7 +22,10 @@ from yolofleet.cli import (
     proof,
     registry,
     report,
+    runs,
+    runs_remove,
     schema,
+    submit,
     train,
     tune,
 )
@@ -51,12 +54,15 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("export")(export.export)
 app.command("report")(report.report)
-app.command("submit")(jobs.submit)
+app.command("submit", context_settings={"ignore_unknown_options": True})(submit.submit)
 app.command("schema")(schema.schema)
 for command in (proof.verify, proof.compare, promotion.promote, promotion.rollback, promotion.history):
     registry.app.command(command.__name__)(command)
 app.add_typer(registry.app, name="registry")
 app.add_typer(jobs.app, name="jobs")
+runs.app.command("remove")(runs_remove.remove)
+runs.app.command("gc")(runs_remove.gc)
+app.add_typer(runs.app, name="runs")
 app.add_typer(cluster.app, name="cluster")
 
 

@@ -38,8 +38,12 @@ def evaluate(
         str,
         typer.Argument(metavar="DATA", help="A dataset (folder or s3://), or for a result file its COCO annotations."),
     ],
-    results: Annotated[Path | None, typer.Option(help="Write the detections to this COCO result file.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page with curves and images into this folder.")] = None,
+    results: Annotated[
+        str | None, typer.Option(help="Write the detections to this COCO result file (path or s3://).")
+    ] = None,
+    report: Annotated[
+        str | None, typer.Option(help="Write a page with curves and images into this folder (path or s3://).")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 16,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = EVALUATION_CONFIDENCE,
@@ -94,6 +98,7 @@ def evaluate(
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
     from yolofleet.evaluation.protocol import parse_protocol
     from yolofleet.evaluation.readings import check_box_format
+    from yolofleet.storage.output import stored_output
 
     coco_protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
     thresholds = {"--confidence": confidence, "--iou": iou, "--max-detections": max_detections}
@@ -152,7 +157,8 @@ def evaluate(
         )
     if results is not None:
         own_ids = (truth.images.source_ids, truth.categories.source_ids) if truth else ()
-        result.detections.write(results, *own_ids)
+        with stored_output(results) as file:
+            result.detections.write(file, *own_ids)
     how = format_settings(settings, protocol) if settings else ""
     page = _write_report(report, model, data, how, dataset, result) if report is not None else None
     if as_json:
@@ -178,8 +184,8 @@ def _check_published(thresholds: dict[str, float | int | None], precision: str |
 def _check_alone(
     thresholds: dict[str, float | int | None],
     precision: str | None,
-    results: Path | None,
-    report: Path | None,
+    results: str | None,
+    report: str | None,
     *,
     augment: bool,
 ) -> None:
@@ -264,8 +270,8 @@ def _evaluate_file(
 
 
 def _write_report(
-    folder: Path, model: str, data: str, how: str, dataset: ShardDataset | None, result: EvaluationResult
-) -> Path:
+    folder: str, model: str, data: str, how: str, dataset: ShardDataset | None, result: EvaluationResult
+) -> str:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
     from yolofleet.storage import open_storage
@@ -276,4 +282,4 @@ def _write_report(
         facts["notes"] = "; ".join(entry.text for entry in result.notes)
     page = render_report(result, title=f"Evaluation of {model}", facts=facts, images=images)
     open_storage(folder).put("index.html", page.encode())
-    return folder / "index.html"
+    return f"{folder.rstrip('/')}/index.html"

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 def export(
     model: ModelArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="File to write; for triton the model repository.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="File to write (path or s3://); for triton the model repository.")
+    ],
     kind: Annotated[
         str, typer.Option("--format", help="onnx, torchscript, safetensors, triton, or a plugin's.")
     ] = "onnx",
@@ -54,6 +56,7 @@ def export(
     from yolofleet.export.formats import Request
     from yolofleet.export.quantization import dataset_images
     from yolofleet.export.settings import InputShape, check_shape
+    from yolofleet.storage.output import stored_output
 
     FORMATS.get(kind)  # an unknown name is refused before the model is read
     with package_folder(model, tracking_uri) as folder:
@@ -71,16 +74,18 @@ def export(
         name=name,
         on_networks=lambda *models: quantization.update(_report_quantization(models, detector, str(int8), shape)),
     )
-    exported = export_detector(detector, out, request)
-    num_bytes = exported.path.stat().st_size
-    document: dict[str, Any] = {"path": str(exported.path), "bytes": num_bytes, "card": exported.card.document()}
-    lines = [f"{exported.path}: {num_bytes / 1e6:.1f} MB"]
-    document |= quantization
-    lines += [_format_evaluation(*entry) for entry in zip(("float", "INT8"), quantization.values(), strict=False)]
-    is_equal = True
-    if verify or verify_data is not None:
-        is_equal, document["verified"], more = _verify(exported.path, detector, request, verify_data)
-        lines += more
+    with stored_output(out) as path:
+        exported = export_detector(detector, path, request)
+        num_bytes = exported.path.stat().st_size
+        shown = f"{out.rstrip('/')}{str(exported.path).removeprefix(str(path))}"
+        document: dict[str, Any] = {"path": shown, "bytes": num_bytes, "card": exported.card.document()}
+        lines = [f"{shown}: {num_bytes / 1e6:.1f} MB"]
+        document |= quantization
+        lines += [_format_evaluation(*entry) for entry in zip(("float", "INT8"), quantization.values(), strict=False)]
+        is_equal = True
+        if verify or verify_data is not None:
+            is_equal, document["verified"], more = _verify(exported.path, detector, request, verify_data)
+            lines += more
     print_result(document, lines, as_json=as_json)
     return EXIT_DONE if is_equal else EXIT_WORK_FAILED
 

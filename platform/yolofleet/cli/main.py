@@ -30,6 +30,7 @@ RESUME = {
     "jobs": "'yolofleet jobs list' tells the state of every job on the cluster",
     "predict": "with --workers the finished parts are kept; resume, or begin again, with the same command",
     "registry": "'yolofleet registry list' and 'history' tell what was done; run the same command again",
+    "runs": "what is half removed counts as nothing any more; the same command finishes it",
     "submit": "'yolofleet jobs list' tells whether the job was sent; the same command finds it, or sends it",
     "train": "resume the run with the same command, from the newest checkpoint",
     "tune": "resume the search with the same command, from its record",

@@ -38,7 +38,9 @@ def predict(
             metavar="IMAGE", help="Images, or folders of them; with --workers also shards.", show_default=False
         ),
     ],
-    out: Annotated[str, typer.Option("--out", help="Folder for the images and detections.json.")] = "predictions",
+    out: Annotated[
+        str, typer.Option("--out", help="Folder for the images and detections.json (path or s3://).")
+    ] = "predictions",
     workers: Annotated[
         int | None,
         typer.Option(min=1, help="Predict with this many Ray workers, without drawing; the same command resumes."),
@@ -66,7 +68,7 @@ def predict(
     if workers is None:
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
         paths = image_paths(images, follow_links=follow_links, out=out)
-        _predict_here(model, paths, Path(out), options, device, tracking_uri, objectness, as_json=as_json)
+        _predict_here(model, paths, out, options, device, tracking_uri, objectness, as_json=as_json)
         return
     if objectness is not None:
         raise UserError("--objectness draws, and --workers does not: leave one of them out")
@@ -181,7 +183,7 @@ def _merge_parts(out: str, plan: PredictionPlan, classes: list[tuple[int, str]],
 def _predict_here(
     model: str,
     paths: list[Path],
-    out: Path,
+    out: str,
     options: dict[str, Any],
     device: str,
     tracking_uri: str | None,
@@ -193,39 +195,42 @@ def _predict_here(
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.data.draw import draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
+    from yolofleet.storage.output import stored_output
 
     names = _output_names(paths)
-    _check_overwriting(out, paths, names)
-    detector = open_detector(model, device, tracking_uri)
-    maps = None
-    if objectness is not None:
-        from yolofleet.cli.predict_objectness import ObjectnessFolder
-
-        _check_overwriting(objectness, paths, map_names := [f"{Path(name).stem}.png" for name in names])
-        maps = ObjectnessFolder.open(objectness, model, detector, tracking_uri, options["image_size"])
-        _make_folder(objectness)
-    _make_folder(out)
     problems: list[str] = []
     lines: list[str] = []
-    document = _empty_document(detector)
-    batch_size = options["batch_size"]
-    for start in range(0, len(paths), batch_size):
-        readable = []
-        for number in range(start, min(start + batch_size, len(paths))):
-            try:
-                readable.append((number, read_image(paths[number])))
-            except ImageReadError as error:
-                problems.append(str(error))
-        detections = detector.predict([pixels for _, pixels in readable], **options)
-        for (number, pixels), records in zip(readable, detections, strict=True):
-            (out / names[number]).write_bytes(encode(draw_detections(pixels, records)))
-            _add(document, paths[number], pixels.shape[:2], records)
-            lines.append(f"{out / names[number]}: {_summarize(records)}")
-            if maps is not None:
-                lines.append(maps.draw(map_names[number], pixels))
-    (out / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    shown = out.rstrip("/")
+    with stored_output(out) as folder:
+        _check_overwriting(folder, paths, names)
+        detector = open_detector(model, device, tracking_uri)
+        maps = None
+        if objectness is not None:
+            from yolofleet.cli.predict_objectness import ObjectnessFolder
+
+            _check_overwriting(objectness, paths, map_names := [f"{Path(name).stem}.png" for name in names])
+            maps = ObjectnessFolder.open(objectness, model, detector, tracking_uri, options["image_size"])
+            _make_folder(objectness)
+        _make_folder(folder)
+        document = _empty_document(detector)
+        batch_size = options["batch_size"]
+        for start in range(0, len(paths), batch_size):
+            readable = []
+            for number in range(start, min(start + batch_size, len(paths))):
+                try:
+                    readable.append((number, read_image(paths[number])))
+                except ImageReadError as error:
+                    problems.append(str(error))
+            detections = detector.predict([pixels for _, pixels in readable], **options)
+            for (number, pixels), records in zip(readable, detections, strict=True):
+                (folder / names[number]).write_bytes(encode(draw_detections(pixels, records)))
+                _add(document, paths[number], pixels.shape[:2], records)
+                lines.append(f"{shown}/{names[number]}: {_summarize(records)}")
+                if maps is not None:
+                    lines.append(maps.draw(map_names[number], pixels))
+        (folder / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     counts = f"{len(document['annotations'])} detections in {len(document['images'])} images"
-    print_result(document, [*lines, f"{out / RECORDS_NAME}: {counts}"], as_json=as_json)
+    print_result(document, [*lines, f"{shown}/{RECORDS_NAME}: {counts}"], as_json=as_json)
     _raise_for(problems, len(paths))
 
 

@@ -17,6 +17,7 @@ from yolofleet.core.terminal import note
 if TYPE_CHECKING:
     from yolofleet.registry.alias_history import AliasChange
     from yolofleet.registry.promotion import GateReport
+    from yolofleet.specs.job import NotifySpec
 
 Name = Annotated[str, typer.Argument(help="The registered model.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
@@ -50,6 +51,10 @@ def promote(
     if force and not reason:
         raise UserError("--force needs --reason: the history keeps why the gates were overruled")
     gates = PromotionPolicy.load(open_file(policy)) if policy is not None else PromotionPolicy()
+    if gates.notify is not None:
+        from yolofleet.tracking.notifications import check_addresses
+
+        check_addresses(gates.notify)
     torch_device = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
     with show_progress("evaluating") as on_images:
@@ -58,7 +63,16 @@ def promote(
     change = promotion.promote(uri, report, reason, forced=force) if wanted else None
     document = {**report.document(), "promoted": change is not None}
     print_result(document, _format_promotion(report, change, dry_run), as_json=as_json)
+    if change is not None and gates.notify is not None:
+        _notify_of_champion(gates.notify, report, "\n".join(_format_promotion(report, change, dry_run)))
     return EXIT_DONE if change is not None or (dry_run and report.passed) else EXIT_WORK_FAILED
+
+
+def _notify_of_champion(spec: NotifySpec, report: GateReport, lines: str) -> None:
+    from yolofleet.tracking.notifications import Notification, notify
+
+    title = f"yolofleet: {report.version.uri} is @{report.alias} now"
+    notify(spec, Notification("champion", title, lines, report.version.uri), lambda kind, **fields: None)
 
 
 def rollback(

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import FencingToken
     from yolofleet.tracking.json_lines import Row
+    from yolofleet.tracking.notifications import WorkNotifier
     from yolofleet.tracking.run_directory import OnRow
     from yolofleet.training.setup.preflight import Readiness
 
@@ -47,15 +48,20 @@ def train(
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
-    with hold(run_storage(spec), notify=note) as lock:
+    with hold(run_storage(spec), notify=note) as lock, _notifier(spec, lock.token) as notifier:
         if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes
             _check_tracking(spec, tracking_uri)
-        record, headline = _finish_run(spec, launcher, tracking_uri, lock.token, verbose)
+        record, headline = _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
     print_result(asdict(record), _result_lines(record, headline), as_json=as_json)
 
 
 def _finish_run(
-    spec: JobSpec, launcher: str, tracking_uri: str | None, token: FencingToken, verbose: bool
+    spec: JobSpec,
+    launcher: str,
+    tracking_uri: str | None,
+    token: FencingToken,
+    verbose: bool,
+    notifier: WorkNotifier | None,
 ) -> tuple[Release, str]:
     """Do what the run still lacks: training, the release, MLflow."""
     from yolofleet.cli.model_argument import resolve_weights
@@ -66,16 +72,43 @@ def _finish_run(
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
     rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
-    with _mirrored(spec, ready, tracking_uri, token, rows.append):
+    on_row = rows.append if notifier is None else notifier.watching(rows.append)
+    with _mirrored(spec, ready, tracking_uri, token, on_row, notifier):
         if not ready.finished:
-            _run(spec, launcher, ready, token, verbose, rows)
+            _run(spec, launcher, ready, token, verbose, rows, on_row)
         record = release(spec, ready, _find_registry(spec, ready, tracking_uri))
+    if notifier is not None:
+        notifier.end("\n".join(_result_lines(record, "done")))
     return record, "done"
 
 
 @contextmanager
+def _notifier(spec: JobSpec, token: FencingToken) -> Iterator[WorkNotifier | None]:
+    """Notify, for the length of a with block, whom the job names."""
+    if spec.notify is None:
+        yield None
+        return
+    from yolofleet.tracking.notifications import WorkNotifier
+    from yolofleet.tracking.run_directory import RunDirectory
+
+    def on_event(kind: str, **fields: Any) -> None:
+        with RunDirectory.open(spec.storage, spec.name, source="mirror", token=token) as run:
+            if run.exists():
+                run.append_event(kind, **fields)
+
+    url = RunDirectory.open(spec.storage, spec.name).url
+    with WorkNotifier(spec.notify, f"run {spec.name}", url, on_event) as notifier:
+        yield notifier
+
+
+@contextmanager
 def _mirrored(
-    spec: JobSpec, ready: Readiness, tracking_uri: str | None, token: FencingToken, on_row: OnRow
+    spec: JobSpec,
+    ready: Readiness,
+    tracking_uri: str | None,
+    token: FencingToken,
+    on_row: OnRow,
+    notifier: WorkNotifier | None,
 ) -> Iterator[None]:
     """Copy the run to MLflow for the length of a with block."""
     from yolofleet.tracking.mirror import Mirror
@@ -88,9 +121,14 @@ def _mirrored(
     mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token, on_row=on_row)
     mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment, on_event=mirror_log.append_event)
     mirror.start()
+    alone = None if notifier is None else notifier.on_event
+    if notifier is not None:
+        notifier.on_event = mirror_log.append_event  # a log has one writer
     try:
         yield
     finally:
+        if notifier is not None and alone is not None:
+            notifier.on_event = alone
         ready.run.flush()
         mirror.close()
         mirror_log.close()
@@ -125,7 +163,15 @@ def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) ->
     return tracking_uri
 
 
-def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, verbose: bool, rows: deque[Row]) -> None:
+def _run(
+    spec: JobSpec,
+    launcher: str,
+    ready: Readiness,
+    token: FencingToken,
+    verbose: bool,
+    rows: deque[Row],
+    on_row: OnRow,
+) -> None:
     from yolofleet.cli.progress import show_run
 
     if ready.done_steps:
@@ -140,11 +186,11 @@ def _run(spec: JobSpec, launcher: str, ready: Readiness, token: FencingToken, ve
         if launcher == "ray":
             from yolofleet.training.supervision.launch import run_on_ray
 
-            run_on_ray(spec, token, on_row=rows.append, show_worker_output=verbose)
+            run_on_ray(spec, token, on_row=on_row, show_worker_output=verbose)
         else:
             from yolofleet.training.supervision.worker import run_in_process
 
-            run_in_process(spec, token, on_row=rows.append)
+            run_in_process(spec, token, on_row=on_row)
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -171,14 +171,34 @@ def tune(
     tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
-    with hold(storage, notify=note) as lock:
+    with hold(storage, notify=note) as lock, _notifier(spec, storage, lock.token) as notify_end:
         directory = _search(spec, session, storage, lock.token, tracking_uri, job.tracking.experiment, verbose)
-    results = load_results(directory)
-    if results.best is None:
-        failed = [entry.state for entry in results.entries if entry.state.startswith("failed")]
-        first = f"; the first to fail {failed[0]}" if failed else ""
-        raise WorkError(f"no trial has completed{first}: {directory.url}")
-    print_result(results.document(), summary_lines(results, directory.url), as_json=as_json)
+        results = load_results(directory)
+        if results.best is None:
+            failed = [entry.state for entry in results.entries if entry.state.startswith("failed")]
+            first = f"; the first to fail {failed[0]}" if failed else ""
+            raise WorkError(f"no trial has completed{first}: {directory.url}")
+        lines = summary_lines(results, directory.url)
+        notify_end("\n".join(lines))
+    print_result(results.document(), lines, as_json=as_json)
+
+
+@contextmanager
+def _notifier(spec: SearchSpec, storage: Storage, token: FencingToken) -> Iterator[Callable[[str], None]]:
+    """Notify, for the length of a with block, whom the search names; yields what tells its end."""
+    if spec.notify is None:
+        yield lambda result: None
+        return
+    from yolofleet.search.directory import SearchDirectory
+    from yolofleet.tracking.notifications import WorkNotifier
+
+    def on_event(kind: str, **fields: Any) -> None:
+        with SearchDirectory(storage, token=token) as directory:
+            if directory.exists():
+                directory.append_event(kind, **fields)
+
+    with WorkNotifier(spec.notify, f"search {spec.name}", storage.url, on_event) as notifier:
+        yield notifier.end
 
 
 def _search(

@@ -1,5 +1,7 @@
 """The bundle of a job that is sent to a cluster: its spec, this package's source, and the versions of the sender.
 
+The spec is that of a run or a search, or the words of a command that does other work there.
+
 It never holds data or a secret: the spec names where data and run directory lie, and the nodes have credentials of
 their own in their environment.
 """
@@ -11,7 +13,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -45,7 +47,9 @@ PINNED = (
 )
 """Packages whose version decides what a job computes, or whether it runs at all."""
 
-Kind = Literal["train", "tune", "doctor"]
+Kind = Literal["train", "tune", "doctor", "command"]
+COMMANDS = (("evaluate",), ("predict",), ("export",), ("data", "shard"), ("registry", "verify"))
+"""Commands that can be sent as jobs; what they write lies in a storage afterwards."""
 
 
 def installed_versions() -> dict[str, str]:
@@ -77,9 +81,21 @@ class Bundle:
     name: str
     """Name of the run or search."""
     document: dict[str, Any]
-    """The spec, overrides applied, local paths absolute."""
+    """The spec, overrides applied, local paths absolute; of a command its words and what it needs."""
     model_table: str | None = None
     """The model's own table, where the spec names a file."""
+
+    @property
+    def directory(self) -> str | None:
+        """Where its run or search keeps its state; None for other work."""
+        job = self.document.get("job", {}) | self.document.get("set", {}) if self.kind == "tune" else self.document
+        storage = job.get("storage") if self.kind in ("train", "tune") else None
+        return None if storage is None else f"{str(storage).rstrip('/')}/{self.name}"
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What its own process needs of a node, for Ray; a run's process only looks after its workers."""
+        return {key: float(self.document.get(key, 0)) for key in ("cpus", "gpus")} if self.kind == "command" else {}
 
     @property
     def digest(self) -> str:
@@ -117,6 +133,38 @@ def read_bundle(path: AnyFile, overrides: list[str]) -> Bundle:
     job = JobSpec.load(path, overrides).with_absolute_paths()
     document, table = _without_local_files(job.document(), path)
     return Bundle("train", job.name, document, table)
+
+
+def command_bundle(words: list[str], *, cpus: float, gpus: float, name: str | None = None) -> Bundle:
+    """Return the bundle of a command.
+
+    Args:
+        words: The command and its arguments; paths among them are those of the cluster's nodes.
+        cpus: CPUs that it needs.
+        gpus: GPUs that it needs.
+        name: Name of the job; by default the command's, with a digest of its words.
+
+    Raises:
+        UserError: It is no command that can be sent, or a word holds a secret.
+    """
+    command = sent_command(words)
+    if command is None:
+        known = ", ".join(" ".join(entry) for entry in COMMANDS)
+        raise UserError(f"{' '.join(words[:2])}: is no command that can be sent; those are {known}")
+    for word in words:
+        if redact(word) != word:
+            raise UserError(
+                f"{redact(word)}: holds a secret, and everybody who uses the cluster can read a job's command; leave "
+                "it out, and give it in the environment of the cluster's nodes (MLFLOW_TRACKING_PASSWORD, ...)"
+            )
+    document = {"arguments": words, "cpus": cpus, "gpus": gpus}
+    made = Bundle("command", name or "-".join(command), document)
+    return made if name else replace(made, name=f"{made.name}-{made.digest[:8]}")
+
+
+def sent_command(words: list[str]) -> tuple[str, ...] | None:
+    """Return which of `COMMANDS` the words begin with, None for none of them."""
+    return next((command for command in COMMANDS if tuple(words[: len(command)]) == command), None)
 
 
 def _without_local_files(job: dict[str, Any], path: AnyFile) -> tuple[dict[str, Any], str | None]:

@@ -6,7 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 
-from yolofleet.cluster.service import JobService, NoSuchJobError, SentJob
+from yolofleet.cluster.sent_job import SentJob
+from yolofleet.cluster.service import JobService, NoSuchJobError
 from yolofleet.core.errors import UserError, WorkError
 
 RETRY_SECONDS = 3.0
@@ -75,6 +76,23 @@ def follow(
                     f"yolofleet jobs logs {job.id} --follow --address {service.address}"
                 ) from error
         time.sleep(retry_seconds)
+
+
+def whole_lines(show: Show) -> tuple[Show, Callable[[], None]]:
+    """Return what takes pieces of text and shows them line by line, and what shows a last line without an end."""
+    unfinished = ""
+
+    def take(text: str) -> None:
+        nonlocal unfinished
+        *lines, unfinished = (unfinished + text).split("\n")
+        for line in lines:
+            show(f"{line}\n")
+
+    def finish() -> None:
+        if unfinished:
+            show(f"{unfinished}\n")
+
+    return take, finish
 
 
 class _BrokenError(Exception):

@@ -10,19 +10,19 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from yolofleet.cluster.bundle import Bundle
+from yolofleet.cluster.sent_job import SentJob, bundle_of, metadata_of, parse_job
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import use_token
 from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.core.retry import retry
-from yolofleet.core.text import first_line, one_line
+from yolofleet.core.text import first_line
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -34,12 +34,13 @@ FORGET_SECONDS = 3.0
 START_SECONDS = 60
 """How long sending is retried at a cluster that has just started and takes no jobs yet."""
 POLL_SECONDS = 1.0
+AWAY_SECONDS = 600.0
+"""How long a cluster that does not answer is waited for."""
 ENVIRONMENT = {
     "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 VERBOSE_LOGGERS = ("ray.dashboard", "ray._private.runtime_env.packaging")
 """Loggers of Ray that report every upload and connection."""
 PREFIX = "yolofleet"
@@ -49,32 +50,6 @@ ANYWAY = "anyway"
 
 class NoSuchJobError(UserError):
     """The cluster answers and does not know the job."""
-
-
-@dataclass(frozen=True)
-class SentJob:
-    """A job as the cluster knows it."""
-
-    id: str
-    """Its submission id."""
-    name: str | None
-    """Name of the run or search; None for a job that yolofleet did not send."""
-    digest: str | None
-    """Digest of its bundle."""
-    status: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    exit_code: int | None
-    """Its exit code, where it ended by itself."""
-    message: str
-    """The cluster's message on its state."""
-    began: float | None
-    """When it started, in seconds since 1970."""
-    ended: float | None
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether it will not change any more."""
-        return self.status in ENDED
 
 
 class JobService:
@@ -128,12 +103,16 @@ class JobService:
         with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._user_errors():
             bundle.write(Path(folder))
             environment = {"working_dir": folder, "env_vars": ENVIRONMENT}
-            metadata = {"name": bundle.name, "digest": bundle.digest, "kind": bundle.kind}
+            resources = {f"entrypoint_num_{key}": value for key, value in bundle.resources.items() if value}
             try:
                 # A cluster that has just started may not take jobs yet.
                 retry(
                     lambda: self._client.submit_job(
-                        entrypoint=command, submission_id=submission_id, metadata=metadata, runtime_env=environment
+                        entrypoint=command,
+                        submission_id=submission_id,
+                        metadata=metadata_of(bundle),
+                        runtime_env=environment,
+                        **resources,
                     ),
                     patience_seconds=START_SECONDS,
                     is_transient=lambda error: isinstance(error, RuntimeError) and "No available agent" in str(error),
@@ -144,10 +123,19 @@ class JobService:
                 return self.job(submission_id), False
         return self.job(submission_id), True
 
+    def bundle_of(self, job: SentJob) -> Bundle:
+        """Return what was sent as a job, to send it again.
+
+        Raises:
+            UserError: The cluster does not have it.
+        """
+        with self._user_errors():
+            return bundle_of(job.id, self._client.get_job_info(job.id).metadata or {})
+
     def jobs(self) -> list[SentJob]:
         """Return the jobs that were sent to the cluster, the oldest first."""
         with self._user_errors():
-            jobs = [_parse_job(details) for details in self._client.list_jobs() if details.submission_id]
+            jobs = [parse_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(jobs, key=lambda job: job.began or 0.0)
 
     def job(self, name: str) -> SentJob:
@@ -170,6 +158,34 @@ class JobService:
             time.sleep(POLL_SECONDS)
             job = self.job(job.id)
         return job
+
+    def await_all(
+        self, jobs: list[SentJob], patience_seconds: float, on_end: Callable[[SentJob], None]
+    ) -> list[SentJob]:
+        """Return the jobs' states, in their order, when all have ended, or when the patience is over.
+
+        Args:
+            jobs: Which ones.
+            patience_seconds: Longest wait.
+            on_end: Takes each job when it has ended.
+        """
+        end = time.monotonic() + patience_seconds
+        states = {job.id: job for job in jobs}
+        reported: set[str] = set()
+        while True:
+            for job in states.values():
+                if job.has_ended and job.id not in reported:
+                    reported.add(job.id)
+                    on_end(job)
+            waiting = [job for job in states.values() if not job.has_ended]
+            if not waiting or time.monotonic() >= end:
+                return [states[job.id] for job in jobs]
+            time.sleep(min(POLL_SECONDS, max(end - time.monotonic(), 0.0)))
+            known = {job.id: job for job in retry(self.jobs, patience_seconds=AWAY_SECONDS, is_transient=_is_away)}
+            for job in waiting:
+                if job.id not in known:
+                    raise NoSuchJobError(f"{job.id}: the cluster at {self.address} no longer knows it")
+                states[job.id] = known[job.id]
 
     def logs(self, job: SentJob) -> str:
         """Return everything that a job has printed so far."""
@@ -231,19 +247,5 @@ def _check_address(address: str) -> str:
     return address.rstrip("/")
 
 
-def _parse_job(details: Any) -> SentJob:
-    metadata = details.metadata or {}
-    return SentJob(
-        id=str(details.submission_id),
-        name=metadata.get("name"),
-        digest=metadata.get("digest"),
-        status=str(getattr(details.status, "value", details.status)),
-        exit_code=details.driver_exit_code,
-        message=one_line(details.message or ""),
-        began=_seconds(details.start_time),
-        ended=_seconds(details.end_time),
-    )
-
-
-def _seconds(milliseconds: int | None) -> float | None:
-    return None if milliseconds is None else milliseconds / 1000
+def _is_away(error: Exception) -> bool:
+    return isinstance(error, UserError | WorkError) and isinstance(error.__cause__, ConnectionError | OSError)

@@ -1,10 +1,13 @@
-"""Daemon threads: a loop that repeats an action and warns once when it fails, and a call with a time limit."""
+"""Daemon threads: a loop that repeats an action and warns once when it fails, and calls with a time limit."""
 
 from __future__ import annotations
 
 import logging
+import math
 import threading
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 CLOSE_TIMEOUT_SECONDS = 10.0
@@ -105,3 +108,36 @@ def within(timeout_seconds: float, action: Callable[[], Result]) -> Result:
     if not results:
         raise TimeoutError
     return results[0]
+
+
+def gather(
+    actions: Sequence[Callable[[], Result]], *, deadline_seconds: float, at_a_time: int = 8
+) -> list[Result | Exception | None]:
+    """Return what each action returns or raises; None for those that did not end by the deadline, which are left.
+
+    Args:
+        actions: What to call, in the order in which they begin.
+        deadline_seconds: Time for all of them together; infinite: as long as it takes.
+        at_a_time: Threads.
+    """
+    results: list[Result | Exception | None] = [None] * len(actions)
+    waiting = deque(range(len(actions)))
+    end = time.monotonic() + deadline_seconds
+
+    def work() -> None:
+        while waiting and time.monotonic() < end:
+            try:
+                index = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            try:
+                results[index] = actions[index]()
+            except Exception as error:
+                results[index] = error
+
+    threads = [threading.Thread(target=work, name="gather", daemon=True) for _ in range(min(at_a_time, len(actions)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(None if end == math.inf else max(0.0, end - time.monotonic()))
+    return [*results]

@@ -7,6 +7,7 @@ one host is ever compared with that of another.
 
 from __future__ import annotations
 
+import getpass
 import os
 import socket
 import time
@@ -91,3 +92,11 @@ def _start_ticks(pid: int) -> int:
     except OSError:
         return NOT_RUNNING
     return NOT_RUNNING if fields[0] in "ZX" else int(fields[19])  # a zombie does not run
+
+
+def user_name() -> str:
+    """Return whose process this is."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        return f"user {os.getuid()}"

@@ -34,7 +34,7 @@ BEST_KEY = "best.yaml"
 RECORD = "trials"
 TRIALS_FOLDER = "trials"
 
-CHANGEABLE_KEYS = ("budget", "concurrency", "paper", "samples_per_second")
+CHANGEABLE_KEYS = ("budget", "concurrency", "notify", "paper", "samples_per_second")
 """What may change between two starts of one search; everything else decides what its trials mean."""
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
@@ -32,6 +33,7 @@ EXECUTION_KEYS = (
     "record_samples",
     "release_onnx",
     "most_non_finite_steps",
+    "notify",
 )
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_threads", "most_skipped_share")
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
@@ -136,6 +138,35 @@ class TrackingSpec(Spec):
     """If MLflow does not answer at the start: 'fail' refuses to start; 'spool' trains and sends later."""
 
 
+def _variables(names: Any) -> Any:
+    """Check the whole list at once: a message of pydantic's would show what stands there."""
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list | tuple) or not 0 < len(names) <= 20:
+        raise ValueError("takes a list of 1 to 20 names of environment variables")
+    if not all(isinstance(name, str) and re.fullmatch(r"[A-Z][A-Z0-9_]{0,99}", name) for name in names):
+        raise ValueError(
+            "takes names of environment variables, which hold the addresses where the run's command runs, e.g. "
+            "SLACK_WEBHOOK: an address is a secret, and a spec is kept for all to read"
+        )
+    return tuple(names)
+
+
+class NotifySpec(Spec):
+    """Who is notified, and of what."""
+
+    to: Annotated[tuple[str, ...], BeforeValidator(_variables)]
+    """Environment variables that hold an address each: a webhook (https://...), or one of Apprise (slack://...)."""
+    on: Annotated[tuple[Literal["end", "failure", "waiting", "champion"], ...], Field(min_length=1)] = (
+        "end",
+        "failure",
+        "waiting",
+        "champion",
+    )
+    """The end of the work, its failure, a long wait for room; of a promotion: a new version at the alias."""
+    waiting_minutes: Annotated[float, Field(gt=0)] = 30.0
+    """How long a wait is no news."""
+
+
 class JobSpec(Spec):
     """A training run."""
 
@@ -189,6 +220,8 @@ class JobSpec(Spec):
     checkpoint: CheckpointSpec = CheckpointSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
+    notify: NotifySpec | None = None
+    """Who is notified when the run ends, fails or waits long."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from yolofleet.specs.base import Spec
+from yolofleet.specs.job import NotifySpec
 
 FigureName = Literal[
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
@@ -63,3 +64,5 @@ class PromotionPolicy(Spec):
     against_champion: AgainstChampion | None = AgainstChampion()
     class_floors: ClassFloors | None = None
     latency: LatencyCeiling | None = None
+    notify: NotifySpec | None = None
+    """Who is notified of a new version at the alias."""

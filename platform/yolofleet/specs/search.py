@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.base import Count, Spec, SpecError, apply_overrides, parse_override
+from yolofleet.specs.job import NotifySpec
 from yolofleet.specs.job_paths import flatten, unknown_path
 from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
@@ -23,6 +24,7 @@ EXECUTION = (
     *NAMING,
     "storage",
     "tracking",
+    "notify",
     "cluster",
     "checkpoint",
     "log_every_steps",
@@ -65,6 +67,8 @@ class SearchSpec(Spec):
     """Published results to compare with."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides which candidates are tried."""
+    notify: NotifySpec | None = None
+    """Who is notified when the search ends or fails."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -114,7 +114,8 @@ class FileStorage(Storage):
                     if kind == "folder":
                         folders.append(key)
                     elif kind == "file" and key.startswith(prefix) and not entry.name.startswith(TEMPORARY_PREFIX):
-                        entries.append(ObjectInfo(key, entry.stat().st_size))
+                        found_file = entry.stat()
+                        entries.append(ObjectInfo(key, found_file.st_size, found_file.st_mtime))
                 except OSError as error:
                     self._tell_unreadable(key, error)
         return sorted(entries, key=lambda entry: entry.key)

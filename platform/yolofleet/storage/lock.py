@@ -16,10 +16,8 @@ offers no conditional put. They use `yolofleet.registry.promotion_lock`, with th
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
-import os
 import re
 import time
 import uuid
@@ -31,7 +29,7 @@ from typing import Any
 
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.liveness import LEASE_SECONDS, RENEWALS_PER_LEASE, LeaseWatch, ProcessId
+from yolofleet.core.liveness import LEASE_SECONDS, RENEWALS_PER_LEASE, LeaseWatch, ProcessId, user_name
 from yolofleet.storage.objects import ObjectNotFoundError, Storage, StorageError
 
 FOLDER = "lock"
@@ -76,7 +74,7 @@ class LockRecord:
             number=number,
             mark=uuid.uuid4().hex,
             process=ProcessId.current(),
-            user=_user(),
+            user=user_name(),
             since=datetime.now(UTC).isoformat(timespec="seconds"),
             lease_seconds=lease_seconds,
         )
@@ -142,13 +140,6 @@ def read_record(storage: Storage, number: int) -> LockRecord | None:
         raise UserError(
             f"{storage.url}/{record_key(number)}: is damaged ({error}); remove it if nobody uses {storage.url}"
         ) from error
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container may run under a number that has no name
-        return f"user {os.getuid()}"
 
 
 SETTLE_SECONDS = 0.5

@@ -8,7 +8,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,6 +112,8 @@ class ObjectInfo:
 
     key: str
     size_bytes: int
+    modified_at: float = field(default=0.0, compare=False)
+    """When it was written, in seconds since 1970 by the storage's clock; 0 where the listing does not say."""
 
 
 @dataclass(frozen=True)

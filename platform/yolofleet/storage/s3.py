@@ -203,7 +203,7 @@ class S3Storage(Storage):
         def read(client: Any) -> list[ObjectInfo]:
             pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=base + prefix)
             return [
-                ObjectInfo(str(entry["Key"])[len(base) :], int(entry["Size"]))
+                ObjectInfo(str(entry["Key"])[len(base) :], int(entry["Size"]), entry["LastModified"].timestamp())
                 for page in pages
                 for entry in page.get("Contents", [])
                 if not str(entry["Key"]).endswith("/")

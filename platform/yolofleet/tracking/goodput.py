@@ -100,6 +100,7 @@ DESCRIPTIONS = {
     "node_gone": "node {node} has left the cluster: {reason}",
     "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
     "moving": "the workers make progress again after {seconds} s at step {step}",
+    "notification_failed": "nobody at {to} was notified of {about}: {reason}",
     "stopped": "stopped: {reason}",
     "failed": "failed: {reason}",
 }

@@ -13,7 +13,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -91,9 +91,41 @@ def list_logs(storage: Storage, prefix: str) -> list[str]:
 
 def list_parts(storage: Storage, name: str) -> list[Part]:
     """Return the parts of a log, in order; none where nothing was written yet."""
-    matches = [(part, PART_KEY.fullmatch(part.key)) for part in _list_objects(storage, name)]
-    parts = [part for part, match in matches if match is not None and match[1] == name]
-    return sorted(parts, key=lambda part: (len(part.key), part.key))
+    return parts_by_log(storage, name).get(name, [])
+
+
+def parts_by_log(storage: Storage, prefix: str) -> dict[str, list[Part]]:
+    """Return the logs that begin with a prefix, and the parts of each, in order."""
+    return group_parts(_list_objects(storage, prefix))
+
+
+def group_parts(parts: Iterable[Part]) -> dict[str, list[Part]]:
+    """Return the parts by the name of their log, in order; objects that belong to no log are left out."""
+    found: dict[str, list[Part]] = {}
+    for part in sorted(parts, key=lambda part: (len(part.key), part.key)):
+        if (match := PART_KEY.fullmatch(part.key)) is not None:
+            found.setdefault(match[1], []).append(part)
+    return found
+
+
+def read_end(storage: Storage, parts: Sequence[Part], most_bytes: int) -> list[Row]:
+    """Return the last rows of a log, oldest first: what its newest bytes hold, by one request a part.
+
+    Args:
+        storage: Holds the log.
+        parts: Its parts, as they were listed.
+        most_bytes: How much is read.
+    """
+    rows: list[Row] = []
+    for part in reversed(parts):
+        start = max(0, part.size_bytes - most_bytes)
+        lines = storage.get_from(part.key, start).split(b"\n")[:-1]
+        # From the middle of a part on, the first line is the end of one.
+        rows = [row for line in lines[bool(start) :] if (row := decode_row(line)) is not None] + rows
+        most_bytes -= part.size_bytes
+        if most_bytes <= 0:
+            break
+    return rows
 
 
 def _list_objects(storage: Storage, prefix: str) -> list[Part]:

@@ -20,7 +20,8 @@ from yolofleet.cluster.doctor.examine import Notify, examine
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding, Report
 from yolofleet.cluster.doctor.node_checks import ClockOffset, Installed, check_clock, probe_versions
 from yolofleet.cluster.doctor.nodes import NoAnswer, await_answers
-from yolofleet.cluster.service import JobService, SentJob
+from yolofleet.cluster.sent_job import SentJob
+from yolofleet.cluster.service import JobService
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import own_token, tune_connection, use_token
 from yolofleet.core.text import one_line

@@ -108,6 +108,7 @@ class GroupWatch:
         self.hung: list[WorkerStatus] = []
         self.workers: list[WorkerStatus] = []
         self.leave_reason: str | None = None
+        self._is_recorded = False
         self._job = job
         self._run = run
         self._stall_warning = StallWarning(run.append_event, job.cluster.hang_timeout_seconds)
@@ -144,6 +145,7 @@ class GroupWatch:
         self.workers = workers
         self.progress = newest_progress(now, workers) or self.progress
         self._stall_warning.update(now, workers)
+        self._record_workers(workers)
         for worker in silent_workers(now, workers, self._job.cluster.hang_timeout_seconds):
             if worker not in self.hung:
                 self.hung.append(worker)
@@ -153,6 +155,16 @@ class GroupWatch:
             self.leave_reason = reason
             self._board.ask_to_leave.remote(reason)
         self._take_rows()
+
+    def _record_workers(self, workers: list[WorkerStatus]) -> None:
+        """Append an event once all workers are there: where each runs, for who looks for its output."""
+        if self._is_recorded or not workers or len(workers) < workers[0].num_workers:
+            return
+        self._is_recorded = True
+        hosts = {worker.node: worker.host for worker in workers}
+        nodes = sorted(hosts)
+        processes = [[worker.process, nodes.index(worker.node)] for worker in workers]
+        self._run.append_event("workers", nodes=nodes, hosts=[hosts[node] for node in nodes], processes=processes)
 
     def _cluster_change(self, workers: list[WorkerStatus]) -> str | None:
         """Return which change of the cluster is a reason for the group to leave, None if there is none."""
