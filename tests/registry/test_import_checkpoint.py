@@ -9,10 +9,11 @@ import torch
 
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
+from yolofleet.data.class_names import coco_classes
 from yolofleet.evaluation.detector import Detector
 from yolofleet.models import build_model, deploy
 from yolofleet.models.weights import official_parameter_names
-from yolofleet.registry.import_checkpoint import coco_classes, package_checkpoint
+from yolofleet.registry.import_checkpoint import package_checkpoint
 from yolofleet.training.setup.pretrained import read_trained
 
 CLASSES = {"categories": [{"id": 3, "name": "disc"}, {"id": 7, "name": "cross"}]}

@@ -62,18 +62,29 @@ def needed_names(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> s
 def fitting_models(state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Return the names of the zoo's models that weights are of, whatever their classes."""
     found = Counter(tuple(tensor.shape) for tensor in state.values())
-    return tuple(name for name in zoo_names() if _has_convolutions(name, found) and _is_of(name, state))
+    tables = [zoo_table(name) for name in zoo_names()]
+    return tuple(table.name for table in tables if _has_convolutions(table, found) and _is_of(_shapes(table), state))
 
 
-def _has_convolutions(name: str, found: Counter[tuple[int, ...]]) -> bool:
+def _has_convolutions(table: ModelTable, found: Counter[tuple[int, ...]]) -> bool:
     """Return whether weights have as many convolutions of each shape as a model, which needs no modules to know."""
-    expected = Counter(shape.shape for shape in convolution_shapes(zoo_table(name), deployed=True).values())
-    return expected <= found
+    return Counter(shape.shape for shape in convolution_shapes(table, deployed=True).values()) <= found
 
 
-def _is_of(name: str, state: Mapping[str, Tensor]) -> bool:
+def _shapes(table: ModelTable) -> Network:
+    """Return a model without memory for its weights."""
     with torch.device("meta"):
-        model = Network(zoo_table(name), num_classes=1)
+        return Network(table, num_classes=1)
+
+
+def check_architecture(table: ModelTable, state: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` for weights of another model, whatever their classes; it names the model that fits."""
+    model = _shapes(table)
+    if not _is_of(model, state):
+        raise UserError(explain_misfit(model, state))
+
+
+def _is_of(model: Network, state: Mapping[str, Tensor]) -> bool:
     try:
         ours = in_our_names(model, state)
     except UserError:  # weights of this model are published under no numbers
@@ -109,7 +120,11 @@ def layout_note(table: ModelTable, state: Mapping[str, Tensor]) -> str | None:
 
 def explain_misfit(model: Network, state: Mapping[str, Tensor]) -> str:
     """Say why weights cannot be taken over: folded for deployment, of other widths, or of another model."""
-    ours, target = in_our_names(model, state), model.state_dict()
+    target = model.state_dict()
+    try:
+        ours = in_our_names(model, state)
+    except UserError as error:
+        return f"{error}; {whose_weights(state)}"
     needed = needed_names(target, ours)
     optional = target.keys() - needed
     differences = compare_weights(
