@@ -61,9 +61,9 @@ def test_what_was_damaged_on_the_disk_is_fetched_again(server: FileServer) -> No
     assert fetch(f"{server.url}/v7.pt").read_bytes() == DATA and len(server.requests) == 2
 
 
-def test_a_download_goes_on_where_it_broke_off(server: FileServer, tmp_path: Path) -> None:
+def test_a_download_resumes_where_it_broke_off(server: FileServer, tmp_path: Path) -> None:
     server.pages["/v7.pt"].break_offs = [400_000]
-    with pytest.raises(FetchError, match=r"connection broke off; 400 kB are kept, and the next attempt goes on"):
+    with pytest.raises(FetchError, match=r"connection broke off; 400 kB are kept, and the next attempt resumes"):
         fetch(f"{server.url}/v7.pt")
     assert f"{DIGEST}.part" in kept(tmp_path)
     assert fetch(f"{server.url}/v7.pt").read_bytes() == DATA

@@ -113,7 +113,7 @@ def layout_note(table: ModelTable, state: Mapping[str, Tensor]) -> str | None:
     if not (has_permissive_layout(state) and has_paper_pools):
         return None
     return (
-        f"the weights are named as in MultimediaTechLab/YOLO, whose graph is not that of {table.name} in two places; "
+        f"the weights are named as in MultimediaTechLab/YOLO, whose graph differs from that of {table.name} twice; "
         "the model yolov7-mit computes what that implementation does: compare their AP (docs/weights.md)"
     )
 

@@ -1,6 +1,6 @@
 """A file behind an ``https://`` URL: fetched once, verified by its SHA-256, kept in a folder of this user alone.
 
-A download that broke off goes on where it stopped, with ``If-Range``, so that bytes of two versions are never joined.
+A download that broke off resumes where it stopped, with ``If-Range``, so that bytes of two versions are never joined.
 Content with another digest is removed unread.
 """
 
@@ -47,7 +47,7 @@ Notify = Callable[[str], None]
 
 
 class _BrokenOffError(Exception):
-    """The connection failed; another attempt may go on."""
+    """The connection failed; another attempt may resume it."""
 
 
 def fetch_file(url: str, sha256: str, suffix: str, notify: Notify) -> Path:
@@ -70,10 +70,10 @@ def fetch_file(url: str, sha256: str, suffix: str, notify: Notify) -> Path:
             if whole.exists() and file_sha256(whole) == sha256:
                 return whole
             whole.unlink(missing_ok=True)  # damaged on the disk
-            goes_on = part.exists()
+            resumes = part.exists()
             _download(url, part, notify)
             found = file_sha256(part)
-            if found != sha256 and goes_on:
+            if found != sha256 and resumes:
                 notify(f"{url}: what was kept of it is of another file; fetching it whole")
                 part.unlink()
                 _download(url, part, notify)
@@ -124,7 +124,7 @@ class _Progress:
 
 
 def _download(url: str, part: Path, notify: Notify) -> None:
-    """Fetch a file, going on after what is there of it."""
+    """Fetch a file, resuming after what is there of it."""
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     progress, opener = _Progress(url, notify), make_opener()
     with os.fdopen(descriptor, "r+b") as file:
@@ -137,8 +137,8 @@ def _download(url: str, part: Path, notify: Notify) -> None:
                 pass
         except _BrokenOffError as error:
             kept = file.seek(0, os.SEEK_END)
-            goes_on = f"; {format_bytes(kept)} are kept, and the next attempt goes on there" if kept else ""
-            raise FetchError(f"{url}: {error}{goes_on}; {BY_HAND}") from None
+            resumes = f"; {format_bytes(kept)} are kept, and the next attempt resumes there" if kept else ""
+            raise FetchError(f"{url}: {error}{resumes}; {BY_HAND}") from None
         file.flush()
         os.fsync(file.fileno())
 
