@@ -214,18 +214,18 @@ def test_weights_of_the_permissive_layout_say_which_model_is_theirs() -> None:
 @pytest.mark.parametrize(
     ("given", "wrong", "fitting"),
     [
-        ("yolov7-tiny", "yolov7", "they are weights of yolov7-tiny: choose"),
-        ("yolov7", "yolov7-tiny", "they fit yolov7 and yolov7-mit: choose"),
-        ("yolor-p6", "yolov7-w6", "they are weights of yolor-p6: choose"),
+        ("yolov7-tiny", "yolov7", " but of yolov7-tiny: choose"),
+        ("yolov7", "yolov7-tiny", "; they fit yolov7 and yolov7-mit: choose"),
+        ("yolor-p6", "yolov7-w6", " but of yolor-p6: choose"),
     ],
 )
 def test_weights_of_another_model_name_the_one_that_fits(given: str, wrong: str, fitting: str) -> None:
     with torch.device("meta"):
         source, model = build_model(given, 7), build_model(wrong, 7)
     for state in (published(source), source.state_dict()):
-        with pytest.raises(WeightsError, match=rf"not weights of {wrong}: .*; {fitting}"):
+        with pytest.raises(WeightsError, match=rf"not weights of {wrong}{fitting}"):
             transfer_state_dict(model, state)
-    with pytest.raises(WeightsError, match=rf"not weights of {wrong}: .*; {fitting}"):
+    with pytest.raises(WeightsError, match=rf"not weights of {wrong}{fitting}"):
         load_official_state_dict(model, published(source))
 
 

@@ -207,7 +207,7 @@ def test_without_a_network_the_kept_file_is_enough_and_the_other_says_what_to_do
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
     assert fetch("https://weights.example/v7.pt") == path
-    with pytest.raises(FetchError, match=r"name is not found: has this machine a network, .*HTTPS_PROXY"):
+    with pytest.raises(FetchError, match=r"name is not found; check that this machine has a network, .*HTTPS_PROXY"):
         fetch("https://weights.example/v7.pt", "0" * 64)
 
 

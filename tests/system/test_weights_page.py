@@ -15,7 +15,7 @@ from system.pages import ROOT, shell_lines
 from system.shell import Shell, write_job
 from yolofleet.models import build_model
 
-pytestmark = [pytest.mark.system, pytest.mark.slow]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(3600)]
 MODELS = {"yolov7.pt": "yolov7", "v7.pt": "yolov7", "yolov7-tiny.pt": "yolov7-tiny", "yolov7@candidate": "yolov7"}
 """What the last part of a source is trained as."""
 
@@ -50,5 +50,5 @@ def test_the_commands_of_the_page_work(drawn: Path, tmp_path: Path) -> None:
             ]
             if words[0] == "train":
                 words += [f"name=run-{number}", f"model={{name: {MODELS[name]}}}", "--launcher", "process"]
-            shell.succeed(*words)
+            shell.succeed(*words, timeout_seconds=1200)
         assert [request["path"] for request in server.requests] == ["/yolov7.pt", "/v7.pt", "/yolov7-tiny.pt"]

@@ -96,15 +96,15 @@ def _is_of(model: Network, state: Mapping[str, Tensor]) -> bool:
     return num_given == num_known and needed_names(target, ours) <= fitting_names(target, ours)
 
 
-def whose_weights(state: Mapping[str, Tensor]) -> str:
-    """Return what to choose for weights that do not fit, for a message."""
+def whose_weights(table: ModelTable, state: Mapping[str, Tensor], differences: object) -> str:
+    """Return what to choose for weights that are not a model's: the model that fits, else what differs."""
     match fitting_models(state):
         case ():
-            return "choose the model that they belong to; no model of the zoo has these names and shapes"
+            return f"these are not weights of {table.name}: {differences}; choose the model that they belong to"
         case (name,):
-            return f"they are weights of {name}: choose that model"
+            return f"these are not weights of {table.name} but of {name}: choose that model"
         case names:
-            return f"they fit {' and '.join(names)}: choose one of these models"
+            return f"these are not weights of {table.name}; they fit {' and '.join(names)}: choose one of these models"
 
 
 def layout_note(table: ModelTable, state: Mapping[str, Tensor]) -> str | None:
@@ -124,7 +124,7 @@ def explain_misfit(model: Network, state: Mapping[str, Tensor]) -> str:
     try:
         ours = in_our_names(model, state)
     except UserError as error:
-        return f"{error}; {whose_weights(state)}"
+        return whose_weights(model.table, state, error)
     needed = needed_names(target, ours)
     optional = target.keys() - needed
     differences = compare_weights(
@@ -137,6 +137,6 @@ def explain_misfit(model: Network, state: Mapping[str, Tensor]) -> str:
             "these are weights of a deployed model, whose batch norm is folded into the convolutions and cannot be "
             "trained further; use its training form (training.safetensors of the detector package)"
         )
-    fitting = fitting_models(state)
-    cure = "use the same scaling factors" if not differences.missing and not fitting else whose_weights(state)
-    return f"these are not weights of {model.table.name}: {differences}; {cure}"
+    if not differences.missing and not fitting_models(state):
+        return f"these are not weights of {model.table.name}: {differences}; use the same scaling factors"
+    return whose_weights(model.table, state, differences)

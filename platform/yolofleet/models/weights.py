@@ -216,7 +216,7 @@ def _check_fit(model: Network, expected: Mapping[str, Tensor], state: Mapping[st
             f"build it with num_classes={num_classes}, or take over all but the last layer with "
             "yolofleet.models.weights.transfer_state_dict(model, state)"
         )
-    raise WeightsError(f"these are not weights of {model.table.name}: {differences}; {whose_weights(state)}")
+    raise WeightsError(whose_weights(model.table, state, differences))
 
 
 def _make_implicit_neutral(model: Network, loaded: set[str]) -> None:

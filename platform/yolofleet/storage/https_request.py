@@ -33,7 +33,7 @@ from yolofleet.core.redaction import holds_secret, redact_url
 TIMEOUT_SECONDS = 30.0
 HOSTS_VARIABLE = "YOLOFLEET_URL_HOSTS"
 """Hosts whose address need not be public, separated by commas."""
-BY_HAND = "or fetch it where that works, and name the file"
+BY_HAND = "else fetch it by other means, and name the file"
 
 
 class FetchError(UserError):
@@ -114,14 +114,14 @@ def _is_public(text: str) -> bool:
 
 def explain_failure(reason: object) -> str:
     """Say why a connection failed, and what to look at."""
-    proxy = "is the proxy of HTTPS_PROXY right" if "https" in getproxies() else "does it need a proxy (HTTPS_PROXY)"
+    proxy = "the proxy of HTTPS_PROXY" if "https" in getproxies() else "whether it needs a proxy (HTTPS_PROXY)"
     if isinstance(reason, socket.gaierror):
-        return f"the host's name is not found: has this machine a network, {proxy}?"
+        return f"the host's name is not found; check that this machine has a network, and {proxy}"
     if isinstance(reason, TimeoutError):
-        return f"no answer within {TIMEOUT_SECONDS:.0f} s: does a firewall keep it back, {proxy}?"
+        return f"no answer within {TIMEOUT_SECONDS:.0f} s; check what a firewall keeps back, and {proxy}"
     if isinstance(reason, OSError) and str(reason).startswith("Tunnel connection failed"):
         return f"the proxy of HTTPS_PROXY refuses it ({str(reason).removeprefix('Tunnel connection failed: ')})"
     if isinstance(reason, ConnectionResetError | HTTPException):
         return "the connection broke off"
     named = reason.strerror if isinstance(reason, OSError) else None
-    return f"the connection failed ({named or type(reason).__name__}): {proxy}?"
+    return f"the connection failed ({named or type(reason).__name__}); check the address, and {proxy}"
