@@ -65,8 +65,8 @@ def trained(name: str, num_workers: int, kills: int, num_steps: int, folder: Pat
     job = JOB | {"name": directory.name, "data": data, "storage": str(folder / "runs")}
     file = folder / f"{directory.name}.yaml"
     file.write_text(yaml.safe_dump(job | {"epochs": num_steps * JOB["global_batch_size"] / num_images}))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
-    command += ["-m", "yolofleet.training", str(file)]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_workers}"]
+    command = [sys.executable, *(torchrun if num_workers > 1 else []), "-m", "yolofleet.training", str(file)]
     chance = random.Random(0)
     for number in range(kills):
         target = chance.randrange(num_steps * (number + 1) // (kills + 2), num_steps * (number + 2) // (kills + 2))
@@ -93,7 +93,7 @@ def samples_of(directory: Path) -> dict[tuple[int, int], str]:
     """Return the digest of the pixels that the network saw, by step and micro-batch."""
     logs = sorted((directory / "samples").glob("*.jsonl"))
     found = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
-    return {(row["step"], row["micro_batch"]): row["sha256"] for row in found}
+    return {(row["step"], row["micro_batch"]): row["digest"] for row in found}
 
 
 def draw(curves: dict[str, list[float]], differences: dict[str, float]) -> str:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from yolofleet.models.checkpoint_reader import CheckpointError
+from yolofleet.models.checkpoint_reader import CheckpointError, open_checkpoint
 from yolofleet.models.inert_pickle import Known, resolve
 from yolofleet.models.weights import read_checkpoint
 
@@ -206,3 +206,67 @@ def test_a_tensor_cannot_claim_more_than_its_storage(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1).expand(10**6)}, tmp_path / "expanded.pt")
     with pytest.raises(CheckpointError, match="1000000 elements lies in a storage of 1"):
         read_checkpoint(tmp_path / "expanded.pt")
+
+
+def named_module(names: Any) -> nn.Module:
+    model = nn.Conv2d(1, 1, 1)
+    model.names = names
+    return model
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"model": named_module(["rbc", "wbc"]), "epoch": 1}, ("rbc", "wbc")),
+        ({"ema": named_module({0: "rbc", 1: "wbc"})}, ("rbc", "wbc")),
+        ({"state_dict": nn.Conv2d(1, 1, 1).state_dict(), "names": ["rbc"]}, ("rbc",)),
+        ({"model": nn.Conv2d(1, 1, 1), "names": {"0": "rbc"}}, ("rbc",)),
+        ({"model": nn.Conv2d(1, 1, 1)}, None),
+        ({"model": named_module(["rbc", " "])}, None),
+        ({"model": named_module({0: "rbc", 2: "wbc"})}, None),
+        ({"model": named_module(["x" * 300])}, None),
+        ({"model": named_module("rbc")}, None),
+        ({"model": named_module([])}, None),
+    ],
+)
+def test_class_names_are_found_where_there_are_whole_ones(content: Any, expected: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "named.pt")
+    read = open_checkpoint(tmp_path / "named.pt")
+    assert read.class_names == expected
+    assert set(read.weights) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(("metadata", "expected"), [('["rbc", "wbc"]', ("rbc", "wbc")), ("[", None), ("3", None)])
+def test_safetensors_may_name_classes_in_their_metadata(metadata: str, expected: Any, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file(nn.Conv2d(1, 1, 1).state_dict(), tmp_path / "named.safetensors", {"names": metadata})
+    assert open_checkpoint(tmp_path / "named.safetensors").class_names == expected
+
+
+class Settings(dict):
+    """As a trainer keeps its settings: an object of a class of its own."""
+
+
+def test_a_training_state_of_lightning_is_read_and_nothing_else_of_it(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.rand(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    state = {f"model.model.{name}": tensor for name, tensor in model.state_dict().items()}
+    trace = tmp_path / "ran"
+    content = {
+        "epoch": 3,
+        "global_step": 40,
+        "pytorch-lightning_version": "2.4.0",
+        "state_dict": state,
+        "loops": {"fit_loop": {"state_dict": {}}},
+        "callbacks": {"EMA": {"decay": 0.99}, "hook": RunsByReduce(f"touch {trace}")},
+        "optimizer_states": [optimizer.state_dict()],
+        "lr_schedulers": [{"last_epoch": 3}],
+        "hparams_name": "cfg",
+        "hyper_parameters": Settings(model="v7"),
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    assert_equal_weights(read_checkpoint(tmp_path / "last.ckpt"), state)
+    assert not trace.exists()

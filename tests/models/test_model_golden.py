@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from models.golden_models import ANCHOR_KINDS, Golden, tensors_of
 from yolofleet.models import build_model, deploy
-from yolofleet.models.weights import load_official_state_dict, official_parameter_names
+from yolofleet.models.weights import load_official_state_dict, official_parameter_names, read_checkpoint
 
 TOLERANCE = 1e-4
 
@@ -55,3 +57,27 @@ def test_every_published_name_and_shape_is_known(name: str) -> None:
     names = official_parameter_names(model)
     assert {official: tuple(ours[own].shape) for official, own in names.items()} == published
     assert set(names.values()) == set(ours) - {"anchors"}
+
+
+PREFIXES = ["", "model.", "model.model.", "layers."]
+
+
+def by_channel(raw: torch.Tensor) -> torch.Tensor:
+    """(B, anchors, H, W, values) as the permissively licensed implementation has it: (B, anchors x values, H, W)."""
+    return raw.permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "state_dict"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+@torch.no_grad()
+def test_the_permissive_layout_gives_its_outputs(prefix: str, wrapped: bool, tmp_path: Path) -> None:
+    golden = Golden("permissive-yolov7")
+    state = {prefix + name.removeprefix("model."): tensor for name, tensor in golden.state.items()}
+    torch.save({"state_dict": state} if wrapped else state, tmp_path / "v7.pt")
+    model = build_model("yolov7-mit").eval()
+    report = load_official_state_dict(model, read_checkpoint(tmp_path / "v7.pt"))
+    assert report.kept == ("anchors",)
+    deployed = deploy(model)
+    for level, (found, folded) in enumerate(zip(model.raw(golden.images), deployed.raw(golden.images), strict=True)):
+        assert golden.error(f"raw_{level}", by_channel(found)) <= 1e-5
+        assert golden.error(f"raw_{level}", by_channel(folded)) <= 1e-4

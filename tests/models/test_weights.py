@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
 
 from models.conftest import randomised
+from models.published_layouts import permissive, published
+from yolofleet.core.errors import UserError
 from yolofleet.models import build_model, deploy
 from yolofleet.models.network import Network
 from yolofleet.models.official_names import head_prefix
+from yolofleet.models.weight_fit import layout_note
 from yolofleet.models.weights import (
     WeightsError,
     load_official_state_dict,
+    match_classes,
     official_num_classes,
     official_parameter_names,
     transfer_state_dict,
@@ -25,13 +28,6 @@ NARROW = {"transition_width": 0.125, "hidden_width": 0.125}
 def narrow(name: str, num_classes: int = 3, seed: int = 0) -> Network:
     torch.manual_seed(seed)
     return randomised(build_model(ModelChoice(name=name, **NARROW), num_classes), seed)
-
-
-def published(model: Network, *, deploy_layout: bool = False) -> dict[str, Tensor]:
-    """The state dict of a model under the published names."""
-    state = model.state_dict()
-    names = official_parameter_names(model, deploy_layout=deploy_layout)
-    return {official: state[ours].clone() for official, ours in names.items()}
 
 
 def same(left: Network, right: Network) -> bool:
@@ -174,3 +170,101 @@ def test_transfer_from_folded_layers_says_where_the_others_are() -> None:
 def test_deployed_models_have_published_names_too(narrow_tiny: Network) -> None:
     deployed = deploy(narrow_tiny)
     assert set(official_parameter_names(deployed).values()) == set(deployed.state_dict()) - {"anchors"}
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "model.model.", "layers.", "module.model."])
+def test_the_permissive_layout_is_read_with_any_prefix(prefix: str) -> None:
+    model, other = narrow("yolov7"), narrow("yolov7", seed=1)
+    state = permissive(model, prefix)
+    assert any(".heads.0.head_conv." in name for name in state) and any("merge_conv" in name for name in state)
+    assert official_num_classes(model.table, state) == 3
+    assert load_official_state_dict(other, state).kept == ("anchors",)
+    assert same(model, other)
+
+
+def test_of_a_training_state_the_average_is_taken_and_nothing_that_is_no_model() -> None:
+    model, average, other = narrow("yolov7"), narrow("yolov7", seed=1), narrow("yolov7", seed=2)
+    extra = {"loss_fn.weight": torch.ones(1), "metric.3.total": torch.ones(1)}
+    state = permissive(model, "model.model.") | permissive(average, "ema.model.") | extra
+    load_official_state_dict(other, state)
+    assert same(average, other)
+
+
+def test_several_models_are_refused_by_their_prefixes() -> None:
+    model = narrow("yolov7-tiny")
+    state = published(model) | {f"teacher.{name}": tensor for name, tensor in published(model).items()}
+    with pytest.raises(UserError, match=r"2 models \(model\., teacher\.model\.\)"):
+        load_official_state_dict(narrow("yolov7-tiny"), state)
+
+
+def test_transfer_from_the_permissive_layout_takes_all_but_the_last_layer() -> None:
+    source, model = narrow("yolov7", 3), narrow("yolov7", 5, seed=1)
+    report = transfer_state_dict(model, permissive(source, "model.model."))
+    assert {name.split(".")[1] for name in report.kept} == {"lead", "multiply"}
+    assert torch.equal(model.blocks["s5"][0].conv.weight, source.blocks["s5"][0].conv.weight)
+
+
+def test_weights_of_the_permissive_layout_say_which_model_is_theirs() -> None:
+    own, paper = narrow("yolov7-mit"), narrow("yolov7")
+    assert "yolov7-mit" in (layout_note(paper.table, permissive(paper)) or "")
+    assert layout_note(own.table, permissive(own)) is None
+    assert layout_note(paper.table, published(paper)) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong", "fitting"),
+    [
+        ("yolov7-tiny", "yolov7", " but of yolov7-tiny: choose"),
+        ("yolov7", "yolov7-tiny", "; they fit yolov7 and yolov7-mit: choose"),
+        ("yolor-p6", "yolov7-w6", " but of yolor-p6: choose"),
+    ],
+)
+def test_weights_of_another_model_name_the_one_that_fits(given: str, wrong: str, fitting: str) -> None:
+    with torch.device("meta"):
+        source, model = build_model(given, 7), build_model(wrong, 7)
+    for state in (published(source), source.state_dict()):
+        with pytest.raises(WeightsError, match=rf"not weights of {wrong}{fitting}"):
+            transfer_state_dict(model, state)
+    with pytest.raises(WeightsError, match=rf"not weights of {wrong}{fitting}"):
+        load_official_state_dict(model, published(source))
+
+
+def test_classes_are_matched_by_name_whatever_its_spelling() -> None:
+    known = ["person", "traffic light", "cup", "Cup"]
+    assert match_classes(["Traffic_Light", "cup", "rbc", "PERSON"], known) == (1, 2, -1, 0)
+
+
+@pytest.mark.parametrize("layout", ["own", "published"])
+@pytest.mark.parametrize("name", ["yolov7", "yolov7-w6"])
+def test_known_classes_keep_their_rows_and_the_others_start_fresh(name: str, layout: str) -> None:
+    source, model = narrow(name, 3), narrow(name, 4, seed=1)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    report = transfer_state_dict(model, source.state_dict() if layout == "own" else published(source), (2, -1, 0, -1))
+    after, given = model.state_dict(), source.state_dict()
+    last = [key for key in after if key.startswith(("head.lead.", "head.auxiliary.", "head.multiply."))]
+    assert set(report.known_rows) == set(last) and not set(last) & {*report.loaded, *report.kept}
+    for key in last:
+        new, old, fresh = (
+            state[key].flatten(0, 1) if "multiply" in key else state[key] for state in (after, given, before)
+        )
+        new, old, fresh = (tensor.unflatten(0, (3, -1)) for tensor in (new, old, fresh))
+        assert torch.equal(new[:, :5], old[:, :5])
+        assert torch.equal(new[:, 5], old[:, 7]) and torch.equal(new[:, 7], old[:, 5])
+        assert torch.equal(new[:, [6, 8]], fresh[:, [6, 8]])
+
+
+def test_where_no_class_is_known_the_last_layer_starts_fresh() -> None:
+    source, model = narrow("yolov7-tiny", 3), narrow("yolov7-tiny", 3, seed=1)
+    report = transfer_state_dict(model, source.state_dict(), (-1, -1, -1))
+    assert {name.split(".")[1] for name in report.kept if "num_batches" not in name} == {"lead", "multiply"}
+    assert not report.known_rows
+
+
+def test_a_last_layer_that_does_not_fit_changes_nothing() -> None:
+    model = narrow("yolov7-tiny", 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = narrow("yolov7-tiny", 3, seed=1).state_dict()
+    state["head.lead.1.bias"] = torch.zeros(25)
+    with pytest.raises(WeightsError, match=r"head\.lead\.1\.bias has the shape \(25,\)"):
+        transfer_state_dict(model, state, (0, -1))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())

@@ -10,8 +10,8 @@ import pytest
 
 from registry.servers import free_port, mlflow_server
 from yolofleet.cli.main import main
+from yolofleet.core.local_files import CACHE_VARIABLE
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.registry.version_files import CACHE_VARIABLE
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 

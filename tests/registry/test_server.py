@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 from registry.servers import end_group, free_port, mlflow_server, process
+from yolofleet.core.local_files import CACHE_VARIABLE
 from yolofleet.evaluation.detector import Detector
 from yolofleet.registry.register import register_run
-from yolofleet.registry.version_files import CACHE_VARIABLE, detector_folder
+from yolofleet.registry.version_files import detector_folder
 from yolofleet.storage import open_storage
 from yolofleet.tracking.mirror import Mirror
 from yolofleet.tracking.mlflow_store import check_reachable, open_client

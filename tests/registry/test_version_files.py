@@ -99,7 +99,7 @@ def test_no_tag_leads_to_what_another_version_left_in_the_cache(
     first = register_detector(detector_package, "shapes", tracking_uri, Evidence())
     register_detector(trained_package, "shapes", tracking_uri, Evidence())
     open_client(tracking_uri).set_model_version_tag("shapes", "2", DIGEST_TAG, str(first.digest))
-    monkeypatch.setenv(resolve.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("YOLOFLEET_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(resolve, "local_folder", lambda location: None)  # as if they lay elsewhere
     kept = [resolve.detector_folder(f"models:/shapes/{number}", tracking_uri) for number in (1, 2)]
     for folder, package in zip(kept, (detector_package, trained_package), strict=True):

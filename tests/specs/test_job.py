@@ -138,3 +138,30 @@ def test_no_number_of_workers_takes_time_or_memory(workers: Any, batch: int, str
 def test_the_bound_on_workers_names_key_value_and_bound() -> None:
     with pytest.raises(UserError, match=r"job\.yaml: cluster\.workers: .*equal to 10000, not 1000000000"):
         parse(strategy="zero2", cluster={"workers": 10**9})
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"initial_weights": "https://host.example/v7.pt"}, "say which file is meant: initial_weights_sha256=DIGEST"),
+        ({"initial_weights": "http://host.example/v7.pt", "initial_weights_sha256": "0" * 64}, "by https:// only"),
+        ({"initial_weights_sha256": "0" * 64}, "is of a file, and there is none"),
+        ({"initial_weights": "v7.pt", "initial_weights_sha256": "0" * 63}, "initial_weights_sha256"),
+        (
+            {"initial_weights": "https://me:secret@host.example/v7.pt", "initial_weights_sha256": "0" * 64},
+            "holds a secret",
+        ),
+    ],
+)
+def test_weights_behind_a_url_need_https_and_a_digest(changes: dict[str, str], part: str) -> None:
+    with pytest.raises(UserError, match=part) as refused:
+        parse(**changes)
+    assert "secret@" not in str(refused.value)
+
+
+def test_neither_the_address_nor_the_digest_of_initial_weights_is_part_of_what_is_computed() -> None:
+    digests = {
+        parse(initial_weights="v7.pt").digest(),
+        parse(initial_weights="https://host.example/v7.pt", initial_weights_sha256="A" * 64).digest(),
+    }
+    assert len(digests) == 1 and parse().digest() not in digests

@@ -22,6 +22,7 @@ ELSEWHERE = {
     "registry.md: Use: MLFLOW_TRACKING_URI=": "tests/system/test_other_programs.py",
     "registry.md: Use: curl": "tests/system/test_other_programs.py",
     "tracking.md: Look at runs in MLflow: mlflow server": "tests/system/test_other_programs.py",
+    "weights.md: ": "tests/system/test_weights_page.py",
 }
 """How page, section and command begin: what runs it."""
 

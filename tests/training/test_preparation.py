@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -13,13 +14,14 @@ import pytest
 import safetensors.torch
 import torch
 
+from storage.https_server import Page, serve_https
 from yolofleet.core.errors import UserError
 from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
 from yolofleet.specs.job import CacheSpec, JobSpec
 from yolofleet.training.loop.update import MicroBatchStatistics, WeightAverage, group_parameters
-from yolofleet.training.setup.builders import freeze_blocks, trained_table
+from yolofleet.training.setup.builders import freeze_blocks, open_dataset, trained_table
 from yolofleet.training.setup.preflight import Readiness, check_job
 from yolofleet.training.setup.preparation import (
     choose_anchors,
@@ -29,6 +31,7 @@ from yolofleet.training.setup.preparation import (
     table_anchors,
     with_anchors,
 )
+from yolofleet.training.setup.pretrained import load_initial, read_trained
 from yolofleet.training.supervision.worker import run_in_process
 
 MakeJob = Callable[..., JobSpec]
@@ -148,6 +151,86 @@ def test_other_classes_take_all_but_the_last_layers(small_job: MakeJob, tmp_path
     assert all(torch.equal(kept[name], state[name]) for name in kept)
     note = next(note for note in ready.notes if note.startswith("initial weights"))
     assert f"{len(kept)} tensors" in note and "head.lead" in note
+
+
+def test_known_classes_keep_their_last_layer_and_the_others_start_by_the_seed(
+    small_job: MakeJob, tmp_path: Path
+) -> None:
+    source = tmp_path / "mine.safetensors"
+    job = small_job(initial_weights=str(source), seed=5)
+    names = [name for _, name in open_dataset(job.data, job.data.train).classes]
+    other = narrow(job, 4)
+    theirs = ["unheard of", names[2].upper(), "another", names[0]]
+    safetensors.torch.save_file(other.state_dict(), source, {"names": json.dumps(theirs)})
+    ready = check_job(job)
+    assert any(f"2 of 3 classes keep their last layer, by name: {names[0]}, {names[2]}" in line for line in ready.notes)
+    assert ready.run.facts()["initial_weights"]["classes_known"] == 2
+    torch.manual_seed(5)
+    fresh = build_model(run_table(job, ready.run), 3).state_dict()
+    torch.manual_seed(5)
+    model = build_model(run_table(job, ready.run), 3)
+    load_initial(ready.run.storage, model)
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("head.lead.", "head.multiply.")):
+            rows, given, random = (
+                state[name].flatten(0, 1) if "multiply" in name else state[name]
+                for state in (model.state_dict(), other.state_dict(), fresh)
+            )
+            rows, given, random = (value.unflatten(0, (3, -1)) for value in (rows, given, random))
+            assert torch.equal(rows[:, :6], torch.cat((given[:, :5], given[:, 8:9]), 1))
+            assert torch.equal(rows[:, 7], given[:, 6]) and torch.equal(rows[:, 6], random[:, 6])
+        elif name.endswith("weight"):
+            assert torch.equal(tensor, other.state_dict()[name])
+
+
+def test_a_run_s_own_classes_are_known_by_name(small_job: MakeJob) -> None:
+    first = trained(small_job(name="first", epochs=0.3))
+    names = tuple(name for _, name in first.train.classes)
+    assert read_trained(first.run.url).class_names == names
+    ready = check_job(small_job(name="second", initial_weights=first.run.url))
+    assert not any("by name" in line for line in ready.notes), "the same classes: the whole layer is taken"
+
+
+def test_published_weights_of_eighty_classes_are_cocos(small_job: MakeJob, tmp_path: Path) -> None:
+    source = tmp_path / "last.ckpt"
+    job = small_job(initial_weights=str(source))
+    other = narrow(job, 80)
+    published = {theirs: other.state_dict()[ours] for theirs, ours in official_parameter_names(other).items()}
+    torch.save({"state_dict": published, "epoch": 3}, source)
+    weights = read_trained(str(source))
+    assert weights.known_classes(other, ["Zebra", "cross", "traffic_light"]) == (22, -1, 9)
+
+
+def test_a_digest_holds_for_any_file(small_job: MakeJob, tmp_path: Path) -> None:
+    source = tmp_path / "mine.safetensors"
+    safetensors.torch.save_file(narrow(small_job(), 3).state_dict(), source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert check_job(small_job(initial_weights=str(source), initial_weights_sha256=digest.upper())).notes
+    with pytest.raises(UserError, match=rf"mine\.safetensors: its SHA-256 is {digest}, not 0000"):
+        check_job(small_job(name="second", initial_weights=str(source), initial_weights_sha256="0" * 64))
+    with pytest.raises(UserError, match="is the digest of a single file"):
+        check_job(small_job(name="third", initial_weights=str(tmp_path), initial_weights_sha256=digest))
+
+
+def test_weights_behind_a_url_are_fetched_once_and_kept_with_the_run(
+    small_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "mine.pt"
+    torch.save(narrow(small_job(), 3).state_dict(), source)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    monkeypatch.setenv("YOLOFLEET_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("YOLOFLEET_URL_HOSTS", "localhost")
+    with serve_https(tmp_path / "tls") as server:
+        monkeypatch.setenv("SSL_CERT_FILE", server.authority)
+        server.pages["/mine.pt"] = Page(source.read_bytes())
+        url = f"{server.url}/mine.pt?download=true"
+        job = small_job(initial_weights=url, initial_weights_sha256=digest)
+        ready = check_job(job)
+        assert len(server.requests) == 1 and ready.run.facts()["initial_weights"]["source"] == url
+    assert check_job(job).run.facts()["initial_weights"]["source"] == url  # no network is needed any more
+    check_job(small_job(name="second", initial_weights=url, initial_weights_sha256=digest))
+    with pytest.raises(UserError, match="is no file of weights; accepted are"):
+        check_job(small_job(name="third", initial_weights="https://localhost/", initial_weights_sha256=digest))
 
 
 def test_the_anchors_of_the_weights_come_with_them(small_job: MakeJob, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -77,11 +78,19 @@ def register(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="A published checkpoint (.pt); nothing in it is executed.")],
+    file: Annotated[
+        str, typer.Argument(help="A published checkpoint (.pt), or its https:// URL; nothing in it is executed.")
+    ],
     model: Annotated[str, typer.Option("--model", help="The model it belongs to, e.g. yolov7.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the registered model; default: --model.")] = None,
+    sha256: Annotated[
+        str | None, typer.Option("--sha256", help="SHA-256 of the file; needed for a URL.", show_default=False)
+    ] = None,
     classes: Annotated[
-        Path | None, typer.Option("--classes", help="COCO annotations that name the classes; default: COCO's 80.")
+        Path | None,
+        typer.Option(
+            "--classes", help="COCO annotations that name the classes; default: the file's own, or COCO's 80."
+        ),
     ] = None,
     alias: Alias = "candidate",
     data: EvaluationData = None,
@@ -104,13 +113,33 @@ def import_(
     check_reachable(uri)
     with TemporaryDirectory(prefix="yolofleet-package-") as folder:
         package = Path(folder)
-        facts = package_checkpoint(file, model, package, annotations=classes)
+        path, source = _checkpoint_file(file, sha256)
+        facts = package_checkpoint(path, model, package, annotations=classes, source=source)
         evidence = Evidence(facts)
         if data is not None:
             evidence = evaluate_package(package, data, device, facts, protocol=protocol)
         name = name or Path(model).stem
         version = register_detector(package, name, uri, evidence, experiment=experiment, alias=alias)
     print_result(version.document(), _format_version(version), as_json=as_json)
+
+
+def _checkpoint_file(file: str, sha256: str | None) -> tuple[Path, str | None]:
+    """Return the file to import, and the URL that it was fetched from."""
+    from yolofleet.core.local_files import file_sha256
+    from yolofleet.training.setup.pretrained import fetch_weights
+
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise UserError(f"--sha256 {sha256:.80}: a SHA-256 is 64 hexadecimal digits, as 'sha256sum FILE' prints them")
+    if "://" in file:
+        if sha256 is None:
+            raise UserError(
+                f"{file}: whoever holds this address decides what is imported; say which file is meant with --sha256 "
+                "DIGEST, from its publisher, or 'sha256sum FILE' of a copy you trust"
+            )
+        return fetch_weights(file, sha256), file
+    if sha256 is not None and Path(file).is_file() and (found := file_sha256(Path(file))) != sha256.lower():
+        raise UserError(f"{file}: its SHA-256 is {found}, not {sha256.lower()}; it was not read")
+    return Path(file), None
 
 
 @app.command("list")

@@ -6,8 +6,10 @@ A name can lead to a device, a pipe or a file of many gigabytes; none of them ma
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import stat
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +17,8 @@ from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 
 CHUNK_BYTES = 1 << 20
+CACHE_VARIABLE = "YOLOFLEET_CACHE"
+"""The folder that keeps what was downloaded; ``~/.cache/yolofleet`` by default."""
 
 
 def local_path(text: str | Path) -> Path:
@@ -74,3 +78,45 @@ def read_regular(path: str | Path, most_bytes: int) -> bytes:
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"has more than the {format_bytes(most_bytes)} that are read", str(path))
     return data
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the SHA-256 of a regular file, in small hexadecimal digits.
+
+    Raises:
+        OSError: As `open_regular`.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path, sys.maxsize) as file:
+        while block := file.read(CHUNK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Return the folder of what this user has fetched: ``YOLOFLEET_CACHE``, else ``~/.cache/yolofleet``."""
+    if given := os.environ.get(CACHE_VARIABLE):
+        return local_path(given)
+    return local_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "yolofleet"
+
+
+def private_folder(path: Path) -> Path:
+    """Return a folder that this user alone can use (mode 0700); it is made where it is missing.
+
+    Raises:
+        UserError: It cannot be made, is a link, or belongs to somebody else.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = path.lstat()
+        if stat.S_ISLNK(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise UserError(
+                f"{path}: others may write there, or it is a link; make it yours alone (chmod 700), or name another "
+                f"folder in {CACHE_VARIABLE}"
+            )
+        path.chmod(0o700)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be made: {error.strerror or error}; name another folder in {CACHE_VARIABLE}"
+        ) from None
+    return path

@@ -1,6 +1,7 @@
 """The names of classes: a YAML file such as data.yaml, or a file with a name a line.
 
-A name that is missing would move up those after it, so it is refused with its number, as is a count that differs.
+A name that is missing would move up those after it, so it is refused with its number, as is a count that differs. The
+names of COCO's classes are here, too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,25 @@ from yolofleet.data.sources import open_file
 from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
 
 YAML_ENDINGS = (".yaml", ".yml")
+
+
+COCO_NAMES = (
+    "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter "
+    "bench bird cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee "
+    "skis snowboard sports_ball kite baseball_bat baseball_glove skateboard surfboard tennis_racket bottle wine_glass "
+    "cup fork knife spoon bowl banana apple sandwich orange broccoli carrot hot_dog pizza donut cake chair couch "
+    "potted_plant bed dining_table toilet tv laptop mouse remote keyboard cell_phone microwave oven toaster sink "
+    "refrigerator book clock vase scissors teddy_bear hair_drier toothbrush"
+)
+COCO_ABSENT_IDS = frozenset({12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+"""Category ids between 1 and 90 that the detection task leaves out."""
+
+
+def coco_classes() -> list[tuple[int, str]]:
+    """Return the 80 classes of COCO detection: (category id, name)."""
+    ids = [number for number in range(1, 91) if number not in COCO_ABSENT_IDS]
+    names = [name.replace("_", " ") for name in COCO_NAMES.split()]
+    return list(zip(ids, names, strict=True))
 
 
 class ClassNames(list[str]):

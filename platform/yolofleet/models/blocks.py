@@ -156,21 +156,23 @@ def reorg(net: BlockBuilder, row: ReorgRow) -> Feature:
 def elan(net: BlockBuilder, row: ElanRow) -> Outputs:
     """Efficient layer aggregation; with two groups the extended one (paper Figure 2 c, d)."""
     if row.groups == 1:
-        return _elan_branch(net, row)
+        parts = _elan_parts(net, row)
+        return {"": net.conv(parts, row.out), "parts": parts}
     if row.merge == "grouped":
         return _elan_grouped(net, row)
-    first = _elan_branch(net, row)
-    second = _elan_branch(net, row)
+    first = net.conv(_elan_parts(net, row), row.out)
+    second = net.conv(_elan_parts(net, row), row.out)
     return {"": net.add(second, first), "second": second}
 
 
-def _elan_branch(net: BlockBuilder, row: ElanRow) -> Feature:
+def _elan_parts(net: BlockBuilder, row: ElanRow) -> Feature:
+    """Return what the closing convolution of a branch reads."""
     x = net.inputs[0]
     shortcut = net.conv(x, row.hidden)
     chain = [net.conv(x, row.hidden)]
     for position in range(row.stack):
         chain.append(net.conv(chain[-1], row.chain or row.hidden, 3, rep=elan_rep(row.rep, position)))
-    return net.conv(net.concat([*_tapped(chain, row), chain[0], shortcut]), row.out)
+    return net.concat([*_tapped(chain, row), chain[0], shortcut])
 
 
 def _elan_grouped(net: BlockBuilder, row: ElanRow) -> Outputs:
@@ -238,7 +240,7 @@ def sppcspc(net: BlockBuilder, row: SppcspcRow) -> Feature:
     opening = net.conv(x, width)
     shortcut = net.conv(x, width)
     path = net.conv(net.conv(opening, width, 3), width)
-    pooled = net.concat([path, *net.pool_pyramid(path, (5, 9, 13))])
+    pooled = net.concat([path, *net.pool_pyramid(path, row.pools)])
     path = net.conv(net.conv(pooled, width), width, 3)
     return net.conv(net.concat([path, shortcut]), width)
 

@@ -3,14 +3,17 @@
 A ``.pt`` file is a zip archive: a pickle that describes objects, and one record of bytes for each tensor storage. The
 published files pickle whole module objects, so loading them the usual way imports and calls whatever they name. Here
 `yolofleet.models.inert_pickle` follows the pickle: every object of a class is replaced by ``Inert``, and the weights
-are collected from the tree of these. What the file says of its own size is checked before it is used.
+are collected from the tree of these, and the names of the classes where it has them. What the file says of its own size
+is checked before it is used.
 """
 
 from __future__ import annotations
 
+import json
 import struct
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,9 +24,9 @@ from torch import Tensor
 from yolofleet.core.local_files import open_regular
 from yolofleet.core.text import one_line
 from yolofleet.models.inert_pickle import MOST_TENSORS, CheckpointError, Inert, read_pickle
-from yolofleet.models.tensor_file import TensorFileError, load_tensors
+from yolofleet.models.tensor_file import TensorFileError, read_header, tensors_in
 
-__all__ = ["CheckpointError", "read_checkpoint"]
+__all__ = ["Checkpoint", "CheckpointError", "open_checkpoint", "read_checkpoint"]
 
 MOST_FILE_BYTES = 64 * 2**30
 MOST_PICKLE_BYTES = 8 * 2**20
@@ -36,6 +39,10 @@ MOST_NAME = 400
 MOST_SHARING = 2
 """Most bytes of weights for each byte of the file: tensors may share a storage, but cannot fill the memory."""
 WEIGHT_KEYS = ("ema", "model", "state_dict")
+NAMES_KEY = "names"
+"""Attribute of a published module, key of a training state, or key of the metadata of safetensors (JSON)."""
+MOST_CLASSES = 10_000
+MOST_CLASS_NAME = 200
 DAMAGE = (
     zipfile.BadZipFile,
     struct.error,
@@ -49,7 +56,22 @@ DAMAGE = (
 """What `zipfile` raises for archives that are none."""
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is taken from a foreign file."""
+
+    weights: dict[str, Tensor] = field(repr=False)
+    """Name -> tensor; half precision became float32."""
+    class_names: tuple[str, ...] | None = None
+    """The names of its classes by their index; None where it names none."""
+
+
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Return the weights of `open_checkpoint`."""
+    return open_checkpoint(path).weights
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
     """Read the weights of a ``.pt`` or ``.safetensors`` file; nothing in the file is imported or called.
 
     Where a file holds a training state (``model``, ``ema``), the averaged weights are taken if there are any.
@@ -58,7 +80,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         path: A file written by ``torch.save`` in its zip format, or safetensors.
 
     Returns:
-        Name -> tensor; half precision becomes float32.
+        The weights, and the names of the classes where the file has them.
 
     Raises:
         CheckpointError: The file cannot be read, is damaged, or holds no weights.
@@ -67,17 +89,39 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     try:
         with open_regular(path, MOST_FILE_BYTES) as file:
             file_bytes = path.stat().st_size
-            weights = load_tensors(file) if path.suffix == ".safetensors" else _read_archive(file, file_bytes)
+            read = _read_safetensors(file) if path.suffix == ".safetensors" else _read_archive(file, file_bytes)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (CheckpointError, TensorFileError) as error:
         raise CheckpointError(f"{path}: {error}; nothing in it was run; get it again from its publisher") from None
-    if not weights:
+    if not read.weights:
         raise CheckpointError(f"{path}: it holds no weights: no 'model', 'ema' or state dict with tensors was found")
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in read.weights.values())
     if num_bytes > MOST_SHARING * file_bytes:
         raise CheckpointError(f"{path}: its {num_bytes} bytes of weights do not fit into the file")
-    return {name: _full_precision(tensor) for name, tensor in weights.items()}
+    return Checkpoint({name: _full_precision(tensor) for name, tensor in read.weights.items()}, read.class_names)
+
+
+def _read_safetensors(file: BinaryIO) -> Checkpoint:
+    header = read_header(file)
+    file.seek(0)
+    names = header.metadata.get(NAMES_KEY)
+    try:
+        document = json.loads(names) if isinstance(names, str) else None
+    except (ValueError, RecursionError):
+        document = None
+    return Checkpoint(tensors_in(bytearray(file.read()), header), _class_names(document))
+
+
+def _class_names(names: Any) -> tuple[str, ...] | None:
+    """Return names that are a list of text, or texts by the numbers 0 to n - 1; None for anything else."""
+    if isinstance(names, dict):
+        names = [names.get(number, names.get(str(number))) for number in range(min(len(names), MOST_CLASSES + 1))]
+    if not isinstance(names, list) or not 1 <= len(names) <= MOST_CLASSES:
+        return None
+    if not all(isinstance(name, str) and name.strip() and len(name) <= MOST_CLASS_NAME for name in names):
+        return None
+    return tuple(names)
 
 
 def _full_precision(tensor: Tensor) -> Tensor:
@@ -134,7 +178,7 @@ class _Records:
         return self._storages[key]
 
 
-def _read_archive(file: BinaryIO, file_bytes: int) -> dict[str, Tensor]:
+def _read_archive(file: BinaryIO, file_bytes: int) -> Checkpoint:
     bounded = _BoundedReads(file)
     try:
         archive = zipfile.ZipFile(bounded)
@@ -151,19 +195,22 @@ def _read_archive(file: BinaryIO, file_bytes: int) -> dict[str, Tensor]:
         ) from None
     except DAMAGE as error:
         raise CheckpointError(f"a damaged zip archive ({type(error).__name__}: {one_line(error):.100})") from None
-    return _weights_in(content)
+    return _checkpoint_in(content)
 
 
-def _weights_in(content: Any) -> dict[str, Tensor]:
+def _checkpoint_in(content: Any) -> Checkpoint:
     """Find the weights: in a module tree, a state dict, or a training state that holds one of them."""
+    names = None
     for _ in range(MOST_DEPTH):
         if isinstance(content, Inert):
-            return _named(_module_weights(content))
+            return Checkpoint(_named(_module_weights(content)), _class_names(content.state.get(NAMES_KEY)) or names)
         if not isinstance(content, dict):
-            return {}
+            return Checkpoint({}, names)
+        names = _class_names(content.get(NAMES_KEY)) or names
         inner = [content[key] for key in WEIGHT_KEYS if isinstance(content.get(key), dict | Inert)]
         if not inner:
-            return _named((name, value) for name, value in content.items() if isinstance(value, Tensor))
+            named = ((name, value) for name, value in content.items() if isinstance(name, str))
+            return Checkpoint(_named((name, value) for name, value in named if isinstance(value, Tensor)), names)
         content = inner[0]
     raise CheckpointError(f"its weights are nested more than {MOST_DEPTH} deep, or hold themselves")
 
@@ -193,8 +240,8 @@ def _module_weights(root: Inert) -> Iterator[tuple[str, Tensor]]:
                 f"its modules are nested more than {MOST_DEPTH} deep, or have more than {MOST_ENTRIES:,} entries"
             )
         for name, value in (*parameters.items(), *buffers.items()):
-            if isinstance(value, Tensor):
+            if isinstance(value, Tensor) and isinstance(name, str):
                 yield f"{prefix}{name}", value
         for name, child in reversed(modules.items()):
-            if isinstance(child, Inert):
+            if isinstance(child, Inert) and isinstance(name, str):
                 waiting.append((child, f"{prefix}{name}."[: MOST_NAME + 1], depth + 1))

@@ -2,7 +2,7 @@
 
 Python's unpickler imports and calls what a pickle names, and a few bytes may make it fill the memory. Here every opcode
 that ``torch.save`` writes has a handler of its own, their number is bounded, and nothing is ever imported or called.
-Text, numbers, tuples, dictionaries with keys of text, tensors and `Inert` objects are kept; all else is dropped.
+Text, numbers, tuples, lists of text, dictionaries, tensors and `Inert` objects are kept; all else is dropped.
 """
 
 from __future__ import annotations
@@ -146,7 +146,13 @@ class _Reader:
         target = self.stack[-1]
         if isinstance(target, dict):
             pairs = zip(keys_and_values[::2], keys_and_values[1::2], strict=True)
-            target.update((key, value) for key, value in pairs if isinstance(key, str))
+            target.update((key, value) for key, value in pairs if type(key) in (str, int))
+
+    def append(self, items: list[Any]) -> None:
+        """Add the texts among items to the list on top of the stack."""
+        target = self.stack[-1]
+        if isinstance(target, list):
+            target.extend(item for item in items if isinstance(item, str))
 
     def call(self, function: Any, arguments: Any) -> None:
         """Push the result of a call, as far as it is known; no function of the file is called."""
@@ -289,9 +295,9 @@ HANDLERS: dict[int, Handler] = {
         "\x86": _tuple_of(2),
         "\x87": _tuple_of(3),
         "t": _push(lambda reader: tuple(reader.pop_to_mark())),
-        "]": _constant(DROPPED),  # a list, and its items
-        "a": lambda reader: reader.stack.pop(),
-        "e": lambda reader: reader.pop_to_mark(),
+        "]": _push(lambda reader: []),
+        "a": lambda reader: reader.append([reader.stack.pop()]),
+        "e": lambda reader: reader.append(reader.pop_to_mark()),
         "\x8f": _constant(DROPPED),  # a set, and its items
         "\x90": lambda reader: reader.pop_to_mark(),
         "\x91": _frozen_set,

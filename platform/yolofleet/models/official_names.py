@@ -2,13 +2,17 @@
 
 A plain convolution, concatenation, pool, up-sampling or sum is one layer of its own, ``model.N``; blocks such as
 SPPCSPC are one layer with inner names. The order is that of our blocks, so the number follows from the table.
+
+Two layouts are published. They number the layers alike, and differ in the names inside SPPCSPC, RepConv and the
+detection layer, and in what stands before the number: nothing, ``model.``, ``layers.``, or the names of a trainer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
 from yolofleet.models.graph import Conv
@@ -19,6 +23,71 @@ from yolofleet.specs.blocks import CspRow, DarkRow, Row
 
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 UNPUBLISHED_KINDS = ("alternate", "pools", "osa")
+OWN_PREFIX = "blocks."
+LAYER = re.compile(r"(?P<prefix>(?:[A-Za-z_]\w*\.)*)(?P<number>\d+)\.(?P<inner>.+)")
+HEAD_OF_PERMISSIVE = re.compile(r"heads\.(\d+)\.(head_conv|implicit_a|implicit_m)\.")
+HEAD_PARTS = {"head_conv": "m", "implicit_a": "ia", "implicit_m": "im"}
+INSIDE_PERMISSIVE = {
+    "pre_conv.0.": "cv1.",
+    "short_conv.": "cv2.",
+    "pre_conv.1.": "cv3.",
+    "pre_conv.2.": "cv4.",
+    "post_conv.0.": "cv5.",
+    "post_conv.1.": "cv6.",
+    "merge_conv.": "cv7.",
+    "conv1.conv.": "rbr_dense.0.",
+    "conv1.bn.": "rbr_dense.1.",
+    "conv2.conv.": "rbr_1x1.0.",
+    "conv2.bn.": "rbr_1x1.1.",
+}
+"""How names inside a layer begin in the permissively licensed layout, and in the other."""
+
+
+def in_published_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a published state dict of either layout, with any prefix, by the names ``model.N...``.
+
+    Where a training state holds two copies of a model, the averaged one (``ema.``) is taken. What is not of a model
+    (terms of a loss, figures) is left out. A state dict of our own names is returned as it is.
+
+    Raises:
+        UserError: It holds several models, and none of them is the average.
+    """
+    if holds_own_names(state):
+        return dict(state)
+    copies: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in state.items():
+        if layer := LAYER.fullmatch(name):
+            official = f"model.{layer['number']}.{_official_inner(layer['inner'])}"
+            copies.setdefault(layer["prefix"], {})[official] = tensor
+    whole = {prefix: copy for prefix, copy in copies.items() if any(_is_prediction(name) for name in copy)}
+    averaged = {prefix: copy for prefix, copy in whole.items() if "ema" in prefix.split(".")}
+    chosen = averaged or whole or copies
+    if len(chosen) > 1 and whole:
+        raise UserError(f"it holds {len(chosen)} models ({', '.join(sorted(chosen))}); keep the weights of one of them")
+    return next(iter(chosen.values())) if len(chosen) == 1 else dict(state)
+
+
+def holds_own_names(state: Mapping[str, Tensor]) -> bool:
+    """Return whether a state dict has our own names, and no published ones."""
+    return any(name.removeprefix("module.").startswith(OWN_PREFIX) for name in state)
+
+
+def has_permissive_layout(state: Mapping[str, Tensor]) -> bool:
+    """Return whether weights are named as in the permissively licensed layout."""
+    return any("heads.0.head_conv." in name for name in state)
+
+
+def _official_inner(inner: str) -> str:
+    if found := HEAD_OF_PERMISSIVE.match(inner):
+        return f"{HEAD_PARTS[found[2]]}.{found[1]}.{inner[found.end() :]}"
+    for theirs, official in INSIDE_PERMISSIVE.items():
+        if inner.startswith(theirs):
+            return official + inner.removeprefix(theirs)
+    return inner
+
+
+def _is_prediction(name: str) -> bool:
+    return name.endswith(".m.0.weight")
 
 
 def official_parameter_names(model: Network, *, deploy_layout: bool = False) -> dict[str, str]:

@@ -7,7 +7,6 @@ before anything is written.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.local_files import cache_folder
 from yolofleet.registry.package import DETECTOR_FOLDER
 from yolofleet.registry.versions import RegistryError, Version, find_version
 from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri, mlflow_errors, open_client
@@ -24,8 +24,6 @@ from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri, 
 if TYPE_CHECKING:
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
-CACHE_VARIABLE = "YOLOFLEET_CACHE"
-"""The folder that keeps downloaded detectors; ``~/.cache/yolofleet`` by default."""
 MOST_FILES = 10_000
 
 
@@ -143,16 +141,10 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
         return _check_package(local / DETECTOR_FOLDER, version)
     # The digest is a tag that anybody may have set: it alone must not lead to the files of another version.
     identity = f"{uri}\0{version.name}\0{version.number}\0{version.created_milliseconds}\0{version.digest}"
-    kept = _cache_folder() / "detectors" / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    kept = cache_folder() / "detectors" / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if not (kept / DETECTOR_CARD_NAME).is_file():
         download(uri, location, DETECTOR_FOLDER, kept)
     return _check_package(kept, version)
-
-
-def _cache_folder() -> Path:
-    if given := os.environ.get(CACHE_VARIABLE):
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolofleet"
 
 
 def _check_package(folder: Path, version: Version) -> Path:

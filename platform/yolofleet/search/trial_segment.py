@@ -22,6 +22,7 @@ import torch
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.retry import retry
 from yolofleet.core.text import one_line
+from yolofleet.models.checkpoint_reader import NAMES_KEY
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
@@ -199,14 +200,15 @@ def keep_initial_weights(directory: SearchDirectory, base: JobSpec, locate: Loca
     """
     if base.initial_weights is None or directory.storage.exists(KEPT_KEY):
         return
-    trained = read_trained(base.initial_weights, locate)
+    trained = read_trained(base.initial_weights, locate, base.initial_weights_sha256)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trained.state.items()}
     directory.append_event("initial_weights", source=trained.source, sha256=trained.sha256, parent=trained.parent)
-    directory.storage.put(KEPT_KEY, safetensors.torch.save(tensors))
+    names = None if trained.class_names is None else {NAMES_KEY: json.dumps(trained.class_names)}
+    directory.storage.put(KEPT_KEY, safetensors.torch.save(tensors, names))
 
 
 def use_kept_weights(job: JobSpec, base: JobSpec, directory: SearchDirectory) -> JobSpec:
     """Return a trial's job with the stored initial weights in place of the base job's; its own weights stay."""
     if job.initial_weights is None or job.initial_weights != base.initial_weights:
         return job
-    return job.model_copy(update={"initial_weights": f"{directory.url}/{KEPT_KEY}"})
+    return job.model_copy(update={"initial_weights": f"{directory.url}/{KEPT_KEY}", "initial_weights_sha256": None})

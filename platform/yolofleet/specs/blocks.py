@@ -98,7 +98,10 @@ class AlternateRow(Row):
 
 
 class ElanRow(Row):
-    """Efficient layer aggregation (paper Figure 2 c; with ``groups: 2`` the extended one, Figure 2 d)."""
+    """Efficient layer aggregation (paper Figure 2 c; with ``groups: 2`` the extended one, Figure 2 d).
+
+    With one group, its tap ``parts`` is what the closing convolution reads: the concatenated convolutions.
+    """
 
     block: Literal["elan"]
     hidden: Hidden
@@ -156,12 +159,25 @@ class MergeDownRow(Row):
     """Channels of the down-sampled part."""
 
 
+def _growing(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    if any(size % 2 == 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
+        raise ValueError(f"pool sides must be odd and grow, not {list(sizes)}")
+    return sizes
+
+
+PYRAMID = (5, 9, 13)
+PoolSides = Annotated[tuple[Annotated[int, Field(ge=3, le=1025)], ...], Field(min_length=1), AfterValidator(_growing)]
+
+
 class SppcspcRow(Row):
     """Spatial pyramid pooling inside a cross-stage partial block."""
 
     block: Literal["sppcspc"]
     out: Transition
     """Channels inside and out."""
+    pools: PoolSides = Field(default=PYRAMID, exclude_if=lambda sides: sides == PYRAMID)
+    """Sides of the max pools in pixels, odd and growing; left out of documents, and of a table's digest, where they are
+    5, 9 and 13."""
 
 
 class SppTinyRow(Row):
@@ -180,17 +196,11 @@ class SppRow(Row):
     """Output channels."""
 
 
-def _growing(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if any(size % 2 == 0 for size in sizes) or list(sizes) != sorted(set(sizes)):
-        raise ValueError(f"pool sides must be odd and grow, not {list(sizes)}")
-    return sizes
-
-
 class PoolsRow(Row):
     """Max pools of the input (stride 1), concatenated largest first, then the input itself."""
 
     block: Literal["pools"]
-    sizes: Annotated[tuple[Annotated[int, Field(ge=3, le=1025)], ...], Field(min_length=1), AfterValidator(_growing)]
+    sizes: PoolSides
     """Sides of the pools in pixels, odd and growing."""
 
 

@@ -186,8 +186,10 @@ class JobSpec(Spec):
     anchors: Literal["model", "auto", "fit"] = "model"
     """Which anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
     initial_weights: Url | None = None
-    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, a .pt or a .safetensors file; the
-    number of classes may differ. Random weights unless given."""
+    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt, .pth, .ckpt or
+    .safetensors file, also at https://; the classes may differ. Random weights unless given."""
+    initial_weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
+    """SHA-256 of that file, which is read only if it has this digest; needed for https://."""
     freeze: tuple[str, ...] = ()
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10
@@ -262,6 +264,20 @@ class JobSpec(Spec):
             )
         return self
 
+    @model_validator(mode="after")
+    def _traceable(self) -> Self:
+        weights, digest = self.initial_weights, self.initial_weights_sha256
+        if weights is None and digest is not None:
+            raise ValueError("initial_weights_sha256 is of a file, and there is none; set initial_weights")
+        if weights is not None and weights.lower().startswith("http://"):
+            raise ValueError(f"initial_weights {weights}: files are fetched by https:// only")
+        if weights is not None and weights.lower().startswith("https://") and digest is None:
+            raise ValueError(
+                f"initial_weights {weights}: whoever holds this address decides what is trained from; say which file "
+                "is meant: initial_weights_sha256=DIGEST, from its publisher, or 'sha256sum FILE' of a copy you trust"
+            )
+        return self
+
     @field_validator("hyperparameters")
     @classmethod
     def _known(cls, overrides: dict[str, Any]) -> dict[str, Any]:
@@ -320,6 +336,7 @@ class JobSpec(Spec):
         document["model"].pop("spec", None)
         if self.initial_weights is not None:
             document["initial_weights"] = True  # their content is recorded in the run; their path may change
+            document.pop("initial_weights_sha256", None)
         document["strategy"] = "ddp"  # was once part of it; all strategies compute the same
         later: tuple[tuple[Spec, dict[str, Any], tuple[str, ...]], ...] = (
             (self, document, LATER_KEYS),

@@ -143,7 +143,8 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
             + "\nUse another name for the new spec, or resume the run with the spec as it was. What may change: "
             f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
         )
-    kept = job.model_copy(update={"initial_weights": recorded.initial_weights})
+    source = {key: getattr(recorded, key) for key in ("initial_weights", "initial_weights_sha256")}
+    kept = job.model_copy(update=source)
     run.write_job(write_yaml(kept.document()))
     return tuple(
         f"{line} (not read again: the run keeps the weights that it started from)" if _is_source(line) else line
@@ -153,13 +154,13 @@ def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
 
 def _name_sources(line: str, recorded: JobSpec, job: JobSpec) -> str:
     """Name the initial weights, where the computation says only that there are some."""
-    if not _is_source(line):
+    if not line.startswith("initial_weights: "):
         return line
     return f"initial_weights: was {_format(recorded.initial_weights)}, now {_format(job.initial_weights)}"
 
 
 def _is_source(line: str) -> bool:
-    return line.startswith("initial_weights: ")
+    return line.startswith(("initial_weights: ", "initial_weights_sha256: "))
 
 
 def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:

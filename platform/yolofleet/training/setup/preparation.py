@@ -192,10 +192,11 @@ def prepare(
     objects: dict[str, bytes] = {}
     given = None
     if job.initial_weights is not None:
-        transfer = take_over(table, len(dataset.classes), read_trained(job.initial_weights, locate))
+        trained = read_trained(job.initial_weights, locate, job.initial_weights_sha256)
+        transfer = take_over(table, [name for _, name in dataset.classes], trained)
         objects[INITIAL_KEY] = transfer.to_bytes()
         facts["initial_weights"] = transfer.facts()
-        notes.append(transfer.sentence())
+        notes += transfer.sentences()
         given = transfer.anchors
     recipe = job.resolved_hyperparameters()
     survey = survey_boxes(dataset, None if recipe.image_weights > 0 else MOST_SAMPLES_SURVEYED)

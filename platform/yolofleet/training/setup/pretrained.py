@@ -13,20 +13,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.file_names import DETECTOR_CARD_NAME, MANIFEST_NAME
+from yolofleet.core.local_files import file_sha256
+from yolofleet.core.text import and_more
 from yolofleet.data.anchors import Anchors
+from yolofleet.data.class_names import coco_classes
 from yolofleet.models import build_model
-from yolofleet.models.network import Network
+from yolofleet.models.checkpoint_reader import Checkpoint, open_checkpoint
+from yolofleet.models.network import BOX_AND_OBJECTNESS, Network
+from yolofleet.models.official_names import holds_own_names
 from yolofleet.models.tensor_file import parse_tensors
-from yolofleet.models.weights import LoadedWeights, read_checkpoint, transfer_state_dict
+from yolofleet.models.weight_fit import LAST_LAYER, in_our_names, layout_note
+from yolofleet.models.weights import UNKNOWN, LoadedWeights, match_classes, take_known_rows, transfer_state_dict
+from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
-from yolofleet.storage import Storage, open_storage
+from yolofleet.specs.yaml_document import parse_yaml
+from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import load_strictly
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -38,7 +47,10 @@ if TYPE_CHECKING:
 INITIAL_KEY = "initial/model.safetensors"
 TRAINING_FORM = "training.safetensors"
 """File of a detector package that holds its weights in the form that can be trained further."""
-WEIGHT_FILES = (".pt", ".pth", ".safetensors")
+MOST_NAMED = 8
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".safetensors")
+CLASS_ROWS = "class_rows"
+"""For each class of the model, the class of the stored last layer whose rows it takes; absent where it takes all."""
 
 Locate = Callable[[str], tuple[Path, str]]
 """Finds the folder of a registered detector package, and the version that the name stands for."""
@@ -56,6 +68,22 @@ class TrainedWeights:
     """Digest of all tensors."""
     parent: str | None = None
     """The registered version or run that they come from, where it is known."""
+    class_names: tuple[str, ...] | None = None
+    """Names of their classes by index, where they are known."""
+
+    def known_classes(self, model: Network, names: Sequence[str]) -> tuple[int, ...] | None:
+        """Return which of their classes a model's are, by name; None where they are the same, or have no names."""
+        ours = in_our_names(model, self.state).get("head.lead.0.weight")
+        if ours is None or ours.dim() == 0:
+            return None
+        num_classes = ours.shape[0] // model.table.num_anchors - BOX_AND_OBJECTNESS
+        known = self.class_names
+        if known is None and not holds_own_names(self.state) and num_classes == len(coco_classes()):
+            known = tuple(name for _, name in coco_classes())  # published weights that name no classes are COCO's
+        if known is None or len(known) != num_classes:
+            return None
+        found = match_classes(names, known)
+        return None if found == tuple(range(num_classes)) else found
 
     def anchors(self, strides: Sequence[int]) -> Tensor | None:
         """Return the anchors that they were trained with, (levels, anchors, 2) pixels; None where they hold none.
@@ -75,6 +103,8 @@ class TrainedWeights:
 class Transfer:
     """What a model takes over from trained weights."""
 
+    table: ModelTable
+    """The model."""
     weights: TrainedWeights
     loaded: LoadedWeights
     """Which of them were loaded."""
@@ -82,14 +112,24 @@ class Transfer:
     """The tensors taken over, by our names."""
     anchors: Anchors | None
     """Their anchors, where they have as many as the model."""
+    class_names: tuple[str, ...]
+    """Names of the model's classes."""
+    known_classes: tuple[int, ...] | None = None
+    """For each of the model's classes the one of the weights; None where the last layer is not taken by names."""
 
     def facts(self) -> dict[str, Any]:
         """Return the facts to record: the source, its digest, its parent, and the numbers of tensors."""
         known = {"source": self.weights.source, "sha256": self.weights.sha256, "parent": self.weights.parent}
+        by_name = {} if self.known_classes is None else {"classes_known": len(self._known_names())}
         return {name: value for name, value in known.items() if value is not None} | {
             "tensors_taken": len(self.tensors),
             "tensors_fresh": len(self.fresh),
+            **by_name,
         }
+
+    def _known_names(self) -> list[str]:
+        pairs = zip(self.class_names, self.known_classes or (), strict=False)
+        return [name for name, index in pairs if index != UNKNOWN]
 
     @property
     def fresh(self) -> list[str]:
@@ -97,44 +137,57 @@ class Transfer:
         return [name for name in self.loaded.kept if not name.endswith("num_batches_tracked")]
 
     def to_bytes(self) -> bytes:
-        """Return the tensors as the run directory keeps them."""
-        return bytes(safetensors.torch.save(self.tensors))
+        """Return the tensors as the run directory keeps them, and which rows of the last layer are meant."""
+        rows = {CLASS_ROWS: torch.tensor(self.known_classes)} if self.loaded.known_rows else {}
+        return bytes(safetensors.torch.save({**self.tensors, **rows}))
 
-    def sentence(self) -> str:
-        """Return in one line what was taken over."""
+    def sentences(self) -> list[str]:
+        """Return in a line each what was taken over, which classes are known, and what to look at."""
         text = f"initial weights: {len(self.tensors)} tensors of {self.weights.source}"
-        if not self.fresh:
-            return text
-        parts = sorted({".".join(name.split(".")[:2]) for name in self.fresh})
-        return f"{text}; {len(self.fresh)} start fresh ({', '.join(parts)})"
+        if self.fresh:
+            parts = sorted({".".join(name.split(".")[:2]) for name in self.fresh})
+            text = f"{text}; {len(self.fresh)} start fresh ({', '.join(parts)})"
+        lines = [text]
+        if self.known_classes is not None:
+            known = self._known_names()
+            shown = and_more(known, MOST_NAMED) or "none"
+            lines.append(f"{len(known)} of {len(self.class_names)} classes keep their last layer, by name: {shown}")
+        remark = layout_note(self.table, self.weights.state)
+        return lines if remark is None else [*lines, remark]
 
 
-def take_over(table: ModelTable, num_classes: int, weights: TrainedWeights) -> Transfer:
-    """Return what a model can take over; with another number of classes all but the last layers.
+def take_over(table: ModelTable, class_names: Sequence[str], weights: TrainedWeights) -> Transfer:
+    """Return what a model of these classes can take over; of the last layers the rows of classes that both know.
 
     Raises:
         UserError: The weights are another model's.
     """
-    model = build_model(table, num_classes)
+    model = build_model(table, len(class_names))
     try:
-        loaded = transfer_state_dict(model, weights.state)
+        known_classes = weights.known_classes(model, class_names)
+        loaded = transfer_state_dict(model, weights.state, known_classes)
     except UserError as error:
         raise UserError(f"initial_weights {weights.source}: {error}") from error
     state = model.state_dict()
     names = [name for name in loaded.loaded if name != "anchors" and not name.endswith("num_batches_tracked")]
     tensors = {name: state[name].contiguous() for name in names}
+    tensors |= {name: tensor.contiguous() for name, tensor in loaded.known_rows.items()}
     found = weights.anchors(model.strides)
     fits = found is not None and found.shape == model.anchors.shape and bool((found > 0).all())
     anchors = tuple(tuple((w, h) for w, h in level) for level in found.tolist()) if found is not None and fits else None
-    return Transfer(weights, loaded, tensors, anchors)
+    return Transfer(table, weights, loaded, tensors, anchors, tuple(class_names), known_classes)
 
 
 @torch.no_grad()
 def load_initial(storage: Storage, model: Network) -> None:
     """Load the tensors that the run directory keeps into a fresh model; the others keep their random values."""
-    own = model.state_dict()
-    for name, tensor in parse_tensors(storage.get(INITIAL_KEY)).items():
-        own[name].copy_(tensor)
+    own, tensors = model.state_dict(), parse_tensors(storage.get(INITIAL_KEY))
+    rows = tensors.pop(CLASS_ROWS, None)
+    for name, tensor in tensors.items():
+        if rows is not None and name.startswith(LAST_LAYER):
+            take_known_rows(own[name], tensor, rows.tolist(), model.table.num_anchors)
+        else:
+            own[name].copy_(tensor)
 
 
 def save_training_form(folder: Path, model: Network) -> Path:
@@ -155,21 +208,32 @@ def load_training_form(folder: Path, card: DetectorCard) -> Network | None:
     if not path.is_file():
         return None
     model = build_model(card.model, len(card.classes))
-    state = read_checkpoint(path)
+    state = open_checkpoint(path).weights
     load_strictly(model, {name: state[name] for name in state if not name.endswith("num_batches_tracked")})
     return model
 
 
-def read_trained(source: str, locate: Locate | None = None) -> TrainedWeights:
+def read_trained(source: str, locate: Locate | None = None, sha256: str | None = None) -> TrainedWeights:
     """Read trained weights.
 
     Args:
-        source: A run directory, a detector package, ``models:/NAME@ALIAS``, or a ``.pt`` or ``.safetensors`` file.
+        source: A run directory, a detector package, ``models:/NAME@ALIAS``, or a ``.pt``, ``.pth``, ``.ckpt`` or
+            ``.safetensors`` file: a path, or an ``s3://`` or ``https://`` URL.
         locate: Finds registered versions; None where there is no registry.
+        sha256: The file's SHA-256; needed for an ``https://`` URL.
 
     Raises:
-        UserError: There are no weights that can be trained further; says what is accepted.
+        UserError: There are no weights that can be trained further, or they are others; says what is accepted.
     """
+    digest = None if sha256 is None else sha256.lower()
+    is_file = urlsplit(source).path.lower().endswith(WEIGHT_FILES)
+    if source.lower().startswith("https://"):
+        return _weights(open_checkpoint(fetch_weights(source, digest or "")), source)
+    if digest is not None and not is_file:
+        raise UserError(
+            f"initial_weights {source}: initial_weights_sha256 is the digest of a single file "
+            f"({', '.join(WEIGHT_FILES)}); leave it out"
+        )
     if source.startswith("models:/"):
         if locate is None:
             raise UserError(
@@ -181,46 +245,90 @@ def read_trained(source: str, locate: Locate | None = None) -> TrainedWeights:
     if "://" not in source and Path(source).suffix.lower() in WEIGHT_FILES:
         if not Path(source).is_file():
             raise UserError(f"initial_weights {source}: there is no such file")
-        return _weights(read_checkpoint(source), source)
+        return _weights(_open_verified(Path(source), source, digest), source)
     if source.lower().endswith(WEIGHT_FILES):
         folder_url, _, name = source.rpartition("/")
-        return _weights(_download(open_storage(folder_url), name), source)
+        return _weights(_download(open_storage(folder_url), name, digest), source)
     return _read_folder(open_storage(source), source)
+
+
+def fetch_weights(url: str, sha256: str) -> Path:
+    """Return a local copy of the weights behind an ``https://`` URL, fetched once.
+
+    Raises:
+        UserError: They cannot be fetched, or are others than the digest says.
+    """
+    from yolofleet.core.terminal import note
+    from yolofleet.storage.https_file import check_url, fetch_file
+
+    check_url(url)
+    suffix = Path(urlsplit(url).path.lower()).suffix
+    if suffix not in WEIGHT_FILES:
+        raise UserError(f"{url}: is no file of weights; accepted are {', '.join(WEIGHT_FILES)}")
+    return fetch_file(url, sha256.lower(), suffix, note)
 
 
 def _read_folder(storage: Storage, source: str) -> TrainedWeights:
     """Read a run directory's best average, or the training form of a detector package."""
-    store = CheckpointStore(storage.child("checkpoints"))
-    if (checkpoint := best_checkpoint(RunDirectory(storage), store)) is not None:
-        return _weights(checkpoint.tensors["average"], source, parent=f"{storage.url} step {checkpoint.step}")
+    run = RunDirectory(storage)
+    if (checkpoint := best_checkpoint(run, CheckpointStore(storage.child("checkpoints")))) is not None:
+        average = Checkpoint(checkpoint.tensors["average"], _classes_of_run(run))
+        return _weights(average, source, parent=f"{storage.url} step {checkpoint.step}")
     for package in (storage, storage.child("model")):
+        names = _classes_of_package(package)
         if package.exists(TRAINING_FORM):
-            return _weights(_download(package, TRAINING_FORM), source)
+            return _weights(Checkpoint(_download(package, TRAINING_FORM).weights, names), source)
         if package.exists(DETECTOR_CARD_NAME):
             if json.loads(package.get(DETECTOR_CARD_NAME)).get("deployed") is False:
-                return _weights(_download(package, "model.safetensors"), source)
+                return _weights(Checkpoint(_download(package, "model.safetensors").weights, names), source)
             raise UserError(
                 f"initial_weights {source}: the detector package holds the deployed form only, whose folded layers "
                 f"cannot be trained (no {TRAINING_FORM}); name the run directory that it was made in"
             )
     raise UserError(
         f"initial_weights {source}: holds neither checkpoints nor a detector package; accepted are a run directory, a "
-        "detector package, models:/NAME@ALIAS, and .pt or .safetensors files"
+        f"detector package, models:/NAME@ALIAS, and {', '.join(WEIGHT_FILES)} files, also at https://"
     )
 
 
-def _download(storage: Storage, key: str) -> dict[str, Tensor]:
+def _classes_of_package(package: Storage) -> tuple[str, ...] | None:
+    """Return the names of a detector package's classes; None where there is none."""
+    try:
+        return tuple(str(entry["name"]) for entry in json.loads(package.get(DETECTOR_CARD_NAME))["classes"])
+    except (StorageError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _classes_of_run(run: RunDirectory) -> tuple[str, ...] | None:
+    """Return the names of a run's classes: of the detector that it made, else of its data; None where both are gone."""
+    if (names := _classes_of_package(run.storage.child("model"))) is not None:
+        return names
+    try:
+        job = JobSpec.parse(parse_yaml(run.job_text() or "", source=run.url), source="job.yaml of the run")
+        document = json.loads(open_storage(job.data.train).get(MANIFEST_NAME))
+        return tuple(str(entry["name"]) for entry in document["classes"])
+    except (UserError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _download(storage: Storage, key: str, sha256: str | None = None) -> Checkpoint:
     if (local := storage.local_path(key)) is not None:
-        return read_checkpoint(local)
+        return _open_verified(local, f"{storage.url}/{key}", sha256)
     with tempfile.TemporaryDirectory(prefix="yolofleet-initial-") as folder:
         path = Path(folder) / Path(key).name
         storage.download(key, path)
-        return read_checkpoint(path)
+        return _open_verified(path, f"{storage.url}/{key}", sha256)
 
 
-def _weights(state: Mapping[str, Tensor], source: str, parent: str | None = None) -> TrainedWeights:
+def _open_verified(path: Path, source: str, sha256: str | None) -> Checkpoint:
+    if sha256 is not None and (found := file_sha256(path)) != sha256:
+        raise UserError(f"initial_weights {source}: its SHA-256 is {found}, not {sha256}; it was not read")
+    return open_checkpoint(path)
+
+
+def _weights(read: Checkpoint, source: str, parent: str | None = None) -> TrainedWeights:
     digest = hashlib.sha256()
-    for name in sorted(state):
-        digest.update(f"{name} {tuple(state[name].shape)}\0".encode())
-        digest.update(state[name].contiguous().cpu().flatten().view(torch.uint8).numpy().data)
-    return TrainedWeights(state, source, digest.hexdigest(), parent)
+    for name, tensor in sorted(read.weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    return TrainedWeights(read.weights, source, digest.hexdigest(), parent, read.class_names)
