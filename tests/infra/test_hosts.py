@@ -18,7 +18,11 @@ import jsonschema
 import pytest
 import yaml
 
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.supervision.nodes import has_room, offers_of_groups
+
 INFRA = Path(__file__).parents[2] / "infra"
+LABELLED = "{yolofleet.io/capacity: on-demand}"
 Document = dict[str, Any]
 
 
@@ -56,6 +60,20 @@ def test_the_launcher_file_is_valid_by_ray_itself(launcher: Document) -> None:
     assert "--env=RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
     text = (INFRA / "aws" / "cluster.yaml").read_text()
     assert not re.search(r"aws_access_key|AKIA|ssh_private_key|password", text, re.IGNORECASE)
+
+
+def test_the_driver_reads_what_may_be_started_from_the_file_that_the_launcher_leaves(
+    launcher: Document, tmp_path: Path
+) -> None:
+    left = tmp_path / "ray_bootstrap_config.yaml"
+    left.write_text(json.dumps(launcher))  # as Ray writes it
+    job = JobSpec.load(INFRA.parent / "jobs" / "coco-yolov7.yaml", ["cluster.first_worker_labels=" + LABELLED])
+    offers = offers_of_groups(None, left)
+    assert [(offer.name, offer.count, offer.resources["GPU"]) for offer in offers] == [
+        ("on-demand", 1, 8),
+        ("spot", 7, 8),
+    ]
+    assert not has_room(job.cluster, [], offers), "no GPU machine runs yet, and the job waits for one"
 
 
 BROKEN: dict[str, Callable[[Document], object]] = {
