@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -15,6 +16,22 @@ from referencing import Registry, Resource
 
 KUBERNETES_SCHEMAS = files("kubernetes_validate") / "kubernetes-json-schema" / "v1.33.0-local-strict"
 """Kubernetes' own schemas, in which no object takes a field that it does not name."""
+KUBERAY_1_6 = {
+    "RayJob": "activeDeadlineSeconds backoffLimit clusterSelector deletionStrategy entrypoint entrypointNumCpus "
+    "entrypointNumGpus entrypointResources jobId managedBy metadata preRunningDeadlineSeconds rayClusterSpec "
+    "runtimeEnvYAML shutdownAfterJobFinishes submissionMode submitterConfig submitterPodTemplate suspend "
+    "ttlSecondsAfterFinished",
+    "RayCluster": "authOptions autoscalerOptions enableInTreeAutoscaling gcsFaultToleranceOptions headGroupSpec "
+    "headServiceAnnotations managedBy rayVersion suspend upgradeStrategy workerGroupSpecs",
+    "authOptions": "enableK8sTokenAuth mode secretName",
+    "autoscalerOptions": "env envFrom idleTimeoutSeconds image imagePullPolicy resources securityContext upscalingMode "
+    "version volumeMounts",
+    "gcsFaultToleranceOptions": "externalStorageNamespace redisAddress redisPassword redisUsername",
+    "headGroupSpec": "enableIngress headService labels rayStartParams resources serviceType template",
+    "workerGroupSpecs": "groupName idleTimeoutSeconds labels maxReplicas minReplicas numOfHosts rayStartParams "
+    "replicas resources scaleStrategy suspend template",
+}
+"""The fields of KubeRay 1.6.2, as its reference of the ``ray.io/v1`` types lists them; 1.7 has these and more."""
 Document = dict[str, Any]
 
 
@@ -26,13 +43,13 @@ class Rules:
     """Checks manifests; with KubeRay's resource definitions, where their folder is given, whole ones."""
 
     def __init__(self, definitions: Path | None) -> None:
-        self._schemas: dict[str, Draft202012Validator] = {}
+        self._schemas: dict[str, list[Draft202012Validator]] = {}
         for name in ("rayjobs", "rayclusters") if definitions is not None else ():
             found = yaml.load((definitions / f"ray.io_{name}.yaml").read_bytes(), yaml.CSafeLoader)
             version = next(entry for entry in found["spec"]["versions"] if entry["name"] == "v1")
-            self._schemas[found["spec"]["names"]["kind"]] = Draft202012Validator(
-                _strict(version["schema"]["openAPIV3Schema"])
-            )
+            schema = _strict(version["schema"]["openAPIV3Schema"])
+            older = _as_of_1_6(schema, found["spec"]["names"]["kind"])
+            self._schemas[found["spec"]["names"]["kind"]] = [Draft202012Validator(schema), Draft202012Validator(older)]
 
     def check(self, documents: list[Document]) -> None:
         """Check everything that is to be applied together.
@@ -43,9 +60,11 @@ class Rules:
         for document in documents:
             kind = document["kind"]
             if document["apiVersion"].startswith("ray.io/"):
-                if kind in self._schemas:
-                    _validated(document, self._schemas[kind])
+                for validator in self._schemas.get(kind, ()):
+                    _validated(document, validator)
                 self._check_ray(document)
+            elif kind == "CiliumNetworkPolicy":
+                _check_cilium(document)
             else:
                 check_kubernetes(document)
         _check_references(documents)
@@ -64,12 +83,17 @@ class Rules:
         head = spec["headGroupSpec"]
         _require(head["serviceType"] == "ClusterIP" and not head["enableIngress"], "the head is open to all")
         _require(head["rayStartParams"]["num-cpus"] == "0", "work runs on the head")
+        mounted = {mount["mountPath"] for mount in head["template"]["spec"]["containers"][0]["volumeMounts"]}
+        _require("/cache" not in mounted, "the head, which trains nothing, has a shard cache of the workers' size")
+        grows = spec.get("enableInTreeAutoscaling", False)
         for group in spec["workerGroupSpecs"]:
             _require(
-                1 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"],
+                0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] > 0,
                 f"{group['groupName']}: replicas are out of order",
             )
+            _require(grows or group["replicas"] > 0, "no pods, and nobody who starts some")
             _check_amounts(group)
+        _check_node_groups(head, spec["workerGroupSpecs"], grows=grows)
 
 
 def pod_templates(document: Document) -> Iterator[Document]:
@@ -94,6 +118,10 @@ def _check_pod(spec: Document) -> None:
         _require(allowed["allowPrivilegeEscalation"] is False and not allowed.get("privileged"), "is privileged")
         _require(allowed["capabilities"]["drop"] == ["ALL"], "keeps capabilities")
         _require("memory" in container["resources"]["limits"], "its memory has no limit")
+        disk = sum(_mebibytes(volume["emptyDir"]["sizeLimit"]) for volume in spec["volumes"]
+                   if "sizeLimit" in volume.get("emptyDir", {}) and "medium" not in volume["emptyDir"])  # fmt: skip
+        asked = _mebibytes(container["resources"]["requests"]["ephemeral-storage"])
+        _require(asked >= disk, f"writes up to {disk} MiB, and asks the node for {asked} MiB")
         _require("@sha256:" in container["image"] or ":" in container["image"].rpartition("/")[2], "image")
         mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
         _require({"/tmp", "/home/yolofleet"} <= mounted, "nowhere to write")
@@ -114,6 +142,38 @@ def _check_amounts(group: Document) -> None:
     _require(params["num-gpus"] == resources["limits"].get("nvidia.com/gpu", "0"), "Ray gets other GPUs")
     mounted = {mount["mountPath"] for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]}
     _require({"/dev/shm", "/cache"} <= mounted, "no shared memory or no shard cache")
+    variables = {entry["name"]: entry.get("value") for entry in group["template"]["spec"]["containers"][0]["env"]}
+    _require(variables["YOLOFLEET_SHARD_CACHE"].startswith("/cache/"), "the shards are not kept in the cache volume")
+
+
+def _check_node_groups(head: Document, groups: list[Document], *, grows: bool) -> None:
+    """What the driver reads of the autoscaler is what KubeRay gives it."""
+    variables = {entry["name"]: entry.get("value") for entry in head["template"]["spec"]["containers"][0]["env"]}
+    declared = json.loads(variables.get("YOLOFLEET_NODE_GROUPS") or "{}")
+    expected = {
+        group["groupName"]: {
+            "max_workers": group["maxReplicas"],
+            "labels": group["labels"],
+            "resources": {kind: float(group["rayStartParams"][f"num-{kind.lower()}s"]) for kind in ("CPU", "GPU")},
+        }
+        for group in groups
+    }
+    _require(declared == (expected if grows else {}), "the driver believes in other groups than there are")
+
+
+def _check_cilium(document: Document) -> None:
+    """No schema of Cilium's is at hand: the fields that its documentation names, and entities that exist."""
+    spec = document["spec"]
+    _require(document["apiVersion"] == "cilium.io/v2" and set(spec) == {"endpointSelector", "egress"}, "fields")
+    for rule in spec["egress"]:
+        _require(set(rule) == {"toEntities", "toPorts"} and bool(rule["toPorts"]), "a rule that opens everything")
+        _require(set(rule["toEntities"]) <= {"kube-apiserver", "host"}, "an entity that is not needed")
+        for entry in (port for ports in rule["toPorts"] for port in ports["ports"]):
+            _require(isinstance(entry["port"], str) and entry["protocol"] in ("TCP", "UDP"), "a port is text")
+
+
+def _mebibytes(amount: str) -> int:
+    return int(amount.removesuffix("Mi"))
 
 
 def _check_references(documents: list[Document]) -> None:
@@ -165,6 +225,26 @@ def _kubernetes_validator(name: str) -> Draft202012Validator:
 def _kubernetes_definitions() -> Registry[Any]:
     found = Resource.from_contents(json.loads((KUBERNETES_SCHEMAS / "_definitions.json").read_text()))
     return found @ Registry()
+
+
+def _as_of_1_6(schema: Document, kind: str) -> Document:
+    """Return a strict schema of 1.7 with the fields that 1.6 had."""
+    older = copy.deepcopy(schema)
+    spec = older["properties"]["spec"]
+    if kind == "RayJob":
+        _keep(spec, KUBERAY_1_6["RayJob"])
+        spec = spec["properties"]["rayClusterSpec"]
+    _keep(spec, KUBERAY_1_6["RayCluster"])
+    for name in ("authOptions", "autoscalerOptions", "gcsFaultToleranceOptions", "headGroupSpec"):
+        _keep(spec["properties"][name], KUBERAY_1_6[name])
+    _keep(spec["properties"]["workerGroupSpecs"]["items"], KUBERAY_1_6["workerGroupSpecs"])
+    return older
+
+
+def _keep(schema: Document, names: str) -> None:
+    wanted = set(names.split())
+    assert wanted <= set(schema["properties"]), f"1.7 has lost {wanted - set(schema['properties'])}"
+    schema["properties"] = {name: entry for name, entry in schema["properties"].items() if name in wanted}
 
 
 def _strict(schema: Any) -> Any:

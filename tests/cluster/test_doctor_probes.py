@@ -117,6 +117,16 @@ def test_a_disk_is_written_and_left_as_it_was(tmp_path: Path) -> None:
     assert closed.problem is not None and check_disk("n", closed, CacheNeed("/proc/cache", 1, 1, 1)).verdict == "fail"
 
 
+def test_the_disk_is_that_of_the_folder_which_the_node_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("YOLOFLEET_SHARD_CACHE", str(tmp_path / "own"))
+    need = CacheNeed("/proc/cache", 1, 1, 1)
+    found = probe_disk(need.path)
+    assert found.problem is None and f"{tmp_path}/own" in check_disk("n", found, need).seen
+    monkeypatch.setenv("YOLOFLEET_SHARD_CACHE", "/proc/own")
+    refused = check_disk("n", probe_disk(need.path), need)
+    assert refused.verdict == "fail" and "set YOLOFLEET_SHARD_CACHE of the node to a folder" in str(refused.cure)
+
+
 def test_a_full_disk_is_a_problem(tmp_path: Path) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
     if os.getuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:

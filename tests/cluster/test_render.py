@@ -15,7 +15,9 @@ import yaml
 from cluster.manifest_rules import RuleBrokenError, Rules, pod_templates
 from yolofleet.cli.main import main
 from yolofleet.cluster.kuberay_manifest import render_manifest
+from yolofleet.cluster.manifest_sizes import Demand, group_sizes, workers_in_pod
 from yolofleet.cluster.manifest_work import work_of_job
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
 
@@ -91,6 +93,8 @@ def test_a_manifest_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["cluster", "render", str(JOB), "--kubernetes", str(SETTINGS), "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert captured.out == "" and "nothing is applied" in captured.err
+    assert "worker pods at most: 1 on-demand; each 8 workers, 8 GPUs, 96 CPUs, " in captured.err
+    assert "started once the driver has checked the job" in captured.err
     assert [entry["kind"] for entry in yaml.safe_load_all(out.read_text())][-1] == "RayJob"
     missing = tmp_path / "no" / "run.yaml"
     assert main(["cluster", "render", str(JOB), "--kubernetes", str(SETTINGS), "--out", str(missing)]) == 2
@@ -108,29 +112,54 @@ def test_the_head_reads_the_job_that_was_given(render: Render) -> None:
 @pytest.mark.parametrize(
     ("changes", "on_demand", "spot"),
     [
-        ([], (1, 1), (7, 7)),
-        (["cluster.workers=[2,8]"], (1, 1), (1, 7)),
-        (["cluster.workers=[1,8]"], (1, 1), (0, 7)),
-        (["cluster.workers=1"], None, (1, 1)),
-        (["cluster.workers=[2,7]", "cluster.evaluation=apart"], (1, 1), (2, 7)),
-        (["kubernetes.workers_per_pod=8"], (1, 1), None),
-        (["kubernetes.workers_per_pod=4"], (1, 1), (1, 1)),
-        (["kubernetes.spot=null", "cluster.workers=[2,8]"], (2, 8), None),
+        (["kubernetes.workers_per_pod=1"], 1, 7),
+        (["kubernetes.workers_per_pod=1", "cluster.workers=[2,8]"], 1, 7),
+        (["kubernetes.workers_per_pod=1", "cluster.workers=1"], None, 1),
+        (["kubernetes.workers_per_pod=1", "cluster.workers=[2,7]", "cluster.evaluation=apart"], 1, 7),
+        ([], 1, None),
+        (["cluster.workers=1"], None, 1),
+        (["cluster.workers=32", "global_batch_size=512"], 1, 3),
+        (["kubernetes.gpus_per_node=4"], 1, 1),
+        (["kubernetes.spot=null", "cluster.workers=[2,32]", "global_batch_size=512"], 4, None),
     ],
 )
 def test_groups_hold_as_many_pods_as_the_job_has_workers(
-    changes: list[str], on_demand: tuple[int, int] | None, spot: tuple[int, int] | None, render: Render
+    changes: list[str], on_demand: int | None, spot: int | None, render: Render
 ) -> None:
+    """No pod with GPUs is there before the driver has checked the job, and asks for it."""
     spec = render(JOB, "--kubernetes", str(SETTINGS), *changes)[-1]["spec"]["rayClusterSpec"]
-    found = {group["groupName"]: (group["minReplicas"], group["maxReplicas"]) for group in spec["workerGroupSpecs"]}
+    assert spec["enableInTreeAutoscaling"] is True
+    assert all(group["minReplicas"] == group["replicas"] == 0 for group in spec["workerGroupSpecs"])
+    found = {group["groupName"]: group["maxReplicas"] for group in spec["workerGroupSpecs"]}
     assert (found.get("on-demand"), found.get("spot")) == (on_demand, spot)
-    elastic = any(fewest < most for fewest, most in found.values())
-    assert spec.get("enableInTreeAutoscaling", False) == elastic
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "runs", "pods"),
+    [
+        # Worker slots of a run, GPUs of a worker, runs at a time: pods x workers on nodes of 8 GPUs.
+        (1, 1.0, 1, (1, 1)), (2, 1.0, 1, (1, 2)), (8, 1.0, 1, (1, 8)), (9, 1.0, 1, (2, 5)), (12, 1.0, 1, (2, 6)),
+        (64, 1.0, 1, (8, 8)), (4, 2.0, 1, (1, 4)), (4, 8.0, 1, (4, 1)), (16, 0.5, 1, (1, 16)), (1, 0.5, 1, (1, 2)),
+        (1, 1.0, 4, (1, 4)), (1, 1.0, 12, (2, 6)), (4, 1.0, 4, (2, 8)), (3, 1.0, 4, (2, 6)), (4, 1.0, 1, (1, 4)),
+    ],
+)  # fmt: skip
+def test_workers_share_the_fewest_pods_that_the_nodes_can_hold(
+    workers: int, gpus: float, runs: int, pods: tuple[int, int]
+) -> None:
+    cluster = ClusterSpec(workers=workers, gpus_per_worker=gpus, cpus_per_worker=4)
+    demand = Demand.of_search(cluster, runs)
+    count = workers_in_pod(cluster, demand, KubernetesSpec())
+    assert (group_sizes(demand, count, has_spot=False, keeps_first=False)[0].most, count) == pods
+    assert count * gpus <= 8 and (count * gpus).is_integer()
+    assert workers_in_pod(cluster, demand, KubernetesSpec(workers_per_pod=3)) == 3
 
 
 def test_a_search_has_room_for_all_its_trials(render: Render) -> None:
     space = ROOT / "search_spaces" / "compound-scaling.yaml"  # 4 workers a trial
+    shared = render(space, "--kubernetes", str(SETTINGS))[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert [(group["replicas"], group["rayStartParams"]["num-gpus"]) for group in shared] == [(2, "8")]
     for changes, trials in (([], 4), (["concurrency=3"], 3), (["kubernetes.trials=2"], 2)):
+        changes = [*changes, "kubernetes.workers_per_pod=1"]
         documents = render(space, "--kubernetes", str(SETTINGS), *changes)
         groups = documents[-1]["spec"]["rayClusterSpec"]["workerGroupSpecs"]
         assert [(group["groupName"], group["replicas"]) for group in groups] == [
@@ -145,7 +174,7 @@ def test_a_pod_gets_what_its_workers_need(render: Render) -> None:
         spec = render(JOB, "--kubernetes", str(SETTINGS), *changes)[-1]["spec"]["rayClusterSpec"]
         return dict(spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"])
 
-    one, eight = requests(), requests("kubernetes.workers_per_pod=8")
+    one, eight = requests("kubernetes.workers_per_pod=1"), requests()
     assert one["cpu"] == "12" and one["nvidia.com/gpu"] == "1"
     assert eight["cpu"] == "96" and eight["nvidia.com/gpu"] == "8"
     assert mebibytes(eight["memory"]) > 6 * mebibytes(one["memory"])
@@ -158,7 +187,11 @@ def test_a_pod_gets_what_its_workers_need(render: Render) -> None:
         requests(f"data.loader={loader}", "data.loader_threads=16") for loader in ("threads", "processes")
     )
     assert mebibytes(processes["memory"]) > mebibytes(threads["memory"])
-    assert mebibytes(requests("kubernetes.memory_per_worker=40GB")["memory"]) == 39 * 1024 + 1024
+    forty = requests("kubernetes.memory_per_worker=40GB", "kubernetes.workers_per_pod=1")
+    assert mebibytes(forty["memory"]) == 39 * 1024 + 1024
+    cached, elsewhere = requests(), requests("kubernetes.cache_storage_class=local-nvme")
+    cache = mebibytes(cached["ephemeral-storage"]) - mebibytes(elsewhere["ephemeral-storage"])
+    assert cache == 196 * 1024, "200 GB and a twentieth of it, in GiB, on the node's disk or on a volume"
     assert requests("kubernetes.on_demand.resources={vpc.amazonaws.com/efa: 4}")["vpc.amazonaws.com/efa"] == "4"
 
 
@@ -183,12 +216,77 @@ def test_volumes_secrets_and_account_can_be_chosen(render: Render, rules: Rules)
                "kubernetes.service_account=trainer", "kubernetes.secrets.image_pull=registry")  # fmt: skip
     documents = render(JOB, "--kubernetes", str(SETTINGS), *choices)
     rules.check(documents)
-    for template in list(pod_templates(documents[-1]))[1:]:
+    head, *workers = list(pod_templates(documents[-1]))[1:]
+    assert not any(volume["name"] == "shard-cache" for volume in head["spec"]["volumes"])
+    assert head["spec"]["serviceAccountName"] == "trainer"
+    egress = documents[0]["spec"]["egress"]
+    identity = [rule for rule in egress if rule.get("ports") == [{"protocol": "TCP", "port": 80}]]
+    assert [rule["to"] for rule in identity] == [[{"ipBlock": {"cidr": "169.254.170.23/32"}}]], "EKS Pod Identity"
+    for template in workers:
         spec = template["spec"]
         assert spec["serviceAccountName"] == "trainer" and spec["imagePullSecrets"] == [{"name": "registry"}]
         cache = next(volume for volume in spec["volumes"] if volume["name"] == "shard-cache")
         assert cache["ephemeral"]["volumeClaimTemplate"]["spec"]["storageClassName"] == "local-nvme"
         assert not any(entry["name"].startswith("AWS_SECRET") for entry in spec["containers"][0]["env"])
+
+
+@pytest.mark.parametrize(
+    ("uri", "namespaces"),
+    [
+        ("http://mlflow:5000", {"yolofleet": [5000, 9000]}),
+        ("http://mlflow.tools:5000", {"tools": [5000], "yolofleet": [9000]}),
+        ("http://mlflow.tools.svc.cluster.local:80", {"tools": [80], "yolofleet": [9000]}),
+        ("https://mlflow.example.com", {"yolofleet": [9000]}),
+    ],
+)
+def test_services_of_the_cluster_are_reached_by_selectors(
+    uri: str, namespaces: dict[str, list[int]], render: Render, rules: Rules
+) -> None:
+    """Cilium lets addresses match no pod: what lies in the cluster is named by its namespace."""
+    documents = render(JOB, "--kubernetes", str(SETTINGS), f"tracking.uri={uri}", "kubernetes.cilium=true")
+    rules.check(documents)
+    found = {}
+    for rule in documents[0]["spec"]["egress"]:
+        selectors = [entry.get("namespaceSelector", {}).get("matchLabels") for entry in rule["to"]]
+        if selectors[0] and selectors[0]["kubernetes.io/metadata.name"] != "kube-system":
+            found[selectors[0]["kubernetes.io/metadata.name"]] = [entry["port"] for entry in rule["ports"]]
+    assert found == namespaces
+    cilium = documents[1]["spec"]
+    assert cilium["endpointSelector"] == documents[0]["spec"]["podSelector"]
+    assert [rule["toEntities"] for rule in cilium["egress"]] == [["kube-apiserver"], ["host"]]
+    assert "CiliumNetworkPolicy" not in str(render(JOB, "--kubernetes", str(SETTINGS)))
+
+
+def test_what_a_cluster_wants_besides_is_passed_on(render: Render, rules: Rules) -> None:
+    choices = ("kubernetes.priority_class=research", "kubernetes.on_demand.runtime_class=nvidia",
+               "kubernetes.on_demand.topology_key=topology.kubernetes.io/zone", "kubernetes.interconnect=infiniband",
+               "kubernetes.on_demand.annotations={team: vision}", "kubernetes.on_demand.labels={cost: vision}",
+               "kubernetes.on_demand.labels={yolofleet.io/run: other}", "kubernetes.start_deadline_seconds=3600",
+               "kubernetes.redis={address: 'redis.cache:6379', password: redis}")  # fmt: skip
+    documents = render(JOB, "--kubernetes", str(SETTINGS), *choices)
+    rules.check(documents)
+    spec = documents[-1]["spec"]
+    assert spec["preRunningDeadlineSeconds"] == 3600
+    options = spec["rayClusterSpec"]["gcsFaultToleranceOptions"]
+    assert options["redisPassword"]["valueFrom"]["secretKeyRef"] == {"name": "redis", "key": "password"}
+    assert {"port": 6379, "protocol": "TCP"} in [
+        port
+        for rule in documents[0]["spec"]["egress"]
+        for port in rule.get("ports", ())
+        if "ipBlock" not in rule["to"][0]
+    ]
+    submitter, head, worker = pod_templates(documents[-1])
+    assert submitter["spec"]["containers"][0]["image"].endswith("-cpu"), "it needs no CUDA"
+    assert head["spec"]["priorityClassName"] == worker["spec"]["priorityClassName"] == "research"
+    assert worker["spec"]["runtimeClassName"] == "nvidia" and "runtimeClassName" not in head["spec"]
+    (near,) = worker["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert near["labelSelector"]["matchLabels"].items() <= worker["metadata"]["labels"].items()
+    assert worker["metadata"]["annotations"]["team"] == "vision"
+    assert worker["metadata"]["labels"]["yolofleet.io/run"] == "coco-yolov7", "the network policy still selects it"
+    assert {"name": "NCCL_NET", "value": "IB"} in worker["spec"]["containers"][0]["env"]
+    for template in (head, worker):
+        lost = [entry for entry in template["spec"]["tolerations"] if entry["key"].endswith("/unreachable")]
+        assert [entry["tolerationSeconds"] for entry in lost] == [60], "before KubeRay gives the job up"
 
 
 @pytest.mark.parametrize("name", ["Yolo_v7.COCO", "7-coco", "x" * 90, "...".join("ab"), "A"])
@@ -267,6 +365,20 @@ MUTATIONS: dict[str, Callable[[list[Document]], object]] = {
     "other GPUs than Ray gets": lambda d: container(d)["resources"]["limits"].update({"nvidia.com/gpu": "2"}),
     "no shared memory": lambda d: pod(d)["containers"][0].update(volumeMounts=container(d)["volumeMounts"][:2]),
     "a volume that is not there": lambda d: pod(d)["volumes"].pop(),
+    "disk that nobody reserves": lambda d: container(d)["resources"]["requests"].update(
+        {"ephemeral-storage": "1024Mi"}
+    ),
+    "no request for disk": lambda d: container(d)["resources"]["requests"].pop("ephemeral-storage"),
+    "shards outside of the cache volume": lambda d: variable(d, "YOLOFLEET_SHARD_CACHE").update(value="/tmp/shards"),
+    "a shard cache on the head": lambda d: cluster_spec(d)["headGroupSpec"]["template"]["spec"]["containers"][0][
+        "volumeMounts"
+    ].append({"name": "tmp", "mountPath": "/cache"}),
+    "other groups than the driver knows": lambda d: cluster_spec(d)["workerGroupSpecs"][0].update(maxReplicas=9),
+    "no pods and nobody who starts some": lambda d: d[-1]["spec"]["rayClusterSpec"].pop("enableInTreeAutoscaling"),
+    "a field of KubeRay's that 1.6 does not know": lambda d: cluster_spec(d)["workerGroupSpecs"][0].update(priority=1),
+    "fault tolerance of KubeRay's that 1.6 does not know": lambda d: d[-1]["spec"]["rayClusterSpec"].update(
+        gcsFaultToleranceOptions={"backend": "rocksdb"}
+    ),
     "a cluster that outlives its job": lambda d: d[-1]["spec"].update(shutdownAfterJobFinishes=False),
     "a job that stays for ever": lambda d: d[-1]["spec"].update(ttlSecondsAfterFinished=0),
     "a pod outside of the network policy": lambda d: worker(d)["template"]["metadata"].update(labels={}),
@@ -330,7 +442,9 @@ def test_a_broken_manifest_is_refused(
         (["data.val=/shards/val"], "data.val: /shards/val is a folder of one machine"),
         (["initial_weights=yolov7.pt"], "yolofleet registry import"),
         (["model={spec: nowhere.yaml}"], "nowhere.yaml"),
-        (["cluster.gpus_per_worker=0.5"], "set kubernetes.workers_per_pod to a multiple of 2"),
+        (["cluster.gpus_per_worker=0.5", "kubernetes.workers_per_pod=1"], "workers_per_pod to a multiple of 2"),
+        (["cluster.gpus_per_worker=16"], "but a node has kubernetes.gpus_per_node = 8 GPUs"),
+        (["kubernetes.redis={address: redis}"], "redis.address: string should match"),
         (["kubernetes.gpu_memory=4GB"], "but kubernetes.gpu_memory is 4.0 GB; use a smaller micro_batch_size"),
         (["kubernetes.environment.AWS_SECRET_ACCESS_KEY=x"], "keep it in a Secret"),
         (["kubernetes.priority=high"], "needs a queue"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,9 +14,8 @@ from typing import Any
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 import ray
-from ray._raylet import GcsClient
-from ray.core.generated import autoscaler_pb2
 
+from metadata_service import metadata_service, notice
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
@@ -24,6 +24,7 @@ from yolofleet.training.supervision.heartbeats import HeartbeatBoard, WorkerStat
 from yolofleet.training.supervision.nodes import alive_offers, draining_nodes, free_offers, growth_offers, num_slots
 from yolofleet.training.supervision.watches import GroupWatch
 
+SPOT_NOTICE = Path(__file__).parents[2] / "infra" / "aws" / "spot_notice.py"
 JOB: dict[str, Any] = {
     "name": "x",
     "model": {"name": "yolov7-tiny"},
@@ -60,9 +61,10 @@ def main(out: Path) -> None:
     board = ray.remote(num_cpus=0)(HeartbeatBoard).remote()
     member = WorkerStatus(group="g", rank=0, num_workers=2, process=os.getpid(), node=node, host="h", step=5)
     found["with_room"] = asked_of(board, member, out.parent)
-    gcs = GcsClient(address=ray.get_runtime_context().gcs_address)
-    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
-    gcs.drain_node(node, reason, "spot", int((time.time() + 600) * 1000))
+    with metadata_service([(404, ""), (200, notice(600))]) as (url, _):
+        address = {"AWS_EC2_METADATA_SERVICE_ENDPOINT": url, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        command = [sys.executable, str(SPOT_NOTICE), "--node-id", node]
+        subprocess.run(command, env=os.environ | address | {"TMPDIR": str(out.parent)}, check=True, timeout=120)
     end = time.monotonic() + 30
     while not draining_nodes() and time.monotonic() < end:
         time.sleep(0.1)

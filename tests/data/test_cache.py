@@ -240,3 +240,16 @@ def test_a_left_over_part_of_a_dead_process_is_cleaned(s3: FaultyProxy, tmp_path
     fetch(ShardCache(CacheSettings(path=tmp_path)), dataset, 0)
     assert (tmp_path / f"{entry.sha256}.tar").stat().st_size == entry.bytes
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_node_names_its_own_folder_and_the_most_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = CacheSettings(path=Path("/mnt/cache"), max_bytes=1000)
+    assert settings.on_this_node() == settings
+    monkeypatch.setenv("YOLOFLEET_SHARD_CACHE", "/cache/shards")
+    assert settings.on_this_node() == CacheSettings(path=Path("/cache/shards"), max_bytes=1000)
+    for text, most in (("10", 10), ("5000", 1000)):
+        monkeypatch.setenv("YOLOFLEET_SHARD_CACHE_BYTES", text)
+        assert settings.on_this_node().max_bytes == most, "a node can only allow less"
+    monkeypatch.setenv("YOLOFLEET_SHARD_CACHE_BYTES", "10GB")
+    with pytest.raises(CacheError, match="YOLOFLEET_SHARD_CACHE_BYTES is '10GB'; set it to a number of bytes"):
+        settings.on_this_node()

@@ -18,6 +18,7 @@ COMPOSE = Path(__file__).parents[2] / "infra" / "compose"
 KEYS = {
     "image", "command", "restart", "read_only", "cap_drop", "security_opt", "tmpfs", "shm_size", "environment",
     "secrets", "volumes", "ports", "healthcheck", "depends_on", "deploy",
+    "profiles",
 }  # fmt: skip
 Document = dict[str, Any]
 
@@ -74,8 +75,12 @@ def _has_health(service: Document) -> bool:
 
 def test_the_compose_file_holds_what_it_promises(compose: Document) -> None:
     assert problems(compose) == []
-    assert set(compose["services"]) == {"minio", "buckets", "postgres", "mlflow", "head", "worker"}
-    for name in ("head", "worker", "mlflow"):
+    assert set(compose["services"]) == {"minio", "buckets", "postgres", "mlflow", "head", "worker", "gpu-worker"}
+    (gpus,) = compose["services"]["gpu-worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert gpus == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+    assert compose["services"]["gpu-worker"]["profiles"] == ["gpu"], "a host without GPUs starts without it"
+    assert not any("--num-gpus=0" in part for part in compose["services"]["gpu-worker"]["command"])
+    for name in ("head", "worker", "gpu-worker", "mlflow"):
         assert compose["services"][name]["environment"]["RAY_AUTH_MODE"] == "token"
         assert compose["services"][name]["read_only"] is True
     assert "--num-cpus=0" in compose["services"]["head"]["command"], "no work on the head"

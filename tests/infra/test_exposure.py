@@ -15,6 +15,7 @@ from yolofleet.core import ray_runtime
 INFRA = Path(__file__).parents[2] / "infra"
 FILES = sorted(path for path in INFRA.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
 WITHIN_A_NETWORK = {
+    "network.yaml": "no server: what nodes of AWS may call; what reaches them is looked at in test_aws.py",
     "compose.yaml": "the compose network; its published ports are on loopback (test_compose.py)",
     "mlflow.yaml": "the namespace, by its network policy (test_kubernetes_base.py)",
     "minio.yaml": "the namespace, by its network policy (test_kubernetes_base.py)",

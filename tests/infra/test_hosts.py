@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,11 @@ import jsonschema
 import pytest
 import yaml
 
+from yolofleet.specs.job import JobSpec
+from yolofleet.training.supervision.nodes import has_room, offers_of_groups
+
 INFRA = Path(__file__).parents[2] / "infra"
+LABELLED = "{yolofleet.io/capacity: on-demand}"
 Document = dict[str, Any]
 
 
@@ -47,12 +52,28 @@ def test_the_launcher_file_is_valid_by_ray_itself(launcher: Document) -> None:
         assert node["IamInstanceProfile"] and node["MetadataOptions"]["HttpTokens"] == "required"
         assert all(device["Ebs"]["Encrypted"] for device in node["BlockDeviceMappings"])
         assert 0 <= kind.get("min_workers", 0) <= kind.get("max_workers", 0) <= launcher["max_workers"]
+    assert "security_group" not in launcher["provider"], "one that Ray makes lets in the world on port 22"
+    assert any("spot-notice" in command for command in launcher["worker_start_ray_commands"])
     for name in ("on-demand", "spot"):
         assert kinds[name]["node_config"]["NetworkInterfaces"][0]["InterfaceType"] == "efa"
         assert kinds[name]["labels"] == {"yolofleet.io/capacity": name}
     assert "--env=RAY_AUTH_MODE=token" in launcher["docker"]["run_options"]
     text = (INFRA / "aws" / "cluster.yaml").read_text()
     assert not re.search(r"aws_access_key|AKIA|ssh_private_key|password", text, re.IGNORECASE)
+
+
+def test_the_driver_reads_what_may_be_started_from_the_file_that_the_launcher_leaves(
+    launcher: Document, tmp_path: Path
+) -> None:
+    left = tmp_path / "ray_bootstrap_config.yaml"
+    left.write_text(json.dumps(launcher))  # as Ray writes it
+    job = JobSpec.load(INFRA.parent / "jobs" / "coco-yolov7.yaml", ["cluster.first_worker_labels=" + LABELLED])
+    offers = offers_of_groups(None, left)
+    assert [(offer.name, offer.count, offer.resources["GPU"]) for offer in offers] == [
+        ("on-demand", 1, 8),
+        ("spot", 7, 8),
+    ]
+    assert not has_room(job.cluster, [], offers), "no GPU machine runs yet, and the job waits for one"
 
 
 BROKEN: dict[str, Callable[[Document], object]] = {
@@ -110,6 +131,17 @@ def test_a_unit_is_well_formed(name: str, tmp_path: Path) -> None:
         assert line in text.splitlines()
     assert "LoadCredential=ray_token:" in text and "RAY_AUTH_MODE=token" in text
     assert ("--num-cpus=0" in text) == (name == "head")
+    assert "--temp-dir=/var/lib/yolofleet/ray" in text and "StateDirectory=yolofleet" in text, "logs outlast a crash"
+    assert "RuntimeDirectory" not in text and "ProtectHome=true" in text and "CacheDirectory=yolofleet" in text
+    assert "Environment=HOME=/var/lib/yolofleet XDG_CACHE_HOME=/var/cache/yolofleet" in text, "no home is needed"
+    (check,) = re.findall(r"^ExecStartPre=(/bin/sh .*)$", text, re.MULTILINE)
+    for missing in ("NODE_ADDRESS", "HEAD_ADDRESS") if name == "worker" else ("NODE_ADDRESS",):
+        addresses = {"NODE_ADDRESS": "10.0.0.2", "HEAD_ADDRESS": "10.0.0.1"}
+        command = shlex.split(check.replace("$$", "$"))
+        assert subprocess.run(command, env=addresses, check=False).returncode == 0
+        del addresses[missing]
+        refused = subprocess.run(command, env=addresses, capture_output=True, text=True, check=False)
+        assert refused.returncode and f"{missing}: is not set in /etc/yolofleet/cluster.env" in refused.stderr
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: the unit is not verified")
     unit = tmp_path / f"yolofleet-{name}.service"
@@ -128,11 +160,11 @@ def test_the_slurm_script_starts_ray_in_the_allocation_and_ends_it(tmp_path: Pat
     log = tmp_path / "log"
     stand_ins = {
         "scontrol": 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; else echo "scontrol $*" >> "$LOG"; fi',
-        "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
-        "hostname": "echo 10.0.0.1",
+        "srun": 'echo "srun $*" >> "$LOG"; while [[ "$1" == --* ]]; do shift; done; exec "$@"',
         "ray": 'echo "ray $* mode=$RAY_AUTH_MODE token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$LOG"\n'
         '[ "$1" = health-check ] || exec sleep 300',
-        "python": 'grep --count "ray start" "$LOG"',
+        "python": 'case "$2" in *socket*) echo "asked the way to $3" >> "$LOG"; echo "$ADDRESS"; exit;; esac\n'
+        'case "$ALONE" in dead) exit 1;; yes) echo 1;; *) grep --count "^ray start" "$LOG";; esac',
         "yolofleet": 'echo "yolofleet $*" >> "$LOG"; [ "$2" != bad.yaml ] || exit 2\n'
         '[ "$2" != long.yaml ] || { trap "exit 1" TERM; echo running >> "$LOG"; while :; do sleep 0.1; done; }',
     }
@@ -143,22 +175,37 @@ def test_the_slurm_script_starts_ray_in_the_allocation_and_ends_it(tmp_path: Pat
         path.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "LOG": str(log), "SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_ON_NODE": "96",
+        "ADDRESS": "10.0.0.1", "ALONE": "", "YOLOFLEET_POLL_SECONDS": "0",
     }  # fmt: skip
     script = str(INFRA / "slurm" / "ray.sbatch")
 
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [script, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+            [script, *arguments],
+            env=environment | settings,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
 
     assert run().returncode == 2
     assert run("train", "job.yaml").returncode == 0
     told = log.read_text()
+    assert "asked the way to two" in told
+    steps = [line for line in told.splitlines() if line.startswith("srun")]
+    assert len(steps) == 3 and all("--cpu-bind=none --cpus-per-task=96" in step for step in steps)
     assert "ray start --head --block --node-ip-address=10.0.0.1 --port=20077" in told
     assert "ray start --block --address=10.0.0.1:20077" in told and "yolofleet train job.yaml" in told
     assert told.count("token=600") == told.count("mode=token") > 2
     assert "requeue" not in told
+    for alone in ("yes", "dead"):
+        partial = run("train", "job.yaml", ALONE=alone)
+        assert partial.returncode == 0 and "only 1 of 2 nodes have joined" in partial.stderr, "told, and no end"
+    itself = run("train", "job.yaml", ADDRESS="127.0.1.1")
+    assert itself.returncode == 1 and "one leads to two by 127.0.1.1, which is itself" in itself.stderr
     assert run("train", "bad.yaml").returncode == 2, "the command's exit code is the job's"
     stopped = subprocess.Popen([script, "train", "long.yaml"], env=environment, cwd=tmp_path, text=True)
     while "running" not in log.read_text():

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 INSTRUCTIONS = {
-    "FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "HEALTHCHECK", "CMD",
+    "FROM", "ARG", "ENV", "RUN", "WORKDIR", "COPY", "USER", "HEALTHCHECK", "CMD",
 }  # fmt: skip
 BROKEN = {
     "an image without a version": ("python:3.11.14-slim-bookworm", "python"),
@@ -32,6 +32,11 @@ BROKEN = {
     "a stage that is not there": ("--from=build-cuda", "--from=build-gpu"),
     "a file that is not there": ("infra/docker/healthy.py", "infra/docker/health.py"),
     "a shell that goes on after a failure": ("&& pip check", "; pip check"),
+    "no ssh, which Ray's launcher calls on the head": (" openssh-client", ""),
+    "no InfiniBand": (" rdma-core", ""),
+    "an archive that nobody checks": ("sha256sum --check /tmp/efa.sha256 \\\n    && ", ""),
+    "root at the end": ("USER 10001:10001\nENV FI_PROVIDER", "ENV FI_PROVIDER"),
+    "no notice of spot machines": ("infra/aws/spot_notice.py /usr/local/bin/spot-notice", "infra/docker/healthy.py /x"),
     "no image for CPUs": ("FROM runtime AS cpu", "FROM runtime AS small"),
 }  # fmt: skip
 
@@ -66,7 +71,7 @@ def problems(text: str) -> list[str]:
             found += _run_problems(rest)
         if name == "ENV" and re.search(r"SECRET|PASSWORD|TOKEN=", rest):
             found.append("a secret in the image")
-    for target in ("cpu", "cuda"):
+    for target in ("cpu", "cuda", "cuda-efa"):
         if target not in stages:
             found.append(f"no target {target}")
             continue
@@ -79,6 +84,14 @@ def problems(text: str) -> list[str]:
             found.append(f"{target} runs as root")
         if not any(name == "HEALTHCHECK" for name, _ in of_target):
             found.append(f"{target} has no health check")
+        packages = {word for name, rest in of_target if name == "RUN" for word in rest.split()}
+        needed = {"openssh-client", "rsync", "wget"} | (
+            {"rdma-core", "ibverbs-providers"} if target != "cpu" else set()
+        )
+        if not needed <= packages:
+            found.append(f"{target} lacks {needed - packages}")
+        if not any(name == "COPY" and "/usr/local/bin/spot-notice" in rest for name, rest in of_target):
+            found.append(f"{target} does not watch for the notice of a spot machine")
     return found
 
 
@@ -86,6 +99,8 @@ def _run_problems(command: str) -> list[str]:
     found = []
     if ";" in command or "| " in command:
         found.append("goes on after a failure")
+    if "wget" in command and "install " not in command.partition("wget")[0] and "sha256sum --check" not in command:
+        found.append("downloads what nobody checks")
     if "apt-get install" in command and (
         "--no-install-recommends" not in command or "rm -rf /var/lib/apt" not in command
     ):

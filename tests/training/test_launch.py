@@ -121,11 +121,16 @@ def test_a_driver_that_is_asked_to_stop_starts_nothing_more(tmp_path: Path) -> N
 
 
 def waiting(
-    tmp_path: Path, nodes: list[list[NodeOffer]], seconds: float = 5.0, stop: Callable[[], str | None] = lambda: None
-) -> tuple[list[list[dict[str, float]]], RunDirectory]:
-    job = JOB.model_copy(update={"cluster": ClusterSpec(workers=2, wait_for_nodes_seconds=seconds)})
+    tmp_path: Path,
+    nodes: list[list[NodeOffer]],
+    seconds: float = 5.0,
+    stop: Callable[[], str | None] = lambda: None,
+    **cluster: Any,
+) -> tuple[list[tuple[list[dict[str, float]], list[dict[str, str]]]], RunDirectory]:
+    job = JOB.model_copy(update={"cluster": ClusterSpec(workers=2, wait_for_nodes_seconds=seconds, **cluster)})
     run, asked = RunDirectory(open_storage(tmp_path), source="driver"), []
-    wait_for_nodes(job, run, lambda: nodes.pop(0) if len(nodes) > 1 else nodes[0], asked.append, stop)
+    offers = lambda: nodes.pop(0) if len(nodes) > 1 else nodes[0]  # noqa: E731
+    wait_for_nodes(job, run, offers, lambda bundles, labels: asked.append((bundles, labels)), stop)
     return asked, run
 
 
@@ -133,9 +138,20 @@ def test_nodes_that_come_are_waited_for_and_asked_of_the_autoscaler(tmp_path: Pa
     monkeypatch.setattr("yolofleet.training.supervision.launch.NODE_POLL_SECONDS", 0.01)
     node = NodeOffer({"CPU": 1.0})
     asked, run = waiting(tmp_path, [[node], [node], [node], [node, node]])
-    assert asked == [[{"CPU": 1.0}] * 2, []]
+    assert asked == [([{"CPU": 1.0}] * 2, [{}, {}]), ([], [])]
     assert "waiting up to 5 s for nodes: cluster.workers asks for at least 2 workers" in capsys.readouterr().err
     assert [event["kind"] for event in run.events()] == ["waiting"]
+
+
+def test_the_first_worker_waits_for_a_node_of_its_own_kind(tmp_path: Path, monkeypatch) -> None:
+    """Room on spot nodes alone is none: rank 0 would never start, and that would be charged as a failure."""
+    monkeypatch.setattr("yolofleet.training.supervision.launch.NODE_POLL_SECONDS", 0.01)
+    spot, stays = (NodeOffer({"CPU": 2.0}, labels={"capacity": name}) for name in ("spot", "on-demand"))
+    first = {"capacity": "on-demand"}
+    asked, _ = waiting(tmp_path, [[spot], [spot], [spot, spot], [spot, stays]], first_worker_labels=first)
+    assert asked == [([{"CPU": 1.0}] * 2, [first, {}]), ([], [])]
+    with pytest.raises(WorkError, match=r"the first one on a node labelled \{'capacity': 'on-demand'\}"):
+        waiting(tmp_path, [[spot, spot]], seconds=0.2, first_worker_labels=first)
 
 
 def test_nodes_that_are_there_are_not_waited_for(tmp_path: Path) -> None:

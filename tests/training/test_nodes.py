@@ -1,12 +1,20 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training.supervision.nodes import NodeOffer, evaluates_separately, has_room, num_slots
+from yolofleet.training.supervision.nodes import (
+    NodeOffer,
+    evaluates_separately,
+    has_room,
+    num_slots,
+    offers_of_groups,
+)
 
 
 def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
@@ -70,3 +78,34 @@ def test_labels_narrow_the_choice() -> None:
 def test_many_nodes_are_not_all_listed() -> None:
     with pytest.raises(UserError, match="and 92 more"):
         has_room(ClusterSpec(cpus_per_worker=64), [node()] * 100)
+
+
+GROUPS = {
+    "on-demand": {"resources": {"CPU": 96, "GPU": 8}, "max_workers": 1, "labels": {"capacity": "on-demand"}},
+    "spot": {"resources": {"CPU": 96, "GPU": 8}, "labels": {"capacity": "spot"}},
+}
+
+
+def test_groups_that_an_autoscaler_may_start_are_read_from_the_environment_or_the_launchers_file(
+    tmp_path: Path,
+) -> None:
+    missing, file = tmp_path / "missing.yaml", tmp_path / "launcher.yaml"
+    assert offers_of_groups(None, missing) == []
+    head = {"head": {"resources": {"CPU": 0}}}
+    file.write_text(json.dumps({"max_workers": 7, "head_node_type": "head", "available_node_types": head | GROUPS}))
+    stays, spot = offers_of_groups(None, file)
+    assert (stays.count, spot.count, spot.labels) == (1, 7, {"capacity": "spot"})
+    (told,) = offers_of_groups(json.dumps({"on-demand": GROUPS["on-demand"]}), file)
+    assert told == stays, "the environment comes first"
+    eight = ClusterSpec(workers=8, gpus_per_worker=1, first_worker_labels={"capacity": "on-demand"})
+    assert not has_room(eight, [], [stays, spot]), "waited for"
+    with pytest.raises(UserError, match="the first one on a node labelled"):
+        has_room(eight, [], [spot])
+
+
+@pytest.mark.parametrize(
+    "text", ["[", "[]", "1", '{"spot": 1}', '{"spot": {}}', '{"spot": {"resources": {}, "max_workers": "x"}}']
+)
+def test_groups_that_are_none_are_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="YOLOFLEET_NODE_GROUPS: these are no groups of nodes"):
+        offers_of_groups(text, tmp_path / "missing.yaml")

@@ -5,12 +5,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.goodput import format_event
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.supervision.nodes import NodeRecord
-from yolofleet.training.supervision.watches import NodeWatch, PlacementGroupRecord, examine_and_kill, orphaned_groups
+from yolofleet.training.supervision.watches import (
+    GrowthRequest,
+    NodeWatch,
+    PlacementGroupRecord,
+    examine_and_kill,
+    orphaned_groups,
+)
 
 HEAD = NodeRecord("10.0.0.1", "4 CPU, 0 GPU", alive=True, end="")
 WORKER = NodeRecord("10.0.0.2", "8 CPU, 1 GPU", alive=True, end="")
@@ -78,3 +89,54 @@ def test_orphaned_groups_are_those_of_this_driver_whose_maker_is_dead() -> None:
         PlacementGroupRecord("f", "job", None, maker_is_dead=True, state="CREATED"),  # a trial of Ray Tune's
     ]
     assert [group.id for group in orphaned_groups(groups, "job")] == ["a", "e"]
+
+
+class FakeRay:
+    """Tasks that wait until ``room`` lets some of them run."""
+
+    def __init__(self) -> None:
+        self.waiting: list[int] = []
+        self.asked: list[dict[str, Any]] = []
+        self.cancelled: list[int] = []
+
+    def remote(self, **options: Any) -> Any:
+        def submitted() -> Any:
+            def start() -> int:
+                self.asked.append(options | options.pop("more", {}))
+                self.waiting.append(len(self.asked))
+                return len(self.asked)
+
+            return SimpleNamespace(remote=start)
+
+        def with_options(**more: Any) -> Any:
+            options["more"] = more
+            return submitted()
+
+        return lambda function: SimpleNamespace(options=with_options)
+
+    def wait(self, tasks: list[int], num_returns: int, timeout: float) -> tuple[list[int], list[int]]:
+        assert num_returns == len(tasks) and timeout == 0
+        return [task for task in tasks if task not in self.waiting], [task for task in tasks if task in self.waiting]
+
+    def cancel(self, task: int) -> None:
+        self.cancelled.append(task)
+
+
+def test_growth_is_asked_for_once_and_withdrawn_when_the_group_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    request = GrowthRequest(ClusterSpec(workers=(1, 8), gpus_per_worker=1, cpus_per_worker=12, labels={"pool": "a"}))
+    request.ask(6)
+    assert len(ray.waiting) == 6, "one for each worker that is missing"
+    assert ray.asked[0] == {"max_retries": 0, "num_cpus": 12.0, "num_gpus": 1.0, "label_selector": {"pool": "a"}}
+    request.ask(6)
+    assert len(ray.asked) == 6, "those that wait still ask"
+    del ray.waiting[:2]  # room for two has come
+    request.ask(6)
+    assert len(ray.asked) == 8 and len(ray.waiting) == 6
+    request.ask(4)
+    assert len(ray.asked) == 8
+    request.withdraw()
+    assert sorted(ray.cancelled) == ray.waiting
+    request.withdraw()
+    assert len(ray.cancelled) == 6

@@ -56,13 +56,14 @@ def render(
     import json
     from importlib.metadata import version
 
-    from yolofleet.cluster.kuberay_manifest import manifest_text, render_manifest
+    from yolofleet.cluster.kuberay_manifest import describe_pods, manifest_text, render_manifest
     from yolofleet.core.errors import UserError
 
     changes = overrides or []
     kubernetes = _read_settings(settings, [entry for entry in changes if entry.startswith(SETTINGS_PREFIX)])
     work = _read_work(spec, [entry for entry in changes if not entry.startswith(SETTINGS_PREFIX)], kubernetes)
     documents = render_manifest(work, kubernetes, ray_version=version("ray"), kind=kind)
+    note(describe_pods(work, documents[-1]))
     text = json.dumps(documents, indent=1) + "\n" if as_json else manifest_text(documents)
     if out is None:
         show(text, end="")

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import yaml
 
+from yolofleet.cluster.manifest_network import network_policies
 from yolofleet.cluster.manifest_pods import (
     head_template,
     labels,
-    network_policy,
     object_store_option,
     security_context,
     submitter_template,
@@ -22,7 +22,7 @@ from yolofleet.cluster.manifest_pods import (
 )
 from yolofleet.cluster.manifest_sizes import GroupSize, group_sizes
 from yolofleet.cluster.manifest_work import CAPACITY_LABEL, ON_DEMAND, SPOT, Work, image_for
-from yolofleet.specs.kubernetes import KubernetesSpec, PoolSpec
+from yolofleet.specs.kubernetes import KubernetesSpec, PoolSpec, RedisSpec
 
 Kind = Literal["RayJob", "RayCluster"]
 API_VERSION = "ray.io/v1"
@@ -36,7 +36,7 @@ Document = dict[str, Any]
 
 
 def render_manifest(work: Work, settings: KubernetesSpec, *, ray_version: str, kind: Kind = "RayJob") -> list[Document]:
-    """Return the documents to apply: the network policy, the work's files, and the job or the cluster.
+    """Return the documents to apply: the network policies, the work's files, and the job or the cluster.
 
     Args:
         work: The run or search (`yolofleet.cluster.manifest_work`).
@@ -48,17 +48,30 @@ def render_manifest(work: Work, settings: KubernetesSpec, *, ray_version: str, k
         UserError: The settings name no image that the work can run in.
     """
     image = image_for(work.job, settings)
-    policy = network_policy(work, settings)
+    policies = network_policies(work, settings)
     if kind == "RayCluster":
-        return [policy, _cluster(work, settings, _cluster_spec(work, settings, image, ray_version, None))]
+        return [*policies, _cluster(work, settings, _cluster_spec(work, settings, image, ray_version, None))]
     files = _files(work, settings)
     cluster = _cluster_spec(work, settings, image, ray_version, files["metadata"]["name"])
-    return [policy, files, _job(work, settings, image, cluster)]
+    return [*policies, files, _job(work, settings, image, cluster)]
 
 
 def manifest_text(documents: list[Document]) -> str:
     """Return documents as YAML that every safe loader reads."""
     return yaml.dump_all(documents, Dumper=_ReadableDumper, sort_keys=False, width=120)
+
+
+def describe_pods(work: Work, document: Document) -> str:
+    """Return how many pods of which size a job or a cluster may have, and where, for its user."""
+    spec = document["spec"].get("rayClusterSpec", document["spec"])
+    amounts = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]
+    size = f"{work.pod.workers} workers" if work.pod.workers > 1 else "1 worker"
+    if work.pod.gpus:
+        size += f", {work.pod.gpus} GPUs"
+    size += f", {amounts['cpu']} CPUs, {amounts['memory']} of memory, {amounts['ephemeral-storage']} of disk"
+    groups = ", ".join(f"{group['maxReplicas']} {group['groupName']}" for group in spec["workerGroupSpecs"])
+    begin = "started once the driver has checked the job" if spec.get("enableInTreeAutoscaling") else "started at once"
+    return f"worker pods at most: {groups}; each {size}; {begin}"
 
 
 def _metadata(work: Work, settings: KubernetesSpec) -> Document:
@@ -82,11 +95,13 @@ def _files(work: Work, settings: KubernetesSpec) -> Document:
 
 
 def _job(work: Work, settings: KubernetesSpec, image: str, cluster: Document) -> Document:
+    deadline = settings.start_deadline_seconds
     return {
         "apiVersion": API_VERSION,
         "kind": "RayJob",
         "metadata": _queued(_metadata(work, settings), settings),
         "spec": {
+            **({} if deadline is None else {"preRunningDeadlineSeconds": deadline}),
             "entrypoint": work.command,
             "entrypointNumCpus": 0,  # the driver runs on the head, which offers no CPUs
             "submissionMode": "K8sJobMode",
@@ -126,8 +141,10 @@ def _cluster_spec(
         "rayVersion": ray_version,
         "authOptions": {"mode": "token", "secretName": settings.secrets.ray_token},
     }
-    # Kueue gives a job's pods their quota at once, or not at all.
-    if settings.queue is None and any(group["minReplicas"] < group["maxReplicas"] for group in groups):
+    if settings.redis is not None:
+        spec["gcsFaultToleranceOptions"] = _fault_tolerance(settings.redis)
+    node_groups: Document = {}
+    if _is_autoscaled(work, settings):
         spec["enableInTreeAutoscaling"] = True
         spec["autoscalerOptions"] = {
             "version": "v2",
@@ -135,7 +152,8 @@ def _cluster_spec(
             "resources": {"requests": AUTOSCALER_AMOUNTS, "limits": AUTOSCALER_AMOUNTS},
             "securityContext": security_context(),
         }
-    head = head_template(work, settings, image, files_name)
+        node_groups = {group["groupName"]: _node_group(group) for group in groups}
+    head = head_template(work, settings, image, files_name, node_groups)
     if "enableInTreeAutoscaling" not in spec:
         head["spec"]["automountServiceAccountToken"] = False
     spec["headGroupSpec"] = {
@@ -148,10 +166,31 @@ def _cluster_spec(
     return spec
 
 
+def _is_autoscaled(work: Work, settings: KubernetesSpec) -> bool:
+    """Return whether groups begin empty: no GPU is paid for before the driver, on the head, has checked everything.
+
+    Kueue gives a job's pods their quota at once, or not at all.
+    """
+    return settings.queue is None and work.asks_for_nodes
+
+
+def _node_group(group: Document) -> Document:
+    """Return a group of pods in the form of Ray's cluster launcher."""
+    amounts = {kind: float(group["rayStartParams"][f"num-{kind.lower()}s"]) for kind in ("CPU", "GPU")}
+    return {"max_workers": group["maxReplicas"], "resources": amounts, "labels": group["labels"]}
+
+
+def _fault_tolerance(redis: RedisSpec) -> Document:
+    options: Document = {"redisAddress": redis.address}
+    if redis.password is not None:
+        options["redisPassword"] = {"valueFrom": {"secretKeyRef": {"name": redis.password, "key": "password"}}}
+    return options
+
+
 def _worker_groups(work: Work, settings: KubernetesSpec, image: str) -> list[Document]:
     stay, may_go = group_sizes(
         work.demand,
-        settings.workers_per_pod,
+        work.pod.workers,
         has_spot=settings.spot is not None,
         keeps_first=work.job.cluster.most_workers > 1,
     )
@@ -166,7 +205,7 @@ def _worker_group(
 ) -> Document:
     cluster, pod = work.job.cluster, work.pod
     first = cluster.first_worker_labels if capacity == ON_DEMAND else {}
-    fewest = size.most if settings.queue is not None else size.fewest
+    fewest = 0 if _is_autoscaled(work, settings) else size.most
     return {
         "groupName": capacity,
         "replicas": fewest,

@@ -1,15 +1,16 @@
-"""Pod templates of the head, the workers and the submitter, and the network policy of a run.
+"""Pod templates of the head, the workers and the submitter of a run.
 
-Containers run as a plain user on a read-only root file system. The policy lets the pods of one run reach each other,
-and the operator the head; nothing else reaches them.
+Containers run as a plain user on a read-only root file system, and request the disk that they may write.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from yolofleet.cluster.manifest_sizes import GIBIBYTE, MEBIBYTE, OBJECT_STORE_BYTES
 from yolofleet.cluster.manifest_work import CACHE_FOLDER, FILES_FOLDER, Work
+from yolofleet.core.file_names import NODE_GROUPS_VARIABLE, SHARD_CACHE_BYTES_VARIABLE, SHARD_CACHE_VARIABLE
 from yolofleet.specs.kubernetes import KubernetesSpec, PoolSpec
 
 USER_ID = 10001
@@ -21,6 +22,10 @@ HEAD_SHARED_MEMORY_BYTES = 2 * GIBIBYTE
 SCRATCH_BYTES = 20 * GIBIBYTE
 """Ray's logs and sockets, and temporary files of a run, below ``/tmp``."""
 HOME_BYTES = 2 * GIBIBYTE
+LOG_BYTES = GIBIBYTE
+"""What a container prints, which the node keeps for it."""
+HEAD_CACHE_BYTES = 10 * GIBIBYTE
+"""The driver's share of its scratch space for shards: it reads validation images, one after the other."""
 DRIVER_GRACE_SECONDS = 300
 """The driver's time to let the workers finish and save their step."""
 WORKER_GRACE_SECONDS = 90
@@ -29,10 +34,13 @@ KEPT = {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh
 METRICS_PORT = 8080
 """Where each pod's Ray serves its metrics, by KubeRay's own default."""
 PORTS = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": METRICS_PORT}
-DNS_PORT = 53
-API_SERVER_PORT = 6443
-NODE_METADATA = "169.254.169.254/32"
-"""The cloud's address that gives a node's own credentials to every pod that asks."""
+LOST_NODE_SECONDS = 60
+"""How long a pod stays bound to a node that does not answer; Kubernetes itself would wait for 300 s."""
+INTERCONNECTS: dict[str, dict[str, str]] = {
+    "efa": {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1", "NCCL_DEBUG": "WARN"},
+    "infiniband": {"NCCL_NET": "IB", "NCCL_DEBUG": "WARN"},
+}
+"""Settings of NCCL and libfabric: which fabric, and to say it when they cannot use it (TCP is many times slower)."""
 
 Document = dict[str, Any]
 
@@ -42,7 +50,9 @@ def labels(work: Work, role: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": "yolofleet", RUN_LABEL: work.resource_name, ROLE_LABEL: role}
 
 
-def head_template(work: Work, settings: KubernetesSpec, image: str, files_name: str | None) -> Document:
+def head_template(
+    work: Work, settings: KubernetesSpec, image: str, files_name: str | None, node_groups: Document
+) -> Document:
     """Return the head's pod template.
 
     Args:
@@ -50,16 +60,24 @@ def head_template(work: Work, settings: KubernetesSpec, image: str, files_name: 
         settings: How jobs run on this Kubernetes.
         image: The image of its container.
         files_name: ConfigMap with the work's files; None for a cluster that jobs are submitted to.
+        node_groups: What the autoscaler may start, as `yolofleet.training.supervision.nodes` reads it; may be empty.
     """
-    amounts = {"cpu": f"{settings.head.cpus:g}", "memory": mebibytes(settings.head.memory)}
+    disk = mebibytes(SCRATCH_BYTES + HOME_BYTES + LOG_BYTES)
+    amounts = {
+        "cpu": f"{settings.head.cpus:g}", "memory": mebibytes(settings.head.memory), "ephemeral-storage": disk,
+    }  # fmt: skip
     container = _ray_container("ray-head", image, settings, amounts)
+    container["env"] += _plain(
+        {SHARD_CACHE_VARIABLE: "/tmp/shards", SHARD_CACHE_BYTES_VARIABLE: str(HEAD_CACHE_BYTES)}
+        | ({NODE_GROUPS_VARIABLE: json.dumps(node_groups, sort_keys=True)} if node_groups else {})
+    )
     container["ports"] = [{"name": name, "containerPort": port} for name, port in PORTS.items()]
-    volumes = _volumes(HEAD_SHARED_MEMORY_BYTES, work.pod.cache_bytes, settings)
+    volumes = _volumes(HEAD_SHARED_MEMORY_BYTES)
     if files_name is not None:
         volumes.append({"name": "work", "configMap": {"name": files_name}})
         container["volumeMounts"].append({"name": "work", "mountPath": FILES_FOLDER, "readOnly": True})
     spec = _pod(container, volumes, settings, settings.head.pool, DRIVER_GRACE_SECONDS)
-    return {"metadata": {"labels": labels(work, "head"), "annotations": KEPT}, "spec": spec}
+    return {"metadata": _pod_metadata(work, "head", settings.head.pool, KEPT), "spec": spec}
 
 
 def worker_template(work: Work, settings: KubernetesSpec, image: str, pool: PoolSpec, *, may_go: bool) -> Document:
@@ -73,30 +91,39 @@ def worker_template(work: Work, settings: KubernetesSpec, image: str, pool: Pool
         may_go: Whether those nodes may be reclaimed.
     """
     pod = work.pod
-    amounts = {"cpu": str(pod.cpus), "memory": mebibytes(pod.memory_bytes)}
+    cache_on_node = 0 if settings.cache_storage_class is not None else pod.cache_bytes
+    amounts = {
+        "cpu": str(pod.cpus),
+        "memory": mebibytes(pod.memory_bytes),
+        "ephemeral-storage": mebibytes(cache_on_node + SCRATCH_BYTES + HOME_BYTES + LOG_BYTES),
+    }
     extended = {name: str(amount) for name, amount in pool.resources.items()}
     if pod.gpus:
         extended[settings.gpu_resource] = str(pod.gpus)
     container = _ray_container("ray-worker", image, settings, amounts | extended)
+    container["env"] += _plain({SHARD_CACHE_VARIABLE: f"{CACHE_FOLDER}/shards"})  # the volume itself is root's
+    if pod.gpus and settings.interconnect is not None:
+        container["env"] += _plain(INTERCONNECTS[settings.interconnect])
     container["ports"] = [{"name": "metrics", "containerPort": METRICS_PORT}]
-    spec = _pod(
-        container, _volumes(pod.shared_memory_bytes, pod.cache_bytes, settings), settings, pool, WORKER_GRACE_SECONDS
-    )
+    container["volumeMounts"].append({"name": "shard-cache", "mountPath": CACHE_FOLDER})
+    volumes = [*_volumes(pod.shared_memory_bytes), _cache_volume(pod.cache_bytes, settings)]
+    spec = _pod(container, volumes, settings, pool, WORKER_GRACE_SECONDS)
     spec["automountServiceAccountToken"] = False  # only the head's autoscaler uses the Kubernetes API
-    metadata: Document = {"labels": labels(work, "worker")}
-    if not may_go:
-        metadata["annotations"] = KEPT
-    return {"metadata": metadata, "spec": spec}
+    if pool.topology_key is not None:
+        near = {"labelSelector": {"matchLabels": labels(work, "worker")}, "topologyKey": pool.topology_key}
+        spec["affinity"] = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [near]}}
+    return {"metadata": _pod_metadata(work, "worker", pool, {} if may_go else KEPT), "spec": spec}
 
 
 def submitter_template(work: Work, settings: KubernetesSpec, image: str) -> Document:
     """Return the template of the pod that sends the command to the head and passes its output on."""
-    container = _container("submitter", image, {"cpu": "100m", "memory": "512Mi"})
+    amounts = {"cpu": "100m", "memory": "512Mi", "ephemeral-storage": mebibytes(3 * GIBIBYTE)}
+    container = _container("submitter", settings.images.cpu or image, amounts)  # it needs no CUDA, and pulls less
     container["env"] = _ray_environment(settings)
     volumes = [_scratch("tmp", GIBIBYTE), _scratch("home", GIBIBYTE)]
     spec = _pod(container, volumes, settings, settings.head.pool, grace_seconds=30)
     spec["automountServiceAccountToken"] = False
-    return {"metadata": {"labels": labels(work, "submitter")}, "spec": spec}
+    return {"metadata": _pod_metadata(work, "submitter", settings.head.pool, {}), "spec": spec}
 
 
 def security_context() -> Document:
@@ -118,6 +145,14 @@ def mebibytes(num_bytes: int) -> str:
 def object_store_option() -> dict[str, str]:
     """Return the option of ``ray start`` for the size of the object store, which lies in shared memory."""
     return {"object-store-memory": str(OBJECT_STORE_BYTES)}
+
+
+def _pod_metadata(work: Work, role: str, pool: PoolSpec, annotations: dict[str, str]) -> Document:
+    """Return a pod's labels and annotations; a pool's own cannot take a pod out of the network policy."""
+    metadata: Document = {"labels": {**pool.labels, **labels(work, role)}}
+    if annotations or pool.annotations:
+        metadata["annotations"] = {**annotations, **pool.annotations}
+    return metadata
 
 
 def _pod(
@@ -144,11 +179,19 @@ def _pod(
         spec["imagePullSecrets"] = [{"name": settings.secrets.image_pull}]
     if pool.node_selector:
         spec["nodeSelector"] = dict(pool.node_selector)
-    if pool.tolerations:
-        spec["tolerations"] = [
-            {"operator": "Equal" if "value" in entry else "Exists"} | entry
-            for entry in (toleration.document() for toleration in pool.tolerations)
-        ]
+    if pool.runtime_class is not None:
+        spec["runtimeClassName"] = pool.runtime_class
+    if settings.priority_class is not None:
+        spec["priorityClassName"] = settings.priority_class
+    spec["tolerations"] = [
+        {"operator": "Equal" if "value" in entry else "Exists"} | entry
+        for entry in (toleration.document() for toleration in pool.tolerations)
+    ]
+    spec["tolerations"] += [
+        {"key": f"node.kubernetes.io/{state}", "operator": "Exists", "effect": "NoExecute",
+         "tolerationSeconds": LOST_NODE_SECONDS}
+        for state in ("not-ready", "unreachable")
+    ]  # fmt: skip
     return spec
 
 
@@ -167,10 +210,7 @@ def _container(name: str, image: str, amounts: dict[str, str]) -> Document:
 def _ray_container(name: str, image: str, settings: KubernetesSpec, amounts: dict[str, str]) -> Document:
     container = _container(name, image, amounts)
     container["env"] = [*_ray_environment(settings), *_work_environment(settings)]
-    container["volumeMounts"] += [
-        {"name": "shared-memory", "mountPath": "/dev/shm"},
-        {"name": "shard-cache", "mountPath": CACHE_FOLDER},
-    ]
+    container["volumeMounts"].append({"name": "shared-memory", "mountPath": "/dev/shm"})
     return container
 
 
@@ -184,13 +224,16 @@ def _ray_environment(settings: KubernetesSpec) -> list[Document]:
 
 
 def _work_environment(settings: KubernetesSpec) -> list[Document]:
-    variables: list[Document] = [{"name": "MLFLOW_DISABLE_TELEMETRY", "value": "true"}]
-    variables += [{"name": name, "value": value} for name, value in settings.environment.items()]
+    variables = _plain({"MLFLOW_DISABLE_TELEMETRY": "true"} | settings.environment)
     secrets = (
         (settings.secrets.storage, ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
         (settings.secrets.tracking, ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
     )
     return variables + [_from_secret(key, name, key) for name, keys in secrets if name is not None for key in keys]
+
+
+def _plain(variables: dict[str, str]) -> list[Document]:
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def _from_secret(variable: str, secret: str, key: str) -> Document:
@@ -201,55 +244,20 @@ def _scratch(name: str, num_bytes: int) -> Document:
     return {"name": name, "emptyDir": {"sizeLimit": mebibytes(num_bytes)}}
 
 
-def _volumes(shared_memory_bytes: int, cache_bytes: int, settings: KubernetesSpec) -> list[Document]:
-    cache = _scratch("shard-cache", cache_bytes)
-    if settings.cache_storage_class is not None:
-        claim = {
-            "accessModes": ["ReadWriteOnce"],
-            "storageClassName": settings.cache_storage_class,
-            "resources": {"requests": {"storage": mebibytes(cache_bytes)}},
-        }
-        cache = {"name": "shard-cache", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
+def _volumes(shared_memory_bytes: int) -> list[Document]:
     return [
         _scratch("tmp", SCRATCH_BYTES),
         _scratch("home", HOME_BYTES),
         {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": mebibytes(shared_memory_bytes)}},
-        cache,
     ]
 
 
-def network_policy(work: Work, settings: KubernetesSpec) -> Document:
-    """Return the policy of a run's pods.
-
-    They reach each other, the name service, and the ports of the storage, of MLflow and of the Kubernetes API; the
-    operator and the submitter reach the head's job service, and Prometheus the metrics, where its namespace is named.
-    """
-    run = {"podSelector": {"matchLabels": {RUN_LABEL: work.resource_name}}}
-    operator = {
-        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.operator_namespace}},
-        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay-operator"}},
+def _cache_volume(num_bytes: int, settings: KubernetesSpec) -> Document:
+    if settings.cache_storage_class is None:
+        return _scratch("shard-cache", num_bytes)
+    claim = {
+        "accessModes": ["ReadWriteOnce"],
+        "storageClassName": settings.cache_storage_class,
+        "resources": {"requests": {"storage": mebibytes(num_bytes)}},
     }
-    names = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "kube-system"}}}
-    outside = {"ipBlock": {"cidr": "0.0.0.0/0", "except": [NODE_METADATA]}}
-    watched = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": settings.monitoring_namespace}}}
-    scraped = {"from": [watched], "ports": [{"protocol": "TCP", "port": METRICS_PORT}]}
-    ports = sorted({*work.ports(settings), API_SERVER_PORT})
-    return {
-        "apiVersion": "networking.k8s.io/v1",
-        "kind": "NetworkPolicy",
-        "metadata": {"name": work.resource_name, "namespace": settings.namespace, "labels": labels(work, "policy")},
-        "spec": {
-            "podSelector": run["podSelector"],
-            "policyTypes": ["Ingress", "Egress"],
-            "ingress": [
-                {"from": [run]},
-                {"from": [operator], "ports": [{"protocol": "TCP", "port": PORTS["dashboard"]}]},
-                *([scraped] if settings.monitoring_namespace is not None else []),
-            ],
-            "egress": [
-                {"to": [run]},
-                {"to": [names], "ports": [{"protocol": kind, "port": DNS_PORT} for kind in ("UDP", "TCP")]},
-                {"to": [outside], "ports": [{"protocol": "TCP", "port": port} for port in ports]},
-            ],
-        },
-    }
+    return {"name": "shard-cache", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}

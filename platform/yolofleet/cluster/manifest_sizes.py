@@ -35,6 +35,8 @@ HEADROOM = 1.25
 class PodSize:
     """The resources of each worker pod."""
 
+    workers: int
+    """Workers that share it."""
     cpus: int
     gpus: int
     memory_bytes: int
@@ -96,18 +98,54 @@ def group_sizes(
     return GroupSize(stay, stay), GroupSize(fewest - stay, most - stay)
 
 
-def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) -> PodSize:
+def workers_in_pod(cluster: ClusterSpec, demand: Demand, settings: KubernetesSpec) -> int:
+    """Return how many workers share a pod: as few pods as fit the nodes, of one size, each of whole CPUs and GPUs.
+
+    NCCL uses NVLink and shared memory within a pod only, and each pod has a shard cache of its own. So the workers of a
+    run are spread evenly over the fewest pods that nodes of ``gpus_per_node`` can hold, and small trials of a search
+    share one.
+
+    Args:
+        cluster: What each run asks for.
+        demand: How many workers run at a time.
+        settings: How jobs run on this Kubernetes.
+
+    Raises:
+        UserError: A node has too few GPUs for one worker.
+    """
+    if settings.workers_per_pod is not None:
+        return settings.workers_per_pod
+    whole = math.lcm(_denominator(cluster.gpus_per_worker), _denominator(cluster.cpus_per_worker))
+    if not cluster.gpus_per_worker:
+        return whole
+    fit = int(settings.gpus_per_node / cluster.gpus_per_worker + 1e-6) // whole * whole
+    if not fit:
+        raise UserError(
+            f"cluster.gpus_per_worker = {cluster.gpus_per_worker:g}, but a node has kubernetes.gpus_per_node = "
+            f"{settings.gpus_per_node} GPUs, and a pod gets whole CPUs and GPUs; ask for less, or name larger nodes"
+        )
+    of_run = demand.most // demand.runs
+    if of_run >= fit:
+        count = math.ceil(of_run / math.ceil(of_run / fit))
+    else:
+        pods = math.ceil(demand.runs / (fit // of_run))
+        count = of_run * math.ceil(demand.runs / pods)
+    return math.ceil(count / whole) * whole
+
+
+def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float], workers: int) -> PodSize:
     """Return the size of a worker pod.
 
     Args:
         job: What its workers train.
         settings: How jobs run on this Kubernetes.
         profile: What the job's model costs (`yolofleet.search.feasibility.profile_job`).
+        workers: Workers that share a pod.
 
     Raises:
         UserError: A pod would have a part of a CPU or GPU, or the model does not fit a GPU.
     """
-    cluster, workers = job.cluster, settings.workers_per_pod
+    cluster = job.cluster
     if cluster.gpus_per_worker and settings.gpu_memory and profile["training_bytes"] > settings.gpu_memory:
         raise UserError(
             f"job {job.name}: training needs {profile['training_bytes'] / 1e9:.1f} GB of GPU memory for a micro-batch "
@@ -118,6 +156,7 @@ def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float]) 
     memory = workers * (settings.memory_per_worker or worker_bytes(job, profile)) + shared_memory
     cache = job.data.cache.max_bytes if job.data.cache is not None else 0
     return PodSize(
+        workers=workers,
         cpus=_whole(cluster.cpus_per_worker, workers, "cluster.cpus_per_worker"),
         gpus=_whole(cluster.gpus_per_worker, workers, "cluster.gpus_per_worker"),
         memory_bytes=math.ceil(memory / GIBIBYTE) * GIBIBYTE,
@@ -141,9 +180,13 @@ def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
 def _whole(amount: float, workers: int, key: str) -> int:
     total = amount * workers
     if abs(total - round(total)) > 1e-6:
-        multiple = Fraction(amount).limit_denominator(100).denominator
         raise UserError(
             f"{key} = {amount:g} with kubernetes.workers_per_pod = {workers} makes {total:g} a pod, and a pod gets "
-            f"whole ones; set kubernetes.workers_per_pod to a multiple of {multiple}"
+            f"whole ones; set kubernetes.workers_per_pod to a multiple of {_denominator(amount)}"
         )
     return round(total)
+
+
+def _denominator(amount: float) -> int:
+    """Return how many workers of this amount make a whole CPU or GPU."""
+    return Fraction(amount).limit_denominator(100).denominator

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from yolofleet.cluster.bundle import read_model_table
-from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes
+from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes, workers_in_pod
 from yolofleet.core.errors import UserError
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.space import Space, even_point
@@ -120,6 +120,9 @@ class Work:
     """How many workers run at a time."""
     pod: PodSize
     """The size of each worker pod."""
+    asks_for_nodes: bool
+    """Whether the driver, once it has checked everything, asks the autoscaler for its workers' nodes; a search counts
+    the nodes that are there when it starts."""
 
     @property
     def resource_name(self) -> str:
@@ -129,11 +132,6 @@ class Work:
             return plain
         digest = hashlib.sha256(self.name.encode()).hexdigest()[:6]
         return f"{plain if plain[:1].isalpha() else f'r-{plain}'}"[: LONGEST_NAME - 7].strip("-") + f"-{digest}"
-
-    def ports(self, settings: KubernetesSpec) -> list[int]:
-        """Return the TCP ports of everything outside the cluster that the pods talk to."""
-        endpoints = [value for name, value in settings.environment.items() if name.startswith("AWS_ENDPOINT_URL")]
-        return sorted({HTTPS_PORT, *(_port(url) for url in (*endpoints, self.job.tracking.uri) if url)})
 
 
 def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
@@ -148,8 +146,9 @@ def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
     document = with_fields(job.document(), changes)
     executed = JobSpec.parse(document, source=f"job {job.name}")
     files["job.yaml"] = write_yaml(document)
-    pod = pod_size(executed, settings, profile_job(job, TYPICAL_CLASSES))
-    return Work(job.name, executed, files, f"yolofleet train {FILES_FOLDER}/job.yaml --launcher ray", demand, pod)
+    workers = workers_in_pod(job.cluster, demand, settings)
+    pod = pod_size(executed, settings, profile_job(job, TYPICAL_CLASSES), workers)
+    return Work(job.name, executed, files, f"yolofleet train {FILES_FOLDER}/job.yaml --launcher ray", demand, pod, True)
 
 
 def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -> Work:
@@ -172,8 +171,9 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
         raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")
     largest = max(profiles, key=lambda entry: worker_bytes(*entry))
     memory = {"memory_per_worker": settings.memory_per_worker or worker_bytes(*largest)}
-    pod = pod_size(executed, settings.model_copy(update=memory), profile_job(job, TYPICAL_CLASSES))
-    return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod)
+    workers = workers_in_pod(job.cluster, demand, settings)
+    pod = pod_size(executed, settings.model_copy(update=memory), profile_job(job, TYPICAL_CLASSES), workers)
+    return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod, False)
 
 
 def _profiles(space: Space) -> Iterator[tuple[JobSpec, dict[str, float]]]:
@@ -201,7 +201,7 @@ def _check_choices(spec: SearchSpec, source: str) -> None:
 def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], dict[str, Any]]:
     """Return further files that the head needs, and the fields of the job that differ in pods."""
     files: dict[str, str] = {}
-    changes: dict[str, Any] = {"data.cache.path": f"{CACHE_FOLDER}/shards"}  # the volume itself is root's
+    changes: dict[str, Any] = {"data.cache.path": f"{CACHE_FOLDER}/shards"}  # as the pods' environment says, too
     if settings.spot is not None and job.cluster.most_workers > 1:
         changes["cluster.first_worker_labels"] = job.cluster.first_worker_labels | {CAPACITY_LABEL: ON_DEMAND}
     if job.model.spec is not None:
@@ -212,7 +212,12 @@ def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], d
     return files, changes
 
 
-def _port(url: str) -> int:
+def port_of(url: str) -> int:
+    """Return the TCP port of a service.
+
+    Raises:
+        UserError: It is no port.
+    """
     parts = urlsplit(url)
     try:
         return parts.port or (80 if parts.scheme == "http" else HTTPS_PORT)

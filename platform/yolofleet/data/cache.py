@@ -13,10 +13,11 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from yolofleet.core.file_names import SHARD_CACHE_BYTES_VARIABLE, SHARD_CACHE_VARIABLE
 from yolofleet.core.retry import retry
 from yolofleet.data.cache_folder import (
     DISK_FULL,
@@ -52,6 +53,17 @@ class CacheSettings:
     """Shards, or ranges of them, that the node fetches ahead at a time; None finds out how many bring bandwidth."""
     range_bytes: int = RANGE_BYTES
     """Most bytes of one request."""
+
+    def on_this_node(self) -> CacheSettings:
+        """Return the settings with the folder and the limit that the node's environment gives."""
+        path, most = os.environ.get(SHARD_CACHE_VARIABLE), os.environ.get(SHARD_CACHE_BYTES_VARIABLE)
+        if most is not None and not most.isdecimal():
+            raise CacheError(f"{SHARD_CACHE_BYTES_VARIABLE} is {most!r}; set it to a number of bytes")
+        return replace(
+            self,
+            path=Path(path) if path else self.path,
+            max_bytes=self.max_bytes if most is None else min(self.max_bytes, int(most)),
+        )
 
 
 @dataclass(frozen=True)

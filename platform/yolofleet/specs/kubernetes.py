@@ -35,7 +35,15 @@ class PoolSpec(Spec):
     tolerations: tuple[TolerationSpec, ...] = ()
     """Taints of those nodes."""
     resources: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    """Further resources of each pod, e.g. ``vpc.amazonaws.com/efa: 4``."""
+    """Further resources of each pod, e.g. ``vpc.amazonaws.com/efa: 32``."""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """Further labels of each pod."""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    """Further annotations of each pod."""
+    runtime_class: Name | None = None
+    """RuntimeClass of the pods, e.g. ``nvidia`` where it is not the nodes' default."""
+    topology_key: Annotated[str, Field(min_length=1)] | None = None
+    """Node label whose value all worker pods of a run share, e.g. ``topology.kubernetes.io/zone`` or a rack's."""
 
 
 class HeadPodSpec(Spec):
@@ -83,6 +91,15 @@ class SecretsSpec(Spec):
     """The registry's, where the images are not public."""
 
 
+class RedisSpec(Spec):
+    """A Redis that keeps the state of a run's head, so that a new head pod takes over its cluster."""
+
+    address: Annotated[str, Field(pattern=r"^(rediss?://)?[A-Za-z0-9.-]+:[0-9]{1,5}$")]
+    """HOST:PORT, with ``rediss://`` before it for TLS."""
+    password: Name | None = None
+    """Secret with its password, under the key ``password``."""
+
+
 class KubernetesSpec(Spec):
     """How jobs run on Kubernetes."""
 
@@ -96,8 +113,10 @@ class KubernetesSpec(Spec):
     """Nodes that stay: for all workers, or where there is a spot pool for the first worker of each run."""
     spot: PoolSpec | None = None
     """Nodes that may be preempted, for all workers but the first."""
-    workers_per_pod: Count = 1
-    """Training workers that share a pod: as many as a node has GPUs, so that they share its links and shard cache."""
+    gpus_per_node: Count = 8
+    """GPUs of a node of the pools: workers of a run share as few pods as fit, with their links and one shard cache."""
+    workers_per_pod: Count | None = None
+    """Training workers that share a pod; as many as a node has GPUs for unless given, and one where they use none."""
     trials: Count = 4
     """Trials that a search's cluster runs at a time, unless the search says so itself."""
     gpu_resource: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
@@ -106,6 +125,8 @@ class KubernetesSpec(Spec):
     """Memory of one GPU: a job whose model needs more is refused."""
     memory_per_worker: Bytes | None = None
     """Memory of each worker's share of its pod; computed from the job unless given."""
+    interconnect: Literal["efa", "infiniband"] | None = None
+    """The network between GPU nodes, for NCCL: without it, a fabric that is not found is silently left for TCP."""
     cache_storage_class: Name | None = None
     """Storage class of the shard-cache volumes; the node's own disk (emptyDir) unless given."""
     secrets: SecretsSpec = SecretsSpec()
@@ -117,10 +138,18 @@ class KubernetesSpec(Spec):
     """Where the KubeRay operator runs: it alone, and the job's own pods, reach the head."""
     monitoring_namespace: Name | None = None
     """Where Prometheus runs: pods there may read the metrics of a run's pods."""
+    cilium: bool = False
+    """Whether Cilium holds the network policies: its own kind of policy then opens what plain ones cannot name."""
     queue: Name | None = None
     """Kueue's local queue."""
     priority: Name | None = None
     """Kueue's workload priority class; needs a queue."""
+    priority_class: Name | None = None
+    """PriorityClass of the head's and the workers' pods."""
+    redis: RedisSpec | None = None
+    """Keeps the head's state; without it, KubeRay 1.7 gives a job up whose head is away for 300 s."""
+    start_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
+    """How long a job may take to begin, images included, before it counts as failed; no limit unless given."""
     new_clusters: Annotated[int, Field(ge=0)] = 3
     """How often a job whose head was lost starts again, on a new cluster, from the run's newest checkpoint."""
     keep_seconds: Annotated[int, Field(ge=0)] = 600
@@ -133,7 +162,10 @@ class KubernetesSpec(Spec):
                 f"format {self.format} is newer than this version reads ({KUBERNETES_FORMAT}); upgrade yolofleet"
             )
         if self.priority is not None and self.queue is None:
-            raise ValueError(f"priority {self.priority} is Kueue's and needs a queue; name one")
+            raise ValueError(
+                f"priority {self.priority} is Kueue's and needs a queue; name one, or set priority_class, which is "
+                "that of the pods"
+            )
         return self
 
     @field_validator("environment")

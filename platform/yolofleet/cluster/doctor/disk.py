@@ -12,6 +12,7 @@ from pathlib import Path
 
 from yolofleet.cluster.doctor.finding import Finding
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.file_names import SHARD_CACHE_VARIABLE
 from yolofleet.core.local_files import local_path
 
 SUBJECT = "shard cache"
@@ -37,6 +38,8 @@ class Disk:
     """How fast it takes bytes, down to the medium; None where nothing could be written."""
     problem: str | None = None
     """Why nothing could be written."""
+    path: str | None = None
+    """The folder that the node's environment names in place of the job's; None without one."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,21 @@ class CacheNeed:
 
 
 def probe_disk(path: str) -> Disk:
-    """Write and remove a file where the folder is, or would be made; leaves nothing behind."""
-    folder = local_path(path)
+    """Write and remove a file where the folder is, or would be made; leaves nothing behind.
+
+    Args:
+        path: The job's folder; the one that this node's environment names comes before it.
+    """
+    own = os.environ.get(SHARD_CACHE_VARIABLE) or None
+    folder = local_path(own or path)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     usage = shutil.disk_usage(existing)
     held = sum(file.stat().st_size for file in folder.glob("*.tar")) if folder.is_dir() else 0
-    disk = partial(Disk, usage.free, held, file_system_of(existing, Path("/proc/mounts").read_text()))
+    disk = partial(Disk, usage.free, held, file_system_of(existing, Path("/proc/mounts").read_text()), path=own)
     if not existing.is_dir():
         return disk(problem=f"{existing} is a file, not a folder")
     try:
-        return disk(PROBE_BYTES / _seconds_to_write(existing))
+        return disk(bytes_per_second=PROBE_BYTES / _seconds_to_write(existing))
     except OSError as error:
         return disk(problem=f"{existing}: {error.strerror}")
 
@@ -100,12 +108,13 @@ def check_disk(node: str, found: Disk, need: CacheNeed) -> Finding:
     measured = {"free_bytes": float(found.free_bytes)}
     finding = partial(Finding, node, SUBJECT, measured=measured)
     if found.problem is not None or found.bytes_per_second is None:
-        cure = "set data.cache.path to a folder on a local disk that the node's user may write"
-        return finding("fail", f"{need.path}: {found.problem}", cure)
+        where = "data.cache.path" if found.path is None else f"{SHARD_CACHE_VARIABLE} of the node"
+        cure = f"set {where} to a folder on a local disk that the node's user may write"
+        return finding("fail", f"{found.path or need.path}: {found.problem}", cure)
     measured["bytes_per_second"] = found.bytes_per_second
     usable_bytes = min(need.most_bytes, found.free_bytes + found.held_bytes)
     free, speed = format_bytes(found.free_bytes), format_bytes(found.bytes_per_second)
-    seen = f"{need.path} ({found.file_system}): {free} free, writes {speed}/s"
+    seen = f"{found.path or need.path} ({found.file_system}): {free} free, writes {speed}/s"
     larger = f"use a disk with {format_bytes(need.wanted_bytes)} free (data.cache.path)"
     if need.largest_bytes > usable_bytes:
         cure = f"{larger}, allow more (data.cache.max_bytes), or shard smaller"

@@ -132,10 +132,11 @@ def class_weights(class_counts: Sequence[int], balance: float) -> tuple[float, .
 
 
 def open_dataset(data: DataSpec, url: str, *, verify: bool = False) -> ShardDataset:
-    """Open one of the job's datasets, with the job's cache; check its files where that is asked for."""
+    """Open one of the job's datasets, with the job's cache or the node's own; check its files if that is asked for."""
     cache = CacheSettings(fetchers=None if data.fetchers == "auto" else data.fetchers)
     if data.cache is not None:
         cache = replace(cache, path=Path(data.cache.path), max_bytes=data.cache.max_bytes)
+    cache = cache.on_this_node()
     return open_verified(url, cache) if verify else ShardDataset(url, cache)
 
 

@@ -37,15 +37,16 @@ from yolofleet.training.supervision.nodes import (
     alive_offers,
     check_reach,
     draining_nodes,
+    fits,
     growth_offers,
     has_room,
     hosts,
     list_nodes,
-    num_slots,
     shortage,
     this_machine,
     training_hosts,
     wanted_resources,
+    worker_labels,
 )
 from yolofleet.training.supervision.ray_workers import Ending, Failure, train_once
 from yolofleet.training.supervision.watches import PREEMPTION, NodeWatch
@@ -107,8 +108,11 @@ def _train(
     def stop_reason() -> str | None:
         return signalled() or (DRIVER_NODE_ENDS if own_node in draining_nodes() else None)
 
+    def request(bundles: list[dict[str, float]], labels: list[dict[str, str]]) -> None:
+        request_resources(bundles=bundles, bundle_label_selectors=labels)
+
     def wait_for_room() -> None:
-        wait_for_nodes(job, run, alive_offers, lambda bundles: request_resources(bundles=bundles), stop_reason)
+        wait_for_nodes(job, run, alive_offers, request, stop_reason)
 
     has_room(job.cluster, alive_offers(), growth_offers())  # raises for what the cluster can never give
     wait_for_room()
@@ -236,7 +240,7 @@ def wait_for_nodes(
     job: JobSpec,
     run: RunDirectory,
     offers: Callable[[], list[NodeOffer]],
-    request: Callable[[list[dict[str, float]]], None],
+    request: Callable[[list[dict[str, float]], list[dict[str, str]]], None],
     stop_reason: StopReason,
 ) -> None:
     """Return once the fewest workers have room; asks the autoscaler, if there is one, for what is needed.
@@ -245,7 +249,7 @@ def wait_for_nodes(
         job: What is to be trained.
         run: Its run directory, for the driver's events.
         offers: Returns the nodes that are there.
-        request: Asks an autoscaler for room for these bundles of resources.
+        request: Asks an autoscaler for room for bundles of resources, each on a node with its labels.
         stop_reason: Why the driver was asked to stop.
 
     Raises:
@@ -253,16 +257,16 @@ def wait_for_nodes(
         StoppedError: The driver was asked to stop.
     """
     cluster = job.cluster
-    if num_slots(cluster, offers()) >= cluster.fewest_slots:
+    if fits(cluster, offers()):
         return
     limit = cluster.wait_for_nodes_seconds
     message = f"waiting up to {limit:g} s for nodes: {shortage(cluster, offers())}"
     note(message)
     run.append_event("waiting", reason=message)
-    request([wanted_resources(cluster)] * cluster.fewest_slots)
+    request([wanted_resources(cluster)] * cluster.fewest_slots, worker_labels(cluster, cluster.fewest_slots))
     end = time.monotonic() + limit
     try:
-        while num_slots(cluster, offers()) < cluster.fewest_slots:
+        while not fits(cluster, offers()):
             if (stop := stop_reason()) is not None:
                 raise _stopped(stop, "while waiting for nodes; resume the run with the same command")
             if time.monotonic() > end:
@@ -272,7 +276,7 @@ def wait_for_nodes(
                 )
             time.sleep(min(NODE_POLL_SECONDS, max(limit / 10, 0.1)))
     finally:
-        request([])
+        request([], [])
 
 
 @contextmanager

@@ -6,19 +6,25 @@ will train are asked before anything starts whether they read the data and write
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.file_names import MANIFEST_NAME, NODE_GROUPS_VARIABLE
 from yolofleet.core.text import and_more
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
+from yolofleet.specs.yaml_document import read_yaml
 from yolofleet.storage import StorageError, open_storage
 
 MOST_OFFERS_SHOWN = 8
+LAUNCHER_FILE = "ray_bootstrap_config.yaml"
+"""What ``ray up`` leaves in the head's home folder: the launcher's file, completed."""
 REACH_TIMEOUT_SECONDS = 120.0
 """How long a host may take to say whether it reaches the data."""
 
@@ -62,10 +68,23 @@ def wanted_resources(cluster: ClusterSpec) -> dict[str, float]:
     return {kind: amount for kind, amount in wanted.items() if amount > 0}
 
 
+def worker_labels(cluster: ClusterSpec, num_workers: int) -> list[dict[str, str]]:
+    """Return the labels that the node of each worker must have."""
+    labels = [dict(cluster.labels) for _ in range(num_workers)]
+    labels[0] |= cluster.first_worker_labels
+    return labels
+
+
 def num_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
     """Return how many of the job's workers have room in the offers."""
     wanted = wanted_resources(cluster)
     return sum(offer.slots(wanted, cluster.labels) for offer in offers)
+
+
+def fits(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
+    """Return whether the fewest workers, the first one on a node of its own kind, have room in the offers."""
+    wanted, first = wanted_resources(cluster), cluster.labels | cluster.first_worker_labels
+    return num_slots(cluster, offers) >= cluster.fewest_slots and any(offer.slots(wanted, first) for offer in offers)
 
 
 def evaluates_separately(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
@@ -86,9 +105,9 @@ def has_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     Raises:
         UserError: They never have; says what is there and what is missing.
     """
-    if num_slots(cluster, nodes) >= cluster.fewest_slots:
+    if fits(cluster, nodes):
         return True
-    if num_slots(cluster, may_grow) >= cluster.fewest_slots:
+    if fits(cluster, may_grow):
         return False
     raise UserError(shortage(cluster, nodes, may_grow))
 
@@ -98,6 +117,8 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     wanted = wanted_resources(cluster)
     each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
     labelled = f" on nodes labelled {dict(cluster.labels)}" if cluster.labels else ""
+    if cluster.first_worker_labels:
+        labelled += f", the first one on a node labelled {cluster.labels | cluster.first_worker_labels}"
     if cluster.slots_for_evaluation:
         labelled += " and the same resources once more for cluster.evaluation = apart"
     lines = [
@@ -189,15 +210,53 @@ def draining_nodes() -> set[str]:
 
 
 def growth_offers() -> list[NodeOffer]:
-    """Return the groups of nodes that the cluster's autoscaler may start, each with its largest count; none without."""
+    """Return the groups of nodes that the cluster's autoscaler may start, each with its largest count; none without.
+
+    Only a managed Ray tells them itself. On Kubernetes the rendered manifest does, by the environment; after ``ray up``
+    the launcher's file does, which lies on the head.
+
+    Raises:
+        UserError: What tells them cannot be read.
+    """
     import ray
 
     config = ray._private.state.state.get_cluster_config()
-    groups = [] if config is None else config.node_group_configs
-    return [
-        NodeOffer(dict(group.resources), count=group.max_count if group.max_count >= 0 else 10**6, name=group.name)
-        for group in groups
-    ]
+    if config is not None and config.node_group_configs:
+        return [
+            NodeOffer(dict(group.resources), count=group.max_count if group.max_count >= 0 else 10**6, name=group.name)
+            for group in config.node_group_configs
+        ]
+    return offers_of_groups(os.environ.get(NODE_GROUPS_VARIABLE), Path.home() / LAUNCHER_FILE)
+
+
+def offers_of_groups(declared: str | None, launcher_file: Path) -> list[NodeOffer]:
+    """Return the groups of nodes that an autoscaler may start.
+
+    Args:
+        declared: The launcher's ``available_node_types`` as JSON; None: see the file.
+        launcher_file: The launcher's file, which may be missing.
+
+    Raises:
+        UserError: One of them is not as Ray's launcher writes it.
+    """
+    document: Any = {}
+    try:
+        if declared is not None:
+            document = {"available_node_types": json.loads(declared)}
+        elif launcher_file.is_file():
+            document = read_yaml(launcher_file)
+        most = document.get("max_workers", 0)
+        return [
+            NodeOffer(group["resources"], int(group.get("max_workers", most)), group.get("labels") or {}, str(name))
+            for name, group in document.get("available_node_types", {}).items()
+            if name != document.get("head_node_type")
+        ]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        where = launcher_file if declared is None else NODE_GROUPS_VARIABLE
+        raise UserError(
+            f"{where}: these are no groups of nodes that an autoscaler may start ({type(error).__name__}: {error}); "
+            "write available_node_types of Ray's launcher: {NAME: {resources: {CPU: 8, GPU: 1}, max_workers: 4}}"
+        ) from error
 
 
 def hosts() -> dict[str, str]:

@@ -39,6 +39,7 @@ from yolofleet.training.supervision.nodes import (
     free_offers,
     num_slots,
     wanted_resources,
+    worker_labels,
 )
 from yolofleet.training.supervision.watches import GroupWatch, holds_placement_groups, remove_orphaned_groups
 from yolofleet.training.supervision.worker import run_worker
@@ -179,8 +180,7 @@ def _scaling(cluster: ClusterSpec, slots: int) -> Any:
     most = max(cluster.fewest_workers, min(cluster.most_workers, slots))
     labels: list[dict[str, str]] | None = None
     if cluster.labels or cluster.first_worker_labels:
-        labels = [dict(cluster.labels) for _ in range(most)]
-        labels[0] |= cluster.first_worker_labels
+        labels = worker_labels(cluster, most)
     return ScalingConfig(
         num_workers=most,
         use_gpu=cluster.gpus_per_worker > 0,

@@ -20,11 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.core.background import BackgroundLoop
+from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import KnownProgress
 from yolofleet.training.supervision.heartbeats import StallWarning, WorkerStatus, newest_progress, silent_workers
-from yolofleet.training.supervision.nodes import NodeRecord, draining_nodes, free_offers, num_slots
+from yolofleet.training.supervision.nodes import (
+    NodeRecord,
+    draining_nodes,
+    free_offers,
+    growth_offers,
+    num_slots,
+    wanted_resources,
+)
 from yolofleet.training.supervision.worker import stacks_key
 
 NODE_POLL_SECONDS = 2.0
@@ -115,6 +123,7 @@ class GroupWatch:
         self._board = board
         self._stop_reason = stop_reason
         self._next_growth_check = time.monotonic() + job.cluster.resize_interval_seconds
+        self._growth = GrowthRequest(job.cluster)
         self._loop = BackgroundLoop(
             self._update,
             seconds=POLL_SECONDS,
@@ -128,6 +137,8 @@ class GroupWatch:
 
     def __exit__(self, *exception: object) -> None:
         self._loop.close()
+        with suppress(Exception):
+            self._growth.withdraw()
         with suppress(Exception):
             self._take_rows()  # the last ones
 
@@ -174,7 +185,12 @@ class GroupWatch:
         if not workers or workers[0].num_workers >= cluster.most_workers or time.monotonic() < self._next_growth_check:
             return None
         self._next_growth_check = time.monotonic() + cluster.resize_interval_seconds
-        return GROWTH if num_slots(cluster, free_offers()) > cluster.slots_for_evaluation else None
+        if num_slots(cluster, free_offers()) > cluster.slots_for_evaluation:
+            return GROWTH
+        most = min(cluster.most_workers, num_slots(cluster, growth_offers()) - cluster.slots_for_evaluation)
+        if most > workers[0].num_workers:
+            self._growth.ask(most - workers[0].num_workers)
+        return None
 
     def _end(self, ray: Any, worker: WorkerStatus) -> None:
         """Examine a silent worker from its own node, and kill it."""
@@ -188,6 +204,47 @@ class GroupWatch:
             evidence = f"its node does not answer: {error}"
         title = f"rank {worker.rank} in the step after {worker.step}, process {worker.process} on {worker.host}: silent"
         self._run.storage.put(stacks_key(worker.step, worker.rank), f"{title}\n\n{evidence}".encode())
+
+
+class GrowthRequest:
+    """Asks the autoscaler for room for more workers, beside what others ask it for.
+
+    Ray's autoscaler adds nodes for tasks that wait for resources. A task here does nothing, so it uses no room once
+    there is some, and all of them end with the driver. Of `ray.autoscaler.sdk.request_resources` the last caller in the
+    whole cluster counts alone, and its request stays when the driver is killed: nodes would be paid for until somebody
+    noticed.
+
+    Args:
+        cluster: What each worker needs.
+    """
+
+    def __init__(self, cluster: ClusterSpec) -> None:
+        self._cluster = cluster
+        self._waiting: list[Any] = []
+
+    def ask(self, num_workers: int) -> None:
+        """Ask for room for this many workers more, all together; what was asked for before is part of them."""
+        import ray
+
+        if self._waiting:
+            _, self._waiting = ray.wait(self._waiting, num_returns=len(self._waiting), timeout=0)
+        amounts = wanted_resources(self._cluster)
+        task = ray.remote(max_retries=0, num_cpus=amounts["CPU"], num_gpus=amounts.get("GPU", 0))(_do_nothing)
+        selector = dict(self._cluster.labels) or None
+        for _ in range(num_workers - len(self._waiting)):
+            self._waiting.append(task.options(label_selector=selector).remote())
+
+    def withdraw(self) -> None:
+        """Ask for nothing more."""
+        import ray
+
+        waiting, self._waiting = self._waiting, []
+        for task in waiting:
+            ray.cancel(task)
+
+
+def _do_nothing() -> None:
+    """Take a worker's resources for no time."""
 
 
 def examine_and_kill(process: int) -> str:
