@@ -24,11 +24,13 @@ class FakeJobs:
         address: Where the API answers.
         requests: The jobs, as they were asked for.
         packages: The uploaded archives.
+        output: What each job has printed, by its id.
     """
 
     address: str = ""
     requests: list[dict[str, Any]] = field(default_factory=list)
     packages: dict[str, bytes] = field(default_factory=dict)
+    output: dict[str, str] = field(default_factory=dict)
 
     def texts(self) -> Iterator[str]:
         """Everything that was sent, archives unpacked."""
@@ -81,6 +83,8 @@ def fake_jobs() -> Iterator[FakeJobs]:
                 self._answer({}, 200 if name in jobs.packages else 404)
             elif self.path.rstrip("/") == "/api/jobs":
                 self._answer(jobs.details())
+            elif self.path.endswith("/logs") and self.path.split("/")[-2] in jobs.output:
+                self._answer({"logs": jobs.output[self.path.split("/")[-2]]})
             else:
                 self._answer({}, 404)
 

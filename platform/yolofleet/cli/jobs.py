@@ -83,10 +83,16 @@ def list_jobs(address: Address = None, as_json: JsonOption = False) -> None:
     from yolofleet.cluster.service import JobService
 
     service = JobService(address)
-    jobs = service.jobs()
-    lines = [f"{job.status:<10} {_format_time(job.began):<20} {job.name or '-':<24} {job.id}" for job in jobs]
+    jobs = [service.with_waiting(job) for job in service.jobs()]
+    lines = [_list_line(job) for job in jobs]
     nothing = f"no job was sent to {service.address} yet"
     print_result([asdict(job) for job in jobs], lines or [nothing], as_json=as_json)
+
+
+def _list_line(job: SentJob) -> str:
+    """Return a job's line; a job that waits for room has a second one, which says for what."""
+    state, reason = (job.status, "") if job.waiting is None else ("WAITING", f"\n{'':<10} {job.waiting}")
+    return f"{state:<10} {_format_time(job.began):<20} {job.name or '-':<24} {job.id}{reason}"
 
 
 @app.command()
@@ -94,7 +100,8 @@ def show(job: JobId, address: Address = None, as_json: JsonOption = False) -> No
     """Show the state of a job."""
     from yolofleet.cluster.service import JobService
 
-    found = JobService(address).job(job)
+    service = JobService(address)
+    found = service.with_waiting(service.job(job))
     print_result(asdict(found), _job_lines(found), as_json=as_json)
 
 
@@ -103,6 +110,7 @@ def _job_lines(job: SentJob) -> Iterator[str]:
         "job": job.id,
         "run": job.name or "-",
         "status": job.status.lower() + ("" if job.exit_code is None else f", exit code {job.exit_code}"),
+        **({} if job.waiting is None else {"waiting": job.waiting}),
         "began": _format_time(job.began),
         "ended": _format_time(job.ended),
         "message": job.message,

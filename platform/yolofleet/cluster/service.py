@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +23,7 @@ from yolofleet.core.ray_runtime import use_token
 from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.core.text import first_line, one_line
+from yolofleet.training.supervision.admission import ADMITTED, SENT_VARIABLE, USER_VARIABLE, WAITING, user_name
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -70,6 +71,8 @@ class SentJob:
     began: float | None
     """When it started, in seconds since 1970."""
     ended: float | None
+    waiting: str | None = None
+    """Why it waits for room, where it does."""
 
     @property
     def has_ended(self) -> bool:
@@ -127,7 +130,7 @@ class JobService:
         command = f"python -m yolofleet.cli.remote_entrypoint {bundle.kind}{f' {ANYWAY}' if any_version else ''}"
         with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._user_errors():
             bundle.write(Path(folder))
-            environment = {"working_dir": folder, "env_vars": ENVIRONMENT}
+            environment = {"working_dir": folder, "env_vars": ENVIRONMENT | _sender()}
             metadata = {"name": bundle.name, "digest": bundle.digest, "kind": bundle.kind}
             try:
                 # A cluster that has just started may not take jobs yet.
@@ -149,6 +152,15 @@ class JobService:
         with self._user_errors():
             jobs = [_parse_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(jobs, key=lambda job: job.began or 0.0)
+
+    def with_waiting(self, job: SentJob) -> SentJob:
+        """Return a job with the reason why it waits for room, which its driver has printed."""
+        if job.status != "RUNNING":
+            return job
+        try:
+            return replace(job, waiting=waiting_reason(self.logs(job)))
+        except WorkError:  # it has just ended, or its node has: the next look shows that
+            return job
 
     def job(self, name: str) -> SentJob:
         """Return a job by its id, or the newest of a name.
@@ -229,6 +241,17 @@ def _check_address(address: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UserError(f"--address {address}: is not the address of a dashboard; it looks like http://HOST:8265")
     return address.rstrip("/")
+
+
+def _sender() -> dict[str, str]:
+    """Return what the cluster's queue has to know of the sender: whose quota counts, and when the job was sent."""
+    return {USER_VARIABLE: user_name(), SENT_VARIABLE: f"{time.time():.3f}"}
+
+
+def waiting_reason(output: str) -> str | None:
+    """Return why a job waits for room by what it has printed; None: it does not wait, or no longer."""
+    lines = [line for line in output.splitlines() if line.startswith((WAITING, ADMITTED))]
+    return lines[-1].removeprefix(WAITING) if lines and lines[-1].startswith(WAITING) else None
 
 
 def _parse_job(details: Any) -> SentJob:
