@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,6 +70,27 @@ def test_a_job_is_sent_with_its_sender_and_the_time(
     (sent,) = jobs.requests
     variables = sent["runtime_env"]["env_vars"]
     assert variables[USER_VARIABLE] == "eve" and float(variables[SENT_VARIABLE]) > 1e9
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_tickets_on_a_real_ray_wait_for_what_is_granted_placed_or_between_two_groups(tmp_path: Path) -> None:
+    script, out = Path(__file__).with_name("queue_on_ray.py"), tmp_path / "found.json"
+    environment = os.environ | {"YOLOFLEET_QUOTAS": str(tmp_path / "quotas.yaml"), USER_VARIABLE: "bob"}
+    done = subprocess.run([sys.executable, str(script), str(out)], capture_output=True, timeout=550, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    waiting = "it needs 2 slots of 1 CPU, 1 free; held by first of bob (2)"
+    assert json.loads(out.read_text()) == {
+        "first_holds": 2,
+        "before_it_is_placed": 0,
+        "beside_it": waiting,
+        "just_after_the_queue_was_lost": None,
+        "when_it_knows_all_again": waiting,
+        "priority": 1,
+        "quota": True,
+        "between_two_groups": 0,
+        "when_it_has_left": 2,
+    }
 
 
 @pytest.fixture
