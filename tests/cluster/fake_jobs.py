@@ -26,7 +26,7 @@ class FakeJobs:
         requests: The jobs, as they were asked for.
         packages: The uploaded archives.
         ended: Status and exit code of the jobs that have ended, by id.
-        output: What every job has printed.
+        output: What each job has printed, by its id.
         worker_output: What workers have printed, by node, process and stream; no other worker is known.
     """
 
@@ -34,7 +34,7 @@ class FakeJobs:
     requests: list[dict[str, Any]] = field(default_factory=list)
     packages: dict[str, bytes] = field(default_factory=dict)
     ended: dict[str, tuple[str, int | None]] = field(default_factory=dict)
-    output: str = ""
+    output: dict[str, str] = field(default_factory=dict)
     worker_output: dict[tuple[str, str, str], str] = field(default_factory=dict)
 
     def end(self, name: str, status: str, exit_code: int | None) -> None:
@@ -98,7 +98,7 @@ def fake_jobs() -> Iterator[FakeJobs]:
             elif self.path.rstrip("/") == "/api/jobs":
                 self._answer(jobs.details())
             elif self.path.startswith("/api/jobs/") and self.path.endswith("/logs"):
-                self._answer({"logs": jobs.output})
+                self._answer({"logs": jobs.output.get(self.path.split("/")[-2], "")})
             elif self.path.startswith("/api/jobs/"):
                 name = self.path.rpartition("/")[2]
                 self._answer(next(entry for entry in jobs.details() if entry["submission_id"] == name))

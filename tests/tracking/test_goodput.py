@@ -96,6 +96,8 @@ def test_waiting_for_nodes_and_storage_counts_apart() -> None:
     ]
     found = restarts(events)[0]
     assert found == Restart(own_seconds=6.0, ray_seconds=7.0, waited_seconds=27.5)  # 22 s for nodes, 5.5 for storage
+    again = [*events[:2], event(60, "waiting", reason="another"), event(74, "admitted"), *events[2:]]
+    assert restarts(again)[0] == found, "it waits from the first reason on"
     without = restarts([row for row in events if row["kind"] != "storage_back"])[0]
     assert without == Restart(own_seconds=11.5, ray_seconds=7.0, waited_seconds=22.0)
 

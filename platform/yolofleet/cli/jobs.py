@@ -86,7 +86,9 @@ def list_jobs(
 
     service = JobService(address)
     states = None if state is None else frozenset(word.upper() for word in state)
-    shown, num_found = list_jobs(service.jobs(), JobFilter(states, user, name), page=page, limit=limit)
+    shown, num_found = list_jobs(
+        [service.with_waiting(job) for job in service.jobs()], JobFilter(states, user, name), page=page, limit=limit
+    )
     which = "such job is" if any((state, user, name)) or page > 1 else "job was sent"
     nothing = f"no {which} {'there' if which.startswith('such') else 'yet'}: {service.address}"
     print_result(
@@ -116,12 +118,20 @@ def job_table(entries: Sequence[ListedJob], *, ids: bool) -> Iterator[str]:
         cost = "-" if run is None or run.cost is None else f"{run.cost:.2f}"
         age = "-" if job.began is None else format_duration(time.time() - job.began)
         yield f"{entry.state:<9} {shown:<{name_width}}{origin} {age:>4} {step:>12} {eta:>4} {ap:>5} {cost:>6}"
+        if job.waiting is not None:
+            yield f"  {job.waiting}"
         if run is not None and run.problem is not None:
             yield f"  {job.directory}: {run.problem}"
 
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 2]}.."
+
+
+def _list_line(job: SentJob) -> str:
+    """Return a job's line; a job that waits for room has a second one, which says for what."""
+    state, reason = (job.status, "") if job.waiting is None else ("WAITING", f"\n{'':<10} {job.waiting}")
+    return f"{state:<10} {_format_time(job.began):<20} {job.name or '-':<24} {job.id}{reason}"
 
 
 @app.command()
@@ -131,8 +141,8 @@ def show(job: JobId, address: Address = None, as_json: JsonOption = False) -> No
     from yolofleet.cluster.service import JobService
 
     service = JobService(address)
-    found = service.job(job)
-    ((entry, *_), _) = list_jobs(service.jobs(), JobFilter(name=glob.escape(found.id)), page=1, limit=1)
+    found = service.with_waiting(service.job(job))
+    ((entry, *_), _) = list_jobs([found], JobFilter(name=glob.escape(found.id)), page=1, limit=1)
     print_result(entry.document(), _job_lines(entry), as_json=as_json)
 
 
@@ -143,6 +153,7 @@ def _job_lines(entry: ListedJob) -> Iterator[str]:
         "run": job.name or "-",
         "sent by": f"{job.user or '?'} on {job.host or '?'}",
         "status": entry.state.lower() + ("" if job.exit_code is None else f", exit code {job.exit_code}"),
+        **({} if job.waiting is None else {"waiting": job.waiting}),
         "began": _format_time(job.began),
         "ended": _format_time(job.ended),
         "message": job.message,

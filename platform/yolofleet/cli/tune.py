@@ -242,6 +242,8 @@ def _search(
                 session.measured_objectives,
                 on_segment=on_segment,
                 show_worker_output=verbose,
+                url=directory.url,
+                on_event=directory.append_event,
             )
         write_report(directory)
     finally:

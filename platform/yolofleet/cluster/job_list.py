@@ -27,8 +27,8 @@ class ListedJob:
     @property
     def state(self) -> str:
         """The cluster's word, or what the run waits for."""
-        waits = self.figures is not None and self.figures.state == WAITING and not self.job.has_ended
-        return WAITING if waits else self.job.status
+        waits = self.job.waiting is not None or (self.figures is not None and self.figures.state == WAITING)
+        return WAITING if waits and not self.job.has_ended else self.job.status
 
     def document(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

@@ -45,6 +45,8 @@ class SentJob:
     """The machine that it was sent from."""
     directory: str | None = None
     """Where its run or search keeps its state."""
+    waiting: str | None = None
+    """Why it waits for room, where it does."""
 
     @property
     def has_ended(self) -> bool:

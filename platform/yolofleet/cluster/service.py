@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from yolofleet.core.ray_runtime import use_token
 from yolofleet.core.redaction import holds_secret, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.core.text import first_line
+from yolofleet.training.supervision.admission import ADMITTED, SENT_VARIABLE, USER_VARIABLE, WAITING, user_name
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 ANSWER_TIMEOUT_SECONDS = (10.0, 60.0)
@@ -102,7 +104,7 @@ class JobService:
         command = f"python -m yolofleet.cli.remote_entrypoint {bundle.kind}{f' {ANYWAY}' if any_version else ''}"
         with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._user_errors():
             bundle.write(Path(folder))
-            environment = {"working_dir": folder, "env_vars": ENVIRONMENT}
+            environment = {"working_dir": folder, "env_vars": ENVIRONMENT | _sender()}
             resources = {f"entrypoint_num_{key}": value for key, value in bundle.resources.items() if value}
             try:
                 # A cluster that has just started may not take jobs yet.
@@ -137,6 +139,15 @@ class JobService:
         with self._user_errors():
             jobs = [parse_job(details) for details in self._client.list_jobs() if details.submission_id]
         return sorted(jobs, key=lambda job: job.began or 0.0)
+
+    def with_waiting(self, job: SentJob) -> SentJob:
+        """Return a job with the reason why it waits for room, which its driver has printed."""
+        if job.status != "RUNNING":
+            return job
+        try:
+            return replace(job, waiting=waiting_reason(self.logs(job)))
+        except WorkError:  # it has just ended, or its node has: the next look shows that
+            return job
 
     def job(self, name: str) -> SentJob:
         """Return a job by its id, or the newest of a name.
@@ -249,3 +260,14 @@ def _check_address(address: str) -> str:
 
 def _is_away(error: Exception) -> bool:
     return isinstance(error, UserError | WorkError) and isinstance(error.__cause__, ConnectionError | OSError)
+
+
+def _sender() -> dict[str, str]:
+    """Return what the cluster's queue has to know of the sender: whose quota counts, and when the job was sent."""
+    return {USER_VARIABLE: user_name(), SENT_VARIABLE: f"{time.time():.3f}"}
+
+
+def waiting_reason(output: str) -> str | None:
+    """Return why a job waits for room by what it has printed; None: it does not wait, or no longer."""
+    lines = [line for line in output.splitlines() if line.startswith((WAITING, ADMITTED))]
+    return lines[-1].removeprefix(WAITING) if lines and lines[-1].startswith(WAITING) else None

@@ -61,6 +61,11 @@ def starts_own_ray() -> bool:
     return "ray" not in sys.modules and os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
+def shares_cluster() -> bool:
+    """Return whether the Ray that a connection made now would reach is a cluster, which others may use, too."""
+    return os.environ.get("RAY_ADDRESS", "local") != "local"
+
+
 def make_token() -> None:
     """Give a Ray of our own a token that lives as long as it does; Ray itself would keep one in the home folder.
 

@@ -11,13 +11,13 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray.tune import Trainable
 from ray.tune.search import Searcher
 
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.ray_runtime import HEAD_RESOURCE, tune_connection
+from yolofleet.core.ray_runtime import HEAD_RESOURCE, shares_cluster, tune_connection
 from yolofleet.core.stopping import kept_handlers
 from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
 from yolofleet.search.trial_segment import SegmentOrder, run_segment
@@ -25,6 +25,9 @@ from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import SearchSpec
 from yolofleet.training.supervision.nodes import num_slots, shortage, wanted_resources
+
+if TYPE_CHECKING:
+    from yolofleet.training.supervision.admission import Admission
 
 FINISHED: str = Searcher.FINISHED
 HEAD_SHARE = 0.001
@@ -35,12 +38,17 @@ OnSegment = Callable[[str, TrialSegment, SegmentResult | None], None]
 
 
 class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
-    """Gives Tune the engine's segments as trials, and the engine their results."""
+    """Gives Tune the engine's segments as trials, and the engine their results.
+
+    Attributes:
+        admission: Says how many trials may run on a cluster that others use, too; None where nobody else does.
+    """
 
     def __init__(
         self, engine: Engine, job_of: Callable[[TrialSegment], JobSpec], objectives: list[str], on_segment: OnSegment
     ) -> None:
         super().__init__()
+        self.admission: Admission | None = None
         self.engine = engine
         self.done = False
         self.problem: Exception | None = None
@@ -53,6 +61,8 @@ class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
         """Return the next segment, None to wait, or FINISHED."""
         if self.problem is not None:
             return FINISHED
+        if self.admission is not None and not self.admission.begin_trial(len(self._segments)):
+            return None
         try:
             segment = self.engine.next_segment()
             if isinstance(segment, TrialSegment):
@@ -60,11 +70,10 @@ class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
         except Exception as error:  # Tune would only log it; it is raised once Tune has returned
             self.problem = error
             return FINISHED
-        if segment is Pause.WAIT:
-            return None
         if not isinstance(segment, TrialSegment):
-            self.done = True
-            return FINISHED
+            self._give_back()
+            self.done = segment is Pause.DONE
+            return FINISHED if self.done else None
         self._segments[trial_id] = segment
         self._on_segment("begin", segment, None)
         return {"order": order.to_json()}
@@ -77,6 +86,7 @@ class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
         segment = self._segments.pop(trial_id, None)
         if segment is None:
             return
+        self._give_back()
         outcome = read_result(None if error or result is None else result.get("segment"))
         try:
             self.engine.complete(segment, outcome)
@@ -84,6 +94,11 @@ class EngineSearch(Searcher):  # type: ignore[misc]  # ray has no types
             self.problem = self.problem or failure
             return
         self._on_segment("end", segment, outcome)
+
+    def _give_back(self) -> None:
+        """Keep the slots of the trials that run only: at each end of a segment others may have them."""
+        if self.admission is not None:
+            self.admission.end_trial(len(self._segments))
 
     def __reduce__(self) -> Any:
         """Leave the engine out where Tune stores its searcher: nothing reads that file."""
@@ -158,8 +173,10 @@ def run_search(
     *,
     on_segment: OnSegment = lambda kind, segment, result: None,
     show_worker_output: bool = False,
+    url: str = "",
+    on_event: Callable[..., object] = lambda kind, **fields: None,
 ) -> None:
-    """Run segments until the engine has no more.
+    """Run segments until the engine has no more, on a cluster that others use in as many slots as are its share.
 
     Args:
         spec: The search.
@@ -169,6 +186,8 @@ def run_search(
         objectives: Metrics that each trial must report.
         on_segment: Called when a segment begins and when it has ended.
         show_worker_output: Print the output of Ray and of the trials.
+        url: The search's directory.
+        on_event: Appends an event to it.
 
     Raises:
         UserError: The cluster has too few resources for a trial.
@@ -178,6 +197,7 @@ def run_search(
     if not isinstance(first, TrialSegment):
         return  # all segments have ended in an earlier start
     engine.interrupt(first)
+    is_shared = shares_cluster()
     with tune_connection(show_worker_output=show_worker_output):
         from yolofleet.training.supervision.nodes import alive_offers
 
@@ -186,14 +206,31 @@ def run_search(
         if slots < cluster.fewest_workers:
             raise UserError(shortage(cluster, offers))
         source = EngineSearch(engine, job_of, objectives, on_segment)
-        _run_tune(source, cluster, concurrency(spec, cluster, slots))
+        at_a_time = concurrency(spec, cluster, slots)
+        if is_shared:
+            from yolofleet.training.supervision.admission import join_queue, ticket_of
+
+            step = min(cluster.most_workers, slots)
+            ticket = ticket_of(cluster, spec.name, url, most=at_a_time * step, step=step, shares=True)
+            with join_queue(ticket, on_event) as source.admission:
+                source.admission.wait(cluster.wait_for_room_seconds, lambda: None, _request_resources)
+                _run_tune(source, cluster, at_a_time, reuse_actors=False)
+        else:
+            _run_tune(source, cluster, at_a_time, reuse_actors=True)
     if source.problem is not None:
         raise source.problem
     if not source.done:
         raise WorkError("Ray Tune ended before the search did; run the same command again: it resumes from the record")
 
 
-def _run_tune(source: EngineSearch, cluster: ClusterSpec, at_a_time: int) -> None:
+def _request_resources(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
+
+
+def _run_tune(source: EngineSearch, cluster: ClusterSpec, at_a_time: int, *, reuse_actors: bool) -> None:
+    """Run the segments; an actor that Tune keeps for reuse keeps its resources, too, which others may wait for."""
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it warns about its own record files, which are not used
@@ -204,7 +241,7 @@ def _run_tune(source: EngineSearch, cluster: ClusterSpec, at_a_time: int) -> Non
         tuner = tune.Tuner(
             tune.with_resources(SegmentTrainable, tune.PlacementGroupFactory([bundle])),
             tune_config=tune.TuneConfig(
-                search_alg=source, num_samples=-1, max_concurrent_trials=at_a_time, reuse_actors=True
+                search_alg=source, num_samples=-1, max_concurrent_trials=at_a_time, reuse_actors=reuse_actors
             ),
             run_config=tune.RunConfig(
                 name="search",

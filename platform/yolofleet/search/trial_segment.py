@@ -123,7 +123,7 @@ def _train(job: JobSpec, last_step: int, num_steps: int, token: FencingToken) ->
     if job.cluster.most_workers > 1:
         from yolofleet.training.supervision.launch import run_on_ray
 
-        run_on_ray(job, token, leave_after_step=pause)
+        run_on_ray(job, token, leave_after_step=pause, in_queue=False)
         return
     device = local_device(job)
     run_worker(job, WorkerGroup(device=device, progress=WorkerProgress(leave_after_step=pause)), token)

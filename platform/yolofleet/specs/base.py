@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 import pydantic
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -142,11 +142,14 @@ def _cure(kind: str, value: Any) -> str:
 def _keys_at(cls: type[BaseModel], location: list[int | str]) -> list[str]:
     """Return the keys that the spec class allows at a location."""
     current: type[BaseModel] | None = cls
+    is_name = False  # a key that the user chose, in a field that maps names to specs
     for part in location:
-        if current is None or isinstance(part, int):
+        if current is None or isinstance(part, int) or is_name:
+            is_name = False
             continue
         field = current.model_fields.get(str(part))
         current = spec_within(field.annotation) if field is not None else None
+        is_name = field is not None and get_origin(field.annotation) is dict
     return list(current.model_fields) if current is not None else []
 
 

@@ -1,7 +1,8 @@
-"""The resources of the cluster that a job asks for."""
+"""The resources of the cluster that a job asks for, and the quotas of those who ask."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -36,6 +37,12 @@ class ClusterSpec(Spec):
     """The same for groups of workers that did not start, and for Ray's own controller."""
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long the workers may take to start."""
+    priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
+    """On a cluster that many share: the higher one gets room first, among equals the one that came first."""
+    project: str | None = None
+    """What the work is for; the cluster may have a quota for it."""
+    wait_for_room_seconds: Annotated[float, Field(ge=0)] | None = None
+    """How long to wait for room that others hold; unset: without limit."""
     wait_for_nodes_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """How long a run waits for nodes that an autoscaler can add, or that it had and lost."""
     hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
@@ -78,3 +85,25 @@ class ClusterSpec(Spec):
     def most_workers(self) -> int:
         """The largest number of workers that the run uses."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+class QuotaLimit(Spec):
+    """What one user or one project may have at once."""
+
+    gpus: Annotated[float, Field(ge=0)] | None = None
+    cpus: Annotated[float, Field(ge=0)] | None = None
+
+
+class QuotaSpec(Spec):
+    """The quotas of a cluster that many share; the entry ``default`` holds for each one that is not named."""
+
+    users: dict[str, QuotaLimit] = Field(default_factory=dict)
+    projects: dict[str, QuotaLimit] = Field(default_factory=dict)
+
+    def limits(self, user: str, project: str | None, kind: str) -> Iterator[tuple[str, str, float]]:
+        """Yield ("user" or "project", its name, the most that it may have) of a kind of Ray's resources."""
+        for scope, name, limits in (("user", user, self.users), ("project", project, self.projects)):
+            limit = limits.get(name or "", limits.get("default") if name else None)
+            amount = None if limit is None else {"GPU": limit.gpus, "CPU": limit.cpus}.get(kind)
+            if name and amount is not None:
+                yield scope, name, amount

@@ -38,7 +38,9 @@ def restarts(events: Sequence[Row]) -> list[Restart]:
         kind = str(event.get("kind"))
         if kind == "failure":
             restart = {kind: event}
-        elif kind in ("waiting", "starting", "start") and restart:
+        elif kind == "waiting" and restart:
+            restart.setdefault(kind, event)  # the reason may change meanwhile
+        elif kind in ("starting", "start") and restart:
             restart[kind] = event
         elif kind == "regained" and {"starting", "start"} <= restart.keys():
             complete.append(_split_time(restart, event, events))
@@ -89,6 +91,7 @@ DESCRIPTIONS = {
     "rolled_back": "loss or gradient was non-finite: back to step {to_step}, steps {window} are left out",
     "not_rolled_back": "loss or gradient was non-finite in steps {window}; not rolled back: {reason}",
     "waiting": "{reason}",
+    "admitted": "there is room after {waited_seconds} s",
     "checkpoint_failed": "checkpoint of step {step} could not be stored: {reason}",
     "checkpoint_passed_over": "checkpoint of step {step} is damaged and was passed over: {reason}",
     "checkpoint_skipped": "checkpoint of step {step} was left out: {reason}",

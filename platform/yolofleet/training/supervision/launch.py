@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from yolofleet.core.errors import WorkError
-from yolofleet.core.ray_runtime import ray_connection, starts_own_ray
+from yolofleet.core.ray_runtime import ray_connection, shares_cluster, starts_own_ray
 from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import note
 from yolofleet.specs.cluster import ClusterSpec
@@ -51,6 +52,9 @@ from yolofleet.training.supervision.nodes import (
 from yolofleet.training.supervision.ray_workers import Ending, Failure, train_once
 from yolofleet.training.supervision.watches import PREEMPTION, NodeWatch
 
+if TYPE_CHECKING:
+    from yolofleet.training.supervision.admission import Admission
+
 NODE_POLL_SECONDS = 5.0
 SETTINGS: dict[Failure, str] = {
     "worker": "cluster.max_failures",
@@ -68,6 +72,7 @@ def run_on_ray(
     on_row: OnRow = ignore_row,
     show_worker_output: bool = False,
     leave_after_step: int | None = None,
+    in_queue: bool = True,
 ) -> None:
     """Run the job on the cluster at RAY_ADDRESS, or on a Ray of this machine's own that ends with it.
 
@@ -77,6 +82,7 @@ def run_on_ray(
         on_row: Takes the rows and events of the driver, and those of the workers with their heartbeats.
         show_worker_output: Pass on what Ray and the workers print.
         leave_after_step: Save the state and end after this step; None: train to the end of the run.
+        in_queue: Wait for a turn on a cluster that others use, too; False for a trial, whose search waited for it.
 
     Raises:
         UserError: The cluster can never give what the job asks for, or its hosts do not reach the storage.
@@ -92,11 +98,24 @@ def run_on_ray(
         NodeWatch(run, list_nodes),
         termination() as stop_reason,
     ):
-        _train(job, token, run, stop_reason, leave_after_step)
+        if in_queue and shares_cluster():
+            from yolofleet.training.supervision.admission import join_queue, ticket_of
+
+            most = job.cluster.most_workers + (job.cluster.evaluation != "inline")
+            ticket = ticket_of(job.cluster, job.name, run.url, most=most)
+            with join_queue(ticket, run.append_event) as admission:
+                _train(job, token, run, stop_reason, leave_after_step, admission)
+        else:
+            _train(job, token, run, stop_reason, leave_after_step, None)
 
 
 def _train(
-    job: JobSpec, token: FencingToken | None, run: RunDirectory, signalled: StopReason, leave_after_step: int | None
+    job: JobSpec,
+    token: FencingToken | None,
+    run: RunDirectory,
+    signalled: StopReason,
+    leave_after_step: int | None,
+    admission: Admission | None,
 ) -> None:
     """Check the cluster, then start the workers as often as it takes."""
     import ray
@@ -108,11 +127,18 @@ def _train(
     def stop_reason() -> str | None:
         return signalled() or (DRIVER_NODE_ENDS if own_node in draining_nodes() else None)
 
-    def request(bundles: list[dict[str, float]], labels: list[dict[str, str]]) -> None:
-        request_resources(bundles=bundles, bundle_label_selectors=labels)
+    def request(bundles: list[dict[str, float]], labels: list[dict[str, str]] | None = None) -> None:
+        request_resources(bundles=bundles, bundle_label_selectors=labels or [{} for _ in bundles])
+
+    def check_stop() -> None:
+        if (stop := stop_reason()) is not None:
+            raise _stopped(stop, "while waiting for room; resume the run with the same command")
 
     def wait_for_room() -> None:
-        wait_for_nodes(job, run, alive_offers, request, stop_reason)
+        has_turn = False
+        while not has_turn:
+            wait_for_nodes(job, run, alive_offers, request, stop_reason)
+            has_turn = admission is None or admission.wait(job.cluster.wait_for_room_seconds, check_stop, request)
 
     has_room(job.cluster, alive_offers(), growth_offers())  # raises for what the cluster can never give
     wait_for_room()
@@ -124,7 +150,7 @@ def _train(
 
     def start(known: KnownProgress | None) -> Ending:
         with tempfile.TemporaryDirectory(prefix="yolofleet-ray-") as folder:
-            return train_once(job, token, run, folder, board, known, stop_reason, leave_after_step)
+            return train_once(job, token, run, folder, board, known, stop_reason, leave_after_step, admission)
 
     if job.cluster.evaluation == "inline":
         with publish_metrics(job, run, board):
@@ -135,6 +161,8 @@ def _train(
     with publish_metrics(job, run, board), CheckpointEvaluator(run, evaluation) as evaluator:
         try:
             supervise(job, run, start, wait_for_room, stop_reason)
+            if admission is not None:
+                admission.hold(1)  # for the evaluations that are left
             evaluator.evaluate_all()
         finally:
             over.set()

@@ -17,7 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ray.train.torch import TorchConfig
 
@@ -41,8 +41,17 @@ from yolofleet.training.supervision.nodes import (
     wanted_resources,
     worker_labels,
 )
-from yolofleet.training.supervision.watches import GroupWatch, holds_placement_groups, remove_orphaned_groups
+from yolofleet.training.supervision.watches import (
+    SETTLE_SECONDS,
+    GroupWatch,
+    holds_placement_groups,
+    remove_orphaned_groups,
+    returns_room,
+)
 from yolofleet.training.supervision.worker import run_worker
+
+if TYPE_CHECKING:
+    from yolofleet.training.supervision.admission import Admission
 
 Failure = Literal["worker", "preemption", "start"]
 """``worker``: one died or hung; ``preemption``: a node was about to go; ``start``: the workers never trained."""
@@ -54,8 +63,8 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Ray colours the output of workers."""
 FAILURE_KEY = "failure.json"
 """Where a worker stores an error that no restart cures."""
-SETTLE_SECONDS = 15.0
-"""How long the previous group may take to give its resources back."""
+ROOM_TAKEN = "the room was gone before the workers had it"
+"""Why a group left that never started."""
 NOTICE_SECONDS = 3.0
 """How long Ray may take to list returned resources as free; what is not free by then is in other use, or dead."""
 
@@ -83,10 +92,12 @@ def train_once(
     known: KnownProgress | None,
     stop_reason: Callable[[], str | None],
     leave_after_step: int | None = None,
+    admission: Admission | None = None,
 ) -> Ending:
     """Start the workers once, and return how they ended.
 
     Ray Train keeps a few files of its own in a new and empty folder of this node: its controller runs here.
+    Where the cluster has a queue, the admission says how many workers may start, and keeps the slots of those that do.
 
     Raises:
         UserError: A worker found a mistake in the job or the data.
@@ -99,7 +110,11 @@ def train_once(
     group = uuid.uuid4().hex
     offers = alive_offers()
     began = time.monotonic()
-    scaling = _scaling(job.cluster, _free_slots(job.cluster, offers))
+    scaling = _scaling(job.cluster, _free_slots(job.cluster, offers, admission))
+    apart = evaluates_separately(job.cluster, offers)
+    if admission is not None:
+        apart = job.cluster.evaluation == "apart" or (apart and admission.claim() > scaling.num_workers)
+        admission.hold(scaling.num_workers + apart)
     settled = round(time.monotonic() - began, 3)
     try:
         ray.get(board.begin.remote(group))
@@ -117,7 +132,7 @@ def train_once(
             "board": board,
             "known": None if known is None else asdict(known),
             "leave_after_step": leave_after_step,
-            "evaluate_apart": evaluates_separately(job.cluster, offers),
+            "evaluate_apart": apart,
         },
         scaling_config=scaling,
         torch_config=ConnectedTorchConfig(timeout_s=COLLECTIVE_TIMEOUT_SECONDS),
@@ -131,7 +146,8 @@ def train_once(
     run.append_event("starting", workers=scaling.num_workers, settled_seconds=settled)
     left: str | None = None
     failure: Exception | None = None
-    with GroupWatch(job, run, board, stop_reason) as watch:
+    may_grow = None if admission is None else (lambda: admission.peek() > admission.holds)
+    with GroupWatch(job, run, board, stop_reason, may_grow) as watch:
         try:
             with kept_handlers():
                 left = trainer.fit().return_value
@@ -147,19 +163,27 @@ def train_once(
         left = watch.leave_reason if left is not None and watch.leave_reason is not None else left
         return Ending(None, left, left or "", watch.progress)
     kind, reason = _classify(failure, watch.workers)
+    if kind == "start" and admission is not None and not returns_room(job.cluster, scaling.num_workers):
+        return Ending(None, ROOM_TAKEN, reason, watch.progress)
     if watch.hung:
         silent = ", ".join(worker.describe() for worker in watch.hung)
         reason = f"{silent} gave no sign for cluster.hang_timeout_seconds; {reason}"
     return Ending(kind, None, reason, watch.progress)
 
 
-def _free_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
+def _free_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer], admission: Admission | None = None) -> int:
     """Return how many workers have room now on the nodes that stay; a group of one size takes all that it asks for."""
     if cluster.fewest_workers == cluster.most_workers:
         return cluster.most_workers
     wanted = min(cluster.most_workers, num_slots(cluster, offers) - cluster.slots_for_evaluation)
     began = returned = time.monotonic()
-    while (free := num_slots(cluster, free_offers())) < wanted:
+
+    def count() -> int:
+        if admission is None:
+            return num_slots(cluster, free_offers())
+        return admission.claim() - cluster.slots_for_evaluation
+
+    while (free := count()) < wanted:
         remove_orphaned_groups()
         if holds_placement_groups():
             returned = time.monotonic()

@@ -39,6 +39,8 @@ NODE_POLL_SECONDS = 2.0
 POLL_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 END_TIMEOUT_SECONDS = 30.0
+SETTLE_SECONDS = 15.0
+"""How long a group may take to give its resources back."""
 REMOVED = "REMOVED"
 """Ray's state of a placement group that is gone."""
 UNKNOWN = "Ray gives no reason"
@@ -103,6 +105,7 @@ class GroupWatch:
             its ``on_row`` gets the workers' rows.
         board: The handle of the heartbeat board's actor.
         stop_reason: Returns why the driver itself was asked to stop, None if it was not.
+        may_grow: Returns whether there is room for more workers than the group has; None: asks Ray.
 
     Attributes:
         progress: How far the group was at its last report.
@@ -111,7 +114,14 @@ class GroupWatch:
         leave_reason: Why the group was asked to leave, None if it was not.
     """
 
-    def __init__(self, job: JobSpec, run: RunDirectory, board: Any, stop_reason: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        job: JobSpec,
+        run: RunDirectory,
+        board: Any,
+        stop_reason: Callable[[], str | None],
+        may_grow: Callable[[], bool] | None = None,
+    ) -> None:
         self.progress: KnownProgress | None = None
         self.hung: list[WorkerStatus] = []
         self.workers: list[WorkerStatus] = []
@@ -122,6 +132,7 @@ class GroupWatch:
         self._stall_warning = StallWarning(run.append_event, job.cluster.hang_timeout_seconds)
         self._board = board
         self._stop_reason = stop_reason
+        self._may_grow = may_grow or (lambda: num_slots(job.cluster, free_offers()) > job.cluster.slots_for_evaluation)
         self._next_growth_check = time.monotonic() + job.cluster.resize_interval_seconds
         self._growth = GrowthRequest(job.cluster)
         self._loop = BackgroundLoop(
@@ -185,7 +196,7 @@ class GroupWatch:
         if not workers or workers[0].num_workers >= cluster.most_workers or time.monotonic() < self._next_growth_check:
             return None
         self._next_growth_check = time.monotonic() + cluster.resize_interval_seconds
-        if num_slots(cluster, free_offers()) > cluster.slots_for_evaluation:
+        if self._may_grow():
             return GROWTH
         most = min(cluster.most_workers, num_slots(cluster, growth_offers()) - cluster.slots_for_evaluation)
         if most > workers[0].num_workers:
@@ -281,6 +292,8 @@ class PlacementGroupRecord:
     """Whether that actor is gone; Ray says so of the driver's own groups, too."""
     state: str
     """Ray's word for its state."""
+    placed: tuple[dict[str, float], ...] = ()
+    """Resources of each bundle that has a node."""
 
 
 def orphaned_groups(groups: Iterable[PlacementGroupRecord], job: str) -> list[PlacementGroupRecord]:
@@ -306,6 +319,17 @@ def holds_placement_groups() -> bool:
     return any(group.job == job and group.state != REMOVED for group in list_placement_groups())
 
 
+def returns_room(cluster: ClusterSpec, num_workers: int) -> bool:
+    """Return whether so many workers have room once this driver's ended groups have given back what they had."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while num_slots(cluster, free_offers()) < num_workers:
+        remove_orphaned_groups()
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
+
+
 def list_placement_groups() -> list[PlacementGroupRecord]:
     """Return all placement groups that the cluster has or had lately."""
     import ray
@@ -321,6 +345,7 @@ def list_placement_groups() -> list[PlacementGroupRecord]:
             maker=None if maker.is_nil() else maker.hex(),
             maker_is_dead=bool(entry.creator_actor_dead),
             state=str(PlacementGroupTableData.PlacementGroupState.Name(entry.state)),
+            placed=tuple(dict(bundle.unit_resources) for bundle in entry.bundles if bundle.node_id),
         )
         for entry in entries
         for maker in (ray.ActorID(entry.creator_actor_id),)
