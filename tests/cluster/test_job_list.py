@@ -253,7 +253,8 @@ def test_output_is_searched_by_text_and_by_rank(
     cluster: FakeJobs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = send(tmp_path, "talks")
-    cluster.output = "step 1: loss 0.1\nwarning: slow [disk]\nstep 2: loss 0.2\n"
+    output = "step 1: loss 0.1\nwarning: slow [disk]\nstep 2: loss 0.2\n"
+    cluster.output[cluster.requests[-1]["submission_id"]] = output
     cluster.worker_output = {("n0", "7", "out"): "hello\n", ("n1", "8", "err"): ":job_id:01\nNCCL error\nbye\n"}
     placed = {"kind": "workers", "nodes": ["n0", "n1"], "hosts": ["a", "b"], "processes": [[7, 0], [8, 1]]}
     run.mkdir(parents=True)
@@ -264,7 +265,7 @@ def test_output_is_searched_by_text_and_by_rank(
         assert main(["jobs", "logs", "talks", *options]) == 0
         return capsys.readouterr().out
 
-    assert printed() == cluster.output
+    assert printed() == output
     assert printed("--grep", "[disk]") == "warning: slow [disk]\n"
     assert printed("--tail", "1") == "step 2: loss 0.2\n"
     assert printed("--rank", "1") == "NCCL error\nbye\n"

@@ -16,7 +16,7 @@ import yaml
 from cluster.fake_jobs import FakeJobs, fake_jobs
 from cluster.local_cluster import LocalCluster
 from system.shell import Shell, rows, wait_for, write_job
-from yolofleet.cli.jobs import list_jobs
+from yolofleet.cli.main import main
 from yolofleet.cluster.service import JobService, waiting_reason
 from yolofleet.training.supervision.admission import ADMITTED, SENT_VARIABLE, USER_VARIABLE, WAITING
 
@@ -51,11 +51,11 @@ def test_a_job_that_waits_is_listed_as_such_with_its_reason(
         metadata = {"name": name, "digest": "d", "kind": "train"}
         jobs.requests.append({"submission_id": f"id-{name}", "entrypoint": "", "metadata": metadata, "runtime_env": {}})
     jobs.output = {"id-trains": "step 1\n", "id-waits": f"{WAITING}it needs 2 slots; held by trains of ada (2)\n"}
-    list_jobs(jobs.address)
-    trains, waits, reason, ended = capsys.readouterr().out.splitlines()
+    assert main(["jobs", "list"]) == 0
+    _, trains, waits, reason, ended = capsys.readouterr().out.splitlines()
     assert trains.startswith("RUNNING ") and waits.startswith("WAITING ") and ended.startswith("RUNNING ")
     assert reason.strip() == "it needs 2 slots; held by trains of ada (2)"
-    list_jobs(jobs.address, as_json=True)
+    assert main(["jobs", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert [entry["waiting"] for entry in listed] == [None, "it needs 2 slots; held by trains of ada (2)", None]
 
