@@ -23,7 +23,7 @@ METHOD = (
     f"The first {WARM_UP_PASSES} are not counted. FPS: images a second by the median pass."
 )
 PAPERS = "AP marked * is what the paper prints of that model; it was not measured here."
-UNEVALUATED = "A model without AP was never evaluated, so it is not in the chart."
+UNEVALUATED = "A model without AP was not evaluated at this image size, so it is not in the chart."
 NO_SINGLE = "The chart shows single images: measure with --batch 1, too."
 
 

@@ -82,7 +82,7 @@ def draw_objectness(image: NDArray[np.uint8], maps: Sequence[ObjectnessMap], box
     width = GAP + step_x * (1 + max(map(len, rows)))
     drawing = Image.new("RGB", (width, GAP + step_y * len(rows)), MARGIN)
     _put(drawing, plain, "image", (GAP, GAP))
-    _put_scale(drawing, peak, (GAP, GAP + size[1] + CAPTION + GAP), size[0])
+    _put_scale(drawing, peak, (GAP, GAP + size[1] + CAPTION + GAP), step_x - GAP)
     for row, entries in enumerate(rows):
         for column, entry in enumerate(entries, start=1):
             caption = f"{entry.head}, stride {entry.stride}: up to {entry.values.max():.3f}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from yolofleet.evaluation.published import FIGURES, PublishedResult, published_r
 
 THRESHOLDS = (0.65, 0.70)
 PRECISIONS: tuple[Precision, ...] = ("fp16", "fp32")
+LINE_LENGTH = 90
 NUM_PASSES = len(THRESHOLDS) * len(PRECISIONS)
 """How often each image is evaluated."""
 ON_CPU = (
@@ -92,7 +94,7 @@ def precision_lines(rows: Sequence[PrecisionRow], device: str) -> Iterator[str]:
             yield f"half precision changes AP by {100 * (half - single):+.2f} points at IoU {iou:.2f}"
     yield "paper: AP of YOLOv7-X on COCO val2017 (Table 10)"
     if device == "cpu":
-        yield ON_CPU
+        yield from textwrap.wrap(ON_CPU, LINE_LENGTH)
 
 
 def _paper_rows() -> list[PublishedResult]:
