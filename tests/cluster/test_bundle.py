@@ -14,6 +14,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import yolofleet
 from yolofleet.cli.jobs import exit_code
 from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, differences, installed_versions, read_bundle
 from yolofleet.cluster.follow import follow
@@ -53,6 +54,14 @@ def test_spec_package_and_versions_travel_and_nothing_else(tmp_path: Path, monke
         out / "yolofleet/cli/remote_entrypoint.py"
     ).is_file()
     assert not list(out.rglob("*.pyc"))
+
+
+def test_every_file_of_the_package_travels(tmp_path: Path) -> None:
+    (sent := tmp_path / "sent").mkdir()
+    read_bundle(written(tmp_path), []).write(sent)
+    source = Path(yolofleet.__file__).parent
+    ours = {file for file in source.rglob("*") if file.is_file() and "__pycache__" not in file.parts}
+    assert [file for file in ours if not (sent / "yolofleet" / file.relative_to(source)).is_file()] == []
 
 
 def test_a_models_own_table_travels_beside_the_spec(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.worker_group import KnownProgress, StoppedError
 from yolofleet.training.supervision.launch import FailureBudget, supervise, wait_for_nodes
 from yolofleet.training.supervision.nodes import NodeOffer
-from yolofleet.training.supervision.ray_workers import Ending, Failure
+from yolofleet.training.supervision.ray_workers import ROOM_TAKEN, Ending, Failure
 from yolofleet.training.supervision.watches import GROWTH, PREEMPTION
 
 DONE = Ending(None, None, "", None)
@@ -100,6 +100,12 @@ def test_progress_renews_the_budgets(tmp_path: Path) -> None:
     driver = Driver(tmp_path, [failed()] * 20 + [DONE])
     driver.checkpoint_at_each_start = True
     assert driver.supervise() == ["failure"] * 20
+
+
+def test_a_start_whose_room_was_gone_is_charged_to_nobody(tmp_path: Path) -> None:
+    driver = Driver(tmp_path, [left(ROOM_TAKEN)] * 9 + [DONE])
+    assert driver.supervise() == ["resize"] * 9
+    assert driver.waits == 9, "it waits for its turn before each start"
 
 
 def test_growth_is_no_failure_and_a_pre_emption_has_its_own_budget(tmp_path: Path) -> None:
