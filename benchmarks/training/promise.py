@@ -4,8 +4,8 @@
 
 Trains a narrow YOLOv7-tiny on drawn images, in double precision and gently: another number of workers adds the same
 numbers up in another order, and training makes much of the rounding (from 1e-16 to 1e-4 in sixteen steps here).
-``largest_difference`` is that of the loss to the first run's over all steps, ``same_samples`` whether the network saw the
-same pixels in the same order. What is finished in FOLDER is not done again.
+``largest_difference`` is that of the loss to the first run's over all steps, ``same_samples`` whether the network saw
+the same pixels in the same order. What is finished in FOLDER is not done again.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ def draw(curves: dict[str, list[float]], differences: dict[str, float]) -> str:
     """Return one panel a run beside each other: its loss over the first one's, and the largest difference."""
     width = len(curves) * (WIDTH + GAP) + GAP
     low, high = min(map(min, curves.values())), max(map(max, curves.values()))
+    height = (HEIGHT - 20) / (high - low)  # pixels for a loss of 1
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT + 70}" font-family="sans-serif" '
         f'font-size="15" fill="{TEXT}" role="img"><title>The loss of one run, trained four times</title>'
@@ -122,7 +123,7 @@ def draw(curves: dict[str, list[float]], differences: dict[str, float]) -> str:
         parts.append(f'<path d="M{left} 34V{floor}H{left + WIDTH}" fill="none" stroke="{TEXT}"/>')
         for values, colour, stroke in ((first, FIRST, 6), (curve, LINE, 2)):
             points = " ".join(
-                f"{left + WIDTH * index / (len(values) - 1):.1f},{floor - 10 - (HEIGHT - 20) * (value - low) / (high - low):.1f}"
+                f"{left + WIDTH * index / (len(values) - 1):.1f},{floor - 10 - height * (value - low):.1f}"
                 for index, value in enumerate(values)
             )
             parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{stroke}"/>')
