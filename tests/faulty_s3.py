@@ -117,7 +117,7 @@ class FaultyProxy:
                 self.wfile.write(data[: len(data) // 2] if cut else data)
                 self.close_connection = self.close_connection or cut
 
-            do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = pass_on  # noqa: N815 - names that the base class calls
+            do_GET = do_PUT = do_HEAD = do_POST = do_PATCH = do_DELETE = pass_on  # noqa: N815 - names that the base class calls
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from faulty_s3 import FaultyProxy
+from registry.archives import unpacked
 from registry.servers import free_port, mlflow_server
 from yolofleet.cli.main import main
 from yolofleet.core.local_files import CACHE_VARIABLE
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.registry import version_files
+from yolofleet.registry.package import ARCHIVE_NAME
+from yolofleet.tracking import mlflow_store
+
+ARTIFACTS = "/mlflow-artifacts/artifacts"
+MOST_ARTIFACT_REQUESTS = 15
+"""Of a registration or a promotion, listings included: a server may take a second for each."""
 
 pytestmark = [pytest.mark.system, pytest.mark.slow]
 
@@ -73,3 +84,70 @@ def test_from_the_first_registration_to_a_rollback(
                  str(tmp_path / "found"), "--tracking-uri", server]) == 0  # fmt: skip
     assert main(["evaluate", "models:/shapes@champion", str(known_data), "--tracking-uri", server]) == 0
     assert list(Path().iterdir()) == []
+
+
+def test_few_requests_are_made_and_those_that_fail_are_repeated(
+    server: str,
+    onnx_package: Path,
+    detector_package: Path,
+    known_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    proxy = FaultyProxy(int(server.rpartition(":")[2]))
+
+    def run(*arguments: str) -> tuple[int, Counter[str]]:
+        """Return the exit code of a command and its requests for artifacts by method, all others as "other"."""
+        proxy.requests.clear()
+        capsys.readouterr()
+        code = main([*arguments, "--tracking-uri", proxy.url])
+        seen = [request.verb if ARTIFACTS in request.path else "other" for request in proxy.requests]
+        return code, Counter(seen)
+
+    def forget() -> None:
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+    try:
+        for package in (onnx_package, detector_package):
+            code, seen = run("registry", "register", str(package), "--name", "shapes", "--data", str(known_data))
+            assert code == 0 and 0 < seen["PUT"] <= MOST_ARTIFACT_REQUESTS and not seen["GET"], seen
+        for number in (1, 2):
+            promote = ("registry", "promote", "shapes", "--version", str(number), "--force", "--reason", "a test")
+            code, seen = run(*promote)
+            assert code == 0 and 0 < seen["GET"] <= MOST_ARTIFACT_REQUESTS, (seen, capsys.readouterr())
+        code, seen = run("registry", "list")
+        assert code == 0 and set(seen) == {"other"} and seen["other"] <= 4, seen
+
+        both = ("registry", "compare", "shapes/1", "shapes/2", "--replicates", "100")
+        assert [run(*both)[1]["GET"] for _ in range(2)] == [0, 0], "both were verified here"
+        forget()
+        assert [run(*both)[1]["GET"] for _ in range(2)] == [4, 0], "proof and archive of each"
+        image = str(known_data.parent / "images/0.png")
+        predict = ("predict", "models:/shapes/2", image, "--out", str(tmp_path / "found"))
+        assert [run(*predict)[1]["GET"] for _ in range(2)] == [2, 0], "weights and card"
+
+        proxy.ending, proxy.plan = ARCHIVE_NAME, ["503", "503", "reset", "503", "truncate"]
+        forget()
+        assert run(*both)[0] == 0 and not proxy.plan
+        monkeypatch.setattr(mlflow_store, "PATIENCE_SECONDS", 1.0)
+        monkeypatch.setattr(version_files, "PATIENCE_SECONDS", 1.0)
+        proxy.for_ever = "503"
+        for command in (("registry", "verify", "shapes/2"), both, ("registry", "show", "shapes/2")):
+            forget()
+            assert run(*command)[0] == 1
+            assert "such a failure may pass by itself: run the same command again" in capsys.readouterr().err
+        proxy.for_ever = None
+
+        (archive,) = (path for path in (tmp_path / "server").rglob(ARCHIVE_NAME) if not _holds_onnx(path.parent))
+        assert run("registry", "verify", "shapes/2", "--device", "cpu")[0] == 0
+        with unpacked(archive.parent):
+            code_file = next((archive.parent / "code").rglob("nms.py"))
+            code_file.write_text(code_file.read_text() + "import os\n")
+        assert run("registry", "verify", "shapes/2", "--device", "cpu")[0] == 1, "what is verified is on the server"
+    finally:
+        proxy.close()
+
+
+def _holds_onnx(folder: Path) -> bool:
+    return (folder / "data/detector/model.onnx").is_file()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from registry.archives import unpacked
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
@@ -84,7 +85,8 @@ def test_a_spoilt_record_is_not_believed(store: str, tmp_path: Path, monkeypatch
     own = Path(shutil.copytree(files, tmp_path / "files"))
     monkeypatch.setattr("yolofleet.registry.version_files.artifact_location", lambda *_: str(own))
     path = own / "evaluation/detections.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    with unpacked(own):
+        path.write_bytes(path.read_bytes()[:-1] + b"\1")
     evaluated: list[object] = []
     evaluate = comparison.evaluate_detector
     monkeypatch.setattr(

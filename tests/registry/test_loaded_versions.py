@@ -27,6 +27,12 @@ for number, name in enumerate(("models:/shapes/1", "models:/shapes@candidate")):
     mlflow.pyfunc.load_model(name)
     shutil.copy(sys.argv[2], f"meta-{number}")
 """
+
+
+def _compiled(_: str, target: str) -> None:
+    Path(target).with_suffix(".pyc").write_bytes(b"code")
+
+
 ADDED: dict[str, Callable[[Path], object]] = {
     "another version": lambda folder: (folder / MLFLOW_NAME).write_text("model_name: shapes\nmodel_version: '2'\n"),
     "another name": lambda folder: (folder / MLFLOW_NAME).write_text("model_name: other\nmodel_version: '1'\n"),
@@ -34,7 +40,7 @@ ADDED: dict[str, Callable[[Path], object]] = {
     "nothing": lambda folder: (folder / MLFLOW_NAME).write_bytes(b""),
     "elsewhere": lambda folder: shutil.copy(folder / MLFLOW_NAME, folder / "data" / MLFLOW_NAME),
     "another file": lambda folder: (folder / "notes.txt").write_text("model_name: shapes\nmodel_version: '1'\n"),
-    "compiled code": lambda folder: next((folder / "code").rglob("nms.py")).with_suffix(".pyc").write_bytes(b"code"),
+    "compiled code": lambda folder: shutil.copytree(folder / "data", folder / "code", copy_function=_compiled),
 }
 
 

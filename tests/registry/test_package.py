@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.images import ImageReadError
 from yolofleet.registry.evaluation_record import Evidence
-from yolofleet.registry.package import DETECTOR_FOLDER, PackageError, collect_content, write_version
+from yolofleet.registry.package import DETECTOR_FOLDER, PackageError, collect_content, open_archive, write_version
 from yolofleet.registry.served_detector import SERVING_VARIABLE, decode_content, list_images
 
 pytestmark = pytest.mark.system
@@ -41,12 +42,20 @@ def is_pickle(path: Path) -> bool:
     return (head[:1] == b"\x80" and head[1:] in (b"\2", b"\3", b"\4", b"\5")) or zipfile.is_zipfile(path)
 
 
-def test_no_pickle_anywhere(version_folder: Path) -> None:
-    files = [path for path in version_folder.rglob("*") if path.is_file()]
+def test_no_pickle_anywhere(version_folder: Path, tmp_path: Path) -> None:
+    stored = {path.relative_to(version_folder).as_posix() for path in version_folder.rglob("*") if path.is_file()}
+    assert stored == {
+        "MLmodel", "archive.zip", "conda.yaml", "data/detector/detector.json", "data/detector/model.safetensors",
+        "input_example.json", "proof.json", "python_env.yaml", "requirements.txt", "serving_input_example.json",
+    }, "each file is a request to a server"  # fmt: skip
+    opened = Path(shutil.copytree(version_folder, tmp_path / "opened"))
+    open_archive(opened)
+    (opened / "archive.zip").unlink()
+    files = [path for path in opened.rglob("*") if path.is_file()]
     assert len(files) > 20
     assert {path.suffix for path in files} <= {"", ".py", ".json", ".yaml", ".txt", ".safetensors"}
     assert not [path for path in files if is_pickle(path)]
-    for path in version_folder.rglob("*.py"):
+    for path in opened.rglob("*.py"):
         source = path.read_text()
         assert not [
             word for word in ("pickle", "torch.load", "joblib") if f"import {word}" in source or f"{word}(" in source
@@ -95,8 +104,10 @@ def test_every_form_of_image_gives_what_the_detector_gives(
     assert {*expected[0][0]} == {"category_id", "category_name", "bbox", "score"}
 
 
-def test_evidence_and_digest_are_kept(version_folder: Path, detector_package: Path) -> None:
-    document = json.loads((version_folder / "evidence.json").read_text())
+def test_evidence_and_digest_are_kept(version_folder: Path, detector_package: Path, tmp_path: Path) -> None:
+    opened = Path(shutil.copytree(version_folder, tmp_path / "opened"))
+    open_archive(opened)
+    document = json.loads((opened / "evidence.json").read_text())
     assert document["format"] == 1 and document["evidence"] == {"figures": {"AP": 0.5}}
     assert document["digest"] == collect_content(detector_package).digest
     assert (version_folder / DETECTOR_FOLDER / "model.safetensors").is_file()

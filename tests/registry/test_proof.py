@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from registry.archives import unpacked
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detections import Detections
@@ -20,6 +21,7 @@ from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import INPUT_NAME
 from yolofleet.models import build_model
 from yolofleet.registry.evaluation_record import Evidence, read_detections, write_detections
+from yolofleet.registry.package import ARCHIVE_NAME, open_archive
 from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256
 from yolofleet.registry.register import register_detector
 from yolofleet.registry.verify import Verification, verify
@@ -76,6 +78,7 @@ def test_one_changed_byte_is_named(registered: tuple[str, Version, Path]) -> Non
     kept = files.with_name("kept")
     shutil.copytree(files, kept)
     weights = files / "data/detector/model.safetensors"
+    code = json.loads((files / PROOF_NAME).read_text())["inference_code"]
     for path, near, claim in (
         (weights, weights.read_bytes()[-40:], "weights"),
         (files / "data/detector/training.safetensors", b"anchors", "weights"),
@@ -83,16 +86,46 @@ def test_one_changed_byte_is_named(registered: tuple[str, Version, Path]) -> Non
         (files / "evidence.json", b'"figures', "evidence"),
         (files / "lineage/train.json", b'"sha256":"', "data manifests"),
         (files / "MLmodel", b"loader_modul", "other files"),
-        (next((files / "code").rglob("nms.py")), b"suppressio", "inference code"),
+        (files / f"code/{code}/evaluation/nms.py", b"suppressio", "inference code"),
         (files / PROOF_NAME, b'"AP": 0.', "proof"),
     ):
-        flip_last_letter(path, near)
+        with unpacked(files):
+            flip_last_letter(path, near)
         found = verify(uri, version)
         assert found.verdict == "failed"
         failed = [entry for entry in found.with_outcome("failed") if entry.name == claim]
         assert failed and path.relative_to(files).as_posix() in failed[0].detail, (claim, details(found, "failed"))
-        shutil.copy(kept / path.relative_to(files), path)
+        shutil.copytree(kept, files, dirs_exist_ok=True)
     assert verify(uri, version).verdict == "passed"
+
+
+def test_an_archive_that_yolofleet_did_not_write_is_named(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    archive = files / ARCHIVE_NAME
+    kept = archive.read_bytes()
+    for changed in (kept + b"\0", kept.replace(b"suppression", b"suppressioN", 1), kept[:-1000], b""):
+        archive.write_bytes(changed)
+        failed = details(verify(uri, version), "failed")
+        assert f"for {ARCHIVE_NAME} is not as yolofleet writes it" in failed and f"{ARCHIVE_NAME} has sha256" in failed
+    archive.unlink()
+    assert f"other files: {ARCHIVE_NAME} is missing" in details(verify(uri, version), "failed")
+    archive.write_bytes(kept)
+    with unpacked(files):
+        (files / "lineage/more.json").write_text("{}")
+    failed = details(verify(uri, version), "failed")
+    assert "data manifests: lineage/more.json is not in the proof" in failed and f"{ARCHIVE_NAME} has sha256" in failed
+
+
+def test_files_of_the_archive_beside_it_are_no_way_around_the_proof(registered: tuple[str, Version, Path]) -> None:
+    uri, version, files = registered
+    kept = Path(shutil.copytree(files, files.with_name("kept")))
+    with unpacked(files):
+        code = next((files / "code").rglob("nms.py"))
+        code.write_text(code.read_text() + "import os\n")
+    open_archive(kept)
+    shutil.copytree(kept / "code", files / "code")  # good code for who looks beside the archive that MLflow loads
+    rewritten(files, uri, with_tag=True)
+    assert "nms.py is not what yolofleet" in details(verify(uri, find_version(uri, version.uri)), "failed")
 
 
 def test_a_file_too_many_and_one_too_few_are_named(registered: tuple[str, Version, Path]) -> None:
@@ -105,15 +138,22 @@ def test_a_file_too_many_and_one_too_few_are_named(registered: tuple[str, Versio
 
 def test_a_planted_pickle_is_found(registered: tuple[str, Version, Path]) -> None:
     uri, version, files = registered
+    (files / "code").mkdir()
     torch.save({}, files / "code" / "innocent.txt")
     assert "no pickle: code/innocent.txt" in details(verify(uri, version), "failed")
+    (files / "code/innocent.txt").unlink()
+    torch.save({}, files / ARCHIVE_NAME)
+    assert f"no pickle: {ARCHIVE_NAME}" in details(verify(uri, version), "failed")
 
 
 def rewritten(files: Path, uri: str, *, with_tag: bool) -> None:
     """Make the digests of the proof, and perhaps the tag, those of the files as they are now."""
     proof = json.loads((files / PROOF_NAME).read_text())
+    opened = Path(shutil.copytree(files, files.with_name("opened"), dirs_exist_ok=True))
+    open_archive(opened)
     for name in proof["files"]:
-        proof["files"][name] = file_sha256(files / name)
+        proof["files"][name] = file_sha256(opened / name)
+    shutil.rmtree(opened)
     (files / PROOF_NAME).write_text(json.dumps(proof))
     if with_tag:
         open_client(uri).set_model_version_tag("shapes", "1", PROOF_TAG, file_sha256(files / PROOF_NAME))
@@ -243,19 +283,21 @@ def test_replaced_inference_code_is_found_though_all_digests_were_replaced_with_
     registered: tuple[str, Version, Path],
 ) -> None:
     uri, _, files = registered
-    code = next((files / "code").rglob("nms.py"))
-    kept = code.read_text()
-    code.write_text(kept + "import os\n")
+    archive, description = files / ARCHIVE_NAME, files / "MLmodel"
+    kept, described = archive.read_bytes(), description.read_text()
+    with unpacked(files):
+        code = next((files / "code").rglob("nms.py"))
+        code.write_text(code.read_text() + "import os\n")
     rewritten(files, uri, with_tag=True)
     found = verify(uri, find_version(uri, "shapes/1"))
     assert "nms.py is not what yolofleet" in details(found, "failed")
-    code.write_text(kept)
-    description = files / "MLmodel"
-    description.write_text(description.read_text().replace(".registry.served_detector", ".evil"))
-    rewritten(files, uri, with_tag=True)
-    found = verify(uri, find_version(uri, "shapes/1"))
-    assert {claim.name for claim in found.with_outcome("failed")} == {"code version"}
-    assert ".evil to load the model" in details(found, "failed")
+    archive.write_bytes(kept)
+    for good, evil in ((".registry.served_detector", ".evil"), (f"{ARCHIVE_NAME}/code", "data/detector")):
+        description.write_text(described.replace(good, evil))
+        rewritten(files, uri, with_tag=True)
+        found = verify(uri, find_version(uri, "shapes/1"))
+        assert {claim.name for claim in found.with_outcome("failed")} == {"code version"}
+        assert "MLmodel names" in details(found, "failed") and evil in details(found, "failed")
 
 
 def test_figures_and_origins_that_mlflow_shows_are_those_of_the_evidence(
@@ -288,12 +330,15 @@ def test_the_command(registered: tuple[str, Version, Path], capsys: pytest.Captu
     assert main([*arguments, "--data", "/nowhere"]) == 0
     assert main([*arguments, "--data", "/nowhere", "--strict"]) == 1
     assert main([*arguments, "--proof-sha256", "abc"]) == 2
-    flip_last_letter(files / "evidence.json", b'"figures')
+    with unpacked(files):
+        flip_last_letter(files / "evidence.json", b'"figures')
     capsys.readouterr()
     assert main([*arguments, "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["verdict"] == "failed" and document["proof_sha256"] == version.proof_sha256
-    assert [claim["name"] for claim in document["claims"] if claim["outcome"] == "failed"] == ["evidence", "tags"]
+    assert [claim["name"] for claim in document["claims"] if claim["outcome"] == "failed"] == [
+        "evidence", "other files", "tags",
+    ]  # fmt: skip
 
 
 def test_a_version_without_a_proof_fails(registered: tuple[str, Version, Path]) -> None:

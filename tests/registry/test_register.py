@@ -17,7 +17,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.register import register_detector, register_run
-from yolofleet.registry.version_files import detector_folder
+from yolofleet.registry.version_files import detector_folder, version_files
 from yolofleet.registry.versions import (
     ModelTags,
     RegistryError,
@@ -144,9 +144,9 @@ def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri
     version = register_run(run, "shapes", tracking_uri)
     digest = hashlib.sha256(b"name: demo\n").hexdigest()
     assert version.facts == {"figures.AP": "0.25", "run_directory": run.url, "job_sha256": digest}
-    files = detector_folder(version.uri, tracking_uri).parents[1]
-    assert json.loads((files / "evidence.json").read_text())["evidence"]["job"] == {"name": "demo"}
-    assert (files / "evaluation/report.html").read_bytes() == b"<html>"
+    with version_files(tracking_uri, version) as files:
+        assert json.loads((files / "evidence.json").read_text())["evidence"]["job"] == {"name": "demo"}
+        assert (files / "evaluation/report.html").read_bytes() == b"<html>"
     assert version.run_id is not None
     assert open_client(tracking_uri).get_run(version.run_id).data.metrics == {"loss": 0.5}
     assert register_run(run, "shapes", tracking_uri).number == 1

@@ -159,6 +159,28 @@ def test_the_history_of_an_alias_goes_on(older: Shell) -> None:
     assert "champion" in printed(older, "registry", "show", "shapes/1")["aliases"]
 
 
+MIXED = """
+proof: {may_be_impossible: [code version, package versions, "data, train"]}
+lineage: false
+against_champion: {largest_drop: 1.0}
+"""
+
+
+@pytest.mark.slow
+def test_an_older_version_and_a_new_one_are_compared_and_promoted(older: Shell) -> None:
+    command = ("registry", "register", "detector", "--name", "shapes", "--data", "shards/val")
+    assert printed(older, *command)["version"] == 3
+    archives = [path.parent for path in (older.folder / "runs/_mlflow").rglob("archive.zip")]
+    assert len(archives) == 1, "what was registered before has none"
+    compared = printed(older, "registry", "compare", "shapes/2", "shapes/3", "--replicates", "100")
+    assert compared["figures"][0]["second"] is not None
+    (older.folder / "mixed.yaml").write_text(MIXED)
+    for version, champion in ((2, None), (3, 2), (2, 3)):
+        command = ("registry", "promote", "shapes", "--version", str(version), "--to", "trial")
+        now = printed(older, *command, "--policy", "mixed.yaml", "--data", "shards/val")
+        assert now["promoted"] and now["champion"] == (champion and f"models:/shapes/{champion}")
+
+
 SERVED = """
 import json, sys, mlflow
 detector = mlflow.pyfunc.load_model("models:/shapes/1", model_config={"device": "cpu"})

@@ -155,17 +155,28 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the registered versions, the newest first."""
-    from yolofleet.registry.lineage import PARTS, DataUse, find_uses
     from yolofleet.registry.versions import list_versions
 
     uri = reachable_registry(tracking_uri)
-    uses = find_uses(uri, data, name) if data is not None else [DataUse(v, ()) for v in list_versions(uri, name)]
-    documents = [{**use.version.document(), **({"data": list(use.parts)} if data else {})} for use in uses]
+    if data is not None:
+        _list_uses(uri, data, name, as_json)
+        return
+    versions = list_versions(uri, name)
+    print_result([version.document() for version in versions], map(_format_row, versions), as_json=as_json)
+    if not versions and not as_json:
+        note("nothing is registered yet")
+
+
+def _list_uses(uri: str, data: str, name: str | None, as_json: bool) -> None:
+    from yolofleet.registry.lineage import PARTS, find_uses  # imports torch
+
+    uses = find_uses(uri, data, name)
     words = dict(zip(PARTS, ("trained on it", "evaluated on it"), strict=True))
+    documents = [{**use.version.document(), "data": list(use.parts)} for use in uses]
     lines = (_format_row(use.version, " and ".join(words[part] for part in use.parts)) for use in uses)
     print_result(documents, lines, as_json=as_json)
     if not uses and not as_json:
-        note("nothing is registered yet" if data is None else f"no version used data {data}")
+        note(f"no version used data {data}")
 
 
 @app.command("show")
@@ -221,7 +232,7 @@ def _local_package(model: str, folder: Path) -> Path:
     return folder
 
 
-def _format_row(version: Version, how_used: str) -> str:
+def _format_row(version: Version, how_used: str = "") -> str:
     aliases = " ".join(f"@{alias}" for alias in version.aliases)
     shown = [f"{key} {version.facts[f'figures.{key}']}" for key in ("AP", "AP50") if f"figures.{key}" in version.facts]
     protocol = version.facts.get("evaluation.protocol", "square")

@@ -136,26 +136,26 @@ def _mirrored(
 
 def _check_tracking(spec: JobSpec, tracking_uri: str) -> None:
     """Make sure that MLflow answers, or say that it gets the run later where the job allows that."""
-    from yolofleet.tracking.mlflow_store import TrackingError, check_reachable, check_uri
+    from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError, check_reachable, check_uri
 
     check_uri(tracking_uri)
     try:
         check_reachable(tracking_uri)
-    except TrackingError as error:
+    except (TrackingError, TrackingFailureError) as error:
         if spec.tracking.when_away == "fail":
-            raise TrackingError(f"{error}. Or train now and send later: tracking.when_away=spool") from error
+            raise type(error)(f"{error}. Or train now and send later: tracking.when_away=spool") from error
         note(f"{error}\n  training all the same; MLflow gets everything when it is back")
 
 
 def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) -> str | None:
     """Return the store to register in; None where it does not answer and the job does not wait for it."""
-    from yolofleet.tracking.mlflow_store import TrackingError, check_reachable
+    from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError, check_reachable
 
     if tracking_uri is None or spec.tracking.when_away == "fail":
         return tracking_uri
     try:
         check_reachable(tracking_uri)
-    except TrackingError as error:
+    except (TrackingError, TrackingFailureError) as error:
         note(f"{error}\n  once MLflow is back: yolofleet report {ready.run.url} --sync")
         if spec.tracking.register_as is not None:
             note(f"  and: yolofleet registry register {ready.run.url} --name {spec.tracking.register_as}")

@@ -59,8 +59,12 @@ def open_file(path: Path, flags: int) -> int:
         raise CacheError(f"cache {path}: cannot be opened ({error.strerror}); remove it") from error
 
 
-def own_folder(path: Path) -> Path:
+def own_folder(path: Path, *, setting: str = "cache.path") -> Path:
     """Return the absolute path of a folder that this user alone can use; it is made where it is missing.
+
+    Args:
+        path: The folder.
+        setting: What names it, for messages.
 
     Raises:
         CacheError: It cannot be made, or somebody else could have put something into it.
@@ -79,10 +83,10 @@ def own_folder(path: Path) -> Path:
         elif mode & 0o077:  # an older version made it
             folder.chmod(0o700)
     except OSError as error:
-        raise CacheError(f"cache.path {folder}: cannot be made: {error.strerror}") from error
+        raise CacheError(f"{setting} {folder}: cannot be made: {error.strerror}") from error
     if wrong is not None:
         raise CacheError(
-            f"cache.path {folder}: {wrong}; name a folder that does not exist yet, or make it yours alone (chmod 700)"
+            f"{setting} {folder}: {wrong}; name a folder that does not exist yet, or make it yours alone (chmod 700)"
         )
     return folder
 

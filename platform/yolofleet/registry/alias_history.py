@@ -26,7 +26,7 @@ from yolofleet.core.liveness import ProcessId
 from yolofleet.core.redaction import redact
 from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, TagStore, read_requests
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError, VersionGoneError
-from yolofleet.tracking.mlflow_store import TrackingError
+from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError
 from yolofleet.tracking.run_directory import utc_now
 
 SETTLE_SECONDS = 2.0
@@ -89,7 +89,8 @@ def move_alias(
     Raises:
         RegistryError: It points to that version already.
         PromotionLostError: The alias points to another version by now; nothing was changed.
-        TrackingError: MLflow does not answer. If the alias was moved, the next promotion finishes the rest.
+        TrackingError, TrackingFailureError: MLflow does not answer. If the alias was moved, the next promotion finishes
+            the rest.
     """
     if version == expected:
         raise RegistryError(f"version {version} is @{alias} already: there is nothing to {action}")
@@ -112,7 +113,7 @@ def move_alias(
         sequence = _complete_history(store, alias, tags, aliases)
         request = lock.write(replace(request, stage="committing", sequence=sequence + 1))
     except BaseException:
-        with suppress(TrackingError):  # the next process in the queue removes it once this one has ended
+        with suppress(TrackingError, TrackingFailureError):  # else the next in the queue removes it after our end
             store.delete_tag(request.key)
         raise
     store.set_alias(alias, version)

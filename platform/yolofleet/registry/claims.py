@@ -14,7 +14,7 @@ from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -22,7 +22,17 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.local_files import read_regular
 from yolofleet.core.text import and_more
-from yolofleet.registry.package import DETECTOR_FOLDER, EVIDENCE_NAME, SERVED_MODULE, is_pickle
+from yolofleet.registry.package import (
+    ARCHIVE_NAME,
+    ARCHIVED,
+    CODE_FOLDER,
+    CODE_IN_ARCHIVE,
+    DETECTOR_FOLDER,
+    EVIDENCE_NAME,
+    SERVED_MODULE,
+    is_pickle,
+    is_plain_archive,
+)
 from yolofleet.registry.proof import (
     DETECTIONS_NAME,
     FORM_TOLERANCE,
@@ -56,7 +66,7 @@ FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
         "weights": lambda path: path.startswith(f"{DETECTOR_FOLDER}/") and path.endswith(".safetensors"),
         "spec": lambda path: path == f"{DETECTOR_FOLDER}/{DETECTOR_CARD_NAME}",
         "ONNX": lambda path: path.endswith(".onnx"),
-        "inference code": lambda path: path.startswith("code/"),
+        "inference code": lambda path: path.startswith(f"{CODE_FOLDER}/"),
         "evidence": lambda path: path == EVIDENCE_NAME,
         "detections": lambda path: path == DETECTIONS_NAME,
         "report": lambda path: path == REPORT_NAME,
@@ -65,7 +75,7 @@ FILE_KINDS: Mapping[str, Callable[[str], bool]] = MappingProxyType(
 )
 """The kind of a file by its path; each kind is a claim."""
 OTHER_FILES = "other files"
-"""The rest: MLflow's description of the model."""
+"""The rest: MLflow's description of the model, and the archive as a whole."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +91,18 @@ class Claim:
 def file_claims(folder: Path, proof: Proof, version: Version) -> Iterator[Claim]:
     """Compare every file with its recorded digest; a claim for each kind of file."""
     digests = file_digests(folder)
+    is_damaged = ARCHIVE_NAME in digests and not is_plain_archive(folder / ARCHIVE_NAME)
+    archived = f", for {ARCHIVE_NAME} is not as yolofleet writes it" if is_damaged else ""
     if MLFLOW_NAME not in proof.files and digests.get(MLFLOW_NAME) in _mlflow_digests(version):
         del digests[MLFLOW_NAME]
     for kind in (*FILE_KINDS, OTHER_FILES):
         recorded = {path: digest for path, digest in proof.files.items() if _kind(path) == kind}
         present = {path: digest for path, digest in digests.items() if _kind(path) == kind}
         problems = [
-            *(f"{path} is missing" for path in sorted(recorded.keys() - present.keys())),
+            *(
+                f"{path} is missing{archived if ARCHIVED.fullmatch(path) else ''}"
+                for path in sorted(recorded.keys() - present.keys())
+            ),
             *(f"{path} is not in the proof" for path in sorted(present.keys() - recorded.keys())),
             *(
                 f"{path} has sha256 {present[path][:12]}..., recorded is {recorded[path][:12]}..."
@@ -112,7 +127,9 @@ def _kind(path: str) -> str:
 
 def pickle_claim(folder: Path) -> Claim:
     """Look for files that run code when they are read."""
-    pickles = [path for path in sorted(folder.rglob("*")) if path.is_file() and is_pickle(path)]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    archive = folder / ARCHIVE_NAME
+    pickles = [path for path in files if is_pickle(path) and not (path == archive and is_plain_archive(path))]
     problems = [f"{path.relative_to(folder).as_posix()} is a pickle or an archive of one" for path in pickles]
     return claim_of("no pickle", problems, "none in any file")
 
@@ -161,22 +178,32 @@ def code_claim(folder: Path, proof: Proof) -> Claim:
         )
         return Claim("code version", "not possible", detail)
     own = {
-        f"code/{code.package}/{name}": hashlib.sha256(source.encode()).hexdigest()
+        f"{CODE_FOLDER}/{code.package}/{name}": hashlib.sha256(source.encode()).hexdigest()
         for name, source in code.files.items()
     }
-    carried = {name: digest for name, digest in file_digests(folder).items() if name.startswith("code/")}
+    carried = {name: digest for name, digest in file_digests(folder).items() if name.startswith(f"{CODE_FOLDER}/")}
     different = sorted(name for name in own.keys() | carried.keys() if own.get(name) != carried.get(name))
     problems = [f"{name} is not what yolofleet {proof.yolofleet_version} puts there" for name in different]
-    if (loader := _loader_module(folder / "MLmodel")) != code.module(SERVED_MODULE):
-        problems.append(f"MLmodel names {loader} to load the model, not {code.module(SERVED_MODULE)}")
+    loaded = {
+        "loader_module": code.module(SERVED_MODULE),
+        "code": CODE_FOLDER if proof.format == 1 else CODE_IN_ARCHIVE,
+        "data": DETECTOR_FOLDER,
+    }
+    described = _python_function(folder / "MLmodel")
+    problems += [
+        f"MLmodel names {described.get(key)!r:.80} as the {key} of the model, not {value}"
+        for key, value in loaded.items()
+        if described.get(key) != value
+    ]
     return claim_of("code version", problems, f"yolofleet {proof.yolofleet_version}, {code.package}, letter by letter")
 
 
-def _loader_module(path: Path) -> str:
+def _python_function(path: Path) -> dict[str, Any]:
+    """Return how MLflow loads the model; nothing where the file does not say it."""
     try:
-        return str(read_yaml(path)["flavors"]["python_function"]["loader_module"])
-    except (UserError, KeyError, TypeError) as error:
-        return f"nothing ({type(error).__name__})"
+        return dict(read_yaml(path)["flavors"]["python_function"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return {}
 
 
 def packages_claim(proof: Proof) -> Claim:

@@ -13,14 +13,12 @@ from yolofleet.core.page import image_tag, render_page
 from yolofleet.evaluation.image_matches import Disagreement, disagreements
 from yolofleet.evaluation.samples import SampleImage, draw_sample
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationSettings, evaluate_detector, read_detections
-from yolofleet.registry.package import DETECTOR_FOLDER
+from yolofleet.registry.package import DETECTOR_FOLDER, EVALUATION_FOLDER
 from yolofleet.registry.proof import DETECTIONS_NAME, PROOF_NAME, file_sha256, read_proof
-from yolofleet.registry.version_files import version_files
-from yolofleet.registry.versions import Version
+from yolofleet.registry.version_files import version_part
+from yolofleet.registry.versions import RegistryError, Version
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
     from yolofleet.data.dataset import ShardDataset
@@ -134,26 +132,31 @@ def evaluate_version(
         thresholds = thresholds_of or EvaluationSettings(image_size=own.image_size)
         return thresholds.model_copy(update={"image_size": own.image_size, "batch_size": own.batch_size})
 
-    with version_files(tracking_uri, version) as folder:
-        recorded = _recorded_evaluation(folder, version)
-        if recorded is not None and recorded.record.manifest_sha256 == dataset.manifest.digest:
-            own = recorded.record.settings
-            if own == settings(own):
-                return recorded
+    recorded = _recorded_evaluation(tracking_uri, version)
+    if recorded is not None and recorded.record.manifest_sha256 == dataset.manifest.digest:
+        own = recorded.record.settings
+        if own == settings(own):
+            return recorded
+    with version_part(tracking_uri, version, DETECTOR_FOLDER) as folder:
         detector = Detector.load(folder / DETECTOR_FOLDER, device)
         own = EvaluationSettings(image_size=detector.card.image_size)
         return evaluate_detector(detector, dataset, settings(own), on_images)
 
 
-def _recorded_evaluation(folder: Path, version: Version) -> Evaluation | None:
+def _recorded_evaluation(tracking_uri: str, version: Version) -> Evaluation | None:
     """Return the evaluation in a version's files; None where it has none, or a digest does not fit."""
-    proof_file, detections_file = folder / PROOF_NAME, folder / DETECTIONS_NAME
-    if not (proof_file.is_file() and detections_file.is_file() and file_sha256(proof_file) == version.proof_sha256):
+    try:
+        with version_part(tracking_uri, version, EVALUATION_FOLDER) as folder:
+            proof_file, detections_file = folder / PROOF_NAME, folder / DETECTIONS_NAME
+            is_whole = proof_file.is_file() and file_sha256(proof_file) == version.proof_sha256
+            if not is_whole or not detections_file.is_file():
+                return None
+            proof = read_proof(folder)
+            if proof.evaluation is None or proof.files.get(DETECTIONS_NAME) != file_sha256(detections_file):
+                return None
+            return Evaluation(proof.evaluation, read_detections(detections_file))
+    except RegistryError:  # it holds none, or one that was changed
         return None
-    proof = read_proof(folder)
-    if proof.evaluation is None or proof.files.get(DETECTIONS_NAME) != file_sha256(detections_file):
-        return None
-    return Evaluation(proof.evaluation, read_detections(detections_file))
 
 
 def _common_settings(first: Version, second: Version) -> EvaluationSettings | None:

@@ -9,13 +9,12 @@ import hashlib
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from yolofleet.core.local_files import read_regular
 from yolofleet.data.manifest import Manifest
 from yolofleet.registry.proof import LINEAGE_FOLDER
-from yolofleet.registry.version_files import artifact_location, download, local_folder
+from yolofleet.registry.version_files import NoSuchPartError, version_part
 from yolofleet.registry.versions import RegistryError, Version, find_version, list_versions
 
 PARTS = ("train", "val")
@@ -139,16 +138,11 @@ def _manifests_with_shard(tracking_uri: str, versions: list[Version], digest: st
 
 def _manifests(tracking_uri: str, version: Version) -> dict[str, bytes]:
     """Return the manifests in the files of a version, by part."""
-    location = artifact_location(tracking_uri, version)
-    local = local_folder(location)
-    if local is not None:
-        return _read(local / LINEAGE_FOLDER)
-    with TemporaryDirectory(prefix="yolofleet-lineage-") as folder:
-        try:
-            download(tracking_uri, location, LINEAGE_FOLDER, Path(folder) / LINEAGE_FOLDER)
-        except RegistryError:  # it holds none
-            return {}
-        return _read(Path(folder) / LINEAGE_FOLDER)
+    try:
+        with version_part(tracking_uri, version, LINEAGE_FOLDER) as folder:
+            return _read(folder / LINEAGE_FOLDER)
+    except NoSuchPartError:
+        return {}
 
 
 def _read(folder: Path) -> dict[str, bytes]:

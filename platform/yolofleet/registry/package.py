@@ -1,13 +1,18 @@
 """Building a registered version: a detector package with the code that runs it, as an MLflow pyfunc without pickle.
 
-MLmodel, requirements.txt, ...       MLflow's description: signature, environment, where what is
-code/yolofleet_inference_DIGEST/     the inference code, under a name of its own
-data/detector/                       the detector package: detector.json, model.safetensors
-evidence.json                        the facts of the detector: figures, data, job
-evaluation/detections.safetensors    every box behind its figures
-evaluation/report.html               the evaluation report of the run that made it
-lineage/train.json, lineage/val.json the manifests of its data, with the digests of all shards
-proof.json                           every claim of the version, which can be verified at any time
+MLmodel, requirements.txt, ...         MLflow's description: signature, environment, where what is
+data/detector/                         the detector package: detector.json, model.safetensors
+proof.json                             every claim of the version, which can be verified at any time
+archive.zip                            what is many small files:
+  code/yolofleet_inference_DIGEST/     the inference code, under a name of its own
+  evidence.json                        the facts of the detector: figures, data, job
+  evaluation/detections.safetensors    every box behind its figures
+  evaluation/report.html               the evaluation report of the run that made it
+  lineage/train.json, lineage/val.json the manifests of its data, with the digests of all shards
+
+A server takes and gives each file by a request of its own, hence the archive; Python imports the code from it. It is a
+plain zip: nothing in it is compressed, hidden between its members or there twice, so it unpacks to less than its size.
+The proof names it and its members by their digests. In versions of format 1 these files lie beside the others.
 """
 
 from __future__ import annotations
@@ -16,7 +21,10 @@ import base64
 import hashlib
 import io
 import json
+import os
+import re
 import shutil
+import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +35,7 @@ from yolofleet import __version__
 from yolofleet.core.errors import UserError
 from yolofleet.registry.evaluation_record import Evidence
 from yolofleet.registry.inference_code import InferenceCode, collect_inference_code, pin_requirements
-from yolofleet.registry.proof import write_evidence_files, write_proof
+from yolofleet.registry.proof import LINEAGE_FOLDER, write_evidence_files, write_proof
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -40,6 +48,20 @@ ONNX_RUNTIME = "onnxruntime"
 EVIDENCE_NAME = "evidence.json"
 EVIDENCE_FORMAT = 1
 DETECTOR_FOLDER = "data/detector"
+EVALUATION_FOLDER = "evaluation"
+CODE_FOLDER = "code"
+ARCHIVE_NAME = "archive.zip"
+CODE_IN_ARCHIVE = f"{ARCHIVE_NAME}/{CODE_FOLDER}"
+"""What MLflow puts before Python's path."""
+ARCHIVED = re.compile(
+    rf"{CODE_FOLDER}/(\w+/)*\w+\.py|({EVALUATION_FOLDER}|{LINEAGE_FOLDER})/\w[\w.-]*|{re.escape(EVIDENCE_NAME)}",
+    re.ASCII,
+)
+"""The only names in an archive."""
+MOST_ARCHIVED = 10_000
+LOCAL_HEADER_BYTES, ENTRY_BYTES, END_BYTES = 30, 46, 22
+"""Of a zip: before each member, in its list, and after that; names come on top."""
+MOST_LIST_BYTES = MOST_ARCHIVED * (ENTRY_BYTES + 200)
 EXECUTABLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".ckpt", ".bin", ".py", ".so")
 """Files that run code when they are read, or may: a detector package must hold none of them."""
 PICKLE_PROTOCOLS = b"\x02\x03\x04\x05"
@@ -99,12 +121,14 @@ def write_version(
     """
     import mlflow
     from mlflow.models import Model
+    from mlflow.models.model import MLMODEL_FILE_NAME
 
     from yolofleet.export.runtime import OnnxNetwork
     from yolofleet.registry.served_detector import DEFAULT_CONFIG
 
     in_torch = not isinstance(content.loaded.network, OnnxNetwork)
     imports = content.code.imports - ({ONNX_RUNTIME} if in_torch else set())
+    model = Model(run_id=run_id, model_id=model_id)
 
     with TemporaryDirectory(prefix="yolofleet-version-") as staging:
         package = content.code.write(Path(staging))
@@ -120,13 +144,98 @@ def write_version(
             input_example=[_example_image()],
             model_config=dict(DEFAULT_CONFIG),
             metadata={"yolofleet_version": __version__, "yolofleet_digest": content.digest},
-            mlflow_model=Model(run_id=run_id, model_id=model_id),
+            mlflow_model=model,
         )
+    model.flavors[mlflow.pyfunc.FLAVOR_NAME][mlflow.pyfunc.CODE] = CODE_IN_ARCHIVE
+    model.save(str(target / MLMODEL_FILE_NAME))
     document = {"format": EVIDENCE_FORMAT, "digest": content.digest, "evidence": dict(evidence.facts)}
     (target / EVIDENCE_NAME).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_evidence_files(target, evidence)
+    pack_archive(target)
     write_proof(target, DETECTOR_FOLDER, content.loaded, evidence, inference_code=content.code.package)
+    remove_archived(target)
     return target
+
+
+def pack_archive(folder: Path) -> None:
+    """Write the archive of a version, of its inference code and its evidence; the same files make the same bytes.
+
+    Raises:
+        PackageError: They are more than 2 GiB.
+    """
+    try:
+        with zipfile.ZipFile(folder / ARCHIVE_NAME, "w", allowZip64=False) as archive:
+            for name in _archived_files(folder):
+                entry = zipfile.ZipInfo(name)  # of 1980, whenever it was written
+                entry.create_system, entry.file_size = 3, (folder / name).stat().st_size
+                with (folder / name).open("rb") as source, archive.open(entry, "w") as member:
+                    shutil.copyfileobj(source, member)
+    except zipfile.LargeZipFile as error:
+        raise PackageError(f"a version keeps evidence of up to 2 GiB: {error}") from error
+
+
+def remove_archived(folder: Path) -> None:
+    """Remove what is in the archive of a version from beside it."""
+    for name in _archived_files(folder):
+        (folder / name).unlink()
+    for top in (CODE_FOLDER, EVALUATION_FOLDER, LINEAGE_FOLDER):
+        shutil.rmtree(folder / top, ignore_errors=True)
+
+
+def open_archive(folder: Path) -> None:
+    """Unpack the archive of a version, if it has one, beside the archive; nothing there wins over what is in it.
+
+    One that yolofleet does not write is left packed: its members are missing then, and it is a zip, both of which fail
+    the proof.
+
+    Raises:
+        PackageError: Something in the folder has the name of a folder in the archive.
+    """
+    path = folder / ARCHIVE_NAME
+    if not path.is_file() or not is_plain_archive(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                target = folder / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.unlink(missing_ok=True)
+                with archive.open(entry) as member, target.open("xb") as file:
+                    shutil.copyfileobj(member, file)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise PackageError(f"{error.filename}: is in the way of what {ARCHIVE_NAME} holds") from error
+
+
+def _archived_files(folder: Path) -> list[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if ARCHIVED.fullmatch(name))
+
+
+def is_plain_archive(path: Path) -> bool:
+    """Return whether a file is a zip whose members are all named as ours, stored as they are, and whole.
+
+    They lie without gaps one after the other, then their list, then the end: whatever reads it finds the same files.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-END_BYTES, os.SEEK_END)
+            list_bytes = struct.unpack("<4s4H2LH", file.read())[5]
+        if list_bytes > MOST_LIST_BYTES:
+            return False
+        with zipfile.ZipFile(path) as archive:
+            entries, position = archive.infolist(), 0
+            for entry in entries:
+                is_stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+                is_named = entry.filename == entry.orig_filename and ARCHIVED.fullmatch(entry.filename)
+                has_more = entry.flag_bits or entry.extra or entry.comment
+                if not is_stored or not is_named or has_more or entry.header_offset != position:
+                    return False
+                position += LOCAL_HEADER_BYTES + len(entry.filename) + entry.file_size
+            size = position + sum(ENTRY_BYTES + len(entry.filename) for entry in entries) + END_BYTES
+            is_whole = (archive.start_dir, path.stat().st_size) == (position, size) and archive.testzip() is None
+            return is_whole and len({entry.filename for entry in entries}) == len(entries) <= MOST_ARCHIVED
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, RuntimeError, EOFError, OverflowError):
+        return False
 
 
 def _signature() -> ModelSignature:

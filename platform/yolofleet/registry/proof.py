@@ -33,7 +33,8 @@ PROOF_NAME = "proof.json"
 DETECTIONS_NAME = "evaluation/detections.safetensors"
 REPORT_NAME = "evaluation/report.html"
 LINEAGE_FOLDER = "lineage"
-FORMAT = 1
+FORMAT = 2
+"""From 2 on, code and evidence lie in the archive of the version (`package`)."""
 MOST_BYTES_OF_PROOF = 64_000_000
 LATENCY_WARM_UP, LATENCY_REPETITIONS = 2, 10
 FORM_TOLERANCE = 1e-4
@@ -71,7 +72,7 @@ class Proof(Spec):
     written: str
     """When, in UTC."""
     files: dict[str, Sha256]
-    """The digest of every other file of the version, by its path."""
+    """The digest of every other file of the version by its path, those in its archive included."""
     evaluation: EvaluationRecord | None = Field(
         default=None, validation_alias="judgement", serialization_alias="judgement"
     )

@@ -16,6 +16,7 @@ from yolofleet.registry.evaluation_record import Evaluation, Evidence, confirm_f
 from yolofleet.registry.package import collect_content, write_version
 from yolofleet.registry.proof import PROOF_NAME, file_sha256
 from yolofleet.registry.release import run_evidence
+from yolofleet.registry.version_files import at_once
 from yolofleet.registry.versions import (
     CANDIDATE,
     DIGEST_TAG,
@@ -30,7 +31,7 @@ from yolofleet.registry.versions import (
     list_versions,
 )
 from yolofleet.tracking.mirror import sync_now
-from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client
+from yolofleet.tracking.mlflow_store import experiment_id, mlflow_errors, open_client, patiently
 from yolofleet.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def register_detector(
     with mlflow_errors(tracking_uri):
         _make_model(client, name)
         store = ModelTags(tracking_uri, name)
-        tags, aliases = store.read()
-        if alias_changes(tags, aliases, alias):
+        model_tags, aliases = store.read()
+        if alias_changes(model_tags, aliases, alias):
             raise RegistryError(
                 f"@{alias} of '{name}' is moved by promotions, as its history shows: register with another alias, "
                 "then promote the version"
@@ -93,9 +94,8 @@ def register_detector(
                 evidence = replace(evidence, evaluation=confirm_figures(evidence.evaluation))
             write = partial(write_version, content, evidence=evidence, run_id=run_id)
             tags_of_facts = fact_tags({key: value for key, value in evidence.facts.items() if key != "job"})
-            version = _create(
-                client, experiment, name, run_id, {**redact_values(tags_of_facts), DIGEST_TAG: content.digest}, write
-            )
+            tags = {**redact_values(tags_of_facts), DIGEST_TAG: content.digest}
+            version = _create(tracking_uri, client, experiment, name, run_id, tags, write)
     store.set_alias(alias, version.number)
     return find_version(tracking_uri, version.uri)
 
@@ -140,7 +140,18 @@ def _existing(
     return next(iter(same), None)
 
 
+def _upload(tracking_uri: str, client: MlflowClient, model_id: str, folder: Path) -> None:
+    """Upload all files of a folder, a few at a time, each again where its failure may pass by itself."""
+
+    def upload(name: str) -> None:
+        parent = name.rpartition("/")[0] or None
+        patiently(tracking_uri, partial(client.log_model_artifact, model_id, str(folder / name), parent))
+
+    at_once(upload, sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()))
+
+
 def _create(
+    tracking_uri: str,
     client: MlflowClient,
     experiment: str,
     name: str,
@@ -161,7 +172,7 @@ def _create(
         with TemporaryDirectory(prefix="yolofleet-register-") as target:
             write(Path(target), model_id=logged.model_id)
             proof_sha256 = file_sha256(Path(target, PROOF_NAME))
-            client.log_model_artifacts(logged.model_id, target)
+            _upload(tracking_uri, client, logged.model_id, Path(target))
         ready = True
     finally:
         client.finalize_logged_model(logged.model_id, "READY" if ready else "FAILED")

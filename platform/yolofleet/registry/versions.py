@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.tracking.mirrored_run import flat_params
-from yolofleet.tracking.mlflow_store import mlflow_errors, open_client
+from yolofleet.tracking.mlflow_store import mlflow_errors, open_client, patiently
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -79,15 +79,27 @@ def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
 
     Raises:
         RegistryError: There is no such registered model.
-        TrackingError: MLflow does not answer.
+        TrackingError, TrackingFailureError: MLflow does not answer.
     """
     client = open_client(tracking_uri)
-    with mlflow_errors(tracking_uri):
-        models = _all_pages(lambda token: client.search_registered_models(max_results=1000, page_token=token))
-        names = sorted(model.name for model in models)
-        if name is not None and name not in names:
-            raise RegistryError(f"there is no registered model '{name}'; there is: {', '.join(names) or 'none yet'}")
-        return [version for known in names if name in (None, known) for version in _versions_of(client, known)]
+    return patiently(tracking_uri, lambda: list(_list_versions(client, name)))
+
+
+def _list_versions(client: MlflowClient, name: str | None) -> Iterator[Version]:
+    """Yield the versions with two requests, however many models there are (up to 1,000)."""
+    models = list(_all_pages(lambda token: client.search_registered_models(max_results=1000, page_token=token)))
+    names = sorted(model.name for model in models)
+    if name is not None and name not in names:
+        raise RegistryError(f"there is no registered model '{name}'; there is: {', '.join(names) or 'none yet'}")
+    aliases: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        for alias, number in model.aliases.items():
+            aliases.setdefault((model.name, str(number)), []).append(alias)
+    only = None if name is None else f"name='{name}'"
+    entries = _all_pages(lambda token: client.search_model_versions(only, max_results=1000, page_token=token))
+    for entry in sorted(entries, key=lambda entry: (entry.name, -int(entry.version))):
+        if entry.name in names:  # the others are prompts
+            yield _version(entry, aliases.get((entry.name, str(entry.version)), []))
 
 
 def find_version(tracking_uri: str, reference: str) -> Version:
@@ -133,17 +145,6 @@ def _all_pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
-
-
-def _versions_of(client: MlflowClient, name: str) -> list[Version]:
-    aliases: dict[str, list[str]] = {}
-    for alias, number in client.get_registered_model(name).aliases.items():
-        aliases.setdefault(str(number), []).append(alias)
-    entries = _all_pages(
-        lambda token: client.search_model_versions(f"name='{name}'", max_results=1000, page_token=token)
-    )
-    versions = [_version(entry, aliases.get(str(entry.version), [])) for entry in entries]
-    return sorted(versions, key=lambda version: -version.number)
 
 
 def _version(entry: ModelVersion, aliases: list[str]) -> Version:

@@ -1,7 +1,8 @@
 """Reaching an MLflow tracking server or database: which one, whether it answers, and a client that never blocks long.
 
 MLflow's own defaults wait minutes for a server that is away (seven retries of two minutes each). `open_client` lowers
-them unless the user's environment says otherwise, and `check_reachable` answers within its time whatever happens.
+them unless the user's environment says otherwise, and `check_reachable` answers within its time whatever happens. What
+may be repeated without harm is done by `patiently`, which tries again for a minute where a failure may pass by itself.
 """
 
 from __future__ import annotations
@@ -10,17 +11,18 @@ import fcntl
 import logging
 import os
 import socket
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
 from yolofleet.core.background import within
-from yolofleet.core.errors import UserError
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
+from yolofleet.core.retry import retry
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 CHECK_TIMEOUT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
+PATIENCE_SECONDS = 60.0
+"""How long `patiently` tries again."""
+PROBE_PATIENCE_SECONDS = 8.0
+OVERLOADED_STATUSES = (408, 429, 502, 503, 504)
 SQLITE_PREFIX = "sqlite:///"
 SQLITE_MAGIC = b"SQLite format 3\0"
 STORE_FOLDER = "_mlflow"
@@ -48,8 +54,15 @@ QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic")
 """They report created tables and checked examples, which is of no use to a user."""
 
 
+Result = TypeVar("Result")
+
+
 class TrackingError(UserError):
-    """The MLflow tracking URI is wrong, or nothing answers there."""
+    """The MLflow tracking URI is wrong, nothing answers there, or MLflow refuses what it is asked for."""
+
+
+class TrackingFailureError(WorkError):
+    """MLflow failed in a way that may pass by itself: a connection broke, or the server was overloaded."""
 
 
 def default_tracking_uri(storage_url: str) -> str | None:
@@ -98,6 +111,7 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
 
     Raises:
         TrackingError: The URI is wrong, or nothing that speaks MLflow answers there in time.
+        TrackingFailureError: MLflow answers that it cannot serve now.
     """
     check_uri(tracking_uri)
     if (database := sqlite_path(tracking_uri)) is not None:
@@ -129,14 +143,58 @@ def find_tracking_uri(given: str | None = None, storage_url: str = "runs") -> st
 
 @contextmanager
 def mlflow_errors(tracking_uri: str) -> Iterator[None]:
-    """Turn what MLflow raises inside the block into a `TrackingError` that names the store."""
+    """Turn what MLflow raises inside the block into an error that names the store.
+
+    Raises:
+        TrackingFailureError: MLflow failed in a way that may pass by itself.
+        TrackingError: MLflow refused, and would again.
+    """
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
     except (MlflowException, RequestException) as error:
-        raise TrackingError(f"MLflow at {redact(tracking_uri)}: {one_line(error, 400)}") from redact_error(error)
+        reason = f"MLflow at {redact(tracking_uri)}: {one_line(error, 400)}"
+        if is_transient(error):
+            advice = "such a failure may pass by itself: run the same command again"
+            raise TrackingFailureError(f"{reason}; {advice}") from redact_error(error)
+        raise TrackingError(reason) from redact_error(error)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Return whether a failure of MLflow may pass by itself: a broken connection, an overloaded or failing server."""
+    from mlflow.exceptions import MlflowException, RestException
+    from requests.exceptions import ChunkedEncodingError, HTTPError, RetryError, SSLError, Timeout
+    from requests.exceptions import ConnectionError as BrokenConnectionError
+
+    if isinstance(error, HTTPError) and error.response is not None:
+        return error.response.status_code >= 500 or error.response.status_code in OVERLOADED_STATUSES
+    if isinstance(error, BrokenConnectionError | ChunkedEncodingError | RetryError | Timeout):
+        return not isinstance(error, SSLError)
+    if not isinstance(error, MlflowException):
+        return False
+    if isinstance(error, RestException) and error.get_http_status_code() >= 500:
+        return True
+    origin = error.__cause__ or error.__context__  # MLflow's errors name no kind: an older database is a 500, too
+    return error.get_http_status_code() in OVERLOADED_STATUSES or (origin is not None and is_transient(origin))
+
+
+def patiently(tracking_uri: str, action: Callable[[], Result], *, give_up: float | None = None) -> Result:
+    """Do what may be repeated without harm, again while MLflow fails in a way that may pass by itself.
+
+    Args:
+        tracking_uri: The MLflow server or database, for messages.
+        action: What to do.
+        give_up: When no attempt begins any more, by `time.monotonic`; `PATIENCE_SECONDS` from now by default.
+
+    Raises:
+        TrackingFailureError: It failed until the end.
+        TrackingError: MLflow refused.
+    """
+    seconds = PATIENCE_SECONDS if give_up is None else max(0.0, give_up - time.monotonic())
+    with mlflow_errors(tracking_uri):
+        return retry(action, patience_seconds=seconds, is_transient=is_transient)
 
 
 def open_client(tracking_uri: str) -> MlflowClient:
@@ -200,7 +258,12 @@ def _probe(tracking_uri: str) -> None:
                 "`mlflow server`, or correct tracking.uri"
             ) from error
     try:
-        open_client(tracking_uri).search_experiments(max_results=1)
+        client = open_client(tracking_uri)
+        retry(
+            lambda: client.search_experiments(max_results=1),
+            patience_seconds=PROBE_PATIENCE_SECONDS,
+            is_transient=is_transient,
+        )
     except ModuleNotFoundError as error:
         raise TrackingError(
             f"{redact(tracking_uri)} needs the Python package of its database driver ({error.name}), which "
@@ -208,6 +271,10 @@ def _probe(tracking_uri: str) -> None:
         ) from error
     except Exception as error:  # MLflow, requests and every database driver have errors of their own
         reason = one_line(error)
+        if is_transient(error):
+            raise TrackingFailureError(
+                f"MLflow at {redact(tracking_uri)} cannot serve now: {reason}; try again, or look at the server's log"
+            ) from redact_error(error)
         raise TrackingError(
             f"MLflow at {redact(tracking_uri)} does not work: {reason}; check tracking.uri, the credentials "
             "(MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD, MLFLOW_TRACKING_TOKEN) and the server's "
@@ -242,36 +309,3 @@ def _first_use_lock(database: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)  # which also unlocks
-
-
-def is_made_by_first_run(location: str) -> bool:
-    """Return whether an artifact location is a folder that does not exist before the first run."""
-    parts = urlsplit(location)
-    return parts.scheme in ("", "file") and not Path(parts.path).is_dir()
-
-
-def artifact_problem(tracking_uri: str, location: str, name: str, text: str) -> str | None:
-    """Store a file, fetch it and remove it; return why that fails, None if it does not.
-
-    Args:
-        tracking_uri: The MLflow that the location belongs to; it may be the server that keeps the files.
-        location: An experiment's artifact location.
-        name: Name of the file, used by nothing else there.
-        text: Content of the file.
-    """
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    with tempfile.TemporaryDirectory(prefix="yolofleet-artifact-") as folder:
-        file, fetched = Path(folder, name), Path(folder, "fetched")
-        file.write_text(text)
-        fetched.mkdir()
-        try:
-            store = get_artifact_repository(location, tracking_uri=tracking_uri)
-            store.log_artifact(str(file))
-            try:
-                seen = Path(store.download_artifacts(name, dst_path=str(fetched))).read_text()
-            finally:
-                store.delete_artifacts(name)
-        except Exception as error:  # every kind of store raises what its own library does
-            return one_line(error)
-    return None if seen == text else "the fetched file differs from the stored one"

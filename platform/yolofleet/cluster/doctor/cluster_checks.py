@@ -18,15 +18,14 @@ from yolofleet.cluster.doctor.disk import CacheNeed
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
 from yolofleet.cluster.doctor.nodes import ExaminedNode
 from yolofleet.core.background import within
-from yolofleet.core.errors import UserError
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.redaction import redact
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec, TrackingSpec
+from yolofleet.tracking.artifact_probe import artifact_problem, is_made_by_first_run
 from yolofleet.tracking.mlflow_store import (
-    artifact_problem,
     check_reachable,
     default_tracking_uri,
-    is_made_by_first_run,
     mlflow_errors,
     open_client,
     sqlite_path,
@@ -116,7 +115,7 @@ def probe_tracking(tracking_uri: str, experiment: str) -> TrackingFound:
         return within(USE_SECONDS, lambda: _use_tracking(tracking_uri, experiment))
     except TimeoutError:
         return TrackingFound(f"MLflow at {redact(tracking_uri)} answers, but not within {USE_SECONDS:g} s")
-    except UserError as error:
+    except (UserError, WorkError) as error:
         return TrackingFound(str(error))
 
 
