@@ -55,6 +55,7 @@ def test_workers_cost_what_they_cost_until_the_next_start_or_the_end() -> None:
     assert summary.forecast_cost == summary.cost + round(40 / 60 * 40, 2)  # 40 more steps of 60 s each
     assert summarize_run(events[:4]).forecast_cost == summarize_run(events[:4]).cost == 80
     assert summarize_run([event(0, "start", workers=2), event(3600, "end")]).cost is None
+    assert summarize_run([event(0, "start")], rows).forecast_cost is None, "an older run does not say how long it is"
 
 
 def test_nothing_yet() -> None:

@@ -228,7 +228,7 @@ def _remaining_cost(periods: Sequence[_Period], rows: Sequence[Row]) -> float | 
         return 0.0 if periods else None
     start = periods[-1].start
     steps = [row for row in rows if "loss" in row and seconds_of(row) >= seconds_of(start)]
-    if len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
+    if "num_steps" not in start or len(steps) < 2 or steps[-1]["step"] <= steps[0]["step"]:
         return None
     seconds_per_step = (seconds_of(steps[-1]) - seconds_of(steps[0])) / (steps[-1]["step"] - steps[0]["step"])
     hours = float(seconds_per_step) * (int(start["num_steps"]) - int(steps[-1]["step"])) / 3600
