@@ -134,7 +134,6 @@ def test_a_job_is_evaluated_by_the_protocol_that_it_asks_for(dataset: ShardDatas
         validate = Validation(job, WorkerGroup(device=torch.device("cpu")))
         figures[protocol] = validate(model)
         rectangular = protocol == "published"
-        assert (
-            figures[protocol] == evaluate(model, dataset, image_size=96, batch_size=4, rectangular=rectangular).figures
-        )
+        alone = evaluate(model, dataset, image_size=96, batch_size=4, rectangular=rectangular).figures
+        assert figures[protocol].items() >= alone.items(), "a run measures its loss besides"
     assert figures["square"] != figures["published"]

@@ -133,10 +133,10 @@ def test_prometheus_reads_rays_own_list_of_nodes() -> None:
 
     assert [path for entry in job["file_sd_configs"] for path in entry["files"]] == [
         f"/tmp/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}",
-        f"/run/yolofleet/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}",
+        f"/var/lib/yolofleet/ray/{PROMETHEUS_SERVICE_DISCOVERY_FILE}",
     ]
     unit = (MONITORING.parent / "systemd" / "yolofleet-head.service").read_text()
-    assert "--temp-dir=/run/yolofleet/ray\n" in unit
+    assert "--temp-dir=/var/lib/yolofleet/ray\n" in unit
     assert "metrics_path" not in job, "Ray answers at /metrics, as Prometheus asks by itself"
 
 

@@ -25,11 +25,13 @@ CPU = torch.device("cpu")
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, change: Callable[[int, torch.Tensor], torch.Tensor]) -> None:
-    """Change the total loss of each call by its number."""
+    """Change the total loss of each training call by its number; an evaluation's loss has no gradient."""
     original, calls = DetectionLoss.__call__, [0]
 
     def spoiled(self: DetectionLoss, *arguments: Any) -> LossResult:
         result = original(self, *arguments)
+        if not result.total.requires_grad:
+            return result
         calls[0] += 1
         return LossResult(**{**vars(result), "total": change(calls[0] - 1, result.total)})
 
