@@ -79,22 +79,24 @@ def run_case(target: Target, data: bytes) -> None:
     Raises:
         LimitError: It took more processor time, or its memory grew more, than a case may.
     """
-    peak_before, bytes_before = _peak_bytes(), _resident_bytes()
+    peak_before, bytes_before = peak_bytes(), resident_bytes()
     start = time.process_time()  # not the clock's time: a busy machine takes longer and no reader is to blame
     target(data)
     seconds = time.process_time() - start
-    peak = _peak_bytes()
+    peak = peak_bytes()
     if peak > peak_before and peak - bytes_before > CASE_BYTES:
         raise LimitError(f"memory grew by {(peak - bytes_before) >> 20} MB; {CASE_BYTES >> 20} MB are allowed")
     if seconds > CASE_SECONDS:
         raise LimitError(f"{seconds:.1f} s of processor time; {CASE_SECONDS:g} s are allowed")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the most memory that this process has had so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the memory that this process has now."""
     return int(Path("/proc/self/statm").read_bytes().split()[1]) * resource.getpagesize()
 
 
