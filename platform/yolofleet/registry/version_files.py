@@ -204,8 +204,8 @@ def _kept_folder(tracking_uri: str, version: Version) -> Path:
     """
     from yolofleet.data.cache_folder import own_folder
 
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "yolofleet"
-    own = own_folder(Path(os.environ.get(CACHE_VARIABLE) or folder) / "versions", setting=CACHE_VARIABLE)
+    default = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "yolofleet")
+    own = own_folder(Path(os.environ.get(CACHE_VARIABLE) or default, "versions"), setting=CACHE_VARIABLE)
     identity = (tracking_uri, version.name, version.number, version.created_milliseconds, version.digest)
     text = "\0".join(map(str, (*identity, version.proof_sha256)))
     return own / hashlib.sha256(text.encode()).hexdigest()[:32]
