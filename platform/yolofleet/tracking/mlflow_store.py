@@ -50,8 +50,8 @@ ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
 """Set where the user's environment does not set them."""
-QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.pyfunc", "alembic")
-"""They report created tables and checked examples, which is of no use to a user."""
+QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.pyfunc", "alembic")
+"""They report created tables, waits that are none, and checked examples, which is of no use to a user."""
 
 
 Result = TypeVar("Result")
