@@ -160,7 +160,7 @@ next(batches)
 def test_nothing_is_left_when_the_parent_ends(end: Callable[[subprocess.Popen[str]], None]) -> None:
     paths = os.pathsep.join(path for path in sys.path if path)
     with subprocess.Popen(
-        [sys.executable, "-c", PARENT],
+        ["env", "--default-signal=INT", sys.executable, "-c", PARENT],  # who runs the tests may have it ignored
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -71,7 +71,11 @@ def open_root(url: str) -> Storage:
     """Open a storage that is not waited for long."""
     from yolofleet.storage import open_storage
 
-    return open_storage(url, patience_seconds=PATIENCE_SECONDS)
+    storage = open_storage(url, patience_seconds=PATIENCE_SECONDS)
+    inside = storage.local_path("run")
+    if inside is not None and not inside.parent.is_dir():
+        raise UserError(f"{url}: there is no such folder; name the storage that holds the runs, e.g. runs or s3://runs")
+    return storage
 
 
 def read_states(root: Storage, runs: Sequence[StoredRun]) -> list[RunFigures]:
