@@ -66,8 +66,10 @@ def test_a_list_fits_80_columns_and_goes_by_pages_and_filters(runs: Path, capsys
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["failed"]
     assert main(["runs", "list", str(runs), "--name", "old-*", "--limit", "3", "--page", "2", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["old-3"]
-    assert main(["runs", "list", str(runs / "nowhere")]) == 0
+    assert main(["runs", "list", str(runs), "--name", "new-*"]) == 0
     assert "holds no such run" in capsys.readouterr().out
+    assert main(["runs", "list", str(runs / "nowhere")]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_nothing_goes_without_yes_and_only_what_the_rule_takes_with_it(

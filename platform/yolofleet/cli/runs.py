@@ -49,6 +49,9 @@ def list_runs(
     from yolofleet.tracking.run_catalog import catalog
 
     root = open_root(storage)
+    inside = root.local_path("run")
+    if inside is not None and not inside.parent.is_dir():
+        raise UserError(f"{storage}: there is no such folder; name the one that holds the runs, or s3://BUCKET/PREFIX")
     runs = [run for run in catalog(root) if name is None or fnmatchcase(run.name, name)]
     runs.sort(key=lambda run: -run.changed_at)
     if state is None:  # else the states must be known before the page is cut
@@ -71,11 +74,7 @@ def open_root(url: str) -> Storage:
     """Open a storage that is not waited for long."""
     from yolofleet.storage import open_storage
 
-    storage = open_storage(url, patience_seconds=PATIENCE_SECONDS)
-    inside = storage.local_path("run")
-    if inside is not None and not inside.parent.is_dir():
-        raise UserError(f"{url}: there is no such folder; name the storage that holds the runs, e.g. runs or s3://runs")
-    return storage
+    return open_storage(url, patience_seconds=PATIENCE_SECONDS)
 
 
 def read_states(root: Storage, runs: Sequence[StoredRun]) -> list[RunFigures]:
