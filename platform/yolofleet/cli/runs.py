@@ -48,10 +48,7 @@ def list_runs(
 
     from yolofleet.tracking.run_catalog import catalog
 
-    root = open_root(storage)
-    inside = root.local_path("run")
-    if inside is not None and not inside.parent.is_dir():
-        raise UserError(f"{storage}: there is no such folder; name the one that holds the runs, or s3://BUCKET/PREFIX")
+    root = open_runs(storage)
     runs = [run for run in catalog(root) if name is None or fnmatchcase(run.name, name)]
     runs.sort(key=lambda run: -run.changed_at)
     if state is None:  # else the states must be known before the page is cut
@@ -68,6 +65,19 @@ def list_runs(
     if not as_json and entries:
         more = f"; --page {page + 1} shows more" if page * limit < num_found else ""
         note(f"{len(entries)} of {num_found}, {format_bytes(total)} in all{more}")
+
+
+def open_runs(url: str) -> Storage:
+    """Open the storage that holds runs, as `open_root` does.
+
+    Raises:
+        UserError: It is a folder that is not there.
+    """
+    root = open_root(url)
+    inside = root.local_path("run")
+    if inside is not None and not inside.parent.is_dir():
+        raise UserError(f"{url}: there is no such folder; name the one that holds the runs, or s3://BUCKET/PREFIX")
+    return root
 
 
 def open_root(url: str) -> Storage:

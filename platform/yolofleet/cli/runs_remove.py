@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, TrackingUri, print_result
-from yolofleet.cli.runs import StorageUrl, find_run, open_root, read_states
+from yolofleet.cli.runs import StorageUrl, find_run, open_runs, read_states
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.durations import parse_duration
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
@@ -67,7 +67,7 @@ def gc(
     from yolofleet.tracking.run_removal import RAY_FOLDER, TRIAL_CHECKPOINTS, Candidate, Retention, folders_matching
 
     rule = Retention(keep_last, _seconds(older_than), _removable(state))
-    root = open_root(storage)
+    root = open_runs(storage)
     runs = {run.name: run for run in catalog(root)}
     figures = dict(zip(runs, read_states(root, list(runs.values())), strict=True))
     candidates = [Candidate(run.name, run.kind, figures[run.name].state, run.changed_at) for run in runs.values()]
