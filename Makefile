@@ -70,7 +70,7 @@ test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, instal
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
 
 test-full: $(INSTALLED)  ## Everything that this machine can run, two tests at a time, with times and what was skipped
-	$(BIN)/pytest -n 2 --dist loadfile --durations=0
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=0
 
 test-newest: $(INSTALLED)  ## The tests of all that uses Ray, with the newest Ray (needs a package index)
 	$(PYTHON) -m venv $(VENV)-newest
