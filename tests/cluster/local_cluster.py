@@ -103,6 +103,7 @@ class LocalCluster:
         self._start(
             "head", "--head", f"--port={port}", f"--num-cpus={self.head_cpus}", f"--temp-dir={self._temporary}",
             f"--include-dashboard={str(self.dashboard).lower()}", f"--dashboard-port={dashboard_port}",
+            '--labels={"name": "head"}',
         )  # fmt: skip
         self.address = f"127.0.0.1:{port}"
         self.dashboard_address = f"http://127.0.0.1:{dashboard_port}"

@@ -17,6 +17,7 @@ GIVEN = {
     "label-assignment.md": "import torch\nimages = torch.rand(2, 3, 128, 128)\n"
     "targets = torch.tensor([[0, 3, 0.5, 0.5, 0.4, 0.6], [1, 7, 0.3, 0.6, 0.2, 0.2]])\n",
     "models.md": "import torch\nimages = torch.rand(2, 3, 64, 64)\n",
+    "operations.md": "import os\nos.environ['MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS'] = 'true'\n",  # no DNS is asked
     "predict.md": "import numpy\narray = numpy.zeros((64, 96, 3), dtype=numpy.uint8)\n",
 }
 """What a reader has at hand, by page."""
