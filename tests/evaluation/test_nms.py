@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from yolofleet.evaluation import nms
 from yolofleet.evaluation.nms import box_iou, non_maximum_suppression, suppress
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "nms"
@@ -68,7 +69,38 @@ def test_blocks_give_what_a_greedy_loop_gives(
     labels = (
         torch.randint(num_classes, (num_boxes,), generator=torch.Generator().manual_seed(seed)) if num_classes else None
     )
-    assert suppress(boxes, labels, iou=iou, max_kept=max_kept).tolist() == greedy(boxes, labels, iou, max_kept)
+    expected = greedy(boxes, labels, iou, max_kept)
+    assert suppress(boxes, labels, iou=iou, max_kept=max_kept).tolist() == expected
+    assert nms._suppress_blocks(boxes, labels, iou, max_kept).tolist() == expected  # as on an accelerator
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**31),
+    iou=st.sampled_from([0.0, 0.01, 0.45, 0.65, 0.9]),
+    scale=st.sampled_from([1e-6, 1.0, 1e4, 1e9, 1e30]),
+    far=st.sampled_from([0.0, 1e5, -3e6, 1e30]),
+    is_wide=st.booleans(),
+)
+def test_boxes_of_any_size_anywhere_are_compared(
+    seed: int, iou: float, scale: float, far: float, is_wide: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    boxes = crowded_boxes(seed, 250, 9) * scale
+    if is_wide:  # wide over narrow ones: the partner's left side is far to the left
+        boxes[::3, 0] -= 100 * scale * torch.rand(84, generator=generator)
+    boxes[::2] += far
+    boxes[5::50, 2:] = boxes[5::50, :2]  # no area
+    labels = torch.randint(3, (250,), generator=generator) * 1000
+    assert suppress(boxes, labels, iou=iou, max_kept=10**6).tolist() == greedy(boxes, labels, iou, 10**6)
+
+
+@pytest.mark.parametrize("most_pairs", [1, 7, 1000])
+def test_pairs_are_compared_in_parts(monkeypatch: pytest.MonkeyPatch, most_pairs: int) -> None:
+    boxes = crowded_boxes(3, 300, 4)
+    expected = suppress(boxes, None, iou=0.5, max_kept=1000).tolist()
+    monkeypatch.setattr(nms, "MOST_PAIRS", most_pairs)
+    assert suppress(boxes, None, iou=0.5, max_kept=1000).tolist() == expected
 
 
 def test_a_long_chain_settles() -> None:
