@@ -169,7 +169,8 @@ class _BoxesInOrder:
         np.maximum(size, 0, out=size)
         with np.errstate(all="ignore"):  # 0/0 is NaN, which is not above the threshold
             intersection = size[0] * size[1]
-            return intersection / (self._areas[first] + self._areas[second] - intersection)
+            iou: NDArray[np.float32] = intersection / (self._areas[first] + self._areas[second] - intersection)
+            return iou
 
 
 def _suppress_blocks(boxes: Tensor, labels: Tensor | None, iou: float, max_kept: int) -> Tensor:
