@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import typer
 
 from yolofleet import __version__
@@ -10,6 +13,7 @@ from yolofleet.cli import (
     cluster,
     data,
     data_check,
+    demo,
     evaluate,
     export,
     init,
@@ -48,6 +52,7 @@ models.app.command("compare")(models_compare.compare)
 models.app.command("benchmark")(models_benchmark.benchmark)
 app.add_typer(models.app, name="models")
 app.command("init")(init.init)
+app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
@@ -67,7 +72,22 @@ app.add_typer(cluster.app, name="cluster")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _version(version: bool = typer.Option(False, "--version", help="Print version and commit, and exit.")) -> None:
     if version:
-        show(f"yolofleet {__version__}")
+        commit = _commit()
+        show(f"yolofleet {__version__}{f' (commit {commit})' if commit else ''}")
         raise typer.Exit
+
+
+def _commit() -> str:
+    """Return the commit that the wheel was built of, or that is checked out, with a + for changes; "" where unknown."""
+    package = Path(__file__).parents[1]
+    if (package / "commit.txt").is_file():
+        return (package / "commit.txt").read_text().strip()
+    if not (package.parents[1] / ".git").exists():
+        return ""
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
