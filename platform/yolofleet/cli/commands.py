@@ -13,6 +13,7 @@ from yolofleet.cli import (
     cluster,
     data,
     data_check,
+    data_show,
     demo,
     evaluate,
     export,
@@ -33,6 +34,7 @@ from yolofleet.cli import (
     train,
     tune,
 )
+from yolofleet.cli.examples import EXAMPLES
 from yolofleet.core.terminal import show
 
 app = typer.Typer(
@@ -46,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data.app.command("check")(data_check.check)
+data.app.command("show")(data_show.show)
 data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 models.app.command("compare")(models_compare.compare)
@@ -69,6 +72,19 @@ runs.app.command("remove")(runs_remove.remove)
 runs.app.command("gc")(runs_remove.gc)
 app.add_typer(runs.app, name="runs")
 app.add_typer(cluster.app, name="cluster")
+
+
+def _add_examples(group: typer.Typer, above: tuple[str, ...] = ()) -> None:
+    """Put the examples of every command below its help; a blank line makes a line of its own there."""
+    for command in group.registered_commands:
+        path = " ".join((*above, command.name or getattr(command.callback, "__name__", "")))
+        command.epilog = "\n\n".join(("Examples:", *EXAMPLES[path]))
+    for child in group.registered_groups:
+        assert child.typer_instance is not None
+        _add_examples(child.typer_instance, (*above, str(child.name)))
+
+
+_add_examples(app)
 
 
 @app.callback(invoke_without_command=True)

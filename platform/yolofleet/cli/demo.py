@@ -28,8 +28,6 @@ def demo(
 
     Without the extra cluster it trains in this process, without the extra server it registers nothing. The same command
     resumes what was stopped.
-
-    Example: yolofleet demo
     """
     from yolofleet.cli.data import shard, synth
     from yolofleet.cli.train import result_lines, run_job

@@ -15,7 +15,10 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
 
-ACCEPTED = f"a run directory, a detector package (a folder with {DETECTOR_CARD_NAME}), or a registered NAME@ALIAS or NAME/VERSION"
+ACCEPTED = (
+    f"a run directory, a detector package (a folder with {DETECTOR_CARD_NAME}), or NAME@ALIAS or NAME/VERSION of a "
+    "registered model"
+)
 
 
 def open_detector(model: str, device: str, tracking_uri: str | None = None) -> Detector:

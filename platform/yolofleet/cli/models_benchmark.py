@@ -32,7 +32,7 @@ def benchmark(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Names of the zoo, block tables (YAML), run directories, detector packages, models:/NAME@ALIAS.",
+            help="Names of the zoo, block tables (YAML), run directories, detector packages, NAME@ALIAS.",
             show_default=False,
         ),
     ],

@@ -21,7 +21,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="[MEASURED]...",
-            help="Run directories, search directories (all trials that have trained to their end), models:/NAME@ALIAS.",
+            help="Run directories, search directories (all trials that have trained to their end), NAME@ALIAS.",
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with charts to this file.")] = None,
@@ -35,7 +35,7 @@ def compare(
     from yolofleet.storage import open_storage
 
     if tracking_uri is not None and not measured:
-        raise UserError("--tracking-uri: nothing is looked up there; name a models:/NAME@ALIAS to compare")
+        raise UserError("--tracking-uri: nothing is looked up there; name a NAME@ALIAS to compare")
     sources = [registered_uri(source) or source for source in measured or []]
     models = [model for source in sources for model in _measured_models(source, tracking_uri)]
     if html is not None:

@@ -136,10 +136,15 @@ def _trials_at_a_time_here(session: SearchSession) -> int | None:
 
 
 def tune(
-    space: Annotated[str, typer.Argument(help="The search space (YAML), path or s3:// URL.", show_default=False)],
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="The search space (YAML), path or s3:// URL.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. budget.trials=20 job.epochs=5."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Fields to change, e.g. budget.trials=20 job.epochs=5; 'yolofleet schema search --markdown' has all.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show candidates and cost, start nothing.")] = False,
