@@ -64,8 +64,8 @@ def _draw_dataset(url: str, folder: Storage, out: Path, count: int) -> Iterator[
             key, record, pixels, _ = dataset.read_decoded(number)
             boxes = zip(record.classes, record.boxes.tolist(), record.iscrowd, strict=True)
             objects = [
-                {"category_id": dataset.classes[int(index)][0], "bbox": box, "iscrowd": bool(crowd)}
-                for index, box, crowd in boxes
+                {"category_id": dataset.classes[int(index)][0], "bbox": box, "iscrowd": bool(flag)}
+                for index, box, flag in boxes
             ]
             drawings.append(draw_detections(pixels, objects, names=names))
             keys.append(key)
