@@ -87,7 +87,9 @@ unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not system"
 
 test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included; two tests at a time)
-	$(MAKE) lint types unit
+	@echo "1 of 2: lint, types and unit tests, about three minutes on two cores"
+	@$(MAKE) --no-print-directory lint types unit
+	@echo "2 of 2: tests that start Ray, MLflow and whole commands, about fifteen minutes on two cores"
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
 
 test-full: $(INSTALLED)  ## Everything that this machine can run, two tests at a time, with times and what was skipped

@@ -15,8 +15,8 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_") or name not in __all__:
         raise AttributeError(f"module 'yolofleet' has no attribute '{name}'")
     if name == "export":  # a package has this name, too, and can be called
-        return import_module("yolofleet.export")
-    value = globals()[name] = getattr(import_module("yolofleet.api"), name)
+        return import_module(f"{__name__}.export")
+    value = globals()[name] = getattr(import_module(f"{__name__}.api"), name)
     return value
 
 

@@ -189,7 +189,7 @@ def predict(
     from yolofleet.evaluation.images import read_image
 
     detector = _detector(model)
-    several = list(images) if isinstance(images, list | tuple) else [images]
+    several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
     pixels = [read_image(image) for image in several]
     found = detector.predict(pixels, **options)
     return [Prediction(objects=objects, pixels=shown) for objects, shown in zip(found, pixels, strict=True)]

@@ -16,7 +16,7 @@ class _CallablePackage(ModuleType):
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         """Do what `yolofleet.api.export` does."""
-        return import_module("yolofleet.api").export(*arguments, **options)
+        return import_module("..api", __name__).export(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _CallablePackage
