@@ -15,23 +15,54 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: help install lock audit demo check lint types unit test test-full test-newest bench docs mutants fuzz clean
+.PHONY: help install wheel lock audit demo check lint types unit test test-full test-newest bench docs mutants fuzz clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(INSTALLED)  ## Make the virtual environment with every pinned dependency
 
-# Nothing is installed whose hash is not listed. Torch is the CPU build where pip finds one, and the CUDA build elsewhere.
-LOCKED := --quiet --no-deps --no-build-isolation --require-hashes --requirement requirements
+# Nothing is installed whose hash is not listed. TORCH: cpu, cu130, or auto: the CPU build where pip finds it at hand, else
+# CUDA's (several GB).
+TORCH ?= auto
+ifneq ($(TORCH),auto)
+ifneq ($(wildcard $(INSTALLED)),)
+ifneq ($(shell cat $(INSTALLED)),$(TORCH))
+$(error TORCH=$(TORCH), but $(VENV) has the $(shell cat $(INSTALLED)) build of torch: run 'make clean' first)
+endif
+endif
+endif
+install_locked = $(BIN)/pip install --no-deps --no-build-isolation --require-hashes --progress-bar off \
+    --requirement requirements/$(1).txt $(2) | awk -v tty="$$(test -t 1 && echo 1)" \
+    -v total="$$(grep -c == requirements/$(1).txt)" -f requirements/progress.awk
+CPU_INDEX := --index-url https://download.pytorch.org/whl/cpu
+
 $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install $(LOCKED)/build.txt
-	$(BIN)/pip install $(LOCKED)/cpu.txt || $(BIN)/pip install $(LOCKED)/cuda.txt
-	$(BIN)/pip install $(LOCKED)/run.txt --requirement requirements/dev.txt
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
-	$(BIN)/pip check
-	@touch $@
+	@echo "installing into $(VENV): torch, then about 300 packages; two to three minutes, and the downloads"
+	@$(PYTHON) -m venv $(VENV)
+	@$(call install_locked,build)
+	@case "$(TORCH)" in \
+	cpu) echo "torch: the CPU build"; \
+	    { $(call install_locked,cpu,2> /dev/null); } || { $(call install_locked,cpu,$(CPU_INDEX)); } ;; \
+	cu130) echo "torch: the build for CUDA 13.0"; $(call install_locked,cuda) ;; \
+	auto) echo "torch: the CPU build, if it is at hand"; { $(call install_locked,cpu,2> /dev/null); } \
+	    || { echo "torch: the build for CUDA 13.0 (TORCH=cpu fetches the CPU build instead)"; \
+	         $(call install_locked,cuda); } ;; \
+	*) echo "TORCH=$(TORCH): use cpu, cu130 or auto" >&2; exit 2 ;; \
+	esac
+	@echo "what training needs"; $(call install_locked,run)
+	@echo "what tests and linters need"; $(call install_locked,dev)
+	@$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(BIN)/pip check
+	@$(BIN)/python -c "from importlib.metadata import version; build = version('torch').partition('+')[2]; \
+	    print(build or 'cu130')" > $@
+
+wheel: $(INSTALLED)  ## The package as dist/yolofleet-VERSION-py3-none-any.whl
+	@rm -rf build
+	@trap 'rm -f platform/yolofleet/commit.txt' EXIT; \
+	    { git describe --always --dirty=+ --exclude='*' --abbrev=12 || true; } > platform/yolofleet/commit.txt; \
+	    $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	@ls dist/*.whl
 
 lock:  ## Write requirements/ anew, after a change of constraints.txt (needs a network)
 	$(PYTHON) requirements/renew.py
@@ -39,18 +70,8 @@ lock:  ## Write requirements/ anew, after a change of constraints.txt (needs a n
 audit:  ## Known weaknesses of all locked packages (needs a network, and says so)
 	$(PYTHON) requirements/audit.py
 
-demo: $(INSTALLED) demo/shards/train/manifest.json demo/shards/val/manifest.json  ## From nothing to a registered model, in minutes
-	$(BIN)/yolofleet train jobs/quickstart.yaml
-	@echo; echo "Next, find objects in images:"
-	@echo "  $(BIN)/yolofleet predict models:/quickstart@candidate demo/images/images/000009.jpg --out predictions \\"
-	@echo "      --tracking-uri sqlite:///demo/runs/_mlflow/mlflow.db"
-
-demo/images/instances_train.json demo/images/instances_val.json &: | $(INSTALLED)
-	$(BIN)/yolofleet data synth demo/images --images 1500 --seed 1
-
-demo/shards/%/manifest.json: demo/images/instances_%.json
-	$(BIN)/yolofleet data shard $< demo/images/images demo/shards/$*
-.PRECIOUS: demo/images/instances_%.json demo/shards/%/manifest.json
+demo: $(INSTALLED)  ## From nothing to a registered model, in minutes; TORCH=cpu or cu130 chooses torch's build
+	@$(BIN)/yolofleet demo
 
 check: lint types unit  ## Lint, types and unit tests (three minutes)
 
@@ -66,7 +87,9 @@ unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not system"
 
 test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included; two tests at a time)
-	$(MAKE) lint types unit
+	@echo "1 of 2: lint, types and unit tests, about three minutes on two cores"
+	@$(MAKE) --no-print-directory lint types unit
+	@echo "2 of 2: tests that start Ray, MLflow and whole commands, about fifteen minutes on two cores"
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
 
 test-full: $(INSTALLED)  ## Everything that this machine can run, two tests at a time, with times and what was skipped
@@ -97,4 +120,4 @@ fuzz: $(INSTALLED)  ## 100,000 hostile inputs for every reader of foreign bytes
 	$(BIN)/python tests/fuzz/run.py --cases 100000 --jobs 2
 
 clean:  ## Remove the environment, the demo and all caches
-	rm -rf $(VENV) $(VENV)-newest demo docs/_site .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-newest demo dist docs/_site .cache build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -12,6 +12,7 @@ copyright = "the yolofleet authors"
 extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "yolofleet"
+html_extra_path = ["llms.txt"]
 exclude_patterns = ["schema", "_site"]
 myst_heading_anchors = 3
 suppress_warnings = [

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tools import ENVIRONMENT, FOLDER, ROOT, tool
 
-EXTRAS = ("export", "search", "server")
+EXTRAS = ("cluster", "diagnose", "export", "search", "server")
 TOOLS = ("pip-audit==2.10.1", "uv==0.13.9")
 CUDA = re.compile(r"(nvidia|cuda)-|(torch|triton)==")
 CPU_INDEX = "https://download.pytorch.org/whl/cpu/torch/"

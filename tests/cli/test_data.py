@@ -111,3 +111,17 @@ def test_a_file_instead_of_a_folder_is_an_error(capsys: pytest.CaptureFixture[st
         code, _, errors = run(capsys, *arguments)
         assert code == 2 and str(file) in errors and "Traceback" not in errors
     assert file.read_bytes() == b"mine"
+
+
+def test_the_images_of_a_dataset_are_shown(capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path) -> None:
+    """Without a job: as many as asked for, spread over the dataset, on sheets of sixteen."""
+    run(capsys, "shard", drawn / "instances.json", drawn / "images", tmp_path / "shards")
+    code, text, _ = run(capsys, "show", tmp_path / "shards", "--out", tmp_path / "shown", "--count", "18", "--json")
+    first, second = json.loads(text)["images"]
+    assert code == 0 and (len(first["keys"]), len(second["keys"])) == (16, 2)
+    assert len({*first["keys"], *second["keys"]}) == 18
+    assert all(Path(sheet["file"]).read_bytes().startswith(b"\x89PNG") for sheet in (first, second))
+    code, _, errors = run(capsys, "show", drawn, "--out", tmp_path / "shown")
+    assert code == 2 and "yolofleet data shard" in errors
+    code, _, errors = run(capsys, "show", tmp_path / "shards", "epochs=3", "--out", tmp_path / "shown")
+    assert code == 2 and "fields are a job's" in errors

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
@@ -140,7 +141,20 @@ def test_the_images_hold_what_make_installs() -> None:
     assert re.findall(r"requirements/(\w+)", cpu) == ["build", "cpu", "run"]
     assert re.findall(r"requirements/(\w+)", cuda) == ["build", "cuda", "run"]
     makefile = (ROOT / "Makefile").read_text()
-    assert all(f"/{name}.txt" in makefile for name in ("build", "cpu", "cuda", "run", "dev"))
+    assert {*re.findall(r"call install_locked,(\w+)", makefile)} == {"build", "cpu", "cuda", "run", "dev"}
+    assert "--require-hashes" in makefile.partition("install_locked = ")[2].splitlines()[0]
+
+
+def test_the_release_builds_what_is_there() -> None:
+    """The workflow knows the targets of the Dockerfile and of the Makefile, and runs nobody else's actions."""
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yaml").read_text())
+    stages = {rest.partition(" AS ")[2] for name, rest in instructions(DOCKERFILE.read_text()) if name == "FROM"}
+    assert {*workflow["jobs"]["images"]["strategy"]["matrix"]["target"]} <= stages
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    assert not any("uses" in step for step in steps)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    made = [target for step in steps for target in re.findall(r"^make ([a-z-]+)", step["run"])]
+    assert made and {*made} <= {*targets}
 
 
 def test_only_what_is_copied_is_sent_to_the_engine() -> None:

@@ -40,6 +40,11 @@ def test_every_page_is_in_the_contents() -> None:
     assert pages == pages & set(contents), pages - set(contents)
 
 
+def test_llms_txt_names_every_page() -> None:
+    named = re.findall(r"\]\(([\w-]+)\.html\)", (ROOT / "docs" / "llms.txt").read_text())
+    assert sorted(named) == sorted(page.stem for page in (ROOT / "docs").glob("*.md") if page.stem != "index")
+
+
 @pytest.mark.system
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
@@ -51,3 +56,4 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "cluster-training.html" in (tmp_path / "site" / "index.html").read_text()
+    assert (tmp_path / "site" / "llms.txt").is_file()

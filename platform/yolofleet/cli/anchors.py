@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 
 def anchors(
-    data: Annotated[str, typer.Argument(help="The dataset of shards: a path or s3://.", show_default=False)],
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="The dataset of shards: a path or s3://.", show_default=False)
+    ],
     model: Annotated[str, typer.Option(help="Whose anchors: a model's name, or the path of a block table.")],
     image_size: Annotated[
         int | None, typer.Option(min=32, help="Side of the network's input in pixels; the model's unless given.")

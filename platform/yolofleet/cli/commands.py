@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import typer
 
 from yolofleet import __version__
@@ -10,6 +13,8 @@ from yolofleet.cli import (
     cluster,
     data,
     data_check,
+    data_show,
+    demo,
     evaluate,
     export,
     init,
@@ -29,6 +34,7 @@ from yolofleet.cli import (
     train,
     tune,
 )
+from yolofleet.cli.examples import EXAMPLES
 from yolofleet.core.terminal import show
 
 app = typer.Typer(
@@ -42,12 +48,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 data.app.command("check")(data_check.check)
+data.app.command("show")(data_show.show)
 data.app.command("anchors")(anchors.anchors)
 app.add_typer(data.app, name="data")
 models.app.command("compare")(models_compare.compare)
 models.app.command("benchmark")(models_benchmark.benchmark)
 app.add_typer(models.app, name="models")
 app.command("init")(init.init)
+app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
@@ -66,8 +74,36 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(cluster.app, name="cluster")
 
 
+def _add_examples(group: typer.Typer, above: tuple[str, ...] = ()) -> None:
+    """Put the examples of every command below its help; a blank line makes a line of its own there."""
+    for command in group.registered_commands:
+        path = " ".join((*above, command.name or getattr(command.callback, "__name__", "")))
+        command.epilog = "\n\n".join(("Examples:", *EXAMPLES[path]))
+    for child in group.registered_groups:
+        assert child.typer_instance is not None
+        _add_examples(child.typer_instance, (*above, str(child.name)))
+
+
+_add_examples(app)
+
+
 @app.callback(invoke_without_command=True)
-def _version(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+def _version(version: bool = typer.Option(False, "--version", help="Print version and commit, and exit.")) -> None:
     if version:
-        show(f"yolofleet {__version__}")
+        commit = _commit()
+        show(f"yolofleet {__version__}{f' (commit {commit})' if commit else ''}")
         raise typer.Exit
+
+
+def _commit() -> str:
+    """Return the commit that the wheel was built of, or that is checked out, with a + for changes; "" where unknown."""
+    package = Path(__file__).parents[1]
+    if (package / "commit.txt").is_file():
+        return (package / "commit.txt").read_text().strip()
+    if not (package.parents[1] / ".git").exists():
+        return ""
+    command = ["git", "-C", str(package), "describe", "--always", "--dirty=+", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

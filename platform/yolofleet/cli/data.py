@@ -1,4 +1,4 @@
-"""``yolofleet data``: draws, shards, inspects and shows datasets (`data_check` checks them)."""
+"""``yolofleet data``: draws, shards and inspects datasets (`data_check` checks them, `data_show` draws them)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import FollowLinks, JobArgument, JsonOption, Overrides, parse_byte_option, print_result
+from yolofleet.cli.options import FollowLinks, JsonOption, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
 from yolofleet.core.terminal import note
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Datasets: draw, check, shard, inspect, show.", no_args_is_help=True)
 
 Annotations = Annotated[
-    str, typer.Argument(help="A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://.")
+    str,
+    typer.Argument(
+        metavar="ANNOTATIONS",
+        help="A COCO file, a folder of YOLO labels or VOC XML files, or tar shards: a path or s3://.",
+    ),
 ]
 SourceFormat = Annotated[str, typer.Option("--format", help="auto, coco, yolo, voc or webdataset.")]
 ClassNames = Annotated[str | None, typer.Option(help="File with class names for YOLO and VOC: YAML, or one a line.")]
@@ -32,7 +36,7 @@ DEFAULT_MAX_PIXELS = 100_000_000
 
 @app.command()
 def synth(
-    out: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to draw into.")],
     images: Annotated[int, typer.Option(min=1, help="Images in all; every fifth is for validation.")] = 500,
     seed: Annotated[int, typer.Option(help="Equal seeds draw equal datasets.")] = 0,
     image_size: Annotated[int, typer.Option(min=32, help="Longer side of the images, in pixels.")] = 192,
@@ -56,8 +60,10 @@ def synth(
 @app.command()
 def shard(
     annotations: Annotations,
-    images: Annotated[str, typer.Argument(help="Folder of the images: a path or s3://; '-' for shards.")],
-    out: Annotated[str, typer.Argument(help="Where to write the dataset: a path or s3://.")],
+    images: Annotated[
+        str, typer.Argument(metavar="IMAGES", help="Folder of the images: a path or s3://; '-' for shards.")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Where to write the dataset: a path or s3://.")],
     source_format: SourceFormat = "auto",
     classes: ClassNames = None,
     shard_bytes: Annotated[str, typer.Option(help="Size of a shard.")] = "128MB",
@@ -144,7 +150,7 @@ def shard(
 
 @app.command()
 def inspect(
-    url: Annotated[str, typer.Argument(help="The dataset: a path or s3://.")],
+    url: Annotated[str, typer.Argument(metavar="DATA", help="The dataset: a path or s3://.")],
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare every byte with the manifest's digests.")
     ] = True,
@@ -195,42 +201,6 @@ def _inspection_lines(facts: dict[str, Any]) -> Iterator[str]:
         numeric = all(name.isdigit() for name in counts)
         for name, count in sorted(counts.items(), key=lambda item: int(item[0]) if numeric else -item[1]):
             yield f"  {name:>24} {count:>9,} {'#' * round(40 * count / largest)}"
-
-
-@app.command()
-def show(
-    job: JobArgument,
-    out: Annotated[Path, typer.Option(help="Folder for the images.")],
-    overrides: Overrides = None,
-    step: Annotated[int, typer.Option(min=0, help="The training step.")] = 0,
-    as_json: JsonOption = False,
-) -> None:
-    """Draw exactly the batch that a training step sees: augmented images with their targets."""
-    from yolofleet.data.draw import draw_micro_batch
-    from yolofleet.specs.job import JobSpec
-    from yolofleet.storage import open_file, open_storage
-    from yolofleet.training.loop.schedule import Schedule
-    from yolofleet.training.setup.builders import open_dataset, training_stream
-
-    spec = JobSpec.load(open_file(job), overrides or [])
-    dataset = open_dataset(spec.data, spec.data.train)
-    steps_per_epoch = len(dataset) / spec.global_batch_size
-    num_steps = spec.num_steps(len(dataset))
-    if step >= num_steps:
-        raise UserError(
-            f"--step {step}: the job has {num_steps} steps, 0 to {num_steps - 1} ({spec.epochs:g} epochs of "
-            f"{len(dataset)} samples in batches of {spec.global_batch_size})"
-        )
-    schedule = Schedule(spec.resolved_hyperparameters(), num_steps, steps_per_epoch)
-    stream = training_stream(spec, dataset, schedule)
-    folder = open_storage(str(out))
-    drawn: list[dict[str, Any]] = []
-    for index in range(stream.micro_batches_per_step):
-        batch = stream.micro_batch(step, index)
-        name = f"step-{step}-micro-batch-{index}.png"
-        folder.put(name, draw_micro_batch(batch, [name for _, name in dataset.classes]))
-        drawn.append({"file": str(out / name), "digest": batch.digest(), "keys": batch.keys, "skipped": batch.skipped})
-    print_result({"step": step, "micro_batches": drawn}, [str(entry["file"]) for entry in drawn], as_json=as_json)
 
 
 def read_dataset(

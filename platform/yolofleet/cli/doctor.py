@@ -33,7 +33,9 @@ def doctor(
     job: Annotated[
         str | None,
         typer.Argument(
-            help="The job spec or search space that is to run there, path or s3:// URL.", show_default=False
+            metavar="[SPEC]",
+            help="The job spec or search space that is to run there, path or s3:// URL.",
+            show_default=False,
         ),
     ] = None,
     overrides: Annotated[

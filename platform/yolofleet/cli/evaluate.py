@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from yolofleet.cli.options import Device, JsonOption, print_result
+from yolofleet.cli.options import Device, JsonOption, TrackingUri, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
@@ -30,7 +30,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run directory, a detector package, models:/NAME@ALIAS, or a result file (.json).",
+            help="A run directory, a detector package, NAME@ALIAS, NAME/VERSION, or a result file (.json).",
             show_default=False,
         ),
     ],
@@ -88,7 +88,7 @@ def evaluate(
         bool, typer.Option("--table10", help="Compare fp16 and fp32 at IoU 0.65 and 0.70, as the paper's Table 10.")
     ] = False,
     device: Device = "auto",
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
+    tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on a dataset by COCO AP: the twelve figures, and each class."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JsonOption, ModelArgument, print_result
+from yolofleet.cli.options import JsonOption, ModelArgument, TrackingUri, print_result
 from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def export(
     verify_data: Annotated[
         str | None, typer.Option(metavar="DATA", help="Shards to verify on. Default: random images.")
     ] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
+    tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
     """Write a detector for another runtime; with --verify, check that it finds the same there."""

@@ -13,7 +13,7 @@ import signal
 import sys
 from itertools import pairwise
 
-from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError
+from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError, naming_extras
 from yolofleet.core.redaction import holds_secret, redact, redact_url
 from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signals
 from yolofleet.core.temporary import FULL
@@ -45,7 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     guard_output()
     try:
         _refuse_secrets(arguments)
-        return _run_command(arguments)
+        with naming_extras():
+            return _run_command(arguments)
     except UserError as error:
         note(_without_secrets(f"error: {error}", arguments))
         return EXIT_USER_ERROR

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,10 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
 
-ACCEPTED = f"a run directory, a detector package (a folder with {DETECTOR_CARD_NAME}), or models:/NAME@ALIAS"
+ACCEPTED = (
+    f"a run directory, a detector package (a folder with {DETECTOR_CARD_NAME}), or NAME@ALIAS or NAME/VERSION of a "
+    "registered model"
+)
 
 
 def open_detector(model: str, device: str, tracking_uri: str | None = None) -> Detector:
@@ -41,8 +45,8 @@ def package_folder(model: str, tracking_uri: str | None = None, *, training_form
     """Yield the detector package that a MODEL argument names as a local folder, for the length of a with block.
 
     Args:
-        model: A path or URL of a run directory or detector package, or ``models:/NAME@ALIAS`` or
-            ``models:/NAME/VERSION``.
+        model: A path or URL of a run directory or detector package, or ``NAME@ALIAS`` or ``NAME/VERSION`` of a
+            registered version; ``models:/`` may lead.
         tracking_uri: The MLflow server of a registered version; None takes the environment's.
         training_form: Whether the training form is wanted, too, where there is one.
 
@@ -54,10 +58,10 @@ def package_folder(model: str, tracking_uri: str | None = None, *, training_form
     from yolofleet.storage import open_storage
     from yolofleet.training.setup.pretrained import TRAINING_FORM
 
-    if model.startswith("models:/"):
+    if (version := registered_uri(model)) is not None:
         from yolofleet.registry.version_files import detector_folder
 
-        yield detector_folder(model, tracking_uri)
+        yield detector_folder(version, tracking_uri)
         return
     path = Path(model)
     if "://" not in model and not path.is_dir():
@@ -74,6 +78,15 @@ def package_folder(model: str, tracking_uri: str | None = None, *, training_form
         for name in (DETECTOR_CARD_NAME, WEIGHTS_NAME, *filter(storage.exists, others)):
             storage.download(name, Path(folder) / name)
         yield Path(folder)
+
+
+def registered_uri(model: str) -> str | None:
+    """Return the ``models:/`` URI of a MODEL argument that names a registered version; None for a folder or a URL."""
+    if model.startswith("models:/"):
+        return model
+    if "://" in model or not re.fullmatch(r"[^/:@]+(@[^/:@]+|/\d+)", model) or Path(model).exists():
+        return None
+    return f"models:/{model}"
 
 
 def resolve_weights(models_uri: str, tracking_uri: str | None) -> tuple[Path, str]:

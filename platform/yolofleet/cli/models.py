@@ -49,7 +49,7 @@ def _list_line(entry: Profile) -> str:
 
 @app.command("show")
 def show_model(
-    model: Annotated[str, typer.Argument(help="Name of the zoo, or path of a block table (YAML).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the zoo, or path of a block table (YAML).")],
     depth: Annotated[float, typer.Option(help="Compound scaling: multiplies the stacked convolutions.")] = 1.0,
     transition_width: Annotated[
         float | None, typer.Option(help="Width factor between blocks; follows from the depth.")

@@ -32,7 +32,7 @@ def benchmark(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Names of the zoo, block tables (YAML), run directories, detector packages, models:/NAME@ALIAS.",
+            help="Names of the zoo, block tables (YAML), run directories, detector packages, NAME@ALIAS.",
             show_default=False,
         ),
     ],
@@ -52,6 +52,7 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the latency of models: percentiles, images a second, and AP against it where AP is known."""
+    from yolofleet.cli.model_argument import registered_uri
     from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import select_device
     from yolofleet.evaluation.latency import Environment
@@ -68,7 +69,8 @@ def benchmark(
     wanted = _Wanted(chosen, batches, formats, exact, image_size, repetitions, seconds)
     environment = Environment.of(chosen)
     with show_progress("measuring", len(models) * len(batches) * len(formats)) as advance:
-        measured = [_measured(model, tracking_uri, wanted, advance) for model in models]
+        sources = [registered_uri(model) or model for model in models]
+        measured = [_measured(source, tracking_uri, wanted, advance) for source in sources]
     if html is not None:
         open_storage(html.absolute().parent).put(html.name, render_benchmark(environment, measured).encode())
         note(f"page: {html}")

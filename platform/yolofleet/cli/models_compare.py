@@ -21,7 +21,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="[MEASURED]...",
-            help="Run directories, search directories (all trials that have trained to their end), models:/NAME@ALIAS.",
+            help="Run directories, search directories (all trials that have trained to their end), NAME@ALIAS.",
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with charts to this file.")] = None,
@@ -29,13 +29,15 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models measured here with the published ones: AP, parameters, FLOPs and speed."""
+    from yolofleet.cli.model_argument import registered_uri
     from yolofleet.core.errors import UserError
     from yolofleet.evaluation.model_comparison import comparison_document, comparison_lines, render_comparison
     from yolofleet.storage import open_storage
 
     if tracking_uri is not None and not measured:
-        raise UserError("--tracking-uri: nothing is looked up there; name a models:/NAME@ALIAS to compare")
-    models = [model for source in measured or [] for model in _measured_models(source, tracking_uri)]
+        raise UserError("--tracking-uri: nothing is looked up there; name a NAME@ALIAS to compare")
+    sources = [registered_uri(source) or source for source in measured or []]
+    models = [model for source in sources for model in _measured_models(source, tracking_uri)]
     if html is not None:
         open_storage(html.absolute().parent).put(html.name, render_comparison(models).encode())
         note(f"page: {html}")

@@ -52,7 +52,7 @@ Overrides = Annotated[
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="A run directory, a detector package, or models:/NAME@ALIAS.", show_default=False
+        metavar="MODEL", help="A run directory, a detector package, NAME@ALIAS or NAME/VERSION.", show_default=False
     ),
 ]
 FollowLinks = Annotated[

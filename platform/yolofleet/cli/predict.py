@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, print_result
+from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, TrackingUri, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.terminal import note
@@ -60,7 +60,7 @@ def predict(
         typer.Option(help="Draw the objectness of every level of the lead and auxiliary heads into this folder."),
     ] = None,
     part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of a registered version.")] = None,
+    tracking_uri: TrackingUri = None,
     follow_links: FollowLinks = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -19,14 +19,21 @@ if TYPE_CHECKING:
     from yolofleet.registry.promotion import GateReport
     from yolofleet.specs.job import NotifySpec
 
-Name = Annotated[str, typer.Argument(help="The registered model.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The registered model.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]
 
 
 def promote(
-    name: Name,
-    version: Annotated[int, typer.Option("--version", help="The version to promote.")],
-    to: Annotated[str, typer.Option("--to", help="The alias to point to it.")] = "champion",
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="VERSION", help="NAME/VERSION or NAME@ALIAS; NAME alone with --version.", show_default=False
+        ),
+    ],
+    version: Annotated[
+        int | None, typer.Option("--version", help="Number of the version, unless VERSION has it.")
+    ] = None,
+    to: Annotated[str, typer.Option("--to", "--alias", help="The alias to point to it.")] = "champion",
     policy: Annotated[
         str | None,
         typer.Option(
@@ -57,8 +64,9 @@ def promote(
         check_addresses(gates.notify)
     torch_device = select_device(device, "--device")
     uri = reachable_registry(tracking_uri)
+    name, number = _version_of(reference, version, uri)
     with show_progress("evaluating") as on_images:
-        report = promotion.check_gates(uri, name, version, to, gates, torch_device, data=data, on_images=on_images)
+        report = promotion.check_gates(uri, name, number, to, gates, torch_device, data=data, on_images=on_images)
     wanted = (report.passed or force) and not dry_run
     change = promotion.promote(uri, report, reason, forced=force) if wanted else None
     document = {**report.document(), "promoted": change is not None}
@@ -66,6 +74,24 @@ def promote(
     if change is not None and gates.notify is not None:
         _notify_of_champion(gates.notify, report, "\n".join(_format_promotion(report, change, dry_run)))
     return EXIT_DONE if change is not None or (dry_run and report.passed) else EXIT_WORK_FAILED
+
+
+def _version_of(reference: str, number: int | None, tracking_uri: str) -> tuple[str, int]:
+    """Return the name and number of the version to promote.
+
+    Raises:
+        UserError: The arguments name none, or two.
+    """
+    from yolofleet.registry.versions import find_version, parse_reference
+
+    name, alias, inside = parse_reference(reference)
+    if number is not None and (alias or inside):
+        raise UserError(f"{reference} --version {number}: names the version twice; leave one of them out")
+    if number is None and alias is not None:
+        return name, find_version(tracking_uri, reference).number
+    if (chosen := inside if number is None else number) is None:
+        raise UserError(f"{reference}: names no version to promote; write {name}/3, {name}@candidate or --version 3")
+    return name, chosen
 
 
 def _notify_of_champion(spec: NotifySpec, report: GateReport, lines: str) -> None:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 MARKS = {"passed": "ok", "failed": "FAILED", "not possible": "not possible", "note": "note"}
 
-Reference = Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")]
+Reference = Annotated[
+    str, typer.Argument(metavar="VERSION", help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")
+]
 ValidationData = Annotated[
     str | None,
     typer.Option("--data", help="Where the validation set is now. Default: where it was.", show_default=False),

@@ -38,7 +38,9 @@ Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment
 
 @app.command("register")
 def register(
-    model: Annotated[str, typer.Argument(help="A run directory (path or s3:// URL) or a detector package folder.")],
+    model: Annotated[
+        str, typer.Argument(metavar="RUN", help="A run directory (path or s3:// URL) or a detector package folder.")
+    ],
     name: Annotated[str, typer.Option("--name", help="Name of the registered model; made if need be.")],
     alias: Alias = "candidate",
     data: EvaluationData = None,
@@ -79,7 +81,10 @@ def register(
 @app.command("import")
 def import_(
     file: Annotated[
-        str, typer.Argument(help="A published checkpoint (.pt), or its https:// URL; nothing in it is executed.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="A published checkpoint (.pt), or its https:// URL; nothing in it is executed."
+        ),
     ],
     model: Annotated[str, typer.Option("--model", help="The model it belongs to, e.g. yolov7.")],
     name: Annotated[str | None, typer.Option("--name", help="Name of the registered model; default: --model.")] = None,
@@ -144,7 +149,7 @@ def _checkpoint_file(file: str, sha256: str | None) -> tuple[Path, str | None]:
 
 @app.command("list")
 def list_(
-    name: Annotated[str | None, typer.Argument(help="Only versions of this registered model.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only versions of this registered model.")] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -181,7 +186,9 @@ def _list_uses(uri: str, data: str, name: str | None, as_json: bool) -> None:
 
 @app.command("show")
 def show(
-    reference: Annotated[str, typer.Argument(help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="VERSION", help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")
+    ],
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 def report(
     run: Annotated[
-        str, typer.Argument(help="The directory of a run or of a search (path or s3:// URL).", show_default=False)
+        str,
+        typer.Argument(
+            metavar="RUN", help="The directory of a run or of a search (path or s3:// URL).", show_default=False
+        ),
     ],
     sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it lacks of the run.")] = False,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete the run in MLflow and send it all anew.")] = False,

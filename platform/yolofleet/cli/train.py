@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result
+from yolofleet.core.errors import is_installed
 from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from yolofleet.tracking.run_directory import OnRow
     from yolofleet.training.setup.preflight import Readiness
 
+MLFLOW_MISSING = "not installed: pip install 'yolofleet[server]'"
 MOST_ROWS_WAITING = 1000
 """Rows that wait to be shown; the oldest are left out where a terminal is stopped for long."""
 
@@ -37,22 +39,39 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a model, evaluate it, and register it. The same command resumes a run that was stopped."""
-    from yolofleet.core.errors import UserError
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_file
+
+    record, headline = run_job(JobSpec.load(open_file(job), overrides or []), launcher, verbose=verbose)
+    print_result(asdict(record), result_lines(record, headline), as_json=as_json)
+
+
+def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Release, str]:
+    """Train, evaluate and register; returns the results, and whether there was anything to do.
+
+    Args:
+        spec: The job; its local paths count from the working folder.
+        launcher: ``ray`` or ``process``.
+        verbose: Whether to show what Ray and the workers print.
+
+    Raises:
+        UserError: The job cannot run here; nothing was started.
+    """
+    from yolofleet.core.errors import UserError, require_package
     from yolofleet.storage.lock import hold
-    from yolofleet.tracking.mlflow_store import default_tracking_uri
+    from yolofleet.tracking.mlflow_store import job_tracking_uri
     from yolofleet.training.setup.preflight import run_storage
 
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
-    spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
-    tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
+    if launcher == "ray":
+        require_package("ray", ", or train in this process alone: --launcher process")
+    spec = spec.with_absolute_paths()
+    tracking_uri = job_tracking_uri(spec.tracking, spec.storage)
     with hold(run_storage(spec), notify=note) as lock, _notifier(spec, lock.token) as notifier:
         if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes
             _check_tracking(spec, tracking_uri)
-        record, headline = _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
-    print_result(asdict(record), _result_lines(record, headline), as_json=as_json)
+        return _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
 
 
 def _finish_run(
@@ -78,7 +97,7 @@ def _finish_run(
             _run(spec, launcher, ready, token, verbose, rows, on_row)
         record = release(spec, ready, _find_registry(spec, ready, tracking_uri))
     if notifier is not None:
-        notifier.end("\n".join(_result_lines(record, "done")))
+        notifier.end("\n".join(result_lines(record, "done")))
     return record, "done"
 
 
@@ -212,7 +231,7 @@ def _record_failure(spec: JobSpec, token: FencingToken) -> Iterator[None]:
         raise
 
 
-def _result_lines(record: Release, headline: str) -> Iterator[str]:
+def result_lines(record: Release, headline: str) -> Iterator[str]:
     """Yield a line for each thing that the run made."""
     from yolofleet.training.loop.sample_log import format_skips
 
@@ -235,7 +254,7 @@ def _result_lines(record: Release, headline: str) -> Iterator[str]:
 
 def _how_to_open(tracking_uri: str | None) -> str:
     if tracking_uri is None:
-        return "not used (tracking.uri is not set)"
+        return f"not used ({'tracking.uri is not set' if is_installed('mlflow') else MLFLOW_MISSING})"
     if tracking_uri.startswith("http"):
         return tracking_uri
     return f"mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"

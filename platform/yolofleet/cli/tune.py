@@ -21,6 +21,7 @@ from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.results import Results
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
@@ -135,10 +136,15 @@ def _trials_at_a_time_here(session: SearchSession) -> int | None:
 
 
 def tune(
-    space: Annotated[str, typer.Argument(help="The search space (YAML), path or s3:// URL.", show_default=False)],
+    space: Annotated[
+        str, typer.Argument(metavar="SPACE", help="The search space (YAML), path or s3:// URL.", show_default=False)
+    ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. budget.trials=20 job.epochs=5."),
+        typer.Argument(
+            metavar="[KEY=VALUE]...",
+            help="Fields to change, e.g. budget.trials=20 job.epochs=5; 'yolofleet schema search --markdown' has all.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show candidates and cost, start nothing.")] = False,
@@ -146,29 +152,46 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Search for the best job. The same command resumes a search that was stopped."""
-    from yolofleet.core.errors import WorkError
     from yolofleet.search.directory import SearchDirectory
-    from yolofleet.search.results import load_results, summary_lines
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import load_search
     from yolofleet.storage import open_file, open_storage
-    from yolofleet.storage.lock import hold
-    from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
 
-    spec = load_search(open_file(space), overrides or [])
-    session = SearchSession.open(spec, source=space)
-    job = session.space.base_job.with_absolute_paths()
-    storage = open_storage(job.storage).child(spec.name)
-    directory = SearchDirectory(storage)
-    resumes = directory.exists() and bool(directory.rows())
+    session = SearchSession.open(load_search(open_file(space), overrides or []), source=space)
     show_plan(session, as_json=as_json and plan)
     if plan:
         return
+    directory = SearchDirectory(open_storage(session.space.base_job.storage).child(session.spec.name))
+    resumes = directory.exists() and bool(directory.rows())
     if not yes and not resumes and sys.stdin.isatty() and not typer.confirm("Start?", default=True, err=True):
         note("nothing was started")
         return
+    results, lines = run_space(session, verbose=verbose)
+    print_result(results.document(), lines, as_json=as_json)
+
+
+def run_space(session: SearchSession, *, verbose: bool = False) -> tuple[Results, list[str]]:
+    """Search for the best job; returns the results, and lines that say them.
+
+    Args:
+        session: The search; local paths of its base job count from the working folder.
+        verbose: Whether to show what Ray and the workers print.
+
+    Raises:
+        UserError: The search cannot run here; nothing was started.
+        WorkError: No trial has completed.
+    """
+    from yolofleet.core.errors import WorkError, require_package
+    from yolofleet.search.results import load_results, summary_lines
+    from yolofleet.storage import open_storage
+    from yolofleet.storage.lock import hold
+    from yolofleet.tracking.mlflow_store import check_reachable, job_tracking_uri
+
+    require_package("ray")
     check_room_here(session)
-    tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
+    spec, job = session.spec, session.space.base_job.with_absolute_paths()
+    storage = open_storage(job.storage).child(spec.name)
+    tracking_uri = job_tracking_uri(job.tracking, job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
     with hold(storage, notify=note) as lock, _notifier(spec, storage, lock.token) as notify_end:
@@ -180,7 +203,7 @@ def tune(
             raise WorkError(f"no trial has completed{first}: {directory.url}")
         lines = summary_lines(results, directory.url)
         notify_end("\n".join(lines))
-    print_result(results.document(), lines, as_json=as_json)
+    return results, lines
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import and_more
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
 from yolofleet.evaluation.detector_package import DetectorCard, check_fit, read_package
@@ -120,6 +121,15 @@ class Detector:
     network: nn.Module
     card: DetectorCard
     device: torch.device
+
+    def __repr__(self) -> str:
+        names = and_more([name for _, name in self.classes], 5)
+        card, millions = self.card, sum(weight.numel() for weight in self.model.parameters()) / 1e6
+        return (
+            f"Detector of {len(self.classes)} classes ({names}), {millions:.1f} M parameters, on {self.device}\n"
+            f"  {card.image_size} px, confidence {card.confidence:g}, IoU {card.iou:g}, at most {card.max_detections} "
+            "objects an image"
+        )
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> Detector:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
 
 from yolofleet.core.background import within
-from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError, is_installed, require_package
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
@@ -27,6 +27,8 @@ from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from yolofleet.specs.job import TrackingSpec
 
 CHECK_TIMEOUT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -74,6 +76,23 @@ def default_tracking_uri(storage_url: str) -> str | None:
     return f"{SQLITE_PREFIX}{folder / STORE_FOLDER / 'mlflow.db'}"
 
 
+def job_tracking_uri(tracking: TrackingSpec, storage_url: str) -> str | None:
+    """Return the MLflow store that gets a job's run: the job's, else the database beside the runs.
+
+    Returns:
+        None: MLflow gets nothing, since there is no store beside a remote storage, or since MLflow is not installed and
+        the job does not ask for it.
+
+    Raises:
+        MissingExtraError: The job names a store, or a model to register, and MLflow is not installed.
+    """
+    if tracking.uri is not None or tracking.register_as is not None:
+        require_package("mlflow", ", or leave out tracking.uri and tracking.register_as")
+    elif not is_installed("mlflow"):
+        return None
+    return tracking.uri or default_tracking_uri(storage_url)
+
+
 def sqlite_path(tracking_uri: str) -> Path | None:
     """Return the absolute path of a ``sqlite:///`` URI's database, None for any other URI."""
     if not tracking_uri.startswith(SQLITE_PREFIX):
@@ -114,6 +133,7 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         TrackingFailureError: MLflow answers that it cannot serve now.
     """
     check_uri(tracking_uri)
+    require_package("mlflow")
     if (database := sqlite_path(tracking_uri)) is not None:
         _check_sqlite(database)
         return
