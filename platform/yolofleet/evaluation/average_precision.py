@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from yolofleet.evaluation.precision_recall import (
     precision_recall,
 )
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
+from yolofleet.evaluation.result_records import Note
 
 Figures = dict[str, float | None]
 
@@ -273,3 +274,44 @@ def _mean(values: Floats) -> float | None:
 def _curve(precision: Floats) -> tuple[float, ...]:
     """Return a precision curve (R,) as numbers; empty where the class has no object."""
     return tuple(precision.tolist()) if (precision > NOT_MEASURED).all() else ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """Figures and detections of a model, or of a file of detections, on a dataset.
+
+    Attributes:
+        average_precision: Figures, classes and curves.
+        ground_truth: The annotations, as a COCO document.
+        detections: The detections evaluated, as in a COCO result file.
+        skipped: (key, reason) of each image that could not be read; it counts as one without detections, or not at all
+            where its annotation is damaged.
+        notes: What was repaired, left out or is doubtful in a file of detections.
+    """
+
+    average_precision: AveragePrecision
+    ground_truth: Mapping[str, Any] = field(repr=False)
+    detections: Detections
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """The twelve COCO figures by name; None where there was nothing to measure."""
+        return self.average_precision.figures
+
+    @property
+    def per_class(self) -> tuple[ClassFigures, ...]:
+        """The figures of each class."""
+        return self.average_precision.per_class
+
+    @property
+    def num_images(self) -> int:
+        """Images evaluated, skipped ones included."""
+        return self.average_precision.num_images
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but curves and detections as plain JSON values."""
+        skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
+        notes = {"notes": [asdict(note) for note in self.notes]} if self.notes else {}
+        return {**self.average_precision.as_json(), "skipped": skipped, **notes}

@@ -25,6 +25,7 @@ from yolofleet.data.findings import Finding, Findings, paired_iou
 from yolofleet.data.records import ImageRecord
 from yolofleet.evaluation.average_precision import BoxTables
 from yolofleet.evaluation.error_types import Outcomes
+from yolofleet.evaluation.precision_recall import Integers
 
 if TYPE_CHECKING:
     from yolofleet.data.content import CheckedSplit
@@ -119,17 +120,14 @@ def likely_label_errors(tables: BoxTables, outcomes: Outcomes, most: int = 24) -
     confident = np.flatnonzero(outcomes.is_false & (tables.scores >= CONFIDENT))
     confident = confident[np.argsort(-tables.scores[confident], kind="stable")]
     images, first = np.unique(outcomes.images[confident], return_index=True)
-    by_image = [np.argsort(column, kind="stable") for column in (outcomes.images, outcomes.object_images)]
+    by_image = [_rows_by_image(column, len(tables.image_ids)) for column in (outcomes.images, outcomes.object_images)]
     found: list[dict[str, Any]] = []
     for at in np.argsort(first):
         # A finding scores no more than its detection, so images whose best one is below those found need no look.
         best = tables.scores[confident[first[at]]]
         if len(found) >= most and found[most - 1]["score"] >= best:
             break
-        rows, labels = (
-            order[slice(*np.searchsorted(column[order], (images[at], images[at] + 1)))]
-            for order, column in zip(by_image, (outcomes.images, outcomes.object_images), strict=True)
-        )
+        rows, labels = (order[edges[images[at]] : edges[images[at] + 1]] for order, edges in by_image)
         rows = rows[tables.scores[rows] >= LOWEST_CONFIDENCE]
         boxes = tables.truth.boxes[labels]
         record = ImageRecord(
@@ -155,6 +153,12 @@ def likely_label_errors(tables: BoxTables, outcomes: Outcomes, most: int = 24) -
             found.append({**entry, "text": text, "label": label, "detection": box})
         found.sort(key=lambda entry: -entry["score"])
     return tuple(found[:most])
+
+
+def _rows_by_image(images: Integers, num_images: int) -> tuple[Integers, Integers]:
+    """Return rows in the order of their images, and where each image (and the one after the last) begins."""
+    order = np.argsort(images, kind="stable")
+    return order, np.searchsorted(images[order], np.arange(num_images + 1))
 
 
 class LabelComparison:
