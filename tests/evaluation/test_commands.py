@@ -37,11 +37,11 @@ def test_evaluate_prints_tables_and_writes_what_was_asked_for(
     arguments = ["evaluate", str(run), str(drawn / "dataset"), "--results", str(results), "--report", str(report)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for words in ("20 images", "AP_small", "AR_large", "F1: the best", str(results), "index.html"):
+    for words in ("The model finds", "20 images", "AP_small", "AR_large", "F1: the best", str(results), "index.html"):
         assert words in text.replace("\n", "")
     assert isinstance(json.loads(results.read_text()), list)
     page = (report / "index.html").read_text()
-    assert page.count("data:image/jpeg") == 8
+    assert page.count("data:image/jpeg") > 0 and "What goes wrong" in page
 
 
 def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(

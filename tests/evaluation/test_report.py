@@ -7,10 +7,9 @@ from html.parser import HTMLParser
 
 from evaluation.reference_figures import random_problem
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.evaluation.average_precision import coco_average_precision
+from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
 from yolofleet.evaluation.charts import Series, line_chart
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.evaluate import EvaluationResult
 from yolofleet.evaluation.report import render_report
 from yolofleet.evaluation.samples import draw_samples
 

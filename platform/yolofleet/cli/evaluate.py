@@ -17,8 +17,9 @@ from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
+    from yolofleet.evaluation.average_precision import EvaluationResult
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.diagnosis import Diagnosis
     from yolofleet.evaluation.ground_truth import GroundTruth
     from yolofleet.evaluation.protocol import Protocol
 
@@ -93,9 +94,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model on a dataset by COCO AP: the twelve figures, and each class."""
     from yolofleet.cli.evaluation_tables import format_settings, format_tables
-    from yolofleet.cli.model_argument import open_detector
-    from yolofleet.evaluation.evaluate import classes_unknown_to, evaluation_precision
-    from yolofleet.evaluation.evaluate import evaluate as evaluate_model
+    from yolofleet.evaluation.diagnosis import diagnose
     from yolofleet.evaluation.protocol import parse_protocol
     from yolofleet.evaluation.readings import check_box_format
     from yolofleet.storage.output import stored_output
@@ -118,6 +117,10 @@ def evaluate(
     if is_file:
         dataset, result, truth = _evaluate_file(Path(model), data, coco_protocol, boxes and check_box_format(boxes))
     else:
+        from yolofleet.cli.model_argument import open_detector
+        from yolofleet.evaluation.evaluate import classes_unknown_to, evaluation_precision
+        from yolofleet.evaluation.evaluate import evaluate as evaluate_model
+
         detector = open_detector(model, device, tracking_uri)
         dataset = _open_dataset(data)
         if unknown := classes_unknown_to(detector.classes, dataset.classes):
@@ -160,13 +163,15 @@ def evaluate(
         with stored_output(results) as file:
             result.detections.write(file, *own_ids)
     how = format_settings(settings, protocol) if settings else ""
-    page = _write_report(report, model, data, how, dataset, result) if report is not None else None
+    diagnosis = diagnose(result.ground_truth, result.detections, coco_protocol)
+    page = _write_report(report, model, data, how, dataset, result, diagnosis) if report is not None else None
     if as_json:
         facts = {"model": model, "data": data, "seconds": round(seconds, 3), **result.as_json()}
+        facts["diagnosis"] = diagnosis.as_json()
         print_result({**facts, **({"settings": settings} if settings else {})}, (), as_json=True)
         return
     files = [f"{label}: {path}" for label, path in (("detections", results), ("report", page)) if path is not None]
-    print_result(None, [format_tables(result, seconds), *filter(None, [how]), *files], as_json=False)
+    print_result(None, [format_tables(result, diagnosis, seconds), *filter(None, [how]), *files], as_json=False)
 
 
 def _check_published(thresholds: dict[str, float | int | None], precision: str | None, *, augment: bool) -> None:
@@ -249,8 +254,7 @@ def _evaluate_file(
     path: Path, data: str, protocol: Protocol, box_format: str | None
 ) -> tuple[ShardDataset | None, EvaluationResult, GroundTruth]:
     """Evaluate a COCO result file on a dataset, or on a COCO annotation file."""
-    from yolofleet.evaluation.average_precision import coco_average_precision
-    from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
     from yolofleet.evaluation.ground_truth import GroundTruth, read_ground_truth
     from yolofleet.evaluation.json_file import is_json_name
     from yolofleet.evaluation.result_file import note_low_ap50, read_results
@@ -264,22 +268,33 @@ def _evaluate_file(
     for entry in notes:
         note(f"note: {entry.text}")
     result = EvaluationResult(
-        average_precision=precision, detections=detections, skipped=tuple(skipped), notes=tuple(notes)
+        average_precision=precision,
+        ground_truth=truth.document,
+        detections=detections,
+        skipped=tuple(skipped),
+        notes=tuple(notes),
     )
     return dataset, result, truth
 
 
 def _write_report(
-    folder: str, model: str, data: str, how: str, dataset: ShardDataset | None, result: EvaluationResult
+    folder: str,
+    model: str,
+    data: str,
+    how: str,
+    dataset: ShardDataset | None,
+    result: EvaluationResult,
+    diagnosis: Diagnosis,
 ) -> str:
     from yolofleet.evaluation.report import render_report
-    from yolofleet.evaluation.samples import draw_samples
+    from yolofleet.evaluation.samples import draw_outcomes
     from yolofleet.storage import open_storage
 
-    images = [] if dataset is None else draw_samples(dataset, result.detections)
+    drawn = {} if dataset is None else draw_outcomes(dataset, diagnosis.galleries, diagnosis.images)
     facts = {"model": model, "data": data, **({"settings": how} if how else {})}
     if result.notes:
         facts["notes"] = "; ".join(entry.text for entry in result.notes)
-    page = render_report(result, title=f"Evaluation of {model}", facts=facts, images=images)
+    title = f"Evaluation of {model}"
+    page = render_report(result, title=title, facts=facts, diagnosis=diagnosis, drawn=drawn)
     open_storage(folder).put("index.html", page.encode())
     return f"{folder.rstrip('/')}/index.html"

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
-    from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.average_precision import EvaluationResult
+    from yolofleet.evaluation.diagnosis import Diagnosis
 
 
 def format_settings(settings: Mapping[str, Any], protocol: str) -> str:
@@ -28,8 +29,8 @@ def format_settings(settings: Mapping[str, Any], protocol: str) -> str:
     return ", ".join(parts)
 
 
-def format_tables(result: EvaluationResult, seconds: float) -> str:
-    """Return the figures and the classes as tables, in colours where there is a terminal."""
+def format_tables(result: EvaluationResult, diagnosis: Diagnosis, seconds: float) -> str:
+    """Return the summary, the figures and the classes as tables, in colours where there is a terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
@@ -38,6 +39,7 @@ def format_tables(result: EvaluationResult, seconds: float) -> str:
     console = Console() if sys.stdout is not None and sys.stdout.isatty() else Console(width=110)
     console.begin_capture()
     found = result.average_precision
+    console.print(f"{escape(diagnosis.summary)}\n")
     console.print(
         f"[bold]{found.num_images}[/] images, {found.num_objects} objects, {found.num_crowds} crowds, "
         f"{found.num_detections} detections, {seconds:.1f} s"
@@ -54,14 +56,20 @@ def format_tables(result: EvaluationResult, seconds: float) -> str:
     for pair in zip_longest(found.protocol.precision_names, found.protocol.recall_names):
         figures.add_row(*(text for name in pair for text in (name, name and _format(result.figures[name]))))
     console.print(figures)
+    errors = Table(box=SIMPLE_HEAD)
+    for heading in ("error", "costs AP50", "of all detections"):
+        errors.add_column(heading, justify="left" if heading == "error" else "right")
+    for entry in diagnosis.errors:
+        errors.add_row(entry.kind, _format(entry.cost), str(entry.count))
+    console.print(errors)
     classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     classes.add_column("class", no_wrap=True, overflow="ellipsis")
     for heading in ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score"):
         classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
-    present = [entry for entry in result.per_class if entry.num_objects]
-    for entry in present:
-        numbers = (entry.ap, entry.ap50, entry.ap75, entry.average_recall, entry.best_f1, entry.best_confidence)
-        classes.add_row(escape(entry.name), str(entry.num_objects), str(entry.num_detections), *map(_format, numbers))
+    present = [row for row in result.per_class if row.num_objects]
+    for row in present:
+        numbers = (row.ap, row.ap50, row.ap75, row.average_recall, row.best_f1, row.best_confidence)
+        classes.add_row(escape(row.name), str(row.num_objects), str(row.num_detections), *map(_format, numbers))
     console.print(classes)
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
     if len(present) < len(result.per_class):

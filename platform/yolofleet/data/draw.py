@@ -30,6 +30,12 @@ GOLDEN_RATIO = 0.618033988749895
 SMALLEST_LONG_SIDE = 480  # smaller images are enlarged: a label of legible size would cover them
 SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner images get a dark margin: no label would fit into them
 MARGIN = (24, 26, 30)
+OUTCOMES: dict[str, tuple[Colour, int]] = {
+    "true": ((0, 190, 120), 0),
+    "false": ((255, 84, 20), 5),
+    "missed": ((90, 180, 255), 2),
+}
+"""Boxes of an evaluation: colours that colour-blind people tell apart, and dashes in line widths (0: a solid line)."""
 TEXT_WEIGHT = 650  # OpenCV's scale: 400 is regular, 800 as heavy as it gets
 JPEG_QUALITY = 92
 
@@ -50,7 +56,8 @@ def draw_detections(
     Args:
         image: (H, W, 3) uint8 RGB; it is left as it is.
         records: each with category_id, bbox x, y, width, height in pixels and, where there is one, score; the name is
-            category_name or the one in `names`. A true `iscrowd` makes a dashed box.
+            category_name or the one in `names`. A true `iscrowd` makes a dashed box; an `outcome` of `OUTCOMES` has a
+            colour and a line of its own.
         names: category id -> name.
 
     Returns:
@@ -127,17 +134,23 @@ def _corners(record: Mapping[str, Any], factor: int, width: int, height: int) ->
 def _draw_box(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, record: Mapping[str, Any]) -> None:
     """A box in its colour inside a thin dark one, so that it is seen on any background."""
     left, top, right, bottom = corners
-    colour = class_colour(int(record["category_id"]))
-    if record.get("iscrowd"):
-        _draw_dashed(canvas, corners, line, colour)
+    colour, dash = _style(record)
+    if dash:
+        _draw_dashed(canvas, corners, line, colour, dash * line)
         return
     canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
     canvas.rectangle(corners, outline=colour, width=line)
 
 
-def _draw_dashed(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, colour: Colour) -> None:
+def _style(record: Mapping[str, Any]) -> tuple[Colour, int]:
+    """The colour of a box, and the length of its dashes in line widths."""
+    if "outcome" in record:
+        return OUTCOMES[record["outcome"]]
+    return class_colour(int(record["category_id"])), 5 if record.get("iscrowd") else 0
+
+
+def _draw_dashed(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, colour: Colour, dash: int) -> None:
     left, top, right, bottom = corners
-    dash = 5 * line
     for start in np.arange(left, right, 2 * dash):
         for y in (top, bottom):
             canvas.line((start, y, min(start + dash, right), y), fill=colour, width=line)
@@ -156,7 +169,7 @@ def _draw_label(
     occupied: Sequence[Rectangle],
 ) -> Rectangle:
     """Draws a label where there is room for it and returns its rectangle."""
-    colour = class_colour(int(record["category_id"]))
+    colour, _ = _style(record)
     padding = max(2, line)
     text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
     mask = text_mask(text, text_size)
@@ -207,6 +220,8 @@ def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
     name = str(record.get("category_name") or names.get(category_id, category_id))
     if record.get("iscrowd"):
         name += " (crowd)"
+    if record.get("outcome") == "missed":
+        name += " missed"
     return f"{name} {float(record['score']):.2f}" if "score" in record else name
 
 

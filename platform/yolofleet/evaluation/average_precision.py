@@ -8,8 +8,9 @@ is never matched; and a figure with nothing to measure (no object of a size, no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from yolofleet.evaluation.precision_recall import (
     IOU_50,
     IOU_75,
     NOT_MEASURED,
-    RECALL_LEVELS,
+    BoxTable,
     Curves,
     Floats,
     Integers,
@@ -30,6 +31,7 @@ from yolofleet.evaluation.precision_recall import (
     precision_recall,
 )
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
+from yolofleet.evaluation.result_records import Note
 
 Figures = dict[str, float | None]
 
@@ -52,9 +54,9 @@ class ClassFigures:
         ap50: At IoU 0.50.
         ap75: At IoU 0.75.
         average_recall: Recall with at most 100 detections an image, or as many as the protocol allows.
-        best_f1: The best harmonic mean of precision and recall at IoU 0.50.
-        best_confidence: The score above which that F1 is reached: a threshold to start from; None where no object of
-            the class was detected.
+        best_f1: The best harmonic mean of precision and recall at IoU 0.50 that a threshold reaches.
+        best_confidence: That threshold: detections of this score and above count; None where no object of the class
+            was detected.
     """
 
     category_id: int
@@ -107,6 +109,55 @@ class AveragePrecision:
         return {"figures": self.figures, "per_class": per_class, **counts, **protocol}
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BoxTables:
+    """An evaluation's boxes in groups; the group of class k in image i is k x images + i.
+
+    Attributes:
+        image_ids: (I,) ascending.
+        category_ids: (K,) ascending.
+        names: Of the classes by category id.
+        truth: The objects of these images and classes.
+        detected: Detections of these classes, as many as the protocol lets count.
+        scores: (D,) of the detections in `detected`.
+        detections: All detections of the protocol's classes, as they were given.
+    """
+
+    image_ids: Integers
+    category_ids: Integers
+    names: Mapping[int, str]
+    truth: BoxTable
+    detected: BoxTable
+    scores: Floats
+    detections: Detections
+
+
+def box_tables(
+    ground_truth: Mapping[str, Any], detections: Detections, protocol: Protocol = COCO_PROTOCOL
+) -> BoxTables:
+    """Return ground truth and detections as `coco_average_precision` compares them; it raises what that raises."""
+    image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
+    names = protocol.select(ground_truth["categories"])
+    category_ids = np.array(sorted(names), np.int64)
+    _check_images(detections, image_ids)
+    if protocol.classes or protocol.class_agnostic:
+        detections = detections.select(np.isin(detections.category_ids, category_ids))
+    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids, protocol.class_agnostic)
+    detected, scores = detection_boxes(detections, image_ids, category_ids, protocol)
+    if protocol.class_agnostic:
+        names, category_ids = {ANY_CLASS: "any class"}, np.array([ANY_CLASS])
+        detections = replace(detections, category_ids=np.full(len(detections), ANY_CLASS))
+    return BoxTables(
+        image_ids=image_ids,
+        category_ids=category_ids,
+        names=names,
+        truth=truth,
+        detected=detected,
+        scores=scores,
+        detections=detections,
+    )
+
+
 def coco_average_precision(
     ground_truth: Mapping[str, Any],
     detections: Detections | Sequence[Mapping[str, Any]],
@@ -128,19 +179,16 @@ def coco_average_precision(
     """
     if not isinstance(detections, Detections):
         detections = Detections.from_records(detections)
-    image_ids = np.unique(np.array([image["id"] for image in ground_truth["images"]], np.int64))
-    names = protocol.select(ground_truth["categories"])
-    category_ids = np.array(sorted(names), np.int64)
-    _check_images(detections, image_ids)
-    if protocol.classes or protocol.class_agnostic:
-        detections = detections.select(np.isin(detections.category_ids, category_ids))
-    truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids, protocol.class_agnostic)
-    detected, scores = detection_boxes(detections, image_ids, category_ids, protocol)
-    if protocol.class_agnostic:
-        names, category_ids = {ANY_CLASS: "any class"}, np.array([ANY_CLASS])
-        detections = replace(detections, category_ids=np.full(len(detections), ANY_CLASS))
+    tables = box_tables(ground_truth, detections, protocol)
+    image_ids, category_ids, names = tables.image_ids, tables.category_ids, tables.names
+    truth, detections = tables.truth, tables.detections
     curves = precision_recall(
-        truth, detected, scores, num_images=len(image_ids), num_classes=len(category_ids), protocol=protocol
+        truth,
+        tables.detected,
+        tables.scores,
+        num_images=len(image_ids),
+        num_classes=len(category_ids),
+        protocol=protocol,
     )
     _, group_counts = np.unique(truth.groups[~truth.crowds], return_counts=True)
     object_classes, object_counts = np.unique(truth.groups[~truth.crowds] // max(len(image_ids), 1), return_counts=True)
@@ -202,7 +250,7 @@ def _class_figures(
 ) -> ClassFigures:
     """Return the figures of the class at a position of the curves."""
     precision = curves.precision[:, :, position, ALL]  # (T, R)
-    best_f1, best_confidence = _operating_point(precision[IOU_50], curves.scores[position])
+    best_f1, best_confidence = float(curves.best_f1[position]), float(curves.best_scores[position])
     return ClassFigures(
         category_id=category_id,
         name=name,
@@ -212,8 +260,8 @@ def _class_figures(
         ap50=_mean(precision[IOU_50]),
         ap75=_mean(precision[IOU_75]),
         average_recall=_mean(curves.recall[:, position, ALL, -1]),
-        best_f1=best_f1,
-        best_confidence=best_confidence,
+        best_f1=None if best_f1 == NOT_MEASURED else best_f1,
+        best_confidence=None if math.isnan(best_confidence) else best_confidence,
     )
 
 
@@ -228,10 +276,42 @@ def _curve(precision: Floats) -> tuple[float, ...]:
     return tuple(precision.tolist()) if (precision > NOT_MEASURED).all() else ()
 
 
-def _operating_point(precision: Floats, scores: Floats) -> tuple[float | None, float | None]:
-    """Return the best F1 on a precision curve (R,) and the score there."""
-    if (precision == NOT_MEASURED).any():
-        return None, None
-    f1 = 2 * precision * RECALL_LEVELS / np.maximum(precision + RECALL_LEVELS, 1e-12)
-    best = int(np.argmax(f1))
-    return float(f1[best]), float(scores[best]) if f1[best] > 0 else None
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """Figures and detections of a model, or of a file of detections, on a dataset.
+
+    Attributes:
+        average_precision: Figures, classes and curves.
+        ground_truth: The annotations, as a COCO document.
+        detections: The detections evaluated, as in a COCO result file.
+        skipped: (key, reason) of each image that could not be read; it counts as one without detections, or not at all
+            where its annotation is damaged.
+        notes: What was repaired, left out or is doubtful in a file of detections.
+    """
+
+    average_precision: AveragePrecision
+    ground_truth: Mapping[str, Any] = field(repr=False)
+    detections: Detections
+    skipped: tuple[tuple[str, str], ...] = ()
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def figures(self) -> Figures:
+        """The twelve COCO figures by name; None where there was nothing to measure."""
+        return self.average_precision.figures
+
+    @property
+    def per_class(self) -> tuple[ClassFigures, ...]:
+        """The figures of each class."""
+        return self.average_precision.per_class
+
+    @property
+    def num_images(self) -> int:
+        """Images evaluated, skipped ones included."""
+        return self.average_precision.num_images
+
+    def as_json(self) -> dict[str, Any]:
+        """Return everything but curves and detections as plain JSON values."""
+        skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
+        notes = {"notes": [asdict(note) for note in self.notes]} if self.notes else {}
+        return {**self.average_precision.as_json(), "skipped": skipped, **notes}

@@ -10,14 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.result_records import read_columns
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Record = dict[str, Any]
 

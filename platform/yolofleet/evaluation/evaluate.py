@@ -8,7 +8,6 @@ one process.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,60 +19,15 @@ from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.data.letterbox import Letterbox
-from yolofleet.evaluation.average_precision import (
-    AveragePrecision,
-    ClassFigures,
-    Figures,
-    coco_average_precision,
-)
+from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.nms import non_maximum_suppression
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
-from yolofleet.evaluation.result_records import Note
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.inference_form import Precision
 
 COLUMNS = 7  # image id, x1, y1, x2, y2, score, class index
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationResult:
-    """Figures and detections of a model, or of a file of detections, on a dataset.
-
-    Attributes:
-        average_precision: Figures, classes and curves.
-        detections: The detections evaluated, as in a COCO result file.
-        skipped: (key, reason) of each image that could not be read; it counts as one without detections, or not at all
-            where its annotation is damaged.
-        notes: What was repaired, left out or is doubtful in a file of detections.
-    """
-
-    average_precision: AveragePrecision
-    detections: Detections
-    skipped: tuple[tuple[str, str], ...] = ()
-    notes: tuple[Note, ...] = ()
-
-    @property
-    def figures(self) -> Figures:
-        """The twelve COCO figures by name; None where there was nothing to measure."""
-        return self.average_precision.figures
-
-    @property
-    def per_class(self) -> tuple[ClassFigures, ...]:
-        """The figures of each class."""
-        return self.average_precision.per_class
-
-    @property
-    def num_images(self) -> int:
-        """Images evaluated, skipped ones included."""
-        return self.average_precision.num_images
-
-    def as_json(self) -> dict[str, Any]:
-        """Return everything but curves and detections as plain JSON values."""
-        skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
-        notes = {"notes": [asdict(note) for note in self.notes]} if self.notes else {}
-        return {**self.average_precision.as_json(), "skipped": skipped, **notes}
 
 
 def evaluation_precision(protocol: str, device: str | torch.device) -> Precision:
@@ -171,7 +125,12 @@ def score_detections(
         category_ids = [category["id"] for category in ground_truth["categories"]]
     detections = Detections.from_tensor(rows, category_ids)
     average_precision = coco_average_precision(ground_truth, detections, protocol)
-    return EvaluationResult(average_precision=average_precision, detections=detections, skipped=tuple(skipped))
+    return EvaluationResult(
+        average_precision=average_precision,
+        ground_truth=ground_truth,
+        detections=detections,
+        skipped=tuple(skipped),
+    )
 
 
 def evaluate(

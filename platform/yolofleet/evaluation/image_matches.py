@@ -80,7 +80,8 @@ def match_images(ground_truth: Mapping[str, Any], detections: Detections) -> Mat
     category_ids = np.array(sorted(names), np.int64)
     truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
     detected, scores = detection_boxes(detections, image_ids, category_ids)
-    matched, ignored = match(truth, detected)  # (D, T, A)
+    matching = match(truth, detected)
+    matched, ignored = matching.matched, matching.ignored  # (D, T, A)
     in_range = ~outside_ranges(detected.areas)
     counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas))
     edges = np.arange(len(category_ids) + 1) * len(image_ids)
@@ -167,7 +168,8 @@ def _mistakes(ground_truth: Mapping[str, Any], detections: Detections, image_ids
     category_ids = np.array(sorted(category["id"] for category in ground_truth["categories"]), np.int64)
     truth = ground_truth_boxes(ground_truth["annotations"], image_ids, category_ids)
     detected, _ = detection_boxes(detections, image_ids, category_ids)
-    matched, ignored = (flags[:, IOU_50, ALL] for flags in match(truth, detected))
+    matching = match(truth, detected)
+    matched, ignored = (flags[:, IOU_50, ALL] for flags in (matching.matched, matching.ignored))
     num_images = len(image_ids)
 
     def per_image(groups: Integers) -> Integers:

@@ -16,16 +16,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.content import CheckedSplit
 from yolofleet.data.findings import Finding, Findings, paired_iou
 from yolofleet.data.records import ImageRecord
-from yolofleet.evaluation.detector import Detector
-from yolofleet.evaluation.evaluate import category_ids_for
+from yolofleet.evaluation.average_precision import BoxTables
+from yolofleet.evaluation.error_types import Outcomes
+from yolofleet.evaluation.precision_recall import Integers
+
+if TYPE_CHECKING:
+    from yolofleet.data.content import CheckedSplit
+    from yolofleet.evaluation.detector import Detector
 
 LOWEST_CONFIDENCE = 0.05
 """A label without any detection above is not found."""
@@ -64,6 +68,8 @@ def find_label_errors(
     Raises:
         UserError: Model and dataset have no class in common.
     """
+    from yolofleet.evaluation.evaluate import category_ids_for
+
     with ThreadPoolExecutor(max_workers=num_threads) as pool:
         for number, split in enumerate(splits):
             report = split.report
@@ -96,6 +102,63 @@ def find_label_errors(
                 share = float(recall[name, size, 0] / recall[name, size, 1])
                 text = f"{names[name]}: nothing found here; {share:.0%} of such labels are found"
                 findings.add("label_not_found", Finding(share, number, image, (label,), text))
+
+
+def likely_label_errors(tables: BoxTables, outcomes: Outcomes, most: int = 24) -> tuple[dict[str, Any], ...]:
+    """Return labels that the confident detections of an evaluation speak against, the highest scores first.
+
+    Args:
+        tables: The boxes.
+        outcomes: What became of them.
+        most: Findings returned.
+
+    Returns:
+        Of each: kind, score, image_id, text, label (the box in the annotations, None where it is missing), and
+        detection (the box found instead).
+    """
+    names = [tables.names[category_id] for category_id in tables.category_ids.tolist()]
+    confident = np.flatnonzero(outcomes.is_false & (tables.scores >= CONFIDENT))
+    confident = confident[np.argsort(-tables.scores[confident], kind="stable")]
+    images, first = np.unique(outcomes.images[confident], return_index=True)
+    by_image = [_rows_by_image(column, len(tables.image_ids)) for column in (outcomes.images, outcomes.object_images)]
+    found: list[dict[str, Any]] = []
+    for at in np.argsort(first):
+        # A finding scores no more than its detection, so images whose best one is below those found need no look.
+        best = tables.scores[confident[first[at]]]
+        if len(found) >= most and found[most - 1]["score"] >= best:
+            break
+        rows, labels = (order[edges[images[at]] : edges[images[at] + 1]] for order, edges in by_image)
+        rows = rows[tables.scores[rows] >= LOWEST_CONFIDENCE]
+        boxes = tables.truth.boxes[labels]
+        record = ImageRecord(
+            image_id=int(tables.image_ids[images[at]]),
+            file_name="",
+            width=0,
+            height=0,
+            boxes=boxes,
+            classes=outcomes.object_classes[labels],
+            iscrowd=tables.truth.crowds[labels],
+            areas=tables.truth.areas[labels],
+            segmentations=(None,) * len(labels),
+        )
+        detections = [
+            {"bbox": box, "score": score}
+            for box, score in zip(tables.detected.boxes[rows].tolist(), tables.scores[rows].tolist(), strict=True)
+        ]
+        comparison = LabelComparison(record, detections, outcomes.classes[rows], set(range(len(names))))
+        for kind, score, positions, text, detection in comparison.suspicions(names):
+            label = boxes[positions[0]].tolist() if positions else None
+            box = detection["bbox"] if detection else None
+            entry = {"kind": kind, "score": score, "image_id": record.image_id}
+            found.append({**entry, "text": text, "label": label, "detection": box})
+        found.sort(key=lambda entry: -entry["score"])
+    return tuple(found[:most])
+
+
+def _rows_by_image(images: Integers, num_images: int) -> tuple[Integers, Integers]:
+    """Return rows in the order of their images, and where each image (and the one after the last) begins."""
+    order = np.argsort(images, kind="stable")
+    return order, np.searchsorted(images[order], np.arange(num_images + 1))
 
 
 class LabelComparison:

@@ -63,25 +63,38 @@ def outside_ranges(areas: Floats, ranges: Floats = AREA_RANGES) -> Booleans:
     return (areas[:, None] < ranges[:, 0]) | (areas[:, None] > ranges[:, 1])
 
 
-def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES) -> tuple[Booleans, Booleans]:
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Matching:
+    """What D detections match; T IoU thresholds, A size ranges.
+
+    Attributes:
+        matched: (D, T, A) bool; whether the detection matches an object.
+        ignored: (D, T, A) bool; whether it counts neither way, because its object does not count, or because it matches
+            none and its own size is outside.
+        objects: (D,) the object that it matches at IoU 0.50 in the first range; -1: none.
+    """
+
+    matched: Booleans
+    ignored: Booleans
+    objects: Integers
+
+
+def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES) -> Matching:
     """Match the detections and objects of every group.
 
     Args:
         objects: Ground truth (G).
         detections: (D).
         ranges: (A, 2) lowest and highest area.
-
-    Returns:
-        (D, T, A): whether the detection matches an object at each IoU threshold and size range; and (D, T, A): whether
-        it counts neither way, because its object does not count, or it matches none and its own size is outside.
     """
     num_thresholds, num_ranges = len(IOU_THRESHOLDS), len(ranges)
     object_ignored = objects.crowds[:, None] | outside_ranges(objects.areas, ranges)  # (G, A)
     object_taken = np.zeros((len(objects.groups), num_thresholds, num_ranges), dtype=bool)
     matched = np.zeros((len(detections.groups), num_thresholds, num_ranges), dtype=bool)
     ignored = np.repeat(outside_ranges(detections.areas, ranges)[:, None, :], num_thresholds, axis=1)
+    partners = np.full(len(detections.groups), -1)
 
-    of_detection, of_object, overlaps = _overlapping_pairs(objects, detections)  # (P,) each
+    of_detection, of_object, overlaps = overlapping_pairs(objects, detections)  # (P,) each
     # Sort by round; in it by detection, the worst pair first. Of equal overlaps the later object is the better one.
     order = np.lexsort((of_object, overlaps, of_detection, detections.ranks[of_detection]))
     of_detection, of_object, overlaps = of_detection[order], of_object[order], overlaps[order]
@@ -103,13 +116,16 @@ def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES)
         rows = of_detection[start:end][firsts]  # (d,)
         matched[rows] = is_match
         ignored[rows] = np.where(is_match, object_ignored[chosen, np.arange(num_ranges)], ignored[rows])
+        partners[rows] = np.where(is_match[:, IOU_50, ALL], chosen[:, IOU_50, ALL], -1)
         _, threshold, size_range = np.nonzero(is_match)
         object_taken[chosen[is_match], threshold, size_range] = True
-    return matched, ignored
+    return Matching(matched=matched, ignored=ignored, objects=partners)
 
 
-def _overlapping_pairs(objects: BoxTable, detections: BoxTable) -> tuple[Integers, Integers, Floats]:
-    """Return the pairs of each group that reach the lowest threshold: detection index, object index, IoU, (P,) each."""
+def overlapping_pairs(
+    objects: BoxTable, detections: BoxTable, least_iou: float = IOU_THRESHOLDS[0]
+) -> tuple[Integers, Integers, Floats]:
+    """Return the pairs of each group that reach an IoU: detection index, object index, IoU, (P,) each."""
     first = np.searchsorted(objects.groups, detections.groups, side="left")
     counts = np.searchsorted(objects.groups, detections.groups, side="right") - first  # (D,) objects in its group
     ends = np.cumsum(counts)
@@ -124,7 +140,7 @@ def _overlapping_pairs(objects: BoxTable, detections: BoxTable) -> tuple[Integer
         overlaps = _intersection_over_union(
             detections.boxes[of_detection], objects.boxes[of_object], objects.crowds[of_object]
         )
-        enough = overlaps >= IOU_THRESHOLDS[0]
+        enough = overlaps >= least_iou
         kept.append((of_detection[enough], of_object[enough], overlaps[enough]))
         start = stop
     if not kept:
@@ -156,13 +172,15 @@ class Curves:
 
     Attributes:
         precision: (T, R, K, A) the best precision at this recall or a higher one, with most detections allowed.
-        scores: (K, R) the score at which IoU 0.50 reaches the recall level; 0 where it never does.
         recall: (T, K, A, M) the final recall with each number of detections allowed: 1, 10 and 100.
+        best_f1: (K,) the best F1 at IoU 0.50 that any threshold reaches.
+        best_scores: (K,) that threshold; NaN where no object is found.
     """
 
     precision: Floats
-    scores: Floats
     recall: Floats
+    best_f1: Floats
+    best_scores: Floats
 
 
 def precision_recall(
@@ -176,11 +194,12 @@ def precision_recall(
 ) -> Curves:
     """Match all detections and accumulate precision and recall, class by class."""
     ranges, counts_allowed = protocol.area_ranges, protocol.allowed
-    matched, ignored = match(truth, detected, ranges)  # (D, T, A)
+    matching = match(truth, detected, ranges)
+    matched, ignored = matching.matched, matching.ignored  # (D, T, A)
     num_thresholds, num_ranges = matched.shape[1:]
     counted = ~(truth.crowds[:, None] | outside_ranges(truth.areas, ranges))  # (G, A)
     precision = np.full((num_thresholds, len(RECALL_LEVELS), num_classes, num_ranges), NOT_MEASURED)
-    score_at = np.full((num_classes, len(RECALL_LEVELS)), NOT_MEASURED)
+    best_f1, best_scores = np.full(num_classes, NOT_MEASURED), np.full(num_classes, np.nan)
     recall = np.full((num_thresholds, num_classes, num_ranges, len(counts_allowed)), NOT_MEASURED)
     edges = np.arange(num_classes + 1) * num_images
     truth_edges, found_edges = np.searchsorted(truth.groups, edges), np.searchsorted(detected.groups, edges)
@@ -198,16 +217,16 @@ def precision_recall(
             for m, allowed in enumerate(counts_allowed):
                 recall[:, k, a, m] = hits[ranks < allowed, :, a].sum(axis=0) / num_objects[a]
             for t in range(num_thresholds):
-                levels, reached = _precision_at_recall(hits[:, t, a], misses[:, t, a], num_objects[a])
-                precision[t, :, k, a] = levels
-                if t == IOU_50 and a == ALL:
-                    score_at[k] = 0.0
-                    score_at[k, : len(reached)] = class_scores[reached]
-    return Curves(precision=precision, scores=score_at, recall=recall)
+                precision[t, :, k, a] = precision_at_recall(hits[:, t, a], misses[:, t, a], num_objects[a])
+        if num_objects[ALL]:
+            best_f1[k], best_scores[k] = operating_point(
+                hits[:, IOU_50, ALL], misses[:, IOU_50, ALL], class_scores, num_objects[ALL]
+            )
+    return Curves(precision=precision, recall=recall, best_f1=best_f1, best_scores=best_scores)
 
 
-def _precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> tuple[Floats, Integers]:
-    """Return precision (R,) at the recall levels, and the detection that reaches each level (fewer where none does).
+def precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> Floats:
+    """Return precision (R,) at the recall levels.
 
     Args:
         hits: (d,) bool, by descending score.
@@ -223,7 +242,20 @@ def _precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> 
     reached = reached[reached < len(hits)]
     levels = np.zeros(len(RECALL_LEVELS))
     levels[: len(reached)] = best[reached]
-    return levels, reached
+    return levels
+
+
+def operating_point(hits: Booleans, misses: Booleans, scores: Floats, num_objects: int) -> tuple[float, float]:
+    """Return the best F1 that a threshold reaches, and the highest such threshold; NaN where nothing is hit.
+
+    Hits and misses are those of `precision_at_recall`, with their scores (d,); equal scores count together.
+    """
+    if not hits.any():
+        return 0.0, float("nan")
+    f1 = 2 * np.cumsum(hits) / (np.cumsum(hits) + np.cumsum(misses) + num_objects)
+    f1[:-1][scores[1:] == scores[:-1]] = 0.0  # a threshold never parts equal scores
+    best = int(np.argmax(f1))
+    return float(f1[best]), float(scores[best])
 
 
 def ground_truth_boxes(

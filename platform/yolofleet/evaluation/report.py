@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from yolofleet.core.page import image_tag, render_page
 from yolofleet.core.redaction import redact
 from yolofleet.data.draw import class_colour
-from yolofleet.evaluation.average_precision import ClassFigures
+from yolofleet.evaluation.average_precision import ClassFigures, EvaluationResult
 from yolofleet.evaluation.charts import Series, line_chart
-from yolofleet.evaluation.evaluate import EvaluationResult
 from yolofleet.evaluation.precision_recall import RECALL_LEVELS
 from yolofleet.evaluation.samples import SampleImage
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.diagnosis import Diagnosis
 
 MAIN_FIGURES = ("AP", "AP50", "AP75")
 LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
@@ -41,6 +43,8 @@ def render_report(
     facts: Mapping[str, str] | None = None,
     history: Sequence[Mapping[str, Any]] = (),
     images: Sequence[SampleImage] = (),
+    diagnosis: Diagnosis | None = None,
+    drawn: Mapping[int, SampleImage] | None = None,
 ) -> str:
     """Render the page.
 
@@ -50,11 +54,18 @@ def render_report(
         facts: Further facts: model, data, run, commit.
         history: A run's rows of metrics, each with its step: losses, learning rate, validation figures.
         images: Sample images, ground truth beside detections.
+        diagnosis: Of the evaluation; it comes first.
+        drawn: The images of its galleries by image id, as `samples.draw_outcomes` draws them.
 
     Returns:
         An HTML document that needs no other file and no network.
     """
-    parts = []
+    parts, style = [], ""
+    if diagnosis is not None:
+        from yolofleet.evaluation.diagnosis_page import STYLE, render_summary
+
+        parts.append(render_summary(diagnosis))
+        style = STYLE
     if facts:
         rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(redact(str(value)))}</dd>" for name, value in facts.items())
         parts.append(f"<dl>{rows}</dl>")
@@ -62,11 +73,16 @@ def render_report(
         parts.append(_figures(result))
     if history:
         parts.append(_training(history))
+    if result is not None and diagnosis is not None:
+        from yolofleet.evaluation.diagnosis_page import render_diagnosis
+
+        file_names = {image["id"]: str(image.get("file_name", image["id"])) for image in result.ground_truth["images"]}
+        parts += render_diagnosis(diagnosis, file_names, drawn or {})
     if result is not None:
         parts += [_curves(result), _classes(result.per_class, result.average_precision.protocol.max_detections)]
     if images:
         parts.append(_images(images))
-    return render_page(title, parts)
+    return render_page(title, parts, style)
 
 
 def _figures(result: EvaluationResult) -> str:

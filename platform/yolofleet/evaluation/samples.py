@@ -1,10 +1,10 @@
-"""Sample images of an evaluation: the ground truth beside the detections."""
+"""Images of an evaluation: the ground truth beside the detections, or true, false and missed boxes in one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -13,6 +13,9 @@ from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.draw import MARGIN, draw_detections, encode
 from yolofleet.data.sample import SampleError
 from yolofleet.evaluation.detections import Detections
+
+if TYPE_CHECKING:
+    from yolofleet.evaluation.galleries import Gallery, ImageOutcomes
 
 GAP = 6
 
@@ -52,6 +55,38 @@ def draw_samples(
     numbers = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
     found = (draw_sample(dataset, number, [detections], confidence, side) for number in numbers.tolist())
     return [image for image in found if image is not None]
+
+
+def draw_outcomes(
+    dataset: ShardDataset, galleries: Sequence[Gallery], images: ImageOutcomes, *, side: int = 480
+) -> dict[int, SampleImage]:
+    """Draws the images of galleries, each once, with their true, false and missed boxes.
+
+    Args:
+        dataset: the images.
+        galleries: which of them.
+        images: the boxes.
+        side: longest side in pixels.
+
+    Returns:
+        The drawings by image id; an image that cannot be read is left out.
+    """
+    wanted = {image.image_id for gallery in galleries for image in gallery.images}
+    drawn: dict[int, SampleImage] = {}
+    for number in range(len(dataset)):
+        if len(drawn) == len(wanted):
+            break
+        try:
+            if dataset.read_record(number)[1].image_id not in wanted:
+                continue
+            _, record, pixels, _ = dataset.read_decoded(number)
+        except SampleError:  # evaluation has counted and named it already
+            continue
+        boxes = images.boxes_of(record.image_id)
+        drawing = _beside([draw_detections(pixels, boxes, names=dict(dataset.classes))], side)
+        size = {"width": drawing.width, "height": drawing.height}
+        drawn[record.image_id] = SampleImage(name=record.file_name, jpeg=encode(drawing), **size)
+    return drawn
 
 
 def draw_sample(

@@ -27,8 +27,8 @@ from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Count, Spec
 
 if TYPE_CHECKING:
+    from yolofleet.evaluation.average_precision import EvaluationResult
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.evaluation.evaluate import EvaluationResult
 
 MOST_DETECTIONS_BYTES = 2**31
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]

@@ -27,7 +27,7 @@ from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 
 if TYPE_CHECKING:
-    from yolofleet.evaluation.evaluate import EvaluationResult
+    from yolofleet.evaluation.average_precision import EvaluationResult
     from yolofleet.models.network import Network
     from yolofleet.specs.job import JobSpec
     from yolofleet.training.setup.preflight import Readiness

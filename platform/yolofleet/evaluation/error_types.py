@@ -1,0 +1,196 @@
+"""Why detections are false and objects are missed, and what each kind of error costs in AP.
+
+The taxonomy is that of TIDE (Bolya et al., ECCV 2020, arXiv:2008.08115, section 2). At IoU 0.50 a detection that
+matches no object is false for one reason, the first that holds:
+
+- ``localisation``: it overlaps an object of its class, but only by an IoU of 0.1 to 0.5.
+- ``classification``: it lies on an object of another class, by an IoU of 0.5 or more.
+- ``duplicate``: it lies on an object of its class that a detection of a higher score has matched.
+- ``background``: it overlaps no object by an IoU of 0.1.
+- ``both``: it overlaps an object of another class by less than 0.5: class and box are wrong.
+
+An object is ``missed`` where no detection matches it, and no error of class or box explains that.
+
+The cost of a kind is what AP at IoU 0.50 gains when all errors of the kind are mended, and nothing else. A wrong class
+or box is put right; where an object then has two detections, only the one of the higher score stays. The other false
+detections are taken away, and so are missed objects. Costs do not add up: mending one kind changes what others cost.
+With all kinds mended AP is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from yolofleet.evaluation.average_precision import BoxTables
+from yolofleet.evaluation.precision_recall import (
+    ALL,
+    IOU_50,
+    Booleans,
+    BoxTable,
+    Floats,
+    Integers,
+    Matching,
+    overlapping_pairs,
+    precision_at_recall,
+)
+
+ERROR_KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(ERROR_KINDS))
+TRUE, IGNORED = -1, -2
+"""A detection that is no error: it matches an object, or counts neither way."""
+FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcomes:
+    """What became of D detections at IoU 0.50, whatever their size.
+
+    Attributes:
+        kinds: (D,) one of `ERROR_KINDS` by its position, TRUE or IGNORED.
+        objects: (D,) the object that a true detection matches, or that one of a wrong class or box is on; -1: none.
+        classes: (D,) index of the class of each detection.
+        images: (D,) index of the image of each detection.
+        object_classes: (G,) index of the class of each object.
+        object_images: (G,) index of the image of each object.
+        counted: (G,) bool; False for crowds.
+    """
+
+    kinds: NDArray[np.int8]
+    objects: Integers
+    classes: Integers
+    images: Integers
+    object_classes: Integers
+    object_images: Integers
+    counted: Booleans
+
+    @property
+    def is_false(self) -> Booleans:
+        """(D,) whether a detection is an error."""
+        return self.kinds >= 0
+
+    def found(self, above: Booleans) -> Booleans:
+        """Return (G,): whether one of the detections (D,) bool matches the object."""
+        return self._hit(above & (self.kinds == TRUE))
+
+    def missed(self, above: Booleans) -> Booleans:
+        """Return (G,): whether an object counts as missed, if only some detections (D,) bool are taken."""
+        explained = np.isin(self.kinds, (TRUE, CLASSIFICATION, LOCALISATION))
+        return self.counted & ~self._hit(above & explained)
+
+    def _hit(self, rows: Booleans) -> Booleans:
+        hit = np.zeros(len(self.counted), bool)
+        hit[self.objects[rows]] = True
+        return hit
+
+
+def find_outcomes(tables: BoxTables, matching: Matching) -> Outcomes:
+    """Return what became of each detection, and why it is false."""
+    num_images = max(len(tables.image_ids), 1)
+    truth, detected = tables.truth, tables.detected
+    classes, object_classes = detected.groups // num_images, truth.groups // num_images
+    matched, ignored = matching.matched[:, IOU_50, ALL], matching.ignored[:, IOU_50, ALL]
+    false = ~matched & ~ignored
+    rows, objects, overlaps = pairs_in_images(tables, false, ~truth.crowds, BACKGROUND_IOU)
+    is_own = object_classes[objects] == classes[rows]
+    own, own_object = _best(rows[is_own], objects[is_own], overlaps[is_own], len(false))
+    other, other_object = _best(rows[~is_own], objects[~is_own], overlaps[~is_own], len(false))
+    reasons = [
+        ignored,
+        matched,
+        (own >= BACKGROUND_IOU) & (own < FOREGROUND_IOU),
+        other >= FOREGROUND_IOU,
+        own >= FOREGROUND_IOU,
+        other >= BACKGROUND_IOU,
+    ]
+    kinds = np.select(reasons, [IGNORED, TRUE, LOCALISATION, CLASSIFICATION, DUPLICATE, BOTH], BACKGROUND)
+    on_objects = [matching.objects, own_object, other_object]
+    return Outcomes(
+        kinds=kinds.astype(np.int8),
+        objects=np.select([kinds == TRUE, kinds == LOCALISATION, kinds == CLASSIFICATION], on_objects, -1),
+        classes=classes,
+        images=detected.groups % num_images,
+        object_classes=object_classes,
+        object_images=truth.groups % num_images,
+        counted=~truth.crowds,
+    )
+
+
+def pairs_in_images(
+    tables: BoxTables, detections: Booleans, objects: Booleans, least_iou: float
+) -> tuple[Integers, Integers, Floats]:
+    """Return the pairs of some detections (D,) and some objects (G,) of the same image, whatever their classes.
+
+    Returns:
+        Detection, object and IoU of each pair that reaches `least_iou`, (P,) each.
+    """
+    by_image, object_rows = _by_image(tables, tables.truth, objects)
+    others, detection_rows = _by_image(tables, tables.detected, detections)
+    of_detection, of_object, overlaps = overlapping_pairs(by_image, others, least_iou)
+    return detection_rows[of_detection], object_rows[of_object], overlaps
+
+
+def _by_image(tables: BoxTables, table: BoxTable, chosen: Booleans) -> tuple[BoxTable, Integers]:
+    """Return the chosen boxes with their images as groups, and their rows in the table."""
+    images = table.groups % max(len(tables.image_ids), 1)
+    rows = np.flatnonzero(chosen)
+    rows = rows[np.argsort(images[rows], kind="stable")]
+    return BoxTable(
+        groups=images[rows],
+        boxes=table.boxes[rows],
+        areas=table.areas[rows],
+        crowds=table.crowds[rows],
+        ranks=table.ranks[rows],
+    ), rows
+
+
+def _best(rows: Integers, objects: Integers, overlaps: Floats, count: int) -> tuple[Floats, Integers]:
+    """Return the largest IoU (N,) of each row, 0 where it has none, and its object; of equal ones the last object."""
+    order = np.lexsort((objects, overlaps, rows))
+    last = order[np.append(np.diff(rows[order]) > 0, True)] if len(order) else order
+    best, best_object = np.zeros(count), np.full(count, -1)
+    best[rows[last]], best_object[rows[last]] = overlaps[last], objects[last]
+    return best, best_object
+
+
+def mended_ap50(tables: BoxTables, outcomes: Outcomes, kinds: Collection[int]) -> Floats:
+    """Return AP at IoU 0.50 of each class (K,) with all errors of some kinds mended; NaN where it has no objects.
+
+    Args:
+        tables: The boxes.
+        outcomes: What became of them.
+        kinds: Of errors, by their positions in `ERROR_KINDS`; none: AP as it is.
+    """
+    num_classes = len(tables.category_ids)
+    is_counted = outcomes.kinds != IGNORED
+    hits, classes = outcomes.kinds == TRUE, outcomes.classes
+    put_right = np.isin(outcomes.kinds, [kind for kind in kinds if kind in (CLASSIFICATION, LOCALISATION)])
+    if put_right.any():
+        hits = hits | put_right
+        rows = np.flatnonzero(hits)
+        # Of the detections on an object the one of the highest score stays; among equals one that matched it already.
+        rows = rows[np.lexsort((rows, put_right[rows], -tables.scores[rows], outcomes.objects[rows]))]
+        is_later = np.diff(outcomes.objects[rows], prepend=-1) == 0
+        is_counted[rows[is_later]] = False
+        classes = np.where(put_right, outcomes.object_classes[outcomes.objects], classes)
+    taken_away = np.isin(outcomes.kinds, [kind for kind in kinds if kind in (BOTH, DUPLICATE, BACKGROUND)])
+    is_counted &= ~taken_away
+    num_objects = np.bincount(outcomes.object_classes[outcomes.counted], minlength=num_classes)
+    is_measured = num_objects > 0
+    if MISSED in kinds:
+        missed = outcomes.missed(np.ones(len(hits), bool))
+        num_objects = num_objects - np.bincount(outcomes.object_classes[missed], minlength=num_classes)
+    rows = np.flatnonzero(is_counted)
+    rows = rows[np.lexsort((-tables.scores[rows], classes[rows]))]
+    edges = np.searchsorted(classes[rows], np.arange(num_classes + 1))
+    values = np.full(num_classes, np.nan)
+    for k in np.flatnonzero(is_measured):
+        own = hits[rows[edges[k] : edges[k + 1]]]
+        if num_objects[k]:
+            values[k] = precision_at_recall(own, ~own, num_objects[k]).mean()
+        else:  # all its objects were missed: nothing is left to find
+            values[k] = float(len(own) == 0)
+    return values

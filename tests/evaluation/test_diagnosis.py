@@ -1,0 +1,235 @@
+"""The diagnosis equals cases computed by hand, and keeps its properties on random sets."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluation.reference_figures import random_problem
+from yolofleet.evaluation.average_precision import box_tables, coco_average_precision
+from yolofleet.evaluation.confidence import calibration
+from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.diagnosis import Diagnosis, diagnose
+from yolofleet.evaluation.error_types import ERROR_KINDS, IGNORED, TRUE, find_outcomes, mended_ap50
+from yolofleet.evaluation.precision_recall import match
+
+CAT, DOG = 1, 2
+ALL_KINDS = range(len(ERROR_KINDS))
+
+
+def case(
+    objects: list[tuple[int, int, list[float]]], found: list[tuple[int, int, list[float], float]], num_images: int = 3
+) -> tuple[dict[str, Any], Detections]:
+    """Ground truth and detections from (image, class, box) and (image, class, box, score)."""
+    document = {
+        "images": [{"id": number, "width": 100, "height": 100} for number in range(1, num_images + 1)],
+        "categories": [{"id": CAT, "name": "cat"}, {"id": DOG, "name": "dog"}],
+        "annotations": [{"image_id": image, "category_id": label, "bbox": box} for image, label, box in objects],
+    }
+    records = [
+        {"image_id": image, "category_id": label, "bbox": box, "score": score} for image, label, box, score in found
+    ]
+    return document, Detections.from_records(records)
+
+
+A = [0.0, 0.0, 10.0, 10.0]
+B = [40.0, 0.0, 10.0, 10.0]
+A_MOVED = [5.0, 0.0, 10.0, 10.0]  # IoU 50 / 150 with A
+A_NEAR = [1.0, 0.0, 10.0, 10.0]  # IoU 90 / 110 with A
+FAR = [80.0, 80.0, 10.0, 10.0]
+
+
+def errors(diagnosis: Diagnosis) -> dict[str, int]:
+    return {entry.kind: entry.count for entry in diagnosis.errors if entry.count}
+
+
+@pytest.mark.parametrize(
+    ("objects", "found", "wanted"),
+    [
+        ([(1, CAT, A)], [(1, CAT, A, 0.9)], {}),
+        ([(1, CAT, A)], [], {"missed": 1}),
+        ([(1, CAT, A)], [(1, DOG, A_NEAR, 0.9)], {"classification": 1}),
+        ([(1, CAT, A)], [(1, CAT, A_MOVED, 0.9)], {"localisation": 1}),
+        ([(1, CAT, A)], [(1, DOG, A_MOVED, 0.9)], {"both": 1, "missed": 1}),
+        ([(1, CAT, A)], [(1, CAT, FAR, 0.9)], {"background": 1, "missed": 1}),
+        ([(1, CAT, A)], [(2, CAT, A, 0.9)], {"background": 1, "missed": 1}),
+        ([(1, CAT, A)], [(1, CAT, A, 0.9), (1, CAT, A_NEAR, 0.8)], {"duplicate": 1}),
+        ([(1, CAT, A)], [(1, CAT, A, 0.9), (1, CAT, A_MOVED, 0.8)], {"localisation": 1}),
+        ([(1, CAT, A), (1, DOG, B)], [(1, DOG, A, 0.9), (1, CAT, B, 0.8)], {"classification": 2}),
+    ],
+)
+def test_each_error_has_the_kind_that_a_person_gives_it(objects: Any, found: Any, wanted: dict[str, int]) -> None:
+    assert errors(diagnose(*case(objects, found))) == wanted
+
+
+def costs(diagnosis: Diagnosis) -> dict[str, float]:
+    return {entry.kind: round(entry.cost or 0, 4) for entry in diagnosis.errors if entry.cost}
+
+
+def test_costs_are_what_ap50_gains() -> None:
+    # One cat found at 0.5 behind a false box at 0.9: precision 1/2 at every recall, AP50 0.5.
+    background = diagnose(*case([(1, CAT, A)], [(1, CAT, A, 0.5), (1, CAT, FAR, 0.9)]))
+    assert costs(background) == {"background": 0.5}
+    # One of two cats found: precision 1 up to recall 0.5, which are 51 of the 101 levels. No dog is in the annotations.
+    missed = diagnose(*case([(1, CAT, A), (1, CAT, B)], [(1, CAT, A, 0.5)]))
+    assert costs(missed) == {"missed": round(50 / 101, 4)}
+    # A cat found as a dog alone: AP50 of cats is 0, of dogs not measured; put right it is 1.
+    wrong = diagnose(*case([(1, CAT, A)], [(1, DOG, A, 0.9)]))
+    assert costs(wrong) == {"classification": 1.0}
+    # A better box at 0.8 follows one at 0.9 that is off: the false one becomes the match, the other one goes.
+    moved = diagnose(*case([(1, CAT, A)], [(1, CAT, A_MOVED, 0.9), (1, CAT, A, 0.8)]))
+    assert costs(moved) == {"localisation": 0.5}
+    # Two dogs: AP50 is (1 + 51/101) / 2 over cats and dogs, and a missed dog costs its own class alone.
+    both = diagnose(*case([(1, CAT, A), (2, DOG, A), (2, DOG, B)], [(1, CAT, A, 0.9), (2, DOG, A, 0.9)]))
+    assert costs(both) == {"missed": round(25 / 101, 4)}
+    assert [(entry.name, entry.main_error) for entry in both.classes] == [("dog", "missed"), ("cat", None)]
+
+
+def test_the_confusion_matrix_has_background_and_counts_each_box_once() -> None:
+    document, detections = case(
+        [(1, CAT, A), (1, DOG, B), (2, CAT, A), (3, DOG, B)],
+        [(1, CAT, A, 0.9), (1, CAT, B, 0.8), (2, DOG, A, 0.9), (2, DOG, A_NEAR, 0.7), (3, DOG, FAR, 0.9)],
+    )
+    found = diagnose(document, detections)
+    assert found.threshold == 0.9 and found.confusion.tolist() == [[1, 1, 0], [0, 0, 2], [0, 1, 0]]
+    assert found.confusions() == [("cat", "dog", 1)]
+
+
+def test_curves_and_the_best_threshold() -> None:
+    document, detections = case(
+        [(1, CAT, A), (1, CAT, B), (2, DOG, A)],
+        [(1, CAT, A, 0.9), (2, CAT, FAR, 0.6), (1, CAT, B, 0.3), (2, DOG, A, 0.305), (3, DOG, A, 0.305)],
+    )
+    found = diagnose(document, detections)
+    curves, at = found.curves, [0, 30, 31, 60, 61, 90, 91]
+    assert curves.thresholds[at].tolist() == pytest.approx([0, 0.3, 0.31, 0.6, 0.61, 0.9, 0.91])
+    assert curves.precision[1, at].tolist() == pytest.approx([2 / 3, 2 / 3, 1 / 2, 1 / 2, 1, 1, np.nan], nan_ok=True)
+    assert curves.recall[1, at].tolist() == [1, 1, 0.5, 0.5, 0.5, 0.5, 0]
+    assert curves.f1[1, at].tolist() == pytest.approx([0.8, 0.8, 0.5, 0.5, 2 / 3, 2 / 3, 0])
+    assert curves.recall[0, at].tolist() == pytest.approx([1, 1, 1 / 3, 1 / 3, 1 / 3, 1 / 3, 0])
+    # All classes: F1 is 2 x 3 / (3 + 2 + 3) at 0.3. Dogs: one of two boxes of the same score is true.
+    assert curves.best.tolist() == [0.3, 0.3, 0.305] and found.threshold == 0.3
+    dog = next(entry for entry in found.classes if entry.name == "dog")
+    assert (dog.precision, dog.recall, dog.f1) == (0.5, 1.0, pytest.approx(2 / 3))
+    assert (found.num_true, found.num_false, found.num_missed) == (3, 2, 0)
+
+
+def test_calibration_by_hand() -> None:
+    document, detections = case(
+        [(1, CAT, A), (2, CAT, A)], [(1, CAT, A, 0.95), (1, CAT, FAR, 0.85), (2, CAT, A, 0.9), (3, CAT, A, 0.1)]
+    )
+    tables = box_tables(document, detections)
+    outcomes = find_outcomes(tables, match(tables.truth, tables.detected))
+    found = calibration(tables, outcomes)
+    assert found is not None and found.counts.tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 2, 1]
+    assert found.precision[[0, 8, 9]].tolist() == [0, 0.5, 1]
+    assert found.confidence[[0, 8, 9]].tolist() == pytest.approx([0.1, 0.875, 0.95])
+    assert found.error == pytest.approx((0.1 * 1 + 0.375 * 2 + 0.05 * 1) / 4)
+
+
+def test_slices_by_size_shape_and_number_of_objects() -> None:
+    large, wide = [0.0, 0.0, 100.0, 100.0], [0.0, 60.0, 40.0, 10.0]
+    objects = [(1, CAT, A), (2, CAT, large), (2, CAT, wide)]
+    found = diagnose(*case(objects, [(1, CAT, A, 0.9), (2, CAT, wide, 0.8), (3, CAT, A, 0.7)]))
+    sizes = {entry.name.split(",")[0]: entry for entry in found.sizes}
+    assert [sizes[name].recall for name in ("small", "medium", "large")] == [1, None, 0]
+    assert (sizes["small"].ap, sizes["large"].ap50) == (pytest.approx(1), 0)
+    shapes = {entry.name: entry for entry in found.shapes}
+    assert (shapes["about square"].num_objects, shapes["about square"].recall) == (2, 0.5)
+    assert (shapes["wider than 3:1"].num_objects, shapes["wider than 3:1"].ap50) == (1, pytest.approx(1))
+    counts = [(entry.name, entry.num_images, entry.num_objects, entry.num_false) for entry in found.object_counts[:3]]
+    assert found.threshold == 0.8
+    assert counts == [("0", 1, 0, 0), ("1", 1, 1, 0), ("2 to 3", 1, 2, 0)]
+
+
+def test_galleries_choose_the_telling_images() -> None:
+    objects = [(1, CAT, A), (2, CAT, A), (2, CAT, B), (3, DOG, [0.0, 0.0, 50.0, 50.0])]
+    found = diagnose(*case(objects, [(1, CAT, A, 0.9), (2, CAT, FAR, 0.95), (2, CAT, A, 0.8)]))
+    chosen = {entry.name: [(image.image_id, image.reason) for image in entry.images] for entry in found.galleries}
+    assert chosen == {
+        "Most mistakes": [(2, "1 true, 1 false, 1 missed"), (3, "0 true, 0 false, 1 missed")],
+        "Most confident and wrong": [(2, "cat 0.95: no object there")],
+        "Largest objects missed": [(3, "dog of 50x50 px"), (2, "cat of 10x10 px")],
+        "Best": [(1, "1 true, 0 false, 0 missed"), (2, "1 true, 1 false, 1 missed")],
+    }
+    outcomes = [(record["outcome"], record["bbox"]) for record in found.images.boxes_of(2)]
+    assert outcomes == [("missed", B), ("false", FAR), ("true", A)]
+    [label] = found.label_errors
+    assert (label["kind"], label["image_id"], label["label"], label["detection"]) == ("label_missing", 2, None, FAR)
+
+
+def test_the_summary_says_what_a_manager_asks() -> None:
+    objects = [(1, CAT, A), (1, CAT, B), (2, DOG, A)]
+    assert diagnose(*case(objects, [(1, CAT, A, 0.9), (1, CAT, B, 0.9)])).summary == (
+        "The model finds 67% of the 3 objects, and 100% of its boxes are right (confidence 0.90 and above); most is "
+        "lost by objects that are not found (50.0 points of AP50); the weakest class is dog (AP50 0.0, mainly objects "
+        "that are not found)."
+    )
+    assert diagnose(*case(objects[:1], [])).summary.startswith("The model finds none of the one object")
+    assert diagnose(*case([], [(1, CAT, A, 0.9)])).summary.startswith("The annotations hold no objects")
+    nothing = diagnose({"images": [], "categories": [], "annotations": []}, Detections.from_records([]))
+    assert nothing.threshold is None and json.loads(json.dumps(nothing.as_json()))["errors"][0]["cost"] is None
+
+
+def random_case(seed: int) -> tuple[dict[str, Any], Detections]:
+    ground_truth, records = random_problem(seed)
+    if seed % 2:  # annotation ids do not matter: here they are 0 and 1 alone
+        ground_truth["annotations"] = [{**entry, "id": entry["id"] % 2} for entry in ground_truth["annotations"]]
+    return ground_truth, Detections.from_records(records)
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 2**31))
+def test_properties_on_random_sets(seed: int) -> None:
+    ground_truth, detections = random_case(seed)
+    figures, found = coco_average_precision(ground_truth, detections), diagnose(ground_truth, detections)
+    tables = box_tables(ground_truth, detections)
+    matching = match(tables.truth, tables.detected)
+    outcomes = find_outcomes(tables, matching)
+    # Mending nothing is AP50 to the last digit, mending everything gives 1, and no cost is above what is missing.
+    as_is = mended_ap50(tables, outcomes, ())
+    assert [None if np.isnan(value) else value for value in as_is] == [entry.ap50 for entry in figures.per_class]
+    everything = mended_ap50(tables, outcomes, ALL_KINDS)
+    assert everything[~np.isnan(as_is)] == pytest.approx(1)
+    # The kinds of false detections add up to the false detections.
+    counts = {entry.kind: entry.count for entry in found.errors}
+    matched, ignored = matching.matched[:, 0, 0], matching.ignored[:, 0, 0]
+    assert sum(counts.values()) - counts["missed"] == int((~matched & ~ignored).sum())
+    unmatched = figures.num_objects - int((matched & ~ignored).sum())
+    assert counts["missed"] <= unmatched <= counts["missed"] + counts["classification"] + counts["localisation"]
+    # Rows of the matrix are the objects, columns the detections from the threshold on; its diagonal are the true ones.
+    assert found.confusion[:-1].sum() == figures.num_objects
+    assert found.confusion[:, :-1].sum() == found.num_true + found.num_false
+    assert np.trace(found.confusion) == found.num_true and found.confusion[-1, -1] == 0
+    # The operating point is the best of all scores, and the slices by number of objects part the dataset.
+    true, counted = outcomes.kinds == TRUE, outcomes.kinds != IGNORED
+    f1 = []
+    for score in np.unique(tables.scores):
+        above = tables.scores >= score
+        f1.append(2 * (above & true).sum() / ((above & counted).sum() + figures.num_objects))
+    best = 2 * found.num_true / max(2 * found.num_true + found.num_false + found.num_missed, 1)
+    assert best == pytest.approx(max(f1, default=0))
+    assert sum(entry.num_objects for entry in found.object_counts) == figures.num_objects
+    assert sum(entry.num_false for entry in found.object_counts) == found.num_false
+    by_size = [entry.ap for entry in found.sizes]
+    assert by_size == [pytest.approx(figures.figures[name]) for name in ("AP_small", "AP_medium", "AP_large")]
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**31))
+def test_the_order_of_images_changes_nothing(seed: int) -> None:
+    ground_truth, detections = random_case(seed)
+    order = np.random.default_rng(seed).permutation(len(ground_truth["images"]))
+    rank = {ground_truth["images"][index]["id"]: int(position) for position, index in enumerate(order)}
+    by_image = np.argsort([rank[image] for image in detections.image_ids.tolist()], kind="stable")
+    moved = {
+        **ground_truth,
+        "images": [ground_truth["images"][index] for index in order],
+        "annotations": sorted(ground_truth["annotations"], key=lambda entry: rank[entry["image_id"]]),
+    }
+    assert diagnose(moved, detections.select(by_image)).as_json() == diagnose(ground_truth, detections).as_json()
