@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,9 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
     }
     run_report(str(tmp_path / "demo"))
     text = capsys.readouterr().out
-    assert "status: RUNNING\n" in text and "history:\n" in text and "{" not in text
-    assert "metrics:\n  loss " in text
+    assert text.startswith("demo: running, step 20\n") and "\n  history\n" in text and "{" not in text
+    assert re.search(r"validation +AP 0.25\n", text) and re.search(r"training +loss 0.25\n", text)
+    assert re.search(r"time +0 s in 2 starts, 100.0% of it", text)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

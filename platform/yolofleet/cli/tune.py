@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, Verbose, print_result
-from yolofleet.core.terminal import note
-from yolofleet.core.text import one_line
+from yolofleet.core.terminal import SCREEN, doing, note
+from yolofleet.core.text import one_line, plural
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
@@ -39,6 +39,7 @@ def show_plan(session: SearchSession, *, as_json: bool) -> None:
     from yolofleet.search.forecast import forecast, forecast_lines
     from yolofleet.search.space import even_point
 
+    doing("forecasting what the search will cost")
     spec, parameters = session.spec, session.space.parameters
     job = session.space.base_job
     is_grid = spec.algorithm.name == "grid"
@@ -155,6 +156,7 @@ def tune(
     from yolofleet.storage.lock import hold
     from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri
 
+    doing("reading the search space, and screening candidates")
     spec = load_search(open_file(space), overrides or [])
     session = SearchSession.open(spec, source=space)
     job = session.space.base_job.with_absolute_paths()
@@ -164,10 +166,11 @@ def tune(
     show_plan(session, as_json=as_json and plan)
     if plan:
         return
-    if not yes and not resumes and sys.stdin.isatty() and not typer.confirm("Start?", default=True, err=True):
+    check_room_here(session)
+    if not yes and not resumes and sys.stdin.isatty() and not _confirm():
         note("nothing was started")
         return
-    check_room_here(session)
+    doing("looking for MLflow and the storage")
     tracking_uri = job.tracking.uri or default_tracking_uri(job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
@@ -181,6 +184,11 @@ def tune(
         lines = summary_lines(results, directory.url)
         notify_end("\n".join(lines))
     print_result(results.document(), lines, as_json=as_json)
+
+
+def _confirm() -> bool:
+    with SCREEN.drawing(None):
+        return typer.confirm("Start?", default=True, err=True)
 
 
 @contextmanager
@@ -245,8 +253,14 @@ def _search(
                 url=directory.url,
                 on_event=directory.append_event,
             )
+        doing("writing the report")
         write_report(directory)
+    except KeyboardInterrupt:
+        ended = sum(trial.end is not None for trial in trials.trials.values())
+        note(f"saved: {plural(len(trials.trials), 'trial')}, {ended} of them ended: {directory.url}")
+        raise
     finally:
+        doing("sending the rest to MLflow")
         directory.flush()
         if mirror is not None:
             mirror.close()

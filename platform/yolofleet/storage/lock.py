@@ -261,6 +261,16 @@ def hold(
     return Lock(storage, record)
 
 
+def forget(storage: Storage) -> None:
+    """Remove the record of a first holder that has released the lock: of a start that was refused.
+
+    One who takes the lock meanwhile has the next number, and keeps it.
+    """
+    record = newest_record(storage)
+    if record is not None and record.number == 1 and record.released:
+        storage.delete(record_key(1))
+
+
 def _wait_for_end(storage: Storage, record: LockRecord, notify: Callable[[str], None]) -> LockRecord | None:
     """Return the record to succeed once its holder is known to be gone; raise as soon as a holder is seen alive."""
     if record.process.has_ended():

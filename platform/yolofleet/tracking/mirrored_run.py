@@ -10,13 +10,11 @@ evaluations: one that was made beside the training may come late, so the server 
 from __future__ import annotations
 
 import json
-import math
 import re
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -25,8 +23,18 @@ from yolofleet.core.redaction import redact, redact_values
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.json_lines import Row, encode_row
+from yolofleet.tracking.mirrored_view import (
+    DESCRIPTION_TAG,
+    OLD_NAMES,
+    describe_run,
+    grouped_name,
+    readable_tags,
+    send_datasets,
+    unix_milliseconds,
+)
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
 from yolofleet.tracking.run_directory import (
+    EVALUATION_IMAGES,
     EVENTS_LOGS,
     FACTS_KEY,
     METRICS_LOGS,
@@ -39,11 +47,12 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Run
 
+    from yolofleet.tracking.mirrored_media import SentImages
+
 IDENTITY_TAG = "yolofleet.run_id"
 LOCATION_TAG = "yolofleet.run_directory"
 EVALUATION_PREFIX = "val_"
 PARENT_TAG = "mlflow.parentRunId"
-FACT_TAG_PREFIX = "yolofleet."
 MOST_METRICS_IN_BATCH = 1000
 MOST_PARAMS_IN_BATCH = 100
 LONGEST_PARAM = 6000
@@ -77,6 +86,10 @@ class MirroredRun:
         self._evaluated: defaultdict[str, set[int]] = defaultdict(set)  # steps sent, by metric
         self._asked: set[str] = set()  # metrics of which the server was asked for all steps
         self._status: str | None = None
+        self._grouped = True  # whether metrics have names with groups
+        self._found: Run | None = None
+        self._images: SentImages | None = None
+        self._newest: dict[str, Any] = {}  # value of each metric
         self._forget_sent()
 
     def _forget_sent(self) -> None:
@@ -85,6 +98,7 @@ class MirroredRun:
         self._events = self.run.reader(*EVENTS_LOGS)
         self._uploaded: dict[str, tuple[int, ...] | bytes] = {}
         self._sent_facts: dict[str, Any] | None = None
+        self._described: str | None = None
         self._sent_tags: dict[str, str] = {}
         self._evaluated.clear()
         self._asked.clear()
@@ -126,6 +140,8 @@ class MirroredRun:
         if found is None:
             found = _create_run(client, experiment, self.run, self._parent_run_id)
         self._last_steps = last_steps(found)
+        self._grouped = not any(name in self._last_steps for name in OLD_NAMES)
+        self._found, self._images = found, None
         self._forget_sent()
         self._status = found.info.status
         self._send_params(client, found)
@@ -143,17 +159,23 @@ class MirroredRun:
             client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
 
     def _send_facts(self, client: MlflowClient, run_id: str) -> None:
-        """Send the facts as tags, which may change, and the directory's present location."""
+        """Send who started the run and the directory's present location as tags, and the data as inputs."""
         from mlflow.entities import RunTag
 
         facts = self.run.facts()
         if facts == self._sent_facts:
             return
-        values = {FACT_TAG_PREFIX + key: value for key, value in flat_params(facts, longest=LONGEST_TAG).items()}
-        tags = [RunTag(key, value) for key, value in {**values, LOCATION_TAG: self.run.url}.items()]
-        for start in range(0, len(tags), MOST_PARAMS_IN_BATCH):
-            client.log_batch(run_id, tags=tags[start : start + MOST_PARAMS_IN_BATCH])
+        tags = [RunTag(key, value) for key, value in (readable_tags(facts) | {LOCATION_TAG: self.run.url}).items()]
+        client.log_batch(run_id, tags=tags)
+        assert self._found is not None
+        send_datasets(client, self._found, self.run, facts)
         self._sent_facts = facts
+
+    def _describe(self, client: MlflowClient, run_id: str, events: list[Row]) -> None:
+        text = describe_run(self.run, self._sent_facts or {}, events, self._newest)
+        if text != self._described:
+            client.set_tag(run_id, DESCRIPTION_TAG, text)
+            self._described = text
 
     def _send_tags(self, client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
         for key, value in tags.items():
@@ -176,12 +198,15 @@ class MirroredRun:
 
         for row in rows:
             step, milliseconds = int(row.get("step", 0)), unix_milliseconds(str(row.get("time", "")))
-            for key, value in numbers(row):
+            self._newest |= row
+            for plain, value in numbers(row):
+                key = grouped_name(plain) if self._grouped else plain
+                evaluated = plain.startswith(EVALUATION_PREFIX)
                 late = step <= self._last_steps.get(key, -1)
-                if late and not (key.startswith(EVALUATION_PREFIX) and self._lacks(client, run_id, key, step)):
+                if late and not (evaluated and self._lacks(client, run_id, key, step)):
                     continue
                 self._last_steps[key] = max(step, self._last_steps.get(key, -1))
-                if key.startswith(EVALUATION_PREFIX):
+                if evaluated:
                     self._evaluated[key].add(step)
                 yield Metric(key, value, milliseconds, step)
 
@@ -200,7 +225,15 @@ class MirroredRun:
                 if (data := storage.get(key)) != self._uploaded.get(key):
                     client.log_text(run_id, data.decode(errors="replace"), key)
                     self._uploaded[key] = data
-        for entry in storage.list(f"{REPORT_PREFIX}/"):
+        entries = list(storage.list(f"{REPORT_PREFIX}/"))
+        if any(entry.key.startswith(f"{EVALUATION_IMAGES}/") for entry in entries):
+            from yolofleet.tracking.mirrored_media import SentImages
+
+            self._images = self._images or SentImages(client, run_id)
+            self._images.send(self.run, [entry.key for entry in entries])
+        for entry in entries:
+            if entry.key.startswith(f"{EVALUATION_IMAGES}/"):
+                continue
             key, path = entry.key, storage.local_path(entry.key)
             state = (entry.size_bytes,) if path is None else (entry.size_bytes, path.stat().st_mtime_ns)
             if self._uploaded.get(key) == state:
@@ -216,11 +249,16 @@ class MirroredRun:
         """Upload the events and the run's status."""
         events = self.run.events()
         client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
+        self._describe(client, run_id, events)
         status = status_after(events) or "RUNNING"
         if status != self._status:
             if status == "RUNNING":
                 client.update_run(run_id, status=status)
             else:
+                from yolofleet.tracking.mirrored_media import send_checkpoints
+
+                assert self._found is not None
+                send_checkpoints(client, self._found, self.run, self.run.metrics())
                 ended = unix_milliseconds(str(events[-1].get("time", "")))
                 client.set_terminated(run_id, status=status, end_time=ended)
             self._status = status
@@ -260,14 +298,6 @@ def numbers(row: Row) -> Iterator[tuple[str, float]]:
 def valid_name(name: str) -> str:
     """Return the name with what MLflow forbids in names replaced by ``_``."""
     return re.sub(r"[^/\w.\- :]", "_", name)[:LONGEST_NAME]
-
-
-def unix_milliseconds(time: str) -> int:
-    """Return an ISO 8601 time as MLflow counts it; 0 (1970) for a row without a readable time."""
-    try:
-        return math.floor(datetime.fromisoformat(time).timestamp() * 1000)
-    except ValueError:
-        return 0
 
 
 def flat_params(document: Mapping[str, Any], prefix: str = "", longest: int = LONGEST_PARAM) -> dict[str, str]:
