@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,10 +140,20 @@ def _mirrored(
     on_row: OnRow,
     notifier: WorkNotifier | None,
 ) -> Iterator[None]:
-    """Copy the run to MLflow for the length of a with block."""
+    """Copy the run to MLflow, and for TensorBoard where the job says so, for the length of a with block."""
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.tracking.run_directory import RunDirectory
 
+    if spec.tracking.tensorboard:
+        from yolofleet.tracking.tensorboard_mirror import TensorBoardMirror
+
+        with closing(TensorBoardMirror(ready.run)) as board:
+            board.start()
+            without = spec.tracking.model_copy(update={"tensorboard": False})
+            rest = spec.model_copy(update={"tracking": without})
+            with _mirrored(rest, ready, tracking_uri, token, on_row, notifier):
+                yield
+        return
     if tracking_uri is None:
         yield
         return

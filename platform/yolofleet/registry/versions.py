@@ -20,6 +20,8 @@ TAG_PREFIX = "yolofleet."
 DIGEST_TAG = "yolofleet.digest"
 PROOF_TAG = "yolofleet.proof_sha256"
 DIGEST_TAGS = (DIGEST_TAG, PROOF_TAG)
+SEARCHED_DIGESTS = ("data.train", "data.val", "job_sha256")
+"""Facts that say where a version comes from."""
 LONGEST_TAG = 5000
 
 
@@ -154,6 +156,11 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
 def fact_tags(evidence: Mapping[str, Any]) -> dict[str, str]:
     """Return evidence as tags by dotted path: ``{"figures": {"AP": 0.5}}`` -> ``{"yolofleet.figures.AP": "0.5"}``."""
     return {TAG_PREFIX + key: value for key, value in flat_params(evidence, longest=LONGEST_TAG).items()}
+
+
+def is_tagged(fact: str, value: str) -> bool:
+    """Return whether a fact becomes a tag: all but digests that nothing searches, which are in ``evidence.json``."""
+    return fact in SEARCHED_DIGESTS or re.fullmatch("[0-9a-f]{64}", value) is None
 
 
 def _all_pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -44,6 +44,8 @@ class BackgroundSync:
         unaffected: What does not wait for MLflow: "training", "the search".
         poll_seconds: Pause between two passes.
         on_event: Takes the events ``tracking_away`` and ``tracking_back``.
+        target: What is synchronised, for messages.
+        cure: What sends the rest later.
     """
 
     def __init__(
@@ -55,7 +57,11 @@ class BackgroundSync:
         unaffected: str,
         poll_seconds: float = POLL_SECONDS,
         on_event: OnEvent = ignore_event,
+        target: str = "MLflow",
+        cure: str = "`yolofleet report {source} --sync`",
     ) -> None:
+        self._target = f"{target} at {redact(tracking_uri)}"
+        self._cure = cure.format(source=source)
         self._sync = sync
         self._source = source
         self._uri = redact(tracking_uri)
@@ -71,7 +77,7 @@ class BackgroundSync:
             self._pass_if_due,
             seconds=poll_seconds,
             name="mlflow-mirror",
-            warning=f"MLflow at {self._uri} is not synchronised at the moment",
+            warning=f"{self._target} is not synchronised at the moment",
             at_once=True,
             close_timeout_seconds=0.0,  # `close` has a limit of its own
         )
@@ -98,12 +104,7 @@ class BackgroundSync:
         except TimeoutError:
             self._synchronised = False
         if not self._synchronised:
-            logger.warning(
-                "MLflow at %s does not hold all of %s; send the rest with `yolofleet report %s --sync`",
-                self._uri,
-                self._source,
-                self._source,
-            )
+            logger.warning("%s does not hold all of %s; send the rest with %s", self._target, self._source, self._cure)
         return self._synchronised
 
     def _pass_if_due(self) -> None:
@@ -124,11 +125,11 @@ class BackgroundSync:
             self._failures += 1
             if self._failures == 1:
                 reason = one_line(error)
-                logger.warning("MLflow at %s is behind, %s continues: %s", self._uri, self._unaffected, reason)
+                logger.warning("%s is behind, %s continues: %s", self._target, self._unaffected, reason)
                 self._append_event("tracking_away", uri=self._uri, reason=reason)
             return
         if self._failures:
-            logger.info("MLflow at %s has caught up", self._uri)
+            logger.info("%s has caught up", self._target)
             seconds = round(time.monotonic() - self._synchronised_at, 3)
             self._append_event("tracking_back", uri=self._uri, seconds=seconds)
         self._failures, self._synchronised_at, self._synchronised = 0, time.monotonic(), True

@@ -37,6 +37,7 @@ from yolofleet.tracking.run_directory import (
     EVALUATION_IMAGES,
     EVENTS_LOGS,
     FACTS_KEY,
+    JOB_KEY,
     METRICS_LOGS,
     REPORT_PREFIX,
     RunDirectory,
@@ -87,7 +88,7 @@ class MirroredRun:
         self._asked: set[str] = set()  # metrics of which the server was asked for all steps
         self._status: str | None = None
         self._grouped = True  # whether metrics have names with groups
-        self._found: Run | None = None
+        self._found: Run
         self._images: SentImages | None = None
         self._newest: dict[str, Any] = {}  # value of each metric
         self._forget_sent()
@@ -167,11 +168,12 @@ class MirroredRun:
             return
         tags = [RunTag(key, value) for key, value in (readable_tags(facts) | {LOCATION_TAG: self.run.url}).items()]
         client.log_batch(run_id, tags=tags)
-        assert self._found is not None
         send_datasets(client, self._found, self.run, facts)
         self._sent_facts = facts
 
     def _describe(self, client: MlflowClient, run_id: str, events: list[Row]) -> None:
+        if self.run.spec_key != JOB_KEY:  # a search is described by its mirror
+            return
         text = describe_run(self.run, self._sent_facts or {}, events, self._newest)
         if text != self._described:
             client.set_tag(run_id, DESCRIPTION_TAG, text)
@@ -257,7 +259,6 @@ class MirroredRun:
             else:
                 from yolofleet.tracking.mirrored_media import send_checkpoints
 
-                assert self._found is not None
                 send_checkpoints(client, self._found, self.run, self.run.metrics())
                 ended = unix_milliseconds(str(events[-1].get("time", "")))
                 client.set_terminated(run_id, status=status, end_time=ended)
