@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.cli.run_display import RunDisplay, bar_line, fill
-from yolofleet.core.text import fit, plural
+from yolofleet.core.terminal import plural
+from yolofleet.core.text import fit
 
 WIDTHS = (60, 80, 120, 200)
 PROGRAM = Path(__file__).with_name("displayed_run.py")

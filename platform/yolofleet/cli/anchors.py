@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, print_result
-from yolofleet.core.text import plural
+from yolofleet.core.terminal import plural
 
 if TYPE_CHECKING:
     from yolofleet.data.anchors import AnchorFit, Anchors

@@ -16,8 +16,7 @@ from yolofleet.cli.doctor import doctor
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, SpecArgument, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
-from yolofleet.core.terminal import note, show
-from yolofleet.core.text import plural
+from yolofleet.core.terminal import note, plural, show
 
 if TYPE_CHECKING:
     from yolofleet.cluster.manifest_work import Work

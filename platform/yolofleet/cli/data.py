@@ -12,8 +12,7 @@ import typer
 from yolofleet.cli.options import FollowLinks, JobArgument, JsonOption, Overrides, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
-from yolofleet.core.terminal import note
-from yolofleet.core.text import plural
+from yolofleet.core.terminal import note, plural
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog

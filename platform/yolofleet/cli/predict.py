@@ -18,8 +18,8 @@ import typer
 from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
-from yolofleet.core.terminal import note
-from yolofleet.core.text import and_more, plural
+from yolofleet.core.terminal import note, plural
+from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
     from yolofleet.cluster.prediction_parts import ImageSource, PredictionPlan

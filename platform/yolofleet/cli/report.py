@@ -79,7 +79,7 @@ def _facts(
     summary: dict[str, Any], survival: dict[str, Any], metrics: dict[str, Any]
 ) -> Iterator[tuple[str, str | None]]:
     from yolofleet.core.durations import describe_duration
-    from yolofleet.core.text import plural
+    from yolofleet.core.terminal import plural
 
     validation = {key.removeprefix("val_"): value for key, value in metrics.items() if key.startswith("val_")}
     figures = [f"{key} {_format(validation[key])}" for key in ("AP50", "AP", "loss") if key in validation]

@@ -14,8 +14,7 @@ from yolofleet.cli.options import JsonOption, TrackingUri, print_result
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.durations import format_duration
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import note
-from yolofleet.core.text import plural
+from yolofleet.core.terminal import note, plural
 
 if TYPE_CHECKING:
     from yolofleet.storage import Storage

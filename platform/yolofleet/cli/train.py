@@ -14,8 +14,8 @@ import typer
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.liveness import describe_start
-from yolofleet.core.terminal import doing, note
-from yolofleet.core.text import one_line, plural
+from yolofleet.core.terminal import doing, note, plural
+from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release

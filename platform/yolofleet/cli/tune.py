@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, Verbose, print_result
-from yolofleet.core.terminal import SCREEN, doing, note
-from yolofleet.core.text import one_line, plural
+from yolofleet.core.terminal import SCREEN, doing, note, plural
+from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory

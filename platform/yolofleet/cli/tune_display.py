@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from yolofleet.cli.run_display import MOST_LINES, fill
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.durations import describe_duration
-from yolofleet.core.terminal import SCREEN, is_terminal, note
-from yolofleet.core.text import and_more, fit, plural
+from yolofleet.core.terminal import SCREEN, is_terminal, note, plural
+from yolofleet.core.text import and_more, fit
 from yolofleet.search.forecast import seconds_left, work_done
 from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front

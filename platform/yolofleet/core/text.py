@@ -44,11 +44,6 @@ def fit(text: str, end: str = "", *, width: int) -> str:
     return f"{text[: room + 1].rpartition(' ')[0] or text[:room]}..{end}"[:width]
 
 
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """Return a count with its noun: "1 image", "2,000 images", "3 boxes"."""
-    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
-
-
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxstring = _BOUNDED.maxother = 80
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import doing
-from yolofleet.core.text import plural
+from yolofleet.core.terminal import doing, plural
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER

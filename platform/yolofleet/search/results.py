@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yolofleet.core.text import plural
+from yolofleet.core.terminal import plural
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.entry import Entry, entry_of
 from yolofleet.search.history import best_first, objective_bounds, reference_point

@@ -1,6 +1,6 @@
 """The MLflow mirror of a search: a parent run, and a child run for each trial, written by one thread.
 
-Each is a mirrored run directory (yolofleet.tracking.mirrored_run), so a pass may be repeated or cut off anywhere, and
+Each is a mirrored run directory (yolofleet.tracking.mirror), so a pass may be repeated or cut off anywhere, and
 the whole can be rebuilt from the storage at any time.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from yolofleet.core.text import plural
-from yolofleet.tracking.mirror import BackgroundSync
-from yolofleet.tracking.mirrored_run import MirroredRun
-from yolofleet.tracking.mirrored_view import DESCRIPTION_TAG
+from yolofleet.core.background import BackgroundSync
+from yolofleet.core.terminal import plural
+from yolofleet.tracking.mirror import MirroredRun
+from yolofleet.tracking.mirrored_run import DESCRIPTION_TAG
 from yolofleet.tracking.run_directory import RunDirectory
 
 CLOSE_TIMEOUT_SECONDS = 120.0

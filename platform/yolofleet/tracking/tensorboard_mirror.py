@@ -12,11 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from yolofleet.core.background import BackgroundSync
 from yolofleet.core.errors import UserError
 from yolofleet.tracking.json_lines import seconds_of
-from yolofleet.tracking.mirror import BackgroundSync
-from yolofleet.tracking.mirrored_run import numbers
-from yolofleet.tracking.mirrored_view import grouped_name
+from yolofleet.tracking.mirrored_run import grouped_name, numbers
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
 
 FOLDER = "tensorboard"
