@@ -78,7 +78,7 @@ def test_sync_uses_the_store_and_experiment_of_the_job(tmp_path: Path, capsys: p
     run_report(str(tmp_path / "runs" / "demo"), "--sync", "--json")
     run_id = json.loads(capsys.readouterr().out)["mlflow_run_id"]
     client = open_client(f"sqlite:///{tmp_path}/runs/_mlflow/mlflow.db")
-    assert client.get_run(run_id).data.metrics == {"loss": 0.25, "val_AP": 0.25}
+    assert client.get_run(run_id).data.metrics == {"loss/total": 0.25, "val/AP": 0.25}
     assert client.get_experiment_by_name("shapes") is not None
     run_report(str(tmp_path / "runs" / "demo"), "--rebuild", "--json")
     assert json.loads(capsys.readouterr().out)["mlflow_run_id"] != run_id

@@ -41,7 +41,7 @@ def train(
 ) -> None:
     """Train a model, evaluate it, and register it. The same command resumes a run that was stopped."""
     from yolofleet.specs.job import JobSpec
-    from yolofleet.storage import open_file
+    from yolofleet.storage import open_file, open_storage
     from yolofleet.storage.lock import forget, hold
     from yolofleet.tracking.mlflow_store import default_tracking_uri
     from yolofleet.tracking.run_directory import RunDirectory
@@ -51,10 +51,11 @@ def train(
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     doing("reading the job")
     spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
-    _check_devices(spec, launcher)
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     doing("looking at the storage")
     storage = run_storage(spec)
+    if not RunDirectory(storage).exists():
+        _check_devices(spec, launcher)
     try:
         with hold(storage, notify=note) as lock, _notifier(spec, lock.token) as notifier:
             if tracking_uri is not None:  # only now: it may lie in the storage, which has just taken a write
@@ -64,7 +65,7 @@ def train(
     except UserError:
         with suppress(UserError, WorkError):  # a storage that does not answer
             if not RunDirectory(storage).exists():  # the start was refused: it leaves nothing
-                forget(storage)
+                forget(open_storage(spec.storage), spec.name)
         raise
     print_result(asdict(record), _result_lines(record, headline), as_json=as_json)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, Verbose, print_result
+from yolofleet.core.liveness import describe_start
 from yolofleet.core.terminal import SCREEN, doing, note, plural
 from yolofleet.core.text import one_line
 
@@ -229,6 +230,7 @@ def _search(
 
     directory = SearchDirectory(storage, token=token)
     directory.claim(spec)
+    directory.record_facts(started=describe_start(["yolofleet", *sys.argv[1:]]))
     base = session.space.base_job.with_absolute_paths()
     keep_initial_weights(directory, base, lambda uri: resolve_weights(uri, tracking_uri))
     trials = session.trials(directory)

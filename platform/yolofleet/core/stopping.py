@@ -48,6 +48,41 @@ def kept_handlers() -> Iterator[bool]:
             signal.signal(kind, handler)
 
 
+@contextmanager
+def announced_interrupt(announce: Callable[[str], object], what: str) -> Iterator[None]:
+    """Say at once that Ctrl-C has come, within a with block in which a library sets a handler of its own for it.
+
+    Args:
+        announce: Says it; called by the handler.
+        what: What happens then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, alarm = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+
+    def look(number: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is before or not callable(handler):
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            announce(f"\nstopping (Ctrl-C): {what}")
+            handler(number, frame)
+
+        signal.signal(signal.SIGINT, stop)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGALRM) is look:  # else a stop is under way, which has set its own
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+
+
 def stop_on_signals(announce: Callable[[str], object] = str) -> None:
     """Raise `StoppedBySignal` in the main thread from now on, so that temporary files and locks are given up.
 

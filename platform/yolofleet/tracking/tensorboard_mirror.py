@@ -39,6 +39,7 @@ class TensorBoardMirror(BackgroundSync):
         self._temporary: TemporaryDirectory[str] | None = None
         self._writer = self._open()
         self._put_at = 0.0
+        self._has_news = False
         url = f"{run.url.rstrip('/')}/{FOLDER}"
         cure = "the same command: its next start writes all of it anew"
         super().__init__(
@@ -48,7 +49,7 @@ class TensorBoardMirror(BackgroundSync):
     def _open(self) -> Any:
         """Remove what an earlier start wrote, and begin a file."""
         try:
-            from tensorboardX import SummaryWriter
+            from tensorboardX.event_file_writer import EventsWriter
         except ImportError as error:
             raise UserError(
                 "tracking.tensorboard: needs the package tensorboardX: pip install 'yolofleet[tensorboard]', or leave "
@@ -57,10 +58,13 @@ class TensorBoardMirror(BackgroundSync):
         for entry in self._run.storage.list(f"{FOLDER}/"):
             self._run.storage.delete(entry.key)
         local = self._run.storage.local_path(f"{FOLDER}/events")
-        if local is None:
+        if local is not None:
+            folder = local.parent
+            folder.mkdir(parents=True, exist_ok=True)
+        else:
             self._temporary = TemporaryDirectory(prefix="yolofleet-tensorboard-")
-            return SummaryWriter(self._temporary.name)
-        return SummaryWriter(str(local.parent))
+            folder = Path(self._temporary.name)
+        return EventsWriter(str(folder / "events"))
 
     def sync(self, everything: bool = True) -> None:
         """Write the new rows.
@@ -68,14 +72,20 @@ class TensorBoardMirror(BackgroundSync):
         Args:
             everything: Look at every log, and upload the file in any case.
         """
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+
         rows = self._rows.new_rows(only_due=not everything)
         for row in rows:
-            for name, value in numbers(row):
-                self._writer.add_scalar(grouped_name(name), value, int(row.get("step", 0)), walltime=seconds_of(row))
+            values = [Summary.Value(tag=grouped_name(name), simple_value=value) for name, value in numbers(row)]
+            event = Event(wall_time=seconds_of(row), step=int(row.get("step", 0)), summary=Summary(value=values))
+            self._writer.write_event(event)
         if rows:
             self._writer.flush()
-        if self._temporary is not None and (everything or time.monotonic() - self._put_at >= PUT_SECONDS):
-            self._put_at = time.monotonic()
+            self._has_news = True
+        is_due = everything or (self._has_news and time.monotonic() - self._put_at >= PUT_SECONDS)
+        if self._temporary is not None and is_due:
+            self._put_at, self._has_news = time.monotonic(), False
             for path in Path(self._temporary.name).iterdir():
                 self._run.storage.put(f"{FOLDER}/{path.name}", path)
 
