@@ -336,7 +336,7 @@ class _Sink:
 
 def mirroring(scale: Scale, folder: Path) -> list[Measure]:
     """Send the run to MLflow: all of it after an outage within ten minutes, one row more within the mirror's 5 s."""
-    from yolofleet.tracking.mirrored_run import MirroredRun
+    from yolofleet.tracking.mirror import MirroredRun
     from yolofleet.tracking.run_directory import RunDirectory
 
     with RunDirectory.open(folder / "runs", "scale") as run:

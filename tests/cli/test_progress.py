@@ -35,7 +35,7 @@ def test_rows_and_problems_are_shown_as_they_arrive_and_the_last_ones_at_the_end
         run.append_metrics({"step": 10, "val_AP50": 0.5, "val_AP": 0.25})
     assert capsys.readouterr().err.splitlines() == [
         "for nodes",
-        "the workers started again from step 3 with 1 workers",
+        "the workers started again from step 3 with 1 worker",
         "step 10: validation AP50 0.5000, AP 0.2500",
     ]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from rich.console import Console
 
 from yolofleet.cli.tune_display import Live, SearchDisplay
 from yolofleet.search.engine import SegmentResult, TrialSegment
@@ -106,20 +104,16 @@ def test_the_table_fits_a_narrow_screen_a_row_a_trial() -> None:
     display = display_of(trials, Clock())
     for _ in range(5):
         measure(trials, suggest(trials), 1.0, 0.123456)
-    text = io.StringIO()
-    Console(file=text, width=80).print(display.table({}, 4))
-    lines = text.getvalue().splitlines()
-    assert max(map(len, lines)) <= 80
-    assert sum("0.1235" in line for line in lines) == 4
-    assert "".join(lines).startswith("small: 0 of 8 trials ended")
+    lines = display.lines({}, 4, 79)
+    assert max(map(len, lines)) <= 79
+    assert sum(line.startswith("    ") and "0.1235" in line for line in lines) == 4
+    assert lines[0].startswith("small: 0 of 8 trials ended") and "best so far: trial 0, val_AP 0.1235" in lines
     (head,) = (line for line in lines if "parameters" in line)
     assert head.split() == ["trial", "parameters", "val_AP", "gflops", "trained", "state"]
 
 
 def test_before_the_first_trial_the_display_says_what_is_waited_for() -> None:
-    text = io.StringIO()
-    Console(file=text, width=100).print(display_of(Trials(), Clock()).table({}, 10))
-    assert "their processes load" in text.getvalue()
+    assert "their processes load" in "".join(display_of(Trials(), Clock()).lines({}, 10, 100))
 
 
 def test_time_left_follows_the_pace_of_this_start() -> None:

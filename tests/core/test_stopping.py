@@ -93,3 +93,23 @@ def test_a_temporary_folder_that_is_full_is_said_in_one_line(tmp_path: Path) -> 
     last = done.stderr.splitlines()[-1]
     assert last.startswith(f"yolofleet.core.errors.UserError: {tmp_path}: File too large; free space there")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_is_announced_although_a_library_answers_it() -> None:
+    code = (
+        "import os, signal, time\n"
+        "from yolofleet.core import stopping\n"
+        "stopping.AGAIN_SECONDS = 0.05\n"
+        "told = []\n"
+        "with stopping.kept_handlers(), stopping.announced_interrupt(told.append, 'it ends'):\n"
+        "    library = lambda *_: told.append('library')\n"
+        "    signal.signal(signal.SIGINT, library)\n"
+        "    end = time.monotonic() + 60\n"
+        "    while signal.getsignal(signal.SIGINT) is library and time.monotonic() < end: time.sleep(0.01)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "print(told)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "['\\nstopping (Ctrl-C): it ends', 'library']\n"
+    assert done.returncode == -signal.SIGINT

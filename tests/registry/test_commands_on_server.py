@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -55,7 +56,10 @@ def test_from_the_first_registration_to_a_rollback(
     for package in (detector_package, trained_package):  # the second one is worse here
         assert run("register", str(package), "--name", "shapes", "--data", str(known_data))[0] == 0
     code, out = run("list", "shapes")
-    assert code == 0 and out.startswith("models:/shapes/2  @candidate") and "models:/shapes/1 " in out
+    head, *rows = (line.split() for line in out.splitlines())
+    assert code == 0 and head == ["VERSION", "REGISTERED", "AP", "AP50", "ALIASES"]
+    assert [(row[0], *row[5:]) for row in rows] == [("models:/shapes/2", "@candidate"), ("models:/shapes/1",)]
+    assert all(re.fullmatch(r"[01]\.\d{4}", figure) for row in rows for figure in row[3:5])
     (shard, *_) = ShardDataset(known_data).manifest.shards
     code, out = run("list", "--data", shard.sha256, "--json")
     assert code == 0 and [(entry["version"], entry["data"]) for entry in json.loads(out)] == [

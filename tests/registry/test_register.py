@@ -21,6 +21,7 @@ from yolofleet.registry.version_files import detector_folder, version_files
 from yolofleet.registry.versions import (
     ModelTags,
     RegistryError,
+    browse_versions,
     check_alias,
     check_name,
     find_version,
@@ -80,6 +81,8 @@ def test_the_same_detector_is_registered_once(detector_package: Path, own_packag
     assert (second.number, second.aliases) == (2, ("candidate",))
     assert find_version(tracking_uri, "shapes/1").aliases == ()
     assert [version.number for version in list_versions(tracking_uri)] == [2, 1]
+    assert browse_versions(tracking_uri) == list_versions(tracking_uri)
+    assert browse_versions(tracking_uri, "shapes") == list_versions(tracking_uri, "shapes")
 
 
 def test_a_registration_that_was_cut_off_is_finished(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.mirror import Mirror, sync_now
@@ -45,7 +48,8 @@ def storage_folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.Monkey
 def new_run(storage_folder: Path, num_steps: int) -> RunDirectory:
     run = RunDirectory.open(storage_folder, "demo")
     run.write_job("name: demo\ndata: {train: shapes, image_size: 64}\nworkers: [1, 2]\n")
-    run.record_facts(**{"data.train.digest": "sha256:0a1b"})
+    origin = {"user": "ada", "host": "node-1", "command": "yolofleet train demo.yaml"}
+    run.record_facts(data={"train": "0a1b"}, started=origin | {"commit": "c0ffee", "branch": "main"})
     run.append_event("start")
     for step in range(1, num_steps + 1):
         run.append_metrics({"step": step, "loss/box": 1 / step, "phase": "warm-up", "AP(50)": 0.5})
@@ -85,7 +89,7 @@ def test_evaluations_that_come_late_arrive_once(storage_folder: Path) -> None:
     mirrored.start()
     assert mirrored.close()
     sync_now(run, uri, EXPERIMENT)
-    assert sorted(history(uri, run_id, "val_AP")) == [100, 200, 300]
+    assert sorted(history(uri, run_id, "val/AP")) == [100, 200, 300]
     assert history(uri, run_id) == list(range(1, 301))
 
 
@@ -95,7 +99,27 @@ def test_everything_arrives_once(storage_folder: Path) -> None:
     client = open_client(uri)
     found = client.get_run(run_id)
     assert found.data.params == {"name": "demo", "data.train": "shapes", "data.image_size": "64", "workers": "[1, 2]"}
-    assert found.data.tags["yolofleet.data.train.digest"] == "sha256:0a1b"
+    tags = dict(found.data.tags)
+    assert tags.pop("mlflow.note.content").startswith("**demo**: training")
+    assert tags == {
+        "yolofleet.run_id": run.identity,
+        "yolofleet.run_directory": run.url,
+        "mlflow.runName": "demo",
+        "mlflow.user": "ada",
+        "mlflow.source.name": "yolofleet train demo.yaml",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": "c0ffee",
+        "mlflow.source.git.branch": "main",
+        "user": "ada",
+        "host": "node-1",
+        "command": "yolofleet train demo.yaml",
+        "commit": "c0ffee",
+        "branch": "main",
+    }
+    assert [
+        (entry.dataset.name, entry.dataset.digest, entry.tags[0].value) for entry in found.inputs.dataset_inputs
+    ] == [("shapes", "0a1b", "training")]
+    assert client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     assert found.data.metrics == {"loss/box": pytest.approx(1 / 1200), "AP_50_": 0.5}
     assert found.info.status == "RUNNING"
     paths = {item.path for item in client.list_artifacts(run_id)} | {
@@ -105,6 +129,55 @@ def test_everything_arrives_once(storage_folder: Path) -> None:
     assert history(uri, run_id) == list(range(1, 1201))
     assert sync_now(RunDirectory.open(storage_folder, "demo"), uri, EXPERIMENT) == run_id
     assert history(uri, run_id) == list(range(1, 1201))
+
+
+ROW = {"loss": 0.5, "loss_box": 0.25, "learning_rate": 0.01, "samples_per_second": 9.0, "skipped_image_damaged": 1}
+GROUPED = {"loss/total", "loss/box", "schedule/learning_rate", "system/samples_per_second"}
+GROUPED |= {"system/skipped_image_damaged", "val/AP", "loss/val_loss"}
+
+
+def add_evaluations(run: RunDirectory) -> None:
+    """Add what a run leaves: rows, images of its evaluations, two checkpoints, of which one was evaluated."""
+    for step in (10, 20):
+        run.append_metrics({"step": step, **ROW})
+        run.append_metrics({"step": step, "val_AP": step / 100, "val_loss": 0.5})
+        for number in range(2):
+            jpeg = io.BytesIO()
+            Image.new("RGB", (8, 4), (step, 0, number)).save(jpeg, "JPEG")
+            run.storage.put(f"report/evaluations/step-{step}/{number:02d}.jpg", jpeg.getvalue())
+    for step in (20, 30):
+        run.storage.put(f"checkpoints/step-{step}/COMMITTED", b"{}")
+    run.append_event("end")
+    run.flush()
+
+
+def test_metrics_have_groups_and_evaluations_their_images_and_models(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 0), uri_of(storage_folder)
+    add_evaluations(run)
+    run_id = sync_now(run, uri, EXPERIMENT)
+    assert sync_now(RunDirectory.open(storage_folder, "demo"), uri, EXPERIMENT) == run_id
+    client = open_client(uri)
+    found = client.get_run(run_id)
+    assert found.data.metrics.keys() == GROUPED
+    assert history(uri, run_id, "val/AP") == [10, 20]
+    images = [item.path for item in client.list_artifacts(run_id, "images") if item.path.endswith(".png")]
+    assert sorted(re.findall(r"image-(\d+)[+%]step[+%](\d+)", " ".join(images))) == [
+        ("00", "10"), ("00", "20"), ("01", "10"), ("01", "20"),
+    ]  # fmt: skip
+    (model,) = client.search_logged_models([found.info.experiment_id])
+    assert (model.name, model.status, model.source_run_id) == ("step-20", "READY", run_id)
+    assert {metric.key: metric.value for metric in model.metrics} == {"val/AP": 0.2, "loss/val_loss": 0.5}
+    assert "AP 0.2000 at the newest evaluation" in found.data.tags["mlflow.note.content"]
+
+
+def test_a_run_of_an_older_version_keeps_the_names_of_its_metrics(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 0), uri_of(storage_folder)
+    run_id = sync_now(run, uri, EXPERIMENT)
+    open_client(uri).log_metric(run_id, "val_AP", 0.1, step=10)
+    add_evaluations(run)
+    sync_now(run, uri, EXPERIMENT)
+    assert history(uri, run_id, "val_AP") == [10, 20]
+    assert not history(uri, run_id, "val/AP")
 
 
 def test_artifacts_lie_beside_the_database(storage_folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,9 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
     }
     run_report(str(tmp_path / "demo"))
     text = capsys.readouterr().out
-    assert "status: RUNNING\n" in text and "history:\n" in text and "{" not in text
-    assert "metrics:\n  loss " in text
+    assert text.startswith("demo: running, step 20\n") and "\n  history\n" in text and "{" not in text
+    assert re.search(r"validation +AP 0.25\n", text) and re.search(r"training +loss 0.25\n", text)
+    assert re.search(r"time +0 s in 2 starts, 100.0% of it", text)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_sync_uses_the_store_and_experiment_of_the_job(tmp_path: Path, capsys: p
     run_report(str(tmp_path / "runs" / "demo"), "--sync", "--json")
     run_id = json.loads(capsys.readouterr().out)["mlflow_run_id"]
     client = open_client(f"sqlite:///{tmp_path}/runs/_mlflow/mlflow.db")
-    assert client.get_run(run_id).data.metrics == {"loss": 0.25, "val_AP": 0.25}
+    assert client.get_run(run_id).data.metrics == {"loss/total": 0.25, "val/AP": 0.25}
     assert client.get_experiment_by_name("shapes") is not None
     run_report(str(tmp_path / "runs" / "demo"), "--rebuild", "--json")
     assert json.loads(capsys.readouterr().out)["mlflow_run_id"] != run_id

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, print_result
+from yolofleet.core.terminal import plural
 
 if TYPE_CHECKING:
     from yolofleet.data.anchors import AnchorFit, Anchors
@@ -61,7 +62,7 @@ def anchors(
             for name, (values, measured) in fits.items()
         },
     }
-    lines = [f"{data}: {len(sizes)} boxes on {survey.num_surveyed} images, at {side} px"]
+    lines = [f"{data}: {plural(len(sizes), 'box', 'boxes')} on {plural(survey.num_surveyed, 'image')}, at {side} px"]
     lines += _table(fits, wire(table).strides)
     if not fit and fits[table.name][1].recall < GOOD_RECALL:
         lines.append(f"Boxes out of reach are never learned; {GOOD_RECALL:.0%} is good. --fit shows better anchors,")

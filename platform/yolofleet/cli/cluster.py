@@ -16,7 +16,7 @@ from yolofleet.cli.doctor import doctor
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, SpecArgument, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
-from yolofleet.core.terminal import note, show
+from yolofleet.core.terminal import note, plural, show
 
 if TYPE_CHECKING:
     from yolofleet.cluster.manifest_work import Work
@@ -213,8 +213,9 @@ def _node_of_lane(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
         raise UserError(f"{num_nodes} nodes, but only {num_workers} workers; plan for fewer nodes or more --workers")
     if num_workers > job.num_micro_batches:
         raise UserError(
-            f"{num_workers} workers, but a global batch of {job.global_batch_size} holds only {job.num_micro_batches} "
-            f"micro-batches of {job.micro_batch_size}; plan for fewer --nodes or --workers, or a larger "
+            f"{plural(num_workers, 'worker')}, but a global batch of {job.global_batch_size} holds only "
+            f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; plan for "
+            "fewer --nodes or --workers, or a larger "
             "global_batch_size"
         )
     try:
@@ -233,12 +234,12 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
     source = "fetched into the cache of each node"
     if not facts["is_remote"]:
         source = "a folder, read where it is: nothing is downloaded; the table is that of the same shards on S3"
-    images, shards = f"{facts['images']:,} images", f"{facts['shards']:,} shards"
+    images, shards = f"{plural(facts['images'], 'image')}", f"{plural(facts['shards'], 'shard')}"
     yield f"{facts['train']}: {images} in {shards}, {size(facts['dataset_bytes'])}"
     yield f"  ({source})"
     yield (
-        f"{len(facts['nodes'])} nodes, {facts['workers']} workers, {facts['steps_per_epoch']:,} steps an epoch, "
-        f"cache of {size(facts['cache_bytes'])} a node"
+        f"{plural(len(facts['nodes']), 'node')}, {plural(facts['workers'], 'worker')}, "
+        f"{facts['steps_per_epoch']:,} steps an epoch, cache of {size(facts['cache_bytes'])} a node"
     )
     dealt = "once: a node keeps its part" if facts["deal"] == "fixed" else "anew every epoch"
     yield f"shards are dealt to the nodes {dealt} (data.deal)"

@@ -12,7 +12,7 @@ import typer
 from yolofleet.cli.options import FollowLinks, JsonOption, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
-from yolofleet.core.terminal import note
+from yolofleet.core.terminal import note, plural
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
@@ -53,7 +53,7 @@ def synth(
         "folder": str(out / "images"),
         "annotations": {"all": parts[""], "train": parts["_train"], "val": parts["_val"]},
     }
-    line = f"{images} images in {out / 'images'}; annotations in {out}/instances[_train|_val].json"
+    line = f"{plural(images, 'image')} in {out / 'images'}; annotations in {out}/instances[_train|_val].json"
     print_result(facts, [line], as_json=as_json)
 
 
@@ -139,10 +139,11 @@ def shard(
         "problems": manifest.problems,
     }
     share = f", {num_bytes / max(1, result.source_bytes):.0%} of the source" if reencode is not None else ""
+    images, boxes = plural(manifest.num_samples, "image"), plural(manifest.num_boxes, "box", "boxes")
+    classes, shards = plural(len(manifest.classes), "class", "classes"), plural(len(manifest.shards), "shard")
     line = (
-        f"{out}: {manifest.num_samples} images ({result.num_skipped} left out), {manifest.num_boxes} boxes of "
-        f"{len(manifest.classes)} classes in {len(manifest.shards)} shards ({num_bytes:,} bytes{share}; "
-        f"{result.num_shards_reused} shards were there)"
+        f"{out}: {images} ({result.num_skipped} left out), {boxes} of {classes} in {shards} "
+        f"({num_bytes:,} bytes{share}; {plural(result.num_shards_reused, 'shard')} reused)"
     )
     note_problems(problems, as_json=as_json)
     print_result(facts, [line], as_json=as_json)
@@ -186,7 +187,7 @@ def inspect(
 
 def _inspection_lines(facts: dict[str, Any]) -> Iterator[str]:
     state = "every digest is right" if facts["verified"] else "not verified, or damaged"
-    size = f"{facts['num_images']} images in {facts['shards']} shards, {facts['bytes']:,} bytes"
+    size = f"{plural(facts['num_images'], 'image')} in {plural(facts['shards'], 'shard')}, {facts['bytes']:,} bytes"
     yield f"{facts['url']}: {size}; {state}"
     yield f"digest {facts['digest']}"
     for title, key in (

@@ -9,15 +9,16 @@ import errno
 import io
 import os
 import re
+import shlex
 import signal
 import sys
 from itertools import pairwise
 
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError, naming_extras
 from yolofleet.core.redaction import holds_secret, redact, redact_url
-from yolofleet.core.stopping import StoppedBySignal, stop_no_more, stop_on_signals
+from yolofleet.core.stopping import StoppedBySignal, signal_name, stop_no_more, stop_on_signals
 from yolofleet.core.temporary import FULL
-from yolofleet.core.terminal import OutputError, guard_output, note, silence
+from yolofleet.core.terminal import SCREEN, OutputError, announce, guard_output, note, silence
 
 URL = re.compile(r"(?:[a-z][a-z0-9+.-]*:/|//)", re.IGNORECASE)
 
@@ -32,8 +33,8 @@ RESUME = {
     "registry": "'yolofleet registry list' and 'history' tell what was done; run the same command again",
     "runs": "what is half removed counts as nothing any more; the same command finishes it",
     "submit": "'yolofleet jobs list' tells whether the job was sent; the same command finds it, or sends it",
-    "train": "resume the run with the same command, from the newest checkpoint",
-    "tune": "resume the search with the same command, from its record",
+    "train": "resume the run with the same command, from the newest checkpoint: {command}",
+    "tune": "resume the search with the same command, from its record: {command}",
 }
 """What a user does after Ctrl-C, by command or group of commands."""
 RUN_AGAIN = "run the same command again; it begins anew"
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     guard_output()
     try:
         _refuse_secrets(arguments)
-        with naming_extras():
+        with naming_extras(), SCREEN.live(" ".join(["yolofleet", *_words(arguments)])):
             return _run_command(arguments)
     except UserError as error:
         note(_without_secrets(f"error: {error}", arguments))
@@ -53,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     except WorkError as error:
         if isinstance(error, OutputError) and error.is_unread:
             return EXIT_DONE
-        note(_without_secrets(f"failed: {error}", arguments))
+        head = "" if str(error).startswith("stopped (") else "failed: "
+        note(_without_secrets(f"{head}{error}", arguments))
         return error.exit_code
     except KeyboardInterrupt as error:
         return _stopped(arguments, error.kind if isinstance(error, StoppedBySignal) else signal.SIGINT)
@@ -95,11 +97,17 @@ def _run_command(arguments: list[str]) -> int:
 
 
 def _stopped(arguments: list[str], kind: signal.Signals) -> int:
-    words = [argument for argument in arguments if not argument.startswith("-")][:2]
+    words = _words(arguments)
     advice = RESUME.get(" ".join(words)) or RESUME.get(words[0] if words else "") or RUN_AGAIN
     stop_no_more()
-    note(f"\nstopped ({'Ctrl-C' if kind == signal.SIGINT else kind.name}): {advice}")
+    command = _without_secrets(shlex.join(["yolofleet", *arguments]), arguments)
+    note(f"stopped ({signal_name(kind)}): {advice.replace('{command}', command)}")
     return 128 + kind
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """Return the command's name: the first two words."""
+    return [argument for argument in arguments if not argument.startswith("-")][:2]
 
 
 def _refuse_secrets(arguments: list[str]) -> None:
@@ -123,7 +131,7 @@ def _without_secrets(message: str, arguments: list[str]) -> str:
 
 def run() -> None:
     """Entry point of the console script."""
-    stop_on_signals()
+    stop_on_signals(announce)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # whatever prints, ASCII is no error

@@ -18,7 +18,7 @@ import typer
 from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, TrackingUri, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
-from yolofleet.core.terminal import note
+from yolofleet.core.terminal import note, plural
 from yolofleet.core.text import and_more
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _predict_missing_parts(
     storage = open_storage(out)
     missing = missing_parts(storage, plan)
     if len(missing) < plan.num_parts:
-        note(f"{plan.num_parts - len(missing)} of {plan.num_parts} parts are there already")
+        note(f"{plan.num_parts - len(missing)} of {plural(plan.num_parts, 'part')} are there already")
     if missing:
         with show_progress("images", sum(len(plan.images(part)) for part in missing)) as advance:
             predict_parts(package, source, plan, storage.url, missing, on_part=advance, **options)
@@ -173,7 +173,7 @@ def _merge_parts(out: str, plan: PredictionPlan, classes: list[tuple[int, str]],
     counts, problems = merge_parts(open_storage(out), plan, classes)
     document, results = f"{out}/{DOCUMENT_KEY}", f"{out}/{RESULTS_KEY}"
     lines = [
-        f"{document}: {counts['annotations']} detections in {counts['images']} images",
+        f"{document}: {plural(counts['annotations'], 'detection')} in {plural(counts['images'], 'image')}",
         f"{results}: the same as a COCO result file",
     ]
     print_result({"detections": document, "results": results, **counts}, lines, as_json=as_json)
@@ -229,7 +229,7 @@ def _predict_here(
                 if maps is not None:
                     lines.append(maps.draw(map_names[number], pixels))
         (folder / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    counts = f"{len(document['annotations'])} detections in {len(document['images'])} images"
+    counts = f"{plural(len(document['annotations']), 'detection')} in {plural(len(document['images']), 'image')}"
     print_result(document, [*lines, f"{shown}/{RECORDS_NAME}: {counts}"], as_json=as_json)
     _raise_for(problems, len(paths))
 

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar where there is a terminal, a plain line every ten seconds elsewhere.
+"""Progress on stderr: lines that fit the window where there is a terminal, a plain line every ten seconds elsewhere.
 
 `show_progress` counts the work of this process. `show_run` shows the rows and events of a run that reach this process
 in memory: from its own threads, and from workers of Ray with their heartbeats. It asks no storage.
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.redaction import redact
-from yolofleet.core.terminal import is_terminal, note, printable
+from yolofleet.core.terminal import SCREEN, is_terminal, note
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from yolofleet.cli.run_display import RunDisplay
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
@@ -32,64 +32,86 @@ def show_progress(activity: str, total: int | None = None) -> Iterator[Callable[
         activity: What is done: "sharding".
         total: How much there is to do; None where that is not known.
     """
+    progress = _CountedProgress(activity, total)
     if not is_terminal():
-        yield _PlainProgress(activity, total).advance
+        yield progress.advance
         return
-    with _progress_bar() as bar:
-        task = bar.add_task(activity, total=total)
-        yield lambda count: bar.advance(task, count)
+    with SCREEN.drawing(progress.lines):
+        yield progress.count
 
 
-def _progress_bar(*columns: Any) -> Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    first = columns or (TextColumn("{task.description}"),)
-    bar = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(first[0], *bar, *first[1:], console=Console(stderr=True))
-
-
-class _PlainProgress:
-    """Progress as lines of text; several threads may add to it."""
+class _CountedProgress:
+    """How much of a work is done; several threads may add to it."""
 
     def __init__(self, activity: str, total: int | None) -> None:
         self._activity = activity
-        self._of_total = "" if total is None else f" of {total:,}"
+        self._total = total
         self._done = 0
-        self._last_seconds = time.monotonic()
+        self._began = self._last_seconds = time.monotonic()
         self._lock = threading.Lock()
 
-    def advance(self, count: int) -> None:
+    def count(self, count: int) -> None:
+        """Add to what is done."""
         with self._lock:
             self._done += count
+
+    def advance(self, count: int) -> None:
+        """Add to what is done, and print a plain line where it is time for one."""
+        self.count(count)
+        with self._lock:
             if time.monotonic() - self._last_seconds >= PLAIN_LINE_SECONDS:
                 self._last_seconds = time.monotonic()
-                note(f"{self._activity}: {self._done:,}{self._of_total}")
+                of_total = "" if self._total is None else f" of {self._total:,}"
+                note(f"{self._activity}: {self._done:,}{of_total}")
+
+    def lines(self, width: int) -> list[str]:
+        """Return it as a line of a terminal."""
+        from yolofleet.cli.run_display import bar_line
+        from yolofleet.core.durations import describe_duration
+        from yolofleet.core.text import fit
+
+        seconds = time.monotonic() - self._began
+        if not self._total:
+            text = f"{SCREEN.frame()} {self._activity} {self._done:,}"
+            return [fit(text, f"  {describe_duration(seconds)}", width=width)]
+        left = seconds / self._done * (self._total - self._done) if self._done else None
+        return [bar_line(self._activity, self._done, self._total, left, width)]
 
 
 @contextmanager
-def show_run(rows: deque[dict[str, Any]], num_steps: int, done_steps: int) -> Iterator[None]:
+def show_run(
+    rows: deque[dict[str, Any]], num_steps: int, done_steps: int, activity: str = "the workers start"
+) -> Iterator[None]:
     """Show a run on stderr for the length of a with block.
 
     Args:
         rows: Where its rows and events arrive. A thread takes them from there: no one who trains waits for a terminal.
         num_steps: Steps of the whole run.
         done_steps: Those that are done.
+        activity: What is done until the first event.
     """
-    display: _Bar | _Lines = _Bar(num_steps, done_steps) if is_terminal() else _Lines(num_steps)
+    display: RunDisplay | _Lines = _Lines(num_steps)
+    if is_terminal():
+        from yolofleet.cli.run_display import RunDisplay
+
+        display = RunDisplay(num_steps, done_steps, activity)
     problems = _Problems()
 
     def refresh() -> None:
         while rows:
             row = rows.popleft()
             if "kind" in row:
+                display.take_event(row)
                 row = {"problem": problems.format(row)}
             if is_shown(row):
                 display.show(row)
 
     warning = "the progress cannot be shown"  # it must never end a run
     try:
-        with BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="progress", warning=warning):
+        with (
+            SCREEN.drawing(display.lines),
+            BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="progress", warning=warning),
+        ):
             yield
     finally:
         refresh()
@@ -109,7 +131,7 @@ class _Problems:
         kind = event.get("kind")
         if kind == "start":
             started_before, self._started = self._started, True
-            position = f"step {event.get('step')} with {event.get('workers')} workers"
+            position = f"step {event.get('step')} with {describe_workers(event)}"
             return f"the workers started again from {position}" if started_before else None
         if kind not in ("stopped", "failed") and (line := format_event(event)) is not None:
             return line.partition(" ")[2]
@@ -117,6 +139,11 @@ class _Problems:
             in_a_row = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
             return f"step {event.get('step')} was skipped: its loss or gradient is non-finite{in_a_row}"
         return None
+
+
+def describe_workers(event: dict[str, Any]) -> str:
+    """Return how many workers an event names."""
+    return f"{event.get('workers')} worker{'' if event.get('workers') == 1 else 's'}"
 
 
 def is_shown(row: dict[str, Any]) -> bool:
@@ -131,7 +158,7 @@ def format_row(row: dict[str, Any]) -> str:
     if "problem" in row:
         return redact(str(row["problem"]))
     if "val_AP" in row:
-        ap50, ap = ("none" if row.get(name) is None else f"{row[name]:.4f}" for name in ("val_AP50", "val_AP"))
+        ap50, ap = (format_ap(row.get(name)) for name in ("val_AP50", "val_AP"))
         loss = f", loss {row['val_loss']:.4f}" if isinstance(row.get("val_loss"), float) else ""
         return f"step {row['step']}: validation AP50 {ap50}, AP {ap}{loss}"
     skipped = f", {row['non_finite_steps']} steps skipped" if row.get("non_finite_steps") else ""
@@ -142,52 +169,58 @@ def format_row(row: dict[str, Any]) -> str:
     )
 
 
+def format_ap(value: float | None) -> str:
+    """Return an AP; "none" where there was nothing to find."""
+    return "none" if value is None else f"{value:.4f}"
+
+
+class Pace:
+    """The time that is left, at the pace since the first row."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._first: tuple[int, float] | None = None
+
+    def forget(self) -> None:
+        """Begin anew: the time that a problem took says nothing about the pace."""
+        self._first = None
+
+    def seconds_left(self, step: int) -> float | None:
+        """Return the time left after a step; None after the first."""
+        now = time.monotonic()
+        if self._first is None or step <= self._first[0]:
+            self._first = self._first or (step, now)
+            return None
+        return (now - self._first[1]) / (step - self._first[0]) * (self._num_steps - step)
+
+
 class _Lines:
     """Plain lines, a few a minute; evaluations and problems at once."""
 
     def __init__(self, num_steps: int) -> None:
         self._num_steps = num_steps
         self._next_seconds = 0.0
-        self._first: tuple[int, float] | None = None
+        self._pace = Pace(num_steps)
+
+    def take_event(self, event: dict[str, Any]) -> None:
+        """Plain lines show problems alone."""
 
     def show(self, row: dict[str, Any]) -> None:
+        """Print a row where it is time for one."""
         if "problem" in row:
-            self._first = None  # the time that a problem took says nothing about the pace
+            self._pace.forget()
         if "val_AP" in row or "problem" in row:
             note(format_row(row))
             return
         if time.monotonic() >= self._next_seconds or row["step"] >= self._num_steps:
-            note(f"step {row['step']}/{self._num_steps}{self._remaining(row['step'])}: {format_row(row)}")
+            left = self._pace.seconds_left(row["step"])
+            shown = "" if left is None else f" ({left / 60:.0f} min left)" if left >= 90 else f" ({left:.0f} s left)"
+            note(f"step {row['step']}/{self._num_steps}{shown}: {format_row(row)}")
             self._next_seconds = time.monotonic() + PLAIN_LINE_SECONDS
 
-    def _remaining(self, step: int) -> str:
-        """Return the time left at the pace since the first row."""
-        now = time.monotonic()
-        if self._first is None or step <= self._first[0]:
-            self._first = self._first or (step, now)
-            return ""
-        seconds = (now - self._first[1]) / (step - self._first[0]) * (self._num_steps - step)
-        return f" ({seconds / 60:.0f} min left)" if seconds >= 90 else f" ({seconds:.0f} s left)"
+    def lines(self, width: int) -> list[str]:
+        """Return nothing: there is no terminal."""
+        return []
 
     def close(self) -> None:
-        pass
-
-
-class _Bar:
-    """A progress bar with rate, losses, learning rate and the time left."""
-
-    def __init__(self, num_steps: int, done_steps: int) -> None:
-        from rich.progress import TextColumn
-
-        self._bar = _progress_bar(TextColumn("[bold]training"), TextColumn("{task.description}"))
-        self._task = self._bar.add_task("starting workers", total=num_steps, completed=done_steps)
-        self._bar.start()
-
-    def show(self, row: dict[str, Any]) -> None:
-        if "val_AP" in row or "problem" in row:
-            self._bar.console.print(printable(format_row(row)), markup=False)
-        else:
-            self._bar.update(self._task, completed=row["step"], description=format_row(row))
-
-    def close(self) -> None:
-        self._bar.stop()
+        """End."""

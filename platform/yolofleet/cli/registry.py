@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -160,14 +161,14 @@ def list_(
     as_json: JsonOption = False,
 ) -> None:
     """List the registered versions, the newest first."""
-    from yolofleet.registry.versions import list_versions
+    from yolofleet.registry.versions import browse_versions
 
     uri = reachable_registry(tracking_uri)
     if data is not None:
         _list_uses(uri, data, name, as_json)
         return
-    versions = list_versions(uri, name)
-    print_result([version.document() for version in versions], map(_format_row, versions), as_json=as_json)
+    versions = browse_versions(uri, name)
+    print_result([version.document() for version in versions], _table([(v, "") for v in versions]), as_json=as_json)
     if not versions and not as_json:
         note("nothing is registered yet")
 
@@ -178,8 +179,8 @@ def _list_uses(uri: str, data: str, name: str | None, as_json: bool) -> None:
     uses = find_uses(uri, data, name)
     words = dict(zip(PARTS, ("trained on it", "evaluated on it"), strict=True))
     documents = [{**use.version.document(), "data": list(use.parts)} for use in uses]
-    lines = (_format_row(use.version, " and ".join(words[part] for part in use.parts)) for use in uses)
-    print_result(documents, lines, as_json=as_json)
+    rows = [(use.version, " and ".join(words[part] for part in use.parts)) for use in uses]
+    print_result(documents, _table(rows), as_json=as_json)
     if not uses and not as_json:
         note(f"no version used data {data}")
 
@@ -239,21 +240,40 @@ def _local_package(model: str, folder: Path) -> Path:
     return folder
 
 
-def _format_row(version: Version, how_used: str = "") -> str:
-    aliases = " ".join(f"@{alias}" for alias in version.aliases)
-    shown = [f"{key} {version.facts[f'figures.{key}']}" for key in ("AP", "AP50") if f"figures.{key}" in version.facts]
-    protocol = version.facts.get("evaluation.protocol", "square")
-    shown += [f"{protocol} {version.facts.get('evaluation.precision', '')}"] if protocol != "square" else []
-    return "  ".join(part for part in (version.uri, aliases, ", ".join(shown), how_used) if part)
+def _table(rows: Sequence[tuple[Version, str]]) -> Iterator[str]:
+    """Yield the versions as a table, each with its date, its figures, and what else is to be said of it."""
+    if not rows:
+        return
+    width = max(len(version.uri) for version, _ in rows)
+    yield f"{'VERSION':<{width}}  {'REGISTERED':<16}  {'AP':>6}  {'AP50':>6}  ALIASES"
+    for version, how_used in rows:
+        ap, ap50 = (_figure(version, name) for name in ("AP", "AP50"))
+        protocol = version.facts.get("evaluation.protocol", "square")
+        notes = [" ".join(f"@{alias}" for alias in version.aliases), how_used]
+        notes += [f"{protocol} {version.facts.get('evaluation.precision', '')}"] if protocol != "square" else []
+        shown = ", ".join(filter(None, notes))
+        yield f"{version.uri:<{width}}  {_when(version):<16}  {ap:>6}  {ap50:>6}  {shown}".rstrip()
+
+
+def _figure(version: Version, name: str) -> str:
+    try:
+        return f"{float(version.facts[f'figures.{name}']):.4f}"
+    except (KeyError, ValueError):
+        return "-"
+
+
+def _when(version: Version) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(version.created_milliseconds / 1000))
 
 
 def _format_version(version: Version) -> Iterator[str]:
     yield version.uri
     yield f"  aliases: {' '.join(f'@{alias}' for alias in version.aliases) or 'none'}"
     yield f"  run: {version.run_id or 'none'}"
+    yield f"  registered: {_when(version)}"
     yield f"  digest: {version.digest}"
     for key, value in version.facts.items():
-        yield f"  {key}: {value}"
+        yield f"  {key}: {_figure(version, key.removeprefix('figures.')) if key.startswith('figures.') else value}"
 
 
 def _format_lineage(lineage: Lineage) -> Iterator[str]:

@@ -49,6 +49,8 @@ def report(
     summary = _summarize(directory)
     if sync or rebuild:
         summary["mlflow_run_id"] = _sync(directory, tracking_uri, rebuild=rebuild)
+    if not as_json and storage.exists(PAGE):
+        summary["page"] = f"{directory.url}/{PAGE}"
     print_result(summary, _lines(summary), as_json=as_json)
 
 
@@ -62,24 +64,51 @@ def _sync(directory: RunDirectory, tracking_uri: str | None, *, rebuild: bool) -
         return sync_now(directory, uri, experiment, rebuild=rebuild)
 
 
+STATUSES = {None: "not started", "RUNNING": "running", "FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+PAGE = "report/index.html"
+
+
 def _lines(summary: dict[str, Any]) -> Iterator[str]:
-    """Yield a line for each figure, those that belong together below their name, and the history last."""
-    history = summary["survival"]["history"]
-    for key, value in summary.items():
-        if isinstance(value, dict):
-            yield f"{key}:"
-            yield from (f"  {name:<28} {_format(item)}" for name, item in value.items() if item is not history)
-        else:
-            yield f"{key}: {_format(value)}"
-    if history:
-        yield "history:"
-        yield from (f"  {line}" for line in history)
+    """Yield the state of a run in a few lines: the newest figures, what its failures cost, and what to do next."""
+    survival, metrics = summary["survival"], summary["metrics"]
+    yield f"{summary['name']}: {STATUSES.get(summary['status'], summary['status'])}, step {summary['step']:,}"
+    yield from (f"  {name:<12} {text}" for name, text in _facts(summary, survival, metrics) if text)
+    if survival["history"]:
+        yield "  history"
+        yield from (f"    {line}" for line in survival["history"])
+
+
+def _facts(
+    summary: dict[str, Any], survival: dict[str, Any], metrics: dict[str, Any]
+) -> Iterator[tuple[str, str | None]]:
+    from yolofleet.core.durations import describe_duration
+    from yolofleet.core.terminal import plural
+
+    validation = {key.removeprefix("val_"): value for key, value in metrics.items() if key.startswith("val_")}
+    figures = [f"{key} {_format(validation[key])}" for key in ("AP50", "AP", "loss") if key in validation]
+    yield "validation", ", ".join(figures)
+    others = {key: value for key, value in metrics.items() if not key.startswith("val_")}
+    yield "training", ", ".join(f"{key.replace('_', ' ')} {_format(value)}" for key, value in others.items())
+    goodput = "" if survival["goodput"] is None else f", {survival['goodput']:.1%} of it not lost to failures"
+    hours = f", {survival['worker_hours']:.3g} worker hours"
+    cost = "" if survival["cost"] is None else f", cost {survival['cost']:.2f}"
+    trained = describe_duration(survival["seconds_trained"])
+    yield "time", f"{trained} in {plural(survival['starts'], 'start')}{goodput}{hours}{cost}"
+    failures = ", ".join(f"{count} ({kind})" for kind, count in survival["failures"].items())
+    redone = f"; {plural(survival['steps_redone'], 'step')} done twice" if survival["steps_redone"] else ""
+    yield "failures", failures and failures + redone
+    yield "left out", None if summary["skipped"] == "none" else summary["skipped"]
+    yield "model", f"{summary['url']}/model" if summary["has_model"] else "none yet"
+    yield "report page", summary.get("page")
+    yield "MLflow run", summary.get("mlflow_run_id")
+    if summary["has_model"]:
+        yield "next", f"yolofleet registry register {summary['url']} --name NAME"
+    elif summary["status"] in ("FAILED", "KILLED"):
+        yield "next", "resume it with the command that started it"
 
 
 def _format(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {_format(item)}" for name, item in value.items()) or "none"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def _report_search(

@@ -14,7 +14,7 @@ from yolofleet.cli.options import JsonOption, TrackingUri, print_result
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.durations import format_duration
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import note
+from yolofleet.core.terminal import note, plural
 
 if TYPE_CHECKING:
     from yolofleet.storage import Storage
@@ -164,7 +164,7 @@ def _show_lines(document: dict[str, Any]) -> Iterator[str]:
     yield f"{'in use by':<14} {document['in_use_by'] or 'nobody'}"
     yield f"{'versions':<14} {', '.join(document['versions']) or 'none'}"
     yield from (f"{'':<14} {problem}" for problem in document["versions_unknown"])
-    yield f"{'size':<14} {format_bytes(document['size_bytes'])} in {document['num_objects']} objects"
+    yield f"{'size':<14} {format_bytes(document['size_bytes'])} in {plural(document['num_objects'], 'object')}"
     yield from (f"  {part:<12} {format_bytes(size):>8}" for part, size in document["usage_bytes"].items())
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result
-from yolofleet.core.errors import is_installed
-from yolofleet.core.terminal import note
+from yolofleet.core.errors import UserError, WorkError, is_installed, require_package
+from yolofleet.core.liveness import describe_start
+from yolofleet.core.terminal import doing, note, plural
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
     from yolofleet.storage.lock import FencingToken
     from yolofleet.tracking.json_lines import Row
     from yolofleet.tracking.notifications import WorkNotifier
-    from yolofleet.tracking.run_directory import OnRow
+    from yolofleet.tracking.run_directory import OnRow, RunDirectory
     from yolofleet.training.setup.preflight import Readiness
 
 MLFLOW_MISSING = "not installed: pip install 'yolofleet[server]'"
@@ -42,6 +44,7 @@ def train(
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_file
 
+    doing("reading the job")
     record, headline = run_job(JobSpec.load(open_file(job), overrides or []), launcher, verbose=verbose)
     print_result(asdict(record), result_lines(record, headline), as_json=as_json)
 
@@ -55,11 +58,12 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
         verbose: Whether to show what Ray and the workers print.
 
     Raises:
-        UserError: The job cannot run here; nothing was started.
+        UserError: The job cannot run here; nothing was started, and nothing is left.
     """
-    from yolofleet.core.errors import UserError, require_package
-    from yolofleet.storage.lock import hold
+    from yolofleet.storage import open_storage
+    from yolofleet.storage.lock import forget, hold
     from yolofleet.tracking.mlflow_store import job_tracking_uri
+    from yolofleet.tracking.run_directory import RunDirectory
     from yolofleet.training.setup.preflight import run_storage
 
     if launcher not in ("ray", "process"):
@@ -68,10 +72,36 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
         require_package("ray", ", or train in this process alone: --launcher process")
     spec = spec.with_absolute_paths()
     tracking_uri = job_tracking_uri(spec.tracking, spec.storage)
-    with hold(run_storage(spec), notify=note) as lock, _notifier(spec, lock.token) as notifier:
-        if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes
-            _check_tracking(spec, tracking_uri)
-        return _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
+    doing("looking at the storage")
+    storage = run_storage(spec)
+    if not RunDirectory(storage).exists():
+        _check_devices(spec, launcher)
+    try:
+        with hold(storage, notify=note) as lock, _notifier(spec, lock.token) as notifier:
+            if tracking_uri is not None:  # only now: it may lie in the storage, which has just taken a write
+                doing("looking for MLflow")
+                _check_tracking(spec, tracking_uri)
+            return _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
+    except UserError:
+        with suppress(UserError, WorkError):  # a storage that does not answer
+            if not RunDirectory(storage).exists():  # the start was refused: it leaves nothing
+                forget(open_storage(spec.storage), spec.name)
+        raise
+
+
+def _check_devices(spec: JobSpec, launcher: str) -> None:
+    """Refuse, before anything is written, what this machine can never give."""
+    if launcher == "process":
+        from yolofleet.training.supervision.worker import local_device
+
+        local_device(spec)
+        return
+    from yolofleet.core.ray_runtime import starts_own_ray
+
+    if starts_own_ray():
+        from yolofleet.training.supervision.nodes import has_room, this_machine
+
+        has_room(spec.cluster, [this_machine()])
 
 
 def _finish_run(
@@ -87,6 +117,7 @@ def _finish_run(
     from yolofleet.registry.release import release, release_record
     from yolofleet.training.setup.preflight import check_job
 
+    doing("checking the data and the model")
     ready = check_job(spec, lambda uri: resolve_weights(uri, tracking_uri))
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
@@ -129,10 +160,20 @@ def _mirrored(
     on_row: OnRow,
     notifier: WorkNotifier | None,
 ) -> Iterator[None]:
-    """Copy the run to MLflow for the length of a with block."""
+    """Copy the run to MLflow, and for TensorBoard where the job says so, for the length of a with block."""
     from yolofleet.tracking.mirror import Mirror
     from yolofleet.tracking.run_directory import RunDirectory
 
+    if spec.tracking.tensorboard:
+        from yolofleet.tracking.tensorboard_mirror import TensorBoardMirror
+
+        with closing(TensorBoardMirror(ready.run)) as board:
+            board.start()
+            without = spec.tracking.model_copy(update={"tensorboard": False})
+            rest = spec.model_copy(update={"tracking": without})
+            with _mirrored(rest, ready, tracking_uri, token, on_row, notifier):
+                yield
+        return
     if tracking_uri is None:
         yield
         return
@@ -149,6 +190,7 @@ def _mirrored(
         if notifier is not None and alone is not None:
             notifier.on_event = alone
         ready.run.flush()
+        doing("sending the rest to MLflow")
         mirror.close()
         mirror_log.close()
 
@@ -198,10 +240,12 @@ def _run(
         for change in ready.changes:
             note(f"  changed since the last start: {change}")
     else:
-        note(f"training {ready.num_steps} steps: {ready.run.url}")
+        note(f"training {plural(ready.num_steps, 'step')}: {ready.run.url}")
         for line in ready.notes:
             note(f"  {line}")
-    with show_run(rows, ready.num_steps, ready.done_steps), _record_failure(spec, token):
+    ready.run.record_facts(started=describe_start(["yolofleet", *sys.argv[1:]]))
+    first = "starting Ray" if launcher == "ray" else "building the model, and reading the first shards"
+    with show_run(rows, ready.num_steps, ready.done_steps, first), _record_failure(spec, token):
         if launcher == "ray":
             from yolofleet.training.supervision.launch import run_on_ray
 
@@ -228,7 +272,18 @@ def _record_failure(spec: JobSpec, token: FencingToken) -> Iterator[None]:
         with RunDirectory.open(spec.storage, spec.name, source="driver", token=token) as run:
             wilful = {} if getattr(error, "is_wilful", True) else {"is_wilful": False}
             run.append_event(kind, reason=one_line(error, 500), **wilful)
+        if kind == "stopped":
+            _say_what_is_saved(run)
         raise
+
+
+def _say_what_is_saved(run: RunDirectory) -> None:
+    from yolofleet.training.checkpoint.store import CheckpointStore
+
+    with suppress(WorkError, UserError):  # a storage that is away
+        steps = CheckpointStore(run.storage.child("checkpoints")).steps()
+        saved = f"the checkpoint of step {steps[-1]}, the log and the report" if steps else "the log; no checkpoint yet"
+        note(f"saved: {saved}: {run.url}")
 
 
 def result_lines(record: Release, headline: str) -> Iterator[str]:
@@ -238,8 +293,9 @@ def result_lines(record: Release, headline: str) -> Iterator[str]:
     ap50, ap = (
         "none (no objects)" if record.figures[key] is None else f"{record.figures[key]:.4f}" for key in ("AP50", "AP")
     )
+    images = plural(record.num_images, "image")
     lines = {
-        "result": f"AP50 {ap50}, AP {ap} on {record.num_images} images, by the deployed model of step {record.step}",
+        "result": f"AP50 {ap50}, AP {ap} on {images}, by the deployed model of step {record.step}",
         "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
         "run directory": record.run,
         "anchors": record.anchors,

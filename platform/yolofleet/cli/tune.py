@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, Verbose, print_result
-from yolofleet.core.terminal import note
+from yolofleet.core.liveness import describe_start
+from yolofleet.core.terminal import SCREEN, doing, note, plural
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def show_plan(session: SearchSession, *, as_json: bool) -> None:
     from yolofleet.search.forecast import forecast, forecast_lines
     from yolofleet.search.space import even_point
 
+    doing("forecasting what the search will cost")
     spec, parameters = session.spec, session.space.parameters
     job = session.space.base_job
     is_grid = spec.algorithm.name == "grid"
@@ -157,13 +159,15 @@ def tune(
     from yolofleet.specs.search import load_search
     from yolofleet.storage import open_file, open_storage
 
+    doing("reading the search space, and screening candidates")
     session = SearchSession.open(load_search(open_file(space), overrides or []), source=space)
     show_plan(session, as_json=as_json and plan)
     if plan:
         return
+    check_room_here(session)
     directory = SearchDirectory(open_storage(session.space.base_job.storage).child(session.spec.name))
     resumes = directory.exists() and bool(directory.rows())
-    if not yes and not resumes and sys.stdin.isatty() and not typer.confirm("Start?", default=True, err=True):
+    if not yes and not resumes and sys.stdin.isatty() and not _confirm():
         note("nothing was started")
         return
     results, lines = run_space(session, verbose=verbose)
@@ -191,6 +195,7 @@ def run_space(session: SearchSession, *, verbose: bool = False) -> tuple[Results
     check_room_here(session)
     spec, job = session.spec, session.space.base_job.with_absolute_paths()
     storage = open_storage(job.storage).child(spec.name)
+    doing("looking for MLflow and the storage")
     tracking_uri = job_tracking_uri(job.tracking, job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
@@ -204,6 +209,11 @@ def run_space(session: SearchSession, *, verbose: bool = False) -> tuple[Results
         lines = summary_lines(results, directory.url)
         notify_end("\n".join(lines))
     return results, lines
+
+
+def _confirm() -> bool:
+    with SCREEN.drawing(None):
+        return typer.confirm("Start?", default=True, err=True)
 
 
 @contextmanager
@@ -244,6 +254,7 @@ def _search(
 
     directory = SearchDirectory(storage, token=token)
     directory.claim(spec)
+    directory.record_facts(started=describe_start(["yolofleet", *sys.argv[1:]]))
     base = session.space.base_job.with_absolute_paths()
     keep_initial_weights(directory, base, lambda uri: resolve_weights(uri, tracking_uri))
     trials = session.trials(directory)
@@ -268,8 +279,14 @@ def _search(
                 url=directory.url,
                 on_event=directory.append_event,
             )
+        doing("writing the report")
         write_report(directory)
+    except KeyboardInterrupt:
+        ended = sum(trial.end is not None for trial in trials.trials.values())
+        note(f"saved: {plural(len(trials.trials), 'trial')}, {ended} of them ended: {directory.url}")
+        raise
     finally:
+        doing("sending the rest to MLflow")
         directory.flush()
         if mirror is not None:
             mirror.close()

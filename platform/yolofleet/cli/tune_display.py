@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from yolofleet.cli.run_display import MOST_LINES, fill
 from yolofleet.core.background import BackgroundLoop
-from yolofleet.core.terminal import is_terminal, note, printable
+from yolofleet.core.durations import describe_duration
+from yolofleet.core.terminal import SCREEN, is_terminal, note, plural
+from yolofleet.core.text import and_more, fit
 from yolofleet.search.forecast import seconds_left, work_done
 from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front
@@ -25,8 +29,10 @@ if TYPE_CHECKING:
 REFRESH_SECONDS = 1.0
 MOST_ROWS = 16
 MOST_FAILED = 3
-LINES_AROUND = 6
+LINES_AROUND = 7
 """Lines of a screen that are not rows of the table."""
+LEAST_PARAMETERS = 12
+"""Characters that the parameters need; where the window is too narrow, they are left out."""
 
 OnSegment = Callable[[str, "TrialSegment", "SegmentResult | None"], None]
 Running = Mapping[tuple[int, int], "Live"]
@@ -50,9 +56,6 @@ def watch_search(session: SearchSession, directory: SearchDirectory, trials: Tri
     if not is_terminal():
         yield lambda kind, segment, result: display.print_event(kind, segment, result)
         return
-    from rich.console import Console
-    from rich.live import Live as LiveTable
-
     running: dict[tuple[int, int], TrialSegment] = {}
     reader = _RunReader(directory)
 
@@ -62,21 +65,26 @@ def watch_search(session: SearchSession, directory: SearchDirectory, trials: Tri
         else:
             running.pop((segment.trial, segment.repeat), None)
 
-    console = Console(stderr=True)
-    with LiveTable(console=console, refresh_per_second=2) as live:
+    now: dict[tuple[int, int], Live] = {}
 
-        def refresh() -> None:
-            now = {key: reader.newest(segment.run_name) for key, segment in dict(running).items()}
-            live.update(display.table(now, max(console.height - LINES_AROUND, 3)))
+    def refresh() -> None:
+        nonlocal now
+        now = {key: reader.newest(segment.run_name) for key, segment in dict(running).items()}
 
-        try:
-            with BackgroundLoop(
-                refresh, seconds=REFRESH_SECONDS, name="search-table", warning="no table can be shown", at_once=True
-            ):
-                yield on_segment
-        finally:
-            running.clear()
-            refresh()
+    def lines(width: int) -> list[str]:
+        return display.lines(now, max(shutil.get_terminal_size().lines - LINES_AROUND, 3), width)
+
+    warning = "the search cannot be shown"
+    try:
+        with (
+            SCREEN.drawing(lines),
+            BackgroundLoop(refresh, seconds=REFRESH_SECONDS, name="search-table", warning=warning, at_once=True),
+        ):
+            yield on_segment
+    finally:
+        now = {}
+        for line in lines(SCREEN.width):
+            note(line)
 
 
 class SearchDisplay:
@@ -105,15 +113,17 @@ class SearchDisplay:
         parts = [
             f"{ended}{self._of_trials()} trials ended",
             *([f"{failed} failed"] if failed else []),
-            f"{trials.num_refused} candidates refused",
+            f"{plural(trials.num_refused, 'candidate')} refused",
             f"{trials.gpu_seconds / 3600:.3g}{of_hours} worker hours",
         ]
         shares = {key: live.share for key, live in running.items()}
         done = work_done(self._spec, trials, shares, self._num_candidates)
         elapsed = self._clock() - self._start_seconds
-        of_wall = "" if limits.wall_hours is None else f" of {_duration(3600 * limits.wall_hours)}"
+        of_wall = "" if limits.wall_hours is None else f" of {describe_duration(3600 * limits.wall_hours)}"
         left = seconds_left(self._spec, elapsed, done, self._done_before)
-        parts.append(f"{_duration(elapsed)}{of_wall}" + ("" if not left else f", about {_duration(left)} left"))
+        parts.append(
+            f"{describe_duration(elapsed)}{of_wall}" + ("" if not left else f", about {describe_duration(left)} left")
+        )
         return "; ".join(parts)
 
     def _of_trials(self) -> str:
@@ -141,25 +151,44 @@ class SearchDisplay:
         )
         note(f"{head} at {result.share:.0%}: {shown} ({result.gpu_seconds:.1f} worker seconds); {self.budget({})}")
 
-    def table(self, running: Running, most_rows: int) -> Any:
-        """Return the table as rich shows it."""
-        from rich import box
-        from rich.console import Group
-        from rich.table import Table
-        from rich.text import Text
-
+    def lines(self, running: Running, most_rows: int, width: int) -> list[str]:
+        """Return what is shown of the search, in a width: the budget, the best so far, and a row for each trial."""
+        parts = [f"{self._spec.name}: {(budget := self.budget(running).split('; '))[0]}", *budget[1:]]
         headings, rows = self.rows(running, most_rows)
-        table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
-        for column, heading in enumerate(headings):
-            widest = max(len(cells[column]) for cells in (headings, *rows))
-            justify: Any = "left" if heading in ("parameters", "state") else "right"
-            # Where the screen is narrow, the parameters are cut short, and nothing else.
-            width = None if heading == "parameters" else widest
-            table.add_column(heading, justify=justify, no_wrap=True, overflow="ellipsis", min_width=width)
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        starting = [] if rows else [Text("the first trials are chosen, and their processes load: about half a minute")]
-        return Group(Text(printable(f"{self._spec.name}: {self.budget(running)}")), table, *starting)
+        shown = fill(parts, width, MOST_LINES) + [line for line in (self.best(),) if line is not None]
+        if not rows:
+            since = describe_duration(self._clock() - self._start_seconds)
+            text = f"{SCREEN.frame()} the first trials are chosen, and their processes load: about half a minute"
+            return [*shown, fit(text, f"  {since}", width=width)]
+        column = headings.index("parameters")
+        table = [headings, *rows]
+        room = width - sum(_widest(table, index) + 2 for index in range(len(headings)) if index != column)
+        if room < LEAST_PARAMETERS:
+            table = [[*cells[:column], *cells[column + 1 :]] for cells in table]
+        else:
+            table = [[*cells[:column], _whole_parts(cells[column], room), *cells[column + 1 :]] for cells in table]
+        widths = [_widest(table, index) for index in range(len(table[0]))]
+        for cells in table:
+            aligned = map(_aligned, cells, widths, table[0])
+            shown.append("  ".join(aligned))
+        return [fit(line.rstrip(), width=width) for line in shown]
+
+    def best(self) -> str | None:
+        """Return the best trial so far, or the size of the front; None before the first."""
+        objectives = self._spec.objectives
+        rows = [
+            (trial, values)
+            for trial in self._trials.trials.values()
+            if (values := trial.result(self._spec.repeats).objectives(objectives)) is not None
+        ]
+        if not rows:
+            return None
+        if len(objectives) > 1 and (marks := self._marks([(t, row) for t, row in rows if t.end == "completed"])):
+            numbers = ", ".join(str(number) for number in marks)
+            return f"front: {plural(len(marks), 'trial')} ({numbers})"
+        trial = rows[best_first([values for _, values in rows])[0]][0]
+        value = trial.result(self._spec.repeats).value(objectives[0].metric)
+        return None if value is None else f"best so far: trial {trial.number}, {objectives[0].metric} {value:.4f}"
 
     def rows(self, running: Running, most_rows: int) -> tuple[list[str], list[list[str]]]:
         """Return the headings and the cells: trials that train, then the best, then the newest that failed."""
@@ -220,11 +249,22 @@ def _state(trial: Trial, live: list[Live]) -> str:
     return (trial.end or "waiting").partition(":")[0]
 
 
-def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+def _whole_parts(text: str, width: int) -> str:
+    """Return "a=1, b=2, c=3" in a width: as many whole parts as fit."""
+    parts = text.split(", ")
+    for most in range(len(parts), 0, -1):
+        shown = and_more(parts, most)
+        if len(shown) <= width:
+            return shown
+    return ".."
+
+
+def _widest(table: list[list[str]], index: int) -> int:
+    return max(len(cells[index]) for cells in table)
+
+
+def _aligned(cell: str, width: int, heading: str) -> str:
+    return cell.ljust(width) if heading in ("parameters", "state") else cell.rjust(width)
 
 
 class _RunReader:

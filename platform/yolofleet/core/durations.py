@@ -29,3 +29,14 @@ def format_duration(seconds: float) -> str:
         if seconds < most * UNITS[unit]:
             return f"{int(max(seconds, 0)) // UNITS[unit]}{unit}"
     return f"{min(int(seconds) // UNITS['w'], 999)}w"
+
+
+def describe_duration(seconds: float) -> str:
+    """Return a duration in words: ``59 s``, ``12 min``, ``3 h 05 min``, ``2 d 07 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = minutes // 60
+    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24:02d} h"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import socket
 import time
 import uuid
@@ -92,6 +93,34 @@ def _start_ticks(pid: int) -> int:
     except OSError:
         return NOT_RUNNING
     return NOT_RUNNING if fields[0] in "ZX" else int(fields[19])  # a zombie does not run
+
+
+def describe_start(command: list[str]) -> dict[str, str]:
+    """Return who starts a work, where, with which command, and the commit of the folder that it is started in."""
+    origin = {"user": user_name(), "host": socket.gethostname(), "command": shlex.join(command)}
+    return origin | _git_position(Path.cwd())
+
+
+def _git_position(folder: Path) -> dict[str, str]:
+    """Return branch and commit of a working tree, as its files name them; {} outside of one."""
+    try:
+        git = next(path / ".git" for path in (folder, *folder.parents) if (path / ".git").exists())
+        if git.is_file():  # a worktree: it names its own folder
+            git = (git.parent / git.read_text().removeprefix("gitdir:").strip()).resolve()
+        head = (git / "HEAD").read_text().strip()
+        reference = head.removeprefix("ref: ")
+        if reference == head:
+            return {"commit": head}
+        common = git / (git / "commondir").read_text().strip() if (git / "commondir").exists() else git
+        position = {"branch": reference.removeprefix("refs/heads/")}
+        if (common / reference).is_file():
+            return position | {"commit": (common / reference).read_text().strip()}
+        for line in (common / "packed-refs").read_text().splitlines():
+            if line.endswith(f" {reference}"):
+                position["commit"] = line.split()[0]
+        return position
+    except (OSError, ValueError, StopIteration):
+        return {}
 
 
 def user_name() -> str:

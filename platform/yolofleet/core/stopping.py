@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -18,6 +18,11 @@ class StoppedBySignal(KeyboardInterrupt):
     def __init__(self, kind: signal.Signals) -> None:
         super().__init__(kind.name)
         self.kind = kind
+
+
+def signal_name(kind: signal.Signals) -> str:
+    """Return what people call a signal."""
+    return "Ctrl-C" if kind == signal.SIGINT else kind.name
 
 
 def ending_signals() -> list[signal.Signals]:
@@ -43,11 +48,49 @@ def kept_handlers() -> Iterator[bool]:
             signal.signal(kind, handler)
 
 
-def stop_on_signals() -> None:
+@contextmanager
+def announced_interrupt(announce: Callable[[str], object], what: str) -> Iterator[None]:
+    """Say at once that Ctrl-C has come, within a with block in which a library sets a handler of its own for it.
+
+    Args:
+        announce: Says it; called by the handler.
+        what: What happens then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, alarm = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGALRM)
+
+    def look(number: int, frame: FrameType | None) -> None:
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is before or not callable(handler):
+            return
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            announce(f"\nstopping (Ctrl-C): {what}")
+            handler(number, frame)
+
+        signal.signal(signal.SIGINT, stop)
+
+    signal.signal(signal.SIGALRM, look)
+    signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGALRM) is look:  # else a stop is under way, which has set its own
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, alarm)
+
+
+def stop_on_signals(announce: Callable[[str], object] = str) -> None:
     """Raise `StoppedBySignal` in the main thread from now on, so that temporary files and locks are given up.
 
     It is raised again every second until something handles it: Python drops an exception that is raised while it runs
     a destructor, and so do extension modules that are just being imported. A second signal stops the clean-up, too.
+
+    Args:
+        announce: Says at once that the signal has come; it is called by its handler.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -56,6 +99,7 @@ def stop_on_signals() -> None:
             signal.signal(kind, signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL)
         signal.signal(signal.SIGALRM, lambda *_: None if _is_handled(stopped) else _throw(stopped))
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+        announce(f"\nstopping ({signal_name(stopped.kind)}); once more ends it at once, without clearing up")
         raise stopped
 
     def report(failed: sys.UnraisableHookArgs) -> None:

@@ -4,6 +4,9 @@ File names, class names, values of specs and what MLflow keeps may hold escape s
 direction of a text. They are printed as JSON writes them (``\u001b``), so that a JSON document stays what it is. Where
 the stream takes ASCII alone, everything else is written so, too. The secrets of URLs are left out. The same holds for
 what a process prints without being asked: logs and tracebacks.
+
+On a terminal a few lines stand below all that was printed: what is done now, for how long, and how far it is. They are
+drawn again several times a second, so that nothing that takes time is silent; what is printed takes their place.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, TextIO
 
+from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.errors import WorkError
 from yolofleet.core.redaction import redact
+from yolofleet.core.text import fit
 
 _CONTROL = (
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -30,6 +37,16 @@ _CONTROL = (
 CONTROL = re.compile(_CONTROL)
 CONTROL_BUT_COLOURS = re.compile(rf"(\x1b\[[0-9;]{{0,20}}m)|{_CONTROL}")
 NOT_ASCII = re.compile(r"[^\0-\x7f]")
+DRAW_SECONDS = 0.2
+SILENCE_SECONDS = 1.0
+"""After this long without a line, what is done is shown."""
+ERASE = "\r\x1b[J"
+SPINNER = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+ASCII_SPINNER = "|/-\\"
+NO_STREAM = (AttributeError, OSError, ValueError)
+"""What a stream raises that is closed, no terminal, or not there."""
+Draw = Callable[[int], list[str]]
+"""Returns the lines to draw, each of as many characters at most as it is given."""
 
 
 class OutputError(WorkError):
@@ -53,7 +70,133 @@ def _escape(found: re.Match[str]) -> str:
 
 def is_terminal() -> bool:
     """Return whether stderr is a terminal, on which progress can be drawn."""
-    return sys.stderr is not None and sys.stderr.isatty()
+    return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+class Screen:
+    """The lines that stand below everything that was printed on the terminal, in this process.
+
+    The cursor waits at the first one: whatever prints without asking begins there.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._draws: list[Draw] = []
+        self._is_drawn = False
+        self._printed_at = time.monotonic()
+        self._activity = ("", time.monotonic())
+        self._frame = 0
+
+    @contextmanager
+    def drawing(self, draw: Draw | None) -> Iterator[None]:
+        """Draw these lines, and no others, for the length of a with block; None: draw none."""
+        with self.printing():
+            self._draws.append(draw or (lambda width: []))
+        try:
+            yield
+        finally:
+            with self.printing():
+                self._draws.pop()
+
+    @contextmanager
+    def printing(self) -> Iterator[None]:
+        """Take the lines away for what is printed within a with block."""
+        with self._lock:
+            self.erase()
+            yield
+            self._printed_at = time.monotonic()
+
+    def erase(self) -> None:
+        """Take the lines away; it does not wait for another thread, so that a signal handler may call it."""
+        if self._is_drawn:
+            self._is_drawn = False
+            with suppress(*NO_STREAM):
+                os.write(sys.stderr.fileno(), ERASE.encode())
+
+    def begin(self, activity: str) -> None:
+        """Let this be what is done from now on."""
+        self._activity = (activity, time.monotonic())
+
+    @property
+    def is_unicode(self) -> bool:
+        """Whether stderr takes more than ASCII."""
+        return (sys.stderr.encoding or "").lower().startswith("utf")
+
+    @property
+    def width(self) -> int:
+        """Characters of a line."""
+        try:
+            return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 20)
+        except NO_STREAM:
+            return 79
+
+    def frame(self) -> str:
+        """Return the next sign that the process is alive, one character."""
+        self._frame += 1
+        frames = SPINNER if self.is_unicode else ASCII_SPINNER
+        return frames[self._frame % len(frames)]
+
+    def draw_activity(self, width: int) -> list[str]:
+        """Return what is done, and for how long, once nothing has been printed for a moment."""
+        activity, since = self._activity
+        if time.monotonic() - max(self._printed_at, since) < SILENCE_SECONDS:
+            return []
+        from yolofleet.core.durations import describe_duration
+
+        return [fit(f"{self.frame()} {activity}", f" {describe_duration(time.monotonic() - since)}", width=width)]
+
+    @contextmanager
+    def live(self, activity: str) -> Iterator[None]:
+        """Keep the lines drawn for the length of a with block; first what is done, until `drawing` draws others."""
+        self.begin(activity)
+        if not is_terminal():
+            yield
+            return
+        warning = "what is done cannot be shown"
+        loop = BackgroundLoop(self._draw, seconds=DRAW_SECONDS, name="screen", warning=warning)
+        with self.drawing(self.draw_activity), loop:
+            yield
+
+    def _draw(self) -> None:
+        with self._lock, suppress(*NO_STREAM):
+            if not self._draws:
+                return
+            rows = os.get_terminal_size(sys.stderr.fileno()).lines
+            lines = self._draws[-1](self.width)[: max(rows - 1, 1)]
+            if not lines:
+                self.erase()
+                return
+            shown = "\x1b[K\n".join(_shown(line, sys.stderr) for line in lines)
+            up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
+            sys.stderr.write(f"{shown}\x1b[J{up}\r")
+            sys.stderr.flush()
+            self._is_drawn = True
+
+    def leave_to_parent(self) -> None:
+        """Draw nothing in this process any more: it is a child of the one that draws."""
+        self._lock, self._draws, self._is_drawn = threading.RLock(), [], False
+
+
+SCREEN = Screen()
+"""The one that a process has, as it has one stderr."""
+os.register_at_fork(after_in_child=SCREEN.leave_to_parent)
+
+
+def doing(activity: str) -> None:
+    """Say what is done from now on; it is shown on a terminal, with the seconds that it takes, and nowhere else."""
+    SCREEN.begin(activity)
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """Return a count with its noun: "1 image", "2,000 images", "3 boxes"."""
+    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
+
+
+def announce(line: str) -> None:
+    """Print a line on stderr at once: from a signal handler, which may have interrupted any other print."""
+    SCREEN.erase()
+    with suppress(*NO_STREAM):
+        os.write(sys.stderr.fileno(), f"{line}\n".encode("ascii", "backslashreplace"))
 
 
 def show(text: str, *, keeps_colours: bool = False, end: str = "\n") -> None:
@@ -63,7 +206,8 @@ def show(text: str, *, keeps_colours: bool = False, end: str = "\n") -> None:
         OutputError: It cannot be written.
     """
     try:
-        _write(text + end, sys.stdout, keeps_colours=keeps_colours)
+        with SCREEN.printing():
+            _write(text + end, sys.stdout, keeps_colours=keeps_colours)
     except OSError as error:
         silence(sys.stdout)
         raise OutputError(error) from error
@@ -72,7 +216,8 @@ def show(text: str, *, keeps_colours: bool = False, end: str = "\n") -> None:
 def note(line: str) -> None:
     """Print a line on stderr: progress, a warning, what to do next; it is dropped where stderr does not take it."""
     try:
-        _write(f"{line}\n", sys.stderr)
+        with SCREEN.printing():
+            _write(f"{line}\n", sys.stderr)
     except (OSError, ValueError):  # ValueError: the stream is closed
         silence(sys.stderr)
 
@@ -80,13 +225,17 @@ def note(line: str) -> None:
 def _write(text: str, stream: TextIO | None, *, keeps_colours: bool = False) -> None:
     if stream is None:  # its descriptor was closed before the start
         return
+    stream.write(_shown(text, stream, keeps_colours=keeps_colours))
+    stream.flush()
+
+
+def _shown(text: str, stream: TextIO, *, keeps_colours: bool = False) -> str:
     shown = printable(redact(text), keeps_colours=keeps_colours)
     try:
         shown.encode(stream.encoding or "ascii")
     except UnicodeEncodeError:
-        shown = NOT_ASCII.sub(_escape, shown)
-    stream.write(shown)
-    stream.flush()
+        return NOT_ASCII.sub(_escape, shown)
+    return shown
 
 
 def silence(stream: TextIO | None) -> None:
@@ -119,6 +268,7 @@ class GuardedRecords:
 
     def __call__(self, *arguments: Any, **options: Any) -> logging.LogRecord:
         """Make a record."""
+        SCREEN.erase()
         record = self._make(*arguments, **options)
         record.__class__ = RedactedRecord
         if record.exc_info and record.exc_info[0] is not None:

@@ -36,6 +36,14 @@ def cut(text: str, most: int = 40) -> str:
     return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
 
 
+def fit(text: str, end: str = "", *, width: int) -> str:
+    """Return a text and its end, in a width; the words that do not fit are left out whole."""
+    if len(text) + len(end) <= width:
+        return text + end
+    room = max(width - len(end) - 2, 1)
+    return f"{text[: room + 1].rpartition(' ')[0] or text[:room]}..{end}"[:width]
+
+
 _BOUNDED = reprlib.Repr()
 _BOUNDED.maxstring = _BOUNDED.maxother = 80
 

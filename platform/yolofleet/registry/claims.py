@@ -45,7 +45,7 @@ from yolofleet.registry.proof import (
     file_digests,
     training_form_difference,
 )
-from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags
+from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags, is_tagged
 from yolofleet.specs.yaml_document import read_yaml
 from yolofleet.training.setup.pretrained import TRAINING_FORM
 
@@ -232,6 +232,7 @@ def tags_claim(folder: Path, version: Version) -> Claim:
         f"{name} is {_format_tag(tags.get(name))}, recorded is {_format_tag(recorded.get(name))}"
         for name in sorted(recorded.keys() | tags.keys())
         if tags.get(name) != recorded.get(name)
+        and (name in tags or is_tagged(name.removeprefix(TAG_PREFIX), recorded[name]))
     ]
     return claim_of("tags", problems, f"{len(recorded)} tags as recorded")
 

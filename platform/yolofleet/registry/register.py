@@ -10,17 +10,19 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from yolofleet.core.redaction import redact_values
+from yolofleet.core.redaction import redact, redact_values
+from yolofleet.core.terminal import plural
 from yolofleet.registry.alias_history import alias_changes
 from yolofleet.registry.evaluation_record import Evaluation, Evidence, confirm_figures
 from yolofleet.registry.package import collect_content, write_version
-from yolofleet.registry.proof import PROOF_NAME, file_sha256
+from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256, read_proof
 from yolofleet.registry.release import run_evidence
 from yolofleet.registry.version_files import at_once
 from yolofleet.registry.versions import (
     CANDIDATE,
     DIGEST_TAG,
     PROOF_TAG,
+    TAG_PREFIX,
     ModelTags,
     RegistryError,
     Version,
@@ -28,6 +30,7 @@ from yolofleet.registry.versions import (
     check_name,
     fact_tags,
     find_version,
+    is_tagged,
     list_versions,
 )
 from yolofleet.tracking.mirror import sync_now
@@ -40,6 +43,11 @@ if TYPE_CHECKING:
 LOGGED_MODEL_NAME = "detector"
 MODEL_TYPE = "object-detector"
 DEFAULT_EXPERIMENT = "yolofleet"
+MODEL_DESCRIPTION = (
+    "A detector in versions. Each carries its proof: `yolofleet registry verify NAME/VERSION` redoes it. `@candidate` "
+    "is the newest one, `@champion` the one that was promoted; `yolofleet registry history NAME` tells why."
+)
+LONGEST_DESCRIPTION = 5000
 FIGURE_FACT = "figures.AP"
 """A version has this fact if its detector was evaluated."""
 PROTOCOL_FACT = "evaluation.protocol"
@@ -94,8 +102,10 @@ def register_detector(
                 evidence = replace(evidence, evaluation=confirm_figures(evidence.evaluation))
             write = partial(write_version, content, evidence=evidence, run_id=run_id)
             tags_of_facts = fact_tags({key: value for key, value in evidence.facts.items() if key != "job"})
-            tags = {**redact_values(tags_of_facts), DIGEST_TAG: content.digest}
-            version = _create(tracking_uri, client, experiment, name, run_id, tags, write)
+            tagged = {k: v for k, v in tags_of_facts.items() if is_tagged(k.removeprefix(TAG_PREFIX), v)}
+            tags = {**redact_values(tagged), DIGEST_TAG: content.digest}
+            describe = partial(describe_version, evidence, f"{name}@{alias}", run_id)
+            version = _create(tracking_uri, client, experiment, name, run_id, tags, write, describe)
     store.set_alias(alias, version.number)
     return find_version(tracking_uri, version.uri)
 
@@ -120,11 +130,49 @@ def register_run(
         )
 
 
+def describe_version(evidence: Evidence, reference: str, run_id: str | None, proof: Proof) -> str:
+    """Return the description of a version, in Markdown: what it is and is worth, its proof, how to use it, an image.
+
+    Args:
+        evidence: What is known of it.
+        reference: What a user calls it.
+        run_id: MLflow's id of the run that made it.
+        proof: What its files prove.
+    """
+    facts = evidence.facts
+    job = facts.get("job") or {}
+    model = job.get("model") or {}
+    source = facts.get("data_url") or {}
+    lines = [f"**{model.get('name') or model.get('spec') or facts.get('model') or 'detector'}**"]
+    if (step := facts.get("released_step")) is not None:
+        lines[0] += f", the averaged weights of step {step:,}"
+    record = proof.evaluation
+    if record is not None:
+        figures = {key: value for key, value in record.figures.items() if value is not None}
+        head, rule, row = ("|".join(["", *cells, ""]) for cells in (
+            figures, ["---:"] * len(figures), [f"{value:.4f}" for value in figures.values()]
+        ))  # fmt: skip
+        on = f" of `{source['val']}`" if source.get("val") else ""
+        lines += [f"evaluated on {plural(record.num_images, 'image')}{on}:", "\n".join((head, rule, row))]
+    if source.get("train"):
+        lines.append(f"trained on `{source['train']}`")
+    checked = ["the digests of all files", "the versions of all packages"]
+    checked += ["every box behind the figures"] if record is not None else []
+    checked += ["the manifests of its data"] if proof.data else []
+    claims = ", ".join(checked)
+    lines.append(f"proof: {plural(len(proof.files), 'file')}, written {proof.written}, with {claims}")
+    lines.append(f"use: `yolofleet predict models:/{reference} IMAGE`")
+    if run_id is not None:
+        link = f"get-artifact?path=report/images/00.jpg&run_uuid={run_id}"
+        lines.append(f"![ground truth, and what it found]({link})")
+    return redact("\n\n".join(lines))[:LONGEST_DESCRIPTION]
+
+
 def _make_model(client: MlflowClient, name: str) -> None:
     from mlflow.exceptions import MlflowException
 
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=MODEL_DESCRIPTION)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -158,6 +206,7 @@ def _create(
     run_id: str | None,
     tags: dict[str, str],
     write: Callable[..., Path],
+    describe: Callable[[Proof], str],
 ) -> Version:
     """Write the files, upload them, and make the version once they are all there."""
     logged = client.create_logged_model(
@@ -172,6 +221,7 @@ def _create(
         with TemporaryDirectory(prefix="yolofleet-register-") as target:
             write(Path(target), model_id=logged.model_id)
             proof_sha256 = file_sha256(Path(target, PROOF_NAME))
+            description = describe(read_proof(Path(target)))
             _upload(tracking_uri, client, logged.model_id, Path(target))
         ready = True
     finally:
@@ -185,5 +235,6 @@ def _create(
         run_id=run_id,
         tags={**tags, PROOF_TAG: proof_sha256},
         model_id=logged.model_id if on_server else None,
+        description=description,
     )
     return Version(name=name, number=int(created.version), digest=tags[DIGEST_TAG], run_id=run_id)

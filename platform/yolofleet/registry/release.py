@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.terminal import doing, plural
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER
@@ -141,6 +142,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
 
     run = ready.run
     device = driver_device(job)
+    doing("evaluating the checkpoints that are left")
     CheckpointEvaluator(
         run, lambda step: evaluate_checkpoint(job, step, device)
     ).evaluate_all()  # checkpoints that are left
@@ -155,7 +157,9 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         rectangular=job.evaluation.protocol == "published",
         precision=evaluation_precision(job.evaluation.protocol, device),
     )
+    doing(f"evaluating the deployed model of step {step} on {plural(len(ready.val), 'image')}")
     result = evaluate(deployed, ready.val, device=device, **settings.model_dump())
+    doing("packing the detector")
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
         save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size)
         save_training_form(Path(folder), model)
@@ -166,10 +170,12 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         figures=result.figures, evaluation=settings.facts(), released_step=step, num_images=result.num_images
     )
     skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, len(ready.val))}
+    doing("writing the report")
     _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
     _write_report(job, ready, result, settings, step, skipped)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
+        doing(f"registering the model as {job.tracking.register_as}")
         version = register_run(run, job.tracking.register_as, tracking_uri, experiment=job.tracking.experiment)
     done = Release(
         run=run.url,
@@ -224,7 +230,7 @@ def _write_report(
     facts: dict[str, Any] = {
         "run": ready.run.url,
         "model": job.model.name or job.model.spec,
-        "training set": f"{job.data.train} ({len(ready.train)} images)",
+        "training set": f"{job.data.train} ({plural(len(ready.train), 'image')})",
         "validation set": job.data.val,
         "evaluation": ", ".join(settings.facts().values()),
         "steps": ready.num_steps,

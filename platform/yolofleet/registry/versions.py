@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.tracking.mirrored_run import flat_params
-from yolofleet.tracking.mlflow_store import mlflow_errors, open_client, patiently
+from yolofleet.tracking.mlflow_store import mlflow_errors, open_client, patiently, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +20,8 @@ TAG_PREFIX = "yolofleet."
 DIGEST_TAG = "yolofleet.digest"
 PROOF_TAG = "yolofleet.proof_sha256"
 DIGEST_TAGS = (DIGEST_TAG, PROOF_TAG)
+SEARCHED_DIGESTS = ("data.train", "data.val", "job_sha256")
+"""Facts that say where a version comes from."""
 LONGEST_TAG = 5000
 
 
@@ -85,9 +87,31 @@ def list_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
     return patiently(tracking_uri, lambda: list(_list_versions(client, name)))
 
 
+def browse_versions(tracking_uri: str, name: str | None = None) -> list[Version]:
+    """Return what `list_versions` does, of an sqlite store without the seconds that MLflow itself takes to load.
+
+    Raises:
+        RegistryError: There is no such registered model.
+        TrackingError, TrackingFailureError: MLflow does not answer.
+    """
+    from yolofleet.registry.sqlite_versions import read_models
+
+    database = sqlite_path(tracking_uri)
+    if database is None or (found := read_models(database)) is None:
+        return list_versions(tracking_uri, name)
+    return list(_join(*found, name))
+
+
 def _list_versions(client: MlflowClient, name: str | None) -> Iterator[Version]:
     """Yield the versions with two requests, however many models there are (up to 1,000)."""
     models = list(_all_pages(lambda token: client.search_registered_models(max_results=1000, page_token=token)))
+    only = None if name is None else f"name='{name}'"
+    found = _all_pages(lambda token: client.search_model_versions(only, max_results=1000, page_token=token))
+    yield from _join(models, found, name)
+
+
+def _join(models: list[Any], entries: Iterable[Any], name: str | None) -> Iterator[Version]:
+    """Yield the versions of one registered model, or of all, with their aliases."""
     names = sorted(model.name for model in models)
     if name is not None and name not in names:
         raise RegistryError(f"there is no registered model '{name}'; there is: {', '.join(names) or 'none yet'}")
@@ -95,10 +119,8 @@ def _list_versions(client: MlflowClient, name: str | None) -> Iterator[Version]:
     for model in models:
         for alias, number in model.aliases.items():
             aliases.setdefault((model.name, str(number)), []).append(alias)
-    only = None if name is None else f"name='{name}'"
-    entries = _all_pages(lambda token: client.search_model_versions(only, max_results=1000, page_token=token))
     for entry in sorted(entries, key=lambda entry: (entry.name, -int(entry.version))):
-        if entry.name in names:  # the others are prompts
+        if entry.name in names and name in (None, entry.name):  # the others are prompts
             yield _version(entry, aliases.get((entry.name, str(entry.version)), []))
 
 
@@ -134,6 +156,11 @@ def parse_reference(reference: str) -> tuple[str, str | None, int | None]:
 def fact_tags(evidence: Mapping[str, Any]) -> dict[str, str]:
     """Return evidence as tags by dotted path: ``{"figures": {"AP": 0.5}}`` -> ``{"yolofleet.figures.AP": "0.5"}``."""
     return {TAG_PREFIX + key: value for key, value in flat_params(evidence, longest=LONGEST_TAG).items()}
+
+
+def is_tagged(fact: str, value: str) -> bool:
+    """Return whether a fact becomes a tag: all but digests that nothing searches, which are in ``evidence.json``."""
+    return fact in SEARCHED_DIGESTS or re.fullmatch("[0-9a-f]{64}", value) is None
 
 
 def _all_pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from yolofleet.core.terminal import plural
 from yolofleet.search.feasibility import TRAINING_PASSES, Screened
 from yolofleet.search.trials import Trials
 from yolofleet.specs.job import JobSpec
@@ -163,8 +164,8 @@ def forecast_lines(expected: Forecast, spec: SearchSpec) -> list[str]:
     algorithm = spec.algorithm.name.replace("_", " ")
     scheduler = {"none": "every trial trains to its end", "asha": "successive halving", "population": "a population"}
     lines = [
-        f"{'as many trials as the hours allow' if expected.trials is None else f'{expected.trials} trials'}"
-        + (f" of {spec.repeats} runs" if spec.repeats > 1 else "")
+        ("as many trials as the hours allow" if expected.trials is None else plural(expected.trials, "trial"))
+        + (f" of {plural(spec.repeats, 'run')}" if spec.repeats > 1 else "")
         + f", chosen by {algorithm}; {scheduler[spec.scheduler.name]}",
         f"{expected.feasible_share:.0%} of the space meets the constraints",
     ]

@@ -136,6 +136,8 @@ class TrackingSpec(Spec):
     """Name in the Model Registry; without one the model stays in the run directory."""
     when_away: Literal["fail", "spool"] = "fail"
     """If MLflow does not answer at the start: 'fail' refuses to start; 'spool' trains and sends later."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too: into `tensorboard/` of the run directory."""
 
 
 def _variables(names: Any) -> Any:

@@ -22,6 +22,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -259,6 +260,25 @@ def hold(
     for number in range(max(1, record.number - 3), record.number - 1):
         storage.delete(record_key(number))
     return Lock(storage, record)
+
+
+def forget(root: Storage, name: str) -> None:
+    """Remove the record of a first holder that has released the lock, and folders that are empty then.
+
+    So a start that was refused leaves nothing. One who takes the lock meanwhile has the next number, and keeps it.
+
+    Args:
+        root: The storage of all runs.
+        name: The one whose lock it is.
+    """
+    record = newest_record(root.child(name))
+    if record is None or record.number != 1 or not record.released:
+        return
+    key = f"{name}/{record_key(1)}"
+    root.delete(key)
+    if (path := root.local_path(key)) is not None:
+        with suppress(OSError):  # it holds something
+            path.parents[2].rmdir()
 
 
 def _wait_for_end(storage: Storage, record: LockRecord, notify: Callable[[str], None]) -> LockRecord | None:

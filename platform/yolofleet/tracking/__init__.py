@@ -4,6 +4,6 @@ Other rooms import only these modules (nothing is imported here, so that the com
 
 - `run_directory`: one run's directory (`RunDirectory`, `utc_now`); `json_lines`: its logs, row by row;
 - `goodput`: the summary of a run from its events;
-- `mirror`, `search_mirror`, `mirrored_run`: the copy of a run or of a search in MLflow;
+- `mirror`, `search_mirror`, `mirrored_run`, `tensorboard_mirror`: the copy of a run or of a search in MLflow;
 - `mlflow_store`: reaching an MLflow server or database.
 """

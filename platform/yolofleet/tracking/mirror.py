@@ -1,143 +1,267 @@
 """The MLflow mirror of a run: a background loop that follows the run directory and that training never waits for.
 
 The run directory is the queue: what the server has not taken stays there, however long it is away and whether or not
-this process survives. When the server is back, the next pass catches up; so does `sync_now` at any later time.
+this process survives. The server knows what it has already, so a pass needs no memory of its own: it finds its run by
+the directory's identity (a tag), asks for the last step of each metric and sends only later ones, because MLflow keeps
+both rows when a step is logged twice. A pass may be repeated, cut off anywhere, or made against an empty server: the
+result is the same. Rows of one metric come in the order of their steps, except evaluations: one that was made beside
+the training may come late, so the server is asked for all of its steps.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
-from collections.abc import Callable
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-from yolofleet.core.background import BackgroundLoop, within
-from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.background import POLL_SECONDS, BackgroundSync, ignore_event
 from yolofleet.core.redaction import redact
-from yolofleet.core.text import one_line
-from yolofleet.tracking.mirrored_run import MirroredRun, find_run
+from yolofleet.specs.yaml_document import parse_yaml
+from yolofleet.storage import ObjectNotFoundError
+from yolofleet.tracking.json_lines import Row, encode_row
+from yolofleet.tracking.mirrored_run import (
+    DESCRIPTION_TAG,
+    LOCATION_TAG,
+    LONGEST_TAG,
+    OLD_NAMES,
+    SentImages,
+    create_run,
+    delete_mlflow_run,
+    describe_run,
+    find_run,
+    flat_params,
+    grouped_name,
+    last_steps,
+    numbers,
+    readable_tags,
+    send_checkpoints,
+    send_datasets,
+    unix_milliseconds,
+)
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
-from yolofleet.tracking.run_directory import OnEvent, RunDirectory
+from yolofleet.tracking.run_directory import (
+    EVALUATION_IMAGES,
+    EVENTS_LOGS,
+    FACTS_KEY,
+    JOB_KEY,
+    METRICS_LOGS,
+    REPORT_PREFIX,
+    OnEvent,
+    RunDirectory,
+    status_after,
+)
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Run
 
-POLL_SECONDS = 5.0
-"""Pause between two passes."""
-LONGEST_PAUSE_SECONDS = 60.0
-"""The pause doubles up to this while the server does not answer."""
-CLOSE_TIMEOUT_SECONDS = 30.0
-"""How long `BackgroundSync.close` lets the last pass take."""
+EVALUATION_PREFIX = "val_"
+MOST_METRICS_IN_BATCH = 1000
+MOST_PARAMS_IN_BATCH = 100
 
-
-def ignore_event(kind: str, **fields: Any) -> None:
-    """Do nothing with an event."""
+_one_pass_at_a_time = threading.Lock()
+"""The mirror's thread and `sync_now` may meet in one process; both would create the same run."""
 
 
-class BackgroundSync:
-    """Keeps MLflow synchronised with a directory in the background.
+class MirroredRun:
+    """A run directory's MLflow run.
 
     Args:
-        sync: Makes one pass, over everything or over what may have changed; raises where MLflow does not answer.
-        source: The directory's URL.
+        run: The run directory; it is only read.
         tracking_uri: The MLflow server or database.
-        unaffected: What does not wait for MLflow: "training", "the search".
-        poll_seconds: Pause between two passes.
-        on_event: Takes the events ``tracking_away`` and ``tracking_back``.
+        experiment: The experiment of the run.
+        parent_run_id: The MLflow run that it is shown under, for a trial of a search.
     """
 
     def __init__(
-        self,
-        sync: Callable[[bool], object],
-        *,
-        source: str,
-        tracking_uri: str,
-        unaffected: str,
-        poll_seconds: float = POLL_SECONDS,
-        on_event: OnEvent = ignore_event,
+        self, run: RunDirectory, tracking_uri: str, experiment: str, *, parent_run_id: str | None = None
     ) -> None:
-        self._sync = sync
-        self._source = source
-        self._uri = redact(tracking_uri)
-        self._unaffected = unaffected
-        self._poll_seconds = poll_seconds
-        self._on_event = on_event
-        self._failures = 0
-        self._synchronised = False
-        self._synchronised_at = time.monotonic()
-        self._next_pass = 0.0
-        self._one_pass_at_a_time = threading.Lock()
-        self._loop = BackgroundLoop(
-            self._pass_if_due,
-            seconds=poll_seconds,
-            name="mlflow-mirror",
-            warning=f"MLflow at {self._uri} is not synchronised at the moment",
-            at_once=True,
-            close_timeout_seconds=0.0,  # `close` has a limit of its own
-        )
+        self.run = run
+        self._parent_run_id = parent_run_id
+        self.tracking_uri = tracking_uri
+        self.experiment = experiment
+        self.run_id: str | None = None
+        self._client: MlflowClient | None = None
+        self._last_steps: dict[str, int] = {}
+        self._evaluated: defaultdict[str, set[int]] = defaultdict(set)  # steps sent, by metric
+        self._asked: set[str] = set()  # metrics of which the server was asked for all steps
+        self._status: str | None = None
+        self._grouped = True  # whether metrics have names with groups
+        self._found: Run
+        self._images: SentImages | None = None
+        self._newest: dict[str, Any] = {}  # value of each metric
+        self._forget_sent()
 
-    def start(self) -> None:
-        """Start; returns at once, whether or not the server is there."""
-        self._loop.start()
+    def _forget_sent(self) -> None:
+        """Begin anew: what the server has is asked again."""
+        self._metrics = self.run.reader(*METRICS_LOGS)
+        self._events = self.run.reader(*EVENTS_LOGS)
+        self._uploaded: dict[str, tuple[int, ...] | bytes] = {}
+        self._sent_facts: dict[str, Any] | None = None
+        self._described: str | None = None
+        self._sent_tags: dict[str, str] = {}
+        self._evaluated.clear()
+        self._asked.clear()
 
-    def close(self, timeout_seconds: float = CLOSE_TIMEOUT_SECONDS) -> bool:
-        """Make a last pass and end.
-
-        Flush the directory first: only stored rows can be sent.
+    def sync(self, tags: Mapping[str, str] | None = None, *, everything: bool = True) -> str:
+        """Send what the server lacks and return the MLflow run's id.
 
         Args:
-            timeout_seconds: The longest that this call takes.
+            tags: Other facts of the run now.
+            everything: Look at every log and file; else at logs that are due, and at files where events are new.
 
-        Returns:
-            Whether MLflow holds everything now. If not, nothing is lost: `yolofleet report --sync` sends the rest.
+        Raises:
+            TrackingError: The tracking URI or the experiment cannot be used.
+            Exception: Whatever MLflow and its drivers raise when the server does not answer; call again later.
         """
-        self._loop.close()
-        self._synchronised = False
-        try:
-            within(timeout_seconds, lambda: self._pass(everything=True))
-        except TimeoutError:
-            self._synchronised = False
-        if not self._synchronised:
-            logger.warning(
-                "MLflow at %s does not hold all of %s; send the rest with `yolofleet report %s --sync`",
-                self._uri,
-                self._source,
-                self._source,
-            )
-        return self._synchronised
+        with _one_pass_at_a_time:
+            try:
+                client, run_id = self._connect()
+                news = bool(self._events.new_rows(only_due=not everything))
+                self._send_metrics(client, run_id, only_due=not everything)
+                self._send_tags(client, run_id, dict(tags or {}))
+                if news or everything:
+                    self._send_facts(client, run_id)
+                    self._send_files(client, run_id)
+                if news:
+                    self._send_events(client, run_id)
+            except BaseException:
+                self._client = None  # the server may have taken a request whose answer was lost: ask it again
+                raise
+            return run_id
 
-    def _pass_if_due(self) -> None:
-        if time.monotonic() >= self._next_pass:
-            self._pass(everything=False)
-            longest = max(LONGEST_PAUSE_SECONDS, self._poll_seconds)
-            self._next_pass = time.monotonic() + min(self._poll_seconds * 2**self._failures, longest)
+    def _connect(self) -> tuple[MlflowClient, str]:
+        """Find or create the MLflow run, and ask what it holds."""
+        if self._client is not None and self.run_id is not None:
+            return self._client, self.run_id
+        client = open_client(self.tracking_uri)
+        experiment = experiment_id(client, self.experiment)
+        found = find_run(client, experiment, self.run.identity)
+        if found is None:
+            found = create_run(client, experiment, self.run, self._parent_run_id)
+        self._last_steps = last_steps(found)
+        self._grouped = not any(name in self._last_steps for name in OLD_NAMES)
+        self._found, self._images = found, None
+        self._forget_sent()
+        self._status = found.info.status
+        self._send_params(client, found)
+        self._client, self.run_id = client, str(found.info.run_id)
+        return client, self.run_id
 
-    def _pass(self, *, everything: bool) -> None:
-        with self._one_pass_at_a_time:
-            self._make_pass(everything)
+    def _send_params(self, client: MlflowClient, found: Run) -> None:
+        """Send the job's settings; MLflow lets no parameter change, so a later edit shows in ``job.yaml`` only."""
+        from mlflow.entities import Param
 
-    def _make_pass(self, everything: bool) -> None:
-        self._synchronised = False
-        try:
-            self._sync(everything)
-        except Exception as error:  # MLflow, requests, database drivers, storage: all mean "try again later"
-            self._failures += 1
-            if self._failures == 1:
-                reason = one_line(error)
-                logger.warning("MLflow at %s is behind, %s continues: %s", self._uri, self._unaffected, reason)
-                self._append_event("tracking_away", uri=self._uri, reason=reason)
+        document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{self.run.spec_key}") or {}
+        values = flat_params(document)
+        params = [Param(key, value) for key, value in values.items() if key not in found.data.params]
+        for start in range(0, len(params), MOST_PARAMS_IN_BATCH):
+            client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
+
+    def _send_facts(self, client: MlflowClient, run_id: str) -> None:
+        """Send who started the run and the directory's present location as tags, and the data as inputs."""
+        from mlflow.entities import RunTag
+
+        facts = self.run.facts()
+        if facts == self._sent_facts:
             return
-        if self._failures:
-            logger.info("MLflow at %s has caught up", self._uri)
-            seconds = round(time.monotonic() - self._synchronised_at, 3)
-            self._append_event("tracking_back", uri=self._uri, seconds=seconds)
-        self._failures, self._synchronised_at, self._synchronised = 0, time.monotonic(), True
+        tags = [RunTag(key, value) for key, value in (readable_tags(facts) | {LOCATION_TAG: self.run.url}).items()]
+        client.log_batch(run_id, tags=tags)
+        send_datasets(client, self._found, self.run, facts)
+        self._sent_facts = facts
 
-    def _append_event(self, kind: str, **fields: Any) -> None:
-        try:
-            self._on_event(kind, **fields)
-        except (UserError, WorkError) as error:  # the storage is away, too, or another process has taken the run over
-            logger.warning("the event %s of %s could not be recorded: %s", kind, self._source, error)
+    def _describe(self, client: MlflowClient, run_id: str, events: list[Row]) -> None:
+        if self.run.spec_key != JOB_KEY:  # a search is described by its mirror
+            return
+        text = describe_run(self.run, self._sent_facts or {}, events, self._newest)
+        if text != self._described:
+            client.set_tag(run_id, DESCRIPTION_TAG, text)
+            self._described = text
+
+    def _send_tags(self, client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
+        for key, value in tags.items():
+            if self._sent_tags.get(key) != value:
+                client.set_tag(run_id, key, redact(value)[:LONGEST_TAG])
+        self._sent_tags = tags
+
+    def _send_metrics(self, client: MlflowClient, run_id: str, *, only_due: bool) -> None:
+        batch: list[Metric] = []
+        for metric in self._unsent(client, run_id, self._metrics.new_rows(only_due=only_due)):
+            batch.append(metric)
+            if len(batch) == MOST_METRICS_IN_BATCH:
+                client.log_batch(run_id, metrics=batch)
+                batch = []
+        if batch:
+            client.log_batch(run_id, metrics=batch)
+
+    def _unsent(self, client: MlflowClient, run_id: str, rows: list[Row]) -> Iterator[Metric]:
+        from mlflow.entities import Metric
+
+        for row in rows:
+            step, milliseconds = int(row.get("step", 0)), unix_milliseconds(str(row.get("time", "")))
+            self._newest |= row
+            for plain, value in numbers(row):
+                key = grouped_name(plain) if self._grouped else plain
+                evaluated = plain.startswith(EVALUATION_PREFIX)
+                late = step <= self._last_steps.get(key, -1)
+                if late and not (evaluated and self._lacks(client, run_id, key, step)):
+                    continue
+                self._last_steps[key] = max(step, self._last_steps.get(key, -1))
+                if evaluated:
+                    self._evaluated[key].add(step)
+                yield Metric(key, value, milliseconds, step)
+
+    def _lacks(self, client: MlflowClient, run_id: str, key: str, step: int) -> bool:
+        """Return whether the server has no evaluation of a step yet; asks for all steps of a metric once."""
+        if key not in self._asked:
+            self._evaluated[key].update(int(metric.step) for metric in client.get_metric_history(run_id, key))
+            self._asked.add(key)
+        return step not in self._evaluated[key]
+
+    def _send_files(self, client: MlflowClient, run_id: str) -> None:
+        """Upload the job, the facts and the report's files, each when it has changed."""
+        storage = self.run.storage
+        for key in (self.run.spec_key, FACTS_KEY):
+            with suppress(ObjectNotFoundError):
+                if (data := storage.get(key)) != self._uploaded.get(key):
+                    client.log_text(run_id, data.decode(errors="replace"), key)
+                    self._uploaded[key] = data
+        entries = list(storage.list(f"{REPORT_PREFIX}/"))
+        if any(entry.key.startswith(f"{EVALUATION_IMAGES}/") for entry in entries):
+            self._images = self._images or SentImages(client, run_id)
+            self._images.send(self.run, [entry.key for entry in entries])
+        for entry in entries:
+            if entry.key.startswith(f"{EVALUATION_IMAGES}/"):
+                continue
+            key, path = entry.key, storage.local_path(entry.key)
+            state = (entry.size_bytes,) if path is None else (entry.size_bytes, path.stat().st_mtime_ns)
+            if self._uploaded.get(key) == state:
+                continue
+            with TemporaryDirectory(prefix="yolofleet-mirror-") as folder:
+                if path is None:
+                    path = Path(folder, key.rpartition("/")[2])
+                    storage.download(key, path)
+                client.log_artifact(run_id, str(path), key.rpartition("/")[0] or None)
+            self._uploaded[key] = state
+
+    def _send_events(self, client: MlflowClient, run_id: str) -> None:
+        """Upload the events and the run's status."""
+        events = self.run.events()
+        client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
+        self._describe(client, run_id, events)
+        status = status_after(events) or "RUNNING"
+        if status != self._status:
+            if status == "RUNNING":
+                client.update_run(run_id, status=status)
+            else:
+                send_checkpoints(client, self._found, self.run, self.run.metrics())
+                ended = unix_milliseconds(str(events[-1].get("time", "")))
+                client.set_terminated(run_id, status=status, end_time=ended)
+            self._status = status
 
 
 class Mirror(BackgroundSync):
@@ -192,10 +316,3 @@ def sync_now(run: RunDirectory, tracking_uri: str, experiment: str, *, rebuild: 
     if rebuild:
         delete_mlflow_run(run, tracking_uri, experiment)
     return MirroredRun(run, tracking_uri, experiment).sync()
-
-
-def delete_mlflow_run(run: RunDirectory, tracking_uri: str, experiment: str) -> None:
-    """Delete what MLflow holds of a run directory; the directory itself is left alone."""
-    client = open_client(tracking_uri)
-    while (found := find_run(client, experiment_id(client, experiment), run.identity)) is not None:
-        client.delete_run(found.info.run_id)

@@ -1,229 +1,46 @@
-"""One pass of the mirror: synchronise one MLflow run with its run directory.
+"""What MLflow has of a run, and what people see there: readable tags, a description, metrics in groups, images, models.
 
-The run directory holds everything and the server knows what it has already, so a pass needs no memory of its own: it
-finds its run by the directory's identity (a tag), asks the server for the last step of each metric and sends only later
-ones, because MLflow keeps both rows when a step is logged twice. A pass may be repeated, cut off anywhere, or made
-against an empty server: the result is the same. Rows of one metric come in the order of their steps, except
-evaluations: one that was made beside the training may come late, so the server is asked for all of its steps.
+All of it comes from the run directory, so a mirror can be rebuilt. Digests stay in ``facts.json``, an artifact of the
+run. Images are those that each evaluation left; each kept checkpoint that was evaluated becomes a model with its
+figures once the run has ended: four requests for each.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
-import threading
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.redaction import redact, redact_values
-from yolofleet.specs.yaml_document import parse_yaml
-from yolofleet.storage import ObjectNotFoundError
-from yolofleet.tracking.json_lines import Row, encode_row
+from yolofleet.core.terminal import plural
+from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
-from yolofleet.tracking.run_directory import (
-    EVENTS_LOGS,
-    FACTS_KEY,
-    METRICS_LOGS,
-    REPORT_PREFIX,
-    RunDirectory,
-    status_after,
-)
+from yolofleet.tracking.run_directory import EVALUATION_IMAGES, RunDirectory, status_after
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Metric, Run
+    from mlflow.entities import Run
 
 IDENTITY_TAG = "yolofleet.run_id"
 LOCATION_TAG = "yolofleet.run_directory"
-EVALUATION_PREFIX = "val_"
 PARENT_TAG = "mlflow.parentRunId"
-FACT_TAG_PREFIX = "yolofleet."
-MOST_METRICS_IN_BATCH = 1000
-MOST_PARAMS_IN_BATCH = 100
+CHECKPOINT_TYPE = "checkpoint"
 LONGEST_PARAM = 6000
-LONGEST_TAG = 5000
 LONGEST_NAME = 250
-
-_one_pass_at_a_time = threading.Lock()
-"""The mirror's thread and `sync_now` may meet in one process; both would create the same run."""
-
-
-class MirroredRun:
-    """A run directory's MLflow run.
-
-    Args:
-        run: The run directory; it is only read.
-        tracking_uri: The MLflow server or database.
-        experiment: The experiment of the run.
-        parent_run_id: The MLflow run that it is shown under, for a trial of a search.
-    """
-
-    def __init__(
-        self, run: RunDirectory, tracking_uri: str, experiment: str, *, parent_run_id: str | None = None
-    ) -> None:
-        self.run = run
-        self._parent_run_id = parent_run_id
-        self.tracking_uri = tracking_uri
-        self.experiment = experiment
-        self.run_id: str | None = None
-        self._client: MlflowClient | None = None
-        self._last_steps: dict[str, int] = {}
-        self._evaluated: defaultdict[str, set[int]] = defaultdict(set)  # steps sent, by metric
-        self._asked: set[str] = set()  # metrics of which the server was asked for all steps
-        self._status: str | None = None
-        self._forget_sent()
-
-    def _forget_sent(self) -> None:
-        """Begin anew: what the server has is asked again."""
-        self._metrics = self.run.reader(*METRICS_LOGS)
-        self._events = self.run.reader(*EVENTS_LOGS)
-        self._uploaded: dict[str, tuple[int, ...] | bytes] = {}
-        self._sent_facts: dict[str, Any] | None = None
-        self._sent_tags: dict[str, str] = {}
-        self._evaluated.clear()
-        self._asked.clear()
-
-    def sync(self, tags: Mapping[str, str] | None = None, *, everything: bool = True) -> str:
-        """Send what the server lacks and return the MLflow run's id.
-
-        Args:
-            tags: Other facts of the run now.
-            everything: Look at every log and file; else at logs that are due, and at files where events are new.
-
-        Raises:
-            TrackingError: The tracking URI or the experiment cannot be used.
-            Exception: Whatever MLflow and its drivers raise when the server does not answer; call again later.
-        """
-        with _one_pass_at_a_time:
-            try:
-                client, run_id = self._connect()
-                news = bool(self._events.new_rows(only_due=not everything))
-                self._send_metrics(client, run_id, only_due=not everything)
-                self._send_tags(client, run_id, dict(tags or {}))
-                if news or everything:
-                    self._send_facts(client, run_id)
-                    self._send_files(client, run_id)
-                if news:
-                    self._send_events(client, run_id)
-            except BaseException:
-                self._client = None  # the server may have taken a request whose answer was lost: ask it again
-                raise
-            return run_id
-
-    def _connect(self) -> tuple[MlflowClient, str]:
-        """Find or create the MLflow run, and ask what it holds."""
-        if self._client is not None and self.run_id is not None:
-            return self._client, self.run_id
-        client = open_client(self.tracking_uri)
-        experiment = experiment_id(client, self.experiment)
-        found = find_run(client, experiment, self.run.identity)
-        if found is None:
-            found = _create_run(client, experiment, self.run, self._parent_run_id)
-        self._last_steps = last_steps(found)
-        self._forget_sent()
-        self._status = found.info.status
-        self._send_params(client, found)
-        self._client, self.run_id = client, str(found.info.run_id)
-        return client, self.run_id
-
-    def _send_params(self, client: MlflowClient, found: Run) -> None:
-        """Send the job's settings; MLflow lets no parameter change, so a later edit shows in ``job.yaml`` only."""
-        from mlflow.entities import Param
-
-        document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{self.run.spec_key}") or {}
-        values = flat_params(document)
-        params = [Param(key, value) for key, value in values.items() if key not in found.data.params]
-        for start in range(0, len(params), MOST_PARAMS_IN_BATCH):
-            client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
-
-    def _send_facts(self, client: MlflowClient, run_id: str) -> None:
-        """Send the facts as tags, which may change, and the directory's present location."""
-        from mlflow.entities import RunTag
-
-        facts = self.run.facts()
-        if facts == self._sent_facts:
-            return
-        values = {FACT_TAG_PREFIX + key: value for key, value in flat_params(facts, longest=LONGEST_TAG).items()}
-        tags = [RunTag(key, value) for key, value in {**values, LOCATION_TAG: self.run.url}.items()]
-        for start in range(0, len(tags), MOST_PARAMS_IN_BATCH):
-            client.log_batch(run_id, tags=tags[start : start + MOST_PARAMS_IN_BATCH])
-        self._sent_facts = facts
-
-    def _send_tags(self, client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
-        for key, value in tags.items():
-            if self._sent_tags.get(key) != value:
-                client.set_tag(run_id, key, redact(value)[:LONGEST_TAG])
-        self._sent_tags = tags
-
-    def _send_metrics(self, client: MlflowClient, run_id: str, *, only_due: bool) -> None:
-        batch: list[Metric] = []
-        for metric in self._unsent(client, run_id, self._metrics.new_rows(only_due=only_due)):
-            batch.append(metric)
-            if len(batch) == MOST_METRICS_IN_BATCH:
-                client.log_batch(run_id, metrics=batch)
-                batch = []
-        if batch:
-            client.log_batch(run_id, metrics=batch)
-
-    def _unsent(self, client: MlflowClient, run_id: str, rows: list[Row]) -> Iterator[Metric]:
-        from mlflow.entities import Metric
-
-        for row in rows:
-            step, milliseconds = int(row.get("step", 0)), unix_milliseconds(str(row.get("time", "")))
-            for key, value in numbers(row):
-                late = step <= self._last_steps.get(key, -1)
-                if late and not (key.startswith(EVALUATION_PREFIX) and self._lacks(client, run_id, key, step)):
-                    continue
-                self._last_steps[key] = max(step, self._last_steps.get(key, -1))
-                if key.startswith(EVALUATION_PREFIX):
-                    self._evaluated[key].add(step)
-                yield Metric(key, value, milliseconds, step)
-
-    def _lacks(self, client: MlflowClient, run_id: str, key: str, step: int) -> bool:
-        """Return whether the server has no evaluation of a step yet; asks for all steps of a metric once."""
-        if key not in self._asked:
-            self._evaluated[key].update(int(metric.step) for metric in client.get_metric_history(run_id, key))
-            self._asked.add(key)
-        return step not in self._evaluated[key]
-
-    def _send_files(self, client: MlflowClient, run_id: str) -> None:
-        """Upload the job, the facts and the report's files, each when it has changed."""
-        storage = self.run.storage
-        for key in (self.run.spec_key, FACTS_KEY):
-            with suppress(ObjectNotFoundError):
-                if (data := storage.get(key)) != self._uploaded.get(key):
-                    client.log_text(run_id, data.decode(errors="replace"), key)
-                    self._uploaded[key] = data
-        for entry in storage.list(f"{REPORT_PREFIX}/"):
-            key, path = entry.key, storage.local_path(entry.key)
-            state = (entry.size_bytes,) if path is None else (entry.size_bytes, path.stat().st_mtime_ns)
-            if self._uploaded.get(key) == state:
-                continue
-            with TemporaryDirectory(prefix="yolofleet-mirror-") as folder:
-                if path is None:
-                    path = Path(folder, key.rpartition("/")[2])
-                    storage.download(key, path)
-                client.log_artifact(run_id, str(path), key.rpartition("/")[0] or None)
-            self._uploaded[key] = state
-
-    def _send_events(self, client: MlflowClient, run_id: str) -> None:
-        """Upload the events and the run's status."""
-        events = self.run.events()
-        client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
-        status = status_after(events) or "RUNNING"
-        if status != self._status:
-            if status == "RUNNING":
-                client.update_run(run_id, status=status)
-            else:
-                ended = unix_milliseconds(str(events[-1].get("time", "")))
-                client.set_terminated(run_id, status=status, end_time=ended)
-            self._status = status
+DESCRIPTION_TAG = "mlflow.note.content"
+LONGEST_TAG = 5000
+LONGEST_DIGEST = 36
+"""Characters that MLflow takes of a dataset's digest."""
+SYSTEM = ("samples_per_second", "data_wait_share", "epoch", "non_finite_steps")
+SCHEDULE = ("learning_rate", "momentum", "gradient_norm")
+OLD_NAMES = ("loss", "val_AP")
+"""Metrics of a run that an older yolofleet mirrored; such a run keeps its names."""
+STATUSES = {None: "not started", "RUNNING": "training", "FINISHED": "finished", "FAILED": "failed", "KILLED": "stopped"}
+FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 
 
 def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None:
@@ -232,7 +49,14 @@ def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None
     return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
 
 
-def _create_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_run_id: str | None) -> Run:
+def delete_mlflow_run(run: RunDirectory, tracking_uri: str, experiment: str) -> None:
+    """Delete what MLflow holds of a run directory; the directory itself is left alone."""
+    client = open_client(tracking_uri)
+    while (found := find_run(client, experiment_id(client, experiment), run.identity)) is not None:
+        client.delete_run(found.info.run_id)
+
+
+def create_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_run_id: str | None) -> Run:
     """Create the MLflow run of a run directory; two processes that do so at once end with the same one."""
     tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url}
     if parent_run_id is not None:
@@ -262,14 +86,6 @@ def valid_name(name: str) -> str:
     return re.sub(r"[^/\w.\- :]", "_", name)[:LONGEST_NAME]
 
 
-def unix_milliseconds(time: str) -> int:
-    """Return an ISO 8601 time as MLflow counts it; 0 (1970) for a row without a readable time."""
-    try:
-        return math.floor(datetime.fromisoformat(time).timestamp() * 1000)
-    except ValueError:
-        return 0
-
-
 def flat_params(document: Mapping[str, Any], prefix: str = "", longest: int = LONGEST_PARAM) -> dict[str, str]:
     """Return a document's leaves as text by dotted path: ``{"data": {"side": 640}}`` -> ``{"data.side": "640"}``.
 
@@ -287,3 +103,167 @@ def flat_params(document: Mapping[str, Any], prefix: str = "", longest: int = LO
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def grouped_name(name: str) -> str:
+    """Return a metric's name with its group, as MLflow's charts are put together: ``val/AP``, ``loss/box``."""
+    if name.startswith("val_loss"):
+        return f"loss/{name}"
+    if name.startswith("val_"):
+        return f"val/{name.removeprefix('val_')}"
+    if name == "loss":
+        return "loss/total"
+    if name.startswith("loss_"):
+        return f"loss/{name.removeprefix('loss_')}"
+    if name in SCHEDULE:
+        return f"schedule/{name}"
+    if name in SYSTEM or name.startswith("skipped_"):
+        return f"system/{name}"
+    return name
+
+
+def readable_tags(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return who started a run, where, with which command and code, under MLflow's names and under plain ones."""
+    started = facts.get("started")
+    if not isinstance(started, Mapping):
+        return {}
+    known = {key: str(started[key]) for key in ("user", "host", "command", "commit", "branch") if started.get(key)}
+    names = {
+        "user": "mlflow.user",
+        "command": "mlflow.source.name",
+        "commit": "mlflow.source.git.commit",
+        "branch": "mlflow.source.git.branch",
+    }
+    tags = known | {names[key]: value for key, value in known.items() if key in names}
+    if "command" in known:
+        tags["mlflow.source.type"] = "LOCAL"
+    return {key: redact(value)[:LONGEST_TAG] for key, value in tags.items()}
+
+
+def describe_run(run: RunDirectory, facts: Mapping[str, Any], events: Sequence[Row], rows: Mapping[str, Any]) -> str:
+    """Return the description of a run, in Markdown: what it is, how far, how good, and what it used.
+
+    Args:
+        run: The run directory.
+        facts: Its facts.
+        events: Its events.
+        rows: The newest value of each metric.
+    """
+    job = _document(run)
+    model = job.get("model") or {}
+    data = job.get("data") or {}
+    figures = facts.get("figures") or {key.removeprefix("val_"): rows[key] for key in rows if key.startswith("val_")}
+    shown = ", ".join(f"{key} {figures[key]:.4f}" for key in FIGURES if isinstance(figures.get(key), int | float))
+    step = facts.get("released_step", rows.get("step"))
+    what = "of the released model" if "released_step" in facts else "at the newest evaluation"
+    lines = [f"**{run.name}**: {STATUSES.get(status_after(events), '')}"]
+    lines[0] += f", step {step:,}" if isinstance(step, int) else ""
+    if shown:
+        lines.append(f"{shown} {what}")
+    if model or data:
+        lines.append(
+            f"model `{model.get('name') or model.get('spec') or 'of the job'}`, {data.get('image_size', 640)} px"
+        )
+        lines.append(f"trained on `{data.get('train')}`, evaluated on `{data.get('val')}`")
+    starts = sum(event.get("kind") == "start" for event in events)
+    failures = sum(event.get("kind") == "failure" for event in events)
+    lines.append(f"{plural(starts, 'start')}, {plural(failures, 'failure')}")
+    lines.append(f"run directory `{run.url}`; the report is `report/index.html` among the artifacts")
+    return redact("\n\n".join(lines))[:LONGEST_TAG]
+
+
+def unix_milliseconds(time: str) -> int:
+    """Return an ISO 8601 time as MLflow counts it; 0 (1970) for a row without a readable time."""
+    try:
+        return math.floor(datetime.fromisoformat(time).timestamp() * 1000)
+    except ValueError:
+        return 0
+
+
+def _document(run: RunDirectory) -> dict[str, Any]:
+    from yolofleet.specs.yaml_document import parse_yaml
+
+    return parse_yaml(run.job_text() or "", source=f"{run.url}/{run.spec_key}") or {}
+
+
+def send_datasets(client: MlflowClient, found: Run, run: RunDirectory, facts: Mapping[str, Any]) -> None:
+    """Name the data of a run as its inputs, once."""
+    digests = facts.get("data")
+    if not isinstance(digests, Mapping) or (found.inputs is not None and found.inputs.dataset_inputs):
+        return
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    urls = _document(run).get("data") or {}
+    inputs = []
+    for part, context in (("train", "training"), ("val", "validation")):
+        if part in digests:
+            url = str(redact_values(urls.get(part) or part))
+            source = json.dumps({"uri": url, "manifest_sha256": digests[part]})
+            name = url.rstrip("/").rpartition("/")[2]
+            dataset = Dataset(name, str(digests[part])[:LONGEST_DIGEST], "webdataset", source)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", context)]))
+    client.log_inputs(found.info.run_id, datasets=inputs)
+
+
+class SentImages:
+    """The images of evaluations that MLflow has of a run.
+
+    Args:
+        client: MLflow.
+        run_id: The MLflow run.
+    """
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client = client
+        self._run_id = run_id
+        self._sent: set[tuple[str, int]] | None = None
+
+    def send(self, run: RunDirectory, keys: Sequence[str]) -> None:
+        """Send what MLflow lacks of the images among these keys of the run directory."""
+        if self._sent is None:  # what an earlier pass, or an earlier process, has sent
+            names = [entry.path for entry in self._client.list_artifacts(self._run_id, "images")]
+            found = (re.search(r"([^/+%]+)[+%]step[+%](\d+)[+%]", name) for name in names)
+            self._sent = {(match[1], int(match[2])) for match in found if match}
+        from PIL import Image
+
+        for key, name, step in _images(keys):
+            if (name, step) not in self._sent:
+                with Image.open(io.BytesIO(run.storage.get(key))) as image:
+                    self._client.log_image(self._run_id, image.convert("RGB"), key=name, step=step)
+                self._sent.add((name, step))
+
+
+def _images(keys: Sequence[str]) -> Iterator[tuple[str, str, int]]:
+    """Yield key, name in MLflow and step of the images of all evaluations."""
+    for key in keys:
+        if (match := re.fullmatch(rf"{EVALUATION_IMAGES}/step-(\d+)/(\d+)\.jpg", key)) is not None:
+            yield key, f"image-{match[2]}", int(match[1])
+
+
+def send_checkpoints(client: MlflowClient, found: Run, run: RunDirectory, rows: Sequence[Row]) -> None:
+    """Make a model of each kept checkpoint that was evaluated, with its figures, where there is none yet."""
+    from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
+
+    marks = (re.fullmatch(r"checkpoints/step-(\d+)/COMMITTED", entry.key) for entry in run.storage.list("checkpoints/"))
+    kept = {int(match[1]) for match in marks if match}
+    evaluated = {int(row["step"]): row for row in rows if "val_AP" in row and int(row["step"]) in kept}
+    if not evaluated:
+        return
+    experiment, run_id = found.info.experiment_id, found.info.run_id
+    known = client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'")
+    missing = evaluated.keys() - {int(model.tags["step"]) for model in known if "step" in model.tags}
+    for step in sorted(missing):
+        tags = {"step": str(step), "checkpoint": f"{run.url}/checkpoints/step-{step}"}
+        model = client.create_logged_model(
+            experiment, name=f"step-{step}", source_run_id=run_id, tags=tags, model_type=CHECKPOINT_TYPE
+        )
+        figures = [(grouped_name(key), value) for key, value in evaluated[step].items() if key.startswith("val_")]
+        at = unix_milliseconds(str(evaluated[step].get("time", "")))  # as the run's own: MLflow keeps equal rows once
+        metrics = [
+            Metric(key, float(value), at, step, model_id=model.model_id)
+            for key, value in figures
+            if isinstance(value, int | float)
+        ]
+        client.log_batch(run_id, metrics=metrics)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+        client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)

@@ -52,6 +52,8 @@ ENVIRONMENT = {
     "MLFLOW_UV_AUTO_DETECT": "false",
 }
 """Set where the user's environment does not set them."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets MLflow's pages open as those of models, not of prompts and traces."""
 QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.pyfunc", "alembic")
 """They report created tables, waits that are none, and checked examples, which is of no use to a user."""
 
@@ -253,7 +255,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
         database = sqlite_path(client.tracking_uri)
         location = None if database is None else (database.parent / "artifacts" / quote(name, safe=" ")).as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
@@ -310,8 +312,8 @@ def _check_sqlite(database: Path) -> None:
             if head not in (b"", SQLITE_MAGIC):
                 raise TrackingError(f"{database}: is not an sqlite database; correct tracking.uri")
         else:
-            database.parent.mkdir(parents=True, exist_ok=True)
-            if not os.access(database.parent, os.W_OK):
+            there = next(folder for folder in database.parents if folder.exists())
+            if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
                 raise TrackingError(f"{database.parent}: cannot be written; set tracking.uri to a folder of your own")
     except OSError as error:
         raise TrackingError(
@@ -323,6 +325,7 @@ def _check_sqlite(database: Path) -> None:
 def _first_use_lock(database: Path) -> Iterator[None]:
     """Let one process at a time open the database: the first one creates its tables."""
     _check_sqlite(database)
+    database.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(database.with_name(f"{database.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)

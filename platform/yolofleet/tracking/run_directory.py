@@ -11,7 +11,7 @@
                         is the status of the run
         checkpoints/    (yolofleet.training)
         model/          the detector package of the best weights
-        report/         images and pages
+        report/         images and pages; in evaluations/step-N/ the same few images at each evaluation
 
 MLflow holds a copy of it (yolofleet.tracking.mirror); nothing ever reads MLflow to resume a run.
 """
@@ -48,6 +48,7 @@ SOURCES = ("driver", "mirror")
 EVENTS_LOGS = (EVENTS, *(f"{EVENTS}.{source}" for source in SOURCES))
 MODEL_PREFIX = "model"
 REPORT_PREFIX = "report"
+EVALUATION_IMAGES = f"{REPORT_PREFIX}/evaluations"
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
 OnRow = Callable[[Row], None]

@@ -1,6 +1,6 @@
 """The MLflow mirror of a search: a parent run, and a child run for each trial, written by one thread.
 
-Each is a mirrored run directory (yolofleet.tracking.mirrored_run), so a pass may be repeated or cut off anywhere, and
+Each is a mirrored run directory (yolofleet.tracking.mirror), so a pass may be repeated or cut off anywhere, and
 the whole can be rebuilt from the storage at any time.
 """
 
@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from yolofleet.tracking.mirror import BackgroundSync
-from yolofleet.tracking.mirrored_run import MirroredRun
+from yolofleet.core.background import BackgroundSync
+from yolofleet.core.terminal import plural
+from yolofleet.tracking.mirror import MirroredRun
+from yolofleet.tracking.mirrored_run import DESCRIPTION_TAG
 from yolofleet.tracking.run_directory import RunDirectory
 
 CLOSE_TIMEOUT_SECONDS = 120.0
@@ -59,8 +61,12 @@ class SearchMirror(BackgroundSync):
         Raises:
             Exception: Whatever MLflow raises when the server does not answer; call again later.
         """
-        parent = self._parent.sync(everything=everything)
-        for name, trial in self._trial_runs().items():
+        runs = self._trial_runs()
+        ended = sum(trial.ended for trial in runs.values())
+        description = f"Search **{self._parent.run.name}**: {plural(len(runs), 'run')} of trials below, {ended} ended; "
+        description += "`report/index.html` among the artifacts compares them, and `report/best.yaml` is the best job"
+        parent = self._parent.sync({DESCRIPTION_TAG: description}, everything=everything)
+        for name, trial in runs.items():
             if name in self._complete:
                 continue
             if name not in self._children:

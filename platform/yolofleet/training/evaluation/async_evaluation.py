@@ -49,7 +49,9 @@ def evaluate_checkpoint(job: JobSpec, step: int, device: torch.device) -> Figure
     classes = open_dataset(job.data, job.data.val).classes
     model = build_model(run_table(job, run), num_classes=len(classes))
     load_strictly(model, checkpoint.tensors[AVERAGE])
-    figures = Validation(job, WorkerGroup(device=device))(model.float().to(device))
+    group = WorkerGroup(device=device)
+    group.progress.step = step
+    figures = Validation(job, group, run).evaluate_alone(model.float().to(device))
     if figures is None:
         raise RuntimeError("an evaluation by one process gave no figures")
     return figures

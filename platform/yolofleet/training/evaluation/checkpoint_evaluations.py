@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, Dam
 from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import build_loss, open_dataset
+
+if TYPE_CHECKING:
+    from yolofleet.training.evaluation.evaluation_images import EvaluationImages
 
 EVALUATE_LATER = "to_judge"
 """Key of ``state.json``: the checkpoint is to be evaluated by another process."""
@@ -74,15 +77,40 @@ class MeasuredNetwork(nn.Module):
 
 
 class Validation:
-    """Evaluates a model on the job's validation set; each worker takes a share of the images, the first one scores."""
+    """Evaluates a model on the job's validation set; each worker takes a share of the images, the first one scores.
 
-    def __init__(self, job: JobSpec, group: WorkerGroup) -> None:
+    Args:
+        job: What is trained.
+        group: This worker; the step that it has done is the one that is evaluated.
+        run: Gets images of the evaluations; None: none are drawn.
+    """
+
+    def __init__(self, job: JobSpec, group: WorkerGroup, run: RunDirectory | None = None) -> None:
         self._job = job
         self._group = group
+        self._run = run
+
+    def evaluate_alone(self, model: nn.Module) -> Figures | None:
+        """Do the same in a process that may end right after it; it knows of no other evaluation."""
+        if self.images is not None and self.images.is_full():
+            self._run = self.images = None
+        figures = self(model)
+        if self.images is not None:
+            self.images.wait()
+        return figures
 
     @cached_property
     def _dataset(self) -> ShardDataset:
         return open_dataset(self._job.data, self._job.data.val)
+
+    @cached_property
+    def images(self) -> EvaluationImages | None:
+        """What keeps images of the evaluations."""
+        if self._run is None:
+            return None
+        from yolofleet.training.evaluation.evaluation_images import EvaluationImages
+
+        return EvaluationImages(self._job, self._run)
 
     @cached_property
     def _ground_truth(self) -> dict[str, Any]:
@@ -91,6 +119,8 @@ class Validation:
     def __call__(self, model: nn.Module) -> Figures | None:
         """Return the twelve COCO figures and the loss, a mean over batches, on the first worker, None on the others."""
         assert isinstance(model, Network)
+        if self._group.is_first:  # for who watches; nothing is stored
+            self._group.progress.report({"kind": "evaluating", "step": self._group.progress.step})
         settings = self._job.evaluation
         terms = LossTerms(self._group)
         network = model
@@ -121,7 +151,10 @@ class Validation:
         losses = {name: value for name, value in terms.take().items() if name in LossTerms.NAMES}
         if all_rows is None:
             return None
-        return score_detections(all_rows, self._ground_truth).figures | losses
+        result = score_detections(all_rows, self._ground_truth)
+        if self.images is not None:
+            self.images.keep(self._dataset, result.detections, self._group.progress.step)
+        return result.figures | losses
 
 
 def evaluation_row(step: int, figures: Figures, **fields: Any) -> Row:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from ray.train.torch import TorchConfig
 
 from yolofleet.core.errors import UserError, WorkError
-from yolofleet.core.stopping import kept_handlers
+from yolofleet.core.stopping import announced_interrupt, kept_handlers
+from yolofleet.core.terminal import announce
 from yolofleet.core.text import one_line
 from yolofleet.data.loader_process import LoaderProcessError
 from yolofleet.specs.cluster import ClusterSpec
@@ -149,7 +150,7 @@ def train_once(
     may_grow = None if admission is None else (lambda: admission.peek() > admission.holds)
     with GroupWatch(job, run, board, stop_reason, may_grow) as watch:
         try:
-            with kept_handlers():
+            with kept_handlers(), announced_interrupt(announce, "the workers end, which takes some seconds"):
                 left = trainer.fit().return_value
         except SystemExit as error:  # Ray's own answer to Ctrl-C, after it has stopped the workers
             raise KeyboardInterrupt from error

@@ -28,7 +28,7 @@ from torch.distributed.rendezvous import rendezvous
 from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import EXIT_STOPPED, UserError
 from yolofleet.core.stopping import ending_signals, kept_handlers
-from yolofleet.core.terminal import guard_output, note
+from yolofleet.core.terminal import announce, guard_output, note
 from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
@@ -112,6 +112,7 @@ def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
         progress.ask_to_leave(signal.Signals(number).name)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, interrupt)
+            announce("\nstopping (Ctrl-C) once this step is done and saved; once more ends it at once, unsaved")
 
     interrupt = signal.getsignal(signal.SIGINT)
     kinds = [*ending_signals(), *([] if interrupt == signal.SIG_IGN else [signal.SIGINT])]
@@ -165,7 +166,7 @@ def run_worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     use_worker_threads(job, group.device)
     with RunDirectory.open(job.storage, job.name, token=token, on_row=group.progress.report) as run:
-        evaluate = None if evaluate_apart else Validation(job, group)
+        evaluate = None if evaluate_apart else Validation(job, group, run)
         with end_when_hung(group.progress, job.cluster.hang_timeout_seconds, run.storage, group.rank):
             return train(job, run, group, evaluate=evaluate, report=run.append_metrics)
 
