@@ -48,6 +48,13 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_command_without_its_group_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["promote"]) == 2
+    assert "Did you mean 'yolofleet registry promote'?" in capsys.readouterr().err
+    assert main(["nothing"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "advice"),
     [

@@ -91,9 +91,18 @@ def _run_command(arguments: list[str]) -> int:
             raise
         shown = io.StringIO()  # click's own: a wrong option or argument
         error.show(shown)
-        note(_without_secrets(shown.getvalue().rstrip("\n"), arguments))
+        note(_without_secrets(shown.getvalue().rstrip("\n") + _group_of(shown.getvalue()), arguments))
         return EXIT_USER_ERROR
     return exit_code if isinstance(exit_code, int) else EXIT_DONE
+
+
+def _group_of(message: str) -> str:
+    """Return which command is meant where one was typed without its group; nothing for other mistakes."""
+    from yolofleet.cli.examples import EXAMPLES
+
+    word = re.search(r"No such command '([\w-]+)'", message)
+    meant = [f"'yolofleet {path}'" for path in EXAMPLES if word is not None and path.endswith(f" {word[1]}")]
+    return f"\nDid you mean {' or '.join(meant)}?" if meant else ""
 
 
 def _stopped(arguments: list[str], kind: signal.Signals) -> int:
