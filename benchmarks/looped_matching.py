@@ -37,11 +37,13 @@ def looped_matching(
         image_size: Pixels of a side.
 
     Returns:
-        The candidates that answer for a box, for each level.
+        The candidates that answer for a box, for each level: (k, 5) image, anchor, row, column, the box's row in the
+        targets.
     """
     matched: list[list[Tensor]] = [[] for _ in predictions]
     for image in range(predictions[0].shape[0]):
         mine = targets[targets[:, 0] == image]
+        numbers = (targets[:, 0] == image).nonzero()[:, 0]
         rows, boxes, places, levels = [], [], [], []
         for level, (prediction, cells) in enumerate(zip(predictions, candidates, strict=True)):
             here = cells[:, 0] == image
@@ -52,24 +54,27 @@ def looped_matching(
             boxes.append(_corners(centre, (raw[:, 2:4].sigmoid() * 2.0) ** 2 * size))
             rows.append(raw)
             places.append(torch.stack([index, anchor, row, column], 1))
-            levels.append(torch.full((len(raw),), level))
+            levels.append(torch.full((len(raw),), level, device=raw.device))
         if len(mine) == 0 or sum(map(len, rows)) == 0:
             continue
         wanted = _corners(mine[:, 2:4] * image_size, mine[:, 4:6] * image_size)
-        taken = _taken(wanted, mine[:, 1].long(), torch.cat(rows), torch.cat(boxes))
-        level_of, place = torch.cat(levels)[taken], torch.cat(places)[taken]
+        takes = _takes(wanted, mine[:, 1].long(), torch.cat(rows), torch.cat(boxes))
+        taken = takes.sum(0) > 0
+        box = numbers[takes[:, taken].argmax(0)]
+        level_of, place = torch.cat(levels)[taken], torch.cat([torch.cat(places)[taken], box[:, None]], 1)
         for level, parts in enumerate(matched):
             from_level = level_of == level
-            parts.append(torch.stack([place[:, field][from_level] for field in range(4)], 1))
-    return [torch.cat(parts) if parts else torch.empty(0, 4, dtype=torch.long) for parts in matched]
+            parts.append(torch.stack([place[:, field][from_level] for field in range(5)], 1))
+    nothing = torch.empty(0, 5, dtype=torch.long, device=targets.device)
+    return [torch.cat(parts) if parts else nothing for parts in matched]
 
 
 def _corners(centre: Tensor, size: Tensor) -> Tensor:
     return torch.cat([centre - size / 2, centre + size / 2], 1)
 
 
-def _taken(wanted: Tensor, label: Tensor, raw: Tensor, boxes: Tensor) -> Tensor:
-    """Which candidates of an image answer for a box: (n,) bool."""
+def _takes(wanted: Tensor, label: Tensor, raw: Tensor, boxes: Tensor) -> Tensor:
+    """Which candidates of an image answer for which box: (boxes, n), 0 or 1."""
     num_boxes, number, num_classes = len(wanted), len(raw), raw.shape[1] - 5
     overlap = _overlaps(wanted, boxes)  # (boxes, n)
     distance = -torch.log(overlap + 1e-8)
@@ -92,7 +97,7 @@ def _taken(wanted: Tensor, label: Tensor, raw: Tensor, boxes: Tensor) -> Tensor:
         first = torch.min(cost[:, times > 1], dim=0).indices
         takes[:, times > 1] *= 0.0
         takes[first, times > 1] = 1.0
-    return takes.sum(0) > 0
+    return takes
 
 
 def _overlaps(first: Tensor, second: Tensor) -> Tensor:

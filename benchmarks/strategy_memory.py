@@ -63,7 +63,7 @@ def trained(model: nn.Module, job: JobSpec, group: WorkerGroup) -> int:
                 strategy.backward(loss)
             del loss
             held = max(held, held_bytes())
-        strategy.step(bool(strategy.gradient_norm().isfinite()))
+        strategy.step(strategy.gradient_norm().isfinite())
     return held
 
 

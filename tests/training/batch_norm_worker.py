@@ -60,7 +60,8 @@ def passed(
         statistics.add_micro_batch()
         assert images.grad is not None
         found |= {f"out.{number}": out.detach(), f"input.{number}": images.grad}
-    statistics.finish_step(NUM_PASSES * (1 if whole else 2), group.sum, accept=True)
+    group.sum_together(statistics.sums)
+    statistics.finish_step(NUM_PASSES * (1 if whole else 2), accept=torch.tensor(True))
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             group.sum(parameter.grad)

@@ -13,10 +13,6 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.03), nn.Conv2d(4, 2, 1)).double().train()
 
 
-def alone(tensor: torch.Tensor) -> None:
-    """One worker has nothing to sum."""
-
-
 def test_one_micro_batch_is_ordinary_batch_norm() -> None:
     plain, ours = network(), network()
     statistics = MicroBatchStatistics(ours)
@@ -26,7 +22,7 @@ def test_one_micro_batch_is_ordinary_batch_norm() -> None:
         statistics.begin_step()
         ours(images)
         statistics.add_micro_batch()
-        statistics.finish_step(1, alone, accept=True)
+        statistics.finish_step(1, accept=torch.tensor(True))
     torch.testing.assert_close(ours[1].running_mean, plain[1].running_mean, rtol=1e-12, atol=0)
     torch.testing.assert_close(ours[1].running_var, plain[1].running_var, rtol=1e-12, atol=0)
 
@@ -41,7 +37,7 @@ def test_the_division_among_workers_does_not_matter(num_micro_batches: int, num_
     for images in batches:
         whole(images)
         statistics.add_micro_batch()
-    statistics.finish_step(num_micro_batches, alone, accept=True)
+    statistics.finish_step(num_micro_batches, accept=torch.tensor(True))
 
     workers = [network() for _ in range(min(num_workers, num_micro_batches))]
     parts = [MicroBatchStatistics(worker) for worker in workers]
@@ -51,14 +47,13 @@ def test_the_division_among_workers_does_not_matter(num_micro_batches: int, num_
         for images in batches[rank :: len(workers)]:
             worker(images)
             part.add_micro_batch()
-        part.finish_step(1, lambda flat: sums.append(flat.clone()), accept=True)
-        part.reload()
+        sums.append(part.sums.clone())
     total = torch.stack(sums).sum(0)
-    part = parts[0]
     fresh = network()
     again = MicroBatchStatistics(fresh)
     again.begin_step()
-    again.finish_step(num_micro_batches, lambda flat: flat.copy_(total), accept=True)
+    again.sums.copy_(total)
+    again.finish_step(num_micro_batches, accept=torch.tensor(True))
     torch.testing.assert_close(fresh[1].running_var, whole[1].running_var, rtol=1e-12, atol=0)
     torch.testing.assert_close(fresh[1].running_mean, whole[1].running_mean, rtol=1e-12, atol=1e-15)
 
@@ -70,12 +65,12 @@ def test_a_skipped_step_leaves_the_running_statistics_alone() -> None:
     statistics.begin_step()
     model(torch.full((2, 3, 8, 8), float("nan"), dtype=torch.float64))
     statistics.add_micro_batch()
-    statistics.finish_step(1, alone, accept=False)
+    statistics.finish_step(1, accept=torch.tensor(False))
     assert torch.equal(model[1].running_var, before)
     statistics.begin_step()
     model(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     statistics.add_micro_batch()
-    statistics.finish_step(1, alone, accept=True)
+    statistics.finish_step(1, accept=torch.tensor(True))
     assert torch.isfinite(model[1].running_var).all()
 
 
@@ -91,7 +86,7 @@ def test_several_micro_batches_move_the_statistics_once_by_their_mean() -> None:
             model(images)
             found.append(model[0](images).transpose(0, 1).flatten(1).var(dim=1))
             statistics.add_micro_batch()
-        statistics.finish_step(3, alone, accept=True)
+        statistics.finish_step(3, accept=torch.tensor(True))
         running = 0.97 * running + 0.03 * torch.stack(found).mean(dim=0).detach()
         torch.testing.assert_close(model[1].running_var, running, rtol=1e-9, atol=0)
     assert model[1].num_batches_tracked is None
@@ -105,13 +100,13 @@ def test_frozen_layers_and_models_without_batch_norm_are_left_alone() -> None:
     statistics.begin_step()
     model[1](torch.randn(2, 3, 8, 8, dtype=torch.float64))
     statistics.add_micro_batch()
-    statistics.finish_step(1, alone, accept=True)
+    statistics.finish_step(1, accept=torch.tensor(True))
     assert torch.equal(model[0][1].running_mean, before[0]) and model[0][1].momentum == before[1] == 0.03
     assert model[1][1].momentum == 1.0 and model[1][1].running_mean.any()
     nothing = MicroBatchStatistics(nn.Conv2d(3, 4, 1))
     nothing.begin_step()
     nothing.add_micro_batch()
-    nothing.finish_step(1, alone, accept=True)
+    nothing.finish_step(1, accept=torch.tensor(True))
     nothing.reload()
 
 
@@ -124,5 +119,5 @@ def test_loaded_statistics_are_gone_on_from() -> None:
     statistics.begin_step()
     model(torch.randn(2, 3, 8, 8, dtype=torch.float64))
     statistics.add_micro_batch()
-    statistics.finish_step(1, alone, accept=False)
+    statistics.finish_step(1, accept=torch.tensor(False))
     assert (model[1].running_mean == 5.0).all() and (model[1].running_var == 5.0).all()

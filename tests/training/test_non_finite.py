@@ -122,20 +122,20 @@ def test_a_gain_that_overflows_is_caught(small_job: MakeJob) -> None:
 
 def test_the_loss_scale_is_lowered_to_its_limit() -> None:
     precision = Precision("fp16", CPU)
-    layer = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    layer, no = nn.Linear(2, 1), torch.tensor(False)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, fused=True)
     scales = []
-    while precision.may_lower_scale():
+    while precision.loss_scale() > LOWEST_SCALE:
         precision.backward(layer(torch.full((1, 2), float("inf"))).sum())
         precision.gradient_norm(layer, optimizer)
-        precision.step(optimizer, finite=False)
+        precision.step(optimizer, no)
         optimizer.zero_grad()
-        scales.append(precision.metrics()["loss_scale"])
+        scales.append(float(precision.loss_scale()))
     assert scales == [2.0**power for power in range(15, -1, -1)]
     precision.backward(layer(torch.full((1, 2), float("inf"))).sum())
     precision.gradient_norm(layer, optimizer)
-    precision.step(optimizer, finite=False)
-    assert precision.metrics()["loss_scale"] == LOWEST_SCALE
+    precision.step(optimizer, no)
+    assert precision.loss_scale() == LOWEST_SCALE
 
 
 def test_an_overflow_of_the_loss_scale_is_skipped_but_does_not_count_against_the_run(

@@ -63,6 +63,8 @@ def test_zero_computes_what_ddp_does_and_resumes_from_any_other(optimizer: str, 
         assert difference.abs().max() < 1e-4, (name, difference)
         assert torch.tensor(losses).isnan().equal(reference.isnan())
     assert found["same_names"]
+    assert found["first_norms"]["zero1"] == pytest.approx(found["first_norms"]["ddp"], rel=1e-5)
+    assert found["first_norms"]["zero2"] == pytest.approx(found["first_norms"]["ddp"], rel=1e-5)
     assert max(found["distances"].values()) < 1e-4, found["distances"]
 
 

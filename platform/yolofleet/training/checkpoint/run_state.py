@@ -53,8 +53,13 @@ class RunState:
         self.step = end
 
     def count_step(self, finite: bool, *, adapting: bool = False) -> None:
-        """Count a step; ``adapting``: it was skipped only to lower the loss scale, which is no sign of trouble."""
-        self.step += 1
+        """Count what became of the newest step, whose number the loop has counted.
+
+        Args:
+            finite: Whether the optimiser moved.
+            adapting: It was skipped only to lower the loss scale, which is no sign of trouble.
+        """
+        self.num_updates += finite
         self.non_finite_steps += not finite
         self.non_finite_in_a_row = 0 if finite else self.non_finite_in_a_row + (not adapting)
 

@@ -6,6 +6,9 @@ goes back to the newest whole checkpoint before the first of them and leaves the
 others keep their positions. If it happens again, the samples are not the cause, and the run ends with the evidence.
 What was left out is recorded in ``facts.json`` at once, and in the ``state.json`` of every later checkpoint.
 
+The decision is made on the device, where the step's updates follow it, and the host reads it while the next step is
+computed. Only where the next bad step would be one too many does the host wait for it.
+
 With loss scaling (fp16) a gradient may be infinite only because the scale is too high. Such a step is skipped as well,
 but only the scale is lowered. It counts against the run where the scale is at its lowest, or where the loss itself,
 which the scale does not touch, is non-finite.
@@ -13,6 +16,7 @@ which the scale does not touch, is non-finite.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -23,7 +27,7 @@ from yolofleet.core.text import and_more
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import RunState
 from yolofleet.training.checkpoint.store import CheckpointStore
-from yolofleet.training.loop.update import Precision
+from yolofleet.training.loop.update import LOWEST_SCALE
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 MOST_KEYS_NAMED = 32
@@ -43,19 +47,13 @@ class NonFiniteError(WorkError):
 
 
 class FiniteGuard:
-    """Decides of each step whether it is finite, the same on every worker.
+    """Decides of each step whether it is finite, the same on every worker."""
 
-    Attributes:
-        adapting: Whether the newest step was skipped only to lower its loss scale.
-    """
-
-    def __init__(self, group: WorkerGroup, precision: Precision, most_in_a_row: int) -> None:
+    def __init__(self, group: WorkerGroup, most_in_a_row: int) -> None:
         self._group = group
-        self._precision = precision
         self._most_in_a_row = most_in_a_row
         self._seen: list[tuple[Tensor, tuple[str, ...]]] = []
         self._good_step = 0
-        self.adapting = False
 
     def begin_step(self) -> None:
         """Forget the micro-batches of the last step."""
@@ -65,19 +63,30 @@ class FiniteGuard:
         """Remember a micro-batch of this worker: its loss and the keys of its samples."""
         self._seen.append((loss.detach(), keys))
 
-    def is_finite(self, gradient_norm: Tensor) -> bool:
-        """Return whether loss and gradient of the step are finite on every worker; a collective."""
-        total = torch.stack([loss.double().reshape(()) for loss, _ in self._seen]).sum()
-        self._group.sum(total)
-        # Both are read from the device at once, so that the host waits once a step.
-        loss_finite, finite = torch.stack([total.isfinite(), total.isfinite() & gradient_norm.isfinite()]).tolist()
-        self.adapting = loss_finite and not finite and self._precision.may_lower_scale()
-        return bool(finite)
+    def total_loss(self) -> Tensor:
+        """Return the loss of this worker's micro-batches of the step, (1,) float64 on the device."""
+        return torch.stack([loss.double().reshape(()) for loss, _ in self._seen]).sum(0, keepdim=True)
 
-    def record_skip(self, run: RunDirectory, state: RunState) -> None:
-        """Append the event of a skipped step, unless the loss scale alone is the reason."""
-        if not self.adapting:
+    def count(self, run: RunDirectory, state: RunState, loss: float, gradient_norm: float, scale: float) -> bool:
+        """Count the newest step, record it where it was skipped, and return whether it was finite.
+
+        Args:
+            run: Where events go; the first worker writes.
+            state: Where the run stands.
+            loss: The loss over all workers.
+            gradient_norm: Norm of the whole gradient.
+            scale: The loss scale of the step; a skip that only lowers it is no event.
+        """
+        finite = math.isfinite(loss) and math.isfinite(gradient_norm)
+        adapting = math.isfinite(loss) and not finite and scale > LOWEST_SCALE
+        state.count_step(finite, adapting=adapting)
+        if not finite and not adapting and self._group.is_first:
             run.append_event("non_finite", step=state.step, in_a_row=state.non_finite_in_a_row)
+        return finite
+
+    def may_exceed(self, state: RunState) -> bool:
+        """Return whether one more skipped step would be one too many."""
+        return state.non_finite_in_a_row >= self._most_in_a_row
 
     def is_exceeded(self, state: RunState) -> bool:
         """Return whether too many steps in a row were skipped, so that `check` will raise."""

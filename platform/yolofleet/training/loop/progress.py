@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -85,6 +86,14 @@ class LossTerms:
         self._group = group
         self._sums = torch.zeros(len(self.NAMES) + 2, dtype=torch.float64, device=group.device)
 
+    def shared(self) -> torch.Tensor:
+        """Return a copy of this worker's sums, which the caller sums over the workers and gives to `means`."""
+        return self._sums.clone()
+
+    def begin(self) -> None:
+        """Start anew."""
+        self._sums.zero_()
+
     @torch.no_grad()
     def add(self, result: LossResult, num_skipped: int) -> None:
         """Add a micro-batch's loss and the number of its unreadable samples; nothing waits for a device."""
@@ -98,10 +107,43 @@ class LossTerms:
     def take(self) -> dict[str, float]:
         """Return the means over all workers' micro-batches, and start anew; a collective."""
         self._group.sum(self._sums)
-        *terms, count, skipped = self._sums.tolist()
-        self._sums.zero_()
+        sums = self._sums.tolist()
+        self.begin()
+        return self.means(sums)
+
+    def means(self, sums: list[float]) -> dict[str, float]:
+        """Return the means of sums over all workers."""
+        *terms, count, skipped = sums
         count = count or math.nan  # nothing was added: the means are not known
         return {name: term / count for name, term in zip(self.NAMES, terms, strict=True)} | {"skipped_samples": skipped}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Values of a step on their way from the device: read a step later, they are there, and the device goes on."""
+
+    values: torch.Tensor
+    """(n,) on the host; from a GPU in pinned memory, filled when the device has come so far."""
+    copied: torch.cuda.Event | None
+    """When that is, on a GPU."""
+    row: dict[str, Any] | None
+    """The host's part of the row of metrics that is due at the step; None if none is."""
+
+    @staticmethod
+    def begin(values: torch.Tensor, row: dict[str, Any] | None) -> Reading:
+        """Begin to copy (n,) values of the device, behind the work that is queued there."""
+        copied = torch.cuda.Event() if values.is_cuda else None
+        on_host = values.to("cpu", non_blocking=True)
+        if copied is not None:
+            copied.record()
+        return Reading(on_host, copied, row)
+
+    def read(self) -> list[float]:
+        """Return the values; waits for the step they are of."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        values: list[float] = self.values.tolist()
+        return values
 
 
 class RestartCost:

@@ -23,6 +23,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import save
 from yolofleet.training.evaluation.checkpoint_evaluations import evaluation_row
 from yolofleet.training.loop.non_finite import NonFiniteError, roll_back
+from yolofleet.training.loop.progress import Reading
 from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips
 from yolofleet.training.loop.trainer import Trainer, build_trainer
 from yolofleet.training.loop.update import apply_settings
@@ -79,13 +80,15 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
         while state.step < milestones.num_steps and left is None:
             if (end := state.window_end(milestones.num_steps)) is not None:
                 _close(batches)
+                _settle(trainer, report)
                 state.skip_to(end)
                 batches = _micro_batches(trainer)
-            gradient_norm = _do_step(trainer, batches)
+            _do_step(trainer, batches, report)
+            if milestones.saves(state.step) or trainer.guard.may_exceed(state):
+                _settle(trainer, report)
             left = group.leave_reason() if state.step < milestones.num_steps else None
-            if milestones.logs(state.step) or trainer.guard.is_exceeded(state):
-                _log(trainer, gradient_norm, report)
-            trainer.guard.check(state, trainer.store)
+            if left is not None:
+                _settle(trainer, report)
             evaluation_due = milestones.evaluates(state.step)
             if evaluation_due and evaluate is not None:
                 figures = evaluate(trainer.learner.average.model)
@@ -105,8 +108,8 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
     return Outcome(state.step, left)
 
 
-def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
-    """Do one step; returns the norm of its gradient, a scalar on the device."""
+def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) -> None:
+    """Do one step, and settle the one before it; the host waits for no device but for that."""
     job, group, state = trainer.job, trainer.group, trainer.state
     learner, data, guard, meters = trainer.learner, trainer.data, trainer.guard, trainer.meters
     precision, strategy = learner.precision, learner.strategy
@@ -135,28 +138,61 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
         guard.observe(loss.total, batch.keys)
     meters.pace.samples += job.global_batch_size  # all workers take the same time for a step
 
-    # Weights, running statistics and the average change together, or not at all where the step is non-finite.
+    # The average follows the step before while this one is computed: the weights are still that step's.
     norm = strategy.gradient_norm()
-    finite = guard.is_finite(norm)
-    learner.statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
-    strategy.step(finite)
-    if finite:
-        state.num_updates += 1
-        learner.average.update(state.num_updates)
+    _settle(trainer, report)
 
-    state.count_step(finite, adapting=guard.adapting)
-    if not finite and group.is_first:
-        guard.record_skip(trainer.run, state)
+    # Weights and running statistics change together, or not at all where the step is non-finite on any worker.
+    loss, asked, sums = guard.total_loss(), group.asked_to_leave(), meters.terms.shared()
+    group.sum_together(loss, asked, sums, learner.statistics.sums)
+    finite = (loss.isfinite() & norm.isfinite()).squeeze(0)
+    scale = precision.loss_scale()
+    learner.statistics.finish_step(job.num_micro_batches, accept=finite)
+    strategy.step(finite)
+
+    state.step += 1
+    scalars = torch.stack([value.double() for value in (norm, scale, precision.loss_scale())])
+    row = _begin_row(trainer) if trainer.milestones.logs(state.step) else None
+    meters.readings.append(Reading.begin(torch.cat([loss, asked, scalars, sums]), row))
     group.progress.advance(state.step)
     if meters.restart_cost is not None:
         meters.restart_cost.observe(state.step)
-    return norm
 
 
-def _log(trainer: Trainer, gradient_norm: torch.Tensor, report: Report) -> None:
-    """Report the means since the last row; a collective. Ends a run that cannot read too many of its samples."""
+def _settle(trainer: Trainer, report: Report) -> None:
+    """Do what follows from the values of the newest step, if that has not been done; a collective."""
+    group, state, guard, readings = trainer.group, trainer.state, trainer.guard, trainer.meters.readings
+    if not readings:
+        return
+    reading = readings.pop()
+    loss, asked, norm, scale, next_scale, *sums = reading.read()
+    group.progress.group_leaves |= asked > 0
+    if guard.count(trainer.run, state, loss, norm, scale):
+        trainer.learner.average.update(state.num_updates)
+    if reading.row is not None or guard.is_exceeded(state):
+        row = reading.row if reading.row is not None else _begin_row(trainer)
+        row |= {"gradient_norm": norm, "non_finite_steps": state.non_finite_steps}
+        if trainer.learner.precision.scales_loss:
+            row["loss_scale"] = next_scale
+        _log(trainer, row | trainer.meters.terms.means(sums), report)
+    guard.check(state, trainer.store)
+
+
+def _begin_row(trainer: Trainer) -> dict[str, Any]:
+    """Return the part of a row of metrics that the host knows when a step is queued; the next row starts anew."""
+    step, settings = trainer.state.step, trainer.schedule.at(trainer.state.step - 1)
+    trainer.meters.terms.begin()
+    return {
+        "step": step,
+        "epoch": step / trainer.schedule.steps_per_epoch,
+        "learning_rate": settings.learning_rate,
+        "momentum": settings.momentum,
+    } | trainer.meters.pace.take()
+
+
+def _log(trainer: Trainer, row: dict[str, Any], report: Report) -> None:
+    """Report a row of metrics; a collective. Ends a run that cannot read too many of its samples."""
     job, group, state, data = trainer.job, trainer.group, trainer.state, trainer.data
-    row = trainer.meters.terms.take() | trainer.meters.pace.take()
     state.skipped_samples += int(row["skipped_samples"])
     row["skipped_samples"] = state.skipped_samples
     num_seen = state.step * job.global_batch_size
@@ -168,19 +204,7 @@ def _log(trainer: Trainer, gradient_norm: torch.Tensor, report: Report) -> None:
             data.skipped.write_report(trainer.run, state.step, num_seen=num_seen)
         raise _too_many_skipped(job, data.skipped.document(num_seen))
     if group.is_first:
-        settings = trainer.schedule.at(state.step - 1)
-        report(
-            {
-                "step": state.step,
-                "epoch": state.step / trainer.schedule.steps_per_epoch,
-                "learning_rate": settings.learning_rate,
-                "momentum": settings.momentum,
-                "gradient_norm": float(gradient_norm),
-                "non_finite_steps": state.non_finite_steps,
-            }
-            | trainer.learner.precision.metrics()
-            | row
-        )
+        report(row)
 
 
 def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:

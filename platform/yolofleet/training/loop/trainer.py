@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -19,7 +19,7 @@ from yolofleet.training.checkpoint.run_state import RunState, prepare, restore
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import CheckpointEvaluations
 from yolofleet.training.loop.non_finite import FiniteGuard, skipped_windows
-from yolofleet.training.loop.progress import LossTerms, Milestones, Pace, RestartCost
+from yolofleet.training.loop.progress import LossTerms, Milestones, Pace, Reading, RestartCost
 from yolofleet.training.loop.sample_log import FOLDER, SampleLog, SkippedSamples, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
@@ -72,6 +72,8 @@ class Meters:
     """Speed, and waiting for data."""
     restart_cost: RestartCost | None
     """What a restart cost; None on all workers but the first."""
+    readings: list[Reading] = field(default_factory=list)
+    """What the newest step computed, until the host has read it; at most one."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         check_lock=run.check_lock,
     )
     learner, state = _restore_learner(job, run, group, dataset, store)
-    guard = FiniteGuard(group, learner.precision, job.most_non_finite_steps)
+    guard = FiniteGuard(group, job.most_non_finite_steps)
     evaluations = CheckpointEvaluations(run, store)
     store.protected_steps = lambda files: evaluations.protected_steps(files) | guard.protected_steps(files)
 
@@ -185,7 +187,7 @@ def _restore_learner(
     loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment, dataset.manifest.class_counts)
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
     statistics = MicroBatchStatistics(model)
-    average = WeightAverage(model, hyperparameters)
+    average = WeightAverage(model, hyperparameters, statistics.running)
     state = restore(store, job, group, model, average, optimizer, precision)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
@@ -195,6 +197,8 @@ def _restore_learner(
         synchronise_batch_norm(model, job.batch_norm_workers, group)
     if group.is_first:
         prepare(store, model, average, optimizer)
+    if job.compile == "model":  # sizes that change are symbols, so that it is compiled once
+        model.compile(fullgraph=True, dynamic=hyperparameters.multi_scale > 0)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state

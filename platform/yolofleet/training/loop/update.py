@@ -3,13 +3,16 @@
 Batch norm of torch moves its running statistics at every forward pass, in whatever order the passes happen to run and
 on whichever worker, so the result would depend on the number of workers. Here each pass only leaves its own statistics
 in the buffers (momentum 1), they are summed over the step and over the workers, and the running statistics move once.
+
+Nothing here reads a value back from the device: whether a step is finite is a flag there, by which the optimiser and
+the running statistics move or stay. The average moves when the host knows the flag, which is a step later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,25 +64,23 @@ class Precision:
         gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
-    def may_lower_scale(self) -> bool:
-        """Return whether a non-finite gradient may come from the loss scale alone."""
-        return self._scaler.is_enabled() and self._scaler.get_scale() > LOWEST_SCALE
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the loss is scaled, so that a gradient may be infinite only because the scale is too high."""
+        return self._scaler.is_enabled()
 
-    def step(self, optimizer: torch.optim.Optimizer, finite: bool) -> None:
-        """Let the optimiser step if the step is finite, and adapt the loss scale."""
-        if not self._scaler.is_enabled():
-            if finite:
-                optimizer.step()
-            return
-        if finite:
-            self._scaler.step(optimizer)
-        self._scaler.update()
-        if self._scaler.get_scale() < LOWEST_SCALE:
-            self._scaler.update(LOWEST_SCALE)
+    def loss_scale(self) -> torch.Tensor:
+        """Return a copy of the loss scale, a scalar on the device; 1 without scaling."""
+        scale: torch.Tensor = self._scaler.scale(torch.ones((), device=self.device))
+        return scale
 
-    def metrics(self) -> dict[str, float]:
-        """Return the values for a row of metrics."""
-        return {"loss_scale": float(self._scaler.get_scale())} if self._scaler.is_enabled() else {}
+    def step(self, optimizer: torch.optim.Optimizer, finite: torch.Tensor) -> None:
+        """Let a fused optimiser step where ``finite``, a flag on the device, is set; adapt the loss scale."""
+        optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined] # as torch's scaler tells it to skip
+        optimizer.step()
+        if self._scaler.is_enabled():
+            self._scaler.update()
+            self._scaler.update(self.loss_scale().clamp(min=LOWEST_SCALE))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep."""
@@ -115,7 +116,10 @@ def group_parameters(model: nn.Module) -> dict[str, list[tuple[str, nn.Parameter
 def build_optimizer(
     model: nn.Module, hyperparameters: Hyperparameters, global_batch_size: int
 ) -> torch.optim.Optimizer:
-    """Return the recipe's optimiser over the model's parameter groups."""
+    """Return the recipe's optimiser over the model's parameter groups.
+
+    It is a fused one. On CPUs its SGD gives what ``foreach`` gives, bit for bit in float32; Adam's differs by rounding.
+    """
     decay = scaled_weight_decay(hyperparameters, global_batch_size)
     groups = [
         {
@@ -127,9 +131,9 @@ def build_optimizer(
     ]
     rate, momentum = hyperparameters.lr0, hyperparameters.momentum
     if hyperparameters.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, foreach=True)
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=True, fused=True)
     adam = torch.optim.Adam if hyperparameters.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, lr=rate, betas=(momentum, ADAM_SECOND_BETA), foreach=True)
+    return adam(groups, lr=rate, betas=(momentum, ADAM_SECOND_BETA), fused=True)
 
 
 def apply_settings(optimizer: torch.optim.Optimizer, settings: StepSettings) -> None:
@@ -138,6 +142,14 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: StepSettings) -> 
         group["lr"] = settings.bias_learning_rate if group["name"] == "biases" else settings.learning_rate
         if "momentum" in group:
             group["momentum"] = settings.momentum
+
+
+def begin_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give SGD the zero moments it begins with: where torch's first step is skipped, it leaves them undefined."""
+    if isinstance(optimizer, torch.optim.SGD):
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            if "momentum_buffer" not in optimizer.state[parameter]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def moment_prefixes(optimizer: torch.optim.Optimizer) -> dict[str, str]:
@@ -169,9 +181,13 @@ def load_moment_state(
     for members in group_parameters(model).values():
         for name, parameter in members:
             if all(prefix + name in state for prefix in prefixes.values()):
-                found = {key: state[prefix + name].to(parameter).clone() for key, prefix in prefixes.items()}
-                if "exp_avg" in found:
-                    found["step"] = torch.tensor(float(num_updates))  # Adam corrects its bias by it
+                # They lie in memory as the parameter does, which a fused step needs.
+                found = {
+                    key: torch.empty_like(parameter.detach()).copy_(state[prefix + name])
+                    for key, prefix in prefixes.items()
+                }
+                if "exp_avg" in found:  # Adam corrects its bias by the number of steps
+                    found["step"] = torch.tensor(float(num_updates), device=parameter.device)
                 optimizer.state[parameter] = found
 
 
@@ -179,19 +195,32 @@ class MicroBatchStatistics:
     """Takes over the running statistics of a model in training.
 
     Between two steps the model's buffers hold the true running statistics; they are what a checkpoint saves.
+
+    Attributes:
+        sums: Flat, the statistics of this worker's micro-batches of the step, added up; the caller sums them over the
+            workers before `finish_step`.
+        running: The true running statistics by their names in the model's state, at any time.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        layers = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
-        for layer in layers:
+        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)}
+        for layer in layers.values():
             layer.num_batches_tracked = None  # would count passes of this worker only
         # Layers in evaluation mode belong to frozen blocks: their running statistics stay as they are.
-        self._layers = [layer for layer in layers if layer.training]
-        self._momentum = [float(layer.momentum or 0.0) for layer in self._layers for _ in range(2)]
+        moving = {name: layer for name, layer in layers.items() if layer.training}
+        self._layers = list(moving.values())
+        buffers = self._buffers()
+        sizes = [buffer.numel() for buffer in buffers]
+        momentum = [float(layer.momentum or 0.0) for layer in self._layers for _ in range(2)]
         for layer in self._layers:
             layer.momentum = 1.0
-        self._sums = [torch.zeros_like(buffer) for buffer in self._buffers()]
-        self._running = [buffer.clone() for buffer in self._buffers()]
+        like = next(model.parameters()).detach()
+        self._momentum = torch.cat([like.new_empty(0), *map(torch.full_like, buffers, momentum)])
+        self._flat_running = torch.cat([like.new_empty(0), *buffers])
+        self.sums = torch.zeros_like(self._flat_running)
+        self._sums, self._running = (list(torch.split(flat, sizes)) for flat in (self.sums, self._flat_running))
+        names = [f"{name}.{field}" for name in moving for field in ("running_mean", "running_var")]
+        self.running = dict(zip(names, self._running, strict=True))
 
     def _buffers(self) -> list[torch.Tensor]:
         """The mean and variance of every layer, in the order of the model."""
@@ -204,8 +233,7 @@ class MicroBatchStatistics:
     @torch.no_grad()
     def begin_step(self) -> None:
         """Forget the sums of the last step."""
-        if self._sums:
-            torch._foreach_zero_(self._sums)
+        self.sums.zero_()
 
     @torch.no_grad()
     def add_micro_batch(self) -> None:
@@ -214,23 +242,17 @@ class MicroBatchStatistics:
             torch._foreach_add_(self._sums, self._buffers())
 
     @torch.no_grad()
-    def finish_step(self, num_micro_batches: int, reduce: Callable[[torch.Tensor], None], *, accept: bool) -> None:
+    def finish_step(self, num_micro_batches: int, *, accept: torch.Tensor) -> None:
         """Move the running statistics by the mean over all micro-batches of the step.
 
         Args:
             num_micro_batches: Micro-batches of the step over all workers.
-            reduce: Sums a flat tensor over the workers, in place.
-            accept: False leaves the running statistics as they were (a step that is skipped).
+            accept: A flag on the device; where it is False they stay as they were (a step that is skipped).
         """
         if not self._sums:
             return
-        if accept:
-            flat = torch.cat(self._sums)  # every statistic is (channels,)
-            reduce(flat)
-            flat /= num_micro_batches
-            means = torch.split(flat, [buffer.numel() for buffer in self._sums])
-            for running, mean, momentum in zip(self._running, means, self._momentum, strict=True):
-                running.lerp_(mean, momentum)
+        moved = self._flat_running.lerp(self.sums / num_micro_batches, self._momentum)
+        self._flat_running.copy_(torch.where(accept, moved, self._flat_running))
         torch._foreach_copy_(self._buffers(), self._running)
 
     @torch.no_grad()
@@ -244,9 +266,17 @@ class WeightAverage:
     """The exponential moving average of weights and batch-norm statistics: the model that is released (paper 4.3).
 
     Every floating-point entry of the state takes part. It is the same on every worker, since all hold equal weights.
+
+    Args:
+        model: The trained model.
+        hyperparameters: Those of the average.
+        running: True running statistics by name, where the model's buffers also hold those of single passes.
     """
 
-    def __init__(self, model: nn.Module, hyperparameters: Hyperparameters) -> None:
+    def __init__(
+        self, model: nn.Module, hyperparameters: Hyperparameters, running: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        self._running = running or {}
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self._hyperparameters = hyperparameters
         self._source = model
@@ -254,7 +284,7 @@ class WeightAverage:
 
     def _tensors(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         if self._pairs is None:
-            source, average = self._source.state_dict(), self.model.state_dict()
+            source, average = self._source.state_dict() | dict(self._running), self.model.state_dict()
             names = [name for name, tensor in average.items() if tensor.is_floating_point()]
             self._pairs = [average[name] for name in names], [source[name] for name in names]
         return self._pairs

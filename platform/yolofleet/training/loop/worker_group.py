@@ -51,6 +51,7 @@ class WorkerProgress:
     Attributes:
         step: Steps done.
         leave_reason: Why the worker should save its state and end after the current step; None: train on.
+        group_leaves: Whether any worker of the group was asked to, as all learn by the exchange of a step.
         known: How far the run was known to have come before this worker started; None: not known.
         leave_after_step: The step after which the worker leaves by itself; None: at the end of the run.
         metrics: The newest value of each metric that was reported; the first worker's only.
@@ -63,6 +64,7 @@ class WorkerProgress:
         self.step = 0
         self.leave_after_step = leave_after_step
         self.leave_reason: str | None = None
+        self.group_leaves = False
         self.known = known
         self.metrics: dict[str, Any] = {}
         self.unsent: deque[Row] = deque(maxlen=MOST_UNSENT)
@@ -73,8 +75,13 @@ class WorkerProgress:
         """Record that training makes progress, and that ``step`` steps are done."""
         self.step = step
         self._advanced_at = time.monotonic()
-        if self.leave_after_step is not None and step >= self.leave_after_step:
+        if self.is_past_last_step:
             self.ask_to_leave(PAUSED)
+
+    @property
+    def is_past_last_step(self) -> bool:
+        """Whether the worker leaves by itself now, as every other does."""
+        return self.leave_after_step is not None and self.step >= self.leave_after_step
 
     def report(self, row: Row) -> None:
         """Record a row of metrics or an event."""
@@ -144,6 +151,15 @@ class WorkerGroup:
         if self.world_size > 1:
             dist.all_reduce(tensor)
 
+    def sum_together(self, *tensors: torch.Tensor) -> None:
+        """Sum flat tensors over the workers, in place and in one exchange, which is in float64."""
+        if self.world_size > 1:
+            flat = torch.cat([tensor.double() for tensor in tensors])
+            dist.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part)
+
     def barrier(self) -> None:
         """Wait until every worker is here."""
         if self.world_size > 1:
@@ -186,16 +202,17 @@ class WorkerGroup:
         dist.broadcast(tensor, src=0)
         return int(tensor)
 
-    def leave_reason(self) -> str | None:
-        """Return why the group is to save its state and end, or None; the same answer at once on every worker."""
-        if not self.any(self.progress.leave_reason is not None):
-            return None
-        return self.progress.leave_reason or "another worker was asked to"
+    def asked_to_leave(self) -> torch.Tensor:
+        """Return whether this worker was asked to leave, (1,) on the device, for the exchange of a step."""
+        asked = float(self.progress.leave_reason is not None)
+        return torch.full((1,), asked, dtype=torch.float64, device=self.device)
 
-    def any(self, flag: bool) -> bool:
-        """Return whether the flag is set on any worker."""
-        if self.world_size == 1:
-            return flag
-        value = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value)
+    def leave_reason(self) -> str | None:
+        """Return why the group is to save its state and end, or None; the same answer at once on every worker.
+
+        A worker that was asked waits until all know: until the exchange of a step has been read.
+        """
+        progress = self.progress
+        if self.world_size > 1 and not (progress.group_leaves or progress.is_past_last_step):
+            return None
+        return progress.leave_reason or ("another worker was asked to" if progress.group_leaves else None)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.func import functional_call
 
 from yolofleet.models.memory import ZERO_BUCKET_BYTES
 from yolofleet.training.loop.update import group_parameters, moment_prefixes, moment_state
@@ -24,6 +25,50 @@ from yolofleet.training.loop.worker_group import WorkerGroup
 
 BUCKET_ELEMENTS = ZERO_BUCKET_BYTES // 4
 """Gradients exchanged at once, float32."""
+
+
+def as_held(parameter: torch.Tensor) -> torch.Tensor:
+    """View a convolution kernel as (out, height, width, in); anything else as it is."""
+    return parameter.permute(0, 2, 3, 1) if parameter.dim() == 4 else parameter
+
+
+def as_used(held: torch.Tensor) -> torch.Tensor:
+    """View what `as_held` returned as the network's parameter."""
+    return held.permute(0, 3, 1, 2) if held.dim() == 4 else held
+
+
+class HeldKernels(nn.Module):
+    """A model's parameters as DeepSpeed holds them, and the model that computes with views of them.
+
+    DeepSpeed lays out a parameter's elements in the order of its dimensions. So a kernel is held as (out, height,
+    width, in), and the model sees it with its channels innermost in memory, as under every other strategy: it is
+    computed by the same kernels, to the same rounding.
+
+    Args:
+        model: Its own parameters become views of the held ones by `show`.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._model = [model]  # no child of this module: DeepSpeed must not see its parameters
+        for name, parameter in model.named_parameters():
+            held = nn.Parameter(as_held(parameter.detach()).contiguous(), requires_grad=parameter.requires_grad)
+            self.register_parameter(name.replace(".", "/"), held)
+
+    def of(self, name: str) -> nn.Parameter:
+        """Return the held parameter of a name in the model."""
+        return self.get_parameter(name.replace(".", "/"))
+
+    def show(self) -> None:
+        """Make the model's own parameters views of the held ones, which DeepSpeed has moved."""
+        for name, parameter in self._model[0].named_parameters():
+            parameter.data = as_used(self.of(name).data)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """Pass images through the model."""
+        model = self._model[0]
+        views = {name: as_used(self.of(name)) for name, _ in model.named_parameters()}
+        return functional_call(model, views, (images,))
 
 
 class Sharded:
@@ -51,11 +96,16 @@ class Sharded:
         self._prefixes = moment_prefixes(optimizer)
         optimizer.state.clear()
         self._groups = [members for members in group_parameters(model).values() if members]
+        kernels = HeldKernels(model)
+        held = {id(parameter): kernels.of(name) for name, parameter in model.named_parameters()}
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        for settings in optimizer.param_groups:
+            settings["params"] = [held[id(parameter)] for parameter in settings["params"]]
         self._group = group
-        self._engine = _engine(model, optimizer, stage, micro_batch_size)
+        self._engine = _engine(kernels, optimizer, stage, micro_batch_size)
         self._sharded: Any = self._engine.optimizer
-        self.network = model
+        kernels.show()
+        self.network: nn.Module = kernels
         self.optimizer: torch.optim.Optimizer = self._sharded
         if moments:
             self._load(moments, counts)
@@ -71,12 +121,15 @@ class Sharded:
 
     def gradient_norm(self) -> torch.Tensor:
         """Return the norm of the whole gradient from every worker's piece."""
-        norm = torch.as_tensor(self._sharded.scaled_global_norm(), dtype=torch.float32)
+        norm = torch.as_tensor(self._sharded.scaled_global_norm(), dtype=torch.float32, device=self._group.device)
         return torch.where(norm < 0, torch.full_like(norm, torch.inf), norm)  # DeepSpeed says -1 for NaN
 
-    def step(self, finite: bool) -> None:
-        """Step if the gradient is finite, each worker its piece, and gather the weights; forget the gradient."""
-        if not finite:  # DeepSpeed skips by the gradient, which a NaN loss need not make non-finite
+    def step(self, finite: torch.Tensor) -> None:
+        """Step if the gradient is finite, each worker its piece, and gather the weights; forget the gradient.
+
+        The host waits for the flag, as DeepSpeed lets it wait for its own.
+        """
+        if not bool(finite):  # DeepSpeed skips by the gradient, which a NaN loss need not make non-finite
             for pieces in self._sharded.averaged_gradients.values():
                 for piece in pieces or []:
                     piece.fill_(torch.nan)
@@ -94,7 +147,8 @@ class Sharded:
                 flat = torch.cat(pieces)  # (elements of the group, padded to a multiple of the workers)
                 begin = 0
                 for name, parameter in members:
-                    found[prefix + name] = flat[begin : begin + parameter.numel()].view(parameter.shape)
+                    held = flat[begin : begin + parameter.numel()].view(as_held(parameter).shape)
+                    found[prefix + name] = as_used(held)
                     begin += parameter.numel()
         return found
 
@@ -107,7 +161,7 @@ class Sharded:
                 begin = 0
                 for name, parameter in members:
                     if prefix + name in moments:
-                        flat[begin : begin + parameter.numel()] = moments[prefix + name].to(piece).reshape(-1)
+                        flat[begin : begin + parameter.numel()] = as_held(moments[prefix + name]).to(piece).reshape(-1)
                     begin += parameter.numel()
                 state[key] = flat[self._group.rank * piece.numel() : (self._group.rank + 1) * piece.numel()].clone()
             if counts:
@@ -122,8 +176,6 @@ def _engine(model: nn.Module, optimizer: torch.optim.Optimizer, stage: int, micr
     # be missing; torch's own does the same.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.contiguous()  # DeepSpeed reads them as rows of bytes
     engine, _, _, _ = deepspeed.initialize(
         model=model,
         optimizer=optimizer,

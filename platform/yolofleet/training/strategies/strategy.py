@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.update import Precision, moment_state
+from yolofleet.training.loop.update import Precision, begin_moments, moment_state
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 Tensors = dict[str, torch.Tensor]
@@ -37,8 +37,8 @@ class Strategy(Protocol):
     def gradient_norm(self) -> torch.Tensor:
         """Return the norm of the step's whole gradient; not finite if any of it is not."""
 
-    def step(self, finite: bool) -> None:
-        """Let the optimiser step if the gradient is finite, and forget the gradient."""
+    def step(self, finite: torch.Tensor) -> None:
+        """Let the optimiser step where the flag on the device is set, and forget the gradient."""
 
     def moments(self) -> Tensors:
         """Return the optimiser's whole moments by parameter name, on every worker."""
@@ -68,6 +68,7 @@ class Replicated:
         self._model = model
         self._precision = precision
         self._world_size = group.world_size
+        begin_moments(optimizer)
         self.optimizer = optimizer
         self.network: nn.Module = _distributed(model) if group.world_size > 1 else model
 
@@ -85,8 +86,8 @@ class Replicated:
         """Return the norm of the whole gradient, without the loss scale."""
         return self._precision.gradient_norm(self._model, self.optimizer)
 
-    def step(self, finite: bool) -> None:
-        """Step if the gradient is finite, and forget it."""
+    def step(self, finite: torch.Tensor) -> None:
+        """Step where the flag is set, and forget the gradient; the host does not wait."""
         self._precision.step(self.optimizer, finite)
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -98,4 +99,5 @@ class Replicated:
 def _distributed(model: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():  # the newest torch renames an argument that older ones need
         warnings.simplefilter("ignore", FutureWarning)
+        # No static graph: how many backward passes a step has may change.
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
