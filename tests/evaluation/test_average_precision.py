@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from evaluation.reference_figures import CATEGORY_IDS, evaluate_with_pycocotools, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import Detections, detection_boxes, ground_truth_boxes
 from yolofleet.evaluation.precision_recall import (
-    detection_boxes,
-    ground_truth_boxes,
     precision_at_recall,
     precision_recall,
 )

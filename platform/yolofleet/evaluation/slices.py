@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yolofleet.evaluation.average_precision import BoxTables
+from yolofleet.evaluation.detections import BoxTable
 from yolofleet.evaluation.error_types import Outcomes
 from yolofleet.evaluation.precision_recall import (
     ALL,
     IOU_50,
     Booleans,
-    BoxTable,
     Floats,
     Matching,
     match,
