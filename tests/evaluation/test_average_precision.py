@@ -60,7 +60,7 @@ def test_precision_at_recall_has_the_published_area() -> None:
         rows = rows[np.argsort(-golden["conf"][rows], kind="stable")]
         num_objects = int((golden["target_cls"] == label).sum())
         hits = golden["tp"][rows]
-        areas = [precision_at_recall(hit, ~hit, num_objects).mean() for hit in hits.T]
+        areas = precision_at_recall(hits.T, ~hits.T, num_objects).mean(axis=1)
         np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
 
 

@@ -207,6 +207,6 @@ def class_ap50(
     edges = np.searchsorted(classes[rows], np.arange(len(num_objects) + 1))
     values = np.full(len(num_objects), np.nan)
     for k in np.flatnonzero(num_objects):
-        own = hits[rows[edges[k] : edges[k + 1]]]
-        values[k] = precision_at_recall(own, ~own, num_objects[k]).mean()
+        own = hits[rows[edges[k] : edges[k + 1]]][None]
+        values[k] = precision_at_recall(own, ~own, num_objects[k])[0].mean()
     return values

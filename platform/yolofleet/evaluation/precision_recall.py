@@ -142,7 +142,7 @@ def _intersection_over_union(detected: Floats, truth: Floats, crowds: Booleans) 
 
 
 def _columns(flags: Booleans) -> Booleans:
-    return np.ascontiguousarray(flags.transpose(1, 2, 0))
+    return np.ascontiguousarray(flags.transpose(2, 1, 0))
 
 
 def _starts(values: Integers) -> Integers:
@@ -194,41 +194,37 @@ def precision_recall(
         # in pycocotools.
         order = np.argsort(-scores[rows], kind="stable")
         class_scores, ranks = scores[rows][order], detected.ranks[rows][order]
-        hits = _columns((matched[rows] & ~ignored[rows])[order])  # (T, A, d)
+        hits = _columns((matched[rows] & ~ignored[rows])[order])  # (A, T, d)
         misses = _columns((~matched[rows] & ~ignored[rows])[order])
         # Sizes without objects stay "not measured".
         for a in np.flatnonzero(num_objects):
             for m, allowed in enumerate(counts_allowed):
-                recall[:, k, a, m] = hits[:, a, ranks < allowed].sum(axis=1) / num_objects[a]
-            for t in range(num_thresholds):
-                precision[t, :, k, a] = precision_at_recall(hits[t, a], misses[t, a], num_objects[a])
+                recall[:, k, a, m] = hits[a][:, ranks < allowed].sum(axis=1) / num_objects[a]
+            precision[:, :, k, a] = precision_at_recall(hits[a], misses[a], num_objects[a])
         if num_objects[ALL]:
             best_f1[k], best_scores[k] = operating_point(
-                hits[IOU_50, ALL], misses[IOU_50, ALL], class_scores, num_objects[ALL]
+                hits[ALL, IOU_50], misses[ALL, IOU_50], class_scores, num_objects[ALL]
             )
     return Curves(precision=precision, recall=recall, best_f1=best_f1, best_scores=best_scores)
 
 
 def precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> Floats:
-    """Return precision (R,) at the recall levels.
+    """Return precision (N, R) at the recall levels of N evaluations of the same detections.
 
     Args:
-        hits: (d,) bool, by descending score.
-        misses: (d,) bool; a detection that is neither counts neither way.
-        num_objects: Objects of the class.
+        hits: (N, d) bool, by descending score.
+        misses: (N, d) bool; a detection that is neither counts neither way.
+        num_objects: Objects, at least one.
     """
-    levels = np.zeros(len(RECALL_LEVELS))
-    found = hits.nonzero()[0]
-    if len(found):
-        # Precision after each hit (between hits it falls), then the best at this recall or a higher one.
-        true = np.arange(1.0, len(found) + 1)
-        exact = true / (misses.cumsum()[found] + true + np.spacing(1))
-        best = np.maximum.accumulate(exact[::-1])[::-1]
-        # A level has the precision of the first hit that reaches it; 0 where none does.
-        reached = _hits_before_levels(int(num_objects))
-        reached = reached[: reached.searchsorted(len(found))]
-        levels[: len(reached)] = best[reached]
-    return levels
+    # Precision after each hit (between hits it falls), then the best at this recall or a higher one. A level has the
+    # precision of the first hit that reaches it; where none does, that of the last column: 0.
+    of_row, at = np.nonzero(hits)
+    counts = hits.sum(axis=1)  # (N,)
+    true = np.arange(1.0, len(at) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+    exact = np.zeros((len(hits), counts.max(initial=0) + 1))
+    exact[of_row, true.astype(np.int64) - 1] = true / (np.cumsum(misses, axis=1)[of_row, at] + true + np.spacing(1))
+    best = np.maximum.accumulate(exact[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(best[:, np.minimum(_hits_before_levels(int(num_objects)), exact.shape[1] - 1)])
 
 
 @lru_cache(maxsize=4096)
