@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from evaluation.reference_figures import CATEGORY_IDS, evaluate_with_pycocotools, random_problem
 from yolofleet.core.errors import UserError
 from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import Detections, detection_boxes, ground_truth_boxes
 from yolofleet.evaluation.precision_recall import (
-    detection_boxes,
-    ground_truth_boxes,
     precision_at_recall,
     precision_recall,
 )
@@ -62,7 +60,7 @@ def test_precision_at_recall_has_the_published_area() -> None:
         rows = rows[np.argsort(-golden["conf"][rows], kind="stable")]
         num_objects = int((golden["target_cls"] == label).sum())
         hits = golden["tp"][rows]
-        areas = [precision_at_recall(hit, ~hit, num_objects).mean() for hit in hits.T]
+        areas = precision_at_recall(hits.T, ~hits.T, num_objects).mean(axis=1)
         np.testing.assert_allclose(areas, golden["default/ap"][position], rtol=0, atol=0.01)
 
 

@@ -17,6 +17,7 @@ from evaluation.reference_figures import evaluate_with_pycocotools
 from yolofleet.cli.main import main
 from yolofleet.cli.model_argument import open_detector
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.evaluation.error_types import ERROR_KINDS
 from yolofleet.storage.local import FileStorage
 
 Captured = pytest.CaptureFixture[str]
@@ -54,10 +55,12 @@ def test_evaluate_json_is_exact_and_a_result_file_gives_the_same(
     reference = evaluate_with_pycocotools({"info": {}, **dataset.annotations()}, json.loads(results.read_text()))
     expected = [None if value == -1 else float(value) for value in reference.stats]
     assert list(document["figures"].values()) == expected
+    assert [entry["kind"] for entry in document["diagnosis"]["errors"]] == list(ERROR_KINDS)
     for data in (shards, str(drawn / "instances.json")):
         assert main(["evaluate", str(results), data, "--json"]) == 0
         again = json.loads(capsys.readouterr().out)
-        assert (again["figures"], again["per_class"]) == (document["figures"], document["per_class"])
+        for key in ("figures", "per_class", "diagnosis"):
+            assert again[key] == document[key]
 
 
 def test_the_published_protocol_is_rectangular_and_says_so(run: Path, drawn: Path, capsys: Captured) -> None:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import re
+from html import escape
 from html.parser import HTMLParser
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from evaluation.reference_figures import random_problem
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.draw import OUTCOMES
 from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
 from yolofleet.evaluation.charts import Series, line_chart
 from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.report import render_report
-from yolofleet.evaluation.samples import draw_samples
+from yolofleet.evaluation.samples import draw_outcomes, draw_samples
 
 
 class Balanced(HTMLParser):
@@ -48,7 +56,12 @@ def result_of(seed: int) -> EvaluationResult:
     ground_truth["categories"][0]["name"] = "<script>alert(1)</script>"
     detections = Detections.from_records(records)
     figures = coco_average_precision(ground_truth, detections)
-    return EvaluationResult(average_precision=figures, detections=detections, skipped=(("a/1", "image_damaged"),))
+    return EvaluationResult(
+        average_precision=figures,
+        ground_truth=ground_truth,
+        detections=detections,
+        skipped=(("a/1", "image_damaged"),),
+    )
 
 
 def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> None:
@@ -75,10 +88,41 @@ def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> N
 
 def test_a_page_without_an_evaluation_or_without_ground_truth_is_a_page() -> None:
     parsed(render_report(None, title="Nothing yet"))
-    empty = coco_average_precision({"images": [], "categories": [], "annotations": []}, [])
-    parsed(
-        render_report(EvaluationResult(average_precision=empty, detections=Detections.from_records([])), title="Empty")
+    document: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
+    nothing = Detections.from_records([])
+    empty = EvaluationResult(
+        average_precision=coco_average_precision(document, []), ground_truth=document, detections=nothing
     )
+    parsed(render_report(empty, title="Empty", diagnosis=diagnose(document, nothing)))
+
+
+def test_the_diagnosis_comes_first_and_shows_true_false_and_missed_boxes(dataset: ShardDataset) -> None:
+    document = dataset.annotations()
+    document["categories"] += [{"id": number, "name": f"absent {number}"} for number in range(1000, 1080)]
+    labels = document["annotations"]
+    records = [{**entry, "score": 0.9} for entry in labels[1:]] + [{**labels[0], "bbox": [90, 90, 5, 5], "score": 0.95}]
+    detections = Detections.from_records(records)
+    found = diagnose(document, detections)
+    assert found.num_true == len(labels) - 1 and found.num_false == found.num_missed == 1
+    drawn = draw_outcomes(dataset, found.galleries, found.images)
+    result = EvaluationResult(
+        average_precision=coco_average_precision(document, detections), ground_truth=document, detections=detections
+    )
+    page = render_report(result, title="Run", diagnosis=found, drawn=drawn)
+    parser = parsed(page)
+    assert page.index(escape(found.summary)) < page.index("Figures")
+    assert len(parser.loaded) == sum(len(gallery.images) for gallery in found.galleries) and "details" in parser.tags
+    for words in (
+        "What goes wrong",
+        "Boxes from confidence 0.90 on",
+        "border-top-style:dotted",
+        "Objects in the image",
+    ):
+        assert words in page
+    colours = [colour for colour, _ in OUTCOMES.values()]
+    image = np.asarray(Image.open(BytesIO(drawn[labels[0]["image_id"]].jpeg)).convert("RGB")).reshape(-1, 3)
+    near = [(np.abs(image.astype(int) - colour).max(axis=1) < 40).any() for colour in colours]
+    assert near[1] and near[2]  # the false box and the missed object
 
 
 def test_charts_stay_inside_their_axes() -> None:

@@ -16,18 +16,15 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import BoxTable, Detections, detection_boxes, ground_truth_boxes
 from yolofleet.evaluation.precision_recall import (
     ALL,
     IOU_50,
     IOU_75,
     NOT_MEASURED,
-    BoxTable,
     Curves,
     Floats,
     Integers,
-    detection_boxes,
-    ground_truth_boxes,
     precision_recall,
 )
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol

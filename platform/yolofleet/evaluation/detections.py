@@ -1,4 +1,4 @@
-"""Detections of a whole dataset, as arrays and as the records of a COCO result file.
+"""Detections of a whole dataset: as arrays, as the records of a COCO result file, and in groups beside the objects.
 
 Numbers are rounded once, when the network's output becomes `Detections` (boxes to 3 decimals, scores to 5, as in the
 COCO result files of this model family). A file holds what is evaluated, so evaluating the file gives the same figures.
@@ -16,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 from yolofleet.evaluation.result_records import read_columns
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Record = dict[str, Any]
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 BOX_DECIMALS = 3
 SCORE_DECIMALS = 5
@@ -126,3 +129,95 @@ class Detections:
             path.write_text(f"[{lines}]\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class BoxTable:
+    """Boxes sorted by group: ground truth (G) or detections (D).
+
+    Attributes:
+        groups: (N,) ascending; one number for each image and class.
+        boxes: (N, 4) x, y, width, height in pixels.
+        areas: (N,) in square pixels, for the size ranges.
+        crowds: (N,) bool; all False for detections.
+        ranks: (N,) position inside the group; detections are in descending score.
+    """
+
+    groups: Integers
+    boxes: Floats
+    areas: Floats
+    crowds: NDArray[np.bool_]
+    ranks: Integers
+
+
+def ground_truth_boxes(
+    annotations: Sequence[Mapping[str, Any]],
+    image_ids: Integers,
+    category_ids: Integers,
+    class_agnostic: bool = False,
+) -> BoxTable:
+    """Return annotations of known images and classes in groups, each group in the order of the file.
+
+    Without classes a group is an image, and in it the objects of each class follow each other, as in pycocotools.
+    """
+    of_image = np.array([entry["image_id"] for entry in annotations], np.int64)
+    of_category = np.array([entry["category_id"] for entry in annotations], np.int64)
+    boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
+    product = boxes[:, 2] * boxes[:, 3]
+    given = [entry.get("area") for entry in annotations]
+    areas = np.array([side if area is None else area for area, side in zip(given, product, strict=True)], np.float64)
+    crowds = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], bool)
+    known = np.isin(of_image, image_ids) & np.isin(of_category, category_ids)
+    groups = _groups(of_image, of_category, image_ids, category_ids)
+    order = np.flatnonzero(known)[np.argsort(groups[known], kind="stable")]
+    if class_agnostic:
+        groups %= max(len(image_ids), 1)
+        order = order[np.argsort(groups[order], kind="stable")]
+    return BoxTable(
+        groups=groups[order],
+        boxes=boxes[order],
+        areas=areas[order],
+        crowds=crowds[order],
+        ranks=_ranks(groups[order]),
+    )
+
+
+def detection_boxes(
+    detections: Detections,
+    image_ids: Integers,
+    category_ids: Integers,
+    protocol: Protocol = COCO_PROTOCOL,
+) -> tuple[BoxTable, Floats]:
+    """Return detections of known classes in groups, by descending score, at most 100 a group; and their scores."""
+    groups = _groups(detections.image_ids, detections.category_ids, image_ids, category_ids)
+    known = np.flatnonzero(np.isin(detections.category_ids, category_ids))
+    if protocol.class_agnostic:  # of equal scores in an image, the class with the smaller id comes first
+        known = known[np.argsort(groups[known], kind="stable")]
+        groups %= max(len(image_ids), 1)
+    order = known[np.lexsort((-detections.scores[known], groups[known]))]
+    ranks = _ranks(groups[order])
+    order, ranks = order[ranks < protocol.max_detections], ranks[ranks < protocol.max_detections]
+    boxes = detections.boxes[order]
+    detected = BoxTable(
+        groups=groups[order],
+        boxes=boxes,
+        areas=boxes[:, 2] * boxes[:, 3],
+        crowds=np.zeros(len(order), bool),
+        ranks=ranks,
+    )
+    return detected, detections.scores[order]
+
+
+def _groups(
+    of_image: Integers,
+    of_category: Integers,
+    image_ids: Integers,
+    category_ids: Integers,
+) -> Integers:
+    """Return one number for each class and image, classes first; images in the order of their ids."""
+    return np.searchsorted(category_ids, of_category) * len(image_ids) + np.searchsorted(image_ids, of_image)
+
+
+def _ranks(groups: Integers) -> Integers:
+    """Return the position of each entry inside its group, from ascending group numbers (N,)."""
+    return np.arange(len(groups)) - np.searchsorted(groups, groups, side="left")

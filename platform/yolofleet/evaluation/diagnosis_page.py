@@ -22,7 +22,7 @@ STYLE = """
 details{margin:8px 0}summary{cursor:pointer}
 .key i{display:inline-block;width:26px;height:0;border-top:3px;margin-right:6px;vertical-align:middle}
 .gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr));gap:14px}
-td.text{text-align:left}
+.text{text-align:left}td.text{min-width:190px}.track{display:inline-block;text-align:left}
 h3{font-size:15px;margin:20px 0 8px}
 """
 MEANINGS = {
@@ -37,7 +37,7 @@ LINES = {"true": "solid", "false": "dashed", "missed": "dotted"}
 MOST_CLASSES, MOST_CONFUSIONS = 10, 10
 MOST_NUMBERED, MOST_NAMED = 12, 40
 """Classes up to which the matrix shows its numbers, and its names."""
-MATRIX_SIDE, NAME_WIDTH, BAR_PIXELS = 640, 120, 120
+MATRIX_SIDE, NAME_WIDTH, BAR_PIXELS = 640, 120, 80
 COLOURS = ("#3b7dd8", "#e4572e", "#2ca25f")
 
 
@@ -104,8 +104,9 @@ def _weakest_classes(diagnosis: Diagnosis) -> str:
         why = entry.main_error
         reason = f"{ERROR_PHRASES[why]} ({_points(entry.costs[why])})" if why else "-"
         numbers = (_number(value, 3) for value in (entry.precision, entry.recall, entry.f1))
-        name = f"{escape(entry.name)}"
-        rows.append((name, f"{100 * entry.ap50:.1f}", escape(reason), *numbers, _number(entry.threshold, 2)))
+        rows.append(
+            (escape(entry.name), f"{100 * entry.ap50:.1f}", escape(reason), *numbers, _number(entry.threshold, 2))
+        )
     more = f", the weakest {MOST_CLASSES} of {len(diagnosis.classes)}" if len(diagnosis.classes) > MOST_CLASSES else ""
     head = ("class", "AP50", "costs it most (points of its AP50)", "precision", "recall", "best F1", "at confidence")
     return f"<h2>Weakest classes{more}</h2>{_table(head, rows, text_columns=(2,))}" if rows else ""
@@ -238,7 +239,7 @@ def _label_errors(diagnosis: Diagnosis, file_names: Mapping[int, str]) -> str:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
     """Return a table of cells that are HTML already."""
     kinds = [" class='text'" if column in text_columns else "" for column in range(len(head))]
-    heading = "".join(f"<th>{escape(name)}</th>" for name in head)
+    heading = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
     body = "".join(
         f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
     )
@@ -247,7 +248,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Seq
 
 def _bar(value: float | None, largest: float) -> str:
     width = round(BAR_PIXELS * max(value or 0.0, 0.0) / largest) if largest > 0 else 0
-    return f"<i class='bar' style='width:{width}px'></i>" if width else ""
+    return f"<span class='track' style='width:{BAR_PIXELS + 8}px'><i class='bar' style='width:{width}px'></i></span>"
 
 
 def _points_of(x: Floats, y: Floats) -> list[tuple[float, float]]:

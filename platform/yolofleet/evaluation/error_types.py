@@ -26,11 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.evaluation.average_precision import BoxTables
+from yolofleet.evaluation.detections import BoxTable
 from yolofleet.evaluation.precision_recall import (
     ALL,
     IOU_50,
     Booleans,
-    BoxTable,
     Floats,
     Integers,
     Matching,
@@ -183,14 +183,30 @@ def mended_ap50(tables: BoxTables, outcomes: Outcomes, kinds: Collection[int]) -
     if MISSED in kinds:
         missed = outcomes.missed(np.ones(len(hits), bool))
         num_objects = num_objects - np.bincount(outcomes.object_classes[missed], minlength=num_classes)
+    values = class_ap50(tables.scores, classes, hits, is_counted, num_objects)
+    # All objects of a class missed, and taken away: nothing is left to find.
+    is_empty = is_measured & (num_objects == 0)
+    values[is_empty] = np.bincount(classes[is_counted], minlength=num_classes)[is_empty] == 0
+    return values
+
+
+def class_ap50(
+    scores: Floats, classes: Integers, hits: Booleans, is_counted: Booleans, num_objects: Integers
+) -> Floats:
+    """Return AP at IoU 0.50 of each class; NaN where it has no objects.
+
+    Args:
+        scores: (D,) of the detections.
+        classes: (D,) index of the class of each.
+        hits: (D,) whether it matches an object.
+        is_counted: (D,) False where it counts neither way.
+        num_objects: (K,) of each class.
+    """
     rows = np.flatnonzero(is_counted)
-    rows = rows[np.lexsort((-tables.scores[rows], classes[rows]))]
-    edges = np.searchsorted(classes[rows], np.arange(num_classes + 1))
-    values = np.full(num_classes, np.nan)
-    for k in np.flatnonzero(is_measured):
-        own = hits[rows[edges[k] : edges[k + 1]]]
-        if num_objects[k]:
-            values[k] = precision_at_recall(own, ~own, num_objects[k]).mean()
-        else:  # all its objects were missed: nothing is left to find
-            values[k] = float(len(own) == 0)
+    rows = rows[np.lexsort((-scores[rows], classes[rows]))]
+    edges = np.searchsorted(classes[rows], np.arange(len(num_objects) + 1))
+    values = np.full(len(num_objects), np.nan)
+    for k in np.flatnonzero(num_objects):
+        own = hits[rows[edges[k] : edges[k + 1]]][None]
+        values[k] = precision_at_recall(own, ~own, num_objects[k])[0].mean()
     return values

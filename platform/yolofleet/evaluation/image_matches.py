@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import Detections, detection_boxes, ground_truth_boxes
 from yolofleet.evaluation.precision_recall import (
     ALL,
     IOU_50,
     Booleans,
     Integers,
-    detection_boxes,
-    ground_truth_boxes,
     match,
     outside_ranges,
 )

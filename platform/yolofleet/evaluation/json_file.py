@@ -8,8 +8,12 @@ import json
 import re
 import zipfile
 import zlib
+from codecs import BOM_UTF8
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
+
+from pydantic_core import from_json
 
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
@@ -36,7 +40,10 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: It cannot be read or unpacked, is not UTF-8, or is not JSON.
     """
-    text = _decode(_unpack(path), path)
+    data = _unpack(path)
+    with suppress(ValueError):  # several values, another encoding, or no JSON: read below, or refused with the reason
+        return from_json(data.removeprefix(BOM_UTF8))
+    text = _decode(data, path)
     try:
         try:
             return json.loads(text)

@@ -14,15 +14,14 @@ its arrays bit by bit. It is a few sorted passes over the detections of a class:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.detections import BoxTable
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 
 Floats = NDArray[np.float64]
@@ -37,25 +36,6 @@ ALL, SMALL, MEDIUM, LARGE = range(len(AREA_RANGES))
 IOU_50, IOU_75 = 0, 5  # positions among the IoU thresholds
 NOT_MEASURED = -1.0
 PAIRS_AT_ONCE = 2_000_000  # bounds the memory of the overlaps: about 300 MB
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class BoxTable:
-    """BoxTable sorted by group: ground truth (G) or detections (D).
-
-    Attributes:
-        groups: (N,) ascending; one number for each image and class.
-        boxes: (N, 4) x, y, width, height in pixels.
-        areas: (N,) in square pixels, for the size ranges.
-        crowds: (N,) bool; all False for detections.
-        ranks: (N,) position inside the group; detections are in descending score.
-    """
-
-    groups: Integers
-    boxes: Floats
-    areas: Floats
-    crowds: Booleans
-    ranks: Integers
 
 
 def outside_ranges(areas: Floats, ranges: Floats = AREA_RANGES) -> Booleans:
@@ -161,6 +141,10 @@ def _intersection_over_union(detected: Floats, truth: Floats, crowds: Booleans) 
     return np.divide(intersection, union, out=np.zeros_like(union), where=~apart)
 
 
+def _columns(flags: Booleans) -> Booleans:
+    return np.ascontiguousarray(flags.transpose(2, 1, 0))
+
+
 def _starts(values: Integers) -> Integers:
     """Return the start of each run of equal values."""
     return np.flatnonzero(np.diff(values, prepend=values[:1] - 1))
@@ -210,39 +194,43 @@ def precision_recall(
         # in pycocotools.
         order = np.argsort(-scores[rows], kind="stable")
         class_scores, ranks = scores[rows][order], detected.ranks[rows][order]
-        hits = (matched[rows] & ~ignored[rows])[order]  # (d, T, A)
-        misses = (~matched[rows] & ~ignored[rows])[order]
+        hits = _columns((matched[rows] & ~ignored[rows])[order])  # (A, T, d)
+        misses = _columns((~matched[rows] & ~ignored[rows])[order])
         # Sizes without objects stay "not measured".
         for a in np.flatnonzero(num_objects):
             for m, allowed in enumerate(counts_allowed):
-                recall[:, k, a, m] = hits[ranks < allowed, :, a].sum(axis=0) / num_objects[a]
-            for t in range(num_thresholds):
-                precision[t, :, k, a] = precision_at_recall(hits[:, t, a], misses[:, t, a], num_objects[a])
+                recall[:, k, a, m] = hits[a][:, ranks < allowed].sum(axis=1) / num_objects[a]
+            precision[:, :, k, a] = precision_at_recall(hits[a], misses[a], num_objects[a])
         if num_objects[ALL]:
             best_f1[k], best_scores[k] = operating_point(
-                hits[:, IOU_50, ALL], misses[:, IOU_50, ALL], class_scores, num_objects[ALL]
+                hits[ALL, IOU_50], misses[ALL, IOU_50], class_scores, num_objects[ALL]
             )
     return Curves(precision=precision, recall=recall, best_f1=best_f1, best_scores=best_scores)
 
 
 def precision_at_recall(hits: Booleans, misses: Booleans, num_objects: int) -> Floats:
-    """Return precision (R,) at the recall levels.
+    """Return precision (N, R) at the recall levels of N evaluations of the same detections.
 
     Args:
-        hits: (d,) bool, by descending score.
-        misses: (d,) bool; a detection that is neither counts neither way.
-        num_objects: Objects of the class.
+        hits: (N, d) bool, by descending score.
+        misses: (N, d) bool; a detection that is neither counts neither way.
+        num_objects: Objects, at least one.
     """
-    # Precision after each detection, then the best at this recall or a higher one, which never rises with recall.
-    true, false = np.cumsum(hits, dtype=np.float64), np.cumsum(misses, dtype=np.float64)
-    exact = true / (false + true + np.spacing(1))
-    best = np.maximum.accumulate(exact[::-1])[::-1]
-    # A level has the precision of the first detection that reaches it; 0 where none does.
-    reached = np.searchsorted(true / num_objects, RECALL_LEVELS, side="left")
-    reached = reached[reached < len(hits)]
-    levels = np.zeros(len(RECALL_LEVELS))
-    levels[: len(reached)] = best[reached]
-    return levels
+    # Precision after each hit (between hits it falls), then the best at this recall or a higher one. A level has the
+    # precision of the first hit that reaches it; where none does, that of the last column: 0.
+    of_row, at = np.nonzero(hits)
+    counts = hits.sum(axis=1)  # (N,)
+    true = np.arange(1.0, len(at) + 1) - np.repeat(np.cumsum(counts) - counts, counts)
+    exact = np.zeros((len(hits), counts.max(initial=0) + 1))
+    exact[of_row, true.astype(np.int64) - 1] = true / (np.cumsum(misses, axis=1)[of_row, at] + true + np.spacing(1))
+    best = np.maximum.accumulate(exact[:, ::-1], axis=1)[:, ::-1]
+    return np.asarray(best[:, np.minimum(_hits_before_levels(int(num_objects)), exact.shape[1] - 1)])
+
+
+@lru_cache(maxsize=4096)
+def _hits_before_levels(num_objects: int) -> Integers:
+    """Return the position (R,) among the hits of the one that reaches each recall level."""
+    return np.searchsorted(np.arange(1.0, num_objects + 1) / num_objects, RECALL_LEVELS, side="left")
 
 
 def operating_point(hits: Booleans, misses: Booleans, scores: Floats, num_objects: int) -> tuple[float, float]:
@@ -256,65 +244,3 @@ def operating_point(hits: Booleans, misses: Booleans, scores: Floats, num_object
     f1[:-1][scores[1:] == scores[:-1]] = 0.0  # a threshold never parts equal scores
     best = int(np.argmax(f1))
     return float(f1[best]), float(scores[best])
-
-
-def ground_truth_boxes(
-    annotations: Sequence[Mapping[str, Any]], image_ids: Integers, category_ids: Integers, class_agnostic: bool = False
-) -> BoxTable:
-    """Return annotations of known images and classes in groups, each group in the order of the file.
-
-    Without classes a group is an image, and in it the objects of each class follow each other, as in pycocotools.
-    """
-    of_image = np.array([entry["image_id"] for entry in annotations], np.int64)
-    of_category = np.array([entry["category_id"] for entry in annotations], np.int64)
-    boxes = np.array([entry["bbox"] for entry in annotations], np.float64).reshape(-1, 4)
-    product = boxes[:, 2] * boxes[:, 3]
-    given = [entry.get("area") for entry in annotations]
-    areas = np.array([side if area is None else area for area, side in zip(given, product, strict=True)], np.float64)
-    crowds = np.array([bool(entry.get("iscrowd", 0)) for entry in annotations], bool)
-    known = np.isin(of_image, image_ids) & np.isin(of_category, category_ids)
-    groups = _groups(of_image, of_category, image_ids, category_ids)
-    order = np.flatnonzero(known)[np.argsort(groups[known], kind="stable")]
-    if class_agnostic:
-        groups %= max(len(image_ids), 1)
-        order = order[np.argsort(groups[order], kind="stable")]
-    return BoxTable(
-        groups=groups[order],
-        boxes=boxes[order],
-        areas=areas[order],
-        crowds=crowds[order],
-        ranks=_ranks(groups[order]),
-    )
-
-
-def detection_boxes(
-    detections: Detections, image_ids: Integers, category_ids: Integers, protocol: Protocol = COCO_PROTOCOL
-) -> tuple[BoxTable, Floats]:
-    """Return detections of known classes in groups, by descending score, at most 100 a group; and their scores."""
-    groups = _groups(detections.image_ids, detections.category_ids, image_ids, category_ids)
-    known = np.flatnonzero(np.isin(detections.category_ids, category_ids))
-    if protocol.class_agnostic:  # of equal scores in an image, the class with the smaller id comes first
-        known = known[np.argsort(groups[known], kind="stable")]
-        groups %= max(len(image_ids), 1)
-    order = known[np.lexsort((-detections.scores[known], groups[known]))]
-    ranks = _ranks(groups[order])
-    order, ranks = order[ranks < protocol.max_detections], ranks[ranks < protocol.max_detections]
-    boxes = detections.boxes[order]
-    detected = BoxTable(
-        groups=groups[order],
-        boxes=boxes,
-        areas=boxes[:, 2] * boxes[:, 3],
-        crowds=np.zeros(len(order), bool),
-        ranks=ranks,
-    )
-    return detected, detections.scores[order]
-
-
-def _groups(of_image: Integers, of_category: Integers, image_ids: Integers, category_ids: Integers) -> Integers:
-    """Return one number for each class and image, classes first; images in the order of their ids."""
-    return np.searchsorted(category_ids, of_category) * len(image_ids) + np.searchsorted(image_ids, of_image)
-
-
-def _ranks(groups: Integers) -> Integers:
-    """Return the position of each entry inside its group, from ascending group numbers (N,)."""
-    return np.arange(len(groups)) - np.searchsorted(groups, groups, side="left")

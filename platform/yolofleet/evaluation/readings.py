@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.average_precision import coco_average_precision
+from yolofleet.evaluation.average_precision import box_tables
 from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.error_types import class_ap50
 from yolofleet.evaluation.ground_truth import Entries, GroundTruth
 from yolofleet.evaluation.id_index import UNKNOWN, whole_number
+from yolofleet.evaluation.precision_recall import ALL, AREA_RANGES, IOU_50, match
 from yolofleet.evaluation.protocol import Protocol
 
 Floats = NDArray[np.float64]
@@ -161,5 +163,10 @@ class Trial:
             boxes=pixels,
             scores=self._scores[rows],
         )
-        protocol = Protocol(class_agnostic=class_agnostic)
-        return coco_average_precision(self._document, detections, protocol).figures["AP50"] or 0.0
+        tables = box_tables(self._document, detections, Protocol(class_agnostic=class_agnostic))
+        matching = match(tables.truth, tables.detected, AREA_RANGES[:1])
+        matched, ignored = matching.matched[:, IOU_50, ALL], matching.ignored[:, IOU_50, ALL]
+        classes, of_objects = (table.groups // len(tables.image_ids) for table in (tables.detected, tables.truth))
+        num_objects = np.bincount(of_objects[~tables.truth.crowds], minlength=len(tables.category_ids))
+        values = class_ap50(tables.scores, classes, matched & ~ignored, ~ignored, num_objects)
+        return float(np.nanmean(values)) if num_objects.any() else 0.0

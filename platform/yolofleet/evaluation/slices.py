@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from yolofleet.evaluation.average_precision import BoxTables
+from yolofleet.evaluation.detections import BoxTable
 from yolofleet.evaluation.error_types import Outcomes
 from yolofleet.evaluation.precision_recall import (
     ALL,
     IOU_50,
     Booleans,
-    BoxTable,
-    Floats,
     Matching,
     match,
     outside_ranges,
@@ -118,15 +117,15 @@ class Slicer:
         kept = detections & (hits | misses).any(axis=1)
         is_kept = kept[self._order]
         order, classes, is_above = self._order[is_kept], self._classes[is_kept], self._is_above[is_kept]
-        hits, misses = hits[order], misses[order]
+        hits, misses = hits[order].T, misses[order].T  # (T, d)
         num_objects = np.bincount(self._outcomes.object_classes[objects], minlength=num_classes)
         edges = np.searchsorted(classes, np.arange(num_classes + 1))
         values = [
-            _mean_precision(hits[edges[k] : edges[k + 1]], misses[edges[k] : edges[k + 1]], num_objects[k])
+            precision_at_recall(hits[:, edges[k] : edges[k + 1]], misses[:, edges[k] : edges[k + 1]], num_objects[k])
             for k in np.flatnonzero(num_objects)
         ]
-        by_threshold = np.mean(values, axis=0) if values else None  # (T,)
-        num_true, num_false = (int(flags[is_above, IOU_50].sum()) for flags in (hits, misses))
+        by_threshold = np.mean(values, axis=(0, 2)) if values else None  # (T,)
+        num_true, num_false = (int(flags[IOU_50, is_above].sum()) for flags in (hits, misses))
         total = int(num_objects.sum())
         return Slice(
             name=name,
@@ -138,12 +137,6 @@ class Slicer:
             recall=num_true / total if total else None,
             precision=num_true / (num_true + num_false) if num_true + num_false else None,
         )
-
-
-def _mean_precision(hits: Booleans, misses: Booleans, num_objects: int) -> Floats:
-    """Return AP at each IoU threshold (T,) of the detections (d, T) of one class, best score first."""
-    pairs = zip(hits.T, misses.T, strict=True)
-    return np.array([precision_at_recall(hit, miss, num_objects).mean() for hit, miss in pairs])
 
 
 def _with_ratios(table: BoxTable) -> BoxTable:
