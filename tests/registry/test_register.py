@@ -180,7 +180,9 @@ def test_the_commands(detector_package: Path, tracking_uri: str, capsys: pytest.
     registered = json.loads(run("register", str(detector_package), "--name", "shapes", "--json"))
     assert registered["uri"] == "models:/shapes/1" and registered["aliases"] == ["candidate"]
     ModelTags(tracking_uri, "shapes").set_alias("champion", 1)
-    assert run("list") == "models:/shapes/1  @candidate @champion\n"
+    head, row = (line.split() for line in run("list").splitlines())
+    assert head == ["VERSION", "REGISTERED", "AP", "AP50", "ALIASES"]
+    assert (row[0], *row[3:]) == ("models:/shapes/1", "-", "-", "@candidate", "@champion")
     shown = json.loads(run("show", "shapes@champion", "--json"))
     assert shown.pop("lineage")["run_id"] is None
     assert shown == {**registered, "aliases": ["candidate", "champion"]}

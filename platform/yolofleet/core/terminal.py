@@ -6,7 +6,7 @@ the stream takes ASCII alone, everything else is written so, too. The secrets of
 what a process prints without being asked: logs and tracebacks.
 
 On a terminal a few lines stand below all that was printed: what is done now, for how long, and how far it is. They are
-drawn again several times a second, so that nothing that takes time is silent; what is printed takes their place.
+drawn again several times a second, so that nothing that takes time is silent, and make room for what is printed.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class Screen:
             if not lines:
                 self.erase()
                 return
-            shown = "\x1b[K\n".join(_shown(line, sys.stderr) for line in lines)
+            shown = "\x1b[K\n".join(_encode_for(line, sys.stderr) for line in lines)
             up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
             sys.stderr.write(f"{shown}\x1b[J{up}\r")
             sys.stderr.flush()
@@ -225,11 +225,11 @@ def note(line: str) -> None:
 def _write(text: str, stream: TextIO | None, *, keeps_colours: bool = False) -> None:
     if stream is None:  # its descriptor was closed before the start
         return
-    stream.write(_shown(text, stream, keeps_colours=keeps_colours))
+    stream.write(_encode_for(text, stream, keeps_colours=keeps_colours))
     stream.flush()
 
 
-def _shown(text: str, stream: TextIO, *, keeps_colours: bool = False) -> str:
+def _encode_for(text: str, stream: TextIO, *, keeps_colours: bool = False) -> str:
     shown = printable(redact(text), keeps_colours=keeps_colours)
     try:
         shown.encode(stream.encoding or "ascii")
