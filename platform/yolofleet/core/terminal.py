@@ -84,6 +84,7 @@ class Screen:
         self._draws: list[Draw] = []
         self._is_drawn = False
         self._printed_at = time.monotonic()
+        self._is_at_line_start = True
         self._activity = ("", time.monotonic())
         self._frame = 0
 
@@ -99,12 +100,12 @@ class Screen:
                 self._draws.pop()
 
     @contextmanager
-    def printing(self) -> Iterator[None]:
-        """Take the lines away for what is printed within a with block."""
+    def printing(self, text: str = "\n") -> Iterator[None]:
+        """Take the lines away for a text that is printed within a with block; nothing is drawn behind half a line."""
         with self._lock:
             self.erase()
             yield
-            self._printed_at = time.monotonic()
+            self._printed_at, self._is_at_line_start = time.monotonic(), text.endswith("\n")
 
     def erase(self) -> None:
         """Take the lines away; it does not wait for another thread, so that a signal handler may call it."""
@@ -159,7 +160,7 @@ class Screen:
 
     def _draw(self) -> None:
         with self._lock, suppress(*NO_STREAM):
-            if not self._draws:
+            if not self._draws or not self._is_at_line_start:
                 return
             rows = os.get_terminal_size(sys.stderr.fileno()).lines
             lines = self._draws[-1](self.width)[: max(rows - 1, 1)]
@@ -206,7 +207,7 @@ def show(text: str, *, keeps_colours: bool = False, end: str = "\n") -> None:
         OutputError: It cannot be written.
     """
     try:
-        with SCREEN.printing():
+        with SCREEN.printing(text + end):
             _write(text + end, sys.stdout, keeps_colours=keeps_colours)
     except OSError as error:
         silence(sys.stdout)
