@@ -188,7 +188,7 @@ def mirrored(run: RunDirectory, tracking_uri: str, steps: list[int]) -> bool:
     from yolofleet.tracking.mlflow_store import open_client
 
     run_id = sync_now(run, tracking_uri, "yolofleet")
-    history = open_client(tracking_uri).get_metric_history(run_id, "loss")
+    history = open_client(tracking_uri).get_metric_history(run_id, "loss/total")
     return sorted(metric.step for metric in history) == steps
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,19 +28,27 @@ def step_row(step: int) -> dict[str, Any]:
     return {"step": step, **losses, "learning_rate": 0.00321, "samples_per_second": 152.3, "data_wait_share": 0.02}
 
 
+def stay(name: str) -> None:
+    """Wait until the test makes a file of this name in the current folder."""
+    end = time.monotonic() + STAYS_SECONDS
+    while not Path(name).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+
+
 def show_a_run() -> None:
     rows: deque[dict[str, Any]] = deque()
     with show_run(rows, NUM_STEPS, 0, "starting Ray"):
-        time.sleep(2.0)
+        stay("ray")
         rows.append({"kind": "starting", "workers": 2})
-        time.sleep(2.0)
+        stay("workers")
         rows.append({"kind": "start", "step": 0, "workers": 2})
         rows.extend(step_row(step) for step in (1, 1000))
         rows.append({"step": 1000, "val_AP50": 0.5, "val_AP": 0.3124, "val_loss": 0.2})
-        time.sleep(1.0)
+        while rows:
+            time.sleep(0.05)
         rows.append(step_row(2000))
         rows.append({"kind": "evaluating", "step": 2000})
-        time.sleep(STAYS_SECONDS)
+        stay("end")
 
 
 def show_a_search() -> None:
@@ -61,16 +70,16 @@ def show_a_search() -> None:
         trials.end(number, "completed" if number < 3 else "failed: out of memory")
     busy = trials.suggest(Observation({"hyperparameters.lr0": 0.02, "model.depth": 0.75}, {"gflops": 8.0})).number
     with SCREEN.drawing(lambda width: display.lines({(busy, 0): Live(0.4, {"val_AP": 0.2})}, 10, width)):
-        time.sleep(STAYS_SECONDS)
+        stay("end")
 
 
 def show_a_wait() -> None:
     doing("evaluating the deployed model of step 1000 on 5,000 images")
     note("a line that stays")
-    time.sleep(4.0)
+    stay("evaluated")
     with show_progress("sharding", 5000) as advance:
         advance(1250)
-        time.sleep(STAYS_SECONDS)
+        stay("end")
 
 
 if __name__ == "__main__":

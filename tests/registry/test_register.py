@@ -140,7 +140,7 @@ def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri
     run = RunDirectory(open_storage(tmp_path / "runs" / "demo"))
     run.write_job("name: demo\n")
     run.append_metrics({"step": 1, "loss": 0.5})
-    run.record_facts(figures={"AP": 0.25})
+    run.record_facts(figures={"AP": 0.25}, contents={"model": "a" * 64})
     run.save_model(detector_package)
     run.storage.put("report/index.html", b"<html>")
     run.close()
@@ -151,7 +151,14 @@ def test_a_run_is_registered_with_its_facts(detector_package: Path, tracking_uri
         assert json.loads((files / "evidence.json").read_text())["evidence"]["job"] == {"name": "demo"}
         assert (files / "evaluation/report.html").read_bytes() == b"<html>"
     assert version.run_id is not None
-    assert open_client(tracking_uri).get_run(version.run_id).data.metrics == {"loss": 0.5}
+    entry = open_client(tracking_uri).get_model_version("shapes", "1")
+    assert entry.tags.keys() == {
+        "yolofleet.digest", "yolofleet.proof_sha256", "yolofleet.figures.AP", "yolofleet.run_directory",
+        "yolofleet.job_sha256",
+    }  # fmt: skip
+    for part in ("proof: ", " files, written ", "models:/shapes@candidate", f"run_uuid={version.run_id}"):
+        assert part in entry.description
+    assert open_client(tracking_uri).get_run(version.run_id).data.metrics == {"loss/total": 0.5}
     assert register_run(run, "shapes", tracking_uri).number == 1
 
 
@@ -173,7 +180,9 @@ def test_the_commands(detector_package: Path, tracking_uri: str, capsys: pytest.
     registered = json.loads(run("register", str(detector_package), "--name", "shapes", "--json"))
     assert registered["uri"] == "models:/shapes/1" and registered["aliases"] == ["candidate"]
     ModelTags(tracking_uri, "shapes").set_alias("champion", 1)
-    assert run("list") == "models:/shapes/1  @candidate @champion\n"
+    head, row = (line.split() for line in run("list").splitlines())
+    assert head == ["VERSION", "REGISTERED", "AP", "AP50", "ALIASES"]
+    assert (row[0], *row[3:]) == ("models:/shapes/1", "-", "-", "@candidate", "@champion")
     shown = json.loads(run("show", "shapes@champion", "--json"))
     assert shown.pop("lineage")["run_id"] is None
     assert shown == {**registered, "aliases": ["candidate", "champion"]}

@@ -76,7 +76,7 @@ def test_a_run_through_outage_registration_and_serving(
         assert mirror.close(timeout_seconds=120)
         assert mirror.run_id is not None
         client = open_client(uri)
-        assert [metric.step for metric in client.get_metric_history(mirror.run_id, "loss")] == list(range(1, 120))
+        assert [metric.step for metric in client.get_metric_history(mirror.run_id, "loss/total")] == list(range(1, 120))
         assert math.isnan(client.get_metric_history(mirror.run_id, "norm")[6].value)
         assert client.get_run(mirror.run_id).info.status == "FINISHED"
         assert [item.path for item in client.list_artifacts(mirror.run_id, "report")] == ["report/image.png"]

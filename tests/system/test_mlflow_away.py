@@ -37,5 +37,5 @@ def test_what_was_spooled_is_sent_when_mlflow_is_back(shell: Shell, drawn: Path)
     assert sent["mlflow_run_id"]
     from yolofleet.tracking.mlflow_store import open_client
 
-    history = open_client(store).get_metric_history(sent["mlflow_run_id"], "loss")
+    history = open_client(store).get_metric_history(sent["mlflow_run_id"], "loss/total")
     assert [metric.step for metric in history] == [row["step"] for row in rows(run / "metrics.jsonl") if "loss" in row]

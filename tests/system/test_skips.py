@@ -82,7 +82,10 @@ def test_a_run_tells_what_it_skipped(drawn: Path, shell: Shell) -> None:
 
     client = MlflowClient(tracking_uri=f"sqlite:///{shell.folder}/mlflow.db")
     mirrored = client.search_runs([client.get_experiment_by_name("yolofleet").experiment_id])[0]
-    assert mirrored.data.metrics["skipped_image_unknown"] == 4 and mirrored.data.metrics["skipped_samples"] == 6
+    assert (
+        mirrored.data.metrics["system/skipped_image_unknown"] == 4
+        and mirrored.data.metrics["system/skipped_samples"] == 6
+    )
     local = client.download_artifacts(mirrored.info.run_id, "report/skipped.json", str(shell.folder))
     assert json.loads(Path(local).read_text()) == found
 

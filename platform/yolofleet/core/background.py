@@ -18,7 +18,7 @@ CLOSE_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 5.0
 """Pause between two passes of a copy."""
 LONGEST_PAUSE_SECONDS = 60.0
-"""The pause doubles up to this while the place of the copy does not answer."""
+"""The pause doubles up to this while the target of the copy does not answer."""
 LAST_PASS_SECONDS = 30.0
 """How long `BackgroundSync.close` lets the last pass take."""
 Result = TypeVar("Result")

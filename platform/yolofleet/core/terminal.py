@@ -6,7 +6,7 @@ the stream takes ASCII alone, everything else is written so, too. The secrets of
 what a process prints without being asked: logs and tracebacks.
 
 On a terminal a few lines stand below all that was printed: what is done now, for how long, and how far it is. They are
-drawn again several times a second, so that nothing that takes time is silent; what is printed takes their place.
+drawn again several times a second, so that nothing that takes time is silent, and make room for what is printed.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Screen:
         self._draws: list[Draw] = []
         self._is_drawn = False
         self._printed_at = time.monotonic()
+        self._is_at_line_start = True
         self._activity = ("", time.monotonic())
         self._frame = 0
 
@@ -99,12 +100,12 @@ class Screen:
                 self._draws.pop()
 
     @contextmanager
-    def printing(self) -> Iterator[None]:
-        """Take the lines away for what is printed within a with block."""
+    def printing(self, text: str = "\n") -> Iterator[None]:
+        """Take the lines away for a text that is printed within a with block; nothing is drawn behind half a line."""
         with self._lock:
             self.erase()
             yield
-            self._printed_at = time.monotonic()
+            self._printed_at, self._is_at_line_start = time.monotonic(), text.endswith("\n")
 
     def erase(self) -> None:
         """Take the lines away; it does not wait for another thread, so that a signal handler may call it."""
@@ -159,14 +160,14 @@ class Screen:
 
     def _draw(self) -> None:
         with self._lock, suppress(*NO_STREAM):
-            if not self._draws:
+            if not self._draws or not self._is_at_line_start:
                 return
             rows = os.get_terminal_size(sys.stderr.fileno()).lines
             lines = self._draws[-1](self.width)[: max(rows - 1, 1)]
             if not lines:
                 self.erase()
                 return
-            shown = "\x1b[K\n".join(_shown(line, sys.stderr) for line in lines)
+            shown = "\x1b[K\n".join(_encode_for(line, sys.stderr) for line in lines)
             up = f"\x1b[{len(lines) - 1}A" if len(lines) > 1 else ""
             sys.stderr.write(f"{shown}\x1b[J{up}\r")
             sys.stderr.flush()
@@ -206,7 +207,7 @@ def show(text: str, *, keeps_colours: bool = False, end: str = "\n") -> None:
         OutputError: It cannot be written.
     """
     try:
-        with SCREEN.printing():
+        with SCREEN.printing(text + end):
             _write(text + end, sys.stdout, keeps_colours=keeps_colours)
     except OSError as error:
         silence(sys.stdout)
@@ -225,11 +226,11 @@ def note(line: str) -> None:
 def _write(text: str, stream: TextIO | None, *, keeps_colours: bool = False) -> None:
     if stream is None:  # its descriptor was closed before the start
         return
-    stream.write(_shown(text, stream, keeps_colours=keeps_colours))
+    stream.write(_encode_for(text, stream, keeps_colours=keeps_colours))
     stream.flush()
 
 
-def _shown(text: str, stream: TextIO, *, keeps_colours: bool = False) -> str:
+def _encode_for(text: str, stream: TextIO, *, keeps_colours: bool = False) -> str:
     shown = printable(redact(text), keeps_colours=keeps_colours)
     try:
         shown.encode(stream.encoding or "ascii")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -90,7 +90,7 @@ class MirroredRun:
         self._evaluated: defaultdict[str, set[int]] = defaultdict(set)  # steps sent, by metric
         self._asked: set[str] = set()  # metrics of which the server was asked for all steps
         self._status: str | None = None
-        self._grouped = True  # whether metrics have names with groups
+        self._name: Callable[[str], str] = grouped_name  # of a metric in MLflow
         self._found: Run
         self._images: SentImages | None = None
         self._newest: dict[str, Any] = {}  # value of each metric
@@ -144,7 +144,7 @@ class MirroredRun:
         if found is None:
             found = create_run(client, experiment, self.run, self._parent_run_id)
         self._last_steps = last_steps(found)
-        self._grouped = not any(name in self._last_steps for name in OLD_NAMES)
+        self._name = str if any(name in self._last_steps for name in OLD_NAMES) else grouped_name
         self._found, self._images = found, None
         self._forget_sent()
         self._status = found.info.status
@@ -205,7 +205,7 @@ class MirroredRun:
             step, milliseconds = int(row.get("step", 0)), unix_milliseconds(str(row.get("time", "")))
             self._newest |= row
             for plain, value in numbers(row):
-                key = grouped_name(plain) if self._grouped else plain
+                key = self._name(plain)
                 evaluated = plain.startswith(EVALUATION_PREFIX)
                 late = step <= self._last_steps.get(key, -1)
                 if late and not (evaluated and self._lacks(client, run_id, key, step)):
@@ -258,7 +258,7 @@ class MirroredRun:
             if status == "RUNNING":
                 client.update_run(run_id, status=status)
             else:
-                send_checkpoints(client, self._found, self.run, self.run.metrics())
+                send_checkpoints(client, self._found, self.run, self._name)
                 ended = unix_milliseconds(str(events[-1].get("time", "")))
                 client.set_terminated(run_id, status=status, end_time=ended)
             self._status = status

@@ -11,7 +11,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -240,13 +240,20 @@ def _images(keys: Sequence[str]) -> Iterator[tuple[str, str, int]]:
             yield key, f"image-{match[2]}", int(match[1])
 
 
-def send_checkpoints(client: MlflowClient, found: Run, run: RunDirectory, rows: Sequence[Row]) -> None:
-    """Make a model of each kept checkpoint that was evaluated, with its figures, where there is none yet."""
+def send_checkpoints(client: MlflowClient, found: Run, run: RunDirectory, name_of: Callable[[str], str]) -> None:
+    """Make a model of each kept checkpoint that was evaluated, with its figures, where there is none yet.
+
+    Args:
+        client: MLflow.
+        found: The MLflow run.
+        run: The run directory.
+        name_of: Returns the name that a metric has in MLflow.
+    """
     from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 
     marks = (re.fullmatch(r"checkpoints/step-(\d+)/COMMITTED", entry.key) for entry in run.storage.list("checkpoints/"))
     kept = {int(match[1]) for match in marks if match}
-    evaluated = {int(row["step"]): row for row in rows if "val_AP" in row and int(row["step"]) in kept}
+    evaluated = {int(row["step"]): row for row in run.metrics() if "val_AP" in row and int(row["step"]) in kept}
     if not evaluated:
         return
     experiment, run_id = found.info.experiment_id, found.info.run_id
@@ -257,7 +264,7 @@ def send_checkpoints(client: MlflowClient, found: Run, run: RunDirectory, rows: 
         model = client.create_logged_model(
             experiment, name=f"step-{step}", source_run_id=run_id, tags=tags, model_type=CHECKPOINT_TYPE
         )
-        figures = [(grouped_name(key), value) for key, value in evaluated[step].items() if key.startswith("val_")]
+        figures = [(name_of(key), value) for key, value in evaluated[step].items() if key.startswith("val_")]
         at = unix_milliseconds(str(evaluated[step].get("time", "")))  # as the run's own: MLflow keeps equal rows once
         metrics = [
             Metric(key, float(value), at, step, model_id=model.model_id)

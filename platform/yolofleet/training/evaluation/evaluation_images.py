@@ -65,5 +65,5 @@ class EvaluationImages:
             self._run.check_lock()
             for number, image in enumerate(images):
                 self._run.storage.put(f"{EVALUATION_IMAGES}/step-{step}/{number:02d}.jpg", image.jpeg)
-        except Exception as error:  # a picture must never end a run
+        except Exception as error:  # an image must never end a run
             logger.warning("the images of the evaluation of step %d could not be kept: %s", step, error)
