@@ -33,6 +33,9 @@ def train(
     launcher: Annotated[
         str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
     ] = "ray",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print everything that would happen; start and write nothing.")
+    ] = False,
     verbose: Verbose = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -48,11 +51,18 @@ def train(
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
+    if plan:
+        from yolofleet.cli.train_plan import plan_lines, plan_run
+
+        document = plan_run(spec, tracking_uri)
+        print_result(document, plan_lines(document), as_json=as_json)
+        return
     with hold(run_storage(spec), notify=note) as lock, _notifier(spec, lock.token) as notifier:
         if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes
             _check_tracking(spec, tracking_uri)
         record, headline = _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
-    print_result(asdict(record), _result_lines(record, headline), as_json=as_json)
+    more = None if record.more is None else f"yolofleet train {job} {record.more}"
+    print_result(asdict(record), _result_lines(record, headline, more), as_json=as_json)
 
 
 def _finish_run(
@@ -69,7 +79,9 @@ def _finish_run(
     from yolofleet.training.setup.preflight import check_job
 
     ready = check_job(spec, lambda uri: resolve_weights(uri, tracking_uri))
-    if ready.finished and (record := release_record(ready.run)) is not None:
+    spec = ready.job
+    record = release_record(ready.run) if ready.finished else None
+    if record is not None and record.trained_steps in (None, ready.done_steps):
         return record, "this run is finished already; nothing was done"
     rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
     on_row = rows.append if notifier is None else notifier.watching(rows.append)
@@ -212,8 +224,8 @@ def _record_failure(spec: JobSpec, token: FencingToken) -> Iterator[None]:
         raise
 
 
-def _result_lines(record: Release, headline: str) -> Iterator[str]:
-    """Yield a line for each thing that the run made."""
+def _result_lines(record: Release, headline: str, more: str | None = None) -> Iterator[str]:
+    """Yield a line for each thing that the run made, and how it trains on."""
     from yolofleet.training.loop.sample_log import format_skips
 
     ap50, ap = (
@@ -221,6 +233,7 @@ def _result_lines(record: Release, headline: str) -> Iterator[str]:
     )
     lines = {
         "result": f"AP50 {ap50}, AP {ap} on {record.num_images} images, by the deployed model of step {record.step}",
+        "ended early": record.ended_early,
         "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
         "run directory": record.run,
         "anchors": record.anchors,
@@ -228,9 +241,10 @@ def _result_lines(record: Release, headline: str) -> Iterator[str]:
         "report": record.report,
         "images": record.images,
         "MLflow": _how_to_open(record.mlflow),
+        "to train on": more,
     }
     yield headline
-    yield from (f"  {name:<14} {text}" for name, text in lines.items())
+    yield from (f"  {name:<14} {text}" for name, text in lines.items() if text is not None)
 
 
 def _how_to_open(tracking_uri: str | None) -> str:
