@@ -31,7 +31,7 @@ from yolofleet.cluster.doctor.nodes import ExaminedNode, list_nodes
 from yolofleet.cluster.doctor.storage_probe import DataFound, RunsFound, check_data, check_runs
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.specs.job import TrackingSpec
+from yolofleet.specs.tracking import TrackingSpec
 from yolofleet.training.supervision.nodes import NodeOffer
 
 GB, MB = 10**9, 10**6

@@ -22,7 +22,7 @@ from yolofleet.cluster.doctor.devices import probe_devices
 from yolofleet.cluster.doctor.disk import CacheNeed, check_disk, probe_disk
 from yolofleet.cluster.doctor.node_checks import probe_limits
 from yolofleet.cluster.doctor.storage_probe import check_runs, probe_data, probe_runs, shared_marker
-from yolofleet.specs.job import TrackingSpec
+from yolofleet.specs.tracking import TrackingSpec
 from yolofleet.storage import StorageError, open_storage
 
 MARKER_NAME = "mark"

@@ -17,7 +17,8 @@ import yaml
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.specs.base import SpecError
-from yolofleet.specs.job import JobSpec, NotifySpec
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.tracking import NotifySpec
 from yolofleet.storage import StorageError
 from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking import notifications

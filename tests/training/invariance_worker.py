@@ -40,7 +40,7 @@ class MadeUpStream:
     """Images of noise with boxes anywhere; the same global batch in every step."""
 
     def __init__(self, job: JobSpec) -> None:
-        self._size, self._side = job.micro_batch_size, job.data.image_size
+        self._size, self._side = job.resolved_micro_batch_size, job.data.image_size
 
     def micro_batches(self, start_step: int, owned: Sequence[int]) -> Iterator[MicroBatch]:
         for step in itertools.count(start_step):

@@ -19,7 +19,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.anchors import image_weights, survey_boxes
 from yolofleet.models import build_model
 from yolofleet.models.weights import official_parameter_names
-from yolofleet.specs.job import CacheSpec, JobSpec
+from yolofleet.specs.data import CacheSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.training.loop.update import MicroBatchStatistics, WeightAverage, group_parameters
 from yolofleet.training.setup.builders import freeze_blocks, open_dataset, trained_table
 from yolofleet.training.setup.preflight import Readiness, check_job

@@ -160,7 +160,7 @@ def plan(
             dataset.shard_sizes,
             np.array([entry.bytes for entry in shards], dtype=np.int64),
             node_of_lane=node_of_lane,
-            micro_batch_size=spec.micro_batch_size,
+            micro_batch_size=spec.resolved_micro_batch_size,
             cache_bytes=cache_bytes,
             bytes_per_second=speed,
             steps_per_second=steps_per_second,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -69,6 +69,9 @@ def show_model(
     ] = 1,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the memory forecast.")] = "fp32",
     workers: Annotated[int, typer.Option(min=1, help="Workers that share, for the memory forecast.")] = 1,
+    memory_use: Annotated[
+        Literal["fast", "balanced", "small"], typer.Option("--memory", help="What is kept, for the memory forecast.")
+    ] = "fast",
     draw: Annotated[Path | None, typer.Option(help="Draw its blocks and connections into this file (SVG).")] = None,
     draw_scaling: Annotated[
         Path | None, typer.Option(help="Draw it beside the model without the factors into this file (SVG).")
@@ -114,6 +117,7 @@ def show_model(
             precision=_precision(precision),
             strategy=strategy,
             num_workers=workers,
+            memory=memory_use,
         )
         for strategy in STRATEGIES
     ]

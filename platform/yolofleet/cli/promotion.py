@@ -17,7 +17,7 @@ from yolofleet.core.terminal import note
 if TYPE_CHECKING:
     from yolofleet.registry.alias_history import AliasChange
     from yolofleet.registry.promotion import GateReport
-    from yolofleet.specs.job import NotifySpec
+    from yolofleet.specs.tracking import NotifySpec
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="The registered model.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the history.")]

@@ -155,7 +155,7 @@ def _summarize(directory: RunDirectory) -> dict[str, Any]:
 def _find_store(directory: RunDirectory, given: str | None) -> tuple[str, str]:
     """Return the tracking URI and the experiment of a run, by its job."""
     from yolofleet.core.errors import UserError
-    from yolofleet.specs.job import TrackingSpec
+    from yolofleet.specs.tracking import TrackingSpec
     from yolofleet.specs.yaml_document import parse_yaml
     from yolofleet.tracking.mlflow_store import default_tracking_uri
 

@@ -37,6 +37,9 @@ def train(
     launcher: Annotated[
         str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
     ] = "ray",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print everything that would happen; start and write nothing.")
+    ] = False,
     verbose: Verbose = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -45,8 +48,18 @@ def train(
     from yolofleet.storage import open_file
 
     doing("reading the job")
-    record, headline = run_job(JobSpec.load(open_file(job), overrides or []), launcher, verbose=verbose)
-    print_result(asdict(record), result_lines(record, headline), as_json=as_json)
+    spec = JobSpec.load(open_file(job), overrides or [])
+    if plan:
+        from yolofleet.cli.train_plan import plan_lines, plan_run
+        from yolofleet.tracking.mlflow_store import job_tracking_uri
+
+        spec = spec.with_absolute_paths()
+        document = plan_run(spec, job_tracking_uri(spec.tracking, spec.storage))
+        print_result(document, plan_lines(document), as_json=as_json)
+        return
+    record, headline = run_job(spec, launcher, verbose=verbose)
+    more = None if record.more is None else f"yolofleet train {job} {record.more}"
+    print_result(asdict(record), result_lines(record, headline, more), as_json=as_json)
 
 
 def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Release, str]:
@@ -119,7 +132,9 @@ def _finish_run(
 
     doing("checking the data and the model")
     ready = check_job(spec, lambda uri: resolve_weights(uri, tracking_uri))
-    if ready.finished and (record := release_record(ready.run)) is not None:
+    spec = ready.job
+    record = release_record(ready.run) if ready.finished else None
+    if record is not None and record.trained_steps in (None, ready.done_steps):
         return record, "this run is finished already; nothing was done"
     rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
     on_row = rows.append if notifier is None else notifier.watching(rows.append)
@@ -286,8 +301,8 @@ def _say_what_is_saved(run: RunDirectory) -> None:
         note(f"saved: {saved}: {run.url}")
 
 
-def result_lines(record: Release, headline: str) -> Iterator[str]:
-    """Yield a line for each thing that the run made."""
+def result_lines(record: Release, headline: str, more: str | None = None) -> Iterator[str]:
+    """Yield a line for each thing that the run made, and how it trains on."""
     from yolofleet.training.loop.sample_log import format_skips
 
     ap50, ap = (
@@ -296,6 +311,7 @@ def result_lines(record: Release, headline: str) -> Iterator[str]:
     images = plural(record.num_images, "image")
     lines = {
         "result": f"AP50 {ap50}, AP {ap} on {images}, by the deployed model of step {record.step}",
+        "ended early": record.ended_early,
         "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
         "run directory": record.run,
         "anchors": record.anchors,
@@ -303,9 +319,10 @@ def result_lines(record: Release, headline: str) -> Iterator[str]:
         "report": record.report,
         "images": record.images,
         "MLflow": _how_to_open(record.mlflow),
+        "to train on": more,
     }
     yield headline
-    yield from (f"  {name:<14} {text}" for name, text in lines.items())
+    yield from (f"  {name:<14} {text}" for name, text in lines.items() if text is not None)
 
 
 def _how_to_open(tracking_uri: str | None) -> str:

@@ -88,7 +88,7 @@ def measure_speed(session: SearchSession, gflops: float) -> float | None:
     if (
         job.cluster.gpus_per_worker
         or os.environ.get("RAY_ADDRESS")
-        or gflops * job.micro_batch_size > MOST_MEASURED_GFLOPS
+        or gflops * job.resolved_micro_batch_size > MOST_MEASURED_GFLOPS
     ):
         return None
     import torch
@@ -100,7 +100,7 @@ def measure_speed(session: SearchSession, gflops: float) -> float | None:
     try:
         model = build_model(job.model, num_classes=len(session.train.classes)).train()
         side = job.data.image_size
-        images = torch.rand(min(job.micro_batch_size, 4), 3, side, side)
+        images = torch.rand(min(job.resolved_micro_batch_size, 4), 3, side, side)
         seconds = 0.0
         for _ in range(2):  # the first call also allocates what later ones use again
             begin = time.perf_counter()

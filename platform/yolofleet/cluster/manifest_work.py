@@ -17,7 +17,8 @@ from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_b
 from yolofleet.core.errors import UserError
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.space import Space, even_point
-from yolofleet.specs.job import CacheSpec, JobSpec
+from yolofleet.specs.data import CacheSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.specs.job_paths import flatten, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec

@@ -4,6 +4,9 @@ What autograd keeps for the backward pass is counted on the layer descriptions: 
 norm its input and two numbers a channel, SiLU and Mish their input, LeakyReLU its result (it is applied in place), a
 max pool its input and an index an element, a multiplication both factors. Concatenation, sums and up-sampling keep
 nothing. A map that two layers keep is kept once.
+
+A block that is computed again in the backward pass (``memory: balanced`` or ``small``) keeps its inputs alone; what it
+would have kept inside is there for one such block at a time.
 """
 
 from __future__ import annotations
@@ -23,11 +26,45 @@ VALUE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Strategy = Literal["ddp", "zero1", "zero2"]
+MemoryUse = Literal["fast", "balanced", "small"]
 STRATEGIES: tuple[Strategy, ...] = ("ddp", "zero1", "zero2")
 
 
+BALANCED_SHARE = 0.5
+"""Of what the blocks keep inside, ``balanced`` saves at least so much, where it costs the fewest operations."""
+
+
+def recomputed_blocks(graph: ModelGraph, memory: MemoryUse) -> frozenset[str]:
+    """Return the names of the blocks that are computed again in the backward pass."""
+    if memory == "fast":
+        return frozenset()
+    if memory == "small":
+        return frozenset(block.name for block in graph.blocks)
+    side = 2 * graph.max_stride
+    sizes: dict[Source, Size] = {(IMAGE, ""): (side, side)}
+    elements: dict[Source, int] = {(IMAGE, ""): IMAGE_CHANNELS * side**2}
+    saved: dict[str, int] = {}
+    operations: dict[str, int] = {}
+    for block in graph.blocks:
+        saved[block.name] = _block(block, sizes, elements, set()).values
+        height, width = sizes[block.name, ""]
+        operations[block.name] = 1 + block.graph.num_weights * height * width
+    chosen: set[str] = set()
+    for name in sorted(saved, key=lambda name: saved[name] / operations[name], reverse=True):
+        if sum(saved[other] for other in chosen) >= BALANCED_SHARE * sum(saved.values()):
+            break
+        chosen.add(name)
+    return frozenset(chosen)
+
+
 def activation_bytes(
-    graph: ModelGraph, *, num_classes: int, size: Size, micro_batch_size: int, precision: Precision = "fp32"
+    graph: ModelGraph,
+    *,
+    num_classes: int,
+    size: Size,
+    micro_batch_size: int,
+    precision: Precision = "fp32",
+    memory: MemoryUse = "fast",
 ) -> int:
     """Forecast the bytes that the forward pass of a micro-batch keeps for the backward pass.
 
@@ -38,6 +75,7 @@ def activation_bytes(
         micro_batch_size: Images that pass the network together.
         precision: Of the activations. Batch statistics are kept in float32; below it, a copy of the convolution weights
             in that precision is kept as well.
+        memory: Which blocks are computed again.
     """
     check_size(graph, size)
     value_bytes = VALUE_BYTES[precision]
@@ -46,12 +84,21 @@ def activation_bytes(
     sizes: dict[Source, Size] = {(IMAGE, ""): size}
     elements: dict[Source, int] = {(IMAGE, ""): IMAGE_CHANNELS * size[0] * size[1]}
     kept: set[Source] = set()
+    recomputed = recomputed_blocks(graph, memory)
+    largest_inside = 0
     for block in graph.blocks:
+        if block.name in recomputed:
+            kept.update(block.sources)
+            inside: set[Source] = set()
+            counted = _block(block, sizes, elements, inside)
+            values = counted.values + sum(elements[source] for source in inside.difference(block.sources))
+            largest_inside = max(largest_inside, values * value_bytes + counted.indices * INDEX_BYTES)
+            continue
         counted = _block(block, sizes, elements, kept)
         per_image += counted.values * value_bytes + counted.indices * INDEX_BYTES
         fixed += counted.statistics * FLOAT32_BYTES
     per_image += _head_values(graph, sizes, elements, kept, num_classes) * value_bytes
-    per_image += sum(elements[source] for source in kept) * value_bytes
+    per_image += sum(elements[source] for source in kept) * value_bytes + largest_inside
     if precision != "fp32":
         fixed += cost(graph, num_classes=num_classes, size=size).conv_weights * value_bytes
     return per_image * micro_batch_size + fixed
@@ -90,6 +137,7 @@ def training_memory(
     strategy: Strategy = "ddp",
     num_workers: int = 1,
     moments: int = 1,
+    memory: MemoryUse = "fast",
 ) -> TrainingMemory:
     """Forecast the memory of training on one worker.
 
@@ -106,6 +154,7 @@ def training_memory(
         strategy: ``ddp``, ``zero1`` or ``zero2``.
         num_workers: Workers that share.
         moments: Moving averages that the optimiser keeps of each gradient: 1 for SGD, 2 for Adam.
+        memory: Which blocks are computed again in the backward pass.
     """
     weights = cost(graph, num_classes=num_classes, size=size).parameters * FLOAT32_BYTES
     share = -(-weights // num_workers)
@@ -119,7 +168,12 @@ def training_memory(
         average=weights,
         exchange={"ddp": weights if num_workers > 1 else 0, "zero1": share, "zero2": share + buckets}[strategy],
         activations=activation_bytes(
-            graph, num_classes=num_classes, size=size, micro_batch_size=micro_batch_size, precision=precision
+            graph,
+            num_classes=num_classes,
+            size=size,
+            micro_batch_size=micro_batch_size,
+            precision=precision,
+            memory=memory,
         ),
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from yolofleet.models.modules import Block, lay_channels_innermost
 from yolofleet.models.weight_differences import Shape
 from yolofleet.models.wiring import IMAGE, MOST_WEIGHTS, ModelGraph, Source, wire
 from yolofleet.specs.model import ModelTable
+
+if TYPE_CHECKING:
+    from yolofleet.models.memory_saving import MemorySaving
 
 DEVIATION = 0.02
 OBJECTS_AT_START = 8.0
@@ -156,9 +160,11 @@ class Network(nn.Module):
         strides: Pixels a cell, of each level.
         max_stride: Image sides are multiples of it.
         num_auxiliary_levels: Auxiliary levels that ``raw`` returns after the lead ones.
+        memory_saving: What is computed twice in training, to save memory; None: nothing.
     """
 
     anchors: Tensor
+    memory_saving: MemorySaving | None = None
 
     def __init__(self, table: ModelTable, num_classes: int, *, deployed: bool = False) -> None:
         """Build a table with fresh weights.
@@ -230,6 +236,11 @@ class Network(nn.Module):
 
     def raw(self, images: Tensor) -> list[Tensor]:
         """Return raw head tensors (B, anchors, H, W, 5 + classes): lead levels, fine to coarse, then auxiliary ones."""
+        if self.memory_saving is not None:
+            return self.memory_saving.run_in_parts(self._raw, self, images)
+        return self._raw(images)
+
+    def _raw(self, images: Tensor) -> list[Tensor]:
         features = self._run(images, self._schedule)
         raw: list[Tensor] = self.head(
             [features[source] for source in self._lead], [features[source] for source in self._auxiliary]
@@ -248,7 +259,10 @@ class Network(nn.Module):
             )
         features: dict[Source, Tensor] = {(IMAGE, ""): images}
         for step in schedule:
-            results = self.blocks[step.name](*(features[source] for source in step.sources))
+            block, inputs = self.blocks[step.name], [features[source] for source in step.sources]
+            saving = self.memory_saving
+            results = block(*inputs) if saving is None else saving.run_block(step.name, block, inputs)
+            del inputs
             features.update(zip(step.outputs, results, strict=True))
             for source in step.released:
                 del features[source]

@@ -112,6 +112,12 @@ class Release:
     """Samples that could not be read, of "training" and of "validation"."""
     anchors: str = "model"
     """Where the anchors came from, and which share of the training boxes they reach."""
+    ended_early: str | None = None
+    """Why and after which step the run ended before its last one."""
+    more: str | None = None
+    """The override with which the finished run trains on."""
+    trained_steps: int | None = None
+    """Steps that were done when it was released: a run that was trained on since is not released yet."""
 
 
 def release_record(run: RunDirectory) -> Release | None:
@@ -135,6 +141,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
     from yolofleet.registry.register import register_run
+    from yolofleet.training.checkpoint.store import CheckpointStore
     from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
     from yolofleet.training.loop.sample_log import read_skipped, skipped_document
     from yolofleet.training.setup.pretrained import save_training_form
@@ -146,6 +153,13 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     CheckpointEvaluator(
         run, lambda step: evaluate_checkpoint(job, step, device)
     ).evaluate_all()  # checkpoints that are left
+    trained_steps = max(CheckpointStore(run.storage.child("checkpoints")).steps(), default=0)
+    end = None
+    if job.stop is not None:
+        from yolofleet.training.evaluation.early_stop import early_end
+
+        end = early_end(run, job.stop, trained_steps)
+    ended_early = None if end is None else f"after step {end.step} of {ready.num_steps}: {end.reason}"
     model, step = _best_average(job, ready)
     deployed = deploy(model.eval()).to(device)
     settings = EvaluationSettings(
@@ -172,7 +186,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, len(ready.val))}
     doing("writing the report")
     _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
-    _write_report(job, ready, result, settings, step, skipped)
+    _write_report(job, ready, result, settings, step, skipped, ended_early)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
         doing(f"registering the model as {job.tracking.register_as}")
@@ -188,6 +202,9 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         mlflow=tracking_uri,
         skipped=skipped,
         anchors=_anchors(run),
+        ended_early=ended_early,
+        more=f"epochs={2 * job.epochs:g}" if end is None else end.cure,
+        trained_steps=trained_steps,
     )
     run.storage.put(RECORD_KEY, json.dumps(asdict(done), indent=1).encode())
     return done
@@ -221,6 +238,7 @@ def _write_report(
     settings: EvaluationSettings,
     step: int,
     skipped: dict[str, Any],
+    ended_early: str | None,
 ) -> None:
     from yolofleet.evaluation.report import render_report
     from yolofleet.evaluation.samples import draw_samples
@@ -234,6 +252,7 @@ def _write_report(
         "validation set": job.data.val,
         "evaluation": ", ".join(settings.facts().values()),
         "steps": ready.num_steps,
+        **({"ended early": ended_early} if ended_early else {}),
         "released step": step,
         "skipped in training": format_skips(skipped["training"]),
         "skipped in validation": format_skips(skipped["validation"]),

@@ -126,7 +126,7 @@ class Screen:
     def _figures(self, job: JobSpec) -> dict[str, float]:
         part = [job.model.document(), job.data.image_size, job.micro_batch_size, job.precision]
         part += [job.strategy, job.cluster.most_workers, job.assignment.document()]
-        part += [job.hyperparameters.get("optimizer")]
+        part += [job.hyperparameters.get("optimizer"), job.memory]
         key = json.dumps(part)
         if key not in self._known:
             if len(self._known) >= MOST_CACHED:
@@ -158,11 +158,12 @@ def profile_job(job: JobSpec, num_classes: int) -> dict[str, float]:
         graph,
         num_classes=num_classes,
         size=size,
-        micro_batch_size=job.micro_batch_size,
+        micro_batch_size=job.resolved_micro_batch_size,
         precision=precision,
         strategy=next((name for name in STRATEGIES if name == job.strategy), "ddp"),
         num_workers=job.cluster.most_workers,
         moments=1 if optimizer == "sgd" else 2,
+        memory=job.memory,
     )
     return {
         "gflops": deployed.gflops,

@@ -75,6 +75,7 @@ def run_segment(text: str) -> dict[str, Any]:
         )
         with lock:
             ready = check_job(job)
+            job = ready.job
             last_step = segment_end(job, ready, order.share)
             if ready.done_steps < last_step:
                 _train(job, last_step, ready.num_steps, lock.token)

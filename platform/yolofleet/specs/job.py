@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.specs.assignment import AssignmentSpec
-from yolofleet.specs.base import Bytes, Count, Spec, Url, absolute_url
+from yolofleet.specs.base import Count, Spec, Url, absolute_url
 from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.data import DataSpec
 from yolofleet.specs.hyperparameters import HyperparameterOverrides, Hyperparameters, RecipeName, merged
 from yolofleet.specs.model import ModelChoice
+from yolofleet.specs.stop import StopSpec
+from yolofleet.specs.tracking import NotifySpec, TrackingSpec
 
 JOB_FORMAT = 1
 
@@ -35,6 +37,8 @@ EXECUTION_KEYS = (
     "release_onnx",
     "most_non_finite_steps",
     "notify",
+    "stop",
+    "memory",
 )
 EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_threads", "most_skipped_share")
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
@@ -42,44 +46,6 @@ EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_th
 LATER_KEYS = ("assignment", "anchors", "freeze", "batch_norm_workers")
 LATER_DATA_KEYS = ("max_pixels", "deal")
 LATER_EVALUATION_KEYS = ("protocol",)
-
-
-class CacheSpec(Spec):
-    """The node's shard cache on local disk."""
-
-    path: Url
-    """Folder of the cache."""
-    max_bytes: Bytes = 100 * 10**9
-    """Most bytes that it holds; the least recently used shards are evicted first."""
-
-
-class DataSpec(Spec):
-    """Which shards to train on and to evaluate on."""
-
-    train: Url
-    """Folder or s3:// URL of the training shards."""
-    val: Url
-    """Folder or s3:// URL of the validation shards."""
-    image_size: Annotated[int, Field(ge=32)] = 640
-    """Side of the square that the network sees, in pixels; a multiple of the model's largest stride."""
-    cache: CacheSpec | None = None
-    """Shard cache for remote data; without one, shards are kept in the system's temporary folder."""
-    deal: Literal["auto", "fixed", "epoch"] = "auto"
-    """Shards are dealt to the micro-batches of a step once (fixed: a node reads the same part of the dataset in every
-    epoch) or anew every epoch (the best shuffle). auto: fixed if a node's cache cannot hold the training set."""
-    fetchers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
-    """Shards, or ranges of 16 MiB of them, that a node fetches from remote storage at a time before they are needed.
-    Each of the node's workers runs its share of them, at least one; a worker that needs a shard now fetches it besides.
-    auto begins with 4 a node and runs more, up to 32, as long as they bring bandwidth."""
-    loader_threads: Annotated[int, Field(ge=1, le=64)] = 2
-    """Threads or processes that decode and augment, per worker."""
-    loader: Literal["threads", "processes", "auto"] = "auto"
-    """What those are: threads share the interpreter lock, processes take longer to start; 'auto' takes processes where
-    that many threads would get in each other's way."""
-    max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000
-    """Images with more pixels are skipped in training and in evaluation; the limit of a build by default."""
-    most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """A run that had to skip more than this share of its samples stops."""
 
 
 class CheckpointSpec(Spec):
@@ -126,50 +92,6 @@ class EvaluationSpec(Spec):
         return self
 
 
-class TrackingSpec(Spec):
-    """Where MLflow is, and under which names the run is tracked."""
-
-    uri: Url | None = None
-    """MLflow tracking URI; by default an sqlite database beside the runs when storage is a folder."""
-    experiment: Annotated[str, Field(min_length=1)] = "yolofleet"
-    """MLflow experiment."""
-    register_as: Annotated[str, Field(min_length=1, pattern=r"^[^/:]+$")] | None = None
-    """Name in the Model Registry; without one the model stays in the run directory."""
-    when_away: Literal["fail", "spool"] = "fail"
-    """If MLflow does not answer at the start: 'fail' refuses to start; 'spool' trains and sends later."""
-    tensorboard: bool = False
-    """Write the metrics for TensorBoard, too: into `tensorboard/` of the run directory."""
-
-
-def _variables(names: Any) -> Any:
-    """Check the whole list at once: a message of pydantic's would show what stands there."""
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list | tuple) or not 0 < len(names) <= 20:
-        raise ValueError("takes a list of 1 to 20 names of environment variables")
-    if not all(isinstance(name, str) and re.fullmatch(r"[A-Z][A-Z0-9_]{0,99}", name) for name in names):
-        raise ValueError(
-            "takes names of environment variables, which hold the addresses where the run's command runs, e.g. "
-            "SLACK_WEBHOOK: an address is a secret, and a spec is kept for all to read"
-        )
-    return tuple(names)
-
-
-class NotifySpec(Spec):
-    """Who is notified, and of what."""
-
-    to: Annotated[tuple[str, ...], BeforeValidator(_variables)]
-    """Environment variables that hold an address each: a webhook (https://...), or one of Apprise (slack://...)."""
-    on: Annotated[tuple[Literal["end", "failure", "waiting", "champion"], ...], Field(min_length=1)] = (
-        "end",
-        "failure",
-        "waiting",
-        "champion",
-    )
-    """The end of the work, its failure, a long wait for room; of a promotion: a new version at the alias."""
-    waiting_minutes: Annotated[float, Field(gt=0)] = 30.0
-    """How long a wait is no news."""
-
-
 class JobSpec(Spec):
     """A training run."""
 
@@ -198,16 +120,22 @@ class JobSpec(Spec):
     most_non_finite_steps: Count = 10
     """Steps in a row with a non-finite loss or gradient, before the run stops."""
     epochs: Annotated[float, Field(gt=0)] = 300.0
-    """Passes over the training set."""
+    """Passes over the training set; of a finished run they can be raised, and it trains on."""
+    stop: StopSpec | None = None
+    """When the run ends before its last epoch."""
     global_batch_size: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Samples of one optimiser step, over all workers."""
-    micro_batch_size: Count = 16
-    """Samples that pass the network together; the global batch is a whole number of them."""
+    micro_batch_size: Count | Literal["auto"] = 16
+    """Samples that pass the network together; the global batch is a whole number of them. auto: the most that fit into
+    the memory of a worker, found at the run's start by the memory forecast and a training step, and kept."""
     batch_norm_workers: Count = 1
     """Workers whose micro-batches are normalised together (SyncBN); 1 normalises each micro-batch by itself. It decides
     what is computed; the number of workers, a multiple of it, does not."""
     precision: Literal["fp32", "fp64", "bf16", "fp16"] = "fp32"
     """Arithmetic of the forward and backward pass."""
+    memory: Literal["fast", "balanced", "small"] = "fast"
+    """What a forward pass keeps for the backward pass: all (fast), half of what blocks keep inside (balanced), or the
+    blocks' inputs alone (small). The rest is computed again, at most one more forward pass, to the same gradient."""
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
     """State on each worker: all of it (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
     compile: Literal["off", "model"] = "off"
@@ -234,13 +162,6 @@ class JobSpec(Spec):
     def _consistent(self) -> Self:
         if self.format > JOB_FORMAT:
             raise ValueError(f"format {self.format} is newer than this version reads ({JOB_FORMAT}); upgrade yolofleet")
-        if self.global_batch_size % self.micro_batch_size:
-            low = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
-            nearest = [str(size) for size in (low, low + self.micro_batch_size) if size]
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
-                f"{self.micro_batch_size}; use {' or '.join(nearest)}"
-            )
         if self.tracking.register_as is not None and self.tracking.uri is None and self.storage.startswith("s3://"):
             raise ValueError(
                 f"tracking.register_as is {self.tracking.register_as}, but runs at {self.storage} have no "
@@ -253,6 +174,19 @@ class JobSpec(Spec):
             raise ValueError(
                 f"compile {self.compile} takes strategy ddp and batch_norm_workers 1, for it compiles the network as a "
                 f"whole; they are {self.strategy} and {self.batch_norm_workers}; use compile off, or change them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divides_the_batch(self) -> Self:
+        if self.micro_batch_size == "auto":  # all this is checked of the number, once it is known
+            return self
+        if self.global_batch_size % self.micro_batch_size:
+            low = self.global_batch_size // self.micro_batch_size * self.micro_batch_size
+            nearest = [str(size) for size in (low, low + self.micro_batch_size) if size]
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}; use {' or '.join(nearest)}"
             )
         if self.cluster.most_workers > self.num_micro_batches:
             raise ValueError(
@@ -327,9 +261,23 @@ class JobSpec(Spec):
             )
 
     @property
+    def resolved_micro_batch_size(self) -> int:
+        """Samples that pass the network together.
+
+        Raises:
+            UserError: It is ``auto``, and the run has not decided yet.
+        """
+        if self.micro_batch_size == "auto":
+            raise UserError(
+                "micro_batch_size is auto, which 'yolofleet train' decides where the run starts; here it needs a "
+                "number: micro_batch_size=N"
+            )
+        return self.micro_batch_size
+
+    @property
     def num_micro_batches(self) -> int:
         """Micro-batches of one global batch."""
-        return self.global_batch_size // self.micro_batch_size
+        return self.global_batch_size // self.resolved_micro_batch_size
 
     def resolved_hyperparameters(self) -> Hyperparameters:
         """Return the recipe with this job's overrides."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from yolofleet.specs.base import Spec
-from yolofleet.specs.job import NotifySpec
+from yolofleet.specs.tracking import NotifySpec
 
 FigureName = Literal[
     "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",

@@ -10,10 +10,10 @@ from pydantic import Field, model_validator
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.base import Count, Spec, SpecError, apply_overrides, parse_override
-from yolofleet.specs.job import NotifySpec
 from yolofleet.specs.job_paths import flatten, unknown_path
 from yolofleet.specs.parameters import MOST, MOST_CANDIDATES, Parameter
 from yolofleet.specs.search_parts import AlgorithmSpec, BudgetSpec, Figure, Limit, Objective, PaperSpec, SchedulerSpec
+from yolofleet.specs.tracking import NotifySpec
 from yolofleet.specs.yaml_document import AnyFile, DocumentError, read_yaml
 from yolofleet.storage import StoredFile, open_file
 

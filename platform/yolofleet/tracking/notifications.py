@@ -23,7 +23,7 @@ from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.retry import retry
 from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
-from yolofleet.specs.job import NotifySpec
+from yolofleet.specs.tracking import NotifySpec
 from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import OnEvent, OnRow

@@ -22,6 +22,7 @@ def main(arguments: list[str]) -> int:
     guard_output()
     try:
         job = JobSpec.load(open_file(arguments[0]), arguments[1:]).with_absolute_paths()
+        _ = job.resolved_micro_batch_size  # each process has to know it now
         if os.environ.get("RANK", "0") != "0":
             outcome = run_in_process(job)  # only the first process writes, so it alone holds the run
         else:

@@ -21,7 +21,8 @@ from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.redaction import redact
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.specs.job import JobSpec, TrackingSpec
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.tracking import TrackingSpec
 from yolofleet.tracking.artifact_probe import artifact_problem, is_made_by_first_run
 from yolofleet.tracking.mlflow_store import (
     check_reachable,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -123,17 +123,19 @@ def restore(
     average: WeightAverage,
     optimizer: torch.optim.Optimizer,
     precision: Precision,
+    earlier_epochs: Sequence[float] = (),
 ) -> RunState:
     """Load the newest whole checkpoint into everything, or leave a fresh run as it is.
 
-    The first worker chooses the checkpoint, so that all resume from the same one.
+    The first worker chooses the checkpoint, so that all resume from the same one. It was taken under this job, or under
+    the same with one of the ``earlier_epochs``.
     """
     found = store.newest() if group.is_first else None
     step = group.first_value(found.step if found is not None else -1)
     if step < 0:
         return RunState()
     checkpoint = found if found is not None else store.load(step)
-    _check_same_job(checkpoint, job, store)
+    _check_same_job(checkpoint, job, store, earlier_epochs)
     try:
         load_strictly(model, checkpoint.tensors["weights"])
         load_strictly(average.model, checkpoint.tensors["average"])
@@ -164,9 +166,12 @@ def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         tensor.copy_(tensors[name])
 
 
-def _check_same_job(checkpoint: Checkpoint, job: JobSpec, store: CheckpointStore) -> None:
+def _check_same_job(
+    checkpoint: Checkpoint, job: JobSpec, store: CheckpointStore, earlier_epochs: Sequence[float]
+) -> None:
     recorded: Any = checkpoint.state.get("job_digest")
-    if recorded != job.digest():
+    known = (job, *(job.model_copy(update={"epochs": epochs}) for epochs in earlier_epochs))
+    if all(recorded != one.digest() for one in known):
         raise UserError(
             f"{store.storage.url}/step-{checkpoint.step}: was taken under another job spec (digest "
             f"{str(recorded)[:12]}, this job has {job.digest()[:12]}); use another run name, or the job as it was"

@@ -8,6 +8,7 @@ rolled back may come to other weights at the same step.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ from yolofleet.evaluation.evaluate import collect_detections, evaluation_precisi
 from yolofleet.models.network import Network
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.job import JobSpec
+from yolofleet.specs.stop import StopSpec
+from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, DamagedCheckpointError, Sizes
@@ -168,10 +171,14 @@ class CheckpointEvaluations:
     Args:
         run: The run directory; it is only read.
         store: Its checkpoints.
+        stop: The early end that the job asks for: no checkpoint after it is the best one, and none before it may go
+            without its evaluation.
     """
 
-    def __init__(self, run: RunDirectory, store: CheckpointStore) -> None:
+    def __init__(self, run: RunDirectory, store: CheckpointStore, stop: StopSpec | None = None) -> None:
         self._store = store
+        self._run = run
+        self._stop = stop
         self._metrics = run.reader(*METRICS_LOGS)
         self._rows: dict[int, list[Row]] = {}
         self._evaluate_later: dict[int, bool] = {}
@@ -188,13 +195,27 @@ class CheckpointEvaluations:
         """Return which checkpoints must stay: the best, the next one to evaluate, the newest that wait."""
         self._refresh(files)
         best, waiting = self._best_first(files)[:1], self._waiting(files)
+        if self._stop is not None and self._stop.patience is not None:
+            return {*best, *waiting}
         return {*best, *waiting[:1], *waiting[1:][-(MOST_WAITING - 1) :]}
 
     def _best_first(self, files: Mapping[int, Sizes]) -> list[int]:
         evaluations = {step: self._evaluations(step, sizes) for step, sizes in files.items()}
         scores = {step: rows[-1][f"{PREFIX}AP"] for step, rows in evaluations.items() if rows}
-        scored = {step: score for step, score in scores.items() if score is not None}  # None: no ground truth
+        last = self._last_step()
+        # Without ground truth there is no score.
+        scored = {step: score for step, score in scores.items() if score is not None and step <= last}
         return sorted(scored, key=lambda step: (scored[step], step), reverse=True)
+
+    def _last_step(self) -> float:
+        """Return the last step that may be the best; without an early end all may."""
+        if self._stop is None or self._stop.patience is None:
+            return math.inf
+        from yolofleet.training.evaluation.early_stop import metric_of_rows, out_of_patience, patience_since
+
+        rows = [row for rows in self._rows.values() for row in rows]
+        end = out_of_patience(metric_of_rows(rows, self._stop.metric), self._stop, patience_since(self._run))
+        return math.inf if end is None else end.step
 
     def _waiting(self, files: Mapping[int, Sizes]) -> list[int]:
         return [
@@ -232,7 +253,9 @@ class CheckpointEvaluations:
 
 def best_checkpoint(run: RunDirectory, store: CheckpointStore) -> Checkpoint | None:
     """Return the best evaluated checkpoint that is whole; the newest if none was evaluated; None if there is none."""
-    for step in CheckpointEvaluations(run, store).best_first():
+    stop = (parse_yaml(run.job_text() or "", source=f"{run.url}/job.yaml") or {}).get("stop")
+    spec = None if stop is None else StopSpec.parse(stop, source=f"{run.url}/job.yaml: stop")
+    for step in CheckpointEvaluations(run, store, spec).best_first():
         try:
             return store.load(step)
         except DamagedCheckpointError as error:

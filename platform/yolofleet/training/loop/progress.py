@@ -32,6 +32,8 @@ class Milestones:
     """Steps between two checkpoints."""
     evaluation_every_steps: float
     """Steps between two evaluations; need not be a whole number."""
+    earlier_ends: frozenset[int] = frozenset()
+    """Steps at which the run was over before its epochs were raised: they are evaluated, too."""
 
     def logs(self, step: int) -> bool:
         """Return whether a row of metrics is due after ``step`` steps."""
@@ -40,7 +42,8 @@ class Milestones:
     def evaluates(self, step: int) -> bool:
         """Return whether an evaluation is due after ``step`` steps."""
         period = self.evaluation_every_steps
-        return step == self.num_steps or math.floor(step / period) > math.floor((step - 1) / period)
+        is_end = step == self.num_steps or step in self.earlier_ends
+        return is_end or math.floor(step / period) > math.floor((step - 1) / period)
 
     def saves(self, step: int) -> bool:
         """Return whether a checkpoint is due: at its own period, and wherever the model is evaluated."""

@@ -3,17 +3,23 @@
 Warm-up is linear in the step: the biases fall from ``warmup_bias_lr`` to the schedule, everything else rises from 0,
 and momentum rises from ``warmup_momentum``. The cosine (or line) is a function of the epoch begun, as published.
 
+Where the epochs of a finished run were raised, the steps before keep the schedule that they were trained by, and those
+after follow the one of a run that had the raised epochs from its start. There is no second warm-up.
+
 The image size of a step, where training is at several scales, is drawn from the seed and the step alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from yolofleet.data.order import Purpose, keyed_generator
 from yolofleet.specs.hyperparameters import Augmentation, Hyperparameters
+from yolofleet.specs.job import JobSpec
 
 NOMINAL_BATCH_SIZE = 64
 """The batch that the published weight decay is meant for."""
@@ -29,6 +35,22 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
+class EarlierPlan:
+    """The length that a run was planned for, before its epochs were raised."""
+
+    epochs: float
+    """Its epochs then."""
+    num_steps: int
+    """Their steps."""
+    until_step: int
+    """The step from which the next plan holds."""
+
+
+EARLIER_EPOCHS = "earlier_epochs"
+"""Fact of a run: what its `EarlierPlan` objects hold, oldest first, as [epochs, until_step]."""
+
+
+@dataclass(frozen=True)
 class Schedule:
     """The schedule of one run."""
 
@@ -38,6 +60,28 @@ class Schedule:
     """Steps of the whole run."""
     steps_per_epoch: float
     """Steps of one pass over the training set; need not be a whole number."""
+    earlier: tuple[EarlierPlan, ...] = ()
+    """Plans of before the epochs were raised, oldest first."""
+
+    @classmethod
+    def of_run(cls, job: JobSpec, num_samples: int, facts: Mapping[str, Any]) -> Schedule:
+        """Return the schedule of a job's run.
+
+        Args:
+            job: What is trained.
+            num_samples: Samples of the training set.
+            facts: Those of the run directory, which know of earlier epochs.
+        """
+        earlier = tuple(
+            EarlierPlan(epochs, job.model_copy(update={"epochs": epochs}).num_steps(num_samples), int(until_step))
+            for epochs, until_step in facts.get(EARLIER_EPOCHS, [])
+        )
+        steps_per_epoch = num_samples / job.global_batch_size
+        return cls(job.resolved_hyperparameters(), job.num_steps(num_samples), steps_per_epoch, earlier)
+
+    def planned_steps(self, step: int) -> int:
+        """Return the steps of the whole run as they were planned when a step (the first is 0) was due."""
+        return next((plan.num_steps for plan in self.earlier if step < plan.until_step), self.num_steps)
 
     @property
     def recipe_warmup_steps(self) -> int:
@@ -49,11 +93,11 @@ class Schedule:
     @property
     def warmup_steps(self) -> int:
         """Steps of the warm-up: the recipe's, at most the share of the run that it allows."""
-        return min(self.recipe_warmup_steps, math.floor(self.num_steps * self.hyperparameters.warmup_most_share))
+        return min(self.recipe_warmup_steps, math.floor(self.planned_steps(0) * self.hyperparameters.warmup_most_share))
 
-    def factor(self, epoch: float) -> float:
-        """Return the share of lr0 in an epoch: 1 at the start, ``lrf`` at the end."""
-        progress = min(1.0, epoch * self.steps_per_epoch / self.num_steps)
+    def factor(self, epoch: float, num_steps: int | None = None) -> float:
+        """Return the share of lr0 in an epoch: 1 at the start, ``lrf`` at the end, of a run of so many steps."""
+        progress = min(1.0, epoch * self.steps_per_epoch / (num_steps or self.num_steps))
         lrf = self.hyperparameters.lrf
         if self.hyperparameters.schedule == "linear":
             return (1 - progress) * (1 - lrf) + lrf
@@ -62,7 +106,7 @@ class Schedule:
     def at(self, step: int) -> StepSettings:
         """Return the settings of a step (the first is 0)."""
         recipe = self.hyperparameters
-        peak = recipe.lr0 * self.factor(math.floor(step / self.steps_per_epoch))
+        peak = recipe.lr0 * self.factor(math.floor(step / self.steps_per_epoch), self.planned_steps(step))
         warmup = self.warmup_steps
         if step > warmup or warmup == 0:
             return StepSettings(peak, peak, recipe.momentum)
@@ -76,7 +120,7 @@ class Schedule:
 
     def closes_mosaic(self, step: int) -> bool:
         """Return whether the step lies in the last part of the run, which is trained on single images."""
-        return step >= self.num_steps * (1 - self.hyperparameters.close_mosaic_share)
+        return step >= self.planned_steps(step) * (1 - self.hyperparameters.close_mosaic_share)
 
     @cached_property
     def _single_images(self) -> Augmentation:

@@ -8,6 +8,7 @@ run.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +50,8 @@ class Outcome:
 def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Evaluate | None, report: Report) -> Outcome:
     """Train from where the run directory stands to the end of the job.
 
+    A step that runs out of memory sends the run back to its last checkpoint, and it takes less from then on.
+
     When too many steps in a row are non-finite, the run goes back to the checkpoint before them, once, and leaves the
     samples of those steps out.
 
@@ -70,37 +73,63 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         except NonFiniteError as error:
             if not roll_back(run, group, error):
                 raise
+        except (RuntimeError, MemoryError) as error:
+            from yolofleet.training.loop.out_of_memory import is_out_of_memory, take_less
+
+            if not is_out_of_memory(error):
+                raise
+            take_less(job, run, group, error)
+            if group.world_size > 1:  # the others wait in an exchange: all are started again
+                raise
+        _free_memory()  # of what failed
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outcome:
     run, group, data, state, milestones = trainer.run, trainer.group, trainer.data, trainer.state, trainer.milestones
     batches = _micro_batches(trainer)
+    stopping = trainer.stopping
     left: str | None = None
+    over = stopping is not None and stopping.is_over_at_start(state.step)
     try:
-        while state.step < milestones.num_steps and left is None:
+        while state.step < milestones.num_steps and left is None and not over:
             if (end := state.window_end(milestones.num_steps)) is not None:
                 _close(batches)
                 _settle(trainer, report)
                 state.skip_to(end)
                 batches = _micro_batches(trainer)
             _do_step(trainer, batches, report)
-            if milestones.saves(state.step) or trainer.guard.may_exceed(state):
+            out_of_hours = stopping is not None and stopping.is_out_of_hours(state.step)
+            if milestones.saves(state.step) or out_of_hours or trainer.guard.may_exceed(state):
                 _settle(trainer, report)
             left = group.leave_reason() if state.step < milestones.num_steps else None
             if left is not None:
                 _settle(trainer, report)
-            evaluation_due = milestones.evaluates(state.step)
+            evaluation_due = milestones.evaluates(state.step) or out_of_hours
             if evaluation_due and evaluate is not None:
                 figures = evaluate(trainer.learner.average.model)
                 if figures is not None:
-                    report(evaluation_row(state.step, figures))
-            if milestones.saves(state.step) or left is not None:
-                periodic = left is None and state.step < milestones.num_steps
+                    row = evaluation_row(state.step, figures)
+                    report(row)
+                    if stopping is not None:
+                        stopping.observe(row)
+            if milestones.saves(state.step) or out_of_hours or left is not None:
+                over = stopping is not None and stopping.is_over(state.step)
+                periodic = left is None and not over and state.step < milestones.num_steps
+                if stopping is not None and evaluation_due:
+                    periodic = False  # no evaluation may be missing where they decide the end
                 _save(trainer, skippable=periodic, evaluate_later=evaluation_due and evaluate is None)
     finally:
         _close(batches)
         data.log.close()
         trainer.store.wait()
+    if over:
+        left = None
     if group.is_first:
         reason = {} if left is None else {"reason": left}
         run.append_event("end" if left is None else "left", step=state.step, **reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -28,6 +29,9 @@ from yolofleet.training.setup.builders import build_loss, freeze_blocks, open_da
 from yolofleet.training.setup.preparation import run_deal, run_image_weights, run_table
 from yolofleet.training.setup.pretrained import load_initial
 from yolofleet.training.strategies.strategy import Strategy, build_strategy
+
+if TYPE_CHECKING:
+    from yolofleet.training.evaluation.early_stop import EarlyStopping
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ class Trainer:
     store: CheckpointStore
     guard: FiniteGuard
     """Watches for non-finite steps."""
+    stopping: EarlyStopping | None
+    """Says when the run is over before its last step, where the job asks for it."""
     meters: Meters
     """Speed, loss, and the cost of a restart."""
 
@@ -112,9 +118,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
     """
     began = time.monotonic()
     dataset = open_dataset(job.data, job.data.train)
-    schedule = Schedule(
-        job.resolved_hyperparameters(), job.num_steps(len(dataset)), len(dataset) / job.global_batch_size
-    )
+    schedule = Schedule.of_run(job, len(dataset), run.facts())
     store = CheckpointStore(
         run.storage.child("checkpoints"),
         job.checkpoint.keep,
@@ -122,9 +126,9 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         before_commit=run.flush,
         check_lock=run.check_lock,
     )
-    learner, state = _restore_learner(job, run, group, dataset, store)
+    learner, state = _restore_learner(job, run, group, dataset, store, schedule)
     guard = FiniteGuard(group, job.most_non_finite_steps)
-    evaluations = CheckpointEvaluations(run, store)
+    evaluations = CheckpointEvaluations(run, store, job.stop)
     store.protected_steps = lambda files: evaluations.protected_steps(files) | guard.protected_steps(files)
 
     # The first worker removes the rows of steps that are done again; the others must not read or write meanwhile.
@@ -145,6 +149,11 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
     skipped = SkippedSamples(run.storage)
     skipped.update()
     state.skipped_samples = group.first_value(skipped.total)  # includes those since the last row of metrics
+    stopping = None
+    if job.stop is not None:
+        from yolofleet.training.evaluation.early_stop import EarlyStopping
+
+        stopping = EarlyStopping(job.stop, run, group)
     group.barrier()
 
     return Trainer(
@@ -164,7 +173,9 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
             log_every_steps=job.log_every_steps,
             checkpoint_every_steps=job.checkpoint.period_steps,
             evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
+            earlier_ends=frozenset(plan.until_step for plan in schedule.earlier),
         ),
+        stopping=stopping,
         state=state,
         store=store,
         guard=guard,
@@ -173,10 +184,15 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
 
 
 def _restore_learner(
-    job: JobSpec, run: RunDirectory, group: WorkerGroup, dataset: ShardDataset, store: CheckpointStore
+    job: JobSpec,
+    run: RunDirectory,
+    group: WorkerGroup,
+    dataset: ShardDataset,
+    store: CheckpointStore,
+    schedule: Schedule,
 ) -> tuple[Learner, RunState]:
     """Build the learner as the newest whole checkpoint has it; returns it and where the run stands."""
-    hyperparameters = job.resolved_hyperparameters()
+    hyperparameters = schedule.hyperparameters
     precision = Precision(job.precision, group.device)
     torch.manual_seed(job.seed)
     model = build_model(run_table(job, run), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
@@ -184,11 +200,16 @@ def _restore_learner(
         load_initial(run.storage, model)
     freeze_blocks(model.train(), job.freeze)
     lay_channels_innermost(model)
+    if job.memory != "fast" or group.first_value(int(group.is_first and bool(run.storage.list("out_of_memory/")))):
+        from yolofleet.training.loop.out_of_memory import save_memory
+
+        save_memory(job, run, group, model)
     loss = build_loss(model, hyperparameters, job.data.image_size, job.assignment, dataset.manifest.class_counts)
     optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
     statistics = MicroBatchStatistics(model)
     average = WeightAverage(model, hyperparameters, statistics.running)
-    state = restore(store, job, group, model, average, optimizer, precision)
+    earlier_epochs = [plan.epochs for plan in schedule.earlier]
+    state = restore(store, job, group, model, average, optimizer, precision, earlier_epochs)
     state.skipped_windows = skipped_windows(run)
     statistics.reload()
     if job.batch_norm_workers > 1:

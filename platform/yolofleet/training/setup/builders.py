@@ -23,8 +23,9 @@ from yolofleet.models.network import Network
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve, zoo_names, zoo_table
 from yolofleet.specs.assignment import ASSIGNERS, AssignmentSpec
+from yolofleet.specs.data import DataSpec
 from yolofleet.specs.hyperparameters import Hyperparameters
-from yolofleet.specs.job import DataSpec, JobSpec
+from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
 from yolofleet.training.loop.schedule import MultiScale, Schedule
 
@@ -168,7 +169,7 @@ def training_stream(
         seed=job.seed,
         image_size=job.data.image_size,
         global_batch_size=job.global_batch_size,
-        micro_batch_size=job.micro_batch_size,
+        micro_batch_size=job.resolved_micro_batch_size,
         augmentation=schedule.augmentation_at,
         num_threads=job.data.loader_threads,
         loader=choose_loader(job.data.loader, job.data.loader_threads, job.data.image_size),

@@ -28,6 +28,8 @@ MOST_CHANGES_SHOWN = 8
 class Readiness:
     """What a checked job will do."""
 
+    job: JobSpec
+    """The job, with the micro-batch size that the run has found where the job leaves it open."""
     run: RunDirectory
     num_steps: int
     """Steps of the whole run."""
@@ -39,11 +41,15 @@ class Readiness:
     """What differs from the spec of the last start, a line for each field."""
     notes: tuple[str, ...] = ()
     """What a fresh run has decided (anchors, initial weights), a line each."""
+    ended_early: bool = False
+    """Whether the run is over before its last step, as `stop` in the job says."""
+    raised_from: float | None = None
+    """The epochs of the last start, where this one raises them."""
 
     @property
     def finished(self) -> bool:
         """Whether there is nothing left to train."""
-        return self.done_steps >= self.num_steps
+        return self.done_steps >= self.num_steps or self.ended_early
 
 
 def run_storage(job: JobSpec) -> Storage:
@@ -60,31 +66,54 @@ def run_storage(job: JobSpec) -> Storage:
     return storage
 
 
-def check_job(job: JobSpec, locate: Locate | None = None) -> Readiness:
+def check_job(job: JobSpec, locate: Locate | None = None, *, record: bool = True) -> Readiness:
     """Check a job against its data, its model, its storage and what its run directory already holds.
 
     Args:
         job: What shall be trained.
         locate: Finds registered versions for ``initial_weights``; None where there is no registry.
+        record: Write the job and what the run decides into its directory. False only looks: files of the data are not
+            verified, and what a fresh run decides stays open.
 
     Raises:
         UserError: Something cannot work; says what and how to put it right.
     """
-    train = open_dataset(job.data, job.data.train, verify=True)
-    val = open_dataset(job.data, job.data.val, verify=True)
+    train = open_dataset(job.data, job.data.train, verify=record)
+    val = open_dataset(job.data, job.data.val, verify=record)
     _check_classes(job, train, val)
     _check_model(job, len(train.classes))
     if job.release_onnx:
         require_packages("onnx", "onnxscript", "onnxruntime")
     run = RunDirectory.open(job.storage, job.name)
+    found: tuple[str, ...] = ()
+    if job.micro_batch_size == "auto":
+        from yolofleet.training.setup.micro_batch import with_micro_batch_size
+
+        job, found = with_micro_batch_size(job, run, train, measure=record)
     num_steps = job.num_steps(len(train))
     steps = CheckpointStore(run.storage.child("checkpoints")).steps()
     done_steps = steps[-1] if steps else 0
-    preparation = prepare(job, run, train, done_steps, locate) if done_steps < num_steps else Preparation()
-    changes = _claim(job, run)
-    _check_contents(job, run, train, val)
+    preparation = prepare(job, run, train, done_steps, locate) if record and done_steps < num_steps else Preparation()
+    recorded = _recorded_job(run)
+    changes: tuple[str, ...] = ()
+    if recorded is not None:
+        changes = _compare(job, recorded, run, done_steps, len(train))
+    if record:
+        _claim(job, recorded, run, done_steps)
+    _check_contents(job, run, train, val, record=record)
     preparation.keep(run)
-    return Readiness(run, num_steps, done_steps, train, val, changes, preparation.notes)
+    ended_early = _is_over(job, run, done_steps)
+    notes = (*preparation.notes, *found)
+    raised_from = recorded.epochs if recorded is not None and recorded.epochs != job.epochs else None
+    return Readiness(job, run, num_steps, done_steps, train, val, changes, notes, ended_early, raised_from)
+
+
+def _is_over(job: JobSpec, run: RunDirectory, done_steps: int) -> bool:
+    if job.stop is None:
+        return False
+    from yolofleet.training.evaluation.early_stop import early_end
+
+    return early_end(run, job.stop, done_steps) is not None
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:
@@ -121,35 +150,50 @@ def _check_model(job: JobSpec, num_classes: int) -> None:
         )
 
 
-def _claim(job: JobSpec, run: RunDirectory) -> tuple[str, ...]:
-    """Write the job into a fresh run directory, or check that its job computes the same.
+def _recorded_job(run: RunDirectory) -> JobSpec | None:
+    """Return the job as it was started last; None for a fresh run."""
+    text = run.job_text()
+    if text is None:
+        return None
+    return JobSpec.parse(parse_yaml(text, source=f"{run.url}/job.yaml"), source="job.yaml of the run")
 
-    Returns:
-        What has changed of its execution.
-    """
-    before = run.job_text()
-    if before is None:
-        try:
-            run.write_job(write_yaml(job.document()))
-        except StorageError as error:
-            raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
-        return ()
-    recorded = JobSpec.parse(parse_yaml(before, source=f"{run.url}/job.yaml"), source="job.yaml of the run")
+
+def _compare(job: JobSpec, recorded: JobSpec, run: RunDirectory, done_steps: int, num_samples: int) -> tuple[str, ...]:
+    """Check that a job computes the same as the run's, or more epochs of it; returns what has changed."""
     changes = [_name_sources(line, recorded, job) for line in _differences(recorded.computation(), job.computation())]
-    if changes:
+    if job.epochs != recorded.epochs and len(changes) == 1:
+        from yolofleet.training.setup.more_epochs import check_epochs
+
+        num_steps = recorded.num_steps(num_samples)
+        check_epochs(job, recorded, run, done_steps, num_steps, _is_over(recorded, run, done_steps))
+    elif changes:
         raise UserError(
             f"run '{job.name}' in {job.storage} was started with another spec, and what it computes cannot change:\n  "
             + and_more(changes, MOST_CHANGES_SHOWN, separator="\n  ")
             + "\nUse another name for the new spec, or resume the run with the spec as it was. What may change: "
-            f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}"
+            f"{', '.join((*EXECUTION_KEYS, *(f'data.{key}' for key in EXECUTION_DATA_KEYS)))}, and of a finished run "
+            "epochs, which can be raised"
         )
-    source = {key: getattr(recorded, key) for key in ("initial_weights", "initial_weights_sha256")}
-    kept = job.model_copy(update=source)
-    run.write_job(write_yaml(kept.document()))
     return tuple(
         f"{line} (not read again: the run keeps the weights that it started from)" if _is_source(line) else line
         for line in _differences(recorded.document(), job.document())
     )
+
+
+def _claim(job: JobSpec, recorded: JobSpec | None, run: RunDirectory, done_steps: int) -> None:
+    """Write the job into the run directory, in place of the one that it was compared with."""
+    if recorded is None:
+        try:
+            run.write_job(write_yaml(job.document()))
+        except StorageError as error:
+            raise UserError(f"storage {job.storage} does not take the run directory: {error}") from error
+        return
+    if job.epochs != recorded.epochs:
+        from yolofleet.training.setup.more_epochs import raise_epochs
+
+        raise_epochs(job, recorded, run, done_steps)
+    source = {key: getattr(recorded, key) for key in ("initial_weights", "initial_weights_sha256")}
+    run.write_job(write_yaml(job.model_copy(update=source).document()))
 
 
 def _name_sources(line: str, recorded: JobSpec, job: JobSpec) -> str:
@@ -163,7 +207,7 @@ def _is_source(line: str) -> bool:
     return line.startswith(("initial_weights: ", "initial_weights_sha256: "))
 
 
-def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset) -> None:
+def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: ShardDataset, *, record: bool) -> None:
     """Record the contents of the data and the model's table, or check that they are those of the run's start."""
     table = trained_table(job).model_dump_json()
     now = {
@@ -172,6 +216,8 @@ def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: S
         "model": hashlib.sha256(table.encode()).hexdigest(),
     }
     before = run.facts().get("contents")
+    if before is None and not record:
+        return
     if before is None:
         run.record_facts(contents=now, data={"train": now["train"], "val": now["val"]})
         return

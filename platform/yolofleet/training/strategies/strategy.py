@@ -56,7 +56,7 @@ def build_strategy(
     from yolofleet.training.strategies.sharded import Sharded  # DeepSpeed takes seconds to import
 
     stage = {"zero1": 1, "zero2": 2}[job.strategy]
-    return Sharded(model, optimizer, group, stage=stage, micro_batch_size=job.micro_batch_size)
+    return Sharded(model, optimizer, group, stage=stage, micro_batch_size=job.resolved_micro_batch_size)
 
 
 class Replicated:

@@ -1,0 +1,156 @@
+"""The early end of a run: when its evaluations no longer get better, or its hours are spent (`stop` in the job).
+
+Patience is decided by the evaluations in the run directory up to a step, and nothing else: however often the run was
+started again, by however many workers, and whoever evaluated its checkpoints, it ends after the same evaluation. Where
+they are evaluated beside the training, that may be known some steps later; what was trained after it is not released.
+
+Hours are those of `yolofleet.tracking.goodput`: from each start to its end, or to the next start.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from yolofleet.specs.stop import StopSpec
+from yolofleet.tracking.goodput import summarize_run
+from yolofleet.tracking.json_lines import Row, seconds_of
+from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory, utc_now
+from yolofleet.training.loop.schedule import EARLIER_EPOCHS
+from yolofleet.training.loop.worker_group import WorkerGroup
+
+EVENT = "ended_early"
+Figures = Mapping[int, float | None]
+"""The metric of each evaluation by its step; None where the validation set has no objects."""
+
+
+@dataclass(frozen=True)
+class EarlyEnd:
+    """Why and where a run is over before its last step."""
+
+    step: int
+    """The last step that counts."""
+    reason: str
+    cure: str
+    """The override with which it would train on."""
+
+
+def metric_of_rows(rows: Iterable[Row], metric: str) -> dict[int, float | None]:
+    """Return a metric by step; of two evaluations after the same step the later one counts."""
+    name = f"val_{metric}"
+    return {int(row["step"]): row[name] for row in sorted(rows, key=lambda row: str(row["time"])) if name in row}
+
+
+def out_of_patience(figures: Figures, stop: StopSpec, since_step: int = 0) -> EarlyEnd | None:
+    """Return the first evaluation after which patience is over.
+
+    Args:
+        figures: The evaluations so far.
+        stop: What the job asks for.
+        since_step: Patience begins anew after this step, where epochs were raised; the best before it still counts.
+    """
+    if stop.patience is None:
+        return None
+    best, best_step, num_worse = -math.inf, 0, 0
+    for step, value in sorted(figures.items()):
+        if value is not None and (best == -math.inf or value > best + stop.min_delta):
+            best, best_step, num_worse = value, step, 0
+        elif step > since_step:
+            num_worse += 1
+            if num_worse >= stop.patience:
+                margin = f" by more than {stop.min_delta:g}" if stop.min_delta else ""
+                known = f"{best:.4f} of step {best_step}" if best_step else "nothing"
+                reason = f"{stop.metric} was not above {known}{margin} in {num_worse} evaluations (stop.patience)"
+                return EarlyEnd(step, reason, f"stop.patience={2 * stop.patience}")
+    return None
+
+
+def patience_since(run: RunDirectory) -> int:
+    """Return the step at which the epochs of the run were raised last; 0 where they never were."""
+    return max((int(until_step) for _, until_step in run.facts().get(EARLIER_EPOCHS, [])), default=0)
+
+
+def early_end(run: RunDirectory, stop: StopSpec | None, step: int) -> EarlyEnd | None:
+    """Return why a run whose newest checkpoint is that of a step is over before its end; None where it is not."""
+    if stop is None or step == 0:
+        return None
+    rows = run.metrics()
+    figures = metric_of_rows((row for row in rows if int(row["step"]) <= step), stop.metric)
+    if (end := out_of_patience(figures, stop, patience_since(run))) is not None:
+        return end
+    if stop.max_hours is None:
+        return None
+    seconds = summarize_run(run.events(), rows).seconds_trained
+    return _out_of_hours(stop.max_hours, step) if seconds >= stop.max_hours * 3600 else None
+
+
+def _out_of_hours(max_hours: float, step: int) -> EarlyEnd:
+    reason = f"{max_hours:g} hours of training are spent (stop.max_hours)"
+    return EarlyEnd(step, reason, f"stop.max_hours={2 * max_hours:g}")
+
+
+class EarlyStopping:
+    """Tells all workers at once, after each step, whether the run is over; a part of the loop.
+
+    Args:
+        stop: What the job asks for.
+        run: The run directory, after the event of this start.
+        group: This worker; the first one decides.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self, stop: StopSpec, run: RunDirectory, group: WorkerGroup, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stop = stop
+        self._run = run
+        self._group = group
+        self._clock = clock
+        self._since = patience_since(run)
+        self._reader = run.reader(*METRICS_LOGS)
+        self._rows: list[Row] = []
+        self._began = clock()
+        self._seconds_before = 0.0
+        self._out_of_hours_at: int | None = None
+        if group.is_first and stop.max_hours is not None:
+            events = [*run.events(), {"kind": "start", "time": utc_now()}]
+            self._seconds_before = summarize_run(sorted(events, key=seconds_of), run.metrics()).seconds_trained
+
+    def is_out_of_hours(self, step: int) -> bool:
+        """Return whether the hours are spent, after so many steps; a collective."""
+        if self._stop.max_hours is None:
+            return False
+        spent = self._seconds_before + self._clock() - self._began
+        if self._group.first_value(int(spent >= self._stop.max_hours * 3600)):
+            self._out_of_hours_at = step
+        return self._out_of_hours_at is not None
+
+    def observe(self, row: Row) -> None:
+        """Take the row of an evaluation that this worker has just reported."""
+        self._rows.append({"time": utc_now(), **row})
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the run is over after so many steps; a collective."""
+        end: EarlyEnd | None = None
+        if self._group.is_first:
+            self._rows += self._reader.new_rows()
+            counted = (row for row in self._rows if int(row["step"]) <= step)
+            end = out_of_patience(metric_of_rows(counted, self._stop.metric), self._stop, self._since)
+            if end is None and self._out_of_hours_at is not None and self._stop.max_hours is not None:
+                end = _out_of_hours(self._stop.max_hours, step)
+            if end is not None:
+                self._record(end)
+        return bool(self._group.first_value(int(end is not None)))
+
+    def is_over_at_start(self, step: int) -> bool:
+        """Return whether the run was over before this start, which stands at a step; a collective."""
+        if step > 0:
+            self.is_out_of_hours(step)
+        return step > 0 and self.is_over(step)
+
+    def _record(self, end: EarlyEnd) -> None:
+        """Append the event of the end, once."""
+        if not any(event.get("kind") == EVENT and event.get("step") == end.step for event in self._run.events()):
+            self._run.append_event(EVENT, step=end.step, reason=end.reason)
