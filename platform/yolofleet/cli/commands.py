@@ -7,6 +7,7 @@ import typer
 from yolofleet import __version__
 from yolofleet.cli import (
     anchors,
+    bench,
     cluster,
     data,
     data_check,
@@ -49,6 +50,7 @@ models.app.command("benchmark")(models_benchmark.benchmark)
 app.add_typer(models.app, name="models")
 app.command("init")(init.init)
 app.command("train")(train.train)
+app.command("bench")(bench.bench)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)

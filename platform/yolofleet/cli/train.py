@@ -33,6 +33,9 @@ def train(
     launcher: Annotated[
         str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
     ] = "ray",
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Only time 30 steps, here and in a temporary folder, for 'cluster plan'.")
+    ] = False,
     verbose: Verbose = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,6 +50,11 @@ def train(
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
+    if measure:
+        from yolofleet.cli.bench import print_rate
+
+        print_rate(spec, job, as_json=as_json)
+        return
     tracking_uri = spec.tracking.uri or default_tracking_uri(spec.storage)
     with hold(run_storage(spec), notify=note) as lock, _notifier(spec, lock.token) as notifier:
         if tracking_uri is not None:  # only now: it may lie in the storage, which has just proven that it takes writes

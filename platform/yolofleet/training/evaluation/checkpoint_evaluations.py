@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
-from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
 from yolofleet.models.network import Network
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.job import JobSpec
@@ -90,6 +89,8 @@ class Validation:
 
     def __call__(self, model: nn.Module) -> Figures | None:
         """Return the twelve COCO figures and the loss, a mean over batches, on the first worker, None on the others."""
+        from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
+
         assert isinstance(model, Network)
         settings = self._job.evaluation
         terms = LossTerms(self._group)

@@ -23,6 +23,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import save
 from yolofleet.training.evaluation.checkpoint_evaluations import evaluation_row
 from yolofleet.training.loop.non_finite import NonFiniteError, roll_back
+from yolofleet.training.loop.pace import EVALUATION, OTHER
 from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips
 from yolofleet.training.loop.trainer import Trainer, build_trainer
 from yolofleet.training.loop.update import apply_settings
@@ -88,9 +89,11 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
             trainer.guard.check(state, trainer.store)
             evaluation_due = milestones.evaluates(state.step)
             if evaluation_due and evaluate is not None:
+                trainer.meters.pace.enter(EVALUATION)
                 figures = evaluate(trainer.learner.average.model)
                 if figures is not None:
                     report(evaluation_row(state.step, figures))
+                trainer.meters.pace.enter(OTHER)
             if milestones.saves(state.step) or left is not None:
                 periodic = left is None and state.step < milestones.num_steps
                 _save(trainer, skippable=periodic, evaluate_later=evaluation_due and evaluate is None)
@@ -109,6 +112,7 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
     """Do one step; returns the norm of its gradient, a scalar on the device."""
     job, group, state = trainer.job, trainer.group, trainer.state
     learner, data, guard, meters = trainer.learner, trainer.data, trainer.guard, trainer.meters
+    pace = meters.pace
     precision, strategy = learner.precision, learner.strategy
 
     # Learning rates and momentum follow from the number of the step alone.
@@ -120,22 +124,28 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
     for position in range(len(data.owned)):
         last = position == len(data.owned) - 1
         group.progress.advance(state.step)
-        with meters.pace.waiting_for_data():
-            batch = next(batches)
+        pace.enter("data_wait")
+        batch = next(batches)
+        pace.enter("copy")
         data.log.observe(batch)
         with strategy.accumulating(last), precision.context():
             images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
+            pace.enter("forward")
             predictions = strategy.network(images)
+        pace.enter("loss")
         height, width = images.shape[-2:]
         loss = learner.loss(predictions, batch.targets, (height, width))
+        pace.enter("backward")
         with strategy.accumulating(last):
             strategy.backward(loss.total)
+        pace.enter(OTHER)
         learner.statistics.add_micro_batch()
         meters.terms.add(loss, len(batch.skipped))
         guard.observe(loss.total, batch.keys)
-    meters.pace.samples += job.global_batch_size  # all workers take the same time for a step
+    pace.count_step(job.global_batch_size, (height, width))  # all workers take the same time for a step
 
     # Weights, running statistics and the average change together, or not at all where the step is non-finite.
+    pace.enter("optimizer")
     norm = strategy.gradient_norm()
     finite = guard.is_finite(norm)
     learner.statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
@@ -143,6 +153,7 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
     if finite:
         state.num_updates += 1
         learner.average.update(state.num_updates)
+    pace.enter(OTHER)
 
     state.count_step(finite, adapting=guard.adapting)
     if not finite and group.is_first:
@@ -156,7 +167,8 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
 def _log(trainer: Trainer, gradient_norm: torch.Tensor, report: Report) -> None:
     """Report the means since the last row; a collective. Ends a run that cannot read too many of its samples."""
     job, group, state, data = trainer.job, trainer.group, trainer.state, trainer.data
-    row = trainer.meters.terms.take() | trainer.meters.pace.take()
+    reading, slow = trainer.meters.pace.take()
+    row = trainer.meters.terms.take() | reading
     state.skipped_samples += int(row["skipped_samples"])
     row["skipped_samples"] = state.skipped_samples
     num_seen = state.step * job.global_batch_size
@@ -168,6 +180,8 @@ def _log(trainer: Trainer, gradient_norm: torch.Tensor, report: Report) -> None:
             data.skipped.write_report(trainer.run, state.step, num_seen=num_seen)
         raise _too_many_skipped(job, data.skipped.document(num_seen))
     if group.is_first:
+        if slow is not None:
+            trainer.run.append_event("slow_rank", step=state.step, **slow)
         settings = trainer.schedule.at(state.step - 1)
         report(
             {
@@ -186,6 +200,7 @@ def _log(trainer: Trainer, gradient_norm: torch.Tensor, report: Report) -> None:
 def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:
     """Take a checkpoint; a collective."""
     job, state, learner, data = trainer.job, trainer.state, trainer.learner, trainer.data
+    trainer.meters.pace.enter("checkpoint")
     data.log.flush()
     moments = learner.strategy.moments()
     trainer.group.barrier()
@@ -205,7 +220,7 @@ def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:
         )
         if job.checkpoint.every_steps == 1:
             trainer.store.wait()  # stored in the background it would be a step late
-    trainer.meters.pace.reset()
+    trainer.meters.pace.enter(OTHER)
 
 
 def _micro_batches(trainer: Trainer) -> Iterator[MicroBatch]:
