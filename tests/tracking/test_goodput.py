@@ -94,7 +94,9 @@ def test_accounts_are_told_at_checkpoints_and_never_change_afterwards() -> None:
     assert "cost" not in next(account_rows([event(0, "start", workers=1), event(9, "checkpoint", step=1)]))
 
 
-@given(st.lists(st.tuples(st.floats(1, 9000), st.sampled_from(["start", "stopped", "failure", "checkpoint"]))))
+@given(
+    st.lists(st.tuples(st.floats(1, 9000), st.sampled_from(["start", "stopped", "failure", "checkpoint"])), max_size=12)
+)
 def test_windows_that_lie_side_by_side_add_up_to_the_whole(steps: list[tuple[float, str]]) -> None:
     events, now = [event(0, "queued", user="ada", project=None)], 0.0
     for seconds, kind in steps:

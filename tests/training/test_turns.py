@@ -235,7 +235,7 @@ def test_used_up_gpu_hours_hold_back_who_wants_more_gpus_and_interrupt_nobody() 
     assert {name: turn.slots for name, turn in over.items()} == {"has": 1, "more": 0, "cpu": 1, "other": 1}
     assert "user ada has used 100.0 of 100 GPU hours that its quota allows in 30 days" in str(over["more"].reason)
     assert not over["more"].refused, "the window moves on"
-    assert given(Spent({("user", "ada"): 99.9}, 30), has, more)["has"].slots == 2
+    assert given(Spent({("user", "ada"): 99.9}, 30), has, more)["has"].slots == 3
     unknown = given(Spent(problem="cannot be read"), more, cpu)
     assert (unknown["more"].slots, unknown["cpu"].slots) == (0, 1) and "cannot be read" in str(unknown["more"].reason)
     assert given(Spent({}, 30), replace(more, project="p"))["more"].refused, "none is never enough"

@@ -203,7 +203,8 @@ def gpu_hours_by_owner(
         sender: The event `queued` that holds until the run has one of its own, for a trial that of its search.
     """
     hours: defaultdict[tuple[str | None, str | None], float] = defaultdict(float)
-    start, before = None, since
+    start: Row | None = None
+    before = since
     for event in (*events, None):
         now, kind = (max(until, before), None) if event is None else (seconds_of(event), event.get("kind"))
         if start is not None and now > before and kind != "queued":  # the command before it ended without a word
