@@ -78,7 +78,7 @@ class Pace:
         """Tell the exchange of gradients from the backward pass: its first parameter is the last to get a gradient."""
         first = next((parameter for parameter in model.parameters() if parameter.requires_grad), None)
         if self._group.world_size > 1 and first is not None:
-            first.register_post_accumulate_grad_hook(lambda _: self.enter("exchange"))
+            first.register_post_accumulate_grad_hook(lambda _: self.enter("exchange"))  # type: ignore[no-untyped-call]
 
     def enter(self, stage: str) -> None:
         """Count the time from now on to a stage."""
@@ -151,7 +151,7 @@ class Pace:
     def _mark(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 

@@ -78,9 +78,9 @@ def run_hours(
         for (user, project), amount in gpu_hours_by_owner(
             _in_order(rows), since=since, until=until, sender=sender
         ).items():
-            for scope, name in (("user", user), ("project", project)):
-                if name is not None:
-                    hours[scope, name] += amount
+            for scope, owner in (("user", user), ("project", project)):
+                if owner is not None:
+                    hours[scope, owner] += amount
     return hours
 
 
