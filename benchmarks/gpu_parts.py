@@ -122,11 +122,12 @@ def data_wait(case: Case, device: torch.device, *, num_loaders: int, small: bool
             for _ in range(1 if small else 10):
                 step()
             synchronise(device)
-            step.trainer.meters.pace.reset()
+            step.trainer.meters.pace.begin()
             for _ in range(2 if small else 40):
                 step()
             synchronise(device)
-            taken = step.trainer.meters.pace.take()
+            step.trainer.meters.pace.begin()
+            taken, _ = step.trainer.meters.pace.take()
         finally:
             batches.close()  # type: ignore[attr-defined]
     return {

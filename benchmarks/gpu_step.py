@@ -144,7 +144,7 @@ class Step:
             state=RunState(),
             store=silent,
             guard=FiniteGuard(group, NUM_STEPS),
-            meters=Meters(LossTerms(group), Pace(), None),
+            meters=Meters(LossTerms(group), Pace(group), None),
         )
         return Step(trainer, batches or itertools.repeat(case.batch(device)))
 

@@ -1,6 +1,7 @@
 """Chaos: a run on a cluster of this machine while something breaks every half a minute.
 
     python benchmarks/soak.py [--minutes 20] [--seed N] [--keep FOLDER] [--json]
+    python benchmarks/soak.py --arms [--minutes 20] [--pause-seconds 60] [--seed N] [--json]
 
 Data and run directory lie in an S3 server behind a proxy, MLflow is a real server, every node is a ``ray start``. Every
 20 to 40 seconds one of these happens: a worker is killed; a node's Ray process is killed; a node loses its power; a
@@ -16,6 +17,8 @@ damaged. Then the run is left alone until it is done.
   ``restart_waited_seconds_max`` for nodes and storage that were away; ``restarts``: each by itself.
 - ``completed``: the run ended, every sample was seen exactly once, MLflow holds every step exactly once.
 - ``leaks``: placement groups, processes and temporary files left at the end, file handles that the command gathers.
+
+``--arms`` does something else: two runs that lose nodes, announced and not, side by side (`soak_arms.py`).
 
 ``--keep`` names a folder for what the figures are made of: the run's events, what was done to it, the command's log.
 """
@@ -44,6 +47,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "platform"), str(ROOT / "benchma
 from cluster.local_cluster import LocalCluster  # noqa: E402 - the cluster that the tests use
 from faulty_s3 import faulty_s3  # noqa: E402
 from soak_account import after_damage, costs, leaks, signs  # noqa: E402 - beside this file
+from soak_arms import compare_arms, table  # noqa: E402
 from soak_faults import Soak, shuffled_kinds  # noqa: E402
 from soak_ground import placement_groups, start_mlflow, temporary_names, write_job, yolofleet  # noqa: E402
 from yolofleet.tracking.goodput import restarts, summarize_run  # noqa: E402
@@ -198,12 +202,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--arms", action="store_true", help="announced against unannounced pre-emptions")
+    parser.add_argument("--pause-seconds", type=float, default=60.0, help="of the arms, between two pre-emptions")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         tempfile.tempdir = os.environ["TMPDIR"] = f"{folder}/tmp"  # what the run leaves there is the run's
         Path(tempfile.tempdir).mkdir()
+        if arguments.arms:
+            arms = compare_arms(arguments.minutes, arguments.pause_seconds, arguments.seed, Path(folder))
+            print(json.dumps(arms, indent=1) if arguments.json else "\n".join(table(arms)))
+            return
         result = soaked(arguments.minutes, arguments.seed, Path(folder), arguments.keep) | {"seed": arguments.seed}
     if arguments.json:
         print(json.dumps(result, indent=1))

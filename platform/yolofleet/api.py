@@ -24,8 +24,8 @@ from yolofleet.storage import open_file, open_storage
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from yolofleet.evaluation.average_precision import EvaluationResult
     from yolofleet.evaluation.detector import Detector
-    from yolofleet.evaluation.evaluate import EvaluationResult
     from yolofleet.evaluation.images import ImageInput
     from yolofleet.search.results import Results
 

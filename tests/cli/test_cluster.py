@@ -10,6 +10,7 @@ from yolofleet.cli.main import main
 from yolofleet.data.manifest import Manifest, ShardEntry
 from yolofleet.data.records import ObjectClass
 from yolofleet.storage import open_storage
+from yolofleet.training.metrics.rate import Rate
 
 SHARDS, SAMPLES, SHARD_BYTES = 24, 100, 50_000_000
 
@@ -78,9 +79,31 @@ def test_a_plan_tells_what_a_change_of_nodes_downloads(job: Path, capsys: pytest
     assert 0 < found["downloaded_bytes"][1] < SHARDS * SHARD_BYTES and len(found["nodes"]) == 4
 
 
+def test_a_plan_forecasts_hours_and_cost_from_a_rate(job: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    priced = ("epochs=12", "cluster.workers=4", "cluster.gpus_per_worker=1", "cluster.price_per_hour=3", "--json")
+    found = json.loads(run(capsys, job, *priced)[1])
+    assert found["forecast"]["num_steps"] == 450 and found["forecast"]["wall_hours"] is None
+    assert found["steps_per_second"] == 1.0 and "--measure" in found["forecast"]["unknown"][0]
+    found = json.loads(run(capsys, job, *priced, "--rate", 4)[1])
+    assert found["forecast"]["wall_hours"] == 0.5 and found["steps_per_second"] == 0.25
+    assert (found["forecast"]["gpu_hours"], found["forecast"]["cost"]) == (2.0, 6.0)
+    rate = Rate(2.0, 1, 2, {"forward": 0.5, "backward": 1.0, "optimizer": 0.4})
+    (job.parent / "rate.json").write_text(json.dumps(rate.document()))
+    shown = (job, *priced[:-1], "--rate", job.parent / "rate.json", "--exchange-bandwidth", "1GB/s")
+    text = run(capsys, *shown, "--device-memory", "16GB")[1]
+    lines = [line.split() for line in text.splitlines()]
+    assert ["1", "6.8", "100%", "0.85", "2.55"] in lines, "eight micro-batches of 0.8 s, and the optimiser's 0.4"
+    assert "GPU hours, cost" in text and "advice: strategy ddp fits 16.0 GB" in text and "not known: start-up" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--rate", "soon"], "is neither a number of seconds nor a file"),
+        (["--rate", "0"], "are a number above 0"),
+        (["--rate", "1", "--like", "runs/x"], "give one of them"),
+        (["--like", "nowhere"], "is not the directory of a run that has trained"),
+        (["--exchange-bandwidth", "fast"], "--exchange-bandwidth 'fast' is not a size"),
         (["--nodes", 9], "9 workers, but a global batch of 64 holds only 8 micro-batches"),
         (["--nodes", 3, "--workers", 2], "3 nodes, but only 2 workers"),
         (["--nodes", 0], "--nodes"),

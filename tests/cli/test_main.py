@@ -117,7 +117,9 @@ def test_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
 def test_rows_are_format_row() -> None:
     row = {"step": 3, "loss": 0.5, "loss_box": 0.1, "learning_rate": 0.01, "samples_per_second": 12.5}
     assert "loss 0.5000" in format_row(row)
-    assert "12.5 images/s" in format_row(row)
+    assert format_row(row).endswith("12.5 images/s")
+    reached = {"model_flops_utilization": 0.41, "data_wait_share": 0.12, "copy_share": 0.01, "forward_share": 0.3}
+    assert format_row(row | reached).endswith("12.5 images/s, 41% of the peak, waits: data wait 12%")
     assert format_row({"step": 3, "val_AP": None, "val_AP50": None}) == "step 3: validation AP50 none, AP none"
 
 

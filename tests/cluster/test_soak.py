@@ -65,6 +65,27 @@ def test_a_fault_gets_the_cost_of_the_setback_that_it_caused(soak: ModuleType) -
     assert table == [("a", 7), ("b", 7), ("s3_503", None), ("unhurt", None), ("add_node", 0)]
 
 
+def test_an_arm_is_told_by_the_runs_own_account(soak: ModuleType) -> None:
+    def event(second: float, kind: str, **fields: object) -> dict[str, object]:
+        return {"time": datetime.fromtimestamp(second, UTC).isoformat(), "kind": kind, **fields}
+
+    events = [
+        event(0, "start"),
+        event(110, "failure", failure="preemption"),
+        event(130, "regained", steps_redone=0, seconds_lost=20.0),
+        event(310, "failure", failure="worker"),
+        event(350, "regained", steps_redone=8, seconds_lost=40.0),
+        event(400, "end"),
+    ]
+    arms = sys.modules["soak_arms"]
+    found = arms.account([(100.0, "arm"), (300.0, "arm"), (390.0, "arm")], events, [{"step": 60, "time": "t"}])
+    assert (found["preemptions"], found["setbacks"], found["steps"]) == (3, 2, 60)
+    assert (found["wasted_steps_mean"], found["wasted_seconds_mean"], found["wasted_steps_most"]) == (4, 30, 8)
+    assert found["goodput"] == 0.85
+    lines = arms.table({"announced": found, "periodic": found})
+    assert lines[0].split() == ["announced", "periodic"] and lines[1].split() == ["preemptions", "3", "3"]
+
+
 def test_a_fault_is_visible_by_an_event_of_its_own(soak: ModuleType) -> None:
     def event(second: float, kind: str) -> dict[str, object]:
         return {"time": datetime.fromtimestamp(second, UTC).isoformat(), "kind": kind}

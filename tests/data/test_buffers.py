@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from yolofleet.data.buffers import BufferPool
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 

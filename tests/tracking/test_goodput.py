@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from yolofleet.tracking.goodput import Restart, format_event, restarts, summarize_run
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from yolofleet.tracking.goodput import (
+    Restart,
+    account_rows,
+    format_event,
+    gpu_hours_by_owner,
+    restarts,
+    summarize_run,
+)
 
 
 def event(second: float, kind: str, **fields: Any) -> dict[str, Any]:
@@ -56,6 +67,66 @@ def test_workers_cost_what_they_cost_until_the_next_start_or_the_end() -> None:
     assert summarize_run(events[:4]).forecast_cost == summarize_run(events[:4]).cost == 80
     assert summarize_run([event(0, "start", workers=2), event(3600, "end")]).cost is None
     assert summarize_run([event(0, "start")], rows).forecast_cost is None, "an older run does not say how long it is"
+
+
+STARTS = {"workers": 2, "gpus_per_worker": 4.0, "price_per_hour": 30.0}
+
+
+def test_accounts_are_told_at_checkpoints_and_never_change_afterwards() -> None:
+    events = [
+        event(0, "start", **STARTS),
+        event(1800, "checkpoint", step=10),
+        event(3600, "failure", failure="worker"),
+        event(5400, "start", **STARTS | {"workers": 1}),
+        event(9000, "checkpoint", step=20),
+        event(9000, "stopped"),
+        event(90000, "start", **STARTS),
+        event(93600, "end", step=30),
+    ]
+    rows = [*account_rows(events)]
+    assert [(row["step"], row["worker_hours"], row["gpu_hours"], row["cost"]) for row in rows] == [
+        (10, 1, 4, 30), (20, 4, 16, 120), (30, 6, 24, 180),
+    ]  # fmt: skip
+    for end in range(len(events)):
+        assert [*account_rows(events[:end])] == rows[: len([*account_rows(events[:end])])]
+    summary = summarize_run(events)
+    assert (rows[-1]["worker_hours"], rows[-1]["cost"]) == (summary.worker_hours, summary.cost)
+    assert "cost" not in next(account_rows([event(0, "start", workers=1), event(9, "checkpoint", step=1)]))
+
+
+@given(
+    st.lists(st.tuples(st.floats(1, 9000), st.sampled_from(["start", "stopped", "failure", "checkpoint"])), max_size=12)
+)
+def test_windows_that_lie_side_by_side_add_up_to_the_whole(steps: list[tuple[float, str]]) -> None:
+    events, now = [event(0, "queued", user="ada", project=None)], 0.0
+    for seconds, kind in steps:
+        now += seconds
+        events.append(event(now, kind, **(STARTS if kind == "start" else {})))
+    until = 1_000_000 + now + 100
+    cuts = [999_000.0, *(1_000_000 + now * share for share in (0.3, 0.7)), until]
+
+    def hours(since: float, until: float) -> float:
+        return gpu_hours_by_owner(events, since=since, until=until).get(("ada", None), 0.0)
+
+    whole = hours(cuts[0], until)
+    later = [hours(cut, until) for cut in cuts]
+    assert later == sorted(later, reverse=True) and later[0] == whole and later[-1] == 0
+    assert whole == pytest.approx(summarize_run(events, [event(now + 100, "")]).gpu_hours, abs=1e-3)
+
+
+def test_hours_belong_to_who_sent_the_run_at_that_time() -> None:
+    events = [
+        event(0, "queued", user="ada", project="birds"),
+        event(0, "start", **STARTS),
+        event(1800, "checkpoint"),  # then its command was killed
+        event(50_000, "queued", user="eve", project=None),
+        event(50_400, "start", **STARTS),
+        event(54_000, "end"),
+    ]
+    found = gpu_hours_by_owner(events, since=0, until=2_000_000)
+    assert found == {("ada", "birds"): 4.0, ("eve", None): 8.0}
+    trial = gpu_hours_by_owner(events[1:3], since=0, until=1_003_600, sender=events[0])
+    assert trial == {("ada", "birds"): 8.0}, "it was last alive an hour after its start"
 
 
 def test_nothing_yet() -> None:

@@ -180,6 +180,19 @@ def test_a_run_of_an_older_version_keeps_the_names_of_its_metrics(storage_folder
     assert not history(uri, run_id, "val/AP")
 
 
+def test_hours_and_cost_are_metrics_at_every_checkpoint_once(storage_folder: Path) -> None:
+    run, uri = new_run(storage_folder, 4), uri_of(storage_folder)
+    run.append_event("start", workers=2, gpus_per_worker=4.0, price_per_hour=30.0)
+    run.append_event("checkpoint", step=2)
+    run_id = sync_now(run, uri, EXPERIMENT)
+    run.append_event("checkpoint", step=4)
+    for _ in range(2):
+        sync_now(run, uri, EXPERIMENT)
+    assert history(uri, run_id, "system/gpu_hours") == history(uri, run_id, "system/cost") == [2, 4]
+    before, after = (metric.value for metric in open_client(uri).get_metric_history(run_id, "system/worker_hours"))
+    assert 0 <= before <= after
+
+
 def test_artifacts_lie_beside_the_database(storage_folder: Path) -> None:
     sync_now(new_run(storage_folder, 1), uri_of(storage_folder), EXPERIMENT)
     assert list((storage_folder / "_mlflow" / "artifacts").rglob("detections.png"))

@@ -145,7 +145,7 @@ def trainer_on(device: torch.device, built: Trainer, job: JobSpec) -> Trainer:
         learner=Learner(model, average, loss, precision, statistics, strategy),
         state=replace(built.state),
         guard=FiniteGuard(group, job.most_non_finite_steps),
-        meters=Meters(LossTerms(group), Pace(), None),
+        meters=Meters(LossTerms(group), Pace(group), None),
     )
 
 

@@ -58,20 +58,28 @@ def test_worker_readings_are_tagged_by_rank() -> None:
     assert not any(name[0] in ("step_seconds", "images_per_second") for name in found), "no rate is known yet"
 
 
+def test_what_holds_a_run_back_is_published_by_stage_and_rank() -> None:
+    metrics = {"forward_share": 0.5, "exchange_share": 0.25, "model_flops_utilization": 0.4, "slowest_rank": 3}
+    found = values(worker_readings(job(), 0.0, [worker(metrics=metrics | {"slowest_rank_excess": 0.3})]))
+    assert (found["stage_share", "forward"], found["stage_share", "exchange"]) == (0.5, 0.25)
+    assert found["model_flops_utilization",] == 0.4 and found["slowest_rank_excess", "3"] == 0.3
+
+
 def test_run_readings_equal_the_report() -> None:
     def event(second: int, kind: str, **fields: Any) -> dict[str, Any]:
         return {"time": f"2026-01-01T00:00:{second:02}.000Z", "kind": kind, **fields}
 
     events = [
-        event(0, "start", num_steps=90),
+        event(0, "start", num_steps=90, workers=2, gpus_per_worker=4.0, price_per_hour=36.0),
         event(8, "checkpoint", step=10, seconds=0.25),
         event(9, "checkpoint_failed", step=20, reason="disk full"),
         event(10, "failure", failure="worker"),
-        event(20, "start", num_steps=90),
+        event(20, "start", num_steps=90, workers=1, gpus_per_worker=4.0, price_per_hour=36.0),
         event(25, "regained", steps_redone=3, seconds_lost=15.0),
     ]
     found = values(run_readings(events, "2026-01-01T00:00:30.000Z"))
     assert found["goodput",] == 0.5 and found["lost_seconds",] == 15 and found["starts",] == 2
+    assert (found["gpu_hours",], found["cost",]) == (round(200 / 3600, 4), 0.5)
     assert found["failures", "worker"] == 1 and found["failures", "preemption"] == 0
     assert (found["checkpoint_step",], found["checkpoint_seconds",], found["planned_steps",]) == (10, 0.25, 90)
     assert found["checkpoint_troubles", "failed"] == 1 and found["checkpoint_troubles", "skipped"] == 0

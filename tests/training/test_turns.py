@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.cluster import QuotaSpec
-from yolofleet.training.supervision.turns import Node, Ticket, Turn, compete, decide, in_order
+from yolofleet.training.supervision.turns import Node, Spent, Ticket, Turn, compete, decide, in_order
 
 MOST_ROUNDS = 400
 
@@ -219,6 +219,31 @@ def test_gpu_and_cpu_work_on_other_nodes_do_not_compete() -> None:
     assert compete(gpu, cpu, nodes) and not compete(gpu, replace(cpu, labels={"pool": "cpu"}), nodes)
     busy = run("busy", 1, wanted={"CPU": 1.0, "GPU": 1.0}, holds=1, waits=False)
     assert turns(busy, gpu, replace(cpu, arrival=1.0), nodes=nodes, busy=1) == [1, 0, 1]
+
+
+def test_used_up_gpu_hours_hold_back_who_wants_more_gpus_and_interrupt_nobody() -> None:
+    document = {"users": {"default": {"gpu_hours": 100}}, "projects": {"p": {"gpu_hours": 0}}, "storages": ["runs"]}
+    quotas = QuotaSpec.parse(document, source="quotas.yaml")
+    gpu = {"CPU": 1.0, "GPU": 1.0}
+    has = run("has", 1, most=3, holds=1, waits=False, wanted=gpu)
+    more, cpu, other = run("more", 1, wanted=gpu), run("cpu", 1), run("other", 1, wanted=gpu, user="bob")
+
+    def given(spent: Spent, *tickets: Ticket) -> dict[str, Turn]:
+        return decide(tickets, [node(8, 4)], {"has": 1}, quotas, spent)
+
+    over = given(Spent({("user", "ada"): 100.04}, 30), has, more, cpu, other)
+    assert {name: turn.slots for name, turn in over.items()} == {"has": 1, "more": 0, "cpu": 1, "other": 1}
+    assert "user ada has used 100.0 of 100 GPU hours that its quota allows in 30 days" in str(over["more"].reason)
+    assert not over["more"].refused, "the window moves on"
+    assert given(Spent({("user", "ada"): 99.9}, 30), has, more)["has"].slots == 3
+    unknown = given(Spent(problem="cannot be read"), more, cpu)
+    assert (unknown["more"].slots, unknown["cpu"].slots) == (0, 1) and "cannot be read" in str(unknown["more"].reason)
+    assert given(Spent({}, 30), replace(more, project="p"))["more"].refused, "none is never enough"
+
+
+def test_a_quota_of_hours_says_where_they_are_counted() -> None:
+    with pytest.raises(SpecError, match=r"say where they are: storages: \[s3://runs\]"):
+        QuotaSpec.parse({"users": {"ada": {"gpu_hours": 1}}}, source="quotas.yaml")
 
 
 def test_a_quota_that_is_wrong_names_its_key() -> None:

@@ -10,6 +10,7 @@ import typer
 from yolofleet import __version__
 from yolofleet.cli import (
     anchors,
+    bench,
     cluster,
     data,
     data_check,
@@ -57,6 +58,7 @@ app.add_typer(models.app, name="models")
 app.command("init")(init.init)
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
+app.command("bench")(bench.bench)
 app.command("tune")(tune.tune)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
@@ -77,7 +79,7 @@ app.add_typer(cluster.app, name="cluster")
 def _add_examples(group: typer.Typer, above: tuple[str, ...] = ()) -> None:
     """Put the examples of every command below its help; a blank line makes a line of its own there."""
     for command in group.registered_commands:
-        path = " ".join((*above, command.name or getattr(command.callback, "__name__", "")))
+        path = " ".join((*above, str(command.name or getattr(command.callback, "__name__", ""))))
         command.epilog = "\n\n".join(("Examples:", *EXAMPLES[path]))
     for child in group.registered_groups:
         assert child.typer_instance is not None

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 REFRESH_SECONDS = 0.5
 PLAIN_LINE_SECONDS = 10.0
+WAITS = ("data_wait", "copy", "exchange", "checkpoint")
+"""Stages of a step in which nothing is computed; a share above `LEAST_WAIT` is shown."""
+LEAST_WAIT = 0.05
 
 
 @contextmanager
@@ -165,7 +168,8 @@ def format_row(row: dict[str, Any]) -> str:
     return (
         f"loss {row.get('loss', float('nan')):.4f} (box {row.get('loss_box', 0):.4f}, "
         f"objectness {row.get('loss_objectness', 0):.4f}, class {row.get('loss_classification', 0):.4f}), "
-        f"learning rate {row.get('learning_rate', 0):.2e}, {row.get('samples_per_second', 0):.1f} images/s{skipped}"
+        f"learning rate {row.get('learning_rate', 0):.2e}, {row.get('samples_per_second', 0):.1f} images/s"
+        f"{_efficiency(row)}{skipped}"
     )
 
 
@@ -192,6 +196,17 @@ class Pace:
             self._first = self._first or (step, now)
             return None
         return (now - self._first[1]) / (step - self._first[0]) * (self._num_steps - step)
+
+
+def _efficiency(row: dict[str, Any]) -> str:
+    """Return the share of the devices' peak, and what the run waits for."""
+    waits = [
+        f"{name.replace('_', ' ')} {row[f'{name}_share']:.0%}"
+        for name in WAITS
+        if row.get(f"{name}_share", 0) > LEAST_WAIT
+    ]
+    reached = f", {row['model_flops_utilization']:.0%} of the peak" if "model_flops_utilization" in row else ""
+    return reached + (f", waits: {', '.join(waits)}" if waits else "")
 
 
 class _Lines:

@@ -40,6 +40,9 @@ def train(
     plan: Annotated[
         bool, typer.Option("--plan", help="Print everything that would happen; start and write nothing.")
     ] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Only time 30 steps, here and in a temporary folder, for 'cluster plan'.")
+    ] = False,
     verbose: Verbose = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -56,6 +59,11 @@ def train(
         spec = spec.with_absolute_paths()
         document = plan_run(spec, job_tracking_uri(spec.tracking, spec.storage))
         print_result(document, plan_lines(document), as_json=as_json)
+        return
+    if measure:
+        from yolofleet.cli.bench import print_rate
+
+        print_rate(spec.with_absolute_paths(), job, as_json=as_json)
         return
     record, headline = run_job(spec, launcher, verbose=verbose)
     more = None if record.more is None else f"yolofleet train {job} {record.more}"

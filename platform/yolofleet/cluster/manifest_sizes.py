@@ -169,7 +169,7 @@ def worker_bytes(job: JobSpec, profile: dict[str, float]) -> int:
     """Return the main memory of one worker: its process, prefetched images, a checkpoint, on a CPU the training."""
     image = 3 * job.data.image_size**2
     number = job.data.loader_threads
-    ahead = number * AHEAD_PER_THREAD * job.micro_batch_size * image
+    ahead = number * AHEAD_PER_THREAD * job.resolved_micro_batch_size * image
     processes = number if choose_loader(job.data.loader, number, job.data.image_size) == "processes" else 0
     state = STATE_COPIES * 4 * profile["parameters_training"]
     training = 0.0 if job.cluster.gpus_per_worker else profile["training_bytes"]

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.buffers import BufferPool
 from yolofleet.data.geometry import Targets, draw_warp, join_targets, visible_targets
+from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.mosaic import Layout, draw_partners, mosaic_of_four, mosaic_of_nine, render, single_image
 from yolofleet.data.records import LabelledImage
 from yolofleet.specs.hyperparameters import Augmentation, AugmentationStep

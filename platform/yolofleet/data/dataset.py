@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 
 from yolofleet.core.retry import retry
 from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
-from yolofleet.data.buffers import BufferPool
 from yolofleet.data.cache import CacheSettings, ShardCache
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_reduced
-from yolofleet.data.image_formats import ImageError
+from yolofleet.data.image_formats import BufferPool, ImageError
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.sample import DecodedSample, Sample, SampleError

@@ -27,8 +27,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, TiffImagePlugin
 
-from yolofleet.data.buffers import BufferPool
-from yolofleet.data.image_formats import ImageError, format_of, is_jpeg, open_image
+from yolofleet.data.image_formats import BufferPool, ImageError, format_of, is_jpeg, open_image
 
 DEFAULT_MAX_PIXELS = 100_000_000
 EXIF_ORIENTATION_TAG = 0x0112

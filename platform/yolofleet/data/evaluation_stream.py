@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.buffers import BufferPool
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
+from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.letterbox import Letterbox, letterbox
 from yolofleet.data.loader import ordered_map
 from yolofleet.data.records import target_boxes

@@ -1,15 +1,21 @@
-"""The formats of images, known by their first bytes: each has one parser, and no other ever sees its bytes.
+"""What images come in: their formats, and the memory for their pixels.
 
-A format that is not read is named, so that its user knows what to convert.
+A format is known by the first bytes: each has one parser, and no other ever sees its bytes. One that is not read is
+named, so that its user knows what to convert. Memory is used again, and large images take it one at a time.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import (
     AvifImagePlugin,
     BmpImagePlugin,
@@ -97,3 +103,53 @@ def format_of(data: bytes) -> tuple[str, Callable[[io.BytesIO], Image.Image]]:
         return "avif", AvifImagePlugin.AvifImageFile
     start = data[:24].decode("ascii", errors="replace")
     raise ImageError("image_unknown", f"not an image of a known format; it starts with {start!r}")
+
+
+LARGE_PIXELS = 32_000_000
+"""Of the images that are larger, a pool's users decode one at a time."""
+_REFERENCES_OF_A_FREE_BUFFER = 3  # the pool's list, the loop variable, and the argument of getrefcount
+_ROUNDING_BYTES = 1 << 16
+_MOST_WASTE = 2.0
+
+
+class BufferPool:
+    """Hands out uint8 arrays, and takes them back by itself when nothing refers to them any more.
+
+    An array (or a tensor, or any view) made of a buffer holds a reference to it, so a buffer is free exactly when the
+    pool alone knows it. Safe among threads.
+
+    Args:
+        most_bytes: Most bytes of all arrays that the pool keeps; further ones are allocated as usual.
+    """
+
+    def __init__(self, most_bytes: int = 1 << 30) -> None:
+        self._most_bytes = most_bytes
+        self._buffers: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+        self._large = threading.Lock()
+
+    @contextmanager
+    def room_for(self, num_pixels: int) -> Iterator[None]:
+        """Wait until no other large image is being decoded, where this one is large."""
+        with self._large if num_pixels > LARGE_PIXELS else nullcontext():
+            yield
+
+    def take(self, *shape: int) -> NDArray[np.uint8]:
+        """Return an array of a shape; its bytes are not initialised."""
+        size = math.prod(shape)
+        with self._lock:
+            for buffer in self._buffers:
+                fits = size <= buffer.size <= _MOST_WASTE * size + _ROUNDING_BYTES
+                if fits and sys.getrefcount(buffer) <= _REFERENCES_OF_A_FREE_BUFFER:
+                    return buffer[:size].reshape(shape)
+            buffer = np.empty(-(-size // _ROUNDING_BYTES) * _ROUNDING_BYTES, dtype=np.uint8)
+            self._forget_for(buffer.size)
+            if sum(other.size for other in self._buffers) + buffer.size <= self._most_bytes:
+                self._buffers.append(buffer)
+            return buffer[:size].reshape(shape)
+
+    def _forget_for(self, size: int) -> None:
+        """Forget the oldest buffers, in use or of sizes that are not asked for any more, to make room."""
+        total = sum(buffer.size for buffer in self._buffers)
+        while self._buffers and total + size > self._most_bytes:
+            total -= self._buffers.pop(0).size

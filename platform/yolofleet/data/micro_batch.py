@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.augment import Augmenter
-from yolofleet.data.buffers import BufferPool
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
 from yolofleet.data.records import LabelledImage, labelled_image
 from yolofleet.data.sample import SampleError

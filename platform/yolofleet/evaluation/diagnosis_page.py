@@ -167,8 +167,8 @@ def _matrix(diagnosis: Diagnosis) -> str:
             f"fill='rgba({colour},{0.12 + 0.7 * share:.2f})'><title>{said}</title></rect>"
         )
         if count <= MOST_NUMBERED:
-            at = f"x='{x + side / 2:.1f}' y='{y + side / 2 + 5:.1f}'"
-            parts.append(f"<text {at} text-anchor='middle' pointer-events='none'>{value}</text>")
+            middle = f"x='{x + side / 2:.1f}' y='{y + side / 2 + 5:.1f}'"
+            parts.append(f"<text {middle} text-anchor='middle' pointer-events='none'>{value}</text>")
     for index, name in enumerate(names if count <= MOST_NAMED else ()):
         at = margin + (index + 0.5) * side
         short = escape(name if len(name) <= 16 else f"{name[:15]}…")

@@ -33,7 +33,8 @@ class MemorySaving:
         if name not in self.blocks or not torch.is_grad_enabled():
             results: Sequence[Tensor] = block(*inputs)
             return results
-        return _compute_again(block, block, *inputs)
+        results = _compute_again(block, block, *inputs)
+        return results
 
     def run_in_parts(
         self, forward: Callable[[Tensor], list[Tensor]], network: nn.Module, images: Tensor

@@ -21,7 +21,6 @@ from yolofleet.core.local_files import open_regular
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.detections import BOX_DECIMALS, SCORE_DECIMALS, Detections
-from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
 from yolofleet.models.tensor_file import TensorFileError, load_tensors
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Count, Spec
@@ -173,6 +172,8 @@ def confirm_figures(evaluation: Evaluation) -> Evaluation:
     Raises:
         RegistryError: pycocotools computes other figures.
     """
+    from yolofleet.evaluation.reference_ap import reference_average_precision, reference_differences, reference_name
+
     record = evaluation.record
     try:
         dataset = ShardDataset(record.data)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from yolofleet.specs.base import Spec
+from yolofleet.specs.base import Spec, Url
 
 Workers = Annotated[int, Field(ge=1, le=10_000)]
 
@@ -88,10 +88,11 @@ class ClusterSpec(Spec):
 
 
 class QuotaLimit(Spec):
-    """What one user or one project may have at once."""
+    """What one user or one project may have: at once, and in GPU hours within the window."""
 
     gpus: Annotated[float, Field(ge=0)] | None = None
     cpus: Annotated[float, Field(ge=0)] | None = None
+    gpu_hours: Annotated[float, Field(ge=0)] | None = None
 
 
 class QuotaSpec(Spec):
@@ -99,11 +100,36 @@ class QuotaSpec(Spec):
 
     users: dict[str, QuotaLimit] = Field(default_factory=dict)
     projects: dict[str, QuotaLimit] = Field(default_factory=dict)
+    window_days: Annotated[float, Field(gt=0, le=3660)] = 30.0
+    """GPU hours count for so long."""
+    storages: tuple[Url, ...] = ()
+    """Storages of the runs whose GPU hours count."""
+
+    @model_validator(mode="after")
+    def _countable(self) -> Self:
+        if self.limits_hours and not self.storages:
+            raise ValueError("gpu_hours are counted from run directories; say where they are: storages: [s3://runs]")
+        return self
+
+    @property
+    def limits_hours(self) -> bool:
+        """Whether anybody's GPU hours are limited."""
+        return any(limit.gpu_hours is not None for part in (self.users, self.projects) for limit in part.values())
 
     def limits(self, user: str, project: str | None, kind: str) -> Iterator[tuple[str, str, float]]:
         """Yield ("user" or "project", its name, the most that it may have) of a kind of Ray's resources."""
+        for scope, name, limit in self._limits_of(user, project):
+            if (amount := {"GPU": limit.gpus, "CPU": limit.cpus}.get(kind)) is not None:
+                yield scope, name, amount
+
+    def hour_limits(self, user: str, project: str | None) -> Iterator[tuple[str, str, float]]:
+        """Yield ("user" or "project", its name, the most GPU hours within the window)."""
+        for scope, name, limit in self._limits_of(user, project):
+            if limit.gpu_hours is not None:
+                yield scope, name, limit.gpu_hours
+
+    def _limits_of(self, user: str, project: str | None) -> Iterator[tuple[str, str, QuotaLimit]]:
         for scope, name, limits in (("user", user, self.users), ("project", project, self.projects)):
             limit = limits.get(name or "", limits.get("default") if name else None)
-            amount = None if limit is None else {"GPU": limit.gpus, "CPU": limit.cpus}.get(kind)
-            if name and amount is not None:
-                yield scope, name, amount
+            if name and limit is not None:
+                yield scope, name, limit

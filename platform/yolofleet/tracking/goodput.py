@@ -6,7 +6,7 @@ start to the next start or the end: a cluster costs the same while it restarts t
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +105,7 @@ DESCRIPTIONS = {
     "node_joined": "node {node} joined the cluster: {offers}",
     "node_gone": "node {node} has left the cluster: {reason}",
     "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
+    "slow_rank": "rank {rank} on {host} needs {excess_percent}% more time than the others, most of it for {stage}",
     "moving": "the workers make progress again after {seconds} s at step {step}",
     "notification_failed": "nobody at {to} was notified of {about}: {reason}",
     "stopped": "stopped: {reason}",
@@ -166,6 +167,63 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
         forecast_cost=None if cost is None or remaining is None else round(cost + remaining, 2),
         history=[line for event in events if (line := format_event(event)) is not None],
     )
+
+
+def account_rows(events: Sequence[Row]) -> Iterator[Row]:
+    """Yield what a run had cost at each of its checkpoints, and at its end, as rows of metrics.
+
+    A row depends on the events before it alone, so it is the same whenever it is made.
+    """
+    worker_hours = gpu_hours = cost = since = 0.0
+    start: Row | None = None
+    has_price = False
+    for event in events:
+        kind, now = event.get("kind"), seconds_of(event)
+        if start is not None:
+            period = _Period(now - since, start, is_last=False)
+            worker_hours += period.worker_hours
+            gpu_hours += period.worker_hours * period.gpus_per_worker
+            cost += period.worker_hours * float(start.get("price_per_hour") or 0.0)
+        since = now
+        if kind in ("checkpoint", "end") and "step" in event:
+            row = {"step": event["step"], "time": event["time"], "worker_hours": worker_hours, "gpu_hours": gpu_hours}
+            yield row | ({"cost": cost} if has_price else {})
+        if kind == "start":
+            start, has_price = event, event.get("price_per_hour") is not None
+        elif kind in ENDS and event.get("is_wilful", True):
+            start = None
+
+
+def gpu_hours_by_owner(
+    events: Sequence[Row], *, since: float, until: float, sender: Row | None = None
+) -> dict[tuple[str | None, str | None], float]:
+    """Return the GPU hours of a run within a span of time, by the user and the project of who sent it.
+
+    Args:
+        events: Its events, in the order of their times.
+        since: Begin of the span, in seconds since 1970.
+        until: When a run that has no end was last alive.
+        sender: The event `queued` that holds until the run has one of its own, for a trial that of its search.
+    """
+    hours: defaultdict[tuple[str | None, str | None], float] = defaultdict(float)
+    start: Row | None = None
+    before = since
+    for event in (*events, None):
+        now, kind = (max(until, before), None) if event is None else (seconds_of(event), event.get("kind"))
+        if start is not None and now > before and kind != "queued":  # the command before it ended without a word
+            gpus = int(start.get("workers", 1)) * float(start.get("gpus_per_worker", 0.0))
+            owner = ((sender or {}).get("user"), (sender or {}).get("project"))
+            hours[owner] += (now - before) / 3600 * gpus
+        before = max(before, now)
+        if event is None:
+            break
+        if kind == "queued":
+            sender, start = event, None
+        elif kind == "start":
+            start = event
+        elif kind in ENDS and event.get("is_wilful", True):
+            start = None
+    return dict(hours)
 
 
 def format_event(event: Row) -> str | None:

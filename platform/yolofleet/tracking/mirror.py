@@ -252,6 +252,7 @@ class MirroredRun:
         """Upload the events and the run's status."""
         events = self.run.events()
         client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
+        self._send_accounts(client, run_id, events)
         self._describe(client, run_id, events)
         status = status_after(events) or "RUNNING"
         if status != self._status:
@@ -262,6 +263,16 @@ class MirroredRun:
                 ended = unix_milliseconds(str(events[-1].get("time", "")))
                 client.set_terminated(run_id, status=status, end_time=ended)
             self._status = status
+
+    def _send_accounts(self, client: MlflowClient, run_id: str, events: list[Row]) -> None:
+        """Send what the run had cost at each checkpoint, in hours and, where the job names a price, in money."""
+        if not any(event.get("kind") in ("checkpoint", "end") for event in events):
+            return
+        from yolofleet.tracking.goodput import account_rows
+
+        metrics = [*self._unsent(client, run_id, [*account_rows(events)])]
+        for start in range(0, len(metrics), MOST_METRICS_IN_BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS_IN_BATCH])
 
 
 class Mirror(BackgroundSync):

@@ -35,7 +35,14 @@ DESCRIPTION_TAG = "mlflow.note.content"
 LONGEST_TAG = 5000
 LONGEST_DIGEST = 36
 """Characters that MLflow takes of a dataset's digest."""
-SYSTEM = ("samples_per_second", "data_wait_share", "epoch", "non_finite_steps")
+SYSTEM: tuple[str, ...] = (
+    "samples_per_second",
+    "teraflops_per_second",
+    "model_flops_utilization",
+    "slowest_rank",
+    "epoch",
+)
+SYSTEM += ("slowest_rank_excess", "non_finite_steps", "worker_hours", "gpu_hours", "cost")
 SCHEDULE = ("learning_rate", "momentum", "gradient_norm")
 OLD_NAMES = ("loss", "val_AP")
 """Metrics of a run that an older yolofleet mirrored; such a run keeps its names."""
@@ -117,7 +124,7 @@ def grouped_name(name: str) -> str:
         return f"loss/{name.removeprefix('loss_')}"
     if name in SCHEDULE:
         return f"schedule/{name}"
-    if name in SYSTEM or name.startswith("skipped_"):
+    if name in SYSTEM or name.startswith("skipped_") or name.endswith("_share"):
         return f"system/{name}"
     return name
 

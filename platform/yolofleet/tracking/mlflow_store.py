@@ -28,7 +28,7 @@ from yolofleet.core.text import one_line
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-    from yolofleet.specs.job import TrackingSpec
+    from yolofleet.specs.tracking import TrackingSpec
 
 CHECK_TIMEOUT_SECONDS = 20.0
 CONNECT_TIMEOUT_SECONDS = 5.0

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
-from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
 from yolofleet.models.network import Network
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.job import JobSpec
@@ -121,6 +120,8 @@ class Validation:
 
     def __call__(self, model: nn.Module) -> Figures | None:
         """Return the twelve COCO figures and the loss, a mean over batches, on the first worker, None on the others."""
+        from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
+
         assert isinstance(model, Network)
         if self._group.is_first:  # for who watches; nothing is stored
             self._group.progress.report({"kind": "evaluating", "step": self._group.progress.step})

@@ -1,12 +1,11 @@
-"""How a run advances: which steps are logged, evaluated and saved, its speed and loss, and what a restart cost."""
+"""How a run advances: which steps are logged, evaluated and saved, its loss, and what a restart cost."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,36 +47,6 @@ class Milestones:
     def saves(self, step: int) -> bool:
         """Return whether a checkpoint is due: at its own period, and wherever the model is evaluated."""
         return step % self.checkpoint_every_steps == 0 or self.evaluates(step)
-
-
-@dataclass
-class Pace:
-    """Speed of all workers, and waiting of this one, since the last reading."""
-
-    samples: int = 0
-    data_wait_seconds: float = 0.0
-    _since: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Count the time of a with block as waiting for data."""
-        begin = time.perf_counter()
-        yield
-        self.data_wait_seconds += time.perf_counter() - begin
-
-    def take(self) -> dict[str, float]:
-        """Return samples per second and the share of time spent waiting for data, and start anew."""
-        elapsed = max(time.perf_counter() - self._since, 1e-9)
-        reading = {
-            "samples_per_second": self.samples / elapsed,
-            "data_wait_share": min(1.0, self.data_wait_seconds / elapsed),
-        }
-        self.reset()
-        return reading
-
-    def reset(self) -> None:
-        """Leave out what happened since the last reading (an evaluation, say)."""
-        self.samples, self.data_wait_seconds, self._since = 0, 0.0, time.perf_counter()
 
 
 class LossTerms:
@@ -135,7 +104,7 @@ class Reading:
     @staticmethod
     def begin(values: torch.Tensor, row: dict[str, Any] | None) -> Reading:
         """Begin to copy (n,) values of the device, behind the work that is queued there."""
-        copied = torch.cuda.Event() if values.is_cuda else None
+        copied = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
         on_host = values.to("cpu", non_blocking=True)
         if copied is not None:
             copied.record()

@@ -24,6 +24,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import save
 from yolofleet.training.evaluation.checkpoint_evaluations import evaluation_row
 from yolofleet.training.loop.non_finite import NonFiniteError, roll_back
+from yolofleet.training.loop.pace import EVALUATION, OTHER
 from yolofleet.training.loop.progress import Reading
 from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips
 from yolofleet.training.loop.trainer import Trainer, build_trainer
@@ -112,12 +113,14 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
                 _settle(trainer, report)
             evaluation_due = milestones.evaluates(state.step) or out_of_hours
             if evaluation_due and evaluate is not None:
+                trainer.meters.pace.enter(EVALUATION)
                 figures = evaluate(trainer.learner.average.model)
                 if figures is not None:
                     row = evaluation_row(state.step, figures)
                     report(row)
                     if stopping is not None:
                         stopping.observe(row)
+                trainer.meters.pace.enter(OTHER)
             if milestones.saves(state.step) or out_of_hours or left is not None:
                 over = stopping is not None and stopping.is_over(state.step)
                 periodic = left is None and not over and state.step < milestones.num_steps
@@ -141,6 +144,7 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) ->
     """Do one step, and settle the one before it; the host waits for no device but for that."""
     job, group, state = trainer.job, trainer.group, trainer.state
     learner, data, guard, meters = trainer.learner, trainer.data, trainer.guard, trainer.meters
+    pace = meters.pace
     precision, strategy = learner.precision, learner.strategy
 
     # Learning rates and momentum follow from the number of the step alone.
@@ -152,37 +156,46 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) ->
     for position in range(len(data.owned)):
         last = position == len(data.owned) - 1
         group.progress.advance(state.step)
-        with meters.pace.waiting_for_data():
-            batch = next(batches)
+        pace.enter("data_wait")
+        batch = next(batches)
+        pace.enter("copy")
         data.log.observe(batch)
         with strategy.accumulating(last), precision.context():
             images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
+            pace.enter("forward")
             predictions = strategy.network(images)
+        pace.enter("loss")
         height, width = images.shape[-2:]
         loss = learner.loss(predictions, batch.targets, (height, width))
+        pace.enter("backward")
         with strategy.accumulating(last):
             strategy.backward(loss.total)
+        pace.enter(OTHER)
         learner.statistics.add_micro_batch()
         meters.terms.add(loss, len(batch.skipped))
         guard.observe(loss.total, batch.keys)
-    meters.pace.samples += job.global_batch_size  # all workers take the same time for a step
+    pace.count_step(job.global_batch_size, (height, width))  # all workers take the same time for a step
 
     # The average follows the step before while this one is computed: the weights are still that step's.
+    pace.enter("optimizer")
     norm = strategy.gradient_norm()
     _settle(trainer, report)
 
     # Weights and running statistics change together, or not at all where the step is non-finite on any worker.
-    loss, asked, sums = guard.total_loss(), group.asked_to_leave(), meters.terms.shared()
-    group.sum_together(loss, asked, sums, learner.statistics.sums)
-    finite = (loss.isfinite() & norm.isfinite()).squeeze(0)
+    pace.enter("exchange")
+    total, asked, sums = guard.total_loss(), group.asked_to_leave(), meters.terms.shared()
+    group.sum_together(total, asked, sums, learner.statistics.sums)
+    pace.enter("optimizer")
+    finite = (total.isfinite() & norm.isfinite()).squeeze(0)
     scale = precision.loss_scale()
     learner.statistics.finish_step(job.num_micro_batches, accept=finite)
     strategy.step(finite)
+    pace.enter(OTHER)
 
     state.step += 1
     scalars = torch.stack([value.double() for value in (norm, scale, precision.loss_scale())])
     row = _begin_row(trainer) if trainer.milestones.logs(state.step) else None
-    meters.readings.append(Reading.begin(torch.cat([loss, asked, scalars, sums]), row))
+    meters.readings.append(Reading.begin(torch.cat([total, asked, scalars, sums]), row))
     group.progress.advance(state.step)
     if meters.restart_cost is not None:
         meters.restart_cost.observe(state.step)
@@ -211,17 +224,20 @@ def _begin_row(trainer: Trainer) -> dict[str, Any]:
     """Return the part of a row of metrics that the host knows when a step is queued; the next row starts anew."""
     step, settings = trainer.state.step, trainer.schedule.at(trainer.state.step - 1)
     trainer.meters.terms.begin()
+    trainer.meters.pace.begin()
     return {
         "step": step,
         "epoch": step / trainer.schedule.steps_per_epoch,
         "learning_rate": settings.learning_rate,
         "momentum": settings.momentum,
-    } | trainer.meters.pace.take()
+    }
 
 
 def _log(trainer: Trainer, row: dict[str, Any], report: Report) -> None:
     """Report a row of metrics; a collective. Ends a run that cannot read too many of its samples."""
     job, group, state, data = trainer.job, trainer.group, trainer.state, trainer.data
+    reading, slow = trainer.meters.pace.take()
+    row |= reading
     state.skipped_samples += int(row["skipped_samples"])
     row["skipped_samples"] = state.skipped_samples
     num_seen = state.step * job.global_batch_size
@@ -233,12 +249,15 @@ def _log(trainer: Trainer, row: dict[str, Any], report: Report) -> None:
             data.skipped.write_report(trainer.run, state.step, num_seen=num_seen)
         raise _too_many_skipped(job, data.skipped.document(num_seen))
     if group.is_first:
+        if slow is not None:
+            trainer.run.append_event("slow_rank", step=state.step, **slow)
         report(row)
 
 
 def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:
     """Take a checkpoint; a collective."""
     job, state, learner, data = trainer.job, trainer.state, trainer.learner, trainer.data
+    trainer.meters.pace.enter("checkpoint")
     data.log.flush()
     moments = learner.strategy.moments()
     trainer.group.barrier()
@@ -258,7 +277,7 @@ def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:
         )
         if job.checkpoint.every_steps == 1:
             trainer.store.wait()  # stored in the background it would be a step late
-    trainer.meters.pace.reset()
+    trainer.meters.pace.enter(OTHER)
 
 
 def _micro_batches(trainer: Trainer) -> Iterator[MicroBatch]:

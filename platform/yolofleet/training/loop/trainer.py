@@ -14,13 +14,16 @@ from yolofleet.losses import DetectionLoss
 from yolofleet.models import build_model
 from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.models.network import Network
+from yolofleet.models.profile import GIGA, cost
+from yolofleet.models.wiring import wire
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import RunState, prepare, restore
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import CheckpointEvaluations
 from yolofleet.training.loop.non_finite import FiniteGuard, skipped_windows
-from yolofleet.training.loop.progress import LossTerms, Milestones, Pace, Reading, RestartCost
+from yolofleet.training.loop.pace import Pace, find_peak
+from yolofleet.training.loop.progress import LossTerms, Milestones, Reading, RestartCost
 from yolofleet.training.loop.sample_log import FOLDER, SampleLog, SkippedSamples, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
@@ -73,7 +76,7 @@ class Meters:
     terms: LossTerms
     """Means of the loss terms."""
     pace: Pace
-    """Speed, and waiting for data."""
+    """Speed, and what holds it back."""
     restart_cost: RestartCost | None
     """What a restart cost; None on all workers but the first."""
     readings: list[Reading] = field(default_factory=list)
@@ -131,6 +134,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
     evaluations = CheckpointEvaluations(run, store, job.stop)
     store.protected_steps = lambda files: evaluations.protected_steps(files) | guard.protected_steps(files)
 
+    peak = find_peak(group.device, learner.precision.arithmetic)
     # The first worker removes the rows of steps that are done again; the others must not read or write meanwhile.
     restart_cost = None
     if group.is_first:
@@ -142,6 +146,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
             "gpus_per_worker": job.cluster.gpus_per_worker,
             "price_per_hour": job.cluster.price_per_hour,
             "prepared_seconds": round(time.monotonic() - began, 3),
+            **peak.document(),
         }
         run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)
         restart_cost.begin()
@@ -155,6 +160,9 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
 
         stopping = EarlyStopping(job.stop, run, group)
     group.barrier()
+    owned = assign_micro_batches(job.num_micro_batches, group.rank, group.world_size, job.batch_norm_workers)
+    pace = Pace(group, len(owned), _flops_per_pixel(job, run, dataset), peak.flops)
+    pace.watch(learner.model)
 
     return Trainer(
         job=job,
@@ -163,7 +171,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         learner=learner,
         data=WorkerData(
             stream=training_stream(job, dataset, schedule, run_deal(run), lambda: run_image_weights(run)),
-            owned=assign_micro_batches(job.num_micro_batches, group.rank, group.world_size, job.batch_norm_workers),
+            owned=owned,
             log=SampleLog(run.storage, group.rank, record_digests=job.record_samples, check_lock=run.check_lock),
             skipped=skipped,
         ),
@@ -179,7 +187,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         state=state,
         store=store,
         guard=guard,
-        meters=Meters(LossTerms(group), Pace(), restart_cost),
+        meters=Meters(LossTerms(group), pace, restart_cost),
     )
 
 
@@ -223,3 +231,11 @@ def _restore_learner(
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state
+
+
+def _flops_per_pixel(job: JobSpec, run: RunDirectory, dataset: ShardDataset) -> float:
+    """Return the operations of the forward pass for one pixel: those of its convolutions grow with the area."""
+    size = (job.data.image_size, job.data.image_size)
+    return (
+        cost(wire(run_table(job, run)), num_classes=len(dataset.classes), size=size).gflops * GIGA / (size[0] * size[1])
+    )

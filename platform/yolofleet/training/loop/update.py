@@ -42,6 +42,8 @@ class Precision:
         self.device = device
         self.parameters = torch.float64 if name == "fp64" else torch.float32
         self._forward = FORWARD[name]
+        self.arithmetic = self._forward or self.parameters
+        """The type that convolutions compute in."""
         self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
     def context(self) -> contextlib.AbstractContextManager[None]:

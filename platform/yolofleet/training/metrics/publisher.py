@@ -20,6 +20,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import EVENTS_LOGS, RunDirectory, utc_now
+from yolofleet.training.loop.pace import STAGES
 from yolofleet.training.supervision.heartbeats import WorkerStatus
 
 PUBLISH_SECONDS = 5.0
@@ -35,13 +36,22 @@ METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
     "yolofleet_gpu_memory_total_bytes": ("Memory of a worker's GPU.", ("rank",)),
     "yolofleet_images_per_second": ("Images that all workers train on in a second.", ()),
     "yolofleet_step_seconds": ("Time of a step, mean since the last row of metrics.", ()),
-    "yolofleet_data_wait_seconds": ("Time of a step that the first worker waits for data.", ()),
+    "yolofleet_data_wait_seconds": ("Time of a step that the workers wait for data, mean over them.", ()),
+    "yolofleet_stage_share": ("Share of the workers' time in a stage of the step.", ("stage",)),
+    "yolofleet_model_flops_utilization": ("Share of the devices' peak that the model's operations reach.", ()),
+    "yolofleet_teraflops_per_second": ("Operations of the model that all workers do in a second, in 10^12.", ()),
+    "yolofleet_slowest_rank_excess": (
+        "Time that the slowest worker needs beyond the usual one, as a share.",
+        ("rank",),
+    ),
     "yolofleet_loss": ("The loss and its terms, means since the last row of metrics.", ("term",)),
     "yolofleet_average_precision": ("COCO AP of the averaged model, where the workers evaluate it.", ()),
     "yolofleet_skipped_samples": ("Samples that could not be read.", ()),
     "yolofleet_non_finite_steps": ("Steps that were skipped because loss or gradient was non-finite.", ()),
     "yolofleet_goodput": ("Share of the training time that was not lost.", ()),
     "yolofleet_lost_seconds": ("Time from failures until the run was as far again as before.", ()),
+    "yolofleet_gpu_hours": ("GPU hours so far, those of restarts included.", ()),
+    "yolofleet_cost": ("What the workers cost so far, where the job names their price.", ()),
     "yolofleet_starts": ("How often workers were started.", ()),
     "yolofleet_failures": ("Failures by kind: worker, preemption, start.", ("kind",)),
     "yolofleet_checkpoint_step": ("Step of the newest checkpoint.", ()),
@@ -59,6 +69,8 @@ PLAIN_METRICS = {
     "val_AP": "yolofleet_average_precision",
     "skipped_samples": "yolofleet_skipped_samples",
     "non_finite_steps": "yolofleet_non_finite_steps",
+    "model_flops_utilization": "yolofleet_model_flops_utilization",
+    "teraflops_per_second": "yolofleet_teraflops_per_second",
 }
 FAILURE_KINDS = ("worker", "preemption", "start")
 TROUBLES = ("failed", "skipped", "passed_over")
@@ -106,6 +118,12 @@ def training_readings(job: JobSpec, first: WorkerStatus) -> Iterator[Reading]:
         yield Reading("yolofleet_step_seconds", step_seconds)
         yield Reading("yolofleet_images_per_second", rate)
         yield Reading("yolofleet_data_wait_seconds", step_seconds * metrics.get("data_wait_share", 0.0))
+    for stage in STAGES:
+        if (share := metrics.get(f"{stage}_share")) is not None:
+            yield Reading("yolofleet_stage_share", share, {"stage": stage})
+    if "slowest_rank" in metrics:
+        rank = {"rank": str(int(metrics["slowest_rank"]))}
+        yield Reading("yolofleet_slowest_rank_excess", metrics.get("slowest_rank_excess", math.nan), rank)
     for name, term in LOSS_TERMS.items():
         if name in metrics:
             yield Reading("yolofleet_loss", metrics[name], {"term": term})
@@ -124,6 +142,9 @@ def run_readings(events: Sequence[Row], time_now: str) -> Iterator[Reading]:
     summary = summarize_run(events, [{"time": time_now}])
     yield Reading("yolofleet_starts", summary.starts)
     yield Reading("yolofleet_lost_seconds", summary.seconds_lost)
+    yield Reading("yolofleet_gpu_hours", summary.gpu_hours)
+    if summary.cost is not None:
+        yield Reading("yolofleet_cost", summary.cost)
     if summary.goodput is not None:
         yield Reading("yolofleet_goodput", summary.goodput)
     for kind in FAILURE_KINDS:

@@ -242,5 +242,6 @@ def join_queue(ticket: Ticket, on_event: Callable[..., object]) -> Iterator[Admi
     def leave(id: str) -> None:
         ray.get(queue[-1].leave.remote(id), timeout=LEAVE_SECONDS)
 
+    on_event("queued", user=ticket.user, project=ticket.project)  # who the hours of this run are counted for
     with Admission(ticket, ask, leave, on_event) as admission:
         yield admission

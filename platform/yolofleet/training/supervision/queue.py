@@ -18,7 +18,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.ray_runtime import HEAD_RESOURCE
 from yolofleet.specs.cluster import QuotaSpec
 from yolofleet.training.supervision.nodes import draining_nodes, free_resources
-from yolofleet.training.supervision.turns import Node, Ticket, Turn, decide
+from yolofleet.training.supervision.turns import Node, Spent, Ticket, Turn, decide
+from yolofleet.training.supervision.usage import Ledger
 from yolofleet.training.supervision.watches import REMOVED, list_placement_groups
 
 NAME, NAMESPACE = "queue-1", "yolofleet"
@@ -80,6 +81,7 @@ class TicketQueue:
         view: Looks at the cluster.
         quotas: Reads the quotas.
         clock: Seconds since 1970.
+        spent: Says how many GPU hours were used.
     """
 
     def __init__(
@@ -87,10 +89,12 @@ class TicketQueue:
         view: Callable[[], ClusterView] = view_cluster,
         quotas: Callable[[], QuotaSpec] | None = None,
         clock: Callable[[], float] = time.time,
+        spent: Callable[[QuotaSpec], Spent] | None = None,
     ) -> None:
         self._view = view
         self._quotas = quotas or read_quotas
         self._clock = clock
+        self._spent = spent or Ledger(clock=clock).look
         self._began = clock()
         self._tickets: dict[str, Ticket] = {}
         self._seen: dict[str, float] = {}
@@ -113,7 +117,8 @@ class TicketQueue:
             return Answer(Turn(ticket.holds), ticket.arrival, [])
         view = self._view()
         tickets = [ticket, *(self._as_granted(other) for id, other in self._tickets.items() if id != ticket.id)]
-        turn = decide(tickets, view.nodes, {other.id: view.occupied(other) for other in tickets}, quotas)[ticket.id]
+        occupied = {other.id: view.occupied(other) for other in tickets}
+        turn = decide(tickets, view.nodes, occupied, quotas, self._spent(quotas))[ticket.id]
         self._granted[ticket.id] = turn.slots
         demand = [dict(other.wanted) for other in tickets for _ in range(max(other.holds, other.fewest * other.waits))]
         return Answer(turn, ticket.arrival, demand)

@@ -78,6 +78,18 @@ class Turn:
     """Whether its quota will never let it start."""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """The GPU hours that were used lately."""
+
+    hours: Mapping[tuple[str, str], float] = field(default_factory=dict)
+    """By ("user" or "project", its name)."""
+    days: float = 0.0
+    """How far they reach back."""
+    problem: str | None = None
+    """Why they are not known; who has a quota of them waits meanwhile."""
+
+
 class Room:
     """The free resources of the nodes, while turns are given out."""
 
@@ -134,7 +146,11 @@ def in_order(tickets: Sequence[Ticket]) -> list[Ticket]:
 
 
 def decide(
-    tickets: Sequence[Ticket], nodes: Sequence[Node], occupied: Mapping[str, int], quotas: QuotaSpec | None = None
+    tickets: Sequence[Ticket],
+    nodes: Sequence[Node],
+    occupied: Mapping[str, int],
+    quotas: QuotaSpec | None = None,
+    spent: Spent | None = None,
 ) -> dict[str, Turn]:
     """Return the turn of each ticket, by its id.
 
@@ -142,10 +158,11 @@ def decide(
         tickets: Those of all drivers that live.
         nodes: The nodes that stay.
         occupied: Slots that Ray has given to each ticket's driver, by the ticket's id.
-        quotas: What users and projects may have at once.
+        quotas: What users and projects may have.
+        spent: What they have used of their GPU hours.
     """
     tickets = in_order(tickets)
-    room, usage = Room(nodes), _Usage(quotas or QuotaSpec(), tickets)
+    room, usage = Room(nodes), _Usage(quotas or QuotaSpec(), spent or Spent(), tickets)
     for ticket in tickets:
         room.take(ticket, max(0, ticket.holds - occupied.get(ticket.id, 0)))
     slots, turns, blocked = {ticket.id: ticket.holds for ticket in tickets}, dict[str, Turn](), list[Ticket]()
@@ -204,10 +221,11 @@ def _reason(
 
 
 class _Usage:
-    """What users and projects have at once, against their quotas."""
+    """What users and projects have, against their quotas."""
 
-    def __init__(self, quotas: QuotaSpec, tickets: Sequence[Ticket]) -> None:
+    def __init__(self, quotas: QuotaSpec, spent: Spent, tickets: Sequence[Ticket]) -> None:
         self._quotas = quotas
+        self._spent = spent
         self._used: Counter[tuple[str, str, str]] = Counter()
         for ticket in tickets:
             self.add(ticket, ticket.holds)
@@ -220,6 +238,12 @@ class _Usage:
 
     def allowed(self, ticket: Ticket) -> tuple[int, str]:
         """Return how many more slots the quotas allow, and which quota is the narrowest."""
+        for scope, name, hours in self._hour_limits(ticket):
+            if self._spent.problem is not None:
+                return 0, self._spent.problem
+            if (used := self._spent.hours.get((scope, name), 0.0)) >= hours:
+                span = f"in {self._spent.days:g} days"
+                return 0, f"{scope} {name} has used {used:.1f} of {hours:g} GPU hours that its quota allows {span}"
         narrowest, reason = max(ticket.most, ticket.fewest), ""
         for kind, amount in ticket.wanted.items():
             for scope, name, limit in self._quotas.limits(ticket.user, ticket.project, kind):
@@ -236,4 +260,10 @@ class _Usage:
             for kind, amount in ticket.wanted.items()
             for _, _, limit in self._quotas.limits(ticket.user, ticket.project, kind)
         ]
+        limits += [0 for _, _, hours in self._hour_limits(ticket) if hours == 0]
         return min(limits, default=ticket.fewest)
+
+    def _hour_limits(self, ticket: Ticket) -> list[tuple[str, str, float]]:
+        """Return what limits the GPU hours of a ticket; nothing where it wants no GPU."""
+        wants = ticket.wanted.get("GPU", 0.0) > 0
+        return [*self._quotas.hour_limits(ticket.user, ticket.project)] if wants else []
