@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from html.parser import HTMLParser
 
 from evaluation.reference_figures import random_problem
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.average_precision import coco_average_precision
-from yolofleet.evaluation.charts import Series, line_chart
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.evaluate import EvaluationResult
 from yolofleet.evaluation.report import render_report
@@ -22,16 +20,17 @@ class Balanced(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.loaded: list[str] = []
-        self.tags: set[str] = set()
+        self.images: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
+        found = [value or "" for name, value in attrs if name in ("src", "href")]
+        self.images += found if tag == "img" else []
+        self.loaded += [] if tag == "img" else [value for value in found if not value.startswith("#")]
+        if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        pass
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -54,37 +53,22 @@ def result_of(seed: int) -> EvaluationResult:
 
 def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> None:
     nothing = Detections.from_records([])
-    history = [{"step": step, "loss_box": 1 / (step + 1), "learning_rate": 0.01} for step in range(3000)]
-    history += [{"step": 3000, "val_AP": 0.4, "val_AP50": None}, {"step": 3001, "loss_box": float("nan")}]
     page = render_report(
         result_of(1),
         title='Run <b>&"demo"',
         facts={"model": "<i>x</i>"},
-        history=history,
         images=draw_samples(dataset, nothing, count=3),
     )
     parser = parsed(page)
-    assert "script" not in parser.tags and "b" in parser.tags
-    assert len(parser.loaded) == 3 and all(value.startswith("data:image/jpeg;base64,") for value in parser.loaded)
-    assert "http://" not in page and "https://" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert page.count("<svg") == 4  # losses, learning rate, validation, precision over recall
+    assert len(parser.images) == 3 and all(value.startswith("data:image/jpeg;base64,") for value in parser.images)
+    assert parser.loaded == [] and "http://" not in page and "https://" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
     for name in ("AP_small", "AR_100", "class 7", "1 images could not be read"):
         assert name in page
     assert len(page) < 2_000_000
 
 
-def test_a_page_without_an_evaluation_or_without_ground_truth_is_a_page() -> None:
-    parsed(render_report(None, title="Nothing yet"))
+def test_a_page_without_ground_truth_is_a_page() -> None:
     empty = coco_average_precision({"images": [], "categories": [], "annotations": []}, [])
-    parsed(
-        render_report(EvaluationResult(average_precision=empty, detections=Detections.from_records([])), title="Empty")
-    )
-
-
-def test_charts_stay_inside_their_axes() -> None:
-    for points in ([], [(0.0, 5.0)], [(0.0, 0.0), (1e6, 1e-9)], [(1.0, float("inf")), (2.0, 3.0)], [(3.0, -7.0)] * 4):
-        chart = line_chart([Series(name="a<b", points=points, colour="red")], x_name="x", y_name="y")
-        assert "nan" not in chart and "inf" not in chart and "a&lt;b" in chart
-        for x, y in re.findall(r"([\d.-]+),([\d.-]+)", re.search(r'points="([^"]*)"', chart).group(1)):  # type: ignore[union-attr]
-            assert 0 <= float(x) <= 560 and 0 <= float(y) <= 340
+    result = EvaluationResult(average_precision=empty, detections=Detections.from_records([]))
+    assert "There was nothing to measure" in render_report(result, title="Empty")

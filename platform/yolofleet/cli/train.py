@@ -15,6 +15,8 @@ from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
+    import subprocess
+
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import FencingToken
@@ -72,7 +74,7 @@ def _finish_run(
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
     rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
-    on_row = rows.append if notifier is None else notifier.watching(rows.append)
+    on_row = _writing_pages(rows.append if notifier is None else notifier.watching(rows.append), ready.run.url)
     with _mirrored(spec, ready, tracking_uri, token, on_row, notifier):
         if not ready.finished:
             _run(spec, launcher, ready, token, verbose, rows, on_row)
@@ -80,6 +82,20 @@ def _finish_run(
     if notifier is not None:
         notifier.end("\n".join(_result_lines(record, "done")))
     return record, "done"
+
+
+def _writing_pages(on_row: OnRow, url: str) -> OnRow:
+    """Write the run's page anew at each evaluation, unless it is being written at that moment."""
+    writing: list[subprocess.Popen[bytes]] = []
+
+    def take(row: Row) -> None:
+        on_row(row)
+        if "val_AP" in row and not (writing and writing[-1].poll() is None):
+            from yolofleet.registry.release import start_page
+
+            writing[:] = [start_page(url)]
+
+    return take
 
 
 @contextmanager

@@ -20,7 +20,11 @@ from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
+    import subprocess
+
+    from yolofleet.cli.tune_display import OnSegment
     from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.engine import SegmentResult, TrialSegment
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
@@ -240,7 +244,7 @@ def _search(
                 session.engine(trials, directory),
                 session.job_of(directory),
                 session.measured_objectives,
-                on_segment=on_segment,
+                on_segment=_writing_pages(on_segment, directory.url),
                 show_worker_output=verbose,
                 url=directory.url,
                 on_event=directory.append_event,
@@ -252,6 +256,20 @@ def _search(
             mirror.close()
         directory.close()
     return directory
+
+
+def _writing_pages(on_segment: OnSegment, url: str) -> OnSegment:
+    """Write the search's page anew when a trial has got further, unless it is being written at that moment."""
+    from yolofleet.registry.release import start_page
+
+    writing: list[subprocess.Popen[bytes]] = []
+
+    def take(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
+        on_segment(kind, segment, result)
+        if result is not None and not (writing and writing[-1].poll() is None):
+            writing[:] = [start_page(url)]
+
+    return take
 
 
 @contextmanager
