@@ -54,7 +54,7 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
         "metrics": {"loss": 0.25, "val_AP": 0.25},
         "page": str(tmp_path / "demo/report/index.html"),
     }
-    assert "job: is of another version" in " ".join((tmp_path / "demo/report/index.html").read_text().split())
+    assert "is of another version of yolofleet" in " ".join((tmp_path / "demo/report/index.html").read_text().split())
     run_report(str(tmp_path / "demo"))
     text = capsys.readouterr().out
     assert "status: RUNNING\n" in text and "history:\n" in text and "{" not in text
