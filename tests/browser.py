@@ -105,6 +105,7 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         """Store a picture of the whole page."""
+        self.evaluate("Promise.all([...document.images].map((image) => image.decode()))")
         picture = self._call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(picture["data"]))
 

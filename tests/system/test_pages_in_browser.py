@@ -27,7 +27,8 @@ from yolofleet.evaluation.report import render_report
 from yolofleet.search.live_page import page_server
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.tracking.run_page import read_run, render_run
+from yolofleet.tracking.run_page import render_run
+from yolofleet.tracking.run_record import read_run
 
 pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 MOST_BYTES = 3_000_000
@@ -60,7 +61,7 @@ TOO_WIDE = """
   const wide = document.documentElement.clientWidth;
   return document.documentElement.scrollWidth <= wide ? [] : [...document.querySelectorAll("body *")]
     .filter((e) => e.getBoundingClientRect().right > wide + 1 && !e.closest(".wide,pre"))
-    .map((e) => e.outerHTML.slice(0, 120)).slice(0, 5).concat([`page ${document.documentElement.scrollWidth} of ${wide}`]);
+    .map((e) => e.outerHTML.slice(0, 120)).slice(0, 5).concat([`${document.documentElement.scrollWidth} > ${wide}`]);
 })()
 """
 

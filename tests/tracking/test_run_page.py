@@ -12,7 +12,8 @@ import pytest
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_advice import advice
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.tracking.run_page import EVALUATION_KEY, RunRecord, read_run, render_run, write_run_page
+from yolofleet.tracking.run_page import render_run, write_run_page
+from yolofleet.tracking.run_record import EVALUATION_KEY, RunRecord, read_run
 
 JOB = """
 name: demo

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,7 +74,7 @@ def _finish_run(
     if ready.finished and (record := release_record(ready.run)) is not None:
         return record, "this run is finished already; nothing was done"
     rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
-    on_row = _writing_pages(rows.append if notifier is None else notifier.watching(rows.append), ready.run.url)
+    on_row = rows.append if notifier is None else notifier.watching(rows.append)
     with _mirrored(spec, ready, tracking_uri, token, on_row, notifier):
         if not ready.finished:
             _run(spec, launcher, ready, token, verbose, rows, on_row)
@@ -84,18 +84,25 @@ def _finish_run(
     return record, "done"
 
 
-def _writing_pages(on_row: OnRow, url: str) -> OnRow:
-    """Write the run's page anew at each evaluation, unless it is being written at that moment."""
+@contextmanager
+def writing_pages(url: str) -> Iterator[Callable[[], None]]:
+    """Yield what writes the page of a run or a search anew, beside everything else and one at a time."""
     writing: list[subprocess.Popen[bytes]] = []
 
-    def take(row: Row) -> None:
-        on_row(row)
-        if "val_AP" in row and not (writing and writing[-1].poll() is None):
-            from yolofleet.registry.release import start_page
+    def write() -> None:
+        from yolofleet.registry.release import start_page
 
+        if not (writing and writing[-1].poll() is None):
             writing[:] = [start_page(url)]
 
-    return take
+    try:
+        yield write
+        for process in writing:  # or it would overwrite a newer page
+            process.communicate()
+    finally:
+        for process in writing:
+            process.kill()
+            process.wait()
 
 
 @contextmanager
@@ -198,15 +205,25 @@ def _run(
         note(f"training {ready.num_steps} steps: {ready.run.url}")
         for line in ready.notes:
             note(f"  {line}")
-    with show_run(rows, ready.num_steps, ready.done_steps), _record_failure(spec, token):
+    with (
+        writing_pages(ready.run.url) as write_page,
+        show_run(rows, ready.num_steps, ready.done_steps),
+        _record_failure(spec, token),
+    ):
+
+        def take(row: Row) -> None:
+            on_row(row)
+            if "val_AP" in row:
+                write_page()
+
         if launcher == "ray":
             from yolofleet.training.supervision.launch import run_on_ray
 
-            run_on_ray(spec, token, on_row=on_row, show_worker_output=verbose)
+            run_on_ray(spec, token, on_row=take, show_worker_output=verbose)
         else:
             from yolofleet.training.supervision.worker import run_in_process
 
-            run_in_process(spec, token, on_row=on_row)
+            run_in_process(spec, token, on_row=take)
 
 
 @contextmanager

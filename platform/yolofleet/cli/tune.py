@@ -20,9 +20,6 @@ from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
-    import subprocess
-
-    from yolofleet.cli.tune_display import OnSegment
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.search.engine import SegmentResult, TrialSegment
     from yolofleet.search.session import SearchSession
@@ -215,6 +212,7 @@ def _search(
     verbose: bool,
 ) -> SearchDirectory:
     from yolofleet.cli.model_argument import resolve_weights
+    from yolofleet.cli.train import writing_pages
     from yolofleet.cli.tune_display import watch_search
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
@@ -237,14 +235,25 @@ def _search(
         note(f"  watch it in a browser: {hint}")
     try:
         watched = watch_search(session, directory, trials)
-        with keep_optuna_file(directory), watched as on_segment, _record_end(directory):
+        with (
+            keep_optuna_file(directory),
+            writing_pages(directory.url) as write_page,
+            watched as show_segment,
+            _record_end(directory),
+        ):
+
+            def on_segment(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
+                show_segment(kind, segment, result)
+                if result is not None:
+                    write_page()
+
             run_search(
                 spec,
                 session.space.base_job.cluster,
                 session.engine(trials, directory),
                 session.job_of(directory),
                 session.measured_objectives,
-                on_segment=_writing_pages(on_segment, directory.url),
+                on_segment=on_segment,
                 show_worker_output=verbose,
                 url=directory.url,
                 on_event=directory.append_event,
@@ -256,20 +265,6 @@ def _search(
             mirror.close()
         directory.close()
     return directory
-
-
-def _writing_pages(on_segment: OnSegment, url: str) -> OnSegment:
-    """Write the search's page anew when a trial has got further, unless it is being written at that moment."""
-    from yolofleet.registry.release import start_page
-
-    writing: list[subprocess.Popen[bytes]] = []
-
-    def take(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
-        on_segment(kind, segment, result)
-        if result is not None and not (writing and writing[-1].poll() is None):
-            writing[:] = [start_page(url)]
-
-    return take
 
 
 @contextmanager

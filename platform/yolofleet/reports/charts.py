@@ -15,11 +15,14 @@ from typing import Literal
 
 from markupsafe import Markup
 
+from yolofleet.reports.axes import Ends, ends_of, inside, linear_ticks, log_ticks, place, tick_text, with_margin
+
 Point = tuple[float, float]
-Ends = tuple[float, float]
 
 SIDE = 1000
 """Of the drawing, in its own units."""
+LABEL_SHARE = (0.08, 0.07)
+"""Of the width and the height of a chart, that the name of a point takes."""
 MOST_POINTS = 400
 """Of a series; more are thinned out, for no screen shows them."""
 COLOURS = tuple(f"var(--s{number})" for number in range(8))
@@ -112,21 +115,21 @@ def chart(
     if not xs:
         return Markup("")
     is_line = all(entry.shape == "line" for entry in series)
-    low, high = x_range or (_ends(xs, x_log) if is_line else _with_margin(_ends(xs, x_log), x_log))
-    bottom, top = y_range or (_ends(ys, y_log) if is_line and not y_log else _with_margin(_ends(ys, y_log), y_log))
-    y_ticks = _log_ticks(bottom, top) if y_log else _ticks(bottom, top, 2 if small else 4)
+    low, high = x_range or (ends_of(xs, x_log) if is_line else with_margin(ends_of(xs, x_log), x_log))
+    bottom, top = y_range or (ends_of(ys, y_log) if is_line and not y_log else with_margin(ends_of(ys, y_log), y_log))
+    y_ticks = log_ticks(bottom, top) if y_log else linear_ticks(bottom, top, 2 if small else 4)
     if not y_log and is_line:
         bottom, top = min(bottom, y_ticks[0]), max(top, y_ticks[-1])
-    x_ticks = _log_ticks(low, high) if x_log else _inside(_ticks(low, high, 2 if small else 5), low, high)
+    x_ticks = log_ticks(low, high) if x_log else inside(linear_ticks(low, high, 2 if small else 5), low, high)
 
     def across(x: float) -> float:
-        return _share(x, low, high, x_log)
+        return place(x, low, high, x_log)
 
     def up(y: float) -> float:
-        return _share(y, bottom, top, y_log)
+        return place(y, bottom, top, y_log)
 
     drawn = [
-        *(_line("grid", (0, 1), (up(y), up(y))) for y in _inside(y_ticks, bottom, top)),
+        *(_line("grid", (0, 1), (up(y), up(y))) for y in inside(y_ticks, bottom, top)),
         *(_line("mark", (across(mark.x), across(mark.x)), (0, 1), mark.colour) for mark in marks),
     ]
     names = []
@@ -134,8 +137,8 @@ def chart(
         placed = [(across(x), up(y)) for x, y, _ in points]
         drawn.append(_drawing(number, entry, placed))
         if entry.labels:
-            indices = _kept(entry, x_log, y_log)
-            names += [_label(at, entry.labels[i]) for at, i in zip(placed, indices, strict=True) if entry.labels[i]]
+            said = [entry.labels[index] for index in _kept(entry, x_log, y_log)]
+            names += _labels(placed, said)
     data = {
         "kind": "lines" if is_line else "points",
         "x": [low, high],
@@ -150,11 +153,11 @@ def chart(
         ],
         "marks": [[mark.x, mark.text, mark.colour] for mark in marks],
     }
-    ticks = [_tick("y", up(y), _number(y)) for y in _inside(y_ticks, bottom, top)]
+    ticks = [_tick("y", up(y), tick_text(y)) for y in inside(y_ticks, bottom, top)]
     if x_names:
         ticks += [_tick("x", across(x), name[:14]) for x, name in enumerate(x_names) if low <= x <= high]
     else:
-        ticks += [_tick("x", across(x), _number(x)) for x in x_ticks]
+        ticks += [_tick("x", across(x), tick_text(x)) for x in x_ticks]
     caption = f"{title}, {y_name}" if y_name else title
     legend = Markup("") if small or len(series) < 2 else _legend(series)
     axis = Markup("") if small else Markup('<div class="axis">{}</div>').format(x_name)
@@ -221,7 +224,7 @@ def _kept(entry: Series, x_log: bool, y_log: bool) -> list[int]:
 
 def _clean(entry: Series, index: int, x_log: bool, y_log: bool) -> tuple[float, float, str]:
     x, y = entry.points[index]
-    said = entry.texts[index] if entry.texts else f"{entry.name}: {_number(x)}, {_number(y)}"
+    said = entry.texts[index] if entry.texts else f"{entry.name}: {tick_text(x)}, {tick_text(y)}"
     return float(f"{x:.7g}"), float(f"{y:.5g}"), said
 
 
@@ -301,70 +304,17 @@ def _tick(axis: str, at: float, said: str) -> Markup:
     return Markup('<span class="tick {}" style="{}:{:.2f}%">{}</span>').format(axis, side, 100 * at, said)
 
 
+def _labels(placed: Sequence[Point], said: Sequence[str]) -> Iterator[Markup]:
+    """Yield the names beside points, without those that would cover another; the pointer still tells them."""
+    taken: list[Point] = []
+    for at, name in zip(placed, said, strict=True):
+        if name and not any(abs(at[0] - x) < LABEL_SHARE[0] and abs(at[1] - y) < LABEL_SHARE[1] for x, y in taken):
+            taken.append(at)
+            yield _label(at, name)
+
+
 def _label(at: Point, said: str) -> Markup:
     side = " left" if at[0] > 0.8 else ""
     return Markup('<span class="label{}" style="left:{:.2f}%;top:{:.2f}%">{}</span>').format(
         side, 100 * at[0], 100 * (1 - at[1]), said
     )
-
-
-def _share(value: float, low: float, high: float, log: bool) -> float:
-    if log:
-        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
-    return (value - low) / (high - low)
-
-
-def _ends(values: Sequence[float], log: bool) -> Ends:
-    """Return the ends of the data, apart from each other."""
-    low, high = min(values), max(values)
-    if high - low > 1e-12 * max(abs(high), abs(low), 1e-300):
-        return low, high
-    return (low / 1.5, high * 1.5) if log else (low - (abs(low) * 0.1 or 0.5), high + (abs(high) * 0.1 or 0.5))
-
-
-def _with_margin(ends: Ends, log: bool) -> Ends:
-    low, high = ends
-    if log:
-        factor = (high / low) ** 0.06
-        return low / factor, high * factor
-    margin = 0.06 * (high - low)
-    return low - margin, high + margin
-
-
-def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Return round numbers that hold both ends between them."""
-    rough = (high - low) / about
-    magnitude = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
-
-
-def _inside(ticks: Sequence[float], low: float, high: float) -> list[float]:
-    room = 1e-9 * (high - low)
-    return [tick for tick in ticks if low - room <= tick <= high + room]
-
-
-def _log_ticks(low: float, high: float) -> list[float]:
-    """Return round numbers between two ends: few over a wide range, more over a narrow one."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    decades = max(1, math.ceil(len(powers) / 6))
-    ticks: list[float] = []
-    for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
-        every = decades if len(factors) == 1 else 1
-        ticks = [f * 10.0**power for power in powers[::every] for f in factors if low <= f * 10.0**power <= high]
-        if len(ticks) >= 4 or (len(ticks) >= 3 and len(factors) == 1):
-            break
-    return ticks or list(_spread(low, high))
-
-
-def _spread(low: float, high: float) -> Iterator[float]:
-    yield from (float(f"{low * (high / low) ** share:.3g}") for share in (0.05, 0.5, 0.95))
-
-
-def _number(value: float) -> str:
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e7):
-        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{round(value, 6):g}"

@@ -175,7 +175,7 @@ def beside(*parts: Markup) -> Markup:
 def figure(jpeg: bytes, size: tuple[int, int], alt: str, caption: str | Markup = "") -> Markup:
     """Return an image with its caption, the bytes of its JPEG in it; ``size`` is (width, height) in pixels."""
     return Markup(
-        '<figure><img src="data:image/jpeg;base64,{}" width="{}" height="{}" decoding="async" alt="{}">'
+        '<figure><img src="data:image/jpeg;base64,{}" width="{}" height="{}" alt="{}">'
         "<figcaption>{}</figcaption></figure>"
     ).format(base64.b64encode(jpeg).decode(), *size, alt or "image", caption)
 

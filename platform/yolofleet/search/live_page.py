@@ -22,7 +22,8 @@ from yolofleet.search.report import render_search
 from yolofleet.search.results import load_results
 from yolofleet.storage import Storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.tracking.run_page import read_run, render_run
+from yolofleet.tracking.run_page import render_run
+from yolofleet.tracking.run_record import read_run
 
 LOOPBACK = "127.0.0.1"
 TRIAL = re.compile(r"/trials/([A-Za-z0-9][A-Za-z0-9._-]*)/?")

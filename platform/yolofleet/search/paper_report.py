@@ -9,7 +9,7 @@ from yolofleet.core.text import and_more
 from yolofleet.evaluation.published import FIGURES
 from yolofleet.reports.page import Cell, Markup, Section, Table, scrolling, text, text_cell
 from yolofleet.reports.page import table as table_of
-from yolofleet.search.charts import order_chart
+from yolofleet.search.order_chart import order_chart
 from yolofleet.search.paper_table import PaperTable, Variant
 
 LINE_LENGTH = 78

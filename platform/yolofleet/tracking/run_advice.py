@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from yolofleet.tracking.run_directory import status_after
-
-if TYPE_CHECKING:
-    from yolofleet.tracking.run_page import RunRecord
+from yolofleet.tracking.run_record import RunRecord
 
 FEW_STEPS = 1000
 STILL_RISING = 0.02

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 from yolofleet.reports.charts import COLOURS, Mark, Series, chart, thin
 from yolofleet.reports.page import Markup, grid, text
 from yolofleet.tracking.json_lines import Row
-
-if TYPE_CHECKING:
-    from yolofleet.tracking.run_page import RunRecord
+from yolofleet.tracking.run_record import RunRecord
 
 LOSSES = ("loss", "loss_box", "loss_objectness", "loss_classification")
 AP = ("val_AP", "val_AP50", "val_AP75")
