@@ -24,6 +24,7 @@ from yolofleet.data.sources import ImageStore
 from yolofleet.reports.charts import COLOURS
 from yolofleet.reports.page import (
     Markup,
+    Row,
     Section,
     Table,
     bullets,
@@ -89,7 +90,7 @@ def check_page(content: Content, problems: ProblemLog, *, max_pixels: int = DEFA
 
 
 def _problems(problems: ProblemLog) -> Markup:
-    rows = [
+    rows: list[Row] = [
         [
             str(entry["outcome"]),
             kind,

@@ -9,7 +9,7 @@ from typing import Any
 from yolofleet.evaluation.latency import WARM_UP_PASSES, BenchmarkedModel, Environment, Timing
 from yolofleet.evaluation.published import COSTS, published_series
 from yolofleet.reports.charts import COLOURS, Series, chart
-from yolofleet.reports.page import Markup, Section, Table, facts, grid, render_page, table, text, text_cell
+from yolofleet.reports.page import Markup, Row, Section, Table, facts, grid, render_page, table, text, text_cell
 
 HEADINGS = ("px", "format", "type", "batch", "passes", "p50 ms", "p90 ms", "p99 ms", "FPS", "AP")
 WIDTHS = (6, 7, 6, 6, 7, 9, 9, 9, 8, 6)
@@ -52,9 +52,11 @@ def render_benchmark(environment: Environment, models: Sequence[BenchmarkedModel
         _series("measured here", COLOURS[0], _points(models, papers=False)),
     ]
     measured = [entry for entry in measured if entry.points]
-    axes = {"title": "AP in percent", "x_name": COSTS["milliseconds"], "x_log": True}
-    charts = grid([chart([*published_series("milliseconds"), *measured], **axes)]) if measured else Markup("")
-    rows = [
+    charts = Markup("")
+    if measured:
+        series = [*published_series("milliseconds"), *measured]
+        charts = grid([chart(series, title="AP in percent", x_name=COSTS["milliseconds"], x_log=True)])
+    rows: list[Row] = [
         [model.model, *(text_cell(cell) for cell in _cells(model, timing))]
         for model in models
         for timing in model.timings

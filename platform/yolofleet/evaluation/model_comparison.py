@@ -10,7 +10,7 @@ from typing import Any
 
 from yolofleet.evaluation.published import COSTS, FIGURES, PublishedResult, published_results, published_series
 from yolofleet.reports.charts import Series, chart
-from yolofleet.reports.page import Markup, Section, Table, bullets, grid, render_page, table, text, text_cell
+from yolofleet.reports.page import Markup, Row, Section, Table, bullets, grid, render_page, table, text, text_cell
 
 HEADINGS = tuple(heading for heading, _ in FIGURES.values())
 MODEL_WIDTH = 22
@@ -87,9 +87,11 @@ def render_comparison(measured: Sequence[MeasuredModel]) -> str:
     """Return a page: AP against FLOPs, parameters and latency, and a table of all figures."""
     ordered = _by_flops(measured)
     head = ("model", "px", "M", "GFLOPs", "FPS", *HEADINGS, *(f"{name} test" for name in HEADINGS))
-    rows = [[entry.model, *(text_cell(cell) for cell in (*_costs(entry), *_figures(entry)))] for entry in ordered]
+    rows: list[Row] = [
+        [entry.model, *(text_cell(cell) for cell in (*_costs(entry), *_figures(entry)))] for entry in ordered
+    ]
     marked = [number for number, entry in enumerate(ordered) if isinstance(entry, MeasuredModel)]
-    settings = [
+    settings: list[Row] = [
         [f"{result.precision}, IoU {result.iou}", text_cell(str(result.ap))]
         for result in published_results()
         if result.precision is not None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from yolofleet.models.memory import TrainingMemory
 from yolofleet.models.profile import BlockLine, Profile
-from yolofleet.reports.page import Markup, Section, Table, cards, number_cell, render_page, table, text
+from yolofleet.reports.page import Markup, Row, Section, Table, cards, number_cell, render_page, table, text
 
 GIB = 2**30
 PARTS = ("weights", "gradients", "momentum", "average", "exchange", "activations", "total")
@@ -37,7 +37,7 @@ def render_model(
         "GFLOPs in training": f"{facts.gflops:.2f}",
         "largest stride": str(facts.max_stride),
     }
-    rows = [
+    rows: list[Row] = [
         [
             line.name,
             line.block,
@@ -52,7 +52,9 @@ def render_model(
         for line in lines
     ]
     head = ("name", "block", "from", "channels", "stride", "convolutions", "parameters", "GFLOPs", "settings")
-    needed = [[entry.strategy, *(number_cell(getattr(entry, part) / GIB) for part in PARTS)] for entry in memory]
+    needed: list[Row] = [
+        [entry.strategy, *(number_cell(getattr(entry, part) / GIB) for part in PARTS)] for entry in memory
+    ]
     note = f"GiB of a worker, {memory[0].num_workers} in all, {micro_batch_size} images in one pass, {precision}."
     sections = [
         Section(title="Cost", body=cards(figures) + text(facts.note or "")),

@@ -69,6 +69,10 @@ def text_cell(text: str) -> Cell:
     return Cell(text=text, sort=float(found[0]) if found else -1e300 if text in ("-", "") else None)
 
 
+Row = Sequence[Cell | str | float | None]
+"""The cells of a row; a number that is no `Cell` is shown with three decimals, a whole one with none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Table:
     """A table that can be sorted by each column and, where it is long, filtered."""
@@ -76,7 +80,7 @@ class Table:
     name: str
     """What its rows are; read out, not shown."""
     head: Sequence[str]
-    rows: Sequence[Sequence[Cell | str | float | int | None]]
+    rows: Sequence[Row]
     marked: Iterable[int] = ()
     """Rows that stand out."""
     groups: Mapping[int, str] | None = None
@@ -180,7 +184,7 @@ def figure(jpeg: bytes, size: tuple[int, int], alt: str, caption: str | Markup =
     ).format(base64.b64encode(jpeg).decode(), *size, alt or "image", caption)
 
 
-def _cell(value: str | float | int | None) -> Cell:
+def _cell(value: str | float | None) -> Cell:
     if isinstance(value, str):
         return Cell(text=value)
     return number_cell(value) if isinstance(value, float) or value is None else Cell(text=f"{value:,}", sort=value)

@@ -74,14 +74,14 @@ class LivePages:
         if search.exists():
             if (found := TRIAL.fullmatch(path)) is not None:
                 trial = search.trial(found[1])
-                return render_run(read_run(trial), live=True) if trial.exists() else None
+                return render_run(read_run(trial), live=True, links={"search": "/"}) if trial.exists() else None
             results = load_results(search)
             pages = {name: f"/trials/{name}/" for entry in results.entries for name in entry.runs}
             return render_search(results, pages, live=True) if path == "/" else None
         run = RunDirectory(self._storage)
         if not run.exists():
             raise UserError(f"{run.url}: holds neither a run (job.yaml) nor a search (search.yaml)")
-        return render_run(read_run(run), live=True) if path == "/" else None
+        return render_run(read_run(run), live=True, links={}) if path == "/" else None
 
 
 def page_server(storage: Storage, port: int) -> ThreadingHTTPServer:

@@ -15,6 +15,7 @@ from yolofleet.reports.charts import Series, chart
 from yolofleet.reports.page import (
     Cell,
     Markup,
+    Row,
     Section,
     Table,
     cards,
@@ -174,7 +175,7 @@ def _budget(results: Results) -> Markup:
 def _importances(results: Results) -> Markup:
     if results.importances is None:
         return text("Too few trials to tell.")
-    rows = [
+    rows: list[Row] = [
         [
             entry.parameter,
             Cell(text=f"{entry.share:.0%}", sort=entry.share, share=entry.share),
@@ -193,7 +194,7 @@ def _trial_table(results: Results, pages: Mapping[str, str]) -> Markup:
         key=lambda entry: -objective.sign * value if (value := entry.value(objective.metric)) is not None else np.inf,
     )
     head, *lines = entry_rows(results, order)
-    rows = []
+    rows: list[Row] = []
     for entry, line in zip(order, lines, strict=True):
         page = next((pages[name] for name in entry.runs if name in pages), "")
         number = Cell(text=line[0], sort=entry.number, href=page)

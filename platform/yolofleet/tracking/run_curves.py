@@ -40,7 +40,7 @@ KINDS = {
 def curves(record: RunRecord) -> Markup:
     """Return all curves of a run, each over all of its steps so far."""
     marks = list(_marks(record.events))
-    shared = {"x_name": "step", "x_range": (0.0, float(max(record.step, 1))), "marks": marks, "group": "steps"}
+    x_range = (0.0, float(max(record.step, 1)))
     charts = []
     for title, keys, may_be_log in CHARTS:
         lines = [
@@ -51,7 +51,9 @@ def curves(record: RunRecord) -> Markup:
         values = [y for line in lines for _, y in line.points if y > 0]
         is_log = may_be_log and bool(values) and max(values) > WIDE * min(values)
         if lines:
-            charts.append(chart(lines, title=title, y_log=is_log, **shared))  # type: ignore[arg-type]
+            charts.append(
+                chart(lines, title=title, x_name="step", x_range=x_range, y_log=is_log, marks=marks, group="steps")
+            )
     if not charts:
         return text("No step has been reported yet.")
     happened = sorted({mark.text.partition(":")[0]: mark.colour for mark in marks}.items())

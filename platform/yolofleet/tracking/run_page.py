@@ -6,6 +6,7 @@ last evaluation beside it (`run_record.EVALUATION_KEY`), and the page shows it, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from io import BytesIO
 
 from yolofleet.core.durations import format_duration
@@ -24,13 +25,24 @@ STATES = {"RUNNING": "is training", "FINISHED": "is done", "FAILED": "failed", "
 
 
 def write_run_page(run: RunDirectory) -> str:
-    """Write the page of a run anew, and return where it lies."""
-    run.storage.put(PAGE_KEY, render_run(read_run(run)).encode())
+    """Write the page of a run anew, and return where it lies.
+
+    A run that an older yolofleet released has its evaluation in its page alone: that one is left as it is.
+    """
+    record = read_run(run)
+    if record.evaluation is not None or not record.release:
+        run.storage.put(PAGE_KEY, render_run(record).encode())
     return f"{run.url}/{PAGE_KEY}"
 
 
-def render_run(record: RunRecord, *, live: bool = False) -> str:
-    """Return the page of a run; ``live`` for one that a server renders anew while the run goes."""
+def render_run(record: RunRecord, *, live: bool = False, links: Mapping[str, str] | None = None) -> str:
+    """Return the page of a run.
+
+    Args:
+        record: What its directory holds.
+        live: Whether a server renders it anew while the run goes.
+        links: Where else to look; None: what lies around the page's file.
+    """
     sections: list[Section | None] = [
         Section(title="What to try next", body=_advice(record), note="Rules of thumb, each with what it rests on."),
         *(evaluation_sections(record.evaluation) if record.evaluation else ()),
@@ -40,7 +52,11 @@ def render_run(record: RunRecord, *, live: bool = False) -> str:
         Section(title="History", body=_history(record)),
     ]
     return render_page(
-        f"Run {record.name}", sections, summary=sentence(record), links={} if live else _links(record), live=live
+        f"Run {record.name}",
+        sections,
+        summary=redact(sentence(record)),
+        links=_links(record) if links is None else links,
+        live=live,
     )
 
 
