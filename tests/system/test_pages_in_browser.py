@@ -11,20 +11,25 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from browser import Browser, find_chromium
-from system.shell import Shell, write_job
+from system.shell import Shell
 from yolofleet.evaluation.average_precision import AveragePrecision, coco_average_precision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.evaluate import EvaluationResult
 from yolofleet.evaluation.report import render_report
+from yolofleet.search.history import Observation
 from yolofleet.search.live_page import page_server
+from yolofleet.search.report import render_search
+from yolofleet.search.results import results_of
+from yolofleet.search.trials import Measurement, Trials
+from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.tracking.run_page import render_run
@@ -34,15 +39,6 @@ pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1800)]
 MOST_BYTES = 3_000_000
 SMALLEST_TEXT_PIXELS = 11.0
 VIEWS = [(1600, False), (390, True), (390, False), (1600, True)]
-SPACE = """
-name: widths
-job: job.yaml
-parameters:
-  model.hidden_width: {choice: [0.125, 0.25]}
-  hyperparameters.lr0: {log_uniform: [0.001, 0.1]}
-objectives: [{metric: val_AP, goal: max}, {metric: gflops, goal: min}]
-budget: {trials: 3}
-"""
 TOO_SMALL = """
 (() => {
   const found = [], walker = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT);
@@ -91,35 +87,53 @@ def eighty_classes() -> AveragePrecision:
     return coco_average_precision(truth, found)
 
 
+def many_trials(job: Path) -> str:
+    """The page of a made-up search: 40 trials of two parameters, some of which failed."""
+    parameters = {
+        "model.hidden_width": {"choice": [0.25, 0.5, 0.75]},
+        "hyperparameters.lr0": {"log_uniform": [1e-3, 0.1]},
+    }
+    objectives = [{"metric": "val_AP", "goal": "max"}, {"metric": "gflops", "goal": "min"}]
+    document = {"name": "many", "job": yaml.safe_load(job.read_text()), "parameters": parameters}
+    spec = SearchSpec.parse({**document, "objectives": objectives, "budget": {"trials": 40}}, source="made up")
+    rng, trials = np.random.default_rng(0), Trials(repeats=1)
+    for number in range(40):
+        width, rate = float(rng.choice([0.25, 0.5, 0.75])), float(10 ** rng.uniform(-3, -1))
+        gflops = 2 * width**2 + float(rng.uniform(0.5, 0.7))
+        values = {"model.hidden_width": width, "hyperparameters.lr0": rate}
+        figures = {"gflops": gflops, "parameters": 3e6 * gflops, "training_petaflops": 10 * gflops}
+        ap = 0.2 + 0.2 * width - 0.05 * (np.log10(rate) + 2) ** 2 + 0.02 * float(rng.normal())
+        trials.suggest(Observation(values=values, figures=figures))
+        trials.measure(number, Measurement(0, 1.0, 100, {"val_AP": float(ap)}, 300.0))
+        trials.end(number, "completed" if number % 9 else "failed: CUDA out of memory on a node with a long name")
+    return render_search(results_of(spec, trials), {})
+
+
 @pytest.fixture(scope="module")
-def pages(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """One page of each kind, made by the commands."""
+def pages(household: Shell, drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """One page of each kind: those that the commands made of a run and a search, and made-up ones that hold more."""
     find_chromium()
     folder = tmp_path_factory.mktemp("pages")
-    shell = Shell(folder)
-    job = write_job(folder, drawn, name="run", cluster__workers=1, epochs=3, evaluation={"every_epochs": 0.5})
-    shell.succeed("train", str(job), "--launcher", "process", timeout_seconds=900)
-    write_job(folder, drawn, name="trial", cluster__workers=1, epochs=0.5)
-    (folder / "space.yaml").write_text(SPACE)
-    shell.succeed("tune", "space.yaml", "--yes", timeout_seconds=1500)
+    runs = household.folder / "runs"
     annotations = [str(drawn / f"images/instances_{part}.json") for part in ("train", "val")]
-    shell.succeed("data", "check", *annotations, str(drawn / "images/images"), "--html", "data.html")
-    shell.succeed("models", "compare", "runs/run", "--html", "compare.html")
-    shell.succeed("models", "show", "yolov7-tiny", "--html", "model.html")
+    household.succeed("data", "check", *annotations, str(drawn / "images/images"), "--html", str(folder / "data.html"))
+    household.succeed("models", "compare", "runs/quickstart", "--html", str(folder / "compare.html"))
+    household.succeed("models", "show", "yolov7-tiny", "--html", str(folder / "model.html"))
     result = EvaluationResult(average_precision=eighty_classes(), detections=Detections.from_records([]))
     (folder / "eighty.html").write_text(render_report(result, title="Evaluation of 80 made-up classes"))
+    (folder / "many.html").write_text(many_trials(runs / "quickstart/job.yaml"))
     return {
-        "run": folder / "runs/run/report/index.html",
-        "search": folder / "runs/widths/report/index.html",
-        "trial": next((folder / "runs/widths/trials").glob("*/report/index.html")),
-        "troubled": troubled_run(folder),
-        **{name: folder / f"{name}.html" for name in ("data", "compare", "model", "eighty")},
+        "run": runs / "quickstart/report/index.html",
+        "search": runs / "my-search/report/index.html",
+        "trial": next((runs / "my-search/trials").glob("*/report/index.html")),
+        "troubled": troubled_run(runs / "quickstart", folder / "troubled.html"),
+        **{name: folder / f"{name}.html" for name in ("data", "compare", "model", "eighty", "many")},
     }
 
 
-def troubled_run(folder: Path) -> Path:
+def troubled_run(run: Path, page: Path) -> Path:
     """The page of the same run with a made-up failure, restart, roll-back and departure."""
-    record = read_run(RunDirectory(open_storage(folder / "runs/run")))
+    record = read_run(RunDirectory(open_storage(run)))
     middle, time = record.step // 2, record.events[0]["time"]
     record.events[1:1] = [
         {"time": time, "kind": "failure", "failure": "worker", "reason": "node a is gone", "reached": middle},
@@ -127,9 +141,8 @@ def troubled_run(folder: Path) -> Path:
         {"time": time, "kind": "rolled_back", "to_step": middle + 2, "window": [1, 2], "reason": "loss is NaN"},
         {"time": time, "kind": "left", "step": middle + 4, "reason": "pre-empted"},
     ]
-    path = folder / "troubled.html"
-    path.write_text(render_run(replace(record)))
-    return path
+    page.write_text(render_run(record))
+    return page
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +174,7 @@ def test_every_page_fits_every_window_and_reports_no_problem(
 def test_charts_say_values_to_pointer_and_keyboard_and_series_are_switched(
     pages: Mapping[str, Path], browser: Browser
 ) -> None:
-    for name in ("run", "troubled", "search", "compare", "eighty"):
+    for name in ("run", "troubled", "many", "compare", "eighty"):
         browser.open(pages[name].as_uri())
         browser.evaluate("document.querySelectorAll('details').forEach((node) => { node.open = true })")
         browser.move(".plot", 0.6, 0.4)
@@ -174,12 +187,13 @@ def test_charts_say_values_to_pointer_and_keyboard_and_series_are_switched(
         browser.press("Escape")
         assert browser.evaluate("document.querySelector('.tip') === null")
     browser.open(pages["run"].as_uri())
-    browser.move(".plot", 0.95, 0.4)
+    ap = 'figure[aria-label="AP"]'
+    browser.move(f"{ap} .plot", 0.95, 0.4)
     assert "AP50" in browser.evaluate("document.querySelector('.tip').textContent")
     assert browser.evaluate("document.querySelectorAll('.cross').length") > 3  # every chart over the steps
-    browser.evaluate("document.querySelector('.legend button').click()")
-    assert browser.evaluate("document.querySelector('.plot [data-series=\"0\"]').hasAttribute('hidden')")
-    browser.move(".plot", 0.9, 0.4)
+    browser.evaluate(f"document.querySelector('{ap} .legend button').click()")
+    assert browser.evaluate(f"document.querySelector('{ap} .plot [data-series=\"0\"]').hasAttribute('hidden')")
+    browser.move(f"{ap} .plot", 0.9, 0.4)
     assert "AP:" not in browser.evaluate("document.querySelector('.tip').textContent")
     assert browser.problems == []
 
@@ -206,7 +220,7 @@ def test_a_link_leads_from_a_search_to_its_trials_and_back(pages: Mapping[str, P
     browser.evaluate("document.querySelector('#trials td a').click()")
     browser.wait("document.querySelector('h1')?.textContent.startsWith('Run ') && document.readyState === 'complete'")
     browser.evaluate("[...document.querySelectorAll('header a')].find((a) => a.textContent === 'search').click()")
-    browser.wait("document.querySelector('h1')?.textContent === 'Search widths'")
+    browser.wait("document.querySelector('h1')?.textContent === 'Search my-search'")
 
 
 @pytest.fixture

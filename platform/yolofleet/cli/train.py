@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +15,6 @@ from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
-    import subprocess
-
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import FencingToken
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from yolofleet.tracking.run_directory import OnRow
     from yolofleet.training.setup.preflight import Readiness
 
+PAGE_SECONDS = 60.0
+"""How long the end of a training waits for a page that is being written."""
 MOST_ROWS_WAITING = 1000
 """Rows that wait to be shown; the oldest are left out where a terminal is stopped for long."""
 
@@ -86,19 +86,23 @@ def _finish_run(
 
 @contextmanager
 def writing_pages(url: str) -> Iterator[Callable[[], None]]:
-    """Yield what writes the page of a run or a search anew, beside everything else and one at a time."""
+    """Yield what writes the page of a run or a search anew, beside all else, one at a time; it fails nothing."""
+    import subprocess
+
     writing: list[subprocess.Popen[bytes]] = []
 
     def write() -> None:
         from yolofleet.registry.release import start_page
 
         if not (writing and writing[-1].poll() is None):
-            writing[:] = [start_page(url)]
+            with suppress(OSError):
+                writing[:] = [start_page(url)]
 
     try:
         yield write
         for process in writing:  # or it would overwrite a newer page
-            process.communicate()
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=PAGE_SECONDS)
     finally:
         for process in writing:
             process.kill()

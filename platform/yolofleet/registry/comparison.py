@@ -217,7 +217,7 @@ def _sentence(comparison: VersionComparison) -> str:
     by = f"{row.name} {row.first:.4f} to {row.second:.4f}, interval of the difference {row.low:+.4f} to {row.high:+.4f}"
     if row.low > 0:
         return f"{second} is better: {by}."
-    return f"{second} is worse: {by}." if row.high < 0 else f"{second} cannot be told from the other by {by}."
+    return f"{second} is worse: {by}." if row.high < 0 else f"{second} cannot be distinguished from the other by {by}."
 
 
 def _table(heading: str, rows: Sequence[Difference], comparison: VersionComparison) -> Markup:

@@ -254,7 +254,11 @@ def start_page(url: str) -> subprocess.Popen[bytes]:
 
 def _write_page(url: str) -> None:
     """Write the page of a run, and wait for it; a page that cannot be written fails nothing."""
-    process = start_page(url)
+    try:
+        process = start_page(url)
+    except OSError as error:
+        logger.warning("the page of %s was not written: %s", url, one_line(error))
+        return
     try:
         _, errors = process.communicate(timeout=PAGE_SECONDS)
     except subprocess.TimeoutExpired:

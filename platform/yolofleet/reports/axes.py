@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 Ends = tuple[float, float]
 
 
-def place(value: float, low: float, high: float, log: bool) -> float:
+def share_along(value: float, low: float, high: float, log: bool) -> float:
     """Return where a value lies between two ends: 0 at the lower one, 1 at the upper one."""
     if log:
         return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))

@@ -15,7 +15,7 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from yolofleet.reports.axes import Ends, ends_of, inside, linear_ticks, log_ticks, place, tick_text, with_margin
+from yolofleet.reports.axes import Ends, ends_of, inside, linear_ticks, log_ticks, share_along, tick_text, with_margin
 
 Point = tuple[float, float]
 
@@ -26,7 +26,7 @@ LABEL_SHARE = (0.08, 0.07)
 MOST_POINTS = 400
 """Of a series; more are thinned out, for no screen shows them."""
 COLOURS = tuple(f"var(--s{number})" for number in range(8))
-"""Of series, by their number; each is told from the page in light and in dark."""
+"""Of series, by their number; each stands out from the page in light and in dark."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,10 +123,10 @@ def chart(
     x_ticks = log_ticks(low, high) if x_log else inside(linear_ticks(low, high, 2 if small else 5), low, high)
 
     def across(x: float) -> float:
-        return place(x, low, high, x_log)
+        return share_along(x, low, high, x_log)
 
     def up(y: float) -> float:
-        return place(y, bottom, top, y_log)
+        return share_along(y, bottom, top, y_log)
 
     drawn = [
         *(_line("grid", (0, 1), (up(y), up(y))) for y in inside(y_ticks, bottom, top)),
