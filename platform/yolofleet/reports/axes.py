@@ -51,12 +51,13 @@ def inside(ticks: Sequence[float], low: float, high: float) -> list[float]:
 def log_ticks(low: float, high: float) -> list[float]:
     """Return round numbers between two ends: few over a wide range, more over a narrow one."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    decades = max(1, math.ceil(len(powers) / 6))
+    whole = [10.0**power for power in powers if low <= 10.0**power <= high]
+    if len(whole) >= 3:
+        return whole[:: math.ceil(len(whole) / 6)]
     ticks: list[float] = []
-    for factors in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
-        every = decades if len(factors) == 1 else 1
-        ticks = [f * 10.0**power for power in powers[::every] for f in factors if low <= f * 10.0**power <= high]
-        if len(ticks) >= 4 or (len(ticks) >= 3 and len(factors) == 1):
+    for factors in ((1.0, 3.0), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)):
+        ticks = [f * 10.0**power for power in powers for f in factors if low <= f * 10.0**power <= high]
+        if len(ticks) >= 4:
             break
     return ticks or list(_spread(low, high))
 
