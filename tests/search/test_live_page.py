@@ -6,12 +6,13 @@ import http.client
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from yolofleet.core.errors import UserError
-from yolofleet.search.live_page import LivePages, page_server
+from yolofleet.search.live_page import LivePages, page_server, serve_page
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 
@@ -73,6 +74,17 @@ def test_a_page_follows_the_directory_but_is_not_made_for_every_request(tmp_path
     assert pages.page("/") == first
     now[0] = 60.0
     assert b"the disk is full" in (pages.page("/") or b"")
+
+
+def test_ctrl_c_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(server: ThreadingHTTPServer, poll_interval: float) -> None:
+        raise KeyboardInterrupt
+
+    make_run(tmp_path / "demo")
+    monkeypatch.setattr(ThreadingHTTPServer, "serve_forever", interrupt)
+    said: list[str] = []
+    serve_page(open_storage(tmp_path / "demo"), 0, said.append)
+    assert said[0].startswith("http://127.0.0.1:") and said[1:] == ["ended"]
 
 
 def test_a_folder_without_a_run_and_a_port_that_is_taken_are_refused(tmp_path: Path) -> None:

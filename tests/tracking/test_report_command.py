@@ -66,6 +66,11 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         run_report(str(tmp_path))
 
 
+def test_a_port_is_for_a_page_that_is_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--port: is for --serve"):
+        run_report(str(tmp_path), "--port", "8080")
+
+
 def test_the_store_must_be_known_and_reachable(tmp_path: Path) -> None:
     make_run(tmp_path / "demo", "name: demo\ntracking: {uri: 'http://127.0.0.1:9'}\n")
     with pytest.raises(UserError, match="nothing answers"):

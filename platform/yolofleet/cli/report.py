@@ -46,7 +46,7 @@ def report(
     if serve:
         from yolofleet.search.live_page import serve_page
 
-        serve_page(storage, port or 0, lambda address: note(f"{address}  (Ctrl-C ends it)"))
+        serve_page(storage, port or 0, note)
         return
     if search.exists():
         _report_search(search, sync=sync, rebuild=rebuild, tracking_uri=tracking_uri, as_json=as_json)

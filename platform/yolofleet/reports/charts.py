@@ -81,7 +81,6 @@ def chart(
     *,
     title: str,
     x_name: str,
-    y_name: str = "",
     x_range: Ends | None = None,
     y_range: Ends | None = None,
     x_log: bool = False,
@@ -95,9 +94,8 @@ def chart(
 
     Args:
         series: The last one lies on top. What is not finite, or not positive on a logarithmic axis, is left out.
-        title: Above it.
+        title: Above it; it says what the vertical axis shows.
         x_name: What the horizontal axis shows.
-        y_name: What the vertical axis shows, where the title does not say it.
         x_range: Ends of the horizontal axis; None: those of the data.
         y_range: The same for the vertical axis.
         x_log: Whether the horizontal axis is logarithmic.
@@ -111,7 +109,8 @@ def chart(
         A figure; empty without any point.
     """
     kept = [[_clean(entry, index, x_log, y_log) for index in _kept(entry, x_log, y_log)] for entry in series]
-    xs, ys = ([point[axis] for points in kept for point in points] for axis in (0, 1))
+    xs = [x for points in kept for x, *_ in points]
+    ys = [y for points in kept for _, y, _ in points]
     if not xs:
         return Markup("")
     is_line = all(entry.shape == "line" for entry in series)
@@ -132,7 +131,7 @@ def chart(
         *(_line("grid", (0, 1), (up(y), up(y))) for y in inside(y_ticks, bottom, top)),
         *(_line("mark", (across(mark.x), across(mark.x)), (0, 1), mark.colour) for mark in marks),
     ]
-    names = []
+    names: list[Markup] = []
     for number, (entry, points) in enumerate(zip(series, kept, strict=True)):
         placed = [(across(x), up(y)) for x, y, _ in points]
         drawn.append(_drawing(number, entry, placed))
@@ -158,10 +157,9 @@ def chart(
         ticks += [_tick("x", across(x), name[:14]) for x, name in enumerate(x_names) if low <= x <= high]
     else:
         ticks += [_tick("x", across(x), tick_text(x)) for x in x_ticks]
-    caption = f"{title}, {y_name}" if y_name else title
     legend = Markup("") if small or len(series) < 2 else _legend(series)
     axis = Markup("") if small else Markup('<div class="axis">{}</div>').format(x_name)
-    return _figure(caption, data, legend, [*drawn], [*ticks, *names, axis], group)
+    return _figure(title, data, legend, [*drawn], [*ticks, *names, axis], group)
 
 
 def parallel(axes: Sequence[Axis], names: Sequence[str], quality: Sequence[float], *, title: str) -> Markup:

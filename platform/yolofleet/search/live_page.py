@@ -137,13 +137,13 @@ def serve_page(storage: Storage, port: int, say: Callable[[str], None]) -> None:
     Args:
         storage: The directory of a run or a search.
         port: On loopback; 0 takes a free one.
-        say: Takes the address.
+        say: Takes a line with the address, and one at the end.
 
     Raises:
         UserError: There is neither a run nor a search, or the port is taken.
     """
     with page_server(storage, port) as server:
-        say(f"http://{LOOPBACK}:{server.server_address[1]}/")
+        say(f"http://{LOOPBACK}:{server.server_address[1]}/  (Ctrl-C ends it)")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
