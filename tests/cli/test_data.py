@@ -55,8 +55,8 @@ def test_a_strict_check_fails_on_any_problem(
     code, text, errors = run(capsys, *arguments, "--html", tmp_path / "page.html")
     assert code == 0 and "21 of 30 images can be used" in text and "drop: image_too_large x 3" in errors
     page = (tmp_path / "page.html").read_text()
-    problematic = page[page.index("<h2>Images with problems</h2>") : page.index("<h2>Samples</h2>")]
-    assert problematic.count("<figure>") == 15 and "data:image/jpeg" in problematic and "http" not in page
+    problematic = page[page.index('id="images-with-problems"') : page.index('id="samples"')]
+    assert problematic.count("<figure>") == 15 and "data:image/jpeg" in problematic and "://" not in page
     assert run(capsys, *arguments, "--strict")[0] == 1
 
 

@@ -15,6 +15,7 @@ from yolofleet.evaluation.average_precision import box_tables, coco_average_prec
 from yolofleet.evaluation.confidence import calibration
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import Diagnosis, diagnose
+from yolofleet.evaluation.diagnosis_page import confusions
 from yolofleet.evaluation.error_types import ERROR_KINDS, IGNORED, TRUE, find_outcomes, mended_ap50
 from yolofleet.evaluation.precision_recall import match
 
@@ -97,7 +98,7 @@ def test_the_confusion_matrix_has_background_and_counts_each_box_once() -> None:
     )
     found = diagnose(document, detections)
     assert found.threshold == 0.9 and found.confusion.tolist() == [[1, 1, 0], [0, 0, 2], [0, 1, 0]]
-    assert found.confusions() == [("cat", "dog", 1)]
+    assert confusions(found.as_json()) == [("cat", "dog", 1)]
 
 
 def test_curves_and_the_best_threshold() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import json
 from html import escape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -15,7 +15,6 @@ from evaluation.reference_figures import random_problem
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.draw import OUTCOMES
 from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
-from yolofleet.evaluation.charts import Series, line_chart
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.report import render_report
@@ -29,16 +28,17 @@ class Balanced(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.loaded: list[str] = []
-        self.tags: set[str] = set()
+        self.images: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "img"):
+        found = [value or "" for name, value in attrs if name in ("src", "href")]
+        self.images += found if tag == "img" else []
+        self.loaded += [] if tag == "img" else [value for value in found if not value.startswith("#")]
+        if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.add(tag)
+        pass
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -66,34 +66,29 @@ def result_of(seed: int) -> EvaluationResult:
 
 def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> None:
     nothing = Detections.from_records([])
-    history = [{"step": step, "loss_box": 1 / (step + 1), "learning_rate": 0.01} for step in range(3000)]
-    history += [{"step": 3000, "val_AP": 0.4, "val_AP50": None}, {"step": 3001, "loss_box": float("nan")}]
     page = render_report(
         result_of(1),
         title='Run <b>&"demo"',
         facts={"model": "<i>x</i>"},
-        history=history,
         images=draw_samples(dataset, nothing, count=3),
     )
     parser = parsed(page)
-    assert "script" not in parser.tags and "b" in parser.tags
-    assert len(parser.loaded) == 3 and all(value.startswith("data:image/jpeg;base64,") for value in parser.loaded)
-    assert "http://" not in page and "https://" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert page.count("<svg") == 4  # losses, learning rate, validation, precision over recall
+    assert len(parser.images) == 3 and all(value.startswith("data:image/jpeg;base64,") for value in parser.images)
+    assert parser.loaded == [] and "http://" not in page and "https://" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
     for name in ("AP_small", "AR_100", "class 7", "1 images could not be read"):
         assert name in page
     assert len(page) < 2_000_000
 
 
-def test_a_page_without_an_evaluation_or_without_ground_truth_is_a_page() -> None:
-    parsed(render_report(None, title="Nothing yet"))
+def test_a_page_without_ground_truth_is_a_page() -> None:
     document: dict[str, Any] = {"images": [], "categories": [], "annotations": []}
     nothing = Detections.from_records([])
     empty = EvaluationResult(
         average_precision=coco_average_precision(document, []), ground_truth=document, detections=nothing
     )
-    parsed(render_report(empty, title="Empty", diagnosis=diagnose(document, nothing)))
+    assert "There was nothing to measure" in render_report(empty, title="Empty")
+    parsed(render_report(empty, title="Empty", diagnosis=diagnose(document, nothing).as_json()))
 
 
 def test_the_diagnosis_comes_first_and_shows_true_false_and_missed_boxes(dataset: ShardDataset) -> None:
@@ -103,31 +98,24 @@ def test_the_diagnosis_comes_first_and_shows_true_false_and_missed_boxes(dataset
     records = [{**entry, "score": 0.9} for entry in labels[1:]] + [{**labels[0], "bbox": [90, 90, 5, 5], "score": 0.95}]
     detections = Detections.from_records(records)
     found = diagnose(document, detections)
-    assert found.num_true == len(labels) - 1 and found.num_false == found.num_missed == 1
+    assert found.num_true == sum(not label.get("iscrowd") for label in labels) - 1
+    assert found.num_false == found.num_missed == 1
     drawn = draw_outcomes(dataset, found.galleries, found.images)
     result = EvaluationResult(
         average_precision=coco_average_precision(document, detections), ground_truth=document, detections=detections
     )
-    page = render_report(result, title="Run", diagnosis=found, drawn=drawn)
+    page = render_report(result, title="Run", diagnosis=json.loads(json.dumps(found.as_json())), drawn=drawn)
     parser = parsed(page)
-    assert page.index(escape(found.summary)) < page.index("Figures")
-    assert len(parser.loaded) == sum(len(gallery.images) for gallery in found.galleries) and "details" in parser.tags
+    assert page.index(escape(found.summary)) < page.index("What goes wrong") < page.index("Figures")
+    assert len(parser.images) == sum(len(gallery.images) for gallery in found.galleries) and "<details" in page
     for words in (
-        "What goes wrong",
         "Boxes from confidence 0.90 on",
-        "border-top-style:dotted",
-        "Objects in the image",
+        "3px dotted",
+        "Objects in an image",
+        'aria-label="confusion matrix"',
     ):
         assert words in page
     colours = [colour for colour, _ in OUTCOMES.values()]
     image = np.asarray(Image.open(BytesIO(drawn[labels[0]["image_id"]].jpeg)).convert("RGB")).reshape(-1, 3)
     near = [(np.abs(image.astype(int) - colour).max(axis=1) < 40).any() for colour in colours]
     assert near[1] and near[2]  # the false box and the missed object
-
-
-def test_charts_stay_inside_their_axes() -> None:
-    for points in ([], [(0.0, 5.0)], [(0.0, 0.0), (1e6, 1e-9)], [(1.0, float("inf")), (2.0, 3.0)], [(3.0, -7.0)] * 4):
-        chart = line_chart([Series(name="a<b", points=points, colour="red")], x_name="x", y_name="y")
-        assert "nan" not in chart and "inf" not in chart and "a&lt;b" in chart
-        for x, y in re.findall(r"([\d.-]+),([\d.-]+)", re.search(r'points="([^"]*)"', chart).group(1)):  # type: ignore[union-attr]
-            assert 0 <= float(x) <= 560 and 0 <= float(y) <= 340

@@ -104,7 +104,7 @@ def test_the_command_writes_a_page_with_images(
     out = capsys.readouterr().out
     assert out.startswith("models:/shapes/1 against models:/shapes/2, 12 images") and "  circle  " in out
     page = (tmp_path / "page/index.html").read_text()
-    assert "class='up'" in page and "src='data:image/jpeg;base64" in page and "http://" not in page
+    assert 'class="good"' in page and 'src="data:image/jpeg;base64' in page and "http://" not in page
     images = sorted((tmp_path / "page/images").iterdir())
     assert images and Image.open(images[0]).width > 3 * 64
     assert main([*arguments, "--json", "--data", str(known_data)]) == 0

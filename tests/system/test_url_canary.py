@@ -25,7 +25,6 @@ from yolofleet.cli.commands import app
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_secret
-from yolofleet.evaluation.report import render_report
 from yolofleet.specs.base import Spec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
@@ -35,6 +34,7 @@ from yolofleet.specs.search import SearchSpec
 from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.mirror import sync_now
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_page import write_run_page
 
 pytestmark = pytest.mark.system
 HOST = "127.0.0.1:9"
@@ -259,7 +259,7 @@ def test_what_a_run_keeps_and_mlflow_gets(tmp_path: Path) -> None:
         for text in told:
             run.append_event("failed", reason=text, details=[{text: {"why": text}}])
         run.record_facts(data=[told], problem=told[0])
-        run.storage.put("report/index.html", render_report(None, title="small", facts={"problem": told[0]}).encode())
+        write_run_page(run)
         sync_now(run, f"sqlite:///{tmp_path}/mlflow.db", "shapes")
     assert len(list(tmp_path.rglob("*"))) > 8 and holders(tmp_path) == []
     check([repr(UserError(text)) for text in told] + [json.dumps(run.facts())])

@@ -53,7 +53,9 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
         "has_model": False,
         "skipped": "none",
         "metrics": {"loss": 0.25, "val_AP": 0.25},
+        "page": str(tmp_path / "demo/report/index.html"),
     }
+    assert "is of another version of yolofleet" in " ".join((tmp_path / "demo/report/index.html").read_text().split())
     run_report(str(tmp_path / "demo"))
     text = capsys.readouterr().out
     assert text.startswith("demo: running, step 20\n") and "\n  history\n" in text and "{" not in text
@@ -64,6 +66,11 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="directory of neither a run"):
         run_report(str(tmp_path))
+
+
+def test_a_port_is_for_a_page_that_is_served(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--port: is for --serve"):
+        run_report(str(tmp_path), "--port", "8080")
 
 
 def test_the_store_must_be_known_and_reachable(tmp_path: Path) -> None:

@@ -295,6 +295,6 @@ def _write_report(
     if result.notes:
         facts["notes"] = "; ".join(entry.text for entry in result.notes)
     title = f"Evaluation of {model}"
-    page = render_report(result, title=title, facts=facts, diagnosis=diagnosis, drawn=drawn)
+    page = render_report(result, title=title, facts=facts, diagnosis=diagnosis.as_json(), drawn=drawn)
     open_storage(folder).put("index.html", page.encode())
     return f"{folder.rstrip('/')}/index.html"

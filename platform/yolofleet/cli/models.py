@@ -76,6 +76,7 @@ def show_model(
     draw_scaling: Annotated[
         Path | None, typer.Option(help="Draw it beside the model without the factors into this file (SVG).")
     ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Write a page with all of it to this file.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show a model's block table, its cost, and the memory that training it needs."""
@@ -98,12 +99,12 @@ def show_model(
     if draw is not None:
         from yolofleet.models.drawing import draw_model
 
-        _write_drawing(draw, draw_model(table, num_classes=num_classes))
+        _write_text(draw, draw_model(table, num_classes=num_classes))
     if draw_scaling is not None:
         from yolofleet.models.scaling_drawing import draw_scaling as side_by_side
 
         base = resolve(_choice(model, **form))
-        _write_drawing(draw_scaling, side_by_side(base, num_classes=num_classes, **factors))
+        _write_text(draw_scaling, side_by_side(base, num_classes=num_classes, **factors))
     graph = wire(table)
     facts = profile(table, num_classes=num_classes, image_size=image_size)
     size = (facts.image_size, facts.image_size)
@@ -121,19 +122,27 @@ def show_model(
         )
         for strategy in STRATEGIES
     ]
+    if html is not None:
+        from yolofleet.models.drawing import draw_model
+        from yolofleet.models.model_page import render_model
+
+        page = render_model(
+            facts, lines, memory, draw_model(table, num_classes=num_classes), micro_batch_size, precision
+        )
+        _write_text(html, page)
     document = _document(graph, facts, lines, memory, micro_batch_size, precision)
     shown = [*_model_lines(graph, facts, lines), *_memory_lines(memory, micro_batch_size, precision, facts.image_size)]
     print_result(document, shown, as_json=as_json)
 
 
-def _write_drawing(path: Path, svg: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     from yolofleet.core.errors import UserError
 
     try:
-        path.write_text(svg, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from error
-    note(f"drawn: {path}")
+    note(f"written: {path}")
 
 
 def _choice(model: str, **options: Any) -> ModelChoice:

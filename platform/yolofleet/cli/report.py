@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, print_result
+from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
@@ -27,9 +28,15 @@ def report(
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server or database. Default: the job's.")
     ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show its page in a browser and follow it while it goes; Ctrl-C ends that.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of --serve on 127.0.0.1. Default: a free one.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the state of a run; with --sync, bring MLflow up to date with it."""
+    """Show the state of a run and write its page anew; with --sync, bring MLflow up to date with it."""
     from yolofleet.core.errors import UserError
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.storage import open_storage
@@ -37,6 +44,13 @@ def report(
 
     storage = open_storage(run)
     search = SearchDirectory(storage)
+    if port is not None and not serve:
+        raise UserError("--port: is for --serve")
+    if serve:
+        from yolofleet.search.live_page import serve_page
+
+        serve_page(storage, port or 0, note)
+        return
     if search.exists():
         _report_search(search, sync=sync, rebuild=rebuild, tracking_uri=tracking_uri, as_json=as_json)
         return
@@ -47,11 +61,27 @@ def report(
             "STORAGE/NAME"
         )
     summary = _summarize(directory)
+    if directory.job_text() is not None:
+        summary["page"] = _write_page(directory)
     if sync or rebuild:
         summary["mlflow_run_id"] = _sync(directory, tracking_uri, rebuild=rebuild)
     if not as_json and storage.exists(PAGE):
         summary["page"] = f"{directory.url}/{PAGE}"
     print_result(summary, _lines(summary), as_json=as_json)
+
+
+def _write_page(directory: RunDirectory) -> str | None:
+    """Return where the page lies; None, with a note, where the storage does not take it."""
+    from yolofleet.core.errors import UserError
+    from yolofleet.core.text import one_line
+    from yolofleet.storage import StorageError
+    from yolofleet.tracking.run_page import write_run_page
+
+    try:
+        return write_run_page(directory)
+    except (StorageError, UserError, PermissionError) as error:
+        note(f"its page was not written: {one_line(error)}")
+        return None
 
 
 def _sync(directory: RunDirectory, tracking_uri: str | None, *, rebuild: bool) -> str | None:

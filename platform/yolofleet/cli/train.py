@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from yolofleet.training.setup.preflight import Readiness
 
 MLFLOW_MISSING = "not installed: pip install 'yolofleet[server]'"
+PAGE_SECONDS = 60.0
+"""How long the end of a training waits for a page that is being written."""
 MOST_ROWS_WAITING = 1000
 """Rows that wait to be shown; the oldest are left out where a terminal is stopped for long."""
 
@@ -156,6 +158,31 @@ def _finish_run(
 
 
 @contextmanager
+def writing_pages(url: str) -> Iterator[Callable[[], None]]:
+    """Yield what writes the page of a run or a search anew, beside all else, one at a time; it fails nothing."""
+    import subprocess
+
+    writing: list[subprocess.Popen[bytes]] = []
+
+    def write() -> None:
+        from yolofleet.registry.release import start_page
+
+        if not (writing and writing[-1].poll() is None):
+            with suppress(OSError):
+                writing[:] = [start_page(url)]
+
+    try:
+        yield write
+        for process in writing:  # or it would overwrite a newer page
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=PAGE_SECONDS)
+    finally:
+        for process in writing:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
 def _notifier(spec: JobSpec, token: FencingToken) -> Iterator[WorkNotifier | None]:
     """Notify, for the length of a with block, whom the job names."""
     if spec.notify is None:
@@ -268,15 +295,25 @@ def _run(
             note(f"  {line}")
     ready.run.record_facts(started=describe_start(["yolofleet", *sys.argv[1:]]))
     first = "starting Ray" if launcher == "ray" else "building the model, and reading the first shards"
-    with show_run(rows, ready.num_steps, ready.done_steps, first), _record_failure(spec, token):
+    with (
+        writing_pages(ready.run.url) as write_page,
+        show_run(rows, ready.num_steps, ready.done_steps, first),
+        _record_failure(spec, token),
+    ):
+
+        def take(row: Row) -> None:
+            on_row(row)
+            if "val_AP" in row:
+                write_page()
+
         if launcher == "ray":
             from yolofleet.training.supervision.launch import run_on_ray
 
-            run_on_ray(spec, token, on_row=on_row, show_worker_output=verbose)
+            run_on_ray(spec, token, on_row=take, show_worker_output=verbose)
         else:
             from yolofleet.training.supervision.worker import run_in_process
 
-            run_in_process(spec, token, on_row=on_row)
+            run_in_process(spec, token, on_row=take)
 
 
 @contextmanager

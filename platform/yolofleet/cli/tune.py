@@ -22,6 +22,7 @@ from yolofleet.core.text import one_line
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory
+    from yolofleet.search.engine import SegmentResult, TrialSegment
     from yolofleet.search.results import Results
     from yolofleet.search.session import SearchSession
     from yolofleet.specs.search import SearchSpec
@@ -244,6 +245,7 @@ def _search(
     verbose: bool,
 ) -> SearchDirectory:
     from yolofleet.cli.model_argument import resolve_weights
+    from yolofleet.cli.train import writing_pages
     from yolofleet.cli.tune_display import watch_search
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory
@@ -267,7 +269,18 @@ def _search(
         note(f"  watch it in a browser: {hint}")
     try:
         watched = watch_search(session, directory, trials)
-        with keep_optuna_file(directory), watched as on_segment, _record_end(directory):
+        with (
+            keep_optuna_file(directory),
+            writing_pages(directory.url) as write_page,
+            watched as show_segment,
+            _record_end(directory),
+        ):
+
+            def on_segment(kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
+                show_segment(kind, segment, result)
+                if result is not None:
+                    write_page()
+
             run_search(
                 spec,
                 session.space.base_job.cluster,

@@ -312,3 +312,11 @@ class EvaluationResult:
         skipped = [{"key": key, "reason": reason} for key, reason in self.skipped]
         notes = {"notes": [asdict(note) for note in self.notes]} if self.notes else {}
         return {**self.average_precision.as_json(), "skipped": skipped, **notes}
+
+    def page_document(self) -> dict[str, Any]:
+        """Return what a page shows as plain JSON values: `as_json`, and the curves by category id."""
+        curves = {
+            str(key): [round(value, 4) for value in curve] for key, curve in self.average_precision.curves.items()
+        }
+        most = self.average_precision.protocol.max_detections
+        return {**self.as_json(), "curves": curves, "max_detections": most}

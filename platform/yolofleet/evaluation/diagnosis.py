@@ -12,21 +12,20 @@ from yolofleet.evaluation.average_precision import BoxTables, box_tables
 from yolofleet.evaluation.confidence import Calibration, ConfidenceCurves, calibration, confidence_curves
 from yolofleet.evaluation.confusion import confusion_matrix
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.error_types import ERROR_KINDS, MISSED, TRUE, Outcomes, find_outcomes, mended_ap50
+from yolofleet.evaluation.error_types import (
+    ERROR_KINDS,
+    ERROR_PHRASES,
+    MISSED,
+    TRUE,
+    Outcomes,
+    find_outcomes,
+    mended_ap50,
+)
 from yolofleet.evaluation.galleries import Gallery, ImageOutcomes
 from yolofleet.evaluation.label_errors import likely_label_errors
 from yolofleet.evaluation.precision_recall import Floats, Integers, match
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 from yolofleet.evaluation.slices import Slice, Slicer
-
-ERROR_PHRASES = {
-    "classification": "boxes with the wrong class",
-    "localisation": "boxes too far off their objects",
-    "both": "boxes with the wrong class that are far off as well",
-    "duplicate": "second boxes on one object",
-    "background": "boxes where no object is",
-    "missed": "objects that are not found",
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,17 +117,6 @@ class Diagnosis:
     galleries: tuple[Gallery, ...]
     images: ImageOutcomes
 
-    def confusions(self) -> list[tuple[str, str, int]]:
-        """Return (class of the object, class of the detection, count) of different classes, the most frequent first."""
-        between = self.confusion[:-1, :-1].copy()
-        np.fill_diagonal(between, 0)
-        rows, columns = np.nonzero(between)
-        order = np.argsort(-between[rows, columns], kind="stable")
-        return [
-            (self.class_names[rows[at]], self.class_names[columns[at]], int(between[rows[at], columns[at]]))
-            for at in order.tolist()
-        ]
-
     def as_json(self) -> dict[str, Any]:
         """Return everything but the curves of the single classes as plain JSON values."""
         names = [*self.class_names, "background"]
@@ -145,6 +133,7 @@ class Diagnosis:
         return {
             "summary": self.summary,
             "threshold": self.threshold,
+            "class_names": list(self.class_names),
             **{key: getattr(self, key) for key in ("num_true", "num_false", "num_missed")},
             "errors": [asdict(entry) for entry in self.errors],
             "classes": [{**asdict(entry), "main_error": entry.main_error} for entry in self.classes],

@@ -1,262 +1,255 @@
-"""The diagnosis as parts of a page: what goes wrong first, then the figures, then images that show it."""
+"""The diagnosis as sections of a page: what goes wrong first, then images that show it, then the figures.
+
+Everything is made from plain values (`Diagnosis.as_json`), as they are stored with a run, and from drawings of images.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from yolofleet.core.page import image_tag
 from yolofleet.data.draw import OUTCOMES
-from yolofleet.evaluation.charts import Series, line_chart
-from yolofleet.evaluation.diagnosis import ERROR_PHRASES, Diagnosis
-from yolofleet.evaluation.precision_recall import Floats
+from yolofleet.evaluation.error_types import ERROR_MEANINGS, ERROR_PHRASES
 from yolofleet.evaluation.samples import SampleImage
-from yolofleet.evaluation.slices import Slice
+from yolofleet.reports.charts import COLOURS, Series, chart
+from yolofleet.reports.page import (
+    Cell,
+    Markup,
+    Section,
+    Table,
+    cards,
+    figure,
+    folded,
+    grid,
+    number_cell,
+    table,
+)
 
-STYLE = """
-.summary{font-size:18px;max-width:60em;margin:14px 0 18px}
-.matrix{width:100%;max-width:640px}.matrix text{fill:currentColor}
-details{margin:8px 0}summary{cursor:pointer}
-.key i{display:inline-block;width:26px;height:0;border-top:3px;margin-right:6px;vertical-align:middle}
-.gallery{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,260px),1fr));gap:14px}
-.text{text-align:left}td.text{min-width:190px}.track{display:inline-block;text-align:left}
-h3{font-size:15px;margin:20px 0 8px}
-"""
-MEANINGS = {
-    "classification": "on an object of another class",
-    "localisation": "near an object of its class, IoU 0.1 to 0.5",
-    "both": "near an object of another class, IoU 0.1 to 0.5",
-    "duplicate": "on an object that a surer box has found",
-    "background": "on no object",
-    "missed": "objects that none of these explains",
-}
+Document = Mapping[str, Any]
 LINES = {"true": "solid", "false": "dashed", "missed": "dotted"}
-MOST_CLASSES, MOST_CONFUSIONS = 10, 10
+MOST_CONFUSIONS = 10
 MOST_NUMBERED, MOST_NAMED = 12, 40
 """Classes up to which the matrix shows its numbers, and its names."""
-MATRIX_SIDE, NAME_WIDTH, BAR_PIXELS = 640, 120, 80
-COLOURS = ("#3b7dd8", "#e4572e", "#2ca25f")
+MATRIX_SIDE, NAME_WIDTH = 640, 120
+UNIT = (0.0, 1.0)
 
 
-def render_summary(diagnosis: Diagnosis) -> str:
-    """Return the one sentence, and the figures that it is made of."""
-    num_objects = diagnosis.num_true + diagnosis.num_missed
-    num_found = diagnosis.num_true + diagnosis.num_false
-    cards = (
-        (_share(diagnosis.num_true, num_objects), "of the objects found"),
-        (_share(diagnosis.num_true, num_found), "of the boxes right"),
-        (_number(diagnosis.threshold, 2), "confidence used"),
-    )
-    shown = "".join(f"<div class='card'><b>{value}</b><span>{name}</span></div>" for value, name in cards)
-    return f"<p class='summary'>{escape(diagnosis.summary)}</p><div class='cards'>{shown}</div>"
-
-
-def render_diagnosis(
-    diagnosis: Diagnosis, file_names: Mapping[int, str], drawn: Mapping[int, SampleImage]
-) -> Iterable[str]:
-    """Yield the sections of the page.
+def diagnosis_sections(document: Document, drawn: Mapping[int, SampleImage]) -> Iterator[Section]:
+    """Yield what explains an evaluation, the most telling first.
 
     Args:
-        diagnosis: What is shown.
-        file_names: Image id -> name.
-        drawn: Image id -> the drawing, of the images that there are.
+        document: A diagnosis, as `Diagnosis.as_json` gives it.
+        drawn: Image id -> the drawing, of the images of its galleries that there are.
     """
-    yield _errors(diagnosis)
-    yield _weakest_classes(diagnosis)
+    yield _errors(document)
+    if document["classes"]:
+        yield _weakest_classes(document)
     if drawn:
-        yield _galleries(diagnosis, drawn)
-    yield _confusion(diagnosis)
-    yield _confidence(diagnosis)
-    yield _slices("Size of the object", "size", diagnosis.sizes)
-    yield _slices("Shape of the object", "width and height", diagnosis.shapes)
-    yield _slices("Objects in the image", "objects", diagnosis.object_counts)
-    if diagnosis.label_errors:
-        yield _label_errors(diagnosis, file_names)
+        yield _galleries(document, drawn)
+    yield _confusion(document)
+    yield _confidence(document)
+    yield _slices("Size of the objects", "size", document["sizes"])
+    yield _slices("Shape of the objects", "width and height", document["shapes"])
+    yield _slices("Objects in an image", "objects", document["object_counts"])
+    if document["label_errors"]:
+        yield _label_errors(document)
 
 
-def _errors(diagnosis: Diagnosis) -> str:
-    largest = max((entry.cost or 0.0 for entry in diagnosis.errors), default=0.0)
+def diagnosis_cards(document: Document) -> Markup:
+    """Return the figures of the summary."""
+    num_objects = document["num_true"] + document["num_missed"]
+    num_found = document["num_true"] + document["num_false"]
+    return cards(
+        {
+            "of the objects found": _share(document["num_true"], num_objects),
+            "of the boxes right": _share(document["num_true"], num_found),
+            "confidence used": _number(document["threshold"], 2),
+        }
+    )
+
+
+def _errors(document: Document) -> Section:
+    largest = max((entry["cost"] or 0.0 for entry in document["errors"]), default=0.0)
     rows = [
-        (
-            escape(entry.kind),
-            escape(MEANINGS[entry.kind]),
-            f"{entry.count_above}",
-            f"{entry.count}",
-            f"{_bar(entry.cost, largest)}{_points(entry.cost)}",
-        )
-        for entry in sorted(diagnosis.errors, key=lambda entry: -(entry.cost or 0.0))
+        [
+            entry["kind"],
+            ERROR_MEANINGS[entry["kind"]],
+            entry["count_above"],
+            entry["count"],
+            _points_cell(entry["cost"], largest),
+        ]
+        for entry in sorted(document["errors"], key=lambda entry: -(entry["cost"] or 0.0))
     ]
-    at = _number(diagnosis.threshold, 2)
+    at = _number(document["threshold"], 2)
     head = ("error", "what it is", f"from confidence {at}", "of all detections", "costs AP50 points")
     note = (
         "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain if this kind alone were "
         "mended; costs do not add up."
     )
-    return f"<h2>What goes wrong</h2>{_table(head, rows, text_columns=(1,))}<p class='soft'>{note}</p>"
+    body = diagnosis_cards(document) + table(Table(name="Errors", head=head, rows=rows))
+    return Section(title="What goes wrong", note=note, body=body)
 
 
-def _weakest_classes(diagnosis: Diagnosis) -> str:
+def _weakest_classes(document: Document) -> Section:
     rows = []
-    for entry in diagnosis.classes[:MOST_CLASSES]:
-        why = entry.main_error
-        reason = f"{ERROR_PHRASES[why]} ({_points(entry.costs[why])})" if why else "-"
-        numbers = (_number(value, 3) for value in (entry.precision, entry.recall, entry.f1))
-        rows.append(
-            (escape(entry.name), f"{100 * entry.ap50:.1f}", escape(reason), *numbers, _number(entry.threshold, 2))
-        )
-    more = f", the weakest {MOST_CLASSES} of {len(diagnosis.classes)}" if len(diagnosis.classes) > MOST_CLASSES else ""
+    for entry in document["classes"]:
+        why = entry["main_error"]
+        reason = f"{ERROR_PHRASES[why]} ({_points(entry['costs'][why])})" if why else "-"
+        numbers = [number_cell(entry[key]) for key in ("precision", "recall", "f1")]
+        ap50 = number_cell(100 * entry["ap50"], 1, share=entry["ap50"])
+        rows.append([entry["name"], ap50, reason, *numbers, number_cell(entry["threshold"], 2)])
     head = ("class", "AP50", "costs it most (points of its AP50)", "precision", "recall", "best F1", "at confidence")
-    return f"<h2>Weakest classes{more}</h2>{_table(head, rows, text_columns=(2,))}" if rows else ""
+    note = "The weakest first. Precision and recall are those at the confidence where the F1 of the class is best."
+    return Section(title="Weakest classes", note=note, body=table(Table(name="Classes", head=head, rows=rows)))
 
 
-def _galleries(diagnosis: Diagnosis, drawn: Mapping[int, SampleImage]) -> str:
-    key = "".join(
-        f"<span><i style='border-top-style:{LINES[name]};border-top-color:rgb{colour}'></i>{name}</span>"
+def _galleries(document: Document, drawn: Mapping[int, SampleImage]) -> Section:
+    key = Markup("").join(
+        Markup('<span><i style="border-top:3px {} rgb{}"></i>{}</span>').format(LINES[name], colour, name)
         for name, (colour, _) in OUTCOMES.items()
     )
-    at = _number(diagnosis.threshold, 2)
-    parts = [
-        f"<h2>Images</h2><p class='soft'>Boxes from confidence {at} on, where F1 over all classes is best; true at IoU "
-        f"0.50.</p><p class='key legend' style='margin-left:0'>{key}</p>"
-    ]
-    for gallery in diagnosis.galleries:
-        figures = "".join(
-            f"<figure>{image_tag(image.jpeg, (image.width, image.height), entry.reason)}"
-            f"<figcaption>{escape(entry.reason)}<br>{escape(image.name)}</figcaption></figure>"
-            for entry in gallery.images
-            if (image := drawn.get(entry.image_id))
-        )
-        parts.append(f"<h3>{escape(gallery.name)}</h3><div class='gallery'>{figures}</div>" if figures else "")
-    return "".join(parts)
+    parts = [Markup('<p class="key">{}</p>').format(key)]
+    for gallery in document["galleries"]:
+        figures = [
+            figure(
+                image.jpeg,
+                (image.width, image.height),
+                entry["reason"],
+                Markup("{}<br>{}").format(entry["reason"], image.name),
+            )
+            for entry in gallery["images"]
+            if (image := drawn.get(entry["image_id"]))
+        ]
+        if figures:
+            parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "images")]
+    at = _number(document["threshold"], 2)
+    note = f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50."
+    return Section(title="Images that show it", note=note, body=Markup("").join(parts))
 
 
-def _confusion(diagnosis: Diagnosis) -> str:
-    matrix = _matrix(diagnosis)
-    if len(diagnosis.class_names) > MOST_NUMBERED:
-        matrix = f"<details><summary>All {len(diagnosis.class_names)} classes</summary>{matrix}</details>"
-    rows = [(escape(first), escape(second), f"{count}") for first, second, count in diagnosis.confusions()]
-    table = _table(("object", "detected as", "times"), rows[:MOST_CONFUSIONS], text_columns=(1,)) if rows else ""
+def _confusion(document: Document) -> Section:
+    names = document["class_names"]
+    matrix = _matrix(document)
+    if len(names) > MOST_NUMBERED:
+        matrix = folded(f"All {len(names)} classes", matrix)
+    rows = confusions(document)[:MOST_CONFUSIONS]
+    pairs = table(Table(name="Classes taken for others", head=("object", "detected as", "times"), rows=rows))
     note = (
-        f"Objects in rows, boxes from confidence {_number(diagnosis.threshold, 2)} on in columns, paired at IoU 0.50. "
-        "The last column counts objects missed, the last row boxes on background."
+        f"Objects in rows, boxes from confidence {_number(document['threshold'], 2)} on in columns, paired at IoU "
+        "0.50. The last column counts objects missed, the last row boxes on background."
     )
-    pairs = f"<div><h3>Most frequent</h3>{table}</div>" if rows else "<p>No class is taken for another one.</p>"
-    return f"<h2>Confusion</h2><p class='soft'>{note}</p><div class='charts'><div>{matrix}</div>{pairs}</div>"
+    body = grid([matrix, pairs or Markup("<p>No class is taken for another one.</p>")])
+    return Section(title="Confusion", note=note, body=body)
 
 
-def _matrix(diagnosis: Diagnosis) -> str:
+def confusions(document: Document) -> list[tuple[str, str, int]]:
+    """Return (class of the object, class of the detection, count) of different classes, the most frequent first."""
+    cells = [(entry["object"], entry["detection"], entry["count"]) for entry in document["confusion"]]
+    other = [cell for cell in cells if cell[0] != cell[1] and "background" not in cell]
+    return sorted(other, key=lambda cell: -cell[2])
+
+
+def _matrix(document: Document) -> Markup:
     """Return the confusion matrix as SVG: a cell is as dark as its share of the row."""
-    names = [*diagnosis.class_names, "background"]
-    count = len(names)
-    margin = NAME_WIDTH if count <= MOST_NAMED else 20
-    side = (MATRIX_SIDE - margin) / count
-    shares = diagnosis.confusion / np.maximum(diagnosis.confusion.sum(axis=1, keepdims=True), 1)
-    size = max(11.0, min(14.0, side * 0.6))
-    parts = [f"<svg viewBox='0 0 {MATRIX_SIDE} {MATRIX_SIDE}' class='matrix' role='img' font-size='{size:.1f}'>"]
-    parts.append("<title>confusion matrix</title>")
-    for row, column in zip(*np.nonzero(diagnosis.confusion), strict=True):
-        x, y = margin + column * side, margin + row * side
-        value, share = int(diagnosis.confusion[row, column]), float(shares[row, column])
+    names = [*document["class_names"], "background"]
+    position = {name: index for index, name in enumerate(names)}
+    totals = dict.fromkeys(names, 0)
+    for entry in document["confusion"]:
+        totals[entry["object"]] += entry["count"]
+    margin = NAME_WIDTH if len(names) <= MOST_NAMED else 20
+    side = (MATRIX_SIDE - margin) / len(names)
+    size = max(14.0, min(16.0, side * 0.6))
+    parts = []
+    for entry in document["confusion"]:
+        row, column, count = position[entry["object"]], position[entry["detection"]], entry["count"]
+        x, y, share = margin + column * side, margin + row * side, count / max(totals[entry["object"]], 1)
         colour = "44,162,95" if row == column else "228,87,46"
-        said = escape(f"{names[row]} as {names[column]}: {value} ({share:.0%})", quote=True)
+        said = f"{entry['object']} as {entry['detection']}: {count} ({share:.0%})"
         parts.append(
-            f"<rect x='{x:.1f}' y='{y:.1f}' width='{side:.1f}' height='{side:.1f}' "
-            f"fill='rgba({colour},{0.12 + 0.7 * share:.2f})'><title>{said}</title></rect>"
+            Markup(
+                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="rgba({},{:.2f})">'
+                "<title>{}</title></rect>"
+            ).format(x, y, side, side, colour, 0.12 + 0.7 * share, said)
         )
-        if count <= MOST_NUMBERED:
-            middle = f"x='{x + side / 2:.1f}' y='{y + side / 2 + 5:.1f}'"
-            parts.append(f"<text {middle} text-anchor='middle' pointer-events='none'>{value}</text>")
-    for index, name in enumerate(names if count <= MOST_NAMED else ()):
-        at = margin + (index + 0.5) * side
-        short = escape(name if len(name) <= 16 else f"{name[:15]}…")
-        parts.append(f"<text x='{margin - 6}' y='{at + 4:.1f}' text-anchor='end'>{short}</text>")
-        parts.append(f"<text transform='translate({at + 4:.1f} {margin - 6}) rotate(-90)'>{short}</text>")
-    frame = f"<rect x='{margin}' y='{margin}' width='{MATRIX_SIDE - margin}' height='{MATRIX_SIDE - margin}' "
-    return f"{''.join(parts)}{frame} fill='none' stroke='#8a94a055'/></svg>"
+        if len(names) <= MOST_NUMBERED:
+            parts.append(
+                Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle" pointer-events="none">{}</text>').format(
+                    x + side / 2, y + side / 2 + 5, count
+                )
+            )
+    for index, name in enumerate(names if len(names) <= MOST_NAMED else ()):
+        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 14 else f"{name[:13]}…"
+        parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(margin - 6, at, short))
+        parts.append(
+            Markup('<text transform="translate({:.1f} {}) rotate(-90)">{}</text>').format(at, margin - 6, short)
+        )
+    frame = Markup('<rect x="{0}" y="{0}" width="{1}" height="{1}" fill="none" stroke="#8a94a055"/>')
+    return Markup(
+        '<svg viewBox="0 0 {0} {0}" class="matrix" role="img" aria-label="confusion matrix" font-size="{1:.0f}">'
+        "{2}</svg>"
+    ).format(MATRIX_SIDE, size, Markup("").join([*parts, frame.format(margin, MATRIX_SIDE - margin)]))
 
 
-def _confidence(diagnosis: Diagnosis) -> str:
-    curves = diagnosis.curves
-    values: dict[str, Floats] = {"precision": curves.precision[0], "recall": curves.recall[0], "F1": curves.f1[0]}
+def _confidence(document: Document) -> Section:
+    curves = document["curves"]
     lines = [
-        Series(name=name, points=_points_of(curves.thresholds, column), colour=colour, width=2)
-        for (name, column), colour in zip(values.items(), COLOURS, strict=True)
+        Series(name=name, points=_line(curves["thresholds"], curves[key]), colour=COLOURS[number])
+        for number, (name, key) in enumerate((("precision", "precision"), ("recall", "recall"), ("F1", "f1")))
     ]
-    charts = [line_chart(lines, x_name="lowest confidence that counts", y_name="all classes", y_range=(0, 1))]
-    found, said = diagnosis.calibration, ""
+    charts = [
+        chart(lines, title="all classes", x_name="lowest confidence that counts", x_range=UNIT, y_range=UNIT),
+    ]
+    found, said = document["calibration"], ""
     if found is not None:
-        measured = Series(
-            name="share of boxes that is right",
-            points=_points_of(found.confidence, found.precision),
-            colour=COLOURS[0],
-            width=2,
-        )
-        ideal = Series(name="perfectly calibrated", points=[(0.0, 0.0), (1.0, 1.0)], colour="#808890")
-        chart = line_chart([ideal, measured], x_name="confidence", y_name="right", x_range=(0, 1), y_range=(0, 1))
-        charts.append(chart)
+        ideal = Series(name="perfectly calibrated", points=[(0.0, 0.0), (1.0, 1.0)], colour=COLOURS[7])
+        measured = Series(name="share of boxes that is right", points=_line(found["confidence"], found["precision"]))
+        charts.append(chart([ideal, measured], title="calibration", x_name="confidence", x_range=UNIT, y_range=UNIT))
         said = (
-            f" Right: how often boxes of a confidence are right, from {_number(diagnosis.threshold, 2)} on; the "
-            f"expected calibration error is {found.error:.3f}."
+            f" Calibration: how often boxes of a confidence are right, from {_number(document['threshold'], 2)} on; "
+            f"the expected calibration error is {found['error']:.3f}."
         )
-    drawn = "".join(f"<div>{chart}</div>" for chart in charts)
-    note = f"Left: F1 is best at {_number(diagnosis.threshold, 2)}.{said}"
-    return f"<h2>Confidence</h2><p class='soft'>{note}</p><div class='charts'>{drawn}</div>"
+    note = f"F1 is best at {_number(document['threshold'], 2)}.{said}"
+    return Section(title="Confidence", note=note, body=grid(charts))
 
 
-def _slices(title: str, kind: str, slices: Sequence[Slice]) -> str:
-    columns: list[tuple[str, Callable[[Slice], str]]] = [
-        (kind, lambda entry: escape(entry.name)),
-        ("images", lambda entry: f"{entry.num_images}"),
-        ("objects", lambda entry: f"{entry.num_objects}"),
-        ("AP", lambda entry: f"{_bar(entry.ap, 1.0)}{_number(entry.ap, 3)}"),
-        ("AP50", lambda entry: _number(entry.ap50, 3)),
-        ("recall", lambda entry: _number(entry.recall, 3)),
-        ("precision", lambda entry: _number(entry.precision, 3)),
-        ("false boxes", lambda entry: f"{entry.num_false}"),
+def _slices(title: str, kind: str, slices: Sequence[Document]) -> Section:
+    columns: list[tuple[str, Callable[[Document], Cell | str | float | None]]] = [
+        (kind, lambda entry: Cell(text=entry["name"])),
+        ("images", lambda entry: entry["num_images"]),
+        ("objects", lambda entry: entry["num_objects"]),
+        ("AP", lambda entry: number_cell(entry["ap"], share=entry["ap"])),
+        ("AP50", lambda entry: number_cell(entry["ap50"])),
+        ("recall", lambda entry: number_cell(entry["recall"])),
+        ("precision", lambda entry: number_cell(entry["precision"])),
+        ("false boxes", lambda entry: entry["num_false"]),
     ]
-    rows = [[show(entry) for _, show in columns] for entry in slices if entry.num_objects or entry.num_false]
-    return f"<h2>{title}</h2>{_table([name for name, _ in columns], rows)}" if rows else ""
+    rows = [[show(entry) for _, show in columns] for entry in slices if entry["num_objects"] or entry["num_false"]]
+    return Section(title=title, body=table(Table(name=title, head=[name for name, _ in columns], rows=rows)))
 
 
-def _label_errors(diagnosis: Diagnosis, file_names: Mapping[int, str]) -> str:
+def _label_errors(document: Document) -> Section:
     rows = [
-        (
-            escape(file_names.get(entry["image_id"], str(entry["image_id"]))),
-            escape(entry["text"]),
-            _box(entry["label"] or entry["detection"]),
-            f"{entry['score']:.2f}",
-        )
-        for entry in diagnosis.label_errors
+        [
+            entry.get("image", str(entry["image_id"])),
+            entry["text"],
+            ", ".join(f"{value:.0f}" for value in entry["label"] or entry["detection"]),
+            number_cell(entry["score"], 2),
+        ]
+        for entry in document["label_errors"]
     ]
     head = ("image", "what speaks against the label", "box x, y, width, height", "score")
     note = "The model may be right where the annotations are not: these are worth a look, the likeliest first."
-    return f"<h2>Likely label errors</h2><p class='soft'>{note}</p>{_table(head, rows, text_columns=(1,))}"
+    body = table(Table(name="Likely label errors", head=head, rows=rows))
+    return Section(title="Likely label errors", note=note, body=body)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], text_columns: Sequence[int] = ()) -> str:
-    """Return a table of cells that are HTML already."""
-    kinds = [" class='text'" if column in text_columns else "" for column in range(len(head))]
-    heading = "".join(f"<th{kind}>{escape(name)}</th>" for kind, name in zip(kinds, head, strict=True))
-    body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for kind, cell in zip(kinds, row, strict=True))}</tr>" for row in rows
-    )
-    return f"<div class='wide'><table><thead><tr>{heading}</tr></thead><tbody>{body}</tbody></table></div>"
+def _line(x: Sequence[float | None], y: Sequence[float | None]) -> list[tuple[float, float]]:
+    return [(one, other) for one, other in zip(x, y, strict=True) if one is not None and other is not None]
 
 
-def _bar(value: float | None, largest: float) -> str:
-    width = round(BAR_PIXELS * max(value or 0.0, 0.0) / largest) if largest > 0 else 0
-    return f"<span class='track' style='width:{BAR_PIXELS + 8}px'><i class='bar' style='width:{width}px'></i></span>"
-
-
-def _points_of(x: Floats, y: Floats) -> list[tuple[float, float]]:
-    return list(zip(x.tolist(), y.tolist(), strict=True))
-
-
-def _box(box: Any) -> str:
-    return ", ".join(f"{value:.0f}" for value in box)
+def _points_cell(cost: float | None, largest: float) -> Cell:
+    value = None if cost is None else 100 * cost
+    return number_cell(value, 1, share=None if cost is None or largest <= 0 else max(cost, 0.0) / largest)
 
 
 def _points(cost: float | None) -> str:

@@ -39,6 +39,22 @@ from yolofleet.evaluation.precision_recall import (
 )
 
 ERROR_KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
+ERROR_PHRASES = {
+    "classification": "boxes with the wrong class",
+    "localisation": "boxes too far off their objects",
+    "both": "boxes with the wrong class that are far off as well",
+    "duplicate": "second boxes on one object",
+    "background": "boxes where no object is",
+    "missed": "objects that are not found",
+}
+ERROR_MEANINGS = {
+    "classification": "on an object of another class",
+    "localisation": "near an object of its class, IoU 0.1 to 0.5",
+    "both": "near an object of another class, IoU 0.1 to 0.5",
+    "duplicate": "on an object that a surer box has found",
+    "background": "on no object",
+    "missed": "objects that none of these explains",
+}
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(ERROR_KINDS))
 TRUE, IGNORED = -1, -2
 """A detection that is no error: it matches an object, or counts neither way."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from html import escape
 from typing import Any
 
-from yolofleet.core.page import render_page
-from yolofleet.evaluation import scatter as scatter_chart
 from yolofleet.evaluation.latency import WARM_UP_PASSES, BenchmarkedModel, Environment, Timing
-from yolofleet.evaluation.published import COSTS, published_groups
-from yolofleet.evaluation.scatter import Dot, Group, scatter
+from yolofleet.evaluation.published import COSTS, published_series
+from yolofleet.reports.charts import COLOURS, Series, chart
+from yolofleet.reports.page import Markup, Row, Section, Table, facts, grid, render_page, table, text, text_cell
 
-HERE, PAPERS_AP = "#3b7dd8", "#14b8a6"
 HEADINGS = ("px", "format", "type", "batch", "passes", "p50 ms", "p90 ms", "p99 ms", "FPS", "AP")
 WIDTHS = (6, 7, 6, 6, 7, 9, 9, 9, 8, 6)
 MODEL_WIDTH = 22
@@ -44,45 +41,58 @@ def benchmark_lines(environment: Environment, models: Sequence[BenchmarkedModel]
     for model in models:
         yield from (_line(model.model, _cells(model, timing)) for timing in model.timings)
     yield ""
-    for text in _notes(models):
-        yield from textwrap.wrap(text, LINE_LENGTH)
+    for sentence in _notes(models):
+        yield from textwrap.wrap(sentence, LINE_LENGTH)
 
 
 def render_benchmark(environment: Environment, models: Sequence[BenchmarkedModel]) -> str:
     """Return a page: AP against the latency of a single image among the published models, and all timings."""
-    groups = [
-        *published_groups("milliseconds"),
-        Group(name="latency here, AP of the paper", colour=PAPERS_AP, dots=_dots(models, papers=True)),
-        Group(name="measured here", colour=HERE, dots=_dots(models, papers=False)),
+    measured = [
+        _series("latency here, AP of the paper", COLOURS[7], _points(models, papers=True)),
+        _series("measured here", COLOURS[0], _points(models, papers=False)),
     ]
-    chart = scatter(groups, x_name=COSTS["milliseconds"], y_name="AP in percent")
-    head = "".join(f"<th>{heading}</th>" for heading in ("model", *HEADINGS))
-    rows = "".join(
-        f"<tr><td>{escape(model.model)}</td>{''.join(f'<td>{cell}</td>' for cell in _cells(model, timing))}</tr>"
+    measured = [entry for entry in measured if entry.points]
+    charts = Markup("")
+    if measured:
+        series = [*published_series("milliseconds"), *measured]
+        charts = grid([chart(series, title="AP in percent", x_name=COSTS["milliseconds"], x_log=True)])
+    rows: list[Row] = [
+        [model.model, *(text_cell(cell) for cell in _cells(model, timing))]
         for model in models
         for timing in model.timings
-    )
-    facts = {"device": environment.device, "processor": environment.name, "threads": str(environment.threads)}
-    facts |= environment.versions
-    parts = [
-        f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(value)}</dd>' for name, value in facts.items())}</dl>",
-        f"<h2>AP and latency</h2>{chart}" if any(group.dots for group in groups[-2:]) else "",
-        f"<h2>Timings</h2><div class='wide'><table><tr>{head}</tr>{rows}</table></div>",
-        *(f"<p class='soft'>{escape(text)}</p>" for text in _notes(models)),
     ]
-    return render_page("Latency of models", parts, f"{scatter_chart.STYLE}td{{white-space:nowrap}}")
+    values = {"device": environment.device, "processor": environment.name, "threads": environment.threads}
+    sections = [
+        Section(title="AP and latency", body=charts),
+        Section(title="Timings", body=table(Table(name="Timings", head=("model", *HEADINGS), rows=rows))),
+        Section(title="How it was measured", body=facts(values | environment.versions) + text(*_notes(models))),
+    ]
+    singles = [(t.milliseconds, model.model) for model in models for t in model.timings if t.batch == 1]
+    summary = f"{min(singles)[1]} is the fastest here: {min(singles)[0]:.1f} ms for one image." if singles else ""
+    return render_page("Latency of models", sections, summary=summary)
 
 
-def _dots(models: Sequence[BenchmarkedModel], *, papers: bool) -> list[Dot]:
+def _series(name: str, colour: str, points: Sequence[tuple[float, float, str, str]]) -> Series:
+    return Series(
+        name=name,
+        points=[(x, y) for x, y, *_ in points],
+        texts=[said for *_, said, _ in points],
+        labels=[label for *_, label in points],
+        colour=colour,
+        shape="dots",
+    )
+
+
+def _points(models: Sequence[BenchmarkedModel], *, papers: bool) -> list[tuple[float, float, str, str]]:
     """Return the models whose AP was measured, or is the paper's, by the median time of a single image."""
     one_format = len({timing.format for model in models for timing in model.timings}) == 1
     return [
-        Dot(
-            x=timing.milliseconds,
-            y=model.ap,
-            name=f"{model.model} at {model.size} px, {timing.format} {timing.precision}: {model.ap:.1f} AP, "
+        (
+            timing.milliseconds,
+            model.ap,
+            f"{model.model} at {model.size} px, {timing.format} {timing.precision}: {model.ap:.1f} AP, "
             f"{timing.milliseconds:.1f} ms, {timing.images_per_second:.1f} FPS",
-            label=model.model if one_format else f"{model.model}, {timing.format}",
+            model.model if one_format else f"{model.model}, {timing.format}",
         )
         for model in models
         for timing in model.timings

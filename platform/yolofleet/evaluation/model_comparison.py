@@ -6,15 +6,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
-from html import escape
 from typing import Any
 
-from yolofleet.core.page import render_page
-from yolofleet.evaluation import scatter as scatter_chart
-from yolofleet.evaluation.published import COSTS, FIGURES, PublishedResult, published_groups, published_results
-from yolofleet.evaluation.scatter import Dot, Group, scatter
+from yolofleet.evaluation.published import COSTS, FIGURES, PublishedResult, published_results, published_series
+from yolofleet.reports.charts import Series, chart
+from yolofleet.reports.page import Markup, Row, Section, Table, bullets, grid, render_page, table, text, text_cell
 
-HERE = "#3b7dd8"
 HEADINGS = tuple(heading for heading, _ in FIGURES.values())
 MODEL_WIDTH = 22
 WIDTHS = (5, 7, 8, 10, 6, 6, 6, 6)
@@ -30,7 +27,6 @@ MEASURED = (
 LINE_LENGTH = 80
 MOST_LABELS = 3
 """With more models than this their names are not written into the charts."""
-STYLE = f"{scatter_chart.STYLE}td{{white-space:nowrap}}tr.front td{{font-weight:600;color:{HERE}}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,40 +85,52 @@ def comparison_lines(measured: Sequence[MeasuredModel]) -> Iterator[str]:
 
 def render_comparison(measured: Sequence[MeasuredModel]) -> str:
     """Return a page: AP against FLOPs, parameters and latency, and a table of all figures."""
-    charts, few = [], len(measured) <= MOST_LABELS
-    for cost, name in COSTS.items():
-        dots = [
-            Dot(
-                x=at,
-                y=entry.figures["ap"],
-                name=f"{entry.model}: {entry.figures['ap']:.1f} AP",
-                label=entry.model if few else "",
-            )
-            for entry in measured
-            if (at := getattr(entry, cost)) is not None and "ap" in entry.figures
-        ]
-        groups = [*published_groups(cost), Group(name="measured here", colour=HERE, dots=dots)]
-        charts.append(f"<div>{scatter(groups, x_name=name, y_name='AP in percent')}</div>")
-    headings = ("model", "px", "M", "GFLOPs", "FPS", *HEADINGS, *(f"{name} test" for name in HEADINGS))
-    rows = ["<tr>" + "".join(f"<th>{heading}</th>" for heading in headings) + "</tr>"]
-    for entry in _by_flops(measured):
-        mark = " class='front'" if isinstance(entry, MeasuredModel) else ""
-        cells = (escape(entry.model), *_costs(entry), *_figures(entry))
-        rows.append(f"<tr{mark}>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    sources = [f"<li>{escape(source)}</li>" for source in _sources(measured)]
-    settings = [
-        f"<tr><td>{result.precision}, IoU {result.iou}</td><td>{result.ap}</td></tr>"
+    ordered = _by_flops(measured)
+    head = ("model", "px", "M", "GFLOPs", "FPS", *HEADINGS, *(f"{name} test" for name in HEADINGS))
+    rows: list[Row] = [
+        [entry.model, *(text_cell(cell) for cell in (*_costs(entry), *_figures(entry)))] for entry in ordered
+    ]
+    marked = [number for number, entry in enumerate(ordered) if isinstance(entry, MeasuredModel)]
+    settings: list[Row] = [
+        [f"{result.precision}, IoU {result.iou}", text_cell(str(result.ap))]
         for result in published_results()
         if result.precision is not None
     ]
-    parts = [
-        f"<p class='soft'>{PUBLISHED}</p>",
-        f"<p class='soft'>{MEASURED}</p><ul>{''.join(sources)}</ul>" if measured else "",
-        f"<div class='charts'>{''.join(charts)}</div>",
-        f"<h2>All models</h2><div class='wide'><table>{''.join(rows)}</table></div>",
-        f"<h2>YOLOv7-X by precision and threshold of the suppression (Table 10)</h2><table>{''.join(settings)}</table>",
+    sections = [
+        Section(title="AP against cost", body=grid(_cost_chart(measured, cost) for cost in COSTS)),
+        Section(title="All models", body=table(Table(name="All models", head=head, rows=rows, marked=marked))),
+        Section(
+            title="Where the figures come from",
+            body=text(PUBLISHED, MEASURED if measured else "") + bullets(_sources(measured)),
+        ),
+        Section(
+            title="YOLOv7-X by precision and threshold of the suppression (Table 10)",
+            body=table(Table(name="Table 10", head=("setting", "AP"), rows=settings)),
+        ),
     ]
-    return render_page("Models among the published ones", parts, STYLE)
+    with_ap = [entry for entry in measured if "ap" in entry.figures]
+    best = max(with_ap, key=lambda entry: entry.figures["ap"], default=None)
+    summary = "" if best is None else (
+        f"{best.model} is the best of {len(with_ap)} measured here: {best.figures['ap']:.1f} AP with "
+        f"{best.parameters:.1f} M parameters and {best.gflops:.1f} GFLOPs."
+    )  # fmt: skip
+    return render_page("Models among the published ones", sections, summary=summary)
+
+
+def _cost_chart(measured: Sequence[MeasuredModel], cost: str) -> Markup:
+    found = [e for e in measured if getattr(e, cost) is not None and "ap" in e.figures]
+    few = len(measured) <= MOST_LABELS
+    ours = Series(
+        name="measured here",
+        points=[(getattr(entry, cost), entry.figures["ap"]) for entry in found],
+        texts=[f"{entry.model}: {entry.figures['ap']:.1f} AP" for entry in found],
+        labels=[entry.model for entry in found] if few else (),
+        shape="dots",
+    )
+    series = [*published_series(cost), *([ours] if found else [])]
+    return chart(
+        series, title=f"AP in percent against {COSTS[cost].partition(' (')[0]}", x_name=COSTS[cost], x_log=True
+    )
 
 
 def _sources(measured: Sequence[MeasuredModel]) -> list[str]:

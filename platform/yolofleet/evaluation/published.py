@@ -13,7 +13,7 @@ from decimal import Decimal
 from functools import lru_cache
 from importlib import resources
 
-from yolofleet.evaluation.scatter import Dot, Group
+from yolofleet.reports.charts import COLOURS, Series
 
 FAMILIES = ("YOLOv7", "YOLOR", "YOLOv4", "YOLOv5", "YOLOX", "PPYOLOE")
 OTHERS = "other detectors"
@@ -98,18 +98,16 @@ COSTS = {
     "milliseconds": "milliseconds for one image (published: on a V100 or an A100)",
 }
 """What AP is drawn against: names of the axes."""
-COLOURS = dict(
-    zip((*FAMILIES, OTHERS), ("#e4572e", "#a04fc4", "#7d7156", "#2ca25f", "#c98b00", "#0f9fb0", "#6b7280"), strict=True)
-)
 
 
-def published_groups(cost: str) -> list[Group]:
-    """Return all published points of AP against a cost, a group for each family at 640 px at most and for above.
+def published_series(cost: str, *, is_shown: bool = True) -> list[Series]:
+    """Return all published points of AP against a cost, a series for each family.
 
     Args:
         cost: One of `COSTS`.
+        is_shown: Whether they are seen before they are switched on.
     """
-    dots: dict[tuple[str, bool], list[Dot]] = {}
+    found: dict[str, list[tuple[float, float, str]]] = {}
     for result in published_results():
         value = getattr(result, cost)
         if value is None or result.ap is None:
@@ -117,15 +115,16 @@ def published_groups(cost: str) -> list[Group]:
         size = f" at {result.size} px" if result.size else ""
         speed = f", {result.fps} FPS on a {result.gpu}" if result.fps else ""
         name = f"{result.model}{size}: {result.ap} AP, {result.parameters or '-'} M, {result.gflops or '-'} G{speed}"
-        key = (result.family, result.family != OTHERS and (result.size or 0) > 640)
-        dots.setdefault(key, []).append(Dot(x=float(value), y=float(result.ap), name=name))
+        found.setdefault(result.family, []).append((float(value), float(result.ap), name))
+    colours = dict(zip((*FAMILIES, OTHERS), (*COLOURS[1:7], COLOURS[7]), strict=True))
     return [
-        Group(
+        Series(
             name=family,
-            colour=COLOURS[family],
-            dots=points,
-            mark="diamond",
-            line="none" if family == OTHERS else "straight",
+            points=[(x, y) for x, y, _ in points],
+            texts=[name for *_, name in points],
+            colour=colours[family],
+            shape="squares",
+            is_shown=is_shown,
         )
-        for (family, _), points in dots.items()
+        for family, points in found.items()
     ]

@@ -1,195 +1,218 @@
-"""The evaluation report: figures, curves, classes and images of a model in one HTML file.
+"""The evaluation page: figures, curves and classes of a model, and images with its boxes.
 
-The page holds everything itself, so it can be opened anywhere and stored as one artifact.
+`evaluation_sections` makes them from plain values (`EvaluationResult.page_document`), as they are stored with a run, so
+the run page shows the same without the model or the data. What explains an evaluation further is a section more there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from yolofleet.core.page import image_tag, render_page
 from yolofleet.core.redaction import redact
-from yolofleet.data.draw import class_colour
-from yolofleet.evaluation.average_precision import ClassFigures, EvaluationResult
-from yolofleet.evaluation.charts import Series, line_chart
-from yolofleet.evaluation.precision_recall import RECALL_LEVELS
-from yolofleet.evaluation.samples import SampleImage
+from yolofleet.reports.charts import COLOURS, Point, Series, chart
+from yolofleet.reports.page import (
+    Cell,
+    Markup,
+    Section,
+    Table,
+    beside,
+    cards,
+    facts,
+    figure,
+    grid,
+    number_cell,
+    render_page,
+    table,
+)
 
 if TYPE_CHECKING:
-    from yolofleet.evaluation.diagnosis import Diagnosis
+    from yolofleet.evaluation.average_precision import EvaluationResult
+    from yolofleet.evaluation.samples import SampleImage
 
+Document = Mapping[str, Any]
 MAIN_FIGURES = ("AP", "AP50", "AP75")
-LOSS_KEYS = ("loss_box", "loss_objectness", "loss_classification")
-CHARTS = (
-    ("loss", LOSS_KEYS),
-    ("validation loss", tuple(f"val_{key}" for key in LOSS_KEYS)),
-    ("learning rate", ("learning_rate",)),
-    ("validation", ("val_AP", "val_AP50", "val_AP75")),
-)
-PALETTE = ("#3b7dd8", "#e4572e", "#2ca25f", "#a04fc4", "#c98b00", "#0f9fb0")
-MEAN_COLOUR = "#808890"
-MOST_POINTS = 1000
-BAR_PIXELS = 90
+MOST_LINES = 8
+"""With more classes a chart shows the mean, the worst and the best of them, and each class has a small chart."""
+ENDS = 3
+CONFIDENCE = 0.25
+UNIT = (0.0, 1.0)
 
 
 def render_report(
-    result: EvaluationResult | None,
+    result: EvaluationResult,
     *,
     title: str,
     facts: Mapping[str, str] | None = None,
-    history: Sequence[Mapping[str, Any]] = (),
     images: Sequence[SampleImage] = (),
-    diagnosis: Diagnosis | None = None,
+    diagnosis: Document | None = None,
     drawn: Mapping[int, SampleImage] | None = None,
 ) -> str:
-    """Render the page.
+    """Return the page of an evaluation.
 
     Args:
-        result: An evaluation; None for a run that has not been evaluated.
+        result: The evaluation.
         title: Heading of the page.
-        facts: Further facts: model, data, run, commit.
-        history: A run's rows of metrics, each with its step: losses, learning rate, validation figures.
+        facts: Further facts: model, data, settings.
         images: Sample images, ground truth beside detections.
-        diagnosis: Of the evaluation; it comes first.
+        diagnosis: Of the evaluation, as `Diagnosis.as_json` gives it; it comes first.
         drawn: The images of its galleries by image id, as `samples.draw_outcomes` draws them.
 
     Returns:
         An HTML document that needs no other file and no network.
     """
-    parts, style = [], ""
+    document = page_document(result, diagnosis)
+    return render_page(
+        title,
+        [*evaluation_sections(document, drawn or {}), image_section(images), _facts(facts or {})],
+        summary=diagnosis["summary"] if diagnosis is not None else evaluation_sentence(document),
+    )
+
+
+def evaluation_sentence(document: Document) -> str:
+    """Return in one sentence what an evaluation found."""
+    ap, ap50 = (document["figures"][name] for name in ("AP", "AP50"))
+    if ap is None:
+        return f"There was nothing to measure: {document['num_images']} images without an object."
+    sentence = (
+        f"AP {ap:.3f} (AP50 {ap50:.3f}) on {document['num_images']:,} images with {document['num_objects']:,} objects"
+    )
+    ranked = _by_ap(document)
+    if len(ranked) < 2:
+        return f"{sentence}."
+    worst, best = ranked[0], ranked[-1]
+    return f"{sentence}; best at {best['name']} ({best['ap']:.3f}), worst at {worst['name']} ({worst['ap']:.3f})."
+
+
+def page_document(result: EvaluationResult, diagnosis: Document | None = None) -> dict[str, Any]:
+    """Return what a page shows of an evaluation as plain JSON values; its diagnosis with the names of images."""
+    document = result.page_document()
     if diagnosis is not None:
-        from yolofleet.evaluation.diagnosis_page import STYLE, render_summary
-
-        parts.append(render_summary(diagnosis))
-        style = STYLE
-    if facts:
-        rows = "".join(f"<dt>{escape(name)}</dt><dd>{escape(redact(str(value)))}</dd>" for name, value in facts.items())
-        parts.append(f"<dl>{rows}</dl>")
-    if result is not None:
-        parts.append(_figures(result))
-    if history:
-        parts.append(_training(history))
-    if result is not None and diagnosis is not None:
-        from yolofleet.evaluation.diagnosis_page import render_diagnosis
-
-        file_names = {image["id"]: str(image.get("file_name", image["id"])) for image in result.ground_truth["images"]}
-        parts += render_diagnosis(diagnosis, file_names, drawn or {})
-    if result is not None:
-        parts += [_curves(result), _classes(result.per_class, result.average_precision.protocol.max_detections)]
-    if images:
-        parts.append(_images(images))
-    return render_page(title, parts, style)
+        names = {image["id"]: str(image.get("file_name", image["id"])) for image in result.ground_truth["images"]}
+        doubted = [entry | {"image": names.get(entry["image_id"], "")} for entry in diagnosis["label_errors"]]
+        document["diagnosis"] = {**diagnosis, "label_errors": doubted}
+    return document
 
 
-def _figures(result: EvaluationResult) -> str:
-    precision = result.average_precision
-    main_figures = (*MAIN_FIGURES, f"AR_{precision.protocol.max_detections}")
-    cards = "".join(
-        f"<div class='card'><b>{_format(precision.figures[name], 3)}</b><span>{name}</span></div>"
-        for name in main_figures
-    )
-    rest = [name for name in precision.figures if name not in main_figures]
-    head = "".join(f"<th>{name}</th>" for name in rest)
-    values = "".join(f"<td>{_format(precision.figures[name], 4)}</td>" for name in rest)
-    skipped = f", {len(result.skipped)} images could not be read" if result.skipped else ""
-    return (
-        f"<h2>Figures</h2><div class='cards'>{cards}</div>"
-        f"<p class='soft'>{precision.num_images} images, {precision.num_objects} objects, "
-        f"{precision.num_crowds} crowds, "
-        f"{precision.num_detections} detections{skipped}. COCO figures; - where there was nothing to measure.</p>"
-        f"<div class='wide'><table><tr>{head}</tr><tr>{values}</tr></table></div>"
-    )
+def evaluation_sections(document: Document, drawn: Mapping[int, SampleImage]) -> Iterator[Section]:
+    """Yield the sections of an evaluation: its diagnosis, figures, classes with precision over recall, each by itself.
+
+    Args:
+        document: Of `page_document`; runs of an older yolofleet have no diagnosis in it.
+        drawn: Image id -> the drawing, of the images of its galleries that there are.
+    """
+    if "diagnosis" in document:
+        from yolofleet.evaluation.diagnosis_page import diagnosis_sections
+
+        yield from diagnosis_sections(document["diagnosis"], drawn)
+    yield _figures(document)
+    yield _classes(document)
+    yield from _each_class(document)
 
 
-def _training(history: Sequence[Mapping[str, Any]]) -> str:
-    """Losses, learning rate and validation figures over the steps, as far as the rows have them."""
-    charts = []
-    for name, keys in CHARTS:
-        lines = [
-            Series(
-                name=key.removeprefix("val_").removeprefix("loss_").replace("_", " "),
-                points=points,
-                colour=colour,
-                width=2,
-            )
-            for key, colour in zip(keys, PALETTE, strict=False)
-            if (points := _points(history, key))
-        ]
-        if lines:
-            y_range = (0.0, 1.0) if name == "validation" else None
-            charts.append(f"<div>{line_chart(lines, x_name='step', y_name=name, y_range=y_range)}</div>")
-    return f"<h2>Training</h2><div class='charts'>{''.join(charts)}</div>" if charts else ""
-
-
-def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows that have the key, thinned out to what a chart can show."""
-    points = [
-        (float(row["step"]), float(row[key]))
-        for row in history
-        if isinstance(row.get(key), int | float) and isinstance(row.get("step"), int)
-    ]
-    if len(points) <= MOST_POINTS:
-        return points
-    chosen = np.linspace(0, len(points) - 1, MOST_POINTS).round().astype(int)
-    return [points[position] for position in chosen.tolist()]
-
-
-def _curves(result: EvaluationResult) -> str:
-    """Precision over recall at IoU 0.50: every class, and their mean."""
-    names = {entry.category_id: entry.name for entry in result.per_class}
-    measured = {category_id: curve for category_id, curve in result.average_precision.curves.items() if curve}
-    if not measured:
-        return ""
-    levels = RECALL_LEVELS.tolist()
-    lines = [
-        Series(
-            name=names[category_id],
-            points=list(zip(levels, curve, strict=True)),
-            colour="#{:02x}{:02x}{:02x}".format(*class_colour(category_id)),
-        )
-        for category_id, curve in measured.items()
-    ]
-    if len(lines) > 1:
-        mean = np.mean(list(measured.values()), axis=0).tolist()
-        points = list(zip(levels, mean, strict=True))
-        lines.append(Series(name="mean of the classes", points=points, colour=MEAN_COLOUR, width=3))
-    chart = line_chart(lines, x_name="recall", y_name="precision", x_range=(0, 1), y_range=(0, 1), most_in_legend=21)
-    return f"<h2>Precision and recall at IoU 0.50</h2><div class='charts'><div>{chart}</div></div>"
-
-
-def _classes(per_class: Sequence[ClassFigures], max_detections: int) -> str:
-    headings = ("class", "AP", "AP50", "AP75", f"AR_{max_detections}", "objects", "detections", "best F1", "at score")
-    rows = []
-    present = [entry for entry in per_class if entry.ap is not None]
-    for entry in sorted(present, key=lambda entry: entry.ap or 0.0, reverse=True):
-        bar = f"<i class='bar' style='width:{round((entry.ap or 0) * BAR_PIXELS)}px'></i>" if entry.ap else ""
-        numbers = [
-            f"{bar}{_format(entry.ap, 3)}",
-            *(_format(value, 3) for value in (entry.ap50, entry.ap75, entry.average_recall)),
-            f"{entry.num_objects}",
-            f"{entry.num_detections}",
-            *(_format(value, 3) for value in (entry.best_f1, entry.best_confidence)),
-        ]
-        cells = "".join(f"<td>{number}</td>" for number in numbers)
-        rows.append(f"<tr><td>{escape(entry.name)}</td>{cells}</tr>")
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    absent = len(per_class) - len(present)
-    note = f"<p class='soft'>{absent} classes without objects are left out.</p>" if absent else ""
-    return f"<h2>Classes</h2><div class='wide'><table><tr>{head}</tr>{''.join(rows)}</table></div>{note}"
-
-
-def _images(images: Sequence[SampleImage]) -> str:
-    figures = "".join(
-        f"<figure>{image_tag(image.jpeg, (image.width, image.height))}"
-        f"<figcaption>{escape(image.name)}</figcaption></figure>"
+def image_section(images: Sequence[SampleImage]) -> Section | None:
+    """Return the sample images as a section; None without any."""
+    if not images:
+        return None
+    figures = [
+        figure(image.jpeg, (image.width, image.height), f"{image.name}: ground truth and detections", image.name)
         for image in images
+    ]
+    note = f"Left the ground truth, right the detections from a score of {CONFIDENCE} on."
+    return Section(title="Images", note=note, body=grid(figures, "images"))
+
+
+def _facts(values: Mapping[str, str]) -> Section:
+    return Section(title="Facts", body=facts({name: redact(str(value)) for name, value in values.items()}))
+
+
+def _by_ap(document: Document) -> list[Document]:
+    """Return the classes that have objects, the worst first."""
+    return sorted((entry for entry in document["per_class"] if entry["ap"] is not None), key=lambda entry: entry["ap"])
+
+
+def _figures(document: Document) -> Section:
+    figures = document["figures"]
+    main = (*MAIN_FIGURES, f"AR_{document['max_detections']}")
+    rest = [name for name in figures if name not in main]
+    shown = {name: _format(figures[name]) for name in main}
+    skipped = f", {len(document['skipped'])} images could not be read" if document["skipped"] else ""
+    note = (
+        f"{document['num_images']:,} images, {document['num_objects']:,} objects, {document['num_crowds']:,} crowds, "
+        f"{document['num_detections']:,} detections{skipped}. COCO figures; - where there was nothing to measure."
     )
-    return f"<h2>Images: ground truth left, detections right</h2><div class='images'>{figures}</div>"
+    others = Table(name="Further figures", head=rest, rows=[[number_cell(figures[name], 4) for name in rest]])
+    return Section(title="Figures", note=note, body=cards(shown) + table(others))
 
 
-def _format(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
+def _classes(document: Document) -> Section:
+    recall = f"AR_{document['max_detections']}"
+    head = ("class", "AP", "AP50", "AP75", recall, "objects", "detections", "best F1", "at score")
+    present = _by_ap(document)
+    rows = [
+        [
+            Cell(text=entry["name"]),
+            number_cell(entry["ap"], share=entry["ap"]),
+            *(number_cell(entry[key]) for key in ("ap50", "ap75", recall.lower())),
+            entry["num_objects"],
+            entry["num_detections"],
+            number_cell(entry["best_f1"]),
+            number_cell(entry["best_confidence"]),
+        ]
+        for entry in present
+    ]
+    absent = len(document["per_class"]) - len(present)
+    notes = ["The worst first; curves at IoU 0.50."]
+    if len(present) > MOST_LINES:
+        notes.append(f"Drawn are the {ENDS} worst, the {ENDS} best and the mean of all.")
+    if absent:
+        notes.append(f"{absent} classes without objects are left out.")
+    body = beside(table(Table(name="Classes", head=head, rows=rows)), _curves(document))
+    return Section(title="Classes", note=" ".join(notes), body=body)
+
+
+def _measured(document: Document) -> list[tuple[Document, list[Point]]]:
+    """Return the classes with their curves of precision over recall, the worst first."""
+    return [
+        (entry, [(level / (len(curve) - 1), value) for level, value in enumerate(curve)])
+        for entry in _by_ap(document)
+        if (curve := document["curves"].get(str(entry["category_id"])))
+    ]
+
+
+def _curves(document: Document) -> Markup:
+    """Return precision over recall: the classes, or the ends of their ranking, and the mean."""
+    ranked = _measured(document)
+    chosen = ranked if len(ranked) <= MOST_LINES else [*ranked[:ENDS], *ranked[-ENDS:]]
+    lines = [
+        Series(name=entry["name"], points=points, colour=COLOURS[number % 7])
+        for number, (entry, points) in enumerate(chosen)
+    ]
+    if len(ranked) > 1:
+        levels = zip(*(points for _, points in ranked), strict=True)
+        mean = [(at[0][0], sum(value for _, value in at) / len(at)) for at in levels]
+        lines.append(Series(name="mean of the classes", points=mean, colour=COLOURS[7]))
+    return chart(lines, title="precision over recall", x_name="recall", x_range=UNIT, y_range=UNIT)
+
+
+def _each_class(document: Document) -> Iterator[Section]:
+    """Yield a small chart of each class, where there are more of them than one chart takes."""
+    ranked = _measured(document)
+    if len(ranked) > MOST_LINES:
+        small = (
+            chart(
+                [Series(name=entry["name"], points=points[::2])],
+                title=f"{entry['name']} {entry['ap']:.3f}",
+                x_name="recall",
+                x_range=UNIT,
+                y_range=UNIT,
+                small=True,
+            )
+            for entry, points in ranked
+        )
+        note = "Precision over recall at IoU 0.50, the worst class first."
+        yield Section(title=f"All {len(ranked)} classes", note=note, body=grid(small, "small"), folded=True)
+
+
+def _format(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

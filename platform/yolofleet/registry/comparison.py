@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.page import image_tag, render_page
 from yolofleet.evaluation.image_matches import Disagreement, disagreements
 from yolofleet.evaluation.samples import SampleImage, draw_sample
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationSettings, evaluate_detector, read_detections
@@ -17,6 +15,7 @@ from yolofleet.registry.package import DETECTOR_FOLDER, EVALUATION_FOLDER
 from yolofleet.registry.proof import DETECTIONS_NAME, PROOF_NAME, file_sha256, read_proof
 from yolofleet.registry.version_files import version_part
 from yolofleet.registry.versions import RegistryError, Version
+from yolofleet.reports.page import Cell, Markup, Section, Table, figure, grid, number_cell, render_page, table, text
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +25,6 @@ if TYPE_CHECKING:
 
 NUM_IMAGES = 12
 SIDE_PIXELS = 420
-MORE_STYLE = """
-.up{color:#2a9d5c}.down{color:#d6453d}.images{grid-template-columns:1fr}
-.tail{display:inline-block;width:120px;height:12px;position:relative;vertical-align:middle}
-.tail i{position:absolute;top:5px;height:3px;background:var(--bar)}
-.tail b{position:absolute;top:0;left:50%;width:1px;height:12px;background:var(--soft)}
-"""
 
 
 @dataclass(frozen=True)
@@ -194,56 +187,70 @@ def differing_images(comparison: VersionComparison) -> list[tuple[Disagreement, 
 
 
 def render_comparison(comparison: VersionComparison, images: Sequence[tuple[Disagreement, SampleImage]]) -> str:
-    """Render the page; it needs no other file and no network."""
+    """Return the page; it needs no other file and no network."""
     differences = comparison.differences
-    first, second = escape(comparison.first.uri), escape(comparison.second.uri)
-    share = f"{differences.confidence:.0%}"
-    parts = [
-        f"<p class='soft'>{differences.num_images} images of {escape(comparison.dataset.storage.url)}, the same "
-        f"for both. Intervals hold {share} of {differences.num_replicates} paired bootstrap replicates over "
-        "images; a difference is coloured where its interval does not hold zero.</p>",
-        "<h2>Figures</h2>",
-        _table("figure", differences.figures, comparison),
-        "<h2>AP of the classes</h2>",
-        _table("class", differences.per_class, comparison),
-        "<h2>Where they differ most</h2>",
-        f"<p class='soft'>Left the ground truth, then {first}, then {second}; boxes from a score of 0.25.</p>"
-        if images
-        else "<p class='soft'>Both have the same number of mistakes in every image.</p>",
-        f"<div class='images'>{''.join(_figure(*entry) for entry in images)}</div>",
+    first, second = comparison.first.uri, comparison.second.uri
+    note = (
+        f"{differences.num_images} images of {comparison.dataset.storage.url}, the same for both. Intervals hold "
+        f"{differences.confidence:.0%} of {differences.num_replicates} paired bootstrap replicates over images; a "
+        "difference has an arrow where its interval does not hold zero."
+    )
+    seen = f"Left the ground truth, then {first}, then {second}; boxes from a score of 0.25."
+    sections = [
+        Section(title="Figures", note=note, body=_table("figure", differences.figures, comparison)),
+        Section(title="AP of the classes", body=_table("class", differences.per_class, comparison)),
+        Section(
+            title="Where they differ most",
+            note=seen if images else "",
+            body=grid((_figure(*entry) for entry in images), "images")
+            or text("Both have the same number of mistakes in every image."),
+        ),
     ]
-    return render_page(f"{comparison.second.uri} against {comparison.first.uri}", parts, MORE_STYLE)
+    return render_page(f"{second} against {first}", sections, summary=_sentence(comparison))
 
 
-def _table(heading: str, rows: Sequence[Difference], comparison: VersionComparison) -> str:
+def _sentence(comparison: VersionComparison) -> str:
+    """Return whether the second version is better, and how sure that is."""
+    second, row = comparison.second.uri, next(iter(comparison.differences.figures), None)
+    if row is None or row.difference is None or row.low is None or row.high is None:
+        return "There was nothing to measure."
+    by = f"{row.name} {row.first:.4f} to {row.second:.4f}, interval of the difference {row.low:+.4f} to {row.high:+.4f}"
+    if row.low > 0:
+        return f"{second} is better: {by}."
+    return f"{second} is worse: {by}." if row.high < 0 else f"{second} cannot be distinguished from the other by {by}."
+
+
+def _table(heading: str, rows: Sequence[Difference], comparison: VersionComparison) -> Markup:
     widest = max((abs(end) for row in rows for end in (row.low, row.high) if end is not None), default=0.0) or 1.0
     names = [f"version {version.number}" for version in (comparison.first, comparison.second)]
     if comparison.first.name != comparison.second.name:
-        names = [escape(version.uri.removeprefix("models:/")) for version in (comparison.first, comparison.second)]
-    head = "".join(f"<th>{name}</th>" for name in (heading, *names, "difference", "interval", ""))
-    return f"<div class='wide'><table><tr>{head}</tr>{''.join(_row(row, widest) for row in rows)}</table></div>"
+        names = [version.uri.removeprefix("models:/") for version in (comparison.first, comparison.second)]
+    head = (heading, *names, "difference", "interval", "drawn")
+    return table(Table(name=heading, head=head, rows=[_row(row, widest) for row in rows]))
 
 
-def _row(row: Difference, widest: float) -> str:
+def _row(row: Difference, widest: float) -> list[Cell | str]:
     if row.first is None or row.second is None or row.difference is None or row.low is None or row.high is None:
-        return f"<tr><td>{escape(row.name)}</td><td>-</td><td>-</td><td>-</td><td>nothing to measure</td><td></td></tr>"
-    tone = "up" if row.low > 0 else "down" if row.high < 0 else ""
-    left, right = (60 + 58 * end / widest for end in (row.low, row.high))
-    bar = f"<span class='tail'><b></b><i style='left:{left:.0f}px;width:{max(2, right - left):.0f}px'></i></span>"
-    return (
-        f"<tr><td>{escape(row.name)}</td><td>{row.first:.4f}</td><td>{row.second:.4f}</td>"
-        f"<td class='{tone}'>{row.difference:+.4f}</td><td>{row.low:+.4f} to {row.high:+.4f}</td><td>{bar}</td></tr>"
+        return [row.name, *(number_cell(None) for _ in range(3)), "nothing to measure", ""]
+    interval = f"{row.low:+.4f} to {row.high:+.4f}"
+    tone = "good" if row.low > 0 else "bad" if row.high < 0 else ""
+    return [
+        row.name,
+        number_cell(row.first, 4),
+        number_cell(row.second, 4),
+        Cell(text=f"{row.difference:+.4f}", sort=row.difference, tone=tone),
+        interval,
+        Cell(text=interval, sort=row.low, span=(row.low / widest, row.high / widest)),
+    ]
+
+
+def _figure(mistakes: Disagreement, image: SampleImage) -> Markup:
+    said = (
+        f"{image.name}: the first misses {mistakes.first_missed} and has {mistakes.first_false} wrong, "
+        f"the second misses {mistakes.second_missed} and has {mistakes.second_false} wrong"
     )
-
-
-def _figure(mistakes: Disagreement, image: SampleImage) -> str:
-    name = escape(image.name)
     alt = f"{image.name}: ground truth and the boxes of both versions"
-    return (
-        f"<figure>{image_tag(image.jpeg, (image.width, image.height), alt)}"
-        f"<figcaption>{name}: the first misses {mistakes.first_missed} and has {mistakes.first_false} wrong, "
-        f"the second misses {mistakes.second_missed} and has {mistakes.second_false} wrong</figcaption></figure>"
-    )
+    return figure(image.jpeg, (image.width, image.height), alt, said)
 
 
 def _sample_numbers(dataset: ShardDataset) -> dict[int, int]:

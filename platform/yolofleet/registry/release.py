@@ -5,7 +5,9 @@ interrupted release. Beside the detector package it writes:
 
 report/judgement.json        what the released weights are worth, and on which data
 report/detections.json       every box, as a COCO result file
-report/index.html            the evaluation report, one page with its images inside
+report/evaluation.json       the figures, classes and curves that the page shows
+report/images/               images with their boxes
+report/index.html            the page of the run, its images inside
 lineage/train.json, val.json the manifests of the data, as they were when the model was released
 """
 
@@ -13,6 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import doing, plural
+from yolofleet.core.text import one_line
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER
@@ -37,7 +44,12 @@ EVALUATION_KEY = "report/judgement.json"
 DETECTIONS_KEY = "report/detections.json"
 PAGE_KEY = "report/index.html"
 RECORD_KEY = "report/release.json"
+PAGE_EVALUATION_KEY = "report/evaluation.json"
 NUM_IMAGES = 8
+PAGE_SECONDS = 120.0
+"""How long the page of a run may take."""
+
+logger = logging.getLogger(__name__)
 
 
 def run_evidence(run: RunDirectory) -> Evidence:
@@ -186,9 +198,10 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, len(ready.val))}
     doing("writing the report")
     _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
-    _write_report(job, ready, result, settings, step, skipped, ended_early)
+    _store_report(ready, result)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
+        _write_page(run.url)  # the version holds it
         doing(f"registering the model as {job.tracking.register_as}")
         version = register_run(run, job.tracking.register_as, tracking_uri, experiment=job.tracking.experiment)
     done = Release(
@@ -207,6 +220,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         trained_steps=trained_steps,
     )
     run.storage.put(RECORD_KEY, json.dumps(asdict(done), indent=1).encode())
+    _write_page(run.url)
     return done
 
 
@@ -231,36 +245,61 @@ def _anchors(run: RunDirectory) -> str:
     return f"{known['source']}, reach {known['recall']:.1%} of the boxes" if known else "model"
 
 
-def _write_report(
-    job: JobSpec,
-    ready: Readiness,
-    result: EvaluationResult,
-    settings: EvaluationSettings,
-    step: int,
-    skipped: dict[str, Any],
-    ended_early: str | None,
-) -> None:
-    from yolofleet.evaluation.report import render_report
-    from yolofleet.evaluation.samples import draw_samples
-    from yolofleet.training.loop.sample_log import format_skips
+def _store_report(ready: Readiness, result: EvaluationResult) -> None:
+    """Store what the run's page shows of its model: the evaluation, its diagnosis, and images with their boxes."""
+    from yolofleet.evaluation.diagnosis import diagnose
+    from yolofleet.evaluation.report import page_document
+    from yolofleet.evaluation.samples import draw_outcomes, draw_samples
 
-    images = draw_samples(ready.val, result.detections, count=NUM_IMAGES)
-    facts: dict[str, Any] = {
-        "run": ready.run.url,
-        "model": job.model.name or job.model.spec,
-        "training set": f"{job.data.train} ({plural(len(ready.train), 'image')})",
-        "validation set": job.data.val,
-        "evaluation": ", ".join(settings.facts().values()),
-        "steps": ready.num_steps,
-        **({"ended early": ended_early} if ended_early else {}),
-        "released step": step,
-        "skipped in training": format_skips(skipped["training"]),
-        "skipped in validation": format_skips(skipped["validation"]),
-        "anchors": _anchors(ready.run),
-    }
-    history = ready.run.metrics()
-    page = render_report(result, title=f"Run {job.name}", facts=facts, history=history, images=images)
     storage = ready.run.storage
-    storage.put(PAGE_KEY, page.encode())
-    for number, image in enumerate(images):
-        storage.put(f"report/images/{number:02d}.jpg", image.jpeg)
+    images = {f"{n:02d}.jpg": i for n, i in enumerate(draw_samples(ready.val, result.detections, count=NUM_IMAGES))}
+    for name, image in images.items():
+        storage.put(f"report/images/{name}", image.jpeg)
+    names = {name: image.name for name, image in images.items()}
+    storage.put("report/images/names.json", json.dumps(names).encode())
+    diagnosis = diagnose(result.ground_truth, result.detections, result.average_precision.protocol)
+    outcomes = draw_outcomes(ready.val, diagnosis.galleries, diagnosis.images)
+    for image_id, image in outcomes.items():
+        storage.put(f"report/outcomes/{image_id}.jpg", image.jpeg)
+    names = {str(image_id): image.name for image_id, image in outcomes.items()}
+    storage.put("report/outcomes/names.json", json.dumps(names).encode())
+    document = page_document(result, diagnosis.as_json())
+    storage.put(PAGE_EVALUATION_KEY, json.dumps(document).encode())
+
+
+def start_page(url: str) -> subprocess.Popen[bytes]:
+    """Write the page of a run or a search anew, in a process of its own: nothing of it is in the way of the training.
+
+    Args:
+        url: Its directory.
+    """
+    package = Path(__file__).parents[2]
+    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.Popen(
+        [sys.executable, "-m", "yolofleet", "report", url],
+        env=os.environ | {"PYTHONPATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _write_page(url: str) -> None:
+    """Write the page of a run, and wait for it; a page that cannot be written fails nothing."""
+    try:
+        process = start_page(url)
+    except OSError as error:
+        logger.warning("the page of %s was not written: %s", url, one_line(error))
+        return
+    try:
+        _, errors = process.communicate(timeout=PAGE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, errors = process.communicate()
+    if process.returncode:
+        logger.warning(
+            "the page of %s was not written; `yolofleet report %s` does: %s",
+            url,
+            url,
+            one_line(errors.decode(errors="replace")),
+        )

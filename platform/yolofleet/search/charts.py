@@ -1,98 +1,140 @@
-"""Charts of a search as inline SVG: parallel coordinates of its trials, and two orders of the same things."""
+"""The charts of a search: trials by cost, by each parameter, by all of them at once."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from html import escape
+import numpy as np
 
-WIDTH, HEIGHT = 760, 430
-SOFT = "#788391"
-SAME, MOVED = "#3b7dd8", "#e4572e"
-LEFT_END, RIGHT_START = 215, 330
-"""Where the texts of the left order end, and those of the right one begin."""
+from yolofleet.evaluation.published import COSTS, published_series
+from yolofleet.reports.charts import COLOURS, Axis, Series, chart, parallel
+from yolofleet.reports.page import Markup, Section, folded, grid, scrolling, text
+from yolofleet.search.entry import Entry
+from yolofleet.search.history import best_first
+from yolofleet.search.pareto import front
+from yolofleet.search.results import AP, Results, format_value, format_values
+from yolofleet.search.space import Space
 
-
-@dataclass(frozen=True, kw_only=True)
-class Axis:
-    """One vertical line of a parallel-coordinates chart."""
-
-    name: str
-    positions: Sequence[float | None]
-    """Position of each trial on it, 0 (bottom) to 1 (top); None where the trial has no value."""
-    ticks: Sequence[tuple[float, str]]
-    """(position, text) of its marks."""
+COCO = "published models: COCO val2017, trained in full"
+UNITS = {"gflops": "G", "parameters": "M", "milliseconds": "ms"}
+MOST_SLICES = 12
 
 
-def parallel_coordinates(axes: Sequence[Axis], names: Sequence[str], quality: Sequence[float]) -> str:
-    """Draw one line a trial through all axes, the best trials dark and on top.
+def cost_section(results: Results) -> Section | None:
+    """Return AP (or the first objective) against each known cost of the trials."""
+    if results.paper is not None and len({entry.figures.get("gflops") for entry in results.entries}) == 1:
+        return None  # trials of one cost, such as those of an ablation, would lie above one another
+    own = [drawn for cost in COSTS if (drawn := _cost_chart(results, cost, with_published=results.paper is not None))]
+    body = grid(own)
+    if results.paper is None and own:
+        among = [_cost_chart(results, cost, with_published=True) for cost in COSTS]
+        body += folded(f"Among {COCO}", grid(drawn for drawn in among if drawn))
+    return Section(title="AP against cost", body=body, note="The line joins the trials that no other one beats.")
 
-    Args:
-        axes: The axes, from left to right.
-        names: Text of each trial, shown while the pointer rests on its line.
-        quality: Rank of each trial, 0 (worst) to 1 (best).
-    """
-    width = max(WIDTH, 150 * (len(axes) - 1) + 160)
-    gap = (width - 160) / max(len(axes) - 1, 1)
-    bottom, height = HEIGHT - 40, HEIGHT - 90
-    parts = [f'<svg viewBox="0 0 {width} {HEIGHT}" class="parallel" role="img" font-size="12" fill="{SOFT}">']
-    for trial in sorted(range(len(names)), key=lambda index: quality[index]):
-        points = " ".join(
-            f"{80 + gap * number:.1f},{bottom - position * height:.1f}"
-            for number, axis in enumerate(axes)
-            if (position := axis.positions[trial]) is not None
+
+def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:
+    metric = AP if any(AP in entry.measured for entry in results.entries) else results.spec.objectives[0].metric
+    percent = metric.startswith("val_A")
+    scale = 100.0 if percent else 1.0
+    done = [
+        (entry, at, scale * value)
+        for entry in results.entries
+        if entry.completed and (value := entry.value(metric)) is not None and (at := _cost(entry, cost)) is not None
+    ]
+    if not done:
+        return Markup("")
+    ahead = front(np.array([[value, -at] for _, at, value in done]))
+    series = _published(results, cost) if with_published and metric == AP else []
+    for name, leads, colour in (("other trials", False, COLOURS[7]), ("front of the trials", True, COLOURS[0])):
+        chosen = [found for found, is_ahead in zip(done, ahead, strict=True) if bool(is_ahead) == leads]
+        if chosen:
+            series.append(
+                Series(
+                    name=name,
+                    points=[(at, value) for _, at, value in chosen],
+                    texts=[
+                        f"trial {entry.number}: {value:.2f}, {at:.4g} {UNITS[cost]}; {format_values(entry.values)}"
+                        for entry, at, value in chosen
+                    ],
+                    labels=[str(entry.number) for entry, *_ in chosen] if leads else (),
+                    colour=colour,
+                    shape="steps" if leads else "dots",
+                )
+            )
+    name = f"{metric.removeprefix('val_')}{' in percent' if percent else ''}"
+    return chart(series, title=name, x_name=COSTS[cost], x_log=True)
+
+
+def _cost(entry: Entry, cost: str) -> float | None:
+    """Return a cost of a trial in the units of the published ones."""
+    if cost == "parameters":
+        return entry.figures["parameters"] / 1e6
+    return entry.figures.get({"milliseconds": "latency_milliseconds"}.get(cost, cost))
+
+
+def _published(results: Results, cost: str) -> list[Series]:
+    """Return the rows of the space's table, at the cost of their trial where none is printed, or else all models."""
+    if results.paper is None:
+        return published_series(cost)
+    found = []
+    for variant in results.paper.variants:
+        at = getattr(variant.row, cost, None) or (None if variant.entry is None else _cost(variant.entry, cost))
+        if at is not None and (value := variant.printed("ap")) is not None:
+            said = f"{variant.label}: {results.paper.format(value)} AP, {at:.4g}"
+            found.append((float(at), float(value), said))
+    return [
+        Series(
+            name=f"{results.paper.table} of the paper",
+            points=[(x, y) for x, y, _ in found],
+            texts=[said for *_, said in found],
+            colour=COLOURS[1],
+            shape="squares",
         )
-        share = quality[trial]
-        parts.append(
-            f'<polyline class="run" points="{points}" fill="none" stroke="{_shade(share)}" '
-            f'stroke-width="{1 + 1.6 * share:.1f}" stroke-opacity="{0.35 + 0.6 * share:.2f}">'
-            f"<title>{escape(names[trial])}</title></polyline>"
-        )
-    for number, axis in enumerate(axes):
-        x = 80 + gap * number
-        parts.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom - height}" y2="{bottom}" stroke="{SOFT}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{bottom - height - 22}" text-anchor="middle">{escape(axis.name)}</text>')
-        for position, text in axis.ticks:
-            y = bottom - position * height
-            parts.append(f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{escape(text)}</text>')
-    parts.append("</svg>")
-    return "".join(parts)
+    ]
 
 
-def order_chart(
-    left: Sequence[tuple[str, str]], right: Sequence[tuple[str, str]], *, left_name: str, right_name: str
-) -> str:
-    """Draw two orders of the same things side by side, best on top, a line joining what both hold.
-
-    Args:
-        left: Names with the value that orders them, as text.
-        right: The same of the other order.
-        left_name: What the left order is.
-        right_name: What the right order is.
-    """
-    height = 60 + 28 * max(len(left), len(right))
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" class="order" role="img" font-size="13" fill="{SOFT}">']
-    parts.append(f'<text x="{LEFT_END}" y="22" text-anchor="end">{escape(left_name)}</text>')
-    parts.append(f'<text x="{RIGHT_START}" y="22">{escape(right_name)}</text>')
-    ranks = {name: rank for rank, (name, _) in enumerate(right)}
-    common = [name for name, _ in left if name in ranks]
-    sorted_right = sorted(common, key=lambda name: ranks[name])
-    for rank, (name, value) in enumerate(left):
-        y = 54 + 28 * rank
-        text = f'{escape(name)} <tspan font-weight="600">{escape(value)}</tspan>'
-        parts.append(f'<text x="{LEFT_END}" y="{y}" text-anchor="end">{text}</text>')
-        if name in ranks:
-            colour = SAME if common.index(name) == sorted_right.index(name) else MOVED
-            ends = f'x1="{LEFT_END + 10}" y1="{y - 4}" x2="{RIGHT_START - 10}" y2="{50 + 28 * ranks[name]}"'
-            parts.append(f'<line {ends} stroke="{colour}" stroke-width="2"/>')
-    for rank, (name, value) in enumerate(right):
-        text = f'<tspan font-weight="600">{escape(value)}</tspan> {escape(name)}'
-        parts.append(f'<text x="{RIGHT_START}" y="{54 + 28 * rank}">{text}</text>')
-    parts.append("</svg>")
-    return "".join(parts)
+def parallel_chart(results: Results, space: Space) -> Markup:
+    """Return the parallel coordinates of all trials that reported: their parameters, then their objectives."""
+    objectives = results.spec.objectives
+    shown = [entry for entry in results.entries if all(entry.value(o.metric) is not None for o in objectives)]
+    if not shown:
+        return text("No trial has reported yet.")
+    axes = []
+    for name, parameter in space.parameters.by_name.items():
+        positions = [parameter.coordinate(e.values[name]) if name in e.values else None for e in shown]
+        if parameter.choice is not None and len(parameter.choice) <= 12:
+            ticks = [(parameter.coordinate(option), format_value(option)) for option in parameter.options]
+        else:
+            ticks = [(end, format_value(parameter.at(min(end, 1 - 1e-9)))) for end in (0.0, 0.5, 1.0)]
+        axes.append(Axis(name=name.rpartition(".")[2], positions=positions, ticks=ticks))
+    for objective in objectives:
+        values = [entry.value(objective.metric) or 0.0 for entry in shown]
+        low, high = min(values), max(values)
+        spread = (high - low) or 1.0
+        ticks = [(0.0, format_value(low)), (1.0, format_value(high))] if high > low else [(0.5, format_value(low))]
+        positions = [(value - low) / spread if high > low else 0.5 for value in values]
+        axes.append(Axis(name=objective.metric, positions=positions, ticks=ticks))
+    order = best_first([[o.sign * (entry.value(o.metric) or 0.0) for o in objectives] for entry in shown])
+    rank = {index: number for number, index in enumerate(order)}
+    quality = [1 - rank[index] / max(len(shown) - 1, 1) for index in range(len(shown))]
+    names = [f"trial {entry.number}: {format_values(entry.values)}" for entry in shown]
+    return scrolling("All trials", parallel(axes, names, quality, title="Parameters and objectives of every trial"))
 
 
-def _shade(share: float) -> str:
-    """Return a colour from grey (worst) to blue (best)."""
-    worst, best = (158, 168, 180), (32, 92, 190)
-    return "#" + "".join(f"{round(low + share * (high - low)):02x}" for low, high in zip(worst, best, strict=True))
+def slices(results: Results, space: Space) -> Markup:
+    """Return the first objective of all trials by each of their parameters."""
+    objective = results.spec.objectives[0]
+    shown = [(entry, value) for entry in results.entries if (value := entry.value(objective.metric)) is not None]
+    charts = []
+    for name, parameter in list(space.parameters.by_name.items())[:MOST_SLICES]:
+        points, texts = [], []
+        for entry, value in shown:
+            if name not in entry.values:
+                continue
+            at = parameter.options.index(entry.values[name]) if parameter.choice is not None else entry.values[name]
+            points.append((float(at), value))
+            texts.append(f"trial {entry.number}: {format_value(value)} at {format_value(entry.values[name])}")
+        x_names = [format_value(option) for option in parameter.options] if parameter.choice is not None else []
+        is_log = parameter.kind in ("log_uniform", "log_integer")
+        series = [Series(name=name, points=points, texts=texts, shape="dots")]
+        short = name.rpartition(".")[2]
+        charts.append(chart(series, title=short, x_name=name, x_log=is_log, x_names=x_names))
+    return grid(charts)

@@ -37,6 +37,11 @@ class Entry:
         """Whether it has trained to its end."""
         return self.state == "completed"
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it trains no more."""
+        return self.state not in ("begun", "waiting")
+
     def value(self, metric: str) -> float | None:
         """Return a measured metric or a figure; None where there is neither."""
         value = self.measured.get(metric)

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator
-from html import escape
 
 from yolofleet.core.text import and_more
 from yolofleet.evaluation.published import FIGURES
-from yolofleet.search.charts import order_chart
+from yolofleet.reports.page import Cell, Markup, Section, Table, scrolling, text, text_cell
+from yolofleet.reports.page import table as table_of
+from yolofleet.search.order_chart import order_chart
 from yolofleet.search.paper_table import PaperTable, Variant
 
 LINE_LENGTH = 78
 MOST_PAIRS = 4
 KINDS = {"alike": "as in the paper", "opposite": "the other way", "unclear": "not distinguished"}
-STYLE = """
-.paper td,.paper th{padding:3px 9px}.paper tbody th{text-align:left;color:var(--ink);border:0;padding-top:12px}
-.paper tbody th span{position:sticky;left:6px}.paper td{border:0}
-.paper tr:last-child td{border-bottom:1px solid var(--line)}
-.paper td:first-child{color:var(--soft)}.paper td:nth-child(2),.paper th:nth-child(2){text-align:right}
-.paper .here td{font-weight:600}.paper .here td:first-child{color:var(--bar)}.paper .spread td{color:var(--soft)}
-.order{width:100%;max-width:860px;min-width:640px}
-@media(max-width:600px){.paper td,.paper th{padding:3px 6px;font-size:13px}}
-"""
 Line = tuple[str, list[str]]
 """The head of a line and its cells."""
 
@@ -46,29 +38,26 @@ def paper_lines(table: PaperTable) -> list[str]:
     return [f"{table.table} of the paper, AP in percent:", *(f"  {line}" for line in (*shown, *remarks))]
 
 
-def paper_section(table: PaperTable) -> str:
-    """Return the comparison as a section of a page; it needs `STYLE`."""
-    head = "".join(f"<th>{cell}</th>" for cell in ("", *_headings(table)))
-    width = len(_headings(table)) + 1
-    bodies = []
+def paper_section(table: PaperTable) -> Section:
+    """Return the comparison as a section of a page."""
+    rows: list[list[Cell | str]] = []
+    groups, marked = {}, []
     for variant in table.variants:
-        rows = "".join(_row(kind, cells, kind) for kind, cells in _lines_of(table, variant))
-        bodies.append(f"<tbody><tr><th colspan={width}><span>{escape(variant.label)}</span></th></tr>{rows}</tbody>")
+        groups[len(rows)] = variant.label
+        for kind, cells in _lines_of(table, variant):
+            if kind == "here":
+                marked.append(len(rows))
+            rows.append([kind, *map(text_cell, cells)])
     if counts := list(_counts(table)):
-        rows = "".join(_row(name, cells) for name, cells in counts)
-        bodies.append(f"<tbody><tr><th colspan={width}><span>pairs of rows ranked</span></th></tr>{rows}</tbody>")
-    remarks = "".join(f"<p>{escape(text)}</p>" for text in _remarks(table))
-    caption = "<p class='soft'>AP in percent, parameters and FLOPs of the deployed form</p>"
-    rows = f"<thead><tr>{head}</tr></thead>{''.join(bodies)}"
-    return (
-        f"<h2>{escape(table.table)} of the paper</h2>{caption}{_chart(table)}"
-        f"<div class='wide'><table class='paper'>{rows}</table></div>{remarks}"
+        groups[len(rows)] = "pairs of rows ranked"
+        rows += [[name, *map(text_cell, cells)] for name, cells in counts]
+    head = ("", *_headings(table))
+    shown = table_of(Table(name=table.table, head=head, rows=rows, marked=marked, groups=groups))
+    return Section(
+        title=f"{table.table} of the paper",
+        note="AP in percent, parameters and FLOPs of the deployed form.",
+        body=_chart(table) + shown + text(*_remarks(table)),
     )
-
-
-def _row(head: str, cells: list[str], kind: str = "") -> str:
-    mark = {"here": " class='here'", "±": " class='spread'"}.get(kind, "")
-    return f"<tr{mark}><td>{head}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
 
 
 def _headings(table: PaperTable) -> list[str]:
@@ -140,16 +129,17 @@ def _above_the_first(table: PaperTable) -> str | None:
     )
 
 
-def _chart(table: PaperTable) -> str:
+def _chart(table: PaperTable) -> Markup:
     """Return the order of the rows by AP, in the paper and here; empty before two of them are measured."""
     printed = {variant.label: value for variant in table.variants if (value := variant.printed("ap")) is not None}
     measured = {variant.label: value for variant in table.variants if (value := variant.measured("ap")) is not None}
     if len(measured) < 2:
-        return ""
+        return Markup("")
     spreads = {v.label: f" ± {table.format(spread)}" for v in table.variants if (spread := v.spread("ap")) is not None}
     left = [(label, table.format(printed[label])) for label in sorted(printed, key=lambda label: -printed[label])]
     right = [
         (label, table.format(measured[label]) + spreads.get(label, ""))
         for label in sorted(measured, key=lambda label: -measured[label])
     ]
-    return f"<div class='wide'>{order_chart(left, right, left_name='paper', right_name='here')}</div>"
+    chart = order_chart(left, right, left_name="paper", right_name="here")
+    return scrolling("order of the rows", Markup('<div class="order-chart">{}</div>').format(chart))

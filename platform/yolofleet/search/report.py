@@ -1,4 +1,4 @@
-"""The report of a search: an HTML page, its charts as files, the results as JSON, and the best job as YAML.
+"""The report of a search: an HTML page, the results as JSON, and the best job as YAML.
 
 Everything is made from the record, so it can be made anew at any time; it replaces the report before.
 """
@@ -6,43 +6,41 @@ Everything is made from the record, so it can be made anew at any time; it repla
 from __future__ import annotations
 
 import json
-from html import escape
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from yolofleet.core.page import render_page
-from yolofleet.evaluation import scatter as scatter_chart
-from yolofleet.evaluation.published import COSTS, published_groups
-from yolofleet.evaluation.scatter import Dot, Group, scatter
-from yolofleet.search import paper_report
-from yolofleet.search.charts import Axis, parallel_coordinates
+from yolofleet.reports.charts import Series, chart
+from yolofleet.reports.page import (
+    Cell,
+    Markup,
+    Row,
+    Section,
+    Table,
+    cards,
+    facts,
+    grid,
+    render_page,
+    table,
+    text,
+    text_cell,
+)
+from yolofleet.search.charts import cost_section, parallel_chart, slices
 from yolofleet.search.directory import BEST_KEY, SearchDirectory
-from yolofleet.search.entry import Entry
-from yolofleet.search.history import best_first
 from yolofleet.search.paper_report import paper_section
-from yolofleet.search.pareto import front
-from yolofleet.search.results import AP, Results, entry_rows, format_value, format_values, load_results
+from yolofleet.search.results import Results, entry_rows, format_value, format_values, load_results
 from yolofleet.search.space import Space
 from yolofleet.specs.yaml_document import write_yaml
+from yolofleet.tracking.run_page import write_run_page
 
 PAGE_KEY = "report/index.html"
 RESULTS_KEY = "report/results.json"
 FRONT_KEY = "report/front.json"
-PARETO_KEY = "report/pareto.svg"
-PARALLEL_KEY = "report/parallel-coordinates.html"
-FRONT, OTHER, PAPER = "#3b7dd8", "#8fa3bd", "#e4572e"
-MARKS = "<p class='soft'>Discs are trials, diamonds are published: COCO val2017, trained in full.</p>"
-UNITS = {"gflops": "G", "parameters": "M", "milliseconds": "ms"}
-MORE_STYLE = f"""{scatter_chart.STYLE}{paper_report.STYLE}
-.parallel{{width:100%;min-width:640px}}
-.run:hover{{stroke:#e4572e;stroke-width:4;stroke-opacity:1}}
-td:nth-child(2),th:nth-child(2){{text-align:left}}tr.front td{{font-weight:600}}
-"""
 
 
 def write_report(directory: SearchDirectory) -> Results:
-    """Write the report from the record, and return its results.
+    """Write the report from the record, and return its results; trials that have ended get their pages, too.
 
     Raises:
         UserError: It is not a search directory.
@@ -50,21 +48,69 @@ def write_report(directory: SearchDirectory) -> Results:
     results = load_results(directory)
     space = Space(results.spec, source=directory.url)
     storage = directory.storage
-    charts = cost_charts(results)
-    parallel = parallel_chart(results, space)
     storage.put(RESULTS_KEY, json.dumps(results.document(), indent=1).encode())
     best = [results.entry(number) for number in results.front]
     rows = [{"trial": e.number, "values": e.values, "figures": e.figures, "measured": e.measured} for e in best]
     storage.put(FRONT_KEY, json.dumps(rows, indent=1).encode())
-    if charts:
-        storage.put(PARETO_KEY, _standalone(charts["gflops"]).encode())
     if results.best is not None:
         storage.put(BEST_KEY, best_job(results, space).encode())
-    storage.put(PARALLEL_KEY, render_page(f"{results.spec.name}: all trials", [_wide(parallel)], MORE_STYLE).encode())
-    storage.put(
-        PAGE_KEY, render_page(f"Search {results.spec.name}", _sections(results, charts, parallel), MORE_STYLE).encode()
-    )
+    pages = _write_trial_pages(directory, results)
+    storage.put(PAGE_KEY, render_search(results, {name: f"../trials/{name}/{PAGE_KEY}" for name in pages}).encode())
     return results
+
+
+def _write_trial_pages(directory: SearchDirectory, results: Results) -> list[str]:
+    """Write the pages that runs of ended trials lack, and return the names of all runs that have one."""
+    pages = []
+    for entry in results.entries:
+        for name in entry.runs:
+            run = directory.trial(name)
+            if run.storage.exists(PAGE_KEY):
+                pages.append(name)
+            elif entry.has_ended and run.job_text() is not None:
+                write_run_page(run)
+                pages.append(name)
+    return pages
+
+
+def render_search(results: Results, pages: Mapping[str, str], *, live: bool = False) -> str:
+    """Return the page of a search.
+
+    Args:
+        results: Its results.
+        pages: Addresses of the pages of its trials' runs, by the run's name.
+        live: Whether a server renders it anew while the search goes.
+    """
+    spec = results.spec
+    space = Space(spec, source=spec.name)
+    sections = [
+        Section(title="Figures", body=_figures(results)),
+        None if results.paper is None else paper_section(results.paper),
+        cost_section(results),
+        Section(title="Trials", body=_trial_table(results, pages), note="The front is in bold."),
+        Section(title="What matters", body=_importances(results)),
+        Section(title="Slices", body=slices(results, space), note=f"{spec.objectives[0].metric} by each parameter."),
+        Section(title="All trials at once", body=parallel_chart(results, space), folded=True),
+        Section(title="What a further budget would buy", body=_budget(results)),
+    ]
+    if results.best is not None:
+        job = Markup('<pre tabindex="0">{}</pre>').format(best_job(results, space))
+        note = "best.yaml, beside this report: yolofleet train takes it."
+        sections.append(Section(title="Best job", body=job, note=note, folded=True))
+    links = {} if live else {"best.yaml": "../best.yaml", "search.yaml": "../search.yaml"}
+    return render_page(f"Search {spec.name}", sections, summary=_sentence(results), links=links, live=live)
+
+
+def _sentence(results: Results) -> str:
+    spec, done = results.spec, sum(entry.completed for entry in results.entries)
+    count = f"{len(results.entries)} trial{'' if len(results.entries) == 1 else 's'}, {done} trained to the end"
+    if results.best is None:
+        return f"{count}; none has a result yet."
+    best = results.entry(results.best)
+    figures = ", ".join(
+        f"{o.metric} {format_value(value)}" for o in spec.objectives if (value := best.value(o.metric)) is not None
+    )
+    return f"{count}; the best is trial {best.number} ({figures}): {format_values(best.values)}."
 
 
 def best_job(results: Results, space: Space) -> str:
@@ -80,154 +126,83 @@ def best_job(results: Results, space: Space) -> str:
     return f"# Trial {entry.number} of search {results.spec.name}: {figures}.\n" + write_yaml(document)
 
 
-def cost_charts(results: Results) -> dict[str, str]:
-    """Return charts of AP (or the first objective) against each known cost of the trials, by the cost's name."""
-    charts = {cost: chart for cost in COSTS if (chart := _cost_chart(results, cost))}
-    if results.paper is not None and len({entry.figures.get("gflops") for entry in results.entries}) == 1:
-        return {}  # trials of one cost, such as those of an ablation, would lie above one another
-    return charts
-
-
-def _cost_chart(results: Results, cost: str) -> str:
-    metric = AP if any(AP in entry.measured for entry in results.entries) else results.spec.objectives[0].metric
-    percent = metric.startswith("val_A")
-    scale = 100.0 if percent else 1.0
-    done = [
-        (entry, at, scale * value)
-        for entry in results.entries
-        if entry.completed and (value := entry.value(metric)) is not None and (at := _cost(entry, cost)) is not None
-    ]
-    if not done:
-        return ""
-    ahead = front(np.array([[value, -at] for _, at, value in done]))
-    dots: dict[bool, list[Dot]] = {True: [], False: []}
-    for (entry, at, value), leads in zip(done, ahead, strict=True):
-        name = f"trial {entry.number}: {value:.2f}, {at:.4g} {UNITS[cost]}; {format_values(entry.values)}"
-        dots[bool(leads)].append(Dot(x=at, y=value, name=name, label=str(entry.number) if leads else ""))
-    trials = [
-        Group(name="other trials", colour=OTHER, dots=dots[False]),
-        Group(name="front of the trials", colour=FRONT, dots=dots[True], line="steps"),
-    ]
-    published = _published(results, cost) if metric == AP else []
-    name = f"{metric.removeprefix('val_')}{' in percent' if percent else ''}"
-    return scatter([*published, *trials], x_name=COSTS[cost], y_name=name)
-
-
-def _cost(entry: Entry, cost: str) -> float | None:
-    """Return a cost of a trial in the units of the published ones."""
-    if cost == "parameters":
-        return entry.figures["parameters"] / 1e6
-    return entry.figures.get({"milliseconds": "latency_milliseconds"}.get(cost, cost))
-
-
-def _published(results: Results, cost: str) -> list[Group]:
-    """Return the rows of the space's table, at the cost of their trial where none is printed, or else all models."""
-    if results.paper is None:
-        return published_groups(cost)
-    dots = []
-    for variant in results.paper.variants:
-        at = getattr(variant.row, cost, None) or (None if variant.entry is None else _cost(variant.entry, cost))
-        if at is not None and (value := variant.printed("ap")) is not None:
-            dots.append(Dot(x=at, y=value, name=f"{variant.label}: {results.paper.format(value)} AP, {at:.4g}"))
-    return [Group(name=f"{results.paper.table} of the paper", colour=PAPER, dots=dots, mark="diamond")]
-
-
-def parallel_chart(results: Results, space: Space) -> str:
-    """Return the parallel coordinates of all trials that reported: their parameters, then their objectives."""
-    objectives = results.spec.objectives
-    shown = [entry for entry in results.entries if all(entry.value(o.metric) is not None for o in objectives)]
-    if not shown:
-        return "<p class='soft'>No trial has reported yet.</p>"
-    axes = []
-    for name, parameter in space.parameters.by_name.items():
-        positions = [parameter.coordinate(e.values[name]) if name in e.values else None for e in shown]
-        if parameter.choice is not None and len(parameter.choice) <= 12:
-            ticks = [(parameter.coordinate(option), format_value(option)) for option in parameter.options]
-        else:
-            ticks = [(end, format_value(parameter.at(min(end, 1 - 1e-9)))) for end in (0.0, 0.5, 1.0)]
-        axes.append(Axis(name=name.rpartition(".")[2], positions=positions, ticks=ticks))
-    for objective in objectives:
-        values = [entry.value(objective.metric) or 0.0 for entry in shown]
-        low, high = min(values), max(values)
-        spread = (high - low) or 1.0
-        ticks = [(0.0, format_value(low)), (1.0, format_value(high))] if high > low else [(0.5, format_value(low))]
-        positions = [(value - low) / spread if high > low else 0.5 for value in values]
-        axes.append(Axis(name=objective.metric, positions=positions, ticks=ticks))
-    order = best_first([[o.sign * (entry.value(o.metric) or 0.0) for o in objectives] for entry in shown])
-    rank = {index: number for number, index in enumerate(order)}
-    quality = [1 - rank[index] / max(len(shown) - 1, 1) for index in range(len(shown))]
-    names = [f"trial {entry.number}: {format_values(entry.values)}" for entry in shown]
-    return parallel_coordinates(axes, names, quality)
-
-
-def _sections(results: Results, charts: dict[str, str], parallel: str) -> list[str]:
+def _figures(results: Results) -> Markup:
     spec = results.spec
-    done = sum(entry.completed for entry in results.entries)
     hours = sum(entry.gpu_seconds for entry in results.entries) / 3600
-    cards = {
+    shown = {
         "trials": str(len(results.entries)),
-        "trained to the end": str(done),
+        "trained to the end": str(sum(entry.completed for entry in results.entries)),
         "refused beforehand": str(results.num_refused),
         "worker hours": f"{hours:.3g}",
+        "on the front": str(len(results.front)),
     }
-    if results.hypervolume is not None:
-        cards["hypervolume"] = f"{results.hypervolume:.4g}"
-    parts = ["<div class='cards'>"]
-    parts += [f"<div class='card'><b>{escape(text)}</b><span>{name}</span></div>" for name, text in cards.items()]
-    parts.append("</div>")
     wanted = ", ".join(f"{o.metric} {'up' if o.goal == 'max' else 'down'}" for o in spec.objectives)
     limits = ", ".join(f"{name} {_bounds(limit)}" for name, limit in spec.constraints.items()) or "none"
-    facts = {"wanted": wanted, "limits": limits, "algorithm": spec.algorithm.name, "scheduler": spec.scheduler.name}
-    rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items())
-    parts.append(f"<dl>{rows}</dl>")
-    if results.paper is not None:
-        parts.append(paper_section(results.paper))
-    if charts:
-        drawn = "".join(f"<div>{chart}</div>" for chart in charts.values())
-        parts.append(f"<h2>AP against cost</h2>{MARKS}<div class='charts'>{drawn}</div>")
-    if results.best is not None:
-        job = escape(best_job(results, Space(spec, source=spec.name)))
-        summary = "<summary>best.yaml, beside this report</summary>"
-        parts.append(f"<h2>Best job</h2><details>{summary}<div class='wide'><pre>{job}</pre></div></details>")
-    parts.append(f"<h2>All trials</h2>{_wide(parallel)}")
-    parts.append(_importances(results))
-    parts.append(f"<h2>Scaling law</h2><p>{escape(results.scaling_law.sentence())}</p>")
-    parts.append(_trial_table(results))
-    return parts
-
-
-def _importances(results: Results) -> str:
-    heading = "<h2>What matters</h2>"
-    if results.importances is None:
-        return f"{heading}<p class='soft'>Too few trials to tell.</p>"
-    rows = "".join(
-        f"<tr><td>{escape(entry.parameter)}</td><td><i class='bar' style='width:{round(160 * entry.share)}px'></i>"
-        f"{entry.share:.0%}</td><td>{format_value(abs(entry.high - entry.low))}</td></tr>"
-        for entry in results.importances
+    known = {"wanted": wanted, "limits": limits, "algorithm": spec.algorithm.name, "scheduler": spec.scheduler.name}
+    known["budget"] = " or ".join(
+        f"{value:g} {name.replace('_', ' ')}" for name, value in spec.budget.document().items()
     )
-    return f"{heading}<table><tr><th>parameter</th><th>share of the variance</th><th>effect</th></tr>{rows}</table>"
+    if results.hypervolume is not None:
+        known["hypervolume"] = (
+            f"{results.hypervolume:.4g} (how much of the objectives the front covers; more is better)"
+        )
+    return cards(shown) + facts(known)
 
 
-def _trial_table(results: Results) -> str:
-    head, *rows = entry_rows(results, results.entries)
-    lines = ["<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr>"]
-    for entry, row in zip(results.entries, rows, strict=True):
-        mark = " class='front'" if entry.number in results.front else ""
-        cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
-        lines.append(f"<tr{mark} title='{escape(entry.state)}'>{cells}</tr>")
-    return f"<h2>Trials</h2><div class='wide'><table>{''.join(lines)}</table></div>"
+def _budget(results: Results) -> Markup:
+    """Return the best of the first objective by the worker hours spent, and what twice the compute would add."""
+    objective = results.spec.objectives[0]
+    hours, best, points = 0.0, None, []
+    for entry in results.entries:
+        hours += entry.gpu_seconds / 3600
+        value = entry.value(objective.metric)
+        if entry.completed and value is not None:
+            best = value if best is None or objective.sign * (value - best) > 0 else best
+            points.append((hours, best))
+    law = results.scaling_law.sentence()
+    sentences = [f"{law[0].upper()}{law[1:]}."]
+    if len(points) >= 4 and best is not None:
+        at, before = points[-1 - len(points) // 4]
+        sentences.append(
+            f"The last quarter of the trials took {hours - at:.3g} worker hours and changed the best "
+            f"{objective.metric} by {best - before:+.4g}."
+        )
+    title = f"best {objective.metric} by worker hours"
+    line = chart([Series(name=objective.metric, points=points)], title=title, x_name="worker hours")
+    return text(*sentences) + (grid([line]) if len(points) > 1 else Markup(""))
+
+
+def _importances(results: Results) -> Markup:
+    if results.importances is None:
+        return text("Too few trials to tell.")
+    rows: list[Row] = [
+        [
+            entry.parameter,
+            Cell(text=f"{entry.share:.0%}", sort=entry.share, share=entry.share),
+            Cell(text=format_value(abs(entry.high - entry.low)), sort=abs(entry.high - entry.low)),
+        ]
+        for entry in results.importances
+    ]
+    return table(Table(name="Importance", head=("parameter", "share of the variance", "effect"), rows=rows))
+
+
+def _trial_table(results: Results, pages: Mapping[str, str]) -> Markup:
+    """Return all trials, the best by the first objective first."""
+    objective = results.spec.objectives[0]
+    order = sorted(
+        results.entries,
+        key=lambda entry: -objective.sign * value if (value := entry.value(objective.metric)) is not None else np.inf,
+    )
+    head, *lines = entry_rows(results, order)
+    rows: list[Row] = []
+    for entry, line in zip(order, lines, strict=True):
+        page = next((pages[name] for name in entry.runs if name in pages), "")
+        number = Cell(text=line[0], sort=entry.number, href=page)
+        rows.append([number, line[1], *map(text_cell, line[2:-1]), entry.state])
+    marked = [number for number, entry in enumerate(order) if entry.number in results.front]
+    return table(Table(name="Trials", head=head, rows=rows, marked=marked))
 
 
 def _bounds(limit: Any) -> str:
     parts = [f"at least {limit.min:g}"] if limit.min is not None else []
     return " and ".join([*parts, *([f"at most {limit.max:g}"] if limit.max is not None else [])])
-
-
-def _wide(content: str) -> str:
-    return f"<div class='wide'>{content}</div>"
-
-
-def _standalone(chart: str) -> str:
-    """Return the SVG with the namespace and the size that a file of its own needs."""
-    svg = chart[: chart.index("</svg>") + len("</svg>")]
-    return svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="430" ', 1) + "\n"

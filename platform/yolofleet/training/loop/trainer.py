@@ -144,6 +144,9 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
         ready = {
             "workers": group.world_size,
             "gpus_per_worker": job.cluster.gpus_per_worker,
+            "device": torch.cuda.get_device_name()
+            if job.cluster.gpus_per_worker and torch.cuda.is_available()
+            else "CPU",
             "price_per_hour": job.cluster.price_per_hour,
             "prepared_seconds": round(time.monotonic() - began, 3),
             **peak.document(),

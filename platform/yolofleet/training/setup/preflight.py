@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import platform
+import shutil
+import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
+from yolofleet import __version__
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more
 from yolofleet.data.dataset import ShardDataset
@@ -219,7 +227,12 @@ def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: S
     if before is None and not record:
         return
     if before is None:
-        run.record_facts(contents=now, data={"train": now["train"], "val": now["val"]})
+        run.record_facts(
+            contents=now,
+            data={"train": now["train"], "val": now["val"]},
+            num_classes=len(train.classes),
+            environment=_environment(),
+        )
         return
     names = {"train": job.data.train, "val": job.data.val, "model": job.model.spec or job.model.name}
     for part, digest in now.items():
@@ -228,6 +241,19 @@ def _check_contents(job: JobSpec, run: RunDirectory, train: ShardDataset, val: S
                 f"run '{job.name}' in {job.storage} was started with another content of {part} ({names[part]}): digest "
                 f"{str(before.get(part))[:12]} then, {digest[:12]} now. Use another name, or put the old content back"
             )
+
+
+def _environment() -> dict[str, str]:
+    """Return with what a run is made: versions, and the commit where the code is a git checkout."""
+    found = {"yolofleet": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    git = shutil.which("git")
+    if git is not None:
+        command = [git, "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+        with suppress(OSError, subprocess.SubprocessError):
+            found["commit"] = subprocess.run(
+                command, capture_output=True, text=True, check=True, timeout=5
+            ).stdout.strip()
+    return found
 
 
 def _differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -1,0 +1,90 @@
+"""The curves of a run over its steps, on common axes, with what happened to it as vertical lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from yolofleet.reports.charts import COLOURS, Mark, Series, chart, thin
+from yolofleet.reports.page import Markup, grid, text
+from yolofleet.tracking.json_lines import Row
+from yolofleet.tracking.run_record import RunRecord
+
+LOSSES = ("loss", "loss_box", "loss_objectness", "loss_classification")
+AP = ("val_AP", "val_AP50", "val_AP75")
+CHARTS: tuple[tuple[str, Sequence[str], bool], ...] = (
+    ("AP", AP, False),
+    ("loss", LOSSES, False),
+    ("validation loss", [f"val_{key}" for key in LOSSES], False),
+    ("AP by size of the objects", ("val_AP_small", "val_AP_medium", "val_AP_large"), False),
+    ("average recall", ("val_AR_1", "val_AR_10", "val_AR_100"), False),
+    ("learning rate", ("learning_rate",), False),
+    ("gradient norm", ("gradient_norm",), True),
+    ("images a second", ("samples_per_second",), False),
+    ("share of the time spent waiting for data", ("data_wait_share",), False),
+    ("momentum", ("momentum",), False),
+)
+"""Title, keys of the metrics, and whether the axis is logarithmic where the values differ much."""
+WIDE = 30.0
+"""Values whose ends differ by this factor are drawn on a logarithmic axis, where the chart allows it."""
+KINDS = {
+    "failure": ("failure", "reached", COLOURS[1]),
+    "start": ("workers started again", "step", COLOURS[7]),
+    "left": ("saved and left", "step", COLOURS[4]),
+    "resize": ("another number of workers", "reached", COLOURS[5]),
+    "rolled_back": ("rolled back", "to_step", COLOURS[3]),
+    "stopped": ("stopped", "step", COLOURS[4]),
+}
+"""Kinds of events that are marked: what is said, the field with the step, the colour."""
+
+
+def curves(record: RunRecord) -> Markup:
+    """Return all curves of a run, each over all of its steps so far."""
+    marks = list(_marks(record.events))
+    x_range = (0.0, float(max(record.step, 1)))
+    charts = []
+    for title, keys, may_be_log in CHARTS:
+        lines = [
+            Series(name=_name(key), points=thin(found), colour=COLOURS[number])
+            for number, key in enumerate(keys)
+            if (found := _points(record.rows, key))
+        ]
+        values = [y for line in lines for _, y in line.points if y > 0]
+        is_log = may_be_log and bool(values) and max(values) > WIDE * min(values)
+        if lines:
+            charts.append(
+                chart(lines, title=title, x_name="step", x_range=x_range, y_log=is_log, marks=marks, group="steps")
+            )
+    if not charts:
+        return text("No step has been reported yet.")
+    happened = sorted({mark.text.partition(":")[0]: mark.colour for mark in marks}.items())
+    legend = Markup("").join(
+        Markup('<span><i style="background:{}"></i>{}</span>').format(colour, said) for said, colour in happened
+    )
+    return (Markup('<div class="legend">{}</div>').format(legend) if happened else Markup("")) + grid(charts)
+
+
+def _marks(events: Sequence[Row]) -> Iterator[Mark]:
+    """Yield what happened to a run; its first start is nothing special."""
+    started = False
+    for event in events:
+        kind = str(event.get("kind"))
+        if kind not in KINDS or (kind == "start" and not started):
+            started = started or kind == "start"
+            continue
+        said, field, colour = KINDS[kind]
+        if isinstance(step := event.get(field), int):
+            reason = str(event.get("reason") or "").strip()[:120]
+            yield Mark(x=step, text=f"{said}{f': {reason}' if reason else ''}", colour=colour)
+
+
+def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    return [
+        (float(row["step"]), float(row[key]))
+        for row in rows
+        if isinstance(row.get(key), int | float) and isinstance(row.get("step"), int)
+    ]
+
+
+def _name(key: str) -> str:
+    short = key.removeprefix("val_")
+    return "total" if short == "loss" else short.removeprefix("loss_").replace("_", " ")

@@ -1,0 +1,142 @@
+"""What a run directory holds that its page shows, read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import Any
+
+from yolofleet.core.errors import UserError
+from yolofleet.evaluation.samples import SampleImage
+from yolofleet.models.profile import Profile, profile
+from yolofleet.models.zoo import resolve
+from yolofleet.specs.job import JobSpec
+from yolofleet.specs.yaml_document import parse_yaml
+from yolofleet.storage import ObjectNotFoundError
+from yolofleet.tracking.goodput import RunSummary, summarize_run
+from yolofleet.tracking.json_lines import Row
+from yolofleet.tracking.run_directory import JOB_KEY, REPORT_PREFIX, RunDirectory
+
+EVALUATION_KEY = f"{REPORT_PREFIX}/evaluation.json"
+RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
+IMAGES_PREFIX = f"{REPORT_PREFIX}/images/"
+NAMES_KEY = f"{IMAGES_PREFIX}names.json"
+OUTCOMES_PREFIX = f"{REPORT_PREFIX}/outcomes/"
+MOST_IMAGES = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What a run directory holds that its page shows."""
+
+    name: str
+    url: str
+    job_text: str
+    facts: Mapping[str, Any]
+    rows: list[Row]
+    events: list[Row]
+    evaluation: Mapping[str, Any] | None
+    """Of the released model."""
+    release: Mapping[str, Any]
+    images: Mapping[str, bytes]
+    image_names: Mapping[str, str]
+    """Names of the images in their dataset."""
+    outcomes: Mapping[int, SampleImage]
+    """Image id -> the drawing of true, false and missed boxes, of the images that the diagnosis shows."""
+
+    @cached_property
+    def job(self) -> JobSpec | None:
+        """The job as it was started; None where this yolofleet cannot read it."""
+        try:
+            source = f"{self.url}/{JOB_KEY}"
+            return JobSpec.parse(parse_yaml(self.job_text, source=source), source=source)
+        except UserError:
+            return None
+
+    @cached_property
+    def summary(self) -> RunSummary:
+        """Failures, goodput, cost."""
+        return summarize_run(self.events, self.rows)
+
+    @cached_property
+    def evaluations(self) -> list[Row]:
+        """The rows of evaluations that measured AP, by step."""
+        return [row for row in self.rows if isinstance(row.get("val_AP"), int | float)]
+
+    @property
+    def best(self) -> Row | None:
+        """The row of the best evaluation, the first of equal ones."""
+        return max(self.evaluations, key=lambda row: float(row["val_AP"]), default=None)
+
+    @property
+    def step(self) -> int:
+        """The newest step."""
+        return max((int(row.get("step", 0)) for row in self.rows), default=0)
+
+    @property
+    def num_steps(self) -> int | None:
+        """The steps of the whole run."""
+        planned = [event["num_steps"] for event in self.events if "num_steps" in event]
+        return int(planned[-1]) if planned else None
+
+    @cached_property
+    def starts(self) -> list[Row]:
+        """Its starts, oldest first."""
+        return [event for event in self.events if event.get("kind") == "start"]
+
+    @cached_property
+    def model(self) -> Profile | None:
+        """Parameters and operations of its model; None where its table cannot be read here."""
+        if self.job is None:
+            return None
+        try:
+            table = resolve(self.job.model)
+            num_classes = int(self.facts.get("num_classes") or len((self.evaluation or {}).get("per_class", ())) or 80)
+            return profile(table, num_classes=num_classes, image_size=self.job.data.image_size)
+        except UserError:
+            return None
+
+
+def read_run(run: RunDirectory) -> RunRecord:
+    """Read what a page shows of a run.
+
+    Raises:
+        UserError: A file of it is damaged.
+    """
+    keys = sorted(e.key for e in run.storage.list(IMAGES_PREFIX) if e.key.endswith(".jpg"))[-MOST_IMAGES:]
+    return RunRecord(
+        name=run.name,
+        url=run.url,
+        job_text=run.job_text() or "",
+        facts=run.facts(),
+        rows=run.metrics(),
+        events=run.events(),
+        evaluation=_document(run, EVALUATION_KEY),
+        release=_document(run, RELEASE_KEY) or {},
+        images={key.removeprefix(IMAGES_PREFIX): run.storage.get(key) for key in keys},
+        image_names=_document(run, NAMES_KEY) or {},
+        outcomes={
+            int(image_id): _read_image(run, f"{OUTCOMES_PREFIX}{image_id}.jpg", str(name))
+            for image_id, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
+        },
+    )
+
+
+def _read_image(run: RunDirectory, key: str, name: str) -> SampleImage:
+    from PIL import Image
+
+    jpeg = run.storage.get(key)
+    with Image.open(BytesIO(jpeg)) as image:
+        return SampleImage(name=name, jpeg=jpeg, width=image.width, height=image.height)
+
+
+def _document(run: RunDirectory, key: str) -> Mapping[str, Any] | None:
+    try:
+        return dict(json.loads(run.storage.get(key)))
+    except ObjectNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{run.url}/{key}: is damaged ({error}); remove it and release the run again") from error

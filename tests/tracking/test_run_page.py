@@ -1,0 +1,121 @@
+"""The page of a run is a function of its directory: what it says, what it marks, what it advises."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from yolofleet.storage import open_storage
+from yolofleet.tracking.run_advice import advice
+from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_page import render_run, write_run_page
+from yolofleet.tracking.run_record import EVALUATION_KEY, RunRecord, read_run
+
+JOB = """
+name: demo
+model: {name: yolov7-tiny, depth: 1.5, hidden_width: 0.5}
+data: {train: shards/train, val: shards/val, image_size: 320}
+recipe: tiny
+hyperparameters: {lr0: 0.04}
+precision: bf16
+"""
+START = {"step": 0, "num_steps": 2000, "workers": 2, "gpus_per_worker": 1.0, "device": "GPU <b>", "price_per_hour": 2.0}
+
+
+def make_run(folder: Path, **evaluation: Any) -> RunDirectory:
+    """A run that failed once, was rolled back, and has ended."""
+    with RunDirectory(open_storage(folder)) as run:
+        run.write_job(JOB)
+        run.record_facts(
+            num_classes=3, contents={"train": "ab" * 32}, environment={"torch": "2.13", "commit": "c0ffee"}
+        )
+        run.append_event("start", **START)
+        run.append_metrics({"step": 400, "loss": 1.0, "learning_rate": 0.01, "gradient_norm": float("nan")})
+        run.append_event("failure", failure="worker", reason="node a is gone", reached=450, again=True)
+        run.append_event("start", **{**START, "step": 400})
+        run.append_metrics({"step": 1000, "loss": 0.5, "val_AP": 0.25, "val_AP50": 0.5, "data_wait_share": 0.4})
+        run.append_event("rolled_back", to_step=1000, window=[1001, 1010], reason="loss is NaN")
+        run.append_metrics({"step": 2000, "loss": 0.25, "val_AP": 0.5, "val_AP50": None})
+        run.append_event("end", step=2000)
+        if evaluation:
+            run.storage.put(EVALUATION_KEY, json.dumps(evaluation).encode())
+    return run
+
+
+def charts_of(page: str) -> dict[str, Any]:
+    """The data of each chart by the chart's title."""
+    titles = re.findall(r'<figure class="chart"[^>]* aria-label="([^"]*)"', page)
+    found = re.findall(r'<script type="application/json">(.*?)</script>', page)
+    return dict(zip(titles, map(json.loads, found), strict=True))
+
+
+def test_the_page_says_what_was_trained_where_and_how(tmp_path: Path) -> None:
+    address = write_run_page(make_run(tmp_path / "demo"))
+    page = Path(address).read_text()
+    assert "yolov7-tiny (depth 1.5) is done at step 2,000 of 2,000 (100%)" in page and "on 2 workers" in page
+    shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page))
+    assert shown["workers"] == "2, GPU &lt;b&gt;" and shown["precision"] == "bf16" and shown["commit"] == "c0ffee"
+    assert shown["lr0"] == "0.04 instead of 0.01" and shown["its manifest"] == "ab" * 8
+    assert float(shown["parameters"].split()[0]) > 0 and shown["classes"] == "3" and "320 px" in shown["GFLOPs"]
+    assert shown["failures"] == "worker 1" and "cost" in shown and "node a is gone" in page
+
+
+def test_curves_have_common_axes_and_mark_what_happened(tmp_path: Path) -> None:
+    charts = charts_of(render_run(read_run(make_run(tmp_path / "demo"))))
+    assert charts["loss"]["series"][0]["p"] == [[400, 1.0], [1000, 0.5], [2000, 0.25]]
+    assert {tuple(chart["x"]) for chart in charts.values()} == {(0.0, 2000.0)}
+    assert "gradient norm" not in charts  # its only value is no number
+    marks = [(x, text) for x, text, _ in charts["AP"]["marks"]]
+    assert marks == [
+        (450, "failure: node a is gone"),
+        (400, "workers started again"),
+        (1000, "rolled back: loss is NaN"),
+    ]
+
+
+def test_a_run_that_was_never_started_has_a_page(tmp_path: Path) -> None:
+    run = RunDirectory(open_storage(tmp_path / "demo"))
+    run.write_job(JOB)
+    assert "has not started" in render_run(read_run(run)) and "No step has been reported yet" in render_run(
+        read_run(run)
+    )
+
+
+def evaluation(**figures: float) -> dict[str, Any]:
+    classes = [
+        {"category_id": n, "name": name, "ap": ap, "ap50": ap, "ap75": ap, "ar_100": ap, "num_objects": 9,
+         "num_detections": 9, "best_f1": None, "best_confidence": None}
+        for n, (name, ap) in enumerate((("disc", 0.8), ("tree", 0.1)))
+    ]  # fmt: skip
+    counts = {"num_images": 4, "num_objects": 18, "num_crowds": 0, "num_detections": 18, "skipped": []}
+    base = {name: 0.4 for name in ("AP", "AP50", "AP75", "AR_100", "AP_small", "AP_large")}
+    return {"figures": base | figures, "per_class": classes, "curves": {}, "max_detections": 100, **counts}
+
+
+def record(folder: Path, **figures: float) -> RunRecord:
+    return read_run(make_run(folder, **evaluation(**figures)))
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({}, "Lower the learning rate (hyperparameters.lr0), or train in fp32."),
+        ({}, "Raise data.loader_threads"),
+        ({}, "Add images of tree."),
+        ({"AP50": 0.9, "AP75": 0.1}, "their boxes are loose"),
+        ({"AP_small": 0.1}, "Use larger images (data.image_size, now 320)."),
+    ],
+)
+def test_advice_rests_on_what_was_measured(figures: dict[str, float], words: str, tmp_path: Path) -> None:
+    given = [entry.what for entry in advice(record(tmp_path / "with", **figures))]
+    assert any(words in what for what in given)
+    if figures:
+        assert not any(words in entry.what for entry in advice(record(tmp_path / "without")))
+
+
+def test_the_sentence_names_the_weakest_class(tmp_path: Path) -> None:
+    assert "its weakest class is tree (AP 0.100)" in render_run(record(tmp_path / "demo"))
