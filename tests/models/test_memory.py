@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
-from yolofleet.models.memory import activation_bytes, training_memory
+from yolofleet.models.memory import MemoryUse, activation_bytes, recomputed_blocks, training_memory
+from yolofleet.models.memory_saving import MemorySaving
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve
 from yolofleet.specs.model import ModelChoice
@@ -29,9 +30,9 @@ CHOICES = [
 ]
 
 
-def saved_bytes(model: nn.Module, images: Tensor, dtype: torch.dtype) -> int:
+def saved_bytes(model: nn.Module, *inputs: Tensor, dtype: torch.dtype, left_out: tuple[Tensor, ...] = ()) -> int:
     """Bytes of the storages that a forward pass saves for the backward pass, parameters and buffers left out."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.state_dict().values(), *left_out)}
     saved: dict[int, Tensor] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ def saved_bytes(model: nn.Module, images: Tensor, dtype: torch.dtype) -> int:
         torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
     ):
-        raw = model(images)
+        raw = model(*inputs)
     assert all(level.requires_grad for level in raw)
     return sum(tensor.untyped_storage().nbytes() for tensor in saved.values())
 
@@ -55,13 +56,41 @@ def test_forecast_is_what_a_real_step_saves(choice: ModelChoice, precision: str)
     side = 2 * graph.max_stride
     model = build_model(graph.table, 20).train()
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    real = saved_bytes(model, torch.rand(2, 3, side, 3 * side // 2), dtype)
+    real = saved_bytes(model, torch.rand(2, 3, side, 3 * side // 2), dtype=dtype)
     forecast = activation_bytes(
         graph, num_classes=20, size=(side, 3 * side // 2), micro_batch_size=2, precision=precision
     )
     assert forecast == pytest.approx(real, rel=0.1)
     if precision == "fp32":
         assert forecast == pytest.approx(real, rel=0.01)
+
+
+@pytest.mark.parametrize("use", ["balanced", "small"])
+@pytest.mark.parametrize("choice", [CHOICES[0], CHOICES[1], CHOICES[4], CHOICES[7]], ids=lambda choice: choice.name)
+def test_so_it_is_where_blocks_are_computed_again(choice: ModelChoice, use: MemoryUse) -> None:
+    """The pass itself keeps less; the backward pass has the inside of one block at a time besides."""
+    graph = wire(resolve(choice))
+    side = 2 * graph.max_stride
+    model = build_model(graph.table, 20).train()
+    model.memory_saving = MemorySaving(recomputed_blocks(graph, use))
+    inputs: dict[str, tuple[Tensor, ...]] = {}
+
+    def keep(name: str, features: tuple[Tensor, ...]) -> None:
+        inputs[name] = tuple(feature.detach().requires_grad_() for feature in features)
+
+    for name, block in model.blocks.items():
+        block.register_forward_pre_hook(lambda module, features, name=name: keep(name, features))
+    kept = saved_bytes(model, torch.rand(2, 3, side, side), dtype=torch.float32)
+    for block in model.blocks.values():
+        block._forward_pre_hooks.clear()
+    inside = [
+        saved_bytes(model.blocks[name], *inputs[name], dtype=torch.float32, left_out=inputs[name])
+        for name in model.memory_saving.blocks
+    ]
+    sizes = {"num_classes": 20, "size": (side, side), "micro_batch_size": 2}
+    assert activation_bytes(graph, **sizes, memory=use) == pytest.approx(kept + max(inside), rel=0.02)
+    assert activation_bytes(graph, **sizes, memory="small") < activation_bytes(graph, **sizes, memory="balanced")
+    assert activation_bytes(graph, **sizes, memory="balanced") < activation_bytes(graph, **sizes)
 
 
 def test_strategies_share_what_they_say() -> None:

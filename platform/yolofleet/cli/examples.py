@@ -51,5 +51,6 @@ EXAMPLES = {
     "runs gc": ("yolofleet runs gc s3://runs",),
     "cluster doctor": ("yolofleet cluster doctor birds.yaml",),
     "cluster render": ("yolofleet cluster render birds.yaml",),
+    "bench": ("yolofleet bench birds.yaml", "yolofleet bench birds.yaml --json"),
     "cluster plan": ("yolofleet cluster plan birds.yaml cluster.workers=8",),
 }

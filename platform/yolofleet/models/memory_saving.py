@@ -30,10 +30,8 @@ class MemorySaving:
 
     def run_block(self, name: str, block: nn.Module, inputs: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return a block's results for its inputs."""
-        if name not in self.blocks or not torch.is_grad_enabled():
-            results: Sequence[Tensor] = block(*inputs)
-            return results
-        results = _compute_again(block, block, *inputs)
+        is_kept = name not in self.blocks or not torch.is_grad_enabled()
+        results: Sequence[Tensor] = block(*inputs) if is_kept else _compute_again(block, block, *inputs)
         return results
 
     def run_in_parts(

@@ -54,7 +54,8 @@ def out_of_patience(figures: Figures, stop: StopSpec, since_step: int = 0) -> Ea
     if stop.patience is None:
         return None
     best, best_step, num_worse = -math.inf, 0, 0
-    for step, value in sorted(figures.items()):
+    for step in sorted(figures):
+        value = figures[step]
         if value is not None and (best == -math.inf or value > best + stop.min_delta):
             best, best_step, num_worse = value, step, 0
         elif step > since_step:
