@@ -26,6 +26,7 @@ JOB_FORMAT = 1
 EXECUTION_KEYS = (
     "cluster",
     "strategy",
+    "compile",
     "storage",
     "checkpoint",
     "tracking",
@@ -207,6 +208,8 @@ class JobSpec(Spec):
     """Arithmetic of the forward and backward pass."""
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
     """State on each worker: all of it (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
+    compile: Literal["off", "model"] = "off"
+    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the sample order, the augmentation and the initial weights."""
     log_every_steps: Count = 10
@@ -244,6 +247,11 @@ class JobSpec(Spec):
             )
         if self.strategy != "ddp" and self.precision not in ("fp32", "bf16"):
             raise ValueError(f"strategy {self.strategy} computes in fp32 or bf16; use precision bf16, or strategy ddp")
+        if self.compile != "off" and (self.strategy != "ddp" or self.batch_norm_workers > 1):
+            raise ValueError(
+                f"compile {self.compile} takes strategy ddp and batch_norm_workers 1, for it compiles the network as a "
+                f"whole; they are {self.strategy} and {self.batch_norm_workers}; use compile off, or change them"
+            )
         if self.cluster.most_workers > self.num_micro_batches:
             raise ValueError(
                 f"cluster.workers asks for {self.cluster.most_workers} workers, but a global batch of "
