@@ -20,6 +20,7 @@ which no time is left is named, not guessed. The exit status is 1 where a check 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -83,6 +84,7 @@ def measure_step(case: Case, device: torch.device, product: float, copied: float
     """Measure a step of a case, its stages and its memory."""
     warm_up, rounds = (1, 2) if small else (10, 20)
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     step = Step.of(case, device)
@@ -96,7 +98,7 @@ def measure_step(case: Case, device: torch.device, product: float, copied: float
     found: dict[str, Any] = {
         "images_per_second": round(case.batch_size / seconds, 1),
         "step_ms": round(seconds * 1e3, 2),
-        "tflops": round(case.flops() / seconds / 1e12, 3),
+        "tflops": float(f"{case.flops() / seconds / 1e12:.4g}"),
         "mfu": round(case.flops() / seconds / peak_flops(device, product), 4),
         "over_floor": round(seconds / case.floor_seconds(product, copied), 2),
         "stages_ms": {name: round(value * 1e3, 3) for name, value in stages.items()},
@@ -111,6 +113,7 @@ def measure_step(case: Case, device: torch.device, product: float, copied: float
 def measure_baseline(case: Case, device: torch.device, ours: dict[str, Any], *, small: bool) -> dict[str, Any]:
     """Measure the baseline's step and how many times as fast ours is."""
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
     seconds = seconds_per_call(BaselineStep(case, device), device, warm_up=1 if small else 5, rounds=2 if small else 10)
     return {
@@ -143,7 +146,7 @@ def run(device: torch.device, cases: tuple[Case, ...], minutes: float, *, small:
     report = Report(minutes)
     report.part("checks", lambda: checks(device, small=small))
     product, copied = ceilings(device, small=small)
-    report.found["ceilings"] = {"tflops": round(product / 1e12, 3), "copy_gb_per_second": round(copied / 1e9, 1)}
+    report.found["ceilings"] = {"tflops": float(f"{product / 1e12:.4g}"), "copy_gb_per_second": round(copied / 1e9, 1)}
     for case in cases:
         ours = report.part(f"step {case.model}", lambda c=case: measure_step(c, device, product, copied, small=small))
         report.part(f"baseline {case.model}", lambda c=case, o=ours: measure_baseline(c, device, o or {}, small=small))

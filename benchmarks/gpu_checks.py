@@ -77,7 +77,7 @@ def check_step(name: str, device: torch.device, precision: str, *, is_compiled: 
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):
         raise RuntimeError(f"the golden step of {name} in {precision} has a gradient that is not finite")
-    difference = abs(float(result.total) - golden["total"]) / golden["total"]
+    difference = abs(result.total.item() - golden["total"]) / golden["total"]
     return _within(difference, TOLERANCES[precision], f"golden step of {name} in {precision}")
 
 

@@ -172,9 +172,8 @@ def test_a_step_waits_for_no_device_and_computes_the_same(
 ) -> None:
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
     for module in ("sgd", "adam"):
-        monkeypatch.setattr(
-            sys.modules[f"torch.optim.{module}"], "_device_dtype_check_for_fused", lambda *_, **__: None
-        )
+        optimizers = sys.modules[f"torch.optim.{module}"]
+        monkeypatch.setattr(optimizers, "_device_dtype_check_for_fused", lambda *_, **__: None)
     hyperparameters = {"optimizer": optimizer, "lr0": 1e-3}
     job = small_job(precision=precision, hyperparameters=hyperparameters, log_every_steps=2, record_samples=False)
     ready = check_job(job)
