@@ -74,7 +74,7 @@ def _best_threshold(rows: Integers, scores: Floats, outcomes: Outcomes, num_obje
 
 
 def _ratio(part: Integers, whole: Integers) -> Floats:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return np.asarray(np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -170,10 +170,10 @@ def _matrix(diagnosis: Diagnosis) -> str:
             at = f"x='{x + side / 2:.1f}' y='{y + side / 2 + 5:.1f}'"
             parts.append(f"<text {at} text-anchor='middle' pointer-events='none'>{value}</text>")
     for index, name in enumerate(names if count <= MOST_NAMED else ()):
-        at = margin + (index + 0.5) * side
+        middle = margin + (index + 0.5) * side
         short = escape(name if len(name) <= 16 else f"{name[:15]}…")
-        parts.append(f"<text x='{margin - 6}' y='{at + 4:.1f}' text-anchor='end'>{short}</text>")
-        parts.append(f"<text transform='translate({at + 4:.1f} {margin - 6}) rotate(-90)'>{short}</text>")
+        parts.append(f"<text x='{margin - 6}' y='{middle + 4:.1f}' text-anchor='end'>{short}</text>")
+        parts.append(f"<text transform='translate({middle + 4:.1f} {margin - 6}) rotate(-90)'>{short}</text>")
     frame = f"<rect x='{margin}' y='{margin}' width='{MATRIX_SIDE - margin}' height='{MATRIX_SIDE - margin}' "
     return f"{''.join(parts)}{frame} fill='none' stroke='#8a94a055'/></svg>"
 

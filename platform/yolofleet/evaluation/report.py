@@ -60,7 +60,8 @@ def render_report(
     Returns:
         An HTML document that needs no other file and no network.
     """
-    parts, style = [], ""
+    parts: list[str] = []
+    style = ""
     if diagnosis is not None:
         from yolofleet.evaluation.diagnosis_page import STYLE, render_summary
 
