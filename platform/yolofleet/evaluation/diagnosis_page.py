@@ -125,7 +125,7 @@ def _galleries(diagnosis: Diagnosis, drawn: Mapping[int, SampleImage]) -> str:
     for gallery in diagnosis.galleries:
         figures = "".join(
             f"<figure>{image_tag(image.jpeg, (image.width, image.height), entry.reason)}"
-            f"<figcaption>{escape(entry.reason)}<br>{escape(image.name)}</figcaption></figure>"
+            f"<figcaption>{escape(entry.reason)}<div>{escape(image.name)}</div></figcaption></figure>"
             for entry in gallery.images
             if (image := drawn.get(entry.image_id))
         )
