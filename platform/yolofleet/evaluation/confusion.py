@@ -40,5 +40,5 @@ def confusion_matrix(tables: BoxTables, outcomes: Outcomes, threshold: float) ->
             of_object[position] = outcomes.classes[row]
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     np.add.at(matrix, (outcomes.object_classes[outcomes.counted], of_object[outcomes.counted]), 1)
-    np.add.at(matrix[num_classes], outcomes.classes[is_unpaired], 1)
+    matrix[-1, :-1] = np.bincount(outcomes.classes[is_unpaired], minlength=num_classes)
     return matrix

@@ -1,4 +1,4 @@
-"""Images that show what a detector does well and badly, with true, false and missed boxes told apart."""
+"""Images that show what a detector does well and badly, with true, false and missed boxes distinguished."""
 
 from __future__ import annotations
 

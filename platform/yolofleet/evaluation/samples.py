@@ -84,8 +84,9 @@ def draw_outcomes(
             continue
         boxes = images.boxes_of(record.image_id)
         drawing = _beside([draw_detections(pixels, boxes, names=dict(dataset.classes))], side)
-        size = {"width": drawing.width, "height": drawing.height}
-        drawn[record.image_id] = SampleImage(name=record.file_name, jpeg=encode(drawing), **size)
+        drawn[record.image_id] = SampleImage(
+            name=record.file_name, jpeg=encode(drawing), width=drawing.width, height=drawing.height
+        )
     return drawn
 
 
