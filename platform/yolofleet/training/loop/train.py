@@ -83,7 +83,9 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
                 state.skip_to(end)
                 batches = _micro_batches(trainer)
             gradient_norm = _do_step(trainer, batches)
+            trainer.meters.pace.meet()
             left = group.leave_reason() if state.step < milestones.num_steps else None
+            trainer.meters.pace.enter(OTHER)
             if milestones.logs(state.step) or trainer.guard.is_exceeded(state):
                 _log(trainer, gradient_norm, report)
             trainer.guard.check(state, trainer.store)
@@ -147,8 +149,10 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch]) -> torch.Tensor:
     # Weights, running statistics and the average change together, or not at all where the step is non-finite.
     pace.enter("optimizer")
     norm = strategy.gradient_norm()
+    pace.meet(alone="optimizer")
     finite = guard.is_finite(norm)
     learner.statistics.finish_step(job.num_micro_batches, group.sum, accept=finite)
+    pace.enter("optimizer")
     strategy.step(finite)
     if finite:
         state.num_updates += 1
