@@ -93,11 +93,11 @@ def test_every_reading_starts_anew(clock: Clock) -> None:
 def test_a_slow_worker_is_named_once_with_its_host_and_stage(clock: Clock) -> None:
     group = Others(rank=0, world_size=2)
     pace = Pace(group, num_owned=2)
-    waits = STAGES.index("data_wait")
+    waits, forward = STAGES.index("data_wait"), STAGES.index("forward")
 
     def other(table: torch.Tensor) -> None:
         """Both need 4 s in all; the first waits a half of them for the other, which waits 2 s for data."""
-        table[1, waits], table[1, -2], table[1, -1] = 2.0, 4.0, 2
+        table[1, waits], table[1, forward], table[1, -2], table[1, -1] = 2.0, 2.0, 4.0, 2
 
     object.__setattr__(group, "add", other)
     found = []
@@ -117,7 +117,7 @@ def test_a_worker_with_more_micro_batches_is_not_slow(clock: Clock) -> None:
     pace = Pace(group, num_owned=1)
 
     def other(table: torch.Tensor) -> None:
-        table[1, -2], table[1, -1] = 4.0, 2
+        table[1, STAGES.index("forward")], table[1, -2], table[1, -1] = 4.0, 4.0, 2
 
     object.__setattr__(group, "add", other)
     spend(pace, clock, [("forward", 2.0), ("exchange", 2.0)])

@@ -24,6 +24,8 @@ from yolofleet.training.loop.worker_group import CPU, WorkerGroup
 
 STAGES = ("data_wait", "copy", "forward", "loss", "backward", "exchange", "optimizer", "checkpoint")
 """What a row of metrics has a share of, each under NAME_share; what is left over is the loop's own."""
+OWN_STAGES = STAGES[:5]
+"""Those in which a worker waits for no other."""
 OTHER, EVALUATION = "other", "evaluation"
 """Evaluations have an end of their own in a run, so they are left out of its speed."""
 MOST_MARKS = 4096
@@ -93,6 +95,10 @@ class Pace:
         if len(self._now.marks) > MOST_MARKS:
             self._add_up(self._now, wait=False)
 
+    def meet(self, alone: str = OTHER) -> None:
+        """Count the time from now on to the exchange with other workers; to the stage given where there are none."""
+        self.enter("exchange" if self._group.world_size > 1 else alone)
+
     def count_step(self, samples: int, size: Sequence[int]) -> None:
         """Count a step of all workers.
 
@@ -137,9 +143,7 @@ class Pace:
             reading["model_flops_utilization"] = flops / self._peak_flops / self._group.world_size
         slow = None
         if len(rows) > 1:
-            exchange = STAGES.index("exchange")
-            busy = [(row[-2] - row[exchange]) / max(row[-1], 1) for row in rows]
-            excess = find_excess(busy)
+            excess = find_excess([sum(row[: len(OWN_STAGES)]) / max(row[-1], 1) for row in rows])
             slowest = max(range(len(excess)), key=excess.__getitem__)
             reading |= {"slowest_rank": slowest, "slowest_rank_excess": excess[slowest]}
             slow = self._name_slow(excess, rows)
@@ -155,7 +159,7 @@ class Pace:
         hosts = self._group.concatenate_texts(f"{socket.gethostname()}\n").splitlines()
         rank = max(named, key=excess.__getitem__)
         usual = [statistics.median_low(column) for column in zip(*rows, strict=True)]
-        own = {stage: rows[rank][index] - usual[index] for index, stage in enumerate(STAGES) if stage != "exchange"}
+        own = {stage: rows[rank][index] - usual[index] for index, stage in enumerate(OWN_STAGES)}
         stage = max(own, key=own.__getitem__).replace("_", " ")
         return {"rank": rank, "host": hosts[rank], "excess_percent": round(100 * excess[rank]), "stage": stage}
 

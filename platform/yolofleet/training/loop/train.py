@@ -182,7 +182,7 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) ->
     _settle(trainer, report)
 
     # Weights and running statistics change together, or not at all where the step is non-finite on any worker.
-    pace.enter("exchange")
+    pace.meet(alone="optimizer")
     total, asked, sums = guard.total_loss(), group.asked_to_leave(), meters.terms.shared()
     group.sum_together(total, asked, sums, learner.statistics.sums)
     pace.enter("optimizer")
