@@ -15,7 +15,7 @@ from PIL import Image
 
 from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.mirror import Mirror, sync_now
-from yolofleet.tracking.mirrored_run import flat_params, numbers
+from yolofleet.tracking.mirrored_run import flat_params, numbers, unix_milliseconds
 from yolofleet.tracking.mlflow_store import default_tracking_uri, open_client
 from yolofleet.tracking.run_directory import RunDirectory
 
@@ -106,7 +106,7 @@ def test_everything_arrives_once(storage_folder: Path) -> None:
         "yolofleet.run_directory": run.url,
         "mlflow.runName": "demo",
         "mlflow.user": "ada",
-        "mlflow.source.name": "yolofleet train demo.yaml",
+        "mlflow.source.name": "yolofleet train",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": "c0ffee",
         "mlflow.source.git.branch": "main",
@@ -122,6 +122,7 @@ def test_everything_arrives_once(storage_folder: Path) -> None:
     assert client.get_experiment(found.info.experiment_id).tags["mlflow.experimentKind"] == "custom_model_development"
     assert found.data.metrics == {"loss/box": pytest.approx(1 / 1200), "AP_50_": 0.5}
     assert found.info.status == "RUNNING"
+    assert found.info.start_time == unix_milliseconds(run.events()[0]["time"])
     paths = {item.path for item in client.list_artifacts(run_id)} | {
         item.path for item in client.list_artifacts(run_id, "report")
     }

@@ -148,12 +148,9 @@ def describe_version(evidence: Evidence, reference: str, run_id: str | None, pro
         lines[0] += f", the averaged weights of step {step:,}"
     record = proof.evaluation
     if record is not None:
-        figures = {key: value for key, value in record.figures.items() if value is not None}
-        head, rule, row = ("|".join(["", *cells, ""]) for cells in (
-            figures, ["---:"] * len(figures), [f"{value:.4f}" for value in figures.values()]
-        ))  # fmt: skip
+        shown = ", ".join(f"{key} {value:.4f}" for key, value in record.figures.items() if value is not None)
         on = f" of `{source['val']}`" if source.get("val") else ""
-        lines += [f"evaluated on {plural(record.num_images, 'image')}{on}:", "\n".join((head, rule, row))]
+        lines.append(f"{shown} on {plural(record.num_images, 'image')}{on}")
     if source.get("train"):
         lines.append(f"trained on `{source['train']}`")
     checked = ["the digests of all files", "the versions of all packages"]

@@ -129,6 +129,8 @@ class MirroredRun:
                     self._send_files(client, run_id)
                 if news:
                     self._send_events(client, run_id)
+                elif everything:
+                    self._describe(client, run_id, self.run.events())
             except BaseException:
                 self._client = None  # the server may have taken a request whose answer was lost: ask it again
                 raise

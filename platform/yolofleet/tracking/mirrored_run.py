@@ -68,7 +68,9 @@ def create_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_
     tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url}
     if parent_run_id is not None:
         tags[PARENT_TAG] = parent_run_id
-    made = client.create_run(experiment, run_name=run.name, tags=tags)
+    events = run.events()
+    began = unix_milliseconds(str(events[0].get("time", ""))) if events else None  # it may be sent long after it ran
+    made = client.create_run(experiment, start_time=began or None, run_name=run.name, tags=tags)
     found = find_run(client, experiment, run.identity)
     if found is None or found.info.run_id == made.info.run_id:
         return made
@@ -144,6 +146,7 @@ def readable_tags(facts: Mapping[str, Any]) -> dict[str, str]:
     tags = known | {names[key]: value for key, value in known.items() if key in names}
     if "command" in known:
         tags["mlflow.source.type"] = "LOCAL"
+        tags["mlflow.source.name"] = " ".join(known["command"].split()[:2])  # of a path only the end would be shown
     return {key: redact(value)[:LONGEST_TAG] for key, value in tags.items()}
 
 

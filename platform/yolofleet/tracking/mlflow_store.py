@@ -53,7 +53,7 @@ ENVIRONMENT = {
 }
 """Set where the user's environment does not set them."""
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Lets MLflow's pages open as those of models, not of prompts and traces."""
+"""Says that it is about models, not about prompts and traces."""
 QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.pyfunc", "alembic")
 """They report created tables, waits that are none, and checked examples, which is of no use to a user."""
 
