@@ -97,7 +97,7 @@ def page_server(storage: Storage, port: int) -> ThreadingHTTPServer:
         server_version, sys_version = "yolofleet", ""
 
         def do_GET(self) -> None:
-            names = {f"{name}:{self.server.server_address[1]}" for name in (LOOPBACK, "localhost")}
+            names = {f"{name}:{self.connection.getsockname()[1]}" for name in (LOOPBACK, "localhost")}
             if self.headers.get("Host") not in names:
                 self.send_error(HTTPStatus.FORBIDDEN)
                 return
@@ -143,7 +143,7 @@ def serve_page(storage: Storage, port: int, say: Callable[[str], None]) -> None:
         UserError: There is neither a run nor a search, or the port is taken.
     """
     with page_server(storage, port) as server:
-        say(f"http://{LOOPBACK}:{server.server_address[1]}/  (Ctrl-C ends it)")
+        say(f"http://{LOOPBACK}:{server.server_port}/  (Ctrl-C ends it)")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
