@@ -16,7 +16,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup as Markup
+from markupsafe import Markup as Markup  # every maker of a page needs it
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -143,7 +143,7 @@ def serve_page(storage: Storage, port: int, say: Callable[[str], None]) -> None:
         UserError: There is neither a run nor a search, or the port is taken.
     """
     with page_server(storage, port) as server:
-        say(f"http://{LOOPBACK}:{server.server_address[1]}/  (Ctrl-C ends it)")
+        say(f"http://{LOOPBACK}:{server.server_port}/  (Ctrl-C ends it)")
         try:
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
