@@ -49,18 +49,18 @@ def made_up_figures(model: nn.Module) -> dict[str, float]:
 
 @pytest.fixture(autouse=True)
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "Validation", lambda job, group: made_up_figures)
+    monkeypatch.setattr(worker, "Validation", lambda job, group, run: made_up_figures)
 
 
 def kill_before(monkeypatch: pytest.MonkeyPatch, steps: list[int]) -> None:
     """Let the process die once before each of these steps; the last of two equal ones dies again."""
     do_step, left = train_module._do_step, sorted(steps)
 
-    def step_or_die(trainer: Any, batches: Any) -> Any:
+    def step_or_die(trainer: Any, batches: Any, report: Any) -> Any:
         if left and trainer.state.step >= left[0]:
             left.pop(0)
             raise KilledError
-        return do_step(trainer, batches)
+        return do_step(trainer, batches, report)
 
     monkeypatch.setattr(train_module, "_do_step", step_or_die)
 

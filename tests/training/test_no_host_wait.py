@@ -27,7 +27,8 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop import train as loop
 from yolofleet.training.loop.non_finite import FiniteGuard
-from yolofleet.training.loop.progress import LossTerms, Pace
+from yolofleet.training.loop.pace import Pace
+from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.loop.trainer import Learner, Meters, Trainer, build_trainer
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
 from yolofleet.training.loop.worker_group import WorkerGroup

@@ -25,7 +25,7 @@ def test_a_spec_that_computes_something_else_is_refused_field_by_field(small_job
     assert "  hyperparameters.lr0: was not set, now 0.02" in lines
     assert "  hyperparameters.warmup_min_steps: was 4, now not set" in lines
     assert "Use another name" in lines[-1]
-    assert "cluster, strategy, storage, checkpoint" in lines[-1]
+    assert "cluster, strategy, compile, storage, checkpoint" in lines[-1]
 
 
 def test_many_differences_are_counted(small_job: MakeJob) -> None:

@@ -69,7 +69,7 @@ def plan_run(spec: JobSpec, tracking_uri: str | None) -> dict[str, Any]:
         "strategy": job.strategy,
         "precision": job.precision,
         "images_per_second": images_per_second,
-        "hours": None if hours is None else round(hours, 3),
+        "hours": None if hours is None else float(f"{hours:.3g}"),
         "memory": {**asdict(memory), "total": memory.total, "use": job.memory},
         "learning_rate": [{"step": step, "learning_rate": schedule.at(step).learning_rate} for step in samples],
         "skipped": [*_skipped(ready, tracking_uri)],

@@ -29,7 +29,7 @@ from yolofleet.specs.yaml_document import AnyFile, read_yaml, write_yaml
 SPEC_NAME = "spec.yaml"
 MODEL_NAME = "model.yaml"
 VERSIONS_NAME = "versions.json"
-PACKAGE_SUFFIXES = (".py", ".pyi", ".yaml", ".json", ".csv", ".txt", ".typed")
+PACKAGE_SUFFIXES = (".py", ".pyi", ".yaml", ".json", ".csv", ".txt", ".typed", ".html", ".css", ".js")
 PINNED = (
     "ray",
     "torch",

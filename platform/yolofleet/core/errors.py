@@ -46,6 +46,7 @@ EXTRAS = {
     "apprise": "notify",
     "optuna": "search",
     "mlflow": "server",
+    "tensorboardX": "tensorboard",
 }
 """The packages that not every installation has, and the extra that brings each."""
 

@@ -314,7 +314,10 @@ def _check_sqlite(database: Path) -> None:
         else:
             there = next(folder for folder in database.parents if folder.exists())
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-                raise TrackingError(f"{database.parent}: cannot be written; set tracking.uri to a folder of your own")
+                raise TrackingError(
+                    f"{database.parent}: cannot be used for MLflow, as it cannot be written; set tracking.uri to a "
+                    "folder of your own"
+                )
     except OSError as error:
         raise TrackingError(
             f"{database}: cannot be used for MLflow ({error.strerror}); correct tracking.uri"

@@ -40,7 +40,7 @@ def as_used(held: torch.Tensor) -> torch.Tensor:
 class HeldKernels(nn.Module):
     """A model's parameters as DeepSpeed holds them, and the model that computes with views of them.
 
-    DeepSpeed lays out a parameter's elements in the order of its dimensions. So a kernel is held as (out, height,
+    DeepSpeed holds a parameter's elements in the order of its dimensions. So a kernel is held as (out, height,
     width, in), and the model sees it with its channels innermost in memory, as under every other strategy: it is
     computed by the same kernels, to the same rounding.
 
