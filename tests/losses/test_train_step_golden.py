@@ -18,10 +18,11 @@ from yolofleet.models.weights import load_official_state_dict
 GOLDEN = Path(__file__).parents[1] / "golden" / "train_steps"
 
 
-# The gradient of leaky ReLU jumps at zero, and rounding, which differs from one processor to the next, decides on which
-# side of it a handful of the millions of activations lie: that moves the norms of yolov7-tiny by up to 1.2 percent.
-# SiLU is smooth: the norms of yolov7 agree to 6e-5.
-GRADIENT_TOLERANCE = {"yolov7-tiny": 3e-2, "yolov7": 3e-4}
+# Computed in float64, so that neither the processor nor the number of threads matters: in float32 the order in which one
+# thread sums up moves gradient norms of yolov7 by up to 1.3e-3, those of two threads agree to 1e-6. The published values
+# are of float32. The gradient of leaky ReLU jumps at zero, and rounding decides on which side of it a handful of the
+# millions of activations lie: that moves the norms of yolov7-tiny by up to 1.2 percent.
+GRADIENT_TOLERANCE = {"yolov7-tiny": 3e-2, "yolov7": 1e-4}
 
 
 @pytest.mark.parametrize("name", ["yolov7-tiny", pytest.param("yolov7", marks=pytest.mark.slow)])
@@ -29,6 +30,7 @@ def test_train_step_is_the_published_one(name: str) -> None:
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     model = build_model(name, num_classes=80)
     load_official_state_dict(model, filled_state_dict(tensors_of(name), golden["gain"]))
+    model.double()
     loss = DetectionLoss(
         anchors=model.anchors,
         strides=model.strides,
@@ -37,7 +39,7 @@ def test_train_step_is_the_published_one(name: str) -> None:
         assigner="coarse_to_fine" if model.num_auxiliary_levels else "none",
     )
     draw = np.random.default_rng(golden["input"]["seed"])
-    images = torch.from_numpy(draw.random(golden["input"]["shape"]).astype(np.float32))
+    images = torch.from_numpy(draw.random(golden["input"]["shape"]).astype(np.float32)).double()
 
     result = loss(model.train()(images), torch.tensor(golden["targets"]), tuple(images.shape[2:]))
     result.total.backward()

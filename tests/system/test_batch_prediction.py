@@ -54,4 +54,4 @@ def test_killed_and_repeated_nothing_is_missing_and_nothing_twice(drawn: Path, s
     judged = shell.succeed("evaluate", "found/results.json", data, "--json")
     assert json.loads(judged)["num_detections"] == len(document["annotations"])
     other = shell.run(*command, "--confidence", "0.5")
-    assert other.returncode == 2 and "confidence differ" in other.stderr
+    assert other.returncode == 2 and "differ in confidence" in other.stderr

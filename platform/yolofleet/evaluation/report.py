@@ -61,7 +61,9 @@ def render_report(
     Returns:
         An HTML document that needs no other file and no network.
     """
-    document = page_document(result, diagnosis)
+    document: Document = result.page_document()
+    if diagnosis is not None:
+        document = with_diagnosis(document, diagnosis, result.ground_truth)
     return render_page(
         title,
         [*evaluation_sections(document, drawn or {}), image_section(images), _facts(facts or {})],
@@ -84,21 +86,18 @@ def evaluation_sentence(document: Document) -> str:
     return f"{sentence}; best at {best['name']} ({best['ap']:.3f}), worst at {worst['name']} ({worst['ap']:.3f})."
 
 
-def page_document(result: EvaluationResult, diagnosis: Document | None = None) -> dict[str, Any]:
-    """Return what a page shows of an evaluation as plain JSON values; its diagnosis with the names of images."""
-    document = result.page_document()
-    if diagnosis is not None:
-        names = {image["id"]: str(image.get("file_name", image["id"])) for image in result.ground_truth["images"]}
-        doubted = [entry | {"image": names.get(entry["image_id"], "")} for entry in diagnosis["label_errors"]]
-        document["diagnosis"] = {**diagnosis, "label_errors": doubted}
-    return document
+def with_diagnosis(document: Document, diagnosis: Document, ground_truth: Document) -> dict[str, Any]:
+    """Return what a page shows of an evaluation with its diagnosis, whose doubted labels get the names of images."""
+    names = {image["id"]: str(image.get("file_name", image["id"])) for image in ground_truth["images"]}
+    doubted = [entry | {"image": names.get(entry["image_id"], "")} for entry in diagnosis["label_errors"]]
+    return {**document, "diagnosis": {**diagnosis, "label_errors": doubted}}
 
 
 def evaluation_sections(document: Document, drawn: Mapping[int, SampleImage]) -> Iterator[Section]:
     """Yield the sections of an evaluation: its diagnosis, figures, classes with precision over recall, each by itself.
 
     Args:
-        document: Of `page_document`; runs of an older yolofleet have no diagnosis in it.
+        document: Of `EvaluationResult.page_document`, with its diagnosis where there is one.
         drawn: Image id -> the drawing, of the images of its galleries that there are.
     """
     if "diagnosis" in document:

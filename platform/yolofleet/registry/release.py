@@ -246,10 +246,8 @@ def _anchors(run: RunDirectory) -> str:
 
 
 def _store_report(ready: Readiness, result: EvaluationResult) -> None:
-    """Store what the run's page shows of its model: the evaluation, its diagnosis, and images with their boxes."""
-    from yolofleet.evaluation.diagnosis import diagnose
-    from yolofleet.evaluation.report import page_document
-    from yolofleet.evaluation.samples import draw_outcomes, draw_samples
+    """Store what the run's page shows of its model: the evaluation, and images with their boxes."""
+    from yolofleet.evaluation.samples import draw_samples
 
     storage = ready.run.storage
     images = {f"{n:02d}.jpg": i for n, i in enumerate(draw_samples(ready.val, result.detections, count=NUM_IMAGES))}
@@ -257,14 +255,7 @@ def _store_report(ready: Readiness, result: EvaluationResult) -> None:
         storage.put(f"report/images/{name}", image.jpeg)
     names = {name: image.name for name, image in images.items()}
     storage.put("report/images/names.json", json.dumps(names).encode())
-    diagnosis = diagnose(result.ground_truth, result.detections, result.average_precision.protocol)
-    outcomes = draw_outcomes(ready.val, diagnosis.galleries, diagnosis.images)
-    for image_id, image in outcomes.items():
-        storage.put(f"report/outcomes/{image_id}.jpg", image.jpeg)
-    names = {str(image_id): image.name for image_id, image in outcomes.items()}
-    storage.put("report/outcomes/names.json", json.dumps(names).encode())
-    document = page_document(result, diagnosis.as_json())
-    storage.put(PAGE_EVALUATION_KEY, json.dumps(document).encode())
+    storage.put(PAGE_EVALUATION_KEY, json.dumps(result.page_document()).encode())
 
 
 def start_page(url: str) -> subprocess.Popen[bytes]:

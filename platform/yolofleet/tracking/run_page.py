@@ -30,6 +30,11 @@ def write_run_page(run: RunDirectory) -> str:
     A run that an older yolofleet released has its evaluation in its page alone: that one is left as it is.
     """
     record = read_run(run)
+    if record.evaluation is not None and "diagnosis" not in record.evaluation:
+        from yolofleet.tracking.run_diagnosis import add_diagnosis  # only once, and it reads the validation set
+
+        if add_diagnosis(run, record.evaluation):
+            record = read_run(run)
     if record.evaluation is not None or not record.release:
         run.storage.put(PAGE_KEY, render_run(record).encode())
     return f"{run.url}/{PAGE_KEY}"

@@ -92,7 +92,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class Reading:
-    """Values of a step on their way from the device: read a step later, they are there, and the device need not wait."""
+    """Values of a step on their way from the device: a step later they are there, and the device need not wait."""
 
     values: torch.Tensor
     """(n,) on the host; from a GPU in pinned memory, filled when the device has come so far."""
