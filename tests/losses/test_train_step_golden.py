@@ -18,10 +18,10 @@ from yolofleet.models.weights import load_official_state_dict
 GOLDEN = Path(__file__).parents[1] / "golden" / "train_steps"
 
 
-# Computed in float64, so that neither the processor nor the number of threads matters: in float32 the order in which one
-# thread sums up moves gradient norms of yolov7 by up to 1.3e-3, those of two threads agree to 1e-6. The published values
-# are of float32. The gradient of leaky ReLU jumps at zero, and rounding decides on which side of it a handful of the
-# millions of activations lie: that moves the norms of yolov7-tiny by up to 1.2 percent.
+# Computed in float64, so that neither the processor nor the number of threads matters: in float32 the order in which
+# one thread sums up moves gradient norms of yolov7 by up to 1.3e-3, those of two threads agree to 1e-6. The published
+# values are of float32. The gradient of leaky ReLU jumps at zero, and rounding decides on which side of it a handful of
+# the millions of activations lie: that moves the norms of yolov7-tiny by up to 1.2 percent.
 GRADIENT_TOLERANCE = {"yolov7-tiny": 3e-2, "yolov7": 1e-4}
 
 

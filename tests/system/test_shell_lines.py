@@ -15,6 +15,7 @@ ELSEWHERE = {
     "README.md: Try it: make test": ".ci/run",
     "cluster-jobs.md: ": "tests/cluster/test_submit.py",
     "cluster-training.md: Without Ray: torchrun": "tests/system/test_other_programs.py",
+    "coming-from.md: Coming from other trainers: yolofleet ": "tests/system/test_init.py",
     "extending.md: ": "tests/system/test_extending.py",
     "infrastructure.md: One machine, plain processes: ": "tests/infra/test_local_services.py",
     "operations.md: All runs: metrics: cat /tmp/ray/": "tests/training/test_metrics_endpoint.py",

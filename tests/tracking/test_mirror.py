@@ -15,7 +15,7 @@ from PIL import Image
 
 from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.mirror import Mirror, sync_now
-from yolofleet.tracking.mirrored_run import flat_params, numbers, unix_milliseconds
+from yolofleet.tracking.mirrored_run import MADE_TAG, flat_params, numbers, unix_milliseconds
 from yolofleet.tracking.mlflow_store import default_tracking_uri, open_client
 from yolofleet.tracking.run_directory import RunDirectory
 
@@ -101,6 +101,7 @@ def test_everything_arrives_once(storage_folder: Path) -> None:
     assert found.data.params == {"name": "demo", "data.train": "shapes", "data.image_size": "64", "workers": "[1, 2]"}
     tags = dict(found.data.tags)
     assert tags.pop("mlflow.note.content").startswith("**demo**: training")
+    assert int(tags.pop(MADE_TAG)) > 0
     assert tags == {
         "yolofleet.run_id": run.identity,
         "yolofleet.run_directory": run.url,
@@ -351,8 +352,8 @@ def test_two_that_make_the_run_at_once_agree(storage_folder: Path, monkeypatch: 
 
     def overtaken(self: Any, *arguments: Any, **named: Any) -> Any:
         if not made:
-            made.append(create_run(self, *arguments, **named).info.run_id)
-            time.sleep(0.01)
+            earlier = named | {"tags": named["tags"] | {MADE_TAG: str(int(named["tags"][MADE_TAG]) - 1)}}
+            made.append(create_run(self, *arguments, **earlier).info.run_id)
         return create_run(self, *arguments, **named)
 
     monkeypatch.setattr(mlflow.MlflowClient, "create_run", overtaken)

@@ -26,7 +26,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop import train as train_module
 from yolofleet.training.loop import trainer
-from yolofleet.training.loop.update import Precision, WeightAverage
+from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 WORLD_SIZES = (1, 2, 3, 4)
@@ -65,6 +65,7 @@ class Recorder:
         self.found: dict[str, torch.Tensor] = {}
         self._num_steps = num_steps
         self._norm, self._update = Precision.gradient_norm, WeightAverage.update
+        self._finish = MicroBatchStatistics.finish_step
         recorder = self
 
         def gradient_norm(precision: Precision, model: nn.Module, optimizer: Any) -> torch.Tensor:
@@ -73,12 +74,15 @@ class Recorder:
 
         def update(average: WeightAverage, num_updates: int) -> None:
             recorder._update(average, num_updates)
-            state = average._source.state_dict()
-            recorder.keep("statistics", ((name, tensor) for name, tensor in state.items() if ".running_" in name))
             if num_updates == recorder._num_steps:
-                recorder.keep("weights", state.items())
+                recorder.keep("weights", average._source.state_dict().items())
                 recorder.keep("average", average.model.state_dict().items())
 
+        def finish_step(statistics: MicroBatchStatistics, num_micro_batches: int, *, accept: torch.Tensor) -> None:
+            recorder._finish(statistics, num_micro_batches, accept=accept)
+            recorder.keep("statistics", statistics.running.items())
+
+        MicroBatchStatistics.finish_step = finish_step  # type: ignore[method-assign]
         Precision.gradient_norm = gradient_norm  # type: ignore[method-assign]
         WeightAverage.update = update  # type: ignore[method-assign]
 
@@ -90,6 +94,7 @@ class Recorder:
             }
 
     def restore(self) -> None:
+        MicroBatchStatistics.finish_step = self._finish  # type: ignore[method-assign]
         Precision.gradient_norm = self._norm  # type: ignore[method-assign]
         WeightAverage.update = self._update  # type: ignore[method-assign]
 

@@ -11,6 +11,7 @@ import io
 import json
 import math
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 IDENTITY_TAG = "yolofleet.run_id"
 LOCATION_TAG = "yolofleet.run_directory"
 PARENT_TAG = "mlflow.parentRunId"
+MADE_TAG = "yolofleet.made_at_ns"
+"""When a run was made in MLflow, which may be long after it began: of two that are made at once the older one stays."""
 CHECKPOINT_TYPE = "checkpoint"
 LONGEST_PARAM = 6000
 LONGEST_NAME = 250
@@ -53,7 +56,12 @@ FIGURES = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
 def find_run(client: MlflowClient, experiment: str, identity: str) -> Run | None:
     """Return the MLflow run of a run directory, the oldest if there are several, or None."""
     found = client.search_runs([experiment], f"tags.`{IDENTITY_TAG}` = '{identity}'")
-    return min(found, key=lambda run: (run.info.start_time, run.info.run_id), default=None)
+    return min(found, key=lambda run: (_made_at_ns(run), run.info.run_id), default=None)
+
+
+def _made_at_ns(run: Run) -> int:
+    """Return when a run was made; an older yolofleet made it when it began."""
+    return int(run.data.tags.get(MADE_TAG, run.info.start_time * 1_000_000))
 
 
 def delete_mlflow_run(run: RunDirectory, tracking_uri: str, experiment: str) -> None:
@@ -65,7 +73,7 @@ def delete_mlflow_run(run: RunDirectory, tracking_uri: str, experiment: str) -> 
 
 def create_run(client: MlflowClient, experiment: str, run: RunDirectory, parent_run_id: str | None) -> Run:
     """Create the MLflow run of a run directory; two processes that do so at once end with the same one."""
-    tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url}
+    tags = {IDENTITY_TAG: run.identity, LOCATION_TAG: run.url, MADE_TAG: str(time.time_ns())}
     if parent_run_id is not None:
         tags[PARENT_TAG] = parent_run_id
     events = run.events()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from yolofleet.core.durations import format_duration
 from yolofleet.core.redaction import redact
@@ -94,9 +95,8 @@ def _data_facts(record: RunRecord) -> dict[str, object]:
         "manifest of it": str(digests.get("val", "-"))[:16],
         "block table": str(digests.get("model", "-"))[:16],
         "evaluation": ", ".join(map(str, record.facts.get("evaluation", {}).values())) or None,
-        **{f"skipped in {part}": found.get("count", 0) if isinstance(found, Mapping) else found
-           for part, found in record.release.get("skipped", {}).items()},
-    }  # fmt: skip
+        **{f"skipped in {part}": _skips(found) for part, found in record.release.get("skipped", {}).items()},
+    }
 
 
 def _cost_facts(record: RunRecord) -> dict[str, object]:
@@ -121,3 +121,11 @@ def _changed_parameters(record: RunRecord) -> Iterator[tuple[str, object]]:
     for name in type(now).model_fields:
         if getattr(now, name) != getattr(before, name, None):
             yield name, f"{getattr(now, name)} instead of {getattr(before, name, None)}"
+
+
+def _skips(document: Mapping[str, Any]) -> str:
+    """Return how many images were left out of how many, and why."""
+    if not document.get("skipped"):
+        return "none"
+    reasons = [f"{reason} x {found['count']}" for reason, found in sorted(document["reasons"].items())]
+    return f"{document['skipped']} of {document['seen']}: {', '.join(reasons)}"
