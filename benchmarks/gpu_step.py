@@ -21,7 +21,8 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.run_state import RunState
 from yolofleet.training.loop import train as loop
 from yolofleet.training.loop.non_finite import FiniteGuard
-from yolofleet.training.loop.progress import LossTerms, Milestones, Pace
+from yolofleet.training.loop.pace import Pace
+from yolofleet.training.loop.progress import LossTerms, Milestones
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.trainer import Learner, Meters, Trainer, WorkerData
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
@@ -144,6 +145,7 @@ class Step:
             state=RunState(),
             store=silent,
             guard=FiniteGuard(group, NUM_STEPS),
+            stopping=None,
             meters=Meters(LossTerms(group), Pace(group), None),
         )
         return Step(trainer, batches or itertools.repeat(case.batch(device)))

@@ -58,7 +58,7 @@ def draw_samples(
 
 
 def draw_outcomes(
-    dataset: ShardDataset, galleries: Sequence[Gallery], images: ImageOutcomes, *, side: int = 480
+    dataset: ShardDataset, galleries: Sequence[Gallery], images: ImageOutcomes, *, side: int = 400
 ) -> dict[int, SampleImage]:
     """Draws the images of galleries, each once, with their true, false and missed boxes.
 
