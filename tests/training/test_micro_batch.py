@@ -27,7 +27,7 @@ import json, sys
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.setup.preflight import check_job
 ready = check_job(JobSpec.parse(json.load(sys.stdin), source="job"))
-print(json.dumps([ready.job.micro_batch_size, ready.notes[-1]]))
+print(json.dumps([ready.job.micro_batch_size, *ready.notes[-1:]]))
 """
 
 
@@ -58,7 +58,7 @@ def test_under_a_limit_the_largest_that_fits_is_chosen(
     name: str, small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")  # the address space of arenas differs from run to run
-    model = {"name": name, "transition_width": 0.5, "hidden_width": 0.5}
+    model = {"name": name, "transition_width": 0.5}
     job = small_job(model=model, micro_batch_size="auto", global_batch_size=32)
     job = job.model_copy(update={"data": job.data.model_copy(update={"image_size": 320, "loader_threads": 1})})
     taken = {size: micro_batch._take_steps(job, size, 32) for size in (8, 16)}
