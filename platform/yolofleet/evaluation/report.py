@@ -63,7 +63,7 @@ def render_report(
     """
     document: Document = result.page_document()
     if diagnosis is not None:
-        document = with_diagnosis(document, diagnosis, result.ground_truth)
+        document = {**document, "diagnosis": name_images(diagnosis, result.ground_truth)}
     return render_page(
         title,
         [*evaluation_sections(document, drawn or {}), image_section(images), _facts(facts or {})],
@@ -86,11 +86,11 @@ def evaluation_sentence(document: Document) -> str:
     return f"{sentence}; best at {best['name']} ({best['ap']:.3f}), worst at {worst['name']} ({worst['ap']:.3f})."
 
 
-def with_diagnosis(document: Document, diagnosis: Document, ground_truth: Document) -> dict[str, Any]:
-    """Return what a page shows of an evaluation with its diagnosis, whose doubted labels get the names of images."""
+def name_images(diagnosis: Document, ground_truth: Document) -> dict[str, Any]:
+    """Return a diagnosis with the names of the images whose labels it doubts."""
     names = {image["id"]: str(image.get("file_name", image["id"])) for image in ground_truth["images"]}
     doubted = [entry | {"image": names.get(entry["image_id"], "")} for entry in diagnosis["label_errors"]]
-    return {**document, "diagnosis": {**diagnosis, "label_errors": doubted}}
+    return {**diagnosis, "label_errors": doubted}
 
 
 def evaluation_sections(document: Document, drawn: Mapping[int, SampleImage]) -> Iterator[Section]:

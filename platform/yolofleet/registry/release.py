@@ -255,7 +255,8 @@ def _store_report(ready: Readiness, result: EvaluationResult) -> None:
         storage.put(f"report/images/{name}", image.jpeg)
     names = {name: image.name for name, image in images.items()}
     storage.put("report/images/names.json", json.dumps(names).encode())
-    storage.put(PAGE_EVALUATION_KEY, json.dumps(result.page_document()).encode())
+    digest = hashlib.sha256(storage.get(DETECTIONS_KEY)).hexdigest()  # a diagnosis of other detections is not shown
+    storage.put(PAGE_EVALUATION_KEY, json.dumps({**result.page_document(), "detections_sha256": digest}).encode())
 
 
 def start_page(url: str) -> subprocess.Popen[bytes]:

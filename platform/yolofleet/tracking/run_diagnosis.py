@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -13,31 +14,34 @@ from yolofleet.data.dataset import ShardDataset
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.protocol import parse_protocol
-from yolofleet.evaluation.report import with_diagnosis
+from yolofleet.evaluation.report import name_images
 from yolofleet.evaluation.samples import draw_outcomes
 from yolofleet.tracking.run_directory import REPORT_PREFIX, RunDirectory
-from yolofleet.tracking.run_record import EVALUATION_KEY, OUTCOMES_PREFIX
+from yolofleet.tracking.run_record import DETECTIONS_DIGEST, DIAGNOSIS_KEY, OUTCOMES_PREFIX
 
 logger = logging.getLogger(__name__)
 DETECTIONS_KEY = f"{REPORT_PREFIX}/detections.json"
+MANIFEST_KEY = "lineage/val.json"
 
 
 def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:
-    """Diagnose the evaluation of a released model, once; returns whether the run directory holds it now.
+    """Diagnose the evaluation of a released model, once; returns whether it was done.
 
     The detections are those that the release stored; the images are drawn with their true, false and missed boxes. A
-    page is made without it where the validation set is out of reach.
+    page is made without it where the validation set is out of reach, or is another by now.
 
     Args:
-        run: Gets the diagnosis in ``report/evaluation.json``, and the drawings.
-        evaluation: The content of that file.
+        run: Gets ``report/diagnosis.json``, which names the digest of the detections, and the drawings.
+        evaluation: The content of ``report/evaluation.json``.
     """
-    if "diagnosis" in evaluation:
-        return True
     try:
-        source = f"{run.url}/{DETECTIONS_KEY}"
-        detections = Detections.from_records(json.loads(run.storage.get(DETECTIONS_KEY)), source=source)
+        stored = run.storage.get(DETECTIONS_KEY)
+        if hashlib.sha256(stored).hexdigest() != evaluation[DETECTIONS_DIGEST]:
+            raise ValueError("its detections are of another release")
         dataset = ShardDataset(str(run.facts()["data_url"]["val"]))
+        if dataset.manifest.to_bytes() != run.storage.get(MANIFEST_KEY):
+            raise ValueError(f"{dataset.storage.url} is not what it was released with")
+        detections = Detections.from_records(json.loads(stored), source=f"{run.url}/{DETECTIONS_KEY}")
         truth = dataset.annotations()
         found = diagnose(truth, detections, parse_protocol(int(evaluation["max_detections"]), (), (), False))
         drawn = draw_outcomes(dataset, found.galleries, found.images)
@@ -48,5 +52,6 @@ def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:
         run.storage.put(f"{OUTCOMES_PREFIX}{image_id}.jpg", image.jpeg)
     names = {str(image_id): image.name for image_id, image in drawn.items()}
     run.storage.put(f"{OUTCOMES_PREFIX}names.json", json.dumps(names).encode())
-    run.storage.put(EVALUATION_KEY, json.dumps(with_diagnosis(evaluation, found.as_json(), truth)).encode())
+    made = {DETECTIONS_DIGEST: evaluation[DETECTIONS_DIGEST], "diagnosis": name_images(found.as_json(), truth)}
+    run.storage.put(DIAGNOSIS_KEY, json.dumps(made).encode())
     return True

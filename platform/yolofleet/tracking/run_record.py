@@ -25,6 +25,9 @@ RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
 IMAGES_PREFIX = f"{REPORT_PREFIX}/images/"
 NAMES_KEY = f"{IMAGES_PREFIX}names.json"
 OUTCOMES_PREFIX = f"{REPORT_PREFIX}/outcomes/"
+DIAGNOSIS_KEY = f"{REPORT_PREFIX}/diagnosis.json"
+DETECTIONS_DIGEST = "detections_sha256"
+"""Which detections an evaluation and a diagnosis are of."""
 MOST_IMAGES = 12
 
 
@@ -39,7 +42,7 @@ class RunRecord:
     rows: list[Row]
     events: list[Row]
     evaluation: Mapping[str, Any] | None
-    """Of the released model."""
+    """Of the released model, with its diagnosis where there is one of the same detections."""
     release: Mapping[str, Any]
     images: Mapping[str, bytes]
     image_names: Mapping[str, str]
@@ -114,7 +117,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         facts=run.facts(),
         rows=run.metrics(),
         events=run.events(),
-        evaluation=_document(run, EVALUATION_KEY),
+        evaluation=_evaluation(run),
         release=_document(run, RELEASE_KEY) or {},
         images={key.removeprefix(IMAGES_PREFIX): run.storage.get(key) for key in keys},
         image_names=_document(run, NAMES_KEY) or {},
@@ -123,6 +126,13 @@ def read_run(run: RunDirectory) -> RunRecord:
             for image_id, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
         },
     )
+
+
+def _evaluation(run: RunDirectory) -> Mapping[str, Any] | None:
+    evaluation, made = _document(run, EVALUATION_KEY), _document(run, DIAGNOSIS_KEY)
+    if evaluation is None or made is None or made[DETECTIONS_DIGEST] != evaluation.get(DETECTIONS_DIGEST):
+        return evaluation
+    return {**evaluation, "diagnosis": made["diagnosis"]}
 
 
 def _read_image(run: RunDirectory, key: str, name: str) -> SampleImage:

@@ -97,9 +97,13 @@ class Validation:
         if self.images is not None and self.images.is_full():
             self._run = self.images = None
         figures = self(model)
+        self.close()
+        return figures
+
+    def close(self) -> None:
+        """Return when the images of the last evaluation are kept: while the lock of the run is still held."""
         if self.images is not None:
             self.images.wait()
-        return figures
 
     @cached_property
     def _dataset(self) -> ShardDataset:

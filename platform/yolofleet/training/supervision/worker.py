@@ -166,9 +166,12 @@ def run_worker(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     use_worker_threads(job, group.device)
     with RunDirectory.open(job.storage, job.name, token=token, on_row=group.progress.report) as run:
-        evaluate = None if evaluate_apart else Validation(job, group, run)
+        validation = None if evaluate_apart else Validation(job, group, run)
         with end_when_hung(group.progress, job.cluster.hang_timeout_seconds, run.storage, group.rank):
-            return train(job, run, group, evaluate=evaluate, report=run.append_metrics)
+            outcome = train(job, run, group, evaluate=validation, report=run.append_metrics)
+            if validation is not None:
+                validation.close()
+            return outcome
 
 
 @contextmanager
