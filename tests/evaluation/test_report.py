@@ -18,7 +18,7 @@ from yolofleet.evaluation.average_precision import EvaluationResult, coco_averag
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.report import render_report
-from yolofleet.evaluation.samples import draw_outcomes, draw_samples
+from yolofleet.evaluation.samples import SampleImage, draw_outcomes, draw_samples
 
 
 class Balanced(HTMLParser):
@@ -119,3 +119,16 @@ def test_the_diagnosis_comes_first_and_shows_true_false_and_missed_boxes(dataset
     image = np.asarray(Image.open(BytesIO(drawn[labels[0]["image_id"]].jpeg)).convert("RGB")).reshape(-1, 3)
     near = [(np.abs(image.astype(int) - colour).max(axis=1) < 40).any() for colour in colours]
     assert near[1] and near[2]  # the false box and the missed object
+
+
+def test_images_share_the_room_of_a_page(dataset: ShardDataset) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (640, 1280, 3), dtype=np.uint8)  # nothing is harder to encode
+    encoded = BytesIO()
+    Image.fromarray(noise).save(encoded, "JPEG", quality=92)
+    large = SampleImage(name="noise", jpeg=encoded.getvalue(), width=1280, height=640)
+    page = render_report(result_of(1), title="Noise", images=[large] * 8)
+    assert len(large.jpeg) * 8 > 4_000_000 and len(page) < 3_000_000
+    fitted = large.within(100_000)
+    with Image.open(BytesIO(fitted.jpeg)) as image:
+        assert image.size == (fitted.width, fitted.height) and len(fitted.jpeg) <= 100_000
+    assert large.within(10**7) is large

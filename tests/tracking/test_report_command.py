@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def make_run(folder: Path, job: str = "name: demo\n") -> RunDirectory:
     with RunDirectory(open_storage(folder)) as run:
         run.write_job(job)
         run.append_event("start")
+        time.sleep(0.01)  # times are in milliseconds, and a run without any has no goodput
         run.append_metrics({"step": 10, "loss": 0.5})
         run.append_metrics({"step": 10, "val_AP": 0.25})
         run.append_event("failed", reason="disk")

@@ -36,6 +36,8 @@ MOST_LINES = 8
 """With more classes a chart shows the mean, the worst and the best of them, and each class has a small chart."""
 ENDS = 3
 CONFIDENCE = 0.25
+IMAGE_BYTES = 2_000_000
+"""Of all images of a page: as text in it they take a third more, and a page shall stay below 3 MB."""
 UNIT = (0.0, 1.0)
 
 
@@ -62,11 +64,12 @@ def render_report(
         An HTML document that needs no other file and no network.
     """
     document: Document = result.page_document()
+    images, drawn = fit_to_page(images, drawn or {}, diagnosis)
     if diagnosis is not None:
         document = {**document, "diagnosis": name_images(diagnosis, result.ground_truth)}
     return render_page(
         title,
-        [*evaluation_sections(document, drawn or {}), image_section(images), _facts(facts or {})],
+        [*evaluation_sections(document, drawn), image_section(images), _facts(facts or {})],
         summary=diagnosis["summary"] if diagnosis is not None else evaluation_sentence(document),
     )
 
@@ -107,6 +110,17 @@ def evaluation_sections(document: Document, drawn: Mapping[int, SampleImage]) ->
     yield _figures(document)
     yield _classes(document)
     yield from _each_class(document)
+
+
+def fit_to_page(
+    images: Sequence[SampleImage], drawn: Mapping[int, SampleImage], diagnosis: Document | None
+) -> tuple[list[SampleImage], dict[int, SampleImage]]:
+    """Return sample images and drawings of galleries, all together in `IMAGE_BYTES`; a gallery may repeat an image."""
+    galleries = [] if diagnosis is None else diagnosis["galleries"]
+    num_shown = len(images) + sum(entry["image_id"] in drawn for gallery in galleries for entry in gallery["images"])
+    most_bytes = IMAGE_BYTES // max(1, num_shown)
+    fitted = {image_id: image.within(most_bytes) for image_id, image in drawn.items()}
+    return [image.within(most_bytes) for image in images], fitted
 
 
 def image_section(images: Sequence[SampleImage]) -> Section | None:

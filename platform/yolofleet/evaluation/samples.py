@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.draw import MARGIN, draw_detections, encode
+from yolofleet.data.draw import JPEG_QUALITY, MARGIN, draw_detections, encode
 from yolofleet.data.sample import SampleError
 from yolofleet.evaluation.detections import Detections
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from yolofleet.evaluation.galleries import Gallery, ImageOutcomes
 
 GAP = 6
+COARSEST_QUALITY = 50
+"""Of a JPEG whose boxes and labels are still clear."""
+SMALLER, SMALLEST_SIDE = 0.8, 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +39,23 @@ class SampleImage:
     jpeg: bytes
     width: int
     height: int
+
+    def within(self, most_bytes: int) -> SampleImage:
+        """Return the image in so many bytes at most: encoded coarser, and where that is not enough, smaller."""
+        image, quality = self, JPEG_QUALITY
+        if len(self.jpeg) <= most_bytes:
+            return image
+        with Image.open(BytesIO(self.jpeg)) as opened:
+            drawing: Image.Image = opened.convert("RGB")
+        while len(image.jpeg) > most_bytes and min(drawing.size) > SMALLEST_SIDE:
+            if quality > COARSEST_QUALITY:
+                quality -= 14
+            else:
+                drawing = drawing.resize((round(drawing.width * SMALLER), round(drawing.height * SMALLER)))
+            encoded = BytesIO()
+            drawing.save(encoded, "JPEG", quality=quality)
+            image = SampleImage(name=self.name, jpeg=encoded.getvalue(), width=drawing.width, height=drawing.height)
+        return image
 
 
 def draw_samples(

@@ -7,12 +7,11 @@ last evaluation beside it (`run_record.EVALUATION_KEY`), and the page shows it, 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 
 from yolofleet.core.durations import format_duration
 from yolofleet.core.redaction import redact
-from yolofleet.evaluation.report import CONFIDENCE, evaluation_sections
-from yolofleet.reports.page import Markup, Section, bullets, figure, grid, render_page, text
+from yolofleet.evaluation.report import evaluation_sections, fit_to_page, image_section
+from yolofleet.reports.page import Markup, Section, bullets, render_page, text
 from yolofleet.tracking.goodput import format_event
 from yolofleet.tracking.run_advice import advice
 from yolofleet.tracking.run_curves import curves
@@ -48,10 +47,11 @@ def render_run(record: RunRecord, *, live: bool = False, links: Mapping[str, str
         live: Whether a server renders it anew while the run goes.
         links: Where else to look; None: what lies around the page's file.
     """
+    images, drawn = fit_to_page(record.images, record.outcomes, (record.evaluation or {}).get("diagnosis"))
     sections: list[Section | None] = [
         Section(title="What to try next", body=_advice(record), note="Rules of thumb, each with what it rests on."),
-        *(evaluation_sections(record.evaluation, record.outcomes) if record.evaluation else ()),
-        _images(record),
+        *(evaluation_sections(record.evaluation, drawn) if record.evaluation else ()),
+        image_section(images),
         Section(title="Training", note=_curves_note(record), body=curves(record)),
         Section(title="Facts", body=run_facts(record)),
         Section(title="History", body=_history(record)),
@@ -101,20 +101,6 @@ def _advice(record: RunRecord) -> Markup:
 def _curves_note(record: RunRecord) -> str:
     best = record.best
     return "" if best is None else f"Best evaluation: AP {best['val_AP']:.4f} at step {best['step']:,}."
-
-
-def _images(record: RunRecord) -> Section | None:
-    from PIL import Image
-
-    if not record.images:
-        return None
-    shown = []
-    for name, jpeg in record.images.items():
-        with Image.open(BytesIO(jpeg)) as image:
-            said = record.image_names.get(name, name)
-            shown.append(figure(jpeg, image.size, f"{said}: ground truth and detections", said))
-    note = f"Left the ground truth, right the detections from a score of {CONFIDENCE} on."
-    return Section(title="Images", note=note, body=grid(shown, "images"))
 
 
 def _history(record: RunRecord) -> Markup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -44,9 +44,8 @@ class RunRecord:
     evaluation: Mapping[str, Any] | None
     """Of the released model, with its diagnosis where there is one of the same detections."""
     release: Mapping[str, Any]
-    images: Mapping[str, bytes]
-    image_names: Mapping[str, str]
-    """Names of the images in their dataset."""
+    images: Sequence[SampleImage]
+    """Ground truth beside detections."""
     outcomes: Mapping[int, SampleImage]
     """Image id -> the drawing of true, false and missed boxes, of the images that the diagnosis shows."""
 
@@ -110,6 +109,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         UserError: A file of it is damaged.
     """
     keys = sorted(e.key for e in run.storage.list(IMAGES_PREFIX) if e.key.endswith(".jpg"))[-MOST_IMAGES:]
+    names = _document(run, NAMES_KEY) or {}
     return RunRecord(
         name=run.name,
         url=run.url,
@@ -119,8 +119,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         events=run.events(),
         evaluation=_evaluation(run),
         release=_document(run, RELEASE_KEY) or {},
-        images={key.removeprefix(IMAGES_PREFIX): run.storage.get(key) for key in keys},
-        image_names=_document(run, NAMES_KEY) or {},
+        images=[_read_image(run, key, names.get(name := key.removeprefix(IMAGES_PREFIX), name)) for key in keys],
         outcomes={
             int(image_id): _read_image(run, f"{OUTCOMES_PREFIX}{image_id}.jpg", str(name))
             for image_id, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
