@@ -41,10 +41,10 @@ from yolofleet.data.build_plan import BuildOptions
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
 from yolofleet.models import build_model
+from yolofleet.models.weight_differences import load_strictly
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.checkpoint.run_state import load_strictly
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.schedule import Schedule

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from yolofleet.cli.main import main
+from yolofleet.core.file_names import TRAINING_FORM
 from yolofleet.data.letterbox import fit
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.evaluation.objectness import GAP, PANEL, ObjectnessMap, draw_objectness, objectness_maps
 from yolofleet.models import build_model, deploy
 from yolofleet.models.network import Network
+from yolofleet.registry.proof import save_training_form
 from yolofleet.specs.model import ModelChoice
-from yolofleet.training.setup.pretrained import TRAINING_FORM, save_training_form
 
 Captured = pytest.CaptureFixture[str]
 NARROW = {"transition_width": 0.0625, "hidden_width": 0.0625, "depth": 0.5}

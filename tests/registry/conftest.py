@@ -44,8 +44,8 @@ def trained_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from yolofleet.evaluation.detector_package import save_detector
     from yolofleet.models import build_model, deploy
+    from yolofleet.registry.proof import save_training_form
     from yolofleet.specs.model import ModelChoice
-    from yolofleet.training.setup.pretrained import save_training_form
 
     torch.manual_seed(1)
     choice = ModelChoice(name="yolov7-tiny", transition_width=0.125, hidden_width=0.125)

@@ -15,12 +15,12 @@ from torch import nn
 
 from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
+from yolofleet.models.weight_differences import load_strictly
 from yolofleet.specs.hyperparameters import recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.checkpoint.run_state import load_strictly
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.checkpoint_evaluations import AVERAGE, best_checkpoint

@@ -75,7 +75,7 @@ def plan(
     if not len(dataset):
         raise UserError(f"{spec.data.train}: the dataset is empty; there is nothing to plan")
     shards = dataset.manifest.shards
-    cache_bytes = dataset.cache_bytes
+    cache_bytes = dataset.cache_settings.max_bytes
     largest = max(shards, key=lambda entry: entry.bytes)
     if largest.bytes > cache_bytes:
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.file_names import DETECTOR_CARD_NAME, TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
@@ -56,7 +56,6 @@ def package_folder(model: str, tracking_uri: str | None = None, *, training_form
     from yolofleet.evaluation.detector_package import WEIGHTS_NAME
     from yolofleet.export.runtime import NETWORK_NAME
     from yolofleet.storage import open_storage
-    from yolofleet.training.setup.pretrained import TRAINING_FORM
 
     if (version := registered_uri(model)) is not None:
         from yolofleet.registry.version_files import detector_folder

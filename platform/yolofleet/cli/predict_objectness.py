@@ -37,7 +37,7 @@ class ObjectnessFolder:
         """
         from yolofleet.cli.model_argument import package_folder
         from yolofleet.evaluation.detector_package import check_fit
-        from yolofleet.training.setup.pretrained import load_training_form
+        from yolofleet.registry.proof import load_training_form
 
         network = detector.model
         if detector.card.deployed:

@@ -6,6 +6,8 @@ MANIFEST_NAME = "manifest.json"
 """A dataset of shards: written last, so a dataset without it is not whole."""
 DETECTOR_CARD_NAME = "detector.json"
 """A detector package: classes, thresholds, digests."""
+TRAINING_FORM = "training.safetensors"
+"""File of a detector package that holds its weights in the form that can be trained further."""
 EVALUATION_CONFIDENCE = 0.001
 """Lowest confidence of a detection that is evaluated (published protocol)."""
 EVALUATION_IOU = 0.65

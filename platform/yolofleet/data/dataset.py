@@ -26,7 +26,7 @@ from yolofleet.data.image_formats import BufferPool, ImageError
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
 from yolofleet.data.records import ImageRecord
 from yolofleet.data.sample import DecodedSample, Sample, SampleError
-from yolofleet.storage import ObjectNotFoundError, StorageError, open_storage
+from yolofleet.storage import ObjectNotFoundError, StorageError, is_transient, open_storage
 
 MOST_INDEXES_KEPT = 64
 MOST_OPEN_SHARDS = 16
@@ -42,6 +42,9 @@ class ShardDataset:
         url: Folder of the dataset: a path, ``file://`` or ``s3://``.
         cache: The node's shard cache for remote storage; None takes a folder in the system's temporary directory.
 
+    Attributes:
+        cache_settings: Of that cache.
+
     Raises:
         ManifestError: There is no dataset.
         StorageError: The storage does not answer.
@@ -52,7 +55,7 @@ class ShardDataset:
         self.storage = open_storage(url)
         self.manifest = Manifest.read(self.storage)
         self.classes: list[tuple[int, str]] = [(entry.id, entry.name) for entry in self.manifest.classes]
-        self._settings = cache or CacheSettings()
+        self.cache_settings = cache or CacheSettings()
         self._start_reading()
 
     def _start_reading(self) -> None:
@@ -85,7 +88,7 @@ class ShardDataset:
     @cached_property
     def cache(self) -> ShardCache:
         """The node's cache; its threads end with this object."""
-        cache = ShardCache(self._settings)
+        cache = ShardCache(self.cache_settings)
         weakref.finalize(self, cache.close).atexit = False
         return cache
 
@@ -238,8 +241,8 @@ class ShardDataset:
         """Return what an action on the storage returns. A transient failure is waited out, never skipped."""
         return retry(
             action,
-            patience_seconds=self._settings.patience_seconds,
-            is_transient=lambda error: isinstance(error, StorageError) and error.transient,
+            patience_seconds=self.cache_settings.patience_seconds,
+            is_transient=is_transient,
             on_retry=lambda error, pause: logger.warning("%s; trying again in %.1f s", error, pause),
         )
 
@@ -247,16 +250,6 @@ class ShardDataset:
     def is_remote(self) -> bool:
         """Whether shards are read through the cache, because they are not on a disk of this machine."""
         return bool(self.manifest.shards) and self.storage.local_path(self.manifest.shards[0].tar_key) is None
-
-    @property
-    def cache_bytes(self) -> int:
-        """Most bytes that the node's cache may hold."""
-        return self._settings.max_bytes
-
-    @property
-    def cache_path(self) -> Path:
-        """Folder of the node's cache."""
-        return self._settings.path
 
     def prefetch(self, shards: Sequence[int]) -> None:
         """Fetch shards of remote storage in the background; nothing to do for local ones.

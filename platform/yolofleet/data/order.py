@@ -16,9 +16,8 @@ counter into random bits, so no generator is advanced, saved or restored: it mak
 which order, or how often the run was stopped.
 
 With image weights, images with rare classes are drawn more often, from the training set's annotations alone. An image's
-weight is the sum over its boxes of the inverse frequency of their classes. The published option multiplies each class
-by (1 - AP)^2 of the newest evaluation as well; that is left out, because the order of samples would then depend on the
-course of the run and the sample at a position would no longer be a pure function of (dataset, seed, position).
+weight is the sum over its boxes of the inverse frequency of their classes. The published option also multiplies each
+class by (1 - AP)^2 of the newest evaluation; here no sample may depend on the course of the run.
 """
 
 from __future__ import annotations
@@ -166,13 +165,8 @@ class SampleOrder:
         self._samples: OrderedDict[tuple[int, int, int], tuple[NDArray[np.int32], NDArray[np.int32]]] = OrderedDict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        again = partial(
-            SampleOrder,
-            num_lanes=self._num_lanes,
-            deal=self._deal,
-            window_shards=self._window_shards,
-            weights=self._weights,
-        )
+        dealing: dict[str, Any] = {"num_lanes": self._num_lanes, "deal": self._deal, "weights": self._weights}
+        again = partial(SampleOrder, **dealing, window_shards=self._window_shards)
         return again, (self._sizes, self._seed)
 
     def lane_length(self, lane: int) -> int:

@@ -179,16 +179,12 @@ def coco_average_precision(
     tables = box_tables(ground_truth, detections, protocol)
     image_ids, category_ids, names = tables.image_ids, tables.category_ids, tables.names
     truth, detections = tables.truth, tables.detections
+    num_images, num_classes = len(image_ids), len(category_ids)
     curves = precision_recall(
-        truth,
-        tables.detected,
-        tables.scores,
-        num_images=len(image_ids),
-        num_classes=len(category_ids),
-        protocol=protocol,
+        truth, tables.detected, tables.scores, num_images=num_images, num_classes=num_classes, protocol=protocol
     )
     _, group_counts = np.unique(truth.groups[~truth.crowds], return_counts=True)
-    object_classes, object_counts = np.unique(truth.groups[~truth.crowds] // max(len(image_ids), 1), return_counts=True)
+    object_classes, object_counts = np.unique(truth.groups[~truth.crowds] // max(num_images, 1), return_counts=True)
     detected_ids, detection_counts = np.unique(detections.category_ids, return_counts=True)
     num_objects = dict(zip(category_ids[object_classes].tolist(), object_counts.tolist(), strict=True))
     num_detections = dict(zip(detected_ids.tolist(), detection_counts.tolist(), strict=True))
@@ -209,7 +205,7 @@ def coco_average_precision(
             category_id: _curve(curves.precision[IOU_50, :, position, ALL])
             for position, category_id in enumerate(category_ids.tolist())
         },
-        num_images=len(image_ids),
+        num_images=num_images,
         num_objects=int((~truth.crowds).sum()),
         num_crowds=int(truth.crowds.sum()),
         num_detections=len(detections),

@@ -9,6 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import torch
+from torch import nn
+
+from yolofleet.core.errors import UserError
+
 MOST_NAMED = 5
 
 
@@ -55,6 +60,20 @@ def compare_weights(expected: Mapping[str, Shaped], state: Mapping[str, Shaped])
             if name in state and tuple(state[name].shape) != tuple(tensor.shape)
         },
     )
+
+
+@torch.no_grad()
+def load_strictly(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load a state that must fit the model in every name and shape (batch norm's pass counters are not in it).
+
+    Raises:
+        UserError: It does not fit; names what is missing, what is left over, and the first 5 of each.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if differences := compare_weights(own, tensors):
+        raise UserError(f"the checkpoint does not fit the job's model: {differences}")
+    for name, tensor in own.items():
+        tensor.copy_(tensors[name])
 
 
 def count_names(names: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.file_names import DETECTOR_CARD_NAME
+from yolofleet.core.file_names import DETECTOR_CARD_NAME, TRAINING_FORM
 from yolofleet.core.local_files import read_regular
 from yolofleet.core.text import and_more
 from yolofleet.registry.package import (
@@ -47,7 +47,6 @@ from yolofleet.registry.proof import (
 )
 from yolofleet.registry.versions import DIGEST_TAG, TAG_PREFIX, Version, fact_tags, is_tagged
 from yolofleet.specs.yaml_document import read_yaml
-from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset

@@ -37,7 +37,7 @@ def package_checkpoint(
     from yolofleet.models.weight_fit import check_architecture, layout_note
     from yolofleet.models.weights import load_official_state_dict, official_num_classes
     from yolofleet.models.zoo import resolve
-    from yolofleet.training.setup.pretrained import save_training_form
+    from yolofleet.registry.proof import save_training_form
 
     table = resolve(model)
     read = open_checkpoint(checkpoint)

@@ -18,16 +18,18 @@ from pydantic import ConfigDict, Field
 
 from yolofleet import __version__
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import TRAINING_FORM
 from yolofleet.core.local_files import read_regular
 from yolofleet.registry.evaluation_record import EvaluationRecord, Evidence, Sha256, write_detections
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
 from yolofleet.tracking.run_directory import utc_now
-from yolofleet.training.setup.pretrained import TRAINING_FORM, load_training_form
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
+    from yolofleet.evaluation.detector_package import DetectorCard
     from yolofleet.export.prediction_comparison import PredictionComparison
+    from yolofleet.models.network import Network
 
 PROOF_NAME = "proof.json"
 DETECTIONS_NAME = "evaluation/detections.safetensors"
@@ -156,6 +158,33 @@ def read_proof(folder: Path) -> Proof:
     except (ValueError, RecursionError) as error:
         raise RegistryError(f"{PROOF_NAME} is not JSON: {error}") from error
     return Proof.parse(document, source=PROOF_NAME)
+
+
+def save_training_form(folder: Path, model: Network) -> None:
+    """Store a model's weights in training form beside the deployed ones of a detector package."""
+    from safetensors.torch import save_file
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / TRAINING_FORM)
+
+
+def load_training_form(folder: Path, card: DetectorCard) -> Network | None:
+    """Return the training form that lies beside the deployed weights of a detector package; None without one.
+
+    Raises:
+        UserError: It cannot be read, or is not that of the package's model.
+    """
+    from yolofleet.models import build_model
+    from yolofleet.models.checkpoint_reader import open_checkpoint
+    from yolofleet.models.weight_differences import load_strictly
+
+    path = folder / TRAINING_FORM
+    if not path.is_file():
+        return None
+    model = build_model(card.model, len(card.classes))
+    state = open_checkpoint(path).weights
+    load_strictly(model, {name: state[name] for name in state if not name.endswith("num_batches_tracked")})
+    return model
 
 
 def training_form_difference(folder: Path, detector: Detector) -> float:

@@ -29,7 +29,7 @@ from yolofleet.core.terminal import doing, plural
 from yolofleet.core.text import one_line
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
-from yolofleet.registry.proof import LINEAGE_FOLDER
+from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
@@ -156,7 +156,6 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.training.checkpoint.store import CheckpointStore
     from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
     from yolofleet.training.loop.sample_log import read_skipped, skipped_document
-    from yolofleet.training.setup.pretrained import save_training_form
     from yolofleet.training.supervision.worker import driver_device
 
     run = ready.run
@@ -227,7 +226,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
 def _best_average(job: JobSpec, ready: Readiness) -> tuple[Network, int]:
     """Return the averaged model of the best evaluation, in its training form, and its step."""
     from yolofleet.models import build_model
-    from yolofleet.training.checkpoint.run_state import load_strictly
+    from yolofleet.models.weight_differences import load_strictly
     from yolofleet.training.checkpoint.store import CheckpointStore
     from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
     from yolofleet.training.setup.preparation import run_table

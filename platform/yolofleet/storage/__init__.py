@@ -22,6 +22,7 @@ from yolofleet.storage.objects import (
     StorageError,
     StoredFile,
     check_key,
+    is_transient,
 )
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "StorageError",
     "StoredFile",
     "check_key",
+    "is_transient",
     "open_file",
     "open_storage",
 ]

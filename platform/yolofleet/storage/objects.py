@@ -98,6 +98,11 @@ class StorageError(UserError):
         self.transient = transient
 
 
+def is_transient(error: Exception) -> bool:
+    """Return whether waiting may help."""
+    return isinstance(error, StorageError) and error.transient
+
+
 class ObjectNotFoundError(StorageError):
     """There is no such object."""
 

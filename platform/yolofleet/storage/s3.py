@@ -30,6 +30,7 @@ from yolofleet.storage.objects import (
     StorageError,
     check_key,
     check_length,
+    is_transient,
 )
 
 CONNECT_TIMEOUT_SECONDS = 5.0
@@ -52,6 +53,9 @@ class S3Storage(Storage):
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{check_key(key)}" if self.prefix else check_key(key)
 
+    def _at(self, key: str) -> dict[str, Any]:
+        return {"Bucket": self.bucket, "Key": self._name(key)}
+
     def _call(self, what: str, key: str, action: Callable[[Any], Result]) -> Result:
         """Run ``action(client)``; transient faults are retried until the patience is over."""
 
@@ -73,7 +77,7 @@ class S3Storage(Storage):
         return retry(
             attempt,
             patience_seconds=self.patience_seconds,
-            is_transient=lambda error: isinstance(error, StorageError) and error.transient,
+            is_transient=is_transient,
             longest_pause_seconds=LONGEST_PAUSE_SECONDS,
         )
 
@@ -82,8 +86,7 @@ class S3Storage(Storage):
         from botocore import exceptions
 
         where = f"{self.url}/{key}".rstrip("/")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS"
-        endpoint = redact_url(endpoint)
+        endpoint = redact_url(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "AWS")
         if isinstance(error, exceptions.ClientError):
             code = str(error.response.get("Error", {}).get("Code", "unknown"))
             status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
@@ -133,7 +136,7 @@ class S3Storage(Storage):
         return check_length(data, length, f"{self.url}/{key}", start)
 
     def _read(self, key: str, span: str | None) -> bytes:
-        request = {"Bucket": self.bucket, "Key": self._name(key)} | ({"Range": span} if span else {})
+        request = self._at(key) | ({"Range": span} if span else {})
         return self._call("reading", key, lambda client: bytes(client.get_object(**request)["Body"].read()))
 
     def open_stream(self, key: str) -> BufferedReader:
@@ -151,7 +154,7 @@ class S3Storage(Storage):
             if isinstance(data, Path):
                 client.upload_file(str(data), self.bucket, self._name(key))
             else:
-                client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+                client.put_object(**self._at(key), Body=data)
 
         self._call("writing", key, write)
 
@@ -166,14 +169,14 @@ class S3Storage(Storage):
 
         def write(client: Any) -> bool:
             try:
-                client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data, IfNoneMatch="*")
+                client.put_object(**self._at(key), Body=data, IfNoneMatch="*")
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code")
                 if code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
                     return False
                 if code != "NotImplemented":
                     raise
-                client.put_object(Bucket=self.bucket, Key=self._name(key), Body=data)
+                client.put_object(**self._at(key), Body=data)
             return True
 
         return self._call("writing", key, write)
@@ -212,14 +215,10 @@ class S3Storage(Storage):
         return sorted(self._call("listing", prefix, read), key=lambda entry: entry.key)
 
     def size_bytes(self, key: str) -> int:
-        return self._call(
-            "looking up",
-            key,
-            lambda client: int(client.head_object(Bucket=self.bucket, Key=self._name(key))["ContentLength"]),
-        )
+        return self._call("looking up", key, lambda client: int(client.head_object(**self._at(key))["ContentLength"]))
 
     def delete(self, key: str) -> None:
-        self._call("deleting", key, lambda client: client.delete_object(Bucket=self.bucket, Key=self._name(key)))
+        self._call("deleting", key, lambda client: client.delete_object(**self._at(key)))
 
     def child(self, prefix: str) -> Storage:
         name = self._name(prefix.strip("/"))
@@ -242,7 +241,6 @@ class _ResumingBody(io.RawIOBase):
         self._key = key
         self._offset = start
         self._body: Any = None
-        self._is_opened = False
         self._asked_end = end
         self.end = 0
         self.object_bytes = 0
@@ -253,7 +251,7 @@ class _ResumingBody(io.RawIOBase):
         return True
 
     def _open(self, client: Any) -> None:
-        request: dict[str, Any] = {"Bucket": self._storage.bucket, "Key": self._storage._name(self._key)}
+        request = self._storage._at(self._key)
         if self._offset or self._asked_end is not None:
             last = "" if self._asked_end is None else self._asked_end - 1
             request["Range"] = f"bytes={self._offset}-{last}"
@@ -264,8 +262,7 @@ class _ResumingBody(io.RawIOBase):
         if found is None and self._offset:
             raise ConnectionError(f"the answer is not the range from byte {self._offset} on")
         self._body = answer["Body"]
-        if not self._is_opened:
-            self._is_opened = True
+        if not self.end:
             self.version = answer.get("ETag")
             self.end = self._offset + int(answer["ContentLength"])
             self.object_bytes = int(found.rpartition("/")[2]) if found else self.end
@@ -274,14 +271,11 @@ class _ResumingBody(io.RawIOBase):
         def read(client: Any) -> bytes:
             if self._body is None:
                 self._open(client)
-            try:
-                data = bytes(self._body.read(len(buffer)))
-            except Exception:
-                self._body = None
-                raise
-            if not data and self._offset < self.end:  # the body ended early without an error
-                self._body = None
+            body, self._body = self._body, None  # a broken one is not read again
+            data = bytes(body.read(len(buffer)))
+            if not data:  # the body ended early without an error
                 raise ConnectionError(f"body ended at byte {self._offset} of {self.end}")
+            self._body = body
             return data
 
         if self._offset >= self.end:
@@ -309,11 +303,7 @@ def _client() -> Any:
 
 @lru_cache(maxsize=4)
 def _s3_client(process_id: int, environment: tuple[tuple[str, str], ...]) -> Any:
-    """Return a new client; boto3's are thread-safe.
-
-    A client's connections must not cross a fork, and it reads the environment only once: so there is one for each
-    process and environment.
-    """
+    """Return the client of a process and an environment: it reads that once, and its connections must not be forked."""
     import boto3
     from botocore.config import Config
 

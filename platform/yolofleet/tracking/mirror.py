@@ -122,7 +122,7 @@ class MirroredRun:
             try:
                 client, run_id = self._connect()
                 news = bool(self._events.new_rows(only_due=not everything))
-                self._send_metrics(client, run_id, only_due=not everything)
+                self._send_metrics(client, run_id, self._metrics.new_rows(only_due=not everything))
                 self._send_tags(client, run_id, dict(tags or {}))
                 if news or everything:
                     self._send_facts(client, run_id)
@@ -159,8 +159,7 @@ class MirroredRun:
         from mlflow.entities import Param
 
         document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{self.run.spec_key}") or {}
-        values = flat_params(document)
-        params = [Param(key, value) for key, value in values.items() if key not in found.data.params]
+        params = [Param(key, value) for key, value in flat_params(document).items() if key not in found.data.params]
         for start in range(0, len(params), MOST_PARAMS_IN_BATCH):
             client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
 
@@ -190,15 +189,10 @@ class MirroredRun:
                 client.set_tag(run_id, key, redact(value)[:LONGEST_TAG])
         self._sent_tags = tags
 
-    def _send_metrics(self, client: MlflowClient, run_id: str, *, only_due: bool) -> None:
-        batch: list[Metric] = []
-        for metric in self._unsent(client, run_id, self._metrics.new_rows(only_due=only_due)):
-            batch.append(metric)
-            if len(batch) == MOST_METRICS_IN_BATCH:
-                client.log_batch(run_id, metrics=batch)
-                batch = []
-        if batch:
-            client.log_batch(run_id, metrics=batch)
+    def _send_metrics(self, client: MlflowClient, run_id: str, rows: list[Row]) -> None:
+        metrics = [*self._unsent(client, run_id, rows)]
+        for start in range(0, len(metrics), MOST_METRICS_IN_BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS_IN_BATCH])
 
     def _unsent(self, client: MlflowClient, run_id: str, rows: list[Row]) -> Iterator[Metric]:
         from mlflow.entities import Metric
@@ -232,13 +226,12 @@ class MirroredRun:
                 if (data := storage.get(key)) != self._uploaded.get(key):
                     client.log_text(run_id, data.decode(errors="replace"), key)
                     self._uploaded[key] = data
-        entries = list(storage.list(f"{REPORT_PREFIX}/"))
-        if any(entry.key.startswith(f"{EVALUATION_IMAGES}/") for entry in entries):
+        entries = storage.list(f"{REPORT_PREFIX}/")
+        others = [entry for entry in entries if not entry.key.startswith(f"{EVALUATION_IMAGES}/")]
+        if len(others) < len(entries):
             self._images = self._images or SentImages(client, run_id)
             self._images.send(self.run, [entry.key for entry in entries])
-        for entry in entries:
-            if entry.key.startswith(f"{EVALUATION_IMAGES}/"):
-                continue
+        for entry in others:
             key, path = entry.key, storage.local_path(entry.key)
             state = (entry.size_bytes,) if path is None else (entry.size_bytes, path.stat().st_mtime_ns)
             if self._uploaded.get(key) == state:
@@ -254,7 +247,10 @@ class MirroredRun:
         """Upload the events and the run's status."""
         events = self.run.events()
         client.log_text(run_id, b"".join(encode_row(event) for event in events).decode(), "events.jsonl")
-        self._send_accounts(client, run_id, events)
+        if any(event.get("kind") in ("checkpoint", "end") for event in events):
+            from yolofleet.tracking.goodput import account_rows
+
+            self._send_metrics(client, run_id, [*account_rows(events)])  # the cost at each checkpoint
         self._describe(client, run_id, events)
         status = status_after(events) or "RUNNING"
         if status != self._status:
@@ -265,16 +261,6 @@ class MirroredRun:
                 ended = unix_milliseconds(str(events[-1].get("time", "")))
                 client.set_terminated(run_id, status=status, end_time=ended)
             self._status = status
-
-    def _send_accounts(self, client: MlflowClient, run_id: str, events: list[Row]) -> None:
-        """Send what the run had cost at each checkpoint, in hours and, where the job names a price, in money."""
-        if not any(event.get("kind") in ("checkpoint", "end") for event in events):
-            return
-        from yolofleet.tracking.goodput import account_rows
-
-        metrics = [*self._unsent(client, run_id, [*account_rows(events)])]
-        for start in range(0, len(metrics), MOST_METRICS_IN_BATCH):
-            client.log_batch(run_id, metrics=metrics[start : start + MOST_METRICS_IN_BATCH])
 
 
 class Mirror(BackgroundSync):

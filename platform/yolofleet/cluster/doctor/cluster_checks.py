@@ -85,8 +85,8 @@ def cache_need(job: JobSpec) -> CacheNeed | None:
     if not shards:
         return None
     return CacheNeed(
-        path=str(datasets[0].cache_path),
-        most_bytes=datasets[0].cache_bytes,
+        path=str(datasets[0].cache_settings.path),
+        most_bytes=datasets[0].cache_settings.max_bytes,
         data_bytes=sum(entry.bytes for entry in shards),
         largest_bytes=max(entry.bytes for entry in shards),
     )

@@ -15,7 +15,7 @@ from torch import nn
 import yolofleet
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import one_line
-from yolofleet.models.weight_differences import compare_weights
+from yolofleet.models.weight_differences import load_strictly
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import EVALUATE_LATER
@@ -150,20 +150,6 @@ def restore(
             f"{store.storage.url}/step-{step}: is no checkpoint of this run ({one_line(error)}); remove it, and "
             "the run resumes from the one before"
         ) from error
-
-
-@torch.no_grad()
-def load_strictly(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
-    """Load a state that must fit the model in every name and shape (batch norm's pass counters are not in it).
-
-    Raises:
-        UserError: It does not fit; names what is missing, what is left over, and the first 5 of each.
-    """
-    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
-    if differences := compare_weights(own, tensors):
-        raise UserError(f"the checkpoint does not fit the job's model: {differences}")
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
 
 
 def _check_same_job(

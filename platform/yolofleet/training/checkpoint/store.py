@@ -222,8 +222,7 @@ class CheckpointStore:
         Raises:
             DamagedCheckpointError: It is not there, or not as it was committed.
         """
-        state, _ = self._read(step, lambda name: name == STATE_KEY, sizes)
-        return state
+        return self._read(step, lambda name: name == STATE_KEY, sizes)[0]
 
     def file_digest(self, step: int, file: str, sizes: Sizes | None = None) -> str:
         """Return the SHA-256 of a tensor file of a committed checkpoint, as it was committed.
@@ -287,19 +286,20 @@ class CheckpointStore:
         """Return the digests of the files of a checkpoint; files of another size than was committed are not read."""
         folder = f"step-{step}"
         where = f"{self.storage.url}/{folder}"
+        record = f"{where}/{COMMIT_KEY}"
         sizes = self._list(f"{folder}/").get(step, {}) if sizes is None else sizes
         if sizes.get(COMMIT_KEY, 0) > MOST_COMMIT_BYTES:
-            raise DamagedCheckpointError(
-                f"{where}/{COMMIT_KEY}: has {sizes[COMMIT_KEY]:,} bytes, and lists a few files"
-            )
+            raise DamagedCheckpointError(f"{record}: has {sizes[COMMIT_KEY]:,} bytes, and lists a few files")
         try:
-            commit = _parse_object(self.storage.get(f"{folder}/{COMMIT_KEY}"), f"{where}/{COMMIT_KEY}")
-            _check_format(commit, f"{where}/{COMMIT_KEY}")
+            commit = _parse_object(self.storage.get(f"{folder}/{COMMIT_KEY}"), record)
+            if int(commit.get("format", 0)) > FORMAT:
+                newer = f"format {commit['format']} is newer than this version reads; upgrade yolofleet"
+                raise UserError(f"{record}: {newer}")
             files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in commit["files"].items()}
         except ObjectNotFoundError as error:
             raise DamagedCheckpointError(f"{where}: incomplete: {error}") from error
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DamagedCheckpointError(f"{where}/{COMMIT_KEY}: lists no files: {one_line(error)}") from error
+            raise DamagedCheckpointError(f"{record}: lists no files: {one_line(error)}") from error
         for name, (num_bytes, _) in files.items():
             if sizes.get(name) != num_bytes:
                 raise DamagedCheckpointError(
@@ -316,8 +316,3 @@ def _parse_object(data: bytes, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DamagedCheckpointError(f"{where}: is not a JSON object")
     return document
-
-
-def _check_format(document: dict[str, Any], where: str) -> None:
-    if int(document.get("format", 0)) > FORMAT:
-        raise UserError(f"{where}: format {document['format']} is newer than this version reads; upgrade yolofleet")

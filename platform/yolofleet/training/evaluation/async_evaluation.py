@@ -15,9 +15,9 @@ from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.retry import GrowingPause
 from yolofleet.core.text import one_line
 from yolofleet.models import build_model
+from yolofleet.models.weight_differences import load_strictly
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.checkpoint.run_state import load_strictly
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import (
     AVERAGE,

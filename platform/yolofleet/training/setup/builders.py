@@ -187,7 +187,7 @@ def chosen_deal(data: DataSpec, dataset: ShardDataset) -> Deal:
     if data.deal != "auto":
         return data.deal
     num_bytes = sum(entry.bytes for entry in dataset.manifest.shards)
-    return "fixed" if num_bytes > dataset.cache_bytes else "epoch"  # wherever they lie: they may be moved
+    return "fixed" if num_bytes > dataset.cache_settings.max_bytes else "epoch"  # wherever they lie: they may be moved
 
 
 def dataset_weights(dataset: ShardDataset, share: float) -> NDArray[np.float64]:

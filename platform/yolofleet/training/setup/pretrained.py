@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import safetensors.torch
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.file_names import DETECTOR_CARD_NAME, MANIFEST_NAME
+from yolofleet.core.file_names import DETECTOR_CARD_NAME, MANIFEST_NAME, TRAINING_FORM
 from yolofleet.core.local_files import file_sha256
 from yolofleet.core.text import and_more
 from yolofleet.data.anchors import Anchors
@@ -37,16 +37,10 @@ from yolofleet.specs.model import ModelTable
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import Storage, StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.checkpoint.run_state import load_strictly
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
 
-if TYPE_CHECKING:
-    from yolofleet.evaluation.detector_package import DetectorCard
-
 INITIAL_KEY = "initial/model.safetensors"
-TRAINING_FORM = "training.safetensors"
-"""File of a detector package that holds its weights in the form that can be trained further."""
 MOST_NAMED = 8
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".safetensors")
 CLASS_ROWS = "class_rows"
@@ -188,29 +182,6 @@ def load_initial(storage: Storage, model: Network) -> None:
             take_known_rows(own[name], tensor, rows.tolist(), model.table.num_anchors)
         else:
             own[name].copy_(tensor)
-
-
-def save_training_form(folder: Path, model: Network) -> Path:
-    """Store a model's weights in training form beside the deployed ones of a detector package."""
-    path = folder / TRAINING_FORM
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    safetensors.torch.save_file(tensors, path)
-    return path
-
-
-def load_training_form(folder: Path, card: DetectorCard) -> Network | None:
-    """Return the training form that lies beside the deployed weights of a detector package; None without one.
-
-    Raises:
-        UserError: It cannot be read, or is not that of the package's model.
-    """
-    path = folder / TRAINING_FORM
-    if not path.is_file():
-        return None
-    model = build_model(card.model, len(card.classes))
-    state = open_checkpoint(path).weights
-    load_strictly(model, {name: state[name] for name in state if not name.endswith("num_batches_tracked")})
-    return model
 
 
 def read_trained(source: str, locate: Locate | None = None, sha256: str | None = None) -> TrainedWeights:
