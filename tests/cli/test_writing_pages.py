@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from yolofleet.cli.train import writing_pages
+from yolofleet.cli.progress import writing_pages
 from yolofleet.registry import release
 
 QUICK, ENDLESS = "pass", "import time; time.sleep(600)"

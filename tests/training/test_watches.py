@@ -14,14 +14,8 @@ from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.goodput import format_event
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.supervision.nodes import NodeRecord
-from yolofleet.training.supervision.watches import (
-    GrowthRequest,
-    NodeWatch,
-    PlacementGroupRecord,
-    examine_and_kill,
-    orphaned_groups,
-)
+from yolofleet.training.supervision.placement_groups import PlacementGroupRecord, orphaned_groups
+from yolofleet.training.supervision.watches import GrowthRequest, NodeRecord, NodeWatch, examine_and_kill
 
 HEAD = NodeRecord("10.0.0.1", "4 CPU, 0 GPU", alive=True, end="")
 WORKER = NodeRecord("10.0.0.2", "8 CPU, 1 GPU", alive=True, end="")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from yolofleet.cli.options import Verbose
+from yolofleet.cli.options import Verbose, result_lines
 from yolofleet.core.errors import is_installed
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.terminal import note, show
@@ -30,7 +30,7 @@ def demo(
     resumes what was stopped.
     """
     from yolofleet.cli.data import shard, synth
-    from yolofleet.cli.train import result_lines, run_job
+    from yolofleet.cli.train import run_job
     from yolofleet.specs.job import JobSpec
 
     begin = time.monotonic()

@@ -8,15 +8,18 @@ prints the secret of a URL. A command returns its exit code; None means that it 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from yolofleet.core.byte_sizes import parse_bytes
-from yolofleet.core.errors import UserError
+from yolofleet.core.errors import UserError, is_installed
 from yolofleet.core.redaction import redact_values
-from yolofleet.core.terminal import show
+from yolofleet.core.terminal import plural, show
+
+if TYPE_CHECKING:
+    from yolofleet.registry.release import Release
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 TrackingUri = Annotated[
@@ -83,3 +86,36 @@ def parse_byte_option(text: str, option: str) -> int:
     if value < 1:
         raise UserError(f"{option} {text!r}: at least one byte is needed")
     return value
+
+
+def result_lines(record: Release, headline: str, more: str | None = None) -> Iterator[str]:
+    """Yield a line for each thing that a run made, and how it trains on."""
+    from yolofleet.training.loop.sample_log import format_skips
+
+    ap50, ap = (
+        "none (no objects)" if record.figures[key] is None else f"{record.figures[key]:.4f}" for key in ("AP50", "AP")
+    )
+    images = plural(record.num_images, "image")
+    lines = {
+        "result": f"AP50 {ap50}, AP {ap} on {images}, by the deployed model of step {record.step}",
+        "ended early": record.ended_early,
+        "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
+        "run directory": record.run,
+        "anchors": record.anchors,
+        "model": record.model or "not registered (tracking.register_as is not set)",
+        "report": record.report,
+        "images": record.images,
+        "MLflow": _how_to_open(record.mlflow),
+        "to train on": more,
+    }
+    yield headline
+    yield from (f"  {name:<14} {text}" for name, text in lines.items() if text is not None)
+
+
+def _how_to_open(tracking_uri: str | None) -> str:
+    if tracking_uri is None:
+        missing = "not installed: pip install 'yolofleet[server]'"
+        return f"not used ({'tracking.uri is not set' if is_installed('mlflow') else missing})"
+    if tracking_uri.startswith("http"):
+        return tracking_uri
+    return f"mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"

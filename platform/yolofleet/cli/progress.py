@@ -1,16 +1,18 @@
 """Progress on stderr: lines that fit the window where there is a terminal, a plain line every ten seconds elsewhere.
 
 `show_progress` counts the work of this process. `show_run` shows the rows and events of a run that reach this process
-in memory: from its own threads, and from workers of Ray with their heartbeats. It asks no storage.
+in memory: from its own threads, and from workers of Ray with their heartbeats. It asks no storage. `writing_pages`
+keeps the page of a run or a search up to date for the browser.
 """
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.background import BackgroundLoop
@@ -119,6 +121,29 @@ def show_run(
     finally:
         refresh()
         display.close()
+
+
+@contextmanager
+def writing_pages(url: str) -> Iterator[Callable[[], None]]:
+    """Yield what writes the page of a run or a search anew, beside all else, one at a time; it fails nothing."""
+    from yolofleet.registry import release
+
+    writing: list[subprocess.Popen[bytes]] = []
+
+    def write() -> None:
+        if not (writing and writing[-1].poll() is None):
+            with suppress(OSError):
+                writing[:] = [release.start_page(url)]
+
+    try:
+        yield write
+        for process in writing:  # or it would overwrite a newer page
+            with suppress(subprocess.TimeoutExpired):
+                process.communicate(timeout=release.PAGE_SECONDS)
+    finally:
+        for process in writing:
+            process.kill()
+            process.wait()
 
 
 class _Problems:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result
-from yolofleet.core.errors import UserError, WorkError, is_installed, require_package
+from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result, result_lines
+from yolofleet.core.errors import UserError, WorkError, require_package
 from yolofleet.core.liveness import describe_start
 from yolofleet.core.terminal import doing, note, plural
 from yolofleet.core.text import one_line
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from yolofleet.tracking.run_directory import OnRow, RunDirectory
     from yolofleet.training.setup.preflight import Readiness
 
-MLFLOW_MISSING = "not installed: pip install 'yolofleet[server]'"
-PAGE_SECONDS = 60.0
-"""How long the end of a training waits for a page that is being written."""
 MOST_ROWS_WAITING = 1000
 """Rows that wait to be shown; the oldest are left out where a terminal is stopped for long."""
 
@@ -100,11 +97,11 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
     if not RunDirectory(storage).exists():
         _check_devices(spec, launcher)
     try:
-        with hold(storage, notify=note) as lock, _notifier(spec, lock.token) as notifier:
+        with hold(storage, notify=note) as lock, _notifying(spec, lock.token) as notifier:
             if tracking_uri is not None:  # only now: it may lie in the storage, which has just taken a write
                 doing("looking for MLflow")
                 _check_tracking(spec, tracking_uri)
-            return _finish_run(spec, launcher, tracking_uri, lock.token, verbose, notifier)
+            return _Work(spec, launcher, verbose, tracking_uri, lock.token, notifier).finish()
     except UserError:
         with suppress(UserError, WorkError):  # a storage that does not answer
             if not RunDirectory(storage).exists():  # the start was refused: it leaves nothing
@@ -127,122 +124,115 @@ def _check_devices(spec: JobSpec, launcher: str) -> None:
         has_room(spec.cluster, [this_machine()])
 
 
-def _finish_run(
-    spec: JobSpec,
-    launcher: str,
-    tracking_uri: str | None,
-    token: FencingToken,
-    verbose: bool,
-    notifier: WorkNotifier | None,
-) -> tuple[Release, str]:
-    """Do what the run still lacks: training, the release, MLflow."""
-    from yolofleet.cli.model_argument import resolve_weights
-    from yolofleet.registry.release import release, release_record
-    from yolofleet.training.setup.preflight import check_job
-
-    doing("checking the data and the model")
-    ready = check_job(spec, lambda uri: resolve_weights(uri, tracking_uri))
-    spec = ready.job
-    record = release_record(ready.run) if ready.finished else None
-    if record is not None and record.trained_steps in (None, ready.done_steps):
-        return record, "this run is finished already; nothing was done"
-    rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
-    on_row = rows.append if notifier is None else notifier.watching(rows.append)
-    with _mirrored(spec, ready, tracking_uri, token, on_row, notifier):
-        if not ready.finished:
-            _run(spec, launcher, ready, token, verbose, rows, on_row)
-        record = release(spec, ready, _find_registry(spec, ready, tracking_uri))
-    if notifier is not None:
-        notifier.end("\n".join(result_lines(record, "done")))
-    return record, "done"
-
-
-@contextmanager
-def writing_pages(url: str) -> Iterator[Callable[[], None]]:
-    """Yield what writes the page of a run or a search anew, beside all else, one at a time; it fails nothing."""
-    import subprocess
-
-    writing: list[subprocess.Popen[bytes]] = []
-
-    def write() -> None:
-        from yolofleet.registry.release import start_page
-
-        if not (writing and writing[-1].poll() is None):
-            with suppress(OSError):
-                writing[:] = [start_page(url)]
-
-    try:
-        yield write
-        for process in writing:  # or it would overwrite a newer page
-            with suppress(subprocess.TimeoutExpired):
-                process.communicate(timeout=PAGE_SECONDS)
-    finally:
-        for process in writing:
-            process.kill()
-            process.wait()
-
-
-@contextmanager
-def _notifier(spec: JobSpec, token: FencingToken) -> Iterator[WorkNotifier | None]:
-    """Notify, for the length of a with block, whom the job names."""
+def _notifying(spec: JobSpec, token: FencingToken) -> AbstractContextManager[WorkNotifier | None]:
     if spec.notify is None:
-        yield None
-        return
-    from yolofleet.tracking.notifications import WorkNotifier
+        return nullcontext()
+    from yolofleet.tracking.notifications import notifying
     from yolofleet.tracking.run_directory import RunDirectory
 
-    def on_event(kind: str, **fields: Any) -> None:
-        with RunDirectory.open(spec.storage, spec.name, source="mirror", token=token) as run:
-            if run.exists():
-                run.append_event(kind, **fields)
+    def open_log() -> RunDirectory:
+        return RunDirectory.open(spec.storage, spec.name, source="mirror", token=token)
 
-    url = RunDirectory.open(spec.storage, spec.name).url
-    with WorkNotifier(spec.notify, f"run {spec.name}", url, on_event) as notifier:
-        yield notifier
+    return notifying(spec.notify, f"run {spec.name}", open_log)
 
 
-@contextmanager
-def _mirrored(
-    spec: JobSpec,
-    ready: Readiness,
-    tracking_uri: str | None,
-    token: FencingToken,
-    on_row: OnRow,
-    notifier: WorkNotifier | None,
-) -> Iterator[None]:
-    """Copy the run to MLflow, and for TensorBoard where the job says so, for the length of a with block."""
-    from yolofleet.tracking.mirror import Mirror
-    from yolofleet.tracking.run_directory import RunDirectory
+@dataclass(frozen=True)
+class _Work:
+    """What a start of the command has to do."""
 
-    if spec.tracking.tensorboard:
-        from yolofleet.tracking.tensorboard_mirror import TensorBoardMirror
+    spec: JobSpec
+    launcher: str
+    verbose: bool
+    tracking_uri: str | None
+    token: FencingToken
+    notifier: WorkNotifier | None
 
-        with closing(TensorBoardMirror(ready.run)) as board:
-            board.start()
-            without = spec.tracking.model_copy(update={"tensorboard": False})
-            rest = spec.model_copy(update={"tracking": without})
-            with _mirrored(rest, ready, tracking_uri, token, on_row, notifier):
+    def finish(self) -> tuple[Release, str]:
+        """Do what the run still lacks: training, the release, MLflow."""
+        from yolofleet.cli.model_argument import resolve_weights
+        from yolofleet.registry.release import release, release_record
+        from yolofleet.training.setup.preflight import check_job
+
+        doing("checking the data and the model")
+        ready = check_job(self.spec, lambda uri: resolve_weights(uri, self.tracking_uri))
+        record = release_record(ready.run) if ready.finished else None
+        if record is not None and record.trained_steps in (None, ready.done_steps):
+            return record, "this run is finished already; nothing was done"
+        rows: deque[Row] = deque(maxlen=MOST_ROWS_WAITING)
+        on_row = rows.append if self.notifier is None else self.notifier.watching(rows.append)
+        with self.mirrored(ready, on_row):
+            if not ready.finished:
+                self.train(ready, rows, on_row)
+            record = release(ready.job, ready, _find_registry(ready, self.tracking_uri))
+        if self.notifier is not None:
+            self.notifier.end("\n".join(result_lines(record, "done")))
+        return record, "done"
+
+    @contextmanager
+    def mirrored(self, ready: Readiness, on_row: OnRow) -> Iterator[None]:
+        """Copy the run to MLflow, and for TensorBoard where the job says so, for the length of a with block."""
+        from yolofleet.tracking.mirror import Mirror
+        from yolofleet.tracking.run_directory import RunDirectory
+
+        spec, notifier = ready.job, self.notifier
+        with ExitStack() as mirrors:
+            if spec.tracking.tensorboard:
+                from yolofleet.tracking.tensorboard_mirror import TensorBoardMirror
+
+                mirrors.enter_context(closing(TensorBoardMirror(ready.run))).start()
+            if self.tracking_uri is None:
                 yield
-        return
-    if tracking_uri is None:
-        yield
-        return
-    # A log of its own: the driver of the workers writes another at the same time.
-    mirror_log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=token, on_row=on_row)
-    mirror = Mirror(ready.run, tracking_uri, spec.tracking.experiment, on_event=mirror_log.append_event)
-    mirror.start()
-    alone = None if notifier is None else notifier.on_event
-    if notifier is not None:
-        notifier.on_event = mirror_log.append_event  # a log has one writer
-    try:
-        yield
-    finally:
-        if notifier is not None and alone is not None:
-            notifier.on_event = alone
-        ready.run.flush()
-        doing("sending the rest to MLflow")
-        mirror.close()
-        mirror_log.close()
+                return
+            # A log of its own: the driver of the workers writes another at the same time.
+            log = RunDirectory.open(spec.storage, spec.name, source="mirror", token=self.token, on_row=on_row)
+            mirror = Mirror(ready.run, self.tracking_uri, spec.tracking.experiment, on_event=log.append_event)
+            mirror.start()
+            alone = None if notifier is None else notifier.on_event
+            if notifier is not None:
+                notifier.on_event = log.append_event  # a log has one writer
+            try:
+                yield
+            finally:
+                if notifier is not None and alone is not None:
+                    notifier.on_event = alone
+                ready.run.flush()
+                doing("sending the rest to MLflow")
+                mirror.close()
+                log.close()
+
+    def train(self, ready: Readiness, rows: deque[Row], on_row: OnRow) -> None:
+        """Train to the end of the run, and show it."""
+        from yolofleet.cli.progress import show_run, writing_pages
+
+        if ready.done_steps:
+            note(f"resuming from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}")
+            for change in ready.changes:
+                note(f"  changed since the last start: {change}")
+        else:
+            note(f"training {plural(ready.num_steps, 'step')}: {ready.run.url}")
+            for line in ready.notes:
+                note(f"  {line}")
+        ready.run.record_facts(started=describe_start(["yolofleet", *sys.argv[1:]]))
+        first = "starting Ray" if self.launcher == "ray" else "building the model, and reading the first shards"
+        with (
+            writing_pages(ready.run.url) as write_page,
+            show_run(rows, ready.num_steps, ready.done_steps, first),
+            _record_failure(ready.job, self.token),
+        ):
+
+            def take(row: Row) -> None:
+                on_row(row)
+                if "val_AP" in row:
+                    write_page()
+
+            if self.launcher == "ray":
+                from yolofleet.training.supervision.launch import run_on_ray
+
+                run_on_ray(ready.job, self.token, on_row=take, show_worker_output=self.verbose)
+            else:
+                from yolofleet.training.supervision.worker import run_in_process
+
+                run_in_process(ready.job, self.token, on_row=take)
 
 
 def _check_tracking(spec: JobSpec, tracking_uri: str) -> None:
@@ -258,10 +248,11 @@ def _check_tracking(spec: JobSpec, tracking_uri: str) -> None:
         note(f"{error}\n  training all the same; MLflow gets everything when it is back")
 
 
-def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) -> str | None:
+def _find_registry(ready: Readiness, tracking_uri: str | None) -> str | None:
     """Return the store to register in; None where it does not answer and the job does not wait for it."""
     from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError, check_reachable
 
+    spec = ready.job
     if tracking_uri is None or spec.tracking.when_away == "fail":
         return tracking_uri
     try:
@@ -272,48 +263,6 @@ def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) ->
             note(f"  and: yolofleet registry register {ready.run.url} --name {spec.tracking.register_as}")
         return None
     return tracking_uri
-
-
-def _run(
-    spec: JobSpec,
-    launcher: str,
-    ready: Readiness,
-    token: FencingToken,
-    verbose: bool,
-    rows: deque[Row],
-    on_row: OnRow,
-) -> None:
-    from yolofleet.cli.progress import show_run
-
-    if ready.done_steps:
-        note(f"resuming from step {ready.done_steps} of {ready.num_steps}: {ready.run.url}")
-        for change in ready.changes:
-            note(f"  changed since the last start: {change}")
-    else:
-        note(f"training {plural(ready.num_steps, 'step')}: {ready.run.url}")
-        for line in ready.notes:
-            note(f"  {line}")
-    ready.run.record_facts(started=describe_start(["yolofleet", *sys.argv[1:]]))
-    first = "starting Ray" if launcher == "ray" else "building the model, and reading the first shards"
-    with (
-        writing_pages(ready.run.url) as write_page,
-        show_run(rows, ready.num_steps, ready.done_steps, first),
-        _record_failure(spec, token),
-    ):
-
-        def take(row: Row) -> None:
-            on_row(row)
-            if "val_AP" in row:
-                write_page()
-
-        if launcher == "ray":
-            from yolofleet.training.supervision.launch import run_on_ray
-
-            run_on_ray(spec, token, on_row=take, show_worker_output=verbose)
-        else:
-            from yolofleet.training.supervision.worker import run_in_process
-
-            run_in_process(spec, token, on_row=take)
 
 
 @contextmanager
@@ -344,35 +293,3 @@ def _say_what_is_saved(run: RunDirectory) -> None:
         steps = CheckpointStore(run.storage.child("checkpoints")).steps()
         saved = f"the checkpoint of step {steps[-1]}, the log and the report" if steps else "the log; no checkpoint yet"
         note(f"saved: {saved}: {run.url}")
-
-
-def result_lines(record: Release, headline: str, more: str | None = None) -> Iterator[str]:
-    """Yield a line for each thing that the run made, and how it trains on."""
-    from yolofleet.training.loop.sample_log import format_skips
-
-    ap50, ap = (
-        "none (no objects)" if record.figures[key] is None else f"{record.figures[key]:.4f}" for key in ("AP50", "AP")
-    )
-    images = plural(record.num_images, "image")
-    lines = {
-        "result": f"AP50 {ap50}, AP {ap} on {images}, by the deployed model of step {record.step}",
-        "ended early": record.ended_early,
-        "skipped": "; ".join(f"{part}: {format_skips(skips)}" for part, skips in record.skipped.items()) or "none",
-        "run directory": record.run,
-        "anchors": record.anchors,
-        "model": record.model or "not registered (tracking.register_as is not set)",
-        "report": record.report,
-        "images": record.images,
-        "MLflow": _how_to_open(record.mlflow),
-        "to train on": more,
-    }
-    yield headline
-    yield from (f"  {name:<14} {text}" for name, text in lines.items() if text is not None)
-
-
-def _how_to_open(tracking_uri: str | None) -> str:
-    if tracking_uri is None:
-        return f"not used ({'tracking.uri is not set' if is_installed('mlflow') else MLFLOW_MISSING})"
-    if tracking_uri.startswith("http"):
-        return tracking_uri
-    return f"mlflow ui --backend-store-uri {tracking_uri}   (then open http://127.0.0.1:5000)"

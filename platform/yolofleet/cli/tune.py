@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from yolofleet.specs.search import SearchSpec
     from yolofleet.storage import Storage
     from yolofleet.storage.lock import FencingToken
+    from yolofleet.tracking.notifications import WorkNotifier
 
 MOST_MEASURED_GFLOPS = 400.0
 """A step that costs more than this is not run here to measure the speed."""
@@ -200,7 +201,7 @@ def run_space(session: SearchSession, *, verbose: bool = False) -> tuple[Results
     tracking_uri = job_tracking_uri(job.tracking, job.storage)
     if tracking_uri is not None:
         check_reachable(tracking_uri)
-    with hold(storage, notify=note) as lock, _notifier(spec, storage, lock.token) as notify_end:
+    with hold(storage, notify=note) as lock, _notifying(spec, storage, lock.token) as notifier:
         directory = _search(spec, session, storage, lock.token, tracking_uri, job.tracking.experiment, verbose)
         results = load_results(directory)
         if results.best is None:
@@ -208,7 +209,8 @@ def run_space(session: SearchSession, *, verbose: bool = False) -> tuple[Results
             first = f"; the first to fail {failed[0]}" if failed else ""
             raise WorkError(f"no trial has completed{first}: {directory.url}")
         lines = summary_lines(results, directory.url)
-        notify_end("\n".join(lines))
+        if notifier is not None:
+            notifier.end("\n".join(lines))
     return results, lines
 
 
@@ -217,22 +219,13 @@ def _confirm() -> bool:
         return typer.confirm("Start?", default=True, err=True)
 
 
-@contextmanager
-def _notifier(spec: SearchSpec, storage: Storage, token: FencingToken) -> Iterator[Callable[[str], None]]:
-    """Notify, for the length of a with block, whom the search names; yields what tells its end."""
+def _notifying(spec: SearchSpec, storage: Storage, token: FencingToken) -> AbstractContextManager[WorkNotifier | None]:
     if spec.notify is None:
-        yield lambda result: None
-        return
+        return nullcontext()
     from yolofleet.search.directory import SearchDirectory
-    from yolofleet.tracking.notifications import WorkNotifier
+    from yolofleet.tracking.notifications import notifying
 
-    def on_event(kind: str, **fields: Any) -> None:
-        with SearchDirectory(storage, token=token) as directory:
-            if directory.exists():
-                directory.append_event(kind, **fields)
-
-    with WorkNotifier(spec.notify, f"search {spec.name}", storage.url, on_event) as notifier:
-        yield notifier.end
+    return notifying(spec.notify, f"search {spec.name}", lambda: SearchDirectory(storage, token=token))
 
 
 def _search(
@@ -245,7 +238,7 @@ def _search(
     verbose: bool,
 ) -> SearchDirectory:
     from yolofleet.cli.model_argument import resolve_weights
-    from yolofleet.cli.train import writing_pages
+    from yolofleet.cli.progress import writing_pages
     from yolofleet.cli.tune_display import watch_search
     from yolofleet.search.controller import run_search
     from yolofleet.search.directory import SearchDirectory

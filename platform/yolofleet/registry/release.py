@@ -33,6 +33,8 @@ from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_record import EVALUATION_KEY as SHOWN_EVALUATION_KEY
+from yolofleet.tracking.run_record import IMAGES_PREFIX, NAMES_KEY, RELEASE_KEY
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.average_precision import EvaluationResult
@@ -43,11 +45,9 @@ if TYPE_CHECKING:
 EVALUATION_KEY = "report/judgement.json"
 DETECTIONS_KEY = "report/detections.json"
 PAGE_KEY = "report/index.html"
-RECORD_KEY = "report/release.json"
-PAGE_EVALUATION_KEY = "report/evaluation.json"
 NUM_IMAGES = 8
 PAGE_SECONDS = 120.0
-"""How long the page of a run may take."""
+"""How long the page of a run or a search may take."""
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Release:
 def release_record(run: RunDirectory) -> Release | None:
     """Return the record of an earlier release, or None."""
     try:
-        document = json.loads(run.storage.get(RECORD_KEY))
+        document = json.loads(run.storage.get(RELEASE_KEY))
     except ObjectNotFoundError:
         return None
     document["images"] = document.pop("pictures", None) or document["images"]  # the key of older releases
@@ -218,7 +218,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         more=f"epochs={2 * job.epochs:g}" if end is None else end.cure,
         trained_steps=trained_steps,
     )
-    run.storage.put(RECORD_KEY, json.dumps(asdict(done), indent=1).encode())
+    run.storage.put(RELEASE_KEY, json.dumps(asdict(done), indent=1).encode())
     _write_page(run.url)
     return done
 
@@ -251,11 +251,11 @@ def _store_report(ready: Readiness, result: EvaluationResult) -> None:
     storage = ready.run.storage
     images = {f"{n:02d}.jpg": i for n, i in enumerate(draw_samples(ready.val, result.detections, count=NUM_IMAGES))}
     for name, image in images.items():
-        storage.put(f"report/images/{name}", image.jpeg)
+        storage.put(f"{IMAGES_PREFIX}{name}", image.jpeg)
     names = {name: image.name for name, image in images.items()}
-    storage.put("report/images/names.json", json.dumps(names).encode())
+    storage.put(NAMES_KEY, json.dumps(names).encode())
     digest = hashlib.sha256(storage.get(DETECTIONS_KEY)).hexdigest()  # a diagnosis of other detections is not shown
-    storage.put(PAGE_EVALUATION_KEY, json.dumps({**result.page_document(), "detections_sha256": digest}).encode())
+    storage.put(SHOWN_EVALUATION_KEY, json.dumps({**result.page_document(), "detections_sha256": digest}).encode())
 
 
 def start_page(url: str) -> subprocess.Popen[bytes]:

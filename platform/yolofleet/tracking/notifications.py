@@ -12,7 +12,8 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -26,7 +27,7 @@ from yolofleet.core.text import one_line
 from yolofleet.specs.tracking import NotifySpec
 from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import OnEvent, OnRow
+from yolofleet.tracking.run_directory import OnEvent, OnRow, RunDirectory
 
 PATIENCE_SECONDS = 8.0
 """How long an address that does not take a notification is tried."""
@@ -228,3 +229,22 @@ class WorkNotifier:
             Notification(about, f"yolofleet: {title}", f"{body}\n{self.subject}", self.subject),
             self.on_event,
         )
+
+
+@contextmanager
+def notifying(spec: NotifySpec, name: str, open_log: Callable[[], RunDirectory]) -> Iterator[WorkNotifier]:
+    """Notify of a run or search for the length of a with block; `WorkNotifier` takes the same.
+
+    Args:
+        spec: Who is notified, and of what.
+        name: What is trained or searched.
+        open_log: Opens its directory, to record what was sent.
+    """
+
+    def on_event(kind: str, **fields: Any) -> None:
+        with open_log() as directory:
+            if directory.exists():
+                directory.append_event(kind, **fields)
+
+    with WorkNotifier(spec, name, open_log().url, on_event) as notifier:
+        yield notifier

@@ -42,7 +42,6 @@ from yolofleet.training.supervision.nodes import (
     growth_offers,
     has_room,
     hosts,
-    list_nodes,
     shortage,
     this_machine,
     training_hosts,
@@ -50,7 +49,7 @@ from yolofleet.training.supervision.nodes import (
     worker_labels,
 )
 from yolofleet.training.supervision.ray_workers import Ending, Failure, train_once
-from yolofleet.training.supervision.watches import PREEMPTION, NodeWatch
+from yolofleet.training.supervision.watches import PREEMPTION, NodeWatch, list_nodes
 
 if TYPE_CHECKING:
     from yolofleet.training.supervision.admission import Admission

@@ -141,58 +141,27 @@ def _describe(offers: Sequence[NodeOffer]) -> str:
     return and_more([offer.describe() for offer in offers], MOST_OFFERS_SHOWN, separator="; ") or "none"
 
 
-@dataclass(frozen=True)
-class NodeRecord:
-    """A node that the cluster has or had, as Ray lists it."""
-
-    name: str
-    """Its address."""
-    offers: str
-    """Its resources, for people."""
-    alive: bool
-    """Whether it is part of the cluster."""
-    end: str
-    """Why it left; empty while it is alive."""
-
-
-def list_nodes() -> dict[str, NodeRecord]:
-    """Return every node that the cluster has or had, by Ray's id."""
+def staying_nodes() -> list[dict[str, Any]]:
+    """Return the nodes that are alive and not about to go, as Ray lists them."""
     import ray
 
-    return {
-        str(node["NodeID"]): NodeRecord(
-            name=str(node["NodeManagerAddress"]),
-            offers=", ".join(f"{node['Resources'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")),
-            alive=bool(node["Alive"]),
-            end=" ".join(str(node.get("DeathReasonMessage", "")).split()),
-        )
-        for node in ray.nodes()
-    }
+    draining = draining_nodes()
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in draining]
 
 
 def alive_offers() -> list[NodeOffer]:
-    """Return the nodes that are alive and not about to go."""
-    import ray
-
-    draining = draining_nodes()
-    return [
-        NodeOffer(node["Resources"], labels=node.get("Labels"), name=node["NodeManagerAddress"])
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
-    ]
+    """Return what the nodes that stay have."""
+    return [_offer(node, node["Resources"]) for node in staying_nodes()]
 
 
 def free_offers() -> list[NodeOffer]:
-    """Return the unused resources of each node that is not about to go."""
-    import ray
-
+    """Return what the nodes that stay have free."""
     free = free_resources()
-    draining = draining_nodes()
-    return [
-        NodeOffer(free.get(node["NodeID"], {}), labels=node.get("Labels"), name=node["NodeManagerAddress"])
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
-    ]
+    return [_offer(node, free.get(node["NodeID"], {})) for node in staying_nodes()]
+
+
+def _offer(node: Mapping[str, Any], resources: Mapping[str, float]) -> NodeOffer:
+    return NodeOffer(resources, labels=node.get("Labels"), name=node["NodeManagerAddress"])
 
 
 def free_resources() -> dict[str, dict[str, float]]:
@@ -274,7 +243,7 @@ def training_hosts(cluster: ClusterSpec) -> dict[str, str]:
     return {
         node["NodeManagerAddress"]: node["NodeID"]
         for node in ray.nodes()
-        if node["Alive"] and NodeOffer(node["Resources"], labels=node.get("Labels")).slots(wanted, cluster.labels)
+        if node["Alive"] and _offer(node, node["Resources"]).slots(wanted, cluster.labels)
     }
 
 

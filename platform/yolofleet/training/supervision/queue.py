@@ -17,10 +17,10 @@ from typing import Any
 from yolofleet.core.errors import UserError
 from yolofleet.core.ray_runtime import HEAD_RESOURCE
 from yolofleet.specs.cluster import QuotaSpec
-from yolofleet.training.supervision.nodes import draining_nodes, free_resources
+from yolofleet.training.supervision.nodes import free_resources, staying_nodes
+from yolofleet.training.supervision.placement_groups import REMOVED, list_placement_groups
 from yolofleet.training.supervision.turns import Node, Spent, Ticket, Turn, decide
 from yolofleet.training.supervision.usage import Ledger
-from yolofleet.training.supervision.watches import REMOVED, list_placement_groups
 
 NAME, NAMESPACE = "queue-1", "yolofleet"
 """The number is that of the protocol: drivers of versions that do not understand each other have two queues."""
@@ -61,15 +61,12 @@ class ClusterView:
 
 def view_cluster() -> ClusterView:
     """Ask Ray for the nodes that stay, what they have free, and which bundles are placed."""
-    import ray
-
-    free, draining, bundles = free_resources(), draining_nodes(), dict[str, list[dict[str, float]]]()
+    free, bundles = free_resources(), dict[str, list[dict[str, float]]]()
     for group in (group for group in list_placement_groups() if group.state != REMOVED):
         bundles.setdefault(group.job, []).extend(group.placed)
     nodes = [
         Node(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {}), node.get("Labels") or {})
-        for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in draining
+        for node in staying_nodes()
     ]
     return ClusterView(nodes, bundles)
 

@@ -42,13 +42,13 @@ from yolofleet.training.supervision.nodes import (
     wanted_resources,
     worker_labels,
 )
-from yolofleet.training.supervision.watches import (
+from yolofleet.training.supervision.placement_groups import (
     SETTLE_SECONDS,
-    GroupWatch,
     holds_placement_groups,
     remove_orphaned_groups,
     returns_room,
 )
+from yolofleet.training.supervision.watches import GroupWatch
 from yolofleet.training.supervision.worker import run_worker
 
 if TYPE_CHECKING:

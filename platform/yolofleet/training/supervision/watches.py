@@ -1,9 +1,4 @@
-"""What the driver watches while workers train: silent workers, reasons to leave, nodes that come and go, unused room.
-
-Ray Train gives a group's resources back when it stops the group; but a group whose start fails half-way (its processes
-cannot find each other, say) is never stopped. Ray itself would give them back when the driver ends; until then each
-further start would wait for them. So the watch removes placement groups whose maker is dead.
-"""
+"""What the driver watches while workers train: silent workers, reasons to leave, nodes that come and go, free room."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,26 +21,51 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import KnownProgress
 from yolofleet.training.supervision.heartbeats import StallWarning, WorkerStatus, newest_progress, silent_workers
 from yolofleet.training.supervision.nodes import (
-    NodeRecord,
     draining_nodes,
     free_offers,
     growth_offers,
     num_slots,
     wanted_resources,
 )
+from yolofleet.training.supervision.placement_groups import remove_orphaned_groups
 from yolofleet.training.supervision.worker import stacks_key
 
 NODE_POLL_SECONDS = 2.0
 POLL_SECONDS = 1.0
 ANSWER_TIMEOUT_SECONDS = 10.0
 END_TIMEOUT_SECONDS = 30.0
-SETTLE_SECONDS = 15.0
-"""How long a group may take to give its resources back."""
-REMOVED = "REMOVED"
-"""Ray's state of a placement group that is gone."""
 UNKNOWN = "Ray gives no reason"
 PREEMPTION = "a node is about to be taken away"
 GROWTH = "there is room for more workers"
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """A node that the cluster has or had, as Ray lists it."""
+
+    name: str
+    """Its address."""
+    offers: str
+    """Its resources, for people."""
+    alive: bool
+    """Whether it is part of the cluster."""
+    end: str
+    """Why it left; empty while it is alive."""
+
+
+def list_nodes() -> dict[str, NodeRecord]:
+    """Return every node that the cluster has or had, by Ray's id."""
+    import ray
+
+    return {
+        str(node["NodeID"]): NodeRecord(
+            name=str(node["NodeManagerAddress"]),
+            offers=", ".join(f"{node['Resources'].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU")),
+            alive=bool(node["Alive"]),
+            end=" ".join(str(node.get("DeathReasonMessage", "")).split()),
+        )
+        for node in ray.nodes()
+    }
 
 
 class NodeWatch:
@@ -276,77 +296,3 @@ def examine_and_kill(process: int) -> str:
     except ProcessLookupError:
         lines.append("is gone already")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class PlacementGroupRecord:
-    """A placement group, as Ray lists it."""
-
-    id: str
-    """Its id, hexadecimal."""
-    job: str
-    """Ray's id of the driver under which it was made."""
-    maker: str | None
-    """Ray's id of the actor that made it; None for the driver itself, as Ray Tune does for its trials."""
-    maker_is_dead: bool
-    """Whether that actor is gone; Ray says so of the driver's own groups, too."""
-    state: str
-    """Ray's word for its state."""
-    placed: tuple[dict[str, float], ...] = ()
-    """Resources of each bundle that has a node."""
-
-
-def orphaned_groups(groups: Iterable[PlacementGroupRecord], job: str) -> list[PlacementGroupRecord]:
-    """Return those of a driver's groups that were made by an actor that is gone: nothing else will remove them."""
-    made = (group for group in groups if group.job == job and group.maker is not None)
-    return [group for group in made if group.maker_is_dead and group.state != REMOVED]
-
-
-def remove_orphaned_groups() -> None:
-    """Give back the resources of this driver's orphaned placement groups."""
-    import ray
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    for group in orphaned_groups(list_placement_groups(), ray.get_runtime_context().get_job_id()):
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group.id))))
-
-
-def holds_placement_groups() -> bool:
-    """Return whether this driver has placement groups, whoever made them."""
-    import ray
-
-    job = ray.get_runtime_context().get_job_id()
-    return any(group.job == job and group.state != REMOVED for group in list_placement_groups())
-
-
-def returns_room(cluster: ClusterSpec, num_workers: int) -> bool:
-    """Return whether so many workers have room once this driver's ended groups have given back what they had."""
-    end = time.monotonic() + SETTLE_SECONDS
-    while num_slots(cluster, free_offers()) < num_workers:
-        remove_orphaned_groups()
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.2)
-    return True
-
-
-def list_placement_groups() -> list[PlacementGroupRecord]:
-    """Return all placement groups that the cluster has or had lately."""
-    import ray
-    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
-
-    # The public table leaves out who made a group.
-    accessor = ray._private.state.state._connect_and_get_accessor()
-    entries = [PlacementGroupTableData.FromString(entry) for entry in accessor.get_placement_group_table()]
-    return [
-        PlacementGroupRecord(
-            id=entry.placement_group_id.hex(),
-            job=entry.creator_job_id.hex(),
-            maker=None if maker.is_nil() else maker.hex(),
-            maker_is_dead=bool(entry.creator_actor_dead),
-            state=str(PlacementGroupTableData.PlacementGroupState.Name(entry.state)),
-            placed=tuple(dict(bundle.unit_resources) for bundle in entry.bundles if bundle.node_id),
-        )
-        for entry in entries
-        for maker in (ray.ActorID(entry.creator_actor_id),)
-    ]
