@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, urlsplit
@@ -57,7 +57,6 @@ EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 QUIET_LOGGERS = ("mlflow.store.db.utils", "mlflow.store.model_registry", "mlflow.pyfunc", "alembic")
 """They report created tables, waits that are none, and checked examples, which is of no use to a user."""
 
-
 Result = TypeVar("Result")
 
 
@@ -81,9 +80,7 @@ def default_tracking_uri(storage_url: str) -> str | None:
 def job_tracking_uri(tracking: TrackingSpec, storage_url: str) -> str | None:
     """Return the MLflow store that gets a job's run: the job's, else the database beside the runs.
 
-    Returns:
-        None: MLflow gets nothing, since there is no store beside a remote storage, or since MLflow is not installed and
-        the job does not ask for it.
+    None: MLflow gets nothing, for there is no store beside a remote storage, or MLflow is not installed, nor asked for.
 
     Raises:
         MissingExtraError: The job names a store, or a model to register, and MLflow is not installed.
@@ -97,9 +94,7 @@ def job_tracking_uri(tracking: TrackingSpec, storage_url: str) -> str | None:
 
 def sqlite_path(tracking_uri: str) -> Path | None:
     """Return the absolute path of a ``sqlite:///`` URI's database, None for any other URI."""
-    if not tracking_uri.startswith(SQLITE_PREFIX):
-        return None
-    return local_path(tracking_uri.removeprefix(SQLITE_PREFIX))
+    return local_path(tracking_uri.removeprefix(SQLITE_PREFIX)) if tracking_uri.startswith(SQLITE_PREFIX) else None
 
 
 def check_uri(tracking_uri: str) -> None:
@@ -118,7 +113,7 @@ def check_uri(tracking_uri: str) -> None:
         raise TrackingError(f"{redact(tracking_uri)}: a host is missing; write http://HOST:PORT")
     if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
         raise TrackingError(
-            f"{tracking_uri}: a database file is missing; write sqlite:///PATH, with a fourth / if absolute"
+            f"{tracking_uri}: the database file is missing; write sqlite:///PATH or sqlite:////ABSOLUTE"
         )
     if scheme not in ("http", "https", "sqlite", "databricks", *DATABASE_SCHEMES):
         raise TrackingError(
@@ -148,17 +143,17 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         ) from error
 
 
-def find_tracking_uri(given: str | None = None, storage_url: str = "runs") -> str:
+def find_tracking_uri(given: str | None = None) -> str:
     """Return the MLflow store to read: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
 
     Raises:
         TrackingError: There is none; reading must not create an empty database.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri(storage_url)
+    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri("runs")
     database = None if uri is None else sqlite_path(uri)
     if uri is None or (database is not None and not database.exists()):
         raise TrackingError(
-            f"there is no MLflow store at {database or storage_url}; name it with --tracking-uri or MLFLOW_TRACKING_URI"
+            f"there is no MLflow store at {database or 'runs'}; name it with --tracking-uri or MLFLOW_TRACKING_URI"
         )
     return uri
 
@@ -233,11 +228,9 @@ def open_client(tracking_uri: str) -> MlflowClient:
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.WARNING)
     database = sqlite_path(tracking_uri)
-    if database is None:
-        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    absolute_uri = f"{SQLITE_PREFIX}{database}"
-    with _first_use_lock(database):
-        return MlflowClient(tracking_uri=absolute_uri, registry_uri=absolute_uri)
+    uri = tracking_uri if database is None else f"{SQLITE_PREFIX}{database}"
+    with nullcontext() if database is None else _first_use_lock(database):
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 def experiment_id(client: MlflowClient, name: str) -> str:
@@ -314,14 +307,9 @@ def _check_sqlite(database: Path) -> None:
         else:
             there = next(folder for folder in database.parents if folder.exists())
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-                raise TrackingError(
-                    f"{database.parent}: cannot be used for MLflow, as it cannot be written; set tracking.uri to a "
-                    "folder of your own"
-                )
+                raise TrackingError(f"{database.parent}: is not writable; set tracking.uri to a folder of your own")
     except OSError as error:
-        raise TrackingError(
-            f"{database}: cannot be used for MLflow ({error.strerror}); correct tracking.uri"
-        ) from error
+        raise TrackingError(f"{database}: cannot be opened ({error.strerror}); correct tracking.uri") from error
 
 
 @contextmanager
@@ -329,9 +317,6 @@ def _first_use_lock(database: Path) -> Iterator[None]:
     """Let one process at a time open the database: the first one creates its tables."""
     _check_sqlite(database)
     database.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(database.with_name(f"{database.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with database.with_name(f"{database.name}.lock").open("ab") as file:  # closing it also unlocks
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)  # which also unlocks
