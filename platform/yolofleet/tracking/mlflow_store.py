@@ -112,9 +112,7 @@ def check_uri(tracking_uri: str) -> None:
     if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
         raise TrackingError(f"{redact(tracking_uri)}: a host is missing; write http://HOST:PORT")
     if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
-        raise TrackingError(
-            f"{tracking_uri}: the database file is missing; write sqlite:///PATH or sqlite:////ABSOLUTE"
-        )
+        raise TrackingError(f"{tracking_uri}: database file is missing; write sqlite:///PATH or sqlite:////ABSOLUTE")
     if scheme not in ("http", "https", "sqlite", "databricks", *DATABASE_SCHEMES):
         raise TrackingError(
             f"{redact(tracking_uri)}: not an MLflow tracking URI; use http://HOST:PORT, https://HOST, "
@@ -309,7 +307,7 @@ def _check_sqlite(database: Path) -> None:
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
                 raise TrackingError(f"{database.parent}: is not writable; set tracking.uri to a folder of your own")
     except OSError as error:
-        raise TrackingError(f"{database}: cannot be opened ({error.strerror}); correct tracking.uri") from error
+        raise TrackingError(f"{database}: is not usable ({error.strerror}); correct tracking.uri") from error
 
 
 @contextmanager
