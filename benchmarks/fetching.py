@@ -33,7 +33,8 @@ from typing import Any
 from slow_s3 import slow_s3
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.cache import CacheSettings, ShardCache
+from yolofleet.data.cache import ShardCache
+from yolofleet.data.cache_folder import CacheSettings
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.manifest import ShardEntry

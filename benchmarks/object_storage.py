@@ -28,7 +28,7 @@ from pathlib import Path
 from data_path import MICRO_BATCH, SETTINGS, SIDE, made_up_annotations
 from yolofleet.data.build import build_dataset
 from yolofleet.data.build_plan import BuildOptions
-from yolofleet.data.cache import CacheSettings
+from yolofleet.data.cache_folder import CacheSettings
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.problems import ProblemLog

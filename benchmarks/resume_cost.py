@@ -25,7 +25,7 @@ from yolofleet.data.coco import parse_coco
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.problems import ProblemLog
-from yolofleet.data.sample import Sample
+from yolofleet.data.records import Sample
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 from yolofleet.storage import open_storage

@@ -17,7 +17,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.loader import make_in_processes
 from yolofleet.data.loader_process import PROGRAM
 from yolofleet.data.micro_batch import Labels, MicroBatch
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import SampleError
 from yolofleet.storage import StorageError
 
 SIZE = 32

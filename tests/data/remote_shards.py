@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from yolofleet.data.cache import CacheSettings, ShardCache
-from yolofleet.data.cache_folder import CacheLocks
+from yolofleet.data.cache import ShardCache
+from yolofleet.data.cache_folder import CacheLocks, CacheSettings
 from yolofleet.data.dataset import ShardDataset
 
 URL = "s3://data/drawn"

@@ -14,8 +14,8 @@ import pytest
 
 from data.remote_shards import fetch, opened, start_reader
 from faulty_s3 import Fault, FaultyProxy
-from yolofleet.data.cache import CacheSettings, ShardCache
-from yolofleet.data.cache_folder import CacheError
+from yolofleet.data.cache import ShardCache
+from yolofleet.data.cache_folder import CacheError, CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from yolofleet.data.cache import CacheSettings, ShardCache
-from yolofleet.data.cache_folder import CacheError, own_folder
+from yolofleet.data.cache import ShardCache
+from yolofleet.data.cache_folder import CacheError, CacheSettings, own_folder, verified_note
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.storage import open_storage
 
@@ -70,7 +70,7 @@ def test_a_link_is_refused(tmp_path: Path, inner: str) -> None:
     (tmp_path / "cache").mkdir(mode=0o700) if inner else None
     (tmp_path / "cache" / inner).symlink_to(elsewhere)
     with pytest.raises(CacheError, match="is a link; name a folder that does not exist yet"):
-        opened(tmp_path / "cache").verified("0" * 64)
+        verified_note(tmp_path / "cache", "0" * 64)
     assert not list(elsewhere.iterdir())
 
 

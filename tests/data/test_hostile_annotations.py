@@ -17,8 +17,8 @@ from yolofleet.data.anchors import survey_boxes
 from yolofleet.data.annotation import RecordError, read_annotation
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.data.inspect import inspect_dataset
 from yolofleet.data.stream import TrainingStream
+from yolofleet.data.verification import inspect_dataset
 from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.specs.hyperparameters import Augmentation
 

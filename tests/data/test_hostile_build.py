@@ -15,11 +15,11 @@ from yolofleet.data.build import BuildError
 from yolofleet.data.check import check_dataset
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.data.inspect import inspect_dataset
 from yolofleet.data.manifest import ManifestError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
 from yolofleet.data.stream import TrainingStream
+from yolofleet.data.verification import inspect_dataset
 from yolofleet.specs.hyperparameters import Augmentation
 
 Build = Callable[..., ProblemLog]

@@ -18,7 +18,7 @@ from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.data import verification
 from yolofleet.data.build import _FinishedShard
-from yolofleet.data.cache import CacheSettings
+from yolofleet.data.cache_folder import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.manifest import IndexFormatError, Manifest, ManifestError
 from yolofleet.data.verification import open_verified

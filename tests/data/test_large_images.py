@@ -30,7 +30,7 @@ from yolofleet.data.decode import (
     reduction,
 )
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import SampleError
 from yolofleet.data.stream import TrainingStream
 from yolofleet.evaluation.images import ImageReadError, read_image
 from yolofleet.specs.hyperparameters import Augmentation

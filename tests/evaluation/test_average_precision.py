@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 
 from evaluation.reference_figures import CATEGORY_IDS, evaluate_with_pycocotools, random_problem
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
+from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.detections import Detections, detection_boxes, ground_truth_boxes
 from yolofleet.evaluation.precision_recall import (
     precision_at_recall,
     precision_recall,
 )
+from yolofleet.evaluation.protocol import COCO_PROTOCOL
 from yolofleet.evaluation.reference_ap import reference_average_precision
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "average_precision.npz"
@@ -32,7 +33,7 @@ def test_the_twelve_figures_are_those_of_pycocotools(seed: int, crowds: bool) ->
     reference = evaluate_with_pycocotools(ground_truth, detections)
     ours = coco_average_precision(ground_truth, detections)
     theirs = [None if value == -1 else float(value) for value in reference.stats]
-    assert list(ours.figures) == list(FIGURE_NAMES)
+    assert list(ours.figures) == list(COCO_PROTOCOL.figure_names)
     assert list(ours.figures.values()) == theirs
     precision = reference.eval["precision"]
     for position, entry in enumerate(ours.per_class):

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.reference_figures import random_problem
 from yolofleet.core.errors import UserError
-from yolofleet.evaluation.average_precision import FIGURE_NAMES, coco_average_precision
+from yolofleet.evaluation.average_precision import coco_average_precision
 from yolofleet.evaluation.bootstrap import (
     Difference,
     _differences,
@@ -20,6 +20,7 @@ from yolofleet.evaluation.bootstrap import (
     sample_figures,
 )
 from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.protocol import COCO_PROTOCOL
 
 
 def problem(seed: int, num_images: int = 12) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -51,7 +52,7 @@ def test_a_replicate_has_the_figures_of_the_draw_images(seed: int) -> None:
     samples = sample_figures(matches, weights)
     for replicate in range(weights.shape[1]):
         result = coco_average_precision(*drawn(truth, records, weights[:, replicate]))
-        for name, value in zip(FIGURE_NAMES, samples.figures[:, replicate].tolist(), strict=True):
+        for name, value in zip(COCO_PROTOCOL.figure_names, samples.figures[:, replicate].tolist(), strict=True):
             expected = result.figures[name]
             assert (np.isnan(value) and expected is None) or value == pytest.approx(expected, abs=1e-12), name
         for entry, value in zip(result.per_class, samples.per_class[:, replicate].tolist(), strict=True):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from yolofleet.search.acquisition import expected_hypervolume_gain, expected_improvement
 from yolofleet.search.gaussian_process import _evidence, fit
+from yolofleet.search.model_based import expected_hypervolume_gain, expected_improvement
 from yolofleet.search.pareto import hypervolume
 
 

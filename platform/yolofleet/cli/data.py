@@ -159,7 +159,7 @@ def inspect(
 ) -> int:
     """Verify a dataset's digests and show what it holds; exit code 1 if anything is damaged."""
     from yolofleet.data.dataset import ShardDataset
-    from yolofleet.data.inspect import inspect_dataset
+    from yolofleet.data.verification import inspect_dataset
 
     dataset = ShardDataset(url)
     manifest = dataset.manifest

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import SampleError
 from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.images import ImageReadError, read_image
 from yolofleet.storage import Storage

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import Purpose, keyed_generator
-from yolofleet.data.records import ImageRecord
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import ImageRecord, SampleError
 
 REMOTE_THREADS = 32
 LOCAL_THREADS = 1

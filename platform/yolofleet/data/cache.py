@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from yolofleet.core.file_names import SHARD_CACHE_BYTES_VARIABLE, SHARD_CACHE_VARIABLE
 from yolofleet.core.retry import retry
 from yolofleet.data.cache_folder import (
     DISK_FULL,
@@ -25,6 +23,7 @@ from yolofleet.data.cache_folder import (
     CacheFullError,
     CacheLocks,
     CacheRoom,
+    CacheSettings,
     mark_unopened,
     open_file,
     own_folder,
@@ -34,36 +33,8 @@ from yolofleet.data.fetchers import FIRST_FETCHERS, FetcherCount, Fetchers, Outc
 from yolofleet.data.manifest import ShardEntry, most_index_bytes
 from yolofleet.storage import ObjectChangedError, Storage, StorageError
 
-VERIFIED = "verified"
-RANGE_BYTES = 16 << 20
-"""On a connection of 80 MB/s, the 30 ms until the bytes come are a seventh of a request's time."""
 LONGEST_WAIT_FOR_ROOM_SECONDS = 0.5
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheSettings:
-    """The folder for shards of remote storage, how much of the disk they may take, and how they are fetched."""
-
-    path: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"yolofleet-cache-{os.getuid()}")
-    max_bytes: int = 100 * 2**30
-    patience_seconds: float = 300.0
-    """Time in which a fetch is retried: while storage does not answer, sends wrong bytes, or the disk is full."""
-    fetchers: int | None = None
-    """Shards, or ranges of them, that the node fetches ahead at a time; None finds out how many bring bandwidth."""
-    range_bytes: int = RANGE_BYTES
-    """Most bytes of one request."""
-
-    def on_this_node(self) -> CacheSettings:
-        """Return the settings with the folder and the limit that the node's environment gives."""
-        path, most = os.environ.get(SHARD_CACHE_VARIABLE), os.environ.get(SHARD_CACHE_BYTES_VARIABLE)
-        if most is not None and not most.isdecimal():
-            raise CacheError(f"{SHARD_CACHE_BYTES_VARIABLE} is {most!r}; set it to a number of bytes")
-        return replace(
-            self,
-            path=Path(path) if path else self.path,
-            max_bytes=self.max_bytes if most is None else min(self.max_bytes, int(most)),
-        )
 
 
 @dataclass(frozen=True)
@@ -94,10 +65,6 @@ class ShardCache:
         self._room = CacheRoom(self._folder, settings.max_bytes, self._locks)
         self._fetchers = Fetchers(FetcherCount.of_process(settings.fetchers))
         self._index_fetchers = Fetchers(FetcherCount.of_process(FIRST_FETCHERS))  # small: they cost no bandwidth
-
-    def verified(self, digest: str) -> Path:
-        """Return the path of the note that says that what has this digest was verified."""
-        return own_folder(self._folder / VERIFIED) / digest
 
     def open(self, storage: Storage, entry: ShardEntry) -> int:
         """Return a file descriptor of the shard's tar file; fetches it first unless it is cached.

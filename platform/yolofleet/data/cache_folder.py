@@ -22,16 +22,20 @@ import os
 import re
 import stat
 import struct
+import tempfile
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.file_names import SHARD_CACHE_BYTES_VARIABLE, SHARD_CACHE_VARIABLE
 from yolofleet.core.local_files import local_path
 
+RANGE_BYTES = 16 << 20
+"""On a connection of 80 MB/s, the 30 ms until the bytes come are a seventh of a request's time."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _ROOM_BYTE = 1 << 62
 """Its holder alone makes room; it lies behind the bytes of all objects."""
@@ -42,6 +46,31 @@ _OF_A_CACHE = re.compile(r"lock|locks|verified|evict|\d\d|[0-9a-f]{64}(\.(tar|in
 
 class CacheError(UserError):
     """A shard cannot be fetched into the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings:
+    """The folder for shards of remote storage, how much of the disk they may take, and how they are fetched."""
+
+    path: Path = field(default_factory=lambda: Path(tempfile.gettempdir()) / f"yolofleet-cache-{os.getuid()}")
+    max_bytes: int = 100 * 2**30
+    patience_seconds: float = 300.0
+    """Time in which a fetch is retried: while storage does not answer, sends wrong bytes, or the disk is full."""
+    fetchers: int | None = None
+    """Shards, or ranges of them, that the node fetches ahead at a time; None finds out how many bring bandwidth."""
+    range_bytes: int = RANGE_BYTES
+    """Most bytes of one request."""
+
+    def on_this_node(self) -> CacheSettings:
+        """Return the settings with the folder and the limit that the node's environment gives."""
+        path, most = os.environ.get(SHARD_CACHE_VARIABLE), os.environ.get(SHARD_CACHE_BYTES_VARIABLE)
+        if most is not None and not most.isdecimal():
+            raise CacheError(f"{SHARD_CACHE_BYTES_VARIABLE} is {most!r}; set it to a number of bytes")
+        return replace(
+            self,
+            path=Path(path) if path else self.path,
+            max_bytes=self.max_bytes if most is None else min(self.max_bytes, int(most)),
+        )
 
 
 def open_file(path: Path, flags: int) -> int:
@@ -89,6 +118,11 @@ def own_folder(path: Path, *, setting: str = "cache.path") -> Path:
             f"{setting} {folder}: {wrong}; name a folder that does not exist yet, or make it yours alone (chmod 700)"
         )
     return folder
+
+
+def verified_note(cache: Path, digest: str) -> Path:
+    """Return the path of the note, in a cache's folder, that what has this digest was verified."""
+    return own_folder(own_folder(cache) / "verified") / digest
 
 
 class CacheLocks:

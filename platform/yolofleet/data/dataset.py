@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from yolofleet.core.retry import retry
 from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
-from yolofleet.data.cache import CacheSettings, ShardCache
+from yolofleet.data.cache import ShardCache
+from yolofleet.data.cache_folder import CacheSettings
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, check_file_size, decode_reduced
 from yolofleet.data.image_formats import BufferPool, ImageError
 from yolofleet.data.manifest import IndexFormatError, Manifest, ShardEntry, ShardIndex, most_index_bytes
-from yolofleet.data.records import ImageRecord
-from yolofleet.data.sample import DecodedSample, Sample, SampleError
+from yolofleet.data.records import DecodedSample, ImageRecord, Sample, SampleError
 from yolofleet.storage import ObjectNotFoundError, StorageError, is_transient, open_storage
 
 MOST_INDEXES_KEPT = 64

@@ -23,8 +23,7 @@ from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.letterbox import Letterbox, letterbox
 from yolofleet.data.loader import ordered_map
-from yolofleet.data.records import target_boxes
-from yolofleet.data.sample import DecodedSample, SampleError
+from yolofleet.data.records import DecodedSample, SampleError, target_boxes
 
 RECTANGULAR_PADDING = 0.5
 """Strides added to a rectangular batch before rounding up (published)."""

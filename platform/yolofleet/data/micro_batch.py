@@ -19,8 +19,7 @@ from yolofleet.data.augment import Augmenter
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
-from yolofleet.data.records import LabelledImage, labelled_image
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import LabelledImage, SampleError, labelled_image
 from yolofleet.specs.hyperparameters import Augmentation
 
 if TYPE_CHECKING:

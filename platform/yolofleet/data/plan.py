@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from yolofleet.data.cache import RANGE_BYTES
+from yolofleet.data.cache_folder import RANGE_BYTES
 from yolofleet.data.order import Deal, SampleOrder, Window
 
 MOST_SAMPLES_MIXED = 200_000

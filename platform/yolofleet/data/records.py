@@ -13,10 +13,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, compress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from yolofleet.core.errors import UserError
 
 MOST_WHOLE_NUMBER = 2**53 - 1
 """The largest id or count: JSON, JavaScript and float64 hold every whole number up to it."""
@@ -255,3 +257,31 @@ def labelled_image(
         gain = np.array((width / full_width, height / full_height))
         boxes, outlines = boxes * np.tile(gain, 2), replace(outlines, ends=outlines.ends * gain)
     return LabelledImage(key, pixels, boxes, classes, outlines)
+
+
+class SampleError(UserError):
+    """One sample cannot be used; ``reason`` is a short word to count it by, ``key`` names the sample."""
+
+    def __init__(self, reason: str, message: str, key: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.key = key
+
+
+class Sample(NamedTuple):
+    """One sample as stored in its shard: encoded image and annotation."""
+
+    key: str
+    image: bytes
+    annotation: bytes
+
+
+class DecodedSample(NamedTuple):
+    """One sample, its image decoded in full or at a reduced size."""
+
+    key: str
+    record: ImageRecord
+    pixels: NDArray[np.uint8]
+    """(height, width, 3) uint8 RGB, the way up that the record speaks of."""
+    size: tuple[int, int]
+    """(width, height) of the image in full."""

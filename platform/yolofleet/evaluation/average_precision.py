@@ -32,8 +32,6 @@ from yolofleet.evaluation.result_records import Note
 
 Figures = dict[str, float | None]
 
-FIGURE_NAMES = (*COCO_PROTOCOL.precision_names, *COCO_PROTOCOL.recall_names)
-"""The twelve COCO figures: AP, AP50, AP75, AP of three sizes, AR_1, AR_10, AR_100, AR of three sizes."""
 ANY_CLASS = -1
 """The id of the one row of a class-agnostic evaluation, as in pycocotools."""
 
@@ -235,7 +233,7 @@ def _figures(curves: Curves, protocol: Protocol) -> Figures:
         *(_mean(recall[:, :, ALL, allowed]) for allowed in range(recall.shape[-1])),
         *(_mean(recall[:, :, size, -1]) for size in sizes),
     ]
-    return dict(zip((*protocol.precision_names, *protocol.recall_names), values, strict=True))
+    return dict(zip(protocol.figure_names, values, strict=True))
 
 
 def _class_figures(

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from yolofleet.evaluation.average_precision import FIGURE_NAMES
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.image_matches import ClassMatches, Matches, match_images
 from yolofleet.evaluation.precision_recall import (
@@ -34,6 +33,7 @@ from yolofleet.evaluation.precision_recall import (
     Floats,
     Integers,
 )
+from yolofleet.evaluation.protocol import COCO_PROTOCOL
 
 CELLS_AT_ONCE = 16_000_000
 """Most detections of a class times replicates in one pass: bounds the memory to about 200 MB."""
@@ -44,7 +44,7 @@ class FigureSamples:
     """Figures of B replicates; NaN where there was nothing to measure.
 
     Attributes:
-        figures: (12, B) in the order of FIGURE_NAMES.
+        figures: (12, B) in the order of COCO_PROTOCOL.figure_names.
         per_class: (K, B) AP of each class.
     """
 
@@ -240,7 +240,9 @@ def paired_bootstrap(
     samples = [sample_figures(matches, drawn) for matches in both]
     names = list(both[0].class_names.values())
     return Differences(
-        figures=_differences(FIGURE_NAMES, [e.figures for e in exact], [s.figures for s in samples], confidence),
+        figures=_differences(
+            COCO_PROTOCOL.figure_names, [e.figures for e in exact], [s.figures for s in samples], confidence
+        ),
         per_class=tuple(
             entry
             for entry in _differences(names, [e.per_class for e in exact], [s.per_class for s in samples], confidence)

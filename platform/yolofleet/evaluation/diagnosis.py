@@ -10,7 +10,6 @@ import numpy as np
 
 from yolofleet.evaluation.average_precision import BoxTables, box_tables
 from yolofleet.evaluation.confidence import Calibration, ConfidenceCurves, calibration, confidence_curves
-from yolofleet.evaluation.confusion import confusion_matrix
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.error_types import (
     ERROR_KINDS,
@@ -18,6 +17,7 @@ from yolofleet.evaluation.error_types import (
     MISSED,
     TRUE,
     Outcomes,
+    confusion_matrix,
     find_outcomes,
     mended_ap50,
 )

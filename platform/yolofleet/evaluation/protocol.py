@@ -99,6 +99,11 @@ class Protocol:
         """Names of the figures of recall."""
         return (*(f"AR_{count}" for count in self.allowed), *(f"AR_{size.name}" for size in self.sizes))
 
+    @property
+    def figure_names(self) -> tuple[str, ...]:
+        """Names of all figures: AP, AP50, AP75, AP of three sizes, AR_1, AR_10, AR_100, AR of three sizes."""
+        return (*self.precision_names, *self.recall_names)
+
     def as_json(self) -> dict[str, Any]:
         """Return the parameters as plain JSON values."""
         return asdict(self)

@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from yolofleet.evaluation.average_precision import FIGURE_NAMES, Figures
+from yolofleet.evaluation.average_precision import Figures
 from yolofleet.evaluation.detections import Detections
+from yolofleet.evaluation.protocol import COCO_PROTOCOL
 
 TOLERANCE = 1e-12
 """Both sum the same numbers in the same order; this leaves room for another build of NumPy."""
@@ -43,7 +44,9 @@ def reference_average_precision(ground_truth: Mapping[str, Any], detections: Det
         evaluation.summarize()
     return {
         name: None if value == -1 else float(value)
-        for name, value in zip(FIGURE_NAMES, evaluation.stats[: len(FIGURE_NAMES)], strict=True)
+        for name, value in zip(
+            COCO_PROTOCOL.figure_names, evaluation.stats[: len(COCO_PROTOCOL.figure_names)], strict=True
+        )
     }
 
 

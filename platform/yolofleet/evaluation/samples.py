@@ -12,7 +12,7 @@ from PIL import Image
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.draw import JPEG_QUALITY, MARGIN, draw_detections, encode
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import SampleError
 from yolofleet.evaluation.detections import Detections
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.letterbox import letterbox
-from yolofleet.data.sample import SampleError
+from yolofleet.data.records import SampleError
 from yolofleet.data.verification import open_verified
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.evaluate import evaluate

@@ -255,7 +255,7 @@ def _figure(mistakes: Disagreement, image: SampleImage) -> Markup:
 
 def _sample_numbers(dataset: ShardDataset) -> dict[int, int]:
     """Return the number of the sample of each image id; a sample that cannot be read has no ground truth."""
-    from yolofleet.data.sample import SampleError
+    from yolofleet.data.records import SampleError
 
     numbers: dict[int, int] = {}
     for number in range(len(dataset)):

@@ -156,7 +156,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.training.checkpoint.store import CheckpointStore
     from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
     from yolofleet.training.loop.sample_log import read_skipped, skipped_document
-    from yolofleet.training.supervision.worker import driver_device
+    from yolofleet.training.setup.builders import driver_device
 
     run = ready.run
     device = driver_device(job)

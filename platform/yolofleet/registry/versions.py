@@ -1,10 +1,18 @@
-"""Registered models, their versions, tags and aliases, as MLflow stores them."""
+"""Registered models, their versions, tags and aliases, as MLflow stores them.
+
+An sqlite store is read without MLflow, whose import and check of the tables take seconds: nothing is written, and where
+the tables are not as expected (a newer or a much older MLflow, several workspaces) MLflow's own client is asked.
+"""
 
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
@@ -15,6 +23,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+DELETED = "Deleted_Internal"
+"""MLflow's stage of a version that was deleted."""
+PROMPT_TAG = "mlflow.prompt.is_prompt"
+WRITER_PATIENCE_SECONDS = 5.0
+"""How long a writer is waited for."""
 CANDIDATE = "candidate"
 TAG_PREFIX = "yolofleet."
 DIGEST_TAG = "yolofleet.digest"
@@ -94,7 +107,7 @@ def browse_versions(tracking_uri: str, name: str | None = None) -> list[Version]
         RegistryError: There is no such registered model.
         TrackingError, TrackingFailureError: MLflow does not answer.
     """
-    from yolofleet.registry.sqlite_versions import read_models
+    from yolofleet.registry.versions import read_models
 
     database = sqlite_path(tracking_uri)
     if database is None or (found := read_models(database)) is None:
@@ -233,3 +246,49 @@ class ModelTags:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
                 raise VersionGoneError(f"version {version} of '{self._name}' was deleted in MLflow") from error
+
+
+def read_models(database: Path) -> tuple[list[Any], list[Any]] | None:
+    """Return the registered models and all their versions, with MLflow's names for what they have.
+
+    Args:
+        database: The file of an sqlite store.
+
+    Returns:
+        Models (name, aliases) and versions (name, version, tags, run_id, creation_timestamp); None where it cannot be
+        read in this way.
+    """
+    try:
+        with closing(
+            sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=WRITER_PATIENCE_SECONDS)
+        ) as store:
+            return _models(store), list(_versions(store))
+    except (sqlite3.Error, ValueError, TypeError):
+        return None
+
+
+def _models(store: sqlite3.Connection) -> list[Any]:
+    prompts = "SELECT name FROM registered_model_tags WHERE key = ? AND lower(value) = 'true'"
+    names = store.execute(f"SELECT name FROM registered_models WHERE name NOT IN ({prompts})", (PROMPT_TAG,)).fetchall()
+    models = {name: SimpleNamespace(name=name, aliases={}) for (name,) in names}
+    if len(models) < len(names):
+        raise ValueError("a name is there in several workspaces")
+    for name, alias, version in store.execute("SELECT name, alias, version FROM registered_model_aliases"):
+        if name in models:
+            models[name].aliases[alias] = version
+    return list(models.values())
+
+
+def _versions(store: sqlite3.Connection) -> Iterator[Any]:
+    tags: dict[tuple[str, int], dict[str, str]] = {}
+    for name, version, key, value in store.execute("SELECT name, version, key, value FROM model_version_tags"):
+        tags.setdefault((name, version), {})[key] = value
+    query = "SELECT name, version, run_id, creation_time FROM model_versions WHERE current_stage IS NOT ?"
+    for name, version, run_id, created in store.execute(query, (DELETED,)):
+        yield SimpleNamespace(
+            name=name,
+            version=int(version),
+            tags=tags.get((name, version), {}),
+            run_id=run_id,
+            creation_timestamp=int(created or 0),
+        )

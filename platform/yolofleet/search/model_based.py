@@ -3,17 +3,23 @@
 Each suggestion draws a pool of candidates, some anywhere and some near the best so far, screens them, and takes the one
 expected to add most. What breaks a limit is never suggested, and a known objective (GFLOPs, parameters) is exact.
 Trials that stopped early count too: the share of training done is one more input, and it is asked about the end.
+
+With one measured objective and one that is known beforehand (AP and GFLOPs), the expected gain of hypervolume is
+exact: over each stretch of the known objective that a candidate would cover, it is the expected improvement over the
+best AP there. With a single objective it is the expected improvement. Any other number of objectives is turned into
+one by a weighted worst case whose weights are drawn anew for each suggestion (ParEGO, Knowles 2006).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from yolofleet.search import history as record
-from yolofleet.search.acquisition import expected_hypervolume_gain, expected_improvement, weighted_worst_case
 from yolofleet.search.feasibility import Screened
 from yolofleet.search.gaussian_process import GaussianProcess, fit
 from yolofleet.search.history import History, Observation
@@ -22,7 +28,8 @@ from yolofleet.search.space import Parameters, Values, key_of, pool
 from yolofleet.specs.search_parts import Objective
 
 Array = NDArray[np.float64]
-
+PARETO_SLACK = 0.05
+"""Share of the plain sum in the weighted worst case, which keeps it from preferring dominated points."""
 POOL = 600
 """Candidates drawn for a suggestion, half of them anywhere."""
 REFINED = 4
@@ -197,3 +204,52 @@ def _is_ordered(options: list[object]) -> bool:
     """Return whether a choice is of growing numbers, which lie on a line."""
     numbers = [option for option in options if isinstance(option, int | float) and not isinstance(option, bool)]
     return len(numbers) == len(options) and numbers == sorted(numbers)
+
+
+def expected_improvement(mean: Array, deviation: Array, level: Array | float) -> Array:
+    """Return the expected excess over a level, for Gaussians of this mean and deviation (more is better)."""
+    z = (mean - level) / deviation
+    density = np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    below: Array = torch.special.ndtr(torch.from_numpy(z)).numpy()
+    gain: Array = deviation * (z * below + density)
+    return np.maximum(gain, 0.0)
+
+
+def expected_hypervolume_gain(
+    mean: Array, deviation: Array, known: Array, front: Array, reference: tuple[float, float]
+) -> Array:
+    """Return the expected gain of hypervolume of each candidate.
+
+    Args:
+        mean: (m,) mean of the measured objective; more is better.
+        deviation: (m,) its standard deviation.
+        known: (m,) the known objective; more is better (negate what shall be small).
+        front: (n, 2) measured and known objective of the points so far; more is better.
+        reference: The values that are worth nothing.
+    """
+    # Only what beats the reference point covers any area.
+    inside = front[(front[:, 0] > reference[0]) & (front[:, 1] > reference[1])]
+    # Going up along the known objective, the best measured value among the points that reach that far falls in steps.
+    edges = np.concatenate([[reference[1]], np.sort(inside[:, 1])])
+    levels = np.array([_best_from(inside, edge, reference[0]) for edge in edges])
+    uppers = np.append(edges[1:], np.inf)
+    # A candidate adds, over the part of each stretch that it reaches, what it is expected to lie above the level there.
+    covered = np.clip(np.minimum(known[:, None], uppers) - edges, 0.0, None)  # (m, stretches)
+    gains = expected_improvement(mean[:, None], deviation[:, None], levels[None, :])
+    total: Array = (covered * gains).sum(axis=1)
+    return total
+
+
+def _best_from(points: Array, edge: float, otherwise: float) -> float:
+    """Return the best measured value among the points that lie beyond an edge of the known objective."""
+    reaching = points[points[:, 1] > edge, 0]
+    return float(reaching.max()) if len(reaching) else otherwise
+
+
+def weighted_worst_case(points: Array, weights: Array) -> Array:
+    """Return one number for each point: the worst of its weighted objectives, scaled to 0..1 (more is better)."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    scaled = (points - low) / np.where(high > low, high - low, 1.0)
+    short = weights * (1 - scaled)
+    result: Array = -(short.max(axis=1) + PARETO_SLACK * short.sum(axis=1))
+    return result

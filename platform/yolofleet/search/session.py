@@ -13,7 +13,7 @@ from typing import Any, get_args
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.evaluation.average_precision import FIGURE_NAMES
+from yolofleet.evaluation.protocol import COCO_PROTOCOL
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import COMPLETED, Engine, TrialSegment
 from yolofleet.search.feasibility import Screen, check_feasible, measure_on
@@ -31,7 +31,7 @@ from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.setup.builders import open_dataset
 
 TRAINING_METRICS = (*LossTerms.NAMES, "samples_per_second")
-REPORTED_METRICS = (*(f"val_{name}" for name in (*FIGURE_NAMES, *LossTerms.NAMES)), *TRAINING_METRICS)
+REPORTED_METRICS = (*(f"val_{name}" for name in (*COCO_PROTOCOL.figure_names, *LossTerms.NAMES)), *TRAINING_METRICS)
 KNOWN_FIGURES: tuple[str, ...] = get_args(Figure)
 POINTS_SCREENED = 256
 """Candidates screened before the start, to see what they cost and that some meet the limits."""

@@ -119,7 +119,7 @@ class ElanRow(Row):
     merge: Literal["branches", "grouped"] = "branches"
     """How two groups are computed: as two branches and a sum, or as group convolutions, shuffle and sum."""
     rep: tuple[str, ...] = ()
-    """Positions of RepConv in each stack of two (see ``yolofleet.models.reparameterize``)."""
+    """Positions of RepConv in each stack of two (see ``yolofleet.models.zoo``)."""
 
 
 class DownRow(Row):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from yolofleet.cluster.doctor.disk import CacheNeed
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
@@ -20,10 +22,10 @@ from yolofleet.cluster.doctor.nodes import ExaminedNode
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.redaction import redact
+from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.tracking import TrackingSpec
-from yolofleet.tracking.artifact_probe import artifact_problem, is_made_by_first_run
 from yolofleet.tracking.mlflow_store import (
     check_reachable,
     default_tracking_uri,
@@ -186,3 +188,36 @@ def examine_tracking(job: JobSpec) -> Finding:
     if uri is None:
         return Finding(CLUSTER, TRACKING_SUBJECT, "ok", "not used (tracking.uri is not set)")
     return check_tracking(probe_tracking(uri, job.tracking.experiment), uri, job.tracking)
+
+
+def is_made_by_first_run(location: str) -> bool:
+    """Return whether an artifact location is a folder that does not exist before the first run."""
+    parts = urlsplit(location)
+    return parts.scheme in ("", "file") and not Path(parts.path).is_dir()
+
+
+def artifact_problem(tracking_uri: str, location: str, name: str, text: str) -> str | None:
+    """Store a file, fetch it and remove it; return why that fails, None if it does not.
+
+    Args:
+        tracking_uri: The MLflow that the location belongs to; it may be the server that keeps the files.
+        location: An experiment's artifact location.
+        name: Name of the file, used by nothing else there.
+        text: Content of the file.
+    """
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    with tempfile.TemporaryDirectory(prefix="yolofleet-artifact-") as folder:
+        file, fetched = Path(folder, name), Path(folder, "fetched")
+        file.write_text(text)
+        fetched.mkdir()
+        try:
+            store = get_artifact_repository(location, tracking_uri=tracking_uri)
+            store.log_artifact(str(file))
+            try:
+                seen = Path(store.download_artifacts(name, dst_path=str(fetched))).read_text()
+            finally:
+                store.delete_artifacts(name)
+        except Exception as error:  # every kind of store raises what its own library does
+            return one_line(error)
+    return None if seen == text else "the fetched file differs from the stored one"

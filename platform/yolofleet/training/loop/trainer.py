@@ -30,7 +30,6 @@ from yolofleet.training.loop.update import MicroBatchStatistics, Precision, Weig
 from yolofleet.training.loop.worker_group import WorkerGroup, assign_micro_batches
 from yolofleet.training.setup.builders import build_loss, freeze_blocks, open_dataset, training_stream
 from yolofleet.training.setup.preparation import run_deal, run_image_weights, run_table
-from yolofleet.training.setup.pretrained import load_initial
 from yolofleet.training.strategies.strategy import Strategy, build_strategy
 
 if TYPE_CHECKING:
@@ -208,6 +207,8 @@ def _restore_learner(
     torch.manual_seed(job.seed)
     model = build_model(run_table(job, run), num_classes=len(dataset.classes)).to(group.device, precision.parameters)
     if job.initial_weights is not None:
+        from yolofleet.training.setup.pretrained import load_initial
+
         load_initial(run.storage, model)
     freeze_blocks(model.train(), job.freeze)
     lay_channels_innermost(model)

@@ -7,17 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import did_you_mean
 from yolofleet.data.anchors import image_weights, survey_boxes
-from yolofleet.data.cache import CacheSettings
+from yolofleet.data.cache_folder import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.loader import choose_loader
 from yolofleet.data.order import Deal
 from yolofleet.data.stream import TrainingStream
 from yolofleet.data.verification import open_verified
+from yolofleet.evaluation.detector import select_device
 from yolofleet.losses import DetectionLoss, scaled_gains
 from yolofleet.models.network import Network
 from yolofleet.models.wiring import wire
@@ -193,3 +195,8 @@ def chosen_deal(data: DataSpec, dataset: ShardDataset) -> Deal:
 def dataset_weights(dataset: ShardDataset, share: float) -> NDArray[np.float64]:
     """Return how often each sample is drawn an epoch; reads every annotation of the dataset."""
     return image_weights(survey_boxes(dataset), len(dataset.classes), share)
+
+
+def driver_device(job: JobSpec) -> torch.device:
+    """Return the device for what the command itself computes: it may run where the workers' GPUs are not."""
+    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else select_device("auto", "device")

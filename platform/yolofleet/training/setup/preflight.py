@@ -10,7 +10,7 @@ import subprocess
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,7 +27,9 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.setup.builders import open_dataset, trained_table
 from yolofleet.training.setup.preparation import Preparation, prepare
-from yolofleet.training.setup.pretrained import Locate
+
+if TYPE_CHECKING:
+    from yolofleet.training.setup.pretrained import Locate
 
 MOST_CHANGES_SHOWN = 8
 

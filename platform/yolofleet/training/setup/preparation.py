@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import safetensors.numpy
@@ -39,7 +39,9 @@ from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.setup.builders import check_block_names, chosen_deal, trained_table
-from yolofleet.training.setup.pretrained import INITIAL_KEY, Locate, read_trained, take_over
+
+if TYPE_CHECKING:
+    from yolofleet.training.setup.pretrained import Locate
 
 Setting = Literal["model", "auto", "fit"]
 Source = Literal["model", "initial weights", "fitted"]
@@ -192,6 +194,8 @@ def prepare(
     objects: dict[str, bytes] = {}
     given = None
     if job.initial_weights is not None:
+        from yolofleet.training.setup.pretrained import INITIAL_KEY, read_trained, take_over
+
         trained = read_trained(job.initial_weights, locate, job.initial_weights_sha256)
         transfer = take_over(table, [name for _, name in dataset.classes], trained)
         objects[INITIAL_KEY] = transfer.to_bytes()

@@ -29,7 +29,6 @@ from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import EXIT_STOPPED, UserError
 from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import announce, guard_output, note
-from yolofleet.evaluation.detector import select_device
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
 from yolofleet.storage.lock import FencingToken
@@ -120,11 +119,6 @@ def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
         for kind in kinds if can_handle else ():
             signal.signal(kind, leave)
         yield
-
-
-def driver_device(job: JobSpec) -> torch.device:
-    """Return the device for what the command itself computes: it may run where the workers' GPUs are not."""
-    return torch.device("cpu") if job.cluster.gpus_per_worker == 0 else select_device("auto", "device")
 
 
 def local_device(job: JobSpec) -> torch.device:
