@@ -18,10 +18,10 @@ from yolofleet.export.card import ExportCard, make_card, put_card
 from yolofleet.export.exporter import export_detector
 from yolofleet.export.formats import FORMATS, ExportFormat, Request
 from yolofleet.export.onnx_suppression import add_suppression
-from yolofleet.export.prediction_comparison import random_batches, verify
 from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import ExportError, InputShape, Thresholds
 from yolofleet.export.triton import write_repository
+from yolofleet.export.verification import random_batches, verify
 from yolofleet.models import build_model, deploy
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.evaluation.images import read_image
 from yolofleet.export.exporter import export_detector
 from yolofleet.export.formats import Request
-from yolofleet.export.prediction_comparison import verify
 from yolofleet.export.settings import InputShape, Thresholds
+from yolofleet.export.verification import verify
 from yolofleet.models import build_model
 from yolofleet.models.network import Network
 from yolofleet.specs.model import ModelChoice

@@ -128,8 +128,8 @@ def _verify(
         Whether the differences are those of rounding (those of INT8 are reported and accepted), the comparison as JSON
         values, and as lines.
     """
-    from yolofleet.export.prediction_comparison import random_batches
-    from yolofleet.export.prediction_comparison import verify as compare
+    from yolofleet.export.verification import random_batches
+    from yolofleet.export.verification import verify as compare
 
     batches = random_batches(request.shape, detector.model.max_stride) if data is None else _batches(data, request)
     comparison = compare(path, request.format, detector, request.thresholds, batches)

@@ -74,11 +74,6 @@ class Protocol:
     classes: tuple[str, ...] = ()
     class_agnostic: bool = False
 
-    def __post_init__(self) -> None:
-        names = [size.name for size in self.sizes]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise UserError(f"--area: the name '{min(twice)}' is given to two ranges; give each a name of its own")
-
     @property
     def allowed(self) -> tuple[int, ...]:
         """Numbers of detections that have a recall of their own: 1, 10 and the most that count."""
@@ -144,12 +139,16 @@ def parse_protocol(
         class_agnostic: Whether classes do not matter.
 
     Raises:
-        UserError: An option cannot be read.
+        UserError: An option cannot be read, or two ranges have one name.
     """
     names = [name.strip() for entry in classes for name in entry.split(",")]
+    sizes = tuple(map(SizeRange.parse, areas)) or COCO_SIZES
+    size_names = [size.name for size in sizes]
+    if twice := {name for name in size_names if size_names.count(name) > 1}:
+        raise UserError(f"--area: the name '{min(twice)}' is given to two ranges; give each a name of its own")
     return Protocol(
         max_detections=COCO_PROTOCOL.max_detections if max_detections is None else max_detections,
-        sizes=tuple(map(SizeRange.parse, areas)) or COCO_SIZES,
+        sizes=sizes,
         classes=tuple(name for name in names if name),
         class_agnostic=class_agnostic,
     )

@@ -220,9 +220,9 @@ def compare_onnx(path: Path, detector: Detector) -> PredictionComparison:
 
     if find_spec("onnxruntime") is None:
         raise FormError("onnxruntime is not installed; pip install 'yolofleet[export]'")
-    from yolofleet.export.prediction_comparison import random_batches, verify
     from yolofleet.export.runtime import OnnxNetwork
     from yolofleet.export.settings import InputShape, Thresholds
+    from yolofleet.export.verification import random_batches, verify
 
     card = OnnxNetwork(path).card
     if card.weights_sha256 != detector.card.weights_sha256:
