@@ -128,12 +128,6 @@ def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 2]}.."
 
 
-def _list_line(job: SentJob) -> str:
-    """Return a job's line; a job that waits for room has a second one, which says for what."""
-    state, reason = (job.status, "") if job.waiting is None else ("WAITING", f"\n{'':<10} {job.waiting}")
-    return f"{state:<10} {_format_time(job.began):<20} {job.name or '-':<24} {job.id}{reason}"
-
-
 @app.command()
 def show(job: JobId, address: Address = None, as_json: JsonOption = False) -> None:
     """Show the state of a job, and how far its run is."""
