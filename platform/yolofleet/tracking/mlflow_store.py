@@ -305,9 +305,9 @@ def _check_sqlite(database: Path) -> None:
         else:
             there = next(folder for folder in database.parents if folder.exists())
             if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-                raise TrackingError(f"{database.parent}: is not writable; set tracking.uri to a folder of your own")
+                raise TrackingError(f"{database.parent}: cannot be used (not writable); correct tracking.uri")
     except OSError as error:
-        raise TrackingError(f"{database}: is not usable ({error.strerror}); correct tracking.uri") from error
+        raise TrackingError(f"{database}: cannot be used ({error.strerror}); correct tracking.uri") from error
 
 
 @contextmanager
