@@ -20,8 +20,8 @@ class ClusterSpec(Spec):
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that each worker gets; 0 trains on the CPU."""
     cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """CPUs that each worker gets, without a GPU its threads, too. auto: this machine's cores shared by the workers; 1
-    on a cluster or in a search; data.loader_threads + 1 for a worker with a GPU. Decided when a run starts, and kept."""
+    """CPUs of each worker, without a GPU its threads, too. auto: this machine's cores shared by the workers; 1 on a
+    cluster or in a search; data.loader_threads + 1 for a worker with a GPU. Decided when a run starts, and kept."""
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """What one worker costs an hour, in any currency: runs then say what they cost."""
     labels: dict[str, str] = Field(default_factory=dict)
