@@ -20,6 +20,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.evaluation.detector import Detector
 from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.models import build_model, deploy
+from yolofleet.models.deployment import half_weights, has_half_weights
 from yolofleet.specs.model import ModelChoice
 
 TINY = ModelChoice(name="yolov7-tiny", transition_width=0.125, hidden_width=0.125)
@@ -48,6 +49,23 @@ def test_a_package_gives_back_the_same_model(tmp_path: Path, deployed: bool) -> 
     assert (detector.card.confidence, detector.card.iou, detector.card.max_detections) == (0.3, 0.5, 9)
     assert detector.card.deployed is deployed
     assert not any(parameter.requires_grad for parameter in detector.model.parameters())
+
+
+def test_half_weights_take_half_the_bytes_and_are_read_as_they_are(tmp_path: Path) -> None:
+    model = deploy(build_model(TINY, num_classes=2).eval())
+    rounded = half_weights(model)
+    sizes = [
+        (save_detector(tmp_path / "package", form, [(1, "a"), (2, "b")], 64) / "model.safetensors").stat().st_size
+        for form in (model, rounded)
+    ]
+    assert sizes[1] < 0.6 * sizes[0]
+    read = Detector.load(tmp_path / "package").model
+    for name, tensor in rounded.state_dict().items():
+        assert read.state_dict()[name].dtype == torch.float32 and torch.equal(read.state_dict()[name], tensor)
+    assert torch.equal(rounded.anchors, model.anchors) and not has_half_weights(model)
+    next(model.parameters()).data.fill_(1e5)
+    with pytest.raises(UserError, match="larger than half precision"):
+        half_weights(model)
 
 
 def test_an_image_is_the_same_in_every_form(package: Path, photo: NDArray[np.uint8], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from yolofleet.evaluation.detector_package import save_detector
 from yolofleet.export.runtime import OnnxNetwork
 from yolofleet.export.settings import INPUT_NAME
 from yolofleet.models import build_model
-from yolofleet.registry.evaluation_record import Evidence, read_detections, write_detections
+from yolofleet.models.deployment import half_weights
+from yolofleet.registry.evaluation_record import Evidence, evaluate_package, read_detections, write_detections
 from yolofleet.registry.package import ARCHIVE_NAME, open_archive
 from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256
 from yolofleet.registry.register import register_detector
@@ -28,6 +30,7 @@ from yolofleet.registry.verify import Verification, verify
 from yolofleet.registry.version_files import artifact_location, local_folder
 from yolofleet.registry.versions import PROOF_TAG, Version, find_version
 from yolofleet.tracking.mlflow_store import open_client
+from yolofleet.training.setup.pretrained import TRAINING_FORM
 
 pytestmark = pytest.mark.system
 
@@ -373,6 +376,27 @@ def test_a_package_registered_with_data_is_evaluated(
     evaluated: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert (bare["version"], evaluated["version"]) == (1, 2) and float(evaluated["facts"]["figures.AP"]) > 0.2
     assert verify(tracking_uri, find_version(tracking_uri, "shapes/1")).verdict == "incomplete"
+
+
+def test_weights_in_half_precision_say_what_that_costs(
+    trained_package: Path, known_data: Path, tracking_uri: str, tmp_path: Path
+) -> None:
+    whole = Detector.load(trained_package)
+    package = save_detector(
+        tmp_path / "half", half_weights(whole.model), whole.classes, whole.card.image_size, max_detections=20
+    )
+    shutil.copy(trained_package / TRAINING_FORM, package)
+    evaluations = [evaluate_package(folder, str(known_data), "cpu") for folder in (trained_package, package)]
+    before, after = (evidence.evaluation.record for evidence in evaluations if evidence.evaluation is not None)
+    for name, figures, outcome in (
+        ("half", before.figures, "passed"),
+        ("forged", before.figures | {"AP": (before.figures["AP"] or 0) + 0.01}, "failed"),
+    ):
+        record = after.model_copy(update={"unrounded_figures": figures})
+        evaluation = replace(evaluations[1].evaluation, record=record)  # type: ignore[type-var]
+        version = register_detector(package, name, tracking_uri, replace(evaluations[1], evaluation=evaluation))
+        found = outcomes(verify(tracking_uri, version, data=str(known_data)))
+        assert (found["AP before rounding"], found["training form"], found["AP"]) == (outcome, "passed", "passed")
 
 
 def test_a_proof_keeps_the_keys_of_older_versions(registered: tuple[str, Version, Path]) -> None:

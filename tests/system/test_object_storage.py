@@ -64,7 +64,7 @@ def test_shards_and_runs_live_on_s3(shell: Shell, drawn: Path, s3: dict[str, str
 
 
 @pytest.mark.slow
-def test_a_release_with_its_network_as_onnx_predicts_with_it(shell: Shell, drawn: Path, s3: dict[str, str]) -> None:
+def test_a_release_in_half_precision_with_its_network_as_onnx_predicts_with_it(shell: Shell, drawn: Path, s3: dict[str, str]) -> None:
     shell.environment = s3
     job = write_job(
         shell.folder,
@@ -72,12 +72,13 @@ def test_a_release_with_its_network_as_onnx_predicts_with_it(shell: Shell, drawn
         storage="s3://bucket/with-onnx",
         tracking={"uri": "sqlite:///mlflow.db", "register_as": "quick"},
         release_onnx=True,
+        release_precision="fp16",
         cluster__workers=1,
         epochs=0.5,
     )
     shell.succeed("train", str(job), "--launcher", "process")
     verified = shell.succeed("registry", "verify", "models:/quick/1", "--tracking-uri", "sqlite:///mlflow.db")
-    for claim in ("ONNX Runtime, model.onnx", "AP, model.onnx"):
+    for claim in ("ONNX Runtime, model.onnx", "AP, model.onnx", "AP before rounding"):
         assert re.search(rf"ok +{re.escape(claim)}", verified), verified
     done = shell.run("evaluate", "s3://bucket/with-onnx/small", str(drawn / "shards/val"), "--json", "--device", "cpu")
     assert done.returncode == 0 and "torch predicts" not in done.stderr, done.stderr

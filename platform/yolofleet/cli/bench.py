@@ -31,9 +31,10 @@ def bench(
     from yolofleet.training.loop.update import FORWARD
     from yolofleet.training.metrics.floors import measure_ceilings, stage_floors
     from yolofleet.training.setup.builders import open_dataset, trained_table
+    from yolofleet.training.setup.worker_cpus import with_cpus
     from yolofleet.training.supervision.worker import local_device, use_worker_threads
 
-    spec = JobSpec.load(open_file(job), overrides or []).with_absolute_paths()
+    spec = with_cpus(JobSpec.load(open_file(job), overrides or []).with_absolute_paths())
     rate = _measure(spec, steps)
     import torch
 
@@ -62,7 +63,9 @@ def bench(
 
 def print_rate(spec: JobSpec, source: str, *, as_json: bool) -> None:
     """Measure a job's rate, and print it as a file that `yolofleet cluster plan --rate` reads, or for people."""
-    rate = _measure(spec, None)
+    from yolofleet.training.setup.worker_cpus import with_cpus
+
+    rate = _measure(with_cpus(spec), None)
     plan = f"plan the run: yolofleet cluster plan {source} --rate {rate.seconds_per_step:.4g}"
     print_result(rate.document(), [*_rate_lines(rate), plan], as_json=as_json)
 

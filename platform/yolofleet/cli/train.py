@@ -56,7 +56,7 @@ def train(
         from yolofleet.tracking.mlflow_store import job_tracking_uri
 
         spec = spec.with_absolute_paths()
-        document = plan_run(spec, job_tracking_uri(spec.tracking, spec.storage))
+        document = plan_run(spec, job_tracking_uri(spec.tracking, spec.storage), launcher)
         print_result(document, plan_lines(document), as_json=as_json)
         return
     if measure:
@@ -85,6 +85,7 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
     from yolofleet.tracking.mlflow_store import job_tracking_uri
     from yolofleet.tracking.run_directory import RunDirectory
     from yolofleet.training.setup.preflight import run_storage
+    from yolofleet.training.setup.worker_cpus import with_cpus
 
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
@@ -94,6 +95,7 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
     tracking_uri = job_tracking_uri(spec.tracking, spec.storage)
     doing("looking at the storage")
     storage = run_storage(spec)
+    spec = with_cpus(spec, RunDirectory(storage), launcher=launcher)
     if not RunDirectory(storage).exists():
         _check_devices(spec, launcher)
     try:

@@ -7,15 +7,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.non_finite import skipped_windows
 from yolofleet.training.loop.progress import Milestones
 from yolofleet.training.loop.schedule import EARLIER_EPOCHS, Schedule
 from yolofleet.training.setup.micro_batch import forecast
 from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.setup.worker_cpus import with_cpus
 
 if TYPE_CHECKING:
     from yolofleet.specs.job import JobSpec
-    from yolofleet.tracking.run_directory import RunDirectory
     from yolofleet.training.setup.preflight import Readiness
 
 CURVE_COLUMNS = 60
@@ -24,13 +25,13 @@ NEWEST_ROWS = 20
 """Rows of metrics that say how fast a run is."""
 
 
-def plan_run(spec: JobSpec, tracking_uri: str | None) -> dict[str, Any]:
+def plan_run(spec: JobSpec, tracking_uri: str | None, launcher: str = "ray") -> dict[str, Any]:
     """Return what training a job would do, as plain values.
 
     Raises:
         UserError: The job cannot be trained as it is.
     """
-    ready = check_job(spec, record=False)
+    ready = check_job(with_cpus(spec, RunDirectory.open(spec.storage, spec.name), launcher=launcher), record=False)
     job, run, num_samples = ready.job, ready.run, len(ready.train)
     schedule = Schedule.of_run(job, num_samples, _facts(ready))
     milestones = Milestones(
@@ -65,7 +66,7 @@ def plan_run(spec: JobSpec, tracking_uri: str | None) -> dict[str, Any]:
         "micro_batches": job.num_micro_batches,
         "workers": [job.cluster.fewest_workers, job.cluster.most_workers],
         "gpus_per_worker": job.cluster.gpus_per_worker,
-        "cpus_per_worker": job.cluster.cpus_per_worker,
+        "cpus_per_worker": job.cluster.worker_cpus,
         "strategy": job.strategy,
         "precision": job.precision,
         "images_per_second": images_per_second,

@@ -98,7 +98,7 @@ def measure_speed(session: SearchSession, gflops: float) -> float | None:
     from yolofleet.models import build_model
 
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
+    torch.set_num_threads(max(1, int(job.cluster.worker_cpus)))
     try:
         model = build_model(job.model, num_classes=len(session.train.classes)).train()
         side = job.data.image_size

@@ -115,7 +115,7 @@ def workers_in_pod(cluster: ClusterSpec, demand: Demand, settings: KubernetesSpe
     """
     if settings.workers_per_pod is not None:
         return settings.workers_per_pod
-    whole = math.lcm(_denominator(cluster.gpus_per_worker), _denominator(cluster.cpus_per_worker))
+    whole = math.lcm(_denominator(cluster.gpus_per_worker), _denominator(cluster.worker_cpus))
     if not cluster.gpus_per_worker:
         return whole
     fit = int(settings.gpus_per_node / cluster.gpus_per_worker + 1e-6) // whole * whole
@@ -157,7 +157,7 @@ def pod_size(job: JobSpec, settings: KubernetesSpec, profile: dict[str, float], 
     cache = job.data.cache.max_bytes if job.data.cache is not None else 0
     return PodSize(
         workers=workers,
-        cpus=_whole(cluster.cpus_per_worker, workers, "cluster.cpus_per_worker"),
+        cpus=_whole(cluster.worker_cpus, workers, "cluster.cpus_per_worker"),
         gpus=_whole(cluster.gpus_per_worker, workers, "cluster.gpus_per_worker"),
         memory_bytes=math.ceil(memory / GIBIBYTE) * GIBIBYTE,
         shared_memory_bytes=shared_memory,

@@ -23,6 +23,7 @@ from yolofleet.specs.job_paths import flatten, with_fields
 from yolofleet.specs.kubernetes import KubernetesSpec
 from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.yaml_document import write_yaml
+from yolofleet.training.setup.worker_cpus import choose_cpus
 
 FILES_FOLDER = "/etc/yolofleet"
 CACHE_FOLDER = "/cache"
@@ -147,7 +148,7 @@ def work_of_job(job: JobSpec, settings: KubernetesSpec) -> Work:
     document = with_fields(job.document(), changes)
     executed = JobSpec.parse(document, source=f"job {job.name}")
     files["job.yaml"] = write_yaml(document)
-    workers = workers_in_pod(job.cluster, demand, settings)
+    workers = workers_in_pod(executed.cluster, demand, settings)
     pod = pod_size(executed, settings, profile_job(job, TYPICAL_CLASSES), workers)
     return Work(job.name, executed, files, f"yolofleet train {FILES_FOLDER}/job.yaml --launcher ray", demand, pod, True)
 
@@ -172,7 +173,7 @@ def work_of_search(spec: SearchSpec, settings: KubernetesSpec, *, source: str) -
         raise UserError(f"{source}: none of {NUM_CANDIDATES} candidates makes a valid job; see 'yolofleet tune'")
     largest = max(profiles, key=lambda entry: worker_bytes(*entry))
     memory = {"memory_per_worker": settings.memory_per_worker or worker_bytes(*largest)}
-    workers = workers_in_pod(job.cluster, demand, settings)
+    workers = workers_in_pod(executed.cluster, demand, settings)
     pod = pod_size(executed, settings.model_copy(update=memory), profile_job(job, TYPICAL_CLASSES), workers)
     return Work(spec.name, executed, files, f"yolofleet tune {FILES_FOLDER}/space.yaml --yes", demand, pod, False)
 
@@ -203,6 +204,8 @@ def _for_pods(job: JobSpec, settings: KubernetesSpec) -> tuple[dict[str, str], d
     """Return further files that the head needs, and the fields of the job that differ in pods."""
     files: dict[str, str] = {}
     changes: dict[str, Any] = {"data.cache.path": f"{CACHE_FOLDER}/shards"}  # as the pods' environment says, too
+    if job.cluster.cpus_per_worker == "auto":
+        changes["cluster.cpus_per_worker"] = choose_cpus(job, None, 1, None)
     if settings.spot is not None and job.cluster.most_workers > 1:
         changes["cluster.first_worker_labels"] = job.cluster.first_worker_labels | {CAPACITY_LABEL: ON_DEMAND}
     if job.model.spec is not None:

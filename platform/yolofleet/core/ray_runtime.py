@@ -15,6 +15,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from yolofleet.core.cores import num_cores
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.stopping import kept_handlers
 
@@ -170,7 +171,10 @@ def _start(address: str, show_worker_output: bool, dashboard: bool) -> None:
 
 def local_options(*, dashboard: bool) -> dict[str, Any]:
     """Return how a Ray of this machine's own is started; its dashboard listens on loopback only."""
-    return {"include_dashboard": True, "dashboard_host": "127.0.0.1"} if dashboard else {"include_dashboard": False}
+    options: dict[str, Any] = {"num_cpus": num_cores()}  # Ray would also count those that this process may not use
+    if dashboard:
+        return options | {"include_dashboard": True, "dashboard_host": "127.0.0.1"}
+    return options | {"include_dashboard": False}
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.local_files import open_regular, read_regular
 from yolofleet.core.text import one_line
 from yolofleet.models import build_model
+from yolofleet.models.deployment import has_half_weights
 from yolofleet.models.network import Network, convolution_shapes
 from yolofleet.models.tensor_file import FileHeader, TensorFileError, read_header, tensors_in
 from yolofleet.models.weight_differences import compare_weights, count_names
@@ -77,7 +78,7 @@ def save_detector(
     iou: float = 0.45,
     max_detections: int = 300,
 ) -> Path:
-    """Write a detector package.
+    """Write a detector package, its weights in half precision where that holds them as they are.
 
     Args:
         folder: Created if it is missing; a package in it is replaced.
@@ -95,7 +96,9 @@ def save_detector(
         UserError: The folder cannot be written, or classes or image size do not fit the model.
     """
     check_fit(model, len(classes), image_size)
-    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+    halved = {name for name, _ in model.named_parameters()} if has_half_weights(model) else set()
+    tensors = {name: tensor.half() if name in halved else tensor for name, tensor in model.state_dict().items()}
+    weights = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     card = DetectorCard(
         model=model.table,
         deployed=model.deployed,

@@ -40,7 +40,11 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: It cannot be read or unpacked, is not UTF-8, or is not JSON.
     """
-    data = _unpack(path)
+    return parse_json(read_packed(path), path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """Return the document of a file's content as `read_json` does."""
     with suppress(ValueError):  # several values, another encoding, or no JSON: read below, or refused with the reason
         return from_json(data.removeprefix(BOM_UTF8))
     text = _decode(data, path)
@@ -55,7 +59,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def _unpack(path: Path) -> bytes:
+def read_packed(path: Path) -> bytes:
     """Return the content of a file, of a gzip file, or of the one JSON file in a zip file."""
     try:
         data = read_regular(path, MOST_BYTES)

@@ -18,7 +18,7 @@ from yolofleet.evaluation.average_precision import AveragePrecision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.ground_truth import Entries, GroundTruth
 from yolofleet.evaluation.id_index import Found, IdIndex
-from yolofleet.evaluation.json_file import read_json
+from yolofleet.evaluation.json_file import parse_json, read_packed
 from yolofleet.evaluation.readings import (
     AS_IS,
     BOX_FORMATS,
@@ -30,6 +30,7 @@ from yolofleet.evaluation.readings import (
     image_sizes,
 )
 from yolofleet.evaluation.result_records import Note, ResultColumns, read_columns, unwrap
+from yolofleet.evaluation.uniform_records import read_uniform
 
 MOST_NAMED = 5
 PLAUSIBLE_AP50 = 0.1
@@ -65,16 +66,20 @@ def read_results(path: Path, truth: GroundTruth, box_format: str | None = None) 
         UserError: The file cannot be read, a record is malformed, nothing refers to the ground truth, or the boxes have
             another format.
     """
-    records, around = unwrap(read_json(path), str(path))
-    columns = read_columns(records, str(path))
+    data = read_packed(path)
+    around: Mapping[str, Any] = {}
+    if (columns := read_uniform(data)) is None:
+        records, around = unwrap(parse_json(data, path), str(path))
+        columns = read_columns(records, str(path))
+    count = len(columns.image_ids)
     notes = [*truth.notes, *columns.notes]
-    if not records:
+    if not count:
         notes.append(Note(kind="no_detections", count=0, text=f"{path} holds no detections"))
     images = _match(columns.image_ids, truth.images, around.get("images"), "image_id", path, notes)
     categories = _match(columns.category_ids, truth.categories, around.get("categories"), "category_id", path, notes)
     sizes = image_sizes(truth)
     images, categories = _decide(path, truth, columns, sizes, images, categories, box_format, notes)
-    known = np.ones(len(records), bool)
+    known = np.ones(count, bool)
     for values, entries, rows, key in (
         (columns.image_ids, truth.images, images, "image_id"),
         (columns.category_ids, truth.categories, categories, "category_id"),

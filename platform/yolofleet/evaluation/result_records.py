@@ -109,8 +109,7 @@ def read_columns(records: Sequence[Any], source: str) -> ResultColumns:
     Raises:
         UserError: A record is malformed; the message names `source`, the record's number, the key and the value.
     """
-    first = records[0] if records and isinstance(records[0], Mapping) else {}
-    keys = {field: next((key for key in names if key in first), field) for field, names in FIELDS.items()}
+    keys = field_keys(records[0] if records and isinstance(records[0], Mapping) else {})
     try:
         images, categories, boxes, scores = ([record[keys[field]] for record in records] for field in FIELDS)
         if not (_are_ids(images) and _are_ids(categories) and set(map(type, boxes)) <= {list, tuple}):
@@ -125,29 +124,60 @@ def read_columns(records: Sequence[Any], source: str) -> ResultColumns:
             if problem := _problem(record, keys):
                 raise UserError(f"{source}: record {number} of {len(records)}: {problem}") from None
         raise
+    wrote_text = "bbox" if text_boxes else "score" if text_scores else None
+    boxes_found = box_values.reshape(-1, 4)
+    return make_columns(keys, images, categories, boxes_found, score_values, has_whole_ids, wrote_text)
+
+
+def field_keys(first: Mapping[str, Any]) -> dict[str, str]:
+    """Return the key under which records like the first one have each field."""
+    return {field: next((key for key in names if key in first), field) for field, names in FIELDS.items()}
+
+
+def make_columns(
+    keys: Mapping[str, str],
+    images: list[Any],
+    categories: list[Any],
+    boxes: NDArray[np.float64],
+    scores: NDArray[np.float64],
+    has_whole_ids: bool,
+    wrote_text: str | None = None,
+) -> ResultColumns:
+    """Return columns with a note for each thing that is not as COCO has it.
+
+    Args:
+        keys: Where the records have the fields.
+        images: As the file has them.
+        categories: The same.
+        boxes: (D, 4).
+        scores: (D,) as the file has them.
+        has_whole_ids: Whether all ids are whole numbers of 64 bits.
+        wrote_text: The field whose numbers are written as text.
+    """
+    count = len(images)
     notes = [
-        Note(kind="other_key", count=len(records), text=f"{field} is read from '{key}'")
+        Note(kind="other_key", count=count, text=f"{field} is read from '{key}'")
         for field, key in keys.items()
         if key != field
     ]
-    if text_boxes or text_scores:
-        text = f"{len(records)} records write numbers of {'bbox' if text_boxes else 'score'} as text: read as numbers"
-        notes.append(Note(kind="numbers_as_text", count=len(records), text=text))
-    if len(records) and score_values.min() >= 0 and 1 < score_values.max() <= 100:
-        text = f"scores run up to {score_values.max():g}: taken for percent and divided by 100"
-        notes.append(Note(kind="scores_in_percent", count=len(records), text=text))
-        score_values /= 100
-    elif len(records) and not (score_values.min() >= 0 and score_values.max() <= 1):
+    if wrote_text is not None:
+        text = f"{count} records write numbers of {wrote_text} as text: read as numbers"
+        notes.append(Note(kind="numbers_as_text", count=count, text=text))
+    if count and scores.min() >= 0 and 1 < scores.max() <= 100:
+        text = f"scores run up to {scores.max():g}: taken for percent and divided by 100"
+        notes.append(Note(kind="scores_in_percent", count=count, text=text))
+        scores = scores / 100
+    elif count and not (scores.min() >= 0 and scores.max() <= 1):
         text = (
-            f"scores run from {score_values.min():g} to {score_values.max():g}, not from 0 to 1: AP only needs their "
+            f"scores run from {scores.min():g} to {scores.max():g}, not from 0 to 1: AP only needs their "
             "order, but the score of the best F1 is in the file's own scale"
         )
-        notes.append(Note(kind="scores_out_of_range", count=len(records), text=text))
+        notes.append(Note(kind="scores_out_of_range", count=count, text=text))
     return ResultColumns(
         image_ids=images,
         category_ids=categories,
-        boxes=box_values.reshape(-1, 4),
-        scores=score_values,
+        boxes=boxes,
+        scores=scores,
         has_whole_ids=has_whole_ids,
         notes=tuple(notes),
     )

@@ -10,6 +10,7 @@ compared with the original before it is returned.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -45,6 +46,25 @@ def deployed_form(model: Network) -> Network:
     if not any(parameter.is_meta for parameter in model.parameters()):
         prove(model, deployed, random_images(model))
     return deployed
+
+
+def half_weights(model: Network) -> Network:
+    """Return a copy whose weights are rounded to half precision; it computes in float32, and its anchors are as before.
+
+    Raises:
+        DeploymentError: A weight is larger than half precision can hold.
+    """
+    rounded = copy.deepcopy(model)
+    for name, weight in rounded.named_parameters():
+        weight.data = weight.data.half().float()
+        if not weight.isfinite().all():
+            raise DeploymentError(f"{name} has a weight larger than half precision can hold; release_precision=fp32")
+    return rounded
+
+
+def has_half_weights(model: Network) -> bool:
+    """Return whether half precision holds all weights of a model as they are."""
+    return all(bool((weight.half().float() == weight).all()) for weight in model.parameters())
 
 
 def folded_state_dict(model: Network) -> dict[str, Tensor]:

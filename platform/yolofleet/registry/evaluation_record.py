@@ -88,6 +88,8 @@ class EvaluationRecord(Spec):
     """Images that could not be read; they count as empty, or where the annotation is damaged not at all."""
     figures: dict[str, float | None]
     """The twelve COCO figures."""
+    unrounded_figures: dict[str, float | None] | None = None
+    """Those of the weights before they were rounded to half precision; None where they were not."""
     classes: tuple[ClassRecord, ...]
     confirmed_by: str | None = None
     """What computed the same figures from the same detections (`pycocotools 2.0.11`); None where nothing did."""

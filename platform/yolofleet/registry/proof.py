@@ -190,6 +190,8 @@ def load_training_form(folder: Path, card: DetectorCard) -> Network | None:
 def training_form_difference(folder: Path, detector: Detector) -> float:
     """Return by how much the deployed weights of a package differ from its training form, as a share of the range.
 
+    Weights in half precision are compared with those of the training form, folded and rounded in the same way.
+
     Args:
         folder: The detector package; it holds the training form.
         detector: The package, loaded.
@@ -197,11 +199,13 @@ def training_form_difference(folder: Path, detector: Detector) -> float:
     Raises:
         UserError: The training form cannot be read, is not this model's, or computes something else.
     """
-    from yolofleet.models.deployment import prove, random_images
+    from yolofleet.models.deployment import deployed_form, half_weights, has_half_weights, prove, random_images
 
     model = load_training_form(folder, detector.card)
     assert model is not None  # the caller has seen the file
     model.to(detector.device).eval()
+    if has_half_weights(detector.model):  # what was folded and then rounded is compared with the same
+        model = half_weights(deployed_form(model))
     return prove(model, detector.model, random_images(detector.model), FORM_TOLERANCE)
 
 

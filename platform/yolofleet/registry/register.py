@@ -151,6 +151,8 @@ def describe_version(evidence: Evidence, reference: str, run_id: str | None, pro
         shown = ", ".join(f"{key} {value:.4f}" for key, value in record.figures.items() if value is not None)
         on = f" of `{source['val']}`" if source.get("val") else ""
         lines.append(f"{shown} on {plural(record.num_images, 'image')}{on}")
+        if (before := (record.unrounded_figures or {}).get("AP")) is not None:
+            lines.append(f"weights in half precision; before they were rounded to it AP was {before:.4f}")
     if source.get("train"):
         lines.append(f"trained on `{source['train']}`")
     checked = ["the digests of all files", "the versions of all packages"]

@@ -20,12 +20,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import doing, plural
+from yolofleet.core.terminal import doing, note, plural
 from yolofleet.core.text import one_line
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
@@ -152,6 +152,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.evaluation.evaluate import evaluate, evaluation_precision
     from yolofleet.export.exporter import add_network
     from yolofleet.models import deploy
+    from yolofleet.models.deployment import half_weights
     from yolofleet.registry.register import register_run
     from yolofleet.training.checkpoint.store import CheckpointStore
     from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
@@ -172,7 +173,8 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         end = early_end(run, job.stop, trained_steps)
     ended_early = None if end is None else f"after step {end.step} of {ready.num_steps}: {end.reason}"
     model, step = _best_average(job, ready)
-    deployed = deploy(model.eval()).to(device)
+    unrounded = deploy(model.eval()).to(device)
+    deployed = half_weights(unrounded) if job.release_precision == "fp16" else unrounded
     settings = EvaluationSettings(
         image_size=job.data.image_size,
         batch_size=job.evaluation.batch_size,
@@ -184,6 +186,11 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     )
     doing(f"evaluating the deployed model of step {step} on {plural(len(ready.val), 'image')}")
     result = evaluate(deployed, ready.val, device=device, **settings.model_dump())
+    before: dict[str, float | None] | None = None
+    if deployed is not unrounded:
+        doing("evaluating it before its weights were rounded")
+        before = dict(evaluate(unrounded, ready.val, device=device, **settings.model_dump()).figures)
+        note(_rounding_cost(before["AP"], result.figures["AP"]))
     doing("packing the detector")
     with tempfile.TemporaryDirectory(prefix="yolofleet-release-") as folder:
         save_detector(Path(folder), deployed, ready.train.classes, job.data.image_size)
@@ -196,7 +203,9 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     )
     skipped = {"training": read_skipped(run.storage), "validation": skipped_document(result.skipped, len(ready.val))}
     doing("writing the report")
-    _store_evidence(ready, Evaluation.from_result(result, ready.val, settings, str(device)))
+    evaluation = Evaluation.from_result(result, ready.val, settings, str(device))
+    record = evaluation.record.model_copy(update={"unrounded_figures": before})
+    _store_evidence(ready, replace(evaluation, record=record))
     _store_report(ready, result)
     version = None
     if job.tracking.register_as is not None and tracking_uri is not None:
@@ -221,6 +230,12 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     run.storage.put(RELEASE_KEY, json.dumps(asdict(done), indent=1).encode())
     _write_page(run.url)
     return done
+
+
+def _rounding_cost(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "weights in half precision"
+    return f"weights in half precision: AP {after:.4f}, {after - before:+.4f} by the rounding"
 
 
 def _best_average(job: JobSpec, ready: Readiness) -> tuple[Network, int]:

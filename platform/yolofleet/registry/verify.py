@@ -9,7 +9,7 @@ a digest of the proof that was kept elsewhere (``expected_proof_sha256``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +42,7 @@ from yolofleet.registry.proof import (
 from yolofleet.registry.version_files import version_files
 from yolofleet.registry.versions import RegistryError, Version
 from yolofleet.storage import StorageError
+from yolofleet.training.setup.pretrained import load_training_form
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +141,8 @@ def _verify_files(
         claims.append(claim)
     ap, evaluation = ap_claim("AP", proof, detector, datasets.get("val"), on_images)
     claims.append(ap)
+    if proof.evaluation is not None and proof.evaluation.unrounded_figures is not None:
+        claims.append(unrounded_claim(folder, proof, detector, datasets.get("val"), on_images))
     if (folder / DETECTIONS_NAME).is_file():
         claims.append(detections_claim(folder, proof, evaluation))
     in_onnx_runtime = _onnx_runtime_detector(folder) if detector is not None else None
@@ -239,6 +242,31 @@ def ap_claim(
     if settings.protocol != "square":
         done += f", by the {settings.protocol} protocol in {settings.precision}"
     return claim_of(name, problems, done), evaluation
+
+
+def unrounded_claim(
+    folder: Path,
+    proof: Proof,
+    detector: Detector | None,
+    dataset: ShardDataset | None,
+    on_images: Callable[[int], None] | None,
+) -> Claim:
+    """Evaluate the training form, deployed anew but not rounded, of a detector in half precision."""
+    from yolofleet.models import deploy
+
+    name = "AP before rounding"
+    model = None
+    try:
+        if detector is not None:
+            model = load_training_form(folder / DETECTOR_FOLDER, detector.card)
+    except UserError as error:
+        return Claim(name, "failed", str(error))
+    if proof.evaluation is None or detector is None or model is None:
+        return Claim(name, "not possible", "the version has no training form that loads")
+    whole = deploy(model.eval()).to(detector.device)
+    record = proof.evaluation.model_copy(update={"figures": proof.evaluation.unrounded_figures})
+    claimed = proof.model_copy(update={"evaluation": record})
+    return ap_claim(name, claimed, replace(detector, model=whole, network=whole), dataset, on_images)[0]
 
 
 def detections_claim(folder: Path, proof: Proof, evaluation: Evaluation | None) -> Claim:

@@ -19,8 +19,9 @@ class ClusterSpec(Spec):
     """Number of workers, or [fewest, most] for a run that grows and shrinks with the cluster."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that each worker gets; 0 trains on the CPU."""
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1.0
-    """CPUs that each worker gets."""
+    cpus_per_worker: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPUs of each worker, without a GPU its threads, too. auto: this machine's cores shared by the workers; 1 on a
+    cluster or in a search; data.loader_threads + 1 for a worker with a GPU. Decided when a run starts, and kept."""
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """What one worker costs an hour, in any currency: runs then say what they cost."""
     labels: dict[str, str] = Field(default_factory=dict)
@@ -65,6 +66,11 @@ class ClusterSpec(Spec):
     def fewest_workers(self) -> int:
         """The number of workers below which the run waits."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def worker_cpus(self) -> float:
+        """CPUs of a worker: one where nothing else was decided."""
+        return 1.0 if self.cpus_per_worker == "auto" else self.cpus_per_worker
 
     @property
     def slots_for_evaluation(self) -> int:

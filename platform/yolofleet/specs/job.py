@@ -35,6 +35,7 @@ EXECUTION_KEYS = (
     "log_every_steps",
     "record_samples",
     "release_onnx",
+    "release_precision",
     "most_non_finite_steps",
     "notify",
     "stop",
@@ -149,6 +150,8 @@ class JobSpec(Spec):
     release_onnx: bool = False
     """Put the network as ONNX into the released package, which then predicts faster on CPUs
     (needs the extra `export`)."""
+    release_precision: Literal["fp32", "fp16"] = "fp32"
+    """fp16: round the released weights, whose file is then half as large; the proof says what that costs in AP."""
     cluster: ClusterSpec = ClusterSpec()
     storage: Url = "runs"
     """Folder or s3:// URL that holds the run directory."""

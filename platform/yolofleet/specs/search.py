@@ -30,6 +30,7 @@ EXECUTION = (
     "log_every_steps",
     "record_samples",
     "release_onnx",
+    "release_precision",
 )
 """Fields that do not change what is computed, so they are the same for all trials."""
 

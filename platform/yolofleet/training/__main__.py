@@ -10,7 +10,9 @@ from yolofleet.core.terminal import guard_output, note
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_file
 from yolofleet.storage.lock import hold
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.setup.preflight import check_job, run_storage
+from yolofleet.training.setup.worker_cpus import with_cpus
 from yolofleet.training.supervision.worker import run_in_process
 
 
@@ -23,10 +25,12 @@ def main(arguments: list[str]) -> int:
     try:
         job = JobSpec.load(open_file(arguments[0]), arguments[1:]).with_absolute_paths()
         _ = job.resolved_micro_batch_size  # each process has to know it now
+        storage = run_storage(job)
+        job = with_cpus(job, RunDirectory(storage), launcher="process")
         if os.environ.get("RANK", "0") != "0":
             outcome = run_in_process(job)  # only the first process writes, so it alone holds the run
         else:
-            with hold(run_storage(job), notify=note) as lock:
+            with hold(storage, notify=note) as lock:
                 check_job(job)
                 outcome = run_in_process(job, lock.token)
     except UserError as error:

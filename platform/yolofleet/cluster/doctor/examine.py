@@ -47,6 +47,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
+from yolofleet.training.setup.worker_cpus import with_cpus
 from yolofleet.training.supervision.nodes import alive_offers, free_resources, growth_offers
 
 Notify = Callable[[str], None]
@@ -72,6 +73,7 @@ def examine(job: JobSpec | None, expected: Installed, notify: Notify) -> Report:
     """
     import ray
 
+    job = None if job is None else with_cpus(job)
     nodes = list_nodes(ray.nodes(), job.cluster if job is not None else ClusterSpec())
     notify(f"looking at {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
     with Probes(nodes) as probes:

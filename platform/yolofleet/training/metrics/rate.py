@@ -141,9 +141,7 @@ def trial_job(job: JobSpec, folder: str) -> JobSpec:
         "release_onnx": False,
         "evaluation": EvaluationSpec(every_epochs=NEVER),
         "checkpoint": CheckpointSpec(every_steps=10**9),
-        "cluster": ClusterSpec(
-            gpus_per_worker=job.cluster.gpus_per_worker, cpus_per_worker=job.cluster.cpus_per_worker
-        ),
+        "cluster": ClusterSpec(gpus_per_worker=job.cluster.gpus_per_worker, cpus_per_worker=job.cluster.worker_cpus),
         "tracking": TrackingSpec(),
         "notify": None,
     }

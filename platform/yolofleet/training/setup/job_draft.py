@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.cores import num_cores
 from yolofleet.core.text import visible
 from yolofleet.data.anchors import GOOD_RECALL, Sizes, survey_boxes
 from yolofleet.data.dataset import ShardDataset
@@ -66,7 +67,7 @@ class Machine:
 
         gpus = tuple(torch.cuda.get_device_properties(n).total_memory for n in range(torch.cuda.device_count()))
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Machine(gpus, os.cpu_count() or 1, memory)
+        return Machine(gpus, num_cores(), memory)
 
     def sentence(self) -> str:
         """Return what it has, in a few words."""
@@ -184,7 +185,6 @@ def draft_job(
         **({"precision": "fp16"} if has_gpu else {}),
         "cluster": {
             "workers": num_workers,
-            "cpus_per_worker": max(1, machine.num_cores // num_workers),
             **({"gpus_per_worker": 1} if has_gpu else {}),
         },
         "evaluation": {"every_epochs": max(1, round(epochs / 20))},

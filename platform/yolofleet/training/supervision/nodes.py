@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from yolofleet.core.cores import num_cores
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME, NODE_GROUPS_VARIABLE
 from yolofleet.core.text import and_more
@@ -59,12 +60,12 @@ def this_machine() -> NodeOffer:
     """Return the most that a Ray of this machine's own can offer."""
     import torch
 
-    return NodeOffer({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, name="this machine")
+    return NodeOffer({"CPU": num_cores(), "GPU": torch.cuda.device_count()}, name="this machine")
 
 
 def wanted_resources(cluster: ClusterSpec) -> dict[str, float]:
     """Return what one worker needs."""
-    wanted = {"CPU": cluster.cpus_per_worker, "GPU": cluster.gpus_per_worker}
+    wanted = {"CPU": cluster.worker_cpus, "GPU": cluster.gpus_per_worker}
     return {kind: amount for kind, amount in wanted.items() if amount > 0}
 
 

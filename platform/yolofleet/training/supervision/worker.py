@@ -142,7 +142,7 @@ def local_device(job: JobSpec) -> torch.device:
 def use_worker_threads(job: JobSpec, device: torch.device) -> None:
     """Let torch use as many threads as the job gives a worker CPUs."""
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(job.cluster.cpus_per_worker)))
+        torch.set_num_threads(max(1, int(job.cluster.worker_cpus)))
 
 
 def run_worker(
