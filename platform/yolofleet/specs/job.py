@@ -69,7 +69,7 @@ class EvaluationSpec(Spec):
     """square: every image is padded to a square, in float32. published: batches of images of like shape, padded only as
     far as they need (rectangular), in half precision on a GPU, with the published thresholds; what the paper's AP was
     measured by."""
-    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    every_epochs: Annotated[float, Field(ge=1e-6)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
     """Images that pass the network together."""
@@ -119,7 +119,7 @@ class JobSpec(Spec):
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10
     """Steps in a row with a non-finite loss or gradient, before the run stops."""
-    epochs: Annotated[float, Field(gt=0)] = 300.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 300.0
     """Passes over the training set; of a finished run they can be raised, and it trains on."""
     stop: StopSpec | None = None
     """When the run ends before its last epoch."""
