@@ -120,6 +120,9 @@ def test_a_plan_writes_nothing_and_says_what_the_run_then_does(
     before = files(tmp_path)
     plan = plan_run(job, None)
     assert files(tmp_path) == before and known_memory == []
+    assert plan["not_checked"] == []
+    unseen = plan_run(small_job(initial_weights="/nowhere.pt"), "http://127.0.0.1:1")
+    assert [line.partition(": ")[0] for line in unseen["not_checked"]] == ["/nowhere.pt", "http://127.0.0.1:1"]
     ready = check_job(job)
     run_worker(ready.job, WorkerGroup())
     rows = ready.run.metrics()

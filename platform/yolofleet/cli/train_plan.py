@@ -76,6 +76,7 @@ def plan_run(spec: JobSpec, tracking_uri: str | None) -> dict[str, Any]:
         "learning_rate": [{"step": step, "learning_rate": schedule.at(step).learning_rate} for step in samples],
         "skipped": [*_skipped(ready, tracking_uri)],
         "writes": [*_writes(job, run, tracking_uri)],
+        "not_checked": [*_not_checked(ready, tracking_uri)],
         "changes": list(ready.changes),
         "notes": list(ready.notes),
     }
@@ -128,6 +129,14 @@ def _writes(job: JobSpec, run: RunDirectory, tracking_uri: str | None) -> Iterat
         yield f"{job.data.cache.path}: shards, at most {format_bytes(job.data.cache.max_bytes)}"
 
 
+def _not_checked(ready: Readiness, tracking_uri: str | None) -> Iterator[str]:
+    """Yield what the start looks at, and a plan does not."""
+    if ready.job.initial_weights is not None and not ready.run.exists():
+        yield f"{ready.job.initial_weights}: whether its weights fit"
+    if tracking_uri is not None:
+        yield f"{tracking_uri}: whether MLflow answers"
+
+
 def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
     """Yield the plan as text."""
     yield f"plan of run '{plan['name']}': nothing is started, nothing is written"
@@ -160,8 +169,9 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
         "": f"warm-up of {plan['warmup_steps']:,} steps" + closing,
     }
     yield from (f"  {name:<14} {text}" for name, text in lines.items())
-    for title in ("skipped", "writes", "changes", "notes"):
-        yield from (f"  {title if number == 0 else '':<14} {line}" for number, line in enumerate(plan[title]))
+    for title in ("skipped", "writes", "not_checked", "changes", "notes"):
+        name = title.replace("_", " ")
+        yield from (f"  {name if number == 0 else '':<14} {line}" for number, line in enumerate(plan[title]))
 
 
 def curve(values: list[float]) -> str:

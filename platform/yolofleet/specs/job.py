@@ -139,7 +139,8 @@ class JobSpec(Spec):
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
     """State on each worker: all of it (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
     compile: Literal["off", "model"] = "off"
-    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU."""
+    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU. It
+    takes memory fast; a run that was out of memory is no longer compiled."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the sample order, the augmentation and the initial weights."""
     log_every_steps: Count = 10
@@ -174,6 +175,11 @@ class JobSpec(Spec):
             raise ValueError(
                 f"compile {self.compile} takes strategy ddp and batch_norm_workers 1, for it compiles the network as a "
                 f"whole; they are {self.strategy} and {self.batch_norm_workers}; use compile off, or change them"
+            )
+        if self.compile != "off" and self.memory != "fast":
+            raise ValueError(
+                f"memory {self.memory} computes blocks again, which compile {self.compile} cannot; use compile off, or "
+                "memory fast"
             )
         return self
 

@@ -112,8 +112,9 @@ def take_less(
             "data.image_size or a smaller model"
         ) from None
     run.check_lock()
-    record = {"step": group.progress.step, "worker": group.rank, "reason": one_line(error, 400)}
-    run.storage.put_if_absent(following.key, json.dumps(record | {"measure": following.sentence()}).encode())
+    measure = following.sentence() + ("" if job.compile == "off" else "; the network is not compiled")
+    record = {"step": group.progress.step, "worker": group.rank, "reason": one_line(error, 400), "measure": measure}
+    run.storage.put_if_absent(following.key, json.dumps(record).encode())
 
 
 def _measures_of(model: Network) -> Measures:
