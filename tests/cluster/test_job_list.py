@@ -118,6 +118,10 @@ def test_an_ended_job_is_sent_again_as_it_was_and_a_running_one_is_not(
     first, second = (bundle_of("x", request["metadata"]) for request in cluster.requests)
     assert first == second and first.document["epochs"] == 7
     assert cluster.requests[0]["submission_id"] != cluster.requests[1]["submission_id"]
+    cluster.end("again", "FAILED", 1)
+    del cluster.requests[0]  # as 'jobs delete' does
+    assert main(["jobs", "retry", "again"]) == 0
+    assert len({request["submission_id"] for request in cluster.requests}) == len(cluster.requests) == 2
 
 
 def test_waiting_returns_the_first_exit_code_that_is_not_0(

@@ -153,3 +153,6 @@ def test_advice_fits_the_memory_and_the_batch() -> None:
     assert found(80).strategy == "ddp" and found(0.1).strategy is None
     assert found(80).workers == 8
     assert advise(job(), graph, num_classes=80, workers=4, rate=None, link=None, memory_bytes=None).workers is None
+    assert found(8, memory="small").micro_batch_size > found(8).micro_batch_size
+    assert found(8, precision="fp64").micro_batch_size < found(8).micro_batch_size
+    assert found(8, hyperparameters={"multi_scale": 0.5}).micro_batch_size < found(8).micro_batch_size

@@ -129,6 +129,28 @@ def test_hours_belong_to_who_sent_the_run_at_that_time() -> None:
     assert trial == {("ada", "birds"): 8.0}, "it was last alive an hour after its start"
 
 
+def test_a_wait_and_the_night_after_a_killed_command_cost_nothing() -> None:
+    events = [
+        event(0, "start", **STARTS),
+        event(1800, "failure", failure="preemption"),
+        event(3600, "waiting", reason="no nodes"),
+        event(40_000, "start", **STARTS),
+        event(43_600, "checkpoint", step=10),  # then its command was killed
+        event(90_000, "command"),
+        event(90_060, "start", **STARTS),
+        event(93_660, "end", step=20),
+    ]
+    summary = summarize_run(events)
+    assert (summary.seconds_trained, summary.worker_hours, summary.gpu_hours, summary.cost) == (3 * 3600, 6, 24, 180)
+    assert [*account_rows(events)][-1]["cost"] == 180
+    assert gpu_hours_by_owner(events, since=0, until=2_000_000) == {(None, None): 24}
+    assert summarize_run([*events, event(93_700, "")]).goodput == 1.0
+    lost = event(90_070, "regained", seconds_lost=46_470.0)
+    assert summarize_run(sorted([*events, lost], key=lambda row: str(row["time"]))).goodput == pytest.approx(
+        1 - 46_470 / 93_600, abs=1e-3
+    ), "the night is lost time: what was lost is a share of all that passed"
+
+
 def test_nothing_yet() -> None:
     summary = summarize_run([])
     assert (summary.starts, summary.goodput) == (0, None)

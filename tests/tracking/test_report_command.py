@@ -37,6 +37,19 @@ def make_run(folder: Path, job: str = "name: demo\n") -> RunDirectory:
     return run
 
 
+def test_the_report_says_what_a_run_has_cost_and_will_have_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunDirectory(open_storage(tmp_path / "demo")) as run:
+        run.write_job("name: demo\n")
+        run.append_event("start", workers=1, price_per_hour=3.6e5, num_steps=100)
+        for step in (1, 2):
+            run.append_metrics({"step": step, "loss": 0.5})
+            time.sleep(0.01)
+    run_report(str(tmp_path / "demo"))
+    assert re.search(r"cost \d+\.\d\d so far, \d+\.\d\d at its end", capsys.readouterr().out)
+
+
 def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "demo")
     run_report(str(tmp_path / "demo"), "--json")

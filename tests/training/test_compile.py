@@ -15,8 +15,12 @@ from yolofleet.models.network import Network
 from yolofleet.specs.hyperparameters import recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
+from yolofleet.training.loop.out_of_memory import take_less
+from yolofleet.training.loop.trainer import build_trainer
 from yolofleet.training.loop.update import MicroBatchStatistics
+from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.setup.builders import build_loss
+from yolofleet.training.setup.preflight import check_job
 
 NUM_STEPS = 50
 
@@ -79,6 +83,20 @@ def test_what_the_inductor_makes_of_it_computes_the_same() -> None:
 
 def test_what_cannot_be_compiled_is_refused(small_job: Callable[..., JobSpec]) -> None:
     assert small_job(compile="model").digest() == small_job().digest()
-    for changes in ({"strategy": "zero1"}, {"batch_norm_workers": 2}):
+    for changes in ({"strategy": "zero1"}, {"batch_norm_workers": 2}, {"memory": "small"}):
         with pytest.raises(UserError, match="use compile off"):
             small_job(compile="model", **changes)
+
+
+def test_a_run_that_was_out_of_memory_is_no_longer_compiled(
+    small_job: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch cannot compile what is computed again: no later start of the run would come to a step."""
+    compiled: list[Network] = []
+    monkeypatch.setattr(Network, "compile", lambda network, **_: compiled.append(network))
+    job = small_job(compile="model")
+    run = check_job(job).run
+    assert build_trainer(job, run, WorkerGroup()).learner.model in compiled
+    take_less(job, run, WorkerGroup(), MemoryError())
+    assert build_trainer(job, run, WorkerGroup()).learner.model not in compiled
+    assert b"is not compiled" in run.storage.get("out_of_memory/small-1.json")

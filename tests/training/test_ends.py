@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from yolofleet.cli.train import _command
 from yolofleet.core.errors import UserError
 from yolofleet.models import build_model
 from yolofleet.models.weight_differences import load_strictly
@@ -24,7 +26,12 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.checkpoint_evaluations import AVERAGE, best_checkpoint
-from yolofleet.training.evaluation.early_stop import EarlyStopping, out_of_patience
+from yolofleet.training.evaluation.early_stop import (
+    EarlyStopping,
+    early_end,
+    out_of_patience,
+    overrides_to_train_on,
+)
 from yolofleet.training.loop import train as train_module
 from yolofleet.training.loop.schedule import EARLIER_EPOCHS, Schedule
 from yolofleet.training.loop.worker_group import WorkerGroup
@@ -223,6 +230,47 @@ def test_hours_of_all_starts_are_added(small_job: MakeJob) -> None:
     assert not check_job(small_job(name="hours", stop={"max_hours": 1.5}, **LONG)).ended_early
 
 
+def test_the_overrides_that_are_told_make_it_train_on(small_job: MakeJob) -> None:
+    job = small_job(stop={"patience": 2, "max_hours": 1.0})
+    run = check_job(job).run
+    now = datetime.now(UTC)
+    run.append_event("start", step=0, workers=1)
+    for step, score in enumerate([0.5, 0.1, 0.1, 0.1, 0.1]):  # more of them came than patience lets
+        run.append_metrics({"step": step + 1, "val_AP": score, "time": (now + timedelta(hours=step)).isoformat()})
+    run.append_event("stopped", time=(now + timedelta(hours=5)).isoformat())
+    run.close()
+    told = overrides_to_train_on(job, run, 5, 9)
+    assert told == "stop.max_hours=10 stop.patience=8"
+    changed = {key.removeprefix("stop."): float(value) for key, value in (part.split("=") for part in told.split())}
+    stop = StopSpec(patience=int(changed["patience"]), max_hours=changed["max_hours"])
+    assert early_end(run, job.stop, 5) is not None and early_end(run, stop, 5) is None
+    assert overrides_to_train_on(job, run, 9, 9) == "epochs=4 stop.max_hours=10"
+    assert overrides_to_train_on(small_job(), run, 9, 9) == "epochs=4"
+
+
+def test_the_command_that_is_told_is_the_one_that_was_given() -> None:
+    given = ["name=my run", "stop.max_hours=1", "epochs=2"]
+    command = _command("my job.yaml", given, "process", ["epochs=4", "stop.max_hours=10"])
+    assert command == ("yolofleet train 'my job.yaml' --launcher process 'name=my run' epochs=4 stop.max_hours=10")
+
+
+def test_a_run_that_did_its_last_step_was_not_ended_early(small_job: MakeJob) -> None:
+    run = train_to_the_end(small_job(epochs=0.25, stop={"max_hours": 1e-9}))
+    assert newest(run).step == 1 and not events(run, "ended_early") and run.status() == "FINISHED"
+
+
+def test_a_run_that_was_killed_before_its_last_word_is_finished(small_job: MakeJob, tmp_path: Path) -> None:
+    job = small_job(stop={"max_hours": 1e-9})
+    run = train_to_the_end(job)
+    log = tmp_path / "runs/small/events.jsonl"
+    log.write_bytes(b"".join(line for line in log.read_bytes().splitlines(True) if b'"end"' not in line))
+    assert run.status() == "RUNNING"
+    plan = check_job(job, record=False)
+    assert plan.finished and run.status() == "RUNNING", "a look changes nothing"
+    assert check_job(job).finished and run.status() == "FINISHED"
+    assert check_job(job).finished and len(events(run, "end")) == 1
+
+
 class Recording(WorkerGroup):
     """The first worker of two; what it broadcasts is kept."""
 
@@ -338,6 +386,7 @@ def test_an_early_end_takes_more_epochs_too(small_job: MakeJob) -> None:
     run = train_to_the_end(small_job(name="both", stop=STOP, **LONG))
     first = newest(run).step
     longer = small_job(name="both", stop=STOP, **LONG | {"epochs": 6})
+    assert not check_job(longer, record=False).finished, "a plan says that it trains on"
     run = train_to_the_end(longer)
     assert newest(run).step > first, "patience begins anew"
     assert best_step(run) == max((step for step in scores(run)), key=lambda step: (scores(run)[step], step))

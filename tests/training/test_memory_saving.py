@@ -23,7 +23,10 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelChoice
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
+from yolofleet.training.evaluation.checkpoint_evaluations import Validation
+from yolofleet.training.loop.out_of_memory import save_memory, take_less
 from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.setup.builders import trained_table
 from yolofleet.training.setup.micro_batch import largest_that_fits
 from yolofleet.training.setup.preflight import check_job
 from yolofleet.training.supervision.worker import run_worker
@@ -156,6 +159,44 @@ def test_where_that_is_not_enough_images_pass_in_parts_down_to_one(
     assert keys == [f"out_of_memory/small-{parts}.json" for parts in (1, 2, 4)]
     assert newest(run).step == 8
     assert train(small_job(name="tight", **JOB | {"epochs": 2})).status() == "FINISHED"
+
+
+def test_workers_that_fail_in_the_same_step_take_one_measure(small_job: MakeJob) -> None:
+    """The second one finds the record of the first, and must not take it for what was not enough."""
+    job = small_job()
+    run, model = check_job(job).run, build_model(trained_table(job), num_classes=3)
+    for rank in range(2):
+        take_less(job, run, WorkerGroup(rank=rank, world_size=2), MemoryError(), model)
+    assert [entry.key for entry in run.storage.list("out_of_memory/")] == ["out_of_memory/small-1.json"]
+    save_memory(job, run, WorkerGroup(), model)
+    for _ in range(2):
+        take_less(job, run, WorkerGroup(), MemoryError(), model)
+    assert {entry.key for entry in run.storage.list("out_of_memory/")} == {
+        f"out_of_memory/small-{parts}.json" for parts in (1, 2)
+    }
+
+
+def test_an_evaluation_without_memory_passes_fewer_images(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason to train another way."""
+    job = small_job(evaluation={"batch_size": 8})
+    model = build_model(trained_table(job), num_classes=len(check_job(job).train.classes)).eval()
+    lead, most = Network.lead, 3
+    sizes: list[int] = []
+
+    def pass_or_fail(network: Network, images: torch.Tensor) -> list[torch.Tensor]:
+        sizes.append(len(images))
+        if len(images) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return lead(network, images)
+
+    whole = Validation(job, WorkerGroup())(model)
+    monkeypatch.setattr(Network, "lead", pass_or_fail)
+    parts = Validation(job, WorkerGroup())(model)
+    assert whole is not None and parts is not None and sizes == [8, 4, 2, 2, 2, 2]
+    assert {name: parts[name] for name in ("AP", "AP50")} == {name: whole[name] for name in ("AP", "AP50")}
+    most = 0
+    with pytest.raises(WorkError, match=r"of 1 images at a time.*smaller evaluation\.batch_size"):
+        Validation(job, WorkerGroup())(model)
 
 
 def test_a_run_that_cannot_take_less_ends_with_the_cure(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,6 +120,9 @@ def test_a_plan_writes_nothing_and_says_what_the_run_then_does(
     before = files(tmp_path)
     plan = plan_run(job, None)
     assert files(tmp_path) == before and known_memory == []
+    assert plan["not_checked"] == []
+    unseen = plan_run(small_job(initial_weights="/nowhere.pt"), "http://127.0.0.1:1")
+    assert [line.partition(": ")[0] for line in unseen["not_checked"]] == ["/nowhere.pt", "http://127.0.0.1:1"]
     ready = check_job(job)
     run_worker(ready.job, WorkerGroup())
     rows = ready.run.metrics()
@@ -132,7 +135,12 @@ def test_a_plan_writes_nothing_and_says_what_the_run_then_does(
     after = plan_run(job, None)
     assert files(tmp_path) == before
     assert after["finished"] and after["evaluations"] == 0 and after["hours"] == 0
-    longer = plan_run(small_job(epochs=3, micro_batch_size="auto", evaluation={"every_epochs": 0.5}), None)
+    three: dict[str, Any] = {"epochs": 3, "micro_batch_size": "auto", "evaluation": {"every_epochs": 0.5}}
+    priced = plan_run(small_job(cluster={"price_per_hour": 3600.0 * 100}, **three), None)
+    assert priced["cost"] == pytest.approx(100 * 6 * 8 / priced["images_per_second"], rel=0.01)
+    assert f"for {priced['cost']:.2f}" in "\n".join(plan_lines(priced))
+    longer = plan_run(small_job(**three), None)
+    assert longer["cost"] is None
     assert files(tmp_path) == before
     assert (longer["done_steps"], longer["steps"], longer["finished"]) == (6, 12, False)
     assert longer["hours"] > 0 and "epochs: was 1.5, now 3.0" in longer["changes"]

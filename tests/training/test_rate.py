@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -59,7 +60,13 @@ def test_rows_count_by_the_time_that_they_took() -> None:
 def test_a_rate_file_is_read_as_it_was_written_and_nothing_else_is() -> None:
     rate = rate_of_rows(ROWS, {"workers": 3}, job(), 10)
     assert parse_rate(json.dumps(rate.document()), "rate.json") == rate
-    for text in ("", "{}", "[1]", '{"format": 2}', json.dumps(rate.document() | {"seconds_per_step": -1})):
+    wrong: list[dict[str, Any]] = [
+        *({"seconds_per_step": seconds} for seconds in (-1, math.nan, math.inf, "0.2", None)),
+        *({"stages": stages} for stages in (None, [1], {"forward": "x"}, {"forward": -1.0}, {"forward": math.nan})),
+        *({"measures": measures} for measures in (None, {"colour": 1})),
+        {"workers": 1.5},
+    ]
+    for text in ("", "{}", "[1]", '{"format": 2}', *(json.dumps(rate.document() | change) for change in wrong)):
         with pytest.raises(UserError, match=r"rate\.json: is no rate file"):
             parse_rate(text, "rate.json")
 
@@ -68,8 +75,9 @@ def test_a_rate_speaks_for_the_same_micro_batches_only() -> None:
     rate = Rate(1.0, 1, 1, measures=measured_work(job()))
     rate.check_fits(job(epochs=7, global_batch_size=128, strategy="zero1"), "rate.json")
     Rate(1.0, 1, 1).check_fits(job(precision="bf16"), "--rate 1")
-    with pytest.raises(UserError, match=r"rate\.json: was measured for precision fp32, not bf16"):
-        rate.check_fits(job(precision="bf16"), "rate.json")
+    for key, value, was in (("precision", "bf16", "fp32"), ("memory", "small", "fast"), ("compile", "model", "off")):
+        with pytest.raises(UserError, match=rf"rate\.json: was measured for {key} {was}, not {value}"):
+            rate.check_fits(job(**{key: value}), "rate.json")
 
 
 def test_a_run_tells_its_rate_with_all_that_lies_between_steps(tmp_path: Path) -> None:
@@ -92,8 +100,9 @@ def test_a_run_tells_its_rate_with_all_that_lies_between_steps(tmp_path: Path) -
 
 
 def test_a_trial_is_the_share_of_the_busiest_worker() -> None:
-    trial = trial_job(job(batch_norm_workers=1), "/tmp/x")
+    trial = trial_job(job(batch_norm_workers=1, stop={"patience": 1, "max_hours": 1e-9}), "/tmp/x")
     assert (trial.global_batch_size, trial.cluster.most_workers, trial.storage) == (24, 1, "/tmp/x")
+    assert trial.stop is None, "it would end the trial"
     assert trial.notify is None and trial.tracking.uri is None and measured_work(trial) == measured_work(job())
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import QuotaSpec
-from yolofleet.storage.objects import StorageError
+from yolofleet.storage.local import FileStorage
+from yolofleet.storage.objects import ObjectNotFoundError, StorageError
 from yolofleet.tracking.json_lines import encode_row
 from yolofleet.training.supervision.queue import ClusterView, TicketQueue
 from yolofleet.training.supervision.turns import Node, Ticket
@@ -55,6 +56,32 @@ def test_runs_and_searches_count_for_who_sent_them(tmp_path: Path) -> None:
     assert found == pytest.approx({("user", "ada"): 2.0, ("project", "birds"): 2.0, ("user", "eve"): 3.0})
     lately = spent_hours([str(tmp_path)], begin + HOUR / 2)
     assert lately["user", "ada"] == pytest.approx(1.0) and lately["user", "eve"] == pytest.approx(2.5)
+
+
+def test_a_record_that_is_damaged_or_gone_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = float(int(time.time()))
+    rows = [at(now - HOUR, "queued", user="ada", project=None), at(now - HOUR, "start", **TWO), at(now, "end")]
+    for name in ("whole", "torn", "damaged", "gone", "empty"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "job.yaml").write_text("name: x\n")
+        if name != "empty":
+            write_log(tmp_path / name, *rows, changed=now)
+    (tmp_path / "torn" / "events.jsonl").write_bytes((tmp_path / "whole" / "events.jsonl").read_bytes()[:-9])
+    write_log(tmp_path / "damaged", {"kind": "start"}, rows[-1], changed=now)
+    os.utime(tmp_path / "torn" / "job.yaml", (now, now))
+    os.utime(tmp_path / "torn" / "events.jsonl", (now, now))
+    get_from = FileStorage.get_from
+
+    def removed_meanwhile(storage: FileStorage, key: str, start: int) -> bytes:
+        if storage.url.endswith("/gone"):
+            raise ObjectNotFoundError(key)
+        return get_from(storage, key, start)
+
+    monkeypatch.setattr(FileStorage, "get_from", removed_meanwhile)
+    assert spent_hours([str(tmp_path)], now - 2 * HOUR) == pytest.approx({("user", "ada"): 4.0}), "whole, and torn"
+    assert "damaged do not count" in caplog.text
 
 
 QUOTAS = QuotaSpec.parse({"users": {"ada": {"gpu_hours": 10}}, "storages": ["runs"], "window_days": 7}, source="quotas")

@@ -36,7 +36,9 @@ def plan(
     ] = None,
     steps_per_second: Annotated[
         float | None,
-        typer.Option(min=1e-6, help="Steps a second, if training never waited for data. Default: the rate's, else 1."),
+        typer.Option(
+            min=1e-6, max=1e6, help="Steps a second, if training never waited for data. Default: the rate's, else 1."
+        ),
     ] = None,
     rate: Annotated[
         str | None,

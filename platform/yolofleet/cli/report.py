@@ -122,6 +122,8 @@ def _facts(
     goodput = "" if survival["goodput"] is None else f", {survival['goodput']:.1%} of it not lost to failures"
     hours = f", {survival['worker_hours']:.3g} worker hours"
     cost = "" if survival["cost"] is None else f", cost {survival['cost']:.2f}"
+    if survival["forecast_cost"] not in (None, survival["cost"]):
+        cost += f" so far, {survival['forecast_cost']:.2f} at its end"
     trained = describe_duration(survival["seconds_trained"])
     yield "time", f"{trained} in {plural(survival['starts'], 'start')}{goodput}{hours}{cost}"
     failures = ", ".join(f"{count} ({kind})" for kind, count in survival["failures"].items())

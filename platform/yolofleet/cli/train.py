@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -49,6 +50,8 @@ def train(
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage import open_file
 
+    if plan and measure:
+        raise UserError("--plan and --measure: give one of them")
     doing("reading the job")
     spec = JobSpec.load(open_file(job), overrides or [])
     if plan:
@@ -65,8 +68,16 @@ def train(
         print_rate(spec.with_absolute_paths(), job, as_json=as_json)
         return
     record, headline = run_job(spec, launcher, verbose=verbose)
-    more = None if record.more is None else f"yolofleet train {job} {record.more}"
+    more = None if record.more is None else _command(job, overrides or [], launcher, record.more.split())
     print_result(asdict(record), result_lines(record, headline, more), as_json=as_json)
+
+
+def _command(job: str, overrides: list[str], launcher: str, others: list[str]) -> str:
+    """Return the same command with other values of some keys, to be pasted into a shell."""
+    keys = {override.partition("=")[0] for override in others}
+    kept = [override for override in overrides if override.partition("=")[0] not in keys]
+    option = [] if launcher == "ray" else ["--launcher", launcher]
+    return shlex.join(["yolofleet", "train", job, *option, *kept, *others])
 
 
 def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Release, str]:

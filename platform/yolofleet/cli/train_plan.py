@@ -43,6 +43,7 @@ def plan_run(spec: JobSpec, tracking_uri: str | None, launcher: str = "ray") -> 
     left = range(ready.done_steps, 0 if ready.finished else ready.num_steps)
     images_per_second = _images_per_second(run)
     hours = None if images_per_second is None else len(left) * job.global_batch_size / images_per_second / 3600
+    cost = None if hours is None or job.cluster.price_per_hour is None else hours * job.cluster.price_per_hour
     memory = forecast(job, len(ready.train.classes), job.resolved_micro_batch_size, job.cluster.most_workers)
     samples = [ready.num_steps * column // CURVE_COLUMNS for column in range(CURVE_COLUMNS)]
     closing = next((step for step in left if schedule.closes_mosaic(step)), None)
@@ -71,10 +72,12 @@ def plan_run(spec: JobSpec, tracking_uri: str | None, launcher: str = "ray") -> 
         "precision": job.precision,
         "images_per_second": images_per_second,
         "hours": None if hours is None else float(f"{hours:.3g}"),
+        "cost": None if cost is None else round(cost * _newest_workers(run), 2),
         "memory": {**asdict(memory), "total": memory.total, "use": job.memory},
         "learning_rate": [{"step": step, "learning_rate": schedule.at(step).learning_rate} for step in samples],
         "skipped": [*_skipped(ready, tracking_uri)],
         "writes": [*_writes(job, run, tracking_uri)],
+        "not_checked": [*_not_checked(ready, tracking_uri)],
         "changes": list(ready.changes),
         "notes": list(ready.notes),
     }
@@ -92,6 +95,11 @@ def _images_per_second(run: RunDirectory) -> float | None:
     """Return the pace of the run's newest steps; None before any."""
     paces = [float(row["samples_per_second"]) for row in run.metrics() if row.get("samples_per_second")][-NEWEST_ROWS:]
     return sorted(paces)[len(paces) // 2] if paces else None
+
+
+def _newest_workers(run: RunDirectory) -> int:
+    """Return the workers of the run's newest start, which its pace is that of."""
+    return next((int(event["workers"]) for event in reversed(run.events()) if event.get("kind") == "start"), 1)
 
 
 def _skipped(ready: Readiness, tracking_uri: str | None) -> Iterator[str]:
@@ -122,6 +130,14 @@ def _writes(job: JobSpec, run: RunDirectory, tracking_uri: str | None) -> Iterat
         yield f"{job.data.cache.path}: shards, at most {format_bytes(job.data.cache.max_bytes)}"
 
 
+def _not_checked(ready: Readiness, tracking_uri: str | None) -> Iterator[str]:
+    """Yield what the start looks at, and a plan does not."""
+    if ready.job.initial_weights is not None and not ready.run.exists():
+        yield f"{ready.job.initial_weights}: whether its weights fit"
+    if tracking_uri is not None:
+        yield f"{tracking_uri}: whether MLflow answers"
+
+
 def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
     """Yield the plan as text."""
     yield f"plan of run '{plan['name']}': nothing is started, nothing is written"
@@ -132,6 +148,7 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
     pace = "not known before the first steps"
     if plan["hours"] is not None:
         pace = f"{plan['hours']:.2f} at the {plan['images_per_second']:.1f} images/s of its newest steps"
+        pace += "" if plan["cost"] is None else f", for {plan['cost']:.2f}"
     devices = f"{plan['gpus_per_worker']:g} GPUs" if plan["gpus_per_worker"] else "no GPU"
     single = plan["single_images_from_step"]
     closing = "" if single is None else f"; single images from step {single:,}"
@@ -153,8 +170,9 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
         "": f"warm-up of {plan['warmup_steps']:,} steps" + closing,
     }
     yield from (f"  {name:<14} {text}" for name, text in lines.items())
-    for title in ("skipped", "writes", "changes", "notes"):
-        yield from (f"  {title if number == 0 else '':<14} {line}" for number, line in enumerate(plan[title]))
+    for title in ("skipped", "writes", "not_checked", "changes", "notes"):
+        name = title.replace("_", " ")
+        yield from (f"  {name if number == 0 else '':<14} {line}" for number, line in enumerate(plan[title]))
 
 
 def curve(values: list[float]) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from yolofleet.cluster.scaling import Link, ScalingPoint, StepWork, advised_workers, scaling_curve, step_seconds
-from yolofleet.models.memory import FLOAT32_BYTES, STRATEGIES, VALUE_BYTES, Precision, Strategy, training_memory
+from yolofleet.models.memory import FLOAT32_BYTES, STRATEGIES, Strategy
 from yolofleet.models.profile import GIGA, cost
 from yolofleet.models.wiring import ModelGraph
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.loop.pace import TRAINING_PASSES
 from yolofleet.training.metrics.rate import Rate, busiest_share
+from yolofleet.training.setup.micro_batch import forecast
 
 WORKER_COUNTS = (1, 2, 4, 8, 16, 32, 64)
 MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -171,22 +172,11 @@ def advise(
         curve = scaling_curve(step_work(job, graph, num_classes, rate), counts, link)
     batch: int | None = None
     strategy: Strategy | None = None
-    if memory_bytes is not None and job.precision in VALUE_BYTES:
+    if memory_bytes is not None:
         room = memory_bytes * MEMORY_SHARE
-        precision: Precision = job.precision  # type: ignore[assignment]  # fp64 is not in VALUE_BYTES
 
         def needed(micro_batch_size: int, chosen: Strategy) -> int:
-            side = job.data.image_size
-            return training_memory(
-                graph,
-                num_classes=num_classes,
-                size=(side, side),
-                micro_batch_size=micro_batch_size,
-                precision=precision,
-                strategy=chosen,
-                num_workers=workers,
-                moments=1 if job.resolved_hyperparameters().optimizer == "sgd" else 2,
-            ).total
+            return forecast(job.model_copy(update={"strategy": chosen}), num_classes, micro_batch_size, workers).total
 
         fitting = [size for size in MICRO_BATCHES if job.global_batch_size % size == 0]
         batch = max((size for size in fitting if needed(size, job.strategy) <= room), default=None)

@@ -99,8 +99,10 @@ class JobService:
                 )
             if not job.has_ended:
                 return job, False
-        # Two users who send at once choose the same id, and the cluster takes it once.
-        submission_id = f"{PREFIX}-{bundle.name}-{bundle.digest[:8]}-{len(earlier) + 1}"
+        # Two users who send at once choose the same id, and the cluster takes it once. Jobs of before may be deleted.
+        begin = f"{PREFIX}-{bundle.name}-{bundle.digest[:8]}-"
+        numbers = (job.id.removeprefix(begin) for job in earlier if job.id.startswith(begin))
+        submission_id = f"{begin}{1 + max((int(number) for number in numbers if number.isdecimal()), default=0)}"
         command = f"python -m yolofleet.cli.remote_entrypoint {bundle.kind}{f' {ANYWAY}' if any_version else ''}"
         with tempfile.TemporaryDirectory(prefix="yolofleet-submit-") as folder, self._user_errors():
             bundle.write(Path(folder))

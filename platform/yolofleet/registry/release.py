@@ -127,7 +127,7 @@ class Release:
     ended_early: str | None = None
     """Why and after which step the run ended before its last one."""
     more: str | None = None
-    """The override with which the finished run trains on."""
+    """The overrides with which the finished run trains on."""
     trained_steps: int | None = None
     """Steps that were done when it was released: a run that was trained on since is not released yet."""
 
@@ -156,6 +156,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
     from yolofleet.registry.register import register_run
     from yolofleet.training.checkpoint.store import CheckpointStore
     from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, evaluate_checkpoint
+    from yolofleet.training.evaluation.early_stop import early_end, overrides_to_train_on
     from yolofleet.training.loop.sample_log import read_skipped, skipped_document
     from yolofleet.training.setup.builders import driver_device
 
@@ -166,12 +167,10 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         run, lambda step: evaluate_checkpoint(job, step, device)
     ).evaluate_all()  # checkpoints that are left
     trained_steps = max(CheckpointStore(run.storage.child("checkpoints")).steps(), default=0)
-    end = None
-    if job.stop is not None:
-        from yolofleet.training.evaluation.early_stop import early_end
-
-        end = early_end(run, job.stop, trained_steps)
-    ended_early = None if end is None else f"after step {end.step} of {ready.num_steps}: {end.reason}"
+    end = early_end(run, job.stop, trained_steps)
+    ended_early = None
+    if end is not None and end.step < ready.num_steps:
+        ended_early = f"after step {end.step} of {ready.num_steps}: {end.reason}"
     model, step = _best_average(job, ready)
     unrounded = deploy(model.eval()).to(device)
     deployed = half_weights(unrounded) if job.release_precision == "fp16" else unrounded
@@ -224,7 +223,7 @@ def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release
         skipped=skipped,
         anchors=_anchors(run),
         ended_early=ended_early,
-        more=f"epochs={2 * job.epochs:g}" if end is None else end.cure,
+        more=overrides_to_train_on(job, run, trained_steps, ready.num_steps),
         trained_steps=trained_steps,
     )
     run.storage.put(RELEASE_KEY, json.dumps(asdict(done), indent=1).encode())

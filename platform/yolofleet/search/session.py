@@ -85,6 +85,8 @@ class SearchSession:
             if spec.budget.trials is None:
                 raise UserError(f"{source}: scheduler population: its size is budget.trials, which is not set")
         job = space.base_job
+        if job.stop is not None:
+            raise UserError(f"{source}: the job has stop, but a search decides how far trials train; set stop: null")
         train = open_dataset(job.data, job.data.train)
         measure = None if spec.latency_device is None else measure_on(spec.latency_device)
         screen = Screen(space, num_classes=len(train.classes), num_samples=len(train), measure_latency=measure)

@@ -70,7 +70,7 @@ class EvaluationSpec(Spec):
     """square: every image is padded to a square, in float32. published: batches of images of like shape, padded only as
     far as they need (rectangular), in half precision on a GPU, with the published thresholds; what the paper's AP was
     measured by."""
-    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    every_epochs: Annotated[float, Field(ge=1e-6)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
     """Images that pass the network together."""
@@ -120,7 +120,7 @@ class JobSpec(Spec):
     """Blocks of the model that do not learn, by their names (``yolofleet models show NAME`` lists them)."""
     most_non_finite_steps: Count = 10
     """Steps in a row with a non-finite loss or gradient, before the run stops."""
-    epochs: Annotated[float, Field(gt=0)] = 300.0
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 300.0
     """Passes over the training set; of a finished run they can be raised, and it trains on."""
     stop: StopSpec | None = None
     """When the run ends before its last epoch."""
@@ -140,7 +140,8 @@ class JobSpec(Spec):
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
     """State on each worker: all of it (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
     compile: Literal["off", "model"] = "off"
-    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU."""
+    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU. It
+    takes memory fast; a run that was out of memory is no longer compiled."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the sample order, the augmentation and the initial weights."""
     log_every_steps: Count = 10
@@ -177,6 +178,11 @@ class JobSpec(Spec):
             raise ValueError(
                 f"compile {self.compile} takes strategy ddp and batch_norm_workers 1, for it compiles the network as a "
                 f"whole; they are {self.strategy} and {self.batch_norm_workers}; use compile off, or change them"
+            )
+        if self.compile != "off" and self.memory != "fast":
+            raise ValueError(
+                f"memory {self.memory} computes blocks again, which compile {self.compile} cannot; use compile off, or "
+                "memory fast"
             )
         return self
 

@@ -1,13 +1,14 @@
 """The summary of a run from its events: what failed, what each restart took, the goodput, and what the run costs.
 
 Goodput is the share of the training time that was not lost to failures. Workers are counted, and paid for, from their
-start to the next start or the end: a cluster costs the same while it restarts them.
+start to the next start or the end: a cluster costs the same while it restarts them. Nobody is counted while a run waits
+for room, nor from the last event of a command that was killed without a word to the next command: that may be a night.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from yolofleet.tracking.json_lines import Row, seconds_of
@@ -84,6 +85,8 @@ def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) ->
 
 ENDS = ("end", "stopped", "failed")
 """Events after which no worker trains until the next start."""
+COMMANDS = ("command", "queued")
+"""Events with which a command begins."""
 DESCRIPTIONS = {
     "failure": "{failure} failure at step {reached}: {reason}",
     "regained": "step {step} reached again: {steps_redone} steps done twice, {seconds_lost} s lost",
@@ -127,9 +130,9 @@ class RunSummary:
     seconds_lost: float
     """Time from each failure until the run was as far again as before."""
     seconds_trained: float
-    """Time between starts and ends, lost time included."""
+    """Time in which there were workers, between starts and ends, lost time included."""
     goodput: float | None
-    """Share of that time that was not lost; None before anything was trained."""
+    """Share of the time between starts and ends that was not lost; None before anything was trained."""
     worker_hours: float
     """Hours of all workers, those of restarts included."""
     gpu_hours: float
@@ -152,15 +155,15 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
     regained = [event for event in events if event.get("kind") == "regained"]
     lost = sum(float(event.get("seconds_lost", 0.0)) for event in regained)
     periods = list(_periods(events, rows))
-    trained = sum(period.seconds for period in periods)
+    whole = sum(period.whole_seconds for period in periods)
     cost, remaining = _cost(periods), _remaining_cost(periods, rows)
     return RunSummary(
         starts=sum(event.get("kind") == "start" for event in events),
         failures=dict(Counter(str(event.get("failure")) for event in events if event.get("kind") == "failure")),
         steps_redone=sum(int(event.get("steps_redone", 0)) for event in regained),
         seconds_lost=round(lost, 3),
-        seconds_trained=round(trained, 3),
-        goodput=round(max(0.0, 1 - lost / trained), 4) if trained > 0 else None,
+        seconds_trained=round(sum(period.seconds for period in periods), 3),
+        goodput=round(max(0.0, 1 - lost / whole), 4) if whole > 0 else None,
         worker_hours=round(sum(period.worker_hours for period in periods), 4),
         gpu_hours=round(sum(period.worker_hours * period.gpus_per_worker for period in periods), 4),
         cost=None if cost is None else round(cost, 2),
@@ -174,23 +177,36 @@ def account_rows(events: Sequence[Row]) -> Iterator[Row]:
 
     A row depends on the events before it alone, so it is the same whenever it is made.
     """
-    worker_hours = gpu_hours = cost = since = 0.0
-    start: Row | None = None
+    worker_hours = gpu_hours = cost = 0.0
     has_price = False
-    for event in events:
-        kind, now = event.get("kind"), seconds_of(event)
+    for event, before, now, start in _with_workers(events):
         if start is not None:
-            period = _Period(now - since, start, is_last=False)
+            period = _Period(start, now - before)
             worker_hours += period.worker_hours
             gpu_hours += period.worker_hours * period.gpus_per_worker
             cost += period.worker_hours * float(start.get("price_per_hour") or 0.0)
-        since = now
-        if kind in ("checkpoint", "end") and "step" in event:
+        if event.get("kind") in ("checkpoint", "end") and "step" in event:
             row = {"step": event["step"], "time": event["time"], "worker_hours": worker_hours, "gpu_hours": gpu_hours}
             yield row | ({"cost": cost} if has_price else {})
+        if event.get("kind") == "start":
+            has_price = event.get("price_per_hour") is not None
+
+
+def _with_workers(events: Iterable[Row], until: float = 0.0) -> Iterator[tuple[Row, float, float, Row | None]]:
+    """Yield each event, the times of the one before it and its own, and the start of the workers that were there.
+
+    The start is None where nobody was there: at a command, the one before it has ended without a word. The last event
+    is an empty one, at the moment until which the run was alive.
+    """
+    start: Row | None = None
+    before = 0.0
+    for event in (*events, Row()):
+        kind, now = event.get("kind"), seconds_of(event) if event else max(until, before)
+        yield event, before, now, None if kind in COMMANDS else start
+        before = now
         if kind == "start":
-            start, has_price = event, event.get("price_per_hour") is not None
-        elif kind in ENDS and event.get("is_wilful", True):
+            start = event
+        elif kind in (*COMMANDS, "waiting") or (kind in ENDS and event.get("is_wilful", True)):
             start = None
 
 
@@ -206,23 +222,13 @@ def gpu_hours_by_owner(
         sender: The event `queued` that holds until the run has one of its own, for a trial that of its search.
     """
     hours: defaultdict[tuple[str | None, str | None], float] = defaultdict(float)
-    start: Row | None = None
-    before = since
-    for event in (*events, None):
-        now, kind = (max(until, before), None) if event is None else (seconds_of(event), event.get("kind"))
-        if start is not None and now > before and kind != "queued":  # the command before it ended without a word
+    for event, before, now, start in _with_workers(events, until):
+        if start is not None and now > since:
             gpus = int(start.get("workers", 1)) * float(start.get("gpus_per_worker", 0.0))
             owner = ((sender or {}).get("user"), (sender or {}).get("project"))
-            hours[owner] += (now - before) / 3600 * gpus
-        before = max(before, now)
-        if event is None:
-            break
-        if kind == "queued":
-            sender, start = event, None
-        elif kind == "start":
-            start = event
-        elif kind in ENDS and event.get("is_wilful", True):
-            start = None
+            hours[owner] += (now - max(before, since)) / 3600 * gpus
+        if event.get("kind") == "queued":
+            sender = event
     return dict(hours)
 
 
@@ -244,13 +250,15 @@ def _short(value: object) -> str:
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Period:
     """The time from a start of workers to the next one, or to the end."""
 
-    seconds: float
     start: Row
-    is_last: bool
+    seconds: float = 0.0
+    """In which they were there."""
+    whole_seconds: float = 0.0
+    is_last: bool = False
 
     @property
     def worker_hours(self) -> float:
@@ -262,18 +270,21 @@ class _Period:
 
 
 def _periods(events: Sequence[Row], rows: Sequence[Row]) -> Iterator[_Period]:
-    """Yield the times in which workers were there; the newest row says how long an unfinished run has trained."""
-    start: Row | None = None
-    for event in events:
-        is_end = event.get("kind") in ENDS and event.get("is_wilful", True)
-        if start is not None and (is_end or event.get("kind") == "start"):
-            yield _Period(seconds_of(event) - seconds_of(start), start, is_last=False)
-            start = None
-        if event.get("kind") == "start":
-            start = event
-    if start is not None:
-        end = max(seconds_of(row) for row in (events[-1], *rows[-1:]))
-        yield _Period(end - seconds_of(start), start, is_last=True)
+    """Yield the times from starts to ends; the newest row says how long an unfinished run has trained."""
+    period: _Period | None = None
+    for event, before, now, start in _with_workers(events, max((seconds_of(row) for row in rows[-1:]), default=0.0)):
+        kind = event.get("kind")
+        if period is not None:
+            period.whole_seconds += now - before
+            period.seconds += 0.0 if start is None else now - before
+            if kind == "start" or (kind in ENDS and event.get("is_wilful", True)):
+                yield period
+                period = None
+        if kind == "start":
+            period = _Period(event)
+    if period is not None:
+        period.is_last = True
+        yield period
 
 
 def _cost(periods: Sequence[_Period]) -> float | None:

@@ -183,6 +183,11 @@ def describe_run(run: RunDirectory, facts: Mapping[str, Any], events: Sequence[R
             f"model `{model.get('name') or model.get('spec') or 'of the job'}`, {data.get('image_size', 640)} px"
         )
         lines.append(f"trained on `{data.get('train')}`, evaluated on `{data.get('val')}`")
+    if status_after(events) == "FINISHED":
+        since = max((number for number, event in enumerate(events) if event.get("kind") == "start"), default=0)
+        lines += [
+            f"ended early: {event.get('reason')}" for event in events[since:] if event.get("kind") == "ended_early"
+        ]
     starts = sum(event.get("kind") == "start" for event in events)
     failures = sum(event.get("kind") == "failure" for event in events)
     lines.append(f"{plural(starts, 'start')}, {plural(failures, 'failure')}")

@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from yolofleet.core.errors import WorkError
+from yolofleet.core.terminal import note
+from yolofleet.core.text import one_line
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.models.network import Network
@@ -123,38 +126,27 @@ class Validation:
         return self._dataset.annotations()
 
     def __call__(self, model: nn.Module) -> Figures | None:
-        """Return the twelve COCO figures and the loss, a mean over batches, on the first worker, None on the others."""
-        from yolofleet.evaluation.evaluate import collect_detections, evaluation_precision, score_detections
+        """Return the twelve COCO figures and the loss, a mean over batches, on the first worker, None on the others.
+
+        Raises:
+            WorkError: There is not enough memory, even for fewer images at a time.
+        """
+        from yolofleet.evaluation.evaluate import evaluation_precision, score_detections
 
         assert isinstance(model, Network)
         if self._group.is_first:  # for who watches; nothing is stored
             self._group.progress.report({"kind": "evaluating", "step": self._group.progress.step})
         settings = self._job.evaluation
-        terms = LossTerms(self._group)
         network = model
         if evaluation_precision(settings.protocol, self._group.device) == "fp16":
             from yolofleet.evaluation.inference_form import half_precision
 
             network = half_precision(model)
-        measured = MeasuredNetwork(network, self._job, terms)
-        stream = EvaluationStream(
-            self._dataset,
-            image_size=self._job.data.image_size,
-            stride=max(model.strides),
-            batch_size=settings.batch_size,
-            rank=self._group.rank,
-            world_size=self._group.world_size,
-            rectangular=settings.protocol == "published",
-            max_pixels=self._job.data.max_pixels,
-        )
-        rows = collect_detections(
-            measured,
-            measured.announce(stream),
-            device=self._group.device,
-            confidence=settings.confidence,
-            iou=settings.iou,
-            max_detections=settings.max_detections,
-        )
+        collected, batch_size = self._collect(network, settings.batch_size), settings.batch_size
+        while collected is None:
+            batch_size //= 2
+            collected = self._collect(network, batch_size)
+        rows, terms = collected
         all_rows = self._group.gather_rows(rows)
         losses = {name: value for name, value in terms.take().items() if name in LossTerms.NAMES}
         if all_rows is None:
@@ -163,6 +155,46 @@ class Validation:
         if self.images is not None:
             self.images.keep(self._dataset, result.detections, self._group.progress.step)
         return result.figures | losses
+
+    def _collect(self, network: Network, batch_size: int) -> tuple[Tensor, LossTerms] | None:
+        """Return this worker's detections and its sums of the loss; None where fewer images at a time may fit."""
+        from yolofleet.evaluation.evaluate import collect_detections
+
+        settings = self._job.evaluation
+        terms = LossTerms(self._group)
+        measured = MeasuredNetwork(network, self._job, terms)
+        stream = EvaluationStream(
+            self._dataset,
+            image_size=self._job.data.image_size,
+            stride=max(network.strides),
+            batch_size=batch_size,
+            rank=self._group.rank,
+            world_size=self._group.world_size,
+            rectangular=settings.protocol == "published",
+            max_pixels=self._job.data.max_pixels,
+        )
+        try:
+            rows = collect_detections(
+                measured,
+                measured.announce(stream),
+                device=self._group.device,
+                confidence=settings.confidence,
+                iou=settings.iou,
+                max_detections=settings.max_detections,
+            )
+        except (RuntimeError, MemoryError) as error:
+            from yolofleet.training.loop.out_of_memory import is_out_of_memory
+
+            if not is_out_of_memory(error):
+                raise
+            if batch_size == 1 or settings.protocol == "published":  # whose padding depends on the batch
+                raise WorkError(
+                    f"out of memory in the evaluation after step {self._group.progress.step}, of {batch_size} images "
+                    f"at a time: {one_line(error)}. Under another name, train with a smaller evaluation.batch_size"
+                ) from None
+            note(f"out of memory with {batch_size} images at a time: evaluating fewer")
+            return None
+        return rows, terms
 
 
 def evaluation_row(step: int, figures: Figures, **fields: Any) -> Row:

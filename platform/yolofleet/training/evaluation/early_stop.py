@@ -5,6 +5,8 @@ started again, by however many workers, and whoever evaluated its checkpoints, i
 they are evaluated beside the training, that may be known some steps later; what was trained after it is not released.
 
 Hours are those of `yolofleet.tracking.goodput`: from each start to its end, or to the next start.
+
+A run that has done its last step was not ended early, whatever its evaluations and its hours say.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Row, seconds_of
@@ -33,8 +36,6 @@ class EarlyEnd:
     step: int
     """The last step that counts."""
     reason: str
-    cure: str
-    """The override with which it would train on."""
 
 
 def metric_of_rows(rows: Iterable[Row], metric: str) -> dict[int, float | None]:
@@ -64,7 +65,7 @@ def out_of_patience(figures: Figures, stop: StopSpec, since_step: int = 0) -> Ea
                 margin = f" by more than {stop.min_delta:g}" if stop.min_delta else ""
                 known = f"{best:.4f} of step {best_step}" if best_step else "nothing"
                 reason = f"{stop.metric} was not above {known}{margin} in {num_worse} evaluations (stop.patience)"
-                return EarlyEnd(step, reason, f"stop.patience={2 * stop.patience}")
+                return EarlyEnd(step, reason)
     return None
 
 
@@ -73,23 +74,56 @@ def patience_since(run: RunDirectory) -> int:
     return max((int(until_step) for _, until_step in run.facts().get(EARLIER_EPOCHS, [])), default=0)
 
 
-def early_end(run: RunDirectory, stop: StopSpec | None, step: int) -> EarlyEnd | None:
-    """Return why a run whose newest checkpoint is that of a step is over before its end; None where it is not."""
+def early_end(run: RunDirectory, stop: StopSpec | None, step: int, since_step: int | None = None) -> EarlyEnd | None:
+    """Return why a run whose newest checkpoint is that of a step is over before its end; None where it is not.
+
+    Args:
+        run: The run directory.
+        stop: What the job asks for.
+        step: The step of the checkpoint.
+        since_step: Patience begins anew after this step; None: as the run directory says.
+    """
     if stop is None or step == 0:
         return None
-    rows = run.metrics()
-    figures = metric_of_rows((row for row in rows if int(row["step"]) <= step), stop.metric)
-    if (end := out_of_patience(figures, stop, patience_since(run))) is not None:
+    since_step = patience_since(run) if since_step is None else since_step
+    if (end := out_of_patience(_figures_until(run, stop, step), stop, since_step)) is not None:
         return end
-    if stop.max_hours is None:
-        return None
-    seconds = summarize_run(run.events(), rows).seconds_trained
-    return _out_of_hours(stop.max_hours, step) if seconds >= stop.max_hours * 3600 else None
+    is_spent = stop.max_hours is not None and _hours_spent(run) >= stop.max_hours
+    return _out_of_hours(stop, step) if is_spent else None
 
 
-def _out_of_hours(max_hours: float, step: int) -> EarlyEnd:
-    reason = f"{max_hours:g} hours of training are spent (stop.max_hours)"
-    return EarlyEnd(step, reason, f"stop.max_hours={2 * max_hours:g}")
+def overrides_to_train_on(job: JobSpec, run: RunDirectory, step: int, num_steps: int) -> str:
+    """Return the overrides with which a run that is over trains on.
+
+    Args:
+        job: What was trained.
+        run: Its run directory.
+        step: The step of its newest checkpoint.
+        num_steps: Its steps.
+    """
+    overrides = [f"epochs={2 * job.epochs:g}"] if step >= num_steps else []  # patience begins anew with them
+    stop = job.stop
+    if stop is not None and stop.max_hours is not None and (spent := _hours_spent(run)) >= stop.max_hours:
+        overrides.append(f"stop.max_hours={2 * spent:.4g}")
+    if stop is not None and stop.patience is not None and step < num_steps:
+        figures, since, enough = _figures_until(run, stop, step), patience_since(run), stop.patience
+        while out_of_patience(figures, stop.model_copy(update={"patience": enough}), since) is not None:
+            enough += 1
+        if enough > stop.patience:
+            overrides.append(f"stop.patience={2 * (enough - 1)}")
+    return " ".join(overrides)
+
+
+def _figures_until(run: RunDirectory, stop: StopSpec, step: int) -> Figures:
+    return metric_of_rows((row for row in run.metrics() if int(row["step"]) <= step), stop.metric)
+
+
+def _hours_spent(run: RunDirectory) -> float:
+    return summarize_run(run.events(), run.metrics()).seconds_trained / 3600
+
+
+def _out_of_hours(stop: StopSpec, step: int) -> EarlyEnd:
+    return EarlyEnd(step, f"{stop.max_hours:g} hours of training are spent (stop.max_hours)")
 
 
 class EarlyStopping:
@@ -139,8 +173,8 @@ class EarlyStopping:
             self._rows += self._reader.new_rows()
             counted = (row for row in self._rows if int(row["step"]) <= step)
             end = out_of_patience(metric_of_rows(counted, self._stop.metric), self._stop, self._since)
-            if end is None and self._out_of_hours_at is not None and self._stop.max_hours is not None:
-                end = _out_of_hours(self._stop.max_hours, step)
+            if end is None and self._out_of_hours_at is not None:
+                end = _out_of_hours(self._stop, step)
             if end is not None:
                 self._record(end)
         return bool(self._group.first_value(int(end is not None)))

@@ -84,13 +84,22 @@ def save_memory(job: JobSpec, run: RunDirectory, group: WorkerGroup, model: Netw
         _report(run)
 
 
-def take_less(job: JobSpec, run: RunDirectory, group: WorkerGroup, error: BaseException) -> None:
+def take_less(
+    job: JobSpec, run: RunDirectory, group: WorkerGroup, error: BaseException, model: Network | None = None
+) -> None:
     """Record that the run takes less memory from its next start on, after a step that had not enough.
+
+    Args:
+        job: What is trained.
+        run: Its run directory.
+        group: This worker; where several fail in one step, all of them record the same.
+        error: What failed.
+        model: The network that had not enough; None where it failed before there was one.
 
     Raises:
         OutOfMeasuresError: There is no less.
     """
-    used = measures_in_use(job, run)
+    used = measures_in_use(job, run) if model is None else _measures_of(model)
     size = job.resolved_micro_batch_size
     if used.use < len(USES) - 1:
         following = Measures(used.num_parts, len(USES) - 1)
@@ -103,8 +112,17 @@ def take_less(job: JobSpec, run: RunDirectory, group: WorkerGroup, error: BaseEx
             "data.image_size or a smaller model"
         ) from None
     run.check_lock()
-    record = {"step": group.progress.step, "worker": group.rank, "reason": one_line(error, 400)}
-    run.storage.put_if_absent(following.key, json.dumps(record | {"measure": following.sentence()}).encode())
+    measure = following.sentence() + ("" if job.compile == "off" else "; the network is not compiled")
+    record = {"step": group.progress.step, "worker": group.rank, "reason": one_line(error, 400), "measure": measure}
+    run.storage.put_if_absent(following.key, json.dumps(record).encode())
+
+
+def _measures_of(model: Network) -> Measures:
+    """Return how a network saves memory; not what another worker has just recorded for the next start."""
+    saving = model.memory_saving or MemorySaving()
+    graph = wire(model.table)
+    use = max(number for number, name in enumerate(USES) if recomputed_blocks(graph, name) == saving.blocks)
+    return Measures(saving.num_parts, use)
 
 
 def _report(run: RunDirectory) -> None:

@@ -69,19 +69,22 @@ def train(job: JobSpec, run: RunDirectory, group: WorkerGroup, *, evaluate: Eval
         WorkError: The loss is non-finite for too many steps, or too many samples cannot be read.
     """
     while True:
+        trainer: Trainer | None = None
         try:
-            return _train(build_trainer(job, run, group), evaluate, report)
+            trainer = build_trainer(job, run, group)
+            return _train(trainer, evaluate, report)
         except NonFiniteError as error:
             if not roll_back(run, group, error):
                 raise
-        except (RuntimeError, MemoryError) as error:
+        except (RuntimeError, MemoryError, OSError) as error:
             from yolofleet.training.loop.out_of_memory import is_out_of_memory, take_less
 
             if not is_out_of_memory(error):
                 raise
-            take_less(job, run, group, error)
+            take_less(job, run, group, error, None if trainer is None else trainer.learner.model)
             if group.world_size > 1:  # the others wait in an exchange: all are started again
                 raise
+        trainer = None
         _free_memory()  # of what failed
 
 
@@ -122,7 +125,7 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
                         stopping.observe(row)
                 trainer.meters.pace.enter(OTHER)
             if milestones.saves(state.step) or out_of_hours or left is not None:
-                over = stopping is not None and stopping.is_over(state.step)
+                over = stopping is not None and state.step < milestones.num_steps and stopping.is_over(state.step)
                 periodic = left is None and not over and state.step < milestones.num_steps
                 if stopping is not None and evaluation_due:
                     periodic = False  # no evaluation may be missing where they decide the end

@@ -230,7 +230,8 @@ def _restore_learner(
         synchronise_batch_norm(model, job.batch_norm_workers, group)
     if group.is_first:
         prepare(store, model, average, optimizer)
-    if job.compile == "model":  # sizes that change are symbols, so that it is compiled once
+    if job.compile == "model" and model.memory_saving is None:
+        # Sizes that change are symbols, so that it is compiled once.
         model.compile(fullgraph=True, dynamic=hyperparameters.multi_scale > 0)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)

@@ -7,6 +7,7 @@ does what the busiest of the job's workers would do: its own micro-batches, with
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -26,6 +27,8 @@ ROW_STEPS = 10
 """Steps of a row of metrics in a trial; the first row warms up and does not count."""
 PER_STEP = ("optimizer", "checkpoint")
 """Stages that a step has once; all others but the exchange come with every micro-batch."""
+MEASURES = ("model", "image_size", "micro_batch_size", "precision", "memory", "compile")
+"""What decides the time of a micro-batch."""
 NEVER = 1e6
 """Epochs that no trial reaches."""
 
@@ -90,12 +93,8 @@ class Rate:
 def measured_work(job: JobSpec) -> dict[str, Any]:
     """Return what decides the time of a micro-batch."""
     model = {key: value for key, value in job.computation()["model"].items() if value is not None}
-    return {
-        "model": json.dumps(model, sort_keys=True),
-        "image_size": job.data.image_size,
-        "micro_batch_size": job.micro_batch_size,
-        "precision": job.precision,
-    }
+    values = (json.dumps(model, sort_keys=True), job.data.image_size, job.micro_batch_size, job.precision)
+    return dict(zip(MEASURES, (*values, job.memory, job.compile), strict=True))
 
 
 def parse_rate(text: str, source: str) -> Rate:
@@ -109,8 +108,14 @@ def parse_rate(text: str, source: str) -> Rate:
         if document.pop("format") != RATE_FORMAT:
             raise ValueError(f"its format is not {RATE_FORMAT}")
         rate = Rate(**{key: document[key] for key in document if key in {entry.name for entry in fields(Rate)}})
-        if not (rate.seconds_per_step > 0 and rate.workers > 0 and rate.micro_batches > 0):
+        if not (0 < rate.seconds_per_step < math.inf and rate.workers > 0 and rate.micro_batches > 0):
             raise ValueError("its figures are not positive")
+        if not (isinstance(rate.workers, int) and isinstance(rate.micro_batches, int)):
+            raise ValueError("workers and micro_batches are whole numbers")
+        if any(not 0 <= seconds < math.inf for seconds in rate.stages.values()):
+            raise ValueError("the seconds of its stages are none")
+        if unknown := rate.measures.keys() - MEASURES:
+            raise ValueError(f"what it measures is unknown: {', '.join(sorted(unknown))}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{source}: is no rate file ({error}); make one: yolofleet train JOB --measure --json > rate.json"
@@ -130,6 +135,7 @@ def trial_job(job: JobSpec, folder: str) -> JobSpec:
         "name": "trial",
         "storage": folder,
         "epochs": NEVER,
+        "stop": None,
         "global_batch_size": share * job.micro_batch_size,
         "batch_norm_workers": 1,
         "strategy": "ddp",

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ CGROUPS = (
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
 )
 Kind = Literal["device", "address_space", "resident"]
+PARTS = ("weights", "gradients", "momentum", "average", "exchange", "activations")
 STEPS = 2
 """The second one has all moments of the optimiser."""
 
@@ -115,7 +116,7 @@ def forecast(job: JobSpec, num_classes: int, micro_batch_size: int, num_workers:
     """Forecast the memory of a worker at the largest image size of the job."""
     graph = wire(trained_table(job))
     side = _largest_side(job, graph.max_stride)
-    return training_memory(
+    found = training_memory(
         graph,
         num_classes=num_classes,
         size=(side, side),
@@ -126,6 +127,9 @@ def forecast(job: JobSpec, num_classes: int, micro_batch_size: int, num_workers:
         moments=1 if job.resolved_hyperparameters().optimizer == "sgd" else 2,
         memory=job.memory,
     )
+    if job.precision == "fp64":  # twice the bytes of fp32
+        return replace(found, **{part: 2 * getattr(found, part) for part in PARTS})
+    return found
 
 
 def largest_that_fits(

@@ -112,18 +112,24 @@ def check_job(job: JobSpec, locate: Locate | None = None, *, record: bool = True
         _claim(job, recorded, run, done_steps)
     _check_contents(job, run, train, val, record=record)
     preparation.keep(run)
-    ended_early = _is_over(job, run, done_steps)
     notes = (*preparation.notes, *found)
     raised_from = recorded.epochs if recorded is not None and recorded.epochs != job.epochs else None
-    return Readiness(job, run, num_steps, done_steps, train, val, changes, notes, ended_early, raised_from)
+    ended_early = _is_over(job, run, done_steps, None if raised_from is None else done_steps)
+    ready = Readiness(job, run, num_steps, done_steps, train, val, changes, notes, ended_early, raised_from)
+    if record and not (ready.finished and run.status() == "FINISHED"):
+        run.append_event("command")  # the command before it may have been killed without a word
+        if ready.finished:
+            run.append_event("end", step=done_steps)
+        run.close()
+    return ready
 
 
-def _is_over(job: JobSpec, run: RunDirectory, done_steps: int) -> bool:
+def _is_over(job: JobSpec, run: RunDirectory, done_steps: int, since_step: int | None = None) -> bool:
     if job.stop is None:
         return False
     from yolofleet.training.evaluation.early_stop import early_end
 
-    return early_end(run, job.stop, done_steps) is not None
+    return early_end(run, job.stop, done_steps, since_step) is not None
 
 
 def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None:

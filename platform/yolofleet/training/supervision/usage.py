@@ -7,6 +7,7 @@ removed are forgotten.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import defaultdict
@@ -16,7 +17,7 @@ from functools import partial
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import QuotaSpec
-from yolofleet.storage import Storage, open_storage
+from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.tracking.goodput import gpu_hours_by_owner
 from yolofleet.tracking.json_lines import Part, Row, group_parts, read_end
 from yolofleet.tracking.run_catalog import MOST_EVENT_BYTES, StoredRun, catalog
@@ -27,6 +28,8 @@ READ_SECONDS = 120.0
 """How often the run directories are read."""
 DAY_SECONDS = 86_400.0
 NOT_READ = "the GPU hours that were used so far are being read"
+
+logger = logging.getLogger(__name__)
 
 
 def spent_hours(storages: Sequence[str], since: float) -> dict[tuple[str, str], float]:
@@ -45,8 +48,15 @@ def spent_hours(storages: Sequence[str], since: float) -> dict[tuple[str, str], 
         for run in catalog(storage):
             if run.changed_at >= since:
                 child = storage.child(run.name)
-                for key, hours in run_hours(run, partial(_read_log, child), since).items():
-                    found[key] += hours
+                try:
+                    hours = run_hours(run, partial(_read_log, child), since)
+                except ObjectNotFoundError:  # it was removed meanwhile
+                    continue
+                except (KeyError, TypeError, ValueError) as error:  # one run must not keep everybody waiting
+                    logger.warning("the GPU hours of %s do not count, for its record is damaged: %r", child.url, error)
+                    continue
+                for key, amount in hours.items():
+                    found[key] += amount
     return found
 
 
