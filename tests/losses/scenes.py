@@ -63,7 +63,7 @@ def use_layout(patch: pytest.MonkeyPatch, layout: str) -> None:
     elif layout == "padded device":
         patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 1 << 40)  # packs all images together
         for module in ("levels", "candidates"):
-            patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)
+            patch.setattr(f"yolofleet.losses.{module}.is_readable", lambda tensor: False)
     elif layout == "shared device":
         for module in ("levels", "candidates", "boxes", "batched_matching"):
-            patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)
+            patch.setattr(f"yolofleet.losses.{module}.is_readable", lambda tensor: False)

@@ -229,8 +229,11 @@ def _restore_learner(
         synchronise_batch_norm(model, job.batch_norm_workers, group)
     if group.is_first:
         prepare(store, model, average, optimizer)
-    if job.compile == "model":  # sizes that change are symbols, so that it is compiled once
-        model.compile(fullgraph=True, dynamic=hyperparameters.multi_scale > 0)
+    dynamic = hyperparameters.multi_scale > 0  # sizes that change are symbols, so that it is compiled once
+    if job.compile != "off":
+        model.compile(fullgraph=True, dynamic=dynamic)
+    if job.compile == "full":
+        loss.compile(dynamic=dynamic)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state
