@@ -42,7 +42,12 @@ class Boxes:
         return Boxes(*(send(field, device) for field in fields), self.per_image)
 
     def padded(self, num_images: int) -> Boxes | None:
-        """Return as many boxes for each image, a power of two, for tables of few shapes; None for a crowd."""
+        """Return as many boxes for each image, a power of two, for tables of few shapes.
+
+        None where an image has more than 256, or where counting them would wait for a device.
+        """
+        if not is_readable(self.image):
+            return None
         counts = self.image.bincount(minlength=num_images)
         room = max(SMALLEST_BUCKET, 1 << (int(counts.max()) - 1).bit_length())
         if room > LARGEST_BUCKET:

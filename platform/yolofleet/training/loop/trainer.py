@@ -231,6 +231,7 @@ def _restore_learner(
         prepare(store, model, average, optimizer)
     dynamic = hyperparameters.multi_scale > 0  # sizes that change are symbols, so that it is compiled once
     if job.compile != "off":
+        torch.compiler.reset()  # the graphs of an earlier run in this process count towards torch's limit
         model.compile(fullgraph=True, dynamic=dynamic)
     if job.compile == "full":
         loss.compile(dynamic=dynamic)
