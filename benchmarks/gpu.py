@@ -161,7 +161,7 @@ def run(device: torch.device, cases: tuple[Case, ...], minutes: float, *, small:
         for case, kind in itertools.product(cases[:2], ("model", "full")):
             report.part(
                 f"step {case.model}, compile {kind}",
-                lambda c=replace(case, compile=kind): measure_step(c, device, product, copied, small=small),
+                lambda c=case, k=kind: measure_step(replace(c, compile=k), device, product, copied, small=small),
                 needs_seconds=100,
             )
         synchronise(device)

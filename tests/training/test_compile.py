@@ -96,7 +96,8 @@ def test_what_the_inductor_makes_of_it_computes_the_same() -> None:
 
 
 def test_what_cannot_be_compiled_is_refused(small_job: Callable[..., JobSpec]) -> None:
-    assert small_job(compile="model").digest() == small_job().digest()
-    for changes in ({"strategy": "zero1"}, {"batch_norm_workers": 2}):
-        with pytest.raises(UserError, match="use compile off"):
-            small_job(compile="model", **changes)
+    for kind in ("model", "full"):
+        assert small_job(compile=kind).digest() == small_job().digest()
+        for changes in ({"strategy": "zero1"}, {"batch_norm_workers": 2}):
+            with pytest.raises(UserError, match="use compile off"):
+                small_job(compile=kind, **changes)
