@@ -21,11 +21,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -156,11 +158,10 @@ def run(device: torch.device, cases: tuple[Case, ...], minutes: float, *, small:
     for case in cases[:2]:
         report.part(f"inference {case.model}", lambda c=case: inference(c, device, small=small), needs_seconds=60)
     if device.type == "cuda":
-        for case in cases[:2]:
-            compiled = Case(model=case.model, image_size=case.image_size, batch_size=case.batch_size, is_compiled=True)
+        for case, kind in itertools.product(cases[:2], ("model", "full")):
             report.part(
-                f"compiled step {case.model}",
-                lambda c=compiled: measure_step(c, device, product, copied, small=small),
+                f"step {case.model}, compile {kind}",
+                lambda c=case, k=kind: measure_step(replace(c, compile=k), device, product, copied, small=small),
                 needs_seconds=100,
             )
         synchronise(device)

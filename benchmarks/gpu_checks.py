@@ -70,6 +70,7 @@ def check_step(name: str, device: torch.device, precision: str, *, is_compiled: 
     images = torch.from_numpy(draw.random(golden["input"]["shape"]).astype(np.float32)).to(device)
     if is_compiled:
         model.compile()
+        loss.compile()
     with Precision(precision, device).context():
         predictions = model(images)
     result = loss(predictions, torch.tensor(golden["targets"]), (images.shape[2], images.shape[3]))

@@ -6,7 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -52,7 +52,7 @@ class Case:
     image_size: int
     batch_size: int
     precision: str = "bf16"
-    is_compiled: bool = False
+    compile: Literal["off", "model", "full"] = "off"
 
     @property
     def recipe(self) -> str:
@@ -128,9 +128,11 @@ class Step:
         optimizer = build_optimizer(model, hyperparameters, job.global_batch_size)
         statistics = MicroBatchStatistics(model)
         average = WeightAverage(model, hyperparameters, statistics.running)
-        if case.is_compiled:
-            model.compile()
         loss = build_loss(model, hyperparameters, case.image_size)
+        if case.compile != "off":
+            model.compile()
+        if case.compile == "full":
+            loss.compile()
         silent: Any = Silent()
         trainer = Trainer(
             job=job,

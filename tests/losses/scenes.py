@@ -10,6 +10,7 @@ from torch import Tensor
 
 from losses.golden_loss import anchors_of
 from yolofleet.losses import DetectionLoss
+from yolofleet.losses.assigners import Scene
 
 STRIDES = [8, 16, 32]
 GAINS = {"box": 0.05, "cls": 0.3, "obj": 0.7}
@@ -49,21 +50,29 @@ def positives(loss: DetectionLoss, predictions: list[Tensor], targets: Tensor, s
     return [sorted(map(tuple, level.tolist())) for level in loss.assign(predictions, targets, size)]
 
 
-LAYOUTS = ("cpu", "small pieces", "padded device", "shared device")
+LAYOUTS = ("cpu", "small pieces", "padded device", "shared device", "compiled")
 
 
 def use_layout(patch: pytest.MonkeyPatch, layout: str) -> None:
     """Make the loss match as on a CPU, or on a CPU as it does on a device.
 
     The devices' layouts have fixed shapes: of every image's table with targets in host memory (padded), of one table
-    of all images with targets on the device (shared).
+    of all images with targets on the device (shared), and of tables with as much room for each image, as torch compiles
+    them.
     """
     if layout == "small pieces":
         patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 100)
-    elif layout == "padded device":
+    elif layout in {"padded device", "compiled"}:
         patch.setattr("yolofleet.losses.batched_matching.CPU_PAIRS", 1 << 40)  # packs all images together
         for module in ("levels", "candidates"):
-            patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)
+            patch.setattr(f"yolofleet.losses.{module}.is_readable", lambda tensor: False)
+        if layout == "compiled":
+            make_scene = DetectionLoss._make_scene
+            patch.setattr(DetectionLoss, "_make_scene", lambda *given: _padded(make_scene(*given)))
     elif layout == "shared device":
         for module in ("levels", "candidates", "boxes", "batched_matching"):
-            patch.setattr(f"yolofleet.losses.{module}.is_on_cpu", lambda tensor: False)
+            patch.setattr(f"yolofleet.losses.{module}.is_readable", lambda tensor: False)
+
+
+def _padded(scene: Scene) -> Scene:
+    return scene.padded() or scene  # crowds are not compiled

@@ -25,8 +25,15 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "train_steps"
 GRADIENT_TOLERANCE = {"yolov7-tiny": 3e-2, "yolov7": 1e-4}
 
 
-@pytest.mark.parametrize("name", ["yolov7-tiny", pytest.param("yolov7", marks=pytest.mark.slow)])
-def test_train_step_is_the_published_one(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "is_compiled"),
+    [
+        ("yolov7-tiny", False),
+        pytest.param("yolov7-tiny", True, marks=pytest.mark.slow),
+        pytest.param("yolov7", False, marks=pytest.mark.slow),
+    ],
+)
+def test_train_step_is_the_published_one(name: str, is_compiled: bool) -> None:
     golden = json.loads((GOLDEN / f"{name}.json").read_text())
     model = build_model(name, num_classes=80)
     load_official_state_dict(model, filled_state_dict(tensors_of(name), golden["gain"]))
@@ -38,6 +45,10 @@ def test_train_step_is_the_published_one(name: str) -> None:
         hyperparameters=golden["hyp"],
         assigner="coarse_to_fine" if model.num_auxiliary_levels else "none",
     )
+    if is_compiled:
+        torch._dynamo.reset()
+        model.compile(backend="aot_eager", fullgraph=True)
+        loss.compile(backend="aot_eager")
     draw = np.random.default_rng(golden["input"]["seed"])
     images = torch.from_numpy(draw.random(golden["input"]["shape"]).astype(np.float32)).double()
 

@@ -103,6 +103,7 @@ def test_an_override_changes_its_value_only(name: Any, lr0: float) -> None:
 
 def test_identity_is_what_is_computed_not_how() -> None:
     moved = {"train": "/elsewhere/a", "val": "/elsewhere/b", "loader": "processes", "loader_threads": 7}
+    moved["augment_on"] = "device"
     assert parse().digest() == parse(storage="elsewhere", cluster={"workers": 2}, data=moved).digest()
     assert parse().digest() != parse(seed=1).digest()
 

@@ -9,6 +9,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from yolofleet.core.errors import UserError
+from yolofleet.losses import DetectionLoss
 from yolofleet.models import build_model
 from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.models.network import Network
@@ -33,9 +34,13 @@ def narrow() -> Network:
     return model
 
 
-def losses(model: Network, sizes: list[int]) -> list[float]:
+def losses(
+    model: Network, sizes: list[int], compile_loss: Callable[[DetectionLoss], None] | None = None
+) -> list[float]:
     """Train for a step a size, with another number of boxes in each; returns the losses."""
     loss = build_loss(model, recipe("tiny"), 64)
+    if compile_loss is not None:
+        compile_loss(loss)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     statistics = MicroBatchStatistics(model)
     found = []
@@ -72,20 +77,34 @@ def test_one_graph_serves_all_steps(sizes: list[int]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [[64] * NUM_STEPS, [64, 96, 64, 128, 96]], ids=["one size", "multi-scale"])
+def test_the_loss_is_compiled_once_for_each_size_of_its_tables(sizes: list[int]) -> None:
+    """Boxes are padded to 8 or 16 an image here."""
+    wanted = losses(narrow(), sizes)
+    torch._dynamo.reset()
+    counters.clear()
+    options = {"backend": "aot_eager", "dynamic": len(set(sizes)) > 1}
+    assert losses(narrow(), sizes, lambda loss: loss.compile(**options)) == pytest.approx(wanted, rel=1e-5)
+    assert counters["stats"]["unique_graphs"] == 2
+    assert not counters["graph_break"]
+
+
+@pytest.mark.slow
 def test_what_the_inductor_makes_of_it_computes_the_same() -> None:
     # Two steps: its kernels round otherwise, and rounding grows at least tenfold a step in so narrow a network.
     wanted = losses(narrow(), [64] * 2)
     torch._dynamo.reset()
     model = narrow()
     model.compile(fullgraph=True, dynamic=False)
-    assert losses(model, [64] * 2) == pytest.approx(wanted, rel=1e-4)
+    assert losses(model, [64] * 2, lambda loss: loss.compile(dynamic=False)) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_what_cannot_be_compiled_is_refused(small_job: Callable[..., JobSpec]) -> None:
-    assert small_job(compile="model").digest() == small_job().digest()
-    for changes in ({"strategy": "zero1"}, {"batch_norm_workers": 2}, {"memory": "small"}):
-        with pytest.raises(UserError, match="use compile off"):
-            small_job(compile="model", **changes)
+    for kind in ("model", "full"):
+        assert small_job(compile=kind).digest() == small_job().digest()
+        for changes in ({"strategy": "zero1"}, {"batch_norm_workers": 2}, {"memory": "small"}):
+            with pytest.raises(UserError, match="use compile off"):
+                small_job(compile=kind, **changes)
 
 
 def test_a_run_that_was_out_of_memory_is_no_longer_compiled(

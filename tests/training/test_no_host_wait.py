@@ -177,6 +177,8 @@ def test_a_step_waits_for_no_device_and_computes_the_same(
         monkeypatch.setattr(optimizers, "_device_dtype_check_for_fused", lambda *_, **__: None)
     hyperparameters = {"optimizer": optimizer, "lr0": 1e-3}
     job = small_job(precision=precision, hyperparameters=hyperparameters, log_every_steps=2, record_samples=False)
+    augment_on = "device" if optimizer == "sgd" else "host"
+    job = job.model_copy(update={"data": job.data.model_copy(update={"augment_on": augment_on})})
     ready = check_job(job)
     assert isinstance(ready.run, RunDirectory)
     built = build_trainer(job, ready.run, WorkerGroup())

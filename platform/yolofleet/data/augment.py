@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.data.finish import Finish
 from yolofleet.data.geometry import Targets, draw_warp, join_targets, visible_targets
 from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.mosaic import Layout, draw_partners, mosaic_of_four, mosaic_of_nine, render, single_image
@@ -47,7 +48,12 @@ class Augmenter:
         self._second = buffers.take(side, side, 3)
 
     def augment(
-        self, own: int, images: list[LabelledImage], generator: np.random.Generator, planes: NDArray[np.uint8]
+        self,
+        own: int,
+        images: list[LabelledImage],
+        generator: np.random.Generator,
+        planes: NDArray[np.uint8],
+        finish: Finish | None = None,
     ) -> Targets:
         """Make one sample.
 
@@ -56,21 +62,35 @@ class Augmenter:
             images: All images of the micro-batch.
             generator: The sample's random numbers.
             planes: (3, side, side) where the RGB image is written.
+            finish: Takes what can be done with the image later; None: all is done here.
         """
         settings = self._settings
         is_mosaic = generator.random() < settings.mosaic
         targets = self._compose(own, images, is_mosaic, generator, self._image)
         if is_mosaic and generator.random() < settings.mixup:
             targets = self._mix(targets, images, generator)
-        self._change_colour(generator)
-        if generator.random() < settings.paste_in:
+        colour, pastes = draw_colour(settings, generator), generator.random() < settings.paste_in
+        if colour is not None and finish is not None and not pastes and not settings.extra_augmentations:
+            finish.colours[own] = colour
+        elif colour is not None:  # into the other buffer: OpenCV is slower in place
+            self._image, self._second = cv2.transform(self._image, colour, dst=self._second), self._image
+        if pastes:
             targets = paste_objects(self._image, targets, images, generator)
         upside_down, mirrored = generator.random(2) < (settings.flipud, settings.fliplr)
         for step in settings.extra_augmentations:
             if generator.random() < step.share:
                 targets = self._apply_step(step, targets, generator)
         cv2.split(self._image, list(planes))
-        return self._flip(targets, planes, upside_down=bool(upside_down), mirrored=bool(mirrored))
+        if finish is None:
+            flip_planes(planes, upside_down=upside_down, mirrored=mirrored)
+        else:
+            finish.flips[own] = upside_down, mirrored
+        x1, y1, x2, y2 = targets.boxes.T
+        if mirrored:
+            x1, x2 = self._side - x2, self._side - x1
+        if upside_down:
+            y1, y2 = self._side - y2, self._side - y1
+        return Targets(np.stack([x1, y1, x2, y2], axis=1), targets.classes)
 
     def _compose(
         self,
@@ -103,11 +123,6 @@ class Augmenter:
         cv2.addWeighted(self._image, share, self._second, 1.0 - share, 0.0, dst=self._image)
         return join_targets([targets, second])
 
-    def _change_colour(self, generator: np.random.Generator) -> None:
-        colour = draw_colour(self._settings, generator)
-        if colour is not None:  # into the other buffer: OpenCV is slower in place
-            self._image, self._second = cv2.transform(self._image, colour, dst=self._second), self._image
-
     def _apply_step(self, step: AugmentationStep, targets: Targets, generator: np.random.Generator) -> Targets:
         image, boxes, classes = step.apply(self._image, targets.boxes, targets.classes, generator)
         boxes, classes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(classes, dtype=np.int64)
@@ -122,18 +137,15 @@ class Augmenter:
         has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # false for NaN
         return Targets(boxes[has_area], classes[has_area])
 
-    def _flip(self, targets: Targets, planes: NDArray[np.uint8], *, upside_down: bool, mirrored: bool) -> Targets:
-        """Flip the finished planes in place (one by one is three times faster than all channels together)."""
-        x1, y1, x2, y2 = targets.boxes.T
-        if mirrored:
-            rows = planes.reshape(-1, self._side)
-            cv2.flip(rows, 1, dst=rows)
-            x1, x2 = self._side - x2, self._side - x1
-        if upside_down:
-            for plane in planes:
-                cv2.flip(plane, 0, dst=plane)
-            y1, y2 = self._side - y2, self._side - y1
-        return Targets(np.stack([x1, y1, x2, y2], axis=1), targets.classes)
+
+def flip_planes(planes: NDArray[np.uint8], *, upside_down: bool, mirrored: bool) -> None:
+    """Flip (3, side, side) in place (one by one is three times faster than all channels together)."""
+    if mirrored:
+        rows = planes.reshape(-1, planes.shape[2])
+        cv2.flip(rows, 1, dst=rows)
+    if upside_down:
+        for plane in planes:
+            cv2.flip(plane, 0, dst=plane)
 
 
 def draw_colour(settings: Augmentation, generator: np.random.Generator) -> NDArray[np.float32] | None:

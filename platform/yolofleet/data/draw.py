@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from yolofleet.data.finish import finished
+
 if TYPE_CHECKING:
     from yolofleet.data.micro_batch import MicroBatch
 
@@ -109,10 +111,11 @@ def contact_sheet(drawings: Sequence[Image.Image], *, columns: int = 4, cell: in
 
 def draw_micro_batch(batch: MicroBatch, names: Sequence[str]) -> bytes:
     """Return a PNG with every image of a micro-batch, its targets drawn and named by class index."""
-    height, width = batch.images.shape[2:]
+    images = finished(batch.images / 255, batch.finish).mul_(255).round_().byte()
+    height, width = images.shape[2:]
     targets = batch.targets.numpy()
     drawings = []
-    for slot, planes in enumerate(batch.images.numpy()):
+    for slot, planes in enumerate(images.numpy()):
         own = targets[targets[:, 0] == slot]
         sides = own[:, 4:] * (width, height)
         corners = own[:, 2:4] * (width, height) - sides / 2

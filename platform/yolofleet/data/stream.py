@@ -21,7 +21,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.loader import Loader, make_in_processes, ordered_map
-from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlan
+from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlan, Place
 from yolofleet.data.order import Deal, SampleOrder, Window
 from yolofleet.specs.hyperparameters import Augmentation
 
@@ -47,6 +47,7 @@ class TrainingStream:
         deal: Whether shards are dealt to the lanes once (``fixed``) or anew every ``epoch``.
         num_steps: Steps of the run; shards that only later steps read are not fetched ahead.
         sample_weights: (N,) how often each sample is drawn an epoch in the long run; None draws each once.
+        augment_on: Where colour and flips are done; ``device`` leaves them to `finished`.
 
     Raises:
         UserError: The sizes do not fit together, or the dataset holds no box to learn from.
@@ -70,6 +71,7 @@ class TrainingStream:
         deal: Deal = "epoch",
         num_steps: int | None = None,
         sample_weights: NDArray[np.float64] | None = None,
+        augment_on: Place = "host",
     ) -> None:
         if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % micro_batch_size:
             raise UserError(
@@ -91,7 +93,7 @@ class TrainingStream:
         self._loader = loader
         self._end = math.inf if num_steps is None else num_steps * micro_batch_size  # of each lane
         self._ahead = num_threads * prefetch  # micro-batches that are asked for before they are needed
-        self._maker = MicroBatchMaker(dataset, self.order, seed, max_pixels)
+        self._maker = MicroBatchMaker(dataset, self.order, seed, max_pixels, augment_on)
 
     @property
     def micro_batches_per_step(self) -> int:

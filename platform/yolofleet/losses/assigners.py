@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -75,6 +75,11 @@ class Scene:
     """The lead levels where the boxes are."""
     levels: Levels
     """The lead levels where the predictions are."""
+
+    def padded(self) -> Scene | None:
+        """Return the scene with as many boxes for each image, where the predictions are; None if there are too many."""
+        boxes = self.boxes.padded(self.lead[0].shape[0])
+        return None if boxes is None else replace(self, boxes=boxes.to(self.levels.grid.device), box_levels=self.levels)
 
     def choose(self, guide: Sequence[Tensor], reach: float) -> Candidates:
         """Choose positives by the predictions of a head.

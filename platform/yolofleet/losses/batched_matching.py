@@ -5,8 +5,9 @@ bounded number of pairs at a time. What is kept of it is a short list for each b
 candidates, and time with their product on one image.
 
 Nothing here waits for an accelerator: shapes are exact on a CPU and fixed on a device. With targets in host memory a
-table is an image, and tables of a group are padded to the largest. With targets on a device, where the host does not
-know how many candidates an image has, one table holds all boxes and candidates, and pairs of two images are masked.
+table is an image, and tables of a group are padded to the largest; with padded boxes their size follows from the
+boxes'. With targets on a device, where the host does not know how many candidates an image has, one table holds all
+boxes and candidates, and pairs of two images are masked.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from yolofleet.losses.boxes import Boxes
 from yolofleet.losses.candidates import Candidates
-from yolofleet.losses.levels import find_slots, is_on_cpu, send
+from yolofleet.losses.levels import find_slots, is_readable, send
 from yolofleet.losses.matching import NO_BOX_IMAGE, NO_CANDIDATE_IMAGE, MatchingInput, compute_iou, compute_iou_cost
 
-# Pairs compared at once. On a CPU a few tables of this size fit the cache.
-CPU_PAIRS, DEVICE_PAIRS = 1 << 19, 1 << 22
+# Pairs compared at once. On a CPU a few tables of this size fit the cache; what is compiled has a piece of code for
+# each time.
+CPU_PAIRS, DEVICE_PAIRS, COMPILED_PAIRS = 1 << 19, 1 << 22, 1 << 25
 PUBLISHED_INFINITY, PUBLISHED_NAN = 1e30, 2e30  # stand for such costs, and keep their published order
 
 
@@ -43,9 +45,13 @@ class Group:
 
 def group_by_image(boxes: Boxes, candidates: Candidates, num_images: int, device: torch.device) -> list[Group]:
     """Group boxes and candidates, both where the targets are, for the device that compares them."""
+    if boxes.per_image is not None:  # so each image has as many candidates of each level, one after the other
+        box = torch.where(boxes.alive, torch.arange(len(boxes), device=device), len(boxes)).view(num_images, -1)
+        candidate = torch.arange(len(candidates), device=device).view(len(candidates.level_sizes), num_images, -1)
+        return [Group(box, candidate.transpose(0, 1).flatten(1))]
     if len(boxes) == 0 or len(candidates) == 0:
         return []
-    if not is_on_cpu(candidates.cell):
+    if not is_readable(candidates.cell):
         box, candidate = (torch.arange(len(table), device=device)[None] for table in (boxes, candidates))
         return [Group(box, candidate, is_shared=True)]
     tables = list(zip(*(_split_by_image(table.image, num_images) for table in (boxes, candidates)), strict=True))
@@ -203,4 +209,6 @@ def _find_cheapest_row(tables: MatchingInput, index: Tensor, published_quirks: b
 
 
 def _count_pairs_at_once(like: Tensor) -> int:
-    return CPU_PAIRS if is_on_cpu(like) else DEVICE_PAIRS
+    if torch.compiler.is_compiling():
+        return COMPILED_PAIRS
+    return CPU_PAIRS if is_readable(like) else DEVICE_PAIRS

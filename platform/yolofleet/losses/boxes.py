@@ -9,9 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from yolofleet.losses.levels import is_on_cpu, send
+from yolofleet.losses.levels import is_readable, send
 
 EPSILON = 1e-7
+SMALLEST_BUCKET, LARGEST_BUCKET = 8, 256
+"""Boxes an image that tables of fixed shape have room for: a power of two."""
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,41 @@ class Boxes:
     """(N,) the box's row in the caller's targets."""
     alive: Tensor
     """(N,) whether the box takes part; on a CPU all do, since the others are left out."""
+    per_image: int | None = None
+    """How many of them each image has, those that take no part among them; None: as many as it has boxes."""
 
     def __len__(self) -> int:
         return self.image.shape[0]
 
     def to(self, device: torch.device) -> Boxes:
         """Copy to another device without waiting."""
-        return Boxes(*(send(field, device) for field in (self.image, self.label, self.xywh, self.row, self.alive)))
+        fields = (self.image, self.label, self.xywh, self.row, self.alive)
+        return Boxes(*(send(field, device) for field in fields), self.per_image)
+
+    def padded(self, num_images: int) -> Boxes | None:
+        """Return as many boxes for each image, a power of two, for tables of few shapes.
+
+        None where an image has more than 256, or where counting them would wait for a device.
+        """
+        if not is_readable(self.image):
+            return None
+        counts = self.image.bincount(minlength=num_images)
+        room = max(SMALLEST_BUCKET, 1 << (int(counts.max()) - 1).bit_length())
+        if room > LARGEST_BUCKET:
+            return None
+        place = torch.arange(len(self)) + (room * torch.arange(num_images) - counts.cumsum(0) + counts)[self.image]
+
+        def spread(field: Tensor, nothing: float) -> Tensor:
+            return field.new_full((num_images * room, *field.shape[1:]), nothing).index_copy_(0, place, field)
+
+        return Boxes(
+            image=torch.arange(num_images).repeat_interleave(room),
+            label=spread(self.label, 0),
+            xywh=spread(self.xywh, 0.5),
+            row=spread(self.row, -1),
+            alive=spread(self.alive, False),
+            per_image=room,
+        )
 
 
 def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.dtype, keep_degenerate: bool) -> Boxes:
@@ -62,7 +92,7 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
     if not keep_degenerate:
         total = xywh.sum(1)
         alive = (xywh[:, 2:].amin(1) > 0) & (total - total == 0)  # infinity and NaN leave no 0
-    if not is_on_cpu(targets):
+    if not is_readable(targets):
         # Values under a mask must be finite too: NaN x 0 is NaN.
         return Boxes(image, label, torch.where(alive[:, None], xywh, 0.5), order, alive)
     _check_range(image, num_images, "image", order)

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.losses.boxes import Boxes
-from yolofleet.losses.levels import Levels, count_slots, find_slots, is_on_cpu, send
-
-# The cell itself, then the neighbours on the left, above, on the right, below: how far the centre is moved, as (x, y).
-NEIGHBOURS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
+from yolofleet.losses.levels import NEIGHBOURS, Levels, count_slots, find_slots, is_readable, send
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Candidates:
     def choose(self, box: Tensor, valid: Tensor) -> Candidates:
         """Keep the slots marked `valid` (n,) and let each answer for `box` (n,)."""
         chosen = replace(self, box=box, valid=valid)
-        if not is_on_cpu(valid):
+        if not is_readable(valid):
             return chosen
         slots = find_slots(valid)
         sizes = tuple(int(part.sum()) for part in torch.split(valid, list(self.level_sizes)))
@@ -87,7 +84,7 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
 
     Returns:
         Slots ordered by level, cell and published order: on a CPU those in use; on a device one for every (level,
-        neighbour, anchor, box), those not in use last in their level.
+        neighbour, anchor, box), those not in use last in their image.
     """
     num_boxes, num_anchors = len(boxes), levels.anchors.shape[1]
     # 1. Boxes and anchors of like shape fit. Boxes come last in every shape, which keeps the operations fast.
@@ -105,17 +102,17 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
     valid = is_candidate[:, :, None] & fits[:, None]  # (L, 5, A, N)
 
     # 3. The cell of each slot: the one that holds the moved centre.
-    moves = torch.tensor(NEIGHBOURS, dtype=centre.dtype)[..., None] * reach  # (5, 2, 1)
-    position = (centre[:, None] - send(moves, centre.device)).clamp_(min=0.0)  # (L, 5, 2, N)
+    position = (centre[:, None] - levels.neighbours * reach).clamp_(min=0.0)  # (L, 5, 2, N)
     column, row = torch.minimum(position, grid[:, None] - 1.0).long().unbind(2)  # (L, 5, N)
     offset = boxes.image * levels.image_cells[:, None, None] + row * levels.grid[:, :1, None].long() + column
     cell = (offset[:, :, None] + levels.first_cell[:, None, :, None]).flatten()  # from (L, 5, A, N)
 
-    # 4. Order the slots by level, use and cell. The sort is stable, so the slots of a cell keep the published order.
+    # 4. Order the slots by cell, those not in use last in their image. The sort is stable, so the slots of a cell keep
+    # the published order.
     slot = find_slots(valid)
-    level = slot // max(valid[0].numel(), 1)
-    unused = ~valid.flatten()[slot]
-    slot = slot[((2 * level + unused) * levels.starts[-1] + cell[slot]).argsort(stable=True)]
+    end = levels.first_cell[:, :1] + (boxes.image + 1) * levels.image_cells[:, None]  # (L, N) of the box's image
+    place = torch.where(valid, 2 * cell.view(valid.shape), 2 * end[:, None, None] - 1).flatten()
+    slot = slot[place[slot].argsort(stable=True)]
 
     # 5. A slot's number tells its neighbour, anchor and box: they are the digits of it.
     combination = slot // max(num_boxes, 1)  # of level, neighbour and anchor

@@ -10,7 +10,7 @@ Half-precision predictions are read in float32, and the loss is computed outside
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +128,7 @@ class DetectionLoss:
                 raise ValueError(f"class_weights are {self.class_weights.tolist()}; they must be numbers of 0 or more")
         self.assigner = assigner
         registered = ASSIGNERS.get(assigner)
+        self._compiled: Callable[[Scene, Tensor | None], LossResult] | None = None
         self.label_assigner = LabelAssigner(
             function=load_assigner(registered),
             registered=registered,
@@ -153,7 +154,24 @@ class DetectionLoss:
         if len(predictions) == 0 or len(predictions[0]) == 0:
             raise ValueError("there is nothing to learn from: no levels were predicted, or for no images")
         with torch.autocast(predictions[0].device.type, enabled=False):
-            return self._compute(predictions, targets, image_size)
+            scene = self._make_scene(predictions, targets, image_size)
+            weights = self.class_weights
+            if weights is not None:
+                weights = send(weights.to(choose_dtype(predictions)), predictions[0].device)
+            if self._compiled is not None and (padded := scene.padded()) is not None:
+                return self._compiled(padded, weights)
+            return self._compute(scene, weights)
+
+    def compile(self, **options: Any) -> None:
+        """Let torch compile the loss, as one graph for each of a few numbers of boxes an image.
+
+        Boxes are padded to a power of two an image (`Boxes.padded`). Micro-batches with more than 256 boxes on an image
+        are computed as before.
+
+        Args:
+            options: Those of ``torch.compile``.
+        """
+        self._compiled = torch.compile(self._compute, fullgraph=True, **options)
 
     def assign(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> list[Tensor]:
         """Return the positives behind the loss, to check or to draw; arguments as for the loss.
@@ -180,9 +198,8 @@ class DetectionLoss:
         scene = self._make_scene(predictions, targets, image_size)
         return scene.boxes, self.label_assigner.assign(scene)
 
-    def _compute(self, predictions: Sequence[Tensor], targets: Tensor, image_size: tuple[int, int]) -> LossResult:
+    def _compute(self, scene: Scene, class_weights: Tensor | None) -> LossResult:
         # 1. Assign: which cells of which head are positives.
-        scene = self._make_scene(predictions, targets, image_size)
         found = self.label_assigner.assign(scene)
         levels, used = scene.levels, [*scene.lead, *scene.auxiliary]
         boxes = scene.boxes.to(used[0].device)
@@ -207,7 +224,6 @@ class DetectionLoss:
         )
 
         # 4. Class term, over the positives.
-        class_weights = None if self.class_weights is None else send(self.class_weights.to(rows.dtype), rows.device)
         classification = self.settings.class_gain * compute_class_term(
             rows[:, FIRST_CLASS:], boxes.label[positives.box], weights, self.settings, class_weights
         )

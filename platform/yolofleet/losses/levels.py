@@ -4,7 +4,8 @@ The tensors are made once for each device and image size. Predictions are read w
 
 How many slots of a table are in use is known at once where the table lies in host memory. On an accelerator, asking
 makes the host wait until the device has caught up. So tables on a CPU are shortened to the slots in use, and tables
-on a device keep their full shape with a mask (`find_slots`); the code that reads them is the same for both.
+on a device keep their full shape with a mask (`find_slots`); the code that reads them is the same for both. What torch
+compiles has full tables everywhere, for its shapes must not follow from values.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def is_on_cpu(tensor: Tensor) -> bool:
-    """Whether the tensor's values can be read without waiting for a device."""
-    return tensor.device.type == "cpu"
+def is_readable(tensor: Tensor) -> bool:
+    """Whether values can be read now: on a device the host would wait for them, and a compiler has none."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def find_slots(mask: Tensor) -> Tensor:
     """Flat indices (n,) of the marked entries on a CPU, of all entries on a device."""
-    if is_on_cpu(mask):
+    if is_readable(mask):
         return mask.flatten().nonzero().squeeze(1)
     return torch.arange(mask.numel(), device=mask.device)
 
 
 def count_slots(parts: Tensor) -> tuple[int, ...]:
     """For a mask (parts, ...): how many indices `find_slots` returns from each part."""
-    if is_on_cpu(parts):
+    if is_readable(parts):
         return tuple(parts.flatten(1).sum(1).tolist())
     return (parts[0].numel(),) * len(parts)
 
@@ -43,13 +44,15 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a tensor to a device without making the host wait."""
     if tensor.device == device:
         return tensor
-    if is_on_cpu(tensor) and device.type == "cuda":
+    if tensor.device.type == "cpu" and device.type == "cuda":
         tensor = tensor.pin_memory()  # a copy from pageable memory first waits for the device
     return tensor.to(device, non_blocking=True)
 
 
 OBJECTNESS, FIRST_CLASS = 4, 5  # the channels of a prediction: x, y, w, h, objectness, classes
 
+# The cell itself, then the neighbours on the left, above, on the right, below: how far the centre is moved, as (x, y).
+NEIGHBOURS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1))
 AnchorTable = tuple[tuple[tuple[float, float], ...], ...]  # levels, anchors, (width, height) in pixels
 
 
@@ -74,6 +77,8 @@ class Levels:
     """(L A, 2) in cells."""
     prior_strides: Tensor
     """(L A, 1) pixels a cell."""
+    neighbours: Tensor
+    """(5, 2, 1) how far a centre is moved to lie in its own cell and in each of the neighbours, as (x, y)."""
 
 
 @lru_cache(maxsize=128)  # a few image sizes and devices; a constant made on a device anew each step would wait for it
@@ -112,6 +117,7 @@ def make_levels(
             grid[:, None].expand(*prior, 2).reshape(-1, 2),
             in_cells.reshape(-1, 2),
             stride.expand(*prior, 1).reshape(-1, 1),
+            torch.tensor(NEIGHBOURS, dtype=dtype)[..., None],
         )
         return Levels(starts, *(send(table.contiguous(), device) for table in tables))
 

@@ -41,6 +41,9 @@ class DataSpec(Spec):
     loader: Literal["threads", "processes", "auto"] = "auto"
     """What those are: threads share the interpreter lock, processes take longer to start; 'auto' takes processes where
     that many threads would get in each other's way."""
+    augment_on: Literal["host", "device"] = "host"
+    """Where colour changes and flips are made: by the loader's threads, or for a whole micro-batch where the network
+    computes. What is drawn is the same, and so are the images but for rounding to whole levels."""
     max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000
     """Images with more pixels are skipped in training and in evaluation; the limit of a build by default."""
     most_skipped_share: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -41,7 +41,9 @@ EXECUTION_KEYS = (
     "stop",
     "memory",
 )
-EXECUTION_DATA_KEYS = ("train", "val", "cache", "fetchers", "loader", "loader_threads", "most_skipped_share")
+EXECUTION_DATA_KEYS = (
+    *("train", "val", "cache", "fetchers", "loader", "loader_threads", "most_skipped_share", "augment_on"),
+)
 # Settings that were added after the first runs: at their default they are no part of the identity, so that those runs
 # can be resumed.
 LATER_KEYS = ("assignment", "anchors", "freeze", "batch_norm_workers")
@@ -139,9 +141,10 @@ class JobSpec(Spec):
     blocks' inputs alone (small). The rest is computed again, at most one more forward pass, to the same gradient."""
     strategy: Literal["ddp", "zero1", "zero2"] = "ddp"
     """State on each worker: all of it (ddp), a share of the moments (zero1), of the gradients too (zero2)."""
-    compile: Literal["off", "model"] = "off"
-    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU. It
-    takes memory fast; a run that was out of memory is no longer compiled."""
+    compile: Literal["off", "model", "full"] = "off"
+    """model: torch compiles the network in the first step, which takes minutes; later ones may be faster on a GPU.
+    full: the loss too, once for each of up to six sizes of its tables. Both take memory fast; a run that was out of
+    memory is no longer compiled."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Decides the sample order, the augmentation and the initial weights."""
     log_every_steps: Count = 10

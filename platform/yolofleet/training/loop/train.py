@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from yolofleet.core.errors import WorkError
+from yolofleet.data.finish import finished
 from yolofleet.data.loader import on_device
 from yolofleet.data.stream import MicroBatch
 from yolofleet.specs.job import JobSpec
@@ -163,9 +164,9 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) ->
         batch = next(batches)
         pace.enter("copy")
         data.log.observe(batch)
+        images = finished(precision.images(batch.images), batch.finish)  # (B, 3, H, W) in 0..1
+        pace.enter("forward")
         with strategy.accumulating(last), precision.context():
-            images = precision.images(batch.images)  # (B, 3, H, W) in 0..1
-            pace.enter("forward")
             predictions = strategy.network(images)
         pace.enter("loss")
         height, width = images.shape[-2:]

@@ -181,6 +181,7 @@ def training_stream(
         deal=deal or chosen_deal(job.data, dataset),
         num_steps=schedule.num_steps,
         sample_weights=weights,
+        augment_on=job.data.augment_on,
     )
 
 

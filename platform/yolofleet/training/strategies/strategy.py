@@ -99,5 +99,6 @@ class Replicated:
 def _distributed(model: nn.Module) -> DistributedDataParallel:
     with warnings.catch_warnings():  # the newest torch renames an argument that older ones need
         warnings.simplefilter("ignore", FutureWarning)
-        # No static graph: how many backward passes a step has may change.
+        # No static graph: torch needs an exchange in its very first pass (else an internal assertion fails), and a step
+        # exchanges in its last micro-batch.
         return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
