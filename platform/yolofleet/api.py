@@ -7,23 +7,23 @@ which show themselves in a notebook. Errors that a user can cure are `yolofleet.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError, naming_extras
+from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.text import cut
+from yolofleet.evaluation.prediction import Prediction
 from yolofleet.specs.job import JobSpec as Job
 from yolofleet.storage import open_file, open_storage
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from yolofleet.evaluation.average_precision import EvaluationResult
     from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.images import ImageInput
@@ -58,41 +58,6 @@ class Run:
         page = open_storage(folder).get(name).decode()
         frame = f'<iframe srcdoc="{escape(page)}" style="width:100%;height:480px;border:0"></iframe>'
         return f"<pre>{escape(repr(self))}</pre>{frame}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Prediction:
-    """What was found in an image; a notebook shows the image with its boxes.
-
-    Attributes:
-        objects: Best first: category_id, category_name, bbox x, y, width, height in pixels, score.
-        pixels: (H, W, 3) uint8 RGB, the upright image.
-    """
-
-    objects: list[dict[str, Any]]
-    pixels: NDArray[np.uint8]
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return iter(self.objects)
-
-    def __len__(self) -> int:
-        return len(self.objects)
-
-    def __repr__(self) -> str:
-        counts = Counter(entry["category_name"] for entry in self.objects).most_common()
-        found = ", ".join(f"{count} {name}" for name, count in counts) or "nothing found"
-        return f"Prediction of {self.pixels.shape[1]}x{self.pixels.shape[0]} pixels: {found}"
-
-    def image(self) -> Image:
-        """Return the image with boxes and labels."""
-        from yolofleet.data.draw import draw_detections
-
-        return draw_detections(self.pixels, self.objects)
-
-    def _repr_png_(self) -> bytes:
-        from yolofleet.data.draw import encode
-
-        return encode(self.image(), "png")
 
 
 def train(
@@ -141,7 +106,8 @@ def tune(space: str | Path, changes: Mapping[str, Any] | None = None, *, verbose
     from yolofleet.specs.search import load_search
 
     with naming_extras():
-        session = SearchSession.open(load_search(open_file(space), _overrides(changes)), source=str(space))
+        file = open_file(_place(space, "space: the file of a search space"))
+        session = SearchSession.open(load_search(file, _overrides(changes)), source=str(space))
         results, _ = run_space(session, verbose=verbose)
     return results
 
@@ -162,7 +128,8 @@ def load(model: str | Path | Run, *, device: str = "auto", tracking_uri: str | N
     from yolofleet.cli.model_argument import open_detector
     from yolofleet.core.file_names import DETECTOR_CARD_NAME
 
-    name = model.url if isinstance(model, Run) else str(model)
+    needed = "model: a run, the path or URL of a run directory or a detector package, or NAME@ALIAS"
+    name = model.url if isinstance(model, Run) else _place(model, needed)
     if Path(name).is_file() and (Path(name).parent / DETECTOR_CARD_NAME).is_file():
         name = str(Path(name).parent)
     with naming_extras():
@@ -170,53 +137,112 @@ def load(model: str | Path | Run, *, device: str = "auto", tracking_uri: str | N
 
 
 def predict(
-    model: Detector | str | Path | Run, images: ImageInput | Sequence[ImageInput], **options: Any
+    model: Detector | str | Path | Run,
+    images: ImageInput | Iterable[ImageInput],
+    *,
+    confidence: float | None = None,
+    iou: float | None = None,
+    max_detections: int | None = None,
+    image_size: int | None = None,
+    batch_size: int = 8,
 ) -> list[Prediction]:
     """Find objects in images.
 
     Args:
         model: A detector, or what `load` takes.
         images: One or several: paths, bytes of files, base64 text, or arrays (H, W, 3) uint8 RGB.
-        options: ``confidence``, ``iou``, ``max_detections``, ``image_size`` and ``batch_size``, as
-            `Detector.predict` takes them.
+        confidence: Lowest score returned; the model's value if None, as for the next three.
+        iou: Overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: Kept per image.
+        image_size: Long side of the network's input in pixels, a multiple of the model's largest stride.
+        batch_size: Images that pass the network together.
 
     Returns:
         A prediction for each image.
 
     Raises:
-        UserError: An image cannot be read; the message says which and why.
+        UserError: An image cannot be read, or a value is none that is allowed; the message says which and why.
     """
     from yolofleet.evaluation.images import read_image
 
     detector = _detector(model)
-    several: list[Any] = list(images) if isinstance(images, list | tuple) else [images]
+    is_one = isinstance(images, str | bytes | bytearray | memoryview | np.ndarray) or not isinstance(images, Iterable)
+    several: list[Any] = [images] if is_one else list(images)
     pixels = [read_image(image) for image in several]
-    found = detector.predict(pixels, **options)
+    found = detector.predict(
+        pixels,
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+        image_size=image_size,
+        batch_size=batch_size,
+    )
     return [Prediction(objects=objects, pixels=shown) for objects, shown in zip(found, pixels, strict=True)]
 
 
-def evaluate(model: Detector | str | Path | Run, data: str | Path, **options: Any) -> EvaluationResult:
+def evaluate(
+    model: Detector | str | Path | Run,
+    data: str | Path,
+    *,
+    image_size: int | None = None,
+    batch_size: int = 16,
+    confidence: float = EVALUATION_CONFIDENCE,
+    iou: float = EVALUATION_IOU,
+    max_detections: int = EVALUATION_MAX_DETECTIONS,
+    rectangular: bool = False,
+    precision: Literal["fp32", "fp16"] = "fp32",
+    augment: bool = False,
+) -> EvaluationResult:
     """Evaluate a model on a dataset by COCO AP.
 
     Args:
         model: A detector, or what `load` takes.
         data: A sharded dataset: a folder or an ``s3://`` URL.
-        options: ``image_size``, ``batch_size``, ``confidence``, ``iou``, ``max_detections``, ``rectangular``,
-            ``precision`` and ``augment``, as `yolofleet.evaluation.evaluate.evaluate` takes them.
+        image_size: Long side of the network's input in pixels; the model's if None.
+        batch_size: Images that pass the network together.
+        confidence: Lowest score that counts.
+        iou: Overlap above which the worse of two boxes of a class is suppressed.
+        max_detections: Kept per image.
+        rectangular: Pad images of like shape only as far as they need; as the published evaluation does, and faster.
+        precision: fp32 computes in the precision of the weights, fp16 with a copy of them in half precision.
+        augment: Whether each image passes at several scales, once mirrored (test-time augmentation).
 
     Returns:
         ``figures`` has the twelve figures, ``per_class`` those of each class, ``detections`` every box.
 
     Raises:
-        UserError: There is no such model or dataset, or it is damaged.
+        UserError: There is no such model or dataset, it is damaged, or a value is none that is allowed.
     """
     from yolofleet.data.verification import open_verified
+    from yolofleet.evaluation.detector import check_settings
     from yolofleet.evaluation.evaluate import evaluate as evaluate_model
 
     detector = _detector(model)
-    options = {"image_size": detector.card.image_size} | options
-    network = detector.network if options.get("precision", "fp32") == "fp32" else detector.model
-    return evaluate_model(network, open_verified(data), classes=detector.classes, device=detector.device, **options)
+    size = detector.card.image_size if image_size is None else image_size
+    check_settings(
+        detector.model,
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+        image_size=size,
+        batch_size=batch_size,
+    )
+    if precision not in ("fp32", "fp16"):
+        raise UserError(f"precision={precision!r}: use 'fp32' or 'fp16'")
+    return evaluate_model(
+        detector.network if precision == "fp32" else detector.model,
+        open_verified(_place(data, "data: the path or URL of a sharded dataset")),
+        classes=detector.classes,
+        device=detector.device,
+        image_size=size,
+        batch_size=batch_size,
+        confidence=confidence,
+        iou=iou,
+        max_detections=max_detections,
+        rectangular=rectangular,
+        precision=precision,
+        augment=augment,
+    )
 
 
 def export(
@@ -246,6 +272,7 @@ def export(
     Raises:
         UserError: The format is not known, or does not take these options.
     """
+    from yolofleet.evaluation.detector import check_settings
     from yolofleet.export.exporter import export_detector
     from yolofleet.export.formats import Request
     from yolofleet.export.settings import InputShape, Thresholds
@@ -253,20 +280,37 @@ def export(
     detector = _detector(model)
     card = detector.card
     thresholds = Thresholds(confidence=card.confidence, iou=card.iou, max_detections=card.max_detections)
-    shape = InputShape(batch=batch, image_size=image_size or card.image_size, dynamic=dynamic)
+    size = card.image_size if image_size is None else image_size
+    check_settings(detector.model, image_size=size, batch=batch)
+    shape = InputShape(batch=batch, image_size=size, dynamic=dynamic)
     request = Request(format=format, shape=shape, thresholds=thresholds if nms else None)
-    return export_detector(detector, Path(out), request).path
+    with naming_extras():
+        return export_detector(detector, Path(_place(out, "out: the path of a file")), request).path
 
 
 def _detector(model: Detector | str | Path | Run) -> Detector:
-    return load(model) if isinstance(model, str | Path | Run) else model
+    if isinstance(model, str | Path | Run) or not hasattr(model, "predict_each"):
+        return load(model)
+    return model
+
+
+def _place(value: object, needed: str) -> str:
+    """Return the path or URL that a user gave.
+
+    Raises:
+        UserError: It is neither; the message begins with what is needed.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{needed} is needed, not {type(value).__name__} {cut(repr(value))}")
+    return str(value)
 
 
 def _job(job: Job | str | Path, changes: Mapping[str, Any] | None) -> Job:
     from yolofleet.specs.base import apply_overrides
 
     if not isinstance(job, Job):
-        return Job.load(open_file(job), _overrides(changes))
+        needed = "job: a Job (Job.parse makes one of a mapping), or the path or URL of a job's file"
+        return Job.load(open_file(_place(job, needed)), _overrides(changes))
     if not changes:
         return job
     return Job.parse(apply_overrides(job.document(), _overrides(changes)), source=f"job {job.name}")
@@ -276,4 +320,9 @@ def _overrides(changes: Mapping[str, Any] | None) -> list[str]:
     """Return changes as the overrides of a command line; JSON is YAML."""
     if changes is not None and not isinstance(changes, Mapping):
         raise UserError(f"changes: a mapping is needed, such as {{'epochs': 5}}, not {type(changes).__name__}")
-    return [f"{key}={json.dumps(value, default=str)}" for key, value in (changes or {}).items()]
+    return [f"{key}={json.dumps(value, default=_plain)}" for key, value in (changes or {}).items()]
+
+
+def _plain(value: Any) -> Any:
+    """Return a number or array of NumPy as JSON has it, anything else (a path) as text."""
+    return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

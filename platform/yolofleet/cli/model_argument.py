@@ -98,4 +98,4 @@ def resolve_weights(models_uri: str, tracking_uri: str | None) -> tuple[Path, st
 
 
 def _no_model(model: str, reason: str) -> UserError:
-    return UserError(f"{model} is not a model: {reason}. MODEL is {ACCEPTED}")
+    return UserError(f"{model or repr(model)} is not a model: {reason}. MODEL is {ACCEPTED}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -281,10 +281,14 @@ class EvaluationResult:
     """
 
     average_precision: AveragePrecision
-    ground_truth: Mapping[str, Any] = field(repr=False)
+    ground_truth: Mapping[str, Any]
     detections: Detections
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[Note, ...] = ()
+
+    def __repr__(self) -> str:
+        shown = (f"{key} {'none' if value is None else f'{value:.4f}'}" for key, value in self.figures.items())
+        return f"Evaluation on {self.num_images} images, {len(self.skipped)} skipped: {', '.join(shown)}"
 
     @property
     def figures(self) -> Figures:

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,16 @@ class Detector:
     ) -> list[list[dict[str, Any]] | ImageReadError]:
         """Detect objects in images as `predict` does; the error of an image that cannot be read is its result."""
         size = self.card.image_size if image_size is None else image_size
+        check_settings(
+            self.model,
+            confidence=confidence,
+            iou=iou,
+            max_detections=max_detections,
+            image_size=size,
+            batch_size=batch_size,
+        )
+        if isinstance(images, str | bytes) or not hasattr(images, "__len__") or getattr(images, "ndim", 4) < 4:
+            raise UserError(f"images: a list of images is needed, not one {type(images).__name__}; [IMAGE] is a list")
         check_fit(self.model, len(self.card.classes), size)
         results: list[list[dict[str, Any]] | ImageReadError] = []
         for start in range(0, len(images), max(1, batch_size)):
@@ -259,6 +270,30 @@ class Detector:
             entry = self.card.classes[int(index)]
             box = [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]
             yield {"category_id": entry.id, "category_name": entry.name, "bbox": box, "score": round(score, 5)}
+
+
+def check_settings(model: Network, *, image_size: object, **settings: object) -> None:
+    """Refuse an image size that a model cannot take, a threshold outside 0 to 1, or a count below one.
+
+    Args:
+        model: The network.
+        image_size: Long side of its input in pixels.
+        settings: ``confidence``, ``iou``, ``max_detections``, ``batch_size``; None stands for the model's own.
+
+    Raises:
+        UserError: The message says which, and what is allowed.
+    """
+    for name, value in settings.items():
+        if value is None:
+            continue
+        if name in ("confidence", "iou"):
+            if not isinstance(value, Real) or not 0 <= value <= 1:
+                raise UserError(f"{name}={value!r}: a number from 0 to 1 is needed")
+        elif not isinstance(value, Integral) or value < 1:
+            raise UserError(f"{name}={value!r}: a whole number of at least 1 is needed")
+    stride = model.max_stride
+    if not isinstance(image_size, Integral) or image_size < stride or image_size % stride:
+        raise UserError(f"image_size={image_size!r}: a multiple of {stride}, the model's largest stride, is needed")
 
 
 def _group_by_shape(images: Sequence[NDArray[np.uint8]]) -> list[list[int]]:

@@ -49,7 +49,8 @@ def read_image(image: ImageInput, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ND
         return _decode(_read(Path(image), max_pixels), str(image), max_pixels)
     if isinstance(image, str):
         return _decode(_from_base64(image), "base64 image", max_pixels)
-    raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(image).__name__}")
+    cure = "; numpy.asarray(IMAGE.convert('RGB')) is one" if hasattr(image, "convert") else ""  # Pillow's
+    raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(image).__name__}{cure}")
 
 
 def _check_array(array: NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8]:

@@ -37,8 +37,12 @@ class Spec(BaseModel):
     )
 
     @classmethod
-    def parse(cls, document: Any, *, source: str) -> Self:
+    def parse(cls, document: Any, *, source: str = "document") -> Self:
         """Check a plain document (dicts, lists, numbers, text) and build the spec from it.
+
+        Args:
+            document: What a file would hold.
+            source: Where it comes from, for messages.
 
         Raises:
             SpecError: Something does not fit; every problem in one message, each on its own line. Or a text anywhere
@@ -63,6 +67,10 @@ class Spec(BaseModel):
         if isinstance(document, dict) and overrides:
             document = apply_overrides(document, overrides)
         return cls.parse(document, source=str(path))
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """Yield what was set; defaults are left out of ``repr``."""
+        return ((name, value) for name, value in super().__repr_args__() if name in self.model_fields_set)
 
     def document(self) -> dict[str, Any]:
         """Return the spec as plain JSON values, without fields that are None."""

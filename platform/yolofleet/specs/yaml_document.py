@@ -68,6 +68,8 @@ def read_yaml(path: AnyFile) -> Any:
         UserError: A remote file cannot be read.
     """
     if not isinstance(path, str | Path):
+        if not hasattr(path, "read"):
+            raise DocumentError(f"the path of a YAML file is needed, not {type(path).__name__}")
         return parse_yaml(path.read(MOST_BYTES), source=str(path))
     path = Path(path)
     try:
