@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from yolofleet.core.byte_sizes import format_bytes, parse_bytes
-from yolofleet.core.text import and_more, did_you_mean, first_line, nearest, one_line
+from yolofleet.core.text import and_more, did_you_mean, first_line, nearest, one_line, share_text
 
 
 def test_the_nearest_name_is_offered_and_nothing_where_none_is_alike() -> None:
@@ -51,3 +51,18 @@ def test_sizes_are_written() -> None:
         "128 MB",
         "2.1 GB",
     ]
+
+
+@pytest.mark.parametrize(
+    ("share", "words"),
+    [(0, "0%"), (1, "100%"), (2 / 3, "67%"), (0.999, "99.9%"), (0.9999, "99.99%"), (0.0042, "0.4%"), (1e-9, "0.000%")],
+)
+def test_only_nothing_is_0_and_only_all_is_100_percent(share: float, words: str) -> None:
+    assert share_text(share) == words
+
+
+@pytest.mark.parametrize(
+    ("score", "words"), [(0.9, "0.90"), (0.0031, "0.003"), (0.00042, "0.0004"), (0.996, "0.996"), (-3.0, "-3.00")]
+)
+def test_a_confidence_is_told_from_0_and_1(score: float, words: str) -> None:
+    assert share_text(score, decimals=2, kind="f") == words

@@ -101,6 +101,15 @@ def test_the_confusion_matrix_has_background_and_counts_each_box_once() -> None:
     assert confusions(found.as_json()) == [("cat", "dog", 1)]
 
 
+def test_classes_of_one_name_and_one_called_background_are_told_apart() -> None:
+    document, detections = case([(1, CAT, A), (2, DOG, B)], [(1, DOG, A, 0.9), (2, DOG, B, 0.9), (2, CAT, B, 0.8)])
+    for names in (("cat", "cat"), ("background", "cat")):
+        document["categories"] = [{"id": CAT, "name": names[0]}, {"id": DOG, "name": names[1]}]
+        found = diagnose(document, detections)
+        assert confusions(found.as_json()) == [(found.class_names[0], found.class_names[1], 1)]
+        assert len({*found.class_names, "background"}) == 3 and found.classes[0].name == f"{names[0]} (id {CAT})"
+
+
 def test_curves_and_the_best_threshold() -> None:
     document, detections = case(
         [(1, CAT, A), (1, CAT, B), (2, DOG, A)],
@@ -170,6 +179,12 @@ def test_the_summary_says_what_a_manager_asks() -> None:
         "The model finds 67% of the 3 objects, and 100% of its boxes are right (confidence 0.90 and above); most is "
         "lost by objects that are not found (50.0 points of AP50); the weakest class is dog (AP50 0.0, mainly objects "
         "that are not found)."
+    )
+    many = [(1, CAT, [20.0 * number, 0.0, 10.0, 10.0]) for number in range(50)] * 20
+    records = [(1 + number // 50, label, box, 0.996) for number, (_, label, box) in enumerate(many)]
+    spread = [(image, label, box) for image, label, box, _ in records]
+    assert diagnose(*case(spread, records[1:], 20)).summary.startswith(
+        "The model finds 99.9% of the 1,000 objects, and 100% of its boxes are right (confidence 0.996 and above)"
     )
     assert diagnose(*case(objects[:1], [])).summary.startswith("The model finds none of the one object")
     assert diagnose(*case([], [(1, CAT, A, 0.9)])).summary.startswith("The annotations hold no objects")

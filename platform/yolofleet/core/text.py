@@ -10,6 +10,8 @@ from yolofleet.core.redaction import redact
 
 NEAREST_CUTOFF = 0.45
 """How alike two names must be (difflib's ratio) before one is offered for the other."""
+NEAR_AN_END, MOST_MORE_DECIMALS = 0.1, 3
+"""By how much of its distance to 0 or 1 a share may be rounded, and the decimals that it may get for that."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -42,6 +44,23 @@ def fit(text: str, end: str = "", *, width: int) -> str:
         return text + end
     room = max(width - len(end) - 2, 1)
     return f"{text[: room + 1].rpartition(' ')[0] or text[:room]}..{end}"[:width]
+
+
+def share_text(share: float, *, decimals: int = 0, kind: str = "%") -> str:
+    """Return a share from 0 to 1 with more decimals near its ends, so that only 0 is "0%", and only 1 is "100%".
+
+    Args:
+        share: The number; outside of 0 to 1 it has as many decimals as tell it from both.
+        decimals: How many it has in the middle.
+        kind: ``%``, or ``f`` for the plain number.
+    """
+    shown = f"{share:.{decimals}{kind}}"
+    for more in range(decimals, decimals + MOST_MORE_DECIMALS + 1):
+        shown = f"{share:.{more}{kind}}"
+        number = float(shown[:-1]) / 100 if kind == "%" else float(shown)
+        if abs(number - share) <= NEAR_AN_END * min(abs(share), abs(1 - share)) + 1e-12:
+            break
+    return shown
 
 
 _BOUNDED = reprlib.Repr()

@@ -6,9 +6,12 @@ Everything is made from plain values (`Diagnosis.as_json`), as they are stored w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from yolofleet.core.text import share_text
 from yolofleet.data.draw import OUTCOMES
+from yolofleet.evaluation.diagnosis import BACKGROUND_NAME
 from yolofleet.evaluation.error_types import ERROR_MEANINGS, ERROR_PHRASES
 from yolofleet.evaluation.samples import SampleImage
 from yolofleet.reports.charts import COLOURS, Series, chart
@@ -63,7 +66,7 @@ def diagnosis_cards(document: Document) -> Markup:
         {
             "of the objects found": _share(document["num_true"], num_objects),
             "of the boxes right": _share(document["num_true"], num_found),
-            "confidence used": _number(document["threshold"], 2),
+            "confidence used": _confidence_text(document["threshold"]),
         }
     )
 
@@ -80,7 +83,7 @@ def _errors(document: Document) -> Section:
         ]
         for entry in sorted(document["errors"], key=lambda entry: -(entry["cost"] or 0.0))
     ]
-    at = _number(document["threshold"], 2)
+    at = _confidence_text(document["threshold"])
     head = ("error", "what it is", f"from confidence {at}", "of all detections", "costs AP50 points")
     note = (
         "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain if this kind alone were "
@@ -97,7 +100,8 @@ def _weakest_classes(document: Document) -> Section:
         reason = f"{ERROR_PHRASES[why]} ({_points(entry['costs'][why])})" if why else "-"
         numbers = [number_cell(entry[key]) for key in ("precision", "recall", "f1")]
         ap50 = number_cell(100 * entry["ap50"], 1, share=entry["ap50"])
-        rows.append([entry["name"], ap50, reason, *numbers, number_cell(entry["threshold"], 2)])
+        at = replace(number_cell(entry["threshold"]), text=_confidence_text(entry["threshold"]))
+        rows.append([entry["name"], ap50, reason, *numbers, at])
     head = ("class", "AP50", "costs it most (points of its AP50)", "precision", "recall", "best F1", "at confidence")
     note = "The weakest first. Precision and recall are those at the confidence where the F1 of the class is best."
     return Section(title="Weakest classes", note=note, body=table(Table(name="Classes", head=head, rows=rows)))
@@ -122,7 +126,7 @@ def _galleries(document: Document, drawn: Mapping[int, SampleImage]) -> Section:
         ]
         if figures:
             parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "images")]
-    at = _number(document["threshold"], 2)
+    at = _confidence_text(document["threshold"])
     note = f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50."
     return Section(title="Images that show it", note=note, body=Markup("").join(parts))
 
@@ -134,8 +138,9 @@ def _confusion(document: Document) -> Section:
         matrix = folded(f"All {len(names)} classes", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
     pairs = table(Table(name="Classes taken for others", head=("object", "detected as", "times"), rows=rows))
+    at = _confidence_text(document["threshold"])
     note = (
-        f"Objects in rows, boxes from confidence {_number(document['threshold'], 2)} on in columns, paired at IoU "
+        f"Objects in rows, boxes from confidence {at} on in columns, paired at IoU "
         "0.50. The last column counts objects missed, the last row boxes on background."
     )
     body = grid([matrix, pairs or Markup("<p>No class is taken for another one.</p>")])
@@ -145,13 +150,13 @@ def _confusion(document: Document) -> Section:
 def confusions(document: Document) -> list[tuple[str, str, int]]:
     """Return (class of the object, class of the detection, count) of different classes, the most frequent first."""
     cells = [(entry["object"], entry["detection"], entry["count"]) for entry in document["confusion"]]
-    other = [cell for cell in cells if cell[0] != cell[1] and "background" not in cell]
+    other = [cell for cell in cells if cell[0] != cell[1] and BACKGROUND_NAME not in cell]
     return sorted(other, key=lambda cell: -cell[2])
 
 
 def _matrix(document: Document) -> Markup:
     """Return the confusion matrix as SVG: a cell is as dark as its share of the row."""
-    names = [*document["class_names"], "background"]
+    names = [*document["class_names"], BACKGROUND_NAME]
     position = {name: index for index, name in enumerate(names)}
     totals = dict.fromkeys(names, 0)
     for entry in document["confusion"]:
@@ -164,7 +169,7 @@ def _matrix(document: Document) -> Markup:
         row, column, count = position[entry["object"]], position[entry["detection"]], entry["count"]
         x, y, share = margin + column * side, margin + row * side, count / max(totals[entry["object"]], 1)
         colour = "44,162,95" if row == column else "228,87,46"
-        said = f"{entry['object']} as {entry['detection']}: {count} ({share:.0%})"
+        said = f"{entry['object']} as {entry['detection']}: {count:,} ({share_text(share)})"
         parts.append(
             Markup(
                 '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="rgba({},{:.2f})">'
@@ -192,23 +197,24 @@ def _matrix(document: Document) -> Markup:
 
 def _confidence(document: Document) -> Section:
     curves = document["curves"]
+    ends = (curves["thresholds"][0], curves["thresholds"][-1])
     lines = [
         Series(name=name, points=_line(curves["thresholds"], curves[key]), colour=COLOURS[number])
         for number, (name, key) in enumerate((("precision", "precision"), ("recall", "recall"), ("F1", "f1")))
     ]
     charts = [
-        chart(lines, title="all classes", x_name="lowest confidence that counts", x_range=UNIT, y_range=UNIT),
+        chart(lines, title="all classes", x_name="lowest confidence that counts", x_range=ends, y_range=UNIT),
     ]
-    found, said = document["calibration"], ""
+    found, said, at = document["calibration"], "", _confidence_text(document["threshold"])
     if found is not None:
         ideal = Series(name="perfectly calibrated", points=[(0.0, 0.0), (1.0, 1.0)], colour=COLOURS[7])
         measured = Series(name="share of boxes that is right", points=_line(found["confidence"], found["precision"]))
         charts.append(chart([ideal, measured], title="calibration", x_name="confidence", x_range=UNIT, y_range=UNIT))
         said = (
-            f" Calibration: how often boxes of a confidence are right, from {_number(document['threshold'], 2)} on; "
+            f" Calibration: how often boxes of a confidence are right, from {at} on; "
             f"the expected calibration error is {found['error']:.3f}."
         )
-    note = f"F1 is best at {_number(document['threshold'], 2)}.{said}"
+    note = f"F1 is best at {at}.{said}"
     return Section(title="Confidence", note=note, body=grid(charts))
 
 
@@ -257,8 +263,8 @@ def _points(cost: float | None) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
+    return share_text(part / whole) if whole else "-"
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
+def _confidence_text(value: float | None) -> str:
+    return "-" if value is None else share_text(value, decimals=2, kind="f")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from yolofleet.tracking.run_directory import status_after
+from yolofleet.tracking.run_directory import STATUS_OF_EVENT, status_after
 from yolofleet.tracking.run_record import RunRecord
 
 FEW_STEPS = 1000
@@ -34,7 +34,8 @@ def advice(record: RunRecord) -> list[Advice]:
 def _ending(record: RunRecord) -> Iterator[Advice]:
     status = status_after(record.events)
     if status in ("FAILED", "KILLED"):
-        reason = next((str(event.get("reason")) for event in reversed(record.events) if event.get("reason")), "")
+        ending = next(event for event in reversed(record.events) if event.get("kind") in STATUS_OF_EVENT)
+        reason = str(ending.get("reason") or "")
         yield Advice(
             "Give the same command again.", f"It resumes from the newest checkpoint. It ended by: {reason or status}."
         )
@@ -49,7 +50,7 @@ def _ending(record: RunRecord) -> Iterator[Advice]:
 
 def _numbers(record: RunRecord) -> Iterator[Advice]:
     rolled = sum(event.get("kind") == "rolled_back" for event in record.events)
-    broken = sum(int(row.get("non_finite_steps") or 0) for row in record.rows)
+    broken = max((int(row.get("non_finite_steps") or 0) for row in record.rows), default=0)  # so far, in each row
     if rolled or broken:
         cure = "" if record.job is None or record.job.precision == "fp32" else ", or train in fp32"
         yield Advice(
