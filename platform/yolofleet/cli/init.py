@@ -66,7 +66,7 @@ def init(
     splits, how = assign_splits(found, val_share)
     if not as_json:
         for line in _found_lines(source, layout, splits, how):
-            show(line)
+            show(line, wraps=True)
     manifests = {}
     for split, entry in splits.items():
         with show_progress(f"sharding {split}", len(entry.source.records)) as advance:

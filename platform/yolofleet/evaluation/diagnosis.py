@@ -25,7 +25,7 @@ from yolofleet.evaluation.error_types import (
 )
 from yolofleet.evaluation.galleries import Gallery, ImageOutcomes
 from yolofleet.evaluation.label_errors import likely_label_errors
-from yolofleet.evaluation.precision_recall import Floats, Integers, match
+from yolofleet.evaluation.precision_recall import Floats, Integers, match, pairs_by_round
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 from yolofleet.evaluation.slices import Slice, Slicer
 
@@ -160,13 +160,14 @@ def diagnose(ground_truth: Mapping[str, Any], detections: Detections, protocol: 
     """
     tables = box_tables(ground_truth, detections, protocol)
     tables = replace(tables, names=_distinct(tables.names))
-    matching = match(tables.truth, tables.detected, protocol.area_ranges)
+    pairs = pairs_by_round(tables.truth, tables.detected)
+    matching = match(tables.truth, tables.detected, protocol.area_ranges, pairs)
     outcomes = find_outcomes(tables, matching)
     curves = confidence_curves(tables, outcomes)
     threshold = None if np.isnan(curves.best[0]) else float(curves.best[0])
     lowest = np.inf if threshold is None else threshold
     images = ImageOutcomes(tables, outcomes, lowest)
-    slicer = Slicer(tables, outcomes, lowest)
+    slicer = Slicer(tables, outcomes, pairs, lowest)
     as_is = mended_ap50(tables, outcomes, ())
     gains = np.array([mended_ap50(tables, outcomes, [kind]) - as_is for kind in range(len(ERROR_KINDS))])
     errors = _error_types(tables, outcomes, gains, lowest)
