@@ -37,7 +37,7 @@ _CONTROL = (
 CONTROL = re.compile(_CONTROL)
 CONTROL_BUT_COLOURS = re.compile(rf"(\x1b\[[0-9;]{{0,20}}m)|{_CONTROL}")
 NOT_ASCII = re.compile(r"[^\0-\x7f]")
-NARROWEST = 20
+NARROWEST = 21
 DRAW_SECONDS = 0.2
 SILENCE_SECONDS = 1.0
 """After this long without a line, what is done is shown."""
@@ -75,11 +75,11 @@ def is_terminal() -> bool:
 
 
 def width_of(stream: TextIO) -> int:
-    """Return how many characters a line of a terminal takes before its last column."""
+    """Return how many characters a line of a terminal takes."""
     try:
-        return max(os.get_terminal_size(stream.fileno()).columns - 1, NARROWEST)
+        return max(os.get_terminal_size(stream.fileno()).columns, NARROWEST)
     except NO_STREAM:
-        return 79
+        return 80
 
 
 class Screen:
@@ -134,8 +134,8 @@ class Screen:
 
     @property
     def width(self) -> int:
-        """Characters of a line."""
-        return width_of(sys.stderr)
+        """Characters of a line that is drawn again; the last column stays free."""
+        return width_of(sys.stderr) - 1
 
     def frame(self) -> str:
         """Return the next sign that the process is alive, one character."""

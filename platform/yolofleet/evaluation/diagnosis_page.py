@@ -13,6 +13,7 @@ from yolofleet.core.text import share_text
 from yolofleet.data.draw import OUTCOMES
 from yolofleet.evaluation.diagnosis import BACKGROUND_NAME
 from yolofleet.evaluation.error_types import ERROR_MEANINGS, ERROR_PHRASES
+from yolofleet.evaluation.galleries import MOST_FALSE_DRAWN
 from yolofleet.evaluation.samples import SampleImage
 from yolofleet.reports.charts import COLOURS, Series, chart
 from yolofleet.reports.page import (
@@ -20,11 +21,13 @@ from yolofleet.reports.page import (
     Markup,
     Section,
     Table,
+    beside,
     cards,
     figure,
     folded,
     grid,
     number_cell,
+    scrolling,
     table,
 )
 
@@ -33,7 +36,7 @@ LINES = {"true": "solid", "false": "dashed", "missed": "dotted"}
 MOST_CONFUSIONS = 10
 MOST_NUMBERED, MOST_NAMED = 12, 40
 """Classes up to which the matrix shows its numbers, and its names."""
-MATRIX_SIDE, NAME_WIDTH = 640, 120
+MATRIX_SIDE, NAME_WIDTH = 640, 130
 UNIT = (0.0, 1.0)
 
 
@@ -125,9 +128,12 @@ def _galleries(document: Document, drawn: Mapping[int, SampleImage]) -> Section:
             if (image := drawn.get(entry["image_id"]))
         ]
         if figures:
-            parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "images")]
+            parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "gallery")]
     at = _confidence_text(document["threshold"])
-    note = f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50."
+    note = (
+        f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50. Of the false boxes of an "
+        f"image the {MOST_FALSE_DRAWN} surest are drawn."
+    )
     return Section(title="Images that show it", note=note, body=Markup("").join(parts))
 
 
@@ -143,7 +149,7 @@ def _confusion(document: Document) -> Section:
         f"Objects in rows, boxes from confidence {at} on in columns, paired at IoU "
         "0.50. The last column counts objects missed, the last row boxes on background."
     )
-    body = grid([matrix, pairs or Markup("<p>No class is taken for another one.</p>")])
+    body = beside(matrix, pairs or Markup("<p>No missed object is taken for one of another class.</p>"))
     return Section(title="Confusion", note=note, body=body)
 
 
@@ -176,23 +182,31 @@ def _matrix(document: Document) -> Markup:
                 "<title>{}</title></rect>"
             ).format(x, y, side, side, colour, 0.12 + 0.7 * share, said)
         )
-        if len(names) <= MOST_NUMBERED:
+        if len(names) - 1 <= MOST_NUMBERED:
             parts.append(
                 Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle" pointer-events="none">{}</text>').format(
-                    x + side / 2, y + side / 2 + 5, count
+                    x + side / 2, y + side / 2 + 5, _short_count(count)
                 )
             )
     for index, name in enumerate(names if len(names) <= MOST_NAMED else ()):
-        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 14 else f"{name[:13]}…"
+        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 13 else f"{name[:12]}…"
         parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(margin - 6, at, short))
         parts.append(
             Markup('<text transform="translate({:.1f} {}) rotate(-90)">{}</text>').format(at, margin - 6, short)
         )
     frame = Markup('<rect x="{0}" y="{0}" width="{1}" height="{1}" fill="none" stroke="#8a94a055"/>')
-    return Markup(
+    drawing = Markup(
         '<svg viewBox="0 0 {0} {0}" class="matrix" role="img" aria-label="confusion matrix" font-size="{1:.0f}">'
         "{2}</svg>"
     ).format(MATRIX_SIDE, size, Markup("").join([*parts, frame.format(margin, MATRIX_SIDE - margin)]))
+    return scrolling("Confusion matrix", drawing)
+
+
+def _short_count(count: int) -> str:
+    """Return a count in four characters at most."""
+    return next(
+        f"{count // unit}{name}" for unit, name in ((1, ""), (1000, "k"), (10**6, "M")) if count < 10_000 * unit
+    )
 
 
 def _confidence(document: Document) -> Section:

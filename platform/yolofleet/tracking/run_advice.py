@@ -16,6 +16,8 @@ PAST_ITS_BEST = 0.9
 """Share of the best AP at the end below which a run trained too long."""
 SLOW_DATA, LOW_REACH, LOW_GOODPUT = 0.2, 0.98, 0.95
 FEW_OBJECTS = 50
+LEAST_AP50 = 0.1
+"""Below it the model has learned next to nothing yet, and the differences between its figures say nothing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def _fit(record: RunRecord) -> Iterator[Advice]:
         yield Advice("Fit the anchors to the data (anchors: fit).", f"They reach {reach:.1%} of the boxes.")
     figures: dict[str, Any] = dict((record.evaluation or {}).get("figures", {}))
     ap50, ap75 = figures.get("AP50"), figures.get("AP75")
-    if ap50 and ap75 is not None and ap75 < 0.5 * ap50:
+    if ap50 is None or ap50 < LEAST_AP50:
+        return
+    if ap75 is not None and ap75 < 0.5 * ap50:
         yield Advice(
             "Train for longer or with larger images: objects are found, their boxes are loose.",
             f"AP75 is {ap75:.3f} where AP50 is {ap50:.3f}.",
@@ -114,7 +118,8 @@ def _fit(record: RunRecord) -> Iterator[Advice]:
 
 def _classes(record: RunRecord) -> Iterator[Advice]:
     found = [entry for entry in (record.evaluation or {}).get("per_class", ()) if entry["ap"] is not None]
-    if len(found) < 2:
+    ap50 = (record.evaluation or {}).get("figures", {}).get("AP50")
+    if len(found) < 2 or ap50 is None or ap50 < LEAST_AP50:
         return
     mean = sum(entry["ap"] for entry in found) / len(found)
     weak = sorted((entry for entry in found if entry["ap"] < 0.6 * mean), key=lambda entry: entry["ap"])[:3]
