@@ -15,8 +15,9 @@ from yolofleet.evaluation.average_precision import box_tables, coco_average_prec
 from yolofleet.evaluation.confidence import calibration
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import Diagnosis, diagnose
-from yolofleet.evaluation.diagnosis_page import confusions
+from yolofleet.evaluation.diagnosis_page import confusions, diagnosis_sections
 from yolofleet.evaluation.error_types import ERROR_KINDS, IGNORED, TRUE, find_outcomes, mended_ap50
+from yolofleet.evaluation.galleries import MOST_FALSE_DRAWN
 from yolofleet.evaluation.precision_recall import match
 
 CAT, DOG = 1, 2
@@ -171,6 +172,25 @@ def test_galleries_choose_the_telling_images() -> None:
     assert outcomes == [("missed", B), ("false", FAR), ("true", A)]
     [label] = found.label_errors
     assert (label["kind"], label["image_id"], label["label"], label["detection"]) == ("label_missing", 2, None, FAR)
+
+
+def test_of_many_false_boxes_the_surest_are_drawn() -> None:
+    false = [(1, CAT, [float(number), 50.0, 5.0, 5.0], 0.5 + number / 100) for number in range(40)]
+    found = diagnose(*case([(1, CAT, A)] * 200, [(1, CAT, A, 0.5), *false]))
+    drawn = [record["score"] for record in found.images.boxes_of(1) if record["outcome"] == "false"]
+    assert drawn == sorted((score for *_, score in false), reverse=True)[:MOST_FALSE_DRAWN]
+
+
+@pytest.mark.parametrize(("num_classes", "has_numbers"), [(12, True), (13, False)])
+def test_the_matrix_has_numbers_where_there_is_room(num_classes: int, has_numbers: bool) -> None:
+    document, detections = case([(1, CAT, A)], [(1, CAT, A, 0.9)])
+    document["categories"] = [{"id": number, "name": f"{number}"} for number in range(1, num_classes + 1)]
+    confusion = next(
+        entry
+        for entry in diagnosis_sections(diagnose(document, detections).as_json(), {})
+        if entry.title == "Confusion"
+    )
+    assert ("pointer-events" in confusion.body) == has_numbers
 
 
 def test_the_summary_says_what_a_manager_asks() -> None:

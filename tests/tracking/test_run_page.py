@@ -170,5 +170,12 @@ def test_advice_rests_on_what_was_measured(figures: dict[str, float], words: str
         assert not any(words in entry.what for entry in advice(record(tmp_path / "without")))
 
 
+def test_nothing_is_advised_by_the_figures_of_a_model_that_has_learned_nothing(tmp_path: Path) -> None:
+    given = [
+        entry.what for entry in advice(record(tmp_path / "demo", AP50=0.001, AP75=0.0, AP_small=0.0, AP_large=0.1))
+    ]
+    assert not any("loose" in what or "tree" in what or "larger images" in what for what in given)
+
+
 def test_the_sentence_names_the_weakest_class(tmp_path: Path) -> None:
     assert "its weakest class is tree (AP 0.100)" in render_run(record(tmp_path / "demo"))
