@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import logging
 import os
+import pty
+import struct
 import sys
+import termios
 
 import pytest
 from hypothesis import given
@@ -35,6 +39,25 @@ def test_a_hostile_name_is_seen_and_not_obeyed(capsys: pytest.CaptureFixture[str
     first, second, *document = shown.out.split("\n")
     assert (first, second) == (escaped, "\x1b[32mok\x1b[0m\tü")
     assert json.loads("\n".join(document)) == {HOSTILE: HOSTILE}
+
+
+@pytest.mark.parametrize("columns", [40, 200])
+def test_a_terminal_gets_whole_words_and_a_pipe_one_line(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "warning: the model does not know cat, dog and 14 more, so AP is 0 there"
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    with os.fdopen(terminal, "w") as stream:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, stream)
+        note(text)
+        print_result(None, [text], as_json=False)
+        print_result([text], (), as_json=True)
+        data = b""
+        while not data.endswith(b"]\r\n"):
+            data += os.read(reader, 4096)
+    os.close(reader)
+    prose = "warning: the model does not know cat,\ndog and 14 more, so AP is 0 there" if columns == 40 else text
+    assert data.decode().replace("\r\n", "\n") == f"{prose}\n{prose}\n{json.dumps([text], indent=1)}\n"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -15,8 +15,9 @@ from yolofleet.evaluation.average_precision import box_tables, coco_average_prec
 from yolofleet.evaluation.confidence import calibration
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.diagnosis import Diagnosis, diagnose
-from yolofleet.evaluation.diagnosis_page import confusions
+from yolofleet.evaluation.diagnosis_page import confusions, diagnosis_sections
 from yolofleet.evaluation.error_types import ERROR_KINDS, IGNORED, TRUE, find_outcomes, mended_ap50
+from yolofleet.evaluation.galleries import MOST_FALSE_DRAWN
 from yolofleet.evaluation.precision_recall import match
 
 CAT, DOG = 1, 2
@@ -101,6 +102,15 @@ def test_the_confusion_matrix_has_background_and_counts_each_box_once() -> None:
     assert confusions(found.as_json()) == [("cat", "dog", 1)]
 
 
+def test_classes_of_one_name_and_one_called_background_are_told_apart() -> None:
+    document, detections = case([(1, CAT, A), (2, DOG, B)], [(1, DOG, A, 0.9), (2, DOG, B, 0.9), (2, CAT, B, 0.8)])
+    for names in (("cat", "cat"), ("background", "cat")):
+        document["categories"] = [{"id": CAT, "name": names[0]}, {"id": DOG, "name": names[1]}]
+        found = diagnose(document, detections)
+        assert confusions(found.as_json()) == [(found.class_names[0], found.class_names[1], 1)]
+        assert len({*found.class_names, "background"}) == 3 and found.classes[0].name == f"{names[0]} (id {CAT})"
+
+
 def test_curves_and_the_best_threshold() -> None:
     document, detections = case(
         [(1, CAT, A), (1, CAT, B), (2, DOG, A)],
@@ -164,12 +174,37 @@ def test_galleries_choose_the_telling_images() -> None:
     assert (label["kind"], label["image_id"], label["label"], label["detection"]) == ("label_missing", 2, None, FAR)
 
 
+def test_of_many_false_boxes_the_surest_are_drawn() -> None:
+    false = [(1, CAT, [float(number), 50.0, 5.0, 5.0], 0.5 + number / 100) for number in range(40)]
+    found = diagnose(*case([(1, CAT, A)] * 200, [(1, CAT, A, 0.5), *false]))
+    drawn = [record["score"] for record in found.images.boxes_of(1) if record["outcome"] == "false"]
+    assert drawn == sorted((score for *_, score in false), reverse=True)[:MOST_FALSE_DRAWN]
+
+
+@pytest.mark.parametrize(("num_classes", "has_numbers"), [(12, True), (13, False)])
+def test_the_matrix_has_numbers_where_there_is_room(num_classes: int, has_numbers: bool) -> None:
+    document, detections = case([(1, CAT, A)], [(1, CAT, A, 0.9)])
+    document["categories"] = [{"id": number, "name": f"{number}"} for number in range(1, num_classes + 1)]
+    confusion = next(
+        entry
+        for entry in diagnosis_sections(diagnose(document, detections).as_json(), {})
+        if entry.title == "Confusion"
+    )
+    assert ("pointer-events" in confusion.body) == has_numbers
+
+
 def test_the_summary_says_what_a_manager_asks() -> None:
     objects = [(1, CAT, A), (1, CAT, B), (2, DOG, A)]
     assert diagnose(*case(objects, [(1, CAT, A, 0.9), (1, CAT, B, 0.9)])).summary == (
         "The model finds 67% of the 3 objects, and 100% of its boxes are right (confidence 0.90 and above); most is "
         "lost by objects that are not found (50.0 points of AP50); the weakest class is dog (AP50 0.0, mainly objects "
         "that are not found)."
+    )
+    many = [(1, CAT, [20.0 * number, 0.0, 10.0, 10.0]) for number in range(50)] * 20
+    records = [(1 + number // 50, label, box, 0.996) for number, (_, label, box) in enumerate(many)]
+    spread = [(image, label, box) for image, label, box, _ in records]
+    assert diagnose(*case(spread, records[1:], 20)).summary.startswith(
+        "The model finds 99.9% of the 1,000 objects, and 100% of its boxes are right (confidence 0.996 and above)"
     )
     assert diagnose(*case(objects[:1], [])).summary.startswith("The model finds none of the one object")
     assert diagnose(*case([], [(1, CAT, A, 0.9)])).summary.startswith("The annotations hold no objects")

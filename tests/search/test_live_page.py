@@ -76,6 +76,30 @@ def test_a_page_follows_the_directory_but_is_not_made_for_every_request(tmp_path
     assert b"the disk is full" in (pages.page("/") or b"")
 
 
+def test_a_browser_that_leaves_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path / "demo")
+    with page_server(open_storage(tmp_path / "demo"), 0) as server:
+        for error in (BrokenPipeError(), ConnectionResetError()):
+            try:
+                raise error
+            except ConnectionError:
+                server.handle_error(None, None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_run_that_vanishes_is_said_and_comes_back(tmp_path: Path) -> None:
+    make_run(tmp_path / "demo")
+    now = [0.0]
+    pages = LivePages(open_storage(tmp_path / "demo"), clock=lambda: now[0])
+    assert pages.page("/")
+    (tmp_path / "demo").rename(tmp_path / "away")
+    now[0] = 60.0
+    with pytest.raises(UserError, match="holds neither a run"):
+        pages.page("/")
+    (tmp_path / "away").rename(tmp_path / "demo")
+    assert pages.page("/")
+
+
 def test_ctrl_c_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(server: ThreadingHTTPServer, poll_interval: float) -> None:
         raise KeyboardInterrupt

@@ -249,6 +249,11 @@ def test_a_served_page_follows_the_run_and_keeps_what_was_switched(
     browser.wait("document.querySelector('main').textContent.includes('a reason of its own')")
     assert browser.evaluate("document.querySelector('.legend button').ariaPressed") == "false"
     assert browser.problems == []
+    folder = Path(run.url)
+    folder.rename(folder.with_name("away"))
+    browser.wait("document.querySelector('.live').classList.contains('away')")
+    folder.with_name("away").rename(folder)
+    browser.wait("!document.querySelector('.live').classList.contains('away')")
 
 
 def test_axe_finds_nothing_serious(pages: Mapping[str, Path], browser: Browser, tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from yolofleet.core.errors import UserError
+from yolofleet.data.draw import encode
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_advice import advice
 from yolofleet.tracking.run_directory import RunDirectory
@@ -85,6 +88,56 @@ def test_a_run_that_was_never_started_has_a_page(tmp_path: Path) -> None:
     )
 
 
+def test_an_ap_that_is_no_number_is_not_the_best(tmp_path: Path) -> None:
+    with RunDirectory(open_storage(tmp_path / "demo")) as run:
+        run.write_job(JOB)
+        run.append_event("start", **START)
+        for step, ap in ((10, float("nan")), (20, 0.3), (30, None), (40, 0.2)):
+            run.append_metrics({"step": step, "val_AP": ap, "val_AP50": ap, "non_finite_steps": step // 10})
+        run.append_event("ended_early", step=40, reason="AP no longer rises")
+        run.append_event("end", step=40)
+    page = render_run(read_run(run))
+    assert "ended early at step 40 of 2,000 (2%)" in page and "The best AP so far is 0.300, at step 20." in page
+    assert "Steps with a non-finite gradient: 4;" in page  # each row counts those since the beginning
+
+
+def test_a_run_that_goes_lasts_until_its_newest_row(tmp_path: Path) -> None:
+    run = RunDirectory(open_storage(tmp_path / "demo"))
+    run.write_job(JOB)
+    start = {"time": "2026-01-01T00:00:00.000Z", "kind": "start", **START}
+    run.storage.put("events.jsonl", json.dumps(start).encode() + b"\n")
+    run.storage.put("metrics.jsonl", b'{"time":"2026-01-01T09:50:00.000Z","step":59,"loss":1.0}\n')
+    page = render_run(read_run(run))
+    assert "<dt>duration</dt><dd>9 h 50 min</dd>" in page
+    assert "<dt>parameters</dt>" not in page  # how many classes it has is not recorded
+
+
+@pytest.mark.parametrize(
+    ("key", "content"),
+    [
+        ("report/evaluation.json", b"[1, 2]"),
+        ("report/evaluation.json", b'{"figures": {}}'),
+        ("report/diagnosis.json", b'{"diagnosis": {}}'),
+        ("facts.json", b"[1]"),
+        ("job.yaml", b"\xff"),
+        ("events.jsonl", b'{"kind": "start", "step": 0}\n'),
+    ],
+)
+def test_a_damaged_record_is_named(key: str, content: bytes, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "demo")
+    run.storage.put(key, content)
+    with pytest.raises(UserError, match=r"damaged|no time"):
+        render_run(read_run(run))
+
+
+def test_an_image_that_is_damaged_or_gone_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path / "demo")
+    run.storage.put("report/images/a.jpg", encode(Image.new("RGB", (64, 64)))[:-200])
+    run.storage.put("report/outcomes/names.json", b'{"1": "b.jpg"}')
+    assert (read_run(run).images, read_run(run).outcomes) == ([], {})
+    assert "report/images/a.jpg: is damaged" in caplog.text
+
+
 def evaluation(**figures: float) -> dict[str, Any]:
     classes = [
         {"category_id": n, "name": name, "ap": ap, "ap50": ap, "ap75": ap, "ar_100": ap, "num_objects": 9,
@@ -115,6 +168,13 @@ def test_advice_rests_on_what_was_measured(figures: dict[str, float], words: str
     assert any(words in what for what in given)
     if figures:
         assert not any(words in entry.what for entry in advice(record(tmp_path / "without")))
+
+
+def test_nothing_is_advised_by_the_figures_of_a_model_that_has_learned_nothing(tmp_path: Path) -> None:
+    given = [
+        entry.what for entry in advice(record(tmp_path / "demo", AP50=0.001, AP75=0.0, AP_small=0.0, AP_large=0.1))
+    ]
+    assert not any("loose" in what or "tree" in what or "larger images" in what for what in given)
 
 
 def test_the_sentence_names_the_weakest_class(tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ def format_settings(settings: Mapping[str, Any], protocol: str) -> str:
     return ", ".join(parts)
 
 
+FULL_WIDTH, NARROW_HEADINGS = 76, ("objects", "AP", "AP50", "F1", "score")
+"""Columns of a window that takes every figure of the classes; the figures that a narrower one takes."""
+
+
 def format_tables(result: EvaluationResult, diagnosis: Diagnosis, seconds: float) -> str:
     """Return the summary, the figures and the classes as tables, in colours where there is a terminal."""
     from rich.box import SIMPLE_HEAD
@@ -64,12 +68,16 @@ def format_tables(result: EvaluationResult, diagnosis: Diagnosis, seconds: float
     console.print(errors)
     classes = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     classes.add_column("class", no_wrap=True, overflow="ellipsis")
-    for heading in ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score"):
+    headings = ("objects", "found", "AP", "AP50", "AP75", f"AR_{found.protocol.max_detections}", "F1", "score")
+    shown = [heading for heading in headings if console.width >= FULL_WIDTH or heading in NARROW_HEADINGS]
+    for heading in shown:
         classes.add_column(heading, justify="right", no_wrap=True, min_width=6)
     present = [row for row in result.per_class if row.num_objects]
     for row in present:
         numbers = (row.ap, row.ap50, row.ap75, row.average_recall, row.best_f1, row.best_confidence)
-        classes.add_row(escape(row.name), str(row.num_objects), str(row.num_detections), *map(_format, numbers))
+        texts = (str(row.num_objects), str(row.num_detections), *map(_format, numbers))
+        chosen = (text for heading, text in zip(headings, texts, strict=True) if heading in shown)
+        classes.add_row(escape(row.name), *chosen)
     console.print(classes)
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
     if len(present) < len(result.per_class):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import textwrap
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,8 @@ from yolofleet.cli.options import FollowLinks, JsonOption, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import show
+from yolofleet.core.terminal import show, width_of
+from yolofleet.core.text import wrap_words
 
 if TYPE_CHECKING:
     from yolofleet.data.layout import Layout
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from yolofleet.data.manifest import Manifest
     from yolofleet.training.setup.job_draft import JobDraft
 
-LINE_WIDTH = 80
 MOST_CLASSES_SHOWN = 12
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 SMALLEST_MODEL = "yolov7-tiny"
@@ -66,7 +66,7 @@ def init(
     splits, how = assign_splits(found, val_share)
     if not as_json:
         for line in _found_lines(source, layout, splits, how):
-            show(line)
+            show(_wrapped(line))
     manifests = {}
     for split, entry in splits.items():
         with show_progress(f"sharding {split}", len(entry.source.records)) as advance:
@@ -97,7 +97,8 @@ def init(
         "settings": draft.document,
         "command": command,
     }
-    print_result(facts, _made_lines(splits, manifests, shards, job, draft, command), as_json=as_json)
+    made = map(_wrapped, _made_lines(splits, manifests, shards, job, draft, command))
+    print_result(facts, made, as_json=as_json)
 
 
 def _root_of(source: str) -> tuple[str, str | None]:
@@ -222,18 +223,17 @@ def _class_counts(splits: Mapping[str, SplitSource]) -> dict[str, int]:
 
 
 def _found_lines(source: str, layout: Layout, splits: Mapping[str, SplitSource], how: str | None) -> Iterator[str]:
-    yield from _wrapped(f"{source}: {layout.form} annotations, by {layout.evidence}")
+    yield f"{source}: {layout.form} annotations, by {layout.evidence}"
     yield f"{'':8}{'images':>10}{'boxes':>12}"
     for split, entry in splits.items():
         yield f"  {split:6}{len(entry.source.records):>10,}{entry.num_boxes:>12,}"
-    for text in (*([how] if how else []), *layout.notes):
-        yield from _wrapped(text)
+    yield from (*([how] if how else []), *layout.notes)
     counts = _class_counts(splits)
     shown = [f"{name.partition(' ')[2]} {count:,}" for name, count in list(counts.items())[:MOST_CLASSES_SHOWN]]
     more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
-    yield from _wrapped(f"{len(counts)} classes: {', '.join(shown)}{more}")
+    yield f"{len(counts)} classes: {', '.join(shown)}{more}"
     if layout.form == "YOLO" and layout.names_file is None:
-        yield from _wrapped("No file names the classes, so their numbers are their names; a classes.txt would")
+        yield "No file names the classes, so their numbers are their names; a classes.txt would"
     for entry in splits.values():
         yield from _problem_lines(entry.problems.as_document(), {})
 
@@ -249,9 +249,9 @@ def _made_lines(
     for split, manifest in manifests.items():
         yield from _problem_lines(manifest.problems, splits[split].problems.counts)
     yield ""
-    yield from _wrapped(f"{shards}: {_counts(manifests)}")
+    yield f"{shards}: {_counts(manifests)}"
     settings = draft.document
-    yield from _wrapped(
+    yield (
         f"{job}: {settings['model'].get('name') or settings['model']['spec']} at {settings['data']['image_size']} px, "
         f"{settings['epochs']} epochs in batches of {settings['global_batch_size']}. {draft.forecast}"
     )
@@ -264,8 +264,9 @@ def _problem_lines(problems: Mapping[str, Any], shown_before: Mapping[str, int])
     for kind, entry in problems.items():
         if (count := entry["count"] - shown_before.get(kind, 0)) > 0:
             example = f" ({entry['examples'][-1]})" if entry["examples"] else ""
-            yield from _wrapped(f"{entry['outcome']}: {kind} x {count}: {entry['meaning']}{example}")
+            yield f"{entry['outcome']}: {kind} x {count}: {entry['meaning']}{example}"
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text, LINE_WIDTH, subsequent_indent="  ", break_long_words=True, break_on_hyphens=False)
+def _wrapped(text: str) -> str:
+    """Return a text in lines of the terminal, or of the usual 80 characters where there is none."""
+    return wrap_words(text, width_of(sys.stdout))

@@ -70,7 +70,7 @@ def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:
         show(json.dumps(redact_values(document), indent=1, ensure_ascii=False))
         return
     for line in lines:
-        show(line, keeps_colours=True)
+        show(line, keeps_colours=True, wraps=True)
 
 
 def parse_byte_option(text: str, option: str) -> int:

@@ -28,7 +28,7 @@ from typing import Any, TextIO
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.errors import WorkError
 from yolofleet.core.redaction import redact
-from yolofleet.core.text import fit
+from yolofleet.core.text import fit, wrap_words
 
 _CONTROL = (
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -37,6 +37,7 @@ _CONTROL = (
 CONTROL = re.compile(_CONTROL)
 CONTROL_BUT_COLOURS = re.compile(rf"(\x1b\[[0-9;]{{0,20}}m)|{_CONTROL}")
 NOT_ASCII = re.compile(r"[^\0-\x7f]")
+NARROWEST = 21
 DRAW_SECONDS = 0.2
 SILENCE_SECONDS = 1.0
 """After this long without a line, what is done is shown."""
@@ -71,6 +72,14 @@ def _escape(found: re.Match[str]) -> str:
 def is_terminal() -> bool:
     """Return whether stderr is a terminal, on which progress can be drawn."""
     return sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def width_of(stream: TextIO) -> int:
+    """Return how many characters a line of a terminal takes."""
+    try:
+        return max(os.get_terminal_size(stream.fileno()).columns, NARROWEST)
+    except NO_STREAM:
+        return 80
 
 
 class Screen:
@@ -125,11 +134,8 @@ class Screen:
 
     @property
     def width(self) -> int:
-        """Characters of a line."""
-        try:
-            return max(os.get_terminal_size(sys.stderr.fileno()).columns - 1, 20)
-        except NO_STREAM:
-            return 79
+        """Characters of a line that is drawn again; the last column stays free."""
+        return width_of(sys.stderr) - 1
 
     def frame(self) -> str:
         """Return the next sign that the process is alive, one character."""
@@ -197,18 +203,25 @@ def announce(line: str) -> None:
     """Print a line on stderr at once: from a signal handler, which may have interrupted any other print."""
     SCREEN.erase()
     with suppress(*NO_STREAM):
+        line = wrap_words(line, SCREEN.width) if is_terminal() else line
         os.write(sys.stderr.fileno(), f"{line}\n".encode("ascii", "backslashreplace"))
 
 
-def show(text: str, *, keeps_colours: bool = False, end: str = "\n") -> None:
+def show(text: str, *, keeps_colours: bool = False, end: str = "\n", wraps: bool = False) -> None:
     """Print a part of a command's result on stdout.
+
+    Args:
+        text: The part.
+        keeps_colours: Whether the escape sequences of colours reach the terminal.
+        end: What follows it.
+        wraps: Whether it is prose that a terminal shows in lines of its own width; what a program reads is not.
 
     Raises:
         OutputError: It cannot be written.
     """
     try:
         with SCREEN.printing(text + end):
-            _write(text + end, sys.stdout, keeps_colours=keeps_colours)
+            _write(text + end, sys.stdout, keeps_colours=keeps_colours, wraps=wraps)
     except OSError as error:
         silence(sys.stdout)
         raise OutputError(error) from error
@@ -218,15 +231,16 @@ def note(line: str) -> None:
     """Print a line on stderr: progress, a warning, what to do next; it is dropped where stderr does not take it."""
     try:
         with SCREEN.printing():
-            _write(f"{line}\n", sys.stderr)
+            _write(f"{line}\n", sys.stderr, wraps=True)
     except (OSError, ValueError):  # ValueError: the stream is closed
         silence(sys.stderr)
 
 
-def _write(text: str, stream: TextIO | None, *, keeps_colours: bool = False) -> None:
+def _write(text: str, stream: TextIO | None, *, keeps_colours: bool = False, wraps: bool = False) -> None:
     if stream is None:  # its descriptor was closed before the start
         return
-    stream.write(_encode_for(text, stream, keeps_colours=keeps_colours))
+    shown = _encode_for(text, stream, keeps_colours=keeps_colours)
+    stream.write(wrap_words(shown, width_of(stream)) if wraps and stream.isatty() else shown)
     stream.flush()
 
 

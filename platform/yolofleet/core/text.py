@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from unicodedata import east_asian_width
 
 from yolofleet.core.redaction import redact
 
 NEAREST_CUTOFF = 0.45
 """How alike two names must be (difflib's ratio) before one is offered for the other."""
+WORD = re.compile(r"( *)([^ ]+)")
+HANGING = re.compile(r" *(?:[^ ]+(?: [^ ]+){0,2} {2,})?")
+"""What a line that is wrapped goes on below of: its indent, and a name before two spaces or more."""
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+NEAR_AN_END, MOST_MORE_DECIMALS = 0.1, 3
+"""By how much of its distance to 0 or 1 a share may be rounded, and the decimals that it may get for that."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
@@ -42,6 +50,53 @@ def fit(text: str, end: str = "", *, width: int) -> str:
         return text + end
     room = max(width - len(end) - 2, 1)
     return f"{text[: room + 1].rpartition(' ')[0] or text[:room]}..{end}"[:width]
+
+
+def wrap_words(text: str, width: int) -> str:
+    """Return a text in lines of a width, broken between words alone; a longer word stands on a line of its own.
+
+    What goes on is indented as its line is, or as what stands in the line's second column.
+    """
+    return "\n".join(line for long in text.split("\n") for line in _wrap_line(long, width))
+
+
+def _wrap_line(line: str, width: int) -> Iterator[str]:
+    if _num_cells(line) <= width:
+        yield line
+        return
+    begin = HANGING.match(line)
+    indent = " " * (begin.end() if begin is not None and begin.end() <= width // 2 else 0)
+    done = ""
+    for gap, word in WORD.findall(line):
+        if done.strip() and _num_cells(done) + len(gap) + _num_cells(word) > width:
+            yield done
+            done = indent + word
+        else:
+            done += gap + word
+    yield done
+
+
+def _num_cells(text: str) -> int:
+    """Return how wide a text is on a terminal; colours take no room, and characters of East Asia two cells."""
+    plain = COLOUR.sub("", text)
+    return len(plain) if plain.isascii() else sum(2 if east_asian_width(c) in "WF" else 1 for c in plain)
+
+
+def share_text(share: float, *, decimals: int = 0, kind: str = "%") -> str:
+    """Return a share from 0 to 1 with more decimals near its ends, so that only 0 is "0%", and only 1 is "100%".
+
+    Args:
+        share: The number; outside of 0 to 1 it has as many decimals as tell it from both.
+        decimals: How many it has in the middle.
+        kind: ``%``, or ``f`` for the plain number.
+    """
+    shown = f"{share:.{decimals}{kind}}"
+    for more in range(decimals, decimals + MOST_MORE_DECIMALS + 1):
+        shown = f"{share:.{more}{kind}}"
+        number = float(shown[:-1]) / 100 if kind == "%" else float(shown)
+        if abs(number - share) <= NEAR_AN_END * min(abs(share), abs(1 - share)) + 1e-12:
+            break
+    return shown
 
 
 _BOUNDED = reprlib.Repr()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from yolofleet.evaluation.average_precision import BoxTables
-from yolofleet.evaluation.error_types import IGNORED, TRUE, Outcomes
+from yolofleet.evaluation.error_types import IGNORED, TRUE, Outcomes, by_class
 from yolofleet.evaluation.precision_recall import Booleans, Floats, Integers, operating_point
 
 NUM_THRESHOLDS, NUM_BINS = 101, 10
@@ -42,13 +42,10 @@ def confidence_curves(tables: BoxTables, outcomes: Outcomes) -> ConfidenceCurves
     false = _count_above(scores, outcomes.classes, outcomes.is_false, thresholds, num_classes)
     own = np.bincount(outcomes.object_classes[outcomes.counted], minlength=num_classes)
     objects = np.concatenate(([own.sum()], own))[:, None]
-    order = np.argsort(-scores, kind="stable")
-    best = [_best_threshold(order, scores, outcomes, int(objects[0, 0]))]
-    by_class = order[np.argsort(outcomes.classes[order], kind="stable")]
-    edges = np.searchsorted(outcomes.classes[by_class], np.arange(num_classes + 1))
-    best += [
-        _best_threshold(by_class[edges[k] : edges[k + 1]], scores, outcomes, int(own[k])) for k in range(num_classes)
-    ]
+    best = [_best_threshold(outcomes.order, scores, outcomes, int(objects[0, 0]))]
+    rows = by_class(outcomes.order, outcomes.classes, num_classes)
+    edges = np.searchsorted(outcomes.classes[rows], np.arange(num_classes + 1))
+    best += [_best_threshold(rows[edges[k] : edges[k + 1]], scores, outcomes, int(own[k])) for k in range(num_classes)]
     return ConfidenceCurves(
         thresholds=thresholds,
         precision=_ratio(true, true + false),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from yolofleet.core.text import share_text
 from yolofleet.evaluation.average_precision import BoxTables, box_tables
 from yolofleet.evaluation.confidence import Calibration, ConfidenceCurves, calibration, confidence_curves
 from yolofleet.evaluation.detections import Detections
@@ -23,9 +25,12 @@ from yolofleet.evaluation.error_types import (
 )
 from yolofleet.evaluation.galleries import Gallery, ImageOutcomes
 from yolofleet.evaluation.label_errors import likely_label_errors
-from yolofleet.evaluation.precision_recall import Floats, Integers, match
+from yolofleet.evaluation.precision_recall import Floats, Integers, match, pairs_by_round
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 from yolofleet.evaluation.slices import Slice, Slicer
+
+BACKGROUND_NAME = "background"
+"""Of the last row and column of the confusion matrix."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +91,7 @@ class Diagnosis:
         num_missed: Objects that none of them matches.
         errors: The kinds of errors, in the order of `ERROR_KINDS`.
         classes: Those with objects, the one with the lowest AP50 first.
-        class_names: (K) of all classes, by their ids.
+        class_names: (K) of all classes, by their ids; none twice, and none that of the background.
         confusion: (K + 1, K + 1) of `confusion_matrix` at the threshold.
         curves: Precision, recall and F1 over the confidence.
         calibration: Of the detections from the threshold on; None where there are none or scores have a scale of
@@ -119,7 +124,7 @@ class Diagnosis:
 
     def as_json(self) -> dict[str, Any]:
         """Return everything but the curves of the single classes as plain JSON values."""
-        names = [*self.class_names, "background"]
+        names = [*self.class_names, BACKGROUND_NAME]
         cells = [
             {"object": names[row], "detection": names[column], "count": int(self.confusion[row, column])}
             for row, column in zip(*np.nonzero(self.confusion), strict=True)
@@ -154,13 +159,15 @@ def diagnose(ground_truth: Mapping[str, Any], detections: Detections, protocol: 
         protocol: Numbers of detections, sizes and classes that are evaluated.
     """
     tables = box_tables(ground_truth, detections, protocol)
-    matching = match(tables.truth, tables.detected, protocol.area_ranges)
+    tables = replace(tables, names=_distinct(tables.names))
+    pairs = pairs_by_round(tables.truth, tables.detected)
+    matching = match(tables.truth, tables.detected, protocol.area_ranges, pairs)
     outcomes = find_outcomes(tables, matching)
     curves = confidence_curves(tables, outcomes)
     threshold = None if np.isnan(curves.best[0]) else float(curves.best[0])
     lowest = np.inf if threshold is None else threshold
     images = ImageOutcomes(tables, outcomes, lowest)
-    slicer = Slicer(tables, outcomes, lowest)
+    slicer = Slicer(tables, outcomes, pairs, lowest)
     as_is = mended_ap50(tables, outcomes, ())
     gains = np.array([mended_ap50(tables, outcomes, [kind]) - as_is for kind in range(len(ERROR_KINDS))])
     errors = _error_types(tables, outcomes, gains, lowest)
@@ -185,6 +192,12 @@ def diagnose(ground_truth: Mapping[str, Any], detections: Detections, protocol: 
         galleries=images.galleries(),
         images=images,
     )
+
+
+def _distinct(names: Mapping[int, str]) -> dict[int, str]:
+    """Return the names of classes, with their ids where a name alone would not say which is meant."""
+    counts = Counter([BACKGROUND_NAME, *names.values()])
+    return {number: name if counts[name] == 1 else f"{name} (id {number})" for number, name in names.items()}
 
 
 def _error_types(tables: BoxTables, outcomes: Outcomes, gains: Floats, threshold: float) -> tuple[ErrorType, ...]:
@@ -240,8 +253,9 @@ def _summary(
     if threshold is None:
         return f"The model finds none of the {_objects(num_objects)}: no box lies on an object of its class."
     parts = [
-        f"The model finds {num_true / num_objects:.0%} of the {_objects(num_objects)}, and "
-        f"{num_true / (num_true + num_false):.0%} of its boxes are right (confidence {threshold:.2f} and above)"
+        f"The model finds {share_text(num_true / num_objects)} of the {_objects(num_objects)}, and "
+        f"{share_text(num_true / (num_true + num_false))} of its boxes are right (confidence "
+        f"{share_text(threshold, decimals=2, kind='f')} and above)"
     ]
     worst = max(errors, key=lambda entry: entry.cost or 0.0)
     if worst.cost and worst.cost > 0:
@@ -254,7 +268,7 @@ def _summary(
 
 
 def _objects(count: int) -> str:
-    return f"{count} objects" if count != 1 else "one object"
+    return f"{count:,} objects" if count != 1 else "one object"
 
 
 def _plain(values: Any) -> list[float | int | None]:

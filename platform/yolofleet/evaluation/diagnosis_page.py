@@ -6,10 +6,14 @@ Everything is made from plain values (`Diagnosis.as_json`), as they are stored w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from yolofleet.core.text import share_text
 from yolofleet.data.draw import OUTCOMES
+from yolofleet.evaluation.diagnosis import BACKGROUND_NAME
 from yolofleet.evaluation.error_types import ERROR_MEANINGS, ERROR_PHRASES
+from yolofleet.evaluation.galleries import MOST_FALSE_DRAWN
 from yolofleet.evaluation.samples import SampleImage
 from yolofleet.reports.charts import COLOURS, Series, chart
 from yolofleet.reports.page import (
@@ -17,11 +21,13 @@ from yolofleet.reports.page import (
     Markup,
     Section,
     Table,
+    beside,
     cards,
     figure,
     folded,
     grid,
     number_cell,
+    scrolling,
     table,
 )
 
@@ -30,7 +36,7 @@ LINES = {"true": "solid", "false": "dashed", "missed": "dotted"}
 MOST_CONFUSIONS = 10
 MOST_NUMBERED, MOST_NAMED = 12, 40
 """Classes up to which the matrix shows its numbers, and its names."""
-MATRIX_SIDE, NAME_WIDTH = 640, 120
+MATRIX_SIDE, NAME_WIDTH = 640, 130
 UNIT = (0.0, 1.0)
 
 
@@ -63,7 +69,7 @@ def diagnosis_cards(document: Document) -> Markup:
         {
             "of the objects found": _share(document["num_true"], num_objects),
             "of the boxes right": _share(document["num_true"], num_found),
-            "confidence used": _number(document["threshold"], 2),
+            "confidence used": _confidence_text(document["threshold"]),
         }
     )
 
@@ -80,7 +86,7 @@ def _errors(document: Document) -> Section:
         ]
         for entry in sorted(document["errors"], key=lambda entry: -(entry["cost"] or 0.0))
     ]
-    at = _number(document["threshold"], 2)
+    at = _confidence_text(document["threshold"])
     head = ("error", "what it is", f"from confidence {at}", "of all detections", "costs AP50 points")
     note = (
         "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain if this kind alone were "
@@ -97,7 +103,8 @@ def _weakest_classes(document: Document) -> Section:
         reason = f"{ERROR_PHRASES[why]} ({_points(entry['costs'][why])})" if why else "-"
         numbers = [number_cell(entry[key]) for key in ("precision", "recall", "f1")]
         ap50 = number_cell(100 * entry["ap50"], 1, share=entry["ap50"])
-        rows.append([entry["name"], ap50, reason, *numbers, number_cell(entry["threshold"], 2)])
+        at = replace(number_cell(entry["threshold"]), text=_confidence_text(entry["threshold"]))
+        rows.append([entry["name"], ap50, reason, *numbers, at])
     head = ("class", "AP50", "costs it most (points of its AP50)", "precision", "recall", "best F1", "at confidence")
     note = "The weakest first. Precision and recall are those at the confidence where the F1 of the class is best."
     return Section(title="Weakest classes", note=note, body=table(Table(name="Classes", head=head, rows=rows)))
@@ -121,9 +128,12 @@ def _galleries(document: Document, drawn: Mapping[int, SampleImage]) -> Section:
             if (image := drawn.get(entry["image_id"]))
         ]
         if figures:
-            parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "images")]
-    at = _number(document["threshold"], 2)
-    note = f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50."
+            parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "gallery")]
+    at = _confidence_text(document["threshold"])
+    note = (
+        f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50. Of the false boxes of an "
+        f"image the {MOST_FALSE_DRAWN} surest are drawn."
+    )
     return Section(title="Images that show it", note=note, body=Markup("").join(parts))
 
 
@@ -134,24 +144,25 @@ def _confusion(document: Document) -> Section:
         matrix = folded(f"All {len(names)} classes", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
     pairs = table(Table(name="Classes taken for others", head=("object", "detected as", "times"), rows=rows))
+    at = _confidence_text(document["threshold"])
     note = (
-        f"Objects in rows, boxes from confidence {_number(document['threshold'], 2)} on in columns, paired at IoU "
+        f"Objects in rows, boxes from confidence {at} on in columns, paired at IoU "
         "0.50. The last column counts objects missed, the last row boxes on background."
     )
-    body = grid([matrix, pairs or Markup("<p>No class is taken for another one.</p>")])
+    body = beside(matrix, pairs or Markup("<p>No missed object is taken for one of another class.</p>"))
     return Section(title="Confusion", note=note, body=body)
 
 
 def confusions(document: Document) -> list[tuple[str, str, int]]:
     """Return (class of the object, class of the detection, count) of different classes, the most frequent first."""
     cells = [(entry["object"], entry["detection"], entry["count"]) for entry in document["confusion"]]
-    other = [cell for cell in cells if cell[0] != cell[1] and "background" not in cell]
+    other = [cell for cell in cells if cell[0] != cell[1] and BACKGROUND_NAME not in cell]
     return sorted(other, key=lambda cell: -cell[2])
 
 
 def _matrix(document: Document) -> Markup:
     """Return the confusion matrix as SVG: a cell is as dark as its share of the row."""
-    names = [*document["class_names"], "background"]
+    names = [*document["class_names"], BACKGROUND_NAME]
     position = {name: index for index, name in enumerate(names)}
     totals = dict.fromkeys(names, 0)
     for entry in document["confusion"]:
@@ -164,51 +175,60 @@ def _matrix(document: Document) -> Markup:
         row, column, count = position[entry["object"]], position[entry["detection"]], entry["count"]
         x, y, share = margin + column * side, margin + row * side, count / max(totals[entry["object"]], 1)
         colour = "44,162,95" if row == column else "228,87,46"
-        said = f"{entry['object']} as {entry['detection']}: {count} ({share:.0%})"
+        said = f"{entry['object']} as {entry['detection']}: {count:,} ({share_text(share)})"
         parts.append(
             Markup(
                 '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="rgba({},{:.2f})">'
                 "<title>{}</title></rect>"
             ).format(x, y, side, side, colour, 0.12 + 0.7 * share, said)
         )
-        if len(names) <= MOST_NUMBERED:
+        if len(names) - 1 <= MOST_NUMBERED:
             parts.append(
                 Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle" pointer-events="none">{}</text>').format(
-                    x + side / 2, y + side / 2 + 5, count
+                    x + side / 2, y + side / 2 + 5, _short_count(count)
                 )
             )
     for index, name in enumerate(names if len(names) <= MOST_NAMED else ()):
-        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 14 else f"{name[:13]}…"
+        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 13 else f"{name[:12]}…"
         parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(margin - 6, at, short))
         parts.append(
             Markup('<text transform="translate({:.1f} {}) rotate(-90)">{}</text>').format(at, margin - 6, short)
         )
     frame = Markup('<rect x="{0}" y="{0}" width="{1}" height="{1}" fill="none" stroke="#8a94a055"/>')
-    return Markup(
+    drawing = Markup(
         '<svg viewBox="0 0 {0} {0}" class="matrix" role="img" aria-label="confusion matrix" font-size="{1:.0f}">'
         "{2}</svg>"
     ).format(MATRIX_SIDE, size, Markup("").join([*parts, frame.format(margin, MATRIX_SIDE - margin)]))
+    return scrolling("Confusion matrix", drawing)
+
+
+def _short_count(count: int) -> str:
+    """Return a count in four characters at most."""
+    return next(
+        f"{count // unit}{name}" for unit, name in ((1, ""), (1000, "k"), (10**6, "M")) if count < 10_000 * unit
+    )
 
 
 def _confidence(document: Document) -> Section:
     curves = document["curves"]
+    ends = (curves["thresholds"][0], curves["thresholds"][-1])
     lines = [
         Series(name=name, points=_line(curves["thresholds"], curves[key]), colour=COLOURS[number])
         for number, (name, key) in enumerate((("precision", "precision"), ("recall", "recall"), ("F1", "f1")))
     ]
     charts = [
-        chart(lines, title="all classes", x_name="lowest confidence that counts", x_range=UNIT, y_range=UNIT),
+        chart(lines, title="all classes", x_name="lowest confidence that counts", x_range=ends, y_range=UNIT),
     ]
-    found, said = document["calibration"], ""
+    found, said, at = document["calibration"], "", _confidence_text(document["threshold"])
     if found is not None:
         ideal = Series(name="perfectly calibrated", points=[(0.0, 0.0), (1.0, 1.0)], colour=COLOURS[7])
         measured = Series(name="share of boxes that is right", points=_line(found["confidence"], found["precision"]))
         charts.append(chart([ideal, measured], title="calibration", x_name="confidence", x_range=UNIT, y_range=UNIT))
         said = (
-            f" Calibration: how often boxes of a confidence are right, from {_number(document['threshold'], 2)} on; "
+            f" Calibration: how often boxes of a confidence are right, from {at} on; "
             f"the expected calibration error is {found['error']:.3f}."
         )
-    note = f"F1 is best at {_number(document['threshold'], 2)}.{said}"
+    note = f"F1 is best at {at}.{said}"
     return Section(title="Confidence", note=note, body=grid(charts))
 
 
@@ -257,8 +277,8 @@ def _points(cost: float | None) -> str:
 
 
 def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
+    return share_text(part / whole) if whole else "-"
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return "-" if value is None else f"{value:.{decimals}f}"
+def _confidence_text(value: float | None) -> str:
+    return "-" if value is None else share_text(value, decimals=2, kind="f")

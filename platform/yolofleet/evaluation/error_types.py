@@ -34,6 +34,7 @@ from yolofleet.evaluation.precision_recall import (
     Floats,
     Integers,
     Matching,
+    Pairs,
     overlapping_pairs,
     precision_at_recall,
 )
@@ -68,6 +69,7 @@ class Outcomes:
     Attributes:
         kinds: (D,) one of `ERROR_KINDS` by its position, TRUE or IGNORED.
         objects: (D,) the object that a true detection matches, or that one of a wrong class or box is on; -1: none.
+        order: (D,) the detections, the best score first.
         classes: (D,) index of the class of each detection.
         images: (D,) index of the image of each detection.
         object_classes: (G,) index of the class of each object.
@@ -77,6 +79,7 @@ class Outcomes:
 
     kinds: NDArray[np.int8]
     objects: Integers
+    order: Integers
     classes: Integers
     images: Integers
     object_classes: Integers
@@ -127,6 +130,7 @@ def find_outcomes(tables: BoxTables, matching: Matching) -> Outcomes:
     return Outcomes(
         kinds=kinds.astype(np.int8),
         objects=np.select([kinds == TRUE, kinds == LOCALISATION, kinds == CLASSIFICATION], on_objects, -1),
+        order=np.argsort(-tables.scores, kind="stable"),
         classes=classes,
         images=detected.groups % num_images,
         object_classes=object_classes,
@@ -135,14 +139,8 @@ def find_outcomes(tables: BoxTables, matching: Matching) -> Outcomes:
     )
 
 
-def pairs_in_images(
-    tables: BoxTables, detections: Booleans, objects: Booleans, least_iou: float
-) -> tuple[Integers, Integers, Floats]:
-    """Return the pairs of some detections (D,) and some objects (G,) of the same image, whatever their classes.
-
-    Returns:
-        Detection, object and IoU of each pair that reaches `least_iou`, (P,) each.
-    """
+def pairs_in_images(tables: BoxTables, detections: Booleans, objects: Booleans, least_iou: float) -> Pairs:
+    """Return the pairs of some detections (D,) and some objects (G,) of an image that reach an IoU, of any classes."""
     by_image, object_rows = _by_image(tables, tables.truth, objects)
     others, detection_rows = _by_image(tables, tables.detected, detections)
     of_detection, of_object, overlaps = overlapping_pairs(by_image, others, least_iou)
@@ -199,27 +197,32 @@ def mended_ap50(tables: BoxTables, outcomes: Outcomes, kinds: Collection[int]) -
     if MISSED in kinds:
         missed = outcomes.missed(np.ones(len(hits), bool))
         num_objects = num_objects - np.bincount(outcomes.object_classes[missed], minlength=num_classes)
-    values = class_ap50(tables.scores, classes, hits, is_counted, num_objects)
+    values = class_ap50(outcomes.order, classes, hits, is_counted, num_objects)
     # All objects of a class missed, and taken away: nothing is left to find.
     is_empty = is_measured & (num_objects == 0)
     values[is_empty] = np.bincount(classes[is_counted], minlength=num_classes)[is_empty] == 0
     return values
 
 
+def by_class(rows: Integers, classes: Integers, num_classes: int) -> Integers:
+    """Return rows of detections class by class, in each class in the order in which they are."""
+    short = classes[rows].astype(np.min_scalar_type(num_classes))  # numpy sorts short numbers by counting them
+    return rows[np.argsort(short, kind="stable")]
+
+
 def class_ap50(
-    scores: Floats, classes: Integers, hits: Booleans, is_counted: Booleans, num_objects: Integers
+    order: Integers, classes: Integers, hits: Booleans, is_counted: Booleans, num_objects: Integers
 ) -> Floats:
     """Return AP at IoU 0.50 of each class; NaN where it has no objects.
 
     Args:
-        scores: (D,) of the detections.
+        order: (D,) the detections, the best score first.
         classes: (D,) index of the class of each.
         hits: (D,) whether it matches an object.
         is_counted: (D,) False where it counts neither way.
         num_objects: (K,) of each class.
     """
-    rows = np.flatnonzero(is_counted)
-    rows = rows[np.lexsort((-scores[rows], classes[rows]))]
+    rows = by_class(order[is_counted[order]], classes, len(num_objects))
     edges = np.searchsorted(classes[rows], np.arange(len(num_objects) + 1))
     values = np.full(len(num_objects), np.nan)
     for k in np.flatnonzero(num_objects):

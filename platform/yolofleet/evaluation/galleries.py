@@ -12,6 +12,9 @@ from yolofleet.evaluation.average_precision import BoxTables
 from yolofleet.evaluation.error_types import ERROR_KINDS, TRUE, Outcomes
 from yolofleet.evaluation.precision_recall import Booleans, Integers
 
+MOST_FALSE_DRAWN = 20
+"""False boxes of an image; those of a badly trained model would hide it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GalleryImage:
@@ -100,7 +103,7 @@ class ImageOutcomes:
         return f"{self._names[self._outcomes.object_classes[row]]} of {width:.0f}x{height:.0f} px"
 
     def boxes_of(self, image_id: int) -> list[dict[str, Any]]:
-        """Return the boxes of one image as records to draw: category_id, bbox, score of a detection, outcome."""
+        """Return boxes of one image as records to draw: category_id, bbox, score of a detection, outcome."""
         index = int(np.searchsorted(self._tables.image_ids, image_id))
         outcomes, detected = self._outcomes, self._tables.detected
         records = list(
@@ -113,6 +116,8 @@ class ImageOutcomes:
         )
         for outcome, chosen in (("false", self.is_false), ("true", self.is_true)):
             rows = np.flatnonzero(chosen & (outcomes.images == index))
+            if outcome == "false":
+                rows = rows[np.argsort(-self._tables.scores[rows], kind="stable")][:MOST_FALSE_DRAWN]
             found = self._records(outcome, detected.boxes, outcomes.classes, rows)
             scores = self._tables.scores[rows].tolist()
             records += [{**record, "score": score} for record, score in zip(found, scores, strict=True)]

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from yolofleet.data.findings import Finding, Findings, paired_iou
 from yolofleet.data.records import ImageRecord
 from yolofleet.evaluation.average_precision import BoxTables
-from yolofleet.evaluation.error_types import Outcomes
+from yolofleet.evaluation.error_types import DUPLICATE, Outcomes
 from yolofleet.evaluation.precision_recall import Integers
 
 if TYPE_CHECKING:
@@ -117,7 +117,9 @@ def likely_label_errors(tables: BoxTables, outcomes: Outcomes, most: int = 24) -
         detection (the box found instead).
     """
     names = [tables.names[category_id] for category_id in tables.category_ids.tolist()]
-    confident = np.flatnonzero(outcomes.is_false & (tables.scores >= CONFIDENT))
+    # A second detection of an object says the same as its label.
+    speaks_against = outcomes.is_false & (outcomes.kinds != DUPLICATE)
+    confident = np.flatnonzero(speaks_against & (tables.scores >= CONFIDENT))
     confident = confident[np.argsort(-tables.scores[confident], kind="stable")]
     images, first = np.unique(outcomes.images[confident], return_index=True)
     by_image = [_rows_by_image(column, len(tables.image_ids)) for column in (outcomes.images, outcomes.object_images)]
@@ -151,8 +153,8 @@ def likely_label_errors(tables: BoxTables, outcomes: Outcomes, most: int = 24) -
             box = detection["bbox"] if detection else None
             entry = {"kind": kind, "score": score, "image_id": record.image_id}
             found.append({**entry, "text": text, "label": label, "detection": box})
-        found.sort(key=lambda entry: -entry["score"])
-    return tuple(found[:most])
+        found = sorted(found, key=lambda entry: -entry["score"])[:most]
+    return tuple(found)
 
 
 def _rows_by_image(images: Integers, num_images: int) -> tuple[Integers, Integers]:

@@ -27,6 +27,8 @@ from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Booleans = NDArray[np.bool_]
+Pairs = tuple[Integers, Integers, Floats]
+"""Detection, object and IoU of each pair, (P,) each."""
 
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 AREA_RANGES: Floats = COCO_PROTOCOL.area_ranges  # all, small, medium, large
@@ -35,7 +37,7 @@ ALLOWED = COCO_PROTOCOL.allowed  # 1, 10, 100: most detections of a class in an 
 ALL, SMALL, MEDIUM, LARGE = range(len(AREA_RANGES))
 IOU_50, IOU_75 = 0, 5  # positions among the IoU thresholds
 NOT_MEASURED = -1.0
-PAIRS_AT_ONCE = 2_000_000  # bounds the memory of the overlaps: about 300 MB
+PAIRS_AT_ONCE = 250_000  # bounds the memory of the overlaps: about 30 MB, which the caches of a CPU still help with
 
 
 def outside_ranges(areas: Floats, ranges: Floats = AREA_RANGES) -> Booleans:
@@ -59,13 +61,16 @@ class Matching:
     objects: Integers
 
 
-def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES) -> Matching:
+def match(
+    objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES, pairs: Pairs | None = None
+) -> Matching:
     """Match the detections and objects of every group.
 
     Args:
         objects: Ground truth (G).
         detections: (D).
         ranges: (A, 2) lowest and highest area.
+        pairs: `pairs_by_round` of both, where they are known already.
     """
     num_thresholds, num_ranges = len(IOU_THRESHOLDS), len(ranges)
     object_ignored = objects.crowds[:, None] | outside_ranges(objects.areas, ranges)  # (G, A)
@@ -74,11 +79,8 @@ def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES)
     ignored = np.repeat(outside_ranges(detections.areas, ranges)[:, None, :], num_thresholds, axis=1)
     partners = np.full(len(detections.groups), -1)
 
-    of_detection, of_object, overlaps = overlapping_pairs(objects, detections)  # (P,) each
-    # Sort by round; in it by detection, the worst pair first. Of equal overlaps the later object is the better one.
-    order = np.lexsort((of_object, overlaps, of_detection, detections.ranks[of_detection]))
-    of_detection, of_object, overlaps = of_detection[order], of_object[order], overlaps[order]
-    rounds = [*_starts(detections.ranks[of_detection]).tolist(), len(order)]
+    of_detection, of_object, overlaps = pairs or pairs_by_round(objects, detections)
+    rounds = [*_starts(detections.ranks[of_detection]).tolist(), len(of_detection)]
     for start, end in pairwise(rounds):
         # A pair can match where its object is free (a crowd always is) and the overlap reaches the threshold.
         candidates = of_object[start:end]  # (p,)
@@ -86,7 +88,7 @@ def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES)
         free &= (overlaps[start:end, None] >= IOU_THRESHOLDS)[:, :, None]
         # The last free pair is the best one, but a pair whose object counts beats every pair whose object does not:
         # number the pairs from 1, add the length of the round to those that count, and take the highest number.
-        position = np.arange(1, end - start + 1)[:, None]  # (p, 1)
+        position = np.arange(1, end - start + 1, dtype=np.int32)[:, None]  # (p, 1)
         preference = np.where(object_ignored[candidates], position, position + (end - start))  # (p, A)
         firsts = _starts(of_detection[start:end])
         best = np.maximum.reduceat(np.where(free, preference[:, None, :], 0), firsts, axis=0)  # (d, T, A)
@@ -102,21 +104,35 @@ def match(objects: BoxTable, detections: BoxTable, ranges: Floats = AREA_RANGES)
     return Matching(matched=matched, ignored=ignored, objects=partners)
 
 
-def overlapping_pairs(
-    objects: BoxTable, detections: BoxTable, least_iou: float = IOU_THRESHOLDS[0]
-) -> tuple[Integers, Integers, Floats]:
-    """Return the pairs of each group that reach an IoU: detection index, object index, IoU, (P,) each."""
+def pairs_by_round(objects: BoxTable, detections: BoxTable) -> Pairs:
+    """Return the pairs that may match, by round; in it by detection, the worst pair first.
+
+    Of equal overlaps the later object is the better one.
+    """
+    of_detection, of_object, overlaps = overlapping_pairs(objects, detections)
+    order = np.lexsort((of_object, overlaps, of_detection, detections.ranks[of_detection]))
+    return of_detection[order], of_object[order], overlaps[order]
+
+
+def overlapping_pairs(objects: BoxTable, detections: BoxTable, least_iou: float = IOU_THRESHOLDS[0]) -> Pairs:
+    """Return the pairs of each group that reach an IoU above 0."""
     first = np.searchsorted(objects.groups, detections.groups, side="left")
     counts = np.searchsorted(objects.groups, detections.groups, side="right") - first  # (D,) objects in its group
     ends = np.cumsum(counts)
-    kept: list[tuple[Integers, Integers, Floats]] = []
+    left, right = _sides_along_x(detections.boxes)
+    object_left, object_right = _sides_along_x(objects.boxes)
+    kept: list[Pairs] = []
     start = 0
     while start < len(counts):  # as many detections in one pass as have about PAIRS_AT_ONCE pairs
         before = ends[start] - counts[start]
         stop = max(start + 1, int(np.searchsorted(ends, before + PAIRS_AT_ONCE, side="right")))
-        of_detection = np.repeat(np.arange(start, stop), counts[start:stop])
-        offset = np.arange(len(of_detection)) - (ends - counts - before)[of_detection]  # inside the detection's pairs
-        of_object = first[of_detection] + offset
+        part = slice(start, stop)
+        of_detection = np.repeat(np.arange(start, stop), counts[part])
+        offsets = first[part] - (ends[part] - counts[part] - before)  # from the number of a pair to its object
+        of_object = np.arange(len(of_detection)) + np.repeat(offsets, counts[part])
+        # Most pairs lie apart from left to right already: those are left out before anything else is computed.
+        close = (left[of_detection] < object_right[of_object]) & (object_left[of_object] < right[of_detection])
+        of_detection, of_object = of_detection[close], of_object[close]
         overlaps = _intersection_over_union(
             detections.boxes[of_detection], objects.boxes[of_object], objects.crowds[of_object]
         )
@@ -127,6 +143,10 @@ def overlapping_pairs(
         return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
     detection_parts, object_parts, overlap_parts = zip(*kept, strict=True)
     return np.concatenate(detection_parts), np.concatenate(object_parts), np.concatenate(overlap_parts)
+
+
+def _sides_along_x(boxes: Floats) -> tuple[Floats, Floats]:
+    return np.ascontiguousarray(boxes[:, 0]), boxes[:, 0] + boxes[:, 2]
 
 
 def _intersection_over_union(detected: Floats, truth: Floats, crowds: Booleans) -> Floats:

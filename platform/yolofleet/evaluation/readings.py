@@ -168,5 +168,6 @@ class Trial:
         matched, ignored = matching.matched[:, IOU_50, ALL], matching.ignored[:, IOU_50, ALL]
         classes, of_objects = (table.groups // len(tables.image_ids) for table in (tables.detected, tables.truth))
         num_objects = np.bincount(of_objects[~tables.truth.crowds], minlength=len(tables.category_ids))
-        values = class_ap50(tables.scores, classes, matched & ~ignored, ~ignored, num_objects)
+        order = np.argsort(-tables.scores, kind="stable")
+        values = class_ap50(order, classes, matched & ~ignored, ~ignored, num_objects)
         return float(np.nanmean(values)) if num_objects.any() else 0.0

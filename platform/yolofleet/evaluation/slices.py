@@ -6,18 +6,21 @@ count neither way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from yolofleet.evaluation.average_precision import BoxTables
 from yolofleet.evaluation.detections import BoxTable
-from yolofleet.evaluation.error_types import Outcomes
+from yolofleet.evaluation.error_types import Outcomes, by_class
 from yolofleet.evaluation.precision_recall import (
     ALL,
     IOU_50,
     Booleans,
+    Floats,
     Matching,
+    Pairs,
     match,
     outside_ranges,
     precision_at_recall,
@@ -67,57 +70,72 @@ class Slicer:
     Args:
         tables: The boxes.
         outcomes: What became of them.
+        pairs: Which of them may match, see `pairs_by_round`.
         threshold: Lowest score that counts in recall and precision.
     """
 
-    def __init__(self, tables: BoxTables, outcomes: Outcomes, threshold: float) -> None:
-        self._tables, self._outcomes, self._threshold = tables, outcomes, threshold
-        self._order = np.lexsort((-tables.scores, outcomes.classes))  # of each class the best score first
+    def __init__(self, tables: BoxTables, outcomes: Outcomes, pairs: Pairs, threshold: float) -> None:
+        self._tables, self._outcomes, self._pairs = tables, outcomes, pairs
+        self._may_match = np.zeros(len(tables.scores), bool)
+        self._may_match[pairs[0]] = True
+        self._order = by_class(outcomes.order, outcomes.classes, len(tables.category_ids))
         self._classes = outcomes.classes[self._order]
         self._is_above = tables.scores[self._order] >= threshold
 
     def by_size(self, matching: Matching, protocol: Protocol) -> list[Slice]:
         """Return a slice for each size of the protocol, from the matching with its ranges."""
-        outside = outside_ranges(self._tables.truth.areas, protocol.area_ranges)
+        tables = (self._tables.truth, self._tables.detected)
         names = [f"{size.name}, {_sides(size.low, size.high)}" for size in protocol.sizes]
-        return [self._of_range(name, matching, outside, column) for column, name in enumerate(names, start=1)]
+        return self._of_ranges(names, matching, tables, protocol.area_ranges, first=ALL + 1)
 
     def by_shape(self) -> list[Slice]:
         """Return a slice for each shape of box."""
         ranges = np.array(list(SHAPES.values()))
-        truth, detected = (_with_ratios(table) for table in (self._tables.truth, self._tables.detected))
-        matching = match(truth, detected, ranges)
-        outside = outside_ranges(truth.areas, ranges)
-        return [self._of_range(name, matching, outside, column) for column, name in enumerate(SHAPES)]
+        truth, detected = _with_ratios(self._tables.truth), _with_ratios(self._tables.detected)
+        return self._of_ranges([*SHAPES], match(truth, detected, ranges, self._pairs), (truth, detected), ranges)
 
     def by_object_count(self, matching: Matching) -> list[Slice]:
         """Return a slice for each range of the number of objects in an image."""
         outcomes = self._outcomes
         counts = np.bincount(outcomes.object_images[outcomes.counted], minlength=len(self._tables.image_ids))
-        hits = matching.matched[:, :, ALL] & ~matching.ignored[:, :, ALL]
-        misses = ~matching.matched[:, :, ALL] & ~matching.ignored[:, :, ALL]
         slices = []
         for low, high in OBJECT_COUNTS:
             inside = (counts >= low) & (counts <= (counts.max(initial=0) if high is None else high))
             name = f"{low} or more" if high is None else f"{low}" if low == high else f"{low} to {high}"
             objects = outcomes.counted & inside[outcomes.object_images]
-            entry = self._slice(name, hits, misses, objects, inside[outcomes.images])
+            entry = self._slice(name, matching, ALL, objects, inside[outcomes.images])
             slices.append(replace(entry, num_images=int(inside.sum())))
         return slices
 
-    def _of_range(self, name: str, matching: Matching, outside: Booleans, column: int) -> Slice:
-        hits = matching.matched[:, :, column] & ~matching.ignored[:, :, column]
-        misses = ~matching.matched[:, :, column] & ~matching.ignored[:, :, column]
-        objects = self._outcomes.counted & ~outside[:, column]
-        return self._slice(name, hits, misses, objects, np.ones(len(hits), bool))
+    def _of_ranges(
+        self,
+        names: Sequence[str],
+        matching: Matching,
+        tables: tuple[BoxTable, BoxTable],
+        ranges: Floats,
+        first: int = 0,
+    ) -> list[Slice]:
+        """Return a slice for each range of the areas in the tables of objects and detections, from the first one on."""
+        inside, found_inside = (~outside_ranges(table.areas, ranges) for table in tables)  # (G, A), (D, A)
+        return [
+            self._slice(
+                name,
+                matching,
+                column,
+                self._outcomes.counted & inside[:, column],
+                found_inside[:, column] | self._may_match,
+            )
+            for column, name in enumerate(names, start=first)
+        ]
 
-    def _slice(self, name: str, hits: Booleans, misses: Booleans, objects: Booleans, detections: Booleans) -> Slice:
-        """Compute a slice from hits and misses (D, T), its objects (G,) and the detections (D,) that belong to it."""
+    def _slice(self, name: str, matching: Matching, column: int, objects: Booleans, detections: Booleans) -> Slice:
+        """Compute a slice from a range of a matching, its objects (G,), and the detections (D,) that may count."""
         num_classes = len(self._tables.category_ids)
-        kept = detections & (hits | misses).any(axis=1)
-        is_kept = kept[self._order]
-        order, classes, is_above = self._order[is_kept], self._classes[is_kept], self._is_above[is_kept]
-        hits, misses = hits[order].T, misses[order].T  # (T, d)
+        kept = np.flatnonzero(detections[self._order])
+        rows = self._order[kept]
+        matched, ignored = (flags[rows, :, column].T for flags in (matching.matched, matching.ignored))  # (T, d)
+        hits, misses = matched & ~ignored, ~(matched | ignored)
+        classes, is_above = self._classes[kept], self._is_above[kept]
         num_objects = np.bincount(self._outcomes.object_classes[objects], minlength=num_classes)
         edges = np.searchsorted(classes, np.arange(num_classes + 1))
         values = [

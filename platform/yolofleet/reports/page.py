@@ -166,7 +166,7 @@ def scrolling(name: str, body: Markup) -> Markup:
 
 
 def grid(parts: Iterable[Markup], kind: str = "charts") -> Markup:
-    """Return parts side by side, as many as fit: ``charts``, ``small`` or ``images``."""
+    """Return parts side by side, as many as fit: ``charts``, ``small``, ``images`` or ``gallery``."""
     joined = Markup("").join(parts)
     return Markup('<div class="{}">{}</div>').format(kind, joined) if joined else joined
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -93,6 +94,11 @@ def page_server(storage: Storage, port: int) -> ThreadingHTTPServer:
     pages = LivePages(storage)
     pages.page("/")
 
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            if not isinstance(sys.exception(), ConnectionError):  # a browser that no longer waits for the answer
+                super().handle_error(request, client_address)  # type: ignore[arg-type]
+
     class Handler(BaseHTTPRequestHandler):
         server_version, sys_version = "yolofleet", ""
 
@@ -126,7 +132,7 @@ def page_server(storage: Storage, port: int) -> ThreadingHTTPServer:
             """Print nothing for each request."""
 
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), Handler)
+        return Server((LOOPBACK, port), Handler)
     except OSError as error:
         raise UserError(f"--port {port}: cannot be opened on {LOOPBACK} ({error.strerror}); leave it out") from error
 

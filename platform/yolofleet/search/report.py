@@ -140,7 +140,8 @@ def _figures(results: Results) -> Markup:
     limits = ", ".join(f"{name} {_bounds(limit)}" for name, limit in spec.constraints.items()) or "none"
     known = {"wanted": wanted, "limits": limits, "algorithm": spec.algorithm.name, "scheduler": spec.scheduler.name}
     known["budget"] = " or ".join(
-        f"{value:g} {name.replace('_', ' ')}" for name, value in spec.budget.document().items()
+        f"{value:g} {(name if value != 1 else name.removesuffix('s')).replace('_', ' ')}"
+        for name, value in spec.budget.document().items()
     )
     if results.hypervolume is not None:
         known["hypervolume"] = (

@@ -20,6 +20,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.retry import GrowingPause
+from yolofleet.core.text import short
 from yolofleet.storage import ObjectNotFoundError, Storage
 
 Row = dict[str, Any]
@@ -32,8 +33,15 @@ _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def seconds_of(row: Row) -> float:
-    """Return when a row was written, in seconds since 1970."""
-    return datetime.fromisoformat(str(row["time"])).timestamp()
+    """Return when a row was written, in seconds since 1970.
+
+    Raises:
+        UserError: The row does not say it.
+    """
+    try:
+        return datetime.fromisoformat(str(row["time"])).timestamp()
+    except (KeyError, ValueError):
+        raise UserError(f"a row of a log says no time that can be read, repair or remove it: {short(row)}") from None
 
 
 class CorruptLogError(UserError):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from yolofleet.tracking.run_directory import status_after
+from yolofleet.tracking.run_directory import STATUS_OF_EVENT, status_after
 from yolofleet.tracking.run_record import RunRecord
 
 FEW_STEPS = 1000
@@ -16,6 +16,8 @@ PAST_ITS_BEST = 0.9
 """Share of the best AP at the end below which a run trained too long."""
 SLOW_DATA, LOW_REACH, LOW_GOODPUT = 0.2, 0.98, 0.95
 FEW_OBJECTS = 50
+LEAST_AP50 = 0.1
+"""Below it the model has learned next to nothing yet, and the differences between its figures say nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ def advice(record: RunRecord) -> list[Advice]:
 def _ending(record: RunRecord) -> Iterator[Advice]:
     status = status_after(record.events)
     if status in ("FAILED", "KILLED"):
-        reason = next((str(event.get("reason")) for event in reversed(record.events) if event.get("reason")), "")
+        ending = next(event for event in reversed(record.events) if event.get("kind") in STATUS_OF_EVENT)
+        reason = str(ending.get("reason") or "")
         yield Advice(
             "Give the same command again.", f"It resumes from the newest checkpoint. It ended by: {reason or status}."
         )
@@ -49,7 +52,7 @@ def _ending(record: RunRecord) -> Iterator[Advice]:
 
 def _numbers(record: RunRecord) -> Iterator[Advice]:
     rolled = sum(event.get("kind") == "rolled_back" for event in record.events)
-    broken = sum(int(row.get("non_finite_steps") or 0) for row in record.rows)
+    broken = max((int(row.get("non_finite_steps") or 0) for row in record.rows), default=0)  # so far, in each row
     if rolled or broken:
         cure = "" if record.job is None or record.job.precision == "fp32" else ", or train in fp32"
         yield Advice(
@@ -97,7 +100,9 @@ def _fit(record: RunRecord) -> Iterator[Advice]:
         yield Advice("Fit the anchors to the data (anchors: fit).", f"They reach {reach:.1%} of the boxes.")
     figures: dict[str, Any] = dict((record.evaluation or {}).get("figures", {}))
     ap50, ap75 = figures.get("AP50"), figures.get("AP75")
-    if ap50 and ap75 is not None and ap75 < 0.5 * ap50:
+    if ap50 is None or ap50 < LEAST_AP50:
+        return
+    if ap75 is not None and ap75 < 0.5 * ap50:
         yield Advice(
             "Train for longer or with larger images: objects are found, their boxes are loose.",
             f"AP75 is {ap75:.3f} where AP50 is {ap50:.3f}.",
@@ -113,7 +118,8 @@ def _fit(record: RunRecord) -> Iterator[Advice]:
 
 def _classes(record: RunRecord) -> Iterator[Advice]:
     found = [entry for entry in (record.evaluation or {}).get("per_class", ()) if entry["ap"] is not None]
-    if len(found) < 2:
+    ap50 = (record.evaluation or {}).get("figures", {}).get("AP50")
+    if len(found) < 2 or ap50 is None or ap50 < LEAST_AP50:
         return
     mean = sum(entry["ap"] for entry in found) / len(found)
     weak = sorted((entry for entry in found if entry["ap"] < 0.6 * mean), key=lambda entry: entry["ap"])[:3]

@@ -144,11 +144,17 @@ class RunDirectory:
         return self.storage.exists(JOB_KEY) or self.storage.exists(IDENTITY_KEY)
 
     def job_text(self) -> str | None:
-        """Return the job as it was started (YAML), or None before the first start."""
+        """Return the job as it was started (YAML), or None before the first start.
+
+        Raises:
+            UserError: ``job.yaml`` is damaged.
+        """
         try:
             return self.storage.get(JOB_KEY).decode()
         except ObjectNotFoundError:
             return None
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.url}/{JOB_KEY}: is damaged ({error}); restore it from a copy") from error
 
     def write_job(self, text: str) -> None:
         """Store the job's YAML; the caller decides whether it may be replaced."""
@@ -164,7 +170,7 @@ class RunDirectory:
             return dict(json.loads(self.storage.get(FACTS_KEY)))
         except ObjectNotFoundError:
             return {}
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise UserError(
                 f"{self.url}/{FACTS_KEY}: is damaged ({error}); remove it, the next start writes it"
             ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from yolofleet.core.durations import format_duration
+from yolofleet.core.durations import describe_duration
 from yolofleet.core.redaction import redact
 from yolofleet.reports.page import Markup, facts, grid
 from yolofleet.specs.hyperparameters import recipe
@@ -64,14 +64,14 @@ def _training_facts(record: RunRecord) -> dict[str, object]:
     job, starts = record.job, record.starts
     if job is None or not starts:
         return {}
-    newest = starts[-1]
+    newest, newest_rows = starts[-1], (record.events[-1], *record.rows[-1:])
     gpus = float(newest.get("gpus_per_worker") or 0)
     devices = f"{gpus:g} GPU each" if gpus else "CPU"
     hosts = next((e["hosts"] for e in reversed(record.events) if e.get("kind") == "workers" and e.get("hosts")), None)
     return {
         "started": str(starts[0]["time"])[:19].replace("T", " ") + " UTC",
-        "duration": format_duration(seconds_of(record.events[-1]) - seconds_of(starts[0])),
-        "trained": format_duration(record.summary.seconds_trained),
+        "duration": describe_duration(max(map(seconds_of, newest_rows)) - seconds_of(starts[0])),
+        "trained": describe_duration(record.summary.seconds_trained),
         "workers": f"{newest.get('workers', 1)}, {newest.get('device') or devices}",
         "hosts": ", ".join(sorted(set(map(str, hosts)))) if hosts else None,
         "precision": job.precision,

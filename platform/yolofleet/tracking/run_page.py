@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from yolofleet.core.durations import format_duration
+from yolofleet.core.durations import describe_duration
 from yolofleet.core.redaction import redact
+from yolofleet.core.terminal import plural
+from yolofleet.core.text import share_text
 from yolofleet.evaluation.report import evaluation_sections, fit_to_page, image_section
 from yolofleet.reports.page import Markup, Section, bullets, render_page, text
 from yolofleet.tracking.goodput import format_event
@@ -69,15 +71,14 @@ def sentence(record: RunRecord) -> str:
     """Return in one or two sentences how a run stands, for someone who knows nothing of it."""
     status = status_after(record.events)
     state = STATES.get(status or "", "has not started")
+    if status == "FINISHED" and any(event.get("kind") == "ended_early" for event in record.events):
+        state = "ended early"
     parts = [f"{model_name(record)} {state}"]
     if record.num_steps:
-        step = record.num_steps if status == "FINISHED" else record.step
-        parts.append(f"at step {step:,} of {record.num_steps:,} ({step / record.num_steps:.0%})")
+        parts.append(f"at step {record.step:,} of {record.num_steps:,} ({share_text(record.step / record.num_steps)})")
     if record.starts:
         workers = int(record.starts[-1].get("workers", 1))
-        parts.append(
-            f"after {format_duration(record.summary.seconds_trained)} on {workers} worker{'' if workers == 1 else 's'}"
-        )
+        parts.append(f"after {describe_duration(record.summary.seconds_trained)} on {plural(workers, 'worker')}")
     first = " ".join(parts) + "."
     figures = (record.evaluation or {}).get("figures", {})
     if record.evaluation and figures.get("AP") is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +22,7 @@ from yolofleet.tracking.goodput import RunSummary, summarize_run
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import JOB_KEY, REPORT_PREFIX, RunDirectory
 
+logger = logging.getLogger(__name__)
 EVALUATION_KEY = f"{REPORT_PREFIX}/evaluation.json"
 RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
 IMAGES_PREFIX = f"{REPORT_PREFIX}/images/"
@@ -66,7 +69,7 @@ class RunRecord:
     @cached_property
     def evaluations(self) -> list[Row]:
         """The rows of evaluations that measured AP, by step."""
-        return [row for row in self.rows if isinstance(row.get("val_AP"), int | float)]
+        return [row for row in self.rows if isinstance(ap := row.get("val_AP"), int | float) and math.isfinite(ap)]
 
     @property
     def best(self) -> Row | None:
@@ -75,8 +78,9 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The newest step."""
-        return max((int(row.get("step", 0)) for row in self.rows), default=0)
+        """The newest step: of its metrics, or of its newest start or end."""
+        turns = [event for event in self.events if event.get("kind") in ("start", "left", "end")]
+        return max((int(row.get("step", 0)) for row in (*self.rows, *turns[-1:])), default=0)
 
     @property
     def num_steps(self) -> int | None:
@@ -91,12 +95,12 @@ class RunRecord:
 
     @cached_property
     def model(self) -> Profile | None:
-        """Parameters and operations of its model; None where its table cannot be read here."""
-        if self.job is None:
+        """Parameters and operations of its model; None where its classes or its table are not known here."""
+        num_classes = int(self.facts.get("num_classes") or len((self.evaluation or {}).get("per_class", ())))
+        if self.job is None or not num_classes:
             return None
         try:
             table = resolve(self.job.model)
-            num_classes = int(self.facts.get("num_classes") or len((self.evaluation or {}).get("per_class", ())) or 80)
             return profile(table, num_classes=num_classes, image_size=self.job.data.image_size)
         except UserError:
             return None
@@ -110,6 +114,11 @@ def read_run(run: RunDirectory) -> RunRecord:
     """
     keys = sorted(e.key for e in run.storage.list(IMAGES_PREFIX) if e.key.endswith(".jpg"))[-MOST_IMAGES:]
     names = _document(run, NAMES_KEY) or {}
+    images = (_read_image(run, key, names.get(name := key.removeprefix(IMAGES_PREFIX), name)) for key in keys)
+    outcomes = {
+        int(image_id): _read_image(run, f"{OUTCOMES_PREFIX}{image_id}.jpg", str(name))
+        for image_id, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
+    }
     return RunRecord(
         name=run.name,
         url=run.url,
@@ -119,33 +128,46 @@ def read_run(run: RunDirectory) -> RunRecord:
         events=run.events(),
         evaluation=_evaluation(run),
         release=_document(run, RELEASE_KEY) or {},
-        images=[_read_image(run, key, names.get(name := key.removeprefix(IMAGES_PREFIX), name)) for key in keys],
-        outcomes={
-            int(image_id): _read_image(run, f"{OUTCOMES_PREFIX}{image_id}.jpg", str(name))
-            for image_id, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
-        },
+        images=[image for image in images if image is not None],
+        outcomes={image_id: image for image_id, image in outcomes.items() if image is not None},
     )
 
 
 def _evaluation(run: RunDirectory) -> Mapping[str, Any] | None:
-    evaluation, made = _document(run, EVALUATION_KEY), _document(run, DIAGNOSIS_KEY)
+    evaluation = _document(run, EVALUATION_KEY, ("figures", "per_class", "curves", "max_detections", "skipped"))
+    made = _document(run, DIAGNOSIS_KEY, (DETECTIONS_DIGEST, "diagnosis"))
     if evaluation is None or made is None or made[DETECTIONS_DIGEST] != evaluation.get(DETECTIONS_DIGEST):
         return evaluation
     return {**evaluation, "diagnosis": made["diagnosis"]}
 
 
-def _read_image(run: RunDirectory, key: str, name: str) -> SampleImage:
+def _read_image(run: RunDirectory, key: str, name: str) -> SampleImage | None:
+    """Return an image; None where it is damaged, or was taken away while a release draws new ones."""
     from PIL import Image
 
-    jpeg = run.storage.get(key)
-    with Image.open(BytesIO(jpeg)) as image:
-        return SampleImage(name=name, jpeg=jpeg, width=image.width, height=image.height)
-
-
-def _document(run: RunDirectory, key: str) -> Mapping[str, Any] | None:
     try:
-        return dict(json.loads(run.storage.get(key)))
+        jpeg = run.storage.get(key)
+    except ObjectNotFoundError:
+        return None
+    try:
+        with Image.open(BytesIO(jpeg)) as image:
+            image.load()
+            return SampleImage(name=name, jpeg=jpeg, width=image.width, height=image.height)
+    except OSError:
+        logger.warning("%s/%s: is damaged, so the page lacks it; release the run again to draw it anew", run.url, key)
+        return None
+
+
+def _document(run: RunDirectory, key: str, needs: Sequence[str] = ()) -> Mapping[str, Any] | None:
+    """Return a JSON object of the run; None where there is none."""
+    try:
+        document = json.loads(run.storage.get(key))
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
+        if lacking := [name for name in needs if name not in document]:
+            raise ValueError(f"it has no {', '.join(lacking)}")
     except ObjectNotFoundError:
         return None
     except ValueError as error:
         raise UserError(f"{run.url}/{key}: is damaged ({error}); remove it and release the run again") from error
+    return document

@@ -198,7 +198,7 @@ async function follow() {
     await new Promise((done) => setTimeout(done, document.hidden ? 10000 : 2000));
     try {
       const answer = await fetch(location.pathname, { cache: "no-store", headers: tag ? { "If-None-Match": tag } : {} });
-      document.querySelector(".live")?.classList.remove("away");
+      document.querySelector(".live")?.classList.toggle("away", !answer.ok && answer.status !== 304);
       if (answer.status !== 200 || document.querySelector(".tip,.filter:focus")) continue;
       const page = new DOMParser().parseFromString(await answer.text(), "text/html"), before = state();
       tag = answer.headers.get("ETag") ?? "";
