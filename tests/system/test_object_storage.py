@@ -64,7 +64,9 @@ def test_shards_and_runs_live_on_s3(shell: Shell, drawn: Path, s3: dict[str, str
 
 
 @pytest.mark.slow
-def test_a_release_in_half_precision_with_its_network_as_onnx_predicts_with_it(shell: Shell, drawn: Path, s3: dict[str, str]) -> None:
+def test_a_release_in_half_precision_with_its_network_as_onnx_predicts_with_it(
+    shell: Shell, drawn: Path, s3: dict[str, str]
+) -> None:
     shell.environment = s3
     job = write_job(
         shell.folder,
