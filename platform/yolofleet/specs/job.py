@@ -178,6 +178,8 @@ class JobSpec(Spec):
                 f"compile {self.compile} takes strategy ddp and batch_norm_workers 1, for it compiles the network as a "
                 f"whole; they are {self.strategy} and {self.batch_norm_workers}; use compile off, or change them"
             )
+        if self.compile == "full" and self.resolved_hyperparameters().multi_scale > 0:
+            raise ValueError("compile full takes one image size, and multi_scale is above 0; use compile model")
         return self
 
     @model_validator(mode="after")

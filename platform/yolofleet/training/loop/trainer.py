@@ -229,12 +229,12 @@ def _restore_learner(
         synchronise_batch_norm(model, job.batch_norm_workers, group)
     if group.is_first:
         prepare(store, model, average, optimizer)
-    dynamic = hyperparameters.multi_scale > 0  # sizes that change are symbols, so that it is compiled once
     if job.compile != "off":
         torch.compiler.reset()  # the graphs of an earlier run in this process count towards torch's limit
-        model.compile(fullgraph=True, dynamic=dynamic)
+        # Sizes that change are symbols, so that it is compiled once.
+        model.compile(fullgraph=True, dynamic=hyperparameters.multi_scale > 0)
     if job.compile == "full":
-        loss.compile(dynamic=dynamic)
+        loss.compile(dynamic=False)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state
