@@ -166,8 +166,9 @@ def predict(
     from yolofleet.evaluation.images import read_image
 
     detector = _detector(model)
-    is_one = isinstance(images, str | bytes | bytearray | memoryview | np.ndarray) or not isinstance(images, Iterable)
-    several: list[Any] = [images] if is_one else list(images)
+    given: Any = images
+    is_one = isinstance(given, str | bytes | bytearray | memoryview | np.ndarray) or not isinstance(given, Iterable)
+    several: list[Any] = [given] if is_one else list(given)
     pixels = [read_image(image) for image in several]
     found = detector.predict(
         pixels,
@@ -289,9 +290,9 @@ def export(
 
 
 def _detector(model: Detector | str | Path | Run) -> Detector:
-    if isinstance(model, str | Path | Run) or not hasattr(model, "predict_each"):
-        return load(model)
-    return model
+    from yolofleet.evaluation.detector import Detector
+
+    return model if isinstance(model, Detector) else load(model)
 
 
 def _place(value: object, needed: str) -> str:

@@ -287,7 +287,7 @@ def check_settings(model: Network, *, image_size: object, **settings: object) ->
         if value is None:
             continue
         if name in ("confidence", "iou"):
-            if not isinstance(value, Real) or not 0 <= value <= 1:
+            if not isinstance(value, Real) or not 0 <= float(value) <= 1:
                 raise UserError(f"{name}={value!r}: a number from 0 to 1 is needed")
         elif not isinstance(value, Integral) or value < 1:
             raise UserError(f"{name}={value!r}: a whole number of at least 1 is needed")

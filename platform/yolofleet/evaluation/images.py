@@ -41,16 +41,17 @@ def read_image(image: ImageInput, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> ND
     Raises:
         ImageReadError: It cannot be read, is not an image, is damaged or is too large.
     """
-    if isinstance(image, np.ndarray):
-        return _check_array(image, max_pixels)
-    if isinstance(image, bytes | bytearray | memoryview):
-        return _decode(bytes(image), "image bytes", max_pixels)
-    if isinstance(image, Path) or _is_file(image):
-        return _decode(_read(Path(image), max_pixels), str(image), max_pixels)
-    if isinstance(image, str):
-        return _decode(_from_base64(image), "base64 image", max_pixels)
-    cure = "; numpy.asarray(IMAGE.convert('RGB')) is one" if hasattr(image, "convert") else ""  # Pillow's
-    raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(image).__name__}{cure}")
+    given: object = image  # whatever a caller without a type checker passes
+    if isinstance(given, np.ndarray):
+        return _check_array(given, max_pixels)
+    if isinstance(given, bytes | bytearray | memoryview):
+        return _decode(bytes(given), "image bytes", max_pixels)
+    if isinstance(given, Path) or (isinstance(given, str) and _is_file(given)):
+        return _decode(_read(Path(given), max_pixels), str(given), max_pixels)
+    if isinstance(given, str):
+        return _decode(_from_base64(given), "base64 image", max_pixels)
+    cure = "; numpy.asarray(IMAGE.convert('RGB')) is one" if hasattr(given, "convert") else ""  # Pillow's
+    raise ImageReadError(f"an image is a path, bytes, base64 text or an array, not {type(given).__name__}{cure}")
 
 
 def _check_array(array: NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8]:
@@ -69,8 +70,8 @@ def _check_array(array: NDArray[np.uint8], max_pixels: int) -> NDArray[np.uint8]
     return np.ascontiguousarray(array[:, :, :3])
 
 
-def _is_file(text: object) -> bool:
-    if not isinstance(text, str) or len(text) > LONGEST_PATH or "\0" in text:
+def _is_file(text: str) -> bool:
+    if len(text) > LONGEST_PATH or "\0" in text:
         return False
     try:
         return Path(text).exists()

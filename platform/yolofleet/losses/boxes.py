@@ -38,8 +38,10 @@ class Boxes:
 
     def to(self, device: torch.device) -> Boxes:
         """Copy to another device without waiting."""
-        fields = (self.image, self.label, self.xywh, self.row, self.alive)
-        return Boxes(*(send(field, device) for field in fields), self.per_image)
+        image, label, xywh, row, alive = (
+            send(field, device) for field in (self.image, self.label, self.xywh, self.row, self.alive)
+        )
+        return Boxes(image, label, xywh, row, alive, self.per_image)
 
     def padded(self, num_images: int) -> Boxes | None:
         """Return as many boxes for each image, a power of two, for tables of few shapes.
@@ -99,7 +101,7 @@ def read_boxes(targets: Tensor, num_images: int, num_classes: int, dtype: torch.
     _check_range(label, num_classes, "class", order)
     if alive.all():
         return Boxes(image, label, xywh, order, alive)
-    return Boxes(*(field[alive] for field in (image, label, xywh, order, alive)))
+    return Boxes(image[alive], label[alive], xywh[alive], order[alive], alive[alive])
 
 
 def _check_range(index: Tensor, limit: int, noun: str, rows: Tensor) -> None:

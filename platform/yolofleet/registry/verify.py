@@ -36,13 +36,13 @@ from yolofleet.registry.proof import (
     Latency,
     Proof,
     file_sha256,
+    load_training_form,
     measure_latency,
     read_proof,
 )
 from yolofleet.registry.version_files import version_files
 from yolofleet.registry.versions import RegistryError, Version
 from yolofleet.storage import StorageError
-from yolofleet.training.setup.pretrained import load_training_form
 
 if TYPE_CHECKING:
     import torch

@@ -187,6 +187,8 @@ class JobSpec(Spec):
                 f"memory {self.memory} computes blocks again, which compile {self.compile} cannot; use compile off, or "
                 "memory fast"
             )
+        if self.compile == "full" and self.resolved_hyperparameters().multi_scale > 0:
+            raise ValueError("compile full takes one image size, and multi_scale is above 0; use compile model")
         return self
 
     @model_validator(mode="after")

@@ -110,7 +110,7 @@ class ModelTable(Spec):
         return self
 
     @classmethod
-    def parse(cls, document: Any, *, source: str) -> Self:
+    def parse(cls, document: Any, *, source: str = "document") -> Self:
         """Check a plain document and build the table from it.
 
         Raises:
@@ -169,7 +169,7 @@ class DerivedTable(Spec):
     """As in a job's model."""
 
     @classmethod
-    def parse(cls, document: Any, *, source: str) -> Self:
+    def parse(cls, document: Any, *, source: str = "document") -> Self:
         """Check a plain document and build the spec from it.
 
         Raises:

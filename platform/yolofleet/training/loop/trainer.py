@@ -231,11 +231,11 @@ def _restore_learner(
     if group.is_first:
         prepare(store, model, average, optimizer)
     if job.compile != "off" and model.memory_saving is None:
-        dynamic = hyperparameters.multi_scale > 0  # sizes that change are symbols, so that it is compiled once
         torch.compiler.reset()  # the graphs of an earlier run in this process count towards torch's limit
-        model.compile(fullgraph=True, dynamic=dynamic)
+        # Sizes that change are symbols, so that it is compiled once.
+        model.compile(fullgraph=True, dynamic=hyperparameters.multi_scale > 0)
         if job.compile == "full":
-            loss.compile(dynamic=dynamic)
+            loss.compile(dynamic=False)
     # Last, for a strategy takes over the restored weights and moments.
     strategy = build_strategy(job, model, optimizer, precision, group)
     return Learner(model, average, loss, precision, statistics, strategy), state
