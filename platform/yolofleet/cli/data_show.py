@@ -27,11 +27,11 @@ def show(
     ],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("shown"),
-    step: Annotated[int, typer.Option(min=0, help="Of a job: the training step.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Of a dataset: images, spread evenly over it.")] = 16,
+    step: Annotated[int, typer.Option(min=0, help="For a job: the training step.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="For a dataset: number of images, spread evenly over it.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw what a dataset holds, images with their boxes, or exactly the batch that a training step of a job sees."""
+    """Draw images of a dataset with their boxes, or exactly what a training step of a job sees."""
     from yolofleet.storage import open_storage
 
     folder = open_storage(str(out))

@@ -45,12 +45,12 @@ def doctor(
         str | None,
         typer.Option(
             help="The cluster's dashboard (http://HOST:8265), its Ray client server (ray://HOST:10001), or HOST:6379 "
-            "on one of its nodes; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine alone."
+            "on one of its nodes; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, otherwise only this machine."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Check every node of a cluster: what works, what does not, and the cure. Nothing is left behind."""
+    """Check every node of a cluster: what works, what does not, and how to fix it. Leaves nothing behind."""
     from yolofleet.cluster.bundle import read_bundle
     from yolofleet.storage import open_file
 

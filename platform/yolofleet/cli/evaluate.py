@@ -46,7 +46,7 @@ def evaluate(
         str | None, typer.Option(help="Write a page with curves and images into this folder (path or s3://).")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass through the network together.")] = 16,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = EVALUATION_CONFIDENCE,
     iou: Annotated[
         float, typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box.")
@@ -59,16 +59,16 @@ def evaluate(
     ] = None,
     area: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=LOW-HIGH", help="Sizes by the side in pixels, instead of small=0-32 and so on."),
+        typer.Option(metavar="NAME=LOW-HIGH", help="Object sizes, by side in pixels, instead of small=0-32 and so on."),
     ] = None,
-    classes: Annotated[list[str] | None, typer.Option(help="Evaluate these classes only: person,car.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Evaluate only these classes: person,car.")] = None,
     class_agnostic: Annotated[
         bool, typer.Option("--class-agnostic", help="Let a detection match an object of any class.")
     ] = False,
     boxes: Annotated[
         str | None,
         typer.Option(
-            help="Of a result file: xywh, xyxy or cxcywh in pixels; with an n at the end: shares of the image."
+            help="For a result file: xywh, xyxy or cxcywh in pixels; with an n at the end, as shares of the image."
         ),
     ] = None,
     protocol: Annotated[
@@ -80,19 +80,19 @@ def evaluate(
     ] = False,
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
-        typer.Option(help="What the network computes in. Default: fp32.", show_default=False),
+        typer.Option(help="Precision of the network. Default: fp32.", show_default=False),
     ] = None,
     augment: Annotated[
         bool, typer.Option("--augment", help="Show the network each image at three scales, once mirrored (TTA).")
     ] = False,
     table10: Annotated[
-        bool, typer.Option("--table10", help="Compare fp16 and fp32 at IoU 0.65 and 0.70, as the paper's Table 10.")
+        bool, typer.Option("--table10", help="Compare fp16 and fp32 at IoU 0.65 and 0.70, like the paper's Table 10.")
     ] = False,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on a dataset by COCO AP: the twelve figures, and each class."""
+    """Evaluate a model on a dataset: the twelve COCO figures, each class, and a diagnosis of the errors."""
     from yolofleet.cli.evaluation_tables import format_settings, format_tables
     from yolofleet.evaluation.diagnosis import diagnose
     from yolofleet.evaluation.protocol import parse_protocol

@@ -36,20 +36,26 @@ def init(
     source: Annotated[
         str, typer.Argument(metavar="FOLDER", help="Folder or zip of annotated images, its data.yaml, or a COCO file.")
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the job and the run; the folder's unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job and the run. Default: the folder's.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for NAME.yaml and shards/NAME.")] = Path(),
-    model: Annotated[str | None, typer.Option(help="A model's name, or a block table (YAML); else chosen.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the network's input; else chosen.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a model, or a block table (YAML). Default: chosen for the data.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the network's input. Default: chosen for the data.")
+    ] = None,
     val_share: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Share for validation, where the images are not split.")
+        float, typer.Option(min=0.01, max=0.9, help="Share of the images for validation, if they are not split.")
     ] = 0.2,
-    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unusable images.")] = 0.5,
+    max_skipped: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop if a larger share of the images cannot be used.")
+    ] = 0.5,
     follow_links: FollowLinks = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Shard a folder of annotated images for training and validation, and write a job for them.
+    """Make shards for training and validation from a folder of annotated images, and write a job.
 
-    Nothing is overwritten. The same command resumes a sharding that was interrupted.
+    Nothing is overwritten. If it was interrupted, run the same command again.
     """
     from yolofleet.data.layout_reader import assign_splits, shard_split
     from yolofleet.storage import open_storage

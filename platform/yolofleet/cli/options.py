@@ -23,7 +23,7 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(
         "--tracking-uri",
-        help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the database beside the runs.",
+        help="MLflow server or database. Default: MLFLOW_TRACKING_URI, otherwise the database beside the runs.",
         show_default=False,
     ),
 ]
@@ -32,7 +32,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="The cluster's dashboard, http://HOST:8265; by default RAY_API_SERVER_ADDRESS, else this machine.",
+        help="The cluster's dashboard, http://HOST:8265; by default RAY_API_SERVER_ADDRESS, otherwise this machine.",
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers print.")]
@@ -57,7 +57,7 @@ ModelArgument = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    typer.Option("--follow-links", help="Read what links that lead out of a folder lead to; else they are refused."),
+    typer.Option("--follow-links", help="Follow links that lead out of the folder; by default they are left out."),
 ]
 
 

@@ -46,25 +46,27 @@ def predict(
         typer.Option(min=1, help="Predict with this many Ray workers, without drawing; the same command resumes."),
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score shown. Default: the model's.")
+        float | None, typer.Option(min=0, max=1, help="Lowest score that counts. Default: the model's.")
     ] = None,
     iou: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box. Default: the model's."),
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass through the network together.")] = 8,
     device: Device = "auto",
     objectness: Annotated[
         Path | None,
         typer.Option(help="Draw the objectness of every level of the lead and auxiliary heads into this folder."),
     ] = None,
-    part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
+    part_size: Annotated[
+        int, typer.Option(min=1, help="With --workers: images in each part that is written at once.")
+    ] = 256,
     tracking_uri: TrackingUri = None,
     follow_links: FollowLinks = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find objects in images: draws them into --out and writes detections.json, a COCO document."""
+    """Find objects in images. Draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
         paths = image_paths(images, follow_links=follow_links, out=out)

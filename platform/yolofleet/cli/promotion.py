@@ -37,18 +37,19 @@ def promote(
     policy: Annotated[
         str | None,
         typer.Option(
-            "--policy", help="YAML with the gates, path or URL. Default: proof, lineage, AP against the champion."
+            "--policy",
+            help="YAML with the gates, path or URL. Default: proof, known training data, AP against the champion.",
         ),
     ] = None,
     reason: Reason = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the gates and change nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Promote in spite of closed gates; needs --reason.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the gates and change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote even if gates fail; needs --reason.")] = False,
     data: ValidationData = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
+    """Point an alias to a version if it passes the gates; exit code 1 if it does not, or if another one was faster."""
     from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import select_device
     from yolofleet.registry import promotion
@@ -108,7 +109,7 @@ def rollback(
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Point an alias back to the version that it pointed to before; a second rollback takes the first one back."""
+    """Point an alias back to the version before; a second rollback undoes the first one."""
     from yolofleet.registry.promotion import roll_back
 
     change = roll_back(reachable_registry(tracking_uri), name, alias, reason)

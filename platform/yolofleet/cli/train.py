@@ -37,11 +37,12 @@ def train(
     job: JobArgument,
     overrides: Overrides = None,
     launcher: Annotated[
-        str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
+        str,
+        typer.Option(
+            help="'ray': workers on the cluster at RAY_ADDRESS, or on this machine; 'process': only this process."
+        ),
     ] = "ray",
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print everything that would happen; start and write nothing.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would happen; start and write nothing.")] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="Only time 30 steps, here and in a temporary folder, for 'cluster plan'.")
     ] = False,

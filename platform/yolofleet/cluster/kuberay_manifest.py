@@ -42,7 +42,7 @@ def render_manifest(work: Work, settings: KubernetesSpec, *, ray_version: str, k
         work: The run or search (`yolofleet.cluster.manifest_work`).
         settings: How jobs run on this Kubernetes.
         ray_version: Ray's version in the image.
-        kind: A job with a cluster of its own, or a cluster that jobs are submitted to.
+        kind: RayJob: a job with its own cluster; RayCluster: a cluster for jobs that you submit.
 
     Raises:
         UserError: The settings name no image that the work can run in.

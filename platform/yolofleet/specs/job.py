@@ -72,7 +72,7 @@ class EvaluationSpec(Spec):
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
-    """Images that pass the network together."""
+    """Images that pass through the network together."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = EVALUATION_CONFIDENCE
     """Detections below this score are dropped (the published evaluation's value)."""
     iou: Annotated[float, Field(gt=0, lt=1)] = EVALUATION_IOU
