@@ -66,9 +66,9 @@ class EvaluationSpec(Spec):
     """How the model is evaluated on the validation set."""
 
     protocol: Literal["square", "published"] = "square"
-    """square: every image is padded to a square, in float32. published: batches of images of like shape, padded only as
-    far as they need (rectangular), in half precision on a GPU, with the published thresholds; what the paper's AP was
-    measured by."""
+    """square: every image is padded to a square, in float32. published: batches of images of similar shape, padded only
+    as far as needed (rectangular), in half precision on a GPU, with the published thresholds, as the paper's AP was
+    measured."""
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
@@ -76,7 +76,7 @@ class EvaluationSpec(Spec):
     confidence: Annotated[float, Field(ge=0, lt=1)] = EVALUATION_CONFIDENCE
     """Detections below this score are dropped (the published evaluation's value)."""
     iou: Annotated[float, Field(gt=0, lt=1)] = EVALUATION_IOU
-    """Overlap from which the weaker of two detections is dropped."""
+    """IoU above which NMS drops the lower-scored of two boxes of a class."""
     max_detections: Count = EVALUATION_MAX_DETECTIONS
     """Detections kept per image."""
 
@@ -100,7 +100,7 @@ class JobSpec(Spec):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """Name of the run: letters, digits, '.', '_' and '-'. The same name resumes the same run."""
     model: ModelChoice
-    """Which model."""
+    """The model, and how it is scaled."""
     data: DataSpec
     recipe: RecipeName = "p5"
     """Published hyper-parameters to start from: p5, p6, tiny, or custom for fine-tuning."""
@@ -109,7 +109,7 @@ class JobSpec(Spec):
     assignment: AssignmentSpec = AssignmentSpec()
     """How boxes are assigned to the cells that learn them."""
     anchors: Literal["model", "auto", "fit"] = "model"
-    """Which anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
+    """model: the model's own anchors; auto: fitted to the boxes if those reach too few of them; fit: always fitted."""
     initial_weights: Url | None = None
     """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt, .pth, .ckpt or
     .safetensors file, also at https://; the classes may differ. Random weights unless given."""
