@@ -135,7 +135,7 @@ def test_a_name_may_be_off_and_a_switch_may_not(capsys: pytest.CaptureFixture[st
         JobSpec.load(job, ["name=12345"])
     assert JobSpec.load(job, ['name="12345"']).name == "12345"
     for field in ("storage", "data.train", "model.spec"):
-        with pytest.raises(UserError, match=rf"job\.yaml: {field}: ~nosuchuser/x: this machine knows no home folder"):
+        with pytest.raises(UserError, match=rf"job\.yaml: {field}: ~nosuchuser/x: this machine has no home folder"):
             JobSpec.load(job, [f"{field}=~nosuchuser/x"])
 
 

@@ -233,7 +233,7 @@ def test_a_cache_that_others_may_write_to_is_refused(server: FileServer, tmp_pat
     folder = tmp_path / "cache/weights"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    with pytest.raises(UserError, match=r"others may write there.*YOLOFLEET_CACHE"):
+    with pytest.raises(UserError, match=r"others can write there.*YOLOFLEET_CACHE"):
         fetch(f"{server.url}/v7.pt")
     folder.rmdir()
     folder.symlink_to(tmp_path)

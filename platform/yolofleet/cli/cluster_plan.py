@@ -215,5 +215,5 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
         yield (
             f"hint: with data.cache.max_bytes of {size(wanted)} (training and validation) nothing is fetched "
             "after the first epoch"
-            + ("" if facts["deal"] == "fixed" or len(facts["nodes"]) == 1 else "s, once a node has had every shard")
+            + ("" if facts["deal"] == "fixed" or len(facts["nodes"]) == 1 else "s, when a node has had every shard")
         )

@@ -95,7 +95,7 @@ def shard(
     from yolofleet.storage import open_storage
 
     if longest_side is not None and reencode is None:
-        raise UserError("--longest-side scales images, which must then be encoded anew: add --reencode QUALITY")
+        raise UserError("--longest-side scales images, which must then be encoded again: add --reencode QUALITY")
     options = BuildOptions(
         shard_bytes=parse_byte_option(shard_bytes, "--shard-bytes"),
         shard_samples=shard_samples,

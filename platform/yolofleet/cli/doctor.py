@@ -105,7 +105,7 @@ def _table(report: Report, columns: int, is_terminal: bool) -> Iterator[str]:
         for finding in findings[node]:
             yield from _row(finding, subject_width, columns, is_terminal)
     if hidden:
-        yield f"{len(hidden)} more nodes, on which all is well"
+        yield f"{len(hidden)} more nodes without problems"
 
 
 def _row(finding: Finding, subject_width: int, columns: int, is_terminal: bool) -> Iterator[str]:

@@ -104,8 +104,8 @@ def evaluate(
     is_file = is_result_file(model)
     if is_file and (protocol != "square" or rectangular or precision or augment or table10):
         raise UserError(
-            f"{model} holds detections: --protocol, --rectangular, --precision, --augment and --table10 say how a "
-            "model makes them; leave them out"
+            f"{model} holds detections: --protocol, --rectangular, --precision, --augment and --table10 are for "
+            f"models; leave them out"
         )
     if protocol == "published":
         _check_published(thresholds, precision, augment=augment)
@@ -181,8 +181,8 @@ def _check_published(thresholds: dict[str, float | int | None], precision: str |
     changed += ["--precision"] * (precision is not None) + ["--augment"] * augment
     if changed:
         raise UserError(
-            f"--protocol published fixes {and_more(changed, len(changed))}; leave the protocol out and give "
-            "--rectangular instead, which pads as it does"
+            f"--protocol published fixes {and_more(changed, len(changed))}; leave out --protocol and use "
+            f"--rectangular instead, which pads in the same way"
         )
 
 
@@ -198,9 +198,7 @@ def _check_alone(
     given = {"--precision": precision, "--results": results, "--report": report}
     refused = [name for name, value in given.items() if value is not None] + ["--augment"] * augment
     if refused := refused + ["--iou"] * (thresholds["--iou"] != EVALUATION_IOU):
-        raise UserError(
-            f"--table10 makes four evaluations, by precision and IoU: leave out {and_more(refused, len(refused))}"
-        )
+        raise UserError(f"--table10 sets precision and IoU itself: leave out {and_more(refused, len(refused))}")
 
 
 def _print_table10(

@@ -134,7 +134,7 @@ def _verify(
     batches = random_batches(request.shape, detector.model.max_stride) if data is None else _batches(data, request)
     comparison = compare(path, request.format, detector, request.thresholds, batches)
     is_int8 = request.calibration is not None
-    verdict = "INT8, so differences are meant" if is_int8 else "equal" if comparison.equal else "NOT equal"
+    verdict = "INT8, so differences are expected" if is_int8 else "equal" if comparison.equal else "NOT equal"
     lines = [f"verified against torch: {comparison}: {verdict}"]
     if request.thresholds is not None and not comparison.num_boxes:
         lines.append("no detection was compared: name images with objects in --verify-data")

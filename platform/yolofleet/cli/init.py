@@ -66,7 +66,7 @@ def init(
         raise UserError(f"--out {out}: name a folder of this machine; 'yolofleet data shard' writes to s3://")
     job, shards = out / f"{name}.yaml", out / "shards" / name
     if job.exists() and not shards.exists():
-        raise UserError(f"{job}: exists already, and nothing is overwritten; choose another --name or --out")
+        raise UserError(f"{job}: already exists, and nothing is overwritten; choose another --name or --out")
     choice = _choice(model, image_size)
     layout, found = _read(root, named, out, follow_links)
     splits, how = assign_splits(found, val_share)
@@ -153,7 +153,7 @@ def _read(root: str, named: str | None, out: Path, follow_links: bool) -> tuple[
 
     def read(key: str) -> bytes:
         if sizes[key] > LONGEST_COCO_BYTES:
-            raise UserError(f"{root}/{key}: {format_bytes(sizes[key])} are too many for annotations; cut it into parts")
+            raise UserError(f"{root}/{key}: {format_bytes(sizes[key])} are too many for annotations; split the file")
         return folder.get(key)
 
     layout = find_layout(list(sizes), read, named, root)
@@ -205,8 +205,8 @@ def _write(job: Path, text: str) -> None:
         is_equal = False
     if not is_equal:
         raise UserError(
-            f"{job}: exists already with other settings, and nothing is overwritten; the shards are ready, so train "
-            f"it as it is ('yolofleet train {job}'), or write another one with --out"
+            f"{job}: already exists with other settings, and nothing is overwritten; the shards are ready, so train "
+            f"it unchanged ('yolofleet train {job}'), or write another one with --out"
         )
 
 
@@ -239,7 +239,7 @@ def _found_lines(source: str, layout: Layout, splits: Mapping[str, SplitSource],
     more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
     yield from _wrapped(f"{len(counts)} classes: {', '.join(shown)}{more}")
     if layout.form == "YOLO" and layout.names_file is None:
-        yield from _wrapped("No file names the classes, so their numbers are their names; a classes.txt would")
+        yield from _wrapped("No file contains class names, so their numbers are used; add a classes.txt")
     for entry in splits.values():
         yield from _problem_lines(entry.problems.as_document(), {})
 

@@ -182,7 +182,7 @@ def logs(
     from yolofleet.cluster.service import JobService
 
     if follow and (rank is not None or tail is not None):
-        raise UserError("--follow shows all that the job itself prints: leave out --rank and --tail")
+        raise UserError("--follow shows everything that the job itself prints: leave out --rank and --tail")
     service = JobService(address)
     found = service.job(job)
     if follow:
@@ -250,7 +250,7 @@ def retry(
     if not found.has_ended:
         raise UserError(f"{found.id}: is {found.status.lower()}; only a job that has ended is sent again")
     sent, is_new = service.send(service.bundle_of(found))
-    note(f"{'sent' if is_new else f'is there already, {sent.status.lower()}'}: {sent.id}")
+    note(f"{'sent' if is_new else f'already exists, {sent.status.lower()}'}: {sent.id}")
     print_result(asdict(sent), (), as_json=as_json)
     return follow_job(service, sent) if follow else EXIT_DONE
 

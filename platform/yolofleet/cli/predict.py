@@ -73,7 +73,7 @@ def predict(
         _predict_here(model, paths, out, options, device, tracking_uri, objectness, as_json=as_json)
         return
     if objectness is not None:
-        raise UserError("--objectness draws, and --workers does not: leave one of them out")
+        raise UserError("--objectness draws images, and --workers does not: leave one of them out")
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
     source = image_source(images, follow_links=follow_links, out=out)
@@ -102,7 +102,7 @@ def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list
     problems = ProblemLog()
     for path in map(Path, images):
         if os.path.isfile(path / MANIFEST_NAME):  # unlike those of a Path, no name makes these functions raise
-            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
+            raise UserError(f"{path} is a sharded dataset: predict it by itself, with --workers N")
         if os.path.isdir(path):
             inside = []
             for entry in SourceFolder(path, problems, follow_links=follow_links).list():

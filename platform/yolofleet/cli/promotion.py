@@ -57,7 +57,7 @@ def promote(
     from yolofleet.storage import open_file
 
     if force and not reason:
-        raise UserError("--force needs --reason: the history keeps why the gates were overruled")
+        raise UserError("--force needs --reason: the history records why the gates were ignored")
     gates = PromotionPolicy.load(open_file(policy)) if policy is not None else PromotionPolicy()
     if gates.notify is not None:
         from yolofleet.tracking.notifications import check_addresses
@@ -87,7 +87,7 @@ def _version_of(reference: str, number: int | None, tracking_uri: str) -> tuple[
 
     name, alias, inside = parse_reference(reference)
     if number is not None and (alias or inside):
-        raise UserError(f"{reference} --version {number}: names the version twice; leave one of them out")
+        raise UserError(f"{reference} --version {number}: gives the version twice; leave one of them out")
     if number is None and alias is not None:
         return name, find_version(tracking_uri, reference).number
     if (chosen := inside if number is None else number) is None:
@@ -138,7 +138,7 @@ def history(
     if current is None:
         note(f"nothing is @{alias} now")
     elif not changes or changes[0].version != current:
-        note(f"@{alias} points to version {current} now, which something else than yolofleet did")
+        note(f"@{alias} points to version {current} now; this was not done by yolofleet")
 
 
 def _format_change(change: AliasChange) -> str:

@@ -137,8 +137,8 @@ def _checkpoint_file(file: str, sha256: str | None) -> tuple[Path, str | None]:
     if "://" in file:
         if sha256 is None:
             raise UserError(
-                f"{file}: whoever holds this address decides what is imported; say which file is meant with --sha256 "
-                "DIGEST, from its publisher, or 'sha256sum FILE' of a copy you trust"
+                f"{file}: the file behind an address can change; give its --sha256 DIGEST, from its publisher, or "
+                f"from 'sha256sum FILE' of a copy that you trust"
             )
         return fetch_weights(file, sha256), file
     if sha256 is not None and Path(file).is_file() and (found := file_sha256(Path(file))) != sha256.lower():

@@ -84,7 +84,7 @@ def gc(
         if folders:
             cleaning.take_folders(root, run, folders)
     if not has_rule:
-        note("no rule is given (--keep-last, --older-than): only leftovers are looked for")
+        note("no rule is given (--keep-last, --older-than), so only leftovers are removed")
     return cleaning.report(as_json=as_json)
 
 

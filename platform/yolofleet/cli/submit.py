@@ -82,7 +82,7 @@ def submit(
         bundle = read_bundle(open_file(spec), words or [])
     service = JobService(address)
     job, is_new = service.send(bundle, any_version=any_version)
-    note(f"{'sent' if is_new else f'is there already, {job.status.lower()}'}: {job.id}")
+    note(f"{'sent' if is_new else f'already exists, {job.status.lower()}'}: {job.id}")
     print_result(asdict(job), (), as_json=as_json)
     if follow:
         return follow_job(service, job)
@@ -106,7 +106,7 @@ def _refuse_options(spec: str, words: list[str], of_commands: dict[str, Any]) ->
         raise UserError(f"no such option: {word}{did_you_mean(word, SUBMIT_OPTIONS)}")
     for option, value in of_commands.items():
         if value is not None:
-            raise UserError(f"{option} is for commands; what a run takes stands in its spec, under cluster")
+            raise UserError(f"{option} is for commands; the resources of a run are in its spec, under cluster")
 
 
 def read_command(

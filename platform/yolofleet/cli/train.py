@@ -93,10 +93,10 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     if launcher == "ray":
-        require_package("ray", ", or train in this process alone: --launcher process")
+        require_package("ray", ", or train in this process: --launcher process")
     spec = spec.with_absolute_paths()
     tracking_uri = job_tracking_uri(spec.tracking, spec.storage)
-    doing("looking at the storage")
+    doing("checking the storage")
     storage = run_storage(spec)
     if not RunDirectory(storage).exists():
         _check_devices(spec, launcher)
@@ -256,7 +256,7 @@ def _check_tracking(spec: JobSpec, tracking_uri: str) -> None:
     except (TrackingError, TrackingFailureError) as error:
         if spec.tracking.when_away == "fail":
             raise type(error)(f"{error}. Or train now and send later: tracking.when_away=spool") from error
-        note(f"{error}\n  training all the same; MLflow gets everything when it is back")
+        note(f"{error}\n  training anyway; MLflow gets everything when it is back")
 
 
 def _find_registry(spec: JobSpec, ready: Readiness, tracking_uri: str | None) -> str | None:

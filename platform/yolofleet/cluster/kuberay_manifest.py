@@ -70,7 +70,7 @@ def describe_pods(work: Work, document: Document) -> str:
         size += f", {work.pod.gpus} GPUs"
     size += f", {amounts['cpu']} CPUs, {amounts['memory']} of memory, {amounts['ephemeral-storage']} of disk"
     groups = ", ".join(f"{group['maxReplicas']} {group['groupName']}" for group in spec["workerGroupSpecs"])
-    begin = "started once the driver has checked the job" if spec.get("enableInTreeAutoscaling") else "started at once"
+    begin = "started when the driver has checked the job" if spec.get("enableInTreeAutoscaling") else "started at once"
     return f"worker pods at most: {groups}; each {size}; {begin}"
 
 

@@ -118,7 +118,7 @@ def build_dataset(
     if existing is not None and not overwrite:
         raise BuildError(
             f"{out.url}: holds another dataset already ({existing.num_samples} images); "
-            "choose another folder, or pass --overwrite to replace it"
+            "choose another folder, or use --overwrite to replace it"
         )
     if existing is not None or out.exists(MANIFEST_NAME):
         out.delete(MANIFEST_NAME)

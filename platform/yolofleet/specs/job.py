@@ -217,8 +217,8 @@ class JobSpec(Spec):
             raise ValueError(f"initial_weights {weights}: files are fetched by https:// only")
         if weights is not None and weights.lower().startswith("https://") and digest is None:
             raise ValueError(
-                f"initial_weights {weights}: whoever holds this address decides what is trained from; say which file "
-                "is meant: initial_weights_sha256=DIGEST, from its publisher, or 'sha256sum FILE' of a copy you trust"
+                f"initial_weights {weights}: the file behind an address can change; give "
+                f"initial_weights_sha256=DIGEST, from its publisher, or from 'sha256sum FILE' of a copy that you trust"
             )
         return self
 
