@@ -121,7 +121,7 @@ def test_another_digest_removes_what_came_unread(server: FileServer, tmp_path: P
     ("page", "part"),
     [
         (Page(status=404), "no such file"),
-        (Page(status=403), "asks for a login, and none is sent"),
+        (Page(status=403), "asks for a login, but none is sent"),
         (Page(status=500), "answers 500.*name the file"),
         (Page(status=418), "answers 418"),
         (Page(headers={"Content-Length": str(2**40)}), "it has 1.1 TB, more than the"),

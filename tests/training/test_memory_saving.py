@@ -160,7 +160,9 @@ def test_where_that_is_not_enough_images_pass_in_parts_down_to_one(
 
 def test_a_run_that_cannot_take_less_ends_with_the_cure(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     Memory(monkeypatch, lambda number, network: True)
-    with pytest.raises(WorkError, match=r"although images pass one by one.*smaller data\.image_size"):
+    with pytest.raises(
+        WorkError, match=r"although images pass through the network one by one.*smaller data\.image_size"
+    ):
         train(small_job(name="tight", **JOB | {"memory": "small"}))
 
 

@@ -83,8 +83,8 @@ def _errors(document: Document) -> Section:
     at = _number(document["threshold"], 2)
     head = ("error", "what it is", f"from confidence {at}", "of all detections", "costs AP50 points")
     note = (
-        "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain if this kind alone were "
-        "mended; costs do not add up."
+        "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain without this kind of "
+        "error; costs do not add up."
     )
     body = diagnosis_cards(document) + table(Table(name="Errors", head=head, rows=rows))
     return Section(title="What goes wrong", note=note, body=body)
@@ -98,7 +98,7 @@ def _weakest_classes(document: Document) -> Section:
         numbers = [number_cell(entry[key]) for key in ("precision", "recall", "f1")]
         ap50 = number_cell(100 * entry["ap50"], 1, share=entry["ap50"])
         rows.append([entry["name"], ap50, reason, *numbers, number_cell(entry["threshold"], 2)])
-    head = ("class", "AP50", "costs it most (points of its AP50)", "precision", "recall", "best F1", "at confidence")
+    head = ("class", "AP50", "costs it most (points of AP50)", "precision", "recall", "best F1", "at confidence")
     note = "The weakest first. Precision and recall are those at the confidence where the F1 of the class is best."
     return Section(title="Weakest classes", note=note, body=table(Table(name="Classes", head=head, rows=rows)))
 
@@ -133,12 +133,12 @@ def _confusion(document: Document) -> Section:
     if len(names) > MOST_NUMBERED:
         matrix = folded(f"All {len(names)} classes", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
-    pairs = table(Table(name="Classes taken for others", head=("object", "detected as", "times"), rows=rows))
+    pairs = table(Table(name="Classes confused with others", head=("object", "detected as", "times"), rows=rows))
     note = (
         f"Objects in rows, boxes from confidence {_number(document['threshold'], 2)} on in columns, paired at IoU "
         "0.50. The last column counts objects missed, the last row boxes on background."
     )
-    body = grid([matrix, pairs or Markup("<p>No class is taken for another one.</p>")])
+    body = grid([matrix, pairs or Markup("<p>No class is confused with another.</p>")])
     return Section(title="Confusion", note=note, body=body)
 
 
@@ -237,8 +237,8 @@ def _label_errors(document: Document) -> Section:
         ]
         for entry in document["label_errors"]
     ]
-    head = ("image", "what speaks against the label", "box x, y, width, height", "score")
-    note = "The model may be right where the annotations are not: these are worth a look, the likeliest first."
+    head = ("image", "why the label may be wrong", "box x, y, width, height", "score")
+    note = "Here the model may be right and the annotations wrong; the most likely ones come first."
     body = table(Table(name="Likely label errors", head=head, rows=rows))
     return Section(title="Likely label errors", note=note, body=body)
 

@@ -214,7 +214,7 @@ class JobSpec(Spec):
         if weights is None and digest is not None:
             raise ValueError("initial_weights_sha256 is of a file, and there is none; set initial_weights")
         if weights is not None and weights.lower().startswith("http://"):
-            raise ValueError(f"initial_weights {weights}: files are fetched by https:// only")
+            raise ValueError(f"initial_weights {weights}: files are only fetched from https://")
         if weights is not None and weights.lower().startswith("https://") and digest is None:
             raise ValueError(
                 f"initial_weights {weights}: the file behind an address can change; give "
