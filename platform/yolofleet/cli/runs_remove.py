@@ -101,7 +101,7 @@ def _removable(states: list[str] | None) -> frozenset[str]:
     known = {"FINISHED", "FAILED", "KILLED", INTERRUPTED}
     wanted = {word.upper() for word in states or ["finished"]}
     if unknown := sorted(wanted - known):
-        raise UserError(f"--state {unknown[0].lower()}: is none of {', '.join(sorted(known)).lower()}")
+        raise UserError(f"--state {unknown[0].lower()}: is not one of {', '.join(sorted(known)).lower()}")
     return frozenset(wanted)
 
 

@@ -348,7 +348,7 @@ def _say_what_is_saved(run: RunDirectory) -> None:
 
 
 def result_lines(record: Release, headline: str, more: str | None = None) -> Iterator[str]:
-    """Yield a line for each thing that the run made, and how it trains on."""
+    """Yield a line for each thing that the run made, and how to train it longer."""
     from yolofleet.training.loop.sample_log import format_skips
 
     ap50, ap = (
@@ -365,7 +365,7 @@ def result_lines(record: Release, headline: str, more: str | None = None) -> Ite
         "report": record.report,
         "images": record.images,
         "MLflow": _how_to_open(record.mlflow),
-        "to train on": more,
+        "train longer": more,
     }
     yield headline
     yield from (f"  {name:<14} {text}" for name, text in lines.items() if text is not None)
