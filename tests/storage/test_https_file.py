@@ -214,8 +214,8 @@ def test_without_a_network_the_kept_file_is_enough_and_the_other_says_what_to_do
 @pytest.mark.parametrize(
     ("url", "part"),
     [
-        ("http://host.example/v7.pt", "by https only"),
-        ("ftp://host.example/v7.pt", "by https only"),
+        ("http://host.example/v7.pt", "only fetched by https"),
+        ("ftp://host.example/v7.pt", "only fetched by https"),
         ("https://user@host.example/v7.pt", "no user, token or password"),
         ("https://host.example/v7.pt?token=abcdef", "no user, token or password"),
         ("https:///v7.pt", "https://HOST/PATH"),
