@@ -131,7 +131,7 @@ def image_section(images: Sequence[SampleImage]) -> Section | None:
         figure(image.jpeg, (image.width, image.height), f"{image.name}: ground truth and detections", image.name)
         for image in images
     ]
-    note = f"Left: ground truth. Right: detections with a score of at least {CONFIDENCE} on."
+    note = f"Left: ground truth. Right: detections with a score of at least {CONFIDENCE}."
     return Section(title="Images", note=note, body=grid(figures, "images"))
 
 
@@ -152,7 +152,7 @@ def _figures(document: Document) -> Section:
     skipped = f", {len(document['skipped'])} images could not be read" if document["skipped"] else ""
     note = (
         f"{document['num_images']:,} images, {document['num_objects']:,} objects, {document['num_crowds']:,} crowds, "
-        f"{document['num_detections']:,} detections{skipped}. COCO figures; " - " means that there was nothing to "
+        f"{document['num_detections']:,} detections{skipped}. COCO figures; a dash: there was nothing to "
         "measure."
     )
     others = Table(name="Further figures", head=rest, rows=[[number_cell(figures[name], 4) for name in rest]])
