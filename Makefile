@@ -38,7 +38,7 @@ install_locked = $(BIN)/pip install --no-deps --no-build-isolation --require-has
 CPU_INDEX := --index-url https://download.pytorch.org/whl/cpu
 
 $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
-	@echo "installing into $(VENV): torch, then about 300 packages; two to three minutes, and the downloads"
+	@echo "installing into $(VENV): torch, then about 300 packages; two to three minutes, plus download time"
 	@$(PYTHON) -m venv $(VENV)
 	@$(call install_locked,build)
 	@case "$(TORCH)" in \
@@ -57,20 +57,20 @@ $(INSTALLED): pyproject.toml $(wildcard requirements/*.txt)
 	@$(BIN)/python -c "from importlib.metadata import version; build = version('torch').partition('+')[2]; \
 	    print(build or 'cu130')" > $@
 
-wheel: $(INSTALLED)  ## The package as dist/yolofleet-VERSION-py3-none-any.whl
+wheel: $(INSTALLED)  ## Build the package as dist/yolofleet-VERSION-py3-none-any.whl
 	@rm -rf build
 	@trap 'rm -f platform/yolofleet/commit.txt' EXIT; \
 	    { git describe --always --dirty=+ --exclude='*' --abbrev=12 || true; } > platform/yolofleet/commit.txt; \
 	    $(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	@ls dist/*.whl
 
-lock:  ## Write requirements/ anew, after a change of constraints.txt (needs a network)
+lock:  ## Write requirements/ again after a change of constraints.txt (needs a network)
 	$(PYTHON) requirements/renew.py
 
-audit:  ## Known weaknesses of all locked packages (needs a network, and says so)
+audit:  ## Known vulnerabilities of all locked packages (needs a network)
 	$(PYTHON) requirements/audit.py
 
-demo: $(INSTALLED)  ## From nothing to a registered model, in minutes; TORCH=cpu or cu130 chooses torch's build
+demo: $(INSTALLED)  ## From nothing to a registered model in minutes; TORCH=cpu or cu130 chooses torch's build
 	@$(BIN)/yolofleet demo
 
 check: lint types unit  ## Lint, types and unit tests (three minutes)
@@ -86,16 +86,16 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto -m "not slow and not system"
 
-test: $(INSTALLED)  ## Everything that is promised, once (twenty minutes, install included; two tests at a time)
+test: $(INSTALLED)  ## Lint, types, unit tests and tests of whole commands (twenty minutes, install included)
 	@echo "1 of 2: lint, types and unit tests, about three minutes on two cores"
 	@$(MAKE) --no-print-directory lint types unit
 	@echo "2 of 2: tests that start Ray, MLflow and whole commands, about fifteen minutes on two cores"
 	$(BIN)/pytest -q -n 2 --dist loadfile -m "system and not slow" --durations=10
 
-test-full: $(INSTALLED)  ## Everything that this machine can run, two tests at a time, with times and what was skipped
+test-full: $(INSTALLED)  ## Every test that this machine can run, two at a time, with times and what was skipped
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --durations=0
 
-test-newest: $(INSTALLED)  ## The tests of all that uses Ray, with the newest Ray (needs a package index)
+test-newest: $(INSTALLED)  ## Run the tests of everything that uses Ray with the newest Ray (needs a package index)
 	$(PYTHON) -m venv $(VENV)-newest
 	cp -a $(VENV)/lib/python3*/site-packages/. $(VENV)-newest/lib/python3*/site-packages/
 	$(VENV)-newest/bin/pip install --quiet --upgrade "ray[train,tune]"
@@ -107,16 +107,16 @@ test-newest: $(INSTALLED)  ## The tests of all that uses Ray, with the newest Ra
 BENCHMARKS := average_precision checkpoint data_path deployed_form fetching inference loading matching model_profile \
               non_maximum_suppression object_storage resume_cost serving trial_startup
 
-bench: $(INSTALLED)  ## Ratios against named peers
+bench: $(INSTALLED)  ## Benchmarks against named peers
 	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
 
-docs: $(INSTALLED)  ## The documentation as a site, in docs/_site
+docs: $(INSTALLED)  ## Build the documentation as a site, in docs/_site
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_site
 
-mutants: $(INSTALLED)  ## Small mistakes in the package that no test notices (an hour)
+mutants: $(INSTALLED)  ## Look for small mistakes in the package that no test notices (an hour)
 	$(BIN)/python benchmarks/mutants.py
 
-fuzz: $(INSTALLED)  ## 100,000 hostile inputs for every reader of foreign bytes
+fuzz: $(INSTALLED)  ## 100,000 hostile inputs for every reader of untrusted data
 	$(BIN)/python tests/fuzz/run.py --cases 100000 --jobs 2
 
 clean:  ## Remove the environment, the demo and all caches

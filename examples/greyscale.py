@@ -1,4 +1,4 @@
-r"""An augmentation of one's own: it takes colour out of some images.
+r"""Your own augmentation: it removes colour from some images.
 
     PYTHONPATH=examples YOLOFLEET_PLUGINS=greyscale yolofleet data show job.yaml \
         hyperparameters.extra_augmentations='[{name: greyscale, share: 0.3, strength: 0.8}]'

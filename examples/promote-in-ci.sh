@@ -1,4 +1,4 @@
-# In CI: train, verify, and make the new version the champion only if it passes the gates; any failure ends the script.
+# In CI: train, verify, and promote the new version to champion only if it passes the gates; any failure ends the script.
 # Needs: MLFLOW_TRACKING_URI, and a job that registers its model as birds.
 set -eu
 yolofleet train birds.yaml

@@ -1,9 +1,9 @@
-"""Detections over HTTP, by the standard library alone: POST an image, get JSON.
+"""Serve detections over HTTP with the standard library: POST an image, get JSON.
 
     python examples/serve.py MODEL [PORT]
     curl --data-binary @a.jpg http://127.0.0.1:8080/
 
-It answers this machine only, one request at a time; MLflow's server and Triton are for more (docs/registry.md,
+It answers only this machine, one request at a time; for more, use MLflow's server or Triton (docs/registry.md,
 docs/export.md).
 """
 
@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
         num_bytes = int(self.headers.get("Content-Length", 0))
         try:
             if num_bytes > MOST_BYTES:
-                raise UserError(f"an image may have {MOST_BYTES:,} bytes")
+                raise UserError(f"an image may have at most {MOST_BYTES:,} bytes")
             status, answer = 200, self.server.detector.predict([self.rfile.read(num_bytes)])[0]
         except UserError as error:
             status, answer = 400, {"error": str(error)}

@@ -124,4 +124,4 @@ def test_the_images_of_a_dataset_are_shown(capsys: pytest.CaptureFixture[str], d
     code, _, errors = run(capsys, "show", drawn, "--out", tmp_path / "shown")
     assert code == 2 and "yolofleet data shard" in errors
     code, _, errors = run(capsys, "show", tmp_path / "shards", "epochs=3", "--out", tmp_path / "shown")
-    assert code == 2 and "fields are a job's" in errors
+    assert code == 2 and "KEY=VALUE changes a job" in errors

@@ -147,7 +147,7 @@ def test_a_job_that_was_edited_and_another_dataset_of_the_name_are_kept(
     job = Path("pets.yaml")
     job.write_text(job.read_text() + "# mine\n")
     code, _, errors = run(capsys, "init", "a/pets")
-    assert code == 2 and "pets.yaml: exists already with other settings" in errors
+    assert code == 2 and "pets.yaml: already exists with other settings" in errors
     assert job.read_text().endswith("# mine\n")
 
 

@@ -128,7 +128,7 @@ def test_a_run_is_timed_in_each_format_with_each_batch(
     lines = capsys.readouterr().out.splitlines()
     (line,) = (line for line in lines if line.startswith("mine"))
     assert line.split()[1:6] == ["96", "torch", "fp32", "1", "1"] and line.split()[-1] == "-"
-    assert any(text.startswith("A model without AP was not evaluated at this image size") for text in lines)
+    assert any(text.startswith("Models without AP were not evaluated at this image size") for text in lines)
 
 
 def test_the_paper_s_ap_is_marked_and_only_at_its_image_size() -> None:
@@ -147,7 +147,7 @@ def test_the_paper_s_ap_is_marked_and_only_at_its_image_size() -> None:
     lines = list(benchmark_lines(environment, [model]))
     assert lines[0] == "cuda:0: GPU; torch 2" and max(map(len, lines)) <= 95
     assert re.search(r"yolov7 +640 +torch +fp16 +1 +9 +4.00 +5.00 +6.00 +250.0 +51.2\*", "\n".join(lines))
-    assert "AP marked * is what the paper prints" in "\n".join(lines)
+    assert "AP marked * is from the paper" in "\n".join(lines)
     page = render_benchmark(environment, [model])
     assert "latency here, AP of the paper" in page and "measured here</button>" not in page
 

@@ -143,7 +143,7 @@ def test_a_registry_that_does_not_answer_keeps_the_run(runs: Path, capsys: pytes
     ("arguments", "said"),
     [
         (["gc", "{runs}", "--older-than", "soon"], "--older-than 'soon' is not a duration"),
-        (["gc", "{runs}", "--keep-last", "1", "--state", "running"], "--state running: is none of"),
+        (["gc", "{runs}", "--keep-last", "1", "--state", "running"], "--state running: is not one of"),
         (["gc", "{runs}/new", "--keep-last", "1"], "is the directory of one run"),
         (["remove", "{runs}/absent", "--yes"], "is the directory of neither a run nor a search"),
         (["show", "{runs}/absent"], "is the directory of neither a run nor a search"),

@@ -113,7 +113,7 @@ def test_the_table_fits_a_narrow_screen_a_row_a_trial() -> None:
 
 
 def test_before_the_first_trial_the_display_says_what_is_waited_for() -> None:
-    assert "their processes load" in "".join(display_of(Trials(), Clock()).lines({}, 10, 100))
+    assert "starting their processes" in "".join(display_of(Trials(), Clock()).lines({}, 10, 100))
 
 
 def test_time_left_follows_the_pace_of_this_start() -> None:

@@ -221,4 +221,4 @@ def test_a_cluster_that_never_answers_again_is_given_up_and_the_job_named() -> N
     with pytest.raises(WorkError, match="the job may still run: yolofleet jobs logs yolofleet-x-1 --follow"):
         follow(service, RUNNING, lambda text: None, warnings.append, patience_seconds=0.05, retry_seconds=0.01)
     assert len(warnings) == 1
-    assert "http://cluster is lost; trying again. The job has ended if its head has" in warnings[0]
+    assert "http://cluster is lost; trying again. If the cluster's head has ended, so has the job" in warnings[0]

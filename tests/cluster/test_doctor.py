@@ -87,7 +87,7 @@ def test_every_node_is_looked_at_through_the_jobs_api_and_nothing_stays(
     cluster = by_place.pop("cluster")
     by_place.pop("head (from here)")
     assert {"authentication", "Ray", "room for workers", "shard cache", "MLflow", "all-reduce"} == cluster.keys()
-    assert cluster["authentication"]["seen"] == "asks for a token, and takes ours"
+    assert cluster["authentication"]["seen"] == "asks for a token, and accepts yours"
     assert cluster["all-reduce"]["seen"].startswith("gloo, 2 processes of 2 nodes: ")
     assert len(by_place) == 2 and all(lines.keys() == NODE_SUBJECTS for lines in by_place.values())
     assert not (asker.folder / "runs").exists()

@@ -123,8 +123,8 @@ def test_the_quickest_answer_tells_the_time_best() -> None:
         (Devices(), 0, 1.0, "warn", "each worker of the job needs 1"),
         (Devices(), 2, None, "fail", "Ray offers 2, the system has none"),
         (TWO, 1, 1.0, "warn", "Ray offers 1"),
-        (replace(TWO, torch_cuda=None), 2, 1.0, "fail", "build for CPUs"),
-        (replace(TWO, torch_cuda=None), 0, 0.0, "warn", "build for CPUs"),
+        (replace(TWO, torch_cuda=None), 2, 1.0, "fail", "CPU build"),
+        (replace(TWO, torch_cuda=None), 0, 0.0, "warn", "CPU build"),
         (replace(TWO, driver_cuda=(12, 4)), 2, 1.0, "fail", "runs CUDA 12.4 at most, torch was built for 13.0"),
         (replace(TWO, driver_cuda=(13, 0), torch_cuda=(13, 2)), 2, 1.0, "ok", "CUDA 13.2"),
         (Devices(problem="NVML: Driver/library version mismatch"), 2, 1.0, "fail", "version mismatch"),
@@ -176,7 +176,7 @@ def test_open_files(limit: int, expected: str) -> None:
         ({"free_bytes": 20 * GB}, "warn", "wants to keep 60.0 GB"),
         ({"free_bytes": 20 * GB, "held_bytes": 40 * GB}, "ok", "20.0 GB free"),
         ({"file_system": "tmpfs"}, "warn", "takes memory"),
-        ({"file_system": "nfs4"}, "warn", "behind the network"),
+        ({"file_system": "nfs4"}, "warn", "network disk"),
         ({"bytes_per_second": 5e6}, "warn", "slow"),
     ],
 )
@@ -311,7 +311,7 @@ def test_an_address_with_a_password_is_refused_and_not_shown() -> None:
     ("result", "expected"),
     [
         (ProbeResult("silent", "refused"), "nothing answers"),
-        (ProbeResult("refused", "HTTP 401"), "a token, none is set"),
+        (ProbeResult("refused", "HTTP 401"), "a token; none is set"),
     ],
 )
 def test_a_cluster_that_cannot_be_examined(

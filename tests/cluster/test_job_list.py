@@ -164,7 +164,7 @@ def test_a_spec_that_is_too_large_stays_here_and_sending_again_says_what_to_do()
     "metadata", [{}, {"spec": "[]"}, {"spec": "nonsense"}, {"spec": "[{},null]", "kind": "rm", "name": "a"}]
 )
 def test_strange_metadata_of_another_sender_is_refused(metadata: dict[str, str]) -> None:
-    with pytest.raises(UserError, match="does not hold its spec"):
+    with pytest.raises(UserError, match="does not have its spec"):
         bundle_of("x", metadata)
 
 
@@ -247,7 +247,7 @@ def test_the_ranks_are_those_of_the_newest_start(tmp_path: Path) -> None:
     assert find_workers(str(tmp_path), 1) == [workers[1]]
     with pytest.raises(UserError, match="has ranks 0 to 2"):
         find_workers(str(tmp_path), 3)
-    with pytest.raises(UserError, match="says of no workers where they ran"):
+    with pytest.raises(UserError, match="does not say where its workers ran"):
         find_workers(str(tmp_path / "absent"), 0)
     with pytest.raises(UserError, match="only a run has workers"):
         find_workers(None, 0)
@@ -277,4 +277,4 @@ def test_output_is_searched_by_text_and_by_rank(
     assert main(["jobs", "logs", "talks", "--rank", "first"]) == 2
     cluster.worker_output = {}
     assert main(["jobs", "logs", "talks", "--rank", "0"]) == 1
-    assert "its files are gone with it" in capsys.readouterr().err
+    assert "its files are lost" in capsys.readouterr().err

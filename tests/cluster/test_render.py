@@ -94,7 +94,7 @@ def test_a_manifest_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     captured = capsys.readouterr()
     assert captured.out == "" and "nothing is applied" in captured.err
     assert "worker pods at most: 1 on-demand; each 8 workers, 8 GPUs, 96 CPUs, " in captured.err
-    assert "started once the driver has checked the job" in captured.err
+    assert "started when the driver has checked the job" in captured.err
     assert [entry["kind"] for entry in yaml.safe_load_all(out.read_text())][-1] == "RayJob"
     missing = tmp_path / "no" / "run.yaml"
     assert main(["cluster", "render", str(JOB), "--kubernetes", str(SETTINGS), "--out", str(missing)]) == 2
@@ -432,7 +432,7 @@ def test_a_broken_manifest_is_refused(
         (["kubernetes.images.cuda=null"], "no image with CUDA is named; build the cuda target of infra/docker"),
         (["kubernetes.images.cuda=yolofleet"], "names no version"),
         (["kubernetes.images.cuda=host:5000/yolofleet:latest"], "add a tag (not latest)"),
-        (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: sqlite is opened by one host"),
+        (["tracking.uri=sqlite:///mlflow.db"], "tracking.uri: sqlite can be opened by only one host"),
         (["tracking.uri=null"], "tracking.register_as=null"),
         (["tracking.uri=http://me:hunter2@mlflow:5000"], "tracking.uri: http://***@mlflow:5000 holds a secret"),
         (["tracking.uri=http://mlflow:none"], "write http://HOST:PORT"),

@@ -345,7 +345,7 @@ def test_a_dataset_without_a_box_is_refused_with_its_cause(
     path = write_json(folder / "a.json", document)
     assert main(["data", "shard", str(path), str(folder / "images"), str(folder / "out")]) == 2
     told = capsys.readouterr().err
-    assert "no box is left of those that are annotated; mainly" in told and cause in told and "Traceback" not in told
+    assert "none of the annotated boxes can be used; mainly" in told and cause in told and "Traceback" not in told
     assert not (folder / "out" / "manifest.json").exists()
     assert main(["data", "check", str(path), str(folder / "images"), "--strict"]) == 1
     assert cause in capsys.readouterr().err

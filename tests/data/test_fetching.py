@@ -265,7 +265,7 @@ def test_a_range_is_of_the_version_that_was_asked_for(s3: FaultyProxy) -> None:
     last = storage.open_range("object", 8, 4, first.version)
     assert (last.stream.read(), last.num_bytes) == (b"89", 2)
     storage.put("object", b"9876543210")
-    with pytest.raises(ObjectChangedError, match="another object than before, or too short"):
+    with pytest.raises(ObjectChangedError, match="has changed, or is too short"):
         storage.open_range("object", 8, 4, first.version)
     with pytest.raises(ObjectChangedError):
         storage.open_range("object", 10, 4)

@@ -38,7 +38,7 @@ from yolofleet.data.records import ImageRecord
 def test_formats_that_are_not_read_are_named_with_a_cure(tmp_path: Path, name: str, content: str, tool: str) -> None:
     draw(1)[0].save(tmp_path / "photo_000.jpg")
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=f"{name} is .*{tool}.*, then name that"):
+    with pytest.raises(UserError, match=f"{name} is .*{tool}.*, then name the result"):
         find(tmp_path)
 
 

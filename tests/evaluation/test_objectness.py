@@ -101,7 +101,7 @@ def test_heads_that_are_not_there_are_named(
     deployed = Path(shutil.copytree(with_training_form, tmp_path / "deployed"))
     (deployed / TRAINING_FORM).unlink()
     for detector, words in (
-        (deployed, "auxiliary heads exist in the training form only: the maps are those of the lead head"),
+        (deployed, "auxiliary heads exist only in the training form: the maps are those of the lead head"),
         (package, "yolov7-tiny has no auxiliary head: the maps are those of the lead head"),
     ):
         out = ["--out", str(tmp_path / "out"), "--objectness", str(tmp_path / "maps")]

@@ -68,7 +68,7 @@ def test_an_unknown_model_names_the_nearest(name: str, near: str) -> None:
         ("  - {name: a, block: conv, from: b, out: 8}\n  - {name: b, block: conv, from: c2, out: 8}", "a",
          "block a: reads 'b': that row comes later; move it up"),
         ("  - {name: a, block: conv, from: c3, out: 8}", "a",
-         "block a: reads 'c3', which no row is called; did you mean 'c2'"),
+         "block a: reads 'c3', which is not the name of a row; did you mean 'c2'"),
         ("  - {name: a, block: dark, out: 32}", "a",
          r"block a \(dark\): channel mismatch: 16 channels at stride 4 cannot be added to 32 .*reads c2: 16 channels"),
         ("  - {name: a, block: merge_up, from: [c2, stem], out: 8}", "a",

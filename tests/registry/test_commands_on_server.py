@@ -140,7 +140,7 @@ def test_few_requests_are_made_and_those_that_fail_are_repeated(
         for command in (("registry", "verify", "shapes/2"), both, ("registry", "show", "shapes/2")):
             forget()
             assert run(*command)[0] == 1
-            assert "such a failure may pass by itself: run the same command again" in capsys.readouterr().err
+            assert "such a failure may be temporary: run the same command again" in capsys.readouterr().err
         proxy.for_ever = None
 
         (archive,) = (path for path in (tmp_path / "server").rglob(ARCHIVE_NAME) if not _holds_onnx(path.parent))

@@ -89,9 +89,9 @@ def test_an_algorithm_of_ones_own_runs_a_search(halton: str, make_spec: Callable
 
 
 def test_the_algorithm_of_the_manual_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs/search.md").read_text()
+    page = (Path(__file__).parents[2] / "docs/extending.md").read_text()
     monkeypatch.setattr(ALGORITHMS, "_items", dict(ALGORITHMS.items()))
-    exec(page.partition("```python\n")[2].partition("```")[0], {})
+    exec(page.partition("```python\n# middle.py\n")[2].partition("```")[0], {})
     searcher = Searcher(
         SearchProblem(
             PARAMETERS,

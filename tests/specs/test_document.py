@@ -49,10 +49,10 @@ def laughs(prefix: str) -> str:
         (laughs("\n  <<: "), "more than 100,000 values"),
         (f"a: &a {'x' * 4_000_000}\nb: [{'*a,' * 300_000}]", "more than 100,000 values"),
         (f"[{'a,' * 200_000}]", "more than 100,000 values"),
-        ("freeze: &a [*a]", "file.yaml:1: freeze.0: the alias *a stands within what it stands for"),
-        ("a: &a {b: *a}", "a.b: the alias *a stands within"),
+        ("freeze: &a [*a]", "file.yaml:1: freeze.0: the alias *a refers to a value that contains it"),
+        ("a: &a {b: *a}", "a.b: the alias *a refers to"),
         ("a: *b", "the alias *b has no anchor &b before it"),
-        ("<<: 3", "'<<' takes in mappings"),
+        ("<<: 3", "'<<' merges mappings"),
         ("seed: 0x" + "F" * 5000, "file.yaml:1: seed: 0xFFFF"),
         ("seed: 18446744073709551616", "is beyond 64 bits"),
         ("seed: -9223372036854775809", "is beyond 64 bits"),
@@ -135,7 +135,7 @@ def test_a_name_may_be_off_and_a_switch_may_not(capsys: pytest.CaptureFixture[st
         JobSpec.load(job, ["name=12345"])
     assert JobSpec.load(job, ['name="12345"']).name == "12345"
     for field in ("storage", "data.train", "model.spec"):
-        with pytest.raises(UserError, match=rf"job\.yaml: {field}: ~nosuchuser/x: this machine knows no home folder"):
+        with pytest.raises(UserError, match=rf"job\.yaml: {field}: ~nosuchuser/x: this machine has no home folder"):
             JobSpec.load(job, [f"{field}=~nosuchuser/x"])
 
 

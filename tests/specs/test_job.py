@@ -144,8 +144,11 @@ def test_the_bound_on_workers_names_key_value_and_bound() -> None:
 @pytest.mark.parametrize(
     ("changes", "part"),
     [
-        ({"initial_weights": "https://host.example/v7.pt"}, "say which file is meant: initial_weights_sha256=DIGEST"),
-        ({"initial_weights": "http://host.example/v7.pt", "initial_weights_sha256": "0" * 64}, "by https:// only"),
+        ({"initial_weights": "https://host.example/v7.pt"}, "can change; give initial_weights_sha256=DIGEST"),
+        (
+            {"initial_weights": "http://host.example/v7.pt", "initial_weights_sha256": "0" * 64},
+            "files are only fetched from https://",
+        ),
         ({"initial_weights_sha256": "0" * 64}, "is of a file, and there is none"),
         ({"initial_weights": "v7.pt", "initial_weights_sha256": "0" * 63}, "initial_weights_sha256"),
         (

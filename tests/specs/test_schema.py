@@ -109,5 +109,5 @@ def test_the_reference_holds_every_key() -> None:
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest() -> None:
-    with pytest.raises(UserError, match="jobs: no kind of spec; did you mean 'job'"):
+    with pytest.raises(UserError, match="jobs: not a kind of spec; did you mean 'job'"):
         spec_schema("jobs")

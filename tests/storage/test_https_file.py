@@ -121,7 +121,7 @@ def test_another_digest_removes_what_came_unread(server: FileServer, tmp_path: P
     ("page", "part"),
     [
         (Page(status=404), "no such file"),
-        (Page(status=403), "asks for a login, and none is sent"),
+        (Page(status=403), "asks for a login, but none is sent"),
         (Page(status=500), "answers 500.*name the file"),
         (Page(status=418), "answers 418"),
         (Page(headers={"Content-Length": str(2**40)}), "it has 1.1 TB, more than the"),
@@ -214,8 +214,8 @@ def test_without_a_network_the_kept_file_is_enough_and_the_other_says_what_to_do
 @pytest.mark.parametrize(
     ("url", "part"),
     [
-        ("http://host.example/v7.pt", "by https only"),
-        ("ftp://host.example/v7.pt", "by https only"),
+        ("http://host.example/v7.pt", "only fetched by https"),
+        ("ftp://host.example/v7.pt", "only fetched by https"),
         ("https://user@host.example/v7.pt", "no user, token or password"),
         ("https://host.example/v7.pt?token=abcdef", "no user, token or password"),
         ("https:///v7.pt", "https://HOST/PATH"),
@@ -233,7 +233,7 @@ def test_a_cache_that_others_may_write_to_is_refused(server: FileServer, tmp_pat
     folder = tmp_path / "cache/weights"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
-    with pytest.raises(UserError, match=r"others may write there.*YOLOFLEET_CACHE"):
+    with pytest.raises(UserError, match=r"others can write there.*YOLOFLEET_CACHE"):
         fetch(f"{server.url}/v7.pt")
     folder.rmdir()
     folder.symlink_to(tmp_path)

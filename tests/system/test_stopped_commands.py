@@ -45,7 +45,7 @@ def test_a_build_that_is_ended_leaves_no_temporary_folder_and_resumes(drawn: Pat
     assert end_by(signal.SIGKILL)[0] == -signal.SIGKILL
     assert len(list(temporary.iterdir())) == 1
     for kind, name in ((signal.SIGHUP, "SIGHUP"), (signal.SIGINT, "Ctrl-C")):
-        told = f"\nstopping ({name}); once more ends it at once, without clearing up\n"
+        told = f"\nstopping ({name}); a second time ends it at once, without clean-up\n"
         told += f"stopped ({name}): the finished shards are kept; resume the build with the same command\n"
         assert end_by(kind) == (128 + kind, told)
         assert list(temporary.iterdir()) == []

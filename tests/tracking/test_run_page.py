@@ -159,7 +159,7 @@ def record(folder: Path, **figures: float) -> RunRecord:
         ({}, "Lower the learning rate (hyperparameters.lr0), or train in fp32."),
         ({}, "Raise data.loader_threads"),
         ({}, "Add images of tree."),
-        ({"AP50": 0.9, "AP75": 0.1}, "their boxes are loose"),
+        ({"AP50": 0.9, "AP75": 0.1}, "their boxes are inexact"),
         ({"AP_small": 0.1}, "Use larger images (data.image_size, now 320)."),
     ],
 )

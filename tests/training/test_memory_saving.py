@@ -201,7 +201,9 @@ def test_an_evaluation_without_memory_passes_fewer_images(small_job: MakeJob, mo
 
 def test_a_run_that_cannot_take_less_ends_with_the_cure(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     Memory(monkeypatch, lambda number, network: True)
-    with pytest.raises(WorkError, match=r"although images pass one by one.*smaller data\.image_size"):
+    with pytest.raises(
+        WorkError, match=r"although images pass through the network one by one.*smaller data\.image_size"
+    ):
         train(small_job(name="tight", **JOB | {"memory": "small"}))
 
 

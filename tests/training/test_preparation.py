@@ -103,7 +103,7 @@ def test_the_default_keeps_the_model_s_anchors_and_says_what_they_reach(small_jo
 def test_a_run_too_short_for_its_recipe_gets_a_note(small_job: MakeJob) -> None:
     ready = check_job(small_job(hyperparameters={}))
     (note,) = [note for note in ready.notes if note.startswith("few steps")]
-    assert f"are {ready.num_steps} steps, and the recipe takes 1,000 to warm up alone" in note
+    assert f"are {ready.num_steps} steps, and the recipe takes 1,000 for the warm-up alone" in note
 
 
 def test_a_run_starts_from_another_run_s_best_average(small_job: MakeJob) -> None:
@@ -230,7 +230,7 @@ def test_weights_behind_a_url_are_fetched_once_and_kept_with_the_run(
         assert len(server.requests) == 1 and ready.run.facts()["initial_weights"]["source"] == url
     assert check_job(job).run.facts()["initial_weights"]["source"] == url  # no network is needed any more
     check_job(small_job(name="second", initial_weights=url, initial_weights_sha256=digest))
-    with pytest.raises(UserError, match="is no file of weights; accepted are"):
+    with pytest.raises(UserError, match="is not a weights file; accepted are"):
         check_job(small_job(name="third", initial_weights="https://localhost/", initial_weights_sha256=digest))
 
 
@@ -280,7 +280,7 @@ def test_weights_of_another_model_are_refused(small_job: MakeJob, tmp_path: Path
     [
         ("nothing.pt", "no such file"),
         ("empty", "neither checkpoints nor a detector package"),
-        ("models:/mine@candidate", "only 'yolofleet train' looks into the registry"),
+        ("models:/mine@candidate", "only 'yolofleet train' reads the registry"),
     ],
 )
 def test_a_source_without_weights_is_refused(small_job: MakeJob, tmp_path: Path, source: str, part: str) -> None:

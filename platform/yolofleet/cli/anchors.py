@@ -43,7 +43,7 @@ def anchors(
     side = image_size or table.image_size
     survey = survey_boxes(open_verified(data), most_images)
     if not len(survey.sizes):
-        raise UserError(f"{data}: {survey.num_surveyed} images hold no box, so there is nothing to measure")
+        raise UserError(f"{data}: {survey.num_surveyed} images contain no box, so there is nothing to measure")
     sizes = survey.sizes * side
     given = table_anchors(table)
     fits = {table.name: (given, anchor_fit(sizes, given, anchor_t))}

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def bench(
     job: JobArgument,
     overrides: Overrides = None,
-    steps: Annotated[int, typer.Option(min=20, help="Steps of the trial; the first ten warm up.")] = 30,
+    steps: Annotated[int, typer.Option(min=20, help="Steps to train; the first ten are for warm-up.")] = 30,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure each stage of a training step here, beside the least that it can take on this device.
+    """Measure each stage of a training step, and compare it with the least time that this device needs.
 
-    Nothing is left behind: the trial trains in a temporary folder.
+    It trains a few steps in a temporary folder and leaves nothing behind.
     """
     from yolofleet.models.wiring import wire
     from yolofleet.specs.job import JobSpec

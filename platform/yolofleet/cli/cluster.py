@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 SETTINGS_PREFIX = "kubernetes."
 
-app = typer.Typer(help="Clusters: whether they are fit, what a job will need, manifests.", no_args_is_help=True)
+app = typer.Typer(
+    help="Clusters: check one, forecast what a job needs, write Kubernetes manifests.", no_args_is_help=True
+)
 app.command("doctor")(doctor)
 app.command("plan")(plan)
 
@@ -42,14 +44,14 @@ def render(
     ] = None,
     kind: Annotated[
         Literal["RayJob", "RayCluster"],
-        typer.Option(help="A job with a cluster of its own, or a cluster that jobs are submitted to."),
+        typer.Option(help="RayJob: a job with its own cluster; RayCluster: a cluster for jobs that you submit."),
     ] = "RayJob",
     out: Annotated[
         Path | None, typer.Option(help="Write to this file instead of printing.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the documents as a JSON list.")] = False,
 ) -> None:
-    """Print the manifest of a job or a search for KubeRay. Nothing is applied."""
+    """Print the KubeRay manifest of a job or a search. It applies nothing."""
     import json
     from importlib.metadata import version
 

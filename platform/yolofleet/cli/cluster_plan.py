@@ -23,41 +23,45 @@ if TYPE_CHECKING:
 def plan(
     job: JobArgument,
     overrides: Overrides = None,
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes, each with a shard cache of its own.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Number of nodes; each has its own shard cache.")] = 1,
     then_nodes: Annotated[
-        int | None, typer.Option(min=1, help="Nodes from the second epoch on, to see what a change downloads.")
+        int | None,
+        typer.Option(min=1, help="Number of nodes from the second epoch on, to see what a change downloads."),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Workers on all nodes together. Default: the most that the job asks for.")
+        int | None, typer.Option(min=1, help="Workers on all nodes together. Default: the largest number of the job.")
     ] = None,
     bandwidth: Annotated[str, typer.Option(help="Download speed of one node, per second.")] = "100MB",
     store_bandwidth: Annotated[
-        str | None, typer.Option(help="Speed of the object store for all nodes together, per second. Default: enough.")
+        str | None,
+        typer.Option(help="Speed of the object store for all nodes together, per second. Default: no limit."),
     ] = None,
     steps_per_second: Annotated[
         float | None,
         typer.Option(
-            min=1e-6, max=1e6, help="Steps a second, if training never waited for data. Default: the rate's, else 1."
+            min=1e-6,
+            max=1e6,
+            help="Steps per second without waiting for data. Default: that of the rate, otherwise 1.",
         ),
     ] = None,
     rate: Annotated[
         str | None,
-        typer.Option(help="Seconds a step with these workers, or the file of 'train JOB --measure --json'."),
+        typer.Option(help="Seconds per step with these workers, or the file of 'train JOB --measure --json'."),
     ] = None,
     like: Annotated[str | None, typer.Option(help="Take the rate of this run (STORAGE/NAME).")] = None,
     exchange_bandwidth: Annotated[
         str | None,
-        typer.Option(help="Bytes a second of an all-reduce between the workers, as 'cluster doctor' measures it."),
+        typer.Option(help="Bytes per second of an all-reduce between the workers, as 'cluster doctor' measures it."),
     ] = None,
     device_memory: Annotated[
-        str | None, typer.Option(help="Memory of a worker's device, to advise on batch and strategy, as 80GB.")
+        str | None, typer.Option(help="Memory of a worker's GPU, such as 80GB, to advise on batch and strategy.")
     ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs to plan.")] = 2,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what training needs of every node, and forecast its hours, GPU hours and cost from a measured rate.
+    """Show what training needs on every node, and forecast hours, GPU hours and cost from a measured speed.
 
-    Nothing is downloaded but the manifests, and no cluster is needed.
+    It only downloads the manifests, and needs no cluster.
     """
     import numpy as np
 
@@ -213,5 +217,5 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
         yield (
             f"hint: with data.cache.max_bytes of {size(wanted)} (training and validation) nothing is fetched "
             "after the first epoch"
-            + ("" if facts["deal"] == "fixed" or len(facts["nodes"]) == 1 else "s, once a node has had every shard")
+            + ("" if facts["deal"] == "fixed" or len(facts["nodes"]) == 1 else "s, when a node has had every shard")
         )

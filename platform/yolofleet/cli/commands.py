@@ -40,7 +40,7 @@ from yolofleet.core.terminal import show
 
 app = typer.Typer(
     name="yolofleet",
-    help="Train YOLOv7 detectors on a cluster, search their scaling factors, and release proven models.",
+    help="Train YOLOv7 detectors on one machine or a cluster, search scaling factors, and release verified models.",
     epilog="Exit codes: 0 done, 1 the work failed, 2 the input is wrong, 130 stopped by Ctrl-C, 143 by SIGTERM, 129 by "
     "SIGHUP.",
     no_args_is_help=True,

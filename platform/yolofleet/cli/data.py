@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
     from yolofleet.data.sources import ImageStore, SourceDataset
 
-app = typer.Typer(help="Datasets: draw, check, shard, inspect, show.", no_args_is_help=True)
+app = typer.Typer(help="Datasets: draw, check, make shards, inspect, show.", no_args_is_help=True)
 
 Annotations = Annotated[
     str,
@@ -28,21 +28,23 @@ Annotations = Annotated[
     ),
 ]
 SourceFormat = Annotated[str, typer.Option("--format", help="auto, coco, yolo, voc or webdataset.")]
-ClassNames = Annotated[str | None, typer.Option(help="File with class names for YOLO and VOC: YAML, or one a line.")]
+ClassNames = Annotated[
+    str | None, typer.Option(help="File with class names for YOLO and VOC: YAML, or one name per line.")
+]
 MaxPixels = Annotated[int, typer.Option(min=1, help="Larger images are left out.")]
-Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 takes one a core.")]
+Threads = Annotated[int, typer.Option(min=0, help="Threads; 0 uses one per core.")]
 DEFAULT_MAX_PIXELS = 100_000_000
 
 
 @app.command()
 def synth(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to draw into.")],
-    images: Annotated[int, typer.Option(min=1, help="Images in all; every fifth is for validation.")] = 500,
-    seed: Annotated[int, typer.Option(help="Equal seeds draw equal datasets.")] = 0,
+    images: Annotated[int, typer.Option(min=1, help="Number of images; every fifth is for validation.")] = 500,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same dataset.")] = 0,
     image_size: Annotated[int, typer.Option(min=32, help="Longer side of the images, in pixels.")] = 192,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw a COCO-format dataset of shapes, for trying things out."""
+    """Draw a small COCO dataset of shapes, to try things out."""
     from yolofleet.data.synth import write_synthetic_dataset
 
     with show_progress("drawing", images) as advance:
@@ -71,14 +73,16 @@ def shard(
     threads: Threads = 0,
     max_pixels: MaxPixels = DEFAULT_MAX_PIXELS,
     follow_links: FollowLinks = False,
-    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unusable images.")] = 0.5,
+    max_skipped: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop if a larger share of the images cannot be used.")
+    ] = 0.5,
     reencode: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Encode images anew as JPEG of this quality.")
+        int | None, typer.Option(min=1, max=100, help="Encode all images again as JPEG with this quality.")
     ] = None,
     longest_side: Annotated[int | None, typer.Option(min=1, help="With --reencode: longest side of an image.")] = None,
     split: Annotated[str | None, typer.Option(help="Share of the images to take, by hash of id: 0.0-0.9.")] = None,
-    shuffle: Annotated[bool, typer.Option(help="Deal images to shards by a hash of their ids.")] = True,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset that lies there.")] = False,
+    shuffle: Annotated[bool, typer.Option(help="Distribute images over shards by a hash of their ids.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace another dataset at this location.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Turn annotations and images into WebDataset shards with indexes and a manifest.
@@ -91,7 +95,7 @@ def shard(
     from yolofleet.storage import open_storage
 
     if longest_side is not None and reencode is None:
-        raise UserError("--longest-side scales images, which must then be encoded anew: add --reencode QUALITY")
+        raise UserError("--longest-side scales images, which must then be encoded again: add --reencode QUALITY")
     options = BuildOptions(
         shard_bytes=parse_byte_option(shard_bytes, "--shard-bytes"),
         shard_samples=shard_samples,

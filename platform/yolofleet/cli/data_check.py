@@ -45,7 +45,8 @@ def check(
     with_model: Annotated[
         str | None,
         typer.Option(
-            metavar="MODEL", help="Rank likely wrong and missing labels by what this model finds; as in `evaluate`."
+            metavar="MODEL",
+            help="List likely wrong and missing labels by what this model finds (a model as in `evaluate`).",
         ),
     ] = None,
     device: Device = "auto",
@@ -54,7 +55,7 @@ def check(
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if there is any problem.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Look for every problem in a dataset before anything is built from it; nothing is changed.
+    """Look for problems in a dataset before you use it; nothing is changed.
 
     Several sources are the splits of one dataset: images that two of them share are reported.
     """

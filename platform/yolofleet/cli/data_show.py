@@ -27,23 +27,25 @@ def show(
     ],
     overrides: Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("shown"),
-    step: Annotated[int, typer.Option(min=0, help="Of a job: the training step.")] = 0,
-    count: Annotated[int, typer.Option(min=1, help="Of a dataset: images, spread evenly over it.")] = 16,
+    step: Annotated[int, typer.Option(min=0, help="For a job: the training step.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="For a dataset: number of images, spread evenly over it.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw what a dataset holds, images with their boxes, or exactly the batch that a training step of a job sees."""
+    """Draw images of a dataset with their boxes, or exactly what a training step of a job sees."""
     from yolofleet.storage import open_storage
 
     folder = open_storage(str(out))
     is_job = source.endswith((".yaml", ".yml"))
     if not is_job and open_storage(source).exists(MANIFEST_NAME):
         if overrides:
-            raise UserError(f"{overrides[0]}: fields are a job's, and {source} is a dataset")
+            raise UserError(f"{overrides[0]}: KEY=VALUE changes a job, but {source} is a dataset")
         sheets = list(_draw_dataset(source, folder, out, count))
         print_result({"images": sheets}, [str(entry["file"]) for entry in sheets], as_json=as_json)
         return
     if not is_job and Path(source).is_dir():
-        raise UserError(f"{source}: a folder without {MANIFEST_NAME}, so no dataset; 'yolofleet data shard' makes one")
+        raise UserError(
+            f"{source}: a folder without {MANIFEST_NAME}, so it is not a dataset; 'yolofleet data shard' makes one"
+        )
     drawn = list(_draw_step(source, overrides or [], folder, out, step))
     print_result({"step": step, "micro_batches": drawn}, [str(entry["file"]) for entry in drawn], as_json=as_json)
 

@@ -21,13 +21,15 @@ NUM_IMAGES = 1500
 
 
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where everything is made.")] = Path("demo"),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder for everything that the demo makes.")] = Path(
+        "demo"
+    ),
     verbose: Verbose = False,
 ) -> None:
-    """Draw a dataset, shard it, train a small detector on two workers, evaluate and register it.
+    """Draw a dataset, make shards, train a small detector on two workers, evaluate and register it.
 
-    Without the extra cluster it trains in this process, without the extra server it registers nothing. The same command
-    resumes what was stopped.
+    Without the extra `cluster` it trains in this process; without the extra `server` it registers nothing. If it was
+    stopped, run the same command again.
     """
     from yolofleet.cli.data import shard, synth
     from yolofleet.cli.train import run_job

@@ -45,12 +45,12 @@ def doctor(
         str | None,
         typer.Option(
             help="The cluster's dashboard (http://HOST:8265), its Ray client server (ray://HOST:10001), or HOST:6379 "
-            "on one of its nodes; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, else this machine alone."
+            "on one of its nodes; by default RAY_API_SERVER_ADDRESS or RAY_ADDRESS, otherwise only this machine."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Check every node of a cluster: what works, what does not, and the cure. Nothing is left behind."""
+    """Check every node of a cluster: what works, what does not, and how to fix it. Leaves nothing behind."""
     from yolofleet.cluster.bundle import read_bundle
     from yolofleet.storage import open_file
 
@@ -105,7 +105,7 @@ def _table(report: Report, columns: int, is_terminal: bool) -> Iterator[str]:
         for finding in findings[node]:
             yield from _row(finding, subject_width, columns, is_terminal)
     if hidden:
-        yield f"{len(hidden)} more nodes, on which all is well"
+        yield f"{len(hidden)} more nodes without problems"
 
 
 def _row(finding: Finding, subject_width: int, columns: int, is_terminal: bool) -> Iterator[str]:

@@ -46,7 +46,7 @@ def evaluate(
         str | None, typer.Option(help="Write a page with curves and images into this folder (path or s3://).")
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass through the network together.")] = 16,
     confidence: Annotated[float, typer.Option(min=0, max=1, help="Lowest score that counts.")] = EVALUATION_CONFIDENCE,
     iou: Annotated[
         float, typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box.")
@@ -59,16 +59,16 @@ def evaluate(
     ] = None,
     area: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=LOW-HIGH", help="Sizes by the side in pixels, instead of small=0-32 and so on."),
+        typer.Option(metavar="NAME=LOW-HIGH", help="Object sizes, by side in pixels, instead of small=0-32 and so on."),
     ] = None,
-    classes: Annotated[list[str] | None, typer.Option(help="Evaluate these classes only: person,car.")] = None,
+    classes: Annotated[list[str] | None, typer.Option(help="Evaluate only these classes: person,car.")] = None,
     class_agnostic: Annotated[
         bool, typer.Option("--class-agnostic", help="Let a detection match an object of any class.")
     ] = False,
     boxes: Annotated[
         str | None,
         typer.Option(
-            help="Of a result file: xywh, xyxy or cxcywh in pixels; with an n at the end: shares of the image."
+            help="For a result file: xywh, xyxy or cxcywh in pixels; with an n at the end, as shares of the image."
         ),
     ] = None,
     protocol: Annotated[
@@ -80,19 +80,19 @@ def evaluate(
     ] = False,
     precision: Annotated[
         Literal["fp32", "fp16"] | None,
-        typer.Option(help="What the network computes in. Default: fp32.", show_default=False),
+        typer.Option(help="Precision of the network. Default: fp32.", show_default=False),
     ] = None,
     augment: Annotated[
         bool, typer.Option("--augment", help="Show the network each image at three scales, once mirrored (TTA).")
     ] = False,
     table10: Annotated[
-        bool, typer.Option("--table10", help="Compare fp16 and fp32 at IoU 0.65 and 0.70, as the paper's Table 10.")
+        bool, typer.Option("--table10", help="Compare fp16 and fp32 at IoU 0.65 and 0.70, like the paper's Table 10.")
     ] = False,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Evaluate a model on a dataset by COCO AP: the twelve figures, and each class."""
+    """Evaluate a model on a dataset: the twelve COCO figures, each class, and a diagnosis of the errors."""
     from yolofleet.cli.evaluation_tables import format_settings, format_tables
     from yolofleet.evaluation.diagnosis import diagnose
     from yolofleet.evaluation.protocol import parse_protocol
@@ -104,8 +104,8 @@ def evaluate(
     is_file = is_result_file(model)
     if is_file and (protocol != "square" or rectangular or precision or augment or table10):
         raise UserError(
-            f"{model} holds detections: --protocol, --rectangular, --precision, --augment and --table10 say how a "
-            "model makes them; leave them out"
+            f"{model} holds detections: --protocol, --rectangular, --precision, --augment and --table10 are for "
+            f"models; leave them out"
         )
     if protocol == "published":
         _check_published(thresholds, precision, augment=augment)
@@ -181,8 +181,8 @@ def _check_published(thresholds: dict[str, float | int | None], precision: str |
     changed += ["--precision"] * (precision is not None) + ["--augment"] * augment
     if changed:
         raise UserError(
-            f"--protocol published fixes {and_more(changed, len(changed))}; leave the protocol out and give "
-            "--rectangular instead, which pads as it does"
+            f"--protocol published fixes {and_more(changed, len(changed))}; leave out --protocol and use "
+            f"--rectangular instead, which pads in the same way"
         )
 
 
@@ -198,9 +198,7 @@ def _check_alone(
     given = {"--precision": precision, "--results": results, "--report": report}
     refused = [name for name, value in given.items() if value is not None] + ["--augment"] * augment
     if refused := refused + ["--iou"] * (thresholds["--iou"] != EVALUATION_IOU):
-        raise UserError(
-            f"--table10 makes four evaluations, by precision and IoU: leave out {and_more(refused, len(refused))}"
-        )
+        raise UserError(f"--table10 sets precision and IoU itself: leave out {and_more(refused, len(refused))}")
 
 
 def _print_table10(

@@ -51,8 +51,8 @@ def format_tables(result: EvaluationResult, diagnosis: Diagnosis, seconds: float
     if result.skipped:
         skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
         console.print(
-            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or where the annotation is "
-            f"damaged not at all: {escape(skipped)}"
+            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or not at all if their "
+            f"annotation is damaged: {escape(skipped)}"
         )
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):

@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 def export(
     model: ModelArgument,
     out: Annotated[
-        str, typer.Argument(metavar="OUT", help="File to write (path or s3://); for triton the model repository.")
+        str, typer.Argument(metavar="OUT", help="File to write (path or s3://); for triton, the model repository.")
     ],
     kind: Annotated[
         str, typer.Option("--format", help="onnx, torchscript, safetensors, triton, or a plugin's.")
     ] = "onnx",
     nms: Annotated[bool, typer.Option("--nms", help="Put NMS inside, as standard ONNX operators.")] = False,
     int8: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Quantize to INT8, with ranges taken from these shards.")
+        str | None, typer.Option(metavar="DATA", help="Quantize to INT8, calibrated on these shards.")
     ] = None,
     dynamic: Annotated[bool, typer.Option("--dynamic", help="Accept any batch and any input size.")] = False,
-    batch: Annotated[int, typer.Option(min=1, help="Images that pass together, unless --dynamic.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Batch size, unless --dynamic.")] = 1,
     image_size: Annotated[int | None, typer.Option(help="Side of the input in pixels. Default: the model's.")] = None,
     confidence: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms. Default: the model's.")] = None,
     iou: Annotated[float | None, typer.Option(min=0, max=1, help="For --nms. Default: the model's.")] = None,
     max_detections: Annotated[int | None, typer.Option(min=1, help="For --nms. Default: the model's.")] = None,
     multi_label: Annotated[
-        bool, typer.Option("--multi-label", help="For --nms: a box may be of several classes, as in evaluation.")
+        bool, typer.Option("--multi-label", help="For --nms: a box may have several classes, as in evaluation.")
     ] = False,
-    calibration_images: Annotated[int, typer.Option(min=1, help="For --int8: images that give the ranges.")] = 64,
+    calibration_images: Annotated[int, typer.Option(min=1, help="For --int8: number of calibration images.")] = 64,
     name: Annotated[str, typer.Option(help="For triton: name of the model in the repository.")] = "detector",
     verify: Annotated[bool, typer.Option("--verify", help="Run the result and compare it with torch.")] = False,
     verify_data: Annotated[
@@ -48,7 +48,7 @@ def export(
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Write a detector for another runtime; with --verify, check that it finds the same there."""
+    """Write a detector for another runtime; with --verify, check that it finds the same objects there."""
     from yolofleet.cli.model_argument import package_folder
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
     from yolofleet.evaluation.detector import Detector
@@ -134,7 +134,7 @@ def _verify(
     batches = random_batches(request.shape, detector.model.max_stride) if data is None else _batches(data, request)
     comparison = compare(path, request.format, detector, request.thresholds, batches)
     is_int8 = request.calibration is not None
-    verdict = "INT8, so differences are meant" if is_int8 else "equal" if comparison.equal else "NOT equal"
+    verdict = "INT8, so differences are expected" if is_int8 else "equal" if comparison.equal else "NOT equal"
     lines = [f"verified against torch: {comparison}: {verdict}"]
     if request.thresholds is not None and not comparison.num_boxes:
         lines.append("no detection was compared: name images with objects in --verify-data")

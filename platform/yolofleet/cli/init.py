@@ -36,20 +36,26 @@ def init(
     source: Annotated[
         str, typer.Argument(metavar="FOLDER", help="Folder or zip of annotated images, its data.yaml, or a COCO file.")
     ],
-    name: Annotated[str | None, typer.Option(help="Name of the job and the run; the folder's unless given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job and the run. Default: the folder's.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for NAME.yaml and shards/NAME.")] = Path(),
-    model: Annotated[str | None, typer.Option(help="A model's name, or a block table (YAML); else chosen.")] = None,
-    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the network's input; else chosen.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name of a model, or a block table (YAML). Default: chosen for the data.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the network's input. Default: chosen for the data.")
+    ] = None,
     val_share: Annotated[
-        float, typer.Option(min=0.01, max=0.9, help="Share for validation, where the images are not split.")
+        float, typer.Option(min=0.01, max=0.9, help="Share of the images for validation, if they are not split.")
     ] = 0.2,
-    max_skipped: Annotated[float, typer.Option(min=0, max=1, help="Largest share of unusable images.")] = 0.5,
+    max_skipped: Annotated[
+        float, typer.Option(min=0, max=1, help="Stop if a larger share of the images cannot be used.")
+    ] = 0.5,
     follow_links: FollowLinks = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Shard a folder of annotated images for training and validation, and write a job for them.
+    """Make shards for training and validation from a folder of annotated images, and write a job.
 
-    Nothing is overwritten. The same command resumes a sharding that was interrupted.
+    Nothing is overwritten. If it was interrupted, run the same command again.
     """
     from yolofleet.data.layout_reader import assign_splits, shard_split
     from yolofleet.storage import open_storage
@@ -60,7 +66,7 @@ def init(
         raise UserError(f"--out {out}: name a folder of this machine; 'yolofleet data shard' writes to s3://")
     job, shards = out / f"{name}.yaml", out / "shards" / name
     if job.exists() and not shards.exists():
-        raise UserError(f"{job}: exists already, and nothing is overwritten; choose another --name or --out")
+        raise UserError(f"{job}: already exists, and nothing is overwritten; choose another --name or --out")
     choice = _choice(model, image_size)
     layout, found = _read(root, named, out, follow_links)
     splits, how = assign_splits(found, val_share)
@@ -148,7 +154,7 @@ def _read(root: str, named: str | None, out: Path, follow_links: bool) -> tuple[
 
     def read(key: str) -> bytes:
         if sizes[key] > LONGEST_COCO_BYTES:
-            raise UserError(f"{root}/{key}: {format_bytes(sizes[key])} are too many for annotations; cut it into parts")
+            raise UserError(f"{root}/{key}: {format_bytes(sizes[key])} are too many for annotations; split the file")
         return folder.get(key)
 
     layout = find_layout(list(sizes), read, named, root)
@@ -200,8 +206,8 @@ def _write(job: Path, text: str) -> None:
         is_equal = False
     if not is_equal:
         raise UserError(
-            f"{job}: exists already with other settings, and nothing is overwritten; the shards are ready, so train "
-            f"it as it is ('yolofleet train {job}'), or write another one with --out"
+            f"{job}: already exists with other settings, and nothing is overwritten; the shards are ready, so train "
+            f"it unchanged ('yolofleet train {job}'), or write another one with --out"
         )
 
 
@@ -233,7 +239,7 @@ def _found_lines(source: str, layout: Layout, splits: Mapping[str, SplitSource],
     more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
     yield f"{len(counts)} classes: {', '.join(shown)}{more}"
     if layout.form == "YOLO" and layout.names_file is None:
-        yield "No file names the classes, so their numbers are their names; a classes.txt would"
+        yield "No file contains class names, so their numbers are used; add a classes.txt"
     for entry in splits.values():
         yield from _problem_lines(entry.problems.as_document(), {})
 

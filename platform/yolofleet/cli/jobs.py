@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from yolofleet.cluster.sent_job import SentJob
     from yolofleet.cluster.service import JobService
 
-app = typer.Typer(
-    help="Jobs on a cluster: their state, their output, stopping and sending them again.", no_args_is_help=True
-)
+app = typer.Typer(help="Jobs on a cluster: list, show, logs, wait, stop, retry, delete.", no_args_is_help=True)
 
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB", help="Ids, or names of runs.", show_default=False)]
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the name of its run.", show_default=False)]
@@ -73,7 +71,7 @@ def list_jobs(
     ] = None,
     user: Annotated[str | None, typer.Option("--user", help="Only those that this user sent.")] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Only names that this pattern fits, e.g. 'coco-*'.")
+        str | None, typer.Option("--name", help="Only names that match this pattern, e.g. 'coco-*'.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Jobs on a page.")] = 20,
     page: Annotated[int, typer.Option("--page", min=1, help="Which page; the first has the newest.")] = 1,
@@ -171,14 +169,14 @@ def logs(
     rank: Annotated[
         str | None, typer.Option("--rank", help="What the worker of this rank printed, or 'all' of them.")
     ] = None,
-    grep: Annotated[str | None, typer.Option("--grep", help="Only lines that hold this text.")] = None,
+    grep: Annotated[str | None, typer.Option("--grep", help="Only lines that contain this text.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", min=1, help="Only the last lines.")] = None,
 ) -> int:
-    """Print a job's output; with --follow its exit code becomes this command's."""
+    """Print a job's output; with --follow, exit with the job's exit code."""
     from yolofleet.cluster.service import JobService
 
     if follow and (rank is not None or tail is not None):
-        raise UserError("--follow shows all that the job itself prints: leave out --rank and --tail")
+        raise UserError("--follow shows everything that the job itself prints: leave out --rank and --tail")
     service = JobService(address)
     found = service.job(job)
     if follow:
@@ -238,7 +236,7 @@ def retry(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Send an ended job again with the spec that it had: a run resumes from its newest checkpoint."""
+    """Send an ended job again with its spec; a run resumes from its newest checkpoint."""
     from yolofleet.cluster.service import JobService
 
     service = JobService(address)
@@ -246,7 +244,7 @@ def retry(
     if not found.has_ended:
         raise UserError(f"{found.id}: is {found.status.lower()}; only a job that has ended is sent again")
     sent, is_new = service.send(service.bundle_of(found))
-    note(f"{'sent' if is_new else f'is there already, {sent.status.lower()}'}: {sent.id}")
+    note(f"{'sent' if is_new else f'already exists, {sent.status.lower()}'}: {sent.id}")
     print_result(asdict(sent), (), as_json=as_json)
     return follow_job(service, sent) if follow else EXIT_DONE
 

@@ -26,18 +26,18 @@ COMPLETION = "_YOLOFLEET_COMPLETE"
 RESUME = {
     "data shard": "the finished shards are kept; resume the build with the same command",
     "evaluate": "nothing was kept; evaluate again with the same command",
-    "export": "run the same command again; it makes all files anew",
+    "export": "run the same command again; it writes all files again",
     "init": "the finished shards are kept; resume with the same command",
-    "jobs": "'yolofleet jobs list' tells the state of every job on the cluster",
-    "predict": "with --workers the finished parts are kept; resume, or begin again, with the same command",
-    "registry": "'yolofleet registry list' and 'history' tell what was done; run the same command again",
-    "runs": "what is half removed counts as nothing any more; the same command finishes it",
-    "submit": "'yolofleet jobs list' tells whether the job was sent; the same command finds it, or sends it",
+    "jobs": "'yolofleet jobs list' shows the state of every job on the cluster",
+    "predict": "run the same command again; with --workers it resumes, because finished parts are kept",
+    "registry": "'yolofleet registry list' and 'history' show what was done; run the same command again",
+    "runs": "half-removed runs no longer count; the same command finishes the removal",
+    "submit": "'yolofleet jobs list' shows whether the job was sent; the same command finds it, or sends it",
     "train": "resume the run with the same command, from the newest checkpoint: {command}",
     "tune": "resume the search with the same command, from its record: {command}",
 }
 """What a user does after Ctrl-C, by command or group of commands."""
-RUN_AGAIN = "run the same command again; it begins anew"
+RUN_AGAIN = "run the same command again; it starts from the beginning"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from yolofleet.models.wiring import ModelGraph
     from yolofleet.specs.model import ModelChoice
 
-app = typer.Typer(help="Models: the zoo, block tables, cost.", no_args_is_help=True)
+app = typer.Typer(help="Models: list, show, compare, benchmark.", no_args_is_help=True)
 
 NumClasses = Annotated[int, typer.Option("--classes", min=1, help="Classes to predict.")]
 GIB = 2**30
@@ -49,10 +49,10 @@ def _list_line(entry: Profile) -> str:
 
 @app.command("show")
 def show_model(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of the zoo, or path of a block table (YAML).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name of a model, or path of a block table (YAML).")],
     depth: Annotated[float, typer.Option(help="Compound scaling: multiplies the stacked convolutions.")] = 1.0,
     transition_width: Annotated[
-        float | None, typer.Option(help="Width factor between blocks; follows from the depth.")
+        float | None, typer.Option(help="Width factor between blocks. Default: follows from the depth.")
     ] = None,
     hidden_width: Annotated[float | None, typer.Option(help="Width factor inside blocks.")] = None,
     reparameterize: Annotated[
@@ -64,17 +64,16 @@ def show_model(
     auxiliary: Annotated[str | None, typer.Option(help="Auxiliary heads: none, full or partial.")] = None,
     num_classes: NumClasses = 80,
     image_size: Annotated[int | None, typer.Option(min=32, help="Side of the image in pixels.")] = None,
-    micro_batch_size: Annotated[
-        int, typer.Option(min=1, help="Images that pass together, for the memory forecast.")
-    ] = 1,
+    micro_batch_size: Annotated[int, typer.Option(min=1, help="Images in a micro-batch, for the memory forecast.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, fp16 or bf16, for the memory forecast.")] = "fp32",
-    workers: Annotated[int, typer.Option(min=1, help="Workers that share, for the memory forecast.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers, for the memory forecast.")] = 1,
     memory_use: Annotated[
-        Literal["fast", "balanced", "small"], typer.Option("--memory", help="What is kept, for the memory forecast.")
+        Literal["fast", "balanced", "small"],
+        typer.Option("--memory", help="The job's `memory`: fast, balanced or small, for the memory forecast."),
     ] = "fast",
     draw: Annotated[Path | None, typer.Option(help="Draw its blocks and connections into this file (SVG).")] = None,
     draw_scaling: Annotated[
-        Path | None, typer.Option(help="Draw it beside the model without the factors into this file (SVG).")
+        Path | None, typer.Option(help="Draw the scaled model beside the unscaled one into this file (SVG).")
     ] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with all of it to this file.")] = None,
     as_json: JsonOption = False,

@@ -32,26 +32,26 @@ def benchmark(
         list[str],
         typer.Argument(
             metavar="MODEL...",
-            help="Names of the zoo, block tables (YAML), run directories, detector packages, NAME@ALIAS.",
+            help="Names of models, block tables (YAML), run directories, detector packages, NAME@ALIAS.",
             show_default=False,
         ),
     ],
     device: Device = "auto",
-    batch: Annotated[str, typer.Option(help="Images that pass together; several with commas, as 1,32.")] = "1",
+    batch: Annotated[str, typer.Option(help="Batch sizes, separated by commas, such as 1,32.")] = "1",
     format: Annotated[str, typer.Option(help="torch, onnx (ONNX Runtime, on a CPU), or torch,onnx.")] = "torch",
     precision: Annotated[
         Literal["auto", "fp32", "fp16"], typer.Option(help="auto: fp16 on a GPU, as in the paper, else fp32.")
     ] = "auto",
     image_size: Annotated[int | None, typer.Option(help="Side of the images. Default: the model's.")] = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Passes that are counted, of each line.")] = 100,
+    repetitions: Annotated[int, typer.Option(min=1, help="Most passes to count for each line.")] = 100,
     seconds: Annotated[
-        float, typer.Option(min=0, help="After these no more passes of a line begin, but three.")
+        float, typer.Option(min=0, help="Start no more passes of a line after this time, but count at least three.")
     ] = 20.0,
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with the chart to this file.")] = None,
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure the latency of models: percentiles, images a second, and AP against it where AP is known."""
+    """Measure the latency of models: percentiles, images per second, and AP if it is known."""
     from yolofleet.cli.model_argument import registered_uri
     from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import select_device

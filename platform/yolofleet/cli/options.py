@@ -26,7 +26,7 @@ TrackingUri = Annotated[
     str | None,
     typer.Option(
         "--tracking-uri",
-        help="MLflow server or database. Default: MLFLOW_TRACKING_URI, else the database beside the runs.",
+        help="MLflow server or database. Default: MLFLOW_TRACKING_URI, otherwise the database beside the runs.",
         show_default=False,
     ),
 ]
@@ -35,7 +35,7 @@ Address = Annotated[
     str | None,
     typer.Option(
         "--address",
-        help="The cluster's dashboard, http://HOST:8265; by default RAY_API_SERVER_ADDRESS, else this machine.",
+        help="The cluster's dashboard, http://HOST:8265; by default RAY_API_SERVER_ADDRESS, otherwise this machine.",
     ),
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show what Ray and the workers print.")]
@@ -60,7 +60,7 @@ ModelArgument = Annotated[
 ]
 FollowLinks = Annotated[
     bool,
-    typer.Option("--follow-links", help="Read what links that lead out of a folder lead to; else they are refused."),
+    typer.Option("--follow-links", help="Follow links that lead out of the folder; by default they are left out."),
 ]
 
 
@@ -89,7 +89,7 @@ def parse_byte_option(text: str, option: str) -> int:
 
 
 def result_lines(record: Release, headline: str, more: str | None = None) -> Iterator[str]:
-    """Yield a line for each thing that a run made, and how it trains on."""
+    """Yield a line for each thing that a run made, and how to train it longer."""
     from yolofleet.training.loop.sample_log import format_skips
 
     ap50, ap = (

@@ -116,13 +116,13 @@ def forecast_lines(forecast: dict[str, Any], advice: dict[str, Any]) -> Iterator
                 f"{point['workers']:>9}{point['seconds_per_step']:>12.4g}{point['efficiency']:>12.0%}"
                 f"{point['training_hours']:>10.2f}{cost:>12}"
             )
-        yield f"advice: up to {advice['workers']} workers; beyond, more than a fifth of what is paid for is lost"
+        yield f"advice: up to {advice['workers']} workers; with more, over a fifth of their cost is wasted"
     if advice["memory_bytes"] is not None:
         room = format_bytes(advice["memory_bytes"])
         if advice["micro_batch_size"] is not None:
             yield (
-                f"advice: micro_batch_size up to {advice['micro_batch_size']} fits {room} by the forecast; another one "
-                "changes what is computed (batch norm), so it is a run of another name"
+                f"advice: micro_batch_size up to {advice['micro_batch_size']} fits {room} by the forecast; another "
+                f"size changes what is computed (batch norm), so it needs another run name"
             )
         yield (
             f"advice: strategy {advice['strategy']} fits {room} with this micro-batch"

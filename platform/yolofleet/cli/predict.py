@@ -46,32 +46,34 @@ def predict(
         typer.Option(min=1, help="Predict with this many Ray workers, without drawing; the same command resumes."),
     ] = None,
     confidence: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Lowest score shown. Default: the model's.")
+        float | None, typer.Option(min=0, max=1, help="Lowest score that counts. Default: the model's.")
     ] = None,
     iou: Annotated[
         float | None,
         typer.Option(min=0, max=1, help="IoU above which NMS drops the lower-scored box. Default: the model's."),
     ] = None,
     image_size: Annotated[int | None, typer.Option(help="Long side of the input. Default: the model's.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass the network together.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images that pass through the network together.")] = 8,
     device: Device = "auto",
     objectness: Annotated[
         Path | None,
         typer.Option(help="Draw the objectness of every level of the lead and auxiliary heads into this folder."),
     ] = None,
-    part_size: Annotated[int, typer.Option(min=1, help="With --workers: images that are committed together.")] = 256,
+    part_size: Annotated[
+        int, typer.Option(min=1, help="With --workers: images in each part that is written at once.")
+    ] = 256,
     tracking_uri: TrackingUri = None,
     follow_links: FollowLinks = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find objects in images: draws them into --out and writes detections.json, a COCO document."""
+    """Find objects in images. Draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
         paths = image_paths(images, follow_links=follow_links, out=out)
         _predict_here(model, paths, out, options, device, tracking_uri, objectness, as_json=as_json)
         return
     if objectness is not None:
-        raise UserError("--objectness draws, and --workers does not: leave one of them out")
+        raise UserError("--objectness draws images, and --workers does not: leave one of them out")
     from yolofleet.cluster.prediction_parts import PredictionPlan
 
     source = image_source(images, follow_links=follow_links, out=out)
@@ -100,7 +102,7 @@ def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list
     problems = ProblemLog()
     for path in map(Path, images):
         if os.path.isfile(path / MANIFEST_NAME):  # unlike those of a Path, no name makes these functions raise
-            raise UserError(f"{path} is a sharded dataset: predict it alone and with --workers N")
+            raise UserError(f"{path} is a sharded dataset: predict it by itself, with --workers N")
         if os.path.isdir(path):
             inside = []
             for entry in SourceFolder(path, problems, follow_links=follow_links).list():

@@ -47,8 +47,8 @@ class ObjectnessFolder:
         name = detector.card.model.name
         if network.deployed and detector.card.model.auxiliary:
             note(
-                f"{model} holds the deployed form alone, and auxiliary heads exist in the training form only: the maps "
-                f"are those of the lead head ({KEPT_BY})"
+                f"{model} holds only the deployed form, and auxiliary heads exist only in the training form: the "
+                f"maps are those of the lead head ({KEPT_BY})"
             )
         elif not network.num_auxiliary_levels:
             note(f"{name} has no auxiliary head: the maps are those of the lead head")

@@ -37,18 +37,19 @@ def promote(
     policy: Annotated[
         str | None,
         typer.Option(
-            "--policy", help="YAML with the gates, path or URL. Default: proof, lineage, AP against the champion."
+            "--policy",
+            help="YAML with the gates, path or URL. Default: proof, known training data, AP against the champion.",
         ),
     ] = None,
     reason: Reason = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Ask the gates and change nothing.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Promote in spite of closed gates; needs --reason.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the gates and change nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Promote even if gates fail; needs --reason.")] = False,
     data: ValidationData = None,
     device: Device = "auto",
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Point an alias to a version that passes the gates; exit code 1 if it does not, or if another was first."""
+    """Point an alias to a version if it passes the gates; exit code 1 if it does not, or if another one was faster."""
     from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import select_device
     from yolofleet.registry import promotion
@@ -56,7 +57,7 @@ def promote(
     from yolofleet.storage import open_file
 
     if force and not reason:
-        raise UserError("--force needs --reason: the history keeps why the gates were overruled")
+        raise UserError("--force needs --reason: the history records why the gates were ignored")
     gates = PromotionPolicy.load(open_file(policy)) if policy is not None else PromotionPolicy()
     if gates.notify is not None:
         from yolofleet.tracking.notifications import check_addresses
@@ -86,7 +87,7 @@ def _version_of(reference: str, number: int | None, tracking_uri: str) -> tuple[
 
     name, alias, inside = parse_reference(reference)
     if number is not None and (alias or inside):
-        raise UserError(f"{reference} --version {number}: names the version twice; leave one of them out")
+        raise UserError(f"{reference} --version {number}: gives the version twice; leave one of them out")
     if number is None and alias is not None:
         return name, find_version(tracking_uri, reference).number
     if (chosen := inside if number is None else number) is None:
@@ -108,7 +109,7 @@ def rollback(
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Point an alias back to the version that it pointed to before; a second rollback takes the first one back."""
+    """Point an alias back to the version before; a second rollback undoes the first one."""
     from yolofleet.registry.promotion import roll_back
 
     change = roll_back(reachable_registry(tracking_uri), name, alias, reason)
@@ -137,7 +138,7 @@ def history(
     if current is None:
         note(f"nothing is @{alias} now")
     elif not changes or changes[0].version != current:
-        note(f"@{alias} points to version {current} now, which something else than yolofleet did")
+        note(f"@{alias} points to version {current} now; this was not done by yolofleet")
 
 
 def _format_change(change: AliasChange) -> str:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 MARKS = {"passed": "ok", "failed": "FAILED", "not possible": "not possible", "note": "note"}
 
 Reference = Annotated[
-    str, typer.Argument(metavar="VERSION", help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")
+    str, typer.Argument(metavar="VERSION", help="NAME, NAME@ALIAS or NAME/VERSION, with or without models:/.")
 ]
 ValidationData = Annotated[
     str | None,
-    typer.Option("--data", help="Where the validation set is now. Default: where it was.", show_default=False),
+    typer.Option(
+        "--data", help="Where the validation set is now. Default: where it was at registration.", show_default=False
+    ),
 ]
 
 
@@ -32,13 +34,15 @@ def verify(
     data: ValidationData = None,
     device: Device = "auto",
     proof_sha256: Annotated[
-        str | None, typer.Option("--proof-sha256", help="Digest of the proof as you know it from elsewhere.")
+        str | None, typer.Option("--proof-sha256", help="Digest of the proof that you stored elsewhere.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if a claim could not be redone, too.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Also exit with 1 if a claim could not be verified.")
+    ] = False,
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Redo every claim of a version; exit code 1 if one fails."""
+    """Verify every claim of a version; exit code 1 if one fails."""
     from yolofleet.cli.progress import show_progress
     from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
     from yolofleet.evaluation.detector import select_device
@@ -71,7 +75,8 @@ def compare(
         typer.Option("--data", help="Dataset to compare on. Default: that of SECOND's evaluation.", show_default=False),
     ] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page and the images where they differ most here.")
+        Path | None,
+        typer.Option("--html", help="Write a page with the images on which they differ most into this folder."),
     ] = None,
     replicates: Annotated[int, typer.Option("--replicates", min=100, help="Replicates of the bootstrap.")] = 1000,
     confidence: Annotated[float, typer.Option("--confidence", min=0.5, max=0.999, help="Of the intervals.")] = 0.95,
@@ -79,7 +84,7 @@ def compare(
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two versions on the same images: the twelve figures, each class, and how sure the differences are."""
+    """Compare two versions on the same images: the twelve figures, each class, and confidence intervals."""
     from yolofleet.cli.progress import show_progress
     from yolofleet.evaluation.detector import select_device
     from yolofleet.registry.comparison import compare as compare_versions

@@ -28,13 +28,11 @@ EvaluationData = Annotated[
 ]
 EvaluationProtocol = Annotated[
     Literal["square", "published"],
-    typer.Option(
-        "--protocol", help="With --data: square inputs in fp32, or as published (rectangular, fp16 on a GPU)."
-    ),
+    typer.Option("--protocol", help="With --data: 'square' (fp32) or 'published' (rectangular, fp16 on a GPU)."),
 ]
 EvaluationDevice = Annotated[str, typer.Option("--device", help="Where to evaluate it: auto, cpu, cuda or cuda:N.")]
 Alias = Annotated[str, typer.Option("--alias", help="Alias that points to the new version.")]
-Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment that keeps it.")]
+Experiment = Annotated[str, typer.Option("--experiment", help="MLflow experiment to store it in.")]
 
 
 @app.command("register")
@@ -42,7 +40,7 @@ def register(
     model: Annotated[
         str, typer.Argument(metavar="RUN", help="A run directory (path or s3:// URL) or a detector package folder.")
     ],
-    name: Annotated[str, typer.Option("--name", help="Name of the registered model; made if need be.")],
+    name: Annotated[str, typer.Option("--name", help="Name of the registered model; created if it does not exist.")],
     alias: Alias = "candidate",
     data: EvaluationData = None,
     protocol: EvaluationProtocol = "square",
@@ -51,7 +49,7 @@ def register(
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Register a detector: its weights, its inference code and what is known of it."""
+    """Register a detector with its weights, inference code and figures."""
     from tempfile import TemporaryDirectory
 
     from yolofleet.core.file_names import DETECTOR_CARD_NAME
@@ -139,8 +137,8 @@ def _checkpoint_file(file: str, sha256: str | None) -> tuple[Path, str | None]:
     if "://" in file:
         if sha256 is None:
             raise UserError(
-                f"{file}: whoever holds this address decides what is imported; say which file is meant with --sha256 "
-                "DIGEST, from its publisher, or 'sha256sum FILE' of a copy you trust"
+                f"{file}: the file behind an address can change; give its --sha256 DIGEST, from its publisher, or "
+                f"from 'sha256sum FILE' of a copy that you trust"
             )
         return fetch_weights(file, sha256), file
     if sha256 is not None and Path(file).is_file() and (found := file_sha256(Path(file))) != sha256.lower():
@@ -188,12 +186,12 @@ def _list_uses(uri: str, data: str, name: str | None, as_json: bool) -> None:
 @app.command("show")
 def show(
     reference: Annotated[
-        str, typer.Argument(metavar="VERSION", help="NAME, NAME@ALIAS or NAME/VERSION; models:/ may lead.")
+        str, typer.Argument(metavar="VERSION", help="NAME, NAME@ALIAS or NAME/VERSION, with or without models:/.")
     ],
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is known of a version: aliases, figures, and where it comes from down to the shards."""
+    """Show a version: aliases, figures, and its origin down to the shards."""
     from yolofleet.registry.lineage import find_lineage
     from yolofleet.registry.versions import find_version
 

@@ -44,7 +44,7 @@ def _run_sent_command() -> int:
     """Run the command whose words were sent; its results lie in a storage afterwards, its exit code is the job's."""
     words = [str(word) for word in read_yaml(Path(SPEC_NAME))["arguments"]]
     if sent_command(words) is None:
-        note(f"error: {' '.join(words[:2])}: is no command that can be sent")
+        note(f"error: {' '.join(words[:2])}: is not a command that can be sent")
         return EXIT_USER_ERROR
     note(f"yolofleet {shlex.join(words)}")
     return run_command(words)

@@ -23,20 +23,20 @@ def report(
             metavar="RUN", help="The directory of a run or of a search (path or s3:// URL).", show_default=False
         ),
     ],
-    sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it lacks of the run.")] = False,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="Delete the run in MLflow and send it all anew.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Send to MLflow what it does not have yet.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Delete the run in MLflow and send everything again.")
+    ] = False,
     tracking_uri: Annotated[
         str | None, typer.Option("--tracking-uri", help="MLflow server or database. Default: the job's.")
     ] = None,
-    serve: Annotated[
-        bool, typer.Option("--serve", help="Show its page in a browser and follow it while it goes; Ctrl-C ends that.")
-    ] = False,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve its live page for a browser until Ctrl-C.")] = False,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of --serve on 127.0.0.1. Default: a free one.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the state of a run and write its page anew; with --sync, bring MLflow up to date with it."""
+    """Show the state of a run and update its page; with --sync, also send it to MLflow."""
     from yolofleet.core.errors import UserError
     from yolofleet.search.directory import SearchDirectory
     from yolofleet.storage import open_storage

@@ -20,9 +20,9 @@ ACTIVITIES = {
     "start": "{workers} ready: the first shards and step {next_step}",
     "evaluating": "evaluating step {step}",
     "failure": "the workers have failed, and start again",
-    "resize": "the workers start again, in another number",
-    "left": "the state is saved; the workers leave",
-    "end": "the last step is done; the workers end",
+    "resize": "the workers start again, with another number of workers",
+    "left": "the state is saved; the workers exit",
+    "end": "the last step is done; the workers exit",
 }
 """What is done after an event, until the next row of metrics."""
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Runs and searches in a storage: list, show, remove.", no_args_is_help=True)
 
 StorageUrl = Annotated[
-    str, typer.Argument(metavar="STORAGE", help="What holds the runs: a folder or s3:// URL.", show_default=False)
+    str, typer.Argument(metavar="STORAGE", help="Storage of the runs: a folder or s3:// URL.", show_default=False)
 ]
 RunUrl = Annotated[str, typer.Argument(metavar="RUN", help="Directory of a run or a search.", show_default=False)]
 States = Annotated[list[str] | None, typer.Option("--state", help="Only those in this state; may be repeated.")]
@@ -37,13 +37,13 @@ def list_runs(
     storage: StorageUrl,
     state: States = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Only names that this pattern fits, e.g. 'coco-*'.")
+        str | None, typer.Option("--name", help="Only names that match this pattern, e.g. 'coco-*'.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Runs on a page.")] = 50,
     page: Annotated[int, typer.Option("--page", min=1, help="Which page; the first has the newest.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """List the runs and searches below a storage, the newest first, whatever cluster trained them."""
+    """List the runs and searches in a storage, the newest first, from all clusters."""
     from fnmatch import fnmatchcase
 
     from yolofleet.tracking.run_catalog import catalog
@@ -138,7 +138,7 @@ def _short(number: int) -> str:
 
 @app.command()
 def show(run: RunUrl, tracking_uri: TrackingUri = None, as_json: JsonOption = False) -> None:
-    """Show one run: how far it is, what its parts take on disk, who trains it, which versions were made from it."""
+    """Show one run: how far it is, the size of its parts, who trains it, which versions were made from it."""
     from yolofleet.registry.run_sources import RunSources
     from yolofleet.tracking.run_removal import is_in_use
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from yolofleet.storage import Storage
     from yolofleet.tracking.run_catalog import StoredRun
 
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove; without it nothing is changed.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Really remove; without it, nothing is changed.")]
 Registered = Annotated[
-    bool, typer.Option("--registered", help="Remove even those that registered versions were made from.")
+    bool, typer.Option("--registered", help="Also remove runs that registered versions were made from.")
 ]
 
 
@@ -33,7 +33,7 @@ def remove(
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Remove runs or searches, whatever their state, unless somebody trains them. Shows first what would go."""
+    """Remove runs or searches in any state that nobody trains. Without --yes, only show what would be removed."""
     from yolofleet.registry.run_sources import RunSources
 
     cleaning = Cleaning(yes=yes)
@@ -45,23 +45,23 @@ def remove(
 
 def gc(
     storage: StorageUrl,
-    keep_last: Annotated[int | None, typer.Option("--keep-last", min=1, help="The newest N runs stay.")] = None,
+    keep_last: Annotated[int | None, typer.Option("--keep-last", min=1, help="Keep the newest N runs.")] = None,
     older_than: Annotated[
-        str | None, typer.Option("--older-than", help="Only what has not changed for so long: 12h, 30d, 8w.")
+        str | None, typer.Option("--older-than", help="Only runs that have not changed for this long: 12h, 30d, 8w.")
     ] = None,
     state: Annotated[
         list[str] | None,
-        typer.Option("--state", help="States that may go: finished, failed, killed, interrupted. Default: finished."),
+        typer.Option("--state", help="States to remove: finished, failed, killed, interrupted. Default: finished."),
     ] = None,
     trials: Annotated[
-        bool, typer.Option("--trials", help="Of finished searches that stay, remove the trials' checkpoints.")
+        bool, typer.Option("--trials", help="Also remove the trials' checkpoints of finished searches that are kept.")
     ] = False,
     yes: Yes = False,
     registered: Registered = False,
     tracking_uri: TrackingUri = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Remove runs and searches by rule, and what removals and Ray left behind. Shows first what would go."""
+    """Remove old runs and searches, and leftovers. Without --yes, only show what would be removed."""
     from yolofleet.registry.run_sources import RunSources
     from yolofleet.tracking.run_catalog import catalog
     from yolofleet.tracking.run_removal import RAY_FOLDER, TRIAL_CHECKPOINTS, Candidate, Retention, folders_matching
@@ -84,7 +84,7 @@ def gc(
         if folders:
             cleaning.take_folders(root, run, folders)
     if not has_rule:
-        note("no rule is given (--keep-last, --older-than): only leftovers are looked for")
+        note("no rule is given (--keep-last, --older-than), so only leftovers are removed")
     return cleaning.report(as_json=as_json)
 
 
@@ -101,7 +101,7 @@ def _removable(states: list[str] | None) -> frozenset[str]:
     known = {"FINISHED", "FAILED", "KILLED", INTERRUPTED}
     wanted = {word.upper() for word in states or ["finished"]}
     if unknown := sorted(wanted - known):
-        raise UserError(f"--state {unknown[0].lower()}: is none of {', '.join(sorted(known)).lower()}")
+        raise UserError(f"--state {unknown[0].lower()}: is not one of {', '.join(sorted(known)).lower()}")
     return frozenset(wanted)
 
 

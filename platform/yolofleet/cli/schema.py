@@ -39,7 +39,7 @@ def ready_spec(kind: str, name: str) -> str:
     from yolofleet.core.text import did_you_mean
 
     if kind not in FOLDERS:
-        raise UserError(f"--example: of {kind} there is none; of these there are: {', '.join(FOLDERS)}")
+        raise UserError(f"--example: there is none of {kind}, only of: {', '.join(FOLDERS)}")
     folder = Path(__file__).parents[1] / "specs" / FOLDERS[kind]
     texts = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     if name not in texts:

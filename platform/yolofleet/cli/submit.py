@@ -59,7 +59,8 @@ def submit(
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,
     any_version: Annotated[
-        bool, typer.Option("--any-version", help="Run it even if the cluster has other versions than this machine.")
+        bool,
+        typer.Option("--any-version", help="Run it even if the cluster has other package versions than this machine."),
     ] = False,
     cpus: Annotated[float | None, typer.Option("--cpus", min=0, help="CPUs for a command. Default: 1.")] = None,
     gpus: Annotated[float | None, typer.Option("--gpus", min=0, help="GPUs for a command. Default: none.")] = None,
@@ -68,7 +69,7 @@ def submit(
     ] = None,
     as_json: JsonOption = False,
 ) -> int:
-    """Send a run, a search or other work to a cluster. The same again resumes a run, or finds the job running."""
+    """Send a run, a search or other work to a cluster. Sent again, it finds the running job or resumes the run."""
     from yolofleet.cluster.bundle import read_bundle, sent_command
     from yolofleet.cluster.service import JobService
     from yolofleet.storage import open_file
@@ -81,7 +82,7 @@ def submit(
         bundle = read_bundle(open_file(spec), words or [])
     service = JobService(address)
     job, is_new = service.send(bundle, any_version=any_version)
-    note(f"{'sent' if is_new else f'is there already, {job.status.lower()}'}: {job.id}")
+    note(f"{'sent' if is_new else f'already exists, {job.status.lower()}'}: {job.id}")
     print_result(asdict(job), (), as_json=as_json)
     if follow:
         return follow_job(service, job)
@@ -105,7 +106,7 @@ def _refuse_options(spec: str, words: list[str], of_commands: dict[str, Any]) ->
         raise UserError(f"no such option: {word}{did_you_mean(word, SUBMIT_OPTIONS)}")
     for option, value in of_commands.items():
         if value is not None:
-            raise UserError(f"{option} is for commands; what a run takes stands in its spec, under cluster")
+            raise UserError(f"{option} is for commands; the resources of a run are in its spec, under cluster")
 
 
 def read_command(

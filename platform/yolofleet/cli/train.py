@@ -35,11 +35,12 @@ def train(
     job: JobArgument,
     overrides: Overrides = None,
     launcher: Annotated[
-        str, typer.Option(help="'ray': workers on RAY_ADDRESS or on this machine; 'process': this process alone.")
+        str,
+        typer.Option(
+            help="'ray': workers on the cluster at RAY_ADDRESS, or on this machine; 'process': only this process."
+        ),
     ] = "ray",
-    plan: Annotated[
-        bool, typer.Option("--plan", help="Print everything that would happen; start and write nothing.")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Print what would happen; start and write nothing.")] = False,
     measure: Annotated[
         bool, typer.Option("--measure", help="Only time 30 steps, here and in a temporary folder, for 'cluster plan'.")
     ] = False,
@@ -101,10 +102,10 @@ def run_job(spec: JobSpec, launcher: str, *, verbose: bool = False) -> tuple[Rel
     if launcher not in ("ray", "process"):
         raise UserError(f"--launcher {launcher}: use 'ray' or 'process'")
     if launcher == "ray":
-        require_package("ray", ", or train in this process alone: --launcher process")
+        require_package("ray", ", or train in this process: --launcher process")
     spec = spec.with_absolute_paths()
     tracking_uri = job_tracking_uri(spec.tracking, spec.storage)
-    doing("looking at the storage")
+    doing("checking the storage")
     storage = run_storage(spec)
     spec = with_cpus(spec, RunDirectory(storage), launcher=launcher)
     if not RunDirectory(storage).exists():
@@ -258,7 +259,7 @@ def _check_tracking(spec: JobSpec, tracking_uri: str) -> None:
     except (TrackingError, TrackingFailureError) as error:
         if spec.tracking.when_away == "fail":
             raise type(error)(f"{error}. Or train now and send later: tracking.when_away=spool") from error
-        note(f"{error}\n  training all the same; MLflow gets everything when it is back")
+        note(f"{error}\n  training anyway; MLflow gets everything when it is back")
 
 
 def _find_registry(ready: Readiness, tracking_uri: str | None) -> str | None:

@@ -151,7 +151,7 @@ def tune(
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Start without asking.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="Show candidates and cost, start nothing.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show the candidates and their cost; start nothing.")] = False,
     verbose: Verbose = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -158,7 +158,7 @@ class SearchDisplay:
         shown = fill(parts, width, MOST_LINES) + [line for line in (self.best(),) if line is not None]
         if not rows:
             since = describe_duration(self._clock() - self._start_seconds)
-            text = f"{SCREEN.frame()} the first trials are chosen, and their processes load: about half a minute"
+            text = f"{SCREEN.frame()} choosing the first trials and starting their processes: about half a minute"
             return [*shown, fit(text, f"  {since}", width=width)]
         column = headings.index("parameters")
         table = [headings, *rows]

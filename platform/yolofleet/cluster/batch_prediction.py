@@ -123,7 +123,7 @@ def predict_parts(
         parts: The parts to predict.
         workers: Number of workers; no more than there are parts are started.
         device: Device of each worker; with auto a GPU each where the cluster has any.
-        batch_size: Images that pass the network together.
+        batch_size: Images that pass through the network together.
         on_part: Called with the number of images of each part that is done.
 
     Raises:

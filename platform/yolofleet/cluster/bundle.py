@@ -150,7 +150,7 @@ def command_bundle(words: list[str], *, cpus: float, gpus: float, name: str | No
     command = sent_command(words)
     if command is None:
         known = ", ".join(" ".join(entry) for entry in COMMANDS)
-        raise UserError(f"{' '.join(words[:2])}: is no command that can be sent; those are {known}")
+        raise UserError(f"{' '.join(words[:2])}: is not a command that can be sent; those are {known}")
     for word in words:
         if redact(word) != word:
             raise UserError(

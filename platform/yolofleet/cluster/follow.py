@@ -59,7 +59,7 @@ def follow(
                 return now
         except NoSuchJobError as error:
             raise WorkError(
-                f"{service.address} no longer knows {job.id}: the cluster was started anew. Send it again with "
+                f"{service.address} no longer knows {job.id}: the cluster was restarted. Send it again with "
                 "'yolofleet submit' to resume the run from its newest checkpoint"
             ) from error
         except (UserError, WorkError, OSError, RuntimeError, _BrokenError) as error:
@@ -67,8 +67,8 @@ def follow(
             if broken_since is None:
                 broken_since = time.monotonic()
                 warn(
-                    f"the connection to {service.address} is lost; trying again. The job has ended if its head has: "
-                    "then resume the run with the same 'yolofleet submit' once there is a head again"
+                    f"the connection to {service.address} is lost; trying again. If the cluster's head has ended, so "
+                    f"has the job: start a head again, then resume the run with the same 'yolofleet submit'"
                 )
             if time.monotonic() - broken_since > patience_seconds:
                 raise WorkError(

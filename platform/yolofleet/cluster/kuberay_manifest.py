@@ -42,7 +42,7 @@ def render_manifest(work: Work, settings: KubernetesSpec, *, ray_version: str, k
         work: The run or search (`yolofleet.cluster.manifest_work`).
         settings: How jobs run on this Kubernetes.
         ray_version: Ray's version in the image.
-        kind: A job with a cluster of its own, or a cluster that jobs are submitted to.
+        kind: RayJob: a job with its own cluster; RayCluster: a cluster for jobs that you submit.
 
     Raises:
         UserError: The settings name no image that the work can run in.
@@ -70,7 +70,7 @@ def describe_pods(work: Work, document: Document) -> str:
         size += f", {work.pod.gpus} GPUs"
     size += f", {amounts['cpu']} CPUs, {amounts['memory']} of memory, {amounts['ephemeral-storage']} of disk"
     groups = ", ".join(f"{group['maxReplicas']} {group['groupName']}" for group in spec["workerGroupSpecs"])
-    begin = "started once the driver has checked the job" if spec.get("enableInTreeAutoscaling") else "started at once"
+    begin = "started when the driver has checked the job" if spec.get("enableInTreeAutoscaling") else "started at once"
     return f"worker pods at most: {groups}; each {size}; {begin}"
 
 

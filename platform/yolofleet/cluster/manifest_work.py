@@ -62,14 +62,14 @@ def check_locations(job: JobSpec, prefix: str = "") -> None:
     for field, url in locations.items():
         if is_local(url):
             raise UserError(
-                f"job {job.name}: {prefix}{field}: {url} is a folder of one machine, and the pods of a cluster do not "
-                f"share it; use {prefix}{cures[field]}"
+                f"job {job.name}: {prefix}{field}: {url} is a folder of one machine, which the pods of a cluster do "
+                f"not share; use {prefix}{cures[field]}"
             )
     weights = job.initial_weights
     if weights is not None and is_local(weights) and not weights.startswith("models:/"):
         raise UserError(
-            f"job {job.name}: {prefix}initial_weights: {weights} is a file of this machine, and pods do not see it; "
-            "register it (yolofleet registry import) and give models:/NAME@ALIAS, or put it on S3"
+            f"job {job.name}: {prefix}initial_weights: {weights} is a file of this machine, which pods cannot read; "
+            f"register it (yolofleet registry import) and give models:/NAME@ALIAS, or put it on S3"
         )
     _check_tracking(job, prefix)
 
@@ -78,8 +78,8 @@ def _check_tracking(job: JobSpec, prefix: str) -> None:
     uri = job.tracking.uri
     if uri is not None and urlsplit(uri).scheme not in ("http", "https"):
         raise UserError(
-            f"job {job.name}: {prefix}tracking.uri: {uri.partition(':')[0]} is opened by one host as a file or a "
-            f"database, and a cluster has several; use an MLflow server: {prefix}tracking.uri=http://mlflow:5000"
+            f"job {job.name}: {prefix}tracking.uri: {uri.partition(':')[0]} can be opened by only one host, and a "
+            f"cluster has several; use an MLflow server: {prefix}tracking.uri=http://mlflow:5000"
         )
 
 

@@ -83,7 +83,7 @@ def forecast_run(
     petaflops = TRAINING_PASSES * gflops * GIGA * num_steps * job.global_batch_size / 1e15
     if rate is None:
         command = "yolofleet train JOB --measure --json > rate.json"
-        reason = f"time and cost: measure a step on the machine that will train ({command})"
+        reason = f"time and cost: measure a step on a machine like those that will train ({command})"
         return RunForecast(workers, num_steps, petaflops, None, None, None, None, None, None, (reason,))
     measured_as_planned = workers == rate.workers and busiest_share(job, workers) == rate.micro_batches
     if measured_as_planned:
@@ -97,7 +97,7 @@ def forecast_run(
         if forward is not None:
             per_image = forward / (rate.micro_batches * job.resolved_micro_batch_size)
             evaluation = num_evaluations(job, images) * validation_images * per_image / workers / 3600
-            unknown.append("of evaluations and checkpoints more than the forward passes")
+            unknown.append("time of evaluations and checkpoints beyond the forward passes")
         else:
             unknown.append("evaluations and checkpoints")
     if workers > 1 and link is None and not measured_as_planned:

@@ -67,8 +67,8 @@ def bundle_of(job_id: str, metadata: Mapping[str, str]) -> Bundle:
         return Bundle(metadata["kind"], metadata["name"], document, table)  # type: ignore[arg-type]  # checked above
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
-            f"{job_id}: the cluster does not hold its spec (it is too large, or another version sent it); send the "
-            "spec with 'yolofleet submit'"
+            f"{job_id}: the cluster does not have its spec (too large, or sent by another version); send the spec "
+            f"with 'yolofleet submit'"
         ) from error
 
 

@@ -68,7 +68,7 @@ def find_workers(directory: str | None, rank: int | None) -> list[WorkerProcess]
     workers = placed_workers(read_rows(open_storage(directory), f"{EVENTS}.driver"))
     if not workers:
         raise UserError(
-            f"{directory}: says of no workers where they ran; did they start? 'yolofleet report {directory}'"
+            f"{directory}: does not say where its workers ran; did they start? See 'yolofleet report {directory}'"
         )
     if rank is not None and not 0 <= rank < len(workers):
         raise UserError(f"--rank {rank}: the newest start has ranks 0 to {len(workers) - 1}")
@@ -101,8 +101,8 @@ def worker_lines(address: str, worker: WorkerProcess, stream: Stream, *, tail: i
         ) as answer:
             if answer.status_code != requests.codes.ok:
                 raise WorkError(
-                    f"{worker}: its output cannot be read ({answer.status_code}: {one_line(answer.text, 200)}); if its "
-                    "node has left the cluster, its files are gone with it"
+                    f"{worker}: its output cannot be read ({answer.status_code}: {one_line(answer.text, 200)}); if "
+                    f"its node has left the cluster, its files are lost"
                 )
             for line in answer.iter_lines(decode_unicode=False):
                 if not line.startswith(RAY_MARKS):

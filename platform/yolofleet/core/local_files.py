@@ -28,12 +28,12 @@ def local_path(text: str | Path) -> Path:
         UserError: There is no such user, or no path can be written so.
     """
     if "\0" in str(text):
-        raise UserError(f"{str(text)!r}: a path holds no NUL character; write it without one")
+        raise UserError(f"{str(text)!r}: a path must not contain a NUL character")
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         user = Path(text).parts[0]
-        raise UserError(f"{text}: this machine knows no home folder of '{user}'; write the whole path") from None
+        raise UserError(f"{text}: this machine has no home folder for '{user}'; write the whole path") from None
 
 
 def open_regular(path: str | Path, most_bytes: int) -> BinaryIO:
@@ -111,7 +111,7 @@ def private_folder(path: Path) -> Path:
         status = path.lstat()
         if stat.S_ISLNK(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise UserError(
-                f"{path}: others may write there, or it is a link; make it yours alone (chmod 700), or name another "
+                f"{path}: others can write there, or it is a link; make it private (chmod 700), or name another "
                 f"folder in {CACHE_VARIABLE}"
             )
         path.chmod(0o700)

@@ -97,7 +97,7 @@ def stop_on_signals(announce: Callable[[str], object] = str) -> None:
         stopped = StoppedBySignal(signal.Signals(number))
         for kind in kinds:
             signal.signal(kind, signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL)
-        announce(f"\nstopping ({signal_name(stopped.kind)}); once more ends it at once, without clearing up")
+        announce(f"\nstopping ({signal_name(stopped.kind)}); a second time ends it at once, without clean-up")
         signal.signal(signal.SIGALRM, lambda *_: None if _is_handled(stopped) else _throw(stopped))
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
         raise stopped

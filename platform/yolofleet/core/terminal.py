@@ -54,7 +54,7 @@ class OutputError(WorkError):
     """The result cannot be written to stdout; the work itself is done."""
 
     def __init__(self, error: OSError) -> None:
-        super().__init__(f"the result cannot be written to stdout: {error.strerror}; what was made is kept")
+        super().__init__(f"the result cannot be written to stdout: {error.strerror}; written files are kept")
         self.is_unread = error.errno == errno.EPIPE
         """Whether its reader has seen enough (``| head -1``)."""
 

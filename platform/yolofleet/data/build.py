@@ -118,7 +118,7 @@ def build_dataset(
     if existing is not None and not overwrite:
         raise BuildError(
             f"{out.url}: holds another dataset already ({existing.num_samples} images); "
-            "choose another folder, or pass --overwrite to replace it"
+            "choose another folder, or use --overwrite to replace it"
         )
     if existing is not None or out.exists(MANIFEST_NAME):
         out.delete(MANIFEST_NAME)
@@ -288,7 +288,7 @@ def _refuse_lost_boxes(
     if not manifest.num_boxes and (num_chosen or not num_read):
         if num_kept:
             problems.add("objects_all_crowds", f"{num_kept} crowds, 0 other objects")
-        raise BuildError(f"no box is left of those that are annotated; mainly {problems.main_loss()}")
+        raise BuildError(f"none of the annotated boxes can be used; mainly {problems.main_loss()}")
     share_read = num_read / (num_read + num_lost)
     share_lost = 1 - share_read * (num_kept / num_chosen if num_chosen else 1.0)
     if share_lost > most_skipped:

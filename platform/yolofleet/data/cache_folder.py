@@ -115,7 +115,7 @@ def own_folder(path: Path, *, setting: str = "cache.path") -> Path:
         raise CacheError(f"{setting} {folder}: cannot be made: {error.strerror}") from error
     if wrong is not None:
         raise CacheError(
-            f"{setting} {folder}: {wrong}; name a folder that does not exist yet, or make it yours alone (chmod 700)"
+            f"{setting} {folder}: {wrong}; name a folder that does not exist yet, or make it private (chmod 700)"
         )
     return folder
 

@@ -67,7 +67,7 @@ def check_page(content: Content, problems: ProblemLog, *, max_pixels: int = DEFA
     )
     leaks = sum(group.is_leak for group in content.duplicates)
     summary = f"{usable} images can be used, with {sum(r.num_boxes for r in reports):,} boxes; " + (
-        "nothing is wrong with them."
+        "no problems were found."
         if not (problems.num() or content.duplicates or num_labels)
         else f"{problems.num()} problems, {len(content.duplicates)} groups of duplicates"
         f"{f' ({leaks} across the datasets)' if leaks else ''}, {num_labels} labels to look at."
@@ -77,7 +77,7 @@ def check_page(content: Content, problems: ProblemLog, *, max_pixels: int = DEFA
         Section(title="Problems", body=_problems(problems)),
         _section(
             "Duplicates",
-            "Images that show the same, those in more than one dataset first.",
+            "Images that show the same scene; those in more than one dataset come first.",
             [_duplicate_card(content, group, max_pixels) for group in content.duplicates[:MOST_GROUPS]],
             len(content.duplicates),
         ),

@@ -247,7 +247,7 @@ def _stored_size(image: Image.Image) -> tuple[int, int]:
 def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return a loaded image as RGB, converted a band at a time: a converted copy of all of it would be too much."""
     if image.mode == "F":
-        raise ImageError("image_unknown", "floating-point levels have no known range; save it with 8 or 16 bits")
+        raise ImageError("image_unknown", "floating-point values have no known range; save the image with 8 or 16 bits")
     shift = _level_shift(image) if image.mode.startswith("I") else None
     pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
     for top, band in _bands(image):

@@ -67,7 +67,7 @@ def _why_none(tree: FileTree, read: Read, named: str | None, folder: str) -> str
     for ending, pattern, tool, cure in _OTHER_TOOLS:
         for key in [named] if named is not None else tree.ending(ending)[:3]:
             if key.lower().endswith(ending) and re.search(pattern, read(key)[: 1 << 20]):
-                return f"{folder}: {key} is {tool}, which is not read; {cure}, then name that"
+                return f"{folder}: {key} is {tool}, which cannot be read; {cure}, then name the result"
     if named is not None:
         return f"{folder}/{named}: no data.yaml with train and names, and no COCO annotations; name the folder"
     return (

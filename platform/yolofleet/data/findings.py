@@ -19,13 +19,13 @@ from yolofleet.data.histograms import Columns, columns
 from yolofleet.data.records import ImageRecord, ObjectClass
 
 FINDING_KINDS = {
-    "box_labelled_twice": "two boxes of one class overlap almost wholly (score: their IoU)",
-    "box_on_border": "a box touches several borders or is a sliver at one (score: borders / 4, 1 for a sliver)",
+    "box_labelled_twice": "two boxes of one class overlap almost completely (score: their IoU)",
+    "box_on_border": "a box touches several borders or is a thin strip at one (score: borders / 4, 1 for a strip)",
     "box_extreme_shape": "a box is 20 times longer than wide (score: 1 - 20 : ratio)",
     "label_missing": "the model is confident of an object that no label covers (score: its confidence)",
-    "label_wrong_class": "the model is confident of another class (score: by how much more)",
+    "label_wrong_class": "the model is more confident of another class (score: the difference)",
     "label_misplaced": "the model is confident of another box (score: confidence x (1 - IoU))",
-    "label_not_found": "the model finds nothing here, though it finds such objects (score: share that it finds)",
+    "label_not_found": "the model finds nothing here, although it finds such objects (score: the share that it finds)",
 }
 """What each kind of finding means, and what its score is: 0 to 1, the most suspicious first."""
 LABELLED_TWICE_IOU = 0.9

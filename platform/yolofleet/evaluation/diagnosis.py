@@ -249,7 +249,7 @@ def _summary(
     num_true, num_false, num_missed = counts
     num_objects = num_true + num_missed
     if not num_objects:
-        return "The annotations hold no objects, so nothing could be measured."
+        return "The annotations contain no objects, so nothing could be measured."
     if threshold is None:
         return f"The model finds none of the {_objects(num_objects)}: no box lies on an object of its class."
     parts = [
@@ -259,7 +259,7 @@ def _summary(
     ]
     worst = max(errors, key=lambda entry: entry.cost or 0.0)
     if worst.cost and worst.cost > 0:
-        parts.append(f"; most is lost by {ERROR_PHRASES[worst.kind]} ({100 * worst.cost:.1f} points of AP50)")
+        parts.append(f"; most is lost to {ERROR_PHRASES[worst.kind]} ({100 * worst.cost:.1f} points of AP50)")
     if len(classes) > 1:
         weakest = classes[0]
         why = f", mainly {ERROR_PHRASES[weakest.main_error]}" if weakest.main_error else ""

@@ -89,8 +89,8 @@ def _errors(document: Document) -> Section:
     at = _confidence_text(document["threshold"])
     head = ("error", "what it is", f"from confidence {at}", "of all detections", "costs AP50 points")
     note = (
-        "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain if this kind alone were "
-        "mended; costs do not add up."
+        "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain without this kind of "
+        "error; costs do not add up."
     )
     body = diagnosis_cards(document) + table(Table(name="Errors", head=head, rows=rows))
     return Section(title="What goes wrong", note=note, body=body)
@@ -105,7 +105,7 @@ def _weakest_classes(document: Document) -> Section:
         ap50 = number_cell(100 * entry["ap50"], 1, share=entry["ap50"])
         at = replace(number_cell(entry["threshold"]), text=_confidence_text(entry["threshold"]))
         rows.append([entry["name"], ap50, reason, *numbers, at])
-    head = ("class", "AP50", "costs it most (points of its AP50)", "precision", "recall", "best F1", "at confidence")
+    head = ("class", "AP50", "costs it most (points of AP50)", "precision", "recall", "best F1", "at confidence")
     note = "The weakest first. Precision and recall are those at the confidence where the F1 of the class is best."
     return Section(title="Weakest classes", note=note, body=table(Table(name="Classes", head=head, rows=rows)))
 
@@ -143,13 +143,13 @@ def _confusion(document: Document) -> Section:
     if len(names) > MOST_NUMBERED:
         matrix = folded(f"All {len(names)} classes", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
-    pairs = table(Table(name="Classes taken for others", head=("object", "detected as", "times"), rows=rows))
+    pairs = table(Table(name="Classes confused with others", head=("object", "detected as", "times"), rows=rows))
     at = _confidence_text(document["threshold"])
     note = (
         f"Objects in rows, boxes from confidence {at} on in columns, paired at IoU "
         "0.50. The last column counts objects missed, the last row boxes on background."
     )
-    body = beside(matrix, pairs or Markup("<p>No missed object is taken for one of another class.</p>"))
+    body = beside(matrix, pairs or Markup("<p>No class is confused with another.</p>"))
     return Section(title="Confusion", note=note, body=body)
 
 
@@ -257,8 +257,8 @@ def _label_errors(document: Document) -> Section:
         ]
         for entry in document["label_errors"]
     ]
-    head = ("image", "what speaks against the label", "box x, y, width, height", "score")
-    note = "The model may be right where the annotations are not: these are worth a look, the likeliest first."
+    head = ("image", "why the label may be wrong", "box x, y, width, height", "score")
+    note = "Here the model may be right and the annotations wrong; the most likely ones come first."
     body = table(Table(name="Likely label errors", head=head, rows=rows))
     return Section(title="Likely label errors", note=note, body=body)
 

@@ -42,8 +42,8 @@ from yolofleet.evaluation.precision_recall import (
 ERROR_KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
 ERROR_PHRASES = {
     "classification": "boxes with the wrong class",
-    "localisation": "boxes too far off their objects",
-    "both": "boxes with the wrong class that are far off as well",
+    "localisation": "boxes too far from their objects",
+    "both": "boxes with the wrong class that are also too far off",
     "duplicate": "second boxes on one object",
     "background": "boxes where no object is",
     "missed": "objects that are not found",
@@ -52,9 +52,9 @@ ERROR_MEANINGS = {
     "classification": "on an object of another class",
     "localisation": "near an object of its class, IoU 0.1 to 0.5",
     "both": "near an object of another class, IoU 0.1 to 0.5",
-    "duplicate": "on an object that a surer box has found",
+    "duplicate": "on an object that a more confident box has found",
     "background": "on no object",
-    "missed": "objects that none of these explains",
+    "missed": "objects not explained by any of these",
 }
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(ERROR_KINDS))
 TRUE, IGNORED = -1, -2

@@ -159,7 +159,7 @@ def evaluate(
         image_size: Long side of the network's input in pixels.
         classes: (category id, name) of each class index of the model, if they may differ from the dataset's;
             `category_ids_for` maps them.
-        batch_size: Images that pass the network together.
+        batch_size: Images that pass through the network together.
         device: Where the model lies.
         confidence: Lowest score that counts.
         iou: Overlap above which the worse of two boxes of a class is suppressed.

@@ -16,11 +16,11 @@ WIDTHS = (6, 7, 6, 6, 7, 9, 9, 9, 8, 6)
 MODEL_WIDTH = 22
 LINE_LENGTH = 95
 METHOD = (
-    "A pass is the network alone, from images in memory to decoded boxes; each is waited for before the next begins. "
+    "A pass is only the network, from images in memory to decoded boxes; each one ends before the next begins. "
     f"The first {WARM_UP_PASSES} are not counted. FPS: images a second by the median pass."
 )
-PAPERS = "AP marked * is what the paper prints of that model; it was not measured here."
-UNEVALUATED = "A model without AP was not evaluated at this image size, so it is not in the chart."
+PAPERS = "AP marked * is from the paper; it was not measured here."
+UNEVALUATED = "Models without AP were not evaluated at this image size and are not in the chart."
 NO_SINGLE = "The chart shows single images: measure with --batch 1, too."
 
 

@@ -21,8 +21,7 @@ PUBLISHED = (
     "time."
 )
 MEASURED = (
-    "Measured here, each on the validation set that is named; comparable where that is COCO val2017, by the published "
-    "protocol:"
+    "Measured here, each on the named validation set; comparable only on COCO val2017 with the published protocol:"
 )
 LINE_LENGTH = 80
 MOST_LABELS = 3
@@ -72,7 +71,7 @@ def comparison_lines(measured: Sequence[MeasuredModel]) -> Iterator[str]:
         figures = _figures(entry)
         yield _line(mark, entry.model, (*_costs(entry), *figures[:3], figures[6]))
     yield ""
-    yield "YOLOv7-X by precision and threshold of the suppression (Table 10):"
+    yield "YOLOv7-X by precision and IoU threshold of NMS (Table 10):"
     for result in published_results():
         if result.precision is not None:
             yield f"  {result.precision}, IoU {result.iou}: {result.ap} AP"
@@ -104,7 +103,7 @@ def render_comparison(measured: Sequence[MeasuredModel]) -> str:
             body=text(PUBLISHED, MEASURED if measured else "") + bullets(_sources(measured)),
         ),
         Section(
-            title="YOLOv7-X by precision and threshold of the suppression (Table 10)",
+            title="YOLOv7-X by precision and IoU threshold of NMS (Table 10)",
             body=table(Table(name="Table 10", head=("setting", "AP"), rows=settings)),
         ),
     ]

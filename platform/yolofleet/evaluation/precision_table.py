@@ -22,8 +22,8 @@ LINE_LENGTH = 90
 NUM_PASSES = len(THRESHOLDS) * len(PRECISIONS)
 """How often each image is evaluated."""
 ON_CPU = (
-    "On a CPU half precision rounds weights and the output of every layer to float16, as on a GPU, but is slower than "
-    "fp32: the figures show what rounding costs, the seconds do not show what a GPU gains."
+    "On a CPU, half precision rounds weights and the output of every layer to float16, as on a GPU, but is slower "
+    "than fp32. So the figures show the cost of rounding, but the seconds do not show the gain on a GPU."
 )
 
 

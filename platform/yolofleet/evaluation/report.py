@@ -131,7 +131,7 @@ def image_section(images: Sequence[SampleImage]) -> Section | None:
         figure(image.jpeg, (image.width, image.height), f"{image.name}: ground truth and detections", image.name)
         for image in images
     ]
-    note = f"Left the ground truth, right the detections from a score of {CONFIDENCE} on."
+    note = f"Left: ground truth. Right: detections with a score of at least {CONFIDENCE}."
     return Section(title="Images", note=note, body=grid(figures, "images"))
 
 
@@ -152,7 +152,8 @@ def _figures(document: Document) -> Section:
     skipped = f", {len(document['skipped'])} images could not be read" if document["skipped"] else ""
     note = (
         f"{document['num_images']:,} images, {document['num_objects']:,} objects, {document['num_crowds']:,} crowds, "
-        f"{document['num_detections']:,} detections{skipped}. COCO figures; - where there was nothing to measure."
+        f"{document['num_detections']:,} detections{skipped}. COCO figures; a dash: there was nothing to "
+        "measure."
     )
     others = Table(name="Further figures", head=rest, rows=[[number_cell(figures[name], 4) for name in rest]])
     return Section(title="Figures", note=note, body=cards(shown) + table(others))
@@ -177,7 +178,7 @@ def _classes(document: Document) -> Section:
     absent = len(document["per_class"]) - len(present)
     notes = ["The worst first; curves at IoU 0.50."]
     if len(present) > MOST_LINES:
-        notes.append(f"Drawn are the {ENDS} worst, the {ENDS} best and the mean of all.")
+        notes.append(f"The chart shows the {ENDS} worst, the {ENDS} best and the mean of all.")
     if absent:
         notes.append(f"{absent} classes without objects are left out.")
     body = beside(table(Table(name="Classes", head=head, rows=rows)), _curves(document))

@@ -46,8 +46,8 @@ LARGEST_SHARE = 1.1
 """Shares of an image may pass 1 a little where a box leaves it; boxes in pixels are larger."""
 PLURALS = {"image_id": "image ids", "category_id": "category ids"}
 LIKELY_CAUSE = {
-    "image_id": "likely they are of a larger set of images",
-    "category_id": "likely the model knows more classes",
+    "image_id": "probably they belong to a larger set of images",
+    "category_id": "probably the model knows more classes",
 }
 
 
@@ -107,7 +107,7 @@ def note_low_ap50(result: AveragePrecision) -> list[Note]:
         return []
     text = (
         f"AP50 is {ap50:.4f}: hardly any box lies on an object of its class, and no other reading of boxes or ids is "
-        "certainly better; are the detections of this dataset, and boxes in pixels of the original images?"
+        f"clearly better. Are the detections of this dataset, and are boxes in pixels of the original images?"
     )
     return [Note(kind="ap50_is_low", count=result.num_detections, text=text)]
 

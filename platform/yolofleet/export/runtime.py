@@ -77,13 +77,13 @@ class OnnxNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) in 0..1 to decoded predictions (B, boxes, 5 + classes)."""
         if self.card.suppression is not None:
-            raise ExportError("this file has suppression inside: it returns detections, no decoded predictions")
+            raise ExportError("this file contains NMS: it returns detections, not decoded predictions")
         return torch.from_numpy(self._run(images)[0])
 
     def detections(self, images: Tensor) -> list[Tensor]:
         """Map images (B, 3, H, W) in 0..1 to detections (k, 6) each, of a file with suppression inside."""
         if self.card.suppression is None:
-            raise ExportError("this file has no suppression inside: export it with --nms")
+            raise ExportError("this file contains no NMS: export it with --nms")
         rows, counts = self._run(images, [DETECTIONS_NAME, COUNT_NAME])
         return [torch.from_numpy(row[: int(count)]) for row, count in zip(rows, counts[:, 0], strict=True)]
 
@@ -136,11 +136,11 @@ def _equal_network(path: Path, detector: Detector) -> OnnxNetwork:
     network = OnnxNetwork(path)
     card = network.card
     if card.weights_sha256 != detector.card.weights_sha256:
-        raise ExportError(f"{path} was made of other weights; export it again")
+        raise ExportError(f"{path} was made from other weights; export it again")
     if card.quantized or card.suppression is not None or not card.dynamic:
         raise ExportError(f"{path} can only be used if it is exported with --dynamic, without --nms and --int8")
     images = random_images(detector.model)
     comparison = compare_decoded(detector.network(images), network(images))
     if not comparison.equal:
-        raise ExportError(f"{path} computes something else than the weights: {comparison}; export it again")
+        raise ExportError(f"{path} does not compute the same as the weights: {comparison}; export it again")
     return network

@@ -72,7 +72,7 @@ def activation_bytes(
         graph: A wired table, counted in training form.
         num_classes: Classes to predict.
         size: Height and width of the images, in pixels.
-        micro_batch_size: Images that pass the network together.
+        micro_batch_size: Images that pass through the network together.
         precision: Of the activations. Batch statistics are kept in float32; below it, a copy of the convolution weights
             in that precision is kept as well.
         memory: Which blocks are computed again.
@@ -149,7 +149,7 @@ def training_memory(
         graph: A wired table.
         num_classes: Classes to predict.
         size: Height and width of the images, in pixels.
-        micro_batch_size: Images that pass the network together.
+        micro_batch_size: Images that pass through the network together.
         precision: Of the activations.
         strategy: ``ddp``, ``zero1`` or ``zero2``.
         num_workers: Workers that share.

@@ -96,9 +96,7 @@ def draw_scaling(
     """
     columns = scaling_columns(base, depth=depth, transition_width=transition_width, hidden_width=hidden_width)
     if columns[-1].table == base:
-        raise UserError(
-            f"model {base.name}: no factor changes it, so there is nothing to set side by side; give --depth"
-        )
+        raise UserError(f"model {base.name}: no factor changes it, so there is nothing to compare; give --depth")
     rows = [(row, index) for index, row in enumerate(base.blocks) if _has_depth(row)]
     if not rows:
         raise UserError(f"model {base.name}: no block of it has a depth that could be scaled")

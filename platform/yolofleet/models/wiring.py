@@ -174,7 +174,9 @@ def _check_sources(
             raise GraphError(f"{where}: reads '{source}': {reason}")
         above = names[max(position - MOST_NAMED, 0) : position]
         hint = did_you_mean(source, above)
-        raise GraphError(f"{where}: reads '{source}', which no row is called{hint} Rows above: {', '.join(above)}")
+        raise GraphError(
+            f"{where}: reads '{source}', which is not the name of a row{hint} Rows above: {', '.join(above)}"
+        )
 
 
 def _find_cycle(table: ModelTable, names: list[str], start: str) -> list[str]:

@@ -109,7 +109,9 @@ def move_alias(
         tags, aliases = store.read()
         check_aliases(aliases)
         if request.key not in tags:
-            raise PromotionLostError(f"version {version} was not promoted: it was taken for dead; run it again")
+            raise PromotionLostError(
+                f"version {version} was not promoted: another process took this one for dead; run it again"
+            )
         sequence = _complete_history(store, alias, tags, aliases)
         request = lock.write(replace(request, stage="committing", sequence=sequence + 1))
     except BaseException:

@@ -173,7 +173,7 @@ def code_claim(folder: Path, proof: Proof) -> Claim:
     if code.package != proof.inference_code:
         detail = (
             f"written with {proof.inference_code} (yolofleet {proof.yolofleet_version}), this yolofleet has "
-            f"{code.package}; the other claims were redone with this one"
+            f"{code.package}; the other claims were verified with this one"
         )
         return Claim("code version", "not possible", detail)
     own = {
@@ -214,7 +214,7 @@ def packages_claim(proof: Proof) -> Claim:
     ]
     if others:
         detail = f"other versions are installed here: {', '.join(others[:MOST_NAMED])}"
-        return Claim("package versions", "not possible", f"{detail}; the other claims were redone with these")
+        return Claim("package versions", "not possible", f"{detail}; the other claims were verified with these")
     return Claim("package versions", "passed", f"{len(proof.packages)} packages as recorded")
 
 

@@ -193,9 +193,9 @@ def render_comparison(comparison: VersionComparison, images: Sequence[tuple[Disa
     note = (
         f"{differences.num_images} images of {comparison.dataset.storage.url}, the same for both. Intervals hold "
         f"{differences.confidence:.0%} of {differences.num_replicates} paired bootstrap replicates over images; a "
-        "difference has an arrow where its interval does not hold zero."
+        f"difference has an arrow if its interval does not contain zero."
     )
-    seen = f"Left the ground truth, then {first}, then {second}; boxes from a score of 0.25."
+    seen = f"From left to right: ground truth, {first}, {second}; boxes with a score of at least 0.25."
     sections = [
         Section(title="Figures", note=note, body=_table("figure", differences.figures, comparison)),
         Section(title="AP of the classes", body=_table("class", differences.per_class, comparison)),

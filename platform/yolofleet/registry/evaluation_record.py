@@ -187,7 +187,7 @@ def confirm_figures(evaluation: Evaluation) -> Evaluation:
     if problems := reference_differences(record.figures, reference_average_precision(truth, evaluation.detections)):
         raise RegistryError(
             f"the figures to register are not those of their detections on {record.data}: {'; '.join(problems)}. "
-            "Figures or detections were changed, or one of the two computes them wrongly: evaluate again"
+            "Figures or detections were changed, or one of the two programs is wrong: evaluate again"
         )
     return replace(evaluation, record=record.model_copy(update={"confirmed_by": reference_name()}))
 

@@ -71,7 +71,7 @@ def champion_gate(policy: AgainstChampion, differences: Differences, champion: s
     )
     if figure.low >= -policy.largest_drop:
         return Gate("against champion", True, f"{numbers}; a drop of {policy.largest_drop:g} is allowed")
-    likely = "worse" if figure.high < 0 else "not surely better than the drop allowed; more images narrow the interval"
+    likely = "worse" if figure.high < 0 else "the drop may be larger than allowed; more images narrow the interval"
     return Gate("against champion", False, f"{numbers}; the lower end is below -{policy.largest_drop:g}: {likely}")
 
 

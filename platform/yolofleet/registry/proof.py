@@ -232,7 +232,7 @@ def compare_onnx(path: Path, detector: Detector) -> PredictionComparison:
     if card.weights_sha256 != detector.card.weights_sha256:
         raise UserError(f"{path.name} was made of other weights ({card.weights_sha256[:12]}...): export it again")
     if card.quantized:
-        raise FormError(f"{path.name} is quantised: only its AP can be checked, not its numbers")
+        raise FormError(f"{path.name} is quantised: only its AP can be verified, not its numbers")
     shape = InputShape(batch=1, image_size=card.image_size, dynamic=card.dynamic)
     thresholds = Thresholds(**card.suppression.model_dump()) if card.suppression is not None else None
     return verify(path, "onnx", detector, thresholds, random_batches(shape, max(card.strides)))

@@ -44,8 +44,8 @@ LOGGED_MODEL_NAME = "detector"
 MODEL_TYPE = "object-detector"
 DEFAULT_EXPERIMENT = "yolofleet"
 MODEL_DESCRIPTION = (
-    "A detector in versions. Each carries its proof: `yolofleet registry verify NAME/VERSION` redoes it. `@candidate` "
-    "is the newest one, `@champion` the one that was promoted; `yolofleet registry history NAME` tells why."
+    "A detector in versions. Each has a proof: `yolofleet registry verify NAME/VERSION` verifies it. `@candidate` is "
+    "the newest one, `@champion` the promoted one; `yolofleet registry history NAME` shows why."
 )
 LONGEST_DESCRIPTION = 5000
 FIGURE_FACT = "figures.AP"

@@ -247,7 +247,7 @@ def _best_average(job: JobSpec, ready: Readiness) -> tuple[Network, int]:
 
     checkpoint = best_checkpoint(ready.run, CheckpointStore(ready.run.storage.child("checkpoints")))
     if checkpoint is None:
-        raise UserError(f"{ready.run.url}: there is no whole checkpoint to release; train first")
+        raise UserError(f"{ready.run.url}: there is no complete checkpoint to release; train first")
     model = build_model(run_table(job, ready.run), num_classes=len(ready.train.classes))
     load_strictly(model, checkpoint.tensors["average"])
     return model.float(), checkpoint.step

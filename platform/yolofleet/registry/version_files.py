@@ -227,7 +227,7 @@ def _kept_part(tracking_uri: str, version: Version, location: str, part: str) ->
             open_archive(folder)
             for name, sha256 in digests.items():
                 if not _has_sha256(folder / name, sha256):
-                    cure = f"`yolofleet registry verify {version.name}/{version.number}` shows all that was changed"
+                    cure = f"`yolofleet registry verify {version.name}/{version.number}` shows every change"
                     raise RegistryError(f"{version.uri}: {name} is not what the version's proof names; {cure}")
             for name in digests:
                 (kept / name).unlink(missing_ok=True)

@@ -27,7 +27,9 @@ def cost_section(results: Results) -> Section | None:
     if results.paper is None and own:
         among = [_cost_chart(results, cost, with_published=True) for cost in COSTS]
         body += folded(f"Among {COCO}", grid(drawn for drawn in among if drawn))
-    return Section(title="AP against cost", body=body, note="The line joins the trials that no other one beats.")
+    return Section(
+        title="AP against cost", body=body, note="The line joins the trials that no other trial beats (the front)."
+    )
 
 
 def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:

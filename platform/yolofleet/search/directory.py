@@ -83,7 +83,8 @@ class SearchDirectory(RunDirectory):
             if changed:
                 raise UserError(
                     f"search '{spec.name}' in {self.url} was started with another {', '.join(changed)}; its trials "
-                    f"answer another question. Use another name, or the space as it was ({self.url}/{SEARCH_KEY}). "
+                    f"cannot be compared with the new ones. Use another name, or the space as it was "
+                    f"({self.url}/{SEARCH_KEY}). "
                     f"What may change: {', '.join(CHANGEABLE_KEYS)}"
                 )
         self.storage.put(SEARCH_KEY, write_yaml(spec.document()).encode())

@@ -75,7 +75,7 @@ class OptunaFile:
         except (StorageError, OSError):
             raise
         except Exception as error:  # whatever a damaged or foreign file makes Optuna raise
-            logger.info("%s is written anew: %s", self._path, error)
+            logger.info("%s is written again: %s", self._path, error)
             self._begin_anew()
             self._write_trials()
         if self._is_remote and self._path.stat().st_size != self._stored_bytes:
@@ -106,7 +106,7 @@ class OptunaFile:
             self._storage = _open_journal(self._path)
             self._study_id = self._storage.get_study_id_from_name(self._spec.name)
         except Exception as error:  # as in `sync`
-            logger.info("%s is written anew: %s", self._path, error)
+            logger.info("%s is written again: %s", self._path, error)
             self._begin_anew()
 
     def _begin_anew(self) -> None:

@@ -109,11 +109,11 @@ def _remarks(table: PaperTable) -> Iterator[str]:
     if (above := _above_the_first(table)) is not None:
         yield above
     if table.seeds == 1:
-        yield "One seed: chance and effect are not distinguished. Run the space with repeats=3 for the spread."
+        yield "With one seed, chance and effect cannot be distinguished. Run the space with repeats=3 for the spread."
     else:
         yield (
-            f"Means of {table.seeds} seeds, ± their standard deviation. Two means differ from twice the "
-            "standard error of their difference on."
+            f"Means of {table.seeds} seeds, ± their standard deviation. Two means are distinguished if they differ "
+            f"by at least twice the standard error of their difference."
         )
     if table.note:
         yield table.note

@@ -91,11 +91,11 @@ def render_search(results: Results, pages: Mapping[str, str], *, live: bool = Fa
         Section(title="What matters", body=_importances(results)),
         Section(title="Slices", body=slices(results, space), note=f"{spec.objectives[0].metric} by each parameter."),
         Section(title="All trials at once", body=parallel_chart(results, space), folded=True),
-        Section(title="What a further budget would buy", body=_budget(results)),
+        Section(title="What more budget would bring", body=_budget(results)),
     ]
     if results.best is not None:
         job = Markup('<pre tabindex="0">{}</pre>').format(best_job(results, space))
-        note = "best.yaml, beside this report: yolofleet train takes it."
+        note = "best.yaml, beside this report; train it with yolofleet train."
         sections.append(Section(title="Best job", body=job, note=note, folded=True))
     links = {} if live else {"best.yaml": "../best.yaml", "search.yaml": "../search.yaml"}
     return render_page(f"Search {spec.name}", sections, summary=_sentence(results), links=links, live=live)
@@ -175,7 +175,7 @@ def _budget(results: Results) -> Markup:
 
 def _importances(results: Results) -> Markup:
     if results.importances is None:
-        return text("Too few trials to tell.")
+        return text("There are too few trials to say.")
     rows: list[Row] = [
         [
             entry.parameter,

@@ -55,7 +55,7 @@ class AssignmentSpec(Spec):
     """Who guides the auxiliary heads (Table 6); ``none`` trains the model without them. By default coarse_to_fine for
     models with auxiliary heads, none for the others."""
     matching: Literal["dynamic", "fixed"] = "dynamic"
-    """dynamic: as many cells a box as fit it well, the cheapest ones (SimOTA); fixed: every candidate."""
+    """dynamic: each box takes as many of its cheapest cells as fit it well (SimOTA); fixed: every candidate."""
     constraint: bool = False
     """Cap the objectness target of the cells that only the coarse set holds (Table 7)."""
     auxiliary_weight: Annotated[float, Field(ge=0)] = 0.25

@@ -23,11 +23,11 @@ class ClusterSpec(Spec):
     """CPUs of each worker, without a GPU its threads, too. auto: this machine's cores shared by the workers; 1 on a
     cluster or in a search; data.loader_threads + 1 for a worker with a GPU. Decided when a run starts, and kept."""
     price_per_hour: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """What one worker costs an hour, in any currency: runs then say what they cost."""
+    """Price of one worker per hour, in any currency; runs then say what they cost."""
     labels: dict[str, str] = Field(default_factory=dict)
     """Labels that a node must have for a worker to be placed there (Ray's node labels)."""
     first_worker_labels: dict[str, str] = Field(default_factory=dict)
-    """Further labels of the first worker's node: it writes the checkpoints, so it should not be a preemptible one."""
+    """Further labels of the first worker's node: it writes the checkpoints, so choose a node that is not preempted."""
     placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = "PACK"
     """Whether workers share nodes or are spread over them (Ray's placement strategies)."""
     max_failures: Annotated[int, Field(ge=0)] = 3
@@ -39,7 +39,7 @@ class ClusterSpec(Spec):
     start_timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """How long the workers may take to start."""
     priority: Annotated[int, Field(ge=-1000, le=1000)] = 0
-    """On a cluster that many share: the higher one gets room first, among equals the one that came first."""
+    """On a shared cluster, the higher priority gets room first; equal ones in the order of their arrival."""
     project: str | None = None
     """What the work is for; the cluster may have a quota for it."""
     wait_for_room_seconds: Annotated[float, Field(ge=0)] | None = None
@@ -47,12 +47,12 @@ class ClusterSpec(Spec):
     wait_for_nodes_seconds: Annotated[float, Field(ge=0)] = 1800.0
     """How long a run waits for nodes that an autoscaler can add, or that it had and lost."""
     hang_timeout_seconds: Annotated[float, Field(gt=0)] = 600.0
-    """A worker without progress for so long is ended, and its stacks are kept; longer than any evaluation or step."""
+    """A worker without progress for this long is ended, and its stacks are kept; longer than any evaluation or step."""
     resize_interval_seconds: Annotated[float, Field(gt=0)] = 60.0
     """How often a run with fewer than the most workers looks for room to grow."""
     evaluation: Literal["auto", "inline", "apart"] = "auto"
-    """Who evaluates the model: the workers between two steps (inline), a task beside them in one more worker's slot
-    (apart), or that task where several nodes have a free slot (auto)."""
+    """Who evaluates the model: the workers between two steps (inline), a separate task with the
+    resources of one more worker (apart), or that task if several nodes have such resources free (auto)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

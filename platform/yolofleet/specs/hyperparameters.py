@@ -107,7 +107,7 @@ class Augmentation(Spec):
     paste_in: Share = 0.15
     """Share of samples that receive pasted objects (data with polygons only)."""
     extra_augmentations: tuple[Annotated[SerializeAsAny[AugmentationStep], BeforeValidator(_read_step)], ...] = ()
-    """Registered steps of one's own, applied after the others, in this order: a list of {name: NAME, share: SHARE}."""
+    """Your own registered steps, applied after the others, in this order: a list of {name: NAME, share: SHARE}."""
 
     @classmethod
     def none(cls) -> Augmentation:
@@ -140,7 +140,7 @@ class Hyperparameters(Augmentation):
     warmup_min_steps: Annotated[int, Field(ge=0)] = 1000
     """The warm-up takes at least this many steps."""
     warmup_most_share: Positive = 0.5
-    """The warm-up takes at most this share of the run's steps; a short run may end within one of more than 1."""
+    """The warm-up takes at most this share of the run's steps; with more than 1, a short run may end during it."""
     warmup_momentum: Share
     """SGD's momentum at step 0."""
     warmup_bias_lr: NotNegative
@@ -162,11 +162,11 @@ class Hyperparameters(Augmentation):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Smoothing of the class targets."""
     class_balance: Share = 0.0
-    """How far rare classes count more in the class term: a class weighs its inverse frequency to this power."""
+    """How much more rare classes count in the class term: a class has the weight (1 / frequency) to this power."""
     multi_scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Range of the image size: every step draws one, from 1 - multi_scale to 1 + multi_scale of the job's."""
     image_weights: Share = 0.0
-    """How far images with rare classes are drawn more often: 0 draws every image once an epoch, 1 by its weight."""
+    """How much more often images with rare classes are drawn: 0 draws every image once an epoch, 1 by its weight."""
     close_mosaic_share: Share = 0.0
     """The last part of the run, as a share of its steps, trained without mosaic, mixup and paste-in."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999

@@ -69,17 +69,17 @@ class EvaluationSpec(Spec):
     """How the model is evaluated on the validation set."""
 
     protocol: Literal["square", "published"] = "square"
-    """square: every image is padded to a square, in float32. published: batches of images of like shape, padded only as
-    far as they need (rectangular), in half precision on a GPU, with the published thresholds; what the paper's AP was
-    measured by."""
+    """square: every image is padded to a square, in float32. published: batches of images of similar shape, padded only
+    as far as needed (rectangular), in half precision on a GPU, with the published thresholds, as the paper's AP was
+    measured."""
     every_epochs: Annotated[float, Field(ge=1e-6)] = 1.0
     """Epochs between two evaluations; the last step is always evaluated."""
     batch_size: Count = 32
-    """Images that pass the network together."""
+    """Images that pass through the network together."""
     confidence: Annotated[float, Field(ge=0, lt=1)] = EVALUATION_CONFIDENCE
     """Detections below this score are dropped (the published evaluation's value)."""
     iou: Annotated[float, Field(gt=0, lt=1)] = EVALUATION_IOU
-    """Overlap from which the weaker of two detections is dropped."""
+    """IoU above which NMS drops the lower-scored of two boxes of a class."""
     max_detections: Count = EVALUATION_MAX_DETECTIONS
     """Detections kept per image."""
 
@@ -103,7 +103,7 @@ class JobSpec(Spec):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """Name of the run: letters, digits, '.', '_' and '-'. The same name resumes the same run."""
     model: ModelChoice
-    """Which model."""
+    """The model, and how it is scaled."""
     data: DataSpec
     recipe: RecipeName = "p5"
     """Published hyper-parameters to start from: p5, p6, tiny, or custom for fine-tuning."""
@@ -112,7 +112,7 @@ class JobSpec(Spec):
     assignment: AssignmentSpec = AssignmentSpec()
     """How boxes are assigned to the cells that learn them."""
     anchors: Literal["model", "auto", "fit"] = "model"
-    """Which anchors: the model's; fitted to the boxes where the model's reach too few of them (auto); always fitted."""
+    """model: the model's own anchors; auto: fitted to the boxes if those reach too few of them; fit: always fitted."""
     initial_weights: Url | None = None
     """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt, .pth, .ckpt or
     .safetensors file, also at https://; the classes may differ. Random weights unless given."""
@@ -228,11 +228,11 @@ class JobSpec(Spec):
         if weights is None and digest is not None:
             raise ValueError("initial_weights_sha256 is of a file, and there is none; set initial_weights")
         if weights is not None and weights.lower().startswith("http://"):
-            raise ValueError(f"initial_weights {weights}: files are fetched by https:// only")
+            raise ValueError(f"initial_weights {weights}: files are only fetched from https://")
         if weights is not None and weights.lower().startswith("https://") and digest is None:
             raise ValueError(
-                f"initial_weights {weights}: whoever holds this address decides what is trained from; say which file "
-                "is meant: initial_weights_sha256=DIGEST, from its publisher, or 'sha256sum FILE' of a copy you trust"
+                f"initial_weights {weights}: the file behind an address can change; give "
+                f"initial_weights_sha256=DIGEST, from its publisher, or from 'sha256sum FILE' of a copy that you trust"
             )
         return self
 

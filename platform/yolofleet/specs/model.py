@@ -25,7 +25,7 @@ class ModelChoice(Spec):
     name: str | None = None
     """A model of the zoo (``yolofleet models list``)."""
     spec: Url | None = None
-    """Path of a block table of one's own, instead of a name."""
+    """Path of your own block table, instead of a name."""
     depth: Factor = 1.0
     """Multiplies the stacked convolutions of every block; the transition width follows (paper section 3.2)."""
     transition_width: Factor | None = None

@@ -31,7 +31,7 @@ def spec_schema(kind: str) -> dict[str, Any]:
         UserError: There is no such kind.
     """
     if kind not in KINDS:
-        raise UserError(f"{kind}: no kind of spec{did_you_mean(kind, KINDS)}; there is {', '.join(KINDS)}")
+        raise UserError(f"{kind}: not a kind of spec{did_you_mean(kind, KINDS)}; there is {', '.join(KINDS)}")
     schema = _job_schema() if kind == "job" else KINDS[kind].model_json_schema()
     if kind == "search":
         job = _job_schema()

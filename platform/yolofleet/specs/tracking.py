@@ -22,7 +22,7 @@ class TrackingSpec(Spec):
     when_away: Literal["fail", "spool"] = "fail"
     """If MLflow does not answer at the start: 'fail' refuses to start; 'spool' trains and sends later."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard, too: into `tensorboard/` of the run directory."""
+    """Also write the metrics for TensorBoard, into `tensorboard/` in the run directory."""
 
 
 def _variables(names: Any) -> Any:
@@ -42,7 +42,7 @@ class NotifySpec(Spec):
     """Who is notified, and of what."""
 
     to: Annotated[tuple[str, ...], BeforeValidator(_variables)]
-    """Environment variables that hold an address each: a webhook (https://...), or one of Apprise (slack://...)."""
+    """Names of environment variables with an address each: a webhook (https://...), or one of Apprise (slack://...)."""
     on: Annotated[tuple[Literal["end", "failure", "waiting", "champion"], ...], Field(min_length=1)] = (
         "end",
         "failure",
@@ -51,4 +51,4 @@ class NotifySpec(Spec):
     )
     """The end of the work, its failure, a long wait for room; of a promotion: a new version at the alias."""
     waiting_minutes: Annotated[float, Field(gt=0)] = 30.0
-    """How long a wait is no news."""
+    """Waits for room that are shorter than this are not reported."""

@@ -180,7 +180,7 @@ class _Builder:
         if event.tag not in _GROUP_TAGS:
             raise self._error(f"the tag {cut(event.tag)} is not read; write a plain mapping or list")
         if len(self._groups) >= MOST_LEVELS:
-            raise self._error(f"nested deeper than {MOST_LEVELS} levels; write it flatter")
+            raise self._error(f"nested deeper than {MOST_LEVELS} levels; use fewer")
         group = _Group({} if isinstance(event, yaml.MappingStartEvent) else [], event.anchor, self._nodes)
         self._count(1)
         if event.anchor is not None:
@@ -199,7 +199,7 @@ class _Builder:
 
     def _take_alias(self, anchor: str) -> None:
         if any(group.anchor == anchor for group in self._groups) and anchor not in self._anchors:
-            raise self._error(f"the alias *{cut(anchor)} stands within what it stands for; write it out")
+            raise self._error(f"the alias *{cut(anchor)} refers to a value that contains it; write the value out")
         if anchor not in self._anchors:
             raise self._error(f"the alias *{cut(anchor)} has no anchor &{cut(anchor)} before it")
         value, nodes = self._anchors[anchor]
@@ -209,7 +209,9 @@ class _Builder:
     def _count(self, nodes: int) -> None:
         self._nodes += nodes
         if self._nodes > MOST_NODES:
-            raise self._error(f"more than {MOST_NODES:,} values, aliases counted as what they stand for; write fewer")
+            raise self._error(
+                f"more than {MOST_NODES:,} values (aliases count as the values that they stand for); write fewer"
+            )
 
     def _add(self, value: Any, *, is_merge: bool = False) -> None:
         """Put a value that is whole where it belongs: into the innermost list, or as a key or value of a mapping."""
@@ -240,14 +242,14 @@ class _Builder:
     def _merge(self, group: _Group, value: Any) -> None:
         mappings = value if isinstance(value, list) else [value]
         if not all(isinstance(mapping, dict) for mapping in mappings):
-            raise self._error("'<<' takes in mappings, and this is none; name a mapping")
+            raise self._error("'<<' merges mappings, but this is not one; name a mapping")
         group.merged += mappings
 
     def _read_scalar(self, event: Any) -> Any:
         """Return the value of plain text; quoted text is text."""
         text: str = event.value
         if (found := _NOT_TEXT.search(text)) is not None:
-            raise self._error(f"{cut(text)!r} holds {found[0]!r}, which is no character of a text; leave it out")
+            raise self._error(f"{cut(text)!r} holds {found[0]!r}, which is not allowed in text; remove it")
         if event.tag in _TEXT_TAGS or (event.style and event.tag is None):
             return text
         if event.tag is not None:

@@ -74,7 +74,7 @@ def fetch_file(url: str, sha256: str, suffix: str, notify: Notify) -> Path:
             _download(url, part, notify)
             found = file_sha256(part)
             if found != sha256 and resumes:
-                notify(f"{url}: what was kept of it is of another file; fetching it whole")
+                notify(f"{url}: the kept part belongs to another file; downloading all of it")
                 part.unlink()
                 _download(url, part, notify)
                 found = file_sha256(part)
@@ -87,7 +87,7 @@ def fetch_file(url: str, sha256: str, suffix: str, notify: Notify) -> Path:
             part.replace(whole)
             _validator_of(part).unlink(missing_ok=True)
     except OSError as error:
-        cure = "free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it yours alone"
+        cure = "free space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it private"
         raise FetchError(
             f"{folder}: {error.strerror or error}; {cure}, or name another folder in YOLOFLEET_CACHE"
         ) from None
@@ -230,7 +230,7 @@ def _explain_status(error: HTTPError, url: str, file: BinaryIO) -> bool:
     if error.code in TRANSIENT_STATUS:
         raise _BrokenOffError(f"the server answers {error.code}") from None
     if error.code in (401, 403):
-        raise FetchError(f"{url}: the server answers {error.code}: it asks for a login, and none is sent; {BY_HAND}")
+        raise FetchError(f"{url}: the server answers {error.code}: it asks for a login, but none is sent; {BY_HAND}")
     if error.code in (404, 410):
         raise FetchError(f"{url}: the server has no such file ({error.code}); look for its address at its publisher")
     raise FetchError(f"{url}: the server answers {error.code}; {BY_HAND}")

@@ -33,7 +33,7 @@ from yolofleet.core.redaction import holds_secret, redact_url
 TIMEOUT_SECONDS = 30.0
 HOSTS_VARIABLE = "YOLOFLEET_URL_HOSTS"
 """Hosts whose address need not be public, separated by commas."""
-BY_HAND = "else fetch it by other means, and name the file"
+BY_HAND = "otherwise download it yourself, and give its path"
 
 
 class FetchError(UserError):
@@ -51,7 +51,7 @@ def check_url(url: str) -> None:
     if holds_secret(url) or parts.username is not None:
         raise FetchError(f"{shown}: a URL takes no user, token or password; {BY_HAND}")
     if parts.scheme != "https":
-        raise FetchError(f"{shown}: files are fetched by https only, which tells who sent them; {BY_HAND}")
+        raise FetchError(f"{shown}: files are only fetched by https, which proves who sent them; {BY_HAND}")
     if not host or not url.isprintable() or not url.isascii() or " " in url:
         raise FetchError(f"{shown!r:.300}: a URL is https://HOST/PATH, without blanks (%20) and in ASCII")
 

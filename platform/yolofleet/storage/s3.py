@@ -95,7 +95,7 @@ class S3Storage(Storage):
             if code in ("404", "NoSuchKey", "NotFound"):
                 return ObjectNotFoundError(f"{where}: no such object at {endpoint}")
             if status in (412, 416):
-                changed = "it is another object than before, or too short"
+                changed = "the object has changed, or is too short"
                 return ObjectChangedError(f"{where}: {what} was refused by {endpoint} ({code}): {changed}")
             if status in (401, 403) or code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"):
                 return StorageError(

@@ -110,7 +110,7 @@ DESCRIPTIONS = {
     "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
     "slow_rank": "rank {rank} on {host} needs {excess_percent}% more time than the others, most of it for {stage}",
     "moving": "the workers make progress again after {seconds} s at step {step}",
-    "notification_failed": "nobody at {to} was notified of {about}: {reason}",
+    "notification_failed": "{to} could not be notified of {about}: {reason}",
     "stopped": "stopped: {reason}",
     "failed": "failed: {reason}",
 }

@@ -172,7 +172,7 @@ def mlflow_errors(tracking_uri: str) -> Iterator[None]:
     except (MlflowException, RequestException) as error:
         reason = f"MLflow at {redact(tracking_uri)}: {one_line(error, 400)}"
         if is_transient(error):
-            advice = "such a failure may pass by itself: run the same command again"
+            advice = "such a failure may be temporary: run the same command again"
             raise TrackingFailureError(f"{reason}; {advice}") from redact_error(error)
         raise TrackingError(reason) from redact_error(error)
 

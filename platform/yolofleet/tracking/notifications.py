@@ -83,7 +83,7 @@ def notify(spec: NotifySpec, message: Notification, on_event: OnEvent) -> None:
             on_event("notified", to=variable, about=message.about)
             continue
         reason = f"no answer within {DEADLINE_SECONDS:g} s" if result is None else _without_address(result, variable)
-        note(f"nobody at {variable} was notified of {message.about}: {reason}")
+        note(f"{variable} could not be notified of {message.about}: {reason}")
         on_event("notification_failed", to=variable, about=message.about, reason=reason)
 
 
@@ -186,7 +186,10 @@ class WorkNotifier:
     def __enter__(self) -> WorkNotifier:
         check_addresses(self.spec)
         self._loop = BackgroundLoop(
-            self.check_waiting, seconds=CHECK_SECONDS, name="notifier", warning="a long wait cannot be notified"
+            self.check_waiting,
+            seconds=CHECK_SECONDS,
+            name="notifier",
+            warning="the notification of a long wait cannot be sent",
         )
         self._loop.start()
         return self

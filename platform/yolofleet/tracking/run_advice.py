@@ -39,7 +39,7 @@ def _ending(record: RunRecord) -> Iterator[Advice]:
         ending = next(event for event in reversed(record.events) if event.get("kind") in STATUS_OF_EVENT)
         reason = str(ending.get("reason") or "")
         yield Advice(
-            "Give the same command again.", f"It resumes from the newest checkpoint. It ended by: {reason or status}."
+            "Run the same command again.", f"It resumes from the newest checkpoint. It ended by: {reason or status}."
         )
     summary = record.summary
     if summary.goodput is not None and summary.goodput < LOW_GOODPUT:
@@ -65,8 +65,8 @@ def _length(record: RunRecord) -> Iterator[Advice]:
     found, steps = record.evaluations, record.num_steps or 0
     if 0 < steps < FEW_STEPS and (record.job is None or record.job.initial_weights is None):
         yield Advice(
-            "Train for longer (epochs), or begin from trained weights (initial_weights).",
-            f"{steps} steps are few: from scratch little is learned in fewer than {FEW_STEPS:,}.",
+            "Train for longer (epochs), or start from trained weights (initial_weights).",
+            f"{steps} steps are few: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
         )
     if len(found) < 4 or (best := record.best) is None or status_after(record.events) == "RUNNING":
         return
@@ -78,7 +78,7 @@ def _length(record: RunRecord) -> Iterator[Advice]:
         )
     if float(last["val_AP"]) < PAST_ITS_BEST * top:
         yield Advice(
-            "Train for less long, or add data or augmentation.",
+            "Train for a shorter time, or add data or augmentation.",
             f"AP fell from {top:.3f} at step {best['step']:,} to {float(last['val_AP']):.3f} at step {last['step']:,}.",
         )
 
@@ -104,7 +104,7 @@ def _fit(record: RunRecord) -> Iterator[Advice]:
         return
     if ap75 is not None and ap75 < 0.5 * ap50:
         yield Advice(
-            "Train for longer or with larger images: objects are found, their boxes are loose.",
+            "Train for longer or with larger images: objects are found, but their boxes are inexact.",
             f"AP75 is {ap75:.3f} where AP50 is {ap50:.3f}.",
         )
     small, large = figures.get("AP_small"), figures.get("AP_large")

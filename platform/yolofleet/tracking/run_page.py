@@ -51,7 +51,7 @@ def render_run(record: RunRecord, *, live: bool = False, links: Mapping[str, str
     """
     images, drawn = fit_to_page(record.images, record.outcomes, (record.evaluation or {}).get("diagnosis"))
     sections: list[Section | None] = [
-        Section(title="What to try next", body=_advice(record), note="Rules of thumb, each with what it rests on."),
+        Section(title="What to try next", body=_advice(record), note="Rules of thumb, each with its reason."),
         *(evaluation_sections(record.evaluation, drawn) if record.evaluation else ()),
         image_section(images),
         Section(title="Training", note=_curves_note(record), body=curves(record)),
@@ -106,7 +106,7 @@ def _curves_note(record: RunRecord) -> str:
 
 def _history(record: RunRecord) -> Markup:
     lines = [line for event in record.events if (line := format_event(event)) is not None]
-    return bullets(map(redact, lines)) if lines else text("Nothing out of the ordinary happened.")
+    return bullets(map(redact, lines)) if lines else text("Nothing unusual happened.")
 
 
 def _links(record: RunRecord) -> dict[str, str]:

@@ -48,8 +48,8 @@ def examine_by_connection(address: Address | None, job: JobSpec | None, notify: 
     """
     os.environ.pop("RAY_ADDRESS", None)
     if address is None:
-        notify("starting a Ray of this machine's own")
-        cure = "the reason is this machine's: too little memory, no room in /tmp, or too busy (then try again)"
+        notify("starting a Ray on this machine")
+        cure = "this machine has too little memory, no room in /tmp, or is too busy (then try again)"
     else:
         refusal = check_access(address, probe(address, own_token()))
         if refusal is not None:
@@ -127,7 +127,7 @@ def _await_report(service: JobService, job: SentJob) -> Report | Finding:
     except (UserError, WorkError) as error:
         return Finding(CLUSTER, JOB_SUBJECT, "fail", f"the connection was lost: {error}", "try again")
     if not job.has_ended:
-        cure = "see what keeps it: yolofleet jobs list, and Ray's dashboard"
+        cure = "see what it waits for: yolofleet jobs list, and Ray's dashboard"
         return Finding(CLUSTER, JOB_SUBJECT, "fail", f"is {job.status.lower()} after {PATIENCE_SECONDS:g} s", cure)
     return parse_report(service.logs(job), job.message)
 

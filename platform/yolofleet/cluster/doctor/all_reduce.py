@@ -118,7 +118,7 @@ def check_all_reduce(backend: Backend, where: str, results: Sequence[AllReduceRe
         return finding("fail", f"{begin}{failed[0]}{more}", cure)
     exchanges = [result for result in results if isinstance(result, AllReduceResult)]
     if not all(exchange.is_right for exchange in exchanges):
-        cure = "a device or link computes wrong: remove nodes until it is right, then repair the last one removed"
+        cure = "a device or link computes wrongly: remove nodes until the sum is right, then repair the last one"
         return finding("fail", f"{begin}the sum is wrong", cure)
     if len(exchanges) == 1:
         return finding("ok", f"{begin}starts; there is no other to exchange with")
@@ -153,14 +153,14 @@ def examine_all_reduce(
     workers = [node for node in nodes if node.num_workers] or list(nodes)
     wants_gpus = any(node.gpus >= 1 for node in workers) if cluster is None else cluster.gpus_per_worker > 0
     if not workers:
-        return Finding(CLUSTER, SUBJECT, "fail", "no node answers", "see the lines of the nodes")
+        return Finding(CLUSTER, SUBJECT, "fail", "no node answers", "see the findings of the nodes")
     if not wants_gpus:
         counts = {node: 1 if len(workers) > 1 else 2 for node in workers}
         return _run_group("gloo", counts, start_seconds, exchange_seconds)
     counts = {node: min(int(free.get(node.id, {}).get("GPU", 0.0)), MOST_GPUS_ON_A_NODE) for node in workers}
     if not all(counts.values()):
         busy = ", ".join(node.name for node, count in counts.items() if not count)
-        cure = "run the doctor again when no job runs: the sum takes a free GPU of each node, and disturbs no job"
+        cure = "run the doctor again when no job runs: the test needs a free GPU on each node, to disturb no job"
         return Finding(CLUSTER, SUBJECT, "warn", f"not tried: no GPU is free on {busy}", cure)
     return _run_group("nccl", counts, start_seconds, exchange_seconds)
 

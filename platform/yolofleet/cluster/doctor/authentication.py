@@ -151,7 +151,7 @@ def check_access(address: Address, result: ProbeResult) -> Finding | None:
         return Finding(CLUSTER, RAY_SUBJECT, "fail", f"nothing answers at {address.text} ({result.reason})", cure)
     if result.outcome == "refused":
         cure = "set RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to a file with the cluster's token"
-        seen = f"{address.text} refuses this token" if own_token() else f"{address.text} asks for a token, none is set"
+        seen = f"{address.text} refuses this token" if own_token() else f"{address.text} asks for a token; none is set"
         return Finding(CLUSTER, SUBJECT, "fail", f"{seen} ({result.reason})", cure)
     return None
 
@@ -160,8 +160,8 @@ def check_authentication(address: Address, without_token: ProbeResult) -> Findin
     """Check what a cluster that accepts this user's token says to a request without one."""
     finding = partial(Finding, CLUSTER, SUBJECT)
     if without_token.outcome != "accepted":
-        return finding("ok", "asks for a token, and takes ours")
+        return finding("ok", "asks for a token, and accepts yours")
     cure = "start every node with RAY_AUTH_MODE=token and the same RAY_AUTH_TOKEN"
     if address.is_loopback:
-        return finding("warn", "anyone on this machine may run anything: no token is asked for", cure)
-    return finding("fail", f"whoever reaches {address.text} may run anything: no token is asked for", cure)
+        return finding("warn", "anyone on this machine can run code: no token is required", cure)
+    return finding("fail", f"whoever reaches {address.text} can run code: no token is required", cure)

@@ -166,7 +166,7 @@ def check_tracking(found: TrackingFound, tracking_uri: str, tracking: TrackingSp
     finding = partial(Finding, CLUSTER, TRACKING_SUBJECT)
     if found.problem is not None:
         may_wait = tracking.when_away == "spool"
-        cure = "see to the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
+        cure = "check the server, or correct tracking.uri" + ("" if may_wait else "; or tracking.when_away=spool")
         return finding("warn" if may_wait else "fail", found.problem, cure)
     name = redact(tracking_uri)
     if found.write_seconds is None:
@@ -177,7 +177,7 @@ def check_tracking(found: TrackingFound, tracking_uri: str, tracking: TrackingSp
         measured["artifact_seconds"] = found.artifact_seconds
         seen += f", a file kept and fetched in {found.artifact_seconds:.2g} s"
     if max(found.read_seconds, found.write_seconds) > SLOW_SECONDS:
-        cure = "training does not wait for it, its end does: give the server more workers, or a nearer database"
+        cure = "training does not wait for it, but its end does: give the server more workers, or a nearer database"
         return finding("warn", seen, cure, measured)
     return finding("ok", seen, measured=measured)
 

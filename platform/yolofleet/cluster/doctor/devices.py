@@ -103,20 +103,20 @@ def check_devices(node: str, found: Devices, offered_by_ray: float, gpus_per_wor
             cure = "start the node without --num-gpus, or give its container the GPUs"
             return finding("fail", f"Ray offers {offered_by_ray:g}, the system has none", cure)
         if gpus_per_worker:
-            cure = "workers will go to other nodes; if this one is to have GPUs, install the driver and start Ray again"
+            cure = "workers will run on other nodes; if this one has GPUs, install the driver and start Ray again"
             return finding("warn", f"none, and each worker of the job needs {gpus_per_worker:g}", cure)
         return finding("ok", "none, none needed")
     names = ", ".join(sorted({gpu.name for gpu in found.gpus}))
     seen = f"{len(found.gpus)} x {names}, driver {found.gpus[0].driver}"
     if found.torch_cuda is None:
-        return finding(where_wanted, f"{seen}, but torch is a build for CPUs", "use the CUDA image")
+        return finding(where_wanted, f"{seen}, but torch is a CPU build", "use the CUDA image")
     # A driver runs every CUDA of its own major version and older ones.
     if found.driver_cuda is not None and found.driver_cuda[0] < found.torch_cuda[0]:
         most, built_for = _format_version(found.driver_cuda), _format_version(found.torch_cuda)
         cure = "install a newer driver, or a torch for the driver's CUDA"
         return finding("fail", f"{seen} runs CUDA {most} at most, torch was built for {built_for}", cure)
     if offered_by_ray != len(found.gpus):
-        cure = "start the node with --num-gpus as many as there are, unless some are kept for others"
+        cure = "start the node with --num-gpus set to this number, unless some are reserved for others"
         return finding("warn", f"{seen}; Ray offers {offered_by_ray:g}", cure)
     return finding("ok", f"{seen}, CUDA {_format_version(found.torch_cuda)}")
 

@@ -117,16 +117,16 @@ def check_disk(node: str, found: Disk, need: CacheNeed) -> Finding:
     seen = f"{found.path or need.path} ({found.file_system}): {free} free, writes {speed}/s"
     larger = f"use a disk with {format_bytes(need.wanted_bytes)} free (data.cache.path)"
     if need.largest_bytes > usable_bytes:
-        cure = f"{larger}, allow more (data.cache.max_bytes), or shard smaller"
+        cure = f"{larger}, allow more (data.cache.max_bytes), or build smaller shards"
         return finding("fail", f"{seen}; the largest shard alone has {format_bytes(need.largest_bytes)}", cure)
     if need.wanted_bytes > usable_bytes:
-        cure = f"{larger}; until then shards are fetched again and again"
+        cure = f"{larger}; otherwise shards are downloaded again and again"
         return finding("warn", f"{seen}; the job wants to keep {format_bytes(need.wanted_bytes)}", cure)
     if found.file_system in MEMORY_FILE_SYSTEMS:
         return finding("warn", f"{seen}; it takes memory from training", "set data.cache.path to a folder on a disk")
     if found.file_system in NETWORK_FILE_SYSTEMS:
-        cure = "set data.cache.path to a folder on a disk of the node's own"
-        return finding("warn", f"{seen}; it lies behind the network", cure)
+        cure = "set data.cache.path to a folder on a local disk of the node"
+        return finding("warn", f"{seen}; it is on a network disk", cure)
     if found.bytes_per_second < SLOW_BYTES_PER_SECOND:
         return finding("warn", f"{seen}; it is slow", "use a faster disk for data.cache.path")
     return finding("ok", seen)

@@ -51,7 +51,7 @@ from yolofleet.training.setup.worker_cpus import with_cpus
 from yolofleet.training.supervision.nodes import alive_offers, free_resources, growth_offers
 
 Notify = Callable[[str], None]
-LEFT_OUT = "room for workers, storage, data, shard cache and MLflow: name the JOB that is to run"
+LEFT_OUT = "room for workers, storage, data, shard cache and MLflow: name the JOB that you want to run"
 START_SECONDS = 180.0
 """Until an actor runs on a node; a busy host takes long to load torch."""
 LOOK_SECONDS = 60.0

@@ -19,7 +19,7 @@ from yolofleet.training.supervision.nodes import NodeOffer, wanted_resources
 
 CONCURRENT = 16
 """Questions that an actor answers at a time: one that hangs must not keep the next ones from being answered."""
-NO_ANSWER_CURE = "see the node's logs and its host; no work gets done there until it answers"
+NO_ANSWER_CURE = "look at the node's logs and its host; nothing can run there until it answers"
 
 Facts = TypeVar("Facts")
 

@@ -79,7 +79,7 @@ def shared_marker(url: str, name: str) -> Iterator[None]:
     try:
         made = within(MARKER_SECONDS, lambda: _write_marker(url, name))
     except TimeoutError as error:
-        raise StorageError(f"{url}: hangs: nothing was written within {MARKER_SECONDS:g} s") from error
+        raise StorageError(f"{url}: does not respond: nothing was written within {MARKER_SECONDS:g} s") from error
     try:
         yield
     finally:
@@ -177,7 +177,7 @@ def check_runs(node: str, found: RunsFound, url: str) -> list[Finding]:
     hidden = (
         "let no other tool make folders in it (a console, `aws s3api put-object --key NAME/`), or use another server"
     )
-    ignored = "never start one run from two hosts at the same moment, or use storage that honours If-None-Match"
+    ignored = "never start one run from two hosts at the same moment, or use storage that supports If-None-Match"
     return [
         Finding(
             node,
@@ -209,6 +209,6 @@ def check_data(node: str, found: DataFound, subject: str, url: str) -> Finding:
     reached = found.num_bytes / found.seconds
     seen, measured = f"{url}: reads {format_bytes(reached)}/s", {"read_bytes_per_second": reached}
     if reached < SLOW_BYTES_PER_SECOND:
-        cure = "the first epoch will wait for data: use storage near the nodes, or a shard cache that keeps it all"
+        cure = "the first epoch will wait for data: use storage near the nodes, or a shard cache that holds all of it"
         return finding("warn", seen, cure, measured)
     return finding("ok", seen, measured=measured)

@@ -157,7 +157,7 @@ def _roll_back(run: RunDirectory, error: NonFiniteError) -> bool:
     if good is not None:
         store.remove_after(good.step)  # a start from one of the bad steps would fail at once
     if done_before or good is None:
-        reason = "it was done once and did not help" if done_before else "there is no checkpoint before it"
+        reason = "this was done once and did not help" if done_before else "there is no checkpoint before it"
         run.append_event("not_rolled_back", window=[first, end], reason=reason)
         return False
     run.append_event("rolled_back", to_step=good.step, window=[first, end], reason=str(error))

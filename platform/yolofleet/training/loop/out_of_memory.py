@@ -53,7 +53,7 @@ class Measures:
     def sentence(self) -> str:
         """Say what it means."""
         if self.num_parts > 1:
-            return f"a micro-batch passes in {self.num_parts} parts, each with batch norm of its own"
+            return f"a micro-batch is processed in {self.num_parts} parts, each with its own batch norm"
         return "blocks are computed again in the backward pass (memory: small), to the same gradient"
 
 
@@ -107,8 +107,9 @@ def take_less(
         following = Measures(min(2 * used.num_parts, size), used.use)
     else:
         raise OutOfMeasuresError(
-            f"out of memory in the step after {group.progress.step}, although images pass one by one and nothing is "
-            f"kept that can be computed again: {one_line(error)}. Under another name, train with a smaller "
+            f"out of memory in the step after {group.progress.step}, although images pass through the network one by "
+            f"one and everything possible is computed again: {one_line(error)}. Under another name, train with a "
+            f"smaller "
             "data.image_size or a smaller model"
         ) from None
     run.check_lock()

@@ -57,7 +57,7 @@ def stage_floors(
         ceilings: Of the worker's device.
         num_classes: Classes to predict.
         image_size: Side of the images in pixels.
-        micro_batch_size: Images that pass the network together.
+        micro_batch_size: Images that pass through the network together.
         micro_batches: Those of a step.
         precision: Of the passes.
         moments: Moving averages that the optimiser keeps of each gradient.

@@ -195,20 +195,20 @@ def draft_job(
         "model": f"{parameters / 1e6:.1f} M parameters. Chosen for {machine.sentence()}; 'yolofleet models list' "
         "shows the others.",
         "data": f"Images have {facts.longer_side} pixels (median of the longer sides); nine of ten boxes have sides of "
-        f"{_small_share(facts) * side:.0f} pixels or more at image_size {side}. Small boxes need a larger one, which "
-        "costs time and memory by its square.",
+        f"{_small_share(facts) * side:.0f} pixels or more at image_size {side}. Small boxes need a larger "
+        f"image_size; time and memory grow with its square.",
         "hyperparameters": "What differs from the published recipe: learning rate, warm-up and average for a run of "
         f"{num_steps:,} steps of {global_batch} images"
-        + ("; few images: blends of them cost more than they teach." if facts.num_train < FEW_IMAGES else "."),
+        + ("; few images, so no mixup and less mosaic." if facts.num_train < FEW_IMAGES else "."),
         "anchors": f"The model's anchors reach {anchors.before.recall:.1%} of the boxes"
         + (f", fitted ones {anchors.after.recall:.1%}." if is_fitted else f"; {GOOD_RECALL:.0%} is good."),
         "epochs": f"{facts.num_train:,} images: more images need fewer passes. {forecast}",
-        "global_batch_size": f"A worker holds a micro-batch: about {format_bytes(memory)} by the profile. Halve "
-        "micro_batch_size if memory runs out; the result stays the same up to batch statistics.",
+        "global_batch_size": f"A micro-batch needs about {format_bytes(memory)} on a worker, by the forecast. If it "
+        "does not suffice, halve micro_batch_size; only the statistics of batch norm change.",
         "tracking": f"For the Model Registry add register_as: {name}",
     }
     if choice.keys() == {"name"}:
-        reasons[""] = f"Published weights save most of the epochs:\ninitial_weights: {choice['name']}.pt"
+        reasons[""] = f"To start from published weights (docs/weights.md):\ninitial_weights: {choice['name']}.pt"
     return JobDraft(document, reasons, forecast)
 
 

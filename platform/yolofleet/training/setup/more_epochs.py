@@ -32,7 +32,7 @@ def check_epochs(
         UserError: Says what can be done.
     """
     change = f"run '{job.name}' in {job.storage}: epochs was {recorded.epochs:g}, now {job.epochs:g}"
-    again = f"To begin anew from its weights, with a warm-up: name={job.name}-2 initial_weights={run.url}"
+    again = f"To train again from its weights, with a new warm-up: name={job.name}-2 initial_weights={run.url}"
     if job.epochs < recorded.epochs:
         raise UserError(
             f"{change}. A run cannot be made shorter: its learning rate was planned for {recorded.epochs:g} epochs. "

@@ -147,7 +147,7 @@ def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None
     if sum(val.manifest.class_counts) == 0:
         raise UserError(
             f"{job.data.val}: no boxes to evaluate with in {len(val)} images (crowd regions do not count), so no "
-            "checkpoint could be called the best; give data.val a dataset of labelled images that training does not see"
+            f"best checkpoint could be chosen; set data.val to labelled images that are not in the training set"
         )
 
 

@@ -80,14 +80,14 @@ class AnchorReport:
         text = f"{reach} {self.after.recall:.1%} of {self.num_boxes} boxes at {self.image_size} px"
         if self.source == "fitted":
             few = len(self.anchors) * len(self.anchors[0])
-            equal = f" (fewer boxes than the {few} anchors: some are alike)" if self.num_boxes < few else ""
+            equal = f" (fewer boxes than the {few} anchors: some are the same)" if self.num_boxes < few else ""
             return f"{text}, those of the model {self.before.recall:.1%}{equal}"
         if self.after.recall >= GOOD_RECALL or not self.num_boxes:
             return text
         if self.setting == "model":
             cure = f"boxes out of reach are never learned; set anchors=auto to fit anchors below {GOOD_RECALL:.0%}"
         else:
-            cure = "fitting gains nothing; a larger data.image_size or hyperparameters.anchor_t may help"
+            cure = "fitting does not help; a larger data.image_size or hyperparameters.anchor_t may"
         return f"{text} ({cure})"
 
 
@@ -186,8 +186,8 @@ def prepare(
         return Preparation()
     if done_steps:
         raise UserError(
-            f"{run.url}: was begun with the sample order of an earlier version, which this version does not continue. "
-            f"Start a run of another name from its weights: name={job.name}-2 initial_weights={run.url}"
+            f"{run.url}: was started with the sample order of an earlier version, which this version cannot "
+            f"continue. Start a run of another name from its weights: name={job.name}-2 initial_weights={run.url}"
         )
     notes: list[str] = []
     facts: dict[str, Any] = {}
@@ -225,8 +225,8 @@ def prepare(
     if job.initial_weights is None and schedule.recipe_warmup_steps > schedule.num_steps // 2:
         notes.append(
             f"few steps: {len(dataset):,} images, {job.epochs:g} times in batches of {job.global_batch_size}, are "
-            f"{schedule.num_steps:,} steps, and the recipe takes {schedule.recipe_warmup_steps:,} to warm up alone. "
-            "From scratch little is learned in them: raise epochs, or lower global_batch_size"
+            f"{schedule.num_steps:,} steps, and the recipe takes {schedule.recipe_warmup_steps:,} for the warm-up "
+            f"alone. From scratch, a model learns little in so few: raise epochs, or lower global_batch_size"
         )
     return Preparation(tuple(notes), facts, objects)
 

@@ -208,8 +208,8 @@ def read_trained(source: str, locate: Locate | None = None, sha256: str | None =
     if source.startswith("models:/"):
         if locate is None:
             raise UserError(
-                f"initial_weights {source}: only 'yolofleet train' looks into the registry; start the run with it once "
-                "(its run directory keeps the weights), or name a run directory or a file"
+                f"initial_weights {source}: only 'yolofleet train' reads the registry; start the run with it once "
+                f"(its run directory keeps the weights), or name a run directory or a file"
             )
         folder, version = locate(source)
         return replace(_read_folder(open_storage(folder), source), parent=version)
@@ -235,7 +235,7 @@ def fetch_weights(url: str, sha256: str) -> Path:
     check_url(url)
     suffix = Path(urlsplit(url).path.lower()).suffix
     if suffix not in WEIGHT_FILES:
-        raise UserError(f"{url}: is no file of weights; accepted are {', '.join(WEIGHT_FILES)}")
+        raise UserError(f"{url}: is not a weights file; accepted are {', '.join(WEIGHT_FILES)}")
     return fetch_file(url, sha256.lower(), suffix, note)
 
 

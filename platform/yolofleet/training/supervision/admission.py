@@ -163,7 +163,7 @@ class Admission:
         if answer.problem is not None:  # who waits already is not ended by another's slip in that file
             return Turn(0, f"the quotas of this cluster cannot be read: {answer.problem}")
         if answer.turn.refused:
-            raise UserError(f"{answer.turn.reason}, so it would wait for ever; ask for less, or for a larger quota")
+            raise UserError(f"{answer.turn.reason}, so it would wait forever; ask for less, or for a larger quota")
         if request is not None:
             request(answer.demand)
         return answer.turn

@@ -64,7 +64,7 @@ COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Ray colours the output of workers."""
 FAILURE_KEY = "failure.json"
 """Where a worker stores an error that no restart cures."""
-ROOM_TAKEN = "the room was gone before the workers had it"
+ROOM_TAKEN = "others took the room before the workers had it"
 """Why a group left that never started."""
 NOTICE_SECONDS = 3.0
 """How long Ray may take to list returned resources as free; what is not free by then is in other use, or dead."""

@@ -215,7 +215,7 @@ def _reason(
     rivals = [other for other in tickets if compete(ticket, other, nodes)]
     holders = [f"{other.name} of {other.user} ({slots[other.id]})" for other in rivals if slots[other.id]]
     before = [f"{other.name} of {other.user}" for other in rivals if other in blocked]
-    held = and_more(holders, MOST_NAMES_SHOWN) or "work that is not in the queue"
+    held = and_more(holders, MOST_NAMES_SHOWN) or "work outside the queue"
     first = f"; before it {and_more(before, MOST_NAMES_SHOWN)}" if before else ""
     return f"{_needs(ticket)}, {Room(nodes).slots(ticket)} free; held by {held}{first}"
 

@@ -111,7 +111,7 @@ def _leave_on_signal(progress: WorkerProgress) -> Iterator[None]:
         progress.ask_to_leave(signal.Signals(number).name)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, interrupt)
-            announce("\nstopping (Ctrl-C) once this step is done and saved; once more ends it at once, unsaved")
+            announce("\nstopping (Ctrl-C) when this step is done and saved; a second time ends it at once, unsaved")
 
     interrupt = signal.getsignal(signal.SIGINT)
     kinds = [*ending_signals(), *([] if interrupt == signal.SIG_IGN else [signal.SIGINT])]
