@@ -46,7 +46,7 @@ SpecArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Fields to change, e.g. epochs=5; 'yolofleet schema job --markdown' lists all."
+        metavar="KEY=VALUE", help="Fields to change, e.g. epochs=5; 'yolofleet schema job --markdown' lists all."
     ),
 ]
 ModelArgument = Annotated[
