@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
+from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.evaluation_stream import EvaluationStream
+from yolofleet.data.sample import Sample
 from yolofleet.data.stream import MicroBatch, TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 
@@ -212,3 +215,30 @@ def test_a_dataset_travels_to_another_process_and_reads_there(dataset: ShardData
     again = pickle.loads(pickle.dumps(dataset))
     assert again.read(3).image == before and len(again) == len(dataset)
     assert stream(again).micro_batch(0, 0).digest() == stream(dataset).micro_batch(0, 0).digest()
+
+
+class WatchedDataset(ShardDataset):
+    """Notes each shard that is read while `prefetch` does not name it."""
+
+    named: frozenset[int] = frozenset()
+    unnamed: list[int]
+
+    def prefetch(self, shards: Sequence[int]) -> None:
+        self.named = frozenset(shards)
+
+    def read(self, number: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> Sample:
+        if (shard := self.locate(number)[0]) not in self.named:
+            self.unnamed.append(shard)
+        return super().read(number, max_pixels)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_a_shard_is_kept_until_its_last_micro_batch_is_made(
+    tmp_path: Path, drawn: Path, build: Callable[..., object], threads: int
+) -> None:
+    """Also by threads that make what was planned before a lane entered its next window."""
+    build(drawn / "instances.json", drawn / "images", tmp_path / "shards", shard_samples=1)
+    dataset = WatchedDataset(tmp_path / "shards")
+    dataset.unnamed = []
+    taken(stream(dataset, global_batch_size=4, num_threads=threads), 0, [0, 1], 32)
+    assert dataset.unnamed == []

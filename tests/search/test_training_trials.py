@@ -68,7 +68,7 @@ def test_a_search_ends_in_a_report_and_a_job_that_is_valid(make_spec_over_data: 
     job = JobSpec.parse(yaml.safe_load(directory.storage.get("best.yaml")), source="best.yaml")
     assert job.model.transition_width == results.entry(results.best).values["model.transition_width"]
     page = directory.storage.get("report/index.html").decode()
-    assert "no scaling law" in page
+    assert "No scaling law" in page
     assert 'class="dot"' in page and "../trials/" in page
     assert json.loads(directory.storage.get("report/results.json"))["best"]["number"] == results.best
     _, segments = search(spec)

@@ -8,6 +8,7 @@ stage decodes and augments, in threads or in processes (`loader`), and in order.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
@@ -89,7 +90,7 @@ class TrainingStream:
         self._num_threads = num_threads
         self._loader = loader
         self._end = math.inf if num_steps is None else num_steps * micro_batch_size  # of each lane
-        self._prefetch = prefetch
+        self._ahead = num_threads * prefetch  # micro-batches that are asked for before they are needed
         self._maker = MicroBatchMaker(dataset, self.order, seed, max_pixels)
 
     @property
@@ -128,14 +129,21 @@ class TrainingStream:
             step += 1
 
     def _fetch_ahead(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatchPlan]:
-        """Ask for the shards of each lane's window and of those after it, whenever a lane enters a window."""
-        present: dict[int, Window] = {}
-        following: dict[int, list[Window]] = {}
-        for plan in plans:
-            if plan.index not in present or plan.position >= present[plan.index].end:
-                window = present[plan.index] = self.order.window(plan.index, plan.position)
-                following[plan.index] = self.order.windows_after(plan.index, window)
-                windows = chain(present.values(), *following.values())
+        """Ask for the shards of each lane's window and of those after it, whenever a lane enters a window.
+
+        Those of a window that it left are kept until the last micro-batch of it must have been made.
+        """
+        named: dict[int, list[Window]] = {}  # by lane: its present window, then those after it
+        left: deque[tuple[int, list[Window]]] = deque()  # what was named before, and the number of the first plan since
+        for number, plan in enumerate(plans):
+            if plan.index not in named or plan.position >= named[plan.index][0].end:
+                if plan.index in named:
+                    left.append((number, named[plan.index]))
+                while left and left[0][0] + self._ahead < number:
+                    left.popleft()
+                window = self.order.window(plan.index, plan.position)
+                named[plan.index] = [window, *self.order.windows_after(plan.index, window)]
+                windows = chain(*(before for _, before in left), *named.values())
                 needed = (window for window in windows if window.first < self._end)
                 soonest_first = sorted(needed, key=lambda window: window.first)
                 self.dataset.prefetch([shard for window in soonest_first for shard in window.shards])
@@ -143,11 +151,12 @@ class TrainingStream:
 
     def _make(self, plans: Iterable[MicroBatchPlan]) -> Iterator[MicroBatch]:
         """Make micro-batches and yield them in order."""
-        ahead = self._num_threads * self._prefetch
         if self._loader == "processes" and self._num_threads:
             most_bytes = self.micro_batch_size * 3 * self._largest_image_size**2
             return make_in_processes(
-                self._maker, plans, num_processes=self._num_threads, ahead=ahead, slot_bytes=most_bytes
+                self._maker, plans, num_processes=self._num_threads, ahead=self._ahead, slot_bytes=most_bytes
             )
         cv2.setNumThreads(1)  # these threads are the parallelism; OpenCV's own would only get in their way
-        return ordered_map(self._maker.make, plans, num_threads=self._num_threads, ahead=ahead, name="micro-batch")
+        return ordered_map(
+            self._maker.make, plans, num_threads=self._num_threads, ahead=self._ahead, name="micro-batch"
+        )
