@@ -11,7 +11,7 @@ import pytest
 
 import yolofleet
 import yolofleet.api
-from yolofleet.core.errors import EXTRAS
+from yolofleet.core.errors import EXTRAS, is_installed
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "platform" / "yolofleet"
@@ -68,6 +68,12 @@ def test_the_extra_that_a_message_names_brings_the_package() -> None:
         assert any(re.match(rf"{package}\b", entry) for entry in extras[extra]), package
         assert not any(re.match(rf"{package}\b", entry) for entry in SETTINGS["project"]["dependencies"])
     assert {*re.findall(r"\w+", extras["all"][0])} == {"yolofleet", *extras} - {"all", "dev", "notify", "tensorboard"}
+
+
+def test_a_folder_is_no_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder_of_a_user" / "train").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not is_installed("folder_of_a_user") and is_installed("numpy")
 
 
 def test_the_changelog_knows_the_version() -> None:

@@ -221,7 +221,6 @@ def evaluate(
     detector = _detector(model)
     size = detector.card.image_size if image_size is None else image_size
     check_settings(
-        detector.model,
         confidence=confidence,
         iou=iou,
         max_detections=max_detections,
@@ -282,7 +281,7 @@ def export(
     card = detector.card
     thresholds = Thresholds(confidence=card.confidence, iou=card.iou, max_detections=card.max_detections)
     size = card.image_size if image_size is None else image_size
-    check_settings(detector.model, image_size=size, batch=batch)
+    check_settings(image_size=size, batch=batch)
     shape = InputShape(batch=batch, image_size=size, dynamic=dynamic)
     request = Request(format=format, shape=shape, thresholds=thresholds if nms else None)
     with naming_extras():

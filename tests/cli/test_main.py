@@ -5,9 +5,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from yolofleet.cli.commands import app
 from yolofleet.cli.main import main
 from yolofleet.cli.progress import format_row
 from yolofleet.core.stopping import StoppedBySignal
@@ -33,6 +36,19 @@ def test_the_standard_library_is_not_shadowed() -> None:
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--help"]) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def test_the_usage_of_a_command_shows_each_argument_once() -> None:
+    groups: list[Any] = [typer.main.get_command(app)]
+    usages = []
+    while groups:
+        for name, command in groups.pop().commands.items():
+            if hasattr(command, "commands"):
+                groups.append(command)
+            else:
+                usages.append(command.get_usage(command.make_context(name, [], resilient_parsing=True)))
+    assert "Usage: train [OPTIONS] {JOB} [KEY=VALUE]..." in usages
+    assert [usage for usage in usages if "[[" in usage or "...]" in usage or "...}" in usage] == []
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,6 +60,8 @@ def test_the_base_trains_and_predicts(base: Shell, drawn: Path) -> None:
         (["train", "job.yaml", "--launcher", "process", "tracking.register_as=shapes"], "server"),
         (["train", "job.yaml", "--launcher", "process", "tracking.uri=sqlite:///x.db"], "server"),
         (["registry", "list", "--tracking-uri", "http://127.0.0.1:9"], "server"),
+        (["registry", "show", "shapes@champion"], "server"),
+        (["jobs", "list"], "cluster"),
         (["predict", "models:/shapes@champion", "IMAGE", "--tracking-uri", "http://127.0.0.1:9"], "server"),
         (["data", "check", "INSTANCES", "IMAGES"], "diagnose"),
     ],

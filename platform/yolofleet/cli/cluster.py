@@ -34,7 +34,7 @@ def render(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Fields to change, of the job or space, or of the settings: kubernetes.images.cuda=NAME:VERSION.",
         ),
     ] = None,

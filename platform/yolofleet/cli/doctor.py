@@ -33,13 +33,13 @@ def doctor(
     job: Annotated[
         str | None,
         typer.Argument(
-            metavar="[SPEC]",
+            metavar="SPEC",
             help="The job spec or search space that is to run there, path or s3:// URL.",
             show_default=False,
         ),
     ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. storage=s3://runs.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Fields to change, e.g. storage=s3://runs.")
     ] = None,
     address: Annotated[
         str | None,

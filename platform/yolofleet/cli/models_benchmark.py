@@ -31,7 +31,7 @@ def benchmark(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Names of models, block tables (YAML), run directories, detector packages, NAME@ALIAS.",
             show_default=False,
         ),

@@ -20,7 +20,7 @@ def compare(
     measured: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[MEASURED]...",
+            metavar="MEASURED",
             help="Run directories, search directories (all trials that have trained to their end), NAME@ALIAS.",
         ),
     ] = None,

@@ -49,7 +49,7 @@ SpecArgument = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[KEY=VALUE]...", help="Fields to change, e.g. epochs=5; 'yolofleet schema job --markdown' lists all."
+        metavar="KEY=VALUE", help="Fields to change, e.g. epochs=5; 'yolofleet schema job --markdown' lists all."
     ),
 ]
 ModelArgument = Annotated[
@@ -106,7 +106,7 @@ def result_lines(record: Release, headline: str, more: str | None = None) -> Ite
         "report": record.report,
         "images": record.images,
         "MLflow": _how_to_open(record.mlflow),
-        "to train on": more,
+        "train longer": more,
     }
     yield headline
     yield from (f"  {name:<14} {text}" for name, text in lines.items() if text is not None)

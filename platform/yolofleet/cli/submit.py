@@ -54,7 +54,7 @@ def submit(
     ],
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Fields to change, e.g. epochs=5; or the command's arguments."),
+        typer.Argument(metavar="KEY=VALUE", help="Fields to change, e.g. epochs=5; or the command's arguments."),
     ] = None,
     address: Address = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Show its output until it has ended.")] = False,

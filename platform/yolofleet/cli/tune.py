@@ -146,7 +146,7 @@ def tune(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=VALUE]...",
+            metavar="KEY=VALUE",
             help="Fields to change, e.g. budget.trials=20 job.epochs=5; 'yolofleet schema search --markdown' has all.",
         ),
     ] = None,

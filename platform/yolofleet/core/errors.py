@@ -61,8 +61,12 @@ class MissingExtraError(UserError):
 
 
 def is_installed(package: str) -> bool:
-    """Return whether a package can be imported; it is not imported."""
-    return find_spec(package) is not None
+    """Return whether a package can be imported; it is not imported.
+
+    A folder of that name in the working folder (``onnx``, ``ray``) is none: Python finds it, without an origin.
+    """
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def require_package(package: str, otherwise: str = "") -> None:

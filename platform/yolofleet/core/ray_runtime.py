@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.core.cores import num_cores
-from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.errors import UserError, WorkError, require_package
 from yolofleet.core.stopping import kept_handlers
 
 RAY_ENVIRONMENT = {
@@ -111,6 +111,7 @@ def ray_connection(*, show_worker_output: bool = False, dashboard: bool = True) 
         UserError: No cluster answers at RAY_ADDRESS.
         WorkError: This machine is too busy for Ray to start.
     """
+    require_package("ray")
     set_defaults(RAY_ENVIRONMENT)
     if starts_own_ray():
         make_token()

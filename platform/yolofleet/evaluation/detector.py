@@ -208,7 +208,6 @@ class Detector:
         """Detect objects in images as `predict` does; the error of an image that cannot be read is its result."""
         size = self.card.image_size if image_size is None else image_size
         check_settings(
-            self.model,
             confidence=confidence,
             iou=iou,
             max_detections=max_detections,
@@ -272,13 +271,8 @@ class Detector:
             yield {"category_id": entry.id, "category_name": entry.name, "bbox": box, "score": round(score, 5)}
 
 
-def check_settings(model: Network, *, image_size: object, **settings: object) -> None:
-    """Refuse an image size that a model cannot take, a threshold outside 0 to 1, or a count below one.
-
-    Args:
-        model: The network.
-        image_size: Long side of its input in pixels.
-        settings: ``confidence``, ``iou``, ``max_detections``, ``batch_size``; None stands for the model's own.
+def check_settings(**settings: object) -> None:
+    """Refuse a threshold (``confidence``, ``iou``) outside 0 to 1, and a count or size below one; None is allowed.
 
     Raises:
         UserError: The message says which, and what is allowed.
@@ -291,9 +285,6 @@ def check_settings(model: Network, *, image_size: object, **settings: object) ->
                 raise UserError(f"{name}={value!r}: a number from 0 to 1 is needed")
         elif not isinstance(value, Integral) or value < 1:
             raise UserError(f"{name}={value!r}: a whole number of at least 1 is needed")
-    stride = model.max_stride
-    if not isinstance(image_size, Integral) or image_size < stride or image_size % stride:
-        raise UserError(f"image_size={image_size!r}: a multiple of {stride}, the model's largest stride, is needed")
 
 
 def _group_by_shape(images: Sequence[NDArray[np.uint8]]) -> list[list[int]]:

@@ -7,9 +7,8 @@ by another runtime than torch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 
-from yolofleet.core.errors import UserError
+from yolofleet.core.errors import UserError, is_installed
 
 INPUT_NAME = "images"
 DECODED_NAME = "decoded"
@@ -75,6 +74,6 @@ def require_packages(*names: str) -> None:
     Raises:
         ExportError: One of them is missing.
     """
-    missing = [name for name in names if find_spec(name) is None]
+    missing = [name for name in names if not is_installed(name)]
     if missing:
         raise ExportError(f"the package {missing[0]} is not installed; {CURE}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import ConfigDict, Field
 
 from yolofleet import __version__
-from yolofleet.core.errors import UserError
+from yolofleet.core.errors import UserError, is_installed
 from yolofleet.core.file_names import TRAINING_FORM
 from yolofleet.core.local_files import read_regular
 from yolofleet.registry.evaluation_record import EvaluationRecord, Evidence, Sha256, write_detections
@@ -220,9 +220,7 @@ def compare_onnx(path: Path, detector: Detector) -> PredictionComparison:
         FormError: It cannot be compared: it is quantised, or onnxruntime is not installed.
         UserError: The file cannot be run, or was made of other weights.
     """
-    from importlib.util import find_spec
-
-    if find_spec("onnxruntime") is None:
+    if not is_installed("onnxruntime"):
         raise FormError("onnxruntime is not installed; pip install 'yolofleet[export]'")
     from yolofleet.export.runtime import OnnxNetwork
     from yolofleet.export.settings import InputShape, Thresholds

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.core.background import BackgroundLoop
+from yolofleet.core.errors import is_installed
 from yolofleet.search.directory import RECORD, SearchDirectory
 from yolofleet.search.optuna_based import distribution_of, plain_value
 from yolofleet.search.results import format_values
@@ -221,9 +222,7 @@ def _open_journal(path: Path) -> Any:
 
 def has_optuna() -> bool:
     """Return whether Optuna is installed (the extra ``search``)."""
-    from importlib.util import find_spec
-
-    return find_spec("optuna") is not None
+    return is_installed("optuna")
 
 
 def dashboard_hint(directory: SearchDirectory) -> str | None:

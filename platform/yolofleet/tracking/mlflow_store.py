@@ -146,7 +146,9 @@ def find_tracking_uri(given: str | None = None) -> str:
 
     Raises:
         TrackingError: There is none; reading must not create an empty database.
+        MissingExtraError: MLflow is not installed: no store could be read.
     """
+    require_package("mlflow")
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or default_tracking_uri("runs")
     database = None if uri is None else sqlite_path(uri)
     if uri is None or (database is not None and not database.exists()):
