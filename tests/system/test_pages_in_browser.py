@@ -20,9 +20,9 @@ import yaml
 
 from browser import Browser, find_chromium
 from system.shell import Shell
-from yolofleet.evaluation.average_precision import AveragePrecision, coco_average_precision
+from yolofleet.evaluation.average_precision import EvaluationResult, coco_average_precision
 from yolofleet.evaluation.detections import Detections
-from yolofleet.evaluation.evaluate import EvaluationResult
+from yolofleet.evaluation.diagnosis import diagnose
 from yolofleet.evaluation.report import render_report
 from yolofleet.search.history import Observation
 from yolofleet.search.live_page import page_server
@@ -62,7 +62,7 @@ TOO_WIDE = """
 """
 
 
-def eighty_classes() -> AveragePrecision:
+def eighty_classes() -> EvaluationResult:
     """An evaluation of 80 made-up classes, found more or less well."""
     rng = np.random.default_rng(0)
     objects, found = [], []
@@ -84,7 +84,10 @@ def eighty_classes() -> AveragePrecision:
                 )
     categories = [{"id": number + 1, "name": f"kind of thing-{number + 1:02d}"} for number in range(80)]
     truth = {"images": [{"id": number} for number in range(120)], "categories": categories, "annotations": objects}
-    return coco_average_precision(truth, found)
+    detections = Detections.from_records(found)
+    return EvaluationResult(
+        average_precision=coco_average_precision(truth, detections), ground_truth=truth, detections=detections
+    )
 
 
 def many_trials(job: Path) -> str:
@@ -119,8 +122,10 @@ def pages(household: Shell, drawn: Path, tmp_path_factory: pytest.TempPathFactor
     household.succeed("data", "check", *annotations, str(drawn / "images/images"), "--html", str(folder / "data.html"))
     household.succeed("models", "compare", "runs/quickstart", "--html", str(folder / "compare.html"))
     household.succeed("models", "show", "yolov7-tiny", "--html", str(folder / "model.html"))
-    result = EvaluationResult(average_precision=eighty_classes(), detections=Detections.from_records([]))
-    (folder / "eighty.html").write_text(render_report(result, title="Evaluation of 80 made-up classes"))
+    result = eighty_classes()
+    diagnosis = diagnose(result.ground_truth, result.detections).as_json()
+    page = render_report(result, title="Evaluation of 80 made-up classes", diagnosis=diagnosis)
+    (folder / "eighty.html").write_text(page)
     (folder / "many.html").write_text(many_trials(runs / "quickstart/job.yaml"))
     return {
         "run": runs / "quickstart/report/index.html",
@@ -209,7 +214,8 @@ def test_tables_are_sorted_and_filtered(pages: Mapping[str, Path], browser: Brow
     names = browser.evaluate("[...document.querySelectorAll('#classes tbody tr')].map((r) => r.cells[0].textContent)")
     assert names == sorted(names)
     browser.evaluate(
-        "(f => { f.value = 'kind thing-07'; f.dispatchEvent(new Event('input')) })(document.querySelector('.filter'))"
+        "(f => { f.value = 'kind thing-07'; f.dispatchEvent(new Event('input')) })"
+        "(document.querySelector('#classes .filter'))"
     )
     shown = browser.evaluate("[...document.querySelectorAll('#classes tbody tr')].filter((r) => !r.hidden).length")
     assert shown == 1

@@ -189,7 +189,7 @@ def _matrix(document: Document) -> Markup:
                 )
             )
     for index, name in enumerate(names if len(names) <= MOST_NAMED else ()):
-        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 13 else f"{name[:12]}…"
+        at, short = margin + (index + 0.5) * side + 4, name if len(name) <= 12 else f"{name[:11]}…"
         parts.append(Markup('<text x="{}" y="{:.1f}" text-anchor="end">{}</text>').format(margin - 6, at, short))
         parts.append(
             Markup('<text transform="translate({:.1f} {}) rotate(-90)">{}</text>').format(at, margin - 6, short)
