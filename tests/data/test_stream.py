@@ -16,7 +16,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.evaluation_stream import EvaluationStream
-from yolofleet.data.sample import Sample
+from yolofleet.data.records import Sample
 from yolofleet.data.stream import MicroBatch, TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 
