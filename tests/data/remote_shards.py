@@ -51,7 +51,7 @@ def cached_bytes(cache: Path) -> int:
 READER = f"""
 import hashlib, sys
 from pathlib import Path
-from yolofleet.data.cache import CacheSettings
+from yolofleet.data.cache_folder import CacheSettings
 from yolofleet.data.dataset import ShardDataset
 cache, max_bytes, rounds, ahead = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 settings = CacheSettings(path=cache, max_bytes=max_bytes, fetchers=8)

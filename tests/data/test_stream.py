@@ -11,12 +11,12 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from yolofleet.data.sample import Sample
 
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.evaluation_stream import EvaluationStream
+from yolofleet.data.records import Sample
 from yolofleet.data.stream import MicroBatch, TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 

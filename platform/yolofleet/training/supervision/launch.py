@@ -28,7 +28,8 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import FencingToken
 from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
 from yolofleet.training.checkpoint.store import CheckpointStore
-from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator, ClusterEvaluation
+from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
+from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
 from yolofleet.training.loop.worker_group import DRIVER_NODE_ENDS, PAUSED, KnownProgress, StoppedError
 from yolofleet.training.metrics.publisher import publish_metrics
 from yolofleet.training.supervision.heartbeats import HeartbeatBoard
