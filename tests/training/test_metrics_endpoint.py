@@ -50,8 +50,9 @@ def scraped(url: str) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def test_a_run_is_on_rays_metrics_endpoint(small_job: Callable[..., JobSpec], tmp_path: Path) -> None:
+    cluster = {"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 1, "price_per_hour": 1.5}
     # Long enough for several of Ray's reports, which are ten seconds apart.
-    job = small_job(name="watched", epochs=80, cluster={"workers": 2, "gpus_per_worker": 0, "cpus_per_worker": 1})
+    job = small_job(name="watched", epochs=80, cluster=cluster)
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64
     }  # fmt: skip
