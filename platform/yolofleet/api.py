@@ -106,7 +106,7 @@ def tune(space: str | Path, changes: Mapping[str, Any] | None = None, *, verbose
     from yolofleet.specs.search import load_search
 
     with naming_extras():
-        file = open_file(_place(space, "space: the file of a search space"))
+        file = open_file(_location(space, "space: the file of a search space"))
         session = SearchSession.open(load_search(file, _overrides(changes)), source=str(space))
         results, _ = run_space(session, verbose=verbose)
     return results
@@ -129,7 +129,7 @@ def load(model: str | Path | Run, *, device: str = "auto", tracking_uri: str | N
     from yolofleet.core.file_names import DETECTOR_CARD_NAME
 
     needed = "model: a run, the path or URL of a run directory or a detector package, or NAME@ALIAS"
-    name = model.url if isinstance(model, Run) else _place(model, needed)
+    name = model.url if isinstance(model, Run) else _location(model, needed)
     if Path(name).is_file() and (Path(name).parent / DETECTOR_CARD_NAME).is_file():
         name = str(Path(name).parent)
     with naming_extras():
@@ -231,7 +231,7 @@ def evaluate(
         raise UserError(f"precision={precision!r}: use 'fp32' or 'fp16'")
     return evaluate_model(
         detector.network if precision == "fp32" else detector.model,
-        open_verified(_place(data, "data: the path or URL of a sharded dataset")),
+        open_verified(_location(data, "data: the path or URL of a sharded dataset")),
         classes=detector.classes,
         device=detector.device,
         image_size=size,
@@ -285,7 +285,7 @@ def export(
     shape = InputShape(batch=batch, image_size=size, dynamic=dynamic)
     request = Request(format=format, shape=shape, thresholds=thresholds if nms else None)
     with naming_extras():
-        return export_detector(detector, Path(_place(out, "out: the path of a file")), request).path
+        return export_detector(detector, Path(_location(out, "out: the path of a file")), request).path
 
 
 def _detector(model: Detector | str | Path | Run) -> Detector:
@@ -294,7 +294,7 @@ def _detector(model: Detector | str | Path | Run) -> Detector:
     return model if isinstance(model, Detector) else load(model)
 
 
-def _place(value: object, needed: str) -> str:
+def _location(value: object, needed: str) -> str:
     """Return the path or URL that a user gave.
 
     Raises:
@@ -310,7 +310,7 @@ def _job(job: Job | str | Path, changes: Mapping[str, Any] | None) -> Job:
 
     if not isinstance(job, Job):
         needed = "job: a Job (Job.parse makes one of a mapping), or the path or URL of a job's file"
-        return Job.load(open_file(_place(job, needed)), _overrides(changes))
+        return Job.load(open_file(_location(job, needed)), _overrides(changes))
     if not changes:
         return job
     return Job.parse(apply_overrides(job.document(), _overrides(changes)), source=f"job {job.name}")

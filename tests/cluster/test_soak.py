@@ -78,7 +78,8 @@ def test_an_arm_is_told_by_the_runs_own_account(soak: ModuleType) -> None:
         event(400, "end"),
     ]
     arms = sys.modules["soak_arms"]
-    found = arms.account([(100.0, "arm"), (300.0, "arm"), (390.0, "arm")], events, [{"step": 60, "time": "t"}])
+    rows = [{"step": 60, "time": "1970-01-01T00:06:30+00:00"}]
+    found = arms.account([(100.0, "arm"), (300.0, "arm"), (390.0, "arm")], events, rows)
     assert (found["preemptions"], found["setbacks"], found["steps"]) == (3, 2, 60)
     assert (found["wasted_steps_mean"], found["wasted_seconds_mean"], found["wasted_steps_most"]) == (4, 30, 8)
     assert found["goodput"] == 0.85

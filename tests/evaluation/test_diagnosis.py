@@ -197,7 +197,7 @@ def test_the_summary_says_what_a_manager_asks() -> None:
     objects = [(1, CAT, A), (1, CAT, B), (2, DOG, A)]
     assert diagnose(*case(objects, [(1, CAT, A, 0.9), (1, CAT, B, 0.9)])).summary == (
         "The model finds 67% of the 3 objects, and 100% of its boxes are right (confidence 0.90 and above); most is "
-        "lost by objects that are not found (50.0 points of AP50); the weakest class is dog (AP50 0.0, mainly objects "
+        "lost to objects that are not found (50.0 points of AP50); the weakest class is dog (AP50 0.0, mainly objects "
         "that are not found)."
     )
     many = [(1, CAT, [20.0 * number, 0.0, 10.0, 10.0]) for number in range(50)] * 20

@@ -129,7 +129,7 @@ def test_torch_predicts_and_a_warning_says_why_a_file_cannot_be_used(
     elif kind == "cut off":
         path.write_bytes(path.read_bytes()[:1000])
     else:
-        monkeypatch.setattr("yolofleet.export.settings.find_spec", lambda name: None)
+        monkeypatch.setattr("yolofleet.export.settings.is_installed", lambda name: False)
     assert not isinstance(load_detector(with_network).network, OnnxNetwork)
     (warning,) = caplog.records
     assert warning.getMessage().startswith("torch predicts, which is slower") and reason in warning.getMessage()

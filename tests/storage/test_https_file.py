@@ -122,7 +122,7 @@ def test_another_digest_removes_what_came_unread(server: FileServer, tmp_path: P
     [
         (Page(status=404), "no such file"),
         (Page(status=403), "asks for a login, but none is sent"),
-        (Page(status=500), "answers 500.*name the file"),
+        (Page(status=500), "answers 500.*give its path"),
         (Page(status=418), "answers 418"),
         (Page(headers={"Content-Length": str(2**40)}), "it has 1.1 TB, more than the"),
         (Page(status=302, headers={"Location": "http://localhost/v7.pt"}), "leads to http://, and only https"),

@@ -68,7 +68,7 @@ def test_a_validation_set_without_boxes_is_refused_before_training(
     manifest |= {"class_counts": [0 for _ in manifest["class_counts"]], "num_boxes": 0, "num_crowds": 0}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     job = small_job(data={"train": str(small_data / "train"), "val": str(folder), "image_size": 64})
-    with pytest.raises(UserError, match=r"unlabelled: no boxes to evaluate with in \d+ images .*give data\.val"):
+    with pytest.raises(UserError, match=r"unlabelled: no boxes to evaluate with in \d+ images .*set data\.val"):
         check_job(job)
     assert not Path(job.storage, job.name).exists()
 
@@ -76,7 +76,7 @@ def test_a_validation_set_without_boxes_is_refused_before_training(
 def test_a_release_that_cannot_be_exported_is_refused_before_training(
     small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("yolofleet.export.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("yolofleet.export.settings.is_installed", lambda name: False)
     check_job(small_job())
     with pytest.raises(UserError, match=r"onnx is not installed; install it with: pip install 'yolofleet\[export\]'"):
         check_job(small_job(release_onnx=True))

@@ -196,7 +196,7 @@ def test_waiting_ends_by_a_limit_a_stop_or_a_quota(cluster: Cluster, naps: list[
     cluster.quotas = lambda: QuotaSpec.parse({"users": {"ada": {"cpus": 1}}}, source="quotas")
     cluster.restart_queue()
     cluster.settle()
-    with pytest.raises(UserError, match=r"user ada has 0 of 1 CPU that its quota allows, so it would wait for ever"):
+    with pytest.raises(UserError, match=r"user ada has 0 of 1 CPU that its quota allows, so it would wait forever"):
         wait(Driver(cluster, ticket("run", 2)))
 
 

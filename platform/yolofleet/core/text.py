@@ -14,7 +14,7 @@ NEAREST_CUTOFF = 0.45
 """How alike two names must be (difflib's ratio) before one is offered for the other."""
 WORD = re.compile(r"( *)([^ ]+)")
 HANGING = re.compile(r" *(?:[^ ]+(?: [^ ]+){0,2} {2,})?")
-"""What a line that is wrapped goes on below of: its indent, and a name before two spaces or more."""
+"""Below what a wrapped line continues: its indent, and a name before two spaces or more."""
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 NEAR_AN_END, MOST_MORE_DECIMALS = 0.1, 3
 """By how much of its distance to 0 or 1 a share may be rounded, and the decimals that it may get for that."""
@@ -55,7 +55,7 @@ def fit(text: str, end: str = "", *, width: int) -> str:
 def wrap_words(text: str, width: int) -> str:
     """Return a text in lines of a width, broken between words alone; a longer word stands on a line of its own.
 
-    What goes on is indented as its line is, or as what stands in the line's second column.
+    The rest of a line is indented as its line is, or as what stands in the line's second column.
     """
     return "\n".join(line for long in text.split("\n") for line in _wrap_line(long, width))
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MOST_SAMPLES_TRIED = 256
-Place = Literal["host", "device"]
+AugmentOn = Literal["host", "device"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class MicroBatchMaker:
     """Reads, decodes and augments micro-batches; a pure function of the plan, safe among threads, cheap to pickle."""
 
     def __init__(
-        self, dataset: ShardDataset, order: SampleOrder, seed: int, max_pixels: int, augment_on: Place = "host"
+        self, dataset: ShardDataset, order: SampleOrder, seed: int, max_pixels: int, augment_on: AugmentOn = "host"
     ) -> None:
         self._dataset = dataset
         self._order = order

@@ -21,7 +21,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.loader import Loader, make_in_processes, ordered_map
-from yolofleet.data.micro_batch import MicroBatch, MicroBatchMaker, MicroBatchPlan, Place
+from yolofleet.data.micro_batch import AugmentOn, MicroBatch, MicroBatchMaker, MicroBatchPlan
 from yolofleet.data.order import Deal, SampleOrder, Window
 from yolofleet.specs.hyperparameters import Augmentation
 
@@ -71,7 +71,7 @@ class TrainingStream:
         deal: Deal = "epoch",
         num_steps: int | None = None,
         sample_weights: NDArray[np.float64] | None = None,
-        augment_on: Place = "host",
+        augment_on: AugmentOn = "host",
     ) -> None:
         if micro_batch_size < 1 or global_batch_size < 1 or global_batch_size % micro_batch_size:
             raise UserError(

@@ -54,10 +54,10 @@ class Boxes:
         room = max(SMALLEST_BUCKET, 1 << (int(counts.max()) - 1).bit_length())
         if room > LARGEST_BUCKET:
             return None
-        place = torch.arange(len(self)) + (room * torch.arange(num_images) - counts.cumsum(0) + counts)[self.image]
+        position = torch.arange(len(self)) + (room * torch.arange(num_images) - counts.cumsum(0) + counts)[self.image]
 
         def spread(field: Tensor, nothing: float) -> Tensor:
-            return field.new_full((num_images * room, *field.shape[1:]), nothing).index_copy_(0, place, field)
+            return field.new_full((num_images * room, *field.shape[1:]), nothing).index_copy_(0, position, field)
 
         return Boxes(
             image=torch.arange(num_images).repeat_interleave(room),

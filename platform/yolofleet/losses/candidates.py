@@ -111,8 +111,8 @@ def search_candidates(boxes: Boxes, levels: Levels, *, reach: float, ratio_limit
     # the published order.
     slot = find_slots(valid)
     end = levels.first_cell[:, :1] + (boxes.image + 1) * levels.image_cells[:, None]  # (L, N) of the box's image
-    place = torch.where(valid, 2 * cell.view(valid.shape), 2 * end[:, None, None] - 1).flatten()
-    slot = slot[place[slot].argsort(stable=True)]
+    rank = torch.where(valid, 2 * cell.view(valid.shape), 2 * end[:, None, None] - 1).flatten()
+    slot = slot[rank[slot].argsort(stable=True)]
 
     # 5. A slot's number tells its neighbour, anchor and box: they are the digits of it.
     combination = slot // max(num_boxes, 1)  # of level, neighbour and anchor

@@ -36,16 +36,18 @@ def seconds_of(row: Row) -> float:
     """Return when a row was written, in seconds since 1970.
 
     Raises:
-        UserError: The row does not say it.
+        CorruptLogError: The row does not say it.
     """
     try:
         return datetime.fromisoformat(str(row["time"])).timestamp()
     except (KeyError, ValueError):
-        raise UserError(f"a row of a log says no time that can be read, repair or remove it: {short(row)}") from None
+        raise CorruptLogError(
+            f"a row of a log says no time that can be read, repair or remove it: {short(row)}"
+        ) from None
 
 
 class CorruptLogError(UserError):
-    """A line of a log is not a row although rows follow it."""
+    """A row of a log is damaged: its line is not a row although rows follow it, or its time cannot be read."""
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,6 @@
 """``cluster.cpus_per_worker: auto``: the CPUs of a worker, decided once and kept in the run's ``job.yaml``.
 
-The number of threads decides in which order numbers are added, so a run that goes on keeps its number.
+The number of threads decides in which order numbers are added, so a resumed run keeps its number.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from yolofleet.core.text import one_line
 from yolofleet.specs.cluster import QuotaSpec
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.tracking.goodput import gpu_hours_by_owner
-from yolofleet.tracking.json_lines import Part, Row, group_parts, read_end
+from yolofleet.tracking.json_lines import CorruptLogError, Part, Row, group_parts, read_end
 from yolofleet.tracking.run_catalog import MOST_EVENT_BYTES, StoredRun, catalog
 from yolofleet.tracking.run_directory import EVENTS
 from yolofleet.training.supervision.turns import Spent
@@ -52,7 +52,8 @@ def spent_hours(storages: Sequence[str], since: float) -> dict[tuple[str, str], 
                     hours = run_hours(run, partial(_read_log, child), since)
                 except ObjectNotFoundError:  # it was removed meanwhile
                     continue
-                except (KeyError, TypeError, ValueError) as error:  # one run must not keep everybody waiting
+                # One run must not keep everybody waiting.
+                except (CorruptLogError, KeyError, TypeError, ValueError) as error:
                     logger.warning("the GPU hours of %s do not count, for its record is damaged: %r", child.url, error)
                     continue
                 for key, amount in hours.items():
