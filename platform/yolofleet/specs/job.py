@@ -177,15 +177,10 @@ class JobSpec(Spec):
             )
         if self.strategy != "ddp" and self.precision not in ("fp32", "bf16"):
             raise ValueError(f"strategy {self.strategy} computes in fp32 or bf16; use precision bf16, or strategy ddp")
-        if self.compile != "off" and (self.strategy != "ddp" or self.batch_norm_workers > 1):
+        if self.compile != "off" and (self.strategy, self.batch_norm_workers, self.memory) != ("ddp", 1, "fast"):
             raise ValueError(
-                f"compile {self.compile} takes strategy ddp and batch_norm_workers 1, for it compiles the network as a "
-                f"whole; they are {self.strategy} and {self.batch_norm_workers}; use compile off, or change them"
-            )
-        if self.compile != "off" and self.memory != "fast":
-            raise ValueError(
-                f"memory {self.memory} computes blocks again, which compile {self.compile} cannot; use compile off, or "
-                "memory fast"
+                f"compile {self.compile} takes strategy ddp, batch_norm_workers 1 and memory fast; they are "
+                f"{self.strategy}, {self.batch_norm_workers} and {self.memory}; use compile off, or change them"
             )
         if self.compile == "full" and self.resolved_hyperparameters().multi_scale > 0:
             raise ValueError("compile full takes one image size, and multi_scale is above 0; use compile model")
