@@ -24,8 +24,8 @@ from typing import Any
 
 from PIL import Image
 
+from yolofleet.cli.options import result_lines
 from yolofleet.cli.run_display import RunDisplay
-from yolofleet.cli.train import result_lines
 from yolofleet.registry.release import release_record
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory

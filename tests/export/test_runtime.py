@@ -87,8 +87,8 @@ def test_without_the_file_torch_predicts(package: Path, caplog: pytest.LogCaptur
     [
         ("fixed", "--dynamic"),
         ("quantized", "--int8"),
-        ("other weights", "made of other weights"),
-        ("other network", "computes something else"),
+        ("other weights", "made from other weights"),
+        ("other network", "not compute the same"),
         ("with suppression", "--nms"),
         ("cut off", "not an ONNX file"),
         ("of a later yolofleet", "format"),
