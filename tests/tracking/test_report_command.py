@@ -12,6 +12,7 @@ import typer
 
 from yolofleet.cli.report import report
 from yolofleet.core.errors import UserError
+from yolofleet.registry.release import RELEASE_KEY
 from yolofleet.storage import open_storage
 from yolofleet.tracking.mlflow_store import open_client
 from yolofleet.tracking.run_directory import RunDirectory
@@ -66,6 +67,7 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
         "last_event": {"kind": "start"},
         "step": 20,
         "has_model": False,
+        "version": None,
         "skipped": "none",
         "metrics": {"loss": 0.25, "val_AP": 0.25},
         "page": str(tmp_path / "demo/report/index.html"),
@@ -76,6 +78,19 @@ def test_the_report_shows_the_state_of_a_run(tmp_path: Path, capsys: pytest.Capt
     assert text.startswith("demo: running, step 20\n") and "\n  history\n" in text and "{" not in text
     assert re.search(r"validation +AP 0.25\n", text) and re.search(r"training +loss 0.25\n", text)
     assert re.search(r"time +0 s in 2 starts, 100.0% of it", text)
+
+
+def test_a_registered_run_is_promoted_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "demo")
+    fields = {"step": 20, "num_images": 1, "figures": {}, "report": "", "images": "", "mlflow": None}
+    run.storage.put(RELEASE_KEY, json.dumps(fields | {"run": run.url, "model": "models:/shapes/3"}).encode())
+    run_report(run.url)
+    assert re.search(
+        r"version +models:/shapes/3\n[^$]*next +yolofleet registry promote shapes/3\n", capsys.readouterr().out
+    )
+    run.storage.put(RELEASE_KEY, b"[]")
+    with pytest.raises(UserError, match=r"release\.json: not the record of a release"):
+        run_report(run.url)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -131,9 +131,12 @@ def _facts(
     yield "failures", failures and failures + redone
     yield "left out", None if summary["skipped"] == "none" else summary["skipped"]
     yield "model", f"{summary['url']}/model" if summary["has_model"] else "none yet"
+    yield "version", summary["version"]
     yield "report page", summary.get("page")
     yield "MLflow run", summary.get("mlflow_run_id")
-    if summary["has_model"]:
+    if summary["version"]:
+        yield "next", f"yolofleet registry promote {str(summary['version']).removeprefix('models:/')}"
+    elif summary["has_model"]:
         yield "next", f"yolofleet registry register {summary['url']} --name NAME"
     elif summary["status"] in ("FAILED", "KILLED"):
         yield "next", "resume it with the command that started it"
@@ -162,6 +165,7 @@ def _report_search(
 
 def _summarize(directory: RunDirectory) -> dict[str, Any]:
     """Return the state of the run, with the newest value of every metric."""
+    from yolofleet.registry.release import release_record
     from yolofleet.tracking.goodput import summarize_run
     from yolofleet.training.loop.sample_log import format_skips, read_skipped
 
@@ -170,6 +174,7 @@ def _summarize(directory: RunDirectory) -> dict[str, Any]:
     for row in rows:
         newest |= row
     events = directory.events()
+    release = release_record(directory)
     return {
         "name": directory.name,
         "url": directory.url,
@@ -178,6 +183,7 @@ def _summarize(directory: RunDirectory) -> dict[str, Any]:
         "last_event": events[-1] if events else None,
         "step": newest.pop("step", 0),
         "has_model": directory.has_model(),
+        "version": release.model if release else None,
         "skipped": format_skips(read_skipped(directory.storage)),
         "survival": asdict(summarize_run(events, rows)),
         "metrics": {key: value for key, value in newest.items() if key != "time"},

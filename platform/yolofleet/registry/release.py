@@ -133,13 +133,22 @@ class Release:
 
 
 def release_record(run: RunDirectory) -> Release | None:
-    """Return the record of an earlier release, or None."""
+    """Return the record of an earlier release, or None.
+
+    Raises:
+        UserError: It is damaged.
+    """
     try:
         document = json.loads(run.storage.get(RELEASE_KEY))
+        document["images"] = document.pop("pictures", None) or document["images"]  # the key of older releases
+        return Release(**document)
     except ObjectNotFoundError:
         return None
-    document["images"] = document.pop("pictures", None) or document["images"]  # the key of older releases
-    return Release(**document)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{run.url}/{RELEASE_KEY}: not the record of a release ({one_line(str(error))}); remove it, and the same "
+            "command as before releases the run again"
+        ) from None
 
 
 def release(job: JobSpec, ready: Readiness, tracking_uri: str | None) -> Release:
