@@ -39,6 +39,7 @@ TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 TOKEN_FILE = Path(".ray") / "auth_token"
 """Below the home folder."""
 PRIVATE_NAMES = (
+    "ray._raylet:Config.initialize",
     "ray._private.state:available_resources_per_node",
     "ray._private.state:GlobalState.get_draining_nodes",
     "ray._private.state:GlobalState.get_cluster_config",
@@ -59,7 +60,8 @@ def set_defaults(environment: dict[str, str]) -> None:
 
 def starts_own_ray() -> bool:
     """Return whether a connection made now would start a Ray of this machine's own."""
-    return "ray" not in sys.modules and os.environ.get("RAY_ADDRESS", "local") == "local"
+    ray = sys.modules.get("ray")
+    return (ray is None or not ray.is_initialized()) and os.environ.get("RAY_ADDRESS", "local") == "local"
 
 
 def shares_cluster() -> bool:
@@ -68,13 +70,12 @@ def shares_cluster() -> bool:
 
 
 def make_token() -> None:
-    """Give a Ray of our own a token that lives as long as it does; Ray itself would keep one in the home folder.
-
-    It takes effect only before ray is imported.
-    """
+    """Give a Ray of our own a token that lives as long as it does; Ray itself would keep one in the home folder."""
     if not {"RAY_AUTH_MODE", *TOKEN_VARIABLES} & os.environ.keys():
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        if "ray" in sys.modules:  # its import has read the environment
+            import_module("ray._raylet").Config.initialize("")
 
 
 def use_token() -> None:
