@@ -87,11 +87,10 @@ def test_two_nodes_download_the_dataset_once(
 @pytest.mark.parametrize(
     ("deal", "cache_share"),
     [
-        ("fixed", 0.1),
+        ("fixed", 0.5),
         pytest.param("epoch", 0.5, marks=pytest.mark.slow),
         *(pytest.param(deal, share, marks=pytest.mark.slow) for deal in ("fixed", "epoch") for share in (2.0, 0.9)),
-        pytest.param("fixed", 0.5, marks=pytest.mark.slow),
-        pytest.param("epoch", 0.1, marks=pytest.mark.slow),
+        *(pytest.param(deal, 0.1, marks=pytest.mark.slow) for deal in ("fixed", "epoch")),
     ],
 )
 def test_a_node_downloads_what_was_planned(
