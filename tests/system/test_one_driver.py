@@ -16,7 +16,7 @@ pytestmark = pytest.mark.system
 
 
 def test_a_second_driver_is_refused_and_a_killed_one_succeeded(shell: Shell, drawn: Path) -> None:
-    job = str(write_job(shell.folder, drawn, cluster__workers=1, epochs=4))
+    job = str(write_job(shell.folder, drawn, cluster__workers=1, epochs=400))  # longer than the test
     run = shell.folder / "runs" / "small"
     first = shell.start("train", job, "--launcher", "process")
     wait_for(lambda: rows(run / "metrics.jsonl"), what="the first step")
