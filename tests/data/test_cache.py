@@ -208,6 +208,8 @@ def test_killed_fetchers_hold_nothing_up(
 
     monkeypatch.setattr(dataset.cache, "_fetch_ahead", dies)
     assert digests(dataset) == expected
+    for thread in dead:
+        thread.join(timeout=10)  # the last one may be dying still
     assert dead and not any(thread.is_alive() for thread in dead)
 
 
