@@ -1,1 +1,1 @@
-"""Evaluation of a run: by its workers (`checkpoint_evaluations`), or beside them (`async_evaluation`)."""
+"""Evaluation of a run: by its workers (`checkpoint_evaluations`), or beside them (`async_`, `cluster_evaluation`)."""

@@ -1,7 +1,6 @@
 """Evaluation of checkpoints beside the training: one at a time, the one that has waited longest first.
 
-The run directory says which checkpoints wait, so an evaluator that dies loses nothing: the next one continues. On a
-cluster each is evaluated by a task of its own.
+The run directory says which checkpoints wait, so an evaluator that dies loses nothing: the next one continues.
 """
 
 from __future__ import annotations
