@@ -1,4 +1,4 @@
-"""README's pictures of a run, drawn from a finished one: its terminal, and its page in light and in dark.
+"""README's pictures of a run, drawn from a finished one: its terminal, and its page.
 
     make demo
     python benchmarks/pictures.py demo/runs/quickstart
@@ -113,17 +113,16 @@ def draw(screens: list[list[str]], title: str) -> str:
 
 
 def photograph(page: Path, out: Path) -> None:
-    """Store the top of a page, as a browser shows it in light and in dark."""
+    """Store the top of a page, as a browser shows it."""
     sys.path.append(str(ROOT / "tests"))
     from browser import Browser
 
     with tempfile.TemporaryDirectory() as folder, Browser(Path(folder)) as browser:
-        for name in ("light", "dark"):
-            browser.open(page.absolute().as_uri(), width=PAGE_PIXELS[0], height=PAGE_PIXELS[1], dark=name == "dark")
-            browser.screenshot(Path(folder) / "whole.png")
-            with Image.open(Path(folder) / "whole.png") as whole:
-                top = whole.convert("RGB").crop((0, 0, *PAGE_PIXELS))
-            top.quantize(COLOURS, dither=Image.Dither.NONE).save(out / f"page-{name}.png", optimize=True)
+        browser.open(page.absolute().as_uri(), width=PAGE_PIXELS[0], height=PAGE_PIXELS[1])
+        browser.screenshot(Path(folder) / "whole.png")
+        with Image.open(Path(folder) / "whole.png") as whole:
+            top = whole.convert("RGB").crop((0, 0, *PAGE_PIXELS))
+        top.quantize(COLOURS, dither=Image.Dither.NONE).save(out / "page.png", optimize=True)
 
 
 def main() -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from yolofleet.core.cores import num_cores
 from yolofleet.specs.job import JobSpec
+from yolofleet.storage import open_storage
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.setup import worker_cpus
 from yolofleet.training.setup.preflight import check_job
 from yolofleet.training.setup.worker_cpus import choose_cpus, with_cpus
@@ -71,6 +73,12 @@ def test_a_run_keeps_its_number_where_the_cores_suffice(small_job: MakeJob, monk
     monkeypatch.setattr(worker_cpus, "num_cores", lambda: 4)
     assert check_job(with_cpus(small_job(), run)).changes == ("cluster.cpus_per_worker: was 8.0, now 4.0",)
     assert with_cpus(small_job(cluster={"cpus_per_worker": 2}), run).cluster.worker_cpus == 2
+
+
+@pytest.mark.parametrize("text", ["", "[]", "name: x", "cluster: [1]", "cluster: {cpus_per_worker: [1]}"])
+def test_a_damaged_job_of_a_run_decides_nothing(small_job: MakeJob, tmp_path: Path, text: str) -> None:
+    (tmp_path / "job.yaml").write_text(text)
+    assert with_cpus(small_job(), RunDirectory(open_storage(tmp_path))).cluster.worker_cpus == 8
 
 
 def test_cores_are_those_that_this_process_may_use(tmp_path: Path) -> None:

@@ -25,12 +25,19 @@ def with_cpus(job: JobSpec, run: RunDirectory | None = None, *, launcher: str = 
     if job.cluster.cpus_per_worker != "auto":
         return job
     cores, workers = here(job, launcher)
-    number: float | str = "auto"
-    if run is not None and (text := run.job_text()) is not None:
-        number = parse_yaml(text, source=f"{run.url}/job.yaml")["cluster"]["cpus_per_worker"]
-    if number == "auto" or (cores is not None and float(number) * workers > cores):
-        number = choose_cpus(job, cores, workers, os.environ.get("OMP_NUM_THREADS"))
-    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"cpus_per_worker": float(number)})})
+    number = None if run is None else _recorded(run)
+    if number is None or (cores is not None and number * workers > cores):
+        number = float(choose_cpus(job, cores, workers, os.environ.get("OMP_NUM_THREADS")))
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"cpus_per_worker": number})})
+
+
+def _recorded(run: RunDirectory) -> float | None:
+    """Return the number that a run has decided; None where it has none, also in a damaged job, which others refuse."""
+    text = run.job_text()
+    job = {} if text is None else parse_yaml(text, source=f"{run.url}/job.yaml")
+    cluster = job.get("cluster") if isinstance(job, dict) else None
+    number = cluster.get("cpus_per_worker") if isinstance(cluster, dict) else None
+    return float(number) if isinstance(number, int | float) and not isinstance(number, bool) and number > 0 else None
 
 
 def here(job: JobSpec, launcher: str) -> tuple[int | None, int]:
