@@ -128,6 +128,19 @@ def test_job_text_round_trips(new_storage: NewStorage) -> None:
     assert RunDirectory(new_storage()).job_text() == "name: ä\n"
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "5", "name: x\nmodel: [1]", "tracking: no", "cluster: 2", "data: [a", "evaluation: x"]
+)
+def test_a_damaged_job_is_named(tmp_path: Path, text: str) -> None:
+    run = RunDirectory(open_storage(tmp_path))
+    assert run.job_document() == {}
+    run.write_job("name: x\nmodel:\n")
+    assert run.job_document() == {"name": "x", "model": None}
+    run.write_job(text)
+    with pytest.raises(UserError, match=r"job\.yaml.*(a mapping of keys is needed here|not readable as YAML)"):
+        run.job_document()
+
+
 def test_model_is_saved_and_fetched(new_storage: NewStorage, tmp_path: Path) -> None:
     package = tmp_path / "package"
     (package / "extra").mkdir(parents=True)

@@ -194,12 +194,9 @@ def _find_store(directory: RunDirectory, given: str | None) -> tuple[str, str]:
     """Return the tracking URI and the experiment of a run, by its job."""
     from yolofleet.core.errors import UserError
     from yolofleet.specs.tracking import TrackingSpec
-    from yolofleet.specs.yaml_document import parse_yaml
     from yolofleet.tracking.mlflow_store import default_tracking_uri
 
-    source = f"{directory.url}/job.yaml"
-    document = parse_yaml(directory.job_text() or "", source=source) or {}
-    tracking = TrackingSpec.parse(document.get("tracking", {}), source=source)
+    tracking = TrackingSpec.parse(directory.job_document().get("tracking") or {}, source=f"{directory.url}/job.yaml")
     uri = given or tracking.uri or default_tracking_uri(directory.url.rstrip("/").rpartition("/")[0])
     if uri is None:
         raise UserError(f"{directory.url}: the job names no tracking.uri; give one with --tracking-uri")

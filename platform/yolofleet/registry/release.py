@@ -30,7 +30,6 @@ from yolofleet.core.text import one_line
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form
-from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.tracking.run_record import EVALUATION_KEY as SHOWN_EVALUATION_KEY
@@ -63,7 +62,7 @@ def run_evidence(run: RunDirectory) -> Evidence:
         **run.facts(),
         "run_directory": run.url,
         "job_sha256": hashlib.sha256(job_text.encode()).hexdigest(),
-        "job": parse_yaml(job_text, source=f"{run.url}/job.yaml"),
+        "job": run.job_document(),
     }
     manifests = {part: _read(run, _manifest_key(part)) for part in ("train", "val")}
     return Evidence(

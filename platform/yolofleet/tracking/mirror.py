@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.background import POLL_SECONDS, BackgroundSync, ignore_event
 from yolofleet.core.redaction import redact
-from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.json_lines import Row, encode_row
 from yolofleet.tracking.mirrored_run import (
@@ -158,8 +157,8 @@ class MirroredRun:
         """Send the job's settings; MLflow lets no parameter change, so a later edit shows in ``job.yaml`` only."""
         from mlflow.entities import Param
 
-        document = parse_yaml(self.run.job_text() or "", source=f"{self.run.url}/{self.run.spec_key}") or {}
-        params = [Param(key, value) for key, value in flat_params(document).items() if key not in found.data.params]
+        settings = flat_params(self.run.job_document())
+        params = [Param(key, value) for key, value in settings.items() if key not in found.data.params]
         for start in range(0, len(params), MOST_PARAMS_IN_BATCH):
             client.log_batch(found.info.run_id, params=params[start : start + MOST_PARAMS_IN_BATCH])
 

@@ -167,7 +167,7 @@ def describe_run(run: RunDirectory, facts: Mapping[str, Any], events: Sequence[R
         events: Its events.
         rows: The newest value of each metric.
     """
-    job = _document(run)
+    job = run.job_document()
     model = job.get("model") or {}
     data = job.get("data") or {}
     figures = facts.get("figures") or {key.removeprefix("val_"): rows[key] for key in rows if key.startswith("val_")}
@@ -203,12 +203,6 @@ def unix_milliseconds(time: str) -> int:
         return 0
 
 
-def _document(run: RunDirectory) -> dict[str, Any]:
-    from yolofleet.specs.yaml_document import parse_yaml
-
-    return parse_yaml(run.job_text() or "", source=f"{run.url}/{run.spec_key}") or {}
-
-
 def send_datasets(client: MlflowClient, found: Run, run: RunDirectory, facts: Mapping[str, Any]) -> None:
     """Name the data of a run as its inputs, once."""
     digests = facts.get("data")
@@ -216,7 +210,7 @@ def send_datasets(client: MlflowClient, found: Run, run: RunDirectory, facts: Ma
         return
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    urls = _document(run).get("data") or {}
+    urls = run.job_document().get("data") or {}
     inputs = []
     for part, context in (("train", "training"), ("val", "validation")):
         if part in digests:

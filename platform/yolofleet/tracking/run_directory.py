@@ -31,6 +31,8 @@ from typing import Any
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.redaction import redact_values
+from yolofleet.core.text import short
+from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
 from yolofleet.tracking.json_lines import LogReader, Row
@@ -40,6 +42,7 @@ FORMAT = 1
 IDENTITY_KEY = "run.json"
 JOB_KEY = "job.yaml"
 FACTS_KEY = "facts.json"
+SECTIONS = ("model", "data", "cluster", "evaluation", "tracking")
 METRICS = "metrics"
 METRICS_LOGS = (METRICS, f"{METRICS}.driver")
 EVENTS = "events"
@@ -155,6 +158,21 @@ class RunDirectory:
             return None
         except UnicodeDecodeError as error:
             raise UserError(f"{self.url}/{JOB_KEY}: is damaged ({error}); restore it from a copy") from error
+
+    def job_document(self) -> dict[str, Any]:
+        """Return the parsed job, or search, as it was started; empty before the first start.
+
+        Raises:
+            UserError: It is damaged: no YAML, or something else where a mapping of keys belongs.
+        """
+        source = f"{self.url}/{self.spec_key}"
+        document = parse_yaml(self.job_text() or "", source=source)
+        parts = {"": document} | ({key: document.get(key) for key in SECTIONS} if isinstance(document, dict) else {})
+        for key, part in parts.items():
+            if not isinstance(part, dict | None):
+                where = f"{source}: {key}" if key else source
+                raise UserError(f"{where}: a mapping of keys is needed here, not {short(part)}; restore it from a copy")
+        return document or {}
 
     def write_job(self, text: str) -> None:
         """Store the job's YAML; the caller decides whether it may be replaced."""

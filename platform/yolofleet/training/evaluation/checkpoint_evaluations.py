@@ -25,7 +25,6 @@ from yolofleet.models.network import Network
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
-from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
 from yolofleet.training.checkpoint.store import Checkpoint, CheckpointStore, DamagedCheckpointError, Sizes
@@ -290,7 +289,7 @@ class CheckpointEvaluations:
 
 def best_checkpoint(run: RunDirectory, store: CheckpointStore) -> Checkpoint | None:
     """Return the best evaluated checkpoint that is whole; the newest if none was evaluated; None if there is none."""
-    stop = (parse_yaml(run.job_text() or "", source=f"{run.url}/job.yaml") or {}).get("stop")
+    stop = run.job_document().get("stop")
     spec = None if stop is None else StopSpec.parse(stop, source=f"{run.url}/job.yaml: stop")
     for step in CheckpointEvaluations(run, store, spec).best_first():
         try:

@@ -10,7 +10,6 @@ import os
 from yolofleet.core.cores import num_cores
 from yolofleet.core.ray_runtime import shares_cluster
 from yolofleet.specs.job import JobSpec
-from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.tracking.run_directory import RunDirectory
 
 
@@ -33,10 +32,7 @@ def with_cpus(job: JobSpec, run: RunDirectory | None = None, *, launcher: str = 
 
 def _recorded(run: RunDirectory) -> float | None:
     """Return the number that a run has decided; None where it has none, also in a damaged job, which others refuse."""
-    text = run.job_text()
-    job = {} if text is None else parse_yaml(text, source=f"{run.url}/job.yaml")
-    cluster = job.get("cluster") if isinstance(job, dict) else None
-    number = cluster.get("cpus_per_worker") if isinstance(cluster, dict) else None
+    number = (run.job_document().get("cluster") or {}).get("cpus_per_worker")
     return float(number) if isinstance(number, int | float) and not isinstance(number, bool) and number > 0 else None
 
 
