@@ -40,6 +40,17 @@ def test_rows_and_problems_are_shown_as_they_arrive_and_the_last_ones_at_the_end
     ]
 
 
+def test_workers_start_again_also_where_those_that_died_had_not_reported_their_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows: deque[dict[str, Any]] = deque()
+    with RunDirectory(open_storage(tmp_path), on_row=rows.append) as run, show_run(rows, 10, 0):
+        run.append_event("starting", workers=2)
+        run.append_event("failure", failure="worker", reason="rank 1 died", reached=2, again=True)
+        run.append_event("start", step=2, workers=2)
+    assert "the workers started again from step 2 with 2 workers" in capsys.readouterr().err.splitlines()
+
+
 def test_a_restart_does_not_change_the_time_left(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -150,17 +150,19 @@ class _Problems:
     """The events of a run that a user should know of."""
 
     def __init__(self) -> None:
-        self._started = False
+        self._start_is_again = False
 
     def format(self, event: dict[str, Any]) -> str | None:
         """Return an event as a line; None for one that is not shown."""
         from yolofleet.tracking.goodput import format_event
 
         kind = event.get("kind")
+        if kind in ("failure", "resize"):  # the driver's own: workers that died may have taken their start with them
+            self._start_is_again = True
         if kind == "start":
-            started_before, self._started = self._started, True
+            is_again, self._start_is_again = self._start_is_again, True
             position = f"step {event.get('step')} with {describe_workers(event)}"
-            return f"the workers started again from {position}" if started_before else None
+            return f"the workers started again from {position}" if is_again else None
         if kind not in ("stopped", "failed") and (line := format_event(event)) is not None:
             return line.partition(" ")[2]
         if kind == "non_finite":
