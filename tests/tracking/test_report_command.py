@@ -12,10 +12,9 @@ import typer
 
 from yolofleet.cli.report import report
 from yolofleet.core.errors import UserError
-from yolofleet.registry.release import RELEASE_KEY
 from yolofleet.storage import open_storage
 from yolofleet.tracking.mlflow_store import open_client
-from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_directory import RELEASE_KEY, RunDirectory
 
 app = typer.Typer()
 app.command()(report)

@@ -31,9 +31,9 @@ from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form
 from yolofleet.storage import ObjectNotFoundError
-from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.tracking.run_directory import RELEASE_KEY, RunDirectory
 from yolofleet.tracking.run_record import EVALUATION_KEY as SHOWN_EVALUATION_KEY
-from yolofleet.tracking.run_record import IMAGES_PREFIX, NAMES_KEY, RELEASE_KEY
+from yolofleet.tracking.run_record import IMAGES_PREFIX, NAMES_KEY
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.average_precision import EvaluationResult

@@ -12,8 +12,8 @@ from yolofleet.registry.versions import list_versions
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import Storage
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, sqlite_path
-from yolofleet.tracking.run_catalog import RELEASE_KEY, StoredRun
-from yolofleet.tracking.run_directory import JOB_KEY
+from yolofleet.tracking.run_catalog import StoredRun
+from yolofleet.tracking.run_directory import JOB_KEY, RELEASE_KEY
 
 
 @dataclass

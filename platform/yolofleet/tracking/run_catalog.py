@@ -23,10 +23,17 @@ from yolofleet.core.text import first_line
 from yolofleet.storage import ObjectInfo, Storage
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Part, Row, group_parts, parts_by_log, read_end, seconds_of
-from yolofleet.tracking.run_directory import EVENTS, IDENTITY_KEY, JOB_KEY, METRICS, STATUS_OF_EVENT, status_after
+from yolofleet.tracking.run_directory import (
+    EVENTS,
+    IDENTITY_KEY,
+    JOB_KEY,
+    METRICS,
+    RELEASE_KEY,
+    STATUS_OF_EVENT,
+    status_after,
+)
 
 SEARCH_KEY = "search.yaml"
-RELEASE_KEY = "report/release.json"
 RECORD = "trials"
 AP = "val_AP"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

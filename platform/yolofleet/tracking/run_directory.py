@@ -51,6 +51,7 @@ SOURCES = ("driver", "mirror")
 EVENTS_LOGS = (EVENTS, *(f"{EVENTS}.{source}" for source in SOURCES))
 MODEL_PREFIX = "model"
 REPORT_PREFIX = "report"
+RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
 EVALUATION_IMAGES = f"{REPORT_PREFIX}/evaluations"
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""

@@ -20,11 +20,10 @@ from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError
 from yolofleet.tracking.goodput import RunSummary, summarize_run
 from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import JOB_KEY, REPORT_PREFIX, RunDirectory
+from yolofleet.tracking.run_directory import JOB_KEY, RELEASE_KEY, REPORT_PREFIX, RunDirectory
 
 logger = logging.getLogger(__name__)
 EVALUATION_KEY = f"{REPORT_PREFIX}/evaluation.json"
-RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
 IMAGES_PREFIX = f"{REPORT_PREFIX}/images/"
 NAMES_KEY = f"{IMAGES_PREFIX}names.json"
 OUTCOMES_PREFIX = f"{REPORT_PREFIX}/outcomes/"

@@ -19,8 +19,8 @@ from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.storage import Storage
 from yolofleet.storage.lock import FOLDER as LOCK_FOLDER
 from yolofleet.storage.lock import hold, newest_record
-from yolofleet.tracking.run_catalog import RELEASE_KEY, SEARCH_KEY, Kind, StoredRun
-from yolofleet.tracking.run_directory import IDENTITY_KEY, JOB_KEY
+from yolofleet.tracking.run_catalog import SEARCH_KEY, Kind, StoredRun
+from yolofleet.tracking.run_directory import IDENTITY_KEY, JOB_KEY, RELEASE_KEY
 
 MARKS = ("/COMMITTED", f"/{DETECTOR_CARD_NAME}", f"/{RELEASE_KEY}", f"/{JOB_KEY}", f"/{SEARCH_KEY}", f"/{IDENTITY_KEY}")
 """How the keys end without which a checkpoint, a model or a run is none, in the order in which they go."""
