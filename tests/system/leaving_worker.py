@@ -8,7 +8,8 @@ import sys
 import torch.distributed as dist
 
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.setup.preflight import check_job
 from yolofleet.training.supervision.worker import run_worker
 

@@ -26,7 +26,8 @@ from yolofleet.training.evaluation.checkpoint_evaluations import (
     best_checkpoint,
     evaluation_row,
 )
-from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import StoppedError
 from yolofleet.training.setup.preflight import check_job
 from yolofleet.training.supervision.worker import run_worker
 

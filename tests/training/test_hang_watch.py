@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 
 from yolofleet.storage import open_storage
-from yolofleet.training.loop.worker_group import WorkerProgress
+from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.supervision.worker import EXIT_HUNG, end_when_hung
 
 STUCK_IN_A_READ = """
 import os, sys
 from yolofleet.storage import open_storage
 from yolofleet.training.supervision.worker import end_when_hung
-from yolofleet.training.loop.worker_group import WorkerProgress
+from yolofleet.training.loop.worker_progress import WorkerProgress
 
 def read_what_never_comes():
     reading, _ = os.pipe()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from yolofleet.tracking.json_lines import Row
-from yolofleet.training.loop.worker_group import WorkerProgress
+from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.supervision.heartbeats import (
     HeartbeatBoard,
     StallWarning,
@@ -33,6 +34,12 @@ class Clock:
 
 def worker(rank: int, group: str = "first", step: int = 0) -> WorkerStatus:
     return WorkerStatus(group=group, rank=rank, num_workers=2, process=10 + rank, node="n", host="10.0.0.1", step=step)
+
+
+def test_the_process_of_the_board_does_not_import_torch() -> None:
+    """It is started beside the workers of every run: torch would take it 200 MB, and seconds of the node's cores."""
+    code = f"import sys, {HeartbeatBoard.__module__}; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_a_worker_that_stops_reporting_is_silent() -> None:

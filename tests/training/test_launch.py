@@ -15,7 +15,7 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
-from yolofleet.training.loop.worker_group import KnownProgress, StoppedError
+from yolofleet.training.loop.worker_progress import KnownProgress, StoppedError
 from yolofleet.training.supervision.launch import FailureBudget, supervise, wait_for_nodes
 from yolofleet.training.supervision.nodes import NodeOffer
 from yolofleet.training.supervision.ray_workers import ROOM_TAKEN, Ending, Failure

@@ -11,7 +11,8 @@ import torch
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint import store
-from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.setup.preflight import check_job
 from yolofleet.training.supervision.worker import run_worker
 

@@ -13,13 +13,8 @@ from hypothesis import strategies as st
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.progress import Milestones, RestartCost
-from yolofleet.training.loop.worker_group import (
-    DRIVER_NODE_ENDS,
-    PAUSED,
-    KnownProgress,
-    WorkerGroup,
-    WorkerProgress,
-)
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, PAUSED, KnownProgress, WorkerProgress
 
 
 @given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 50), st.floats(0.5, 60.0))

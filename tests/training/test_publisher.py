@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import WorkerProgress
+from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.metrics.publisher import METRICS, Publisher, Reading, run_readings, worker_readings
 from yolofleet.training.supervision.heartbeats import WorkerStatus
 

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress, assign_micro_batches
+from yolofleet.training.loop.worker_group import WorkerGroup, assign_micro_batches
+from yolofleet.training.loop.worker_progress import WorkerProgress
 
 
 @given(st.integers(1, 64), st.integers(1, 64))

@@ -284,7 +284,7 @@ def _record_failure(spec: JobSpec, token: FencingToken) -> Iterator[None]:
     """Write an event into the run's log where the training is stopped or fails."""
     from yolofleet.storage.lock import LockLostError
     from yolofleet.tracking.run_directory import RunDirectory
-    from yolofleet.training.loop.worker_group import StoppedError
+    from yolofleet.training.loop.worker_progress import StoppedError
 
     try:
         yield

@@ -105,8 +105,8 @@ def ray_connection(*, show_worker_output: bool = False, dashboard: bool = True) 
 
     Args:
         show_worker_output: Pass on what Ray and the workers print.
-        dashboard: Whether a Ray of our own has one; Ray Train's workers need it to give their resources back, and it
-            takes seconds to start.
+        dashboard: Whether a Ray of our own has one, in eleven processes; Ray Train asks it whether the workers of a
+            killed trial still hold their resources. The driver of a single run sees to that itself.
 
     Raises:
         UserError: No cluster answers at RAY_ADDRESS.

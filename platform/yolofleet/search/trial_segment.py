@@ -30,7 +30,8 @@ from yolofleet.storage.lock import FencingToken, LockHeldError, hold
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.loop.progress import Milestones
-from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.setup.preflight import Readiness, check_job, run_storage
 from yolofleet.training.setup.preparation import ORDER_KEY
 from yolofleet.training.setup.pretrained import Locate, read_trained

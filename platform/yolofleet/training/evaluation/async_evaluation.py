@@ -27,7 +27,8 @@ from yolofleet.training.evaluation.checkpoint_evaluations import (
     Validation,
     evaluation_row,
 )
-from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import StoppedError
 from yolofleet.training.setup.builders import open_dataset
 from yolofleet.training.setup.preparation import run_table
 

@@ -10,7 +10,7 @@ from yolofleet.core.errors import WorkError
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.evaluation.async_evaluation import evaluate_checkpoint
 from yolofleet.training.evaluation.checkpoint_evaluations import Figures
-from yolofleet.training.loop.worker_group import StoppedError
+from yolofleet.training.loop.worker_progress import StoppedError
 from yolofleet.training.supervision.nodes import wanted_resources
 from yolofleet.training.supervision.worker import local_device, use_worker_threads
 

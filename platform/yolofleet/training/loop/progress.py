@@ -13,7 +13,8 @@ import torch
 from yolofleet.losses import LossResult
 from yolofleet.tracking.json_lines import seconds_of
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import PAUSED, KnownProgress, WorkerGroup
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import PAUSED, KnownProgress
 
 ENDS = ("stopped", "end", "failed")
 """Events of a driver, after which the time until the next start is not lost: the run was ended on purpose."""

@@ -161,7 +161,8 @@ def measure_rate(job: JobSpec, num_steps: int = TRIAL_STEPS) -> Rate:
         UserError: The job does not fit its data or this machine.
         WorkError: Its steps cannot be computed.
     """
-    from yolofleet.training.loop.worker_group import WorkerGroup, WorkerProgress
+    from yolofleet.training.loop.worker_group import WorkerGroup
+    from yolofleet.training.loop.worker_progress import WorkerProgress
     from yolofleet.training.setup.preflight import check_job
     from yolofleet.training.supervision.worker import local_device, run_worker
 

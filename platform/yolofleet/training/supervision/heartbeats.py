@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_directory import OnEvent
-from yolofleet.training.loop.worker_group import MOST_UNSENT, KnownProgress, WorkerProgress
+from yolofleet.training.loop.worker_progress import MOST_UNSENT, KnownProgress, WorkerProgress
 
 if TYPE_CHECKING:
     import torch

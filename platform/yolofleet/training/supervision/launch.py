@@ -30,7 +30,7 @@ from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
-from yolofleet.training.loop.worker_group import DRIVER_NODE_ENDS, PAUSED, KnownProgress, StoppedError
+from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, PAUSED, KnownProgress, StoppedError
 from yolofleet.training.metrics.publisher import publish_metrics
 from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 from yolofleet.training.supervision.nodes import (
@@ -92,7 +92,7 @@ def run_on_ray(
         has_room(job.cluster, [this_machine()])  # Ray has no more than this, and would take a while to say so
 
     with (
-        ray_connection(show_worker_output=show_worker_output),
+        ray_connection(show_worker_output=show_worker_output, dashboard=False),
         RunDirectory.open(job.storage, job.name, source="driver", token=token, on_row=on_row) as run,
         NodeWatch(run, list_nodes),
         termination() as stop_reason,

@@ -28,8 +28,9 @@ QUOTAS_VARIABLE = "YOLOFLEET_QUOTAS"
 """Names the file of the quotas (YAML), in the environment of the head node."""
 LEASE_SECONDS = 60.0
 """A driver that has not sent its ticket for so long is dead."""
-SETTLE_SECONDS = 3.0
-"""How long a queue that has just started only listens: drivers that waited at the one before are ahead."""
+SETTLE_SECONDS = 5.0
+"""How long a queue that has just started only listens, from its first ticket on: drivers that waited at the one before
+are ahead, and each has time for a second try where the first met no queue."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class TicketQueue:
         self._quotas = quotas or read_quotas
         self._clock = clock
         self._spent = spent or Ledger(clock=clock).look
-        self._began = clock()
+        self._first_asked: float | None = None
         self._tickets: dict[str, Ticket] = {}
         self._seen: dict[str, float] = {}
         self._granted: dict[str, int] = {}
@@ -100,6 +101,8 @@ class TicketQueue:
     def ask(self, ticket: Ticket) -> Answer:
         """Take a driver's ticket, and answer what it may use now."""
         now = self._clock()
+        if self._first_asked is None:
+            self._first_asked = now
         known = self._tickets.get(ticket.id)
         arrival = known.arrival if known is not None else min(ticket.arrival or now, now)
         ticket = replace(ticket, arrival=arrival)
@@ -110,7 +113,7 @@ class TicketQueue:
             quotas = self._quotas()
         except UserError as error:
             return Answer(Turn(ticket.holds), ticket.arrival, [], str(error))
-        if now - self._began < SETTLE_SECONDS:
+        if now - self._first_asked < SETTLE_SECONDS:
             return Answer(Turn(ticket.holds), ticket.arrival, [])
         view = self._view()
         tickets = [ticket, *(self._as_granted(other) for id, other in self._tickets.items() if id != ticket.id)]

@@ -1,25 +1,14 @@
-"""One start of Ray Train's workers: what Ray is asked for, what each worker does, and how it ended.
-
-Ray Train's processes find each other by gloo, which asks the host for the address of its own name. Where that is
-127.0.1.1, as on Debian, or belongs to a network that other hosts do not reach, workers on two hosts never find each
-other. So each worker names the interface of the network that Ray itself uses.
-"""
+"""One start of Ray Train's workers: what Ray is asked for, what each worker does, and how it ended."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import socket
-import struct
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-from ray.train.torch import TorchConfig
 
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.stopping import announced_interrupt, kept_handlers
@@ -31,8 +20,10 @@ from yolofleet.specs.job import JobSpec
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import FencingToken, LockLostError
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import KnownProgress, WorkerGroup, WorkerProgress
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import KnownProgress, WorkerProgress
 from yolofleet.training.supervision.heartbeats import WorkerStatus, own_status, report_heartbeats
+from yolofleet.training.supervision.network_interface import ConnectedTorchConfig
 from yolofleet.training.supervision.nodes import (
     NodeOffer,
     alive_offers,
@@ -56,9 +47,6 @@ if TYPE_CHECKING:
 
 Failure = Literal["worker", "preemption", "start"]
 """``worker``: one died or hung; ``preemption``: a node was about to go; ``start``: the workers never trained."""
-GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-GET_INTERFACE_ADDRESS = 0x8915
-"""SIOCGIFADDR of Linux."""
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Ray colours the output of workers."""
@@ -239,43 +227,6 @@ def _explain(error: Exception) -> str:
     if any(line.startswith('File "') for line in lines):
         lines = lines[-1:]
     return one_line(f"{type(error).__name__}: {' '.join(lines)}", 400)
-
-
-def interface_of(address: str) -> str | None:
-    """Return the network interface of this host that has an IPv4 address, None if there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe, GET_INTERFACE_ADDRESS, struct.pack("256s", name.encode()))
-            except OSError:  # no IPv4 address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return None
-
-
-def name_interface() -> None:
-    """Name the interface that gloo uses, unless the environment does."""
-    import ray
-
-    interface = interface_of(ray.util.get_node_ip_address())
-    if interface is not None:
-        os.environ.setdefault(GLOO_INTERFACE, interface)
-
-
-class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]  # Ray has no types here
-    def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        worker_group.execute(name_interface)
-        super().on_start(worker_group, backend_config)
-
-
-class ConnectedTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Ray Train's settings for torch, with the interface named before the processes connect."""
-
-    @property
-    def backend_cls(self) -> type:
-        """What Ray Train calls before and after training."""
-        return _Backend
 
 
 def train_worker(config: dict[str, Any]) -> str | None:

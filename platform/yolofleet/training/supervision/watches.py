@@ -18,7 +18,7 @@ from yolofleet.core.background import BackgroundLoop
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.worker_group import KnownProgress
+from yolofleet.training.loop.worker_progress import KnownProgress
 from yolofleet.training.supervision.heartbeats import StallWarning, WorkerStatus, newest_progress, silent_workers
 from yolofleet.training.supervision.nodes import (
     draining_nodes,

@@ -35,7 +35,8 @@ from yolofleet.storage.lock import FencingToken
 from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
-from yolofleet.training.loop.worker_group import StoppedError, WorkerGroup, WorkerProgress
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.loop.worker_progress import StoppedError, WorkerProgress
 
 STACKS_FOLDER = "stacks"
 EXIT_HUNG = 75
