@@ -114,4 +114,4 @@ def test_a_job_and_an_evaluation_are_shown_in_a_line() -> None:
     result = EvaluationResult(
         average_precision=coco_average_precision(truth, nothing), ground_truth=truth, detections=nothing
     )
-    assert repr(result).startswith("Evaluation on 1 images, 0 skipped: AP none, AP50 none")
+    assert repr(result).startswith("Evaluation on 1 image, 0 skipped: AP none, AP50 none")

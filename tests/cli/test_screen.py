@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.cli.run_display import RunDisplay, bar_line, fill
-from yolofleet.core.terminal import plural
 from yolofleet.core.text import fit
 
 WIDTHS = (60, 80, 120, 200)
@@ -186,8 +185,3 @@ def test_the_display_begins_with_what_is_done() -> None:
     display = RunDisplay(10, 0, "starting Ray")
     bar, activity = display.lines(59)
     assert " 0/10" in bar and "starting Ray" in activity
-
-
-def test_plurals() -> None:
-    assert [plural(count, "image") for count in (0, 1, 2000)] == ["0 images", "1 image", "2,000 images"]
-    assert plural(2, "box", "boxes") == "2 boxes"

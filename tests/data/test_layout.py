@@ -149,7 +149,7 @@ def test_xml_files_in_no_list_are_noted(tmp_path: Path) -> None:
     images[11].save(tmp_path / "VOC2007/JPEGImages/more.jpg")
     write_lines(tmp_path / "VOC2007/Annotations/more.xml", [voc_xml(images[11], "more.jpg")])
     layout = look(tmp_path)
-    assert "1 labelled images belong to no split, such as VOC2007/JPEGImages/more.jpg" in layout.notes
+    assert "1 labelled image belongs to no split, such as VOC2007/JPEGImages/more.jpg" in layout.notes
 
 
 def test_lists_beside_plain_labels_split_them(tmp_path: Path) -> None:
@@ -207,8 +207,8 @@ def test_what_is_left_out_is_noted(tmp_path: Path) -> None:
     images[0].save(tmp_path / "images/more/stray.jpg")
     write_lines(tmp_path / "labels/train/gone.txt", ["0 0.5 0.5 0.1 0.1"])
     notes = " ".join(find(tmp_path)[0].notes)
-    assert "1 images are in no folder of a split" in notes and "images/more/stray.jpg" in notes
-    assert "1 label files have no image, such as labels/train/gone.txt" in notes
+    assert "1 image is in no folder of a split" in notes and "images/more/stray.jpg" in notes
+    assert "1 label file has no image, such as labels/train/gone.txt" in notes
 
 
 def test_splits_of_voc_that_name_different_classes_get_those_of_both(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_lists_of_images_are_found_by_the_ends_of_their_paths(tmp_path: Path) ->
     write_lines(tmp_path / "yolo/data.yaml", ["train: train.txt", "val: val.txt", "names: [cat, dog, bird]"])
     layout, splits, _ = find(tmp_path / "yolo")
     assert boxes_of(splits["train"]) == truth(images[:5]) and boxes_of(splits["val"]) == truth(images[5:])
-    assert "val.txt: 1 listed images are missing, such as 'gone.png'" in layout.notes
+    assert "val.txt: 1 listed image is missing, such as 'gone.png'" in layout.notes
 
 
 def test_equal_names_in_two_splits_are_told_apart_by_the_split(tmp_path: Path) -> None:
@@ -254,5 +254,5 @@ def test_an_archive_of_too_many_files_is_refused_whole(tmp_path: Path, monkeypat
     monkeypatch.setattr(zip_folder, "MOST_ZIP_FILES", 3)
     assert len(zip_folder.ZipFolder(tmp_path / "a.zip", ProblemLog()).list()) == 3
     monkeypatch.setattr(zip_folder, "MOST_ZIP_FILES", 2)
-    with pytest.raises(UserError, match=r"a\.zip: 3 files are more than the 2 that are read"):
+    with pytest.raises(UserError, match=r"a\.zip: 3 files, more than the 2 that are read"):
         zip_folder.ZipFolder(tmp_path / "a.zip", ProblemLog())

@@ -81,7 +81,7 @@ def test_a_set_without_a_box_says_why(tmp_path: Path) -> None:
     for entry in document["annotations"]:
         entry["iscrowd"] = 1
     write_json(tmp_path / "annotations.json", document)
-    with pytest.raises(UserError, match="no box in 3 images: all 9 objects are crowds, which are no targets"):
+    with pytest.raises(UserError, match="no box in 3 images: 9 objects are crowds, which are no targets"):
         assign_splits(find(tmp_path)[1], 0.2)
     for entry in document["annotations"]:
         entry["category_id"] = 99
@@ -124,7 +124,7 @@ def test_validation_gets_an_image_with_objects_even_where_the_hash_gives_it_none
     records = tuple(record(f"{number}.jpg", num_boxes=int(number < 2)) for number in range(200))
     chosen = validation_names(records, 0.01)
     assert len(chosen & {"0.jpg", "1.jpg"}) == 1
-    with pytest.raises(UserError, match="1 of 200 images hold objects"):
+    with pytest.raises(UserError, match="1 image holds objects, of 200"):
         validation_names((*records[1:], record("x.jpg", 0)), 0.2)
 
 

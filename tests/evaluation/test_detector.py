@@ -221,7 +221,7 @@ def test_weights_that_do_not_fit_are_named(package: Path, tmp_path: Path) -> Non
 
 def test_saving_checks_what_it_is_given(tmp_path: Path) -> None:
     model = build_model(TINY, num_classes=2)
-    with pytest.raises(UserError, match="predicts 2 classes, but 1 are named"):
+    with pytest.raises(UserError, match="predicts 2 classes, the names are of 1"):
         save_detector(tmp_path / "p", model, [(1, "a")], 64)
     with pytest.raises(UserError, match="not a multiple of 32"):
         save_detector(tmp_path / "p", model, [(1, "a"), (2, "b")], 70)

@@ -206,7 +206,7 @@ def test_the_summary_says_what_a_manager_asks() -> None:
     assert diagnose(*case(spread, records[1:], 20)).summary.startswith(
         "The model finds 99.9% of the 1,000 objects, and 100% of its boxes are right (confidence 0.996 and above)"
     )
-    assert diagnose(*case(objects[:1], [])).summary.startswith("The model finds none of the one object")
+    assert diagnose(*case(objects[:1], [])).summary.startswith("The model finds none of the 1 object")
     assert diagnose(*case([], [(1, CAT, A, 0.9)])).summary.startswith("The annotations contain no objects")
     nothing = diagnose({"images": [], "categories": [], "annotations": []}, Detections.from_records([]))
     assert nothing.threshold is None and json.loads(json.dumps(nothing.as_json()))["errors"][0]["cost"] is None

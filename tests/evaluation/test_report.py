@@ -76,7 +76,7 @@ def test_the_page_shows_everything_and_loads_nothing(dataset: ShardDataset) -> N
     assert len(parser.images) == 3 and all(value.startswith("data:image/jpeg;base64,") for value in parser.images)
     assert parser.loaded == [] and "http://" not in page and "https://" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "<script>alert" not in page
-    for name in ("AP_small", "AR_100", "class 7", "1 images could not be read"):
+    for name in ("AP_small", "AR_100", "class 7", "1 image could not be read"):
         assert name in page
     assert len(page) < 2_000_000
 

@@ -204,7 +204,7 @@ def test_any_damage_is_read_or_refused_but_never_crashes(tmp_path: Path) -> None
 
 def test_a_tensor_cannot_claim_more_than_its_storage(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(1).expand(10**6)}, tmp_path / "expanded.pt")
-    with pytest.raises(CheckpointError, match="1000000 elements lies in a storage of 1"):
+    with pytest.raises(CheckpointError, match="1,000,000 elements lies in a storage of 1"):
         read_checkpoint(tmp_path / "expanded.pt")
 
 

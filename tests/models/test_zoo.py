@@ -73,7 +73,7 @@ def test_an_unknown_model_names_the_nearest(name: str, near: str) -> None:
          r"block a \(dark\): channel mismatch: 16 channels at stride 4 cannot be added to 32 .*reads c2: 16 channels"),
         ("  - {name: a, block: merge_up, from: [c2, stem], out: 8}", "a",
          r"block a \(merge_up\): maps of strides 4, 1 cannot be concatenated .*c2: 16 channels, stride 4, stem: 8"),
-        ("  - {name: a, block: merge_up, from: c2, out: 8}", "a", r"block a \(merge_up\): reads 1 inputs, it needs 2"),
+        ("  - {name: a, block: merge_up, from: c2, out: 8}", "a", r"block a \(merge_up\): reads 1 input, it needs 2"),
         ("  - {name: a, block: conv, from: c2.second, out: 8}", "a", r"block a \(conv\): c2.second: no such tap"),
         ("  - {name: a, block: conv, out: 8}", "c2", "nothing reads the output of a; drop the row or use it"),
         ("  - {block: conv, out: 8}\n  - {name: conv_2, block: conv, out: 8}", "conv_2", "conv_2: the name is taken"),

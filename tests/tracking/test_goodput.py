@@ -39,7 +39,7 @@ def test_the_summary_of_a_run_that_was_killed_and_stopped() -> None:
     assert (summary.seconds_lost, summary.seconds_trained, summary.goodput) == (20.0, 200.0, 0.9)
     assert [line.partition(" ")[2] for line in summary.history] == [
         "worker failure at step 9: rank 1 died",
-        "step 10 reached again: 1 steps done twice, 20.0 s lost",
+        "step 10 reached again: 1 step done twice, 20.0 s lost",
         "stopped: Ctrl-C",
     ]
 

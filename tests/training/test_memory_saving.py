@@ -195,7 +195,7 @@ def test_an_evaluation_without_memory_passes_fewer_images(small_job: MakeJob, mo
     assert whole is not None and parts is not None and sizes == [8, 4, 2, 2, 2, 2]
     assert {name: parts[name] for name in ("AP", "AP50")} == {name: whole[name] for name in ("AP", "AP50")}
     most = 0
-    with pytest.raises(WorkError, match=r"of 1 images at a time.*smaller evaluation\.batch_size"):
+    with pytest.raises(WorkError, match=r"of 1 image at a time.*smaller evaluation\.batch_size"):
         Validation(job, WorkerGroup())(model)
 
 

@@ -103,7 +103,7 @@ def test_the_default_keeps_the_model_s_anchors_and_says_what_they_reach(small_jo
 def test_a_run_too_short_for_its_recipe_gets_a_note(small_job: MakeJob) -> None:
     ready = check_job(small_job(hyperparameters={}))
     (note,) = [note for note in ready.notes if note.startswith("few steps")]
-    assert f"are {ready.num_steps} steps, and the recipe takes 1,000 for the warm-up alone" in note
+    assert f"give {ready.num_steps} steps, and the recipe takes 1,000 for the warm-up alone" in note
 
 
 def test_a_run_starts_from_another_run_s_best_average(small_job: MakeJob) -> None:
@@ -164,7 +164,9 @@ def test_known_classes_keep_their_last_layer_and_the_others_start_by_the_seed(
     theirs = ["unheard of", names[2].upper(), "another", names[0]]
     safetensors.torch.save_file(other.state_dict(), source, {"names": json.dumps(theirs)})
     ready = check_job(job)
-    assert any(f"2 of 3 classes keep their last layer, by name: {names[0]}, {names[2]}" in line for line in ready.notes)
+    assert any(
+        f"the last layer is kept for 2 of 3 classes, by name: {names[0]}, {names[2]}" in line for line in ready.notes
+    )
     assert ready.run.facts()["initial_weights"]["classes_known"] == 2
     torch.manual_seed(5)
     fresh = build_model(run_table(job, ready.run), 3).state_dict()

@@ -5,8 +5,8 @@ import pytest
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.training.supervision import ray_workers
 from yolofleet.training.supervision.heartbeats import WorkerStatus
-from yolofleet.training.supervision.nodes import NodeOffer
 from yolofleet.training.supervision.network_interface import interface_of
+from yolofleet.training.supervision.nodes import NodeOffer
 from yolofleet.training.supervision.ray_workers import _classify, _free_slots, _scaling
 
 

@@ -78,13 +78,13 @@ def test_a_team_holds_the_same_micro_batches_at_any_number_of_workers(
 def test_teams_that_do_not_come_out_even_are_refused(small_job: Callable[..., JobSpec]) -> None:
     four = {"global_batch_size": 16, "batch_norm_workers": 2}  # four micro-batches
     assert small_job(**four, cluster={"workers": 4}).batch_norm_workers == 2
-    with pytest.raises(UserError, match="1 workers are no multiple of it; use a fixed number that is"):
+    with pytest.raises(UserError, match="no divisor of 1 worker; use a fixed multiple of it"):
         small_job(**four)
-    with pytest.raises(UserError, match="and 3 workers are no multiple of it"):
+    with pytest.raises(UserError, match="no divisor of 3 workers"):
         small_job(**four, cluster={"workers": [2, 4]})
-    with pytest.raises(UserError, match="a global batch holds 4 micro-batches, which is no multiple of it"):
+    with pytest.raises(UserError, match="no divisor of 4 micro-batches of a global batch"):
         small_job(**four | {"batch_norm_workers": 3}, cluster={"workers": 3})
-    with pytest.raises(UserError, match=r"1 processes were started: .*cluster.workers: 2"):
+    with pytest.raises(UserError, match=r"1 process was started: .*cluster.workers: 2"):
         run_in_process(small_job(**four, cluster={"workers": 2}))
     plain = small_job()
     assert "batch_norm_workers" not in plain.computation()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from yolofleet.cli.options import JsonOption, print_result
-from yolofleet.core.terminal import plural
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.data.anchors import AnchorFit, Anchors
@@ -43,7 +43,8 @@ def anchors(
     side = image_size or table.image_size
     survey = survey_boxes(open_verified(data), most_images)
     if not len(survey.sizes):
-        raise UserError(f"{data}: {survey.num_surveyed} images contain no box, so there is nothing to measure")
+        images = plural(survey.num_surveyed, "image contains", "images contain")
+        raise UserError(f"{data}: {images} no box, so there is nothing to measure")
     sizes = survey.sizes * side
     given = table_anchors(table)
     fits = {table.name: (given, anchor_fit(sizes, given, anchor_t))}
@@ -62,7 +63,7 @@ def anchors(
             for name, (values, measured) in fits.items()
         },
     }
-    lines = [f"{data}: {plural(len(sizes), 'box', 'boxes')} on {plural(survey.num_surveyed, 'image')}, at {side} px"]
+    lines = [f"{data}: {plural(len(sizes), 'box')} on {plural(survey.num_surveyed, 'image')}, at {side} px"]
     lines += _table(fits, wire(table).strides)
     if not fit and fits[table.name][1].recall < GOOD_RECALL:
         lines.append(f"Boxes out of reach are never learned; {GOOD_RECALL:.0%} is good. --fit shows better anchors,")

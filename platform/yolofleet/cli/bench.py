@@ -9,6 +9,7 @@ import typer
 
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, print_result
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.specs.job import JobSpec
@@ -74,13 +75,15 @@ def _measure(spec: JobSpec, steps: int | None) -> Rate:
     from yolofleet.training.metrics.rate import TRIAL_STEPS, busiest_share, measure_rate
 
     share = busiest_share(spec, spec.cluster.most_workers)
-    note(f"trial of {steps or TRIAL_STEPS} steps of {share} x {spec.micro_batch_size} images, in a temporary folder")
+    images = plural(spec.resolved_micro_batch_size, "image")
+    note(f"trial of {plural(steps or TRIAL_STEPS, 'step')} of {share} x {images}, in a temporary folder")
     return measure_rate(spec, steps or TRIAL_STEPS)
 
 
 def _rate_lines(rate: Rate) -> Iterator[str]:
-    yield f"{rate.seconds_per_step:.4g} s a step on {rate.device}, over {rate.steps} steps of one worker"
-    yield f"  {rate.micro_batches} micro-batches of {rate.measures['micro_batch_size']} images, without an exchange"
+    yield f"{rate.seconds_per_step:.4g} s a step on {rate.device}, over {plural(rate.steps, 'step')} of one worker"
+    size = plural(rate.measures["micro_batch_size"], "image")
+    yield f"  {plural(rate.micro_batches, 'micro-batch')} of {size}, without an exchange"
     for stage, seconds in sorted(rate.stages.items(), key=lambda item: -item[1]):
         yield f"  {stage.replace('_', ' '):<12}{seconds * 1e3:>10.2f} ms{seconds / rate.seconds_per_step:>8.1%}"
     if rate.flops_utilization is not None:

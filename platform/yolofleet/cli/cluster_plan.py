@@ -15,6 +15,7 @@ from yolofleet.cli.options import JobArgument, JsonOption, Overrides, parse_byte
 from yolofleet.cli.plan_forecast import forecast_facts, forecast_lines, read_rate
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.specs.job import JobSpec
@@ -86,7 +87,7 @@ def plan(
     if largest.bytes > cache_bytes:
         raise UserError(
             f"data.cache.max_bytes is {cache_bytes:,}, but shard {largest.name} of {spec.data.train} alone has "
-            f"{largest.bytes:,} bytes; allow more, or build smaller shards"
+            f"{plural(largest.bytes, 'byte')}; allow more, or build smaller shards"
         )
     num_workers = workers or max(nodes, spec.cluster.most_workers)
     known = read_rate(spec, rate, like, num_workers)
@@ -151,13 +152,14 @@ def _node_of_lane(job: JobSpec, num_workers: int, num_nodes: int) -> list[int]:
     from yolofleet.core.errors import UserError
     from yolofleet.training.loop.worker_group import assign_micro_batches
 
+    workers = plural(num_workers, "worker")
     if num_nodes > num_workers:
-        raise UserError(f"{num_nodes} nodes, but only {num_workers} workers; plan for fewer nodes or more --workers")
+        raise UserError(f"{plural(num_nodes, 'node')}, but only {workers}; plan for fewer nodes or more --workers")
     if num_workers > job.num_micro_batches:
         raise UserError(
-            f"{num_workers} workers, but a global batch of {job.global_batch_size} holds only {job.num_micro_batches} "
-            f"micro-batches of {job.micro_batch_size}; plan for fewer --nodes or --workers, or a larger "
-            "global_batch_size"
+            f"{workers}, but a global batch of {job.global_batch_size} holds only "
+            f"{plural(job.num_micro_batches, 'micro-batch')} of {job.micro_batch_size}; plan for fewer --nodes or "
+            "--workers, or a larger global_batch_size"
         )
     try:
         job.check_teams([num_workers])
@@ -175,12 +177,12 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
     source = "fetched into the cache of each node"
     if not facts["is_remote"]:
         source = "a folder, read where it is: nothing is downloaded; the table is that of the same shards on S3"
-    images, shards = f"{facts['images']:,} images", f"{facts['shards']:,} shards"
+    images, shards = plural(facts["images"], "image"), plural(facts["shards"], "shard")
     yield f"{facts['train']}: {images} in {shards}, {size(facts['dataset_bytes'])}"
     yield f"  ({source})"
     yield (
-        f"{len(facts['nodes'])} nodes, {facts['workers']} workers, {facts['steps_per_epoch']:,} steps an epoch, "
-        f"cache of {size(facts['cache_bytes'])} a node"
+        f"{plural(len(facts['nodes']), 'node')}, {plural(facts['workers'], 'worker')}, "
+        f"{plural(facts['steps_per_epoch'], 'step')} an epoch, cache of {size(facts['cache_bytes'])} a node"
     )
     dealt = "once: a node keeps its part" if facts["deal"] == "fixed" else "anew every epoch"
     yield f"shards are dealt to the nodes {dealt} (data.deal)"
@@ -195,7 +197,7 @@ def _plan_lines(facts: dict[str, Any]) -> Iterator[str]:
     for epoch, (downloaded, requests, stall) in enumerate(totals, start=1):
         share = downloaded / facts["dataset_bytes"]
         amount = f"{size(downloaded)} ({share:.2f} x the dataset)"
-        yield f"epoch {epoch}: {amount}, {requests:,} requests, {stall:.1f} s of waiting"
+        yield f"epoch {epoch}: {amount}, {plural(requests, 'request')}, {stall:.1f} s of waiting"
     yield (
         f"start: {facts['start_seconds']:.1f} s until every node has its first micro-batch, at "
         f"{size(facts['bandwidth_bytes_per_second'])}/s a node; steps: {facts['steps_per_second']:g} a second"

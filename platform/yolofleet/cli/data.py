@@ -12,7 +12,8 @@ import typer
 from yolofleet.cli.options import FollowLinks, JsonOption, parse_byte_option, print_result
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
-from yolofleet.core.terminal import note, plural
+from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.data.problems import ProblemLog
@@ -143,11 +144,11 @@ def shard(
         "problems": manifest.problems,
     }
     share = f", {num_bytes / max(1, result.source_bytes):.0%} of the source" if reencode is not None else ""
-    images, boxes = plural(manifest.num_samples, "image"), plural(manifest.num_boxes, "box", "boxes")
-    classes, shards = plural(len(manifest.classes), "class", "classes"), plural(len(manifest.shards), "shard")
+    images, boxes = plural(manifest.num_samples, "image"), plural(manifest.num_boxes, "box")
+    classes, shards = plural(len(manifest.classes), "class"), plural(len(manifest.shards), "shard")
     line = (
         f"{out}: {images} ({result.num_skipped} left out), {boxes} of {classes} in {shards} "
-        f"({num_bytes:,} bytes{share}; {plural(result.num_shards_reused, 'shard')} reused)"
+        f"({plural(num_bytes, 'byte')}{share}; {plural(result.num_shards_reused, 'shard')} reused)"
     )
     note_problems(problems, as_json=as_json)
     print_result(facts, [line], as_json=as_json)
@@ -191,8 +192,8 @@ def inspect(
 
 def _inspection_lines(facts: dict[str, Any]) -> Iterator[str]:
     state = "every digest is right" if facts["verified"] else "not verified, or damaged"
-    size = f"{plural(facts['num_images'], 'image')} in {plural(facts['shards'], 'shard')}, {facts['bytes']:,} bytes"
-    yield f"{facts['url']}: {size}; {state}"
+    images, shards = plural(facts["num_images"], "image"), plural(facts["shards"], "shard")
+    yield f"{facts['url']}: {images} in {shards}, {plural(facts['bytes'], 'byte')}; {state}"
     yield f"digest {facts['digest']}"
     for title, key in (
         ("boxes by class", "class_counts"),

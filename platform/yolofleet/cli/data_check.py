@@ -21,6 +21,7 @@ from yolofleet.cli.options import Device, FollowLinks, JsonOption, TrackingUri, 
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.data.content import Content
@@ -100,9 +101,10 @@ def check(
         _note_content(content)
     facts = {**_facts(content), "problems": problems.as_document(), **content.as_document()}
     line = (
-        f"{', '.join(split.name for split in splits)}: {facts['usable']} of {facts['images']} images can be used, with "
-        f"{facts['boxes']} boxes and {facts['crowds']} crowds; {facts['empty']} hold no object; "
-        f"{problems.num()} problems, {sum(content.findings.counts.values())} suspicious labels"
+        f"{', '.join(split.name for split in splits)}: {facts['usable']:,} of {plural(facts['images'], 'image')} can "
+        f"be used, with {plural(facts['boxes'], 'box')} and {plural(facts['crowds'], 'crowd')}; "
+        f"{plural(facts['empty'], 'holds', 'hold')} no object; {plural(problems.num(), 'problem')}, "
+        f"{plural(sum(content.findings.counts.values()), 'suspicious label')}"
     )
     print_result(facts, [line], as_json=as_json)
     return EXIT_WORK_FAILED if strict and problems.counts else EXIT_DONE

@@ -11,6 +11,7 @@ import typer
 from yolofleet.cli.options import JsonOption, Overrides, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.storage import Storage
@@ -90,8 +91,9 @@ def _draw_step(job: str, overrides: list[str], folder: Storage, out: Path, step:
     num_steps = spec.num_steps(len(dataset))
     if step >= num_steps:
         raise UserError(
-            f"--step {step}: the job has {num_steps} steps, 0 to {num_steps - 1} ({spec.epochs:g} epochs of "
-            f"{len(dataset)} samples in batches of {spec.global_batch_size})"
+            f"--step {step}: the job has {plural(num_steps, 'step')}, 0 to {num_steps - 1} "
+            f"({plural(spec.epochs, 'epoch', form='g')} of {plural(len(dataset), 'sample')} in batches of "
+            f"{spec.global_batch_size})"
         )
     schedule = Schedule(spec.resolved_hyperparameters(), num_steps, steps_per_epoch)
     stream = training_stream(spec, dataset, schedule)

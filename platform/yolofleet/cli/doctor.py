@@ -18,7 +18,7 @@ import typer
 from yolofleet.cli.options import JsonOption, print_result
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding, Report
 from yolofleet.core.terminal import note
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 
 if TYPE_CHECKING:
     from yolofleet.specs.job import JobSpec
@@ -105,7 +105,7 @@ def _table(report: Report, columns: int, is_terminal: bool) -> Iterator[str]:
         for finding in findings[node]:
             yield from _row(finding, subject_width, columns, is_terminal)
     if hidden:
-        yield f"{len(hidden)} more nodes without problems"
+        yield f"{plural(len(hidden), 'more node')} without problems"
 
 
 def _row(finding: Finding, subject_width: int, columns: int, is_terminal: bool) -> Iterator[str]:
@@ -134,8 +134,8 @@ def _cures(report: Report, columns: int) -> Iterator[str]:
 def _summary(report: Report, columns: int) -> Iterator[str]:
     counts = (
         f"{report.count('ok')} ok",
-        _count(report.count("warn"), "warning"),
-        _count(report.count("fail"), "failure"),
+        plural(report.count("warn"), "warning"),
+        plural(report.count("fail"), "failure"),
     )
     yield from ("", ", ".join(counts))
     for text in report.left_out:
@@ -144,7 +144,3 @@ def _summary(report: Report, columns: int) -> Iterator[str]:
 
 def _mark(verdict: str) -> str:
     return f"{verdict.upper() if verdict == 'fail' else verdict:<4}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -13,7 +13,7 @@ from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
 from yolofleet.core.terminal import note
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
@@ -154,9 +154,9 @@ def evaluate(
     seconds = time.monotonic() - started
     if unreachable := result.average_precision.num_unreachable:
         note(
-            f"warning: {unreachable} objects cannot be found: of one class in one image only the best "
-            f"{coco_protocol.max_detections} detections count, and some images have more objects; raise "
-            "--max-detections"
+            f"warning: {plural(unreachable, 'object')} cannot be found: of one class in one image only the best "
+            f"{plural(coco_protocol.max_detections, 'detection counts', 'detections count')}, and some images have "
+            "more objects; raise --max-detections"
         )
     if results is not None:
         own_ids = (truth.images.source_ids, truth.categories.source_ids) if truth else ()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.average_precision import EvaluationResult
@@ -23,7 +23,7 @@ def format_settings(settings: Mapping[str, Any], protocol: str) -> str:
         f"{settings['precision']} on {settings['device']}",
         f"confidence {settings['confidence']:g}",
         f"IoU {settings['iou']:g}",
-        f"{settings['max_detections']} detections an image",
+        f"{plural(settings['max_detections'], 'detection')} an image",
         *(["three scales, once mirrored"] if settings["augment"] else []),
     ]
     return ", ".join(parts)
@@ -45,14 +45,14 @@ def format_tables(result: EvaluationResult, diagnosis: Diagnosis, seconds: float
     found = result.average_precision
     console.print(f"{escape(diagnosis.summary)}\n")
     console.print(
-        f"[bold]{found.num_images}[/] images, {found.num_objects} objects, {found.num_crowds} crowds, "
-        f"{found.num_detections} detections, {seconds:.1f} s"
+        f"[bold]{plural(found.num_images, 'image')}[/], {plural(found.num_objects, 'object')}, "
+        f"{plural(found.num_crowds, 'crowd')}, {plural(found.num_detections, 'detection')}, {seconds:.1f} s"
     )
     if result.skipped:
         skipped = and_more([f"{key} ({reason})" for key, reason in result.skipped], 3)
         console.print(
-            f"[yellow]{len(result.skipped)} images could not be read; they count as empty, or not at all if their "
-            f"annotation is damaged: {escape(skipped)}"
+            f"[yellow]{plural(len(result.skipped), 'image')} could not be read; such an image counts as empty, or "
+            f"not at all if its annotation is damaged: {escape(skipped)}"
         )
     figures = Table(box=SIMPLE_HEAD)
     for heading in ("precision", "", "recall", ""):
@@ -81,7 +81,7 @@ def format_tables(result: EvaluationResult, diagnosis: Diagnosis, seconds: float
     console.print(classes)
     console.print("F1: the best at IoU 0.50; score: the confidence it is reached at")
     if len(present) < len(result.per_class):
-        console.print(f"{len(result.per_class) - len(present)} classes without objects are left out")
+        console.print(f"{plural(len(result.per_class) - len(present), 'class')} without objects are left out")
     return console.end_capture().rstrip("\n")
 
 

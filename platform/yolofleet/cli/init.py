@@ -17,7 +17,7 @@ from yolofleet.cli.progress import show_progress
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import show, width_of
-from yolofleet.core.text import wrap_words
+from yolofleet.core.text import plural, wrap_words
 
 if TYPE_CHECKING:
     from yolofleet.data.layout import Layout
@@ -212,7 +212,7 @@ def _write(job: Path, text: str) -> None:
 
 
 def _counts(manifests: Mapping[str, Manifest]) -> str:
-    return ", ".join(f"{manifest.num_samples:,} images for {split}" for split, manifest in manifests.items())
+    return ", ".join(f"{plural(manifest.num_samples, 'image')} for {split}" for split, manifest in manifests.items())
 
 
 def _class_counts(splits: Mapping[str, SplitSource]) -> dict[str, int]:
@@ -237,7 +237,7 @@ def _found_lines(source: str, layout: Layout, splits: Mapping[str, SplitSource],
     counts = _class_counts(splits)
     shown = [f"{name.partition(' ')[2]} {count:,}" for name, count in list(counts.items())[:MOST_CLASSES_SHOWN]]
     more = f" and {len(counts) - len(shown)} more" if len(counts) > len(shown) else ""
-    yield f"{len(counts)} classes: {', '.join(shown)}{more}"
+    yield f"{plural(len(counts), 'class')}: {', '.join(shown)}{more}"
     if layout.form == "YOLO" and layout.names_file is None:
         yield "No file contains class names, so their numbers are used; add a classes.txt"
     for entry in splits.values():
@@ -259,7 +259,7 @@ def _made_lines(
     settings = draft.document
     yield (
         f"{job}: {settings['model'].get('name') or settings['model']['spec']} at {settings['data']['image_size']} px, "
-        f"{settings['epochs']} epochs in batches of {settings['global_batch_size']}. {draft.forecast}"
+        f"{plural(settings['epochs'], 'epoch')} in batches of {settings['global_batch_size']}. {draft.forecast}"
     )
     yield "Train with:"
     yield f"  {command}"

@@ -11,6 +11,7 @@ import typer
 
 from yolofleet.cli.options import JsonOption, print_result
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.models.memory import Precision, TrainingMemory
@@ -191,7 +192,7 @@ def _document(
 
 def _model_lines(graph: ModelGraph, facts: Profile, lines: list[BlockLine]) -> Iterator[str]:
     table = graph.table
-    yield f"{facts.name}: {facts.num_classes} classes, {facts.image_size} px, {table.activation}"
+    yield f"{facts.name}: {plural(facts.num_classes, 'class')}, {facts.image_size} px, {table.activation}"
     if facts.note:
         yield f"note: {facts.note}"
     yield ""
@@ -204,9 +205,10 @@ def _model_lines(graph: ModelGraph, facts: Profile, lines: list[BlockLine]) -> I
             f"{line.convolutions:>6}{line.parameters:>12,}{line.gflops:>8.2f}  {line.settings}"
         )
     levels = ", ".join(f"{name} (stride {stride})" for (name, _), stride in zip(graph.lead, graph.strides, strict=True))
-    auxiliary = f"; {facts.num_auxiliary_levels} auxiliary levels in training" if facts.num_auxiliary_levels else ""
+    levels_in_training = plural(facts.num_auxiliary_levels, "auxiliary level")
+    auxiliary = f"; {levels_in_training} in training" if facts.num_auxiliary_levels else ""
     yield ""
-    yield f"head on {levels}, {table.num_anchors} anchors each{auxiliary}"
+    yield f"head on {levels}, {plural(table.num_anchors, 'anchor')} each{auxiliary}"
     yield f"training form: {facts.parameters:>12,} parameters {facts.gflops:>10.2f} GFLOPs"
     yield f"deployed form: {facts.parameters_deployed:>12,} parameters {facts.gflops_deployed:>10.2f} GFLOPs"
 
@@ -215,7 +217,7 @@ def _memory_lines(
     memory: list[TrainingMemory], micro_batch_size: int, precision: str, image_size: int
 ) -> Iterator[str]:
     yield (
-        f"\nmemory of a worker, GiB ({memory[0].num_workers} workers, micro-batch of {micro_batch_size} at "
+        f"\nmemory of a worker, GiB ({plural(memory[0].num_workers, 'worker')}, micro-batch of {micro_batch_size} at "
         f"{image_size} px, {precision}):"
     )
     columns = ("weights", "gradients", "momentum", "average", "exchange", "activations", "total")

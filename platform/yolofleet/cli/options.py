@@ -16,7 +16,8 @@ import typer
 from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError, is_installed
 from yolofleet.core.redaction import redact_values
-from yolofleet.core.terminal import plural, show
+from yolofleet.core.terminal import show
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.cli.options import parse_byte_option
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.data.dataset import ShardDataset
@@ -97,12 +98,12 @@ def forecast_facts(
 
 def forecast_lines(forecast: dict[str, Any], advice: dict[str, Any]) -> Iterator[str]:
     """Yield the forecast and the advice for people."""
-    yield f"the run: {forecast['num_steps']:,} steps, {forecast['petaflops']:.3g} PFLOP of training"
+    yield f"the run: {plural(forecast['num_steps'], 'step')}, {forecast['petaflops']:.3g} PFLOP of training"
     if forecast["wall_hours"] is not None:
         cost = "" if forecast["cost"] is None else f", cost {forecast['cost']:.2f}"
         gpus = f", {forecast['gpu_hours']:.2f} GPU hours" if forecast["gpu_hours"] else ""
         yield (
-            f"  {forecast['wall_hours']:.2f} hours with {forecast['workers']} workers at "
+            f"  {forecast['wall_hours']:.2f} hours with {plural(forecast['workers'], 'worker')} at "
             f"{forecast['seconds_per_step']:.4g} s a step: {forecast['worker_hours']:.2f} worker hours{gpus}{cost}"
         )
         if forecast["evaluation_hours"]:
@@ -116,7 +117,7 @@ def forecast_lines(forecast: dict[str, Any], advice: dict[str, Any]) -> Iterator
                 f"{point['workers']:>9}{point['seconds_per_step']:>12.4g}{point['efficiency']:>12.0%}"
                 f"{point['training_hours']:>10.2f}{cost:>12}"
             )
-        yield f"advice: up to {advice['workers']} workers; with more, over a fifth of their cost is wasted"
+        yield f"advice: up to {plural(advice['workers'], 'worker')}; with more, over a fifth of their cost is wasted"
     if advice["memory_bytes"] is not None:
         room = format_bytes(advice["memory_bytes"])
         if advice["micro_batch_size"] is not None:

@@ -18,8 +18,8 @@ import typer
 from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, TrackingUri, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
-from yolofleet.core.terminal import note, plural
-from yolofleet.core.text import and_more
+from yolofleet.core.terminal import note
+from yolofleet.core.text import and_more, plural
 
 if TYPE_CHECKING:
     from yolofleet.cluster.prediction_parts import ImageSource, PredictionPlan
@@ -162,7 +162,7 @@ def _predict_missing_parts(
     storage = open_storage(out)
     missing = missing_parts(storage, plan)
     if len(missing) < plan.num_parts:
-        note(f"{plan.num_parts - len(missing)} of {plural(plan.num_parts, 'part')} are there already")
+        note(f"there already: {plan.num_parts - len(missing)} of {plural(plan.num_parts, 'part')}")
     if missing:
         with show_progress("images", sum(len(plan.images(part)) for part in missing)) as advance:
             predict_parts(package, source, plan, storage.url, missing, on_part=advance, **options)
@@ -240,7 +240,7 @@ def _raise_for(problems: list[str], num_images: int) -> None:
     """Name images that could not be read, after everything else is done."""
     if problems:
         named = and_more(problems, MOST_PROBLEMS, separator="\n  ")
-        raise UserError(f"{len(problems)} of {num_images} images cannot be read:\n  {named}")
+        raise UserError(f"{len(problems)} of {plural(num_images, 'image')} cannot be read:\n  {named}")
 
 
 def _output_names(paths: list[Path]) -> list[str]:

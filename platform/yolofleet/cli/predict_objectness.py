@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,4 +65,4 @@ class ObjectnessFolder:
         maps, box = objectness_maps(self.model, image, self.image_size)
         path = self.folder / name
         path.write_bytes(encode(draw_objectness(image, maps, box), "png"))
-        return f"{path}: objectness of {len(maps)} levels"
+        return f"{path}: objectness of {plural(len(maps), 'level')}"

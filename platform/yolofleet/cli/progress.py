@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.redaction import redact
 from yolofleet.core.terminal import SCREEN, is_terminal, note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.cli.run_display import RunDisplay
@@ -161,7 +162,7 @@ class _Problems:
             self._start_is_again = True
         if kind == "start":
             is_again, self._start_is_again = self._start_is_again, True
-            position = f"step {event.get('step')} with {describe_workers(event)}"
+            position = f"step {event.get('step')} with {plural(int(event.get('workers', 1)), 'worker')}"
             return f"the workers started again from {position}" if is_again else None
         if kind not in ("stopped", "failed") and (line := format_event(event)) is not None:
             return line.partition(" ")[2]
@@ -169,11 +170,6 @@ class _Problems:
             in_a_row = f", {event.get('in_a_row')} in a row" if event.get("in_a_row", 0) > 1 else ""
             return f"step {event.get('step')} was skipped: its loss or gradient is non-finite{in_a_row}"
         return None
-
-
-def describe_workers(event: dict[str, Any]) -> str:
-    """Return how many workers an event names."""
-    return f"{event.get('workers')} worker{'' if event.get('workers') == 1 else 's'}"
 
 
 def is_shown(row: dict[str, Any]) -> bool:
@@ -191,7 +187,7 @@ def format_row(row: dict[str, Any]) -> str:
         ap50, ap = (format_ap(row.get(name)) for name in ("val_AP50", "val_AP"))
         loss = f", loss {row['val_loss']:.4f}" if isinstance(row.get("val_loss"), float) else ""
         return f"step {row['step']}: validation AP50 {ap50}, AP {ap}{loss}"
-    skipped = f", {row['non_finite_steps']} steps skipped" if row.get("non_finite_steps") else ""
+    skipped = f", {plural(row['non_finite_steps'], 'step')} skipped" if row.get("non_finite_steps") else ""
     return (
         f"loss {row.get('loss', float('nan')):.4f} (box {row.get('loss_box', 0):.4f}, "
         f"objectness {row.get('loss_objectness', 0):.4f}, class {row.get('loss_classification', 0):.4f}), "

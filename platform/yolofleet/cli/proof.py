@@ -10,6 +10,7 @@ import typer
 
 from yolofleet.cli.options import Device, JsonOption, TrackingUri, print_result
 from yolofleet.cli.registry import reachable_registry
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.bootstrap import Difference
@@ -110,11 +111,11 @@ def compare(
 
 def _format_comparison(comparison: VersionComparison, html: Path | None) -> Iterator[str]:
     differences = comparison.differences
-    images = f"{differences.num_images} images of {comparison.dataset.storage.url}"
+    images = f"{plural(differences.num_images, 'image')} of {comparison.dataset.storage.url}"
     yield f"{comparison.second.uri} against {comparison.first.uri}, {images}"
     for entry in (*differences.figures, *differences.per_class):
         yield f"  {entry.name:<20} {_format_difference(entry)}"
-    replicates = f"{differences.num_replicates} paired bootstrap replicates over images"
+    replicates = f"{plural(differences.num_replicates, 'paired bootstrap replicate')} over images"
     yield f"intervals: {differences.confidence:.0%} of {replicates}"
     if html is not None:
         yield f"page: {html / 'index.html'}"

@@ -14,6 +14,7 @@ import typer
 from yolofleet.cli.options import JsonOption, TrackingUri, print_result
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.registry.lineage import Lineage
@@ -286,6 +287,6 @@ def _format_lineage(lineage: Lineage) -> Iterator[str]:
         for name, sha256 in source.shards[:MOST_SHARDS_SHOWN]:
             yield f"    shard {name}: {sha256}"
         if len(source.shards) > MOST_SHARDS_SHOWN:
-            yield f"    and {len(source.shards) - MOST_SHARDS_SHOWN} more shards; --json shows all"
+            yield f"    and {plural(len(source.shards) - MOST_SHARDS_SHOWN, 'more shard')}; --json shows all"
     for generation, parent in enumerate(lineage.parents):
         yield f"  {'parent' if generation == 0 else 'its parent'}: {parent}"

@@ -112,7 +112,7 @@ def _facts(
     summary: dict[str, Any], survival: dict[str, Any], metrics: dict[str, Any]
 ) -> Iterator[tuple[str, str | None]]:
     from yolofleet.core.durations import describe_duration
-    from yolofleet.core.terminal import plural
+    from yolofleet.core.text import plural
 
     validation = {key.removeprefix("val_"): value for key, value in metrics.items() if key.startswith("val_")}
     figures = [f"{key} {_format(validation[key])}" for key in ("AP50", "AP", "loss") if key in validation]
@@ -120,7 +120,7 @@ def _facts(
     others = {key: value for key, value in metrics.items() if not key.startswith("val_")}
     yield "training", ", ".join(f"{key.replace('_', ' ')} {_format(value)}" for key, value in others.items())
     goodput = "" if survival["goodput"] is None else f", {survival['goodput']:.1%} of it not lost to failures"
-    hours = f", {survival['worker_hours']:.3g} worker hours"
+    hours = ", " + plural(survival["worker_hours"], "worker hour", form=".3g")
     cost = "" if survival["cost"] is None else f", cost {survival['cost']:.2f}"
     if survival["forecast_cost"] not in (None, survival["cost"]):
         cost += f" so far, {survival['forecast_cost']:.2f} at its end"

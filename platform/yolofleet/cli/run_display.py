@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from yolofleet.cli.progress import Pace, describe_workers, format_ap, format_row
+from yolofleet.cli.progress import Pace, format_ap, format_row
 from yolofleet.core.durations import describe_duration
 from yolofleet.core.terminal import SCREEN, note
-from yolofleet.core.text import fit
+from yolofleet.core.text import fit, plural
 
 MOST_LINES = 3
 """Lines of figures below the bar."""
@@ -44,7 +44,7 @@ class RunDisplay:
     def take_event(self, event: dict[str, Any]) -> None:
         """Show what is done after an event."""
         if "workers" in event:
-            self._workers = describe_workers(event)
+            self._workers = plural(int(event.get("workers", 1)), "worker")
         if (text := ACTIVITIES.get(str(event.get("kind")))) is not None:
             step = event.get("step", 0)
             text = text.format(workers=self._workers, step=step, next_step=int(step or 0) + 1)

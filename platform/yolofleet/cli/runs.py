@@ -14,7 +14,8 @@ from yolofleet.cli.options import JsonOption, TrackingUri, print_result
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.durations import format_duration
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import note, plural
+from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.storage import Storage
@@ -125,7 +126,7 @@ def format_steps(figures: RunFigures, kind: str | None) -> str:
     if figures.step is None:
         return "-"
     if kind in ("search", "tune"):
-        return f"{figures.step} trial{'' if figures.step == 1 else 's'}"
+        return plural(figures.step, "trial")
     planned = "" if figures.planned_steps is None else f"/{_short(figures.planned_steps)}"
     return f"{_short(figures.step)}{planned}"
 

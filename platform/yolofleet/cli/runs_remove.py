@@ -15,6 +15,7 @@ from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.durations import parse_duration
 from yolofleet.core.errors import EXIT_DONE, EXIT_WORK_FAILED, UserError
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 
 if TYPE_CHECKING:
     from yolofleet.storage import Storage
@@ -128,7 +129,7 @@ class Cleaning:
 
         storage = root.child(run.name)
         kinds = ", ".join(sorted({name.split("/")[0] for name in folders}))
-        what = f"{len(folders)} folder{'' if len(folders) == 1 else 's'} ({kinds})"
+        what = f"{plural(len(folders), 'folder')} ({kinds})"
         self._act(storage, what, sum(folders.values()), None, lambda: remove_folders(storage, list(folders), note))
 
     def _act(

@@ -15,8 +15,8 @@ import typer
 from yolofleet.cli.options import JobArgument, JsonOption, Overrides, Verbose, print_result, result_lines
 from yolofleet.core.errors import UserError, WorkError, require_package
 from yolofleet.core.liveness import describe_start
-from yolofleet.core.terminal import doing, note, plural
-from yolofleet.core.text import one_line
+from yolofleet.core.terminal import doing, note
+from yolofleet.core.text import one_line, plural
 
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.text import plural
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.non_finite import skipped_windows
 from yolofleet.training.loop.progress import Milestones
@@ -122,7 +123,7 @@ def _skipped(ready: Readiness, tracking_uri: str | None) -> Iterator[str]:
 
 def _writes(job: JobSpec, run: RunDirectory, tracking_uri: str | None) -> Iterator[str]:
     """Yield where the run writes."""
-    yield f"{run.url}: metrics, events, {job.checkpoint.keep} checkpoints and the best, model, report"
+    yield f"{run.url}: metrics, events, {plural(job.checkpoint.keep, 'checkpoint')} and the best, model, report"
     if tracking_uri is not None:
         name = job.tracking.register_as
         yield f"{tracking_uri}: experiment {job.tracking.experiment}" + (f", model {name}" if name else "")
@@ -149,25 +150,25 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
     if plan["hours"] is not None:
         pace = f"{plan['hours']:.2f} at the {plan['images_per_second']:.1f} images/s of its newest steps"
         pace += "" if plan["cost"] is None else f", for {plan['cost']:.2f}"
-    devices = f"{plan['gpus_per_worker']:g} GPUs" if plan["gpus_per_worker"] else "no GPU"
+    devices = plural(plan["gpus_per_worker"], "GPU", form="g") if plan["gpus_per_worker"] else "no GPU"
     single = plan["single_images_from_step"]
     closing = "" if single is None else f"; single images from step {single:,}"
     limits = ", ".join(f"{key} {value}" for key, value in (plan["stop"] or {}).items())
     lines = {
-        "steps": f"{plan['steps']:,} ({plan['epochs']:g} epochs of {plan['steps_per_epoch']:.1f}), "
+        "steps": f"{plan['steps']:,} ({plural(plan['epochs'], 'epoch', form='g')} of {plan['steps_per_epoch']:.1f}), "
         f"{plan['done_steps']:,} of them done",
         "early end": limits or "no: stop is not set",
         "hours": pace,
-        "data": f"{plan['train_images']:,} images to train on, {plan['val_images']:,} to evaluate with",
-        "batch": f"{plan['global_batch_size']} images in {plan['micro_batches']} micro-batches of "
+        "data": f"{plural(plan['train_images'], 'image')} to train on, {plan['val_images']:,} to evaluate with",
+        "batch": f"{plural(plan['global_batch_size'], 'image')} in {plural(plan['micro_batches'], 'micro-batch')} of "
         f"{plan['micro_batch_size']}",
         "workers": f"{fewest if fewest == most else f'{fewest} to {most}'}, each with {devices} and "
-        f"{plan['cpus_per_worker']:g} CPUs; {plan['strategy']}, {plan['precision']}",
+        f"{plural(plan['cpus_per_worker'], 'CPU', form='g')}; {plan['strategy']}, {plan['precision']}",
         "memory": f"{format_bytes(memory['total'])} a worker by the forecast, memory: {memory['use']} "
         f"({', '.join(parts)}, ...)",
-        "evaluations": f"{plan['evaluations']:,}, and {plan['checkpoints']:,} checkpoints",
+        "evaluations": f"{plan['evaluations']:,}, and {plural(plan['checkpoints'], 'checkpoint')}",
         "learning rate": f"{curve(rates)} {min(rates):.2g} to {max(rates):.2g}",
-        "": f"warm-up of {plan['warmup_steps']:,} steps" + closing,
+        "": f"warm-up of {plural(plan['warmup_steps'], 'step')}" + closing,
     }
     yield from (f"  {name:<14} {text}" for name, text in lines.items())
     for title in ("skipped", "writes", "not_checked", "changes", "notes"):

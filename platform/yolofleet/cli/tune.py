@@ -17,8 +17,8 @@ import typer
 
 from yolofleet.cli.options import JsonOption, Verbose, print_result
 from yolofleet.core.liveness import describe_start
-from yolofleet.core.terminal import SCREEN, doing, note, plural
-from yolofleet.core.text import one_line
+from yolofleet.core.terminal import SCREEN, doing, note
+from yolofleet.core.text import one_line, plural
 
 if TYPE_CHECKING:
     from yolofleet.search.directory import SearchDirectory

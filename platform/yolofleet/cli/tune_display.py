@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from yolofleet.cli.run_display import MOST_LINES, fill
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.durations import describe_duration
-from yolofleet.core.terminal import SCREEN, is_terminal, note, plural
-from yolofleet.core.text import and_more, fit
+from yolofleet.core.terminal import SCREEN, is_terminal, note
+from yolofleet.core.text import and_more, fit, plural
 from yolofleet.search.forecast import seconds_left, work_done
 from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front
@@ -109,12 +109,17 @@ class SearchDisplay:
         trials, limits = self._trials, self._spec.budget
         ended = sum(trial.end is not None for trial in trials.trials.values())
         failed = sum(trial.failed for trial in trials.trials.values())
-        of_hours = "" if limits.gpu_hours is None else f" of {limits.gpu_hours:g}"
+        used_hours = trials.gpu_seconds / 3600
+        if limits.gpu_hours is None:
+            hours = plural(used_hours, "worker hour", form=".3g")
+        else:
+            hours = f"{used_hours:.3g} of {plural(limits.gpu_hours, 'worker hour', form='g')}"
+        most = self._most_trials()
         parts = [
-            f"{ended}{self._of_trials()} trials ended",
+            f"{ended} of {plural(most, 'trial')} ended" if most else f"{plural(ended, 'trial')} ended",
             *([f"{failed} failed"] if failed else []),
             f"{plural(trials.num_refused, 'candidate')} refused",
-            f"{trials.gpu_seconds / 3600:.3g}{of_hours} worker hours",
+            hours,
         ]
         shares = {key: live.share for key, live in running.items()}
         done = work_done(self._spec, trials, shares, self._num_candidates)
@@ -126,9 +131,8 @@ class SearchDisplay:
         )
         return "; ".join(parts)
 
-    def _of_trials(self) -> str:
-        numbers = [number for number in (self._spec.budget.trials, self._num_candidates) if number is not None]
-        return f" of {min(numbers)}" if numbers else ""
+    def _most_trials(self) -> int | None:
+        return min((n for n in (self._spec.budget.trials, self._num_candidates) if n is not None), default=None)
 
     def print_event(self, kind: str, segment: TrialSegment, result: SegmentResult | None) -> None:
         """Print the begin or the end of a segment as a line."""
@@ -136,7 +140,8 @@ class SearchDisplay:
         if kind == "begin":
             until = f" to {segment.share:.0%}" if segment.share < 1 else ""
             begun = f", from trial {segment.source.trial}'s weights" if segment.source is not None else ""
-            number = f" (number {segment.trial + 1}{self._of_trials()})"
+            most = self._most_trials()
+            number = f" (number {segment.trial + 1}" + (f" of {most})" if most else ")")
             note(f"{head}{number}{until}{begun}: {format_values(segment.values)}")
             return
         if result is None:

@@ -18,7 +18,7 @@ from yolofleet.cluster.prediction_parts import ImageSource, NumberedImage, Predi
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.ray_runtime import ray_connection
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.evaluation.detector import Detector, select_device
 from yolofleet.evaluation.detector_package import WEIGHTS_NAME
 from yolofleet.evaluation.images import ImageReadError
@@ -194,5 +194,5 @@ def _check_room(workers: int, device: str, resources: Mapping[str, float]) -> st
     kind = "GPU" if device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) >= 1) else "CPU"
     most = int(resources.get(kind, 0))
     if workers > most:
-        raise UserError(f"--workers {workers}: there are {most} {kind}s, and each worker needs one")
+        raise UserError(f"--workers {workers}: there is room for {plural(most, 'worker')}, as each needs one {kind}")
     return kind

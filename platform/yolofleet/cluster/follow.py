@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from yolofleet.cluster.sent_job import SentJob
 from yolofleet.cluster.service import JobService, NoSuchJobError
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.text import plural
 
 RETRY_SECONDS = 3.0
 PATIENCE_SECONDS = 600.0
@@ -99,7 +100,7 @@ class _BrokenError(Exception):
     """The connection broke after so many characters."""
 
     def __init__(self, num_shown: int) -> None:
-        super().__init__(f"broken after {num_shown} characters")
+        super().__init__(f"broken after {plural(num_shown, 'character')}")
         self.num_shown = num_shown
 
 

@@ -22,6 +22,7 @@ from yolofleet.cluster.manifest_pods import (
 )
 from yolofleet.cluster.manifest_sizes import GroupSize, group_sizes
 from yolofleet.cluster.manifest_work import CAPACITY_LABEL, ON_DEMAND, SPOT, Work, image_for
+from yolofleet.core.text import plural
 from yolofleet.specs.kubernetes import KubernetesSpec, PoolSpec, RedisSpec
 
 Kind = Literal["RayJob", "RayCluster"]
@@ -65,10 +66,10 @@ def describe_pods(work: Work, document: Document) -> str:
     """Return how many pods of which size a job or a cluster may have, and where, for its user."""
     spec = document["spec"].get("rayClusterSpec", document["spec"])
     amounts = spec["workerGroupSpecs"][0]["template"]["spec"]["containers"][0]["resources"]["requests"]
-    size = f"{work.pod.workers} workers" if work.pod.workers > 1 else "1 worker"
+    size = plural(work.pod.workers, "worker")
     if work.pod.gpus:
-        size += f", {work.pod.gpus} GPUs"
-    size += f", {amounts['cpu']} CPUs, {amounts['memory']} of memory, {amounts['ephemeral-storage']} of disk"
+        size += f", {plural(work.pod.gpus, 'GPU')}"
+    size += f", {plural(work.pod.cpus, 'CPU')}, {amounts['memory']} of memory, {amounts['ephemeral-storage']} of disk"
     groups = ", ".join(f"{group['maxReplicas']} {group['groupName']}" for group in spec["workerGroupSpecs"])
     begin = "started when the driver has checked the job" if spec.get("enableInTreeAutoscaling") else "started at once"
     return f"worker pods at most: {groups}; each {size}; {begin}"

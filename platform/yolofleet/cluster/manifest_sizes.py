@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.loader import choose_loader
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
@@ -122,7 +123,8 @@ def workers_in_pod(cluster: ClusterSpec, demand: Demand, settings: KubernetesSpe
     if not fit:
         raise UserError(
             f"cluster.gpus_per_worker = {cluster.gpus_per_worker:g}, but a node has kubernetes.gpus_per_node = "
-            f"{settings.gpus_per_node} GPUs, and a pod gets whole CPUs and GPUs; ask for less, or name larger nodes"
+            f"{plural(settings.gpus_per_node, 'GPU')}, and a pod gets whole CPUs and GPUs; ask for less, or name "
+            "larger nodes"
         )
     of_run = demand.most // demand.runs
     if of_run >= fit:

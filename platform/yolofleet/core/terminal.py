@@ -194,11 +194,6 @@ def doing(activity: str) -> None:
     SCREEN.begin(activity)
 
 
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """Return a count with its noun: "1 image", "2,000 images", "3 boxes"."""
-    return f"{count:,} {noun if count == 1 else many or f'{noun}s'}"
-
-
 def announce(line: str) -> None:
     """Print a line on stderr at once: from a signal handler, which may have interrupted any other print."""
     SCREEN.erase()

@@ -1,4 +1,4 @@
-"""Parts of messages: the nearest valid spelling, a long list cut short, an error on one line."""
+"""Parts of messages: the nearest valid spelling, a number and its noun, a long list cut short, an error on one line."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from unicodedata import east_asian_width
 
 from yolofleet.core.redaction import redact
 
+ES_ENDINGS = ("s", "x", "sh", "tch")
+"""The nouns with these endings have "es" in the plural: class, box, batch, but not epoch."""
 NEAREST_CUTOFF = 0.45
 """How alike two names must be (difflib's ratio) before one is offered for the other."""
 WORD = re.compile(r"( *)([^ ]+)")
@@ -39,9 +41,24 @@ def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> st
     return f"{shown} and {left} more" if left > 0 else shown
 
 
+def plural(count: float, noun: str, many: str | None = None, *, form: str = ",") -> str:
+    """Return a number with what it counts: "1 image", "2,000 images", "3 boxes", "0.5 hours", "1 file is missing".
+
+    Args:
+        count: The number.
+        noun: What one is called, with the verb where that depends on the number: "file is missing".
+        many: What several are called; the noun with its "s" or "es" where it is not given.
+        form: How the number is written, as format() takes it.
+    """
+    number = f"{count:{form}}"
+    if number == "1":
+        return f"{number} {noun}"
+    return f"{number} {many or noun + ('es' if noun.endswith(ES_ENDINGS) else 's')}"
+
+
 def cut(text: str, most: int = 40) -> str:
     """Return a text as it is, or its first `most` characters and its length."""
-    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"
+    return text if len(text) <= most else f"{text[:most]}... ({plural(len(text), 'character')})"
 
 
 def fit(text: str, end: str = "", *, width: int) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.order import Purpose, keyed_generator
 from yolofleet.data.records import ImageRecord, SampleError
@@ -181,8 +182,8 @@ def fit_anchors(sizes: Sizes, num_levels: int, num_anchors: int, ratio_limit: fl
     usable = sizes[large_enough(sizes)]
     if not len(usable):
         raise UserError(
-            f"none of {len(sizes)} boxes has a side of {LEAST_SIDE_PIXELS:g} pixels or more, so there is nothing to "
-            "fit anchors to; use a larger image size, or the anchors of the model"
+            f"none of {plural(len(sizes), 'box')} has a side of {LEAST_SIDE_PIXELS:g} pixels or more, so there is "
+            "nothing to fit anchors to; use a larger image size, or the anchors of the model"
         )
     thinned = usable[
         (np.arange(min(len(usable), MOST_BOXES_FITTED)) * len(usable)) // min(len(usable), MOST_BOXES_FITTED)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.finish import Finish
 from yolofleet.data.geometry import Targets, draw_warp, join_targets, visible_targets
 from yolofleet.data.image_formats import BufferPool
@@ -128,8 +129,9 @@ class Augmenter:
         boxes, classes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4), np.asarray(classes, dtype=np.int64)
         if image.shape != self._image.shape or image.dtype != np.uint8 or classes.shape != (len(boxes),):
             raise UserError(
-                f"augmentation '{step.name}' returned an image {image.shape} of {image.dtype}, {len(boxes)} boxes and "
-                f"classes {classes.shape}; it must return an image {self._image.shape} of uint8 and a class a box"
+                f"augmentation '{step.name}' returned an image {image.shape} of {image.dtype}, "
+                f"{plural(len(boxes), 'box')} and classes {classes.shape}; it must return an image "
+                f"{self._image.shape} of uint8 and a class a box"
             )
         if image is not self._image:
             np.copyto(self._image, image)

@@ -18,6 +18,7 @@ import numpy as np
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.temporary import temporary_folder
+from yolofleet.core.text import plural
 from yolofleet.data.build_plan import BuildOptions, BuildPlan, PlannedImage, PlannedShard, in_split, plan_build
 from yolofleet.data.check import CheckedImage, check_image
 from yolofleet.data.image_formats import ImageError
@@ -117,7 +118,7 @@ def build_dataset(
         return BuildResult(existing, len(existing.shards), plan.num_listed - existing.num_samples, source_bytes)
     if existing is not None and not overwrite:
         raise BuildError(
-            f"{out.url}: holds another dataset already ({existing.num_samples} images); "
+            f"{out.url}: holds another dataset already ({plural(existing.num_samples, 'image')}); "
             "choose another folder, or use --overwrite to replace it"
         )
     if existing is not None or out.exists(MANIFEST_NAME):
@@ -266,8 +267,8 @@ def _refuse_too_few(manifest: Manifest, plan: BuildPlan, problems: ProblemLog, m
         raise BuildError(f"no image is left to build a dataset from; {reasons or 'the source lists none'}")
     if num_skipped > most_skipped * plan.num_listed:
         raise BuildError(
-            f"{num_skipped} of {plan.num_listed} images are unusable, more than the share of {most_skipped:g} that "
-            f"may be skipped; {reasons}. Repair them, or allow more with --max-skipped"
+            f"{num_skipped:,} of {plural(plan.num_listed, 'image is', 'images are')} unusable, more than the share of "
+            f"{most_skipped:g} that may be skipped; {reasons}. Repair them, or allow more with --max-skipped"
         )
 
 
@@ -287,7 +288,7 @@ def _refuse_lost_boxes(
         return  # images without objects, such as those of a test set
     if not manifest.num_boxes and (num_chosen or not num_read):
         if num_kept:
-            problems.add("objects_all_crowds", f"{num_kept} crowds, 0 other objects")
+            problems.add("objects_all_crowds", f"{plural(num_kept, 'crowd')}, 0 other objects")
         raise BuildError(f"none of the annotated boxes can be used; mainly {problems.main_loss()}")
     share_read = num_read / (num_read + num_lost)
     share_lost = 1 - share_read * (num_kept / num_chosen if num_chosen else 1.0)

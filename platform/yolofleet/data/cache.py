@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from yolofleet.core.retry import retry
+from yolofleet.core.text import plural
 from yolofleet.data.cache_folder import (
     DISK_FULL,
     CacheError,
@@ -185,8 +186,8 @@ class ShardCache:
                     if digest != wanted.sha256:
                         start = os.pread(target.fileno(), 40, 0)
                         raise _TransientError(
-                            f"{num_bytes} bytes came that are not the object (at most {wanted.most_bytes} bytes with "
-                            f"digest {wanted.sha256[:12]}...); they start with {start!r}"
+                            f"{plural(num_bytes, 'byte')} came that are not the object (at most "
+                            f"{wanted.most_bytes:,} with digest {wanted.sha256[:12]}...); they start with {start!r}"
                         )
             mark_unopened(part)
             part.replace(path)

@@ -33,6 +33,7 @@ from typing import BinaryIO
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import SHARD_CACHE_BYTES_VARIABLE, SHARD_CACHE_VARIABLE
 from yolofleet.core.local_files import local_path
+from yolofleet.core.text import plural
 
 RANGE_BYTES = 16 << 20
 """On a connection of 80 MB/s, the 30 ms until the bytes come are a seventh of a request's time."""
@@ -245,7 +246,7 @@ class CacheRoom:
         """
         if num_bytes > self._max_bytes:
             raise CacheError(
-                f"cache.max_bytes is {self._max_bytes:,}, but one shard alone has {num_bytes:,} bytes; "
+                f"cache.max_bytes is {self._max_bytes:,}, but one shard alone has {plural(num_bytes, 'byte')}; "
                 "allow more, or build smaller shards"
             )
         with self._locks.making_room():

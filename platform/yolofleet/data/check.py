@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.core.text import plural
 from yolofleet.data.annotation import THINNEST_BOX_PIXELS
 from yolofleet.data.build_plan import tell_found
 from yolofleet.data.decode import (
@@ -64,7 +65,7 @@ def check_image(
         return None
     height, width = pixels.shape[:2]
     if extension == "tiff" and (bands := tiff_bands(data)) > MOST_BANDS:
-        problems.add("image_bands_left_out", f"{record.file_name}: {bands} bands")
+        problems.add("image_bands_left_out", f"{record.file_name}: {plural(bands, 'band')}")
     _note_oddities(record, extension, (width, height), problems)
     record = replace(record, width=width, height=height, upright=upright)
     return CheckedImage(_fit_boxes(record, problems), extension, pixels)
@@ -202,7 +203,7 @@ def check_dataset(
     counts = np.bincount(np.concatenate([*targets, np.empty(0, dtype=np.int64)]), minlength=len(source.classes))
     num_boxes, num_crowds = int(counts.sum()), sum(int(record.iscrowd.sum()) for record in usable)
     if num_crowds and not num_boxes:
-        problems.add("objects_all_crowds", f"{num_crowds} crowds, 0 other objects")
+        problems.add("objects_all_crowds", f"{plural(num_crowds, 'crowd')}, 0 other objects")
     if not num_boxes and problems.num_boxes_lost():
         problems.add("no_box_left", problems.main_loss())
     return CheckReport(

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.core.text import plural
 from yolofleet.data.check import SuspiciousImage
 from yolofleet.data.content import Content, Duplicates
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, decode_image
@@ -52,11 +53,11 @@ def check_page(content: Content, problems: ProblemLog, *, max_pixels: int = DEFA
         for split in content.splits
         for entry in split.report.suspicious
     ]
-    usable = f"{sum(r.num_usable for r in reports)} of {sum(r.num_listed for r in reports)}"
+    num_usable, num_listed = sum(r.num_usable for r in reports), sum(r.num_listed for r in reports)
     num_labels = sum(content.findings.counts.values())
     figures = cards(
         {
-            "images can be used": usable,
+            "images can be used": f"{num_usable} of {num_listed}",
             "boxes": f"{sum(r.num_boxes for r in reports)}",
             "crowds": f"{sum(r.num_crowds for r in reports)}",
             "images without objects": f"{sum(r.num_empty for r in reports)}",
@@ -66,11 +67,12 @@ def check_page(content: Content, problems: ProblemLog, *, max_pixels: int = DEFA
         }
     )
     leaks = sum(group.is_leak for group in content.duplicates)
-    summary = f"{usable} images can be used, with {sum(r.num_boxes for r in reports):,} boxes; " + (
+    boxes = plural(sum(r.num_boxes for r in reports), "box")
+    summary = f"{num_usable:,} of {plural(num_listed, 'image')} can be used, with {boxes}; " + (
         "no problems were found."
         if not (problems.num() or content.duplicates or num_labels)
-        else f"{problems.num()} problems, {len(content.duplicates)} groups of duplicates"
-        f"{f' ({leaks} across the datasets)' if leaks else ''}, {num_labels} labels to look at."
+        else f"{plural(problems.num(), 'problem')}, {plural(len(content.duplicates), 'group')} of duplicates"
+        f"{f' ({leaks} across the datasets)' if leaks else ''}, {plural(num_labels, 'label')} to look at."
     )
     sections = [
         Section(title="Figures", body=figures),
@@ -106,7 +108,7 @@ def _problems(problems: ProblemLog) -> Markup:
 
 def _section(title: str, note: str, tiles: Sequence[Markup], num: int) -> Section:
     """Return a section with its images; an empty one says so."""
-    shown = f" {len(tiles)} of {num} are shown." if num > len(tiles) else ""
+    shown = f" Shown: {len(tiles)} of {num:,}." if num > len(tiles) else ""
     if not tiles:
         return Section(title=title, body=text("None."))
     return Section(title=title, note=note + shown, body=grid(tiles, "tiles"))
@@ -193,9 +195,10 @@ def _balance(content: Content) -> Section:
             f"The most frequent class has {present[0] / present[-1]:.1f} times the boxes of the least frequent."
         )
     if len(present) < len(order):
-        notes.append(f"{len(order) - len(present)} classes have no box.")
+        notes.append(f"{plural(len(order) - len(present), 'class has', 'classes have')} no box.")
     if len(kept) < len(order):
-        notes.append(f"The {len(order) - len(kept)} classes between are not shown.")
+        left_out = plural(len(order) - len(kept), "class between is", "classes between are")
+        notes.append(f"The {left_out} not shown.")
     notes.append("A bin is named by its lower edge.")
     legend = Markup("").join(
         Markup('<span><i style="background:{}"></i>{}</span>').format(COLOURS[index % len(COLOURS)], name)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import short
+from yolofleet.core.text import plural, short
 from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ObjectClass
@@ -208,7 +208,7 @@ def _boxes_by_image(
             problems.add(repair, _where(annotation, image))
         boxes[image_id].append((class_index, clean))
     if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_boxes:
-        problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {num_boxes} boxes")
+        problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {plural(num_boxes, 'box')}")
     return boxes
 
 

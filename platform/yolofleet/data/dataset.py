@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.retry import retry
+from yolofleet.core.text import plural
 from yolofleet.data.annotation import MOST_ANNOTATION_BYTES, RecordError, read_annotation
 from yolofleet.data.cache import ShardCache
 from yolofleet.data.cache_folder import CacheSettings
@@ -191,7 +192,8 @@ class ShardDataset:
         row = dict(zip(index.rows.dtype.names or (), index.rows[row_number].tolist(), strict=True))
         key = index.keys[row_number]
         if row["json_bytes"] > MOST_ANNOTATION_BYTES:
-            raise SampleError("sample_json_damaged", f"an annotation of {row['json_bytes']:,} bytes is too long", key)
+            size = plural(row["json_bytes"], "byte")
+            raise SampleError("sample_json_damaged", f"an annotation of {size} is too long", key)
         return shard, key, row
 
     def _record(self, annotation: bytes, key: str) -> ImageRecord:

@@ -27,6 +27,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import AvifImagePlugin, Image, TiffImagePlugin
 
+from yolofleet.core.text import plural
 from yolofleet.data.image_formats import BufferPool, ImageError, format_of, is_jpeg, open_image
 
 DEFAULT_MAX_PIXELS = 100_000_000
@@ -128,7 +129,8 @@ def check_file_size(size_bytes: int, max_pixels: int = DEFAULT_MAX_PIXELS) -> No
     most = _METADATA_BYTES + _MOST_BYTES_PER_PIXEL * max_pixels
     if size_bytes > most:
         raise ImageError(
-            "image_too_large", f"the file has {size_bytes:,} bytes, more than {max_pixels:,} pixels need ({most:,})"
+            "image_too_large",
+            f"the file has {plural(size_bytes, 'byte')}, more than {max_pixels:,} pixels need ({most:,})",
         )
 
 
@@ -149,7 +151,8 @@ def image_size(data: bytes, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> tuple[in
         width, height = _stored_size(open_image(data))
     if width * height > max_pixels:
         raise ImageError(
-            "image_too_large", f"{width}x{height} is {width * height:,} pixels, more than the limit of {max_pixels:,}"
+            "image_too_large",
+            f"{width}x{height} is {plural(width * height, 'pixel')}, more than the limit of {max_pixels:,}",
         )
     if width < 1 or height < 1:
         raise ImageError("image_damaged", f"the header says {width}x{height}")

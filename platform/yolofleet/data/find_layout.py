@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.data.file_tree import FileTree, Read
 from yolofleet.data.layout import Layout
 from yolofleet.data.layout_coco import find_coco, find_voc
@@ -52,7 +52,7 @@ def find_layout(keys: Sequence[str], read: Read, named: str | None = None, folde
     if not tree.images:
         archives = and_more(tree.ending(".zip"), 3)
         cure = f"name the archive: {archives}" if archives else "name the folder that holds them"
-        raise UserError(f"{folder}: no images here, in {len(tree.keys)} files; {cure}")
+        raise UserError(f"{folder}: no images here, in {plural(len(tree.keys), 'file')}; {cure}")
     if named is not None:
         finders = [find_data_yaml, find_darknet] if not named.lower().endswith(COCO_ENDINGS) else [find_coco]
     else:
@@ -71,6 +71,7 @@ def _why_none(tree: FileTree, read: Read, named: str | None, folder: str) -> str
     if named is not None:
         return f"{folder}/{named}: no data.yaml with train and names, and no COCO annotations; name the folder"
     return (
-        f"{folder}: {len(tree.images)} images, but no annotations of theirs: no data.yaml, no COCO file (*.json), no "
-        "VOC files (*.xml), no YOLO label (*.txt) with the name of an image; name the folder that holds both"
+        f"{folder}: {plural(len(tree.images), 'image')}, but no annotations of theirs: no data.yaml, no COCO file "
+        "(*.json), no VOC files (*.xml), no YOLO label (*.txt) with the name of an image; name the folder that holds "
+        "both"
     )

@@ -28,6 +28,7 @@ from PIL import (
 )
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _FLOATING = 277, 339, 3
@@ -63,13 +64,13 @@ def open_image(data: bytes) -> Image.Image:
 
 def tiff_bands(data: bytes) -> int:
     """Return how many bands a TIFF has; 0 where its header does not say it."""
-    return int(_tiff_tags(data).get(_SAMPLES_PER_PIXEL, 0))
+    bands = _tiff_tags(data).get(_SAMPLES_PER_PIXEL)
+    return bands if isinstance(bands, int) else 0
 
 
 def _kind_of_tiff(data: bytes) -> str:
-    tags = _tiff_tags(data)
-    levels = "floating-point" if _FLOATING in np.ravel(tags.get(_SAMPLE_FORMAT, 1)) else "integer"
-    return f"a TIFF of {tags.get(_SAMPLES_PER_PIXEL, 1)} bands of {levels} levels; save it as RGB with 8 bits"
+    levels = "floating-point" if _FLOATING in np.ravel(_tiff_tags(data).get(_SAMPLE_FORMAT, 1)) else "integer"
+    return f"a TIFF of {plural(tiff_bands(data) or 1, 'band')} of {levels} levels; save it as RGB with 8 bits"
 
 
 def _tiff_tags(data: bytes) -> dict[int, Any]:

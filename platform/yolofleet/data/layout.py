@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from yolofleet.core.text import plural
 from yolofleet.data.file_tree import split_of
 
 Form = Literal["COCO", "YOLO", "VOC"]
@@ -47,5 +48,6 @@ def by_folder(images: Sequence[str], notes: list[str]) -> dict[str, list[str]]:
     if not groups:
         return {"all": rest}
     if rest:
-        notes.append(f"{len(rest)} images are in no folder of a split, and left out, such as {rest[0]}")
+        images_are = plural(len(rest), "image is", "images are")
+        notes.append(f"{images_are} in no folder of a split, and left out, such as {rest[0]}")
     return {split: found for split, found in groups.items() if split is not None}

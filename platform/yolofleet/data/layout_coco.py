@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more, short
+from yolofleet.core.text import and_more, plural, short
 from yolofleet.data.file_finder import beside, name_parts, without_type
 from yolofleet.data.file_tree import (
     FileTree,
@@ -49,9 +49,11 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     used = set(labels.values())
     alone = [key for key in files if key not in used]  # their <filename> may name an image
     if unlabelled := sum(image not in labels for image in tree.images):
-        notes.append(f"{unlabelled} images have no XML file, and are left out")
+        images_have = plural(unlabelled, "image has", "images have")
+        notes.append(f"left out, because {images_have} no XML file")
     if unlisted := sorted(labels.keys() - {image for images in groups.values() for image in images}):
-        notes.append(f"{len(unlisted)} labelled images belong to no split, such as {unlisted[0]}")
+        images_belong = plural(len(unlisted), "labelled image belongs", "labelled images belong")
+        notes.append(f"{images_belong} to no split, such as {unlisted[0]}")
     others = {image: image for image in tree.images if image not in labels} if alone else {}
     splits = {}
     for split, images in groups.items():
@@ -74,7 +76,8 @@ def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str
     words = b"\n".join(line.split()[0] for line in read(key).splitlines() if line.split())
     found, missing = tree.images_of_list(key, lambda _: words)
     if missing:
-        notes.append(f"{key}: {len(missing)} listed images are missing, such as {short(missing[0])}")
+        images_are = plural(len(missing), "listed image is", "listed images are")
+        notes.append(f"{key}: {images_are} missing, such as {short(missing[0])}")
     return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.text import plural
 from yolofleet.data.build import DEFAULT_MOST_SKIPPED, NOTES_PREFIX, BuildResult, Progress, build_dataset
 from yolofleet.data.build_plan import BuildOptions, plan_build
 from yolofleet.data.class_names import parse_class_names
@@ -172,9 +173,10 @@ def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict
 
 def _why_no_box(split: SplitSource) -> str:
     records = split.source.records
-    where = f"{split.images.url}: no box in {len(records)} images"
+    where = f"{split.images.url}: no box in {plural(len(records), 'image')}"
     if num_crowds := sum(len(record.iscrowd) for record in records):
-        return f"{where}: all {num_crowds} objects are crowds, which are no targets; set iscrowd to 0"
+        crowds = plural(num_crowds, "object is a crowd, which is no target", "objects are crowds, which are no targets")
+        return f"{where}: {crowds}; set iscrowd to 0"
     return f"{where}; {split.problems.main_loss() or 'not one object is annotated'}"
 
 
@@ -188,8 +190,8 @@ def validation_names(records: tuple[ImageRecord, ...], share: float) -> set[str]
     labelled = sorted((shares[record.file_name], record.file_name) for record in records if not record.iscrowd.all())
     if len({value for value, _ in labelled}) < 2:
         raise UserError(
-            f"{len(labelled)} of {len(records)} images hold objects; at least two are needed, one to train on and one "
-            "for validation: annotate more"
+            f"{plural(len(labelled), 'image holds', 'images hold')} objects, of {len(records):,}; at least two are "
+            "needed, one to train on and one for validation: annotate more"
         )
     # The bound of few images is moved, so that neither side is without objects.
     bound = min(max(share, np.nextafter(labelled[0][0], 1)), labelled[-1][0])
@@ -241,7 +243,8 @@ def _other_content(out: Storage, digest: str) -> str | None:
             manifest = Manifest.read(out)
         except ManifestError:
             return "holds a manifest that cannot be read"
-        return None if manifest.source_digest == digest else f"holds another dataset ({manifest.num_samples} images)"
+        images = plural(manifest.num_samples, "image")
+        return None if manifest.source_digest == digest else f"holds another dataset ({images})"
     for entry in out.list():
         if not entry.key.startswith((NOTES_PREFIX, "shards/")):
             return f"holds {entry.key}"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more, short
+from yolofleet.core.text import and_more, plural, short
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.file_finder import beside, without_type
 from yolofleet.data.file_tree import SPLIT_WORDS, FileTree, Read, pair_labels
@@ -98,7 +98,8 @@ def _named_images(
             found, missing = tree.images_named(entry, bases, read)
             images.update(dict.fromkeys(found))
             if missing:
-                notes.append(f"{entry}: {len(missing)} listed images are missing, such as {short(missing[0])}")
+                images_are = plural(len(missing), "listed image is", "listed images are")
+                notes.append(f"{entry}: {images_are} missing, such as {short(missing[0])}")
             if not found:
                 notes.append(f"{key} names {split}: {short(entry)}, and no image is there")
         if images:
@@ -151,12 +152,14 @@ def _left_out(tree: FileTree, labels: dict[str, str], used: set[str]) -> list[st
     """Return sentences on labelled images that no split holds, and on labels without an image."""
     notes = []
     if unused := [image for image in labels if image not in used]:
-        notes.append(f"{len(unused)} labelled images belong to no split, such as {unused[0]}")
+        images_belong = plural(len(unused), "labelled image belongs", "labelled images belong")
+        notes.append(f"{images_belong} to no split, such as {unused[0]}")
     files = set(tree.ending(".txt")) - set(labels.values())
     names = {key: key.rpartition("/")[2].lower() for key in files}
     alone = sorted(key for key in files if names[key] not in NAMES_FILES and without_type(names[key]) not in LIST_STEMS)
     if alone:
-        notes.append(f"{len(alone)} label files have no image, such as {alone[0]}")
+        files_have = plural(len(alone), "label file has", "label files have")
+        notes.append(f"{files_have} no image, such as {alone[0]}")
     return notes
 
 
@@ -170,6 +173,7 @@ def _distinct(splits: dict[str, Part], notes: list[str]) -> dict[str, Part]:
             continue
         for other, found in kept.items():
             if shared := found.images.keys() & part.images.keys():
-                notes.append(f"{len(shared)} images are in {other} and in {split}, such as {min(shared)}")
+                images_are = plural(len(shared), "image is", "images are")
+                notes.append(f"{images_are} in {other} and in {split}, such as {min(shared)}")
         kept[split] = part
     return kept

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
+from yolofleet.core.text import plural
 from yolofleet.data.records import MOST_WHOLE_NUMBER, ObjectClass
 from yolofleet.storage import ObjectNotFoundError, Storage
 
@@ -83,24 +84,23 @@ class ShardIndex:
             raise IndexFormatError(f"{name}: {cure} (it starts with {data[:8]!r})")
         count = int.from_bytes(data[len(MAGIC) : _HEADER_BYTES], "little")
         if count != entry.samples:
-            raise IndexFormatError(
-                f"{name}: it holds {count:,} samples, the manifest says {entry.samples:,}; build the shards again"
-            )
+            found = plural(count, "sample")
+            raise IndexFormatError(f"{name}: it holds {found}, not {entry.samples:,}; build the shards again")
         keys_start = _HEADER_BYTES + count * ROW.itemsize
         if len(data) < keys_start:
-            raise IndexFormatError(f"{name}: cut short: {len(data)} bytes for {count} samples; build the shards again")
+            found = plural(len(data), "byte")
+            raise IndexFormatError(f"{name}: cut short: {found} of {keys_start:,}; build the shards again")
         rows = np.frombuffer(data, dtype=ROW, count=count, offset=_HEADER_BYTES)
         keys = data[keys_start:].decode(errors="replace").split("\n")
         if len(keys) != count or not "".join(keys).isprintable():
-            raise IndexFormatError(f"{name}: no {count} printable keys; build the shards again")
+            raise IndexFormatError(f"{name}: no {plural(count, 'printable key')}; build the shards again")
         wrong = _wrong_rows(rows, entry)
         if wrong.any():
             row = int(np.argmax(wrong))
             parts = ", ".join(f"{part} {value}" for part, value in zip(ROW.names or (), rows[row], strict=True))
-            raise IndexFormatError(
-                f"{name}: sample {row} cannot be where the index says ({parts}; the shard has {entry.bytes:,} bytes); "
-                "build the shards again"
-            )
+            parts += f"; the shard has {plural(entry.bytes, 'byte')}"
+            problem = f"sample {row} cannot be where the index says ({parts})"
+            raise IndexFormatError(f"{name}: {problem}; build the shards again")
         return ShardIndex(rows, keys)
 
 

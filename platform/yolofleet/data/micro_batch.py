@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.augment import Augmenter
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.finish import Finish
@@ -166,7 +167,7 @@ class MicroBatchMaker:
             if (labelled := self._read_image(plan, position, skipped)) is not None:
                 return labelled
         raise UserError(
-            f"{self._dataset.url}: {len(skipped)} samples in a row cannot be used, the first because of "
+            f"{self._dataset.url}: {plural(len(skipped), 'sample')} in a row cannot be used, the first because of "
             f"'{skipped[0][1]}' ({skipped[0][0]}); look at the dataset with 'yolofleet data inspect'"
         )
 

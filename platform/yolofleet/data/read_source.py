@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.coco import parse_coco
 from yolofleet.data.problems import ProblemLog
@@ -95,7 +95,7 @@ def _read_coco_file(
     file = _coco_file(annotations, split)
     if file.size_bytes > LONGEST_COCO_BYTES:
         raise UserError(
-            f"{annotations.url}: has {file.size_bytes:,} bytes, too many for annotations; cut it into parts"
+            f"{annotations.url}: has {plural(file.size_bytes, 'byte')}, too many for annotations; cut it into parts"
         )
     store = _images(annotations, None if split else images, problems)
     folder = f"{file.key.rpartition('/')[0]}/".lstrip("/")
@@ -132,7 +132,7 @@ def unpacked(data: bytes, key: str, name: str) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: damaged gzip: {error}") from None
     if len(text) > most:
-        raise UserError(f"{name}: grows to more than {most:,} bytes, too many for annotations")
+        raise UserError(f"{name}: grows to more than {plural(most, 'byte')}, too many for annotations")
     return text
 
 

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
+from yolofleet.core.text import plural
 from yolofleet.data.check import CheckedImage
 from yolofleet.data.manifest import ROW, ShardEntry, ShardIndex
 from yolofleet.data.records import ImageRecord, Segmentation
@@ -34,7 +35,7 @@ def tar_header(name: str, size_bytes: int) -> bytes:
     """
     encoded = name.encode("ascii")
     if not 0 < len(encoded) <= LONGEST_NAME_BYTES or not 0 <= size_bytes < 8**11:
-        raise ValueError(f"no plain tar header for name {name!r} of {size_bytes} bytes")
+        raise ValueError(f"no plain tar header for name {name!r} of {plural(size_bytes, 'byte')}")
     header = bytearray(BLOCK_BYTES)
     header[0 : len(encoded)] = encoded
     header[100:108] = b"0000644\0"  # mode

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from webdataset.pipeline import DataPipeline
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.loader import Loader, make_in_processes, ordered_map
@@ -78,7 +79,7 @@ class TrainingStream:
                 f"global_batch_size {global_batch_size} is not a whole number of micro-batches of {micro_batch_size}"
             )
         if not len(dataset) or not dataset.manifest.num_boxes:
-            held = f"{len(dataset)} images and {dataset.manifest.num_crowds} crowds"
+            held = f"{plural(len(dataset), 'image')} and {plural(dataset.manifest.num_crowds, 'crowd')}"
             raise UserError(f"{dataset.url}: no boxes to learn from (it holds {held}); train on another dataset")
         self.dataset = dataset
         self.global_batch_size = global_batch_size

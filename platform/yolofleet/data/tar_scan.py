@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from yolofleet.core.text import short
+from yolofleet.core.text import plural, short
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.shard_writer import BLOCK_BYTES
 from yolofleet.data.source_folder import IMAGE_EXTENSIONS, is_litter
@@ -121,12 +121,12 @@ def _members(stream: BinaryIO, size_bytes: int, name: str, problems: ProblemLog)
         padded = size + (-size % BLOCK_BYTES)
         member_name = extension.get("path") or _name_of(header)
         if offset + size > size_bytes:
-            found = f"should have {size:,} bytes, the file ends after {size_bytes - offset}"
+            found = f"should have {plural(size, 'byte')}, the file ends after {size_bytes - offset}"
             problems.add("shard_damaged", f"{name}: {short(member_name)} {found}")
             return
         if kind in _EXTENSIONS:
             if size > _LONGEST_EXTENSION_BYTES:
-                problems.add("member_ignored", f"{name}: an extended header of {size:,} bytes at byte {offset}")
+                problems.add("member_ignored", f"{name}: an extended header of {plural(size, 'byte')} at byte {offset}")
                 _skip(stream, padded)
             else:
                 extension |= _extension(kind, _read(stream, padded)[:size])
@@ -155,9 +155,9 @@ def _reason_to_ignore(kind: bytes, member_name: str, size: int, extension: dict[
     if kind not in _REGULAR:
         return "is a link, folder or device"
     if len(member_name) > _LONGEST_NAME_BYTES:
-        return f"has a name of {len(member_name):,} bytes"
+        return f"has a name of {plural(len(member_name), 'byte')}"
     if size > _LONGEST_JSON_BYTES and member_name.lower().endswith(".json"):
-        return f"has {size:,} bytes, too many for an annotation"
+        return f"has {plural(size, 'byte')}, too many for an annotation"
     return None
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import one_line, short
+from yolofleet.core.text import one_line, plural, short
 from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
@@ -65,7 +65,8 @@ def read_tar_shards(
                 images.add(key, archive.key, sample.image.offset, sample.image.size_bytes)
                 found.append((document, key))
     if not found:
-        raise UserError(f"{storage.url}: no sample can be used in {len(archives)} tar files; {problems.reasons()}")
+        files = plural(len(archives), "tar file")
+        raise UserError(f"{storage.url}: no sample can be used in {files}; {problems.reasons()}")
     categories = sorted({category for document, _ in found for category, _ in document["objects"]})
     index_of = {category: index for index, category in enumerate(categories)}
     records = _records(found, index_of, problems)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.core.text import plural
 from yolofleet.data.cache_folder import CacheError, CacheSettings, verified_note
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.histograms import OBJECTS_EDGES, SIDE_EDGES
@@ -60,7 +61,8 @@ def open_verified(url: str | Path, cache: CacheSettings | None = None) -> ShardD
 def size_problem(entry: ShardEntry, sizes: dict[str, int]) -> str | None:
     """Return what is wrong with a shard by the sizes of the files in its folder."""
     if (size := sizes.get(entry.tar_key)) != entry.bytes:
-        return f"{entry.tar_key} {'is missing' if size is None else f'has {size:,} bytes, not {entry.bytes:,}'}"
+        found = "is missing" if size is None else f"has {plural(size, 'byte')}, not {entry.bytes:,}"
+        return f"{entry.tar_key} {found}"
     return None if entry.index_key in sizes else f"{entry.index_key} is missing"
 
 

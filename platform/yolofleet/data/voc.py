@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import short
+from yolofleet.core.text import plural, short
 from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers
 from yolofleet.data.file_finder import beside, find_files, without_type
 from yolofleet.data.problems import ProblemLog
@@ -96,7 +96,7 @@ def _image_keys(files: list[tuple[str, str]], images: list[str], problems: Probl
 
 def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) -> ElementTree.Element | None:
     if size_bytes > LONGEST_XML_BYTES:
-        problems.add("annotation_malformed", f"{key}: {size_bytes:,} bytes are too many for a VOC annotation")
+        problems.add("annotation_malformed", f"{key}: {plural(size_bytes, 'byte')}, too many for a VOC annotation")
         return None
     try:
         return ElementTree.fromstring(storage.get(key), ElementTree.XMLParser(target=_WithoutEntities()))

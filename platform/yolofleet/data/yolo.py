@@ -12,6 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.class_names import ClassNames, parse_class_names
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, exif_orientation, image_size
 from yolofleet.data.file_finder import beside, find_files, without_type
@@ -131,14 +132,14 @@ def _names_among(
     for name in NAME_FILES:
         if name in label_files and name not in used and label_files[name].size_bytes <= LONGEST_LABEL_BYTES:
             names = parse_class_names(labels.get(name), f"{labels.url}/{name}")
-            problems.add("class_names_found", f"{labels.url}/{name}: {len(names)} names")
+            problems.add("class_names_found", f"{labels.url}/{name}: {plural(len(names), 'name')}")
             return names
     return None
 
 
 def _lines(labels: ImageStore, label: ObjectInfo, problems: ProblemLog) -> list[LabelLine]:
     if label.size_bytes > LONGEST_LABEL_BYTES:
-        problems.add("label_file_too_large", f"{label.key}: {label.size_bytes:,} bytes")
+        problems.add("label_file_too_large", f"{label.key}: {plural(label.size_bytes, 'byte')}")
         return []
     return parse_label_lines(labels.get(label.key).decode("utf-8-sig", errors="replace"), label.key, problems)
 

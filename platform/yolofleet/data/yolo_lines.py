@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.core.text import plural
 from yolofleet.data.problems import ProblemLog
 
 ROUNDING_SHARE = 1e-6
@@ -99,7 +100,7 @@ def key_point_numbers(lines: list[LabelLine], url: str, problems: ProblemLog) ->
         return None
     share = float(_looks_like_key_points(table).mean())
     if 1 - KEY_POINTS_SHARE < share < KEY_POINTS_SHARE:
-        problems.add("key_points_unclear", f"{url}: {share:.0%} of {len(table)} lines of {count} numbers")
+        problems.add("key_points_unclear", f"{url}: {share:.0%} of {plural(len(table), 'line')} of {count} numbers")
     return count - BOX_NUMBERS if share >= KEY_POINTS_SHARE else None
 
 

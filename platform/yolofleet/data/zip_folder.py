@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.source_folder import is_litter
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageError
@@ -43,7 +44,7 @@ class ZipFolder(Storage):
             raise UserError(f"{path}: no zip archive that can be read: {error}; unpack it to a folder") from None
         if (num_files := len(self._archive.infolist())) > MOST_ZIP_FILES:
             raise UserError(
-                f"{path}: {num_files:,} files are more than the {MOST_ZIP_FILES:,} that are read; unpack it"
+                f"{path}: {plural(num_files, 'file')}, more than the {MOST_ZIP_FILES:,} that are read; unpack it"
             )
         self._entries: dict[str, zipfile.ZipInfo] = {}
         for entry in self._archive.infolist():

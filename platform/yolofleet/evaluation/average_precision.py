@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.evaluation.detections import BoxTable, Detections, detection_boxes, ground_truth_boxes
 from yolofleet.evaluation.precision_recall import (
     ALL,
@@ -217,7 +218,7 @@ def _check_images(detections: Detections, image_ids: Integers) -> None:
     if len(unknown):
         raise UserError(
             f"detection {unknown[0] + 1} of {len(detections)}: image_id {detections.image_ids[unknown[0]]} is not an "
-            f"image of this dataset ({len(image_ids)} images); are the detections of another dataset?"
+            f"image of this dataset ({plural(len(image_ids), 'image')}); are the detections of another dataset?"
         )
 
 
@@ -288,7 +289,7 @@ class EvaluationResult:
 
     def __repr__(self) -> str:
         shown = (f"{key} {'none' if value is None else f'{value:.4f}'}" for key, value in self.figures.items())
-        return f"Evaluation on {self.num_images} images, {len(self.skipped)} skipped: {', '.join(shown)}"
+        return f"Evaluation on {plural(self.num_images, 'image')}, {len(self.skipped)} skipped: {', '.join(shown)}"
 
     @property
     def figures(self) -> Figures:
@@ -313,8 +314,6 @@ class EvaluationResult:
 
     def page_document(self) -> dict[str, Any]:
         """Return what a page shows as plain JSON values: `as_json`, and the curves by category id."""
-        curves = {
-            str(key): [round(value, 4) for value in curve] for key, curve in self.average_precision.curves.items()
-        }
-        most = self.average_precision.protocol.max_detections
-        return {**self.as_json(), "curves": curves, "max_detections": most}
+        found = self.average_precision
+        curves = {str(key): [round(value, 4) for value in curve] for key, curve in found.curves.items()}
+        return {**self.as_json(), "curves": curves, "max_detections": found.protocol.max_detections}

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
 from yolofleet.data.letterbox import Letterbox, letterbox
 from yolofleet.evaluation.detector_package import DetectorCard, check_fit, read_package
@@ -127,9 +127,9 @@ class Detector:
         names = and_more([name for _, name in self.classes], 5)
         card, millions = self.card, sum(weight.numel() for weight in self.model.parameters()) / 1e6
         return (
-            f"Detector of {len(self.classes)} classes ({names}), {millions:.1f} M parameters, on {self.device}\n"
-            f"  {card.image_size} px, confidence {card.confidence:g}, IoU {card.iou:g}, at most {card.max_detections} "
-            "objects an image"
+            f"Detector of {plural(len(self.classes), 'class')} ({names}), {millions:.1f} M parameters, on "
+            f"{self.device}\n  {card.image_size} px, confidence {card.confidence:g}, IoU {card.iou:g}, at most "
+            f"{plural(card.max_detections, 'object')} an image"
         )
 
     @staticmethod

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.local_files import open_regular, read_regular
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.models import build_model
 from yolofleet.models.deployment import has_half_weights
 from yolofleet.models.network import Network, convolution_shapes
@@ -147,7 +147,7 @@ def read_package(folder: Path) -> tuple[DetectorCard, Network]:
         )
     state = tensors_in(data, header)
     if invalid := [name for name in state if not state[name].isfinite().all()]:
-        raise _misfit(path, f"{count_names(invalid)} hold values that are not finite")
+        raise _misfit(path, f"tensors with values that are not finite: {count_names(invalid)}")
     model = build_model(card.model, len(card.classes), deployed=card.deployed)
     model.load_state_dict(state)
     return card, model
@@ -214,7 +214,7 @@ def check_fit(model: Network, num_classes: int, image_size: int) -> None:
         DetectorError: The number of classes differs, or the size is not a multiple of its largest stride.
     """
     if num_classes != model.num_classes:
-        raise DetectorError(f"the model predicts {model.num_classes} classes, but {num_classes} are named")
+        raise DetectorError(f"the model predicts {plural(model.num_classes, 'class')}, the names are of {num_classes}")
     stride = model.max_stride
     if image_size < stride or image_size % stride:
         raise DetectorError(f"image size {image_size} is not a multiple of {stride}, the model's largest stride")

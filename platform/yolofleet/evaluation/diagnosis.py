@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from yolofleet.core.text import share_text
+from yolofleet.core.text import plural, share_text
 from yolofleet.evaluation.average_precision import BoxTables, box_tables
 from yolofleet.evaluation.confidence import Calibration, ConfidenceCurves, calibration, confidence_curves
 from yolofleet.evaluation.detections import Detections
@@ -251,9 +251,9 @@ def _summary(
     if not num_objects:
         return "The annotations contain no objects, so nothing could be measured."
     if threshold is None:
-        return f"The model finds none of the {_objects(num_objects)}: no box lies on an object of its class."
+        return f"The model finds none of the {plural(num_objects, 'object')}: no box lies on an object of its class."
     parts = [
-        f"The model finds {share_text(num_true / num_objects)} of the {_objects(num_objects)}, and "
+        f"The model finds {share_text(num_true / num_objects)} of the {plural(num_objects, 'object')}, and "
         f"{share_text(num_true / (num_true + num_false))} of its boxes are right (confidence "
         f"{share_text(threshold, decimals=2, kind='f')} and above)"
     ]
@@ -265,10 +265,6 @@ def _summary(
         why = f", mainly {ERROR_PHRASES[weakest.main_error]}" if weakest.main_error else ""
         parts.append(f"; the weakest class is {weakest.name} (AP50 {100 * weakest.ap50:.1f}{why})")
     return "".join(parts) + "."
-
-
-def _objects(count: int) -> str:
-    return f"{count:,} objects" if count != 1 else "one object"
 
 
 def _plain(values: Any) -> list[float | int | None]:

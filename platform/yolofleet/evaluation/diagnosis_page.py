@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from yolofleet.core.text import share_text
+from yolofleet.core.text import plural, share_text
 from yolofleet.data.draw import OUTCOMES
 from yolofleet.evaluation.diagnosis import BACKGROUND_NAME
 from yolofleet.evaluation.error_types import ERROR_MEANINGS, ERROR_PHRASES
@@ -141,7 +141,7 @@ def _confusion(document: Document) -> Section:
     names = document["class_names"]
     matrix = _matrix(document)
     if len(names) > MOST_NUMBERED:
-        matrix = folded(f"All {len(names)} classes", matrix)
+        matrix = folded(f"All {plural(len(names), 'class')}", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
     pairs = table(Table(name="Classes confused with others", head=("object", "detected as", "times"), rows=rows))
     at = _confidence_text(document["threshold"])

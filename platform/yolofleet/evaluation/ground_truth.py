@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.evaluation.id_index import UNKNOWN, IdIndex
 from yolofleet.evaluation.json_file import read_json
 from yolofleet.evaluation.result_records import Note, is_finite, is_id
@@ -84,12 +84,11 @@ class GroundTruth:
             if unknown:
                 count = int((positions < 0).sum())
                 named = and_more(list(map(repr, unknown)), MOST_NAMED)
-                text = (
-                    f"{count} objects of the ground truth are left out: their {key} {named} is not in its list of ids"
-                )
+                text = f"{plural(count, 'object')} left out: {key} {named} is not in the ground truth's list of ids"
                 notes.append(Note(kind=f"truth_{key}_unknown", count=count, text=text))
             elif other := sum(type(value) not in kinds for value in values):
-                text = f"{other} objects of the ground truth write {key} in another form than its list of ids: matched"
+                objects = plural(other, "object of the ground truth writes", "objects of the ground truth write")
+                text = f"{objects} {key} in another form than its list of ids: matched"
                 notes.append(Note(kind=f"truth_{key}_matched", count=other, text=text))
         if notes or not (images.are_plain and categories.are_plain):
             document = _renumber(document, images, categories, columns)

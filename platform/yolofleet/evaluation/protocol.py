@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import did_you_mean
+from yolofleet.core.text import did_you_mean, plural
 
 LONGEST_SIDE = 1e5
 """Upper end of COCO's ranges: the side of a square of 1e10 pixels."""
@@ -117,7 +117,7 @@ class Protocol:
             found = {number for number, name in names.items() if wanted == name}
             if not (found := found or {number for number in names if wanted == str(number)}):
                 raise UserError(
-                    f"--classes: '{wanted}' is not a class of the ground truth ({len(names)} classes)"
+                    f"--classes: '{wanted}' is not a class of the ground truth ({plural(len(names), 'class')})"
                     f"{did_you_mean(wanted, names.values())}"
                 )
             chosen |= found

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.redaction import redact
+from yolofleet.core.text import plural
 from yolofleet.reports.charts import COLOURS, Point, Series, chart
 from yolofleet.reports.page import (
     Cell,
@@ -78,10 +79,9 @@ def evaluation_sentence(document: Document) -> str:
     """Return in one sentence what an evaluation found."""
     ap, ap50 = (document["figures"][name] for name in ("AP", "AP50"))
     if ap is None:
-        return f"There was nothing to measure: {document['num_images']} images without an object."
-    sentence = (
-        f"AP {ap:.3f} (AP50 {ap50:.3f}) on {document['num_images']:,} images with {document['num_objects']:,} objects"
-    )
+        return f"There was nothing to measure: {plural(document['num_images'], 'image')} without an object."
+    images, objects = plural(document["num_images"], "image"), plural(document["num_objects"], "object")
+    sentence = f"AP {ap:.3f} (AP50 {ap50:.3f}) on {images} with {objects}"
     ranked = _by_ap(document)
     if len(ranked) < 2:
         return f"{sentence}."
@@ -149,12 +149,9 @@ def _figures(document: Document) -> Section:
     main = (*MAIN_FIGURES, f"AR_{document['max_detections']}")
     rest = [name for name in figures if name not in main]
     shown = {name: _format(figures[name]) for name in main}
-    skipped = f", {len(document['skipped'])} images could not be read" if document["skipped"] else ""
-    note = (
-        f"{document['num_images']:,} images, {document['num_objects']:,} objects, {document['num_crowds']:,} crowds, "
-        f"{document['num_detections']:,} detections{skipped}. COCO figures; a dash: there was nothing to "
-        "measure."
-    )
+    skipped = f", {plural(len(document['skipped']), 'image')} could not be read" if document["skipped"] else ""
+    counts = (plural(document[f"num_{noun}s"], noun) for noun in ("image", "object", "crowd", "detection"))
+    note = f"{', '.join(counts)}{skipped}. COCO figures; a dash: there was nothing to measure."
     others = Table(name="Further figures", head=rest, rows=[[number_cell(figures[name], 4) for name in rest]])
     return Section(title="Figures", note=note, body=cards(shown) + table(others))
 
@@ -180,7 +177,7 @@ def _classes(document: Document) -> Section:
     if len(present) > MOST_LINES:
         notes.append(f"The chart shows the {ENDS} worst, the {ENDS} best and the mean of all.")
     if absent:
-        notes.append(f"{absent} classes without objects are left out.")
+        notes.append(f"{plural(absent, 'class')} without objects are left out.")
     body = beside(table(Table(name="Classes", head=head, rows=rows)), _curves(document))
     return Section(title="Classes", note=" ".join(notes), body=body)
 
@@ -225,7 +222,7 @@ def _each_class(document: Document) -> Iterator[Section]:
             for entry, points in ranked
         )
         note = "Precision over recall at IoU 0.50, the worst class first."
-        yield Section(title=f"All {len(ranked)} classes", note=note, body=grid(small, "small"), folded=True)
+        yield Section(title=f"All {plural(len(ranked), 'class')}", note=note, body=grid(small, "small"), folded=True)
 
 
 def _format(value: float | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.evaluation.average_precision import AveragePrecision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.ground_truth import Entries, GroundTruth
@@ -96,7 +96,8 @@ def read_results(path: Path, truth: GroundTruth, box_format: str | None = None) 
         scores=columns.scores[known],
     )
     if flat := int((boxes[:, 2:] <= 0).any(axis=1).sum()):
-        notes.append(Note(kind="boxes_without_area", count=flat, text=f"{flat} boxes have no width or no height"))
+        text = f"{plural(flat, 'box has', 'boxes have')} no width or no height"
+        notes.append(Note(kind="boxes_without_area", count=flat, text=text))
     return detections, notes
 
 
@@ -118,9 +119,8 @@ def _match(values: list[Any], entries: Entries, listed: Any, key: str, path: Pat
     named = _find_by_list(values, entries, listed, "file_name" if key == "image_id" else "name")
     if named is not None and named.num_known:
         if (changed := int((named.positions != found.positions).sum())) or found.way != "id":
-            text = (
-                f"{PLURALS[key]} of {changed or len(values)} records are those of the file's own list: matched by name"
-            )
+            records = plural(changed or len(values), "record")
+            text = f"{PLURALS[key]} of {records}: matched by name, in the file's own list"
             notes.append(Note(kind=f"{key}_by_own_list", count=changed or len(values), text=text))
         found = named
     elif named is not None and found.num_known:
@@ -133,8 +133,8 @@ def _match(values: list[Any], entries: Entries, listed: Any, key: str, path: Pat
         pairs = zip(values, (found.positions >= 0).tolist(), strict=True) if set(map(type, values)) - kinds else ()
         if others := [value for value, is_known in pairs if is_known and type(value) not in kinds]:
             text = (
-                f"{len(others)} records write {key} in another form than the ground truth ({others[0]!r:.60}): matched "
-                f"{'by name' if found.way == 'name' else 'as whole numbers'}"
+                f"{plural(len(others), 'record writes', 'records write')} {key} in another form than the ground truth "
+                f"({others[0]!r:.60}): matched {'by name' if found.way == 'name' else 'as whole numbers'}"
             )
             notes.append(Note(kind=f"{key}_matched", count=len(others), text=text))
     if found.clash:
@@ -246,7 +246,7 @@ def _take(
         return readings[AS_IS]
     measured = f"AP50 is {ap50[words]:.2f} so, and {ap50[AS_IS]:.2f} as ids"
     if _is_certain(ap50[AS_IS], ap50[words]) and (readings[AS_IS] < 0).any():
-        text = f"{PLURALS[key]} of {count} records are {words} of the ground truth: read so ({measured})"
+        text = f"{PLURALS[key]} of {plural(count, 'record')}: read as {words} of the ground truth ({measured})"
         notes.append(Note(kind=f"{key}_reinterpreted", count=count, text=text))
         return readings[words]
     text = f"{PLURALS[key]} look like {words} of the ground truth ({measured}); if they are, write the ids instead"
@@ -271,11 +271,11 @@ def _note_unknown(
     known = and_more([f"{number!r:.40} ({name})" if name else f"{number!r:.40}" for number, name in pairs], 3)
     if len(unknown) == len(rows):
         raise UserError(
-            f"{path}: no {key} of its {len(rows)} records is in the ground truth: it has {known or 'none'}, the file "
-            f"has {named}; are the detections of another dataset?"
+            f"{path}: no {key} of its {plural(len(rows), 'record')} is in the ground truth: it has {known or 'none'}, "
+            f"the file has {named}; are the detections of another dataset?"
         )
     text = (
-        f"{len(unknown)} of {len(rows)} detections are left out: the ground truth does not have {key} {named} (it has "
-        f"{known}); {LIKELY_CAUSE[key]}"
+        f"left out: {len(unknown):,} of {plural(len(rows), 'detection')}; the ground truth does not have {key} {named} "
+        f"(it has {known}); {LIKELY_CAUSE[key]}"
     )
     notes.append(Note(kind=f"{key}_unknown", count=len(unknown), text=text))

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "image_id": ("image_id", "file_name", "filename", "image_name", "img_id", "image"),
@@ -161,7 +162,7 @@ def make_columns(
         if key != field
     ]
     if wrote_text is not None:
-        text = f"{count} records write numbers of {wrote_text} as text: read as numbers"
+        text = f"{plural(count, 'record writes', 'records write')} numbers of {wrote_text} as text: read as numbers"
         notes.append(Note(kind="numbers_as_text", count=count, text=text))
     if count and scores.min() >= 0 and 1 < scores.max() <= 100:
         text = f"scores run up to {scores.max():g}: taken for percent and divided by 100"

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolofleet.core.text import plural
+
 BOX_TOLERANCE_PIXELS = 0.1
 SCORE_TOLERANCE = 1e-3
 EDGE = 1e-5
@@ -46,10 +48,10 @@ class PredictionComparison:
         return {**asdict(self), "equal": self.equal}
 
     def __str__(self) -> str:
-        unmatched = f", {self.unmatched} detections on one side only" if self.unmatched else ""
+        unmatched = f", {plural(self.unmatched, 'detection')} on one side only" if self.unmatched else ""
         return (
-            f"{self.num_boxes:,} boxes of {self.num_images} images differ by at most {self.box_pixels:.2g} px, "
-            f"scores by {self.score:.2g}{unmatched}"
+            f"{plural(self.num_boxes, 'box differs', 'boxes differ')} by at most {self.box_pixels:.2g} px in "
+            f"{plural(self.num_images, 'image')}, scores by {self.score:.2g}{unmatched}"
         )
 
 

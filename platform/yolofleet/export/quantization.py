@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from yolofleet.core.text import plural
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.letterbox import letterbox
 from yolofleet.data.records import SampleError
@@ -66,7 +67,7 @@ def dataset_images(data: str | Path | ShardDataset, image_size: int, count: int 
         boxed, _ = letterbox(sample.pixels, (image_size, image_size))
         planes.append(boxed.transpose(2, 0, 1))
     if not planes:
-        raise ExportError(f"{dataset.url}: none of the {len(numbers)} images that were tried can be read")
+        raise ExportError(f"{dataset.url}: none can be read of {plural(len(numbers), 'image')} that were tried")
     return np.stack(planes)
 
 
@@ -87,7 +88,7 @@ def quantize(model: ModelProto, images: NDArray[np.uint8], *, batch: int = 1) ->
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     if len(images) < batch:
-        raise ExportError(f"{len(images)} images cannot be read for calibration, a batch of {batch} needs as many")
+        raise ExportError(f"{plural(len(images), 'image')} to calibrate with, but a batch needs {batch}")
     with TemporaryDirectory(prefix="yolofleet-quantize-") as folder, _quiet():
         source, prepared, result = (Path(folder, f"{name}.onnx") for name in ("source", "prepared", "result"))
         onnx.save(model, source)

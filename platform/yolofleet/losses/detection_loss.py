@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolofleet.core.text import plural
 from yolofleet.losses.assigners import Assignment, LabelAssigner, Scene, load_assigner
 from yolofleet.losses.boxes import Boxes, read_boxes
 from yolofleet.losses.levels import (
@@ -239,11 +240,12 @@ class DetectionLoss:
         """Check predictions and targets against each other and describe the micro-batch to an assigner."""
         num_levels, uses_auxiliary = len(self.strides), self.label_assigner.registered.uses_auxiliary
         if len(predictions) not in (num_levels, 2 * num_levels):
-            raise ValueError(f"{len(predictions)} levels predicted; {num_levels} are expected, or twice that")
+            raise ValueError(f"{plural(len(predictions), 'level')} predicted; expected: {num_levels}, or twice that")
         if uses_auxiliary and len(predictions) == num_levels:
             raise ValueError(
-                f"assigner {self.assigner!r} needs auxiliary levels, but only {num_levels} lead levels "
-                "were predicted; use assigner 'none', or a detector with auxiliary head in its training form"
+                f"assigner {self.assigner!r} needs auxiliary levels, but predicted is only "
+                f"{plural(num_levels, 'lead level')}; use assigner 'none', or a detector with auxiliary head in its "
+                "training form"
             )
         used = list(predictions[: 2 * num_levels if uses_auxiliary else num_levels])
         num_images, num_anchors = used[0].shape[0], len(self.anchors[0])
@@ -268,6 +270,7 @@ def _read_anchors(anchors: Any, num_levels: int) -> AnchorTable:
     are_sizes = bool(((table > 0) & table.isfinite()).all())
     if table.ndim != 3 or table.shape[0] != num_levels or table.shape[2] != 2 or not are_sizes:
         raise ValueError(
-            f"anchors must be positive pixels of shape ({num_levels} levels, anchors, 2), not {tuple(table.shape)}"
+            f"anchors must be positive pixels of shape (levels, anchors, 2) with {plural(num_levels, 'level')}, "
+            f"not {tuple(table.shape)}"
         )
     return tuple(tuple((width, height) for width, height in level) for level in table.tolist())

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.local_files import open_regular
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.models.inert_pickle import MOST_TENSORS, CheckpointError, Inert, read_pickle
 from yolofleet.models.tensor_file import TensorFileError, read_header, tensors_in
 
@@ -98,7 +98,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: it holds no weights: no 'model', 'ema' or state dict with tensors was found")
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in read.weights.values())
     if num_bytes > MOST_SHARING * file_bytes:
-        raise CheckpointError(f"{path}: its {num_bytes} bytes of weights do not fit into the file")
+        raise CheckpointError(f"{path}: its weights, {plural(num_bytes, 'byte')}, do not fit into the file")
     return Checkpoint({name: _full_precision(tensor) for name, tensor in read.weights.items()}, read.class_names)
 
 
@@ -160,7 +160,7 @@ class _Records:
             raise CheckpointError(f"record {name!r:.60} is compressed, which torch.save never does")
         if info.file_size > most_bytes:
             raise CheckpointError(
-                f"record {name!r:.60} has {info.file_size} bytes, more than the {most_bytes} it may have"
+                f"record {name!r:.60} has {plural(info.file_size, 'byte')}, more than the {most_bytes} it may have"
             )
         self._bytes_left -= info.file_size
         if self._bytes_left < 0:
@@ -173,7 +173,7 @@ class _Records:
             num_bytes = max(num_elements, 0) * dtype.itemsize
             data = self.read(f"data/{key}", num_bytes)
             if num_elements < 0 or len(data) < num_bytes:
-                raise CheckpointError(f"storage {key!r:.60} holds {len(data)} bytes, {num_bytes} are needed")
+                raise CheckpointError(f"storage {key!r:.60} holds {plural(len(data), 'byte')} of {num_bytes:,}")
             self._storages[key] = torch.from_numpy(np.frombuffer(data, np.uint8).copy()).view(dtype)
         return self._storages[key]
 

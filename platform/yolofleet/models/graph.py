@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 
 MOST_CHANNELS = 2**20
 MOST_STRIDE = 2**14
@@ -179,7 +180,7 @@ class BlockBuilder:
     ) -> Feature:
         """Add a convolution with batch norm and activation."""
         if x.channels % groups or out % groups:
-            raise GraphError(f"{x.channels} channels in and {out} out do not divide into {groups} groups")
+            raise GraphError(f"{plural(x.channels, 'channel')} in and {out} out do not divide into {groups} groups")
         may_have_identity = rep != "none" and x.channels == out and stride == 1
         identity = may_have_identity and rep == "identity"
         layer = Conv(x.channels, out, kernel, stride, groups, self._activation, rep != "none", identity)
@@ -219,15 +220,15 @@ class BlockBuilder:
         """Add two maps."""
         if x.channels != y.channels or x.stride != y.stride:
             raise GraphError(
-                f"channel mismatch: {x.channels} channels at stride {x.stride} cannot be added to {y.channels} "
-                f"at stride {y.stride}"
+                f"channel mismatch: {plural(x.channels, 'channel')} at stride {x.stride} cannot be added to "
+                f"{y.channels:,} at stride {y.stride}"
             )
         return self._add(Add(), (x, y), x.channels, x.stride)
 
     def second_half(self, x: Feature) -> Feature:
         """Take the second half of the channels."""
         if x.channels % 2:
-            raise GraphError(f"{x.channels} channels cannot be halved")
+            raise GraphError(f"{plural(x.channels, 'channel')} cannot be halved")
         return self._add(SecondHalf(), (x,), x.channels // 2, x.stride)
 
     def reorg(self, x: Feature) -> Feature:
@@ -259,7 +260,7 @@ class BlockBuilder:
     def _add(self, layer: Layer, inputs: tuple[Feature, ...], channels: int, stride: int) -> Feature:
         if channels > MOST_CHANNELS or stride > MOST_STRIDE:
             raise GraphError(
-                f"a map of {channels:,} channels at stride {stride:,}, more than {MOST_CHANNELS:,} channels or "
+                f"a map of {plural(channels, 'channel')} at stride {stride:,}, more than {MOST_CHANNELS:,} channels or "
                 f"{MOST_STRIDE:,} pixels"
             )
         self._nodes.append(Node(layer, tuple(feature.number for feature in inputs), channels))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 
 STORAGE_DTYPES = {
     "DoubleStorage": torch.float64,
@@ -190,11 +190,11 @@ class _Reader:
 def _tensor(storage: Tensor, offset: int, size: tuple[Any, ...], stride: tuple[Any, ...]) -> Tensor:
     numbers = (offset, *size[:MOST_DIMENSIONS], *stride[:MOST_DIMENSIONS])
     if len(size) != len(stride) or len(size) > MOST_DIMENSIONS:
-        raise CheckpointError(f"a tensor has {len(size)} sizes and {len(stride)} strides")
+        raise CheckpointError(f"a tensor has {plural(len(size), 'size')} and {plural(len(stride), 'stride')}")
     if not all(isinstance(number, int) and 0 <= number < MOST_NUMBER for number in numbers):
         raise CheckpointError("a tensor is described wrongly: sizes, strides and offset are whole numbers from 0 on")
     if prod(size) > storage.numel():
-        raise CheckpointError(f"a tensor of {prod(size)} elements lies in a storage of {storage.numel()}")
+        raise CheckpointError(f"a tensor of {plural(prod(size), 'element')} lies in a storage of {storage.numel()}")
     return storage.as_strided(size, stride, offset)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from yolofleet.core.text import plural
 from yolofleet.models.memory import TrainingMemory
 from yolofleet.models.profile import BlockLine, Profile
 from yolofleet.reports.page import Markup, Row, Section, Table, cards, number_cell, render_page, table, text
@@ -55,7 +56,8 @@ def render_model(
     needed: list[Row] = [
         [entry.strategy, *(number_cell(getattr(entry, part) / GIB) for part in PARTS)] for entry in memory
     ]
-    note = f"GiB of a worker, {memory[0].num_workers} in all, {micro_batch_size} images in one pass, {precision}."
+    images = plural(micro_batch_size, "image")
+    note = f"GiB of a worker, {memory[0].num_workers} in all, {images} in one pass, {precision}."
     sections = [
         Section(title="Cost", body=cards(figures) + text(facts.note or "")),
         Section(
@@ -67,6 +69,6 @@ def render_model(
     ]
     summary = (
         f"{facts.name} has {facts.parameters_deployed / 1e6:.2f} M parameters and {facts.gflops_deployed:.2f} GFLOPs "
-        f"as it is deployed, for images of {facts.image_size} px and {facts.num_classes} classes."
+        f"as it is deployed, for images of {facts.image_size} px and {plural(facts.num_classes, 'class')}."
     )
     return render_page(f"Model {facts.name}", sections, summary=summary)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.models.graph import Conv
 from yolofleet.models.modules import Block, lay_channels_innermost
 from yolofleet.models.weight_differences import Shape
@@ -179,8 +180,9 @@ class Network(nn.Module):
         num_predictions = table.num_anchors * (BOX_AND_OBJECTNESS + num_classes)
         if num_predictions * sum(graph.lead_channels) > MOST_WEIGHTS:
             raise UserError(
-                f"model {table.name}: {num_predictions:,} predictions a cell, of {table.num_anchors:,} anchors and "
-                f"{num_classes:,} classes, are more than its head may have; use fewer"
+                f"model {table.name}: {num_predictions:,} predictions a cell, of "
+                f"{plural(table.num_anchors, 'anchor')} and {plural(num_classes, 'class')}, are more than its head may "
+                "have; use fewer"
             )
         self.table = table
         self.num_classes = num_classes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 
 MOST_HEADER_BYTES = 4 * 2**20
 """The largest model of the zoo needs a tenth of it."""
@@ -70,7 +70,7 @@ def read_header(file: BinaryIO) -> FileHeader:
     """
     num_bytes = int.from_bytes(file.read(8), "little")
     if not 2 <= num_bytes <= MOST_HEADER_BYTES:
-        raise TensorFileError(f"not a safetensors file: its header would have {num_bytes:,} bytes")
+        raise TensorFileError(f"not a safetensors file: its header would have {plural(num_bytes, 'byte')}")
     try:
         document = json.loads(file.read(num_bytes))
     except (ValueError, RecursionError) as error:
@@ -88,7 +88,7 @@ def read_header(file: BinaryIO) -> FileHeader:
             )
         end += tensor.num_bytes
     if end != file_bytes:
-        raise TensorFileError(f"damaged: it has {file_bytes:,} bytes, its header describes {end:,}")
+        raise TensorFileError(f"damaged: it has {plural(file_bytes, 'byte')}, its header describes {end:,}")
     return FileHeader(tensors, metadata if isinstance(metadata, dict) else {})
 
 
@@ -106,7 +106,7 @@ def _tensor_header(name: str, entry: Any, start: int) -> TensorHeader:
             tensor = TensorHeader(DTYPES[type_name], tuple(shape), start + begin)
             if tensor.num_bytes == end - begin:
                 return tensor
-            raise TensorFileError(f"damaged: tensor {name} of shape {shape!r:.60} has {end - begin:,} bytes")
+            raise TensorFileError(f"damaged: tensor {name} of shape {shape!r:.60} has {plural(end - begin, 'byte')}")
     raise TensorFileError(f"tensor {name} is described wrongly: {entry!r:.60}")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.models.checkpoint_reader import read_checkpoint
 from yolofleet.models.network import BOX_AND_OBJECTNESS, Network
 from yolofleet.models.official_names import head_prefix, in_published_names, official_parameter_names
@@ -212,8 +213,8 @@ def _check_fit(model: Network, expected: Mapping[str, Tensor], state: Mapping[st
     if not named and all(name.startswith(prefix) for name in differences.misshapen):
         num_classes = official_num_classes(model.table, state)
         raise WeightsError(
-            f"these weights of {model.table.name} predict {num_classes} classes, the model {model.num_classes}; "
-            f"build it with num_classes={num_classes}, or take over all but the last layer with "
+            f"these weights of {model.table.name} predict {plural(num_classes, 'class')}, the model "
+            f"{model.num_classes}; build it with num_classes={num_classes}, or take over all but the last layer with "
             "yolofleet.models.weights.transfer_state_dict(model, state)"
         )
     raise WeightsError(whose_weights(model.table, state, differences))

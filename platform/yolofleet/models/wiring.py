@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from yolofleet.core.text import and_more, did_you_mean
+from yolofleet.core.text import and_more, did_you_mean, plural
 from yolofleet.models.blocks import build_block
 from yolofleet.models.graph import BlockGraph, GraphError
 from yolofleet.specs.blocks import ConvRow, Row
@@ -77,9 +77,9 @@ def wire(table: ModelTable) -> ModelGraph:
         num_weights += blocks[-1].graph.num_weights
         if num_layers > MOST_LAYERS or num_weights > MOST_WEIGHTS:
             raise GraphError(
-                f"model {table.name}: block {name} ({row.block}): up to here it has {num_layers:,} layers and "
-                f"{num_weights:,} weights, more than the {MOST_LAYERS:,} and {MOST_WEIGHTS:,} that a model may have; "
-                "use smaller widths or fewer rows"
+                f"model {table.name}: block {name} ({row.block}): up to here it has {plural(num_layers, 'layer')} and "
+                f"{plural(num_weights, 'weight')}, more than the {MOST_LAYERS:,} and {MOST_WEIGHTS:,} that a model may "
+                "have; use smaller widths or fewer rows"
             )
     lead = tuple(_split(reference) for reference in table.head.inputs)
     _check_head(table, "head", lead, shapes)
@@ -127,13 +127,16 @@ def _wire_row(
     kind = str(getattr(row, "block", ""))
     where = f"model {table.name}: block {name} ({kind})"
     if row.num_inputs is not None and len(sources) != row.num_inputs:
-        raise GraphError(f"{where}: reads {len(sources)} inputs, it needs {row.num_inputs}")
+        raise GraphError(f"{where}: reads {plural(len(sources), 'input')}, it needs {row.num_inputs}")
     if missing := [".".join(source) for source in sources if source not in shapes]:
         raise GraphError(f"{where}: {missing[0]}: no such tap")
     try:
         graph = build_block(row, [shapes[source] for source in sources], table.activation)
     except GraphError as error:
-        read = ", ".join(f"{source[0]}: {shapes[source][0]} channels, stride {shapes[source][1]}" for source in sources)
+        read = ", ".join(
+            f"{name}: {plural(channels, 'channel')}, stride {stride}"
+            for (name, _), (channels, stride) in ((source, shapes[source]) for source in sources)
+        )
         raise GraphError(f"{where}: {error} (it reads {read})") from None
     for tap, feature in graph.outputs.items():
         shapes[name, tap] = (feature.channels, feature.stride)

@@ -21,7 +21,7 @@ import yaml
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME, TRAINING_FORM
 from yolofleet.core.local_files import read_regular
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.registry.package import (
     ARCHIVE_NAME,
     ARCHIVED,
@@ -110,7 +110,7 @@ def file_claims(folder: Path, proof: Proof, version: Version) -> Iterator[Claim]
             ),
         ]
         if recorded or present:
-            yield claim_of(kind, problems, f"{len(recorded)} file{'s' if len(recorded) > 1 else ''} as recorded")
+            yield claim_of(kind, problems, f"{plural(len(recorded), 'file')} as recorded")
 
 
 def _mlflow_digests(version: Version) -> set[str]:
@@ -215,7 +215,7 @@ def packages_claim(proof: Proof) -> Claim:
     if others:
         detail = f"other versions are installed here: {', '.join(others[:MOST_NAMED])}"
         return Claim("package versions", "not possible", f"{detail}; the other claims were verified with these")
-    return Claim("package versions", "passed", f"{len(proof.packages)} packages as recorded")
+    return Claim("package versions", "passed", f"{plural(len(proof.packages), 'package')} as recorded")
 
 
 def tags_claim(folder: Path, version: Version) -> Claim:
@@ -233,7 +233,7 @@ def tags_claim(folder: Path, version: Version) -> Claim:
         if tags.get(name) != recorded.get(name)
         and (name in tags or is_tagged(name.removeprefix(TAG_PREFIX), recorded[name]))
     ]
-    return claim_of("tags", problems, f"{len(recorded)} tags as recorded")
+    return claim_of("tags", problems, f"{plural(len(recorded), 'tag')} as recorded")
 
 
 def _format_tag(value: str | None) -> str:
@@ -261,7 +261,7 @@ def data_claim(part: str, digest: str, tagged: str | None, url: str | None) -> t
     if problem is not None:
         return Claim(name, "not possible", f"{url} is not what it was: {problem}"), None
     how = "every shard read" if part == "val" else "every shard there and of its size"
-    return Claim(name, "passed", f"{len(dataset):,} images at {url}, manifest {digest[:12]}..., {how}"), dataset
+    return Claim(name, "passed", f"{plural(len(dataset), 'image')} at {url}, manifest {digest[:12]}..., {how}"), dataset
 
 
 def _shard_problem(dataset: ShardDataset, *, whole: bool) -> str | None:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.evaluation.image_matches import Disagreement, disagreements
 from yolofleet.evaluation.samples import SampleImage, draw_sample
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationSettings, evaluate_detector, read_detections
@@ -191,9 +192,9 @@ def render_comparison(comparison: VersionComparison, images: Sequence[tuple[Disa
     differences = comparison.differences
     first, second = comparison.first.uri, comparison.second.uri
     note = (
-        f"{differences.num_images} images of {comparison.dataset.storage.url}, the same for both. Intervals hold "
-        f"{differences.confidence:.0%} of {differences.num_replicates} paired bootstrap replicates over images; a "
-        f"difference has an arrow if its interval does not contain zero."
+        f"{plural(differences.num_images, 'image')} of {comparison.dataset.storage.url}, the same for both. Intervals "
+        f"hold {differences.confidence:.0%} of {plural(differences.num_replicates, 'paired bootstrap replicate')} over "
+        f"images; a difference has an arrow if its interval does not contain zero."
     )
     seen = f"From left to right: ground truth, {first}, {second}; boxes with a score of at least 0.25."
     sections = [

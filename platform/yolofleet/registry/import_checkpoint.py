@@ -8,6 +8,7 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 from yolofleet.data.class_names import coco_classes
 from yolofleet.models.weights import match_classes
 
@@ -71,8 +72,8 @@ def _classes(
         return coco, "COCO"
     found = "names none" if inside is None else f"names {len(inside)}"
     raise UserError(
-        f"the checkpoint predicts {num_classes} classes and {found}; name them with --classes ANNOTATIONS.json, a COCO "
-        "file"
+        f"the checkpoint predicts {plural(num_classes, 'class')} and {found}; name them with --classes "
+        "ANNOTATIONS.json, a COCO file"
     )
 
 
@@ -83,5 +84,6 @@ def _annotated_classes(annotations: Path, num_classes: int) -> list[tuple[int, s
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{annotations}: has no COCO categories ({error})") from error
     if len(classes) != num_classes:
-        raise UserError(f"{annotations}: names {len(classes)} classes, but the checkpoint predicts {num_classes}")
+        named = plural(len(classes), "class")
+        raise UserError(f"{annotations}: names {named}, but the checkpoint predicts {num_classes}")
     return classes

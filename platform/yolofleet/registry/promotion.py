@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.registry.alias_history import AliasChange, move_alias, rollback_target
 from yolofleet.registry.comparison import evaluate_version
 from yolofleet.registry.evaluation_record import EvaluationRecord
@@ -67,7 +67,8 @@ def champion_gate(policy: AgainstChampion, differences: Differences, champion: s
         return Gate("against champion", False, f"{policy.figure} cannot be measured on this data")
     numbers = (
         f"{policy.figure} {figure.second:.4f} against {figure.first:.4f} of {champion}: {figure.difference:+.4f}, "
-        f"{policy.confidence:.0%} interval {figure.low:+.4f} to {figure.high:+.4f} over {differences.num_images} images"
+        f"{policy.confidence:.0%} interval {figure.low:+.4f} to {figure.high:+.4f} over "
+        f"{plural(differences.num_images, 'image')}"
     )
     if figure.low >= -policy.largest_drop:
         return Gate("against champion", True, f"{numbers}; a drop of {policy.largest_drop:g} is allowed")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from yolofleet.core.redaction import redact, redact_values
-from yolofleet.core.terminal import plural
+from yolofleet.core.text import plural
 from yolofleet.registry.alias_history import alias_changes
 from yolofleet.registry.evaluation_record import Evaluation, Evidence, confirm_figures
 from yolofleet.registry.package import collect_content, write_version

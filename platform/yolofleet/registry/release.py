@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.terminal import doing, note, plural
-from yolofleet.core.text import one_line
+from yolofleet.core.terminal import doing, note
+from yolofleet.core.text import one_line, plural
 from yolofleet.evaluation.detections import Detections
 from yolofleet.registry.evaluation_record import Evaluation, EvaluationRecord, EvaluationSettings, Evidence
 from yolofleet.registry.proof import LINEAGE_FOLDER, save_training_form

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.models.network import Network
 from yolofleet.registry.claims import (
     Claim,
@@ -179,7 +180,8 @@ def _load_claim(folder: Path, device: torch.device | str) -> tuple[Claim, Detect
         return Claim("detector", "failed", str(error).replace(f"{folder}/", "")), None
     card = detector.card
     form = "deployed" if card.deployed else "training"
-    return Claim("detector", "passed", f"{card.model.name}, {len(card.classes)} classes, {form} form"), detector
+    seen = f"{card.model.name}, {plural(len(card.classes), 'class')}, {form} form"
+    return Claim("detector", "passed", seen), detector
 
 
 def _onnx_runtime_detector(folder: Path) -> Detector | None:
@@ -238,7 +240,7 @@ def ap_claim(
         if not _is_near(figures[figure], recorded.figures.get(figure))
     ]
     shown = ", ".join(f"{figure} {_format_figure(figures[figure])}" for figure in CHECKED_FIGURES[:2])
-    done = f"{shown} on {evaluation.record.num_images} images, as recorded within {AP_TOLERANCE:g}"
+    done = f"{shown} on {plural(evaluation.record.num_images, 'image')}, as recorded within {AP_TOLERANCE:g}"
     if settings.protocol != "square":
         done += f", by the {settings.protocol} protocol in {settings.precision}"
     return claim_of(name, problems, done), evaluation
@@ -291,7 +293,8 @@ def detections_claim(folder: Path, proof: Proof, evaluation: Evaluation | None) 
         for figure in CHECKED_FIGURES
         if not _is_near(figures[figure], evaluated[figure])
     ]
-    return claim_of(name, problems, f"{len(recorded):,} boxes give the same figures, by {reference_name()}")
+    boxes_give = plural(len(recorded), "box gives", "boxes give")
+    return claim_of(name, problems, f"{boxes_give} the same figures, by {reference_name()}")
 
 
 def _is_near(figure: float | None, recorded: float | None) -> bool:

@@ -19,6 +19,7 @@ from ray.tune.search import Searcher
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import HEAD_RESOURCE, shares_cluster, tune_connection
 from yolofleet.core.stopping import kept_handlers
+from yolofleet.core.text import plural
 from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
 from yolofleet.search.trial_segment import SegmentOrder, run_segment
 from yolofleet.specs.cluster import ClusterSpec
@@ -156,9 +157,9 @@ def concurrency(spec: SearchSpec, cluster: ClusterSpec, slots: int, *, where: st
     fit = slots // cluster.most_workers or (1 if slots >= cluster.fewest_workers else 0)
     if spec.concurrency is not None and spec.concurrency > fit:
         each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted_resources(cluster).items())
-        workers = "1 worker" if cluster.most_workers == 1 else f"{cluster.most_workers} workers"
+        workers = plural(cluster.most_workers, "worker")
         raise UserError(
-            f"concurrency {spec.concurrency}: {where} has room for {fit} trials at a time, of {workers} with "
+            f"concurrency {spec.concurrency}: {where} has room for {plural(fit, 'trial')} at a time, of {workers} with "
             f"{each} each; ask for at most {fit}, for less per trial (job.cluster...), or add nodes"
         )
     return spec.concurrency or fit

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import first_line
+from yolofleet.core.text import first_line, plural
 from yolofleet.models.memory import STRATEGIES, training_memory
 from yolofleet.models.profile import cost
 from yolofleet.models.wiring import wire
@@ -197,14 +197,15 @@ def check_feasible(
         return
     _, values, screened = nearest
     shown = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+    candidates = plural(count, "candidate")
     if screened.problem is not None:
-        raise UserError(f"{source}: none of {count} candidates makes a valid job; {shown}: {screened.problem}")
+        raise UserError(f"{source}: none of {candidates} makes a valid job; {shown}: {screened.problem}")
     misses = "; ".join(
         f"{name} is {screened.figures[name]:.6g}, {share:.1%} beyond its limit"
         for name, share in screened.violations.items()
     )
     raise UserError(
-        f"{source}: constraints: none of {count} candidates meets them. The nearest is {shown}: {misses}. "
+        f"{source}: constraints: none of {candidates} meets them. The nearest is {shown}: {misses}. "
         "Loosen the limit, or widen the ranges of the parameters"
     )
 

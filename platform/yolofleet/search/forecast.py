@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from yolofleet.core.terminal import plural
+from yolofleet.core.text import plural
 from yolofleet.search.feasibility import TRAINING_PASSES, Screened
 from yolofleet.search.trials import Trials
 from yolofleet.specs.job import JobSpec

@@ -19,6 +19,7 @@ from typing import Any
 
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.core.errors import is_installed
+from yolofleet.core.text import plural
 from yolofleet.search.directory import RECORD, SearchDirectory
 from yolofleet.search.optuna_based import distribution_of, plain_value
 from yolofleet.search.results import format_values
@@ -136,7 +137,7 @@ class OptunaFile:
         """
         stored = self._storage.get_all_trials(self._study_id, deepcopy=False)
         if len(stored) > len(self._trials.trials):
-            raise ValueError(f"it holds {len(stored)} trials, the record {len(self._trials.trials)}")
+            raise ValueError(f"it holds {plural(len(stored), 'trial')}, the record {len(self._trials.trials)}")
         for number, trial in self._trials.trials.items():
             if number >= len(stored):
                 self._storage.create_new_trial(self._study_id, self._frozen(trial))

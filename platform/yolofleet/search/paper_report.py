@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from html import escape
 
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.evaluation.published import FIGURES
 from yolofleet.reports.page import Cell, Markup, Section, Table, scrolling, text, text_cell
 from yolofleet.reports.page import table as table_of
@@ -100,8 +100,9 @@ def _remarks(table: PaperTable) -> Iterator[str]:
     """Yield sentences on the order of the rows, and the note of the space."""
     if (order := table.orders.get("ap")) is not None and order.num_pairs:
         yield (
-            f"By AP the paper ranks {order.num_pairs} pairs of rows. Here {len(order.alike)} of them are ranked alike, "
-            f"{len(order.opposite)} the other way, and {len(order.unclear)} not distinguished."
+            f"By AP the paper ranks {plural(order.num_pairs, 'pair')} of rows. Here "
+            f"{plural(len(order.alike), 'of them is', 'of them are')} ranked alike, {len(order.opposite)} the other "
+            f"way, and {len(order.unclear)} not distinguished."
         )
         if order.opposite:
             pairs = [f"{worse} above {better}" for better, worse in order.opposite]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.core.text import plural
 from yolofleet.reports.charts import Series, chart
 from yolofleet.reports.page import (
     Cell,
@@ -103,7 +104,7 @@ def render_search(results: Results, pages: Mapping[str, str], *, live: bool = Fa
 
 def _sentence(results: Results) -> str:
     spec, done = results.spec, sum(entry.completed for entry in results.entries)
-    count = f"{len(results.entries)} trial{'' if len(results.entries) == 1 else 's'}, {done} trained to the end"
+    count = f"{plural(len(results.entries), 'trial')}, {done} trained to the end"
     if results.best is None:
         return f"{count}; none has a result yet."
     best = results.entry(results.best)
@@ -140,7 +141,7 @@ def _figures(results: Results) -> Markup:
     limits = ", ".join(f"{name} {_bounds(limit)}" for name, limit in spec.constraints.items()) or "none"
     known = {"wanted": wanted, "limits": limits, "algorithm": spec.algorithm.name, "scheduler": spec.scheduler.name}
     known["budget"] = " or ".join(
-        f"{value:g} {(name if value != 1 else name.removesuffix('s')).replace('_', ' ')}"
+        plural(value, name.removesuffix("s").replace("_", " "), form="g")
         for name, value in spec.budget.document().items()
     )
     if results.hypervolume is not None:
@@ -165,7 +166,7 @@ def _budget(results: Results) -> Markup:
     if len(points) >= 4 and best is not None:
         at, before = points[-1 - len(points) // 4]
         sentences.append(
-            f"The last quarter of the trials took {hours - at:.3g} worker hours and changed the best "
+            f"The last quarter of the trials took {plural(hours - at, 'worker hour', form='.3g')} and changed the best "
             f"{objective.metric} by {best - before:+.4g}."
         )
     title = f"best {objective.metric} by worker hours"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from yolofleet.core.terminal import plural
+from yolofleet.core.text import plural
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.entry import Entry, entry_of
 from yolofleet.search.history import best_first, objective_bounds, reference_point
@@ -181,7 +181,7 @@ def summary_lines(results: Results, url: str) -> list[str]:
     hours = sum(entry.gpu_seconds for entry in results.entries) / 3600
     lines = [
         f"{plural(len(results.entries), 'trial')}, {done} trained to the end, "
-        f"{plural(results.num_refused, 'candidate')} refused; {hours:.3g} worker hours"
+        f"{plural(results.num_refused, 'candidate')} refused; {plural(hours, 'worker hour', form='.3g')}"
     ]
     if results.best is None:
         failed = [entry for entry in results.entries if entry.state.startswith("failed")]

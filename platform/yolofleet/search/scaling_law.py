@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from yolofleet.core.text import plural
 from yolofleet.search.pareto import front
 
 FEWEST_POINTS = 5
@@ -66,7 +67,7 @@ def fit_scaling_law(trials: Sequence[tuple[float, float]]) -> ScalingLaw:
     envelope = _envelope(points)
     count = len(envelope)
     if count < FEWEST_POINTS:
-        return ScalingLaw(False, f"{count} trials on the front of AP and compute, {FEWEST_POINTS} are needed")
+        return ScalingLaw(False, f"{plural(count, 'trial')} on the front of AP and compute, {FEWEST_POINTS} are needed")
     span = envelope[-1, 0] / envelope[0, 0]
     if span < LEAST_RANGE:
         reason = f"the front's compute spans a factor of {span:.1f}, {LEAST_RANGE:g} is needed"

@@ -17,7 +17,7 @@ from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import STARS, holds_secret, names_secret, redact_url, redact_values
-from yolofleet.core.text import cut, did_you_mean, one_line
+from yolofleet.core.text import cut, did_you_mean, one_line, plural
 from yolofleet.specs.yaml_document import MOST_LEVELS, AnyFile, DocumentError, parse_yaml, read_yaml
 
 MOST_ERRORS_SHOWN = 8
@@ -107,7 +107,7 @@ def _explain(cls: type[BaseModel], error: pydantic.ValidationError, source: str)
         key = one_line(".".join(str(part) for part in location)) or "(whole file)"
         yield f"{source}: {key}: {_explain_one(cls, problem, location)}"
     if len(problems) > MOST_ERRORS_SHOWN:
-        yield f"{source}: and {len(problems) - MOST_ERRORS_SHOWN} more problems"
+        yield f"{source}: and {plural(len(problems) - MOST_ERRORS_SHOWN, 'more problem')}"
 
 
 def _is_union_label(part: int | str) -> bool:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.text import plural
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import Count, Spec, Url, absolute_url
 from yolofleet.specs.cluster import ClusterSpec
@@ -197,23 +198,21 @@ class JobSpec(Spec):
                 f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}; use {' or '.join(nearest)}"
             )
+        held = plural(self.num_micro_batches, "micro-batch")
         if self.cluster.most_workers > self.num_micro_batches:
             raise ValueError(
-                f"cluster.workers asks for {self.cluster.most_workers} workers, but a global batch of "
-                f"{self.global_batch_size} holds only {self.num_micro_batches} micro-batches of "
-                f"{self.micro_batch_size}; use fewer workers or a smaller micro_batch_size"
+                f"cluster.workers asks for {plural(self.cluster.most_workers, 'worker')}, but a global batch of "
+                f"{self.global_batch_size} holds only {held} of {self.micro_batch_size}; use fewer workers or a "
+                "smaller micro_batch_size"
             )
         if self.num_micro_batches % self.batch_norm_workers:
-            raise ValueError(
-                f"batch_norm_workers is {self.batch_norm_workers}, but a global batch holds {self.num_micro_batches} "
-                "micro-batches, which is no multiple of it"
-            )
+            raise ValueError(f"batch_norm_workers is {self.batch_norm_workers}, no divisor of {held} of a global batch")
         self.check_teams(self.cluster.worker_counts)
         uneven = (number for number in self.cluster.worker_counts if self.num_micro_batches % number)
         if self.strategy == "zero2" and (first := next(uneven, None)) is not None:
             raise ValueError(
-                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: "
-                f"{self.num_micro_batches} micro-batches cannot be shared by {first} workers; use strategy zero1"
+                f"strategy zero2 exchanges gradients after every micro-batch, so workers need equal shares: {held} "
+                f"cannot be shared by {first} workers; use strategy zero1"
             )
         return self
 
@@ -265,8 +264,8 @@ class JobSpec(Spec):
         odd = next((number for number in worker_counts if number % self.batch_norm_workers), None)
         if odd is not None:
             raise ValueError(
-                f"batch_norm_workers is {self.batch_norm_workers}, and {odd} workers are no multiple of it; use a "
-                f"fixed number that is (cluster.workers: {self.batch_norm_workers}), or batch_norm_workers: 1"
+                f"batch_norm_workers is {self.batch_norm_workers}, no divisor of {plural(odd, 'worker')}; use a fixed "
+                f"multiple of it (cluster.workers: {self.batch_norm_workers}), or batch_norm_workers: 1"
             )
 
     @property

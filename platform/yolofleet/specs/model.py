@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from yolofleet.core.text import did_you_mean
+from yolofleet.core.text import did_you_mean, plural
 from yolofleet.specs.base import Spec, SpecError, Url, refuse_secrets
 from yolofleet.specs.blocks import ROWS, Activation, BlockRow, References, Transition
 
@@ -96,12 +96,12 @@ class ModelTable(Spec):
     def _levels_agree(self) -> Self:
         num_levels = len(self.head.inputs)
         if len(self.anchors) != num_levels:
-            raise ValueError(f"head has {num_levels} levels but there are anchors for {len(self.anchors)}")
+            raise ValueError(f"head has {plural(num_levels, 'level')} but there are anchors for {len(self.anchors)}")
         if len({len(level) for level in self.anchors}) != 1 or len(self.anchors[0]) % 2:
             raise ValueError("every level needs the same number of anchors, each a width and a height")
         if self.auxiliary is not None and not len(self.auxiliary.inputs) == len(self.auxiliary.out) == num_levels:
             raise ValueError(
-                f"auxiliary needs {num_levels} rows and {num_levels} widths as the head has, "
+                f"auxiliary needs {plural(num_levels, 'row')} and {plural(num_levels, 'width')} as the head has, "
                 f"not {len(self.auxiliary.inputs)} and {len(self.auxiliary.out)}"
             )
         names = Counter(row.name for row in self.blocks if row.name is not None)

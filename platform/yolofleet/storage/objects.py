@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 
 MOST_OFTEN_SECONDS = 10.0
 """Outages are reported at most this often, even where an endpoint refuses every tenth call."""
@@ -298,5 +299,6 @@ def check_key(key: str) -> str:
 def check_length(data: bytes, length: int, name: str, start: int) -> bytes:
     """Return the data, or raise if the object ended before the wanted range did."""
     if len(data) != length:
-        raise StorageError(f"{name}: wanted {length} bytes at {start}, the object ends after {len(data)} of them")
+        wanted = plural(length, "byte")
+        raise StorageError(f"{name}: wanted {wanted} at {start}, the object ends after {len(data)} of them")
     return data

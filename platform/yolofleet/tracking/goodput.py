@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from yolofleet.core.text import plural
 from yolofleet.tracking.json_lines import Row, seconds_of
 
 
@@ -89,7 +90,7 @@ COMMANDS = ("command", "queued")
 """Events with which a command begins."""
 DESCRIPTIONS = {
     "failure": "{failure} failure at step {reached}: {reason}",
-    "regained": "step {step} reached again: {steps_redone} steps done twice, {seconds_lost} s lost",
+    "regained": "step {step} reached again: {steps_redone} done twice, {seconds_lost} s lost",
     "left": "saved step {step} and left: {reason}",
     "rolled_back": "loss or gradient was non-finite: back to step {to_step}, steps {window} are left out",
     "not_rolled_back": "loss or gradient was non-finite in steps {window}; not rolled back: {reason}",
@@ -104,7 +105,7 @@ DESCRIPTIONS = {
     "evaluation_failed": "the evaluation of step {step} beside the training failed: {reason}",
     "tracking_away": "MLflow at {uri} does not answer; training continues, and it gets everything later: {reason}",
     "tracking_back": "MLflow at {uri} has caught up after {seconds} s",
-    "storage_back": "the storage answers again: {tries} calls failed within {seconds} s: {reason}",
+    "storage_back": "the storage answers again: {tries} failed within {seconds} s: {reason}",
     "node_joined": "node {node} joined the cluster: {offers}",
     "node_gone": "node {node} has left the cluster: {reason}",
     "stalled": "no worker has made progress for {silence_seconds} s after step {step}: {reason}",
@@ -114,6 +115,8 @@ DESCRIPTIONS = {
     "stopped": "stopped: {reason}",
     "failed": "failed: {reason}",
 }
+COUNTED = {"steps_redone": "step", "tries": "call"}
+"""The fields that a description names with what they count."""
 LONGEST_REASON = 200
 
 
@@ -237,7 +240,7 @@ def format_event(event: Row) -> str | None:
     kind = str(event.get("kind"))
     if kind not in DESCRIPTIONS:
         return None
-    fields = {key: _short(value) for key, value in event.items()}
+    fields = {key: _describe(key, value) for key, value in event.items()}
     try:
         text = DESCRIPTIONS[kind].format(**fields)
     except KeyError:  # an event of another version, without one of the fields
@@ -245,7 +248,9 @@ def format_event(event: Row) -> str | None:
     return f"{event.get('time')} {text}"
 
 
-def _short(value: object) -> str:
+def _describe(key: str, value: object) -> str:
+    if key in COUNTED and isinstance(value, int):
+        return plural(value, COUNTED[key])
     text = " ".join(str(value).split())
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.redaction import redact, redact_values
-from yolofleet.core.terminal import plural
+from yolofleet.core.text import plural
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.mlflow_store import experiment_id, open_client
 from yolofleet.tracking.run_directory import EVALUATION_IMAGES, RunDirectory, status_after

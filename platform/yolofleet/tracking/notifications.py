@@ -23,7 +23,7 @@ from yolofleet.core.background import BackgroundLoop, gather
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.retry import retry
 from yolofleet.core.terminal import note
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.specs.tracking import NotifySpec
 from yolofleet.storage.lock import LockLostError
 from yolofleet.tracking.json_lines import Row
@@ -224,7 +224,8 @@ class WorkNotifier:
         if since is not None and self.clock() - since > 60 * self.spec.waiting_minutes:
             self._waits_since = None  # the next one counts anew
             minutes = (self.clock() - since) / 60
-            self._notify("waiting", f"{self.name} has waited for {minutes:.0f} minutes", self._reason)
+            waited = plural(minutes, "minute", form=".0f")
+            self._notify("waiting", f"{self.name} has waited for {waited}", self._reason)
 
     def _notify(self, about: str, title: str, body: str) -> None:
         notify(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from yolofleet.core.text import plural
 from yolofleet.tracking.run_directory import STATUS_OF_EVENT, status_after
 from yolofleet.tracking.run_record import RunRecord
 
@@ -46,7 +47,8 @@ def _ending(record: RunRecord) -> Iterator[Advice]:
         kinds = ", ".join(f"{count} {kind}" for kind, count in summary.failures.items())
         yield Advice(
             "Save checkpoints more often (checkpoint.every_steps), and look at the failures.",
-            f"Goodput is {summary.goodput:.0%}; {summary.steps_redone} steps redone ({kinds or 'no failure'}).",
+            f"Goodput is {summary.goodput:.0%}; {plural(summary.steps_redone, 'step')} done twice "
+            f"({kinds or 'no failure'}).",
         )
 
 
@@ -66,7 +68,8 @@ def _length(record: RunRecord) -> Iterator[Advice]:
     if 0 < steps < FEW_STEPS and (record.job is None or record.job.initial_weights is None):
         yield Advice(
             "Train for longer (epochs), or start from trained weights (initial_weights).",
-            f"{steps} steps are few: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
+            f"{plural(steps, 'step is', 'steps are')} few: from scratch, a model learns little in fewer than "
+            f"{FEW_STEPS:,}.",
         )
     if len(found) < 4 or (best := record.best) is None or status_after(record.events) == "RUNNING":
         return
@@ -91,7 +94,8 @@ def _speed(record: RunRecord) -> Iterator[Advice]:
         )
     skipped = max((int(row.get("skipped_samples") or 0) for row in record.rows), default=0)
     if skipped:
-        yield Advice("Look at the dataset with yolofleet data check.", f"{skipped} samples could not be read.")
+        samples = plural(skipped, "sample")
+        yield Advice("Look at the dataset with yolofleet data check.", f"{samples} could not be read.")
 
 
 def _fit(record: RunRecord) -> Iterator[Advice]:
@@ -128,5 +132,6 @@ def _classes(record: RunRecord) -> Iterator[Advice]:
         what = f"Add images of {entry['name']}." if rare else f"Look at the labels and the misses of {entry['name']}."
         yield Advice(
             what,
-            f"Its AP is {entry['ap']:.3f}, the mean {mean:.3f}, with {entry['num_objects']} objects to measure it.",
+            f"Its AP is {entry['ap']:.3f}, the mean {mean:.3f}, with {plural(entry['num_objects'], 'object')} to "
+            "measure it.",
         )

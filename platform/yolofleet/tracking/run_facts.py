@@ -7,6 +7,7 @@ from typing import Any
 
 from yolofleet.core.durations import describe_duration
 from yolofleet.core.redaction import redact
+from yolofleet.core.text import plural
 from yolofleet.reports.page import Markup, facts, grid
 from yolofleet.specs.hyperparameters import recipe
 from yolofleet.tracking.json_lines import seconds_of
@@ -76,7 +77,7 @@ def _training_facts(record: RunRecord) -> dict[str, object]:
         "hosts": ", ".join(sorted(set(map(str, hosts)))) if hosts else None,
         "precision": job.precision,
         "strategy": job.strategy,
-        "batch": f"{job.global_batch_size} images a step, {job.micro_batch_size} in one pass",
+        "batch": f"{plural(job.global_batch_size, 'image')} a step, {job.micro_batch_size} in one pass",
         "image size": f"{job.data.image_size} px",
         "epochs": f"{job.epochs:g}",
         "recipe": job.recipe,

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 
 from yolofleet.core.durations import describe_duration
 from yolofleet.core.redaction import redact
-from yolofleet.core.terminal import plural
-from yolofleet.core.text import share_text
+from yolofleet.core.text import plural, share_text
 from yolofleet.evaluation.report import evaluation_sections, fit_to_page, image_section
 from yolofleet.reports.page import Markup, Section, bullets, render_page, text
 from yolofleet.tracking.goodput import format_event

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from yolofleet.core.background import BackgroundSync
-from yolofleet.core.terminal import plural
+from yolofleet.core.text import plural
 from yolofleet.tracking.mirror import MirroredRun
 from yolofleet.tracking.mirrored_run import DESCRIPTION_TAG
 from yolofleet.tracking.run_directory import RunDirectory

@@ -24,6 +24,7 @@ from yolofleet.cluster.doctor.nodes import (
     start_actor,
 )
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.text import plural
 from yolofleet.specs.cluster import ClusterSpec
 
 if TYPE_CHECKING:
@@ -169,8 +170,8 @@ def _run_group(
     backend: Backend, counts: Mapping[ExaminedNode, int], start_seconds: float, exchange_seconds: float
 ) -> Finding:
     nodes = [node for node, count in counts.items() for _ in range(count)]
-    kind = "GPUs" if backend == "nccl" else "processes"
-    where = f"{len(nodes)} {kind} of {len(counts)} {'node' if len(counts) == 1 else 'nodes'}"
+    members_of = plural(len(nodes), "GPU" if backend == "nccl" else "process")
+    where = f"{members_of} of {plural(len(counts), 'node')}"
     members = [start_actor(GroupProcess, node, num_gpus=1 if backend == "nccl" else 0) for node in nodes]
     try:
         addresses = [nodes[0].address, *[None] * (len(members) - 1)]

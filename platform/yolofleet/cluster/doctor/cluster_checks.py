@@ -22,7 +22,7 @@ from yolofleet.cluster.doctor.nodes import ExaminedNode
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.redaction import redact
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.tracking import TrackingSpec
@@ -49,7 +49,7 @@ def ray_finding(nodes: Sequence[ExaminedNode]) -> Finding:
     """Return the finding that names Ray's version and counts its nodes."""
     import ray
 
-    seen = f"{ray.__version__}, {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}"
+    seen = f"{ray.__version__}, {plural(len(nodes), 'node')}"
     return Finding(CLUSTER, "Ray", "ok", seen, measured={"nodes": float(len(nodes))})
 
 
@@ -69,7 +69,7 @@ def check_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Seque
         return finding("fail", problem, cure[:1].lower() + cure[1:])
     slots = num_slots(cluster, nodes)
     fewest, most = cluster.fewest_workers, cluster.most_workers
-    seen = f"for {slots} workers, the job wants {most if fewest == most else f'{fewest} to {most}'}"
+    seen = f"for {plural(slots, 'worker')}, the job wants {most if fewest == most else f'{fewest} to {most}'}"
     if has_room_now:
         return finding("ok", seen, measured={"workers": float(slots)})
     cure = f"the job waits {cluster.wait_for_nodes_seconds:g} s for the autoscaler (cluster.wait_for_nodes_seconds)"

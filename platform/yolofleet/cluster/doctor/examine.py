@@ -44,6 +44,7 @@ from yolofleet.cluster.doctor.storage_probe import (
 )
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import StorageError
@@ -75,7 +76,7 @@ def examine(job: JobSpec | None, expected: Installed, notify: Notify) -> Report:
 
     job = None if job is None else with_cpus(job)
     nodes = list_nodes(ray.nodes(), job.cluster if job is not None else ClusterSpec())
-    notify(f"looking at {len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}")
+    notify(f"looking at {plural(len(nodes), 'node')}")
     with Probes(nodes) as probes:
         examination = _Examination(job, expected, notify, probes, nodes)
         return Report(tuple(examination.findings()), () if job is not None else (LEFT_OUT,))

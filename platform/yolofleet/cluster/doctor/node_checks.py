@@ -19,6 +19,7 @@ from yolofleet.cluster.bundle import installed_versions
 from yolofleet.cluster.doctor.finding import Finding
 from yolofleet.cluster.manifest_sizes import COLLECTIVE_BYTES
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.text import plural
 
 CLOCK_SUBJECT = "clock"
 WARN_SECONDS = 1.0
@@ -112,12 +113,13 @@ def check_shared_memory(node: str, found: Limits, object_store_bytes: float, num
     seen = f"{format_bytes(size)}, {format_bytes(free)} free"
     cure = f"give the container {format_bytes(needed)} (--shm-size, or an emptyDir with medium: Memory at /dev/shm)"
     if free < least:
-        return finding("fail", f"{seen}; {num_workers} workers need {format_bytes(least)} at the least", cure)
+        workers = plural(num_workers, "worker needs", "workers need")
+        return finding("fail", f"{seen}; {workers} {format_bytes(least)} at the least", cure)
     if size < object_store_bytes:
         seen += f"; Ray's object store of {format_bytes(object_store_bytes)} goes to the disk"
         return finding("warn", seen, f"{cure}, or start Ray with less object memory")
     if size < needed:
-        return finding("warn", f"{seen}; Ray and {num_workers} workers may take {format_bytes(needed)}", cure)
+        return finding("warn", f"{seen}; Ray and {plural(num_workers, 'worker')} may take {format_bytes(needed)}", cure)
     return finding("ok", seen)
 
 

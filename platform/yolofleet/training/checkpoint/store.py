@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.models.tensor_file import TensorFileError, parse_tensors
 from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 from yolofleet.training.checkpoint.packing import PackedTensors, Tensors
@@ -289,7 +289,7 @@ class CheckpointStore:
         record = f"{where}/{COMMIT_KEY}"
         sizes = self._list(f"{folder}/").get(step, {}) if sizes is None else sizes
         if sizes.get(COMMIT_KEY, 0) > MOST_COMMIT_BYTES:
-            raise DamagedCheckpointError(f"{record}: has {sizes[COMMIT_KEY]:,} bytes, and lists a few files")
+            raise DamagedCheckpointError(f"{record}: has {plural(sizes[COMMIT_KEY], 'byte')}, and lists a few files")
         try:
             commit = _parse_object(self.storage.get(f"{folder}/{COMMIT_KEY}"), record)
             if int(commit.get("format", 0)) > FORMAT:
@@ -302,8 +302,9 @@ class CheckpointStore:
             raise DamagedCheckpointError(f"{record}: lists no files: {one_line(error)}") from error
         for name, (num_bytes, _) in files.items():
             if sizes.get(name) != num_bytes:
+                stored = plural(sizes.get(name, 0), "byte")
                 raise DamagedCheckpointError(
-                    f"{where}: incomplete: {name} has {sizes.get(name, 0):,} bytes, {num_bytes:,} were committed"
+                    f"{where}: incomplete: {name} has {stored}, not the committed {num_bytes:,}"
                 )
         return {name: sha256 for name, (_, sha256) in files.items()}
 

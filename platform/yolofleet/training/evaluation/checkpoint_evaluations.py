@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from yolofleet.core.errors import WorkError
 from yolofleet.core.terminal import note
-from yolofleet.core.text import one_line
+from yolofleet.core.text import one_line, plural
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.evaluation_stream import EvaluationBatch, EvaluationStream
 from yolofleet.models.network import Network
@@ -188,10 +188,11 @@ class Validation:
                 raise
             if batch_size == 1 or settings.protocol == "published":  # whose padding depends on the batch
                 raise WorkError(
-                    f"out of memory in the evaluation after step {self._group.progress.step}, of {batch_size} images "
-                    f"at a time: {one_line(error)}. Under another name, train with a smaller evaluation.batch_size"
+                    f"out of memory in the evaluation after step {self._group.progress.step}, of "
+                    f"{plural(batch_size, 'image')} at a time: {one_line(error)}. Under another name, train with a "
+                    "smaller evaluation.batch_size"
                 ) from None
-            note(f"out of memory with {batch_size} images at a time: evaluating fewer")
+            note(f"out of memory with {plural(batch_size, 'image')} at a time: evaluating fewer")
             return None
         return rows, terms
 

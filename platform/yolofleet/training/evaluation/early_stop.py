@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from yolofleet.core.text import plural
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
 from yolofleet.tracking.goodput import summarize_run
@@ -64,7 +65,8 @@ def out_of_patience(figures: Figures, stop: StopSpec, since_step: int = 0) -> Ea
             if num_worse >= stop.patience:
                 margin = f" by more than {stop.min_delta:g}" if stop.min_delta else ""
                 known = f"{best:.4f} of step {best_step}" if best_step else "nothing"
-                reason = f"{stop.metric} was not above {known}{margin} in {num_worse} evaluations (stop.patience)"
+                evaluations = plural(num_worse, "evaluation")
+                reason = f"{stop.metric} was not above {known}{margin} in {evaluations} (stop.patience)"
                 return EarlyEnd(step, reason)
     return None
 
@@ -123,7 +125,8 @@ def _hours_spent(run: RunDirectory) -> float:
 
 
 def _out_of_hours(stop: StopSpec, step: int) -> EarlyEnd:
-    return EarlyEnd(step, f"{stop.max_hours:g} hours of training are spent (stop.max_hours)")
+    spent = plural(stop.max_hours or 0, "hour of training is", "hours of training are", form="g")
+    return EarlyEnd(step, f"{spent} spent (stop.max_hours)")
 
 
 class EarlyStopping:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from yolofleet.core.errors import WorkError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import RunState
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -112,8 +112,9 @@ class FiniteGuard:
         good = "there is no checkpoint before them"
         for step in self.protected_steps(store.steps()):
             good = f"the last good checkpoint is step {step}; resume the run from it with the same command"
+        steps = plural(state.non_finite_in_a_row, "step")
         raise NonFiniteError(
-            f"step {state.step}: loss or gradient was non-finite for {state.non_finite_in_a_row} steps in a row "
+            f"step {state.step}: loss or gradient was non-finite for {steps} in a row "
             f"(most_non_finite_steps is {self._most_in_a_row}); {good}. {evidence}. Under another name, try a lower "
             "hyperparameters.lr0, or precision fp32",
             window=(self._good_step, state.step),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 
+from yolofleet.core.text import plural
 from yolofleet.training.loop.worker_progress import WorkerProgress
 
 
@@ -25,8 +26,8 @@ def assign_micro_batches(num_micro_batches: int, rank: int, world_size: int, tea
     """
     if not 0 <= rank < world_size <= num_micro_batches or world_size % team_size or num_micro_batches % team_size:
         raise ValueError(
-            f"rank {rank} of {world_size} workers in teams of {team_size} cannot own one of {num_micro_batches} "
-            "micro-batches"
+            f"rank {rank} of {plural(world_size, 'worker')} in teams of {team_size} cannot own one of "
+            f"{plural(num_micro_batches, 'micro-batch')}"
         )
     team, member = divmod(rank, team_size)
     share, extra = divmod(num_micro_batches // team_size, world_size // team_size)

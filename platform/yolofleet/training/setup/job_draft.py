@@ -17,7 +17,7 @@ import numpy as np
 
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.cores import num_cores
-from yolofleet.core.text import visible
+from yolofleet.core.text import plural, visible
 from yolofleet.data.anchors import GOOD_RECALL, Sizes, survey_boxes
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.models.memory import training_memory
@@ -71,9 +71,10 @@ class Machine:
 
     def sentence(self) -> str:
         """Return what it has, in a few words."""
+        cores = plural(self.num_cores, "core")
         if not self.gpu_bytes:
-            return f"no GPU, {self.num_cores} cores, {format_bytes(self.memory_bytes)} of memory"
-        return f"{len(self.gpu_bytes)} GPUs of {format_bytes(min(self.gpu_bytes))}, {self.num_cores} cores"
+            return f"no GPU, {cores}, {format_bytes(self.memory_bytes)} of memory"
+        return f"{plural(len(self.gpu_bytes), 'GPU')} of {format_bytes(min(self.gpu_bytes))}, {cores}"
 
 
 @dataclass(frozen=True)
@@ -170,8 +171,8 @@ def draft_job(
     )
     is_fitted = anchors.source == "fitted"
     parameters = cost(graph, num_classes=facts.num_classes, size=(side, side)).parameters
-    time = f"{hours:.0f} hours" if hours >= 2 else f"{max(1, round(60 * hours))} minutes"
-    forecast = "" if has_gpu else f"About {time} on {machine.num_cores} cores, roughly."
+    time = plural(hours, "hour", form=".0f") if hours >= 2 else plural(max(1, round(60 * hours)), "minute")
+    forecast = "" if has_gpu else f"About {time} on {plural(machine.num_cores, 'core')}, roughly."
     document = {
         "name": name,
         "model": choice,
@@ -194,15 +195,15 @@ def draft_job(
     reasons = {
         "model": f"{parameters / 1e6:.1f} M parameters. Chosen for {machine.sentence()}; 'yolofleet models list' "
         "shows the others.",
-        "data": f"Images have {facts.longer_side} pixels (median of the longer sides); nine of ten boxes have sides of "
-        f"{_small_share(facts) * side:.0f} pixels or more at image_size {side}. Small boxes need a larger "
-        f"image_size; time and memory grow with its square.",
+        "data": f"Images have {plural(facts.longer_side, 'pixel')} (median of the longer sides); nine of ten boxes "
+        f"have sides of {plural(_small_share(facts) * side, 'pixel', form='.0f')} or more at image_size {side}. Small "
+        f"boxes need a larger image_size; time and memory grow with its square.",
         "hyperparameters": "What differs from the published recipe: learning rate, warm-up and average for a run of "
-        f"{num_steps:,} steps of {global_batch} images"
+        f"{plural(num_steps, 'step')} of {plural(global_batch, 'image')}"
         + ("; few images, so no mixup and less mosaic." if facts.num_train < FEW_IMAGES else "."),
         "anchors": f"The model's anchors reach {anchors.before.recall:.1%} of the boxes"
         + (f", fitted ones {anchors.after.recall:.1%}." if is_fitted else f"; {GOOD_RECALL:.0%} is good."),
-        "epochs": f"{facts.num_train:,} images: more images need fewer passes. {forecast}",
+        "epochs": f"{plural(facts.num_train, 'image')}: more images need fewer passes. {forecast}",
         "global_batch_size": f"A micro-batch needs about {format_bytes(memory)} on a worker, by the forecast. If it "
         "does not suffice, halve micro_batch_size; only the statistics of batch norm change.",
         "tracking": f"For the Model Registry add register_as: {name}",

@@ -8,6 +8,7 @@ step the earlier epochs held is a fact of the run, so every later start plans th
 from __future__ import annotations
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.schedule import EARLIER_EPOCHS
@@ -35,14 +36,14 @@ def check_epochs(
     again = f"To train again from its weights, with a new warm-up: name={job.name}-2 initial_weights={run.url}"
     if job.epochs < recorded.epochs:
         raise UserError(
-            f"{change}. A run cannot be made shorter: its learning rate was planned for {recorded.epochs:g} epochs. "
-            f"Resume it with epochs={recorded.epochs:g}, and to end it early set stop.patience or stop.max_hours. "
-            f"{again}"
+            f"{change}. A run cannot be made shorter: its learning rate was planned for "
+            f"{plural(recorded.epochs, 'epoch', form='g')}. Resume it with epochs={recorded.epochs:g}, and to end it "
+            f"early set stop.patience or stop.max_hours. {again}"
         )
     if done_steps < num_steps and not over:
         raise UserError(
             f"{change}. The epochs of a run can be raised once it is finished, and it has done {done_steps} of "
-            f"{num_steps} steps: resume it with epochs={recorded.epochs:g} first, then raise them. {again}"
+            f"{plural(num_steps, 'step')}: resume it with epochs={recorded.epochs:g} first, then raise them. {again}"
         )
 
 

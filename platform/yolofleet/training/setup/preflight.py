@@ -16,7 +16,7 @@ import torch
 
 from yolofleet import __version__
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.export.settings import require_packages
 from yolofleet.models import build_model
@@ -146,8 +146,8 @@ def _check_classes(job: JobSpec, train: ShardDataset, val: ShardDataset) -> None
         )
     if sum(val.manifest.class_counts) == 0:
         raise UserError(
-            f"{job.data.val}: no boxes to evaluate with in {len(val)} images (crowd regions do not count), so no "
-            f"best checkpoint could be chosen; set data.val to labelled images that are not in the training set"
+            f"{job.data.val}: no boxes to evaluate with in {plural(len(val), 'image')} (crowd regions do not count), "
+            f"so no best checkpoint could be chosen; set data.val to labelled images that are not in the training set"
         )
 
 

@@ -19,6 +19,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import plural
 from yolofleet.data.anchors import (
     GOOD_RECALL,
     AnchorFit,
@@ -77,7 +78,7 @@ class AnchorReport:
         reach = (
             f"anchors: those of the {self.source} reach" if self.source != "fitted" else "anchors: fitted ones reach"
         )
-        text = f"{reach} {self.after.recall:.1%} of {self.num_boxes} boxes at {self.image_size} px"
+        text = f"{reach} {self.after.recall:.1%} of {plural(self.num_boxes, 'box')} at {self.image_size} px"
         if self.source == "fitted":
             few = len(self.anchors) * len(self.anchors[0])
             equal = f" (fewer boxes than the {few} anchors: some are the same)" if self.num_boxes < few else ""
@@ -224,9 +225,10 @@ def prepare(
     schedule = Schedule(recipe, job.num_steps(len(dataset)), len(dataset) / job.global_batch_size)
     if job.initial_weights is None and schedule.recipe_warmup_steps > schedule.num_steps // 2:
         notes.append(
-            f"few steps: {len(dataset):,} images, {job.epochs:g} times in batches of {job.global_batch_size}, are "
-            f"{schedule.num_steps:,} steps, and the recipe takes {schedule.recipe_warmup_steps:,} for the warm-up "
-            f"alone. From scratch, a model learns little in so few: raise epochs, or lower global_batch_size"
+            f"few steps: {plural(len(dataset), 'image')} x {plural(job.epochs, 'epoch', form='g')} in batches of "
+            f"{job.global_batch_size} give {plural(schedule.num_steps, 'step')}, and the recipe takes "
+            f"{schedule.recipe_warmup_steps:,} for the warm-up alone. From scratch, a model learns little in so few: "
+            "raise epochs, or lower global_batch_size"
         )
     return Preparation(tuple(notes), facts, objects)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME, MANIFEST_NAME, TRAINING_FORM
 from yolofleet.core.local_files import file_sha256
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.data.anchors import Anchors
 from yolofleet.data.class_names import coco_classes
 from yolofleet.models import build_model
@@ -137,15 +137,16 @@ class Transfer:
 
     def sentences(self) -> list[str]:
         """Return in a line each what was taken over, which classes are known, and what to look at."""
-        text = f"initial weights: {len(self.tensors)} tensors of {self.weights.source}"
+        text = f"initial weights: {plural(len(self.tensors), 'tensor')} of {self.weights.source}"
         if self.fresh:
             parts = sorted({".".join(name.split(".")[:2]) for name in self.fresh})
-            text = f"{text}; {len(self.fresh)} start fresh ({', '.join(parts)})"
+            text = f"{text}; {plural(len(self.fresh), 'starts', 'start')} fresh ({', '.join(parts)})"
         lines = [text]
         if self.known_classes is not None:
             known = self._known_names()
             shown = and_more(known, MOST_NAMED) or "none"
-            lines.append(f"{len(known)} of {len(self.class_names)} classes keep their last layer, by name: {shown}")
+            classes = plural(len(self.class_names), "class")
+            lines.append(f"the last layer is kept for {len(known)} of {classes}, by name: {shown}")
         remark = layout_note(self.table, self.weights.state)
         return lines if remark is None else [*lines, remark]
 

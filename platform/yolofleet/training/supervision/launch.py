@@ -23,6 +23,7 @@ from yolofleet.core.errors import WorkError
 from yolofleet.core.ray_runtime import ray_connection, shares_cluster, starts_own_ray
 from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import note
+from yolofleet.core.text import plural
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import FencingToken
@@ -247,10 +248,9 @@ class FailureBudget:
 
     def explain(self, failure: Failure) -> str:
         """Return why the run ends, as a sentence."""
-        return (
-            f"{self.counts[failure]} failures ({failure}) without a checkpoint since step {self.checkpoint_step}, more "
-            f"than {SETTINGS[failure]} = {self.limits[failure]}"
-        )
+        limit = f"more than {SETTINGS[failure]} = {self.limits[failure]}"
+        failures = f"{plural(self.counts[failure], 'failure')} ({failure})"
+        return f"{failures} without a checkpoint since step {self.checkpoint_step}, {limit}"
 
 
 def _stopped(reason: str, where: str) -> StoppedError:

@@ -17,7 +17,7 @@ from typing import Any
 from yolofleet.core.cores import num_cores
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME, NODE_GROUPS_VARIABLE
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.yaml_document import read_yaml
@@ -123,8 +123,8 @@ def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
     if cluster.slots_for_evaluation:
         labelled += " and the same resources once more for cluster.evaluation = apart"
     lines = [
-        f"cluster.workers asks for at least {cluster.fewest_workers} workers of {each} each{labelled}, but the cluster "
-        f"has room for {num_slots(cluster, nodes)} (its nodes: {_describe(nodes)})"
+        f"cluster.workers asks for at least {plural(cluster.fewest_workers, 'worker')} of {each} each{labelled}, but "
+        f"the cluster has room for {num_slots(cluster, nodes)} (its nodes: {_describe(nodes)})"
     ]
     if may_grow:
         lines.append(
@@ -277,7 +277,7 @@ def check_reach(job: JobSpec, nodes: Mapping[str, str]) -> None:
             problems[host] = problem
     if problems:
         host, problem = next(iter(problems.items()))
-        more = f" ({len(problems)} of {len(asked)} hosts have such a problem)" if len(asked) > 1 else ""
+        more = f" (such a problem: {len(problems)} of {len(asked)} hosts)" if len(asked) > 1 else ""
         raise UserError(
             f"host {host} cannot train this job: {problem}{more}. Workers run there: use storage that all hosts reach "
             "(s3://, or a folder that is mounted on all of them), and give each the credentials in its environment"

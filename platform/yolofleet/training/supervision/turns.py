@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from yolofleet.core.text import and_more
+from yolofleet.core.text import and_more, plural
 from yolofleet.specs.cluster import QuotaSpec
 from yolofleet.training.supervision.nodes import NodeOffer
 
@@ -205,7 +205,7 @@ def _share(
 
 def _needs(ticket: Ticket) -> str:
     each = " and ".join(f"{amount:g} {kind}" for kind, amount in ticket.wanted.items())
-    return f"it needs {ticket.fewest} {'slot' if ticket.fewest == 1 else 'slots'} of {each}"
+    return f"it needs {plural(ticket.fewest, 'slot')} of {each}"
 
 
 def _reason(
@@ -242,8 +242,9 @@ class _Usage:
             if self._spent.problem is not None:
                 return 0, self._spent.problem
             if (used := self._spent.hours.get((scope, name), 0.0)) >= hours:
-                span = f"in {self._spent.days:g} days"
-                return 0, f"{scope} {name} has used {used:.1f} of {hours:g} GPU hours that its quota allows {span}"
+                allowed = f"{plural(hours, 'GPU hour', form='g')} that its quota allows"
+                span = plural(self._spent.days, "day", form="g")
+                return 0, f"{scope} {name} has used {used:.1f} of {allowed} in {span}"
         narrowest, reason = max(ticket.most, ticket.fewest), ""
         for kind, amount in ticket.wanted.items():
             for scope, name, limit in self._quotas.limits(ticket.user, ticket.project, kind):

@@ -29,6 +29,7 @@ from yolofleet.core.background import BackgroundLoop, EndLoop
 from yolofleet.core.errors import EXIT_STOPPED, UserError
 from yolofleet.core.stopping import ending_signals, kept_handlers
 from yolofleet.core.terminal import announce, guard_output, note
+from yolofleet.core.text import plural
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
 from yolofleet.storage.lock import FencingToken
@@ -62,15 +63,17 @@ def run_in_process(job: JobSpec, token: FencingToken | None = None, *, on_row: O
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank = int(os.environ.get("RANK", "0"))
     device = local_device(job)
+    started = plural(world_size, "process was started", "processes were started")
     if world_size > job.num_micro_batches:
         raise UserError(
-            f"{world_size} processes were started, but a global batch of {job.global_batch_size} holds only "
-            f"{job.num_micro_batches} micro-batches of {job.micro_batch_size}; start fewer, or lower micro_batch_size"
+            f"{started}, but a global batch of {job.global_batch_size} holds only "
+            f"{plural(job.num_micro_batches, 'micro-batch')} of {job.micro_batch_size}; start fewer, or lower "
+            "micro_batch_size"
         )
     try:
         job.check_teams([world_size])
     except ValueError as error:
-        raise UserError(f"{world_size} processes were started: {error}") from None
+        raise UserError(f"{started}: {error}") from None
     progress = WorkerProgress(on_row=on_row)
     group = WorkerGroup(rank, world_size, device, progress)
     with _leave_on_signal(progress):
