@@ -27,7 +27,7 @@ NAMES = st.sampled_from(
     (
         "password", "Secret", "access_token", "key", "api-key", "X-Amz-Signature", "X-Amz-Credential", "sig",
         "AWSAccessKeyId", "TOKEN", "pass%77ord", "%74oken", "db[pwd]", "x-amz-security-token", "client_secret",
-        "%2574oken",
+        "%2574oken", "JSESSIONID",
     )
 )  # fmt: skip
 TAILS = st.sampled_from(("", "/", ":5000/db", "/a@b", "/runs?page=2", "/#top"))

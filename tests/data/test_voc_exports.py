@@ -50,7 +50,7 @@ def test_two_images_of_one_stem_are_told_apart_by_the_filename(tmp_path: Path) -
     for filename in ("a.jpg", "a.jpeg"):
         save(tmp_path, {"a": filename})
         source, counts = read(tmp_path / "Annotations", tmp_path / "images")
-        assert list(boxes_by_name(source)) == [filename] and not counts
+        assert list(boxes_by_name(source)) == [filename] and counts == {"label_of_several_images": 1}
 
 
 def test_a_zip_of_voc_is_read_as_it_was_exported(tmp_path: Path) -> None:

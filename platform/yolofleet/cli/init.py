@@ -157,7 +157,11 @@ def _read(root: str, named: str | None, out: Path, follow_links: bool) -> tuple[
             raise UserError(f"{root}/{key}: {format_bytes(sizes[key])} are too many for annotations; split the file")
         return folder.get(key)
 
-    layout = find_layout(list(sizes), read, named, root)
+    try:
+        layout = find_layout(list(sizes), read, named, root)
+    except UserError as error:
+        reasons = problems.reasons()
+        raise UserError(f"{error}; left out: {reasons}" if reasons else str(error)) from error
     return layout, read_layout(layout, folder, sizes, problems)
 
 

@@ -34,6 +34,16 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{match}'?" if match is not None else ""
 
 
+def decode_text(data: bytes, *, errors: str = "strict") -> str:
+    """Return the text of a file: UTF-8, or UTF-16 where its byte order mark says so, as Windows tools write it.
+
+    Raises:
+        UnicodeDecodeError: It is neither, and ``errors`` is "strict".
+    """
+    is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors=errors)
+
+
 def and_more(items: Sequence[object], most: int, *, separator: str = ", ") -> str:
     """Join the first items and count the rest: "a, b, c and 4 more"."""
     shown = separator.join(str(item) for item in items[:most])

@@ -26,6 +26,8 @@ from yolofleet.data.outline_box import box_of_outline, rotated_box
 from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord, Segmentation
 
 LARGEST_AREA = 1e18
+LEAST_SHARES = 0.5
+"""Share of boxes in the first pixel of their image above which all are taken for shares of its sides."""
 LARGEST_COORDINATE = 1e6
 MOST_DEGREES = 1e4
 THINNEST_BOX_PIXELS = 0.01
@@ -98,6 +100,26 @@ def clean_numbers(annotation: dict[str, Any]) -> CleanBox:
     if not is_sound:
         repairs.append("segmentation_malformed")
     return CleanBox((x, y, width, height), float(area), crowd == 1, segmentation, tuple(repairs))
+
+
+def is_of_shares(box: Sequence[float]) -> bool:
+    """Return whether x, y, width, height lie in the image's first pixel, as shares of its sides do."""
+    x, y, width, height = box
+    is_inside = 0 <= x and 0 <= y and max(x + width, y + height) <= 1 + THINNEST_BOX_PIXELS
+    return is_inside and any(value % 1 for value in box)
+
+
+def refuse_shares(num_of_shares: int, num_boxes: int, name: str) -> None:
+    """Refuse annotations most of whose boxes are shares of the images' sides.
+
+    Raises:
+        UserError: They are.
+    """
+    if num_of_shares > LEAST_SHARES * num_boxes:
+        raise UserError(
+            f"{name}: {num_of_shares} of {num_boxes} boxes lie in the first pixel of their image, so they are shares "
+            "of its sides; multiply them by its width and height, because pixels are needed"
+        )
 
 
 def build_record(

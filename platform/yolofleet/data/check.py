@@ -27,7 +27,7 @@ from yolofleet.data.decode import (
     image_size,
 )
 from yolofleet.data.file_finder import find_files, image_key
-from yolofleet.data.image_formats import ImageError, tiff_bands
+from yolofleet.data.image_formats import ImageError, has_more_frames, tiff_bands
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
@@ -66,9 +66,28 @@ def check_image(
     height, width = pixels.shape[:2]
     if extension == "tiff" and (bands := tiff_bands(data)) > MOST_BANDS:
         problems.add("image_bands_left_out", f"{record.file_name}: {plural(bands, 'band')}")
-    _note_oddities(record, extension, (width, height), problems)
+    _note_oddities(record, extension, (width, height), problems, is_animated=has_more_frames(data))
+    if _is_of_another_scale(record, (width, height)):
+        seen = f"{record.width}x{record.height} in the annotations, {width}x{height} in the file"
+        problems.add("image_size_scaled", f"{record.file_name}: {seen}")
+        record = record.scaled_to(width, height)
     record = replace(record, width=width, height=height, upright=upright)
     return CheckedImage(_fit_boxes(record, problems), extension, pixels)
+
+
+def _is_of_another_scale(record: ImageRecord, size: tuple[int, int]) -> bool:
+    """Return whether boxes are of a larger or smaller copy: the annotations' size has the file's shape and holds them.
+
+    The shorter side of a copy is rounded. Sides that differ by one pixel are of an image that was cut.
+    """
+    stated = np.array((record.width, record.height), dtype=np.float64)
+    if not stated.all() or (np.abs(stated - size) <= 1).any():
+        return False
+    gain = max(size) / stated.max()
+    far_corners = (record.boxes[:, :2] + record.boxes[:, 2:]).max(axis=0, initial=0.0)
+    return bool(
+        (np.abs(stated * gain - size) <= max(1.0, gain)).all() and (far_corners <= stated + ROUNDING_PIXELS).all()
+    )
 
 
 def _is_upright(record: ImageRecord, data: bytes, max_pixels: int, problems: ProblemLog) -> bool | None:
@@ -88,15 +107,17 @@ def _is_upright(record: ImageRecord, data: bytes, max_pixels: int, problems: Pro
     return upright
 
 
-def _note_oddities(record: ImageRecord, extension: str, size: tuple[int, int], problems: ProblemLog) -> None:
+def _note_oddities(
+    record: ImageRecord, extension: str, size: tuple[int, int], problems: ProblemLog, *, is_animated: bool
+) -> None:
     name = record.file_name
-    if record.width and (record.width, record.height) != size:
+    if record.width and (record.width, record.height) != size and not _is_of_another_scale(record, size):
         seen = f"{name}: {record.width}x{record.height} in the annotations, {size[0]}x{size[1]} in the file"
         problems.add("image_size_wrong", seen)
     suffix = PurePosixPath(name).suffix.lower().lstrip(".")
     if suffix and "?" not in suffix and suffix not in _EXTENSIONS_OF.get(extension, (extension,)):
         problems.add("image_extension_wrong", f"{name}: the content is {extension}")
-    if extension == "gif":
+    if is_animated:
         problems.add("image_animated", name)
     if max(size) > EXTREME_ASPECT * min(size):
         problems.add("image_extreme_shape", f"{name}: {size[0]}x{size[1]}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import short
+from yolofleet.core.text import decode_text, short
 from yolofleet.data.sources import open_file
 from yolofleet.specs.yaml_document import MOST_BYTES, parse_yaml
 
@@ -67,9 +67,9 @@ def parse_class_names(data: bytes, url: str) -> ClassNames:
         UserError: No names are found, one is missing, or the file is not text.
     """
     try:
-        text = data.decode("utf-8-sig")
+        text = decode_text(data)
     except UnicodeDecodeError as error:
-        raise UserError(f"{url}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+        raise UserError(f"{url}: not {error.encoding.upper()} at byte {error.start}; save the file as UTF-8") from None
     if url.lower().endswith(YAML_ENDINGS):
         return class_names_of(parse_yaml(text, source=url), url)
     lines = [line.strip() for line in text.rstrip().splitlines()]
@@ -91,7 +91,7 @@ def class_names_of(document: object, url: str) -> ClassNames:
             raise UserError(f"{url}: names: the numbers must be 0, 1, 2, ..., not {short(list(names))}")
         names = [numbered[number] for number in range(len(names))]
     found = _names(names, url)
-    if "nc" in fields and fields["nc"] != len(found):
+    if "nc" in fields and str(fields["nc"]) != str(len(found)):
         raise UserError(f"{url}: nc is {short(fields['nc'])}, but names holds {len(found)}; make the two agree")
     shape: Any = fields.get("kpt_shape")
     if shape is not None:
@@ -104,7 +104,8 @@ def class_names_of(document: object, url: str) -> ClassNames:
 
 def _names(names: object, url: str) -> ClassNames:
     if not isinstance(names, list) or not names:
-        raise UserError(f"{url}: no class names; write one a line, or a YAML file with a list 'names'")
+        seen = "no class names" if names is None else f"names: {short(names)} is no list of class names"
+        raise UserError(f"{url}: {seen}; write one a line, or a YAML file with a list 'names'")
     return ClassNames(_class_name(number, name, url) for number, name in enumerate(names))
 
 

@@ -13,8 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import plural, short
-from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_whole
+from yolofleet.core.text import decode_text, plural, short
+from yolofleet.data.annotation import (
+    BoxProblem,
+    CleanBox,
+    build_record,
+    clean_numbers,
+    is_of_shares,
+    is_whole,
+    refuse_shares,
+)
+from yolofleet.data.other_tools import other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ObjectClass
 from yolofleet.data.sources import SourceDataset
@@ -24,6 +33,7 @@ LEAST_CORNER_SHARE = 0.5
 
 
 MOST_ID_DIGITS = 20
+LISTS = ("images", "annotations", "categories")
 
 
 class AnnotationError(UserError):
@@ -56,10 +66,17 @@ def parse_coco(data: bytes, name: str, problems: ProblemLog) -> SourceDataset:
 def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
     if not data.strip():
         raise AnnotationError(f"{name}: the file is empty; a COCO annotation file is needed")
+    is_coco = all(data.find(b'"%s"' % key.encode()) >= 0 for key in LISTS)
+    if not is_coco and (what := other_tool(name, data)) is not None:
+        raise AnnotationError(f"{name}: {what}")
     try:
-        document = json.loads(data.decode("utf-8-sig"))
+        text = decode_text(data)
+        has_twice = any(data.count(b'"%s"' % key.encode()) > 1 for key in LISTS)
+        document = json.loads(text, object_pairs_hook=_once if has_twice else None)
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+    except _TwiceError as error:
+        raise AnnotationError(f"{name}: {error}") from None
     except json.JSONDecodeError as error:
         raise AnnotationError(f"{name}: no JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
     except RecursionError:
@@ -76,10 +93,25 @@ def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
     if "annotations" not in document and isinstance(document.get("images"), list):
         document["annotations"] = []  # such as image_info_test-dev2017.json
         problems.add("annotations_absent", name)
-    for key in ("images", "annotations", "categories"):
+    for key in LISTS:
         if not isinstance(document.get(key), list):
             seen = "is missing" if key not in document else f"is {short(document[key])}, not a list"
             raise AnnotationError(f"{name}: key '{key}' {seen}; this is no COCO annotation file")
+    return document
+
+
+class _TwiceError(Exception):
+    """One of the lists is there twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; of a list that it holds twice, the parser would keep the last one in silence."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [key for key, _ in pairs]
+        for key in LISTS:
+            if names.count(key) > 1:
+                raise _TwiceError(f"key '{key}' is there {names.count(key)} times; leave one of them")
     return document
 
 
@@ -175,7 +207,7 @@ def _boxes_by_image(
     boxes: dict[int | str, list[tuple[int, CleanBox]]] = {identity: [] for identity in images}
     seen_ids: set[Any] = set()
     seen_boxes: set[Any] = set()
-    num_suspicious = num_boxes = 0
+    num_suspicious = num_boxes = num_of_shares = 0
     for annotation in document["annotations"]:
         image_id = _identity(annotation.get("image_id")) if isinstance(annotation, dict) else None
         if image_id is None:
@@ -200,6 +232,7 @@ def _boxes_by_image(
             continue
         num_boxes += 1
         num_suspicious += _looks_like_corners(clean, image)
+        num_of_shares += is_of_shares(clean.box)
         identity = (image_id, class_index, struct.pack("4d", *clean.box))  # floats can be made to collide
         if identity in seen_boxes:
             problems.add("annotation_duplicate_box", _where(annotation, image))
@@ -207,6 +240,7 @@ def _boxes_by_image(
         for repair in clean.repairs:
             problems.add(repair, _where(annotation, image))
         boxes[image_id].append((class_index, clean))
+    refuse_shares(num_of_shares, num_boxes, name)
     if num_suspicious and num_suspicious >= LEAST_CORNER_SHARE * num_boxes:
         problems.add("boxes_look_like_corners", f"{name}: {num_suspicious} of {plural(num_boxes, 'box')}")
     return boxes

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cached_property
 
+from yolofleet.core.text import decode_text
 from yolofleet.data.file_finder import find_files, name_parts, without_type
 from yolofleet.data.source_folder import is_image_name, is_litter
 
@@ -101,7 +102,7 @@ class FileTree:
 
     def images_of_list(self, key: str, read: Read) -> tuple[list[str], list[str]]:
         """Return the images that a file lists, one a line, and the lines whose image is missing."""
-        lines = [line.strip() for line in read(key).decode("utf-8-sig", errors="replace").splitlines() if line.strip()]
+        lines = [line.strip() for line in decode_text(read(key), errors="replace").splitlines() if line.strip()]
         known = set(self.images)
         near = [posixpath.normpath(posixpath.join(posixpath.dirname(key), line)) for line in lines]
         # Of a path that leads to no image from here or from the list, the root is another one: the end alone counts.

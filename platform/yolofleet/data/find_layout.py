@@ -7,7 +7,6 @@ read that say more: data.yaml, lists of images, and whether a JSON or XML file i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from yolofleet.core.errors import UserError
@@ -16,24 +15,8 @@ from yolofleet.data.file_tree import FileTree, Read
 from yolofleet.data.layout import Layout
 from yolofleet.data.layout_coco import find_coco, find_voc
 from yolofleet.data.layout_yolo import find_darknet, find_data_yaml, find_labels
+from yolofleet.data.other_tools import other_tool
 from yolofleet.data.read_source import COCO_ENDINGS
-
-_OTHER_TOOLS = (
-    (
-        ".json",
-        rb'"shapes"\s*:',
-        "labelme's own files",
-        "labelme2coco.py or labelme2voc.py of labelme turns them to COCO or VOC",
-    ),
-    (".json", rb'"_via_|"region_attributes"\s*:', "a VIA project", "export it in VIA as COCO format"),
-    (".json", rb'"from_name"\s*:', "a Label Studio export in its own JSON", "export it as COCO or YOLO, with images"),
-    (".json", rb'"dm_format_version"|"items"\s*:', "Datumaro's own format", "datum convert -f coco turns it to COCO"),
-    (".json", rb'"segments_info"\s*:', "a panoptic file", "its dataset has a file of instances, which holds boxes"),
-    (".json", rb'"caption"\s*:', "a file of captions", "its dataset has a file of instances, which holds boxes"),
-    (".json", rb'^\s*\[\s*\{[^{}]*"image_id"\s*:', "a list of detections", "evaluate reads it; take the annotations"),
-    (".xml", rb"<annotations>", "CVAT's own XML", "export it from CVAT as COCO 1.0 or YOLO 1.1, with images"),
-    (".csv", rb"(?i)ImageID,|filename,|xmin", "boxes in a CSV file", "FiftyOne turns it to COCO: fiftyone convert"),
-)
 
 
 def find_layout(keys: Sequence[str], read: Read, named: str | None = None, folder: str = "the folder") -> Layout:
@@ -64,10 +47,10 @@ def find_layout(keys: Sequence[str], read: Read, named: str | None = None, folde
 
 
 def _why_none(tree: FileTree, read: Read, named: str | None, folder: str) -> str:
-    for ending, pattern, tool, cure in _OTHER_TOOLS:
+    for ending in (".json", ".xml", ".csv"):
         for key in [named] if named is not None else tree.ending(ending)[:3]:
-            if key.lower().endswith(ending) and re.search(pattern, read(key)[: 1 << 20]):
-                return f"{folder}: {key} is {tool}, which cannot be read; {cure}, then name the result"
+            if key.lower().endswith(ending) and (what := other_tool(key, read(key))) is not None:
+                return f"{folder}: {key} {what}"
     if named is not None:
         return f"{folder}/{named}: no data.yaml with train and names, and no COCO annotations; name the folder"
     return (

@@ -62,6 +62,16 @@ def open_image(data: bytes) -> Image.Image:
         raise ImageError("image_damaged", f"damaged {name} header: {type(error).__name__}: {error}") from error
 
 
+def has_more_frames(data: bytes) -> bool:
+    """Return whether an image of a format with frames or pages has more than the first, as far as its header tells."""
+    if is_jpeg(data):
+        return False  # further pictures of a JPEG are previews
+    try:
+        return bool(getattr(open_image(data), "is_animated", False))
+    except Exception:  # parsers fail in many ways on damaged bytes; the first frame was read
+        return False
+
+
 def tiff_bands(data: bytes) -> int:
     """Return how many bands a TIFF has; 0 where its header does not say it."""
     bands = _tiff_tags(data).get(_SAMPLES_PER_PIXEL)

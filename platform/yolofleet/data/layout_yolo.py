@@ -106,7 +106,12 @@ def _named_images(
             splits[split] = _yolo_part(sorted(images), labels)
     if not splits:
         raise UserError(f"{folder}/{key}: no image is where it says; {'; '.join(notes) or 'it names none'}")
-    notes += _left_out(tree, labels, {image for part in splits.values() for image in part.images})
+    used = {image for part in splits.values() for image in part.images}
+    lost = [split for split in ("train", "val") if given.get(split) and split not in splits]
+    if "train" in lost or (lost and labels.keys() - used):
+        # Without images of its own for validation, a set is split; but these are there, under another name.
+        raise UserError(f"{folder}/{key}: {lost[0]} has no image where it says; {'; '.join(notes)}; correct its paths")
+    notes += _left_out(tree, labels, used)
     return Layout("YOLO", key, _distinct(splits, notes), names_file, tuple(notes))
 
 

@@ -66,6 +66,9 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
         "repair", "an image record has no usable width and height; those of the file are used"
     ),
     "image_size_wrong": ProblemKind("repair", "width and height differ from the file's; those of the file are used"),
+    "image_size_scaled": ProblemKind(
+        "repair", "width and height are those of a larger or smaller copy of the image; its boxes are scaled"
+    ),
     "image_turned": ProblemKind("repair", "EXIF turns an image and its annotations fit that: turned"),
     "image_turn_unclear": ProblemKind("note", "EXIF turns an image and its annotations fit both ways: turned"),
     "image_exif_ignored": ProblemKind(
@@ -74,6 +77,9 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_path_outside": ProblemKind("drop", "a file_name leaves the folder of images"),
     "image_file_missing": ProblemKind("drop", "a listed file does not exist"),
     "file_name_repaired": ProblemKind("repair", "a file is found under another form of its name"),
+    "label_of_several_images": ProblemKind(
+        "note", "images that differ only in their ending have one label file: YOLO gives it to all, VOC to one"
+    ),
     "file_name_differs": ProblemKind(
         "note", "an XML file names another image; the image with the name of the XML file is used"
     ),
@@ -82,6 +88,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "file_not_image": ProblemKind("drop", "a file whose ending is not that of an image"),
     "link_outside": ProblemKind("drop", "a link leads out of its folder; --follow-links follows it"),
     "file_name_unusable": ProblemKind("drop", "the name of a file is not UTF-8 or contains a backslash"),
+    "file_name_repeated": ProblemKind("drop", "an archive has a name twice; what it added last is used"),
     "file_unreadable": ProblemKind("drop", "a file or a sub-folder cannot be read, or is a link to nothing"),
     "file_irregular": ProblemKind("drop", "a pipe or a device, which is never opened"),
     # files of images
@@ -90,7 +97,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_damaged": ProblemKind("drop", "an image file is damaged or incomplete"),
     "image_too_large": ProblemKind("drop", "an image has more pixels, or its file more bytes, than the limit"),
     "image_extension_wrong": ProblemKind("note", "a file's extension does not fit its content; the content decides"),
-    "image_animated": ProblemKind("note", "an animation: its first frame is used"),
+    "image_animated": ProblemKind("note", "an animation, or several pages: the first one is used"),
     "image_bands_left_out": ProblemKind("note", "a TIFF has more than four bands; the first three are used as RGB"),
     "image_extreme_shape": ProblemKind("note", "an image is more than 50 times longer than wide"),
     # content
@@ -102,7 +109,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "classes_differ": ProblemKind("note", "two datasets do not have the same classes in the same order"),
     # labels in text form
     "label_line_malformed": ProblemKind("drop", "a label line is not a class and numbers in 0..1"),
-    "key_points_left_out": ProblemKind("note", "a label line holds a box and key points; its box is used"),
+    "key_points_left_out": ProblemKind("note", "a label line holds a box and more (key points?); its box is used"),
     "key_points_unclear": ProblemKind("note", "label lines may hold key points; read as polygons (see kpt_shape)"),
     "label_without_image": ProblemKind("drop", "a label file belongs to no image"),
     "class_names_found": ProblemKind("note", "the class names are read from a file among the labels"),

@@ -13,6 +13,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.coco import parse_coco
+from yolofleet.data.other_tools import MOST_BYTES_SEEN, other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.source_folder import is_image_name, is_litter
 from yolofleet.data.sources import (
@@ -114,6 +115,13 @@ def _coco_file(annotations: Annotations, split: str | None) -> ObjectInfo:
         found = [entry for entry in found if split in re.split(r"[^a-z]+|\d+", entry.key.lower())]
     if len(found) == 1:
         return found[0]
+    for entry in found[:3]:
+        if (
+            what := other_tool(
+                entry.key, annotations.storage.get_range(entry.key, 0, min(entry.size_bytes, MOST_BYTES_SEEN))
+            )
+        ) is not None:
+            raise UserError(f"{annotations.url}: {entry.key} {what}")
     named = and_more([entry.key for entry in found], 5) or "none"
     raise UserError(
         f"{annotations.url}: a COCO source is one JSON file, and this folder holds {named}; name the file, or give "

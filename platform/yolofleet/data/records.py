@@ -81,6 +81,25 @@ class ImageRecord:
             self.upright,
         )
 
+    def scaled_to(self, width: int, height: int) -> ImageRecord:
+        """Return the record of this image at another size; an RLE counts the old pixels and is left out."""
+        if (self.width, self.height) == (width, height):
+            return self
+        gains = np.array((width / self.width, height / self.height))
+        return replace(
+            self,
+            width=width,
+            height=height,
+            boxes=self.boxes * np.tile(gains, 2),
+            areas=self.areas * gains.prod(),
+            segmentations=tuple(
+                [(np.reshape(polygon, (-1, 2)) * gains).ravel().tolist() for polygon in entry]
+                if isinstance(entry, list)
+                else None
+                for entry in self.segmentations
+            ),
+        )
+
     def to_json(self) -> bytes:
         """Return the record as ``KEY.json`` holds it: compact, one column per property, floats exact."""
         document: dict[str, Any] = {

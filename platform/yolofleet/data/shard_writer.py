@@ -18,7 +18,7 @@ import simplejpeg
 from yolofleet.core.text import plural
 from yolofleet.data.check import CheckedImage
 from yolofleet.data.manifest import ROW, ShardEntry, ShardIndex
-from yolofleet.data.records import ImageRecord, Segmentation
+from yolofleet.data.records import ImageRecord
 from yolofleet.storage import Storage
 
 BLOCK_BYTES = 512
@@ -133,26 +133,4 @@ def reencode(
     data = simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), quality=quality, colorspace="RGB")
     if (new_width, new_height) == (width, height) and len(data) >= len(original):
         return original, checked.extension, checked.record
-    return data, "jpg", replace(_scale(checked.record, new_width, new_height), upright=None)
-
-
-def _scale(record: ImageRecord, width: int, height: int) -> ImageRecord:
-    if (record.width, record.height) == (width, height):
-        return record
-    scale_x, scale_y = width / record.width, height / record.height
-    return replace(
-        record,
-        width=width,
-        height=height,
-        boxes=record.boxes * [scale_x, scale_y, scale_x, scale_y],
-        areas=record.areas * (scale_x * scale_y),
-        segmentations=tuple(_scale_segmentation(entry, scale_x, scale_y) for entry in record.segmentations),
-    )
-
-
-def _scale_segmentation(segmentation: Segmentation, scale_x: float, scale_y: float) -> Segmentation:
-    """Scale polygons; an RLE counts the old pixels and is left out (its box stays)."""
-    if not isinstance(segmentation, list):
-        return None
-    gains = (scale_x, scale_y)
-    return [[value * gains[index % 2] for index, value in enumerate(polygon)] for polygon in segmentation]
+    return data, "jpg", replace(checked.record.scaled_to(new_width, new_height), upright=None)

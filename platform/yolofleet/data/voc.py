@@ -10,9 +10,10 @@ from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import plural, short
-from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers
+from yolofleet.core.text import and_more, plural, short
+from yolofleet.data.annotation import BoxProblem, CleanBox, build_record, clean_numbers, is_of_shares, refuse_shares
 from yolofleet.data.file_finder import beside, find_files, without_type
+from yolofleet.data.other_tools import other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.source_folder import is_image_name, is_litter
@@ -50,10 +51,14 @@ def read_voc(
             size = (0, 0)
         parsed.append((entry.key, named, size, list(_objects(root, entry.key, problems))))
     if not parsed:
-        raise UserError(f"{annotations.url}: no usable VOC annotation (*.xml) here")
+        raise UserError(f"{annotations.url}: no usable VOC annotation (*.xml) here; {problems.reasons()}".rstrip("; "))
     names = class_names or sorted({name for *_, objects in parsed for name, _ in objects})
     if not names:
-        raise UserError(f"{annotations.url}: no object is named; name the classes with --classes")
+        cause = problems.main_loss() or "name the classes with --classes"
+        raise UserError(f"{annotations.url}: no object can be used; {cause}")
+    boxes = [clean.box for *_, objects in parsed for _, clean in objects]
+    shares = [is_of_shares((x + 1, y + 1, width - 1, height - 1)) for x, y, width, height in boxes]
+    refuse_shares(sum(shares), len(shares), annotations.url)
     index_of = {name: index for index, name in enumerate(names)}
     if len(index_of) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
@@ -83,6 +88,8 @@ def _image_keys(files: list[tuple[str, str]], images: list[str], problems: Probl
         found.append(image or named or key)
         if image is None:
             continue
+        if len(candidates) > 1:
+            problems.add("label_of_several_images", f"{key}: {and_more(candidates, 3)}; it is of {image}")
         if image in users:
             problems.add("image_duplicate_file", f"{image}: {users[image]}, {key}")
         users[image] = key
@@ -98,18 +105,37 @@ def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) 
     if size_bytes > LONGEST_XML_BYTES:
         problems.add("annotation_malformed", f"{key}: {plural(size_bytes, 'byte')}, too many for a VOC annotation")
         return None
+    data = storage.get(key).lstrip()
     try:
-        return ElementTree.fromstring(storage.get(key), ElementTree.XMLParser(target=_WithoutEntities()))
+        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that is not known
         problems.add("annotation_malformed", f"{key}: no XML: {error}")
         return None
+    if root.tag != "annotation":
+        what = other_tool(key, data) or f"begins with <{root.tag}>, and VOC with <annotation>"
+        problems.add("annotation_malformed", f"{key}: {what}")
+        return None
+    return root
 
 
-class _WithoutEntities(ElementTree.TreeBuilder):
-    """Refuses a document type, in any encoding: VOC has none, and the entities of one can blow up to any size."""
+class _PlainTree(ElementTree.TreeBuilder):
+    """Names elements in lower case, without a namespace, as tools write them in other ways, too.
+
+    Refuses a document type, in any encoding: VOC has none, and the entities of one can blow up to any size.
+    """
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:  # type: ignore[override]
+        return super().start(_plain(tag), attrs)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        return super().end(_plain(tag))
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError("it declares a document type or XML entities")
+
+
+def _plain(tag: str) -> str:
+    return tag.rpartition("}")[2].lower()
 
 
 def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> list[tuple[str, CleanBox]]:
@@ -121,7 +147,7 @@ def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> list[
             x1, y1, x2, y2 = (
                 float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            is_hard = (entry.findtext("difficult") or "0").strip() == "1"
+            is_hard = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
             box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
             clean = clean_numbers({"bbox": box, "iscrowd": int(is_hard), "area": box[2] * box[3]})
         except ValueError:

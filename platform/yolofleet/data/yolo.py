@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import plural
+from yolofleet.core.text import decode_text, plural
 from yolofleet.data.class_names import ClassNames, parse_class_names
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS, exif_orientation, image_size
 from yolofleet.data.file_finder import beside, find_files, without_type
@@ -108,12 +108,15 @@ def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: P
     by_stem = {without_type(key): key for key in label_files if key.lower().endswith(".txt")}
     stems = [without_type(key) for key in image_keys]
     stems = [stem if stem in by_stem else beside(stem, "images", "labels") for stem in stems]
-    pairs = {}
+    pairs: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for image, stem, found in zip(image_keys, stems, find_files(stems, by_stem.keys()), strict=True):
         if found is None:
             problems.add("label_file_missing", image)
             continue
         pairs[image] = by_stem[found]
+        if (other := owners.setdefault(found, image)) != image:
+            problems.add("label_of_several_images", f"{by_stem[found]}: {other}, {image}")
         if found != stem:
             problems.add("file_name_repaired", f"{image}: its label is {by_stem[found]}")
     others = {without_type(key) for key in label_files if is_image_name(key)}  # images of splits that are not read
@@ -141,7 +144,7 @@ def _lines(labels: ImageStore, label: ObjectInfo, problems: ProblemLog) -> list[
     if label.size_bytes > LONGEST_LABEL_BYTES:
         problems.add("label_file_too_large", f"{label.key}: {plural(label.size_bytes, 'byte')}")
         return []
-    return parse_label_lines(labels.get(label.key).decode("utf-8-sig", errors="replace"), label.key, problems)
+    return parse_label_lines(decode_text(labels.get(label.key), errors="replace"), label.key, problems)
 
 
 def parse_label_lines(text: str, name: str, problems: ProblemLog) -> list[LabelLine]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import short
+from yolofleet.core.text import and_more, short
 from yolofleet.data.class_names import ClassNames, class_names_of
 from yolofleet.data.file_tree import FileTree
 from yolofleet.data.problems import ProblemLog
@@ -57,7 +57,8 @@ def read_data_yaml(
             for line in missing:
                 problems.add("image_file_missing", f"{entry}: {short(line)}")
             if not found:
-                raise UserError(f"{url}: {name}: no image is found at {short(entry)} in {folder.url}")
+                listed = f"; not there: {and_more([short(line) for line in missing], 2)}" if missing else ""
+                raise UserError(f"{url}: {name}: no image is found at {short(entry)} in {folder.url}{listed}")
             chosen.update(dict.fromkeys(found))
     return names, folder, ChosenImages(folder, [keys[key] for key in sorted(chosen)])
 

@@ -98,6 +98,8 @@ def key_point_numbers(lines: list[LabelLine], url: str, problems: ProblemLog) ->
             return count - BOX_NUMBERS
     if count % 2 or _are_oriented_boxes(table):
         return None
+    if count == BOX_NUMBERS + 2 and (table[:, -1] % 1 == 0).all() and _holds_box(table).mean() >= KEY_POINTS_SHARE:
+        return 2  # a confidence and a track number, as trackers write them; three corners would be the alternative
     share = float(_looks_like_key_points(table).mean())
     if 1 - KEY_POINTS_SHARE < share < KEY_POINTS_SHARE:
         problems.add("key_points_unclear", f"{url}: {share:.0%} of {plural(len(table), 'line')} of {count} numbers")

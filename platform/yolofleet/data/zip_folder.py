@@ -47,8 +47,11 @@ class ZipFolder(Storage):
                 f"{path}: {plural(num_files, 'file')}, more than the {MOST_ZIP_FILES:,} that are read; unpack it"
             )
         self._entries: dict[str, zipfile.ZipInfo] = {}
+        # Some programs of Windows write backslashes between folders, though zip has slashes.
+        is_of_windows = not any("/" in entry.filename for entry in self._archive.infolist())
         for entry in self._archive.infolist():
-            key = "/".join(part for part in entry.filename.split("/") if part not in ("", "."))
+            name = entry.filename.replace("\\", "/") if is_of_windows else entry.filename
+            key = "/".join(part for part in name.split("/") if part not in ("", "."))
             if entry.is_dir() or not key:
                 continue
             if is_litter(key):
@@ -58,6 +61,8 @@ class ZipFolder(Storage):
             elif entry.flag_bits & _ENCRYPTED or stat.S_ISLNK(entry.external_attr >> 16):
                 problems.add("file_unreadable", f"{path}: {key}: encrypted, or a link")
             else:
+                if key in self._entries:
+                    problems.add("file_name_repeated", f"{path}: {key}")
                 self._entries[key] = entry
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:

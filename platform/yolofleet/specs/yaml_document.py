@@ -102,7 +102,7 @@ def parse_yaml(text: str | bytes, *, source: str, has_lines: bool = True) -> Any
         for event in yaml.parse(data, Loader=_PARSER):
             builder.take(event)
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
-        raise DocumentError(f"{source}: not UTF-8 text (byte {error.start}); a spec is a YAML file") from error
+        raise DocumentError(f"{source}: not UTF-8 text (byte {error.start}); save the file as YAML in UTF-8") from error
     except yaml.reader.ReaderError as error:
         where = located(data.count(b"\n", 0, error.position) + 1)
         raise DocumentError(f"{where}: not readable as YAML: {error.reason}; leave the character out") from error
