@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.non_finite import skipped_windows
-from yolofleet.training.loop.progress import Milestones
 from yolofleet.training.loop.schedule import EARLIER_EPOCHS, Schedule
 from yolofleet.training.setup.micro_batch import forecast
 from yolofleet.training.setup.preflight import check_job
@@ -34,32 +34,27 @@ def plan_run(spec: JobSpec, tracking_uri: str | None, launcher: str = "ray") -> 
     ready = check_job(with_cpus(spec, RunDirectory.open(spec.storage, spec.name), launcher=launcher), record=False)
     job, run, num_samples = ready.job, ready.run, len(ready.train)
     schedule = Schedule.of_run(job, num_samples, _facts(ready))
-    milestones = Milestones(
-        num_steps=ready.num_steps,
-        log_every_steps=job.log_every_steps,
-        checkpoint_every_steps=job.checkpoint.period_steps,
-        evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
-    )
-    left = range(ready.done_steps, 0 if ready.finished else ready.num_steps)
+    milestones = Milestones.of_job(job, num_samples)
+    done = ready.done_steps
+    end = done if ready.finished else ready.num_steps
     images_per_second = _images_per_second(run)
-    hours = None if images_per_second is None else len(left) * job.global_batch_size / images_per_second / 3600
+    hours = None if images_per_second is None else (end - done) * job.global_batch_size / images_per_second / 3600
     cost = None if hours is None or job.cluster.price_per_hour is None else hours * job.cluster.price_per_hour
     memory = forecast(job, len(ready.train.classes), job.resolved_micro_batch_size, job.cluster.most_workers)
     samples = [ready.num_steps * column // CURVE_COLUMNS for column in range(CURVE_COLUMNS)]
-    closing = next((step for step in left if schedule.closes_mosaic(step)), None)
     return {
         "name": job.name,
         "run_directory": run.url,
         "finished": ready.finished,
         "steps": ready.num_steps,
-        "done_steps": ready.done_steps,
+        "done_steps": done,
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": job.epochs,
         "stop": None if job.stop is None else job.stop.document(),
         "warmup_steps": schedule.warmup_steps,
-        "single_images_from_step": closing,
-        "evaluations": sum(milestones.evaluates(step + 1) for step in left),
-        "checkpoints": sum(milestones.saves(step + 1) for step in left),
+        "single_images_from_step": schedule.first_single_images(done, end),
+        "evaluations": milestones.num_evaluations(done, end),
+        "checkpoints": milestones.num_saves(done, end),
         "train_images": num_samples,
         "val_images": len(ready.val),
         "global_batch_size": job.global_batch_size,
