@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.errors import UserError
+from yolofleet.core.registered_names import MODELS_PREFIX
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.non_finite import skipped_windows
@@ -55,6 +57,8 @@ def plan_run(spec: JobSpec, tracking_uri: str | None, launcher: str = "ray") -> 
         "single_images_from_step": schedule.first_single_images(done, end),
         "evaluations": milestones.num_evaluations(done, end),
         "checkpoints": milestones.num_saves(done, end),
+        "initial_weights": job.initial_weights,
+        "initial_version": _initial_version(ready, tracking_uri),
         "train_images": num_samples,
         "val_images": len(ready.val),
         "global_batch_size": job.global_batch_size,
@@ -84,6 +88,30 @@ def _facts(ready: Readiness) -> dict[str, Any]:
     if ready.raised_from is None:
         return facts
     return facts | {EARLIER_EPOCHS: [*facts.get(EARLIER_EPOCHS, []), [ready.raised_from, ready.done_steps]]}
+
+
+def _initial_version(ready: Readiness, tracking_uri: str | None) -> str | None:
+    """Return the registered version that the run started from, or would start from; None where it is none, or unknown.
+
+    Raises:
+        UserError: There is no such version.
+    """
+    weights = ready.job.initial_weights
+    if weights is None or not weights.startswith(MODELS_PREFIX):
+        return None
+    if (facts := ready.run.facts().get("initial_weights")) is not None:
+        parent: str | None = facts.get("parent")
+        return parent
+    from yolofleet.cli.model_argument import find_weights
+    from yolofleet.registry.versions import RegistryError
+    from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError
+
+    try:
+        return find_weights(weights, tracking_uri)[1].uri
+    except RegistryError as error:
+        raise UserError(f"initial_weights {weights}: {error}") from error
+    except (TrackingError, TrackingFailureError):
+        return None  # the start asks MLflow, and a plan says that it was not asked
 
 
 def _images_per_second(run: RunDirectory) -> float | None:
@@ -147,6 +175,7 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
     devices = f"{plan['gpus_per_worker']:g} GPUs" if plan["gpus_per_worker"] else "no GPU"
     single = plan["single_images_from_step"]
     closing = "" if single is None else f"; single images from step {single:,}"
+    weights, version = plan["initial_weights"], plan["initial_version"]
     limits = ", ".join(f"{key} {value}" for key, value in (plan["stop"] or {}).items())
     lines = {
         "steps": f"{plan['steps']:,} ({plan['epochs']:g} epochs of {plan['steps_per_epoch']:.1f}), "
@@ -154,6 +183,9 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
         "early end": limits or "no: stop is not set",
         "hours": pace,
         "data": f"{plan['train_images']:,} images to train on, {plan['val_images']:,} to evaluate with",
+        "weights": "random"
+        if weights is None
+        else weights + (f", which is {version}" if version not in (None, weights) else ""),
         "batch": f"{plan['global_batch_size']} images in {plan['micro_batches']} micro-batches of "
         f"{plan['micro_batch_size']}",
         "workers": f"{fewest if fewest == most else f'{fewest} to {most}'}, each with {devices} and "
