@@ -93,7 +93,7 @@ def _sum_of_floors(count: int, slope: int, offset: int, divisor: int) -> int:
     """Return the sum of (slope * i + offset) // divisor over i from 0 to count - 1.
 
     It counts the lattice points below a line: whole parts of slope and offset are a triangle and a rectangle; what is
-    left is counted along the other axis, where slope and divisor change places, as in Euclid's algorithm.
+    left is counted along the other axis, where slope and divisor are exchanged, as in Euclid's algorithm.
     """
     total = count * (count - 1) // 2 * (slope // divisor) + count * (offset // divisor)
     slope, offset = slope % divisor, offset % divisor
