@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, Literal
 
 import torch
@@ -20,9 +21,10 @@ from yolofleet.models.zoo import zoo_table
 from yolofleet.specs.job import JobSpec
 from yolofleet.training.checkpoint.run_state import RunState
 from yolofleet.training.loop import train as loop
+from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.non_finite import FiniteGuard
 from yolofleet.training.loop.pace import Pace
-from yolofleet.training.loop.progress import LossTerms, Milestones
+from yolofleet.training.loop.progress import LossTerms
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.trainer import Learner, Meters, Trainer, WorkerData
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
@@ -143,7 +145,7 @@ class Step:
             ),
             data=WorkerData(silent, range(1), silent, silent),
             schedule=Schedule(hyperparameters, NUM_STEPS, NUM_STEPS / 300),
-            milestones=Milestones(NUM_STEPS, NUM_STEPS, NUM_STEPS, NUM_STEPS),
+            milestones=Milestones(NUM_STEPS, NUM_STEPS, NUM_STEPS, Fraction(NUM_STEPS)),
             state=RunState(),
             store=silent,
             guard=FiniteGuard(group, NUM_STEPS),

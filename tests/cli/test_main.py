@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import typer
 
+from yolofleet.__main__ import WAITING_TURNS
+from yolofleet.__main__ import run as run_program
 from yolofleet.cli.commands import app
 from yolofleet.cli.main import main
 from yolofleet.cli.progress import format_row
@@ -99,6 +101,22 @@ def test_a_stopped_command_says_how_to_resume(
     assert main(arguments) == exit_code
     shown = capsys.readouterr()
     assert advice in shown.err and shown.err.count("\n") == 1 and shown.out == ""
+
+
+@pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_that_wait_sleep_soon_unless_the_user_says_how(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # put back at the end
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    seen: list[dict[str, str]] = []
+    monkeypatch.setattr("yolofleet.cli.main.run", lambda: seen.append(dict(os.environ)))
+    run_program()
+    found = {name: value for name, value in seen[0].items() if name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    assert found == (given or {"GOMP_SPINCOUNT": WAITING_TURNS})
 
 
 @pytest.mark.parametrize("launch", ["import yolofleet.cli.commands", "import yolofleet.cli.main"])

@@ -16,9 +16,9 @@ import typer
 from yolofleet.cli.commands import app
 from yolofleet.cli.examples import EXAMPLES
 from yolofleet.cli.main import main
-from yolofleet.cli.model_argument import registered_uri
 from yolofleet.cli.options import JsonOption, parse_byte_option, print_result
 from yolofleet.core.errors import UserError
+from yolofleet.core.registered_names import registered_uri
 
 ROOT = Path(__file__).parents[2]
 

@@ -103,7 +103,9 @@ def test_weights_of_this_machine_are_refused(tmp_path: Path) -> None:
     (tmp_path / "old.pt").write_bytes(b"x")
     with pytest.raises(UserError, match="a file of this machine is not sent with the job"):
         read_bundle(written(tmp_path, initial_weights=str(tmp_path / "old.pt")), [])
-    assert read_bundle(written(tmp_path, initial_weights="models:/shapes@champion"), [])
+    for name in ("shapes@champion", "shapes/3", "models:/shapes@champion"):
+        sent = read_bundle(written(tmp_path, name="fine", initial_weights=None), [f"initial_weights={name}"])
+        assert sent.document["initial_weights"] == f"models:/{name.removeprefix('models:/')}"
 
 
 def test_versions_differ_by_name() -> None:

@@ -131,12 +131,19 @@ def test_waiting_returns_the_first_exit_code_that_is_not_0(
         send(tmp_path, name)
     cluster.end("one", "SUCCEEDED", 0)
     assert main(["jobs", "wait", "one"]) == 0
+    assert "one-" in capsys.readouterr().out
     assert main(["jobs", "wait", "one", "two", "--timeout-seconds", "0.2"]) == 1
     assert "still not ended" in capsys.readouterr().err
     cluster.end("two", "FAILED", 2)
     cluster.end("three", "STOPPED", None)
     assert main(["jobs", "wait", "one", "three", "two"]) == 1
     assert main(["jobs", "wait", "two", "one"]) == 2
+    capsys.readouterr()
+    assert main(["jobs", "wait", "two", "three", "--json"]) == 2
+    assert [(job["name"], job["status"], job["exit_code"]) for job in json.loads(capsys.readouterr().out)] == [
+        ("two", "FAILED", 2),
+        ("three", "STOPPED", None),
+    ]
 
 
 def test_only_ended_jobs_are_deleted(
@@ -148,8 +155,12 @@ def test_only_ended_jobs_are_deleted(
     cluster.end("one", "FAILED", 1)
     assert main(["jobs", "delete", "one", "two"]) == 2
     assert "two-" in capsys.readouterr().err and len(cluster.requests) == 2
-    assert main(["jobs", "delete", "one"]) == 0
+    assert main(["jobs", "delete", "one", "--json"]) == 0
+    assert [job["name"] for job in json.loads(capsys.readouterr().out)] == ["one"]
     assert [request["metadata"]["name"] for request in cluster.requests] == ["two"]
+    cluster.end("two", "STOPPED", None)
+    assert main(["jobs", "stop", "two", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "STOPPED"
 
 
 def test_a_spec_that_is_too_large_stays_here_and_sending_again_says_what_to_do() -> None:
@@ -274,6 +285,9 @@ def test_output_is_searched_by_text_and_by_rank(
     assert printed("--tail", "1") == "step 2: loss 0.2\n"
     assert printed("--rank", "1") == "NCCL error\nbye\n"
     assert printed("--rank", "all", "--grep", "e") == "rank 0: hello\nrank 1: NCCL error\nrank 1: bye\n"
+    document = json.loads(printed("--json", "--grep", "step"))
+    assert (document["name"], document["lines"]) == ("talks", ["step 1: loss 0.1", "step 2: loss 0.2"])
+    assert main(["jobs", "logs", "talks", "--follow", "--json"]) == 2
     assert main(["jobs", "logs", "talks", "--rank", "first"]) == 2
     cluster.worker_output = {}
     assert main(["jobs", "logs", "talks", "--rank", "0"]) == 1

@@ -16,7 +16,7 @@ from cluster.manifest_rules import RuleBrokenError, Rules, pod_templates
 from yolofleet.cli.main import main
 from yolofleet.cluster.kuberay_manifest import render_manifest
 from yolofleet.cluster.manifest_sizes import Demand, group_sizes, workers_in_pod
-from yolofleet.cluster.manifest_work import work_of_job
+from yolofleet.cluster.manifest_work import check_locations, work_of_job
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.kubernetes import KubernetesSpec
@@ -463,6 +463,11 @@ def test_what_cannot_run_in_pods_is_refused_with_the_cure(
     assert code == 2 and captured.out == "" and "Traceback" not in captured.err
     assert message in " ".join(captured.err.split()), captured.err
     assert "hunter2" not in captured.err
+
+
+@pytest.mark.parametrize("weights", ["shapes@champion", "shapes/3", "models:/shapes/3", "s3://runs/first"])
+def test_weights_of_the_registry_are_no_file_of_one_machine(weights: str) -> None:
+    check_locations(JobSpec.load(JOB, [f"initial_weights={weights}"]))
 
 
 def test_a_search_is_refused_with_overrides_that_fit_a_search(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from yolofleet.cluster.run_forecast import advise, forecast_run, num_evaluations
+from yolofleet.cluster.run_forecast import advise, forecast_run
 from yolofleet.cluster.scaling import (
     Link,
     ScalingPoint,
@@ -22,7 +22,6 @@ from yolofleet.cluster.scaling import (
 from yolofleet.models.wiring import wire
 from yolofleet.models.zoo import resolve
 from yolofleet.specs.job import JobSpec
-from yolofleet.training.loop.progress import Milestones
 from yolofleet.training.metrics.rate import Rate
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -128,15 +127,6 @@ def test_what_is_not_known_is_said() -> None:
     assert priceless.cost is None and any("price_per_hour" in line for line in priceless.unknown)
     run = forecast(job(), 4, Rate(1.5, 4, 2, {}, covers_evaluation=True))
     assert run.wall_hours == pytest.approx(1000 * 1.5 / 3600) and run.evaluation_hours is None
-
-
-@given(st.integers(1, 500), st.sampled_from([0.3, 0.5, 1.0, 2.0, 7.0]), st.sampled_from([0.5, 1.0, 3.0, 10.0]))
-def test_evaluations_are_counted_as_the_loop_makes_them(images: int, every: float, epochs: float) -> None:
-    spec = job(epochs=epochs, evaluation={"every_epochs": every}, global_batch_size=8, cluster={})
-    steps = spec.num_steps(images)
-    milestones = Milestones(steps, 1, 1, every * images / 8)
-    made = sum(milestones.evaluates(step) for step in range(1, steps + 1))
-    assert num_evaluations(spec, images) == made
 
 
 def test_advice_fits_the_memory_and_the_batch() -> None:

@@ -203,9 +203,9 @@ def test_a_run_trains_on_without_its_early_end_as_if_there_had_been_none(
 def test_hours_end_a_run_and_more_hours_resume_it(small_job: MakeJob) -> None:
     job = small_job(name="hours", stop={"max_hours": 1e-9}, **LONG)
     run = train_to_the_end(job)
-    assert newest(run).step == 1 and list(scores(run)) == [1] and best_step(run) == 1
+    assert newest(run).step == 2 and list(scores(run)) == [2] and best_step(run) == 2
     (end,) = events(run, "ended_early")
-    assert end["step"] == 1 and "max_hours" in end["reason"]
+    assert end["step"] == 2 and "max_hours" in end["reason"]
     spent = summarize_run(run.events(), run.metrics()).seconds_trained / 3600
     assert check_job(small_job(name="hours", stop={"max_hours": spent * 0.99}, **LONG)).finished
     longer = small_job(name="hours", stop={"max_hours": spent + 1}, **LONG)
@@ -295,10 +295,34 @@ def test_every_worker_hears_of_the_end_at_the_same_step(undisturbed: RunDirector
     clock = iter(range(0, 10**9, 10**7)).__next__
     second = EarlyStopping(stop, undisturbed, Listening(rank=1, world_size=2), clock)
     steps = range(5 * STEPS_PER_EPOCH)
-    decided = [(first.is_out_of_hours(step), first.is_over(step)) for step in steps]
-    assert [(second.is_out_of_hours(step), second.is_over(step)) for step in steps] == decided
-    assert [over for _, over in decided].index(True) == newest(undisturbed).step
+    decided = [first.is_over(step) for step in steps]
+    assert [second.is_over(step) for step in steps] == decided
+    assert decided.index(True) == newest(undisturbed).step
     assert Recording.said == []
+    assert not any(second.has_spent_hours() for _ in steps)
+    first.is_out_of_hours = second.is_out_of_hours = True  # as the loop does with the same exchange on both
+    assert first.is_over(1) and second.is_over(1)
+
+
+class Counting(WorkerGroup):
+    """The only worker; the steps at which the host asks another are kept."""
+
+    asked_at: ClassVar[list[int]] = []
+
+    def first_value(self, value: int) -> int:
+        self.asked_at.append(self.progress.step)
+        return value
+
+
+@pytest.mark.parametrize("hours", [1000.0, 1e-9])
+def test_hours_cost_no_step_an_exchange_that_the_host_waits_for(hours: float, small_job: MakeJob) -> None:
+    job = small_job(stop={"max_hours": hours}, checkpoint={"every_steps": 2 * STEPS_PER_EPOCH})
+    run = check_job(job).run
+    Counting.asked_at.clear()
+    run_worker(job, Counting())
+    saved = [row["step"] for row in run.metrics() if "val_AP" in row]
+    assert saved == ([4, 8] if hours > 1 else [2])
+    assert set(Counting.asked_at) <= {0, *saved}
 
 
 def test_an_end_without_a_condition_is_refused(small_job: MakeJob) -> None:

@@ -24,7 +24,9 @@ from yolofleet.losses.levels import make_levels
 from yolofleet.models import build_model
 from yolofleet.models.modules import lay_channels_innermost
 from yolofleet.specs.job import JobSpec
+from yolofleet.specs.stop import StopSpec
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.evaluation.early_stop import EarlyStopping
 from yolofleet.training.loop import train as loop
 from yolofleet.training.loop.non_finite import FiniteGuard
 from yolofleet.training.loop.pace import Pace
@@ -143,6 +145,7 @@ def trainer_on(device: torch.device, built: Trainer, job: JobSpec) -> Trainer:
     return replace(
         built,
         group=group,
+        stopping=EarlyStopping(StopSpec(max_hours=1000.0), built.run, group),
         learner=Learner(model, average, loss, precision, statistics, strategy),
         state=replace(built.state),
         guard=FiniteGuard(group, job.most_non_finite_steps),

@@ -1,4 +1,4 @@
-"""Milestones of a run, and what a restart cost."""
+"""What a restart cost."""
 
 from __future__ import annotations
 
@@ -7,27 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from yolofleet.storage import open_storage
 from yolofleet.tracking.run_directory import RunDirectory
-from yolofleet.training.loop.progress import Milestones, RestartCost
+from yolofleet.training.loop.progress import RestartCost
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, PAUSED, KnownProgress, WorkerProgress
-
-
-@given(st.integers(1, 400), st.integers(1, 50), st.integers(1, 50), st.floats(0.5, 60.0))
-def test_milestones(num_steps: int, log: int, checkpoint: int, evaluation: float) -> None:
-    milestones = Milestones(num_steps, log, checkpoint, evaluation)
-    steps = range(1, num_steps + 1)
-    evaluated = [step for step in steps if milestones.evaluates(step)]
-    assert evaluated[-1] == num_steps
-    assert len(evaluated) <= num_steps / min(evaluation, num_steps) + 2
-    assert all(milestones.saves(step) for step in evaluated)
-    assert milestones.logs(num_steps)
-    gaps = [b - a for a, b in zip([0, *evaluated], evaluated, strict=False)]
-    assert max(gaps) <= evaluation + 1
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.specs.hyperparameters import recipe
-from yolofleet.training.loop.schedule import MultiScale, Schedule, averaging_decay, scaled_weight_decay
+from yolofleet.training.loop.schedule import EarlierPlan, MultiScale, Schedule, averaging_decay, scaled_weight_decay
 
 # Origin: the published implementation, commit a207844, run on a CPU (schedule.json of the golden numbers).
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "schedule.json").read_text())
@@ -92,6 +92,23 @@ def test_mosaics_end_with_the_last_part_of_the_run() -> None:
     assert [schedule.closes_mosaic(step) for step in (0, 749, 750, 999)] == [False, False, True, True]
     never = Schedule(recipe("p5").model_copy(update={"close_mosaic_share": 0.0}), 1000, 100.0)
     assert not never.closes_mosaic(999)
+
+
+@given(
+    st.integers(1, 300),
+    st.sampled_from([0.0, 0.07, 0.25, 1.0]),
+    st.lists(st.tuples(st.integers(1, 300), st.integers(0, 300)), max_size=3),
+    st.integers(0, 300),
+    st.integers(0, 300),
+)
+def test_the_first_step_on_single_images_is_that_of_the_walk(
+    num_steps: int, share: float, earlier: list[tuple[int, int]], start: int, end: int
+) -> None:
+    plans = tuple(EarlierPlan(1.0, planned, until) for planned, until in earlier)
+    closing = recipe("p5").model_copy(update={"close_mosaic_share": share})
+    schedule = Schedule(closing, num_steps, 10.0, plans)
+    walked = next((step for step in range(start, end) if schedule.closes_mosaic(step)), None)
+    assert schedule.first_single_images(start, end) == walked
 
 
 @given(st.integers(0, 2**63 - 1), st.integers(1, 40), st.sampled_from([8, 32, 64]), st.floats(0.01, 0.9))

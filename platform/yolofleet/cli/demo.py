@@ -6,12 +6,14 @@ import shlex
 import shutil
 import sys
 import time
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from yolofleet.cli.options import Verbose, result_lines
+from yolofleet.cli.options import JsonOption, Verbose, print_result, result_lines
 from yolofleet.core.errors import is_installed
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.terminal import note, show
@@ -25,6 +27,7 @@ def demo(
         "demo"
     ),
     verbose: Verbose = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Draw a dataset, make shards, train a small detector on two workers, evaluate and register it.
 
@@ -37,13 +40,14 @@ def demo(
 
     begin = time.monotonic()
     images = folder / "images"
-    note("1 of 3: drawing circles, squares and triangles")
-    if not (images / "instances_val.json").exists():
-        synth(images, NUM_IMAGES, seed=1)
-    note("2 of 3: packing images and boxes into shards")
-    for split in ("train", "val"):
-        if not (folder / "shards" / split / MANIFEST_NAME).exists():
-            shard(str(images / f"instances_{split}.json"), str(images / "images"), str(folder / "shards" / split))
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what the steps print is no part of the result
+        note("1 of 3: drawing circles, squares and triangles")
+        if not (images / "instances_val.json").exists():
+            synth(images, NUM_IMAGES, seed=1)
+        note("2 of 3: packing images and boxes into shards")
+        for split in ("train", "val"):
+            if not (folder / "shards" / split / MANIFEST_NAME).exists():
+                shard(str(images / f"instances_{split}.json"), str(images / "images"), str(folder / "shards" / split))
     launcher = "ray" if is_installed("ray") else "process"
     where = "on two workers" if launcher == "ray" else "in this process (the extra cluster brings Ray)"
     note(f"3 of 3: training a narrow YOLOv7-tiny {where}: the longest part")
@@ -53,8 +57,9 @@ def demo(
     changes += [] if launcher == "ray" else ["cluster.workers=1"]
     spec = JobSpec.load(JOB, changes)
     record, headline = run_job(spec, launcher, verbose=verbose)
-    for line in result_lines(record, headline):
-        show(line)
+    print_result(asdict(record), result_lines(record, headline), as_json=as_json)
+    if as_json:
+        return
     show(f"\nThat took {time.monotonic() - begin:.0f} s. Open the page in a browser:")
     show(f"  {Path(record.report).as_uri()}")
     show("Next, find objects in images:")

@@ -46,8 +46,7 @@ def follow_job(service: JobService, job: SentJob, grep: str | None = None) -> in
         command = f"yolofleet jobs logs {job.id} --follow --address {service.address}"
         note(f"\nno longer followed; the job still runs: {command}")
         return EXIT_STOPPED
-    took = "" if ended.began is None or ended.ended is None else f" after {ended.ended - ended.began:.0f} s"
-    note(f"{ended.id}: {ended.status.lower()}{took}")
+    note(_end_of(ended))
     return exit_code(ended)
 
 
@@ -171,18 +170,24 @@ def logs(
     ] = None,
     grep: Annotated[str | None, typer.Option("--grep", help="Only lines that contain this text.")] = None,
     tail: Annotated[int | None, typer.Option("--tail", min=1, help="Only the last lines.")] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Print a job's output; with --follow, exit with the job's exit code."""
     from yolofleet.cluster.service import JobService
 
     if follow and (rank is not None or tail is not None):
         raise UserError("--follow shows everything that the job itself prints: leave out --rank and --tail")
+    if follow and as_json:
+        raise UserError("--follow shows output as it comes, --json a whole document: give one of them")
     service = JobService(address)
     found = service.job(job)
     if follow:
         return follow_job(service, found, grep)
     lines = service.logs(found).splitlines() if rank is None else _worker_lines(service, found, rank, grep, tail)
     wanted = deque((line for line in lines if grep is None or grep in line), maxlen=tail)
+    if as_json:
+        print_result(asdict(found) | {"lines": list(wanted)}, (), as_json=True)
+        return EXIT_DONE
     for line in wanted:
         _pass_on(f"{line}\n")
     return EXIT_DONE
@@ -212,21 +217,25 @@ def wait(
     jobs: JobIds,
     address: Address = None,
     timeout_seconds: Annotated[float | None, typer.Option("--timeout-seconds", min=0, help="Longest wait.")] = None,
+    as_json: JsonOption = False,
 ) -> int:
     """Wait until jobs have ended; the exit code is that of the first one that did not succeed."""
     from yolofleet.cluster.service import JobService
 
     service = JobService(address)
     found = [service.job(name) for name in jobs]
-    ended = service.await_all(found, math.inf if timeout_seconds is None else timeout_seconds, _show_end)
+    tell = note if as_json else print_text
+    patience = math.inf if timeout_seconds is None else timeout_seconds
+    ended = service.await_all(found, patience, lambda job: tell(_end_of(job)))
+    print_result([asdict(job) for job in ended], (), as_json=as_json)
     if running := [job.id for job in ended if not job.has_ended]:
         raise WorkError(f"still not ended after {timeout_seconds:g} s: {', '.join(running)}")
     return next((code for job in ended if (code := exit_code(job)) != EXIT_DONE), EXIT_DONE)
 
 
-def _show_end(job: SentJob) -> None:
+def _end_of(job: SentJob) -> str:
     took = "" if job.began is None or job.ended is None else f" after {job.ended - job.began:.0f} s"
-    print_text(f"{job.id}: {job.status.lower()}{took}")
+    return f"{job.id}: {job.status.lower()}{took}"
 
 
 @app.command()
@@ -250,7 +259,7 @@ def retry(
 
 
 @app.command()
-def delete(jobs: JobIds, address: Address = None) -> None:
+def delete(jobs: JobIds, address: Address = None, as_json: JsonOption = False) -> None:
     """Remove ended jobs from the cluster's list, with their output; run directories stay ('yolofleet runs remove')."""
     from yolofleet.cluster.service import JobService
 
@@ -260,7 +269,8 @@ def delete(jobs: JobIds, address: Address = None) -> None:
         raise UserError(f"{', '.join(running)}: has not ended; stop it first with 'yolofleet jobs stop {running[0]}'")
     for job in found:
         service.forget(job)
-        print_text(f"{job.id}: removed from the list")
+        (note if as_json else print_text)(f"{job.id}: removed from the list")
+    print_result([asdict(job) for job in found], (), as_json=as_json)
 
 
 @app.command()
@@ -268,6 +278,7 @@ def stop(
     job: JobId,
     address: Address = None,
     wait_seconds: Annotated[float, typer.Option(help="How long to wait for it to end.")] = 150.0,
+    as_json: JsonOption = False,
 ) -> None:
     """Tell a job to save its state and end. The same spec sent again resumes it."""
     from yolofleet.cluster.service import STOP_SECONDS, JobService
@@ -275,14 +286,15 @@ def stop(
     service = JobService(address)
     found = service.job(job)
     if found.has_ended:
-        print_text(f"{found.id}: has ended already ({found.status.lower()})")
+        line = f"{found.id}: has ended already ({found.status.lower()})"
+        print_result(asdict(found), [line], as_json=as_json)
         return
     service.stop(found)
     note(f"{found.id}: asked to stop; it has {STOP_SECONDS} s to save its state")
     found = service.await_end(found, wait_seconds)
     if not found.has_ended:
         raise WorkError(f"{found.id}: is still {found.status.lower()} after {wait_seconds:g} s")
-    print_text(f"{found.id}: {found.status.lower()}")
+    print_result(asdict(found), [f"{found.id}: {found.status.lower()}"], as_json=as_json)
 
 
 def _format_time(seconds: float | None) -> str:

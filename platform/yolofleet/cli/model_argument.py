@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME, TRAINING_FORM
+from yolofleet.core.registered_names import registered_uri
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
+    from yolofleet.registry.versions import Version
 
 ACCEPTED = (
     f"a run directory, a detector package (a folder with {DETECTOR_CARD_NAME}), or NAME@ALIAS or NAME/VERSION of a "
@@ -79,22 +80,33 @@ def package_folder(model: str, tracking_uri: str | None = None, *, training_form
         yield Path(folder)
 
 
-def registered_uri(model: str) -> str | None:
-    """Return the ``models:/`` URI of a MODEL argument that names a registered version; None for a folder or a URL."""
-    if model.startswith("models:/"):
-        return model
-    if "://" in model or not re.fullmatch(r"[^/:@]+(@[^/:@]+|/\d+)", model) or Path(model).exists():
-        return None
-    return f"models:/{model}"
+def find_weights(models_uri: str, tracking_uri: str | None) -> tuple[str, Version]:
+    """Return the registered version that a job's ``initial_weights`` name, and the MLflow store that has it.
+
+    Raises:
+        UserError: There is no registry, or no such version.
+        TrackingFailureError: MLflow does not answer.
+    """
+    from yolofleet.registry.versions import find_version
+    from yolofleet.tracking.mlflow_store import check_reachable, find_tracking_uri
+
+    uri = find_tracking_uri(tracking_uri, setting="tracking.uri")
+    check_reachable(uri)
+    return uri, find_version(uri, models_uri)
 
 
 def resolve_weights(models_uri: str, tracking_uri: str | None) -> tuple[Path, str]:
-    """Return the folder of a registered version, and the URI of the version that its alias points to."""
-    from yolofleet.registry.version_files import detector_folder
-    from yolofleet.registry.versions import find_version
-    from yolofleet.tracking.mlflow_store import find_tracking_uri
+    """Return the folder of the version that `find_weights` finds, and its URI.
 
-    return detector_folder(models_uri, tracking_uri), find_version(find_tracking_uri(tracking_uri), models_uri).uri
+    An alias is read once: one that moves meanwhile cannot lead to the files of another version.
+
+    Raises:
+        UserError: It holds no detector package.
+    """
+    from yolofleet.registry.version_files import detector_of_version
+
+    uri, version = find_weights(models_uri, tracking_uri)
+    return detector_of_version(uri, version), version.uri
 
 
 def _no_model(model: str, reason: str) -> UserError:

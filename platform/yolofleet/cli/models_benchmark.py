@@ -52,8 +52,8 @@ def benchmark(
     as_json: JsonOption = False,
 ) -> None:
     """Measure the latency of models: percentiles, images per second, and AP if it is known."""
-    from yolofleet.cli.model_argument import registered_uri
     from yolofleet.cli.progress import show_progress
+    from yolofleet.core.registered_names import registered_uri
     from yolofleet.evaluation.detector import select_device
     from yolofleet.evaluation.latency import Environment
     from yolofleet.evaluation.latency_page import benchmark_document, benchmark_lines, render_benchmark

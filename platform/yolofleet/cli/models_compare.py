@@ -29,8 +29,8 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare models measured here with the published ones: AP, parameters, FLOPs and speed."""
-    from yolofleet.cli.model_argument import registered_uri
     from yolofleet.core.errors import UserError
+    from yolofleet.core.registered_names import registered_uri
     from yolofleet.evaluation.model_comparison import comparison_document, comparison_lines, render_comparison
     from yolofleet.storage import open_storage
 

@@ -172,7 +172,7 @@ def _check_written(parameter: click.Parameter, value: Any) -> str:
 
 def _readable(text: str) -> str:
     """Return what a command reads, a path made absolute: the job runs in another folder."""
-    from yolofleet.cli.model_argument import registered_uri
+    from yolofleet.core.registered_names import registered_uri
     from yolofleet.specs.base import absolute_url
 
     return text if text == "-" else registered_uri(text) or absolute_url(text)

@@ -7,10 +7,12 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from yolofleet.core.byte_sizes import format_bytes
+from yolofleet.core.errors import UserError
+from yolofleet.core.registered_names import MODELS_PREFIX
 from yolofleet.core.text import plural
 from yolofleet.tracking.run_directory import RunDirectory
+from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.non_finite import skipped_windows
-from yolofleet.training.loop.progress import Milestones
 from yolofleet.training.loop.schedule import EARLIER_EPOCHS, Schedule
 from yolofleet.training.setup.micro_batch import forecast
 from yolofleet.training.setup.preflight import check_job
@@ -35,32 +37,29 @@ def plan_run(spec: JobSpec, tracking_uri: str | None, launcher: str = "ray") -> 
     ready = check_job(with_cpus(spec, RunDirectory.open(spec.storage, spec.name), launcher=launcher), record=False)
     job, run, num_samples = ready.job, ready.run, len(ready.train)
     schedule = Schedule.of_run(job, num_samples, _facts(ready))
-    milestones = Milestones(
-        num_steps=ready.num_steps,
-        log_every_steps=job.log_every_steps,
-        checkpoint_every_steps=job.checkpoint.period_steps,
-        evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
-    )
-    left = range(ready.done_steps, 0 if ready.finished else ready.num_steps)
+    milestones = Milestones.of_job(job, num_samples)
+    done = ready.done_steps
+    end = done if ready.finished else ready.num_steps
     images_per_second = _images_per_second(run)
-    hours = None if images_per_second is None else len(left) * job.global_batch_size / images_per_second / 3600
+    hours = None if images_per_second is None else (end - done) * job.global_batch_size / images_per_second / 3600
     cost = None if hours is None or job.cluster.price_per_hour is None else hours * job.cluster.price_per_hour
     memory = forecast(job, len(ready.train.classes), job.resolved_micro_batch_size, job.cluster.most_workers)
     samples = [ready.num_steps * column // CURVE_COLUMNS for column in range(CURVE_COLUMNS)]
-    closing = next((step for step in left if schedule.closes_mosaic(step)), None)
     return {
         "name": job.name,
         "run_directory": run.url,
         "finished": ready.finished,
         "steps": ready.num_steps,
-        "done_steps": ready.done_steps,
+        "done_steps": done,
         "steps_per_epoch": schedule.steps_per_epoch,
         "epochs": job.epochs,
         "stop": None if job.stop is None else job.stop.document(),
         "warmup_steps": schedule.warmup_steps,
-        "single_images_from_step": closing,
-        "evaluations": sum(milestones.evaluates(step + 1) for step in left),
-        "checkpoints": sum(milestones.saves(step + 1) for step in left),
+        "single_images_from_step": schedule.first_single_images(done, end),
+        "evaluations": milestones.num_evaluations(done, end),
+        "checkpoints": milestones.num_saves(done, end),
+        "initial_weights": job.initial_weights,
+        "initial_version": _initial_version(ready, tracking_uri),
         "train_images": num_samples,
         "val_images": len(ready.val),
         "global_batch_size": job.global_batch_size,
@@ -90,6 +89,30 @@ def _facts(ready: Readiness) -> dict[str, Any]:
     if ready.raised_from is None:
         return facts
     return facts | {EARLIER_EPOCHS: [*facts.get(EARLIER_EPOCHS, []), [ready.raised_from, ready.done_steps]]}
+
+
+def _initial_version(ready: Readiness, tracking_uri: str | None) -> str | None:
+    """Return the registered version that the run started from, or would start from; None where it is none, or unknown.
+
+    Raises:
+        UserError: There is no such version.
+    """
+    weights = ready.job.initial_weights
+    if weights is None or not weights.startswith(MODELS_PREFIX):
+        return None
+    if (facts := ready.run.facts().get("initial_weights")) is not None:
+        parent: str | None = facts.get("parent")
+        return parent
+    from yolofleet.cli.model_argument import find_weights
+    from yolofleet.registry.versions import RegistryError
+    from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError
+
+    try:
+        return find_weights(weights, tracking_uri)[1].uri
+    except RegistryError as error:
+        raise UserError(f"initial_weights {weights}: {error}") from error
+    except (TrackingError, TrackingFailureError):
+        return None  # the start asks MLflow, and a plan says that it was not asked
 
 
 def _images_per_second(run: RunDirectory) -> float | None:
@@ -153,6 +176,7 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
     devices = plural(plan["gpus_per_worker"], "GPU", form="g") if plan["gpus_per_worker"] else "no GPU"
     single = plan["single_images_from_step"]
     closing = "" if single is None else f"; single images from step {single:,}"
+    weights, version = plan["initial_weights"], plan["initial_version"]
     limits = ", ".join(f"{key} {value}" for key, value in (plan["stop"] or {}).items())
     lines = {
         "steps": f"{plan['steps']:,} ({plural(plan['epochs'], 'epoch', form='g')} of {plan['steps_per_epoch']:.1f}), "
@@ -160,6 +184,9 @@ def plan_lines(plan: dict[str, Any]) -> Iterator[str]:
         "early end": limits or "no: stop is not set",
         "hours": pace,
         "data": f"{plural(plan['train_images'], 'image')} to train on, {plan['val_images']:,} to evaluate with",
+        "weights": "random"
+        if weights is None
+        else weights + (f", which is {version}" if version not in (None, weights) else ""),
         "batch": f"{plural(plan['global_batch_size'], 'image')} in {plural(plan['micro_batches'], 'micro-batch')} of "
         f"{plan['micro_batch_size']}",
         "workers": f"{fewest if fewest == most else f'{fewest} to {most}'}, each with {devices} and "

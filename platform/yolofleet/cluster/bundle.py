@@ -170,11 +170,10 @@ def sent_command(words: list[str]) -> tuple[str, ...] | None:
 def _without_local_files(job: dict[str, Any], path: AnyFile) -> tuple[dict[str, Any], str | None]:
     """Return the job with its model named as a file beside the spec, and the content of that file."""
     weights = job.get("initial_weights")
-    is_local_file = isinstance(weights, str) and "://" not in weights and Path(weights).is_file()
-    if is_local_file and not str(weights).startswith("models:/"):
+    if isinstance(weights, str) and "://" not in weights and Path(weights).is_file():
         raise UserError(
             f"{path}: initial_weights {weights}: a file of this machine is not sent with the job; put it where the "
-            "cluster reads it (s3://...), or register it and name models:/NAME@ALIAS"
+            "cluster reads it (s3://...), or register it and name NAME@ALIAS"
         )
     table = (job.get("model") or {}).get("spec")
     if table is None:

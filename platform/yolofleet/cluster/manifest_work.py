@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from yolofleet.cluster.bundle import read_model_table
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes, workers_in_pod
 from yolofleet.core.errors import UserError
+from yolofleet.core.registered_names import registered_uri
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.space import Space, even_point
 from yolofleet.specs.data import CacheSpec
@@ -66,10 +67,10 @@ def check_locations(job: JobSpec, prefix: str = "") -> None:
                 f"not share; use {prefix}{cures[field]}"
             )
     weights = job.initial_weights
-    if weights is not None and is_local(weights) and not weights.startswith("models:/"):
+    if weights is not None and is_local(weights) and registered_uri(weights) is None:
         raise UserError(
             f"job {job.name}: {prefix}initial_weights: {weights} is a file of this machine, which pods cannot read; "
-            f"register it (yolofleet registry import) and give models:/NAME@ALIAS, or put it on S3"
+            f"register it (yolofleet registry import) and give NAME@ALIAS, or put it on S3"
         )
     _check_tracking(job, prefix)
 

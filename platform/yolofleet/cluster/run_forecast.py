@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from yolofleet.models.memory import FLOAT32_BYTES, STRATEGIES, Strategy
 from yolofleet.models.profile import GIGA, cost
 from yolofleet.models.wiring import ModelGraph
 from yolofleet.specs.job import JobSpec
+from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.pace import TRAINING_PASSES
 from yolofleet.training.metrics.rate import Rate, busiest_share
 from yolofleet.training.setup.micro_batch import forecast
@@ -96,7 +96,8 @@ def forecast_run(
         forward = rate.stages.get("forward")
         if forward is not None:
             per_image = forward / (rate.micro_batches * job.resolved_micro_batch_size)
-            evaluation = num_evaluations(job, images) * validation_images * per_image / workers / 3600
+            evaluations = Milestones.of_job(job, images).num_evaluations(0, num_steps)
+            evaluation = evaluations * validation_images * per_image / workers / 3600
             unknown.append("time of evaluations and checkpoints beyond the forward passes")
         else:
             unknown.append("evaluations and checkpoints")
@@ -120,14 +121,6 @@ def forecast_run(
         cost=None if price is None else hours * workers * price,
         unknown=tuple(unknown),
     )
-
-
-def num_evaluations(job: JobSpec, images: int) -> int:
-    """Return how often the model is evaluated: at every period, and at the last step."""
-    period = job.evaluation.every_epochs * images / job.global_batch_size
-    steps = job.num_steps(images)
-    ends_with_one = math.floor(steps / period) > math.floor((steps - 1) / period)
-    return min(math.floor(steps / period), steps) + (not ends_with_one)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import short
+from yolofleet.core.text import plural, short
 from yolofleet.data.manifest import whole_number
 from yolofleet.data.outline_box import box_of_outline, rotated_box
 from yolofleet.data.records import MOST_WHOLE_NUMBER, ImageRecord, Segmentation
@@ -117,8 +117,8 @@ def refuse_shares(num_of_shares: int, num_boxes: int, name: str) -> None:
     """
     if num_of_shares > LEAST_SHARES * num_boxes:
         raise UserError(
-            f"{name}: {num_of_shares} of {num_boxes} boxes lie in the first pixel of their image, so they are shares "
-            "of its sides; multiply them by its width and height, because pixels are needed"
+            f"{name}: {num_of_shares} of {plural(num_boxes, 'box')} lie in the first pixel of the image, as shares of its "
+            "sides do; multiply them by its width and height, because pixels are needed"
         )
 
 

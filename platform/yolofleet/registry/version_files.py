@@ -185,11 +185,15 @@ def detector_folder(models_uri: str, tracking_uri: str | None = None) -> Path:
     """
     uri = find_tracking_uri(tracking_uri)
     check_reachable(uri)
-    version = find_version(uri, models_uri)
-    location = artifact_location(uri, version)
+    return detector_of_version(uri, find_version(uri, models_uri))
+
+
+def detector_of_version(tracking_uri: str, version: Version) -> Path:
+    """Return the folder of a version's detector package, as `detector_folder` does."""
+    location = artifact_location(tracking_uri, version)
     local = local_folder(location)
     if local is None or not local.is_dir():
-        local = _kept_part(uri, version, location, DETECTOR_FOLDER)
+        local = _kept_part(tracking_uri, version, location, DETECTOR_FOLDER)
     if not (local / DETECTOR_FOLDER / DETECTOR_CARD_NAME).is_file():
         raise RegistryError(f"{version.uri} holds no detector package (no {DETECTOR_FOLDER}/{DETECTOR_CARD_NAME})")
     return local / DETECTOR_FOLDER

@@ -29,7 +29,7 @@ from yolofleet.storage import Storage
 from yolofleet.storage.lock import FencingToken, LockHeldError, hold
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
-from yolofleet.training.loop.progress import Milestones
+from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.loop.worker_progress import WorkerProgress
 from yolofleet.training.setup.preflight import Readiness, check_job, run_storage
@@ -94,17 +94,8 @@ def run_segment(text: str) -> dict[str, Any]:
 
 def segment_end(job: JobSpec, ready: Readiness, share: float) -> int:
     """Return the last step of a segment: the first evaluation at or after a share of the run."""
-    steps_per_epoch = len(ready.train) / job.global_batch_size
-    milestones = Milestones(
-        num_steps=ready.num_steps,
-        log_every_steps=job.log_every_steps,
-        checkpoint_every_steps=job.checkpoint.period_steps,
-        evaluation_every_steps=job.evaluation.every_epochs * steps_per_epoch,
-    )
     step = max(1, math.ceil(share * ready.num_steps - 1e-9))
-    while not milestones.evaluates(step):
-        step += 1
-    return step
+    return Milestones.of_job(job, len(ready.train)).next_evaluation(step)
 
 
 def newest_metrics(run: RunDirectory, last_step: int) -> dict[str, float]:

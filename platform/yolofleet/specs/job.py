@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
+from yolofleet.core.registered_names import registered_uri
 from yolofleet.core.text import plural
 from yolofleet.specs.assignment import AssignmentSpec
 from yolofleet.specs.base import Count, Spec, Url, absolute_url
@@ -115,8 +116,8 @@ class JobSpec(Spec):
     anchors: Literal["model", "auto", "fit"] = "model"
     """model: the model's own anchors; auto: fitted to the boxes if those reach too few of them; fit: always fitted."""
     initial_weights: Url | None = None
-    """Weights to start from: a run directory, a detector package, models:/NAME@ALIAS, or a .pt, .pth, .ckpt or
-    .safetensors file, also at https://; the classes may differ. Random weights unless given."""
+    """Weights to start from: a run directory, a detector package, a registered version (NAME@ALIAS or NAME/VERSION), or
+    a .pt, .pth, .ckpt or .safetensors file, also at https://; the classes may differ. Random weights unless given."""
     initial_weights_sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None = None
     """SHA-256 of that file, which is read only if it has this digest; needed for https://."""
     freeze: tuple[str, ...] = ()
@@ -240,7 +241,7 @@ class JobSpec(Spec):
         return overrides
 
     def with_absolute_paths(self) -> JobSpec:
-        """Return the job with every local path absolute, for processes that run in other folders."""
+        """Return the job with local paths absolute and names of versions as ``models:/NAME``, for other folders."""
         data = self.data.model_copy(update={"train": absolute_url(self.data.train), "val": absolute_url(self.data.val)})
         if data.cache is not None:
             cache = data.cache.model_copy(update={"path": absolute_url(data.cache.path)})
@@ -248,9 +249,7 @@ class JobSpec(Spec):
         model = self.model
         if model.spec is not None:
             model = model.model_copy(update={"spec": absolute_url(model.spec)})
-        weights = self.initial_weights
-        if weights is not None and not weights.startswith("models:/"):
-            weights = absolute_url(weights)
+        weights = self.initial_weights and (registered_uri(self.initial_weights) or absolute_url(self.initial_weights))
         return self.model_copy(
             update={"data": data, "model": model, "storage": absolute_url(self.storage), "initial_weights": weights}
         )

@@ -19,7 +19,7 @@ class StopSpec(Spec):
     metric: Literal["AP", "AP50", "AP75"] = "AP"
     """The metric of the validation set that is compared. What is released is the best AP, whichever it is."""
     max_hours: Annotated[float, Field(gt=0)] | None = None
-    """Hours of training, of all starts together, after which the run ends with the step that is being done."""
+    """Hours of training, of all starts together, after which the run ends with the next step."""
 
     @model_validator(mode="after")
     def _ends(self) -> Self:

@@ -141,8 +141,12 @@ def check_reachable(tracking_uri: str, timeout_seconds: float = CHECK_TIMEOUT_SE
         ) from error
 
 
-def find_tracking_uri(given: str | None = None) -> str:
+def find_tracking_uri(given: str | None = None, setting: str = "--tracking-uri") -> str:
     """Return the MLflow store to read: the given one, else MLFLOW_TRACKING_URI, else the one beside the runs.
+
+    Args:
+        given: The store that the user names.
+        setting: Where the user may name it, for the message.
 
     Raises:
         TrackingError: There is none; reading must not create an empty database.
@@ -153,7 +157,7 @@ def find_tracking_uri(given: str | None = None) -> str:
     database = None if uri is None else sqlite_path(uri)
     if uri is None or (database is not None and not database.exists()):
         raise TrackingError(
-            f"there is no MLflow store at {database or 'runs'}; name it with --tracking-uri or MLFLOW_TRACKING_URI"
+            f"there is no MLflow store at {database or 'runs'}; name it with {setting} or MLFLOW_TRACKING_URI"
         )
     return uri
 

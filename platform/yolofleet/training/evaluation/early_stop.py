@@ -130,7 +130,13 @@ def _out_of_hours(stop: StopSpec, step: int) -> EarlyEnd:
 
 
 class EarlyStopping:
-    """Tells all workers at once, after each step, whether the run is over; a part of the loop.
+    """Tells all workers at once whether the run is over; a part of the loop.
+
+    The first worker's clock decides about hours. What it says travels with the exchange of a step, and is read with the
+    step's other values while the next one is computed: no step waits for it.
+
+    Attributes:
+        is_out_of_hours: Whether the hours are spent, as all workers have read after the same step.
 
     Args:
         stop: What the job asks for.
@@ -151,19 +157,16 @@ class EarlyStopping:
         self._rows: list[Row] = []
         self._began = clock()
         self._seconds_before = 0.0
-        self._out_of_hours_at: int | None = None
+        self.is_out_of_hours = False
         if group.is_first and stop.max_hours is not None:
             events = [*run.events(), {"kind": "start", "time": utc_now()}]
             self._seconds_before = summarize_run(sorted(events, key=seconds_of), run.metrics()).seconds_trained
 
-    def is_out_of_hours(self, step: int) -> bool:
-        """Return whether the hours are spent, after so many steps; a collective."""
-        if self._stop.max_hours is None:
+    def has_spent_hours(self) -> bool:
+        """Return whether the hours are spent by the first worker's clock; False on the others."""
+        if self._stop.max_hours is None or not self._group.is_first:
             return False
-        spent = self._seconds_before + self._clock() - self._began
-        if self._group.first_value(int(spent >= self._stop.max_hours * 3600)):
-            self._out_of_hours_at = step
-        return self._out_of_hours_at is not None
+        return self._seconds_before + self._clock() - self._began >= self._stop.max_hours * 3600
 
     def observe(self, row: Row) -> None:
         """Take the row of an evaluation that this worker has just reported."""
@@ -176,7 +179,7 @@ class EarlyStopping:
             self._rows += self._reader.new_rows()
             counted = (row for row in self._rows if int(row["step"]) <= step)
             end = out_of_patience(metric_of_rows(counted, self._stop.metric), self._stop, self._since)
-            if end is None and self._out_of_hours_at is not None:
+            if end is None and self.is_out_of_hours:
                 end = _out_of_hours(self._stop, step)
             if end is not None:
                 self._record(end)
@@ -184,9 +187,10 @@ class EarlyStopping:
 
     def is_over_at_start(self, step: int) -> bool:
         """Return whether the run was over before this start, which stands at a step; a collective."""
-        if step > 0:
-            self.is_out_of_hours(step)
-        return step > 0 and self.is_over(step)
+        if step == 0:
+            return False
+        self.is_out_of_hours = bool(self._group.first_value(int(self.has_spent_hours())))
+        return self.is_over(step)
 
     def _record(self, end: EarlyEnd) -> None:
         """Append the event of the end, once."""

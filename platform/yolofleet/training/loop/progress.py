@@ -1,4 +1,4 @@
-"""How a run advances: which steps are logged, evaluated and saved, its loss, and what a restart cost."""
+"""How a run advances: its loss, the values of a step on their way from the device, and what a restart cost."""
 
 from __future__ import annotations
 
@@ -18,36 +18,6 @@ from yolofleet.training.loop.worker_progress import PAUSED, KnownProgress
 
 ENDS = ("stopped", "end", "failed")
 """Events of a driver, after which the time until the next start is not lost: the run was ended on purpose."""
-
-
-@dataclass(frozen=True)
-class Milestones:
-    """Which steps do more than train; a step is named by the number of steps done after it."""
-
-    num_steps: int
-    """Steps of the whole run."""
-    log_every_steps: int
-    """Steps between two rows of metrics."""
-    checkpoint_every_steps: int
-    """Steps between two checkpoints."""
-    evaluation_every_steps: float
-    """Steps between two evaluations; need not be a whole number."""
-    earlier_ends: frozenset[int] = frozenset()
-    """Steps at which the run was over before its epochs were raised: they are evaluated, too."""
-
-    def logs(self, step: int) -> bool:
-        """Return whether a row of metrics is due after ``step`` steps."""
-        return step % self.log_every_steps == 0 or step == self.num_steps
-
-    def evaluates(self, step: int) -> bool:
-        """Return whether an evaluation is due after ``step`` steps."""
-        period = self.evaluation_every_steps
-        is_end = step == self.num_steps or step in self.earlier_ends
-        return is_end or math.floor(step / period) > math.floor((step - 1) / period)
-
-    def saves(self, step: int) -> bool:
-        """Return whether a checkpoint is due: at its own period, and wherever the model is evaluated."""
-        return step % self.checkpoint_every_steps == 0 or self.evaluates(step)
 
 
 class LossTerms:

@@ -122,6 +122,16 @@ class Schedule:
         """Return whether the step lies in the last part of the run, which is trained on single images."""
         return step >= self.planned_steps(step) * (1 - self.hyperparameters.close_mosaic_share)
 
+    def first_single_images(self, start: int, end: int) -> int | None:
+        """Return the first step from ``start`` to before ``end`` that is trained on single images; None without one."""
+        parts = [(plan.until_step, plan.num_steps) for plan in self.earlier] + [(end, self.num_steps)]
+        for until, planned in parts:
+            first = max(start, math.ceil(planned * (1 - self.hyperparameters.close_mosaic_share)))
+            if first < min(until, end):
+                return first
+            start = max(start, until)
+        return None
+
     @cached_property
     def _single_images(self) -> Augmentation:
         return self.hyperparameters.without_composition()

@@ -109,11 +109,11 @@ def _train(trainer: Trainer, evaluate: Evaluate | None, report: Report) -> Outco
                 state.skip_to(end)
                 batches = _micro_batches(trainer)
             _do_step(trainer, batches, report)
-            out_of_hours = stopping is not None and stopping.is_out_of_hours(state.step)
-            if milestones.saves(state.step) or out_of_hours or trainer.guard.may_exceed(state):
+            if milestones.saves(state.step) or trainer.guard.may_exceed(state):
                 _settle(trainer, report)
+            out_of_hours = stopping is not None and stopping.is_out_of_hours
             left = group.leave_reason() if state.step < milestones.num_steps else None
-            if left is not None:
+            if out_of_hours or left is not None:
                 _settle(trainer, report)
             evaluation_due = milestones.evaluates(state.step) or out_of_hours
             if evaluation_due and evaluate is not None:
@@ -187,8 +187,10 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) ->
 
     # Weights and running statistics change together, or not at all where the step is non-finite on any worker.
     pace.meet(alone="optimizer")
-    total, asked, sums = guard.total_loss(), group.asked_to_leave(), meters.terms.shared()
-    group.sum_together(total, asked, sums, learner.statistics.sums)
+    total, sums = guard.total_loss(), meters.terms.shared()
+    asked = group.flag(group.progress.leave_reason is not None)
+    spent = group.flag(trainer.stopping is not None and trainer.stopping.has_spent_hours())
+    group.sum_together(total, asked, spent, sums, learner.statistics.sums)
     pace.enter("optimizer")
     finite = (total.isfinite() & norm.isfinite()).squeeze(0)
     scale = precision.loss_scale()
@@ -199,7 +201,7 @@ def _do_step(trainer: Trainer, batches: Iterator[MicroBatch], report: Report) ->
     state.step += 1
     scalars = torch.stack([value.double() for value in (norm, scale, precision.loss_scale())])
     row = _begin_row(trainer) if trainer.milestones.logs(state.step) else None
-    meters.readings.append(Reading.begin(torch.cat([total, asked, scalars, sums]), row))
+    meters.readings.append(Reading.begin(torch.cat([total, asked, spent, scalars, sums]), row))
     group.progress.advance(state.step)
     if meters.restart_cost is not None:
         meters.restart_cost.observe(state.step)
@@ -211,8 +213,10 @@ def _settle(trainer: Trainer, report: Report) -> None:
     if not readings:
         return
     reading = readings.pop()
-    loss, asked, norm, scale, next_scale, *sums = reading.read()
+    loss, asked, spent, norm, scale, next_scale, *sums = reading.read()
     group.progress.group_leaves |= asked > 0
+    if trainer.stopping is not None:
+        trainer.stopping.is_out_of_hours |= spent > 0
     if guard.count(trainer.run, state, loss, norm, scale):
         trainer.learner.average.update(state.num_updates)
     if reading.row is not None or guard.is_exceeded(state):

@@ -21,9 +21,10 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.run_state import RunState, prepare, restore
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import CheckpointEvaluations
+from yolofleet.training.loop.milestones import Milestones
 from yolofleet.training.loop.non_finite import FiniteGuard, skipped_windows
 from yolofleet.training.loop.pace import Pace, find_peak
-from yolofleet.training.loop.progress import LossTerms, Milestones, Reading, RestartCost
+from yolofleet.training.loop.progress import LossTerms, Reading, RestartCost
 from yolofleet.training.loop.sample_log import FOLDER, SampleLog, SkippedSamples, remove_rows_from
 from yolofleet.training.loop.schedule import Schedule
 from yolofleet.training.loop.update import MicroBatchStatistics, Precision, WeightAverage, build_optimizer
@@ -178,13 +179,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
             skipped=skipped,
         ),
         schedule=schedule,
-        milestones=Milestones(
-            num_steps=schedule.num_steps,
-            log_every_steps=job.log_every_steps,
-            checkpoint_every_steps=job.checkpoint.period_steps,
-            evaluation_every_steps=job.evaluation.every_epochs * schedule.steps_per_epoch,
-            earlier_ends=frozenset(plan.until_step for plan in schedule.earlier),
-        ),
+        milestones=Milestones.of_job(job, len(dataset), (plan.until_step for plan in schedule.earlier)),
         stopping=stopping,
         state=state,
         store=store,

@@ -111,10 +111,9 @@ class WorkerGroup:
         dist.broadcast(tensor, src=0)
         return int(tensor)
 
-    def asked_to_leave(self) -> torch.Tensor:
-        """Return whether this worker was asked to leave, (1,) on the device, for the exchange of a step."""
-        asked = float(self.progress.leave_reason is not None)
-        return torch.full((1,), asked, dtype=torch.float64, device=self.device)
+    def flag(self, is_raised: bool) -> torch.Tensor:
+        """Return what this worker says, (1,) on the device, for the exchange of a step: the sum says how many do."""
+        return torch.full((1,), float(is_raised), dtype=torch.float64, device=self.device)
 
     def leave_reason(self) -> str | None:
         """Return why the group is to save its state and end, or None; the same answer at once on every worker.

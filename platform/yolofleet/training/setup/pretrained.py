@@ -22,6 +22,7 @@ from torch import Tensor
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME, MANIFEST_NAME, TRAINING_FORM
 from yolofleet.core.local_files import file_sha256
+from yolofleet.core.registered_names import MODELS_PREFIX
 from yolofleet.core.text import and_more, plural
 from yolofleet.data.anchors import Anchors
 from yolofleet.data.class_names import coco_classes
@@ -189,8 +190,8 @@ def read_trained(source: str, locate: Locate | None = None, sha256: str | None =
     """Read trained weights.
 
     Args:
-        source: A run directory, a detector package, ``models:/NAME@ALIAS``, or a ``.pt``, ``.pth``, ``.ckpt`` or
-            ``.safetensors`` file: a path, or an ``s3://`` or ``https://`` URL.
+        source: A run directory, a detector package, ``models:/NAME@ALIAS`` or ``models:/NAME/VERSION``, or a ``.pt``,
+            ``.pth``, ``.ckpt`` or ``.safetensors`` file: a path, or an ``s3://`` or ``https://`` URL.
         locate: Finds registered versions; None where there is no registry.
         sha256: The file's SHA-256; needed for an ``https://`` URL.
 
@@ -206,13 +207,16 @@ def read_trained(source: str, locate: Locate | None = None, sha256: str | None =
             f"initial_weights {source}: initial_weights_sha256 is the digest of a single file "
             f"({', '.join(WEIGHT_FILES)}); leave it out"
         )
-    if source.startswith("models:/"):
+    if source.startswith(MODELS_PREFIX):
         if locate is None:
             raise UserError(
                 f"initial_weights {source}: only 'yolofleet train' reads the registry; start the run with it once "
                 f"(its run directory keeps the weights), or name a run directory or a file"
             )
-        folder, version = locate(source)
+        try:
+            folder, version = locate(source)
+        except UserError as error:
+            raise UserError(f"initial_weights {source}: {error}") from error
         return replace(_read_folder(open_storage(folder), source), parent=version)
     if "://" not in source and Path(source).suffix.lower() in WEIGHT_FILES:
         if not Path(source).is_file():
@@ -259,7 +263,8 @@ def _read_folder(storage: Storage, source: str) -> TrainedWeights:
             )
     raise UserError(
         f"initial_weights {source}: holds neither checkpoints nor a detector package; accepted are a run directory, a "
-        f"detector package, models:/NAME@ALIAS, and {', '.join(WEIGHT_FILES)} files, also at https://"
+        f"detector package, a registered version (NAME@ALIAS, NAME/VERSION), and {', '.join(WEIGHT_FILES)} files, also "
+        f"at https://"
     )
 
 
