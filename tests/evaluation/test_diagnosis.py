@@ -178,16 +178,17 @@ def test_galleries_choose_the_telling_images() -> None:
 
 def test_a_class_gallery_shows_what_concerns_the_class_alone() -> None:
     """Its boxes without its name, and a box of another class on its object; no class has one if it is the only one."""
-    boxes = [(1, CAT, FAR, 0.9), (1, DOG, A, 0.8), (1, DOG, FAR, 0.7)]
-    found = diagnose(*case([(1, CAT, A), (1, CAT, B), (1, DOG, B)], boxes))
+    dog = [60.0, 0.0, 30.0, 10.0]
+    boxes = [(1, CAT, FAR, 0.9), (1, DOG, A, 0.8), (1, CAT, B, 0.7), (1, DOG, dog, 0.6)]
+    found = diagnose(*case([(1, CAT, A), (1, CAT, B), (1, DOG, dog)], boxes))
     own = next(image for gallery in found.galleries for image in gallery.images if gallery.name.startswith("cat "))
-    assert (own.drawing, own.reason) == ("1-class-0", "0 true, 1 false, 2 not found")
+    assert (own.drawing, own.reason) == ("1-class-0", "1 true, 1 false, 1 not found")
     drawn = [(entry["outcome"], entry["bbox"], entry.get("label")) for entry in found.images.boxes_of(1, 0)]
     assert drawn == [
         ("not found", A, ""),
-        ("not found", B, ""),
         ("false", FAR, "0.90"),
         ("false", A, None),
+        ("true", B, "0.70"),
     ]
     document, detections = case([(1, CAT, A)], [(1, CAT, FAR, 0.9), (1, CAT, A, 0.8)])
     document["categories"] = document["categories"][:1]
