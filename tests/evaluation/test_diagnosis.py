@@ -196,8 +196,8 @@ def test_a_class_gallery_shows_what_concerns_the_class_alone() -> None:
 
 
 def test_images_of_one_class_stand_together() -> None:
-    boxes = [(1, CAT, FAR, 0.9), (2, DOG, FAR, 0.8), (3, CAT, FAR, 0.7), (4, CAT, A, 0.65)]
-    found = diagnose(*case([(4, CAT, A), (4, DOG, A)], boxes))
+    boxes = [(1, CAT, FAR, 0.9), (2, DOG, FAR, 0.8), (3, CAT, FAR, 0.7), (3, CAT, A, 0.65)]
+    found = diagnose(*case([(3, CAT, A), (3, DOG, B)], boxes))
     wrong = next(gallery for gallery in found.galleries if gallery.name == "Most confident and wrong")
     assert [image.image_id for image in wrong.images] == [1, 3, 2]
 
@@ -276,7 +276,7 @@ def test_properties_on_random_sets(seed: int) -> None:
     for score in np.unique(tables.scores):
         above = tables.scores >= score
         f1.append(2 * (above & true).sum() / ((above & counted).sum() + figures.num_objects))
-    best = 2 * found.num_true / max(2 * found.num_true + found.num_false + found.num_missed, 1)
+    best = 2 * found.num_true / max(2 * found.num_true + found.num_false + found.num_not_found, 1)
     assert best == pytest.approx(max(f1, default=0))
     assert sum(entry.num_objects for entry in found.object_counts) == figures.num_objects
     assert sum(entry.num_false for entry in found.object_counts) == found.num_false

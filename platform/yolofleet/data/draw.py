@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from yolofleet.core.text import share_text
 from yolofleet.data.finish import finished
 
 if TYPE_CHECKING:
@@ -261,7 +262,12 @@ def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
     name = str(record.get("category_name") or names.get(category_id, category_id))
     if record.get("iscrowd"):
         name += " (crowd)"
-    return f"{name} {float(record['score']):.2f}" if "score" in record else name
+    return f"{name} {score_text(record['score'])}" if "score" in record else name
+
+
+def score_text(score: float) -> str:
+    """Return a confidence as people read it: two decimals, more where they would say 0 or 1."""
+    return share_text(float(score), decimals=2, kind="f")
 
 
 @lru_cache(maxsize=1)

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from yolofleet.data.draw import score_text
 from yolofleet.evaluation.average_precision import BoxTables
 from yolofleet.evaluation.error_types import ERROR_KINDS, TRUE, Outcomes
 from yolofleet.evaluation.precision_recall import Integers
 
-MOST_FALSE_DRAWN = 20
+MOST_FALSE_DRAWN = 10
 """False boxes of an image; those of a badly trained model would hide it."""
 MOST_CLASSES = 4
 """Classes with images of their own."""
@@ -139,7 +140,7 @@ class ImageOutcomes:
 
     def _false_reason(self, row: int) -> str:
         name, kind = self._names[self._outcomes.classes[row]], ERROR_KINDS[self._outcomes.kinds[row]]
-        return f"{name} {self._tables.scores[row]:.2f}: {FALSE_REASONS[kind]}"
+        return f"{name} {score_text(self._tables.scores[row])}: {FALSE_REASONS[kind]}"
 
     def _object_reason(self, row: int) -> str:
         width, height = self._tables.truth.boxes[row, 2:]
@@ -173,7 +174,7 @@ class ImageOutcomes:
             category_id = int(self._tables.category_ids[class_index])
             for record in records:
                 if record["category_id"] == category_id:
-                    record["label"] = f"{record['score']:.2f}" if "score" in record else ""
+                    record["label"] = score_text(record["score"]) if "score" in record else ""
         return records
 
     def _records(self, outcome: str, boxes: Any, classes: Integers, rows: Integers) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from yolofleet.core.terminal import plural
 from yolofleet.tracking.run_directory import STATUS_OF_EVENT, status_after
 from yolofleet.tracking.run_record import RunRecord
 
@@ -66,7 +67,7 @@ def _length(record: RunRecord) -> Iterator[Advice]:
     if 0 < steps < FEW_STEPS and (record.job is None or record.job.initial_weights is None):
         yield Advice(
             "Train for longer (epochs), or start from trained weights (initial_weights).",
-            f"{steps} steps are few: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
+            f"It trained {plural(steps, 'step')}: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
         )
     if len(found) < 4 or (best := record.best) is None or status_after(record.events) == "RUNNING":
         return
