@@ -157,10 +157,10 @@ def _draw_box(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, record
     """A box in its colour inside a thin dark one, so that it is seen on any background."""
     left, top, right, bottom = corners
     colour, dash = _style(record)
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
     if dash:
         _draw_dashed(canvas, corners, line, colour, dash * line)
         return
-    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
     canvas.rectangle(corners, outline=colour, width=line)
 
 

@@ -65,13 +65,12 @@ def diagnosis_cards(document: Document) -> Markup:
     """Return the figures of the summary."""
     num_objects = document["num_true"] + document["num_not_found"]
     num_found = document["num_true"] + document["num_false"]
-    return cards(
-        {
-            "of the objects found": _share(document["num_true"], num_objects),
-            "of the boxes right": _share(document["num_true"], num_found),
-            "confidence used": _confidence_text(document["threshold"]),
-        }
-    )
+    shown = {
+        "of the objects found": _share(document["num_true"], num_objects),
+        "of the boxes right": _share(document["num_true"], num_found),
+        "confidence used": _confidence_text(document["threshold"]),
+    }
+    return cards({name: value for name, value in shown.items() if value != "-"})
 
 
 def _errors(document: Document) -> Section:
@@ -80,14 +79,14 @@ def _errors(document: Document) -> Section:
         [
             entry["kind"],
             ERROR_MEANINGS[entry["kind"]],
-            entry["count_above"],
+            *([] if document["threshold"] is None else [entry["count_above"]]),
             entry["count"],
             _cost_cell(entry["cost"], largest),
         ]
         for entry in sorted(document["errors"], key=lambda entry: -(entry["cost"] or 0.0))
     ]
-    at = _confidence_text(document["threshold"])
-    head = ("error", "what it is", f"from confidence {at}", "at any confidence", "costs AP50")
+    above = [] if document["threshold"] is None else [f"from confidence {_confidence_text(document['threshold'])}"]
+    head = ("error", "what it is", *above, "at any confidence", "costs AP50")
     note = (
         "Each false box is one kind of error, at IoU 0.50; missed objects are counted as objects. The cost is what "
         "AP50 (0 to 1) would gain without this kind of error at any confidence; costs do not add up."
@@ -130,12 +129,16 @@ def _galleries(document: Document, drawn: Mapping[str, SampleImage]) -> Section:
         group = Markup('<div style="--images:{}"><h3>{}</h3>{}</div>')
         if figures:
             parts.append(group.format(len(figures), gallery["name"], grid(figures, "gallery")))
-    at = _confidence_text(document["threshold"])
+    at = document["threshold"]
+    which = "No box lies on an object of its class, so none is drawn."
+    if at is not None:
+        which = (
+            f"Boxes from confidence {_confidence_text(at)} on, where F1 over all classes is best; true at IoU 0.50. Of "
+            f"the false boxes of an image the {MOST_FALSE_DRAWN} surest are drawn, and labels where there is room."
+        )
     note = (
-        f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50. An object is not found "
-        "where no true box is on it. Where an image is about one class, only its boxes are drawn, and "
-        f"without its name. Of the false boxes of an image the {MOST_FALSE_DRAWN} surest are drawn, and labels where "
-        "there is room."
+        f"{which} An object is not found where no true box is on it. Where an image is about one class, only what "
+        "concerns it is drawn, and without its name."
     )
     return Section(
         title="Images that show it",
@@ -151,9 +154,10 @@ def _confusion(document: Document) -> Section:
         matrix = folded(f"All {len(names)} classes", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
     pairs = table(Table(name="Classes confused with others", head=("object", "detected as", "times"), rows=rows))
-    at = _confidence_text(document["threshold"])
+    threshold = document["threshold"]
+    boxes = "boxes" if threshold is None else f"boxes from confidence {_confidence_text(threshold)} on"
     note = (
-        f"Objects in rows, boxes from confidence {at} on in columns, paired at IoU "
+        f"Objects in rows, {boxes} in columns, paired at IoU "
         "0.50. The last column counts objects that no box is on, the last row boxes on no object."
     )
     body = beside(matrix, pairs or Markup("<p>No class is confused with another.</p>"))
@@ -235,7 +239,7 @@ def _confidence(document: Document) -> Section:
             f" Calibration: how often boxes of a confidence are right, from {at} on; "
             f"the expected calibration error is {found['error']:.3f}."
         )
-    note = f"F1 is best at {at}.{said}"
+    note = f"F1 is best at {at}.{said}" if document["threshold"] is not None else "F1 is 0 at every confidence."
     return Section(title="Confidence", note=note, body=grid(charts))
 
 
