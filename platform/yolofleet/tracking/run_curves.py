@@ -70,7 +70,7 @@ def _figures_of_one_step(rows: Sequence[Row]) -> Markup:
     shown = {}
     for title, keys, _ in CHARTS:
         known = [(_name(key), found[-1][1]) for key in keys if (found := _points(rows, key))]
-        parts = (f"{value:.4g}" if len(keys) == 1 else f"{name} {value:.4g}" for name, value in known)
+        parts = (f"{value:.4g}" if len(keys) == 1 else f"{name}: {value:.4g}" for name, value in known)
         shown[title] = ", ".join(parts)
     return facts(shown)
 
