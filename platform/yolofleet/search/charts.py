@@ -43,7 +43,7 @@ def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:
         for entry in results.entries
         if entry.completed and (value := entry.value(metric)) is not None and (at := _cost(entry, cost)) is not None
     ]
-    if len(done) + sum(len(entry.points) for entry in series) < FEWEST_POINTS:
+    if not done or len(done) + sum(len(entry.points) for entry in series) < FEWEST_POINTS:
         return Markup("")
     ahead = front(np.array([[value, -at] for _, at, value in done]))
     for name, leads, colour in (("other trials", False, COLOURS[7]), ("front of the trials", True, COLOURS[0])):
