@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from yolofleet.data import draw
 from yolofleet.data.draw import class_colour, contact_sheet, draw_detections, encode
 
 
@@ -44,6 +45,35 @@ def test_a_label_at_the_border_is_whole(box: tuple[float, ...]) -> None:
     amounts = [int((np.asarray(canvas) == np.array(class_colour(4))).all(axis=2).sum()) for canvas in (middle, corner)]
     # The label's area is the same at every position; only the box's outline may be cut or covered by it.
     assert abs(amounts[0] - amounts[1]) < 400
+
+
+@pytest.mark.parametrize("count", [2, 20, 200])
+def test_labels_cover_no_other_label_and_leave_most_of_the_image(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    placed: list[draw.Rectangle] = []
+    position = draw._label_position
+
+    def noted(corners: Any, size: Any, *more: Any) -> tuple[float, float] | None:
+        found = position(corners, size, *more)
+        if found is not None:
+            placed.append((*found, found[0] + size[0], found[1] + size[1]))
+        return found
+
+    monkeypatch.setattr(draw, "_label_position", noted)
+    rng = np.random.default_rng(count)
+    boxes = [(*rng.uniform(0, 400, 2), *rng.uniform(5, 100, 2)) for _ in range(count)]
+    records = [record(1, box, score=float(rng.random())) for box in boxes]
+    canvas = draw_detections(np.zeros((480, 480, 3), np.uint8), [*records, record(1, boxes[0], label="")], side=400)
+    assert canvas.size == (400, 400)
+    assert not any(draw._cover(one, other) for number, one in enumerate(placed) for other in placed[:number])
+    covered = sum((right - left) * (bottom - top) for left, top, right, bottom in placed)
+    assert (len(placed) == 2) if count == 2 else covered < 0.25 * 400 * 400
+
+
+def test_a_label_leaves_small_boxes_free_where_it_can() -> None:
+    below = (40.0, 30.0, 60.0, 50.0)  # a small box just above the large one, where its label would stand
+    at = draw._label_position((40, 50, 240, 250), (80, 20), (400, 400), [], [below])
+    assert at is not None and not draw._cover((*at, at[0] + 80, at[1] + 20), below)
+    assert draw._label_position((0, 0, 9, 9), (80, 20), (81, 21), [(0, 0, 81, 21)], []) is None
 
 
 def test_long_names_crowds_and_names_from_outside_are_drawn() -> None:

@@ -127,7 +127,7 @@ def test_curves_and_the_best_threshold() -> None:
     assert curves.best.tolist() == [0.3, 0.3, 0.305] and found.threshold == 0.3
     dog = next(entry for entry in found.classes if entry.name == "dog")
     assert (dog.precision, dog.recall, dog.f1) == (0.5, 1.0, pytest.approx(2 / 3))
-    assert (found.num_true, found.num_false, found.num_missed) == (3, 2, 0)
+    assert (found.num_true, found.num_false, found.num_not_found) == (3, 2, 0)
 
 
 def test_calibration_by_hand() -> None:
@@ -163,15 +163,43 @@ def test_galleries_choose_the_telling_images() -> None:
     found = diagnose(*case(objects, [(1, CAT, A, 0.9), (2, CAT, FAR, 0.95), (2, CAT, A, 0.8)]))
     chosen = {entry.name: [(image.image_id, image.reason) for image in entry.images] for entry in found.galleries}
     assert chosen == {
-        "Most mistakes": [(2, "1 true, 1 false, 1 missed"), (3, "0 true, 0 false, 1 missed")],
+        "dog (AP50 0.000, mainly objects with no box on or near them)": [(3, "0 true, 0 false, 1 not found")],
+        "cat (AP50 0.442, mainly objects with no box on or near them)": [(2, "1 true, 1 false, 1 not found")],
+        "Most mistakes": [(2, "1 true, 1 false, 1 not found"), (3, "0 true, 0 false, 1 not found")],
         "Most confident and wrong": [(2, "cat 0.95: no object there")],
-        "Largest objects missed": [(3, "dog of 50x50 px"), (2, "cat of 10x10 px")],
-        "Best": [(1, "1 true, 0 false, 0 missed"), (2, "1 true, 1 false, 1 missed")],
+        "Largest objects not found": [(3, "dog of 50x50 px"), (2, "cat of 10x10 px")],
+        "Best": [(1, "1 true, 0 false, 0 not found"), (2, "1 true, 1 false, 1 not found")],
     }
     outcomes = [(record["outcome"], record["bbox"]) for record in found.images.boxes_of(2)]
-    assert outcomes == [("missed", B), ("false", FAR), ("true", A)]
+    assert outcomes == [("not found", B), ("false", FAR), ("true", A)]
     [label] = found.label_errors
     assert (label["kind"], label["image_id"], label["label"], label["detection"]) == ("label_missing", 2, None, FAR)
+
+
+def test_a_class_gallery_shows_what_concerns_the_class_alone() -> None:
+    """Its boxes without its name, and a box of another class on its object; no class has one if it is the only one."""
+    dog = [60.0, 0.0, 30.0, 10.0]
+    boxes = [(1, CAT, FAR, 0.9), (1, DOG, A, 0.8), (1, CAT, B, 0.7), (1, DOG, dog, 0.6)]
+    found = diagnose(*case([(1, CAT, A), (1, CAT, B), (1, DOG, dog)], boxes))
+    own = next(image for gallery in found.galleries for image in gallery.images if gallery.name.startswith("cat "))
+    assert (own.drawing, own.reason) == ("1-class-0", "1 true, 1 false, 1 not found")
+    drawn = [(entry["outcome"], entry["bbox"], entry.get("label")) for entry in found.images.boxes_of(1, 0)]
+    assert drawn == [
+        ("not found", A, ""),
+        ("false", FAR, "0.90"),
+        ("false", A, None),
+        ("true", B, "0.70"),
+    ]
+    document, detections = case([(1, CAT, A)], [(1, CAT, FAR, 0.9), (1, CAT, A, 0.8)])
+    document["categories"] = document["categories"][:1]
+    assert next(gallery.name for gallery in diagnose(document, detections).galleries) == "Most mistakes"
+
+
+def test_images_of_one_class_stand_together() -> None:
+    boxes = [(1, CAT, FAR, 0.9), (2, DOG, FAR, 0.8), (3, CAT, FAR, 0.7), (3, CAT, A, 0.65)]
+    found = diagnose(*case([(3, CAT, A), (3, DOG, B)], boxes))
+    wrong = next(gallery for gallery in found.galleries if gallery.name == "Most confident and wrong")
+    assert [image.image_id for image in wrong.images] == [1, 3, 2]
 
 
 def test_of_many_false_boxes_the_surest_are_drawn() -> None:
@@ -197,8 +225,8 @@ def test_the_summary_says_what_a_manager_asks() -> None:
     objects = [(1, CAT, A), (1, CAT, B), (2, DOG, A)]
     assert diagnose(*case(objects, [(1, CAT, A, 0.9), (1, CAT, B, 0.9)])).summary == (
         "The model finds 67% of the 3 objects, and 100% of its boxes are right (confidence 0.90 and above); most is "
-        "lost to objects that are not found (50.0 points of AP50); the weakest class is dog (AP50 0.0, mainly objects "
-        "that are not found)."
+        "lost to objects with no box on or near them (without them AP50 would be 0.500 higher); the weakest class is "
+        "dog (AP50 0.000, mainly objects with no box on or near them)."
     )
     many = [(1, CAT, [20.0 * number, 0.0, 10.0, 10.0]) for number in range(50)] * 20
     records = [(1 + number // 50, label, box, 0.996) for number, (_, label, box) in enumerate(many)]
@@ -248,7 +276,7 @@ def test_properties_on_random_sets(seed: int) -> None:
     for score in np.unique(tables.scores):
         above = tables.scores >= score
         f1.append(2 * (above & true).sum() / ((above & counted).sum() + figures.num_objects))
-    best = 2 * found.num_true / max(2 * found.num_true + found.num_false + found.num_missed, 1)
+    best = 2 * found.num_true / max(2 * found.num_true + found.num_false + found.num_not_found, 1)
     assert best == pytest.approx(max(f1, default=0))
     assert sum(entry.num_objects for entry in found.object_counts) == figures.num_objects
     assert sum(entry.num_false for entry in found.object_counts) == found.num_false

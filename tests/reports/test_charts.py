@@ -31,6 +31,14 @@ def test_lines_stay_inside_their_frame_and_names_cannot_change_the_page(points: 
     assert data_of(drawn)["series"][0]["n"] == "</script><b>"
 
 
+def test_an_axis_of_whole_numbers_has_whole_ticks() -> None:
+    def ticks(end: float) -> list[str]:
+        drawn = chart([Series(name="a", points=[(0.0, 1.0), (end, 2.0)])], title="a", x_name="step")
+        return re.findall(r'class="tick x"[^>]*>([^<]*)<', drawn)
+
+    assert ticks(2.0) == ["0", "1", "2"] and "0.5" in ticks(1.5)
+
+
 def test_nothing_to_draw_is_no_chart() -> None:
     assert chart([Series(name="a", points=[(-1.0, 2.0)])], title="a", x_name="x", x_log=True) == ""
 

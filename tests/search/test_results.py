@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from yolofleet.search.importance import importances
+from yolofleet.search.report import render_search
 from yolofleet.search.results import results_of, summary_lines
 from yolofleet.search.scaling_law import fit_scaling_law
-from yolofleet.search.space import Parameters
+from yolofleet.search.space import Parameters, Space
 from yolofleet.search.trials import Measurement, Observation, Trials
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec
@@ -33,9 +34,10 @@ def test_a_known_law_is_recovered_with_its_uncertainty() -> None:
 @pytest.mark.parametrize(
     ("trials", "message"),
     [
-        ([(1.0, 0.2), (2.0, 0.3)], "2 trials on the front"),
+        ([(1.0, 0.2), (2.0, 0.3)], "needs 5 trials on the front, and there are 2"),
         ([(1 + i / 10, 0.2 + i / 100) for i in range(8)], "spans a factor of 1.7"),
-        ([], "0 trials"),
+        ([(1.0, 0.2)], "there is 1"),
+        ([], "there are 0"),
     ],
 )
 def test_few_trials_support_no_law(trials: list[tuple[float, float]], message: str) -> None:
@@ -85,3 +87,22 @@ def test_a_search_without_a_result_says_so(make_spec: Callable[..., SearchSpec])
     results = results_of(make_spec(), Trials())
     assert (results.best, results.front) == (None, [])
     assert "no trial has completed" in summary_lines(results, "runs/small")
+    page = render_search(results, {})
+    assert "No trial has begun yet." in page and "best.yaml" not in page and "<figure" not in page
+    assert "What more budget would bring" not in page
+
+
+def test_one_trial_is_a_line_of_the_table_and_no_chart(make_spec: Callable[..., SearchSpec]) -> None:
+    spec, trials = make_spec(), Trials()
+    values = {name: parameter.at(0.5) for name, parameter in Space(spec, source="small").parameters.by_name.items()}
+    figures = {"gflops": 0.6, "parameters": 1.8e6, "training_petaflops": 6.0}
+    pages = []
+    for number in range(2):
+        trials.suggest(Observation(values=values, figures=figures))
+        trials.measure(number, Measurement(0, 1.0, 100, {"val_AP": 0.2 + number / 10}, 300.0))
+        trials.end(number, "completed")
+        pages.append(render_search(results_of(spec, trials), {}))
+    assert "<figure" not in pages[0] and "1 trial, 1 trained to the end" in pages[0]
+    own, _, published = pages[1].partition("Among published models")
+    assert "<figcaption>AP</figcaption>" in own and "in percent" not in own  # one unit among one's own trials
+    assert "AP in percent" in published

@@ -80,6 +80,16 @@ def test_curves_have_common_axes_and_mark_what_happened(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_of_one_step_shows_its_figures_and_no_curve_of_one_point(tmp_path: Path) -> None:
+    with RunDirectory(open_storage(tmp_path / "demo")) as run:
+        run.write_job(JOB)
+        run.append_event("start", step=0, workers=1, num_steps=1)
+        run.append_metrics({"step": 1, "loss": 0.5, "loss_box": 0.25, "learning_rate": 0.01})
+        run.append_event("end", step=1)
+    page = render_run(read_run(run))
+    assert charts_of(page) == {} and "total: 0.5, box: 0.25" in page and "It trained 1 step:" in page
+
+
 def test_a_run_that_was_never_started_has_a_page(tmp_path: Path) -> None:
     run = RunDirectory(open_storage(tmp_path / "demo"))
     run.write_job(JOB)

@@ -117,8 +117,8 @@ def refuse_shares(num_of_shares: int, num_boxes: int, name: str) -> None:
     """
     if num_of_shares > LEAST_SHARES * num_boxes:
         raise UserError(
-            f"{name}: {num_of_shares} of {plural(num_boxes, 'box')} lie in the first pixel of the image, as shares of its "
-            "sides do; multiply them by its width and height, because pixels are needed"
+            f"{name}: {num_of_shares} of {plural(num_boxes, 'box')} lie in the first pixel of the image, as shares of "
+            "its sides do; multiply them by its width and height, because pixels are needed"
         )
 
 

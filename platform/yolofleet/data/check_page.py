@@ -6,9 +6,9 @@ It shows something of every dataset, also where nothing is wrong: what the class
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,7 +38,7 @@ from yolofleet.reports.page import (
 )
 from yolofleet.storage import StorageError
 
-THUMBNAIL_SIDE = 480
+THUMBNAIL_SIDE = 320
 MOST_GROUPS, MOST_OF_A_GROUP, MOST_OF_A_KIND, MOST_CLASSES, NUM_SAMPLES = 24, 4, 12, 60, 8
 CUT_MARGIN = 1.0
 """A finding is shown with so many times its own size around it."""
@@ -118,7 +118,7 @@ def _duplicate_card(content: Content, group: Duplicates, max_pixels: int) -> Mar
     drawings = []
     for split, image in group.images[:MOST_OF_A_GROUP]:
         if (pixels := content.splits[split].read(image, max_pixels)) is not None:
-            drawings.append(draw_detections(_scaled(pixels), []))
+            drawings.append(draw_detections(pixels, [], side=THUMBNAIL_SIDE))
     how = "the same file" if group.is_exact else "mirrored" if group.is_mirrored else "nearly the same"
     names = [content.name(*image) for image in group.images[: 2 * MOST_OF_A_GROUP]]
     more = len(group.images) - len(names)
@@ -199,16 +199,32 @@ def _balance(content: Content) -> Section:
     if len(kept) < len(order):
         left_out = plural(len(order) - len(kept), "class between is", "classes between are")
         notes.append(f"The {left_out} not shown.")
-    notes.append("A bin is named by its lower edge.")
+    if len(names) > 1:
+        notes.append("A bar is as long as its share of its own dataset.")
     legend = Markup("").join(
         Markup('<span><i style="background:{}"></i>{}</span>').format(COLOURS[index % len(COLOURS)], name)
         for index, name in enumerate(names)
     )
     charts = [("boxes by class", [{name: h.class_boxes.get(name, 0) for name in kept} for h in content.histograms])]
-    charts += [(title, [h.bins[title] for h in content.histograms]) for title in content.histograms[0].bins]
+    for title, bins in content.histograms[0].bins.items():
+        ranges = _ranges(list(bins), are_counts="number of" in title)
+        charts.append((title, [dict(zip(ranges, h.bins[title].values(), strict=True)) for h in content.histograms]))
     bars = grid(Markup("<div><h3>{}</h3>{}</div>").format(title, _bars(counts)) for title, counts in charts)
     shown = Markup('<div class="legend">{}</div>').format(legend) if len(names) > 1 else Markup("")
     return Section(title="Classes and boxes", note=" ".join(notes), body=shown + bars)
+
+
+def _ranges(edges: Sequence[str], *, are_counts: bool) -> list[str]:
+    """Return bins, which are named by their lower edges, as ranges; those that have names of their own as they are."""
+    if not all(edge.isdecimal() for edge in edges):
+        return list(edges)
+    ranges = []
+    for low, high in pairwise(map(int, edges)):
+        if are_counts:
+            ranges.append(str(low) if high == low + 1 else f"{low} to {high - 1}")
+        else:
+            ranges.append(f"{low} to {high}" if low else f"below {high}")
+    return [*ranges, f"{edges[-1]} or more"]
 
 
 def _bars(counts: Sequence[Mapping[str, int]]) -> Markup:
@@ -270,18 +286,9 @@ def _records(record: ImageRecord) -> list[dict[str, Any]]:
     ]
 
 
-def _scaled(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    gain = min(1.0, THUMBNAIL_SIDE / max(pixels.shape[:2]))
-    size = (max(1, round(pixels.shape[1] * gain)), max(1, round(pixels.shape[0] * gain)))
-    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
 def _draw(
     pixels: NDArray[np.uint8], records: list[dict[str, Any]], names: Mapping[int, str], alt: str, caption: str | Markup
 ) -> Markup:
-    """Return an image with boxes, none of its sides above the thumbnail's."""
-    small = _scaled(pixels)
-    gain = max(small.shape[:2]) / max(pixels.shape[:2])
-    moved = [{**entry, "bbox": [value * gain for value in entry["bbox"]]} for entry in records]
-    drawing = draw_detections(small, moved, names=names)
+    """Return an image with boxes, its longer side that of the thumbnail."""
+    drawing = draw_detections(pixels, records, names=names, side=THUMBNAIL_SIDE)
     return figure(encode(drawing), drawing.size, alt, caption)

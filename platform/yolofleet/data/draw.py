@@ -1,7 +1,9 @@
 """Images with boxes and legible labels, at any size of image.
 
 Line width, text and padding follow the image's size. A label sits on top of its box, inside it or below it where
-there is no room above, and always wholly inside the image; where that can be had it covers no label drawn before.
+there is no room above, and always wholly inside the image. It covers no other label: where there is no room beside its
+box it stands further off, joined by a line. Where there is none at all, or labels cover much of the image already, it
+is left out, those of the least sure boxes first.
 Colours are far apart in hue and alternate in lightness; a class keeps its colour in every image. The typeface is
 OpenCV's own: it has the letters of most scripts and needs no file. (Pillow's own has ASCII alone.)
 """
@@ -20,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from yolofleet.core.text import share_text
 from yolofleet.data.finish import finished
 
 if TYPE_CHECKING:
@@ -34,10 +37,16 @@ SMALLEST_WIDTH, SMALLEST_HEIGHT = 200, 40  # thinner images get a dark margin: n
 MARGIN = (24, 26, 30)
 OUTCOMES: dict[str, tuple[Colour, int]] = {
     "true": ((0, 190, 120), 0),
-    "false": ((255, 84, 20), 5),
-    "missed": ((90, 180, 255), 2),
+    "false": ((255, 84, 20), 3),
+    "not found": ((90, 180, 255), 1),
 }
 """Boxes of an evaluation: colours that colour-blind people tell apart, and dashes in line widths (0: a solid line)."""
+SMALL_BOX = 4
+"""A box is small, and no label shall cover it, if its longer side is below so many times the size of the text."""
+MOST_COVERED = 0.2
+"""Share of an image that its labels cover together; the first is written in any case."""
+MOST_RINGS = 3
+"""How many of its own heights a label may stand off its box."""
 TEXT_WEIGHT = 650  # OpenCV's scale: 400 is regular, 800 as heavy as it gets
 JPEG_QUALITY = 92
 
@@ -51,7 +60,11 @@ def class_colour(category_id: int) -> Colour:
 
 
 def draw_detections(
-    image: NDArray[np.uint8], records: Sequence[Mapping[str, Any]], *, names: Mapping[int, str] | None = None
+    image: NDArray[np.uint8],
+    records: Sequence[Mapping[str, Any]],
+    *,
+    names: Mapping[int, str] | None = None,
+    side: int | None = None,
 ) -> Image.Image:
     """Draws detections or ground truth on an image.
 
@@ -59,27 +72,33 @@ def draw_detections(
         image: (H, W, 3) uint8 RGB; it is left as it is.
         records: each with category_id, bbox x, y, width, height in pixels and, where there is one, score; the name is
             category_name or the one in `names`. A true `iscrowd` makes a dashed box; an `outcome` of `OUTCOMES` has a
-            colour and a line of its own.
+            colour and a line of its own; a `label` is written instead of name and score, an empty one not at all.
         names: category id -> name.
+        side: the longest side of the drawing in pixels, at which its labels are legible; None: that of the image.
 
     Returns:
-        The drawing, enlarged by a whole factor if it is small, with a dark margin if it is very thin.
+        The drawing, without `side` enlarged by a whole factor if it is small; with a dark margin if it is very thin.
     """
-    factor = max(1, -(-SMALLEST_LONG_SIDE // max(image.shape[:2])))
-    height, width = image.shape[0] * factor, image.shape[1] * factor
+    longest = max(image.shape[:2])
+    factor = max(1, -(-SMALLEST_LONG_SIDE // longest)) if side is None else side / longest
+    height, width = (max(1, round(length * factor)) for length in image.shape[:2])
     drawing = Image.new("RGB", (max(width, SMALLEST_WIDTH), max(height, SMALLEST_HEIGHT)), MARGIN)
-    drawing.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    drawing.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0))
     canvas = ImageDraw.Draw(drawing)
     line = max(3, round(max(height, width) / 260))
     text_size = max(13, round(min(max(drawing.size) / 48, min(drawing.size) / 12)))
     ordered = sorted(records, key=lambda record: float(record.get("score", 1.0)))  # the surest on top
-    for record in ordered:
-        _draw_box(canvas, _corners(record, factor, width, height), line, record)
-    occupied: list[Rectangle] = []
-    for record in reversed(ordered):
-        text = _label(record, names or {})
-        corners = _corners(record, factor, width, height)
-        occupied.append(_draw_label(canvas, corners, text, record, text_size, line, occupied))
+    boxes = [_corners(record, factor, width, height) for record in ordered]
+    for record, corners in zip(ordered, boxes, strict=True):
+        _draw_box(canvas, corners, line, record)
+    small = [box for box in boxes if max(box[2] - box[0], box[3] - box[1]) < SMALL_BOX * text_size]
+    labels: list[Rectangle] = []
+    for record, corners in zip(reversed(ordered), reversed(boxes), strict=True):
+        text, covered = _label(record, names or {}), sum((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in labels)
+        if not text or covered > MOST_COVERED * drawing.width * drawing.height:
+            continue
+        label = _draw_label(canvas, corners, text, record, text_size, line, labels, small)
+        labels += [] if label is None else [label]
     return drawing
 
 
@@ -126,7 +145,7 @@ def draw_micro_batch(batch: MicroBatch, names: Sequence[str]) -> bytes:
     return encode(contact_sheet(drawings, columns=columns, cell=cell), "png")
 
 
-def _corners(record: Mapping[str, Any], factor: int, width: int, height: int) -> Rectangle:
+def _corners(record: Mapping[str, Any], factor: float, width: int, height: int) -> Rectangle:
     """The box in the enlarged image, clipped to it: x1, y1, x2, y2."""
     x, y, box_width, box_height = (float(value) * factor for value in record["bbox"])
     left, right = sorted((min(max(x, 0), width - 1), min(max(x + box_width, 0), width - 1)))
@@ -138,10 +157,10 @@ def _draw_box(canvas: ImageDraw.ImageDraw, corners: Rectangle, line: int, record
     """A box in its colour inside a thin dark one, so that it is seen on any background."""
     left, top, right, bottom = corners
     colour, dash = _style(record)
+    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
     if dash:
         _draw_dashed(canvas, corners, line, colour, dash * line)
         return
-    canvas.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline=(0, 0, 0), width=1)
     canvas.rectangle(corners, outline=colour, width=line)
 
 
@@ -169,15 +188,23 @@ def _draw_label(
     record: Mapping[str, Any],
     text_size: int,
     line: int,
-    occupied: Sequence[Rectangle],
-) -> Rectangle:
-    """Draws a label where there is room for it and returns its rectangle."""
+    labels: Sequence[Rectangle],
+    small: Sequence[Rectangle],
+) -> Rectangle | None:
+    """Draws a label where there is room for it and returns its rectangle; None where there is none."""
     colour, _ = _style(record)
     padding = max(2, line)
     text = _shortened(text, text_size, canvas.im.size[0] - 2 * padding - 1)
     mask = text_mask(text, text_size)
     width, height = mask.width + 2 * padding, mask.height + 2 * padding
-    left, top = _label_position(corners, (width, height), canvas.im.size, occupied)
+    position = _label_position(corners, (width, height), canvas.im.size, labels, small)
+    if position is None:
+        return None
+    left, top = position
+    if not _cover((left - 1, top - 1, left + width + 1, top + height + 1), corners):
+        start = (min(max(left, corners[0]), corners[2]), min(max(top, corners[1]), corners[3]))
+        end = (min(max(corners[0], left), left + width), min(max(corners[1], top), top + height))
+        canvas.line((*start, *end), fill=colour, width=max(1, line // 2))
     canvas.rectangle((left, top, left + width, top + height), fill=colour)
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     fill = (0, 0, 0) if luminance > 130 else (255, 255, 255)
@@ -186,23 +213,33 @@ def _draw_label(
 
 
 def _label_position(
-    corners: Rectangle, size: tuple[float, float], drawing: tuple[int, int], occupied: Sequence[Rectangle]
-) -> tuple[float, float]:
-    """Top left corner of a label: above its box, inside, below, a line off; the first position that covers no label."""
+    corners: Rectangle,
+    size: tuple[float, float],
+    drawing: tuple[int, int],
+    labels: Sequence[Rectangle],
+    small: Sequence[Rectangle],
+) -> tuple[float, float] | None:
+    """Top left corner of a label: above its box, inside, below, then further off.
+
+    It is the first that covers no label and no small box; where there is none, the first that covers no label.
+    """
     left, top, right, bottom = corners
     width, height = size
     wishes = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]
     wishes += [(left, bottom), (left, bottom - height), (right - width, bottom - height)]
-    wishes += [(left, top - 2 * height), (left, bottom + height), (left, top - 3 * height), (left, bottom + 2 * height)]
+    for ring in range(1, MOST_RINGS + 1):
+        for x in (left, left - ring * width / 2, left + ring * width / 2):
+            wishes += [(x, top - (ring + 1) * height), (x, bottom + ring * height), (x, top + ring * height)]
     inside = [
         (max(0.0, min(x, drawing[0] - 1 - width)), max(0.0, min(y, drawing[1] - 1 - height)))
-        for x, y in wishes
-        if -0.5 <= y <= drawing[1] - height
-    ] or [(max(0.0, min(left, drawing[0] - 1 - width)), max(0.0, min(top, drawing[1] - 1 - height)))]
-    for x, y in inside:
-        if not any(_cover((x, y, x + width, y + height), other) for other in occupied):
-            return x, y
-    return inside[0]
+        for number, (x, y) in enumerate(wishes)
+        if number == 0 or -0.5 <= y <= drawing[1] - height
+    ]
+    for obstacles in ((*labels, *small), labels):
+        for x, y in inside:
+            if not any(_cover((x, y, x + width, y + height), other) for other in obstacles):
+                return x, y
+    return None
 
 
 def _shortened(text: str, text_size: int, room: float) -> str:
@@ -219,13 +256,18 @@ def _cover(first: Rectangle, second: Rectangle) -> bool:
 
 
 def _label(record: Mapping[str, Any], names: Mapping[int, str]) -> str:
+    if "label" in record:
+        return str(record["label"])
     category_id = int(record["category_id"])
     name = str(record.get("category_name") or names.get(category_id, category_id))
     if record.get("iscrowd"):
         name += " (crowd)"
-    if record.get("outcome") == "missed":
-        name += " missed"
-    return f"{name} {float(record['score']):.2f}" if "score" in record else name
+    return f"{name} {score_text(record['score'])}" if "score" in record else name
+
+
+def score_text(score: float) -> str:
+    """Return a confidence as people read it: two decimals, more where they would say 0 or 1."""
+    return share_text(float(score), decimals=2, kind="f")
 
 
 @lru_cache(maxsize=1)

@@ -78,6 +78,12 @@ class ClassDiagnosis:
         kind = max(self.costs, key=lambda kind: self.costs[kind])
         return kind if self.costs[kind] > 0 else None
 
+    @property
+    def weakness(self) -> str:
+        """Its name, how weak it is, and why."""
+        why = f", mainly {ERROR_PHRASES[self.main_error]}" if self.main_error else ""
+        return f"{self.name} (AP50 {self.ap50:.3f}{why})"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Diagnosis:
@@ -88,7 +94,7 @@ class Diagnosis:
         threshold: The confidence at which F1 over all classes is best, for what counts boxes; None: nothing is found.
         num_true: Detections from there on that match an object.
         num_false: Detections from there on that match none.
-        num_missed: Objects that none of them matches.
+        num_not_found: Objects that none of them matches.
         errors: The kinds of errors, in the order of `ERROR_KINDS`.
         classes: Those with objects, the one with the lowest AP50 first.
         class_names: (K) of all classes, by their ids; none twice, and none that of the background.
@@ -108,7 +114,7 @@ class Diagnosis:
     threshold: float | None
     num_true: int
     num_false: int
-    num_missed: int
+    num_not_found: int
     errors: tuple[ErrorType, ...]
     classes: tuple[ClassDiagnosis, ...]
     class_names: tuple[str, ...]
@@ -139,7 +145,7 @@ class Diagnosis:
             "summary": self.summary,
             "threshold": self.threshold,
             "class_names": list(self.class_names),
-            **{key: getattr(self, key) for key in ("num_true", "num_false", "num_missed")},
+            **{key: getattr(self, key) for key in ("num_true", "num_false", "num_not_found")},
             "errors": [asdict(entry) for entry in self.errors],
             "classes": [{**asdict(entry), "main_error": entry.main_error} for entry in self.classes],
             "confusion": cells,
@@ -172,13 +178,13 @@ def diagnose(ground_truth: Mapping[str, Any], detections: Detections, protocol: 
     gains = np.array([mended_ap50(tables, outcomes, [kind]) - as_is for kind in range(len(ERROR_KINDS))])
     errors = _error_types(tables, outcomes, gains, lowest)
     classes = _classes(tables, outcomes, as_is, gains, curves)
-    counts = [int(flags.sum()) for flags in (images.is_true, images.is_false, images.is_missed)]
+    counts = [int(flags.sum()) for flags in (images.is_true, images.is_false, images.is_not_found)]
     return Diagnosis(
         summary=_summary(counts, threshold, errors, classes),
         threshold=threshold,
         num_true=counts[0],
         num_false=counts[1],
-        num_missed=counts[2],
+        num_not_found=counts[2],
         errors=errors,
         classes=classes,
         class_names=tuple(tables.names[category_id] for category_id in tables.category_ids.tolist()),
@@ -189,7 +195,7 @@ def diagnose(ground_truth: Mapping[str, Any], detections: Detections, protocol: 
         shapes=tuple(slicer.by_shape()),
         object_counts=tuple(slicer.by_object_count(matching)),
         label_errors=likely_label_errors(tables, outcomes),
-        galleries=images.galleries(),
+        galleries=images.galleries({entry.name: entry.weakness for entry in classes}),
         images=images,
     )
 
@@ -246,8 +252,8 @@ def _classes(
 def _summary(
     counts: Sequence[int], threshold: float | None, errors: Sequence[ErrorType], classes: Sequence[ClassDiagnosis]
 ) -> str:
-    num_true, num_false, num_missed = counts
-    num_objects = num_true + num_missed
+    num_true, num_false, num_not_found = counts
+    num_objects = num_true + num_not_found
     if not num_objects:
         return "The annotations contain no objects, so nothing could be measured."
     if threshold is None:
@@ -259,11 +265,11 @@ def _summary(
     ]
     worst = max(errors, key=lambda entry: entry.cost or 0.0)
     if worst.cost and worst.cost > 0:
-        parts.append(f"; most is lost to {ERROR_PHRASES[worst.kind]} ({100 * worst.cost:.1f} points of AP50)")
+        parts.append(
+            f"; most is lost to {ERROR_PHRASES[worst.kind]} (without them AP50 would be {worst.cost:.3f} higher)"
+        )
     if len(classes) > 1:
-        weakest = classes[0]
-        why = f", mainly {ERROR_PHRASES[weakest.main_error]}" if weakest.main_error else ""
-        parts.append(f"; the weakest class is {weakest.name} (AP50 {100 * weakest.ap50:.1f}{why})")
+        parts.append(f"; the weakest class is {classes[0].weakness}")
     return "".join(parts) + "."
 
 

@@ -32,7 +32,7 @@ from yolofleet.reports.page import (
 )
 
 Document = Mapping[str, Any]
-LINES = {"true": "solid", "false": "dashed", "missed": "dotted"}
+LINES = {"true": "solid", "false": "dashed", "not found": "dotted"}
 MOST_CONFUSIONS = 10
 MOST_NUMBERED, MOST_NAMED = 12, 40
 """Classes up to which the matrix shows its numbers, and its names."""
@@ -40,12 +40,12 @@ MATRIX_SIDE, NAME_WIDTH = 640, 130
 UNIT = (0.0, 1.0)
 
 
-def diagnosis_sections(document: Document, drawn: Mapping[int, SampleImage]) -> Iterator[Section]:
+def diagnosis_sections(document: Document, drawn: Mapping[str, SampleImage]) -> Iterator[Section]:
     """Yield what explains an evaluation, the most telling first.
 
     Args:
         document: A diagnosis, as `Diagnosis.as_json` gives it.
-        drawn: Image id -> the drawing, of the images of its galleries that there are.
+        drawn: Name -> the drawing, of the images of its galleries that there are.
     """
     yield _errors(document)
     if document["classes"]:
@@ -63,15 +63,14 @@ def diagnosis_sections(document: Document, drawn: Mapping[int, SampleImage]) -> 
 
 def diagnosis_cards(document: Document) -> Markup:
     """Return the figures of the summary."""
-    num_objects = document["num_true"] + document["num_missed"]
+    num_objects = document["num_true"] + document["num_not_found"]
     num_found = document["num_true"] + document["num_false"]
-    return cards(
-        {
-            "of the objects found": _share(document["num_true"], num_objects),
-            "of the boxes right": _share(document["num_true"], num_found),
-            "confidence used": _confidence_text(document["threshold"]),
-        }
-    )
+    shown = {
+        "of the objects found": _share(document["num_true"], num_objects),
+        "of the boxes right": _share(document["num_true"], num_found),
+        "confidence used": _confidence_text(document["threshold"]),
+    }
+    return cards({name: value for name, value in shown.items() if value != "-"})
 
 
 def _errors(document: Document) -> Section:
@@ -80,17 +79,17 @@ def _errors(document: Document) -> Section:
         [
             entry["kind"],
             ERROR_MEANINGS[entry["kind"]],
-            entry["count_above"],
+            *([] if document["threshold"] is None else [entry["count_above"]]),
             entry["count"],
-            _points_cell(entry["cost"], largest),
+            _cost_cell(entry["cost"], largest),
         ]
         for entry in sorted(document["errors"], key=lambda entry: -(entry["cost"] or 0.0))
     ]
-    at = _confidence_text(document["threshold"])
-    head = ("error", "what it is", f"from confidence {at}", "of all detections", "costs AP50 points")
+    above = [] if document["threshold"] is None else [f"from confidence {_confidence_text(document['threshold'])}"]
+    head = ("error", "what it is", *above, "at any confidence", "costs AP50")
     note = (
-        "Each false box is one kind of error, at IoU 0.50. The cost is what AP50 would gain without this kind of "
-        "error; costs do not add up."
+        "Each false box is one kind of error, at IoU 0.50; missed objects are counted as objects. The cost is what "
+        "AP50 (0 to 1) would gain without this kind of error at any confidence; costs do not add up."
     )
     body = diagnosis_cards(document) + table(Table(name="Errors", head=head, rows=rows))
     return Section(title="What goes wrong", note=note, body=body)
@@ -100,22 +99,22 @@ def _weakest_classes(document: Document) -> Section:
     rows = []
     for entry in document["classes"]:
         why = entry["main_error"]
-        reason = f"{ERROR_PHRASES[why]} ({_points(entry['costs'][why])})" if why else "-"
+        reason = f"{ERROR_PHRASES[why]} ({entry['costs'][why]:.3f})" if why else "-"
         numbers = [number_cell(entry[key]) for key in ("precision", "recall", "f1")]
-        ap50 = number_cell(100 * entry["ap50"], 1, share=entry["ap50"])
+        ap50 = number_cell(entry["ap50"], share=entry["ap50"])
         at = replace(number_cell(entry["threshold"]), text=_confidence_text(entry["threshold"]))
         rows.append([entry["name"], ap50, reason, *numbers, at])
-    head = ("class", "AP50", "costs it most (points of AP50)", "precision", "recall", "best F1", "at confidence")
+    head = ("class", "AP50", "costs it most (AP50)", "precision", "recall", "best F1", "at confidence")
     note = "The weakest first. Precision and recall are those at the confidence where the F1 of the class is best."
     return Section(title="Weakest classes", note=note, body=table(Table(name="Classes", head=head, rows=rows)))
 
 
-def _galleries(document: Document, drawn: Mapping[int, SampleImage]) -> Section:
+def _galleries(document: Document, drawn: Mapping[str, SampleImage]) -> Section:
     key = Markup("").join(
         Markup('<span><i style="border-top:3px {} rgb{}"></i>{}</span>').format(LINES[name], colour, name)
         for name, (colour, _) in OUTCOMES.items()
     )
-    parts = [Markup('<p class="key">{}</p>').format(key)]
+    parts: list[Markup] = []
     for gallery in document["galleries"]:
         figures = [
             figure(
@@ -125,16 +124,27 @@ def _galleries(document: Document, drawn: Mapping[int, SampleImage]) -> Section:
                 Markup("{}<br>{}").format(entry["reason"], image.name),
             )
             for entry in gallery["images"]
-            if (image := drawn.get(entry["image_id"]))
+            if (image := drawn.get(entry["drawing"]))
         ]
+        group = Markup('<div style="--images:{}"><h3>{}</h3>{}</div>')
         if figures:
-            parts += [Markup("<h3>{}</h3>").format(gallery["name"]), grid(figures, "gallery")]
-    at = _confidence_text(document["threshold"])
+            parts.append(group.format(len(figures), gallery["name"], grid(figures, "gallery")))
+    at = document["threshold"]
+    which = "No box lies on an object of its class, so none is drawn."
+    if at is not None:
+        which = (
+            f"Boxes from confidence {_confidence_text(at)} on, where F1 over all classes is best; true at IoU 0.50. Of "
+            f"the false boxes of an image the {MOST_FALSE_DRAWN} surest are drawn, and labels where there is room."
+        )
     note = (
-        f"Boxes from confidence {at} on, where F1 over all classes is best; true at IoU 0.50. Of the false boxes of an "
-        f"image the {MOST_FALSE_DRAWN} surest are drawn."
+        f"{which} An object is not found where no true box is on it. Where an image is about one class, only what "
+        "concerns it is drawn, and without its name."
     )
-    return Section(title="Images that show it", note=note, body=Markup("").join(parts))
+    return Section(
+        title="Images that show it",
+        note=note,
+        body=Markup('<p class="key">{}</p>{}').format(key, grid(parts, "groups")),
+    )
 
 
 def _confusion(document: Document) -> Section:
@@ -144,10 +154,11 @@ def _confusion(document: Document) -> Section:
         matrix = folded(f"All {plural(len(names), 'class')}", matrix)
     rows = confusions(document)[:MOST_CONFUSIONS]
     pairs = table(Table(name="Classes confused with others", head=("object", "detected as", "times"), rows=rows))
-    at = _confidence_text(document["threshold"])
+    threshold = document["threshold"]
+    boxes = "boxes" if threshold is None else f"boxes from confidence {_confidence_text(threshold)} on"
     note = (
-        f"Objects in rows, boxes from confidence {at} on in columns, paired at IoU "
-        "0.50. The last column counts objects missed, the last row boxes on background."
+        f"Objects in rows, {boxes} in columns, paired at IoU "
+        "0.50. The last column counts objects that no box is on, the last row boxes on no object."
     )
     body = beside(matrix, pairs or Markup("<p>No class is confused with another.</p>"))
     return Section(title="Confusion", note=note, body=body)
@@ -228,7 +239,7 @@ def _confidence(document: Document) -> Section:
             f" Calibration: how often boxes of a confidence are right, from {at} on; "
             f"the expected calibration error is {found['error']:.3f}."
         )
-    note = f"F1 is best at {at}.{said}"
+    note = f"F1 is best at {at}.{said}" if document["threshold"] is not None else "F1 is 0 at every confidence."
     return Section(title="Confidence", note=note, body=grid(charts))
 
 
@@ -267,13 +278,8 @@ def _line(x: Sequence[float | None], y: Sequence[float | None]) -> list[tuple[fl
     return [(one, other) for one, other in zip(x, y, strict=True) if one is not None and other is not None]
 
 
-def _points_cell(cost: float | None, largest: float) -> Cell:
-    value = None if cost is None else 100 * cost
-    return number_cell(value, 1, share=None if cost is None or largest <= 0 else max(cost, 0.0) / largest)
-
-
-def _points(cost: float | None) -> str:
-    return "-" if cost is None else f"{100 * cost:.1f}"
+def _cost_cell(cost: float | None, largest: float) -> Cell:
+    return number_cell(cost, share=None if cost is None or largest <= 0 else max(cost, 0.0) / largest)
 
 
 def _share(part: int, whole: int) -> str:

@@ -46,15 +46,15 @@ ERROR_PHRASES = {
     "both": "boxes with the wrong class that are also too far off",
     "duplicate": "second boxes on one object",
     "background": "boxes where no object is",
-    "missed": "objects that are not found",
+    "missed": "objects with no box on or near them",
 }
 ERROR_MEANINGS = {
-    "classification": "on an object of another class",
-    "localisation": "near an object of its class, IoU 0.1 to 0.5",
-    "both": "near an object of another class, IoU 0.1 to 0.5",
-    "duplicate": "on an object that a more confident box has found",
-    "background": "on no object",
-    "missed": "objects not explained by any of these",
+    "classification": "a box on an object of another class",
+    "localisation": "a box near an object of its class, IoU 0.1 to 0.5",
+    "both": "a box near an object of another class, IoU 0.1 to 0.5",
+    "duplicate": "a box on an object that a more confident box has found",
+    "background": "a box on no object",
+    "missed": "an object with no box of its class near it, and none of another class on it",
 }
 CLASSIFICATION, LOCALISATION, BOTH, DUPLICATE, BACKGROUND, MISSED = range(len(ERROR_KINDS))
 TRUE, IGNORED = -1, -2

@@ -20,7 +20,7 @@ METHOD = (
     f"The first {WARM_UP_PASSES} are not counted. FPS: images a second by the median pass."
 )
 PAPERS = "AP marked * is from the paper; it was not measured here."
-UNEVALUATED = "Models without AP were not evaluated at this image size and are not in the chart."
+UNEVALUATED = "Models without AP were not evaluated at this image size and are in no chart."
 NO_SINGLE = "The chart shows single images: measure with --batch 1, too."
 
 
@@ -68,7 +68,8 @@ def render_benchmark(environment: Environment, models: Sequence[BenchmarkedModel
         Section(title="How it was measured", body=facts(values | environment.versions) + text(*_notes(models))),
     ]
     singles = [(t.milliseconds, model.model) for model in models for t in model.timings if t.batch == 1]
-    summary = f"{min(singles)[1]} is the fastest here: {min(singles)[0]:.1f} ms for one image." if singles else ""
+    fastest = "takes" if len(singles) == 1 else "is the fastest here:"
+    summary = f"{min(singles)[1]} {fastest} {min(singles)[0]:.1f} ms for one image." if singles else ""
     return render_page("Latency of models", sections, summary=summary)
 
 

@@ -23,6 +23,10 @@ PUBLISHED = (
 MEASURED = (
     "Measured here, each on the named validation set; comparable only on COCO val2017 with the published protocol:"
 )
+COLUMNS = (
+    "px: side of the images. AP and its kin in percent: APS, APM and APL are AP of small, medium and large objects; "
+    "test: on COCO test-dev2017, otherwise on a validation set. FPS: one image at a time, on the GPU named."
+)
 LINE_LENGTH = 80
 MOST_LABELS = 3
 """With more models than this their names are not written into the charts."""
@@ -85,7 +89,7 @@ def comparison_lines(measured: Sequence[MeasuredModel]) -> Iterator[str]:
 def render_comparison(measured: Sequence[MeasuredModel]) -> str:
     """Return a page: AP against FLOPs, parameters and latency, and a table of all figures."""
     ordered = _by_flops(measured)
-    head = ("model", "px", "M", "GFLOPs", "FPS", *HEADINGS, *(f"{name} test" for name in HEADINGS))
+    head = ("model", "px", "parameters (M)", "GFLOPs", "FPS", *HEADINGS, *(f"{name} test" for name in HEADINGS))
     rows: list[Row] = [
         [entry.model, *(text_cell(cell) for cell in (*_costs(entry), *_figures(entry)))] for entry in ordered
     ]
@@ -97,7 +101,9 @@ def render_comparison(measured: Sequence[MeasuredModel]) -> str:
     ]
     sections = [
         Section(title="AP against cost", body=grid(_cost_chart(measured, cost) for cost in COSTS)),
-        Section(title="All models", body=table(Table(name="All models", head=head, rows=rows, marked=marked))),
+        Section(
+            title="All models", note=COLUMNS, body=table(Table(name="All models", head=head, rows=rows, marked=marked))
+        ),
         Section(
             title="Where the figures come from",
             body=text(PUBLISHED, MEASURED if measured else "") + bullets(_sources(measured)),
@@ -109,9 +115,10 @@ def render_comparison(measured: Sequence[MeasuredModel]) -> str:
     ]
     with_ap = [entry for entry in measured if "ap" in entry.figures]
     best = max(with_ap, key=lambda entry: entry.figures["ap"], default=None)
+    among = "was measured here" if len(with_ap) == 1 else f"is the best of {len(with_ap)} measured here"
     summary = "" if best is None else (
-        f"{best.model} is the best of {len(with_ap)} measured here: {best.figures['ap']:.1f} AP with "
-        f"{best.parameters:.1f} M parameters and {best.gflops:.1f} GFLOPs."
+        f"{best.model} {among}: {best.figures['ap']:.1f} AP (in percent) with {best.parameters:.3g} M parameters and "
+        f"{best.gflops:.3g} GFLOPs."
     )  # fmt: skip
     return render_page("Models among the published ones", sections, summary=summary)
 
@@ -153,7 +160,7 @@ def _costs(entry: Model) -> tuple[str, str, str, str]:
         speed = "-" if entry.fps is None else f"{entry.fps} {entry.gpu}"
         return size, _cell(entry.parameters), _cell(entry.gflops), speed
     speed = "-" if entry.milliseconds is None else f"{1000 / entry.milliseconds:.0f} {entry.device or ''}".rstrip()
-    return size, f"{entry.parameters:.1f}", f"{entry.gflops:.1f}", speed
+    return size, _digits(entry.parameters), _digits(entry.gflops), speed
 
 
 def _figures(entry: Model) -> list[str]:
@@ -164,6 +171,11 @@ def _figures(entry: Model) -> list[str]:
         *(f"{entry.figures[name]:.1f}" if name in entry.figures else "-" for name in FIGURES),
         *["-"] * len(FIGURES),
     ]
+
+
+def _digits(value: float) -> str:
+    """Return a number with a decimal, and a small one with two digits."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _cell(value: Decimal | None) -> str:

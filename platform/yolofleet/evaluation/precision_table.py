@@ -91,7 +91,7 @@ def precision_lines(rows: Sequence[PrecisionRow], device: str) -> Iterator[str]:
             for precision in PRECISIONS
         )
         if half is not None and single is not None:
-            yield f"half precision changes AP by {100 * (half - single):+.2f} points at IoU {iou:.2f}"
+            yield f"half precision changes AP by {half - single:+.4f} at IoU {iou:.2f}"
     yield "paper: AP of YOLOv7-X on COCO val2017 (Table 10)"
     if device == "cpu":
         yield from textwrap.wrap(ON_CPU, LINE_LENGTH)

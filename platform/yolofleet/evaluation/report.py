@@ -49,7 +49,7 @@ def render_report(
     facts: Mapping[str, str] | None = None,
     images: Sequence[SampleImage] = (),
     diagnosis: Document | None = None,
-    drawn: Mapping[int, SampleImage] | None = None,
+    drawn: Mapping[str, SampleImage] | None = None,
 ) -> str:
     """Return the page of an evaluation.
 
@@ -59,7 +59,7 @@ def render_report(
         facts: Further facts: model, data, settings.
         images: Sample images, ground truth beside detections.
         diagnosis: Of the evaluation, as `Diagnosis.as_json` gives it; it comes first.
-        drawn: The images of its galleries by image id, as `samples.draw_outcomes` draws them.
+        drawn: The drawings of its galleries by their names, as `samples.draw_outcomes` draws them.
 
     Returns:
         An HTML document that needs no other file and no network.
@@ -96,12 +96,12 @@ def name_images(diagnosis: Document, ground_truth: Document) -> dict[str, Any]:
     return {**diagnosis, "label_errors": doubted}
 
 
-def evaluation_sections(document: Document, drawn: Mapping[int, SampleImage]) -> Iterator[Section]:
+def evaluation_sections(document: Document, drawn: Mapping[str, SampleImage]) -> Iterator[Section]:
     """Yield the sections of an evaluation: its diagnosis, figures, classes with precision over recall, each by itself.
 
     Args:
         document: Of `EvaluationResult.page_document`, with its diagnosis where there is one.
-        drawn: Image id -> the drawing, of the images of its galleries that there are.
+        drawn: Name -> the drawing, of the images of its galleries that there are.
     """
     if "diagnosis" in document:
         from yolofleet.evaluation.diagnosis_page import diagnosis_sections
@@ -113,13 +113,13 @@ def evaluation_sections(document: Document, drawn: Mapping[int, SampleImage]) ->
 
 
 def fit_to_page(
-    images: Sequence[SampleImage], drawn: Mapping[int, SampleImage], diagnosis: Document | None
-) -> tuple[list[SampleImage], dict[int, SampleImage]]:
+    images: Sequence[SampleImage], drawn: Mapping[str, SampleImage], diagnosis: Document | None
+) -> tuple[list[SampleImage], dict[str, SampleImage]]:
     """Return sample images and drawings of galleries, all together in `IMAGE_BYTES`; a gallery may repeat an image."""
     galleries = [] if diagnosis is None else diagnosis["galleries"]
-    num_shown = len(images) + sum(entry["image_id"] in drawn for gallery in galleries for entry in gallery["images"])
+    num_shown = len(images) + sum(entry["drawing"] in drawn for gallery in galleries for entry in gallery["images"])
     most_bytes = IMAGE_BYTES // max(1, num_shown)
-    fitted = {image_id: image.within(most_bytes) for image_id, image in drawn.items()}
+    fitted = {name: image.within(most_bytes) for name, image in drawn.items()}
     return [image.within(most_bytes) for image in images], fitted
 
 

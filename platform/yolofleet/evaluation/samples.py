@@ -1,4 +1,4 @@
-"""Images of an evaluation: the ground truth beside the detections, or true, false and missed boxes in one."""
+"""Images of an evaluation: the ground truth beside the detections, or what was found, and what not, in one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SampleImage:
 
 
 def draw_samples(
-    dataset: ShardDataset, detections: Detections, *, count: int = 8, confidence: float = 0.25, side: int = 640
+    dataset: ShardDataset, detections: Detections, *, count: int = 8, confidence: float = 0.25, side: int = 400
 ) -> list[SampleImage]:
     """Draws some images of a dataset, evenly spread over it.
 
@@ -80,8 +80,8 @@ def draw_samples(
 
 def draw_outcomes(
     dataset: ShardDataset, galleries: Sequence[Gallery], images: ImageOutcomes, *, side: int = 400
-) -> dict[int, SampleImage]:
-    """Draws the images of galleries, each once, with their true, false and missed boxes.
+) -> dict[str, SampleImage]:
+    """Draws the images of galleries, each drawing once, with true and false boxes and objects not found.
 
     Args:
         dataset: the images.
@@ -90,12 +90,14 @@ def draw_outcomes(
         side: longest side in pixels.
 
     Returns:
-        The drawings by image id; an image that cannot be read is left out.
+        The drawings by their names; an image that cannot be read is left out.
     """
-    wanted = {image.image_id for gallery in galleries for image in gallery.images}
-    drawn: dict[int, SampleImage] = {}
+    wanted: dict[int, dict[str, int | None]] = {}
+    for image in (image for gallery in galleries for image in gallery.images):
+        wanted.setdefault(image.image_id, {})[image.drawing] = image.class_index
+    drawn: dict[str, SampleImage] = {}
     for number in range(len(dataset)):
-        if len(drawn) == len(wanted):
+        if not wanted:
             break
         try:
             if dataset.read_record(number)[1].image_id not in wanted:
@@ -103,16 +105,17 @@ def draw_outcomes(
             _, record, pixels, _ = dataset.read_decoded(number)
         except SampleError:  # evaluation has counted and named it already
             continue
-        boxes = images.boxes_of(record.image_id)
-        drawing = _beside([draw_detections(pixels, boxes, names=dict(dataset.classes))], side)
-        drawn[record.image_id] = SampleImage(
-            name=record.file_name, jpeg=encode(drawing), width=drawing.width, height=drawing.height
-        )
+        for name, class_index in wanted.pop(record.image_id).items():
+            boxes = images.boxes_of(record.image_id, class_index)
+            drawing = draw_detections(pixels, boxes, names=dict(dataset.classes), side=side)
+            drawn[name] = SampleImage(
+                name=record.file_name, jpeg=encode(drawing), width=drawing.width, height=drawing.height
+            )
     return drawn
 
 
 def draw_sample(
-    dataset: ShardDataset, number: int, found: Sequence[Detections], confidence: float = 0.25, side: int = 640
+    dataset: ShardDataset, number: int, found: Sequence[Detections], confidence: float = 0.25, side: int = 400
 ) -> SampleImage | None:
     """Draws one image several times: with its ground truth, and with what each detector found.
 
@@ -135,7 +138,7 @@ def draw_sample(
         for index, box, crowd in zip(record.classes, record.boxes.tolist(), record.iscrowd, strict=True)
     ]
     drawn = [objects, *(_records(detections, record.image_id, confidence) for detections in found)]
-    both = _beside([draw_detections(pixels, records, names=dict(dataset.classes)) for records in drawn], side)
+    both = _beside([draw_detections(pixels, found, names=dict(dataset.classes), side=side) for found in drawn])
     return SampleImage(name=record.file_name, jpeg=encode(both), width=both.width, height=both.height)
 
 
@@ -151,11 +154,10 @@ def _records(detections: Detections, image_id: int, confidence: float) -> list[d
     ]
 
 
-def _beside(images: Sequence[Image.Image], side: int) -> Image.Image:
-    """Images of one size in a row, none with a side above `side`."""
-    scale = min(1.0, side / max(images[0].size))
-    width, height = (max(1, round(length * scale)) for length in images[0].size)
+def _beside(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one size in a row."""
+    width, height = images[0].size
     row = Image.new("RGB", (len(images) * (width + GAP) - GAP, height), MARGIN)
     for position, image in enumerate(images):
-        row.paste(image.resize((width, height), Image.Resampling.LANCZOS), (position * (width + GAP), 0))
+        row.paste(image, (position * (width + GAP), 0))
     return row

@@ -34,6 +34,8 @@ WIDTH = 360
 """In pixels; a phone is 390 wide."""
 MARGIN, GAP, LANE = 8, 16, 9
 """Between the border and everything, between two boxes, and between two connections, in pixels."""
+IMAGE_LINE = 90
+"""Where the input stands, below the heading."""
 CELL, STEP = 16, 18
 """Side of a square, and from one to the next, in pixels."""
 TITLE, BAR, PAD = 20, 4, 6
@@ -149,13 +151,16 @@ def draw_model(table: ModelTable, *, num_classes: int = 80) -> str:
     canvas = Canvas()
     canvas.text(MARGIN, 22, table.name, "bold", room=WIDTH - 2 * MARGIN)
     lines = [
-        f"{facts.image_size} px, {table.activation}; training form, {facts.parameters / 1e6:.1f} M parameters",
-        f"deployed: {facts.parameters_deployed / 1e6:.1f} M, {facts.gflops_deployed:.1f} GFLOPs",
+        f"{facts.image_size} px, {table.activation}",
+        f"in training, as drawn: {facts.parameters / 1e6:.1f} M parameters",
+        f"deployed: {facts.parameters_deployed / 1e6:.1f} M parameters, {facts.gflops_deployed:.1f} GFLOPs",
     ]
     for number, line in enumerate(lines):
         canvas.text(MARGIN, 40 + 16 * number, line, "small soft", room=WIDTH - 2 * MARGIN)
-    boxes = _stack_boxes(graph, table, top=74 + GAP, most=int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP))
-    canvas.text((left + WIDTH - MARGIN) / 2, 74 + 2, "image", "small soft middle")
+    boxes = _stack_boxes(
+        graph, table, top=IMAGE_LINE + GAP, most=int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP)
+    )
+    canvas.text((left + WIDTH - MARGIN) / 2, IMAGE_LINE + 2, "image", "small soft middle")
     _draw_wires(canvas, graph, boxes, lanes, left)
     heads, named = _heads(graph), {row.name for row in table.blocks}
     widest = max(block.graph.outputs[""].channels for block in graph.blocks)

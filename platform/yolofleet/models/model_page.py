@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from yolofleet.core.text import plural
 from yolofleet.models.memory import TrainingMemory
 from yolofleet.models.profile import BlockLine, Profile
-from yolofleet.reports.page import Markup, Row, Section, Table, cards, number_cell, render_page, table, text
+from yolofleet.reports.page import Markup, Row, Section, Table, beside, cards, number_cell, render_page, table, text
 
 GIB = 2**30
 PARTS = ("weights", "gradients", "momentum", "average", "exchange", "activations", "total")
@@ -48,7 +48,7 @@ def render_model(
             line.convolutions,
             line.parameters,
             number_cell(line.gflops, 2),
-            line.settings,
+            line.settings.replace(" ", "\xa0"),  # in one line: the table scrolls in its frame
         ]
         for line in lines
     ]
@@ -56,15 +56,12 @@ def render_model(
     needed: list[Row] = [
         [entry.strategy, *(number_cell(getattr(entry, part) / GIB) for part in PARTS)] for entry in memory
     ]
-    images = plural(micro_batch_size, "image")
-    note = f"GiB of a worker, {memory[0].num_workers} in all, {images} in one pass, {precision}."
+    workers, images = plural(memory[0].num_workers, "worker"), plural(micro_batch_size, "image")
+    note = f"What a worker needs, in GiB, by strategy: {workers}, {images} in one pass, {precision}."
+    shown = Markup('<div class="drawing">{}</div>').format(Markup(drawing[drawing.index("<svg") :]))
     sections = [
         Section(title="Cost", body=cards(figures) + text(facts.note or "")),
-        Section(
-            title="Drawing",
-            body=Markup('<div class="drawing">{}</div>').format(Markup(drawing[drawing.index("<svg") :])),
-        ),
-        Section(title="Blocks", body=table(Table(name="Blocks", head=head, rows=rows))),
+        Section(title="Blocks", body=beside(shown, table(Table(name="Blocks", head=head, rows=rows)))),
         Section(title="Memory", note=note, body=table(Table(name="Memory", head=("strategy", *PARTS), rows=needed))),
     ]
     summary = (

@@ -120,6 +120,8 @@ def chart(
     if not y_log and is_line:
         bottom, top = min(bottom, y_ticks[0]), max(top, y_ticks[-1])
     x_ticks = log_ticks(low, high) if x_log else inside(linear_ticks(low, high, 2 if small else 5), low, high)
+    if not x_log and all(float(x).is_integer() for x in (low, high, *xs)):  # a count, such as steps
+        x_ticks = [tick for tick in x_ticks if float(tick).is_integer()]
 
     def across(x: float) -> float:
         return share_along(x, low, high, x_log)
@@ -137,7 +139,7 @@ def chart(
         drawn.append(_drawing(number, entry, placed))
         if entry.labels:
             said = [entry.labels[index] for index in _kept(entry, x_log, y_log)]
-            names += _labels(placed, said)
+            names += _labels(placed, said, is_above=entry.shape == "steps")
     data = {
         "kind": "lines" if is_line else "points",
         "x": [low, high],
@@ -302,17 +304,20 @@ def _tick(axis: str, at: float, said: str) -> Markup:
     return Markup('<span class="tick {}" style="{}:{:.2f}%">{}</span>').format(axis, side, 100 * at, said)
 
 
-def _labels(placed: Sequence[Point], said: Sequence[str]) -> Iterator[Markup]:
-    """Yield the names beside points, without those that would cover another; the pointer still tells them."""
+def _labels(placed: Sequence[Point], said: Sequence[str], *, is_above: bool) -> Iterator[Markup]:
+    """Yield the names beside points, without those that would cover another; the pointer still tells them.
+
+    A line along a front leaves the room above its points free.
+    """
     taken: list[Point] = []
     for at, name in zip(placed, said, strict=True):
         if name and not any(abs(at[0] - x) < LABEL_SHARE[0] and abs(at[1] - y) < LABEL_SHARE[1] for x, y in taken):
             taken.append(at)
-            yield _label(at, name)
+            yield _label(at, name, is_above)
 
 
-def _label(at: Point, said: str) -> Markup:
-    side = " left" if at[0] > 0.8 else ""
+def _label(at: Point, said: str, is_above: bool) -> Markup:
+    side = " above" if is_above else " left" if at[0] > 0.8 else ""
     return Markup('<span class="label{}" style="left:{:.2f}%;top:{:.2f}%">{}</span>').format(
         side, 100 * at[0], 100 * (1 - at[1]), said
     )

@@ -6,7 +6,7 @@ import numpy as np
 
 from yolofleet.evaluation.published import COSTS, published_series
 from yolofleet.reports.charts import COLOURS, Axis, Series, chart, parallel
-from yolofleet.reports.page import Markup, Section, folded, grid, scrolling, text
+from yolofleet.reports.page import Markup, Section, folded, grid, scrolling
 from yolofleet.search.entry import Entry
 from yolofleet.search.history import best_first
 from yolofleet.search.pareto import front
@@ -16,6 +16,8 @@ from yolofleet.search.space import Space
 COCO = "published models: COCO val2017, trained in full"
 UNITS = {"gflops": "G", "parameters": "M", "milliseconds": "ms"}
 MOST_SLICES = 12
+FEWEST_POINTS = 2
+"""A chart of one trial shows no more than its line in the table."""
 
 
 def cost_section(results: Results) -> Section | None:
@@ -34,17 +36,16 @@ def cost_section(results: Results) -> Section | None:
 
 def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:
     metric = AP if any(AP in entry.measured for entry in results.entries) else results.spec.objectives[0].metric
-    percent = metric.startswith("val_A")
-    scale = 100.0 if percent else 1.0
+    series = _published(results, cost) if with_published and metric == AP else []
+    scale, decimals = (100.0, 2) if series else (1.0, 4)  # papers print AP in percent
     done = [
         (entry, at, scale * value)
         for entry in results.entries
         if entry.completed and (value := entry.value(metric)) is not None and (at := _cost(entry, cost)) is not None
     ]
-    if not done:
+    if not done or len(done) + sum(len(entry.points) for entry in series) < FEWEST_POINTS:
         return Markup("")
     ahead = front(np.array([[value, -at] for _, at, value in done]))
-    series = _published(results, cost) if with_published and metric == AP else []
     for name, leads, colour in (("other trials", False, COLOURS[7]), ("front of the trials", True, COLOURS[0])):
         chosen = [found for found, is_ahead in zip(done, ahead, strict=True) if bool(is_ahead) == leads]
         if chosen:
@@ -53,7 +54,8 @@ def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:
                     name=name,
                     points=[(at, value) for _, at, value in chosen],
                     texts=[
-                        f"trial {entry.number}: {value:.2f}, {at:.4g} {UNITS[cost]}; {format_values(entry.values)}"
+                        f"trial {entry.number}: {value:.{decimals}f}, {at:.4g} {UNITS[cost]}; "
+                        + format_values(entry.values)
                         for entry, at, value in chosen
                     ],
                     labels=[str(entry.number) for entry, *_ in chosen] if leads else (),
@@ -61,7 +63,7 @@ def _cost_chart(results: Results, cost: str, *, with_published: bool) -> Markup:
                     shape="steps" if leads else "dots",
                 )
             )
-    name = f"{metric.removeprefix('val_')}{' in percent' if percent else ''}"
+    name = f"{metric.removeprefix('val_')}{' in percent' if decimals == 2 else ''}"
     return chart(series, title=name, x_name=COSTS[cost], x_log=True)
 
 
@@ -97,8 +99,8 @@ def parallel_chart(results: Results, space: Space) -> Markup:
     """Return the parallel coordinates of all trials that reported: their parameters, then their objectives."""
     objectives = results.spec.objectives
     shown = [entry for entry in results.entries if all(entry.value(o.metric) is not None for o in objectives)]
-    if not shown:
-        return text("No trial has reported yet.")
+    if len(shown) < FEWEST_POINTS:
+        return Markup("")
     axes = []
     for name, parameter in space.parameters.by_name.items():
         positions = [parameter.coordinate(e.values[name]) if name in e.values else None for e in shown]
@@ -125,7 +127,9 @@ def slices(results: Results, space: Space) -> Markup:
     """Return the first objective of all trials by each of their parameters."""
     objective = results.spec.objectives[0]
     shown = [(entry, value) for entry in results.entries if (value := entry.value(objective.metric)) is not None]
-    charts = []
+    charts: list[Markup] = []
+    if len(shown) < FEWEST_POINTS:
+        return grid(charts)
     for name, parameter in list(space.parameters.by_name.items())[:MOST_SLICES]:
         points, texts = [], []
         for entry, value in shown:

@@ -88,8 +88,10 @@ def render_search(results: Results, pages: Mapping[str, str], *, live: bool = Fa
         Section(title="Figures", body=_figures(results)),
         None if results.paper is None else paper_section(results.paper),
         cost_section(results),
-        Section(title="Trials", body=_trial_table(results, pages), note="The front is in bold."),
-        Section(title="What matters", body=_importances(results)),
+        Section(
+            title="Trials", body=_trial_table(results, pages), note="The front is in bold." if results.front else ""
+        ),
+        Section(title="What matters", body=_importances(results), note=_importance_note(results)),
         Section(title="Slices", body=slices(results, space), note=f"{spec.objectives[0].metric} by each parameter."),
         Section(title="All trials at once", body=parallel_chart(results, space), folded=True),
         Section(title="What more budget would bring", body=_budget(results)),
@@ -98,15 +100,20 @@ def render_search(results: Results, pages: Mapping[str, str], *, live: bool = Fa
         job = Markup('<pre tabindex="0">{}</pre>').format(best_job(results, space))
         note = "best.yaml, beside this report; train it with yolofleet train."
         sections.append(Section(title="Best job", body=job, note=note, folded=True))
-    links = {} if live else {"best.yaml": "../best.yaml", "search.yaml": "../search.yaml"}
+    links = {} if live else {"search.yaml": "../search.yaml"}
+    if not live and results.best is not None:
+        links = {"best.yaml": "../best.yaml", **links}
     return render_page(f"Search {spec.name}", sections, summary=_sentence(results), links=links, live=live)
 
 
 def _sentence(results: Results) -> str:
     spec, done = results.spec, sum(entry.completed for entry in results.entries)
+    if not results.entries:
+        return "No trial has begun yet."
     count = f"{plural(len(results.entries), 'trial')}, {done} trained to the end"
     if results.best is None:
-        return f"{count}; none has a result yet."
+        failed = sum(entry.state.startswith("failed") for entry in results.entries)
+        return f"{count}{f', {failed} failed' if failed else ''}; no trial has a result yet."
     best = results.entry(results.best)
     figures = ", ".join(
         f"{o.metric} {format_value(value)}" for o in spec.objectives if (value := best.value(o.metric)) is not None
@@ -144,7 +151,7 @@ def _figures(results: Results) -> Markup:
         plural(value, name.removesuffix("s").replace("_", " "), form="g")
         for name, value in spec.budget.document().items()
     )
-    if results.hypervolume is not None:
+    if results.hypervolume:
         known["hypervolume"] = (
             f"{results.hypervolume:.4g} (how much of the objectives the front covers; more is better)"
         )
@@ -153,6 +160,8 @@ def _figures(results: Results) -> Markup:
 
 def _budget(results: Results) -> Markup:
     """Return the best of the first objective by the worker hours spent, and what twice the compute would add."""
+    if results.best is None:
+        return Markup("")
     objective = results.spec.objectives[0]
     hours, best, points = 0.0, None, []
     for entry in results.entries:
@@ -174,9 +183,19 @@ def _budget(results: Results) -> Markup:
     return text(*sentences) + (grid([line]) if len(points) > 1 else Markup(""))
 
 
+def _importance_note(results: Results) -> str:
+    if results.importances is None:
+        return ""
+    metric = next(o for o in results.spec.objectives if any(o.metric in e.measured for e in results.entries)).metric
+    return (
+        f"How much of the variance of {metric} each parameter explains, and how far {metric} is expected to differ "
+        "between its best and its worst value (effect)."
+    )
+
+
 def _importances(results: Results) -> Markup:
     if results.importances is None:
-        return text("There are too few trials to say.")
+        return text("There are too few trials to say.") if results.best is not None else Markup("")
     rows: list[Row] = [
         [
             entry.parameter,

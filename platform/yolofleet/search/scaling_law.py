@@ -48,7 +48,7 @@ class ScalingLaw:
     def sentence(self) -> str:
         """Return the law, or why there is none, as a sentence."""
         if not self.supported or self.doubling is None or self.doubling_interval is None:
-            return f"no scaling law: {self.reason}"
+            return f"no scaling law of AP over compute: {self.reason}"
         low, high = self.doubling_interval
         return (
             f"AP = {100 * (self.limit or 0):.1f} - {100 * (self.gain or 0):.3g} x PFLOP^-{self.power:.2f}; twice the "
@@ -67,7 +67,8 @@ def fit_scaling_law(trials: Sequence[tuple[float, float]]) -> ScalingLaw:
     envelope = _envelope(points)
     count = len(envelope)
     if count < FEWEST_POINTS:
-        return ScalingLaw(False, f"{plural(count, 'trial')} on the front of AP and compute, {FEWEST_POINTS} are needed")
+        found = plural(count, "trial is", "trials are")
+        return ScalingLaw(False, f"it needs {FEWEST_POINTS} trials on the front of AP and compute, and {found} there")
     span = envelope[-1, 0] / envelope[0, 0]
     if span < LEAST_RANGE:
         reason = f"the front's compute spans a factor of {span:.1f}, {LEAST_RANGE:g} is needed"

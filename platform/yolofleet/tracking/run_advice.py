@@ -68,8 +68,7 @@ def _length(record: RunRecord) -> Iterator[Advice]:
     if 0 < steps < FEW_STEPS and (record.job is None or record.job.initial_weights is None):
         yield Advice(
             "Train for longer (epochs), or start from trained weights (initial_weights).",
-            f"{plural(steps, 'step is', 'steps are')} few: from scratch, a model learns little in fewer than "
-            f"{FEW_STEPS:,}.",
+            f"It trained {plural(steps, 'step')}: from scratch, a model learns little in fewer than {FEW_STEPS:,}.",
         )
     if len(found) < 4 or (best := record.best) is None or status_after(record.events) == "RUNNING":
         return

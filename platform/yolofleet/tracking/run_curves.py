@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from yolofleet.reports.charts import COLOURS, Mark, Series, chart, thin
-from yolofleet.reports.page import Markup, grid, text
+from yolofleet.reports.page import Markup, facts, grid, text
 from yolofleet.tracking.json_lines import Row
 from yolofleet.tracking.run_record import RunRecord
 
@@ -39,6 +39,8 @@ KINDS = {
 
 def curves(record: RunRecord) -> Markup:
     """Return all curves of a run, each over all of its steps so far."""
+    if len({row["step"] for row in record.rows if isinstance(row.get("step"), int)}) == 1:
+        return _figures_of_one_step(record.rows)
     marks = list(_marks(record.events))
     x_range = (0.0, float(max(record.step, 1)))
     charts = []
@@ -61,6 +63,16 @@ def curves(record: RunRecord) -> Markup:
         Markup('<span><i style="background:{}"></i>{}</span>').format(colour, said) for said, colour in happened
     )
     return (Markup('<div class="legend">{}</div>').format(legend) if happened else Markup("")) + grid(charts)
+
+
+def _figures_of_one_step(rows: Sequence[Row]) -> Markup:
+    """Return in words what curves of one point would show."""
+    shown = {}
+    for title, keys, _ in CHARTS:
+        known = [(_name(key), found[-1][1]) for key in keys if (found := _points(rows, key))]
+        parts = (f"{value:.4g}" if len(keys) == 1 else f"{name}: {value:.4g}" for name, value in known)
+        shown[title] = ", ".join(parts)
+    return facts(shown)
 
 
 def _marks(events: Sequence[Row]) -> Iterator[Mark]:

@@ -27,8 +27,8 @@ MANIFEST_KEY = "lineage/val.json"
 def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:
     """Diagnose the evaluation of a released model, once; returns whether it was done.
 
-    The detections are those that the release stored; the images are drawn with their true, false and missed boxes. A
-    page is made without it where the validation set is out of reach, or is another by now.
+    The detections are those that the release stored; the images are drawn with true and false boxes and the
+    objects not found. A page is made without it where the validation set is out of reach, or is another by now.
 
     Args:
         run: Gets ``report/diagnosis.json``, which names the digest of the detections, and the drawings.
@@ -48,9 +48,9 @@ def add_diagnosis(run: RunDirectory, evaluation: Mapping[str, Any]) -> bool:
     except (UserError, WorkError, KeyError, ValueError) as error:
         logger.warning("the page of %s has no diagnosis: %s", run.url, one_line(error))
         return False
-    for image_id, image in drawn.items():
-        run.storage.put(f"{OUTCOMES_PREFIX}{image_id}.jpg", image.jpeg)
-    names = {str(image_id): image.name for image_id, image in drawn.items()}
+    for drawing, image in drawn.items():
+        run.storage.put(f"{OUTCOMES_PREFIX}{drawing}.jpg", image.jpeg)
+    names = {drawing: image.name for drawing, image in drawn.items()}
     run.storage.put(f"{OUTCOMES_PREFIX}names.json", json.dumps(names).encode())
     made = {DETECTIONS_DIGEST: evaluation[DETECTIONS_DIGEST], "diagnosis": name_images(found.as_json(), truth)}
     run.storage.put(DIAGNOSIS_KEY, json.dumps(made).encode())

@@ -48,8 +48,8 @@ class RunRecord:
     release: Mapping[str, Any]
     images: Sequence[SampleImage]
     """Ground truth beside detections."""
-    outcomes: Mapping[int, SampleImage]
-    """Image id -> the drawing of true, false and missed boxes, of the images that the diagnosis shows."""
+    outcomes: Mapping[str, SampleImage]
+    """Name -> the drawing of true and false boxes and objects not found, of the images that the diagnosis shows."""
 
     @cached_property
     def job(self) -> JobSpec | None:
@@ -115,8 +115,8 @@ def read_run(run: RunDirectory) -> RunRecord:
     names = _document(run, NAMES_KEY) or {}
     images = (_read_image(run, key, names.get(name := key.removeprefix(IMAGES_PREFIX), name)) for key in keys)
     outcomes = {
-        int(image_id): _read_image(run, f"{OUTCOMES_PREFIX}{image_id}.jpg", str(name))
-        for image_id, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
+        drawing: _read_image(run, f"{OUTCOMES_PREFIX}{drawing}.jpg", str(name))
+        for drawing, name in (_document(run, f"{OUTCOMES_PREFIX}names.json") or {}).items()
     }
     return RunRecord(
         name=run.name,
@@ -128,7 +128,7 @@ def read_run(run: RunDirectory) -> RunRecord:
         evaluation=_evaluation(run),
         release=_document(run, RELEASE_KEY) or {},
         images=[image for image in images if image is not None],
-        outcomes={image_id: image for image_id, image in outcomes.items() if image is not None},
+        outcomes={drawing: image for drawing, image in outcomes.items() if image is not None},
     )
 
 
@@ -136,6 +136,8 @@ def _evaluation(run: RunDirectory) -> Mapping[str, Any] | None:
     evaluation = _document(run, EVALUATION_KEY, ("figures", "per_class", "curves", "max_detections", "skipped"))
     made = _document(run, DIAGNOSIS_KEY, (DETECTIONS_DIGEST, "diagnosis"))
     if evaluation is None or made is None or made[DETECTIONS_DIGEST] != evaluation.get(DETECTIONS_DIGEST):
+        return evaluation
+    if "num_not_found" not in made["diagnosis"]:  # of an older yolofleet: it is made anew
         return evaluation
     return {**evaluation, "diagnosis": made["diagnosis"]}
 
