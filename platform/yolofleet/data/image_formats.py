@@ -65,7 +65,7 @@ def open_image(data: bytes) -> Image.Image:
 def has_more_frames(data: bytes) -> bool:
     """Return whether an image of a format with frames or pages has more than the first, as far as its header tells."""
     if is_jpeg(data):
-        return False  # further pictures of a JPEG are previews
+        return False  # further images of a JPEG are previews
     try:
         return bool(getattr(open_image(data), "is_animated", False))
     except Exception:  # parsers fail in many ways on damaged bytes; the first frame was read

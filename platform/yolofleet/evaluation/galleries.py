@@ -1,4 +1,4 @@
-"""Images that show what a detector does well and badly, with true and false boxes and objects not found told apart.
+"""Images that show what a detector does well and badly: true boxes, false ones and objects not found, each marked.
 
 The weakest classes come first, each with images in which nothing is drawn but what concerns it.
 """
