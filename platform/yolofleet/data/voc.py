@@ -124,7 +124,7 @@ class _PlainTree(ElementTree.TreeBuilder):
     Refuses a document type, in any encoding: VOC has none, and the entities of one can blow up to any size.
     """
 
-    def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:  # type: ignore[override]
+    def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
         return super().start(_plain(tag), attrs)
 
     def end(self, tag: str) -> ElementTree.Element:
