@@ -144,7 +144,8 @@ def _ask_in_each_step(config: dict[str, Any]) -> None:
     folder = Path(config["folder"])
     (folder / "asking").touch()
     calls, asking_seconds, info = 0, 0.0, None
-    while info is None and calls < 1000:  # a number, for each worker must ask equally often
+    # A number, for each worker must ask equally often; twelve times the watch's interval, well before the node goes.
+    while info is None and calls < 300:
         time.sleep(0.04)
         began = time.monotonic()
         info = ray.train.get_preemption_info()

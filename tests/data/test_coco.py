@@ -57,7 +57,7 @@ REFUSED = {
     "images_empty": "nothing to read",
     "empty_file": "the file is empty",
     "truncated": "line 1, column 894",
-    "top_level_list": "looks like predictions",
+    "top_level_list": "looks like detections",
     "latin1": "not UTF-8 at byte 1513",
     "deep_nesting": "nested too deeply",
 }

@@ -133,7 +133,7 @@ def test_label_files_are_bounded(tmp_path: Path) -> None:
         ("names: !!set {a, b}", r"names\.yaml"),
         ("names: &a [*a]", r"names\.yaml"),
         ("names: " + "[" * 5000, r"names\.yaml"),
-        ("names: a", "no class names"),
+        ("names: a", "is no list of class names"),
         (b"names: [\xff]", "not UTF-8 at byte 8; save the file as UTF-8"),
     ],
 )

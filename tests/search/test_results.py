@@ -34,10 +34,10 @@ def test_a_known_law_is_recovered_with_its_uncertainty() -> None:
 @pytest.mark.parametrize(
     ("trials", "message"),
     [
-        ([(1.0, 0.2), (2.0, 0.3)], "needs 5 trials on the front, and there are 2"),
+        ([(1.0, 0.2), (2.0, 0.3)], "needs 5 trials on the front of AP and compute, and 2 trials are there"),
         ([(1 + i / 10, 0.2 + i / 100) for i in range(8)], "spans a factor of 1.7"),
-        ([(1.0, 0.2)], "there is 1"),
-        ([], "there are 0"),
+        ([(1.0, 0.2)], "and 1 trial is there"),
+        ([], "and 0 trials are there"),
     ],
 )
 def test_few_trials_support_no_law(trials: list[tuple[float, float]], message: str) -> None:

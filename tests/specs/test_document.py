@@ -56,7 +56,7 @@ def laughs(prefix: str) -> str:
         ("seed: 0x" + "F" * 5000, "file.yaml:1: seed: 0xFFFF"),
         ("seed: 18446744073709551616", "is beyond 64 bits"),
         ("seed: -9223372036854775809", "is beyond 64 bits"),
-        ("seed: " + "9" * 1_000_000, "(1000000 characters) is beyond 64 bits"),
+        ("seed: " + "9" * 1_000_000, "(1,000,000 characters) is beyond 64 bits"),
         ("a:\n  b: [1, 1:30:00]", "file.yaml:2: a.b.1: 1:30:00 is a number to the base of 60"),
         ("a: 010", "a: 010 is an octal or binary number to some programs"),
         ("a: 0o10", "octal"),

@@ -85,7 +85,7 @@ def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
         raise AnnotationError(f"{name}: no usable JSON: {error}") from None
     if isinstance(document, list):
         raise AnnotationError(
-            f"{name}: a bare list looks like predictions (a results file); a COCO annotation file is an object with "
+            f"{name}: a bare list looks like detections (a results file); a COCO annotation file is an object with "
             "'images', 'annotations' and 'categories'"
         )
     if not isinstance(document, dict):

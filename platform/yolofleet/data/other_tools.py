@@ -42,7 +42,7 @@ _OTHER_TOOLS = tuple(
         (
             ".json",
             rb'^\s*\[\s*\{[^{}]*"image_id"\s*:',
-            "a bare list that looks like predictions (a results file)",
+            "a bare list that looks like detections (a results file)",
             "evaluate reads it; take the annotations instead",
         ),
         (".xml", rb"<annotations>", "CVAT's own XML", "export it from CVAT as COCO 1.0 or YOLO 1.1, with images"),
