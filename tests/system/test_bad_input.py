@@ -79,7 +79,7 @@ def test_other_data_under_the_same_name(shell: Shell, drawn: Path) -> None:
 @pytest.mark.parametrize(
     ("document", "part"),
     [
-        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}], "predictions"),
+        ([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}], "detections"),
         ({"images": [], "annotations": [], "categories": []}, "categories"),
         ({"nothing": "here"}, "images"),
         ("text", "annotations.json"),
