@@ -97,7 +97,8 @@ def measure(folder: Path, code: Path, way: list[str]) -> dict[str, float]:
             taken, count = memory(process)
             most_bytes, most_processes = max(most_bytes, taken), max(most_processes, count)
             time.sleep(POLL_SECONDS)
-        events = {row["kind"]: _seconds(row) - began for row in reversed(rows(run / "events.jsonl"))}
+        logs = [run / "events.driver.jsonl", run / "events.jsonl"]  # of the driver, where Ray is used, and of the loop
+        events = {row["kind"]: _seconds(row) - began for log in logs for row in reversed(rows(log))}
         first = _seconds(done[0]) - began
     finally:
         os.killpg(process.pid, signal.SIGINT)
