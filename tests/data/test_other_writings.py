@@ -171,10 +171,11 @@ def test_a_confidence_and_a_track_number_are_left_out(tmp_path: Path) -> None:
     assert counts == {"key_points_left_out": 9}
 
 
-def test_a_list_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_list_that_is_there_twice_is_refused(tmp_path: Path, encoding: str) -> None:
     every = save_images(tmp_path / "images", *FILES)
     path = tmp_path / "a.json"
-    path.write_text(json.dumps(coco(every, FILES))[:-1] + ', "annotations": []}')
+    path.write_text(json.dumps(coco(every, FILES))[:-1] + ', "annotations": []}', encoding=encoding)
     with pytest.raises(UserError, match=r"a\.json: key 'annotations' is there 2 times; leave one of them"):
         read(path, tmp_path / "images")
     harmless = coco(every, FILES) | {"info": {"annotations": "by hand", "images": "ours"}}

@@ -71,7 +71,7 @@ def _parse_json(data: bytes, name: str, problems: ProblemLog) -> dict[str, Any]:
         raise AnnotationError(f"{name}: {what}")
     try:
         text = decode_text(data)
-        has_twice = any(data.count(b'"%s"' % key.encode()) > 1 for key in LISTS)
+        has_twice = any(text.count(f'"{key}"') > 1 for key in LISTS)
         document = json.loads(text, object_pairs_hook=_once if has_twice else None)
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{name}: not UTF-8 at byte {error.start}; save the file as UTF-8") from None
