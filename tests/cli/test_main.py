@@ -66,6 +66,22 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], capsys: pytest.
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "refused"),
+    [
+        (["predict", "MODEL", "IMAGES", "--objectness", "--out", "found"], "--objectness"),
+        (["registry", "list", "--tracking-uri", "--json"], "--tracking-uri"),
+        (["jobs", "logs", "birds", "--grep=--json", "--tail", "-f"], "--tail"),
+    ],
+)
+def test_an_option_is_not_the_value_of_another_one(
+    command: list[str], refused: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"error: {refused}: a value is missing" in error and f"write {refused}=VALUE" in error
+
+
 def test_a_command_without_its_group_is_found(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["promote"]) == 2
     assert "Did you mean 'yolofleet registry promote'?" in capsys.readouterr().err

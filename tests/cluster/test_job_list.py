@@ -287,7 +287,8 @@ def test_output_is_searched_by_text_and_by_rank(
     assert printed("--rank", "all", "--grep", "e") == "rank 0: hello\nrank 1: NCCL error\nrank 1: bye\n"
     document = json.loads(printed("--json", "--grep", "step"))
     assert (document["name"], document["lines"]) == ("talks", ["step 1: loss 0.1", "step 2: loss 0.2"])
-    assert main(["jobs", "logs", "talks", "--follow", "--json"]) == 2
+    for command in (["jobs", "logs", "talks"], ["jobs", "retry", "talks"], ["submit", "job.yaml"]):
+        assert main([*command, "--follow", "--json"]) == 2
     assert main(["jobs", "logs", "talks", "--rank", "first"]) == 2
     cluster.worker_output = {}
     assert main(["jobs", "logs", "talks", "--rank", "0"]) == 1

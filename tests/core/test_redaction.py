@@ -132,7 +132,9 @@ def test_names_of_secrets() -> None:
     assert all(
         map(names_secret, ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "DB_PASS", "dbPassword", "X-Auth", "SSH_KEYS", "sig"))
     )
-    assert not any(map(names_secret, ("AWS_REGION", "RAY_AUTH_MODE", "TOKENIZERS_PARALLELISM", "compass", "KEYPOINTS")))
+    assert names_secret("code") and holds_secret("https://host/api/data?code=x7Qm")  # of OAuth and Azure Functions
+    ordinary = ("AWS_REGION", "RAY_AUTH_MODE", "TOKENIZERS_PARALLELISM", "compass", "KEYPOINTS", "country_code")
+    assert not any(map(names_secret, ordinary))
 
 
 def test_a_long_text_takes_linear_time() -> None:

@@ -12,10 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from yolofleet.data.augment import flip_planes
+from yolofleet.data.augment import Finish, finished, flip_planes
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.draw import draw_micro_batch
-from yolofleet.data.finish import Finish, finished
 from yolofleet.data.stream import TrainingStream
 from yolofleet.specs.hyperparameters import Augmentation
 

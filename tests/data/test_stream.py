@@ -12,6 +12,8 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from data.remote_shards import cached_bytes, opened
+from faulty_s3 import FaultyProxy
 from yolofleet.core.errors import UserError
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.decode import DEFAULT_MAX_PIXELS
@@ -94,6 +96,20 @@ def test_threads_and_processes_give_the_same_batches(
     loaders: list[str],
 ) -> None:
     check(shards, undisturbed, [stop], worlds, num_threads=number, loader=loaders)
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("loader", ["threads", "processes"])
+def test_a_cache_that_holds_too_little_delays_and_changes_nothing(
+    s3: FaultyProxy, shards: Path, tmp_path: Path, undisturbed: dict[tuple[int, int], str], loader: str
+) -> None:
+    largest = max(entry.bytes for entry in ShardDataset(shards).manifest.shards)
+    remote = opened(tmp_path, max_bytes=int(2.5 * largest))
+    batches = taken(stream(remote, loader=loader, num_threads=3), 0, list(range(8)), 10)
+    assert {(batch.step, batch.index): batch.digest() for batch in batches} == undisturbed
+    assert cached_bytes(tmp_path) <= int(2.5 * largest)
+    num_fetched = sum(request.path.endswith(".tar") for request in s3.requests)
+    assert num_fetched > len(remote.manifest.shards), "the cache held everything"
 
 
 def test_an_epoch_shows_every_sample_once(dataset: ShardDataset) -> None:

@@ -72,3 +72,40 @@ def test_class_names_that_are_there_twice_are_refused(tmp_path: Path, capsys: py
     arguments = ["data", "check", str(tmp_path / "Annotations"), str(tmp_path / "images")]
     assert main([*arguments, "--classes", str(tmp_path / "names.txt")]) == 2
     assert "'red' is there twice" in capsys.readouterr().err
+
+
+def drawn_object(corners: tuple[int, ...]) -> str:
+    names = ("xmin", "ymin", "xmax", "ymax")
+    sides = "".join(f"<{side}>{value}</{side}>" for side, value in zip(names, corners, strict=True))
+    return f"<object><name>red</name><bndbox>{sides}</bndbox></object>"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected", "num_counted"),
+    [
+        ((0, 5, 30, 20), (40, 0, 60, 9), ([0, 5, 30, 15], [40, 0, 20, 9]), 2),  # edges, counted from 0
+        ((1, 6, 30, 20), (41, 1, 60, 9), ([0, 5, 30, 15], [40, 0, 20, 9]), 0),  # pixels, counted from 1
+        ((1, 0, 30, 20), (41, 1, 60, 9), ([0, -1, 30, 21], [40, 0, 20, 9]), 1),  # a slip; clipped where it is used
+    ],
+)
+def test_corners_counted_from_0_are_read_as_edges(
+    tmp_path: Path, first: tuple[int, ...], second: tuple[int, ...], expected: tuple[list[int], ...], num_counted: int
+) -> None:
+    save_images(tmp_path / "images", "a.jpg", "b.jpg")
+    (tmp_path / "xml").mkdir()
+    for stem, box in (("a", first), ("b", second)):
+        text = f"<annotation><size><width>160</width><height>120</height></size>{drawn_object(box)}</annotation>"
+        (tmp_path / "xml" / f"{stem}.xml").write_text(text)
+    source, counts = read(tmp_path / "xml", tmp_path / "images")
+    assert counts == ({"corners_from_zero": num_counted} if num_counted else {})
+    assert boxes_by_name(source) == {f"{stem}.jpg": [box] for stem, box in zip("ab", expected, strict=True)}
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "GBK", "gb18030", "Big5", "Shift-JIS", "EUC-JP", "euc-kr", "UTF-16"])
+def test_an_xml_file_in_another_encoding_is_read(tmp_path: Path, encoding: str) -> None:
+    save_images(tmp_path / "images", "a.jpg")
+    name = "사과" if encoding == "euc-kr" else "水果"
+    text = f'<?xml version="1.0" encoding="{encoding}"?>' + voc(draw(0)[1], "a.jpg").replace("red", name)
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    source, counts = read(tmp_path, tmp_path / "images")
+    assert name in [category.name for category in source.classes] and counts == {}

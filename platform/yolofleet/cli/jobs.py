@@ -31,6 +31,12 @@ JobIds = Annotated[list[str], typer.Argument(metavar="JOB", help="Ids, or names 
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the name of its run.", show_default=False)]
 
 
+def refuse_both(follow: bool, as_json: bool) -> None:
+    """Refuse ``--follow`` with ``--json``, whose document would end in the middle of other output."""
+    if follow and as_json:
+        raise UserError("--follow shows output as it comes, --json a whole document: give one of them")
+
+
 def follow_job(service: JobService, job: SentJob, grep: str | None = None) -> int:
     """Show a job's output until it has ended, of it only lines that hold a text, and return its exit code."""
     from yolofleet.cluster.follow import follow, whole_lines
@@ -177,8 +183,7 @@ def logs(
 
     if follow and (rank is not None or tail is not None):
         raise UserError("--follow shows everything that the job itself prints: leave out --rank and --tail")
-    if follow and as_json:
-        raise UserError("--follow shows output as it comes, --json a whole document: give one of them")
+    refuse_both(follow, as_json)
     service = JobService(address)
     found = service.job(job)
     if follow:
@@ -248,6 +253,7 @@ def retry(
     """Send an ended job again with its spec; a run resumes from its newest checkpoint."""
     from yolofleet.cluster.service import JobService
 
+    refuse_both(follow, as_json)
     service = JobService(address)
     found = service.job(job)
     if not found.has_ended:

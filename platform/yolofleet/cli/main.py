@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from itertools import pairwise
+from typing import Any
 
 from yolofleet.core.errors import EXIT_DONE, EXIT_USER_ERROR, EXIT_WORK_FAILED, UserError, WorkError, naming_extras
 from yolofleet.core.redaction import holds_secret, redact, redact_url
@@ -80,6 +81,7 @@ def _run_command(arguments: list[str]) -> int:
         command.main(arguments, prog_name="yolofleet", complete_var=COMPLETION)
     # Not app(): it turns Ctrl-C into an exit code before anything can be said.
     try:
+        _refuse_missing_values(command, arguments)
         with command.make_context("yolofleet", list(arguments)) as context:
             exit_code = command.invoke(context)
     except typer.Exit as error:
@@ -94,6 +96,22 @@ def _run_command(arguments: list[str]) -> int:
         note(_without_secrets(shown.getvalue().rstrip("\n") + _group_of(shown.getvalue()), arguments))
         return EXIT_USER_ERROR
     return exit_code if isinstance(exit_code, int) else EXIT_DONE
+
+
+def _refuse_missing_values(command: Any, arguments: list[str]) -> None:
+    """Refuse an option of the command as the value of another one, which click would take for it."""
+    for word, following in pairwise(arguments):
+        if word == "--":
+            return
+        command = getattr(command, "commands", {}).get(word, command)
+        takes_value = {
+            name: not (option.is_flag or option.count)
+            for option in command.params
+            if option.param_type_name == "option"
+            for name in (*option.opts, *option.secondary_opts)
+        }
+        if takes_value.get(word) and following in takes_value:
+            raise UserError(f"{word}: a value is missing, for {following} is an option; write {word}=VALUE")
 
 
 def _group_of(message: str) -> str:

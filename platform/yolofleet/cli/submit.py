@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.jobs import follow_job
+from yolofleet.cli.jobs import follow_job, refuse_both
 from yolofleet.cli.options import Address, JsonOption, print_result
 from yolofleet.core.errors import EXIT_DONE, UserError
 from yolofleet.core.terminal import note
@@ -74,6 +74,7 @@ def submit(
     from yolofleet.cluster.service import JobService
     from yolofleet.storage import open_file
 
+    refuse_both(follow, as_json)
     given = [spec, *(words or [])]
     if (command := sent_command(given)) is not None:
         bundle = read_command(command, given[len(command) :], cpus=cpus, gpus=gpus, name=job_name)

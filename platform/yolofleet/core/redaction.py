@@ -42,7 +42,7 @@ BARE_USER = re.compile(r"(?:^|(?<=[\s\"'`=(,<\[{]))(?P<user>[^\s/\\:@\"'`<>=(),\
 SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token(?!i[sz])|signature|credential|authorization|bearer"
     r"|(?<!mon)key(?!board|frame|point|space|word)|(?<!by)(?<!com)pass$|(?:pwd?|auth|sig|jwt)$|(?:^|_)sas$"
-    r"|sess(?:ion)?_?id$"
+    r"|sess(?:ion)?_?id$|^code$"
 )
 PASSWORD_NAME = re.compile(r"(?:^|[^a-z])(?:password|passwd|pwd)$")
 WORD, ANYTHING = re.compile(r"\S+"), re.compile(r".+", re.DOTALL)

@@ -6,11 +6,17 @@ into the output. A sample's random numbers come from one generator, keyed by the
 
 Steps of one's own (`AugmentationStep`) follow the built-in ones. All built-in random numbers are drawn before theirs,
 so adding a step changes nothing else about a sample.
+
+Colour and flips can be left to a device, for a whole micro-batch at once (`Finish`). Their parameters are drawn with
+all others of a sample, so what comes out is still a pure function of the sample's position, and equal to what the host
+makes of it but for the rounding to whole levels.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -18,12 +24,14 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import plural
-from yolofleet.data.finish import Finish
 from yolofleet.data.geometry import Targets, draw_warp, join_targets, visible_targets
 from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.mosaic import Layout, draw_partners, mosaic_of_four, mosaic_of_nine, render, single_image
 from yolofleet.data.records import LabelledImage
 from yolofleet.specs.hyperparameters import Augmentation, AugmentationStep
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MIXUP_BETA = 8.0
 PASTE_SIZE_SHARES = (0.75,) * 2 + (0.5,) * 4 + (0.25,) * 4 + (0.125,) * 4 + (0.0625,) * 6
@@ -36,6 +44,21 @@ LEAST_MASK_PIXELS = 20
 
 _YIQ_FROM_RGB = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _RGB_FROM_YIQ = np.linalg.inv(_YIQ_FROM_RGB)
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What is left to do with the images of a micro-batch."""
+
+    colours: NDArray[np.float32]
+    """(B, 3, 3) colour matrix of each image, for RGB columns."""
+    flips: NDArray[np.bool_]
+    """(B, 2) whether each image is turned upside down, and whether it is mirrored."""
+
+    @staticmethod
+    def nothing(num_images: int) -> Finish:
+        """Return what changes no image."""
+        return Finish(np.tile(np.eye(3, dtype=np.float32), (num_images, 1, 1)), np.zeros((num_images, 2), dtype=bool))
 
 
 class Augmenter:
@@ -247,3 +270,21 @@ def _paste(
     cut = cv2.resize(labelled.pixels[y1:y2, x1:x2], (width, height))
     image[top : top + height, left : left + width][inside] = cut[inside]
     return np.array([left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1], dtype=np.float64)
+
+
+def finished(images: Tensor, finish: Finish | None) -> Tensor:
+    """Do what is left to do with (B, 3, H, W) RGB in 0..1, on their device and without waiting for it."""
+    if finish is None:
+        return images
+    import torch  # here, because loader processes make no tensors and start four times as fast
+
+    def sent(array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return (tensor.pin_memory() if images.is_cuda else tensor).to(images.device, non_blocking=True)
+
+    images = torch.einsum("bij,bjhw->bihw", sent(finish.colours).to(images.dtype), images).clamp_(0.0, 1.0)
+    flips = sent(finish.flips)[..., None, None, None]  # (B, 2, 1, 1, 1)
+    for number, dimension in enumerate((2, 3)):
+        if finish.flips[:, number].any():
+            images = torch.where(flips[:, number], images.flip(dimension), images)
+    return images

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from yolofleet.core.text import share_text
-from yolofleet.data.finish import finished
+from yolofleet.data.augment import finished
 
 if TYPE_CHECKING:
     from yolofleet.data.micro_batch import MicroBatch

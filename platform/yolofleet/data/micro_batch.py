@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import plural
-from yolofleet.data.augment import Augmenter
+from yolofleet.data.augment import Augmenter, Finish
 from yolofleet.data.dataset import ShardDataset
-from yolofleet.data.finish import Finish
 from yolofleet.data.image_formats import BufferPool
 from yolofleet.data.order import Purpose, SampleOrder, keyed_generator
 from yolofleet.data.records import LabelledImage, SampleError, labelled_image

@@ -42,6 +42,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "box_outside": ProblemKind("drop", "a bbox is completely outside its image"),
     "box_clipped": ProblemKind("repair", "a bbox reached out of its image and was clipped to it"),
     "boxes_look_like_corners": ProblemKind("note", "boxes seem to be x1,y1,x2,y2 instead of x,y,width,height"),
+    "corners_from_zero": ProblemKind("repair", "corners of an XML file are 0, and VOC counts pixels from 1"),
     "area_missing": ProblemKind("repair", "an annotation has no usable area; width x height is used"),
     "iscrowd_malformed": ProblemKind("repair", "iscrowd is neither 0 nor 1; read as 0"),
     "segmentation_malformed": ProblemKind("repair", "a polygon or RLE is invalid and left out; its box is kept"),

@@ -1,11 +1,16 @@
 """Pascal VOC annotations as a source: one XML file an image.
 
-Corners are whole pixels counted from 1, both inside the box, so ``x = xmin - 1`` and ``width = xmax - xmin + 1``. An
-object marked ``difficult`` is neither a target nor a miss in VOC; it becomes a crowd, which is the same here.
+Corners are whole pixels counted from 1, both inside the box, so ``x = xmin - 1`` and ``width = xmax - xmin + 1``. Some
+tools count from 0 and write edges: where more corners are 0 than 1, ``x = xmin`` and ``width = xmax - xmin``. An object
+marked ``difficult`` is neither a target nor a miss in VOC; it becomes a crowd, which is the same here.
 """
 
 from __future__ import annotations
 
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
 
@@ -21,6 +26,21 @@ from yolofleet.data.sources import ImageStore, SourceDataset
 
 LONGEST_XML_BYTES = 4 << 20
 MOST_SIZE_DIGITS = 9
+DECODED = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030"} | {
+    name: name for name in ("gb18030", "big5", "cp950", "shift_jis", "cp932", "euc_jp", "euc_kr", "cp949")
+}
+"""Codecs of encodings with several bytes a character, which expat does not read."""
+DECLARED_ENCODING = re.compile(rb"<\?xml[^>]{1,200}?\bencoding\s*=\s*[\"']([\w.-]{1,40})[\"']")
+
+Corners = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class _Object:
+    where: str
+    name: str
+    corners: Corners
+    is_hard: bool
 
 
 def read_voc(
@@ -37,7 +57,7 @@ def read_voc(
     Raises:
         UserError: There is no annotation, or no class.
     """
-    parsed: list[tuple[str, str, tuple[int, int], list[tuple[str, CleanBox]]]] = []
+    found: list[tuple[str, str, tuple[int, int], list[_Object]]] = []
     for entry in annotations.list():
         if not entry.key.lower().endswith(".xml") or is_litter(entry.key):
             continue
@@ -49,7 +69,9 @@ def read_voc(
         if min(size) <= 0:
             problems.add("image_size_missing", entry.key)
             size = (0, 0)
-        parsed.append((entry.key, named, size, list(_objects(root, entry.key, problems))))
+        found.append((entry.key, named, size, list(_objects(root, entry.key, problems))))
+    first = _first_pixel([entry.corners for *_, objects in found for entry in objects])
+    parsed = [(key, named, size, _clean_objects(objects, first, key, problems)) for key, named, size, objects in found]
     if not parsed:
         raise UserError(f"{annotations.url}: no usable VOC annotation (*.xml) here; {problems.reasons()}".rstrip("; "))
     names = class_names or sorted({name for *_, objects in parsed for name, _ in objects})
@@ -57,7 +79,7 @@ def read_voc(
         cause = problems.main_loss() or "name the classes with --classes"
         raise UserError(f"{annotations.url}: no object can be used; {cause}")
     boxes = [clean.box for *_, objects in parsed for _, clean in objects]
-    shares = [is_of_shares((x + 1, y + 1, width - 1, height - 1)) for x, y, width, height in boxes]
+    shares = [is_of_shares((x + first, y + first, width - first, height - first)) for x, y, width, height in boxes]
     refuse_shares(sum(shares), len(shares), annotations.url)
     index_of = {name: index for index, name in enumerate(names)}
     if len(index_of) < len(names):
@@ -107,7 +129,7 @@ def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) 
         return None
     data = storage.get(key).lstrip()
     try:
-        root = ElementTree.fromstring(data, ElementTree.XMLParser(target=_PlainTree()))
+        root = ElementTree.fromstring(_decoded(data), ElementTree.XMLParser(target=_PlainTree()))
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that is not known
         problems.add("annotation_malformed", f"{key}: no XML: {error}")
         return None
@@ -116,6 +138,13 @@ def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) 
         problems.add("annotation_malformed", f"{key}: {what}")
         return None
     return root
+
+
+def _decoded(data: bytes) -> bytes | str:
+    """Return the text of a file in an encoding that expat does not know, else its bytes."""
+    declared = DECLARED_ENCODING.match(data)
+    codec = DECODED.get(codecs.lookup(declared[1].decode()).name) if declared else None
+    return data.decode(codec) if codec else data
 
 
 class _PlainTree(ElementTree.TreeBuilder):
@@ -138,29 +167,42 @@ def _plain(tag: str) -> str:
     return tag.rpartition("}")[2].lower()
 
 
-def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> list[tuple[str, CleanBox]]:
-    found = []
+def _objects(root: ElementTree.Element, key: str, problems: ProblemLog) -> Iterator[_Object]:
     for number, entry in enumerate(root.iter("object"), start=1):
         where = f"{key}: object {number}"
-        name = (entry.findtext("name") or "").strip()
         try:
             x1, y1, x2, y2 = (
                 float(entry.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")
             )
-            is_hard = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
-            box = [x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1]
-            clean = clean_numbers({"bbox": box, "iscrowd": int(is_hard), "area": box[2] * box[3]})
         except ValueError:
             problems.add("box_malformed", where)
             continue
+        is_hard = (entry.findtext("difficult") or "0").strip().lower() in ("1", "true")
+        yield _Object(where, (entry.findtext("name") or "").strip(), (x1, y1, x2, y2), is_hard)
+
+
+def _first_pixel(corners: list[Corners]) -> int:
+    """Return what the first pixel of an image is called: 1 as in VOC, or 0 where more corners are 0 than 1."""
+    return int(sum(1 in near for *near, _, _ in corners) >= sum(0 in near for *near, _, _ in corners))
+
+
+def _clean_objects(objects: list[_Object], first: int, key: str, problems: ProblemLog) -> list[tuple[str, CleanBox]]:
+    if any(0 in entry.corners[:2] for entry in objects):
+        problems.add("corners_from_zero", f"{key}: read as {'pixels from 1, as most are' if first else 'edges from 0'}")
+    cleaned = []
+    for entry in objects:
+        x1, y1, x2, y2 = entry.corners
+        box = [x1 - first, y1 - first, x2 - x1 + first, y2 - y1 + first]
+        try:
+            clean = clean_numbers({"bbox": box, "iscrowd": int(entry.is_hard), "area": box[2] * box[3]})
         except BoxProblem as problem:
-            problems.add(problem.kind, f"{where}: {problem}")
+            problems.add(problem.kind, f"{entry.where}: {problem}")
             continue
-        if not name:
-            problems.add("category_missing", where)
+        if not entry.name:
+            problems.add("category_missing", entry.where)
         else:
-            found.append((name, clean))
-    return found
+            cleaned.append((entry.name, clean))
+    return cleaned
 
 
 def _record(

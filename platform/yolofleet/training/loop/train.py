@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from yolofleet.core.errors import WorkError
-from yolofleet.data.finish import finished
+from yolofleet.data.augment import finished
 from yolofleet.data.loader import on_device
 from yolofleet.data.stream import MicroBatch
 from yolofleet.specs.job import JobSpec
