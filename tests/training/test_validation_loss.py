@@ -117,7 +117,13 @@ def test_shares_of_the_workers_give_the_mean_of_one(job: JobSpec) -> None:
 def test_it_is_in_the_metrics_of_a_run_and_follows_from_what_is_learned(small_job: MakeJob) -> None:
     job = small_job(  # a low rate: at 0.02 the rounding of a CPU decides whether so few steps lower the loss
         epochs=6,
-        hyperparameters={"lr0": 0.005, "warmup_min_steps": 4, "warmup_epochs": 0.5, "ema_ramp_steps": 10, "mosaic": 0.0},
+        hyperparameters={
+            "lr0": 0.005,
+            "warmup_min_steps": 4,
+            "warmup_epochs": 0.5,
+            "ema_ramp_steps": 10,
+            "mosaic": 0.0,
+        },
     )
     run = check_job(job).run
     run_worker(job, WorkerGroup())
