@@ -136,7 +136,7 @@ def test_a_job_that_is_stopped_has_saved_its_step_and_goes_on_when_it_is_sent_ag
     sender.succeed("submit", job)
     wait_for(lambda: len(rows(run / "metrics.jsonl")) > 20, PATIENCE_SECONDS, "step 20")
     again = sender.run("submit", job)
-    assert again.returncode == 0 and "is there already, running" in again.stderr
+    assert again.returncode == 0 and "already exists, running" in again.stderr
     other = sender.run("submit", job, "epochs=1")
     assert other.returncode == 2 and "with another spec" in other.stderr
     assert "stopped" in sender.succeed("jobs", "stop", "stopped", timeout_seconds=PATIENCE_SECONDS)
