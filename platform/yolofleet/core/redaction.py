@@ -42,7 +42,7 @@ BARE_USER = re.compile(r"(?:^|(?<=[\s\"'`=(,<\[{]))(?P<user>[^\s/\\:@\"'`<>=(),\
 SECRET_NAME = re.compile(
     r"passw|passphrase|secret|token(?!i[sz])|signature|credential|authorization|bearer"
     r"|(?<!mon)key(?!board|frame|point|space|word)|(?<!by)(?<!com)pass$|(?:pwd?|auth|sig|jwt)$|(?:^|_)sas$"
-    r"|sess(?:ion)?_?id$|^code$"
+    r"|sess(?:ion)?_?id$"
 )
 PASSWORD_NAME = re.compile(r"(?:^|[^a-z])(?:password|passwd|pwd)$")
 WORD, ANYTHING = re.compile(r"\S+"), re.compile(r".+", re.DOTALL)
@@ -253,8 +253,8 @@ def _secret_values(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_secret_field(field: re.Match[str]) -> bool:
-    if field["separator"]:
-        return names_secret(field["name"])
+    if field["separator"]:  # "code" is one of OAuth and Azure Functions; elsewhere it is a word like any other
+        return names_secret(field["name"]) or _decode(field["name"]).lower() == "code"
     return PASSWORD_NAME.search(field["name"].lower()) is not None
 
 
