@@ -168,8 +168,7 @@ def predict(
     detector = _detector(model)
     given: Any = images
     is_one = isinstance(given, str | bytes | bytearray | memoryview | np.ndarray) or not isinstance(given, Iterable)
-    several: list[Any] = [given] if is_one else list(given)
-    pixels = [read_image(image) for image in several]
+    pixels = [read_image(image) for image in ([given] if is_one else given)]
     found = detector.predict(
         pixels,
         confidence=confidence,
@@ -221,11 +220,7 @@ def evaluate(
     detector = _detector(model)
     size = detector.card.image_size if image_size is None else image_size
     check_settings(
-        confidence=confidence,
-        iou=iou,
-        max_detections=max_detections,
-        image_size=size,
-        batch_size=batch_size,
+        confidence=confidence, iou=iou, max_detections=max_detections, image_size=size, batch_size=batch_size
     )
     if precision not in ("fp32", "fp16"):
         raise UserError(f"precision={precision!r}: use 'fp32' or 'fp16'")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from yolofleet.registry.release import Release
     from yolofleet.specs.job import JobSpec
     from yolofleet.storage.lock import FencingToken
-    from yolofleet.tracking.json_lines import Row
+    from yolofleet.tracking.json_lines import OnRow, Row
     from yolofleet.tracking.notifications import WorkNotifier
-    from yolofleet.tracking.run_directory import OnRow, RunDirectory
+    from yolofleet.tracking.run_directory import RunDirectory
     from yolofleet.training.setup.preflight import Readiness
 
 MOST_ROWS_WAITING = 1000

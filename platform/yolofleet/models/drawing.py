@@ -157,9 +157,8 @@ def draw_model(table: ModelTable, *, num_classes: int = 80) -> str:
     ]
     for number, line in enumerate(lines):
         canvas.text(MARGIN, 40 + 16 * number, line, "small soft", room=WIDTH - 2 * MARGIN)
-    boxes = _stack_boxes(
-        graph, table, top=IMAGE_LINE + GAP, most=int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP)
-    )
+    most = int((WIDTH - MARGIN - left - 2 * PAD + STEP - CELL) // STEP)
+    boxes = _stack_boxes(graph, table, top=IMAGE_LINE + GAP, most=most)
     canvas.text((left + WIDTH - MARGIN) / 2, IMAGE_LINE + 2, "image", "small soft middle")
     _draw_wires(canvas, graph, boxes, lanes, left)
     heads, named = _heads(graph), {row.name for row in table.blocks}
@@ -289,14 +288,12 @@ def _mark(layer: Layer) -> tuple[str, str]:
 def _draw_legend(canvas: Canvas, graph: ModelGraph, top: float, *, has_groups: bool) -> float:
     """Explain what is drawn, and nothing else; returns where the drawing ends."""
     layers = [node.layer for block in graph.blocks for node in block.graph.nodes]
+    convolutions = [layer for layer in layers if isinstance(layer, Conv)]
     entries: dict[tuple[str, str], str] = {}
-    for layer in layers:
-        if isinstance(layer, Conv) and not layer.rep:
-            entries.setdefault(("3", "cell conv"), "convolution, by the side of its kernel")
-    for layer in layers:
-        if isinstance(layer, Conv) and layer.rep:
-            identity = "with identity" if layer.identity else "without identity"
-            entries.setdefault(("3", _mark(layer)[1]), f"RepConv (3x3 and 1x1), {identity}")
+    for conv in sorted(convolutions, key=lambda conv: conv.rep):
+        identity = "with identity" if conv.identity else "without identity"
+        meaning = f"RepConv (3x3 and 1x1), {identity}" if conv.rep else "convolution, by the side of its kernel"
+        entries.setdefault(("3", _mark(conv)[1]), meaning)
     for layer in layers:
         if not isinstance(layer, Conv):
             entries.setdefault(_mark(layer), MARKS[type(layer)][1])

@@ -26,8 +26,8 @@ from yolofleet.core.liveness import ProcessId
 from yolofleet.core.redaction import redact
 from yolofleet.registry.promotion_lock import LockRequest, PromotionLock, TagStore, read_requests
 from yolofleet.registry.versions import TAG_PREFIX, RegistryError, VersionGoneError
+from yolofleet.tracking.json_lines import utc_now
 from yolofleet.tracking.mlflow_store import TrackingError, TrackingFailureError
-from yolofleet.tracking.run_directory import utc_now
 
 SETTLE_SECONDS = 2.0
 """After this long the last request of a killed process has arrived."""

@@ -27,7 +27,7 @@ from typing import Any, Literal, Protocol
 
 from yolofleet.core.liveness import LEASE_SECONDS, NOT_RUNNING, RENEWALS_PER_LEASE, LeaseWatch, ProcessId
 from yolofleet.registry.versions import TAG_PREFIX
-from yolofleet.tracking.run_directory import utc_now
+from yolofleet.tracking.json_lines import utc_now
 
 SHORTEST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.02, 0.5
 

@@ -23,7 +23,7 @@ from yolofleet.core.local_files import read_regular
 from yolofleet.registry.evaluation_record import EvaluationRecord, Evidence, Sha256, write_detections
 from yolofleet.registry.versions import RegistryError
 from yolofleet.specs.base import Spec
-from yolofleet.tracking.run_directory import utc_now
+from yolofleet.tracking.json_lines import utc_now
 
 if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector

@@ -193,16 +193,8 @@ def parallel(axes: Sequence[Axis], names: Sequence[str], quality: Sequence[float
         for i, axis in enumerate(axes)
         for at, said in axis.ticks
     ]
-    data = {
-        "kind": "paths",
-        "x": [0, last],
-        "y": [0, 1],
-        "xlog": False,
-        "ylog": False,
-        "xn": "",
-        "series": series,
-        "marks": [],
-    }
+    ends = {"x": [0, last], "y": [0, 1], "xlog": False, "ylog": False, "xn": ""}
+    data = {"kind": "paths", **ends, "series": series, "marks": []}
     wide = Markup('<div style="min-width:{}px;padding:4px 70px 0 10px">{}</div>')
     return wide.format(120 * len(axes), _figure(title, data, Markup(""), drawn, texts, ""))
 

@@ -23,10 +23,10 @@ from yolofleet.specs.search import SearchSpec
 from yolofleet.specs.yaml_document import parse_yaml, write_yaml
 from yolofleet.storage import ObjectNotFoundError, Storage
 from yolofleet.storage.lock import FencingToken
-from yolofleet.tracking.json_lines import Row, encode_row, read_rows
+from yolofleet.tracking.json_lines import Row, encode_row, read_rows, utc_now
 from yolofleet.tracking.mirrored_run import delete_mlflow_run
 from yolofleet.tracking.mlflow_store import check_reachable, default_tracking_uri, mlflow_errors
-from yolofleet.tracking.run_directory import RunDirectory, utc_now
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.tracking.search_mirror import SearchMirror, TrialRun
 
 SEARCH_KEY = "search.yaml"

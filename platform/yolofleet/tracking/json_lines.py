@@ -15,7 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from yolofleet.core.errors import UserError
@@ -24,12 +24,23 @@ from yolofleet.core.text import short
 from yolofleet.storage import ObjectNotFoundError, Storage
 
 Row = dict[str, Any]
+OnRow = Callable[[Row], None]
+"""Takes a row of metrics or an event (it has a ``kind``)."""
 
 PART_BYTES = 4 << 20
 """An object part that has reached this size is full; the next row begins a new one."""
 PART_KEY = re.compile(r"(.+?)(-\d{5,})?\.jsonl")
 """The name of a log, and the number of the part from the second one on."""
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def ignore_row(row: Row) -> None:
+    """Do nothing with a row."""
+
+
+def utc_now() -> str:
+    """Return the time now in UTC, ISO 8601 with milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def seconds_of(row: Row) -> float:

@@ -26,8 +26,8 @@ from yolofleet.core.terminal import note
 from yolofleet.core.text import one_line, plural
 from yolofleet.specs.tracking import NotifySpec
 from yolofleet.storage.lock import LockLostError
-from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import OnEvent, OnRow, RunDirectory
+from yolofleet.tracking.json_lines import OnRow, Row
+from yolofleet.tracking.run_directory import OnEvent, RunDirectory
 
 PATIENCE_SECONDS = 8.0
 """How long an address that does not take a notification is tried."""

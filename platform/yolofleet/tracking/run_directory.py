@@ -23,7 +23,6 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from yolofleet.core.text import short
 from yolofleet.specs.yaml_document import parse_yaml
 from yolofleet.storage import ObjectNotFoundError, Storage, open_storage
 from yolofleet.storage.lock import Fence, FencingToken
-from yolofleet.tracking.json_lines import LogReader, Row
+from yolofleet.tracking.json_lines import LogReader, OnRow, Row, ignore_row, utc_now
 from yolofleet.tracking.log_writer import LogWriter, open_log
 
 FORMAT = 1
@@ -55,14 +54,8 @@ RELEASE_KEY = f"{REPORT_PREFIX}/release.json"
 EVALUATION_IMAGES = f"{REPORT_PREFIX}/evaluations"
 OnEvent = Callable[..., None]
 """Takes an event's kind and its fields by keyword, as `RunDirectory.append_event` does."""
-OnRow = Callable[[Row], None]
-"""Takes a row of metrics or an event (it has a ``kind``)."""
 STATUS_OF_EVENT = {"start": "RUNNING", "end": "FINISHED", "failed": "FAILED", "stopped": "KILLED"}
 """Event kinds that decide the status of a run, and MLflow's word for it."""
-
-
-def ignore_row(row: Row) -> None:
-    """Do nothing with a row."""
 
 
 def status_after(events: Sequence[Row]) -> str | None:
@@ -323,11 +316,6 @@ class RunDirectory:
             if name not in self._writers:
                 self._writers[name] = open_log(self.storage, name, self.check_lock)
             return self._writers[name]
-
-
-def utc_now() -> str:
-    """Return the time now in UTC, ISO 8601 with milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _parse_identity(data: bytes, where: str) -> str:

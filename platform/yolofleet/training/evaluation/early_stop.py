@@ -20,8 +20,8 @@ from yolofleet.core.text import plural
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
 from yolofleet.tracking.goodput import summarize_run
-from yolofleet.tracking.json_lines import Row, seconds_of
-from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory, utc_now
+from yolofleet.tracking.json_lines import Row, seconds_of, utc_now
+from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
 from yolofleet.training.loop.schedule import EARLIER_EPOCHS
 from yolofleet.training.loop.worker_group import WorkerGroup
 

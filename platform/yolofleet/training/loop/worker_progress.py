@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.errors import WorkError
-from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import OnRow
+from yolofleet.tracking.json_lines import OnRow, Row
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from yolofleet.core.background import BackgroundLoop
 from yolofleet.specs.job import JobSpec
 from yolofleet.tracking.goodput import summarize_run
-from yolofleet.tracking.json_lines import Row
-from yolofleet.tracking.run_directory import EVENTS_LOGS, RunDirectory, utc_now
+from yolofleet.tracking.json_lines import Row, utc_now
+from yolofleet.tracking.run_directory import EVENTS_LOGS, RunDirectory
 from yolofleet.training.loop.pace import STAGES
 from yolofleet.training.supervision.heartbeats import WorkerStatus
 

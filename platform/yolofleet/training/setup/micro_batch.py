@@ -297,11 +297,7 @@ def _train_steps(document: dict[str, Any]) -> dict[Kind, int]:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         reserved = torch.cuda.max_memory_reserved() + total - free - torch.cuda.memory_reserved()
-    return {
-        "device": reserved,
-        "address_space": 1024 * kilobytes["VmPeak"],
-        "resident": 1024 * kilobytes["VmHWM"],
-    }
+    return {"device": reserved, "address_space": 1024 * kilobytes["VmPeak"], "resident": 1024 * kilobytes["VmHWM"]}
 
 
 def main() -> int:

@@ -27,7 +27,8 @@ from yolofleet.core.text import plural
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import FencingToken
-from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
+from yolofleet.tracking.json_lines import OnRow, ignore_row
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation

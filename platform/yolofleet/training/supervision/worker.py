@@ -33,7 +33,8 @@ from yolofleet.core.text import plural
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage import Storage
 from yolofleet.storage.lock import FencingToken
-from yolofleet.tracking.run_directory import OnRow, RunDirectory, ignore_row
+from yolofleet.tracking.json_lines import OnRow, ignore_row
+from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.evaluation.checkpoint_evaluations import Validation
 from yolofleet.training.loop.train import Outcome, train
 from yolofleet.training.loop.worker_group import WorkerGroup
