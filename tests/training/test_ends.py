@@ -21,6 +21,7 @@ from yolofleet.models.weight_differences import load_strictly
 from yolofleet.specs.hyperparameters import recipe
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
+from yolofleet.storage import StorageError
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -173,6 +174,24 @@ def test_patience_ends_a_run_at_the_same_step_however_often_it_was_killed(
     assert_same(newest(run), newest(undisturbed))
 
 
+def test_a_storage_that_is_away_delays_the_end_and_moves_it_nowhere(
+    undisturbed: RunDirectory, small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (end,) = events(undisturbed, "ended_early")
+    find_end = EarlyStopping._find_end
+
+    def away_at_the_end(stopping: EarlyStopping, step: int) -> bool:
+        if step == end["step"]:
+            raise StorageError("gave no answer", transient=True)
+        return find_end(stopping, step)
+
+    monkeypatch.setattr(EarlyStopping, "_find_end", away_at_the_end)
+    run = train_to_the_end(small_job(name="away", stop=STOP, **LONG))
+    assert newest(run).step > end["step"]
+    assert [event["step"] for event in events(run, "ended_early")] == [end["step"]]
+    assert best_step(run) == best_step(undisturbed)
+
+
 def test_so_it_does_where_evaluations_come_late(undisturbed: RunDirectory, small_job: MakeJob) -> None:
     """All evaluations come when the training is over: the same checkpoint is released as if they had come in time."""
     job = small_job(name="late", stop=STOP, **LONG)
@@ -211,6 +230,17 @@ def test_hours_end_a_run_and_more_hours_resume_it(small_job: MakeJob) -> None:
     longer = small_job(name="hours", stop={"max_hours": spent + 1}, **LONG)
     plain = train_to_the_end(small_job(name="plain", **LONG))
     assert_same(newest(train_to_the_end(longer)), newest(plain))
+
+
+def test_epochs_can_be_raised_again_before_anything_was_trained(small_job: MakeJob) -> None:
+    """The first time it was in vain: the hours were still spent."""
+    spent: dict[str, Any] = {"stop": {"max_hours": 1e-9}}
+    for name in ("once", "twice"):
+        train_to_the_end(small_job(name=name, **LONG, **spent))
+    assert check_job(small_job(name="twice", **LONG | {"epochs": 6}, **spent)).finished
+    runs = [train_to_the_end(small_job(name=name, **LONG | {"epochs": 7})) for name in ("once", "twice")]
+    assert newest(runs[0]).step == 7 * STEPS_PER_EPOCH
+    assert_same(newest(runs[0]), newest(runs[1]))
 
 
 def test_hours_of_all_starts_are_added(small_job: MakeJob) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -197,6 +199,57 @@ def test_an_evaluation_without_memory_passes_fewer_images(small_job: MakeJob, mo
     most = 0
     with pytest.raises(WorkError, match=r"of 1 image at a time.*smaller evaluation\.batch_size"):
         Validation(job, WorkerGroup())(model)
+
+
+class Exchange(WorkerGroup):
+    """One of two workers that are threads of this process."""
+
+    meeting: ClassVar[threading.Barrier] = threading.Barrier(2, timeout=60)
+    given: ClassVar[dict[int, torch.Tensor]] = {}
+
+    def all_of(self, tensor: torch.Tensor) -> list[torch.Tensor]:
+        self.given[self.rank] = tensor.clone()
+        self.meeting.wait()
+        parts = [self.given[rank] for rank in range(2)]
+        self.meeting.wait()
+        return parts
+
+    def sum(self, tensor: torch.Tensor) -> None:
+        tensor.copy_(torch.stack(self.all_of(tensor)).sum(0))
+
+    def gather_rows(self, rows: torch.Tensor) -> torch.Tensor | None:
+        parts = self.all_of(rows)
+        return torch.cat(parts) if self.is_first else None
+
+
+def test_where_one_worker_has_too_little_memory_every_image_is_evaluated_once(
+    small_job: MakeJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which images a worker takes depends on how many it takes at a time: all take fewer."""
+    job = small_job(evaluation={"batch_size": 4})
+    model = build_model(trained_table(job), num_classes=len(check_job(job).train.classes)).eval()
+    lead = Network.lead
+    seen: dict[str, list[int]] = {}
+
+    def pass_or_fail(network: Network, images: torch.Tensor) -> list[torch.Tensor]:
+        name = threading.current_thread().name
+        if name == "rank 1" and len(images) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        seen.setdefault(name, []).append(len(images))
+        return lead(network, images)
+
+    alone = Validation(job, WorkerGroup())(model)
+    monkeypatch.setattr(Network, "lead", pass_or_fail)
+    with ThreadPoolExecutor(2) as pool:
+
+        def evaluate(rank: int) -> Any:
+            threading.current_thread().name = f"rank {rank}"
+            return Validation(job, Exchange(rank, 2))(model)
+
+        together, nothing = pool.map(evaluate, range(2))
+    assert nothing is None and alone is not None and together is not None
+    assert [together[name] for name in ("AP", "AP50", "AP75")] == [alone[name] for name in ("AP", "AP50", "AP75")]
+    assert seen["rank 0"][-2:] == [2, 2] and set(seen["rank 1"]) == {2}
 
 
 def test_a_run_that_cannot_take_less_ends_with_the_cure(small_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

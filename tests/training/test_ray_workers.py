@@ -1,13 +1,23 @@
 from __future__ import annotations
 
-import pytest
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+import torch
+
+from yolofleet.core.errors import UserError, WorkError
 from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.specs.job import JobSpec
+from yolofleet.storage import StorageError, open_storage
 from yolofleet.training.supervision import ray_workers
 from yolofleet.training.supervision.heartbeats import WorkerStatus
 from yolofleet.training.supervision.network_interface import interface_of
 from yolofleet.training.supervision.nodes import NodeOffer
-from yolofleet.training.supervision.ray_workers import _classify, _free_slots, _scaling
+from yolofleet.training.supervision.ray_workers import FAILURE_KEY, _classify, _free_slots, _scaling, train_worker
 
 
 @pytest.mark.parametrize(
@@ -94,3 +104,33 @@ RuntimeError: connectFullMesh failed: 127.0.0.1 refused"""
 def test_the_interface_of_an_address_is_found() -> None:
     assert interface_of("127.0.0.1") == "lo"
     assert interface_of("192.0.2.199") is None
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (UserError("epochs: 0"), True),
+        (WorkError("too many samples cannot be read"), True),
+        (StorageError("there is no such bucket"), True),
+        (StorageError("gave no answer", transient=True), False),
+    ],
+)
+def test_only_an_error_that_no_restart_cures_ends_the_run(
+    error: Exception, is_final: bool, small_job: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr("ray.train.get_context", lambda: context)
+    monkeypatch.setattr("ray.train.torch.get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(ray_workers, "own_status", lambda *_: None)
+    monkeypatch.setattr(ray_workers, "report_heartbeats", lambda *_: nullcontext())
+    monkeypatch.setattr(ray_workers, "run_worker", fail)
+    job = small_job()
+    settings = {"token": None, "known": None, "leave_after_step": None, "board": None, "group": "1"}
+    with pytest.raises(type(error)):
+        train_worker({"job": job.document(), "evaluate_apart": False, **settings})
+    run = open_storage(job.storage).child(job.name)
+    assert run.exists(FAILURE_KEY) == is_final
+    assert not is_final or json.loads(run.get(FAILURE_KEY))["message"] == str(error)

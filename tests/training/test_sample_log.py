@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from yolofleet.storage import open_storage
+import pytest
+
+from yolofleet.specs.job import JobSpec
+from yolofleet.storage import StorageError, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.sample_log import (
     FOLDER,
@@ -12,7 +17,11 @@ from yolofleet.training.loop.sample_log import (
     read_skipped,
     remove_rows_from,
     skipped_document,
+    store_skips,
 )
+from yolofleet.training.loop.worker_group import WorkerGroup
+from yolofleet.training.setup.preflight import check_job
+from yolofleet.training.supervision.worker import run_worker
 
 
 class Batch:
@@ -72,3 +81,58 @@ def test_a_report_is_one_line_for_people(tmp_path: Path) -> None:
     pairs = [(f"key-{number}", "image_damaged") for number in range(5)] + [("x", "sample_lost")]
     text = format_skips(skipped_document(pairs, 1200))
     assert text == ("6 of 1,200 (0.50%): image_damaged x 5 (key-0, key-1, key-2 and 2 more); sample_lost x 1 (x)")
+
+
+class AwayOnce:
+    """A method that gets no answer from the storage in one of its calls."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, owner: type, method: str, call: int) -> None:
+        self.calls = 0
+        answer = getattr(owner, method)
+
+        def ask(*arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == call:
+                raise StorageError("gave no answer", transient=True)
+            return answer(*arguments)
+
+        patch.setattr(owner, method, ask)
+
+
+@pytest.mark.parametrize(("owner", "method", "call"), [(SampleLog, "flush", 2), (SkippedSamples, "update", 3)])
+def test_a_storage_that_does_not_answer_costs_a_checkpoint_and_not_the_run(
+    owner: type, method: str, call: int, small_job: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    AwayOnce(monkeypatch, owner, method, call)  # a start counts once, too
+    job = small_job()
+    run = check_job(job).run
+    assert run_worker(job, WorkerGroup()).step == 8
+    kinds = {event["step"]: event["kind"] for event in run.events() if event["kind"].startswith("checkpoint")}
+    assert kinds == {step: "checkpoint" if step != 2 else "checkpoint_failed" for step in range(1, 9)}
+
+
+def test_the_last_checkpoint_is_stored_or_the_run_does_not_end(
+    small_job: Callable[..., JobSpec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = small_job()
+    run = check_job(job).run
+    AwayOnce(monkeypatch, SkippedSamples, "update", call=9)
+    with pytest.raises(StorageError, match="no answer"):
+        run_worker(job, WorkerGroup())
+    assert not check_job(job).finished and run.status() == "RUNNING"
+    assert run_worker(job, WorkerGroup()).step == 8 and check_job(job).finished
+
+
+class OneOfTwo(WorkerGroup):
+    """A worker whose partner could not store its log."""
+
+    def sum(self, tensor: Any) -> None:
+        tensor += 1
+
+
+def test_no_worker_takes_a_log_for_stored_that_another_one_could_not_store(tmp_path: Path) -> None:
+    run = RunDirectory.open(tmp_path, "run")
+    for rank in range(2):
+        log = SampleLog(run.storage, rank, record_digests=False)
+        failure = store_skips(log, SkippedSamples(run.storage), run, OneOfTwo(rank, 2), 1, 8)
+        assert failure is not None and failure.transient and "another worker" in str(failure)

@@ -141,10 +141,9 @@ class Validation:
             from yolofleet.evaluation.inference_form import half_precision
 
             network = half_precision(model)
-        collected, batch_size = self._collect(network, settings.batch_size), settings.batch_size
-        while collected is None:
+        batch_size = settings.batch_size
+        while (collected := self._collect(network, batch_size)) is None:
             batch_size //= 2
-            collected = self._collect(network, batch_size)
         rows, terms = collected
         all_rows = self._group.gather_rows(rows)
         losses = {name: value for name, value in terms.take().items() if name in LossTerms.NAMES}
@@ -156,7 +155,10 @@ class Validation:
         return result.figures | losses
 
     def _collect(self, network: Network, batch_size: int) -> tuple[Tensor, LossTerms] | None:
-        """Return this worker's detections and its sums of the loss; None where fewer images at a time may fit."""
+        """Return this worker's detections and its sums of the loss; a collective.
+
+        None, on all workers, where fewer images at a time may fit: which images a worker takes depends on how many.
+        """
         from yolofleet.evaluation.evaluate import collect_detections
 
         settings = self._job.evaluation
@@ -172,6 +174,7 @@ class Validation:
             rectangular=settings.protocol == "published",
             max_pixels=self._job.data.max_pixels,
         )
+        rows: Tensor | None = None
         try:
             rows = collect_detections(
                 measured,
@@ -193,8 +196,9 @@ class Validation:
                     "smaller evaluation.batch_size"
                 ) from None
             note(f"out of memory with {plural(batch_size, 'image')} at a time: evaluating fewer")
-            return None
-        return rows, terms
+        failed = self._group.flag(rows is None)
+        self._group.sum(failed)
+        return None if rows is None or failed > 0 else (rows, terms)
 
 
 def evaluation_row(step: int, figures: Figures, **fields: Any) -> Row:

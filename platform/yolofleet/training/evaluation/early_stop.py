@@ -11,6 +11,7 @@ A run that has done its last step was not ended early, whatever its evaluations 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from yolofleet.core.text import plural
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.stop import StopSpec
+from yolofleet.storage import StorageError
 from yolofleet.tracking.goodput import summarize_run
 from yolofleet.tracking.json_lines import Row, seconds_of, utc_now
 from yolofleet.tracking.run_directory import METRICS_LOGS, RunDirectory
@@ -26,6 +28,7 @@ from yolofleet.training.loop.schedule import EARLIER_EPOCHS
 from yolofleet.training.loop.worker_group import WorkerGroup
 
 EVENT = "ended_early"
+logger = logging.getLogger(__name__)
 Figures = Mapping[int, float | None]
 """The metric of each evaluation by its step; None where the validation set has no objects."""
 
@@ -173,17 +176,27 @@ class EarlyStopping:
         self._rows.append({"time": utc_now(), **row})
 
     def is_over(self, step: int) -> bool:
-        """Return whether the run is over after so many steps; a collective."""
-        end: EarlyEnd | None = None
+        """Return whether the run is over after so many steps; a collective.
+
+        Where the storage does not answer, that is decided at the next checkpoint; the same evaluation ends the run.
+        """
+        is_over = False
         if self._group.is_first:
-            self._rows += self._reader.new_rows()
-            counted = (row for row in self._rows if int(row["step"]) <= step)
-            end = out_of_patience(metric_of_rows(counted, self._stop.metric), self._stop, self._since)
-            if end is None and self.is_out_of_hours:
-                end = _out_of_hours(self._stop, step)
-            if end is not None:
-                self._record(end)
-        return bool(self._group.first_value(int(end is not None)))
+            try:
+                is_over = self._find_end(step)
+            except StorageError as error:
+                logger.warning("whether the run ends early cannot be decided at step %d: %s", step, error)
+        return bool(self._group.first_value(int(is_over)))
+
+    def _find_end(self, step: int) -> bool:
+        self._rows += self._reader.new_rows()
+        counted = (row for row in self._rows if int(row["step"]) <= step)
+        end = out_of_patience(metric_of_rows(counted, self._stop.metric), self._stop, self._since)
+        if end is None and self.is_out_of_hours:
+            end = _out_of_hours(self._stop, step)
+        if end is not None:
+            self._record(end)
+        return end is not None
 
     def is_over_at_start(self, step: int) -> bool:
         """Return whether the run was over before this start, which stands at a step; a collective."""

@@ -12,13 +12,14 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from yolofleet.storage import ObjectNotFoundError, Storage
+from yolofleet.storage import ObjectNotFoundError, Storage, StorageError
 from yolofleet.tracking.json_lines import Cursor, list_logs, read_new_rows
 from yolofleet.tracking.log_writer import CheckLock, LogWriter, always_allowed, open_log, truncate_parts
 
 if TYPE_CHECKING:
     from yolofleet.data.stream import MicroBatch
     from yolofleet.tracking.run_directory import RunDirectory
+    from yolofleet.training.loop.worker_group import WorkerGroup
 
 FOLDER = "samples"
 PUT_INTERVAL_SECONDS = 30.0
@@ -112,6 +113,40 @@ class SkippedSamples:
         run.storage.put(REPORT_KEY, json.dumps(document, indent=1).encode())
         counts = {f"skipped_{reason}": entry["count"] for reason, entry in document["reasons"].items()}
         run.append_metrics({"step": step} | counts)
+
+
+def store_skips(
+    log: SampleLog, skipped: SkippedSamples, run: RunDirectory, group: WorkerGroup, step: int, num_seen: int
+) -> StorageError | None:
+    """Store which samples were skipped so far: no checkpoint may be younger than that. A collective.
+
+    Args:
+        log: This worker's log.
+        skipped: What all workers have skipped; the first worker counts it.
+        run: Gets the report.
+        group: This worker.
+        step: Steps done.
+        num_seen: Samples that the run has asked for so far.
+
+    Returns:
+        Why it is not stored; None where it is. A storage that does not answer costs a checkpoint, not the run.
+    """
+    failure: StorageError | None = None
+    try:
+        log.flush()
+    except StorageError as error:
+        failure = error
+    failed = group.flag(failure is not None)
+    group.sum(failed)
+    if failed > 0:
+        return failure or StorageError("the sample log of another worker could not be stored", transient=True)
+    if group.is_first:
+        try:
+            skipped.update()
+            skipped.write_report(run, step, num_seen)
+        except StorageError as error:
+            return error
+    return None
 
 
 def skipped_document(skipped: Iterable[tuple[str, str]], num_seen: int) -> dict[str, Any]:

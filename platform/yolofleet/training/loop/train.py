@@ -27,7 +27,7 @@ from yolofleet.training.evaluation.checkpoint_evaluations import evaluation_row
 from yolofleet.training.loop.non_finite import NonFiniteError, roll_back
 from yolofleet.training.loop.pace import EVALUATION, OTHER
 from yolofleet.training.loop.progress import Reading
-from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips
+from yolofleet.training.loop.sample_log import REPORT_KEY, format_skips, store_skips
 from yolofleet.training.loop.trainer import Trainer, build_trainer
 from yolofleet.training.loop.update import apply_settings
 from yolofleet.training.loop.worker_group import WorkerGroup
@@ -266,12 +266,14 @@ def _save(trainer: Trainer, *, skippable: bool, evaluate_later: bool) -> None:
     """Take a checkpoint; a collective."""
     job, state, learner, data = trainer.job, trainer.state, trainer.learner, trainer.data
     trainer.meters.pace.enter("checkpoint")
-    data.log.flush()
     moments = learner.strategy.moments()
-    trainer.group.barrier()
-    if trainer.group.is_first:
-        data.skipped.update()
-        data.skipped.write_report(trainer.run, state.step, num_seen=state.step * job.global_batch_size)
+    num_seen = state.step * job.global_batch_size
+    failure = store_skips(data.log, data.skipped, trainer.run, trainer.group, state.step, num_seen)
+    if failure is not None and not skippable:
+        raise failure
+    if trainer.group.is_first and failure is not None:
+        trainer.run.append_event("checkpoint_failed", step=state.step, reason=str(failure))
+    elif trainer.group.is_first:
         save(
             trainer.store,
             state,

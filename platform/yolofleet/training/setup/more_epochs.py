@@ -49,8 +49,9 @@ def check_epochs(
 
 def raise_epochs(job: JobSpec, recorded: JobSpec, run: RunDirectory, done_steps: int) -> None:
     """Record until which step the earlier epochs held; repeated after a crash, it changes nothing."""
-    plans = [plan for plan in run.facts().get(EARLIER_EPOCHS, []) if plan[1] != done_steps]
-    run.record_facts(**{EARLIER_EPOCHS: [*plans, [recorded.epochs, done_steps]]})
+    plans = run.facts().get(EARLIER_EPOCHS, [])
+    if all(until_step != done_steps for _, until_step in plans):  # else nothing was trained since they were raised last
+        run.record_facts(**{EARLIER_EPOCHS: [*plans, [recorded.epochs, done_steps]]})
     change = {"was": recorded.epochs, "now": job.epochs, "step": done_steps}
     if not any(event.get("kind") == EVENT and change.items() <= event.items() for event in run.events()):
         run.append_event(EVENT, **change)

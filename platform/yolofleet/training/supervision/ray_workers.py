@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.core.retry import retry
 from yolofleet.core.stopping import announced_interrupt, kept_handlers
-from yolofleet.core.terminal import announce
+from yolofleet.core.terminal import announce, note
 from yolofleet.core.text import one_line
 from yolofleet.data.loader_process import LoaderProcessError
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage import open_storage
+from yolofleet.storage import is_transient, open_storage
 from yolofleet.storage.lock import FencingToken, LockLostError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import WorkerGroup
@@ -54,6 +55,8 @@ FAILURE_KEY = "failure.json"
 """Where a worker stores an error that no restart cures."""
 ROOM_TAKEN = "others took the room before the workers had it"
 """Why a group left that never started."""
+STORAGE_PATIENCE_SECONDS = 600.0
+"""How long the driver waits for a storage that does not answer, once the workers have ended."""
 NOTICE_SECONDS = 3.0
 """How long Ray may take to list returned resources as free; what is not free by then is in other use, or dead."""
 
@@ -144,7 +147,12 @@ def train_once(
             raise KeyboardInterrupt from error
         except Exception as error:  # Ray wraps a worker's failure in several types
             failure = error
-    run.check_lock()
+    retry(
+        run.check_lock,
+        patience_seconds=STORAGE_PATIENCE_SECONDS,
+        is_transient=is_transient,
+        on_retry=lambda error, _: note(f"waiting for the storage: {error}"),
+    )
     if run.storage.exists(FAILURE_KEY):
         stored = json.loads(run.storage.get(FAILURE_KEY))
         raise (UserError if stored["user_error"] else WorkError)(stored["message"]) from failure
@@ -250,6 +258,8 @@ def train_worker(config: dict[str, Any]) -> str | None:
     except LoaderProcessError:
         raise  # a restart may cure it, as it cures the loss of a worker
     except (UserError, WorkError) as error:
+        if is_transient(error):
+            raise  # the storage may be back when the workers start again
         # A restart would meet the same error again: the driver reads this file and starts no further one.
         document = {"user_error": isinstance(error, UserError), "message": str(error)}
         open_storage(job.storage).child(job.name).put(FAILURE_KEY, json.dumps(document).encode())
