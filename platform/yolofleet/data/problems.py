@@ -62,7 +62,7 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     # records of images
     "image_malformed": ProblemKind("drop", "an image record is not an object with id and file_name"),
     "image_duplicate_file": ProblemKind("note", "one file is listed under two image ids (a leak between splits?)"),
-    "image_id_renumbered": ProblemKind("repair", "image ids are not whole numbers; they become 1, 2, ..."),
+    "image_id_renumbered": ProblemKind("repair", "image ids are not whole numbers below 2^53; they become 1, 2, ..."),
     "image_size_missing": ProblemKind(
         "repair", "an image record has no usable width and height; those of the file are used"
     ),
