@@ -16,6 +16,8 @@ import pytest
 from yolofleet.registry.package import (
     ARCHIVE_NAME,
     CODE_IN_ARCHIVE,
+    PackageError,
+    _unpack,
     is_pickle,
     is_plain_archive,
     open_archive,
@@ -27,7 +29,7 @@ FILES = {
     "code/yolofleet_inference_0/__init__.py": "",
     "code/yolofleet_inference_0/core/__init__.py": "",
     "code/yolofleet_inference_0/core/answer.py": "ANSWER = 42\n",
-    "evaluation/detections.safetensors": "boxes " * 99,
+    "evaluation/detections.safetensors": "boxes " * 99_999,  # more than a file object keeps in memory
     "evidence.json": "{}",
     "lineage/train.json": "[]",
 }
@@ -164,6 +166,61 @@ def test_what_yolofleet_does_not_write_is_left_packed(kind: str, folder: Path) -
     open_archive(folder)
     assert names(folder) == {"MLmodel", ARCHIVE_NAME} and archive.read_bytes() == changed
     assert not is_plain_archive(archive) and not (folder.parent / "evil.py").exists()
+
+
+def replaced(archive: Path, data: bytes) -> None:
+    archive.unlink()
+    archive.write_bytes(data)
+
+
+def changed_in_place(archive: Path, data: bytes) -> None:
+    with archive.open("r+b") as file:
+        file.write(data)
+
+
+@pytest.mark.parametrize("change", [replaced, changed_in_place])
+def test_an_archive_that_changes_while_it_is_read_writes_nothing_else(
+    change: Callable[[Path, bytes], None], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "victim.py").write_text("of the user")
+    archive = folder / ARCHIVE_NAME
+    hostile = rewritten(lambda target: target.writestr(str(tmp_path / "victim.py"), "x"))(archive.read_bytes())
+    checked = zipfile.ZipFile.testzip
+
+    def testzip(self: zipfile.ZipFile) -> str | None:
+        bad = checked(self)
+        change(archive, flipped(hostile))
+        return bad
+
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", testzip)
+    if change is changed_in_place:
+        with pytest.raises(PackageError, match="changed while it was read"):
+            open_archive(folder)
+    else:
+        open_archive(folder)
+        assert {name: (folder / name).read_text() for name in FILES} == FILES
+    assert (tmp_path / "victim.py").read_text() == "of the user"
+
+
+@pytest.mark.parametrize("name", ["/tmp/evil.py", "../evil.py", "code/../../evil.py", "proof.json"])
+def test_unpacking_checks_the_names_itself(name: str, folder: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        target.writestr(name, "x")
+    with zipfile.ZipFile(buffer) as archive, pytest.raises(PackageError, match="is no name in an archive"):
+        _unpack(archive, folder)
+    assert names(folder.parent) == {f"version/{name}" for name in ("MLmodel", ARCHIVE_NAME)}
+
+
+@pytest.mark.parametrize("link", ["code", "code/yolofleet_inference_0", "evaluation"])
+def test_unpacking_follows_no_link_out_of_the_folder(link: str, folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (folder / link).parent.mkdir(exist_ok=True)
+    (folder / link).symlink_to(outside)
+    with pytest.raises(PackageError, match="is in the way"):
+        open_archive(folder)
+    assert not names(outside)
 
 
 def test_a_zip_of_a_pickle_under_the_name_of_the_archive_stays_a_pickle(folder: Path, tmp_path: Path) -> None:

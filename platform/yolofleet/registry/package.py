@@ -18,6 +18,7 @@ The proof names it and its members by their digests. In versions of format 1 the
 from __future__ import annotations
 
 import base64
+import errno
 import hashlib
 import io
 import json
@@ -29,7 +30,7 @@ import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from yolofleet import __version__
 from yolofleet.core.errors import UserError
@@ -186,24 +187,42 @@ def open_archive(folder: Path) -> None:
     """Unpack the archive of a version, if it has one, beside the archive; nothing there wins over what is in it.
 
     One that yolofleet does not write is left packed: its members are missing then, and it is a zip, both of which fail
-    the proof.
+    the proof. Somebody else may replace or change the archive meanwhile: it is opened once, and what is unpacked is the
+    list of members that was checked.
 
     Raises:
-        PackageError: Something in the folder has the name of a folder in the archive.
+        PackageError: Something in the folder has the name of a folder in the archive, or the archive changed.
     """
     path = folder / ARCHIVE_NAME
-    if not path.is_file() or not is_plain_archive(path):
+    if not path.is_file():
         return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                target = folder / entry.filename
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.unlink(missing_ok=True)
-                with archive.open(entry) as member, target.open("xb") as file:
-                    shutil.copyfileobj(member, file)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-        raise PackageError(f"{error.filename}: is in the way of what {ARCHIVE_NAME} holds") from error
+    with path.open("rb") as file:
+        archive = _open_plain(file)
+        if archive is None:
+            return
+        try:
+            _unpack(archive, folder)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise PackageError(f"{error.filename}: is in the way of what {ARCHIVE_NAME} holds") from error
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise PackageError(f"{path}: changed while it was read ({error}); try again") from error
+
+
+def _unpack(archive: zipfile.ZipFile, folder: Path) -> None:
+    """Write the members of an archive into a folder; a name or a link that leads out of it is refused."""
+    root = folder.resolve()
+    for entry in archive.infolist():
+        if not ARCHIVED.fullmatch(entry.filename):
+            raise PackageError(
+                f"{folder / ARCHIVE_NAME}: {entry.filename!r:.120} is no name in an archive of a version"
+            )
+        target = root / entry.filename
+        if target.parent.resolve() != target.parent:  # a link, which may lead out
+            raise FileExistsError(errno.EEXIST, "is a link", str(target.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        with archive.open(entry) as member, target.open("xb") as file:
+            shutil.copyfileobj(member, file)
 
 
 def _archived_files(folder: Path) -> list[str]:
@@ -218,24 +237,34 @@ def is_plain_archive(path: Path) -> bool:
     """
     try:
         with path.open("rb") as file:
-            file.seek(-END_BYTES, os.SEEK_END)
-            list_bytes = struct.unpack("<4s4H2LH", file.read())[5]
-        if list_bytes > MOST_LIST_BYTES:
-            return False
-        with zipfile.ZipFile(path) as archive:
-            entries, position = archive.infolist(), 0
-            for entry in entries:
-                is_stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
-                is_named = entry.filename == entry.orig_filename and ARCHIVED.fullmatch(entry.filename)
-                has_more = entry.flag_bits or entry.extra or entry.comment
-                if not is_stored or not is_named or has_more or entry.header_offset != position:
-                    return False
-                position += LOCAL_HEADER_BYTES + len(entry.filename) + entry.file_size
-            size = position + sum(ENTRY_BYTES + len(entry.filename) for entry in entries) + END_BYTES
-            is_whole = (archive.start_dir, path.stat().st_size) == (position, size) and archive.testzip() is None
-            return is_whole and len({entry.filename for entry in entries}) == len(entries) <= MOST_ARCHIVED
-    except (zipfile.BadZipFile, struct.error, OSError, ValueError, RuntimeError, EOFError, OverflowError):
+            return _open_plain(file) is not None
+    except OSError:
         return False
+
+
+def _open_plain(file: BinaryIO) -> zipfile.ZipFile | None:
+    """Return the archive in an open file; None if it is not plain."""
+    try:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(-END_BYTES, os.SEEK_END)
+        list_bytes = struct.unpack("<4s4H2LH", file.read())[5]
+        if list_bytes > MOST_LIST_BYTES:
+            return None
+        archive = zipfile.ZipFile(file)
+        entries, position = archive.infolist(), 0
+        for entry in entries:
+            is_stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+            is_named = entry.filename == entry.orig_filename and ARCHIVED.fullmatch(entry.filename)
+            has_more = entry.flag_bits or entry.extra or entry.comment
+            if not is_stored or not is_named or has_more or entry.header_offset != position:
+                return None
+            position += LOCAL_HEADER_BYTES + len(entry.filename) + entry.file_size
+        end = position + sum(ENTRY_BYTES + len(entry.filename) for entry in entries) + END_BYTES
+        is_whole = (archive.start_dir, size) == (position, end) and archive.testzip() is None
+        has_each_once = len({entry.filename for entry in entries}) == len(entries) <= MOST_ARCHIVED
+        return archive if is_whole and has_each_once else None
+    except (zipfile.BadZipFile, struct.error, OSError, ValueError, RuntimeError, EOFError, OverflowError):
+        return None
 
 
 def _signature() -> ModelSignature:
