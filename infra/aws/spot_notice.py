@@ -29,6 +29,8 @@ TOKEN_SECONDS = 21_600
 POLL_SECONDS = 5.0
 """AWS's advice."""
 ANSWER_SECONDS = 2.0
+DRAIN_SECONDS = 30.0
+"""For one attempt to drain the node."""
 RESERVE_SECONDS = 10
 """The drain ends this long before the machine does."""
 RAY = str(Path(sys.executable).parent / "ray")
@@ -80,7 +82,11 @@ def drain(seconds: int, action: str, node_id: str | None) -> bool:
         f"AWS announced: {action}", "--deadline-remaining-seconds", str(seconds),
     ]  # fmt: skip
     command += ["--node-id", node_id] if node_id is not None else []
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DRAIN_SECONDS, check=False)
+    except subprocess.TimeoutExpired:  # the head does not answer at the moment
+        print(f"the drain was not accepted within {DRAIN_SECONDS:g} s", flush=True)
+        return False
     if done.returncode:
         print(f"the drain was not accepted: {(done.stderr or done.stdout).strip()[-500:]}", flush=True)
     return done.returncode == 0

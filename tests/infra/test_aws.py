@@ -234,6 +234,18 @@ def test_a_notice_becomes_a_drain_with_what_is_left_of_two_minutes() -> None:
     assert {entry for entry in seen if entry.startswith("GET")} == {"GET /latest/meta-data/spot/instance-action"}
 
 
+def test_a_drain_that_hangs_is_tried_again(tmp_path: Path) -> None:
+    ray = tmp_path / "ray"
+    ray.write_text(f"#!/bin/sh\n[ -e {tmp_path}/hung ] || {{ touch {tmp_path}/hung; exec sleep 60; }}\n")
+    ray.chmod(0o755)
+    code = (AWS / "spot_notice.py").read_text().replace("DRAIN_SECONDS = 30.0", "DRAIN_SECONDS = 0.5")
+    (tmp_path / "spot_notice.py").write_text(code.replace('Path(sys.executable).parent / "ray"', f'"{ray}"'))
+    watcher = runpy.run_path(str(tmp_path / "spot_notice.py"))
+    with metadata_service([(200, notice(120))]) as (url, _):
+        watcher["watch"](watcher["Metadata"](url), lambda *told: watcher["drain"](*told, None), poll_seconds=0.01)
+    assert (tmp_path / "hung").exists()
+
+
 def test_a_metadata_service_that_is_away_is_no_notice() -> None:
     assert WATCHER["Metadata"]("http://127.0.0.1:9").interruption() is None
 
