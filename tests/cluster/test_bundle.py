@@ -15,13 +15,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import yolofleet
+from yolofleet.cli.doctor import job_of
 from yolofleet.cli.jobs import exit_code
-from yolofleet.cluster.bundle import MODEL_NAME, SPEC_NAME, VERSIONS_NAME, differences, installed_versions, read_bundle
+from yolofleet.cluster.bundle import (
+    MODEL_NAME,
+    SPEC_NAME,
+    VERSIONS_NAME,
+    Bundle,
+    differences,
+    installed_versions,
+    read_bundle,
+)
 from yolofleet.cluster.follow import follow
 from yolofleet.cluster.sent_job import SentJob
 from yolofleet.cluster.service import NoSuchJobError, _check_address
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.specs.job import JobSpec
+from yolofleet.specs.search import SearchSpec
 
 JOB: dict[str, Any] = {
     "name": "shapes",
@@ -85,6 +95,35 @@ def test_a_search_travels_with_its_base_job(tmp_path: Path) -> None:
     )
     bundle = read_bundle(space, [])
     assert (bundle.kind, bundle.name, bundle.document["job"]["name"]) == ("tune", "s", "shapes")
+
+
+@pytest.mark.parametrize("where", ["set", "an override"])
+def test_what_a_search_sets_in_its_job_travels_as_the_job_does(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths become absolute, files are sent or refused, and what reads the job alone (the doctor) reads it, too."""
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path, model={"spec": "of_another.yaml"})
+    (tmp_path / "mine.yaml").write_text("name: mine\nbase: yolov7-tiny\n")
+    (tmp_path / "old.pt").write_bytes(b"x")
+
+    def sent(fields: dict[str, Any]) -> Bundle:
+        space = {"name": "s", "job": "job.yaml", "parameters": {"epochs": {"choice": [1, 2]}}, "budget": {"trials": 1}}
+        overrides = [f"job.{key}={value}" for key, value in fields.items()] if where != "set" else []
+        (tmp_path / "space.yaml").write_text(yaml.safe_dump(space | ({"set": fields} if where == "set" else {})))
+        return read_bundle(tmp_path / "space.yaml", overrides)
+
+    bundle = sent({"storage": "runs", "model.spec": "mine.yaml", "cluster.workers": 3})
+    (out := tmp_path / "out").mkdir()
+    bundle.write(out)
+    assert bundle.directory == str(tmp_path / "runs" / "s")
+    assert (out / MODEL_NAME).read_text() == "name: mine\nbase: yolov7-tiny\n"
+    search = SearchSpec.load(out / SPEC_NAME)
+    assert search.set == {} and search.parameters.keys() == {"epochs"}
+    job = job_of(bundle.document)
+    assert (job.storage, job.model.spec, job.cluster.workers) == (str(tmp_path / "runs"), MODEL_NAME, 3)
+    with pytest.raises(UserError, match="a file of this machine is not sent with the job"):
+        sent({"model.spec": "mine.yaml", "initial_weights": "old.pt"})
 
 
 def test_the_same_spec_has_the_same_digest(tmp_path: Path) -> None:

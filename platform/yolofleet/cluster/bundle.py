@@ -22,6 +22,7 @@ import yolofleet
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import redact
 from yolofleet.models.zoo import load_table
+from yolofleet.search.space import Space
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.search import load_search
 from yolofleet.specs.yaml_document import AnyFile, read_yaml, write_yaml
@@ -118,7 +119,7 @@ class Bundle:
 
 
 def read_bundle(path: AnyFile, overrides: list[str]) -> Bundle:
-    """Read a job spec, or a search space, and make it fit to be sent.
+    """Read a job spec, or a search space, and make it fit to be sent: a space's ``set`` becomes part of its base job.
 
     Raises:
         UserError: It is not a valid spec, or names a file that only this machine has.
@@ -126,10 +127,10 @@ def read_bundle(path: AnyFile, overrides: list[str]) -> Bundle:
     given = read_yaml(path)
     if isinstance(given, dict) and "parameters" in given:
         space = load_search(path, overrides)
-        document = space.document()
-        job = JobSpec.parse(document["job"], source=f"{path}: job").with_absolute_paths()
-        document["job"], table = _without_local_files(job.document(), path)
-        return Bundle("tune", space.name, document, table)
+        job = Space(space, source=str(path)).base_job.with_absolute_paths()
+        fields, table = _without_local_files(job.document(), path)
+        base = fields | {"name": space.job.get("name", space.name)}
+        return Bundle("tune", space.name, space.document() | {"job": base, "set": {}}, table)
     job = JobSpec.load(path, overrides).with_absolute_paths()
     document, table = _without_local_files(job.document(), path)
     return Bundle("train", job.name, document, table)
