@@ -79,12 +79,26 @@ def test_anchors_are_taken_over_from_cells_or_pixels() -> None:
     assert model.table.anchors[0] == (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)
 
 
-def test_broken_anchors_are_left_with_a_warning() -> None:
+@pytest.mark.parametrize("field", ["anchors", "anchor_grid"])
+@pytest.mark.parametrize(
+    "anchors",
+    [torch.zeros(3, 3, 2), torch.ones(4, 3, 2), torch.ones(18), torch.ones(()), torch.full((3, 3, 2), torch.inf)],
+)
+def test_broken_anchors_are_left_with_a_warning(anchors: torch.Tensor, field: str) -> None:
     model = narrow("yolov7-tiny")
     before = model.anchors.clone()
     with pytest.warns(UserWarning, match="anchors are not usable"):
-        load_official_state_dict(model, {**published(model), f"{head_prefix(model)}.anchors": torch.zeros(3, 3, 2)})
+        load_official_state_dict(model, {**published(model), f"{head_prefix(model)}.{field}": anchors})
     assert torch.equal(model.anchors, before)
+
+
+def test_a_prediction_layer_that_is_none_is_refused() -> None:
+    model = narrow("yolov7-tiny")
+    state = {**published(model), f"{head_prefix(model)}.m.0.weight": torch.tensor(1.0)}
+    with pytest.raises(WeightsError, match=r"none of .* is a prediction layer"):
+        official_num_classes(model.table, state)
+    with pytest.raises(WeightsError):
+        load_official_state_dict(model, state)
 
 
 def test_a_checkpoint_of_another_model_says_what_is_missing_and_left_over() -> None:

@@ -107,7 +107,7 @@ def official_num_classes(table: ModelTable, state: Mapping[str, Tensor]) -> int:
         WeightsError: There is no prediction layer among the names.
     """
     for name, tensor in in_published_names(state).items():
-        if name.startswith("model.") and name.endswith(".m.0.weight"):
+        if name.startswith("model.") and name.endswith(".m.0.weight") and tensor.dim() == 4:
             return tensor.shape[0] // table.num_anchors - BOX_AND_OBJECTNESS
     raise WeightsError(
         f"these are not published weights: none of {count_names(list(state))} is a prediction layer "
@@ -229,16 +229,17 @@ def _make_implicit_neutral(model: Network, loaded: set[str]) -> None:
 
 def _take_anchors(model: Network, state: Mapping[str, Tensor], prefix: str) -> bool:
     """Take over the published anchors, kept in cells (``anchors``) or in pixels (``anchor_grid``)."""
-    if f"{prefix}.anchor_grid" in state:
-        anchors = state[f"{prefix}.anchor_grid"].float()
-    elif f"{prefix}.anchors" in state:
-        anchors = state[f"{prefix}.anchors"].float()
-        anchors = anchors * torch.tensor(model.strides).view(-1, *[1] * (anchors.dim() - 1))
-    else:
+    in_pixels = f"{prefix}.anchor_grid" in state
+    name = f"{prefix}.anchor_grid" if in_pixels else f"{prefix}.anchors"
+    if name not in state:
         return False
-    if anchors.numel() != model.anchors.numel() or not bool((anchors > 0).all()):
+    anchors = state[name].float()
+    fits = anchors.shape[:1] == model.anchors.shape[:1] and anchors.numel() == model.anchors.numel()
+    if not fits or not bool(((anchors > 0) & anchors.isfinite()).all()):
         warnings.warn(f"{prefix}: its anchors are not usable; those of the table stay", stacklevel=3)
         return False
+    if not in_pixels:
+        anchors = anchors * torch.tensor(model.strides).view(-1, *[1] * (anchors.dim() - 1))
     model.anchors.copy_(anchors.view_as(model.anchors))
     rows = tuple(tuple(level.flatten().tolist()) for level in model.anchors)
     model.table = model.table.model_copy(update={"anchors": rows})
