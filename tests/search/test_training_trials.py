@@ -266,6 +266,16 @@ def check_paper_table(directory: SearchDirectory, printed: list[dict[str, Any]],
         }
 
 
+def test_halving_is_planned_where_only_the_smallest_candidate_is_feasible(make_spec_over_data: MakeSpec) -> None:
+    space = SearchSession.open(make_spec_over_data(), source="space.yaml")
+    smallest = space.screen(space.space.parameters.at([0.0, 0.0])).figures["gflops"]
+    spec = make_spec_over_data(constraints={"gflops": {"max": smallest}}, scheduler={"name": "asha"})
+    session = SearchSession.open(spec, source="space.yaml")
+    directory = SearchDirectory(open_storage(session.space.base_job.storage).child(spec.name))
+    session.engine(session.trials(directory), directory)
+    directory.close()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -93,7 +93,7 @@ class SearchSession:
         number = len(space.parameters)
         count = POINTS_SCREENED if measure is None else POINTS_MEASURED
         points = [even_point(spec.seed, index, number) for index in range(count)]
-        points += [[0.0] * number, [1.0 - 1e-9] * number]
+        points += _ends(number)
         check_feasible(space.parameters, screen, points, source=source)
         return cls(spec, space, screen, train)
 
@@ -158,13 +158,22 @@ class SearchSession:
     def _schedule(self) -> Halving | Population | None:
         spec, parameters = self.spec, self.space.parameters
         if spec.scheduler.name == "asha":
-            points = (even_point(spec.seed, index, len(parameters)) for index in range(POINTS_SCREENED))
-            screened = [self.screen(parameters.at(point)) for point in points]
-            largest = max(entry.figures["training_petaflops"] for entry in screened if entry.feasible)
-            return Halving(spec.scheduler, spec.objectives, _petaflops, largest)
+            points = [even_point(spec.seed, index, len(parameters)) for index in range(POINTS_SCREENED)]
+            compute = self._compute_of(points) or self._compute_of(_ends(len(parameters)))  # `open` found one in these
+            return Halving(spec.scheduler, spec.objectives, _petaflops, max(compute))
         if spec.scheduler.name == "population":
             return Population(spec.scheduler, spec.objectives, parameters, spec.seed)
         return None
+
+    def _compute_of(self, points: list[list[float]]) -> list[float]:
+        """Return the compute of the whole training of each feasible candidate among points."""
+        screened = [self.screen(self.space.parameters.at(point)) for point in points]
+        return [entry.figures["training_petaflops"] for entry in screened if entry.feasible]
+
+
+def _ends(number: int) -> list[list[float]]:
+    """Return the two ends of a space with so many parameters: the smallest and the largest candidate lie there."""
+    return [[0.0] * number, [1.0 - 1e-9] * number]
 
 
 def _petaflops(trial: Trial) -> float:
