@@ -155,3 +155,4 @@ def test_peaks_are_those_of_the_data_sheets(name: str, half: float | None) -> No
 def test_the_peak_of_a_cpu_is_measured() -> None:
     peak = find_peak(torch.device("cpu"), torch.float32)
     assert peak.source == "measured" and peak.flops > 1e8
+        ("NVIDIA H200 NVL", 835),

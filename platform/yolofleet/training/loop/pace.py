@@ -33,6 +33,7 @@ TRAINING_PASSES = 3
 """A backward pass costs two forward passes: one for the gradients of the weights, one for those of the inputs."""
 DATA_SHEET_TERAFLOPS: dict[str, tuple[float, float]] = {
     r"B200": (2250.0, 1125.0),
+    r"H200 NVL": (835.0, 417.0),
     r"H200": (989.0, 494.0),
     r"H100 PCIe": (756.0, 378.0),
     r"H100 80GB HBM3": (989.0, 494.0),
