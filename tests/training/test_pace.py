@@ -112,6 +112,23 @@ def test_a_slow_worker_is_named_once_with_its_host_and_stage(clock: Clock) -> No
     assert found[SLOW_READINGS - 1] == {"rank": 1, "host": "other", "excess_percent": 100, "stage": "data wait"}
 
 
+def test_the_stage_of_a_slow_worker_is_what_a_micro_batch_waits_for(clock: Clock) -> None:
+    """Of its two micro-batches each takes as long to pass forward as the other worker's one, and waits for data."""
+    group = Others(rank=0, world_size=2)
+    pace = Pace(group, num_owned=1)
+    waits, forward = STAGES.index("data_wait"), STAGES.index("forward")
+
+    def other(table: torch.Tensor) -> None:
+        table[1, waits], table[1, forward], table[1, -2], table[1, -1] = 1.5, 4.0, 5.5, 2
+
+    object.__setattr__(group, "add", other)
+    for _ in range(SLOW_READINGS):
+        spend(pace, clock, [("forward", 2.0), ("exchange", 3.5)])
+        pace.begin()
+        slow = pace.take()[1]
+    assert slow == {"rank": 1, "host": "other", "excess_percent": 38, "stage": "data wait"}
+
+
 def test_a_worker_with_more_micro_batches_is_not_slow(clock: Clock) -> None:
     group = Others(rank=0, world_size=2)
     pace = Pace(group, num_owned=1)
@@ -138,6 +155,7 @@ def test_excess_is_above_the_usual_worker(seconds: list[float]) -> None:
     ("name", "half"),
     [
         ("NVIDIA H200", 989),
+        ("NVIDIA H200 NVL", 835),
         ("NVIDIA H100 80GB HBM3", 989),
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA A100-SXM4-80GB", 312),
@@ -155,4 +173,3 @@ def test_peaks_are_those_of_the_data_sheets(name: str, half: float | None) -> No
 def test_the_peak_of_a_cpu_is_measured() -> None:
     peak = find_peak(torch.device("cpu"), torch.float32)
     assert peak.source == "measured" and peak.flops > 1e8
-        ("NVIDIA H200 NVL", 835),

@@ -159,8 +159,9 @@ class Pace:
             return None
         hosts = self._group.concatenate_texts(f"{socket.gethostname()}\n").splitlines()
         rank = max(named, key=excess.__getitem__)
-        usual = [statistics.median_low(column) for column in zip(*rows, strict=True)]
-        own = {stage: rows[rank][index] - usual[index] for index, stage in enumerate(OWN_STAGES)}
+        shares = [[seconds / max(row[-1], 1) for seconds in row] for row in rows]  # of one micro-batch, as the excess
+        usual = [statistics.median_low(column) for column in zip(*shares, strict=True)]
+        own = {stage: shares[rank][index] - usual[index] for index, stage in enumerate(OWN_STAGES)}
         stage = max(own, key=own.__getitem__).replace("_", " ")
         return {"rank": rank, "host": hosts[rank], "excess_percent": round(100 * excess[rank]), "stage": stage}
 
