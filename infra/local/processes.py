@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -127,13 +128,13 @@ class Processes:
         """End everything, the last started first, and with each what it started itself."""
         for name, entry in reversed(list(self._running.items())):
             if (process := entry.process()) is not None:
-                family = process.children(recursive=True)
+                family = _children(process)
                 print(f"ending {name} ({entry.pid})", file=sys.stderr)
-                process.send_signal(entry.end_signal)
+                _send(process, entry.end_signal)
                 _, alive = psutil.wait_procs([process], timeout=timeout_seconds)
                 left = [*alive, *(child for child in family if child.is_running())]
                 for child in left:
-                    child.kill()
+                    _send(child, signal.SIGKILL)
                 psutil.wait_procs(left, timeout=timeout_seconds)
             del self._running[name]
             self._write()
@@ -141,3 +142,16 @@ class Processes:
     def _write(self) -> None:
         entries = {name: asdict(entry) for name, entry in self._running.items()}
         self._record.write_text(json.dumps(entries, indent=1))
+
+
+def _send(process: psutil.Process, number: int) -> None:
+    """Send a signal; one that has ended meanwhile needs none."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []

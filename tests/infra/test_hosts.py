@@ -162,7 +162,7 @@ def test_the_slurm_script_starts_ray_in_the_allocation_and_ends_it(tmp_path: Pat
         "scontrol": 'if [ "$1" = show ]; then printf "one\\ntwo\\n"; else echo "scontrol $*" >> "$LOG"; fi',
         "srun": 'echo "srun $*" >> "$LOG"; while [[ "$1" == --* ]]; do shift; done; exec "$@"',
         "ray": 'echo "ray $* mode=$RAY_AUTH_MODE token=$(stat -c %a "$RAY_AUTH_TOKEN_PATH")" >> "$LOG"\n'
-        '[ "$1" = health-check ] || exec sleep 300',
+        '[ "$1" = health-check ] || exec sleep 300\n[ -z "$TOLD_EARLY" ] || kill -TERM "$PPID"',
         "python": 'case "$2" in *socket*) echo "asked the way to $3" >> "$LOG"; echo "$ADDRESS"; exit;; esac\n'
         'case "$ALONE" in dead) exit 1;; yes) echo 1;; *) grep --count "^ray start" "$LOG";; esac',
         "yolofleet": 'echo "yolofleet $*" >> "$LOG"; [ "$2" != bad.yaml ] || exit 2\n'
@@ -176,7 +176,7 @@ def test_the_slurm_script_starts_ray_in_the_allocation_and_ends_it(tmp_path: Pat
     environment = os.environ | {
         "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "LOG": str(log), "SLURM_JOB_ID": "77", "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_CPUS_ON_NODE": "96",
-        "ADDRESS": "10.0.0.1", "ALONE": "", "YOLOFLEET_POLL_SECONDS": "0",
+        "ADDRESS": "10.0.0.1", "ALONE": "", "TOLD_EARLY": "", "YOLOFLEET_POLL_SECONDS": "0",
     }  # fmt: skip
     script = str(INFRA / "slurm" / "ray.sbatch")
 
@@ -207,10 +207,13 @@ def test_the_slurm_script_starts_ray_in_the_allocation_and_ends_it(tmp_path: Pat
     itself = run("train", "job.yaml", ADDRESS="127.0.1.1")
     assert itself.returncode == 1 and "one leads to two by 127.0.1.1, which is itself" in itself.stderr
     assert run("train", "bad.yaml").returncode == 2, "the command's exit code is the job's"
+    assert run("train", "never.yaml", TOLD_EARLY="yes").returncode == 143
+    told = log.read_text()
+    assert "never.yaml" not in told and told.count("scontrol requeue 77") == 1, "nobody would have told it to stop"
     stopped = subprocess.Popen([script, "train", "long.yaml"], env=environment, cwd=tmp_path, text=True)
     while "running" not in log.read_text():
         assert stopped.poll() is None
     stopped.terminate()
     assert stopped.wait(timeout=60) == 1
-    assert "scontrol requeue 77" in log.read_text()
+    assert log.read_text().count("scontrol requeue 77") == 2
     assert not list(tmp_path.glob(".yolofleet-*")), "the token does not outlive the allocation"

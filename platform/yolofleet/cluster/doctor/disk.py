@@ -70,7 +70,7 @@ def probe_disk(path: str) -> Disk:
     folder = local_path(own or path)
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     usage = shutil.disk_usage(existing)
-    held = sum(file.stat().st_size for file in folder.glob("*.tar")) if folder.is_dir() else 0
+    held = sum(map(_size, folder.glob("*.tar"))) if folder.is_dir() else 0
     disk = partial(Disk, usage.free, held, file_system_of(existing, Path("/proc/mounts").read_text()), path=own)
     if not existing.is_dir():
         return disk(problem=f"{existing} is a file, not a folder")
@@ -78,6 +78,13 @@ def probe_disk(path: str) -> Disk:
         return disk(bytes_per_second=PROBE_BYTES / _seconds_to_write(existing))
     except OSError as error:
         return disk(problem=f"{existing}: {error.strerror}")
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except FileNotFoundError:  # a run has evicted it since
+        return 0
 
 
 def _seconds_to_write(folder: Path) -> float:
