@@ -90,10 +90,7 @@ class SearchSession:
         train = open_dataset(job.data, job.data.train)
         measure = None if spec.latency_device is None else measure_on(spec.latency_device)
         screen = Screen(space, num_classes=len(train.classes), num_samples=len(train), measure_latency=measure)
-        number = len(space.parameters)
-        count = POINTS_SCREENED if measure is None else POINTS_MEASURED
-        points = [even_point(spec.seed, index, number) for index in range(count)]
-        points += _ends(number)
+        points = _even_points(spec, space) + _ends(len(space.parameters))
         check_feasible(space.parameters, screen, points, source=source)
         return cls(spec, space, screen, train)
 
@@ -158,8 +155,9 @@ class SearchSession:
     def _schedule(self) -> Halving | Population | None:
         spec, parameters = self.spec, self.space.parameters
         if spec.scheduler.name == "asha":
-            points = [even_point(spec.seed, index, len(parameters)) for index in range(POINTS_SCREENED)]
-            compute = self._compute_of(points) or self._compute_of(_ends(len(parameters)))  # `open` found one in these
+            compute = self._compute_of(_even_points(spec, self.space)) or self._compute_of(
+                _ends(len(parameters))
+            )  # `open` found one in these
             return Halving(spec.scheduler, spec.objectives, _petaflops, max(compute))
         if spec.scheduler.name == "population":
             return Population(spec.scheduler, spec.objectives, parameters, spec.seed)
@@ -169,6 +167,12 @@ class SearchSession:
         """Return the compute of the whole training of each feasible candidate among points."""
         screened = [self.screen(self.space.parameters.at(point)) for point in points]
         return [entry.figures["training_petaflops"] for entry in screened if entry.feasible]
+
+
+def _even_points(spec: SearchSpec, space: Space) -> list[list[float]]:
+    """Return points spread evenly over a space; few where a latency is measured at each."""
+    count = POINTS_SCREENED if spec.latency_device is None else POINTS_MEASURED
+    return [even_point(spec.seed, index, len(space.parameters)) for index in range(count)]
 
 
 def _ends(number: int) -> list[list[float]]:
