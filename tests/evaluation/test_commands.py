@@ -107,6 +107,10 @@ def test_table_10_of_any_model_by_one_command(run: Path, drawn: Path, capsys: Ca
         (["--protocol", "published", "--iou", "0.7"], "--protocol published fixes --iou"),
         (["--protocol", "published", "--augment", "--confidence", "0.1"], "fixes --confidence, --augment"),
         (["--table10", "--results", "a.json", "--precision", "fp16"], "leave out --precision, --results"),
+        (["--table10", "--area", "all=0-", "--classes", "circle"], "leave out --area, --classes"),
+        (["--table10", "--class-agnostic", "--max-detections", "9"], "leave out --max-detections, --class-agnostic"),
+        (["--table10", "--confidence", "0.1"], "leave out --confidence"),
+        (["--boxes", "nonsense"], "is no file of detections: leave out --boxes"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(
@@ -116,10 +120,21 @@ def test_options_that_contradict_each_other_are_refused(
     assert words in capsys.readouterr().err
 
 
-def test_how_a_model_detects_is_no_question_of_a_result_file(tmp_path: Path, drawn: Path, capsys: Captured) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--augment"],
+        ["--protocol", "published"],
+        ["--image-size", "64", "--batch-size", "2", "--confidence", "0.5", "--iou", "0.65", "--device", "cpu"],
+    ],
+)
+def test_how_a_model_detects_is_no_question_of_a_result_file(
+    tmp_path: Path, drawn: Path, capsys: Captured, options: list[str]
+) -> None:
     (tmp_path / "found.json").write_text("[]")
-    assert main(["evaluate", str(tmp_path / "found.json"), str(drawn / "dataset"), "--augment"]) == 2
-    assert "holds detections" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "found.json"), str(drawn / "dataset"), *options]) == 2
+    named = ", ".join(option for option in options if option.startswith("--"))
+    assert f"holds detections, and no model runs: leave out {named}" in capsys.readouterr().err
 
 
 def test_a_test_set_without_annotations_becomes_a_result_file_to_submit(
@@ -248,6 +263,7 @@ def test_a_run_in_remote_storage_is_downloaded_and_leaves_nothing_behind(
         (["predict", "{run}", "{drawn}/images", "--out", "{drawn}/images"], "would overwrite"),
         (["predict", "{run}", "{tmp}/file.txt", "--out", "{tmp}/file.txt"], "cannot make the folder"),
         (["predict", "{tmp}/none", "{tmp}/file.txt"], "none is not a model"),
+        (["predict", "{run}", "{tmp}/file.txt", "--part-size", "9"], "without --workers images are not predicted in"),
     ],
 )
 def test_wrong_input_is_exit_code_2_and_one_message(

@@ -149,6 +149,10 @@ def triton_config(text: str) -> Any:
         (("--format", "torchscript", "--nms"), "--nms"),
         (("--int8", "nowhere"), "nowhere"),
         (("--format", "triton", "--name", "a/b"), "--name a/b"),
+        (("--confidence", "0.5", "--multi-label"), "without --nms no boxes are selected in the file: leave out --conf"),
+        (("--iou", "0.5", "--max-detections", "9"), "leave out --iou, --max-detections"),
+        (("--calibration-images", "8"), "without --int8 nothing is calibrated: leave out --calibration-images"),
+        (("--name", "birds"), "--format onnx writes no model repository: leave out --name"),
     ],
 )
 def test_a_wrong_request_is_refused(
@@ -159,6 +163,14 @@ def test_a_wrong_request_is_refused(
     assert main(["export", str(package), str(tmp_path / "out"), *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["torchscript", "safetensors"])
+def test_a_file_that_cannot_be_written_is_one_message(
+    kind: str, package: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(package), "/proc/detector", "--format", kind]) == 2
+    assert "error: cannot write /proc/detector: No such file" in capsys.readouterr().err
 
 
 def write_summary(path: Path, detector: Detector, request: Request, card: ExportCard) -> Path:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from yolofleet.cli.options import Device, JsonOption, TrackingUri, print_result
+from yolofleet.cli.options import Device, JsonOption, TrackingUri, print_result, refuse_given
 from yolofleet.cli.progress import show_progress
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import EVALUATION_CONFIDENCE, EVALUATION_IOU, EVALUATION_MAX_DETECTIONS
@@ -24,9 +24,36 @@ if TYPE_CHECKING:
     from yolofleet.evaluation.protocol import Protocol
 
 MOST_NAMES = 6
+OF_MODELS = (
+    "image_size",
+    "batch_size",
+    "confidence",
+    "iou",
+    "protocol",
+    "rectangular",
+    "precision",
+    "augment",
+    "table10",
+    "device",
+)
+"""Options on how a model detects; a result file is evaluated as it is."""
+OF_ONE_EVALUATION = (
+    "precision",
+    "results",
+    "report",
+    "augment",
+    "confidence",
+    "iou",
+    "max_detections",
+    "area",
+    "classes",
+    "class_agnostic",
+)
+"""Options that Table 10 cannot follow: it makes four evaluations, by the published protocol."""
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -102,15 +129,15 @@ def evaluate(
     coco_protocol = parse_protocol(max_detections, area or (), classes or (), class_agnostic)
     thresholds = {"--confidence": confidence, "--iou": iou, "--max-detections": max_detections}
     is_file = is_result_file(model)
-    if is_file and (protocol != "square" or rectangular or precision or augment or table10):
-        raise UserError(
-            f"{model} holds detections: --protocol, --rectangular, --precision, --augment and --table10 are for "
-            f"models; leave them out"
-        )
+    if is_file:
+        refuse_given(context, OF_MODELS, f"{model} holds detections, and no model runs")
+    else:
+        refuse_given(context, ("boxes",), f"{model} is no file of detections")
     if protocol == "published":
         _check_published(thresholds, precision, augment=augment)
     if table10:
-        _check_alone(thresholds, precision, results, report, augment=augment)
+        reason = "--table10 prints four evaluations of the published protocol, on all classes"
+        refuse_given(context, OF_ONE_EVALUATION, reason)
     started = time.monotonic()
     truth: GroundTruth | None = None
     settings: dict[str, Any] = {}
@@ -184,21 +211,6 @@ def _check_published(thresholds: dict[str, float | int | None], precision: str |
             f"--protocol published fixes {and_more(changed, len(changed))}; leave out --protocol and use "
             f"--rectangular instead, which pads in the same way"
         )
-
-
-def _check_alone(
-    thresholds: dict[str, float | int | None],
-    precision: str | None,
-    results: str | None,
-    report: str | None,
-    *,
-    augment: bool,
-) -> None:
-    """Raise `UserError` for options that Table 10 cannot follow: it makes four evaluations, not one."""
-    given = {"--precision": precision, "--results": results, "--report": report}
-    refused = [name for name, value in given.items() if value is not None] + ["--augment"] * augment
-    if refused := refused + ["--iou"] * (thresholds["--iou"] != EVALUATION_IOU):
-        raise UserError(f"--table10 sets precision and IoU itself: leave out {and_more(refused, len(refused))}")
 
 
 def _print_table10(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import JsonOption, ModelArgument, TrackingUri, print_result
+from yolofleet.cli.options import JsonOption, ModelArgument, TrackingUri, print_result, refuse_given
 from yolofleet.core.terminal import note
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def export(
+    context: typer.Context,
     model: ModelArgument,
     out: Annotated[
         str, typer.Argument(metavar="OUT", help="File to write (path or s3://); for triton, the model repository.")
@@ -58,7 +59,14 @@ def export(
     from yolofleet.export.settings import InputShape, check_shape
     from yolofleet.storage.output import stored_output
 
-    FORMATS.get(kind)  # an unknown name is refused before the model is read
+    is_folder = FORMATS.get(kind).is_folder  # an unknown name is refused before the model is read
+    if not nms:
+        of_nms = ("confidence", "iou", "max_detections", "multi_label")
+        refuse_given(context, of_nms, "without --nms no boxes are selected in the file")
+    if int8 is None:
+        refuse_given(context, ("calibration_images",), "without --int8 nothing is calibrated")
+    if not is_folder:
+        refuse_given(context, ("name",), f"--format {kind} writes no model repository")
     with package_folder(model, tracking_uri) as folder:
         detector = Detector.load(folder)
     side = image_size or detector.card.image_size

@@ -17,7 +17,7 @@ from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError, is_installed
 from yolofleet.core.redaction import redact_values
 from yolofleet.core.terminal import show
-from yolofleet.core.text import plural
+from yolofleet.core.text import and_more, plural
 
 if TYPE_CHECKING:
     from yolofleet.registry.release import Release
@@ -72,6 +72,24 @@ def print_result(document: Any, lines: Iterable[str], *, as_json: bool) -> None:
         return
     for line in lines:
         show(line, keeps_colours=True, wraps=True)
+
+
+def refuse_given(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Refuse options that would change nothing.
+
+    Args:
+        context: Of the command that runs.
+        names: Of its parameters.
+        reason: Why they would change nothing.
+
+    Raises:
+        UserError: The user gave one of them.
+    """
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        options = [f"--{name.replace('_', '-')}" for name in given]
+        raise UserError(f"{reason}: leave out {and_more(options, len(options))}")
 
 
 def parse_byte_option(text: str, option: str) -> int:

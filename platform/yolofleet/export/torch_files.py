@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from pathlib import Path
@@ -36,7 +37,9 @@ def write_torchscript(path: Path, detector: Detector, _: Request, card: ExportCa
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the tracer's remarks on the check of the image's sides
         traced = torch.jit.trace(network, images, check_trace=False)  # type: ignore[no-untyped-call]
-        torch.jit.save(torch.jit.freeze(traced), str(path), _extra_files={CARD_NAME: json.dumps(card.document())})
+        content = io.BytesIO()  # torch would raise a RuntimeError where a file cannot be written
+        torch.jit.save(torch.jit.freeze(traced), content, _extra_files={CARD_NAME: json.dumps(card.document())})
+    path.write_bytes(content.getbuffer())
     return path
 
 
