@@ -122,6 +122,13 @@ def test_a_folder_belongs_to_one_plan(images: list[Path], tmp_path: Path) -> Non
         missing_parts(storage, plan)
 
 
+def test_results_that_no_prediction_made_are_not_overwritten(images: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(UserError, match=r"results\.json is there already, and no earlier prediction made it"):
+        missing_parts(open_storage(tmp_path), plan_for(FileImages(images)))
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
 def test_no_images_at_all(tmp_path: Path) -> None:
     storage, plan = open_storage(tmp_path), plan_for(FileImages([]))
     assert missing_parts(storage, plan) == []

@@ -15,7 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from yolofleet.cli.options import Device, FollowLinks, JsonOption, ModelArgument, TrackingUri, print_result
+from yolofleet.cli.options import (
+    Device,
+    FollowLinks,
+    JsonOption,
+    ModelArgument,
+    TrackingUri,
+    print_result,
+    refuse_given,
+)
+from yolofleet.cli.predict_folders import (
+    PART_NAME,
+    RECORDS_NAME,
+    check_overwriting,
+    check_separate,
+    make_folder,
+    output_folders,
+)
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import MANIFEST_NAME
 from yolofleet.core.terminal import note
@@ -26,11 +42,11 @@ if TYPE_CHECKING:
     from yolofleet.evaluation.detector import Detector
     from yolofleet.evaluation.detector_package import DetectorCard
 
-RECORDS_NAME = "detections.json"
 MOST_PROBLEMS = 5
 
 
 def predict(
+    context: typer.Context,
     model: ModelArgument,
     images: Annotated[
         list[str],
@@ -68,8 +84,9 @@ def predict(
 ) -> None:
     """Find objects in images. Draws them into --out and writes detections.json, a COCO document."""
     if workers is None:
+        refuse_given(context, ("part_size",), "without --workers images are not predicted in parts")
         options = {"confidence": confidence, "iou": iou, "image_size": image_size, "batch_size": batch_size}
-        paths = image_paths(images, follow_links=follow_links, out=out)
+        paths = image_paths(images, follow_links=follow_links, out=out, objectness=objectness)
         _predict_here(model, paths, out, options, device, tracking_uri, objectness, as_json=as_json)
         return
     if objectness is not None:
@@ -92,12 +109,16 @@ def predict(
     _merge_parts(out, plan, [(entry.id, entry.name) for entry in card.classes], as_json=as_json)
 
 
-def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list[Path]:
-    """Return the images that the arguments name; of a folder all that it holds, except what is in ``out``."""
+def image_paths(images: list[str], *, follow_links: bool, out: str = "", objectness: Path | None = None) -> list[Path]:
+    """Return the images that the arguments name; of a folder all that it holds, except what is in the output folders.
+
+    Raises:
+        UserError: There is no image, or an output folder is one that holds images.
+    """
     from yolofleet.data.problems import ProblemLog
     from yolofleet.data.source_folder import IMAGE_EXTENSIONS, SourceFolder, is_image_name
 
-    left_out = Path(out).resolve() if out and "://" not in out else Path("/dev/null/none")
+    outputs = output_folders(out, objectness)
     paths: list[Path] = []
     problems = ProblemLog()
     for path in map(Path, images):
@@ -105,9 +126,10 @@ def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list
             raise UserError(f"{path} is a sharded dataset: predict it by itself, with --workers N")
         if os.path.isdir(path):
             inside = []
+            left_out = [folder for folder in outputs.values() if not path.resolve().is_relative_to(folder)]
             for entry in SourceFolder(path, problems, follow_links=follow_links).list():
                 file = path / entry.key
-                if left_out != path.resolve() and file.resolve().is_relative_to(left_out):
+                if any(file.resolve().is_relative_to(folder) for folder in left_out):
                     continue  # what an earlier call drew
                 if is_image_name(entry.key):
                     inside.append(file)
@@ -121,6 +143,8 @@ def image_paths(images: list[str], *, follow_links: bool, out: str = "") -> list
             raise UserError(f"there is no image {path}")
         else:
             paths.append(path)
+    for option, folder in outputs.items():
+        check_separate(option, folder, paths)
     if reasons := problems.reasons(("note", "drop")):
         note(f"left out: {reasons}")
     return paths
@@ -195,7 +219,7 @@ def _predict_here(
 ) -> None:
     """Predict in this process and draw the detections, and the objectness into a folder of its own."""
     from yolofleet.cli.model_argument import open_detector
-    from yolofleet.data.draw import draw_detections, encode
+    from yolofleet.data.draw import LONGEST_JPEG_SIDE, draw_detections, encode
     from yolofleet.evaluation.images import ImageReadError, read_image
     from yolofleet.storage.output import stored_output
 
@@ -204,16 +228,17 @@ def _predict_here(
     lines: list[str] = []
     shown = out.rstrip("/")
     with stored_output(out) as folder:
-        _check_overwriting(folder, paths, names)
+        check_overwriting(folder, names)
         detector = open_detector(model, device, tracking_uri)
         maps = None
         if objectness is not None:
             from yolofleet.cli.predict_objectness import ObjectnessFolder
 
-            _check_overwriting(objectness, paths, map_names := [f"{Path(name).stem}.png" for name in names])
+            check_overwriting(objectness, map_names := [f"{Path(name).stem}.png" for name in names])
             maps = ObjectnessFolder.open(objectness, model, detector, tracking_uri, options["image_size"])
-            _make_folder(objectness)
-        _make_folder(folder)
+        make_folder(folder)
+        unfinished = folder / PART_NAME
+        unfinished.touch()
         document = _empty_document(detector)
         batch_size = options["batch_size"]
         for start in range(0, len(paths), batch_size):
@@ -225,12 +250,14 @@ def _predict_here(
                     problems.append(str(error))
             detections = detector.predict([pixels for _, pixels in readable], **options)
             for (number, pixels), records in zip(readable, detections, strict=True):
-                (folder / names[number]).write_bytes(encode(draw_detections(pixels, records)))
+                side = LONGEST_JPEG_SIDE if max(pixels.shape) > LONGEST_JPEG_SIDE else None
+                (folder / names[number]).write_bytes(encode(draw_detections(pixels, records, side=side)))
                 _add(document, paths[number], pixels.shape[:2], records)
                 lines.append(f"{shown}/{names[number]}: {_summarize(records)}")
                 if maps is not None:
                     lines.append(maps.draw(map_names[number], pixels))
-        (folder / RECORDS_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        unfinished.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(folder / RECORDS_NAME)
     counts = f"{plural(len(document['annotations']), 'detection')} in {plural(len(document['images']), 'image')}"
     print_result(document, [*lines, f"{shown}/{RECORDS_NAME}: {counts}"], as_json=as_json)
     _raise_for(problems, len(paths))
@@ -255,20 +282,6 @@ def _output_names(paths: list[Path]) -> list[str]:
         taken.add(name.casefold())
         names.append(name)
     return names
-
-
-def _check_overwriting(out: Path, paths: list[Path], names: list[str]) -> None:
-    sources = {path.resolve() for path in paths}
-    for name in names:
-        if (out / name).resolve() in sources:
-            raise UserError(f"{out} would overwrite the image {out / name}: choose another folder")
-
-
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder --out {out}: {error.strerror or error}") from error
 
 
 def _empty_document(detector: Detector) -> dict[str, list[dict[str, Any]]]:

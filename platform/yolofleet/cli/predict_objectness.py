@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from yolofleet.cli.predict_folders import MAPS_NAME, MAPS_TEXT, make_folder
 from yolofleet.core.terminal import note
 from yolofleet.core.text import plural
 
@@ -31,10 +32,11 @@ class ObjectnessFolder:
     def open(
         folder: Path, model: str, detector: Detector, tracking_uri: str | None, image_size: int | None
     ) -> ObjectnessFolder:
-        """Return the folder for the maps of a MODEL; says which heads there are none of, and why.
+        """Make the folder for the maps of a MODEL; says which heads there are none of, and why.
 
         Raises:
-            UserError: The model's training form is damaged, or the image size does not fit it.
+            UserError: The model's training form is damaged, the image size does not fit it, or there cannot be such a
+                folder.
         """
         from yolofleet.cli.model_argument import package_folder
         from yolofleet.evaluation.detector_package import check_fit
@@ -55,6 +57,8 @@ class ObjectnessFolder:
             note(f"{name} has no auxiliary head: the maps are those of the lead head")
         size = detector.card.image_size if image_size is None else image_size
         check_fit(network, len(detector.classes), size)
+        make_folder(folder)
+        (folder / MAPS_NAME).write_text(MAPS_TEXT)
         return ObjectnessFolder(folder, network, size)
 
     def draw(self, name: str, image: NDArray[np.uint8]) -> str:

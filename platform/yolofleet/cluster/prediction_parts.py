@@ -161,8 +161,13 @@ def missing_parts(storage: Storage, plan: PredictionPlan) -> list[int]:
     """Claim a folder for a plan, or resume in it, and return the parts that are missing.
 
     Raises:
-        UserError: The folder holds predictions of another plan.
+        UserError: The folder holds predictions of another plan, or results that no prediction has made.
     """
+    if storage.exists(RESULTS_KEY) and not storage.exists(PLAN_KEY):
+        raise UserError(
+            f"{storage.url}/{RESULTS_KEY} is there already, and no earlier prediction made it: choose another --out, "
+            "or remove it"
+        )
     text = json.dumps(asdict(plan), indent=1, sort_keys=True).encode()
     if not storage.put_if_absent(PLAN_KEY, text) and (differing := _differences(storage.get(PLAN_KEY), plan)):
         raise UserError(

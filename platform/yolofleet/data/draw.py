@@ -49,6 +49,8 @@ MOST_RINGS = 3
 """How many of its own heights a label may stand off its box."""
 TEXT_WEIGHT = 650  # OpenCV's scale: 400 is regular, 800 as heavy as it gets
 JPEG_QUALITY = 92
+LONGEST_JPEG_SIDE = 65_500
+"""In pixels; libjpeg writes no longer one."""
 
 
 def class_colour(category_id: int) -> Colour:
