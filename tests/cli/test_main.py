@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -117,6 +118,33 @@ def test_a_stopped_command_says_how_to_resume(
     assert main(arguments) == exit_code
     shown = capsys.readouterr()
     assert advice in shown.err and shown.err.count("\n") == 1 and shown.out == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "cure"),
+    [(kind, "; name another path") for kind in ("EACCES", "EROFS", "EISDIR", "ENOTDIR", "ENAMETOOLONG")]
+    + [("ENOSPC", "; free space there")],
+)
+def test_a_file_that_cannot_be_used_is_one_line(
+    kind: str, cure: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = getattr(errno, kind)
+    errors = [
+        OSError(number, os.strerror(number), "out/a.jpg"),
+        OSError(errno.EACCES, "of no file"),
+        OSError("unknown"),
+    ]
+
+    def fail(*_: object, **__: object) -> None:
+        raise errors.pop(0)
+
+    monkeypatch.setattr("yolofleet.models.zoo.zoo_names", fail)
+    assert main(["models", "list"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith(f"error: out/a.jpg: {os.strerror(number)}{cure}") and shown.count("\n") == 1
+    for _ in (*errors,):
+        with pytest.raises(OSError, match=r"of no file|unknown"):
+            main(["models", "list"])
 
 
 @pytest.mark.parametrize("given", [{}, {"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "active"}])

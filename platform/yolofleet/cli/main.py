@@ -38,6 +38,11 @@ RESUME = {
     "tune": "resume the search with the same command, from its record: {command}",
 }
 """What a user does after Ctrl-C, by command or group of commands."""
+CURES = dict.fromkeys(FULL, "free space there, or raise ulimit -f") | dict.fromkeys(
+    (errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG),
+    "name another path, or check the owner and mode of this one",
+)
+"""What a user does about a file, by what the system says of it."""
 RUN_AGAIN = "run the same command again; it starts from the beginning"
 
 
@@ -65,9 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         return _stopped(arguments, signal.SIGTERM)
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in CURES or (error.filename is None and error.errno not in FULL):
             raise
-        note(f"error: {error.filename or 'stdout or a file'}: {error.strerror}; free space there, or raise ulimit -f")
+        note(f"error: {error.filename or 'stdout or a file'}: {error.strerror}; {CURES[error.errno]}")
         return EXIT_USER_ERROR
 
 
