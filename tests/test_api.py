@@ -88,6 +88,8 @@ def test_a_setting_that_is_not_allowed_is_named(detector: Detector, photos: Path
         (lambda d: yolofleet.evaluate(d, "x", precision="fp8"), "precision='fp8': use"),  # type: ignore[arg-type]
         (lambda d: yolofleet.export(d, None), "out: the path of a file is needed, not NoneType"),  # type: ignore[arg-type]
         (lambda d: yolofleet.export(d, "x", format="safetensors", image_size="64"), "image_size='64': a whole number"),  # type: ignore[arg-type]
+        (lambda d: yolofleet.export(d, "s3://bucket/x.onnx"), "out: s3://bucket/x.onnx: a local path is needed"),
+        (lambda d: yolofleet.export(d, Path("s3://bucket/x")), "out: s3:/bucket/x: a local path is needed"),
         (lambda _: yolofleet.export(5, "x"), "model: .* not int"),  # type: ignore[arg-type]
     ],
 )

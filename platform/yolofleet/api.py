@@ -169,14 +169,8 @@ def predict(
     given: Any = images
     is_one = isinstance(given, str | bytes | bytearray | memoryview | np.ndarray) or not isinstance(given, Iterable)
     pixels = [read_image(image) for image in ([given] if is_one else given)]
-    found = detector.predict(
-        pixels,
-        confidence=confidence,
-        iou=iou,
-        max_detections=max_detections,
-        image_size=image_size,
-        batch_size=batch_size,
-    )
+    thresholds: dict[str, Any] = {"confidence": confidence, "iou": iou, "max_detections": max_detections}
+    found = detector.predict(pixels, image_size=image_size, batch_size=batch_size, **thresholds)
     return [Prediction(objects=objects, pixels=shown) for objects, shown in zip(found, pixels, strict=True)]
 
 
@@ -254,7 +248,7 @@ def export(
 
     Args:
         model: A detector, or what `load` takes.
-        out: The file to write; for Triton the model repository.
+        out: The local file to write; for Triton the model repository.
         format: onnx, torchscript, safetensors, triton, or a plugin's.
         nms: Whether suppression is inside, as standard ONNX operators, with the thresholds of the model.
         dynamic: Whether the file takes any batch and any size.
@@ -265,13 +259,16 @@ def export(
         The file.
 
     Raises:
-        UserError: The format is not known, or does not take these options.
+        UserError: The format is not known, or does not take these options, or `out` is no local file.
     """
     from yolofleet.evaluation.detector import check_settings
     from yolofleet.export.exporter import export_detector
     from yolofleet.export.formats import Request
     from yolofleet.export.settings import InputShape, Thresholds
 
+    path = _location(out, "out: the path of a file")
+    if ":/" in path:  # a Path has lost a slash of its URL
+        raise UserError(f"out: {path}: a local path is needed; 'yolofleet export MODEL {path}' writes to a storage")
     detector = _detector(model)
     card = detector.card
     thresholds = Thresholds(confidence=card.confidence, iou=card.iou, max_detections=card.max_detections)
@@ -280,7 +277,7 @@ def export(
     shape = InputShape(batch=batch, image_size=size, dynamic=dynamic)
     request = Request(format=format, shape=shape, thresholds=thresholds if nms else None)
     with naming_extras():
-        return export_detector(detector, Path(_location(out, "out: the path of a file")), request).path
+        return export_detector(detector, Path(path), request).path
 
 
 def _detector(model: Detector | str | Path | Run) -> Detector:
