@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from yolofleet.cli.main import main
+from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.registry import run_sources
 from yolofleet.storage import open_storage
 from yolofleet.storage.lock import hold
@@ -63,7 +64,10 @@ def test_a_list_fits_80_columns_and_goes_by_pages_and_filters(runs: Path, capsys
     assert lines[1].split()[:3] == ["new", "FINISHED", "2/4"]
     assert "8 of 8" in printed.err
     assert main(["runs", "list", str(runs), "--state", "failed", "--json"]) == 0
-    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["failed"]
+    (failed,) = json.loads(capsys.readouterr().out)
+    assert failed["name"] == "failed"
+    assert main(["runs", "list", str(runs), "--state", "failed"]) == 0
+    assert f"1 of 1, {format_bytes(failed['size_bytes'])} in all" in capsys.readouterr().err
     assert main(["runs", "list", str(runs), "--name", "old-*", "--limit", "3", "--page", "2", "--json"]) == 0
     assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["old-3"]
     assert main(["runs", "list", str(runs), "--name", "new-*"]) == 0

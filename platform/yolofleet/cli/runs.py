@@ -55,17 +55,16 @@ def list_runs(
     if state is None:  # else the states must be known before the page is cut
         shown = runs[(page - 1) * limit : page * limit]
         entries = list(zip(shown, read_states(root, shown), strict=True))
-        num_found = len(runs)
     else:
         wanted = {word.upper() for word in state}
         found = [pair for pair in zip(runs, read_states(root, runs), strict=True) if pair[1].state in wanted]
-        entries, num_found = found[(page - 1) * limit : page * limit], len(found)
+        entries, runs = found[(page - 1) * limit : page * limit], [run for run, _ in found]
     documents = [_document(root, run, figures) for run, figures in entries]
     total = sum(run.size_bytes for run in runs)
     print_result(documents, _table(entries) if entries else [f"{root.url}: holds no such run"], as_json=as_json)
     if not as_json and entries:
-        more = f"; --page {page + 1} shows more" if page * limit < num_found else ""
-        note(f"{len(entries)} of {num_found}, {format_bytes(total)} in all{more}")
+        more = f"; --page {page + 1} shows more" if page * limit < len(runs) else ""
+        note(f"{len(entries)} of {len(runs)}, {format_bytes(total)} in all{more}")
 
 
 def open_runs(url: str) -> Storage:
