@@ -163,6 +163,35 @@ def test_percent_is_divided(truth: dict[str, Any], plain: Records, tmp_path: Pat
     assert figures(truth, found) == figures(truth, plain) and [note.kind for note in notes] == ["scores_out_of_range"]
 
 
+@pytest.mark.parametrize(
+    ("highest", "scale", "kinds"),
+    [
+        (1.0000001, 1.0, []),
+        (2.0, None, ["scores_out_of_range"]),
+        (99.0, 100.0, ["scores_in_percent"]),
+        (100.00001, 100.0, ["scores_in_percent"]),
+        (101.0, None, ["scores_out_of_range"]),
+    ],
+)
+def test_the_scale_of_scores(
+    truth: dict[str, Any], plain: Records, tmp_path: Path, highest: float, scale: float | None, kinds: list[str]
+) -> None:
+    """A rounding error above the end of a scale is none of another scale."""
+    found, notes = read(tmp_path, truth, [{**plain[0], "score": highest}, {**plain[1], "score": 0.5}, *plain[2:]])
+    assert [note.kind for note in notes] == kinds
+    expected = [highest, 0.5] if scale is None else [min(highest / scale, 1), 0.5 / scale]
+    assert found.scores[:2].tolist() == expected
+
+
+def test_one_image_alone_is_read_like_two(truth: dict[str, Any], plain: Records, tmp_path: Path) -> None:
+    rest = [{key: value for key, value in record.items() if key != "image_id"} for record in plain]
+    images = [{"image_id": record["image_id"], "detections": [own]} for record, own in zip(plain, rest, strict=True)]
+    both, _ = read(tmp_path, truth, lines(images[:2]))
+    for content in (lines(images[:1]), images[0], images[:1], {"results": images[0]}):
+        found, notes = read(tmp_path, truth, content)
+        assert found.records() == both.records()[:1] and {note.kind for note in notes} <= {"ap50_is_low"}
+
+
 def to_corners(box: Any) -> list[float]:
     return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
 

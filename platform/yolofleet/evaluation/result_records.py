@@ -26,6 +26,10 @@ FIELDS: dict[str, tuple[str, ...]] = {
 """The fields of a record, and the keys under which they are found; the first is COCO's."""
 WRAPPERS = ("annotations", "predictions", "results", "detections", "instances", "bbox")
 LARGEST = 1e300
+ROUNDED_ONE = 1 + 1e-3
+"""A score may pass the end of its scale by so much: sums of a softmax in half precision do."""
+LEAST_PERCENT = 2.0
+"""The best score of a file in percent is above this; between, no scale is likely."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +77,7 @@ def unwrap(document: Any, source: str) -> tuple[list[Any], Mapping[str, Any]]:
     around = document if isinstance(document, dict) else {}
     inner = document
     while isinstance(inner, dict):
-        if any(key in inner for key in FIELDS["bbox"]) and any(key in inner for key in FIELDS["image_id"]):
+        if any(key in inner for key in FIELDS["bbox"]) and _names_image(inner):
             inner = [inner]  # one record alone
             break
         key = next((key for key in WRAPPERS if isinstance(inner.get(key), list | dict)), None)
@@ -82,7 +86,9 @@ def unwrap(document: Any, source: str) -> tuple[list[Any], Mapping[str, Any]]:
                 f"{source} is not a COCO result file: it holds an object with {', '.join(list(inner)[:6]) or 'no keys'}"
                 f", not a list of records, nor one under {', '.join(WRAPPERS)}"
             )
-        inner = inner[key]
+        outer, inner = inner, inner[key]
+        if isinstance(inner, list) and _names_image(outer) and not any(map(_names_image, inner)):
+            inner = [outer]  # one image alone, with its detections
     if not isinstance(inner, list):
         raise UserError(
             f"{source} is not a COCO result file: it holds {type(document).__name__}, not a list of records"
@@ -92,6 +98,10 @@ def unwrap(document: Any, source: str) -> tuple[list[Any], Mapping[str, Any]]:
         if nested and not any(key in inner[0] for key in FIELDS["bbox"]):
             return list(_flatten(inner, min(nested))), around
     return inner, around
+
+
+def _names_image(entry: Any) -> bool:
+    return isinstance(entry, dict) and any(key in entry for key in FIELDS["image_id"])
 
 
 def _flatten(images: list[Any], key: str) -> Iterator[Any]:
@@ -164,13 +174,16 @@ def make_columns(
     if wrote_text is not None:
         text = f"{plural(count, 'record writes', 'records write')} numbers of {wrote_text} as text: read as numbers"
         notes.append(Note(kind="numbers_as_text", count=count, text=text))
-    if count and scores.min() >= 0 and 1 < scores.max() <= 100:
-        text = f"scores run up to {scores.max():g}: taken for percent and divided by 100"
+    lowest, highest = (scores.min(), scores.max()) if count else (0.0, 0.0)
+    if lowest >= 0 and highest <= ROUNDED_ONE:
+        scores = np.minimum(scores, 1)
+    elif lowest >= 0 and LEAST_PERCENT < highest <= 100 * ROUNDED_ONE:
+        text = f"scores run up to {highest:g}: taken for percent and divided by 100"
         notes.append(Note(kind="scores_in_percent", count=count, text=text))
-        scores = scores / 100
-    elif count and not (scores.min() >= 0 and scores.max() <= 1):
+        scores = np.minimum(scores / 100, 1)
+    else:
         text = (
-            f"scores run from {scores.min():g} to {scores.max():g}, not from 0 to 1: AP only needs their "
+            f"scores run from {lowest:g} to {highest:g}, not from 0 to 1: AP only needs their "
             "order, but the score of the best F1 is in the file's own scale"
         )
         notes.append(Note(kind="scores_out_of_range", count=count, text=text))
