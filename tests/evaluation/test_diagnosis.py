@@ -19,6 +19,7 @@ from yolofleet.evaluation.diagnosis_page import confusions, diagnosis_sections
 from yolofleet.evaluation.error_types import ERROR_KINDS, IGNORED, TRUE, find_outcomes, mended_ap50
 from yolofleet.evaluation.galleries import MOST_FALSE_DRAWN
 from yolofleet.evaluation.precision_recall import match
+from yolofleet.evaluation.protocol import Protocol
 
 CAT, DOG = 1, 2
 ALL_KINDS = range(len(ERROR_KINDS))
@@ -163,8 +164,12 @@ def test_galleries_choose_the_telling_images() -> None:
     found = diagnose(*case(objects, [(1, CAT, A, 0.9), (2, CAT, FAR, 0.95), (2, CAT, A, 0.8)]))
     chosen = {entry.name: [(image.image_id, image.reason) for image in entry.images] for entry in found.galleries}
     assert chosen == {
-        "dog (AP50 0.000, mainly objects with no box on or near them)": [(3, "0 true, 0 false, 1 not found")],
-        "cat (AP50 0.442, mainly objects with no box on or near them)": [(2, "1 true, 1 false, 1 not found")],
+        "dog (AP50 0.000, mainly objects with no box of their class on or near them)": [
+            (3, "0 true, 0 false, 1 not found")
+        ],
+        "cat (AP50 0.442, mainly objects with no box of their class on or near them)": [
+            (2, "1 true, 1 false, 1 not found")
+        ],
         "Most mistakes": [(2, "1 true, 1 false, 1 not found"), (3, "0 true, 0 false, 1 not found")],
         "Most confident and wrong": [(2, "cat 0.95: no object there")],
         "Largest objects not found": [(3, "dog of 50x50 px"), (2, "cat of 10x10 px")],
@@ -193,6 +198,20 @@ def test_a_class_gallery_shows_what_concerns_the_class_alone() -> None:
     document, detections = case([(1, CAT, A)], [(1, CAT, FAR, 0.9), (1, CAT, A, 0.8)])
     document["categories"] = document["categories"][:1]
     assert next(gallery.name for gallery in diagnose(document, detections).galleries) == "Most mistakes"
+
+
+def test_without_classes_boxes_have_their_scores_alone() -> None:
+    objects, boxes = [(1, CAT, A), (1, DOG, B)], [(1, DOG, A, 0.9), (1, CAT, FAR, 0.8)]
+    found = diagnose(*case(objects, boxes), Protocol(class_agnostic=True))
+    drawn = [(entry["outcome"], entry["label"]) for entry in found.images.boxes_of(1)]
+    assert drawn == [("not found", ""), ("true", "0.90")]
+
+
+def test_a_second_box_on_an_object_is_in_the_last_row_as_the_page_says() -> None:
+    found = diagnose(*case([(1, CAT, A), (2, CAT, A)], [(1, CAT, A, 0.9), (1, CAT, A_NEAR, 0.8), (2, CAT, A, 0.7)]))
+    assert errors(found) == {"duplicate": 1} and found.confusion[-1].tolist() == [1, 0, 0]
+    (page,) = (entry for entry in diagnosis_sections(found.as_json(), {}) if entry.title == "Confusion")
+    assert "the last row boxes left without an object, such as second boxes on one." in page.note
 
 
 def test_images_of_one_class_stand_together() -> None:
@@ -225,8 +244,8 @@ def test_the_summary_says_what_a_manager_asks() -> None:
     objects = [(1, CAT, A), (1, CAT, B), (2, DOG, A)]
     assert diagnose(*case(objects, [(1, CAT, A, 0.9), (1, CAT, B, 0.9)])).summary == (
         "The model finds 67% of the 3 objects, and 100% of its boxes are right (confidence 0.90 and above); most is "
-        "lost to objects with no box on or near them (without them AP50 would be 0.500 higher); the weakest class is "
-        "dog (AP50 0.000, mainly objects with no box on or near them)."
+        "lost to objects with no box of their class on or near them (without them AP50 would be 0.500 higher); the "
+        "weakest class is dog (AP50 0.000, mainly objects with no box of their class on or near them)."
     )
     many = [(1, CAT, [20.0 * number, 0.0, 10.0, 10.0]) for number in range(50)] * 20
     records = [(1 + number // 50, label, box, 0.996) for number, (_, label, box) in enumerate(many)]
@@ -235,7 +254,9 @@ def test_the_summary_says_what_a_manager_asks() -> None:
         "The model finds 99.9% of the 1,000 objects, and 100% of its boxes are right (confidence 0.996 and above)"
     )
     assert diagnose(*case(objects[:1], [])).summary.startswith("The model finds none of the 1 object")
-    assert diagnose(*case([], [(1, CAT, A, 0.9)])).summary.startswith("The annotations contain no objects")
+    assert diagnose(*case([], [(1, CAT, A, 0.9)])).summary.startswith("The annotations contain no objects, so")
+    of_cats = diagnose(*case([(1, DOG, A)], [(1, CAT, A, 0.9)]), Protocol(classes=("cat",)))
+    assert of_cats.summary.startswith("The annotations contain no objects of these classes, so")
     nothing = diagnose({"images": [], "categories": [], "annotations": []}, Detections.from_records([]))
     assert nothing.threshold is None and json.loads(json.dumps(nothing.as_json()))["errors"][0]["cost"] is None
 

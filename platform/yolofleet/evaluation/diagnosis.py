@@ -180,7 +180,7 @@ def diagnose(ground_truth: Mapping[str, Any], detections: Detections, protocol: 
     classes = _classes(tables, outcomes, as_is, gains, curves)
     counts = [int(flags.sum()) for flags in (images.is_true, images.is_false, images.is_not_found)]
     return Diagnosis(
-        summary=_summary(counts, threshold, errors, classes),
+        summary=_summary(counts, threshold, errors, classes, protocol),
         threshold=threshold,
         num_true=counts[0],
         num_false=counts[1],
@@ -250,12 +250,17 @@ def _classes(
 
 
 def _summary(
-    counts: Sequence[int], threshold: float | None, errors: Sequence[ErrorType], classes: Sequence[ClassDiagnosis]
+    counts: Sequence[int],
+    threshold: float | None,
+    errors: Sequence[ErrorType],
+    classes: Sequence[ClassDiagnosis],
+    protocol: Protocol,
 ) -> str:
     num_true, num_false, num_not_found = counts
     num_objects = num_true + num_not_found
     if not num_objects:
-        return "The annotations contain no objects, so nothing could be measured."
+        which = " of these classes" if protocol.classes else ""
+        return f"The annotations contain no objects{which}, so nothing could be measured."
     if threshold is None:
         return f"The model finds none of the {plural(num_objects, 'object')}: no box lies on an object of its class."
     parts = [

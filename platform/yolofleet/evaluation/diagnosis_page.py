@@ -157,8 +157,8 @@ def _confusion(document: Document) -> Section:
     threshold = document["threshold"]
     boxes = "boxes" if threshold is None else f"boxes from confidence {_confidence_text(threshold)} on"
     note = (
-        f"Objects in rows, {boxes} in columns, paired at IoU "
-        "0.50. The last column counts objects that no box is on, the last row boxes on no object."
+        f"Objects in rows, {boxes} in columns, paired at IoU 0.50, each at most once. The last column counts objects "
+        "left without a box, the last row boxes left without an object, such as second boxes on one."
     )
     body = beside(matrix, pairs or Markup("<p>No class is confused with another.</p>"))
     return Section(title="Confusion", note=note, body=body)

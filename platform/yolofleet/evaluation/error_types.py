@@ -46,7 +46,7 @@ ERROR_PHRASES = {
     "both": "boxes with the wrong class that are also too far off",
     "duplicate": "second boxes on one object",
     "background": "boxes where no object is",
-    "missed": "objects with no box on or near them",
+    "missed": "objects with no box of their class on or near them",
 }
 ERROR_MEANINGS = {
     "classification": "a box on an object of another class",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from yolofleet.data.draw import score_text
-from yolofleet.evaluation.average_precision import BoxTables
+from yolofleet.evaluation.average_precision import ANY_CLASS, BoxTables
 from yolofleet.evaluation.error_types import ERROR_KINDS, TRUE, Outcomes
 from yolofleet.evaluation.precision_recall import Integers
 
@@ -152,8 +152,10 @@ class ImageOutcomes:
         Args:
             image_id: Of the image.
             class_index: Of one class alone, with the boxes of other classes that lie on its objects; None: of all. The
-                name of the one class is not written.
+                name of the one class is not written, nor is any where all classes count as one.
         """
+        if class_index is None and ANY_CLASS in self._tables.category_ids:
+            class_index = 0
         index = int(np.searchsorted(self._tables.image_ids, image_id))
         outcomes, detected = self._outcomes, self._tables.detected
         is_own, is_own_object = outcomes.images == index, outcomes.object_images == index
