@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.tracking.goodput import (
+    PAUSED,
     Restart,
     account_rows,
     format_event,
@@ -149,6 +150,20 @@ def test_a_wait_and_the_night_after_a_killed_command_cost_nothing() -> None:
     assert summarize_run(sorted([*events, lost], key=lambda row: str(row["time"]))).goodput == pytest.approx(
         1 - 46_470 / 93_600, abs=1e-3
     ), "the night is lost time: what was lost is a share of all that passed"
+
+
+def test_the_pause_of_a_trial_costs_nothing_whether_or_not_it_continues() -> None:
+    trained = [event(0, "command"), event(0, "start", **STARTS), event(600, "left", step=10, reason=PAUSED)]
+    stopped = [*trained, event(36_600, "stopped", reason="not among the best of rung 0")]
+    continued = [event(36_000, "command"), event(36_000, "start", **STARTS), event(36_600, "end", step=20)]
+    for events, seconds in ((trained, 600), (stopped, 600), ([*trained, *continued], 1200)):
+        summary = summarize_run(events, [event(590, "", step=10, loss=1.0)])
+        assert (summary.seconds_trained, summary.goodput) == (seconds, 1.0)
+        assert summary.worker_hours == pytest.approx(2 * seconds / 3600, abs=1e-3)
+        assert summary.cost == summary.forecast_cost == pytest.approx(60 * seconds / 3600, abs=0.01)
+        (hours,) = gpu_hours_by_owner(events, since=0, until=2_000_000).values()
+        assert hours == pytest.approx(8 * seconds / 3600)
+    assert [row["gpu_hours"] for row in account_rows([*trained, *continued])] == [pytest.approx(8 * 1200 / 3600)]
 
 
 def test_nothing_yet() -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from yolofleet.storage import open_storage
+from yolofleet.tracking.goodput import PAUSED
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.progress import RestartCost
 from yolofleet.training.loop.worker_group import WorkerGroup
-from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, PAUSED, KnownProgress, WorkerProgress
+from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, KnownProgress, WorkerProgress
 
 
 @pytest.fixture

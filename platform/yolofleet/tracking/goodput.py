@@ -2,7 +2,7 @@
 
 Goodput is the share of the training time that was not lost to failures. Workers are counted, and paid for, from their
 start to the next start or the end: a cluster costs the same while it restarts them. Nobody is counted while a run waits
-for room, nor from the last event of a command that was killed without a word to the next command: that may be a night.
+for room or a trial pauses, nor after the last event of a command that was killed without a word: that may be a night.
 """
 
 from __future__ import annotations
@@ -86,6 +86,8 @@ def _overlap(part: tuple[float, float], spans: Sequence[tuple[float, float]]) ->
 
 ENDS = ("end", "stopped", "failed")
 """Events after which no worker trains until the next start."""
+PAUSED = "it has reached the step that it was asked to stop after"
+"""The reason of the event ``left`` where a trial pauses: its workers are gone until it continues, if it ever does."""
 COMMANDS = ("command", "queued")
 """Events with which a command begins."""
 DESCRIPTIONS = {
@@ -175,6 +177,12 @@ def summarize_run(events: Sequence[Row], rows: Sequence[Row] = ()) -> RunSummary
     )
 
 
+def ends_wilfully(event: Row) -> bool:
+    """Return whether nobody trains after an event because somebody wanted it so: a run's end, or a trial's pause."""
+    is_pause = event.get("kind") == "left" and event.get("reason") == PAUSED
+    return is_pause or (event.get("kind") in ENDS and bool(event.get("is_wilful", True)))
+
+
 def account_rows(events: Sequence[Row]) -> Iterator[Row]:
     """Yield what a run had cost at each of its checkpoints, and at its end, as rows of metrics.
 
@@ -209,7 +217,7 @@ def _with_workers(events: Iterable[Row], until: float = 0.0) -> Iterator[tuple[R
         before = now
         if kind == "start":
             start = event
-        elif kind in (*COMMANDS, "waiting") or (kind in ENDS and event.get("is_wilful", True)):
+        elif kind in (*COMMANDS, "waiting") or ends_wilfully(event):
             start = None
 
 
@@ -282,7 +290,7 @@ def _periods(events: Sequence[Row], rows: Sequence[Row]) -> Iterator[_Period]:
         if period is not None:
             period.whole_seconds += now - before
             period.seconds += 0.0 if start is None else now - before
-            if kind == "start" or (kind in ENDS and event.get("is_wilful", True)):
+            if kind == "start" or ends_wilfully(event):
                 yield period
                 period = None
         if kind == "start":

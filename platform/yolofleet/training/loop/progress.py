@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from yolofleet.losses import LossResult
-from yolofleet.tracking.json_lines import seconds_of
+from yolofleet.tracking.goodput import ENDS, ends_wilfully
+from yolofleet.tracking.json_lines import Row, seconds_of
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import WorkerGroup
-from yolofleet.training.loop.worker_progress import PAUSED, KnownProgress
-
-ENDS = ("stopped", "end", "failed")
-"""Events of a driver, after which the time until the next start is not lost: the run was ended on purpose."""
+from yolofleet.training.loop.worker_progress import KnownProgress
 
 
 class LossTerms:
@@ -112,7 +110,7 @@ class RestartCost:
         self._began = clock()
         known = [progress for progress in (group.progress.known, _newest_row(run)) if progress is not None]
         self._before = max(known, key=lambda progress: progress.step, default=None)
-        if self._before is not None and _ended_wilfully(run):
+        if self._before is not None and _ended_wilfully(run.events()):
             self._before = KnownProgress(self._before.step, self._began)
 
     def begin(self) -> None:
@@ -146,14 +144,11 @@ def _newest_row(run: RunDirectory) -> KnownProgress | None:
     return KnownProgress(int(row.get("step", 0)), seconds_of(row))
 
 
-def _ended_wilfully(run: RunDirectory) -> bool:
+def _ended_wilfully(events: Sequence[Row]) -> bool:
     """Return whether the run was ended on purpose; workers that save and leave (``left``) may do so for a lost node."""
-    for event in reversed(run.events()):
-        kind = event.get("kind")
-        if kind in ENDS:
-            return bool(event.get("is_wilful", True))
-        if kind == "left" and event.get("reason") == PAUSED:
+    for event in reversed(events):
+        if ends_wilfully(event):
             return True
-        if kind == "start":
+        if event.get("kind") in ("start", *ENDS):
             return False
     return False

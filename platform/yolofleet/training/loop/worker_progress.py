@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from yolofleet.core.errors import WorkError
+from yolofleet.tracking.goodput import PAUSED
 from yolofleet.tracking.json_lines import OnRow, Row
 
 
@@ -26,10 +27,6 @@ class KnownProgress:
 
 
 MOST_UNSENT = 1000
-PAUSED = "it has reached the step that it was asked to stop after"
-"""Why a worker leaves after its ``leave_after_step``."""
-
-
 DRIVER_NODE_ENDS = "the node of this command is about to be taken away"
 """Why a run ends that nobody asked to stop."""
 

@@ -27,12 +27,13 @@ from yolofleet.core.text import plural
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.storage.lock import FencingToken
+from yolofleet.tracking.goodput import PAUSED
 from yolofleet.tracking.json_lines import OnRow, ignore_row
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
-from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, PAUSED, KnownProgress, StoppedError
+from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, KnownProgress, StoppedError
 from yolofleet.training.metrics.publisher import publish_metrics
 from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 from yolofleet.training.supervision.nodes import (
@@ -92,7 +93,6 @@ def run_on_ray(
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(job.cluster.start_timeout_seconds)
     if starts_own_ray():
         has_room(job.cluster, [this_machine()])  # Ray has no more than this, and would take a while to say so
-
     with (
         ray_connection(show_worker_output=show_worker_output, dashboard=False),
         RunDirectory.open(job.storage, job.name, source="driver", token=token, on_row=on_row) as run,
@@ -218,8 +218,7 @@ def supervise(
 class FailureBudget:
     """Counts failures since the newest checkpoint, each kind against a limit of its own.
 
-    A run can only continue for ever by making progress for ever, and it has an end: so every budget that a checkpoint
-    renews has an end, too.
+    A run that continues makes progress, and it has an end: so a budget that checkpoints renew has an end, too.
     """
 
     limits: dict[Failure, int]
