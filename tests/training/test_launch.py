@@ -48,12 +48,14 @@ class Driver:
         self.run = RunDirectory(open_storage(folder), source="driver")
         self.store = CheckpointStore(self.run.storage.child("checkpoints"))
         self.endings = endings
+        self.known: list[KnownProgress | None] = []
         self.known_steps: list[int | None] = []
         self.waits = 0
         self.checkpoint_at_each_start = False
         self._stop_after = stop_after
 
     def start(self, known: KnownProgress | None) -> Ending:
+        self.known.append(known)
         self.known_steps.append(None if known is None else known.step)
         if self.checkpoint_at_each_start:
             self.store.save(len(self.known_steps), {"weights": {"w": torch.ones(1)}}, {})
@@ -94,6 +96,14 @@ def test_no_budget_is_endless(kind: str, limit: int, tmp_path: Path) -> None:
         driver.supervise()
     assert len(driver.known_steps) == limit + 1
     assert driver.run.events()[-1]["again"] is False
+
+
+def test_a_start_that_fails_before_it_is_as_far_again_does_not_move_what_was_reached(tmp_path: Path) -> None:
+    reached = [(10, 1000.0), (9, 2000.0), (0, 3000.0), (10, 4000.0), (12, 5000.0)]
+    driver = Driver(tmp_path, [*(Ending("worker", None, "died", KnownProgress(*known)) for known in reached), DONE])
+    driver.checkpoint_at_each_start = True
+    driver.supervise()
+    assert driver.known == [None, *(KnownProgress(10, 1000.0) for _ in range(4)), KnownProgress(12, 5000.0)]
 
 
 def test_progress_renews_the_budgets(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from yolofleet.storage import open_storage
 from yolofleet.tracking.goodput import PAUSED
+from yolofleet.tracking.json_lines import seconds_of
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.progress import RestartCost
 from yolofleet.training.loop.worker_group import WorkerGroup
@@ -56,6 +57,24 @@ def test_the_last_heartbeat_is_more_precise_than_the_rows(run: RunDirectory) -> 
     cost = RestartCost(run, 12, group)
     cost.observe(18)
     assert regained(run)[0]["steps_redone"] == 5
+
+
+def test_a_start_that_fails_before_it_is_as_far_again_keeps_what_was_reached(run: RunDirectory) -> None:
+    run.append_event("start", step=0)
+    run.append_metrics({"step": 10, "loss": 1.0})
+    (died,) = run.metrics()
+    for last in (6, 4, 12):  # only the last start comes as far again
+        later = time.time() + 60
+        cost = RestartCost(run, 2, WorkerGroup(), lambda now=later: now)
+        run.truncate_metrics_after(2)
+        run.append_event("start", step=2, **cost.reached)
+        for step in range(3, last + 1):
+            run.append_metrics({"step": step, "loss": 1.0})
+            cost.observe(step)
+    (event,) = regained(run)
+    assert (event["step"], event["steps_redone"]) == (11, 8)
+    assert event["seconds_lost"] == pytest.approx(later - seconds_of(died), abs=0.01)
+    assert RestartCost(run, 12, WorkerGroup()).reached["reached"] == 12
 
 
 def test_the_pause_of_a_run_that_was_stopped_on_purpose_is_not_lost(run: RunDirectory) -> None:

@@ -15,7 +15,7 @@ from yolofleet.tracking.goodput import ENDS, ends_wilfully
 from yolofleet.tracking.json_lines import Row, seconds_of
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import WorkerGroup
-from yolofleet.training.loop.worker_progress import KnownProgress
+from yolofleet.training.loop.worker_progress import KnownProgress, furthest
 
 
 class LossTerms:
@@ -91,7 +91,8 @@ class RestartCost:
     """Records in the run's events when a run is again as far as it had been, and what the restart cost.
 
     How far it had been is what the driver last heard from the workers, and else the newest row of metrics; so without
-    Ray it is known to ``log_every_steps`` only.
+    Ray it is known to ``log_every_steps`` only. A start removes the rows of steps that are done again, and may fail
+    before it is as far as before: so its event ``start`` says how far that was.
 
     Args:
         run: The run directory, before its rows of later steps are removed.
@@ -108,10 +109,15 @@ class RestartCost:
         self._start_step = step
         self._first_step_seconds: float | None = None
         self._began = clock()
-        known = [progress for progress in (group.progress.known, _newest_row(run)) if progress is not None]
-        self._before = max(known, key=lambda progress: progress.step, default=None)
-        if self._before is not None and _ended_wilfully(run.events()):
+        events = run.events()
+        self._before = furthest(group.progress.known, _newest_row(run), _not_regained(events))
+        if self._before is not None and _ended_wilfully(events):
             self._before = KnownProgress(self._before.step, self._began)
+
+    @property
+    def reached(self) -> dict[str, float]:
+        """How far the run had been before this start, and since when, for its event ``start``."""
+        return {} if self._before is None else {"reached": self._before.step, "reached_at": self._before.at}
 
     def begin(self) -> None:
         """Record that the preparation is over: the first step begins."""
@@ -142,6 +148,12 @@ def _newest_row(run: RunDirectory) -> KnownProgress | None:
         return None
     row = max(rows, key=lambda row: int(row.get("step", 0)))
     return KnownProgress(int(row.get("step", 0)), seconds_of(row))
+
+
+def _not_regained(events: Sequence[Row]) -> KnownProgress | None:
+    """Return how far the run had been before its newest start; None where that start came as far again."""
+    newest = next((event for event in reversed(events) if event.get("kind") in ("start", "regained")), Row())
+    return KnownProgress(int(newest["reached"]), float(newest["reached_at"])) if "reached" in newest else None
 
 
 def _ended_wilfully(events: Sequence[Row]) -> bool:

@@ -149,6 +149,7 @@ def build_trainer(job: JobSpec, run: RunDirectory, group: WorkerGroup) -> Traine
             else "CPU",
             "price_per_hour": job.cluster.price_per_hour,
             "prepared_seconds": round(time.monotonic() - began, 3),
+            **restart_cost.reached,
             **peak.document(),
         }
         run.append_event("start", step=state.step, num_steps=schedule.num_steps, **ready)

@@ -26,6 +26,12 @@ class KnownProgress:
     """When that was known, in seconds since 1970."""
 
 
+def furthest(*known: KnownProgress | None) -> KnownProgress | None:
+    """Return the progress of most steps, of equal ones the earliest; None where nothing is known."""
+    there = (entry for entry in known if entry is not None)
+    return max(there, key=lambda entry: (entry.step, -entry.at), default=None)
+
+
 MOST_UNSENT = 1000
 DRIVER_NODE_ENDS = "the node of this command is about to be taken away"
 """Why a run ends that nobody asked to stop."""

@@ -33,7 +33,7 @@ from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.async_evaluation import CheckpointEvaluator
 from yolofleet.training.evaluation.cluster_evaluation import ClusterEvaluation
-from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, KnownProgress, StoppedError
+from yolofleet.training.loop.worker_progress import DRIVER_NODE_ENDS, KnownProgress, StoppedError, furthest
 from yolofleet.training.metrics.publisher import publish_metrics
 from yolofleet.training.supervision.heartbeats import HeartbeatBoard
 from yolofleet.training.supervision.nodes import (
@@ -194,7 +194,7 @@ def supervise(
     known: KnownProgress | None = None
     while True:
         ending = start(known)
-        known = ending.progress or known
+        known = furthest(known, ending.progress)
         if (stop := stop_reason()) is not None and (ending.failure or ending.left):
             raise _stopped(stop, f"at step {_newest_step(store)}; resume the run with the same command")
         if ending.failure is None and ending.left in (None, PAUSED):
