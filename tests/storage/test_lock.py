@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from yolofleet.storage import Storage, open_storage
+from yolofleet.core.retry import retry
+from yolofleet.storage import Storage, StorageError, lock, open_storage
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.lock import Fence, Lock, LockHeldError, LockLostError, hold
 
@@ -152,6 +153,28 @@ def test_a_removed_lock_is_lost(tmp_path: Path) -> None:
     with pytest.raises(LockLostError, match="removed"):
         Fence(storage, lock.token).check()
     lock.release()
+
+
+def test_a_lock_that_could_not_be_released_is_as_soon_as_the_storage_answers(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(lock, "POLL_SECONDS", 0.01)
+    storage = open_storage(tmp_path / "run")
+    held, put = hold(storage), FileStorage.put
+    answers = threading.Event()
+
+    def put_if_there(self: FileStorage, key: str, data: bytes) -> None:
+        if not answers.is_set():
+            raise StorageError("no answer", transient=True)
+        put(self, key, data)
+
+    monkeypatch.setattr(FileStorage, "put", put_if_there)
+    held.release()
+    with pytest.raises(LockHeldError):
+        hold(storage)
+    answers.set()
+    again = retry(
+        lambda: hold(storage), patience_seconds=30, is_transient=lambda error: isinstance(error, LockHeldError)
+    )
+    again.release()
 
 
 def test_old_records_are_removed(tmp_path: Path) -> None:

@@ -214,15 +214,24 @@ class Lock:
         self._storage.put(record_key(self._record.number), self._record.to_bytes())
 
     def release(self) -> None:
-        """Release the lock, if it is still held."""
+        """Release the lock, if it is still held; where the storage does not answer, as soon as it does."""
         self._renewals.close()
         try:
-            self.fence.check()
-            self._storage.put(record_key(self._record.number), replace(self._record, released=True).to_bytes())
-        except LockLostError:
-            return
+            self._record_release()
         except StorageError as error:
             logger.warning("the lock could not be released, others will wait for its lease to end: %s", error)
+            if error.transient:
+                warning = "the lock can still not be released"
+                BackgroundLoop(self._release_late, seconds=POLL_SECONDS, name="late-release", warning=warning).start()
+
+    def _record_release(self) -> None:
+        with suppress(LockLostError):
+            self.fence.check()
+            self._storage.put(record_key(self._record.number), replace(self._record, released=True).to_bytes())
+
+    def _release_late(self) -> None:
+        self._record_release()
+        raise EndLoop
 
     def __enter__(self) -> Lock:
         return self
