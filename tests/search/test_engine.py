@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from yolofleet.search.engine import Engine, Pause, SegmentResult, TrialSegment
+from yolofleet.core.errors import WorkError
+from yolofleet.search.engine import MOST_OUTAGES, Engine, Pause, SegmentResult, TrialSegment
 from yolofleet.search.feasibility import Screened
 from yolofleet.search.history import Observation
 from yolofleet.search.schedulers import Halving, Population
@@ -123,6 +124,69 @@ def test_a_failed_trial_gets_no_more_workers() -> None:
     source.complete(segment, SegmentResult(failure="the loss is NaN"))
     assert [entry.trial for entry in run(source)] == [1]
     assert record.trials[0].failed
+
+
+def ended(source: Engine, *results: str) -> None:
+    """Let the next segments end one after the other, each with a result ("ok") or with a failure of 60 s."""
+    for result in results:
+        segment = source.next_segment()
+        assert isinstance(segment, TrialSegment)
+        failed = SegmentResult(failure=result, gpu_seconds=60)
+        source.complete(segment, SegmentResult(1, segment.share, {"ap": 0.5}, 60) if result == "ok" else failed)
+
+
+def test_failures_use_up_the_hours_and_a_resumed_search_counts_them() -> None:
+    rows: list[Row] = []
+    record = Trials(store_row=rows.append)
+    source = engine(record, None, gpu_hours=4 / 60)
+    ended(source, "ok", "NaN", "ok", "NaN")
+    assert source.next_segment() is Pause.DONE and record.gpu_seconds == 240
+    again = Trials()
+    again.replay(json.loads(json.dumps(rows)))
+    assert again.gpu_seconds == 240 and engine(again, None, gpu_hours=4 / 60).next_segment() is Pause.DONE
+    older = Trials()
+    older.replay(
+        {key: value for key, value in row.items() if key != "gpu_seconds"} for row in rows if row["kind"] != "measured"
+    )
+    assert older.gpu_seconds == 0 and [trial.failed for trial in older.trials.values()] == [False, True, False, True]
+
+
+def test_a_search_ends_when_trials_fail_one_after_the_other_though_others_had_results() -> None:
+    source = engine(Trials(), None, gpu_hours=100)
+    ended(source, "ok", "a", "b", "ok", "c", "d", "there is no GPU")
+    with pytest.raises(WorkError, match=r"3 trials failed one after the other; the last one failed: there is no GPU\."):
+        source.next_segment()
+
+
+def test_the_runs_of_one_trial_fail_as_one_and_cost_what_each_did() -> None:
+    record = Trials(repeats=3)
+    source = engine(record, None, trials=2)
+    segments = [source.next_segment() for _ in range(3)]
+    for segment in segments:
+        assert isinstance(segment, TrialSegment) and segment.trial == 0
+        source.complete(segment, SegmentResult(failure=f"of {segment.repeat}", gpu_seconds=60))
+    assert record.trials[0].end == "failed: of 0" and record.gpu_seconds == 180
+    assert len(run(source)) == 3, "the other trial's"
+
+
+def test_an_outage_fails_no_trial_and_one_that_lasts_ends_the_search() -> None:
+    rows: list[Row] = []
+    record = Trials(store_row=rows.append)
+    source = engine(record, None, trials=3)
+    away = SegmentResult(outage="s3://bucket: got no answer")
+    ended(source, "ok")
+    for number in range(2 * MOST_OUTAGES - 1):
+        segment = source.next_segment()
+        assert isinstance(segment, TrialSegment)
+        assert segment.trial == (1 if number < MOST_OUTAGES else 2)
+        source.complete(segment, SegmentResult(1, 1.0, {"ap": 0.5}) if number == MOST_OUTAGES - 1 else away)
+    source.complete(source.next_segment(), away)  # type: ignore[arg-type]
+    with pytest.raises(WorkError, match=rf"in {MOST_OUTAGES} attempts .*s3://bucket: got no answer.*it resumes"):
+        source.next_segment()
+    assert [trial.end for trial in record.trials.values()] == ["completed", "completed", None]
+    again = Trials()
+    again.replay(rows)
+    assert [segment.trial for segment in run(engine(again, None, trials=3))] == [2]
 
 
 @pytest.mark.parametrize("measure", ["share", "compute"])

@@ -14,6 +14,7 @@ import yaml
 
 from evaluation.published_tables import published_tables
 from yolofleet.core.errors import UserError, WorkError
+from yolofleet.search import trial_segment
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.search.engine import SegmentResult, TrialSegment
 from yolofleet.search.report import write_report
@@ -22,7 +23,7 @@ from yolofleet.search.trial_segment import SegmentOrder, keep_initial_weights, r
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.parameters import Parameter
 from yolofleet.specs.search import SearchSpec, load_search
-from yolofleet.storage import open_storage
+from yolofleet.storage import StorageError, open_storage
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.setup.pretrained import Locate
 
@@ -165,6 +166,26 @@ def test_a_search_whose_every_trial_fails_ends_with_the_reason(make_spec_over_da
         while isinstance(segment := engine.next_segment(), TrialSegment):
             engine.complete(segment, SegmentResult(failure="there is no GPU"))
     assert len(directory.rows()) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (StorageError("s3://b: got no answer", transient=True), "outage"),
+        (StorageError("s3://b: was refused"), "failure"),
+        (UserError("the job is wrong"), "failure"),
+    ],
+)
+def test_a_storage_that_does_not_answer_is_no_failure_of_the_trial(
+    error: UserError, kind: str, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(job: JobSpec) -> None:
+        raise UserError(f"the job cannot be checked: {error}") from error
+
+    monkeypatch.setattr(trial_segment, "check_job", check)
+    job = make_spec().document()["job"] | {"storage": str(tmp_path)}
+    result = run_segment(SegmentOrder(job, 1.0, ["val_AP"]).to_json())
+    assert str(error) in result.pop(kind) and result.keys() == {"gpu_seconds"}
 
 
 @pytest.mark.slow

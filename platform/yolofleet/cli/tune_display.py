@@ -149,6 +149,9 @@ class SearchDisplay:
         if result.failure is not None:
             note(f"{head} failed: {result.failure}")
             return
+        if result.outage is not None:
+            note(f"{head} is tried again: {result.outage}")
+            return
         known = self._trials.trials[segment.trial].observation.figures | (result.measured or {})
         shown = ", ".join(
             f"{o.metric} {known[o.metric]:.4g}" if o.metric in known else f"{o.metric} none"

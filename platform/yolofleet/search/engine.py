@@ -8,6 +8,7 @@ Every decision follows from the record, so an executor that died is replaced by 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -22,7 +23,9 @@ from yolofleet.specs.search_parts import BudgetSpec
 COMPLETED = "completed"
 STOPPED = "stopped"
 MOST_FAILURES = 3
-"""A search ends when this many trials have failed and none has given a result."""
+"""A search ends when this many trials have failed one after the other: the next one would fail, too."""
+MOST_OUTAGES = 3
+"""A search ends when the storage did not answer in so many attempts at one segment."""
 
 
 class Pause(Enum):
@@ -72,6 +75,8 @@ class SegmentResult:
     """Worker seconds spent."""
     failure: str | None = None
     """Why it failed; a failed trial gets no more workers."""
+    outage: str | None = None
+    """Why the storage did not answer. Nothing is wrong with the trial, and its segment is due again."""
 
 
 class Engine:
@@ -103,6 +108,9 @@ class Engine:
         self._running: set[tuple[int, int]] = set()
         self._exhausted = False
         self._failures = 0
+        self._newest_failure = ""
+        self._outages: Counter[tuple[int, int]] = Counter()
+        self._newest_outage = ""
         self._clone = clone
         self._end_completed()
         self._clone_sources()
@@ -111,14 +119,9 @@ class Engine:
         """Return the next segment; it counts as running until `complete` or `interrupt` is called with it.
 
         Raises:
-            WorkError: All trials so far have failed, so the next one would fail too.
+            WorkError: The newest trials have all failed, so the next one would fail, too; or the storage is away.
         """
-        if self._failures >= MOST_FAILURES and not any(t.measurements for t in self.trials.trials.values()):
-            reason = next(str(t.end) for t in reversed(self.trials.trials.values()) if t.failed)
-            raise WorkError(
-                f"{self._failures} trials failed one after the other and none has given a result; the last one "
-                f"{reason}. Correct that and run the same command again: it resumes with new trials"
-            )
+        self._check_failures()
         segment = None if self._is_budget_used_up() else self._choose()
         if segment is None:
             if self._running:
@@ -130,11 +133,19 @@ class Engine:
 
     def complete(self, segment: TrialSegment, result: SegmentResult) -> None:
         """Record the result of a segment."""
-        self._running.discard((segment.trial, segment.repeat))
+        key = (segment.trial, segment.repeat)
+        self._running.discard(key)
+        if result.outage is not None:
+            self._outages[key] += 1
+            self._newest_outage = result.outage
+            return
+        del self._outages[key]
         if result.failure is not None:
-            self.trials.end(segment.trial, f"failed: {result.failure}")
-            self._failures += 1
+            self._newest_failure = f"failed: {result.failure}"
+            self._failures += not self.trials.trials[segment.trial].failed  # however many of its runs fail
+            self.trials.end(segment.trial, self._newest_failure, result.gpu_seconds)
         else:
+            self._failures = 0
             measured = dict(result.measured or {})
             measurement = Measurement(segment.repeat, result.share, result.step, measured, result.gpu_seconds)
             self.trials.measure(segment.trial, measurement)
@@ -143,6 +154,20 @@ class Engine:
     def interrupt(self, segment: TrialSegment) -> None:
         """Take a segment back whose executor was lost; `next_segment` returns it again."""
         self._running.discard((segment.trial, segment.repeat))
+
+    def _check_failures(self) -> None:
+        if self._failures >= MOST_FAILURES:
+            has_results = any(trial.measurements for trial in self.trials.trials.values())
+            nothing = "" if has_results else " and none has given a result"
+            raise WorkError(
+                f"{self._failures} trials failed one after the other{nothing}; the last one {self._newest_failure}. "
+                "Correct that and run the same command again: it resumes with new trials"
+            )
+        if max(self._outages.values(), default=0) >= MOST_OUTAGES:
+            raise WorkError(
+                f"the storage did not answer in {MOST_OUTAGES} attempts to train a trial: {self._newest_outage}. When "
+                "it answers again, run the same command again: it resumes, and no trial has failed by this"
+            )
 
     def _is_budget_used_up(self) -> bool:
         """Return whether the hours are used up; the number of trials is checked where a new one starts."""

@@ -61,7 +61,7 @@ def entry_of(trial: Trial, result: Observation, repeats: int) -> Entry:
         measured=result.measured,
         spread=spread,
         share=result.share if result.measured else 0.0,
-        gpu_seconds=sum(entry.gpu_seconds for entry in trial.measurements),
+        gpu_seconds=trial.gpu_seconds,
         state=trial.end or ("waiting" if newest else "begun"),
         runs=[trial.run_name(repeat) for repeat in range(repeats)],
     )

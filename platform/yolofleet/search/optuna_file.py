@@ -181,7 +181,7 @@ class OptunaFile:
             user_attrs={
                 "state": trial.end or "running",
                 "run": f"{self._directory.trials_url}/{trial.run_name(0)}",
-                "worker_seconds": round(sum(entry.gpu_seconds for entry in trial.measurements), 3),
+                "worker_seconds": round(trial.gpu_seconds, 3),
                 **{f"exchange_{entry.number}": _exchange_text(entry) for entry in trial.exchanges},
                 **known,
             },

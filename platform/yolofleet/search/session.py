@@ -100,7 +100,7 @@ class SearchSession:
         def store_row(row: Row) -> None:
             directory.append_row(row)
             if row["kind"] == "ended":
-                directory.append_metrics(_progress(trials, self.spec))
+                directory.append_metrics(_progress(trials, self.spec, row))
                 if row["reason"] != COMPLETED:
                     _append_end(directory, trials.trials[row["trial"]], row["reason"])
 
@@ -184,12 +184,13 @@ def _petaflops(trial: Trial) -> float:
     return trial.observation.figures["training_petaflops"]
 
 
-def _progress(trials: Trials, spec: SearchSpec) -> dict[str, Any]:
-    """Return a row of the search's own metrics at the moment when one more trial ends."""
-    ended = 1 + sum(trial.end is not None for trial in trials.trials.values())
+def _progress(trials: Trials, spec: SearchSpec, end: Row) -> dict[str, Any]:
+    """Return a row of the search's own metrics at the moment when one more trial ends, by the row of its end."""
+    ended = len({end["trial"], *(number for number, trial in trials.trials.items() if trial.end is not None)})
+    hours = (trials.gpu_seconds + end.get("gpu_seconds", 0.0)) / 3600
     results = [trial.result(spec.repeats) for trial in trials.trials.values()]
     scored = [(entry, row) for entry in results if entry.share >= 1 and (row := entry.objectives(spec.objectives))]
-    metrics: dict[str, Any] = {"step": ended, "refused": trials.num_refused, "worker_hours": trials.gpu_seconds / 3600}
+    metrics: dict[str, Any] = {"step": ended, "refused": trials.num_refused, "worker_hours": hours}
     if scored:
         best, _ = scored[best_first([row for _, row in scored])[0]]
         metrics |= {f"best_{objective.metric}": best.value(objective.metric) for objective in spec.objectives}

@@ -25,7 +25,7 @@ from yolofleet.core.text import one_line
 from yolofleet.models.checkpoint_reader import NAMES_KEY
 from yolofleet.search.directory import SearchDirectory
 from yolofleet.specs.job import JobSpec
-from yolofleet.storage import Storage
+from yolofleet.storage import Storage, is_transient
 from yolofleet.storage.lock import FencingToken, LockHeldError, hold
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
@@ -65,9 +65,9 @@ def run_segment(text: str) -> dict[str, Any]:
     """Run a segment by its order (JSON); returns the fields of `yolofleet.search.engine.SegmentResult`."""
     order = SegmentOrder(**json.loads(text))
     job = JobSpec.parse(order.job, source="trial")
-    storage = run_storage(job)
     begin = time.monotonic()
     try:
+        storage = run_storage(job)
         lock = retry(
             lambda: hold(storage),
             patience_seconds=LOCK_PATIENCE_SECONDS,
@@ -83,7 +83,8 @@ def run_segment(text: str) -> dict[str, Any]:
             measured = newest_metrics(ready.run, last_step)
             _check_reported(measured, order.objectives, job)
     except (UserError, WorkError) as error:
-        return {"failure": one_line(error, 1000), "gpu_seconds": _worker_seconds(job, begin)}
+        kind = "outage" if _is_outage(error) else "failure"
+        return {kind: one_line(error, 1000), "gpu_seconds": _worker_seconds(job, begin)}
     return {
         "step": last_step,
         "share": last_step / ready.num_steps,
@@ -131,6 +132,11 @@ def _check_reported(measured: dict[str, float], objectives: list[str], job: JobS
             f"{', '.join(missing)}: {job.name} reported no finite value of it (it reported {known}). AP is NaN where "
             "the validation set has no objects"
         )
+
+
+def _is_outage(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it came from, is of a storage that may answer again."""
+    return error is not None and ((isinstance(error, Exception) and is_transient(error)) or _is_outage(error.__cause__))
 
 
 def _worker_seconds(job: JobSpec, begin: float) -> float:

@@ -60,6 +60,8 @@ class Trial:
     """Number of the newest exchange that it took part in."""
     end: str | None = None
     """Why it ended; None before."""
+    failed_seconds: float = 0.0
+    """Worker seconds of the segments that failed."""
 
     @property
     def values(self) -> Values:
@@ -70,6 +72,11 @@ class Trial:
     def failed(self) -> bool:
         """Whether it ended without a result."""
         return self.end is not None and self.end.startswith("failed")
+
+    @property
+    def gpu_seconds(self) -> float:
+        """Worker seconds spent so far, those of failures included."""
+        return sum(entry.gpu_seconds for entry in self.measurements) + self.failed_seconds
 
     def at(self, repeat: int) -> Measurement | None:
         """Return the newest measurement of one of its runs."""
@@ -156,14 +163,18 @@ class Trials:
             row |= {"donor": exchange.source, "values": exchange.values}  # the key is part of the file format
         self._write(row)
 
-    def end(self, number: int, reason: str) -> None:
-        """Record that a trial has ended, and why."""
-        self._write({"kind": "ended", "trial": number, "reason": reason})
+    def end(self, number: int, reason: str, failed_seconds: float = 0.0) -> None:
+        """Record that a trial has ended, why, and the worker seconds that its failure cost.
+
+        Each of its runs that fails adds a row; the reason is that of the first.
+        """
+        row: Row = {"kind": "ended", "trial": number, "reason": reason}
+        self._write(row | ({"gpu_seconds": failed_seconds} if failed_seconds else {}))
 
     @property
     def gpu_seconds(self) -> float:
         """Worker seconds spent so far."""
-        return sum(entry.gpu_seconds for trial in self.trials.values() for entry in trial.measurements)
+        return sum(trial.gpu_seconds for trial in self.trials.values())
 
     @property
     def num_refused(self) -> int:
@@ -203,8 +214,9 @@ class Trials:
             if "donor" in row:
                 changed = (*changed, Exchange(int(row["exchange"]), int(row["donor"]), dict(row["values"])))
             trial = replace(trial, exchanges=changed, passed=int(row["exchange"]))
-        elif kind == "ended" and trial.end is None:
-            trial = replace(trial, end=str(row["reason"]))
+        elif kind == "ended":
+            spent = trial.failed_seconds + float(row.get("gpu_seconds", 0.0))
+            trial = replace(trial, end=trial.end or str(row["reason"]), failed_seconds=spent)
         self.trials[trial.number] = trial
 
 
