@@ -68,7 +68,8 @@ def test_figures_of_a_running_run_have_a_speed_of_this_start_only() -> None:
         event(20, "stopped"),
         event(500, "start", step=20, num_steps=100),
     ]
-    rows = [row(10, 10), row(20, 20, val_AP=0.25), row(510, 30), row(530, 40)]
+    late = row(505, 10, val_AP50=0.5)  # an evaluation beside the training, of an earlier step
+    rows = [row(10, 10, loss=1.0), row(20, 20, val_AP=0.25), late, row(510, 30, loss=1.0), row(530, 40, loss=1.0)]
     figures = summarize_figures(events, rows)
     assert (figures.state, figures.step, figures.planned_steps, figures.ap) == ("RUNNING", 40, 100, 0.25)
     assert figures.eta_seconds == pytest.approx(60 / (10 / 20))
@@ -92,14 +93,27 @@ def test_the_state_is_that_of_the_newest_decisive_event(kinds: list[str], state:
     assert summarize_figures([event(n, kind) for n, kind in enumerate(kinds)], []).state == state
 
 
-def test_a_run_whose_lock_nobody_renews_is_interrupted_and_one_without_a_lock_is_not_doubted() -> None:
+@pytest.mark.parametrize(
+    ("kinds", "state"), [(["start"], "RUNNING"), (["waiting"], "WAITING"), (["start", "failure", "waiting"], "WAITING")]
+)
+def test_a_run_whose_lock_nobody_renews_is_interrupted_and_one_without_a_lock_is_not_doubted(
+    kinds: list[str], state: str
+) -> None:
     storage = MemoryStorage()
-    written(storage, "a", [event(0, "start", step=0, num_steps=9)], [])
+    written(storage, "a", [event(n, kind, step=0, num_steps=9) for n, kind in enumerate(kinds)], [])
     logs = catalog(storage)[0].logs()
     directory = storage.child("a")
-    assert read_figures(directory, logs).state == "RUNNING"
-    assert read_figures(directory, logs, lock_renewed_at=time.time()).state == "RUNNING"
+    assert read_figures(directory, logs).state == state
+    assert read_figures(directory, logs, lock_renewed_at=time.time()).state == state
     assert read_figures(directory, logs, lock_renewed_at=time.time() - SILENT_SECONDS - 1).state == INTERRUPTED
+
+
+def test_a_trial_whose_runs_fail_one_by_one_has_ended_once() -> None:
+    storage = MemoryStorage()
+    ends = [event(number, "ended", trial=trial, reason="failed: x") for number, trial in enumerate((0, 1, 1, 1))]
+    storage.put("search.yaml", b"name: x\n")
+    storage.put("trials.jsonl", b"".join(map(encode_row, ends)))
+    assert read_figures(storage, parts_by_log(storage, "trials")).step == 2
 
 
 def test_a_run_costs_one_request_a_log_however_many_objects_it_has() -> None:

@@ -108,7 +108,7 @@ class RunFigures:
     """Steps done; of a search, trials that have ended."""
     planned_steps: int | None = None
     eta_seconds: float | None = None
-    """Time to the last step at the speed of the newest rows; None unless it runs."""
+    """Time to the last step at the speed of the newest steps; None unless it runs."""
     ap: float | None = None
     """COCO AP: of the released model, else of the newest evaluation."""
     began_at: float | None = None
@@ -180,9 +180,11 @@ def read_figures(storage: Storage, logs: Logs, *, lock_renewed_at: float | None 
     )
     figures = summarize_figures(events, rows)
     if RECORD in logs:
-        ended = [row for row in read_end(storage, logs[RECORD], MOST_EVENT_BYTES) if row.get("kind") == "ended"]
+        record = read_end(storage, logs[RECORD], MOST_EVENT_BYTES)
+        ended = {row.get("trial") for row in record if row.get("kind") == "ended"}  # a row for each of its failed runs
         figures = replace(figures, step=len(ended))
-    if figures.state == "RUNNING" and lock_renewed_at is not None and time.time() - lock_renewed_at > SILENT_SECONDS:
+    is_silent = lock_renewed_at is not None and time.time() - lock_renewed_at > SILENT_SECONDS
+    if figures.state in ("RUNNING", WAITING) and is_silent:
         return replace(figures, state=INTERRUPTED, eta_seconds=None)
     if figures.state == "FINISHED" and RECORD not in logs and storage.exists(RELEASE_KEY):
         released = json.loads(storage.get(RELEASE_KEY))
@@ -234,7 +236,8 @@ def summarize_figures(events: Sequence[Row], rows: Sequence[Row]) -> RunFigures:
         state = WAITING
     planned = next((int(event["num_steps"]) for event in reversed(starts) if "num_steps" in event), None)
     step = max((int(row.get("step", 0)) for row in rows), default=int(starts[-1].get("step", 0)) if starts else None)
-    speed = _steps_per_second([row for row in rows if starts and seconds_of(row) >= seconds_of(starts[-1])])
+    trained = [row for row in rows if "loss" in row]  # evaluations beside the training come later, of earlier steps
+    speed = _steps_per_second([row for row in trained if starts and seconds_of(row) >= seconds_of(starts[-1])])
     summary = summarize_run(events, rows)
     runs = state == "RUNNING" and planned is not None and speed > 0
     return RunFigures(
@@ -255,7 +258,7 @@ def _belongs(name: str, log: str) -> bool:
 
 
 def _steps_per_second(rows: Sequence[Row]) -> float:
-    """Return the speed over the rows of one start: from the first to the last, evaluations included."""
+    """Return the speed over the rows of one start: from the first to the last, with the time of evaluations."""
     if len(rows) < 2:
         return 0.0
     seconds = seconds_of(rows[-1]) - seconds_of(rows[0])
