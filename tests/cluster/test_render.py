@@ -436,6 +436,7 @@ def test_a_broken_manifest_is_refused(
         (["tracking.uri=null"], "tracking.register_as=null"),
         (["tracking.uri=http://me:hunter2@mlflow:5000"], "tracking.uri: http://***@mlflow:5000 holds a secret"),
         (["tracking.uri=http://mlflow:none"], "write http://HOST:PORT"),
+        (["tracking.uri=http://[mlflow:5000"], "write http://HOST:PORT"),
         (["storage=runs"], "use storage=s3://BUCKET/runs"),
         (["storage=file:///mnt/runs"], "use storage=s3://BUCKET/runs"),
         (["data.train=shards/train"], "yolofleet data shard ANNOTATIONS IMAGES s3://BUCKET/train"),

@@ -71,7 +71,9 @@ def test_plain_keys_pass_unchanged(parts: list[str]) -> None:
     assert check_key(key) == key
 
 
-@pytest.mark.parametrize("url", ["ftp://x/y", "s3://", "file://host/x"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x/y", "s3://", "file://host/x", "s3://[x/d", "s3://[bucket]/runs", "file://[/x"]
+)
 def test_urls_that_cannot_be_served_are_refused(url: str) -> None:
     with pytest.raises(StorageError):
         open_storage(url)

@@ -14,6 +14,7 @@ from requests import Response
 from requests.exceptions import ChunkedEncodingError, HTTPError, ReadTimeout, RetryError, SSLError
 from requests.exceptions import ConnectionError as BrokenConnectionError
 
+from yolofleet.core.errors import UserError
 from yolofleet.tracking import mlflow_store
 from yolofleet.tracking.mlflow_store import (
     TrackingError,
@@ -36,6 +37,8 @@ from yolofleet.tracking.mlflow_store import (
         ("sqlite://", "database file is missing"),
         ("sqlite:///", "database file is missing"),
         ("http://127.0.0.1:99999", "port is wrong"),
+        ("http://[::1:5000", "host or port is wrong"),
+        ("http://me:secret@[x", r"http://\*\*\*@\[x: its host or port is wrong"),
         ("http://me:pa/ss@127.0.0.1", r"http://\*\*\*@127.0.0.1: .* percent-encode it"),
         ("postgresql://me:p@ss:word@127.0.0.1/db", r"postgresql://\*\*\*@127.0.0.1/db: .* percent-encode it"),
         ("postgresql+nosuchdriver://me:secret@127.0.0.1/db", r"//\*\*\*@"),
@@ -50,6 +53,8 @@ def test_the_default_store_lies_beside_the_runs(tmp_path: Path) -> None:
     assert default_tracking_uri(str(tmp_path)) == f"sqlite:///{tmp_path}/_mlflow/mlflow.db"
     assert default_tracking_uri(f"file://{tmp_path}") == f"sqlite:///{tmp_path}/_mlflow/mlflow.db"
     assert default_tracking_uri("s3://bucket/runs") is None
+    with pytest.raises(UserError, match=r"s3://\[bucket\]/runs: its host or port is wrong"):
+        default_tracking_uri("s3://[bucket]/runs")
     check_uri("postgresql+psycopg2://me@host/db")
 
 

@@ -7,10 +7,10 @@ nodes, so services of the cluster are named by selectors here, and a policy of C
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 from yolofleet.cluster.manifest_pods import METRICS_PORT, PORTS, RUN_LABEL, labels
 from yolofleet.cluster.manifest_work import HTTPS_PORT, Work, port_of
+from yolofleet.core.urls import split_url
 from yolofleet.specs.kubernetes import KubernetesSpec
 
 DNS_PORT = 53
@@ -106,7 +106,7 @@ def _endpoints(work: Work, settings: KubernetesSpec) -> list[tuple[str | None, i
         address = settings.redis.address
         urls.append(address if "://" in address else f"redis://{address}")
     return sorted(
-        {(_namespace_of(urlsplit(url).hostname or "", settings.namespace), port_of(url)) for url in urls},
+        {(_namespace_of(split_url(url).hostname or "", settings.namespace), port_of(url)) for url in urls},
         key=lambda endpoint: (endpoint[0] or "", endpoint[1]),
     )
 

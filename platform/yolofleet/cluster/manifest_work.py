@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from yolofleet.cluster.bundle import read_model_table
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes, workers_in_pod
 from yolofleet.core.errors import UserError
 from yolofleet.core.registered_names import registered_uri
+from yolofleet.core.urls import split_url
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.space import Space, even_point
 from yolofleet.specs.data import CacheSpec
@@ -77,7 +77,7 @@ def check_locations(job: JobSpec, prefix: str = "") -> None:
 
 def _check_tracking(job: JobSpec, prefix: str) -> None:
     uri = job.tracking.uri
-    if uri is not None and urlsplit(uri).scheme not in ("http", "https"):
+    if uri is not None and split_url(uri).scheme not in ("http", "https"):
         raise UserError(
             f"job {job.name}: {prefix}tracking.uri: {uri.partition(':')[0]} can be opened by only one host, and a "
             f"cluster has several; use an MLflow server: {prefix}tracking.uri=http://mlflow:5000"
@@ -221,10 +221,7 @@ def port_of(url: str) -> int:
     """Return the TCP port of a service.
 
     Raises:
-        UserError: It is no port.
+        UserError: It is none.
     """
-    parts = urlsplit(url)
-    try:
-        return parts.port or (80 if parts.scheme == "http" else HTTPS_PORT)
-    except ValueError as error:
-        raise UserError(f"{url}: {error}; write http://HOST:PORT") from error
+    parts = split_url(url)
+    return parts.port or (80 if parts.scheme == "http" else HTTPS_PORT)

@@ -24,11 +24,12 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.local_files import CACHE_VARIABLE, cache_folder
+from yolofleet.core.urls import split_url
 from yolofleet.registry.package import ARCHIVE_NAME, ARCHIVED, CODE_FOLDER, DETECTOR_FOLDER, open_archive
 from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256, read_proof
 from yolofleet.registry.versions import RegistryError, Version, find_version
@@ -59,9 +60,10 @@ def artifact_location(tracking_uri: str, version: Version) -> str:
 
 def local_folder(location: str) -> Path | None:
     """Return the folder at a location on this machine's disk; None for any other location."""
-    if urlsplit(location).scheme not in ("", "file"):
+    parts = split_url(location, RegistryError)
+    if parts.scheme not in ("", "file"):
         return None
-    return Path(unquote(urlsplit(location).path) if location.startswith("file:") else location)
+    return Path(unquote(parts.path) if location.startswith("file:") else location)
 
 
 @contextmanager

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import posixpath
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import holds_secret, redact_url
+from yolofleet.core.urls import split_url
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import (
     ObjectChangedError,
@@ -46,7 +47,7 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
     """Open the storage at a path, a ``file://`` URL or an ``s3://bucket/prefix`` URL.
 
     Raises:
-        StorageError: The URL holds a secret, its scheme is unknown or the bucket is missing.
+        StorageError: It is no URL or holds a secret, its scheme is unknown or the bucket is missing.
     """
     text = str(url)
     if holds_secret(text):
@@ -54,7 +55,7 @@ def open_storage(url: str | Path, *, patience_seconds: float = DEFAULT_PATIENCE_
             f"{redact_url(text)}: a URL takes no key, token or password; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         )
-    parts = urlsplit(text)
+    parts = split_url(text, StorageError)
     if parts.scheme in ("", "file") or (len(parts.scheme) == 1 and os.name == "nt"):
         path = unquote(parts.path) if parts.scheme == "file" else text
         if parts.scheme == "file" and parts.netloc not in ("", "localhost"):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError, is_installed, require_package
@@ -24,6 +24,7 @@ from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
 from yolofleet.core.text import one_line
+from yolofleet.core.urls import split_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -70,10 +71,10 @@ class TrackingFailureError(WorkError):
 
 def default_tracking_uri(storage_url: str) -> str | None:
     """Return the URI of the sqlite database beside the runs of a folder; None for a remote storage."""
-    scheme = urlsplit(storage_url).scheme
-    if scheme not in ("", "file"):
+    parts = split_url(storage_url)
+    if parts.scheme not in ("", "file"):
         return None
-    folder = local_path(urlsplit(storage_url).path if scheme == "file" else storage_url)
+    folder = local_path(parts.path if parts.scheme == "file" else storage_url)
     return f"{SQLITE_PREFIX}{folder / STORE_FOLDER / 'mlflow.db'}"
 
 
@@ -104,12 +105,9 @@ def check_uri(tracking_uri: str) -> None:
             f"{redact_url(tracking_uri)}: clients disagree where its secret ends; percent-encode it "
             "(/ as %2F, @ as %40, a blank as %20), or give it in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    scheme = urlsplit(tracking_uri).scheme.partition("+")[0]
-    try:
-        _ = urlsplit(tracking_uri).port
-    except ValueError as error:
-        raise TrackingError(f"{redact(tracking_uri)}: the port is wrong ({error}); write http://HOST:PORT") from error
-    if scheme in ("http", "https") and not urlsplit(tracking_uri).hostname:
+    parts = split_url(tracking_uri, TrackingError)
+    scheme = parts.scheme.partition("+")[0]
+    if scheme in ("http", "https") and not parts.hostname:
         raise TrackingError(f"{redact(tracking_uri)}: a host is missing; write http://HOST:PORT")
     if scheme == "sqlite" and (not tracking_uri.startswith(SQLITE_PREFIX) or tracking_uri == SQLITE_PREFIX):
         raise TrackingError(f"{tracking_uri}: database file is missing; write sqlite:///PATH or sqlite:////ABSOLUTE")
@@ -266,7 +264,7 @@ def experiment_id(client: MlflowClient, name: str) -> str:
 
 
 def _probe(tracking_uri: str) -> None:
-    parts = urlsplit(tracking_uri)
+    parts = split_url(tracking_uri)
     if parts.scheme in ("http", "https") and parts.hostname:
         port = parts.port or (443 if parts.scheme == "https" else 80)
         try:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from yolofleet.cluster.doctor.disk import CacheNeed
 from yolofleet.cluster.doctor.finding import CLUSTER, Finding
@@ -23,6 +22,7 @@ from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.redaction import redact
 from yolofleet.core.text import one_line, plural
+from yolofleet.core.urls import split_url
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.tracking import TrackingSpec
@@ -192,7 +192,7 @@ def examine_tracking(job: JobSpec) -> Finding:
 
 def is_made_by_first_run(location: str) -> bool:
     """Return whether an artifact location is a folder that does not exist before the first run."""
-    parts = urlsplit(location)
+    parts = split_url(location)
     return parts.scheme in ("", "file") and not Path(parts.path).is_dir()
 
 
