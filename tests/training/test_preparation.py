@@ -282,6 +282,7 @@ def test_weights_of_another_model_are_refused(small_job: MakeJob, tmp_path: Path
     [
         ("nothing.pt", "no such file"),
         ("empty", "neither checkpoints nor a detector package"),
+        ("s3://[x/w.pt", r"s3://\[x/w\.pt: its host or port is wrong"),
         ("models:/mine@candidate", "only 'yolofleet train' reads the registry"),
     ],
 )
@@ -305,6 +306,26 @@ def test_a_package_without_training_form_is_refused_with_the_cure(small_job: Mak
     (tmp_path / "detector.json").write_text('{"deployed": true}')
     with pytest.raises(UserError, match=r"deployed form only.*name the run directory"):
         check_job(small_job(initial_weights=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("card", "part"),
+    [
+        ("{", r"detector\.json is not JSON"),
+        ("[]", r"detector\.json is no JSON object, but \[\]"),
+        ("[" * 100_000, r"detector\.json is not JSON"),
+        (None, r"detector\.json: 100,000,000,000 bytes are too many"),
+    ],
+    ids=["cut off", "a list", "deep", "large"],
+)
+def test_a_card_that_is_none_is_refused_before_its_content_is_used(
+    card: str | None, part: str, small_job: MakeJob, tmp_path: Path
+) -> None:
+    with (tmp_path / "detector.json").open("wb") as file:
+        file.write((card or "").encode())
+        file.truncate(10**11 if card is None else None)
+    with pytest.raises(UserError, match=part):
+        read_trained(str(tmp_path))
 
 
 def test_image_weights_are_decided_once(small_job: MakeJob) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -20,7 +20,7 @@ from safetensors.torch import save
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.local_files import open_regular, read_regular
-from yolofleet.core.text import one_line, plural
+from yolofleet.core.text import one_line, plural, short
 from yolofleet.models import build_model
 from yolofleet.models.deployment import has_half_weights
 from yolofleet.models.network import Network, convolution_shapes
@@ -28,6 +28,7 @@ from yolofleet.models.tensor_file import FileHeader, TensorFileError, read_heade
 from yolofleet.models.weight_differences import compare_weights, count_names
 from yolofleet.specs.base import Spec
 from yolofleet.specs.model import ModelTable
+from yolofleet.storage import Storage
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
@@ -205,6 +206,24 @@ def read_card(folder: Path) -> DetectorCard:
             "or a newer one"
         )
     return DetectorCard.parse(document, source=str(path))
+
+
+def read_stored_card(package: Storage) -> dict[str, Any] | None:
+    """Return the card of a package that may be anybody's, in a storage, as it is; None where there is none.
+
+    Raises:
+        DetectorError: It holds no JSON object.
+        StorageError: It cannot be read, or is larger than a card.
+    """
+    if not package.exists(DETECTOR_CARD_NAME):
+        return None
+    try:
+        document = json.loads(package.get_at_most(DETECTOR_CARD_NAME, MOST_CARD_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise DetectorError(f"{package.url}/{DETECTOR_CARD_NAME} is not JSON: {one_line(error)}") from error
+    if not isinstance(document, dict):
+        raise DetectorError(f"{package.url}/{DETECTOR_CARD_NAME} is no JSON object, but {short(document)}")
+    return document
 
 
 def check_fit(model: Network, num_classes: int, image_size: int) -> None:

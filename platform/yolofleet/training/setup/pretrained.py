@@ -7,25 +7,27 @@ every node reads them there, and no later start needs the source again.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.file_names import DETECTOR_CARD_NAME, MANIFEST_NAME, TRAINING_FORM
+from yolofleet.core.file_names import TRAINING_FORM
 from yolofleet.core.local_files import file_sha256
 from yolofleet.core.registered_names import MODELS_PREFIX
 from yolofleet.core.text import and_more, plural
+from yolofleet.core.urls import split_url
 from yolofleet.data.anchors import Anchors
 from yolofleet.data.class_names import coco_classes
+from yolofleet.data.manifest import Manifest
+from yolofleet.evaluation.detector_package import read_stored_card
 from yolofleet.models import build_model
 from yolofleet.models.checkpoint_reader import Checkpoint, open_checkpoint
 from yolofleet.models.network import BOX_AND_OBJECTNESS, Network
@@ -36,7 +38,7 @@ from yolofleet.models.weights import UNKNOWN, LoadedWeights, match_classes, take
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.model import ModelTable
 from yolofleet.specs.yaml_document import parse_yaml
-from yolofleet.storage import Storage, StorageError, open_storage
+from yolofleet.storage import Storage, open_storage
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.checkpoint.store import CheckpointStore
 from yolofleet.training.evaluation.checkpoint_evaluations import best_checkpoint
@@ -199,7 +201,7 @@ def read_trained(source: str, locate: Locate | None = None, sha256: str | None =
         UserError: There are no weights that can be trained further, or they are others; says what is accepted.
     """
     digest = None if sha256 is None else sha256.lower()
-    is_file = urlsplit(source).path.lower().endswith(WEIGHT_FILES)
+    is_file = split_url(source).path.lower().endswith(WEIGHT_FILES)
     if source.lower().startswith("https://"):
         return _weights(open_checkpoint(fetch_weights(source, digest or "")), source)
     if digest is not None and not is_file:
@@ -238,7 +240,7 @@ def fetch_weights(url: str, sha256: str) -> Path:
     from yolofleet.storage.https_file import check_url, fetch_file
 
     check_url(url)
-    suffix = Path(urlsplit(url).path.lower()).suffix
+    suffix = Path(split_url(url).path.lower()).suffix
     if suffix not in WEIGHT_FILES:
         raise UserError(f"{url}: is not a weights file; accepted are {', '.join(WEIGHT_FILES)}")
     return fetch_file(url, sha256.lower(), suffix, note)
@@ -251,11 +253,12 @@ def _read_folder(storage: Storage, source: str) -> TrainedWeights:
         average = Checkpoint(checkpoint.tensors["average"], _classes_of_run(run))
         return _weights(average, source, parent=f"{storage.url} step {checkpoint.step}")
     for package in (storage, storage.child("model")):
-        names = _classes_of_package(package)
+        card = read_stored_card(package)
+        names = _class_names(card)
         if package.exists(TRAINING_FORM):
             return _weights(Checkpoint(_download(package, TRAINING_FORM).weights, names), source)
-        if package.exists(DETECTOR_CARD_NAME):
-            if json.loads(package.get(DETECTOR_CARD_NAME)).get("deployed") is False:
+        if card is not None:
+            if card.get("deployed") is False:
                 return _weights(Checkpoint(_download(package, "model.safetensors").weights, names), source)
             raise UserError(
                 f"initial_weights {source}: the detector package holds the deployed form only, whose folded layers "
@@ -268,24 +271,22 @@ def _read_folder(storage: Storage, source: str) -> TrainedWeights:
     )
 
 
-def _classes_of_package(package: Storage) -> tuple[str, ...] | None:
-    """Return the names of a detector package's classes; None where there is none."""
+def _class_names(card: dict[str, Any] | None) -> tuple[str, ...] | None:
     try:
-        return tuple(str(entry["name"]) for entry in json.loads(package.get(DETECTOR_CARD_NAME))["classes"])
-    except (StorageError, ValueError, KeyError, TypeError):
+        return None if card is None else tuple(str(entry["name"]) for entry in card["classes"])
+    except (KeyError, TypeError):
         return None
 
 
 def _classes_of_run(run: RunDirectory) -> tuple[str, ...] | None:
     """Return the names of a run's classes: of the detector that it made, else of its data; None where both are gone."""
-    if (names := _classes_of_package(run.storage.child("model"))) is not None:
-        return names
-    try:
+    with suppress(UserError):  # a damaged card
+        if (names := _class_names(read_stored_card(run.storage.child("model")))) is not None:
+            return names
+    with suppress(UserError):
         job = JobSpec.parse(parse_yaml(run.job_text() or "", source=run.url), source="job.yaml of the run")
-        document = json.loads(open_storage(job.data.train).get(MANIFEST_NAME))
-        return tuple(str(entry["name"]) for entry in document["classes"])
-    except (UserError, ValueError, KeyError, TypeError):
-        return None
+        return tuple(entry.name for entry in Manifest.read(open_storage(job.data.train)).classes)
+    return None
 
 
 def _download(storage: Storage, key: str, sha256: str | None = None) -> Checkpoint:
