@@ -29,6 +29,8 @@ class Page:
     failures: int = 0
     """How many answers are 503 first."""
     chunked: bool = False
+    ranges: bool = True
+    """Whether a part is sent where one is asked for."""
 
 
 @dataclass
@@ -67,7 +69,7 @@ def serve_https(folder: Path) -> Iterator[FileServer]:
                 page.failures -= 1
                 status = 503
             asked = self.headers.get("Range")
-            if asked and status == 200 and self.headers.get("If-Range") == page.tag:
+            if asked and page.ranges and status == 200 and self.headers.get("If-Range") == page.tag:
                 start = int(asked.removeprefix("bytes=").removesuffix("-"))
                 status = 206 if start < len(page.data) else 416
             self.send_response(status)

@@ -77,6 +77,36 @@ def test_break_offs_that_leave_progress_are_gone_over_at_once(server: FileServer
     assert server.ranges == [None, "bytes=1200000-", "bytes=2300000-"]
 
 
+@pytest.mark.parametrize(
+    "page",
+    [Page(DATA, tag=None), Page(DATA, tag='W/"1"'), Page(DATA, ranges=False)],
+    ids=["no tag", "weak", "no ranges"],
+)
+def test_the_same_bytes_again_are_no_progress(page: Page, server: FileServer) -> None:
+    page.break_offs = [1_200_000] * 9
+    server.pages["/v7.pt"] = page
+    with pytest.raises(FetchError, match="connection broke off"):
+        fetch(f"{server.url}/v7.pt")
+    assert len(server.requests) == 2
+    page.break_offs = [1_100_000, 2_300_000]  # each further than ever, but a server may send all of it at last
+    assert fetch(f"{server.url}/v7.pt").read_bytes() == DATA
+
+
+def test_a_server_that_refuses_every_range_or_request_is_left(server: FileServer, tmp_path: Path) -> None:
+    server.pages["/v7.pt"].break_offs = [400_000]
+    with pytest.raises(FetchError):
+        fetch(f"{server.url}/v7.pt")
+    server.pages["/v7.pt"].status = 416
+    with pytest.raises(FetchError, match="answers 416"):
+        fetch(f"{server.url}/v7.pt")
+    assert server.ranges == [None, "bytes=400000-", None]
+    server.pages["/v7.pt"] = Page(DATA[:500], break_offs=[200], tag='"1"')  # shorter than the part, and cut off
+    (tmp_path / f"cache/weights/{DIGEST}.part").write_bytes(DATA[:600])
+    with pytest.raises(FetchError, match="connection broke off"):
+        fetch(f"{server.url}/v7.pt")
+    assert server.ranges[3:] == ["bytes=600-", None]
+
+
 def test_a_file_that_changed_meanwhile_is_fetched_whole(server: FileServer) -> None:
     server.pages["/v7.pt"] = Page(b"old" * 500_000, break_offs=[300_000], tag='"0"')
     with pytest.raises(FetchError):
@@ -130,6 +160,10 @@ def test_another_digest_removes_what_came_unread(server: FileServer, tmp_path: P
         (Page(status=302, headers={"Location": "https://[::ffff:10.0.0.1]/v7.pt"}), r"10\.0\.0\.1|:a00:1"),
         (Page(status=302, headers={"Location": "file:///etc/passwd"}), "answers 302"),
         (Page(status=302, headers={"Location": "/odd"}), "answers 302"),
+        (Page(status=302, headers={"Location": "https://[x/v7.pt"}), "leads to what is no URL"),
+        (Page(status=302, headers={"Location": "https://a..b/v7.pt"}), "'https://a..b/v7.pt' is not a URL"),
+        (Page(status=302, headers={"Location": "https://127%2e0%2e0%2e1/v7.pt"}), "written plainly, without %"),
+        (Page(status=416), "answers 416"),
     ],
 )
 def test_what_cannot_be_fetched_says_why(page: Page, part: str, server: FileServer) -> None:
@@ -221,6 +255,12 @@ def test_without_a_network_the_kept_file_is_enough_and_the_other_says_what_to_do
         ("https:///v7.pt", "https://HOST/PATH"),
         ("https://host.example/v 7.pt", "without blanks"),
         ("https://host.example:port/v7.pt", "is not a URL"),
+        ("https://[x/v7.pt", "is not a URL"),
+        ("https://a..b/v7.pt", "is not a URL"),
+        (f"https://{'a' * 64}.example/v7.pt", "is not a URL"),
+        ("https://internal%2ecorp/v7.pt", "written plainly, without %"),
+        ("https://localhos%74:8443/v7.pt", "written plainly, without %"),
+        ("https://169%2e254%2e169%2e254/v7.pt", "written plainly, without %"),
     ],
 )
 def test_a_url_that_is_none_is_refused_before_anything_is_asked(url: str, part: str) -> None:

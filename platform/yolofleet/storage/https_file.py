@@ -110,11 +110,14 @@ def _locked(path: Path, url: str, notify: Notify) -> Iterator[None]:
 
 
 class _Progress:
-    """Lines about a download."""
+    """How far a download is, and lines about it."""
 
     def __init__(self, url: str, notify: Notify) -> None:
         self._url, self._notify = url, notify
         self._next_seconds = 0.0
+        self.most_bytes = 0
+        """The largest size so far: a server that cannot resume sends the same bytes again, and that is no progress."""
+        self.may_resume = True
 
     def show(self, done_bytes: int, total_bytes: int | None) -> None:
         if time.monotonic() >= self._next_seconds:
@@ -150,7 +153,7 @@ def _read_on(opener: OpenerDirector, url: str, part: Path, file: BinaryIO, progr
         _BrokenOffError: The connection failed before much came.
     """
     start = file.seek(0, os.SEEK_END)
-    validator = _read_validator(part, url) if start else None
+    validator = _read_validator(part, url) if start and progress.may_resume else None
     headers = {"User-Agent": "yolofleet", "Accept-Encoding": "identity"}
     if validator is not None:
         headers |= {"Range": f"bytes={start}-", "If-Range": validator}
@@ -166,9 +169,14 @@ def _read_on(opener: OpenerDirector, url: str, part: Path, file: BinaryIO, progr
             _keep_validator(part, url, answer.headers)
             return _copy(answer, file, extent, url, progress)
     except HTTPError as error:
-        return _explain_status(error, url, file)
+        if error.code != 416 or validator is None:
+            raise _status_error(error, url) from None
+        file.truncate(0)  # nothing lies behind what is there: the part is of another file
+        progress.may_resume = False
+        return False
     except ValueError:
-        raise FetchError(f"{url}: HTTPS_PROXY is not the URL of a proxy, http://HOST:PORT") from None
+        wrong = "the server leads to what is no URL, or HTTPS_PROXY is not the URL of a proxy, http://HOST:PORT"
+        raise FetchError(f"{url}: {wrong}") from None
     except (URLError, HTTPException, OSError) as error:
         reason = error.reason if isinstance(error, URLError) else error
         if isinstance(reason, OSError) and reason.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
@@ -178,7 +186,9 @@ def _read_on(opener: OpenerDirector, url: str, part: Path, file: BinaryIO, progr
                 f"{url}: its certificate is not trusted ({reason.verify_message}); where a proxy of yours signs "
                 "certificates, name the file of its authority in SSL_CERT_FILE"
             ) from None
-        if file.seek(0, os.SEEK_END) - start >= LEAST_PROGRESS_BYTES:
+        reached = file.seek(0, os.SEEK_END)
+        if reached - max(start, progress.most_bytes) >= LEAST_PROGRESS_BYTES:
+            progress.most_bytes = reached
             return False
         raise _BrokenOffError(explain_failure(reason)) from None
 
@@ -222,18 +232,15 @@ def _copy(answer: HTTPResponse, file: BinaryIO, extent: _Extent, url: str, progr
     return True
 
 
-def _explain_status(error: HTTPError, url: str, file: BinaryIO) -> bool:
-    """Raise what a status means; returns False where the file is to be asked for anew."""
-    if error.code == 416:  # nothing behind what is there: the part is of another file
-        file.truncate(0)
-        return False
+def _status_error(error: HTTPError, url: str) -> Exception:
+    """Return what a status means."""
     if error.code in TRANSIENT_STATUS:
-        raise _BrokenOffError(f"the server answers {error.code}") from None
+        return _BrokenOffError(f"the server answers {error.code}")
     if error.code in (401, 403):
-        raise FetchError(f"{url}: the server answers {error.code}: it asks for a login, but none is sent; {BY_HAND}")
+        return FetchError(f"{url}: the server answers {error.code}: it asks for a login, but none is sent; {BY_HAND}")
     if error.code in (404, 410):
-        raise FetchError(f"{url}: the server has no such file ({error.code}); look for its address at its publisher")
-    raise FetchError(f"{url}: the server answers {error.code}; {BY_HAND}")
+        return FetchError(f"{url}: the server has no such file ({error.code}); look for its address at its publisher")
+    return FetchError(f"{url}: the server answers {error.code}; {BY_HAND}")
 
 
 def _validator_of(part: Path) -> Path:

@@ -14,7 +14,7 @@ import socket
 import ssl
 from http.client import HTTPException, HTTPMessage
 from typing import IO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
     HTTPErrorProcessor,
@@ -42,18 +42,26 @@ class FetchError(UserError):
 
 def check_url(url: str) -> None:
     """Raise `FetchError` for a URL that is not fetched: other schemes, user parts and secrets."""
-    shown = redact_url(url)
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError:
-        raise FetchError(f"{shown!r:.300} is not a URL") from None
+    shown, parts = redact_url(url), _split(url)
     if holds_secret(url) or parts.username is not None:
         raise FetchError(f"{shown}: a URL takes no user, token or password; {BY_HAND}")
     if parts.scheme != "https":
         raise FetchError(f"{shown}: files are only fetched by https, which proves who sent them; {BY_HAND}")
-    if not host or not url.isprintable() or not url.isascii() or " " in url:
+    if not parts.hostname or not url.isprintable() or not url.isascii() or " " in url:
         raise FetchError(f"{shown!r:.300}: a URL is https://HOST/PATH, without blanks (%20) and in ASCII")
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL; its host is a plain name or address, for urllib would decode a percent-encoded one."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+        host.encode("idna")  # as a look-up does, which fails where a part between dots is empty or too long
+    except ValueError:
+        raise FetchError(f"{redact_url(url)!r:.300} is not a URL") from None
+    if "%" in parts.netloc:
+        raise FetchError(f"{redact_url(url)!r:.300}: the host of a URL is written plainly, without %")
+    return parts
 
 
 class _Redirections(HTTPRedirectHandler):
@@ -65,7 +73,7 @@ class _Redirections(HTTPRedirectHandler):
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> Request | None:
         """Return the request to send next."""
-        target = urlsplit(newurl)
+        target = _split(newurl)
         if target.scheme != "https":
             raise FetchError(f"{req.full_url}: the server leads to {target.scheme}://, and only https is followed")
         check_host(newurl)
@@ -89,7 +97,7 @@ def make_opener() -> OpenerDirector:
 
 def check_host(url: str) -> None:
     """Raise `FetchError` for a host whose address is not public; behind a proxy, the proxy finds the address."""
-    parts = urlsplit(url)
+    parts = _split(url)
     host, port = (parts.hostname or "").rstrip("."), parts.port or 443
     trusted = {name.strip().lower() for name in os.environ.get(HOSTS_VARIABLE, "").split(",")}
     if host in trusted or f"{host}:{port}" in trusted:
