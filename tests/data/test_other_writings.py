@@ -31,6 +31,8 @@ from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
 from yolofleet.data.image_formats import has_more_frames
 from yolofleet.data.other_tools import other_tool
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.zip_folder import ZipFolder
 
 STEMS = ("a", "b", "c")
 FILES = [f"{stem}.jpg" for stem in STEMS]
@@ -249,6 +251,20 @@ def test_a_name_that_a_zip_has_twice_is_told(tmp_path: Path) -> None:
     files = [(path.relative_to(tmp_path).as_posix(), path.read_bytes()) for path in sorted(tmp_path.rglob("*.*"))]
     source, counts = read(pack(tmp_path / "set.zip", [*files, ("labels/a.txt", b"")]), None)
     assert counts["file_name_repeated"] == 1 and not len(source.records[0].boxes)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_file_that_a_zip_would_unpack_at_once_is_counted_and_never_opened(tmp_path: Path, method: int) -> None:
+    save_yolo(tmp_path)
+    files = [(path.relative_to(tmp_path).as_posix(), path.read_bytes()) for path in sorted(tmp_path.rglob("*.*"))]
+    path = pack(tmp_path / "set.zip", files)
+    with zipfile.ZipFile(path, "a", method) as archive:
+        archive.writestr("images/more.jpg", bytes(1 << 20))
+    problems = ProblemLog()
+    folder = ZipFolder(path, problems)
+    assert [entry.key for entry in folder.list()] == sorted(name for name, _ in files)
+    assert problems.counts == {"file_unreadable": 1}
+    assert problems.examples["file_unreadable"][0].endswith("and only deflate is read; unpack the archive")
 
 
 def test_a_set_that_data_yaml_names_and_that_is_not_found_is_refused(

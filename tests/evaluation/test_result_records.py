@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,13 @@ from yolofleet.evaluation.json_file import is_json_name
 from yolofleet.evaluation.result_file import read_results
 
 
+def packed(method: int, name: str = "a.json") -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", method) as archive:
+        archive.writestr(name, "[]")
+    return data.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -23,6 +32,9 @@ from yolofleet.evaluation.result_file import read_results
         ('["é"]'.encode("latin-1"), "not UTF-8 at byte 2"),
         (b"", "is empty"),
         (gzip.compress(b"[]" * 99, mtime=0)[:-9], "cannot unpack .* complete"),
+        (packed(zipfile.ZIP_BZIP2), "packed by zip's method 12, and only deflate is read; unpack it"),
+        (packed(zipfile.ZIP_LZMA), "packed by zip's method 14, and only deflate is read; unpack it"),
+        (packed(zipfile.ZIP_STORED, "é.json").replace("é".encode(), b"\xff\xfe"), "cannot unpack .* complete"),
         (b'{"image_id": 139,\n"bbox": [1, 2, 3', "is not JSON: .*line 2"),
         (b'{"a": 1}\n{"image_id": 1', "is not JSON: .*line 2"),
         (b'{"images": []}', "holds an object with images, not a list of records"),

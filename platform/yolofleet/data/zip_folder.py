@@ -21,6 +21,8 @@ from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage, StorageE
 
 MOST_ZIP_FILES = 5_000_000
 _ENCRYPTED = 1
+BOUNDED_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How files may be packed: `zipfile` unpacks those of other methods at once, whatever length is asked for."""
 
 
 class ZipFolder(Storage):
@@ -60,6 +62,9 @@ class ZipFolder(Storage):
                 problems.add("file_name_unusable", f"{path}: {key!r}")
             elif entry.flag_bits & _ENCRYPTED or stat.S_ISLNK(entry.external_attr >> 16):
                 problems.add("file_unreadable", f"{path}: {key}: encrypted, or a link")
+            elif entry.compress_type not in BOUNDED_METHODS:
+                how = f"zip's method {entry.compress_type}, and only deflate is read; unpack the archive"
+                problems.add("file_unreadable", f"{path}: {key}: packed by {how}")
             else:
                 if key in self._entries:
                     problems.add("file_name_repeated", f"{path}: {key}")

@@ -18,6 +18,7 @@ from pydantic_core import from_json
 from yolofleet.core.byte_sizes import format_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import read_regular
+from yolofleet.data.zip_folder import BOUNDED_METHODS
 
 MOST_BYTES = 2**31
 MOST_RATIO, MOST_SMALL_BYTES = 100, 2**21
@@ -70,10 +71,12 @@ def read_packed(path: Path) -> bytes:
                 names = [name for name in archive.namelist() if is_json_name(name) and "__MACOSX" not in name]
                 if len(names) != 1:
                     raise UserError(f"{path} holds {len(names)} JSON files; unpack it and name the one that is meant")
+                if (method := archive.getinfo(names[0]).compress_type) not in BOUNDED_METHODS:
+                    raise UserError(f"{path} is packed by zip's method {method}, and only deflate is read; unpack it")
                 with archive.open(names[0]) as member:
                     return _read_bounded(member, path, len(data))
         return data
-    except (zlib.error, EOFError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as error:
+    except (zlib.error, EOFError, ValueError, zipfile.BadZipFile, gzip.BadGzipFile, RuntimeError) as error:
         raise UserError(f"cannot unpack {path}: {error}; is the download complete?") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
