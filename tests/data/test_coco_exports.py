@@ -312,7 +312,7 @@ def test_the_splits_of_a_zip_are_read_one_by_one(tmp_path: Path) -> None:
         target.writestr("README.roboflow.txt", "hello")
     with pytest.raises(UserError, match=r"holds train/_annotations.coco.json, valid/.*give train, val or test"):
         read(tmp_path / "export.zip", None)
-    for split, numbers in (("train", (0, 1)), ("valid", (2,))):
+    for split, numbers in (("train", (0, 1)), ("valid", (2,)), ("val", (2,))):
         assert main(["data", "shard", str(tmp_path / "export.zip"), split, str(tmp_path / f"out-{split}")]) == 0
         assert list(built(tmp_path / f"out-{split}").values()) == [draw(number)[1] for number in numbers]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import re
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,8 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural
 from yolofleet.data.class_names import YAML_ENDINGS
 from yolofleet.data.coco import parse_coco
+from yolofleet.data.file_finder import without_type
+from yolofleet.data.file_tree import SPLIT_WORDS, split_of
 from yolofleet.data.other_tools import MOST_BYTES_SEEN, other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.source_folder import is_image_name, is_litter
@@ -111,10 +112,10 @@ def _coco_file(annotations: Annotations, split: str | None) -> ObjectInfo:
     if not annotations.is_folder:
         return annotations.files[0]
     found = [entry for entry in annotations.files if entry.key.lower().endswith(COCO_ENDINGS)]
-    if split is not None:
-        found = [entry for entry in found if split in re.split(r"[^a-z]+|\d+", entry.key.lower())]
-    if len(found) == 1:
-        return found[0]
+    chosen = [entry for entry in found if split is None or split_of(without_type(entry.key)) == SPLIT_WORDS[split]]
+    if len(chosen) == 1:
+        return chosen[0]
+    found = chosen or found
     for entry in found[:3]:
         if (
             what := other_tool(
