@@ -21,15 +21,15 @@ from yolofleet.data.build import DEFAULT_MOST_SKIPPED, NOTES_PREFIX, BuildResult
 from yolofleet.data.build_plan import BuildOptions, plan_build
 from yolofleet.data.class_names import parse_class_names
 from yolofleet.data.coco import parse_coco
-from yolofleet.data.file_finder import without_type
-from yolofleet.data.layout import Layout
+from yolofleet.data.file_finder import find_files, without_type
+from yolofleet.data.layout import Layout, Part
 from yolofleet.data.manifest import Manifest, ManifestError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import unpacked
 from yolofleet.data.records import ImageRecord, ObjectClass
-from yolofleet.data.sources import SourceDataset
-from yolofleet.data.voc import read_voc
-from yolofleet.data.yolo import read_yolo
+from yolofleet.data.sources import SourceDataset, SplitFiles
+from yolofleet.data.voc import read_voc_splits
+from yolofleet.data.yolo import read_yolo_splits
 from yolofleet.storage import ObjectInfo, ObjectNotFoundError, Storage
 
 _COPY = re.compile(r"\.rf\.[0-9A-Za-z]{8,}$")
@@ -93,25 +93,31 @@ def read_layout(
     names = None
     if layout.names_file is not None:
         names = parse_class_names(folder.get(layout.names_file), f"{folder.url}/{layout.names_file}")
-    found = {}
-    for split, part in layout.splits.items():
-        images, labels = FileView(folder, part.images, sizes), FileView(folder, part.labels, sizes)
-        match layout.form:
-            case "COCO":
-                (key,) = part.labels.values()
-                url = f"{folder.url}/{key}"
-                source = parse_coco(unpacked(folder.get(key), key, url), url, problems)
-            case "YOLO":
-                source = read_yolo(labels, images, names, problems)
-            case "VOC":
-                source = read_voc(labels, images, names, problems)
-        found[split] = SplitSource(source, images, problems)
-        problems = ProblemLog()
-    return _with_equal_classes(found)
+    parts, logs = layout.splits.values(), [problems, *(ProblemLog() for _ in range(1, len(layout.splits)))]
+    images = [FileView(folder, part.images, sizes) for part in parts]
+    files = [
+        SplitFiles(FileView(folder, part.labels, sizes), view, log)
+        for part, view, log in zip(parts, images, logs, strict=True)
+    ]
+    match layout.form:
+        case "COCO":
+            sources = [_read_coco(part, folder, log) for part, log in zip(parts, logs, strict=True)]
+        case "YOLO":
+            sources = read_yolo_splits(files, names)
+        case "VOC":
+            sources = read_voc_splits(files, names)
+    found = map(SplitSource, sources, images, logs)
+    return _with_equal_classes(dict(zip(layout.splits, found, strict=True)))
+
+
+def _read_coco(part: Part, folder: Storage, problems: ProblemLog) -> SourceDataset:
+    (key,) = part.labels.values()
+    url = f"{folder.url}/{key}"
+    return parse_coco(unpacked(folder.get(key), key, url), url, problems)
 
 
 def _with_equal_classes(splits: dict[str, SplitSource]) -> dict[str, SplitSource]:
-    """Return the splits with the classes of all: VOC files, for one, name those alone that occur in them."""
+    """Return the splits with the classes of all: each COCO file has a list of its own."""
     lists = {split.source.classes for split in splits.values()}
     if len(lists) == 1:
         return splits

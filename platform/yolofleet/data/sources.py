@@ -68,6 +68,16 @@ def read_image_file(images: ImageStore, key: str, size_bytes: int, max_pixels: i
 
 
 @dataclass(frozen=True)
+class SplitFiles:
+    """The files of one split, where the splits of a dataset are read together."""
+
+    annotations: ImageStore
+    images: ImageStore
+    problems: ProblemLog
+    """Where problems of this split are counted."""
+
+
+@dataclass(frozen=True)
 class Annotations:
     """The annotations that a user named: a folder, or one file in its folder."""
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from xml.etree import ElementTree
@@ -22,7 +23,7 @@ from yolofleet.data.other_tools import other_tool
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass
 from yolofleet.data.source_folder import is_image_name, is_litter
-from yolofleet.data.sources import ImageStore, SourceDataset
+from yolofleet.data.sources import ImageStore, SourceDataset, SplitFiles
 
 LONGEST_XML_BYTES = 4 << 20
 MOST_SIZE_DIGITS = 9
@@ -43,6 +44,15 @@ class _Object:
     is_hard: bool
 
 
+@dataclass(frozen=True)
+class _File:
+    key: str
+    named: str
+    """The image that it names."""
+    size: tuple[int, int]
+    objects: list[_Object]
+
+
 def read_voc(
     annotations: ImageStore, images: ImageStore, class_names: list[str] | None, problems: ProblemLog
 ) -> SourceDataset:
@@ -57,38 +67,67 @@ def read_voc(
     Raises:
         UserError: There is no annotation, or no class.
     """
-    found: list[tuple[str, str, tuple[int, int], list[_Object]]] = []
-    for entry in annotations.list():
+    (source,) = read_voc_splits([SplitFiles(annotations, images, problems)], class_names)
+    return source
+
+
+def read_voc_splits(splits: Sequence[SplitFiles], class_names: list[str] | None) -> list[SourceDataset]:
+    """Read the splits of a dataset with the same classes; what its first pixel is called is decided over all of them.
+
+    Raises:
+        UserError: A split has no annotation, or there is no class.
+    """
+    files = [_files(split) for split in splits]
+    first = _first_pixel([entry.corners for found in files for file in found for entry in file.objects])
+    cleaned = [
+        [_clean_objects(file.objects, first, file.key, split.problems) for file in found]
+        for split, found in zip(splits, files, strict=True)
+    ]
+    names = class_names or sorted({name for found in cleaned for objects in found for name, _ in objects})
+    if not names:
+        cause = splits[0].problems.main_loss() or "name the classes with --classes"
+        raise UserError(f"{splits[0].annotations.url}: no object can be used; {cause}")
+    if len(names) > len(set(names)):
+        ((twice, _),) = Counter(names).most_common(1)
+        raise UserError(f"--classes: {twice!r} is there twice, and VOC objects are known by name; name each class once")
+    return [_source(*parts, first, names) for parts in zip(splits, files, cleaned, strict=True)]
+
+
+def _files(split: SplitFiles) -> list[_File]:
+    found = []
+    for entry in split.annotations.list():
         if not entry.key.lower().endswith(".xml") or is_litter(entry.key):
             continue
-        root = _root(annotations, entry.key, entry.size_bytes, problems)
+        root = _root(split.annotations, entry.key, entry.size_bytes, split.problems)
         if root is None:
             continue
-        named = (root.findtext("filename") or "").strip()
         size = (_whole(root.findtext("size/width")), _whole(root.findtext("size/height")))
         if min(size) <= 0:
-            problems.add("image_size_missing", entry.key)
+            split.problems.add("image_size_missing", entry.key)
             size = (0, 0)
-        found.append((entry.key, named, size, list(_objects(root, entry.key, problems))))
-    first = _first_pixel([entry.corners for *_, objects in found for entry in objects])
-    parsed = [(key, named, size, _clean_objects(objects, first, key, problems)) for key, named, size, objects in found]
-    if not parsed:
-        raise UserError(f"{annotations.url}: no usable VOC annotation (*.xml) here; {problems.reasons()}".rstrip("; "))
-    names = class_names or sorted({name for *_, objects in parsed for name, _ in objects})
-    if not names:
-        cause = problems.main_loss() or "name the classes with --classes"
-        raise UserError(f"{annotations.url}: no object can be used; {cause}")
-    boxes = [clean.box for *_, objects in parsed for _, clean in objects]
+        found.append(_File(entry.key, _named(root), size, list(_objects(root, entry.key, split.problems))))
+    if not found:
+        url, reasons = split.annotations.url, split.problems.reasons()
+        raise UserError(f"{url}: no usable VOC annotation (*.xml) here; {reasons}".rstrip("; "))
+    return found
+
+
+def _named(root: ElementTree.Element) -> str:
+    return (root.findtext("filename") or "").strip()
+
+
+def _source(
+    split: SplitFiles, files: list[_File], cleaned: list[list[tuple[str, CleanBox]]], first: int, names: list[str]
+) -> SourceDataset:
+    boxes = [clean.box for objects in cleaned for _, clean in objects]
     shares = [is_of_shares((x + first, y + first, width - first, height - first)) for x, y, width, height in boxes]
-    refuse_shares(sum(shares), len(shares), annotations.url)
+    refuse_shares(sum(shares), len(shares), split.annotations.url)
     index_of = {name: index for index, name in enumerate(names)}
-    if len(index_of) < len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise UserError(f"--classes: {twice!r} is there twice, and VOC objects are known by name; name each class once")
-    keys = _image_keys([(key, named) for key, named, *_ in parsed], [entry.key for entry in images.list()], problems)
+    images = [entry.key for entry in split.images.list()]
+    keys = _image_keys([(file.key, file.named) for file in files], images, split.problems)
     records = tuple(
-        _record(number, key, size, objects, index_of, problems)
-        for number, (key, (_, _, size, objects)) in enumerate(zip(keys, parsed, strict=True), start=1)
+        _record(number, key, file.size, objects, index_of, split.problems)
+        for number, (key, file, objects) in enumerate(zip(keys, files, cleaned, strict=True), start=1)
     )
     return SourceDataset(tuple(ObjectClass(index + 1, name) for index, name in enumerate(names)), records)
 
@@ -127,10 +166,10 @@ def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) 
     if size_bytes > LONGEST_XML_BYTES:
         problems.add("annotation_malformed", f"{key}: {plural(size_bytes, 'byte')}, too many for a VOC annotation")
         return None
-    data = storage.get(key).lstrip()
+    data = storage.get(key)
     try:
-        root = ElementTree.fromstring(_decoded(data), ElementTree.XMLParser(target=_PlainTree()))
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that is not known
+        root = _tree(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         problems.add("annotation_malformed", f"{key}: no XML: {error}")
         return None
     if root.tag != "annotation":
@@ -138,6 +177,25 @@ def _root(storage: ImageStore, key: str, size_bytes: int, problems: ProblemLog) 
         problems.add("annotation_malformed", f"{key}: {what}")
         return None
     return root
+
+
+def _tree(data: bytes) -> ElementTree.Element:
+    """Return the root of a file's elements.
+
+    Raises:
+        ParseError: It is no XML.
+        ValueError: It holds what VOC has not.
+        LookupError: Its encoding is not known.
+    """
+    return ElementTree.fromstring(_decoded(data.lstrip()), ElementTree.XMLParser(target=_PlainTree()))
+
+
+def named_image(data: bytes) -> str:
+    """Return the name in the <filename> of an XML file; nothing where it has none, or is no such file."""
+    try:
+        return _named(_tree(data)) if len(data) <= LONGEST_XML_BYTES else ""
+    except (ElementTree.ParseError, ValueError, LookupError):
+        return ""
 
 
 def _decoded(data: bytes) -> bytes | str:

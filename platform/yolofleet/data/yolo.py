@@ -7,6 +7,8 @@ The label of an image has its name, in the same sub-folder, or in ``labels`` whe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -20,7 +22,7 @@ from yolofleet.data.image_formats import ImageError
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.records import ImageRecord, ObjectClass, Segmentation
 from yolofleet.data.source_folder import is_image_name, is_litter
-from yolofleet.data.sources import ImageStore, SourceDataset, read_image_file
+from yolofleet.data.sources import ImageStore, SourceDataset, SplitFiles, read_image_file
 from yolofleet.data.yolo_lines import LabelLine, key_point_numbers, look_like_corners, parse_line, sound_lines
 from yolofleet.storage import ObjectInfo
 
@@ -60,33 +62,74 @@ def read_yolo(
     Raises:
         UserError: There is no image, or no class.
     """
-    image_files = _image_files(images, problems)
-    if not image_files:
-        raise UserError(f"{images.url}: no images here; {problems.reasons() or 'name the folder of the images'}")
-    label_files = {entry.key: entry for entry in labels.list() if not is_litter(entry.key)}
-    label_of = _pair(list(image_files), label_files, problems)
-    class_names = class_names or _names_among(labels, label_files, set(label_of.values()), problems)
-    parsed = {key: _lines(labels, label_files[label_of[key]], problems) for key in image_files if key in label_of}
-    every = [line for lines in parsed.values() for line in lines]
+    (source,) = read_yolo_splits([SplitFiles(labels, images, problems)], class_names)
+    return source
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """The label files of a split, before it is known whether their lines hold key points."""
+
+    split: SplitFiles
+    image_files: dict[str, ObjectInfo]
+    files: dict[str, ObjectInfo]
+    file_of: dict[str, str]
+    """Keys of label files by image."""
+    lines: dict[str, list[LabelLine]]
+    """By image."""
+
+
+def read_yolo_splits(splits: Sequence[SplitFiles], class_names: list[str] | None) -> list[SourceDataset]:
+    """Read the splits of a dataset with the same classes; whether lines hold key points is decided over all of them.
+
+    Raises:
+        UserError: A split has no image, or there is no class.
+    """
+    parts = [_labels(split) for split in splits]
+    for part in parts:
+        class_names = class_names or _names_among(part)
     stated = class_names.key_points if isinstance(class_names, ClassNames) else None
-    numbers = stated or key_point_numbers(every, labels.url, problems)
-    usable = {
-        key: usable_lines(lines, numbers, class_names, problems, is_sure=stated is not None)
-        for key, lines in parsed.items()
+    every = [line for part in parts for lines in part.lines.values() for line in lines]
+    numbers = stated or key_point_numbers(every, splits[0].annotations.url, splits[0].problems)
+    usable = [
+        {
+            key: usable_lines(lines, numbers, class_names, part.split.problems, is_sure=stated is not None)
+            for key, lines in part.lines.items()
+        }
+        for part in parts
+    ]
+    highest = max((line.category for found in usable for lines in found.values() for line in lines), default=-1)
+    names = class_names or [str(index) for index in range(1 + highest)]
+    if not names:
+        raise UserError(f"{splits[0].annotations.url}: {_why_no_class(parts[0])}")
+    return [_source(part, found, names) for part, found in zip(parts, usable, strict=True)]
+
+
+def _labels(split: SplitFiles) -> _Labels:
+    image_files = _image_files(split.images, split.problems)
+    if not image_files:
+        cause = split.problems.reasons() or "name the folder of the images"
+        raise UserError(f"{split.images.url}: no images here; {cause}")
+    files = {entry.key: entry for entry in split.annotations.list() if not is_litter(entry.key)}
+    file_of = _pair(list(image_files), files, split.problems)
+    lines = {
+        key: _lines(split.annotations, files[file_of[key]], split.problems) for key in image_files if key in file_of
     }
-    found = [line for lines in usable.values() for line in lines]
-    if look_like_corners(found):
-        problems.add("boxes_look_like_corners", labels.url)
-    num_classes = len(class_names or ()) or 1 + max((line.category for line in found), default=-1)
-    if not num_classes:
-        raise UserError(f"{labels.url}: {_why_no_class(label_of, label_files, list(image_files), problems)}")
-    names = class_names or [str(index) for index in range(num_classes)]
+    return _Labels(split, image_files, files, file_of, lines)
+
+
+def _source(part: _Labels, usable: dict[str, list[LabelLine]], names: list[str]) -> SourceDataset:
+    problems = part.split.problems
+    if look_like_corners([line for lines in usable.values() for line in lines]):
+        problems.add("boxes_look_like_corners", part.split.annotations.url)
+    seen: set[str] = set()
     for index, name in enumerate(names):
-        if name in names[:index]:
+        if name in seen:
             problems.add("class_names_repeated", f"class {index}: {name!r}")
+        seen.add(name)
     records = tuple(
-        _record(number, entry, images, usable.get(key, []))
-        for number, (key, entry) in enumerate(image_files.items(), 1)
+        _record(number, entry, part.split.images, usable.get(key, []))
+        for number, (key, entry) in enumerate(part.image_files.items(), 1)
     )
     return SourceDataset(tuple(ObjectClass(index, name) for index, name in enumerate(names)), records)
 
@@ -128,14 +171,14 @@ def _pair(image_keys: list[str], label_files: dict[str, ObjectInfo], problems: P
     return pairs
 
 
-def _names_among(
-    labels: ImageStore, label_files: dict[str, ObjectInfo], used: set[str], problems: ProblemLog
-) -> ClassNames | None:
+def _names_among(part: _Labels) -> ClassNames | None:
     """Return the names in a file of names among the labels, unless that is the label of an image."""
+    used = set(part.file_of.values())
     for name in NAME_FILES:
-        if name in label_files and name not in used and label_files[name].size_bytes <= LONGEST_LABEL_BYTES:
-            names = parse_class_names(labels.get(name), f"{labels.url}/{name}")
-            problems.add("class_names_found", f"{labels.url}/{name}: {plural(len(names), 'name')}")
+        if name in part.files and name not in used and part.files[name].size_bytes <= LONGEST_LABEL_BYTES:
+            url = f"{part.split.annotations.url}/{name}"
+            names = parse_class_names(part.split.annotations.get(name), url)
+            part.split.problems.add("class_names_found", f"{url}: {plural(len(names), 'name')}")
             return names
     return None
 
@@ -183,17 +226,15 @@ def usable_lines(
     return known
 
 
-def _why_no_class(
-    label_of: dict[str, str], label_files: dict[str, ObjectInfo], images: list[str], problems: ProblemLog
-) -> str:
-    texts = [key for key in label_files if key.lower().endswith(".txt")]
-    if not label_of and texts:
+def _why_no_class(part: _Labels) -> str:
+    texts = [key for key in part.files if key.lower().endswith(".txt")]
+    if not part.file_of and texts:
         return (
-            f"no label file has the name of an image: labels are such as {texts[0]!r}, images such as {images[0]!r}; "
-            "name the folders of labels and images that have the same sub-folders"
+            f"no label file has the name of an image: labels are such as {texts[0]!r}, images such as "
+            f"{next(iter(part.image_files))!r}; name the folders of labels and images that have the same sub-folders"
         )
-    if reasons := problems.reasons():
-        cure = "; name the classes with --classes" if "category_unknown" in problems.counts else ""
+    if reasons := part.split.problems.reasons():
+        cure = "; name the classes with --classes" if "category_unknown" in part.split.problems.counts else ""
         return f"no class is named, and {reasons}{cure}"
     return "no label holds an object, so no class is named; name the classes with --classes"
 

@@ -1,0 +1,64 @@
+"""The splits of a folder are those that its files and folders speak of, each with its own images, boxes and classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data.folders import (
+    CLASSES,
+    Drawn,
+    coco,
+    draw,
+    halves,
+    plain_yolo,
+    voc_devkit,
+    voc_xml,
+    write_json,
+    write_lines,
+    yolo_lines,
+)
+from data.found import boxes_of, find, truth
+from yolofleet.core.errors import UserError
+from yolofleet.data.layout_reader import assign_splits
+
+
+def save_yolo(images: list[Drawn], image_folder: Path, label_folder: Path) -> None:
+    for image in images:
+        image.save(image_folder / f"{image.name}.jpg")
+        write_lines(label_folder / f"{image.name}.txt", yolo_lines(image))
+
+
+# --- what is decided for all splits
+
+
+def test_the_first_pixel_is_the_same_in_every_split(tmp_path: Path) -> None:
+    parts = {
+        "train": [Drawn(f"photo_{number:03}", ((0, 0, 2 * number, 20, 20),)) for number in range(6)],
+        "valid": [Drawn("photo_009", ((1, 4, 6, 20, 10), (2, 30, 8, 10, 10)))],
+    }
+    for split, part in parts.items():
+        for image in part:
+            image.save(tmp_path / split / f"{image.name}.jpg")
+            edges = Drawn(image.name, tuple((n, x - 1, y - 1, w + 1, h + 1) for n, x, y, w, h in image.boxes))
+            write_lines(tmp_path / split / f"{image.name}.xml", [voc_xml(edges, f"{image.name}.jpg")])
+    _, splits, _ = find(tmp_path)
+    assert boxes_of(splits["train"]) == truth(parts["train"]) and boxes_of(splits["val"]) == truth(parts["valid"])
+
+
+def test_lines_hold_key_points_in_every_split_or_in_none(tmp_path: Path) -> None:
+    parts = {"train": draw(24), "val": [Drawn("photo_099", ((1, 8, 6, 20, 30),))]}
+    for split, part in parts.items():
+        for image in part:
+            image.save(tmp_path / f"images/{split}/{image.name}.jpg")
+            points = [
+                f"{line} " + ("0.9 0.9 0.1 0.9" if split == "val" else f"{x} {y} {x} {y}")
+                for line in yolo_lines(image)
+                for x, y in [line.split()[1:3]]
+            ]
+            write_lines(tmp_path / f"labels/{split}/{image.name}.txt", points)
+    write_lines(tmp_path / "classes.txt", CLASSES)
+    _, splits, _ = find(tmp_path)
+    for split, part in parts.items():
+        assert boxes_of(splits[split]) == truth(part)
