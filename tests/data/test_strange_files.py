@@ -12,6 +12,11 @@ import pytest
 from PIL import Image
 
 from yolofleet.cli.main import main
+from yolofleet.core.errors import UserError
+from yolofleet.data.coco import parse_coco
+from yolofleet.data.problems import ProblemLog
+from yolofleet.data.voc import read_voc
+from yolofleet.data.yolo import read_yolo
 from yolofleet.storage import ObjectNotFoundError, open_storage
 
 NAMES = [
@@ -123,7 +128,27 @@ def test_many_classes_are_read_in_linear_time(
     image_files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """20,000 of them took a minute when each was compared with all before it."""
-    categories = [{"id": number, "name": f"class {number}"} for number in range(1, 20_001)]
+    categories = [{"id": number, "name": f"class {number}"} for number in range(1, 100_001)]
+    other = [{"id": number, "image_id": 1, "category_id": f"no {number}"} for number in range(3, 100_000)]
     annotations = tmp_path / "annotations.json"
     annotations.write_text(json.dumps(document() | {"categories": categories}))
-    assert len(run_json(capsys, "check", annotations, image_files)["class_counts"]) == 20_000
+    assert len(run_json(capsys, "check", annotations, image_files)["class_counts"]) == 100_000
+    lists = document() | {"categories": categories}
+    problems = ProblemLog()
+    parse_coco(json.dumps(lists | {"annotations": lists["annotations"] + other}).encode(), "a.json", problems)
+    assert problems.counts == {"category_malformed": len(other)}
+
+
+@pytest.mark.parametrize("form", ["YOLO", "VOC"])
+def test_many_names_are_compared_in_linear_time(tmp_path: Path, form: str) -> None:
+    names = [f"class {number}" for number in range(200_000)]
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("7 0.5 0.5 0.1 0.1")
+    (tmp_path / "a.xml").write_text("<annotation></annotation>")
+    store, problems = open_storage(tmp_path), ProblemLog()
+    if form == "YOLO":
+        assert len(read_yolo(store, store, [*names, "class 7"], problems).classes) == 200_001
+        assert problems.counts["class_names_repeated"] == 1
+    else:
+        with pytest.raises(UserError, match="'class 199999' is there twice"):
+            read_voc(store, store, [*names, names[-1]], problems)

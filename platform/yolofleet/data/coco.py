@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Collection
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,10 +131,9 @@ def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[
     if not categories:
         raise AnnotationError(f"{name}: categories: the list is empty; at least one class is needed")
     used = {_identity(entry.get("category_id")) for entry in document["annotations"] if isinstance(entry, dict)}
-    for identity, category in list(categories.items()):
-        if identity not in used and _groups_the_others(category, categories.values()):
-            problems.add("category_unused_root", f"{name}: {short(_title(category))} (id {short(identity)})")
-            del categories[identity]
+    if (root := _root(categories)) is not None and root not in used:
+        problems.add("category_unused_root", f"{name}: {short(_title(categories[root]))} (id {short(root)})")
+        del categories[root]
     titles: set[str] = set()
     for identity, category in categories.items():
         if (title := _title(category)) in titles:
@@ -146,14 +145,16 @@ def _classes(document: dict[str, Any], name: str, problems: ProblemLog) -> dict[
     return {key: ObjectClass(number, _title(entry)) for number, (key, entry) in enumerate(categories.items(), 1)}
 
 
-def _groups_the_others(category: dict[str, Any], categories: Collection[dict[str, Any]]) -> bool:
-    """Return whether a category is what all others have as their supercategory, as Roboflow writes its first one."""
-    others = [other for other in categories if other is not category]
-    return (
-        bool(others)
-        and category.get("supercategory") in (None, "", "none")
-        and all(other.get("supercategory") == _title(category) for other in others)
-    )
+def _root(categories: dict[int | str, dict[str, Any]]) -> int | str | None:
+    """Return the category that all others have as their supercategory, as Roboflow writes its first one."""
+    above = {identity: category.get("supercategory") for identity, category in categories.items()}
+    num_below = Counter(title for title in above.values() if isinstance(title, str))
+    for identity, category in categories.items():
+        title = _title(category)
+        num_others_below = num_below[title] - (above[identity] == title)
+        if above[identity] in (None, "", "none") and num_others_below == len(categories) - 1 > 0:
+            return identity
+    return None
 
 
 @dataclass(frozen=True)
@@ -208,6 +209,7 @@ def _boxes_by_image(
     seen_ids: set[Any] = set()
     seen_boxes: set[Any] = set()
     num_suspicious = num_boxes = num_of_shares = 0
+    are_numbers = all(isinstance(known, int) for known in index_of)
     for annotation in document["annotations"]:
         image_id = _identity(annotation.get("image_id")) if isinstance(annotation, dict) else None
         if image_id is None:
@@ -225,7 +227,7 @@ def _boxes_by_image(
                 problems.add("annotation_duplicate_id", _where(annotation))
             seen_ids.add(own_id)
         try:
-            class_index = _class_index(annotation, index_of)
+            class_index = _class_index(annotation, index_of, are_numbers)
             clean = clean_numbers(annotation)
         except BoxProblem as problem:
             problems.add(problem.kind, f"{_where(annotation, image)}: {problem}")
@@ -251,12 +253,12 @@ def _where(annotation: dict[str, Any], image: _Image | None = None) -> str:
     return f"annotation {short(annotation.get('id'))} of image {short(annotation['image_id'])}{file_name}"
 
 
-def _class_index(annotation: dict[str, Any], index_of: dict[int | str, int]) -> int:
+def _class_index(annotation: dict[str, Any], index_of: dict[int | str, int], are_numbers: bool) -> int:
     category = annotation.get("category_id")
     if category is None:
         raise BoxProblem("category_missing", "no category_id")
     identity = _identity(category)
-    if identity is None or (isinstance(identity, str) and all(isinstance(known, int) for known in index_of)):
+    if identity is None or (isinstance(identity, str) and are_numbers):
         raise BoxProblem("category_malformed", f"category_id {short(category)}")
     if identity not in index_of:
         raise BoxProblem("category_unknown", f"category_id {short(category)} is not in the list of categories")
