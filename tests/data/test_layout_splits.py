@@ -30,6 +30,43 @@ def save_yolo(images: list[Drawn], image_folder: Path, label_folder: Path) -> No
         write_lines(label_folder / f"{image.name}.txt", yolo_lines(image))
 
 
+# --- the names of the classes
+
+
+@pytest.mark.parametrize(
+    ("files", "file"),
+    [
+        ({"train/classes.txt": CLASSES, "val/classes.txt": CLASSES}, "train/classes.txt"),
+        ({"train/classes.txt": CLASSES[:2], "val/classes.txt": CLASSES}, "val/classes.txt"),
+        ({"obj.names": CLASSES, "val/classes.txt": CLASSES[:1]}, "obj.names"),
+        ({"predefined_classes.txt": ("person", "car"), "train/classes.txt": CLASSES}, "train/classes.txt"),
+        ({"predefined_classes.txt": CLASSES}, "predefined_classes.txt"),
+        ({"a/data.yaml": [f"names: {list(CLASSES)}"], "b/data.yaml": [f"names: {list(CLASSES)}"]}, "a/data.yaml"),
+    ],
+)
+def test_lists_of_classes_that_agree_are_one(tmp_path: Path, files: dict[str, list[str]], file: str) -> None:
+    parts = halves(draw())
+    for split, part in parts.items():
+        save_yolo(part, tmp_path / split, tmp_path / split)
+    for name, lines in files.items():
+        write_lines(tmp_path / name, lines)
+    layout, splits, _ = find(tmp_path)
+    assert layout.names_file == file
+    assert {split: boxes_of(found) for split, found in splits.items()} == {
+        split: truth(part) for split, part in parts.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["classes.txt", "data.yaml"])
+def test_lists_of_classes_that_differ_are_refused_with_both_named(tmp_path: Path, name: str) -> None:
+    for split, part in halves(draw()).items():
+        save_yolo(part, tmp_path / split, tmp_path / split)
+        names = list(CLASSES) if split == "train" else ["dog", "cat"]
+        write_lines(tmp_path / split / name, names if name == "classes.txt" else [f"names: {names}"])
+    with pytest.raises(UserError, match=f"class 0 is 'cat' in train/{name} and 'dog' in val/{name}"):
+        find(tmp_path)
+
+
 # --- what is decided for all splits
 
 

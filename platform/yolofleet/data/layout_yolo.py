@@ -10,13 +10,16 @@ from typing import Any
 
 from yolofleet.core.errors import UserError
 from yolofleet.core.text import and_more, plural, short
-from yolofleet.data.class_names import YAML_ENDINGS
+from yolofleet.data.class_names import YAML_ENDINGS, parse_class_names
 from yolofleet.data.file_finder import beside, without_type
 from yolofleet.data.file_tree import SPLIT_WORDS, FileTree, Read, pair_labels
 from yolofleet.data.layout import Layout, Part, by_folder
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml
 
-NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "predefined_classes.txt")
+NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels")
+OFFERED_NAMES_FILES = ("predefined_classes.txt",)
+"""The names that LabelImg offers, which are not always those that it numbers."""
+_SPLIT_KEYS = [key for keys in SPLITS.values() for key in keys]
 LIST_STEMS = ("train", "val", "valid", "test", "labels", "notes", "readme", "readme.roboflow", "readme.dataset")
 MOST_YAML_FILES = 200
 
@@ -120,8 +123,7 @@ def find_labels(tree: FileTree, read: Read, named: str | None, folder: str) -> L
     labels = pair_labels(tree.images, tree.ending(".txt"))
     if not labels:
         return None
-    names_file = next((key for key in tree.ending(".txt", ".names", ".labels") if _is_names_file(key, labels)), None)
-    names_file = names_file or next(iter(tree.ending("data.yaml", "dataset.yaml")), None)
+    names_file = _names_file(tree, read, labels, folder)
     others = set(tree.ending(".txt")) - set(labels.values())
     words = {key: SPLIT_WORDS.get(without_type(key).rpartition("/")[2].lower()) for key in others}
     lists: dict[str, Any] = {split: key for key, split in sorted(words.items()) if split is not None}
@@ -135,8 +137,30 @@ def find_labels(tree: FileTree, read: Read, named: str | None, folder: str) -> L
     return Layout("YOLO", first.rpartition("/")[0] or first, splits, names_file, tuple(notes))
 
 
-def _is_names_file(key: str, labels: dict[str, str]) -> bool:
-    return key.rpartition("/")[2].lower() in NAMES_FILES and key not in labels.values()
+def _names_file(tree: FileTree, read: Read, labels: dict[str, str], folder: str) -> str | None:
+    """Return the file with the class names of all labels; of several that agree, the longest.
+
+    Raises:
+        UserError: Two of them number the classes differently.
+    """
+    names_of = {key: key.rpartition("/")[2].lower() for key in tree.ending(".txt", ".names", ".labels", ".yaml")}
+    for label in labels.values():
+        names_of.pop(label, None)
+    kinds = (NAMES_FILES, OFFERED_NAMES_FILES, ("data.yaml", "dataset.yaml"))
+    groups = ([key for key, name in names_of.items() if name in kind] for kind in kinds)
+    files = next((group for group in groups if group), [])
+    if len(files) < 2:
+        return files[0] if files else None
+    lists = {key: parse_class_names(read(key), f"{folder}/{key}") for key in files}
+    longest = max(files, key=lambda key: len(lists[key]))
+    for key in files:
+        for number, (one, other) in enumerate(zip(lists[longest], lists[key], strict=False)):
+            if one != other:
+                raise UserError(
+                    f"{folder}: class {number} is {short(one)} in {longest} and {short(other)} in {key}, and one list "
+                    "of names is for all labels; remove the file that is not theirs, or renumber its labels"
+                )
+    return longest
 
 
 def _yolo_part(images: Sequence[str], labels: dict[str, str]) -> Part:
@@ -161,7 +185,8 @@ def _left_out(tree: FileTree, labels: dict[str, str], used: set[str]) -> list[st
         notes.append(f"{images_belong} to no split, such as {unused[0]}")
     files = set(tree.ending(".txt")) - set(labels.values())
     names = {key: key.rpartition("/")[2].lower() for key in files}
-    alone = sorted(key for key in files if names[key] not in NAMES_FILES and without_type(names[key]) not in LIST_STEMS)
+    no_labels = (*NAMES_FILES, *OFFERED_NAMES_FILES)
+    alone = sorted(key for key in files if names[key] not in no_labels and without_type(names[key]) not in LIST_STEMS)
     if alone:
         files_have = plural(len(alone), "label file has", "label files have")
         notes.append(f"{files_have} no image, such as {alone[0]}")
