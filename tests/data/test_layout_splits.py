@@ -67,6 +67,48 @@ def test_lists_of_classes_that_differ_are_refused_with_both_named(tmp_path: Path
         find(tmp_path)
 
 
+# --- the images of COCO files
+
+
+def test_an_image_that_is_missing_does_not_bring_those_of_another_split(tmp_path: Path) -> None:
+    parts = {"train": draw(10), "valid": draw(4, seed=5)}
+    for split, part in parts.items():
+        write_json(tmp_path / split / "_annotations.coco.json", coco(part, lambda image: f"{image.name}.jpg"))
+        for image in part:
+            image.save(tmp_path / split / f"{image.name}.jpg")
+    (tmp_path / "train/photo_002.jpg").unlink()
+    for named in (None, "train/_annotations.coco.json"):
+        _, splits, _ = find(tmp_path, named)
+        keys = splits["train"].image_keys()
+        assert keys == [None if number == 2 else f"train/photo_{number:03}.jpg" for number in range(10)]
+        assert splits["val"].image_keys() == [f"valid/photo_{number:03}.jpg" for number in range(4)]
+    _, splits, _ = find(tmp_path, "valid/_annotations.coco.json")
+    assert splits["all"].image_keys() == [f"valid/photo_{number:03}.jpg" for number in range(4)]
+
+
+def test_splits_that_were_drawn_anew_without_moving_images_find_them_all(tmp_path: Path) -> None:
+    images = draw(10)
+    for number, image in enumerate(images):
+        image.save(tmp_path / f"{'val' if number % 5 == 0 else 'train'}/{image.name}.jpg")
+    for split, part in halves(images).items():
+        write_json(tmp_path / f"{split}.json", coco(part, lambda image: f"{image.name}.jpg"))
+    _, splits, _ = find(tmp_path)
+    assert all(None not in split.image_keys() for split in splits.values())
+
+
+def test_urls_count_only_where_a_coco_file_names_no_file(tmp_path: Path) -> None:
+    images = draw()
+    document = coco(images, lambda image: f"{image.name}.jpg")
+    for entry in document["images"]:
+        entry["coco_url"] = f"http://images.cocodataset.org/train2017/{entry['file_name']}"
+    write_json(tmp_path / "annotations/instances_train2017.json", document)
+    for image in images:
+        image.save(tmp_path / f"train2017/{image.name}.jpg")
+        image.save(tmp_path / f"backup/train2017/{image.name}.jpg")
+    layout, _, _ = find(tmp_path)
+    assert layout.splits["train"].images == {f"{image.name}.jpg": f"train2017/{image.name}.jpg" for image in images}
+
+
 # --- what is decided for all splits
 
 

@@ -28,7 +28,10 @@ from yolofleet.data.read_source import COCO_ENDINGS, unpacked
 MOST_JSON_FILES = 200
 MOST_NAMES_COMPARED = 1000
 _COCO_KEYS = tuple(re.compile(rb'"' + key + rb'"\s*:\s*\[') for key in (b"images", b"annotations", b"categories"))
-_FILE_NAME = re.compile(rb'"(?:file_name|coco_url)"\s*:\s*("(?:[^"\\]|\\.){0,4096}")')
+_NAME_KEYS = tuple(
+    re.compile(rb'"' + key + rb'"\s*:\s*("(?:[^"\\]|\\.){0,4096}")') for key in (b"file_name", b"coco_url")
+)
+"""What names the images of a COCO file; the second counts only where the first is not there."""
 
 
 def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layout | None:
@@ -106,7 +109,7 @@ def find_coco(tree: FileTree, read: Read, named: str | None, folder: str) -> Lay
     chosen = _one_a_split(list(heads), named, folder, notes)
     splits = {}
     for split, key in chosen.items():
-        prefix = _image_folder(tree, heads[key], key, split)
+        prefix = _image_folder(tree, heads[key], key, split_of(without_type(key)) or split)
         images = {image.removeprefix(prefix): image for image in tree.images if image.startswith(prefix)}
         splits[split] = Part(images, {key.rpartition("/")[2]: key})
     return Layout("COCO", next(iter(chosen.values())), splits, None, tuple(notes))
@@ -136,7 +139,7 @@ def _one_a_split(keys: Sequence[str], named: str | None, folder: str, notes: lis
 
 def _file_names(data: bytes) -> list[str]:
     """Return some of the file names in a COCO file, spread over it."""
-    found = _FILE_NAME.findall(data)
+    found = next((found for pattern in _NAME_KEYS if (found := pattern.findall(data))), [])
     names = []
     for text in found[:: 1 + len(found) // MOST_NAMES_COMPARED]:
         try:
@@ -150,22 +153,18 @@ def _image_folder(tree: FileTree, names: Sequence[str], key: str, split: str) ->
     """Return the folder of a COCO file's images, with its slash: where most of the names are found.
 
     Of equally good ones that of the split is taken, then the nearest to the file. Names that are found in several
-    folders (a base name for images in sub-folders) mean the folder that holds all of these.
+    folders (a base name for images in sub-folders) mean the folder that holds all of these. Where this split and
+    another one hold equal names, the other's folders do not count: an image that is missing here would be one of
+    theirs.
     """
-    votes: Counter[str] = Counter()
-    best_folders = set()
-    num_found = 0
-    for name in names:
-        parts = name_parts(name)
-        folders = set()
-        for image in tree.candidates(name):
-            own = image.split("/")
-            kept = len(own) - max(1, num_common_last(parts, name_parts(image)))
-            folders.add("".join(f"{part}/" for part in own[:kept]))
-        votes.update(folders)
-        num_found += bool(folders)
-        if len(folders) == 1:
-            best_folders |= folders
+    found = [_folders_of(tree, name) for name in names]
+    if split in (splits := {"train", "val", "test"}):
+        others = {folder for folder in set[str]().union(*found) if split_of(folder) in splits - {split}}
+        if any(folders & others and folders - others for folders in found):
+            found = [folders - others for folders in found]
+    votes = Counter(folder for folders in found for folder in folders)
+    num_found = sum(bool(folders) for folders in found)
+    best_folders = set[str]().union(*(folders for folders in found if len(folders) == 1))
     if not votes:
         return ""
 
@@ -175,3 +174,14 @@ def _image_folder(tree: FileTree, names: Sequence[str], key: str, split: str) ->
 
     best = max(votes, key=rank)
     return best if votes[best] == num_found else common_folder(best_folders | {best})
+
+
+def _folders_of(tree: FileTree, name: str) -> set[str]:
+    """Return the folders, each with its slash, from which a name leads to an image."""
+    parts = name_parts(name)
+    folders = set()
+    for image in tree.candidates(name):
+        own = image.split("/")
+        kept = len(own) - max(1, num_common_last(parts, name_parts(image)))
+        folders.add("".join(f"{part}/" for part in own[:kept]))
+    return folders
