@@ -109,6 +109,62 @@ def test_urls_count_only_where_a_coco_file_names_no_file(tmp_path: Path) -> None
     assert layout.splits["train"].images == {f"{image.name}.jpg": f"train2017/{image.name}.jpg" for image in images}
 
 
+# --- validation images beside a whole set
+
+
+@pytest.mark.parametrize("more", ["", "test"])
+def test_a_whole_set_without_its_validation_images_is_for_training(tmp_path: Path, more: str) -> None:
+    images = draw()
+    parts = {"": images, "_val": images[8:], **({"_test": images[6:8]} if more else {})}
+    for ending, part in parts.items():
+        write_json(tmp_path / f"annotations{ending}.json", coco(part, lambda image: f"{image.name}.jpg"))
+    for image in images:
+        image.save(tmp_path / f"images/{image.name}.jpg")
+    assigned, how = assign_splits(find(tmp_path)[1], 0.3)
+    expected = {"train": images[: 6 if more else 8], "val": images[8:], **({"test": images[6:8]} if more else {})}
+    assert {split: boxes_of(found) for split, found in assigned.items()} == {
+        split: truth(part) for split, part in expected.items()
+    }
+    assert how == f"for training: all images without the images of val{' and test' if more else ''}"
+
+
+def test_a_validation_set_of_all_images_is_not_believed(tmp_path: Path) -> None:
+    images = draw()
+    for ending in ("", "_val"):
+        write_json(tmp_path / f"annotations{ending}.json", coco(images, lambda image: f"{image.name}.jpg"))
+    for image in images:
+        image.save(tmp_path / f"images/{image.name}.jpg")
+    assigned, how = assign_splits(find(tmp_path)[1], 0.3)
+    assert boxes_of(assigned["train"]) | boxes_of(assigned["val"]) == truth(images)
+    assert (
+        how is not None and how.startswith("one set: 30% ") and how.endswith("; val holds all of them, and is left out")
+    )
+
+
+def test_the_lists_trainval_and_val_of_voc_are_train_and_val(tmp_path: Path) -> None:
+    images = draw()
+    voc_devkit(tmp_path, images)
+    (tmp_path / "VOC2007/ImageSets/Main/train.txt").unlink()
+    assigned, how = assign_splits(find(tmp_path)[1], 0.3)
+    assert {split: boxes_of(found) for split, found in assigned.items()} == {
+        split: truth(part) for split, part in halves(images).items()
+    }
+    assert how == "for training: trainval without the images of val"
+
+
+def test_data_yaml_may_say_validation(tmp_path: Path) -> None:
+    parts = halves(draw())
+    for split, folder in (("train", "train"), ("val", "validation")):
+        save_yolo(parts[split], tmp_path / "images" / folder, tmp_path / "labels" / folder)
+    names = f"names: {list(CLASSES)}"
+    write_lines(tmp_path / "data.yaml", ["train: ./images/train/", "validation: ./images/validation/", names])
+    layout, splits, _ = find(tmp_path)
+    assert layout.evidence == "data.yaml"
+    assert {split: boxes_of(found) for split, found in splits.items()} == {
+        split: truth(part) for split, part in parts.items()
+    }
+
+
 # --- what is decided for all splits
 
 

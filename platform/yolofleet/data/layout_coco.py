@@ -122,9 +122,8 @@ def _one_a_split(keys: Sequence[str], named: str | None, folder: str, notes: lis
         groups[split_of(without_type(key)) or "all"].append(key)
     if named is not None and len(keys) == 1:
         return {"all": named}
-    if "train" in groups:
-        for split in ("all", "trainval"):
-            notes += [f"{key} is left out: the splits have files of their own" for key in groups.pop(split, [])]
+    for split in [split for split in ("train", "trainval", "all") if split in groups][1:]:
+        notes += [f"{key} is left out: the splits have files of their own" for key in groups.pop(split)]
     chosen = {}
     for split in ("train", "val", "test", "trainval", "all"):
         found = groups.get(split, [])

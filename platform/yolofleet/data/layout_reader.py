@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,6 +60,10 @@ class FileView:
             raise ObjectNotFoundError(f"{self.url}: no file {key!r}")
         return self._folder.get(self._keys[key])
 
+    def keys_of(self, names: Sequence[str]) -> Sequence[str | None]:
+        """Return the keys in the folder of the files that annotations name; None for those that are missing."""
+        return [None if name is None else self._keys[name] for name in find_files(names, self._keys)]
+
 
 @dataclass(frozen=True)
 class SplitSource:
@@ -74,6 +78,10 @@ class SplitSource:
     def num_boxes(self) -> int:
         """Objects that are targets."""
         return sum(int((~record.iscrowd).sum()) for record in self.source.records)
+
+    def image_keys(self) -> Sequence[str | None]:
+        """Return the key in the folder of each record's image; None where it is missing."""
+        return self.images.keys_of([record.file_name for record in self.source.records])
 
 
 def read_layout(
@@ -144,37 +152,47 @@ def assign_splits(splits: Mapping[str, SplitSource], share: float) -> tuple[dict
     """Return train, val and, where there is one, test; and a sentence on how images were split, or None.
 
     Args:
-        splits: As read.
+        splits: As read. ``trainval`` and ``all`` without the images of val and test are those for training.
         share: Share of the images for validation where none are set apart.
 
     Raises:
         UserError: There are not enough images with objects.
     """
-    if "train" in splits and "val" in splits:
+    name = next(split for split in ("train", "trainval", "all", "val", "test") if split in splits)
+    whole, without, equal = splits[name], "", ""
+    apart = {split: splits[split] for split in ("val", "test") if split in splits and split != name}
+    if name in ("trainval", "all"):
+        for split, other in list(apart.items()):
+            if (rest := _without_images_of(whole, other)).source.records:
+                whole, without = rest, f"{without} and {split}" if without else f" without the images of {split}"
+            else:
+                del apart[split]
+                equal += f"; {split} holds all of them, and is left out"
+    if "val" in apart:
+        parts = {"train": whole, **apart}
         for split in ("train", "val"):
-            if not splits[split].num_boxes:
-                raise UserError(f"{split}: {_why_no_box(splits[split])}")
-        return {split: splits[split] for split in ("train", "val", "test") if split in splits}, None
-    whole = next(splits[split] for split in ("train", "trainval", "all", "val", "test") if split in splits)
-    name = next(split for split, found in splits.items() if found is whole)
+            if not parts[split].num_boxes:
+                raise UserError(f"{split}: {_why_no_box(parts[split])}")
+        given = "all images" if name == "all" else name
+        return parts, None if name == "train" else f"for training: {given}{without}{equal}"
     if not whole.num_boxes:
         raise UserError(_why_no_box(whole))
     chosen = validation_names(whole.source.records, share)
-    parts = {
-        split: SplitSource(
-            replace(
-                whole.source,
-                records=tuple(r for r in whole.source.records if (r.file_name in chosen) == (split == "val")),
-            ),
-            whole.images,
-            whole.problems if split == "train" else ProblemLog(),
-        )
-        for split in ("train", "val")
-    }
+    train = _with_records(whole, [record for record in whole.source.records if record.file_name not in chosen])
+    val = _with_records(whole, [record for record in whole.source.records if record.file_name in chosen])
     given = "one set" if name == "all" else f"{name} alone"
-    sentence = f"{given}: {share:.0%} of its images, by a hash of their names, are for validation"
-    rest = {"test": splits["test"]} if "test" in splits and name != "test" else {}
-    return {**parts, **rest}, sentence
+    sentence = f"{given}{without}: {share:.0%} of its images, by a hash of their names, are for validation{equal}"
+    return {"train": train, "val": replace(val, problems=ProblemLog()), **apart}, sentence
+
+
+def _with_records(split: SplitSource, records: Sequence[ImageRecord]) -> SplitSource:
+    return replace(split, source=replace(split.source, records=tuple(records)))
+
+
+def _without_images_of(split: SplitSource, other: SplitSource) -> SplitSource:
+    taken = {key for key in other.image_keys() if key is not None}
+    pairs = zip(split.source.records, split.image_keys(), strict=True)
+    return _with_records(split, [record for record, key in pairs if key not in taken])
 
 
 def _why_no_box(split: SplitSource) -> str:

@@ -5,7 +5,7 @@ Labels are beside the images or in the folder that goes with theirs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from yolofleet.core.errors import UserError
@@ -14,6 +14,7 @@ from yolofleet.data.class_names import YAML_ENDINGS, parse_class_names
 from yolofleet.data.file_finder import beside, without_type
 from yolofleet.data.file_tree import SPLIT_WORDS, FileTree, Read, pair_labels
 from yolofleet.data.layout import Layout, Part, by_folder
+from yolofleet.data.yolo_dataset import SPLITS
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml
 
 NAMES_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels")
@@ -37,7 +38,7 @@ def find_data_yaml(tree: FileTree, read: Read, named: str | None, folder: str) -
             if named is not None:
                 raise
             continue  # a YAML file of something else
-        if isinstance(document, dict) and "names" in document and {"train", "val", "valid", "test"} & document.keys():
+        if isinstance(document, dict) and "names" in document and not document.keys().isdisjoint(_SPLIT_KEYS):
             found[key] = document
     if not found:
         return None
@@ -48,14 +49,16 @@ def find_data_yaml(tree: FileTree, read: Read, named: str | None, folder: str) -
         raise UserError(f"{folder}: {and_more(best, 5)} each describe a dataset; name the one that is meant")
     (key,) = best
     document = found[key]
-    given = {
-        split: document.get(split) or (document.get("valid") if split == "val" else None)
-        for split in ("train", "val", "test")
-    }
+    given = _given(document)
     own = key.rpartition("/")[0]
     if isinstance(path := document.get("path"), str):
         given = {split: _below(path, value) for split, value in given.items()}
     return _named_images(tree, read, key, given, [own, ""], key, folder)
+
+
+def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a description says of each split."""
+    return {split: next((fields[key] for key in keys if fields.get(key)), None) for split, keys in SPLITS.items()}
 
 
 def _below(path: str, value: Any) -> Any:
@@ -74,8 +77,7 @@ def find_darknet(tree: FileTree, read: Read, named: str | None, folder: str) -> 
         if {"train", "valid", "names"} & fields.keys():
             bases = [key.rpartition("/")[0], ""]
             names_file = tree.file_at(fields.get("names", "obj.names"), bases)
-            given = {"train": fields.get("train"), "val": fields.get("valid"), "test": fields.get("test")}
-            return _named_images(tree, read, key, given, bases, names_file, folder)
+            return _named_images(tree, read, key, _given(fields), bases, names_file, folder)
     return None
 
 
