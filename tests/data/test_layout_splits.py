@@ -109,6 +109,80 @@ def test_urls_count_only_where_a_coco_file_names_no_file(tmp_path: Path) -> None
     assert layout.splits["train"].images == {f"{image.name}.jpg": f"train2017/{image.name}.jpg" for image in images}
 
 
+# --- VOC files of other names than their images
+
+
+def save_voc(images: list[Drawn], image_folder: Path, xml_folder: Path, first: int = 0) -> None:
+    """XML files 0.xml, 1.xml, ... that name their images."""
+    for number, image in enumerate(images, first):
+        image.save(image_folder / f"{image.name}.jpg")
+        write_lines(xml_folder / f"{number}.xml", [voc_xml(image, f"{image.name}.jpg")])
+
+
+@pytest.mark.parametrize("folders", ["{split}/images {split}/annotations", "images/{split} annotations/{split}"])
+def test_xml_files_of_other_names_stay_in_the_split_of_their_folder(tmp_path: Path, folders: str) -> None:
+    parts = {"test": draw(2, seed=1), "train": draw(5), "valid": draw(3, seed=2)}
+    for split, part in parts.items():
+        image_folder, xml_folder = (tmp_path / folder for folder in folders.format(split=split).split())
+        save_voc(part, image_folder, xml_folder)
+    next(tmp_path.glob(folders.format(split="train").split()[0] + "/photo_001.jpg")).unlink()
+    layout, splits, _ = find(tmp_path)
+    assert not layout.notes
+    for split, part in parts.items():
+        assert boxes_of(splits["val" if split == "valid" else split]) == truth(part), "the missing one stays in train"
+    assert splits["train"].image_keys().count(None) == 1 and None not in splits["val"].image_keys()
+
+
+def test_xml_files_of_other_names_follow_the_lists_of_images(tmp_path: Path) -> None:
+    images = draw()
+    save_voc(images, tmp_path / "JPEGImages", tmp_path / "Annotations")
+    for split, part in halves(images).items():
+        write_lines(tmp_path / f"ImageSets/Main/{split}.txt", [image.name for image in part])
+    _, splits, _ = find(tmp_path)
+    for split, part in halves(images).items():
+        assert boxes_of(splits[split]) == truth(part)
+
+
+# --- folders of images without annotations
+
+
+@pytest.mark.parametrize("form", ["YOLO", "VOC"])
+@pytest.mark.parametrize("has_val", [False, True])
+@pytest.mark.parametrize("name", ["test/demo.jpg", "train/demo.jpg", "images/test/demo.jpg"])
+def test_images_to_try_a_model_on_hide_no_annotated_ones(tmp_path: Path, form: str, has_val: bool, name: str) -> None:
+    parts = halves(draw())
+    main = parts["train"] if has_val else draw()
+    for part, folder in ((main, ""), (parts["val"] if has_val else [], "val")):
+        if form == "YOLO":
+            save_yolo(part, tmp_path / "images" / folder, tmp_path / "labels" / folder)
+        for image in part if form == "VOC" else []:
+            image.save(tmp_path / f"images/{folder}/{image.name}.jpg")
+            write_lines(tmp_path / f"annotations/{folder}/{image.name}.xml", [voc_xml(image, f"{image.name}.jpg")])
+    draw(1)[0].save(tmp_path / name)
+    if form == "YOLO":
+        write_lines(tmp_path / "classes.txt", CLASSES)
+    layout, splits, _ = find(tmp_path)
+    assert boxes_of(splits["all"]) == truth(main) and set(splits) == ({"all", "val"} if has_val else {"all"})
+    assert f"is left out: no annotations, and 1 image, such as {name}" in " ".join(layout.notes)
+    assigned, _ = assign_splits(splits, 0.3)
+    assert set(assigned) == {"train", "val"}
+    if has_val:
+        assert [boxes_of(assigned[split]) for split in ("train", "val")] == [truth(part) for part in parts.values()]
+
+
+def test_a_test_split_without_labels_is_left_out_where_no_file_names_classes(tmp_path: Path) -> None:
+    plain_yolo(tmp_path, draw())
+    (tmp_path / "classes.txt").unlink()
+    draw(1)[0].save(tmp_path / "images/test/demo.jpg")
+    layout, splits, _ = find(tmp_path)
+    assert set(splits) == {"train", "val"} and "test is left out" in layout.notes[0]
+    for split in ("train", "val", "test"):
+        names = sorted(path.name for path in (tmp_path / "images" / split).iterdir())
+        write_lines(tmp_path / f"{split}.txt", [f"images/{split}/{name}" for name in names])
+    found = {split: source.num_boxes for split, source in find(tmp_path)[1].items()}
+    assert found == {"train": 15, "val": 9, "test": 0}, "a list names it"
+
+
 # --- validation images beside a whole set
 
 

@@ -2,7 +2,8 @@
 
 Known are COCO files, YOLO labels (with data.yaml, with Darknet's obj.data, or alone) and VOC, in the folders of CVAT,
 Roboflow, Label Studio, FiftyOne, Datumaro and the datasets themselves. Beside the names of the files, only those are
-read that say more: data.yaml, lists of images, and whether a JSON or XML file is one of annotations.
+read that say more: data.yaml, lists of images and of classes, whether a JSON or XML file is one of annotations, and
+the images that these name.
 """
 
 from __future__ import annotations

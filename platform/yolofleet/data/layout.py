@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,15 +39,25 @@ class Layout:
     """What was left out, a sentence each."""
 
 
-def by_folder(images: Sequence[str], notes: list[str]) -> dict[str, list[str]]:
-    """Return images by the split that their folders speak of; all of them as one where not one does."""
+def by_folder(images: Sequence[str], labelled: Set[str], notes: list[str]) -> dict[str, list[str]]:
+    """Return images by the split that their folders speak of; ``all`` are those of none, unless others are for train.
+
+    Folders of a split without a labelled image, such as one of images to try a model on, are left out.
+    """
     groups: defaultdict[str | None, list[str]] = defaultdict(list)
     for image in images:
         groups[split_of(image.rpartition("/")[0])].append(image)
     rest = groups.pop(None, [])
-    if not groups:
-        return {"all": rest}
+    has_main_set = not labelled.isdisjoint(rest)
+    splits = {}
+    for split, found in groups.items():
+        if split is not None and (not labelled.isdisjoint(found) or (split == "train" and not has_main_set)):
+            splits[split] = found
+        else:
+            notes.append(f"{split} is left out: no annotations, and {plural(len(found), 'image')}, such as {found[0]}")
+    if not splits or (has_main_set and splits.keys().isdisjoint(("train", "trainval"))):
+        return {"all": rest, **splits}
     if rest:
         images_are = plural(len(rest), "image is", "images are")
         notes.append(f"{images_are} in no folder of a split, and left out, such as {rest[0]}")
-    return {split: found for split, found in groups.items() if split is not None}
+    return splits

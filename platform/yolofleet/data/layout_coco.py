@@ -24,6 +24,7 @@ from yolofleet.data.file_tree import (
 )
 from yolofleet.data.layout import Layout, Part, by_folder
 from yolofleet.data.read_source import COCO_ENDINGS, unpacked
+from yolofleet.data.voc import named_image
 
 MOST_JSON_FILES = 200
 MOST_NAMES_COMPARED = 1000
@@ -40,31 +41,33 @@ def find_voc(tree: FileTree, read: Read, named: str | None, folder: str) -> Layo
     if not any(b"<annotation" in (head := read(key)[: 1 << 16]) and b"<annotations" not in head for key in files[:3]):
         return None
     labels = pair_labels(tree.images, files)
+    alone = sorted(set(files) - set(labels.values()))
+    named_by = _named_by(tree, read, alone)
+    labelled = labels.keys() | named_by.keys()
     notes: list[str] = []
     lists = [key for key in tree.ending(".txt") if "ImageSets/" in key]
     lists = [key for key in lists if "ImageSets/Main/" in key] or lists
     groups: defaultdict[str, list[str]] = defaultdict(list)
     for key in lists:
         if (name := without_type(key).rpartition("/")[2].lower()) in ("train", "val", "trainval", "test"):
-            groups[name] += [image for image in _images_of_first_words(tree, read, key, notes) if image in labels]
+            groups[name] += [image for image in _images_of_first_words(tree, read, key, notes) if image in labelled]
     if not any(groups.values()):
-        groups = defaultdict(list, by_folder(tree.images, notes))
-    used = set(labels.values())
-    alone = [key for key in files if key not in used]  # their <filename> may name an image
-    if unlabelled := sum(image not in labels for image in tree.images):
+        groups = defaultdict(list, by_folder(tree.images, labelled, notes))
+    if unlabelled := sum(image not in labelled for image in tree.images):
         images_have = plural(unlabelled, "image has", "images have")
         notes.append(f"left out, because {images_have} no XML file")
-    if unlisted := sorted(labels.keys() - {image for images in groups.values() for image in images}):
+    if unlisted := sorted(labelled - {image for images in groups.values() for image in images}):
         images_belong = plural(len(unlisted), "labelled image belongs", "labelled images belong")
         notes.append(f"{images_belong} to no split, such as {unlisted[0]}")
-    others = {image: image for image in tree.images if image not in labels} if alone else {}
     splits = {}
     for split, images in groups.items():
         found = dict(_xml_name(image, labels[image]) for image in images if image in labels)
-        if split == next(iter(groups)):
-            found.update({key: key for key in alone})
-        if found:
-            splits[split] = Part({image: image for image in images if image in labels} | others, found)
+        found |= {key: key for image in images for key in named_by.get(image, [])}
+        splits[split] = Part({image: image for image in images if image in labelled}, found)
+    for key in set(alone).difference(*named_by.values()):  # its image is missing, and is counted where it is read
+        own = next(split for split in (split_of(_folder(key)) or "all", "train", *groups) if split in groups)
+        splits[own].labels[key] = key
+    splits = {split: part for split, part in splits.items() if part.labels}
     return Layout("VOC", files[0].rpartition("/")[0] or files[0], splits, None, tuple(notes)) if splits else None
 
 
@@ -72,6 +75,25 @@ def _xml_name(image: str, label: str) -> tuple[str, str]:
     """Return the name of an XML file by which `read_voc` finds its image, and its key."""
     is_found = beside(without_type(label), "Annotations", "JPEGImages") == without_type(image)
     return label if is_found else f"{without_type(image)}.xml", label
+
+
+def _named_by(tree: FileTree, read: Read, files: Sequence[str]) -> dict[str, list[str]]:
+    """Return XML files by the image that their <filename> names, of several the nearest one of the file's split."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for key in files:
+        own = split_of(_folder(key))
+        images = [
+            image
+            for image in tree.candidates(named_image(read(key)))
+            if own is None or split_of(_folder(image)) in (None, own)
+        ]
+        if images:
+            found[max(images, key=lambda image: len(common_folder([key, image])))].append(key)
+    return found
+
+
+def _folder(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
 def _images_of_first_words(tree: FileTree, read: Read, key: str, notes: list[str]) -> list[str]:

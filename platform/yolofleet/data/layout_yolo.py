@@ -132,7 +132,7 @@ def find_labels(tree: FileTree, read: Read, named: str | None, folder: str) -> L
     if "train" in lists and tree.images_of_list(lists["train"], read)[0]:
         return _named_images(tree, read, lists["train"], lists, [""], names_file, folder)
     notes: list[str] = []
-    groups = by_folder(tree.images, notes)
+    groups = by_folder(tree.images, labels.keys(), notes)
     splits = {split: _yolo_part(images, labels) for split, images in groups.items()}
     first = next(iter(labels.values()))
     notes += _left_out(tree, labels, {image for part in splits.values() for image in part.images})
