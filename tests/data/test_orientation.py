@@ -14,6 +14,7 @@ from PIL import Image
 
 from data.exports import NAMES
 from yolofleet.cli.main import main
+from yolofleet.data.check import check_dataset
 from yolofleet.data.dataset import ShardDataset
 from yolofleet.data.problems import ProblemLog
 from yolofleet.data.read_source import read_source
@@ -105,14 +106,45 @@ def test_sizes_that_fit_the_stored_image_only_mean_boxes_on_it(tmp_path: Path, o
     assert sample.size == (120, 160) and sample.record.upright is False
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(3, (160, 120)), (6, (120, 120)), (6, (99, 99))])
-def test_sizes_that_decide_nothing_are_told(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
-    from yolofleet.data.check import check_dataset
+@pytest.mark.parametrize("gain", [0.5, 3])
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+@pytest.mark.parametrize("kind", ["voc", "coco"])
+def test_the_size_of_a_scaled_copy_says_which_way_up_its_boxes_are(
+    tmp_path: Path, kind: str, orientation: int, gain: float
+) -> None:
+    """The boxes of a copy, of the image as stored or as shown, are scaled and lie on what they were drawn around."""
+    for upright, size in ((True, (160, 120)), (False, (120, 160))):  # the image is stored with 120x160
+        folder = tmp_path / str(upright)
+        (folder / "images").mkdir(parents=True)
+        photograph(folder / "images" / "a.jpg", orientation, (160, 120))
+        box = [number * gain for number in BOX]
+        labels = write_labels(folder, kind, "a", (round(size[0] * gain), round(size[1] * gain)), box)
+        problems = ProblemLog()
+        source, store = read_source(str(labels), str(folder / "images"), problems)
+        (record,) = check_dataset(source, store, problems).records
+        assert (record.width, record.height, record.upright) == (*size, upright)
+        assert np.abs(record.boxes[0] - BOX).max() < 1e-6
+        assert problems.counts == {"image_size_scaled": 1, "image_turned" if upright else "image_exif_ignored": 1}
 
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "stated"),
+    [
+        (3, (160, 120), (160, 120)),
+        (3, (160, 120), (80, 60)),
+        (6, (120, 120), (120, 120)),
+        (6, (120, 120), (99, 99)),
+        (6, (160, 120), (200, 170)),
+    ],
+)
+def test_sizes_that_decide_nothing_are_told(
+    tmp_path: Path, orientation: int, size: tuple[int, int], stated: tuple[int, int]
+) -> None:
     (tmp_path / "images").mkdir()
-    photograph(tmp_path / "images" / "a.jpg", orientation, (120, 120) if size[0] == size[1] else size)
+    photograph(tmp_path / "images" / "a.jpg", orientation, size)
     problems = ProblemLog()
-    source, store = read_source(str(write_labels(tmp_path, "coco", "a", size, BOX)), str(tmp_path / "images"), problems)
+    labels = write_labels(tmp_path, "coco", "a", stated, BOX)
+    source, store = read_source(str(labels), str(tmp_path / "images"), problems)
     check_dataset(source, store, problems)
     assert problems.counts["image_turn_unclear"] == 1 and problems.counts["image_turned"] == 1
 

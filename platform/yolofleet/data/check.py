@@ -93,15 +93,17 @@ def _is_of_another_scale(record: ImageRecord, size: tuple[int, int]) -> bool:
 def _is_upright(record: ImageRecord, data: bytes, max_pixels: int, problems: ProblemLog) -> bool | None:
     """Return whether boxes are of the image as EXIF shows it, or as stored; None where EXIF does not turn it.
 
-    The record says it, or its size: sides that fit one way only decide. Where they cannot, tools show images upright.
+    The record says it, or its size: sides that fit one way only decide, also those of a larger or smaller copy. Where
+    they fit both ways or neither, tools show images upright.
     """
     if (orientation := exif_orientation(data)) == 1:
         return None
     stored, where = image_size(data, max_pixels=max_pixels), f"{record.file_name}: EXIF orientation {orientation}"
     shown = stored[::-1] if orientation >= 5 else stored
     size = (record.width, record.height)
-    upright = record.upright if record.upright is not None else size != stored or shown == stored
-    if record.upright is None and record.width and (shown == stored or size not in (shown, stored)):
+    fits_stored, fits_shown = (size == way or _is_of_another_scale(record, way) for way in (stored, shown))
+    upright = record.upright if record.upright is not None else fits_shown or not fits_stored
+    if record.upright is None and record.width and fits_stored == fits_shown:
         problems.add("image_turn_unclear", f"{where}, {size[0]}x{size[1]} in the annotations")
     problems.add("image_turned" if upright else "image_exif_ignored", where)
     return upright

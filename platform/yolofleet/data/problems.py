@@ -70,8 +70,10 @@ PROBLEM_KINDS: dict[str, ProblemKind] = {
     "image_size_scaled": ProblemKind(
         "repair", "width and height are those of a larger or smaller copy of the image; its boxes are scaled"
     ),
-    "image_turned": ProblemKind("repair", "EXIF turns an image and its annotations fit that: turned"),
-    "image_turn_unclear": ProblemKind("note", "EXIF turns an image and its annotations fit both ways: turned"),
+    "image_turned": ProblemKind("repair", "EXIF turns an image and its annotations do not say otherwise: turned"),
+    "image_turn_unclear": ProblemKind(
+        "note", "EXIF turns an image; its size in the annotations fits both ways or neither: turned"
+    ),
     "image_exif_ignored": ProblemKind(
         "note", "EXIF turns an image, but its annotations fit the stored one: not turned"
     ),
