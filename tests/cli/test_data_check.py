@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from yolofleet.cli.data_check import pair_sources, short_names
+from yolofleet.cli.data_check import name_sources, pair_sources, short_names
 from yolofleet.cli.main import main
 
 
@@ -154,6 +155,19 @@ def test_sources_take_the_folders_of_their_images(tmp_path: Path) -> None:
     images, listed = folder("images", "a.jpg"), folder("listed", "a.jpg", "classes.txt")
     mixed, other_mixed = folder("mixed", "a.jpg", "a.txt"), folder("mixed2", "images/a.png", "labels/a.xml")
     shards, other_shards = folder("shards", "manifest.json", "x.tar"), folder("shards2", "x.tar")
+    train, valid = (
+        folder(f"coco/{part}", "_annotations.coco.json", "README.txt", "a.jpg") for part in ("train", "valid")
+    )
+    lists, told = folder("lists", "instances_train.json"), folder("told", "a.jpg", "README.roboflow.txt")
+
+    def archive(name: str, *files: str) -> str:
+        with zipfile.ZipFile(tmp_path / name, "w") as target:
+            for file in files:
+                target.writestr(file, "")
+        return str(tmp_path / name)
+
+    cvat = archive("cvat.zip", "annotations/instances_default.json", "images/a.jpg")
+    zipped, pictures = archive("labels.zip", "a.xml"), archive("images.zip", "a.jpg")
     for arguments, wanted in (
         ((labels, images), [(labels, images)]),
         ((labels, listed), [(labels, listed)]),
@@ -170,8 +184,54 @@ def test_sources_take_the_folders_of_their_images(tmp_path: Path) -> None:
         ((shards, "v.json", images), [(shards, None), ("v.json", images)]),
         (("a.tar", "b.tar"), [("a.tar", None), ("b.tar", None)]),
         ((labels,), [(labels, None)]),
+        ((train, valid), [(train, train), (valid, valid)]),
+        ((mixed, told), [(mixed, told)]),
+        ((lists, other_labels, images), [(lists, images), (other_labels, images)]),
+        ((mixed, "v.json", images), [(mixed, mixed), ("v.json", images)]),
+        (("t.json.gz", "v.json.gz", images), [("t.json.gz", images), ("v.json.gz", images)]),
+        (("data.yaml", "-"), [("data.yaml", None)]),
+        (("data.yaml", "train", "data.yaml", "val"), [("data.yaml", "train"), ("data.yaml", "val")]),
+        (("data.yaml", "v.json", images), [("data.yaml", None), ("v.json", images)]),
+        (("data.yaml", labels, images), [("data.yaml", None), (labels, images)]),
+        (("data.yaml", "vall"), [("data.yaml", "vall")]),
+        (("t.json", "data.yaml", "-", "v.json", images), [("t.json", images), ("data.yaml", None), ("v.json", images)]),
+        ((cvat, "-"), [(cvat, None)]),
+        ((cvat, cvat), [(cvat, cvat)]),
+        ((cvat, images), [(cvat, images)]),
+        ((cvat, "train", cvat, "valid"), [(cvat, "train"), (cvat, "valid")]),
+        ((cvat, "v.json", images), [(cvat, None), ("v.json", images)]),
+        ((str(tmp_path / "coco"), "valid"), [(str(tmp_path / "coco"), "valid")]),
+        ((zipped, pictures), [(zipped, pictures)]),
+        (("t.json", pictures), [("t.json", pictures)]),
+        ((mixed, "-", shards, "-", "a.tar", "-"), [(mixed, None), (shards, None), ("a.tar", None)]),
     ):
         assert pair_sources(list(arguments)) == wanted, arguments
+
+
+def test_an_archive_is_checked_with_the_arguments_of_shard(
+    capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path
+) -> None:
+    """What the first split lost is no reason to refuse the second one, and a missing source is told before the work."""
+    with zipfile.ZipFile(tmp_path / "export.zip", "w") as target:
+        for split, part in (("train", "train"), ("valid", "val")):
+            document = json.loads((drawn / f"instances_{part}.json").read_text())
+            for image in document["images"][1:]:
+                target.write(drawn / "images" / image["file_name"], f"{split}/{image['file_name']}")
+            target.writestr(f"{split}/_annotations.coco.json", json.dumps(document))
+    archive = tmp_path / "export.zip"
+    code, text, _ = run(capsys, archive, "train", archive, "valid", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["problems"]["image_file_missing"]["count"] == 2
+    names = [(split["name"], split["images"], split["usable"]) for split in found["splits"]]
+    assert names == [("export.zip train", 24, 23), ("export.zip valid", 6, 5)]
+    code, text, errors = run(capsys, archive, "train", tmp_path / "none.json")
+    assert code == 2 and text == "" and "none.json" in errors and "image_file_missing" not in errors
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as target:
+        target.write(drawn / "instances_val.json", "annotations/instances_default.json")
+        for image in (drawn / "images").iterdir():
+            target.write(image, f"images/{image.name}")
+    code, text, _ = run(capsys, tmp_path / "one.zip", "-", "--json")
+    assert code == 0 and json.loads(text)["usable"] == 6
 
 
 def test_short_names_tell_sources_apart() -> None:
@@ -180,5 +240,6 @@ def test_short_names_tell_sources_apart() -> None:
         (["s3://b/train/labels", "s3://b/val/labels"], ["train/labels", "val/labels"]),
         (["a/b", "a"], ["a/b", "a"]),
         (["/only/one.json"], ["/only/one.json"]),
+        (name_sources([("a/data.yaml", "train"), ("a/data.yaml", "val")]), ["data.yaml train", "data.yaml val"]),
     ):
         assert short_names(urls) == names

@@ -26,7 +26,10 @@ from yolofleet.core.text import plural
 if TYPE_CHECKING:
     from yolofleet.data.content import Content
 
-ANNOTATION_ENDINGS = (".json", ".tar", ".zip", ".tgz", ".gz", ".yaml", ".yml", ".csv")
+ANNOTATION_ENDINGS = (".json", ".tar", ".tgz", ".gz", ".yaml", ".yml", ".csv")
+"""Of single files that are no images' folder; a zip is looked into, like a folder."""
+WITHOUT_IMAGES = ("file", "labels")
+"""The kinds of sources that need a folder of images."""
 
 
 def check(
@@ -72,16 +75,18 @@ def check(
     problems = ProblemLog()
     splits = []
     pairs = pair_sources(sources)
-    names = short_names([annotations for annotations, _ in pairs])
-    for name, (url, folder) in zip(names, pairs, strict=True):
-        source, images = read_dataset(
-            url, folder, problems, classes, source_format=source_format, follow_links=follow_links
-        )
+    logs = [ProblemLog() for _ in pairs]  # each its own: what one source lost is no reason why another is refused
+    opened = [
+        read_dataset(url, images, own, classes, source_format=source_format, follow_links=follow_links)
+        for (url, images), own in zip(pairs, logs, strict=True)
+    ]
+    for name, (source, store), own in zip(short_names(name_sources(pairs)), opened, logs, strict=True):
         with show_progress("checking", len(source.records)) as advance:
             report = check_dataset(
-                source, images, problems, num_threads=count_cores(threads), max_pixels=max_pixels, progress=advance
+                source, store, own, num_threads=count_cores(threads), max_pixels=max_pixels, progress=advance
             )
-        splits.append(CheckedSplit(name, report, images))
+        problems.merge(own.counts, own.examples)
+        splits.append(CheckedSplit(name, report, store))
     content = check_content(splits, problems)
     if detector is not None:
         with show_progress("predicting", sum(split.report.num_usable for split in splits)) as advance:
@@ -111,46 +116,85 @@ def check(
 
 
 def pair_sources(arguments: list[str]) -> list[tuple[str, str | None]]:
-    """Return each source with its folder of images, or None where the source needs none.
+    """Return each source with its IMAGES: a folder, a split such as `train`, or None where it needs none.
 
-    A folder after annotations that hold no images is theirs, and that of the sources before them which have none yet.
-    After shards, and after a folder that holds labels and images, it is the next source.
+    A folder after annotations without images is theirs, and that of such annotations before them which have none yet.
+    After shards it is the next source; after annotations with images, too, unless it holds images alone. A `-` says
+    that the source before it holds or names its images.
     """
     kinds: dict[str, str] = {}
     pairs: list[tuple[str, str | None]] = []
     for argument in arguments:
-        if pairs and pairs[-1][1] is None and _holds_images_of(pairs[-1][0], kinds[pairs[-1][0]], argument):
-            pairs = [
-                (name, argument if images is None and kinds[name] != "shards" else images) for name, images in pairs
-            ]
-        else:
+        source, images = pairs[-1] if pairs else ("", "-")
+        if images is not None or not (argument == "-" or _are_images_of(source, kinds[source], argument)):
             kinds[argument] = _kind(argument)
             pairs.append((argument, None))
-    return [(name, name if images is None and kinds[name] == "mixed" else images) for name, images in pairs]
+        elif argument != "-" and kinds[source] in WITHOUT_IMAGES:
+            pairs = [
+                (name, argument if given is None and kinds[name] in WITHOUT_IMAGES else given) for name, given in pairs
+            ]
+        else:
+            pairs[-1] = (source, argument)
+    beside = [(name, name if given is None and kinds[name] == "mixed" else given) for name, given in pairs]
+    return [(name, None if given == "-" else given) for name, given in beside]
 
 
-def _holds_images_of(source: str, kind: str, argument: str) -> bool:
+def _are_images_of(source: str, kind: str, argument: str) -> bool:
+    """Return whether an argument is the IMAGES of the source before it, and not the next source."""
+    from yolofleet.data.read_source import HELD_IN_ANNOTATIONS
+
     if kind == "shards" or argument.lower().endswith(ANNOTATION_ENDINGS):
         return False
-    if kind == "file" or argument == source:
+    if argument == source or (kind in ("yaml", "archive") and argument in HELD_IN_ANNOTATIONS):
+        return True
+    if kind == "file" and not argument.lower().endswith(".zip"):
         return True
     other = _kind(argument)
-    return other == "images" if kind == "mixed" else other not in ("labels", "shards")
+    if kind == "file":
+        return other in ("images", "archive")
+    if kind == "labels":
+        return other not in ("labels", "shards")
+    return other == "images" or (other == "file" and (kind == "yaml" or argument in HELD_IN_ANNOTATIONS))
 
 
 def _kind(url: str) -> str:
-    """Return what a source is: a file, or a folder of shards, labels, images, or labels and images (mixed)."""
-    from yolofleet.data.read_source import TAR_ENDINGS
-    from yolofleet.data.source_folder import IMAGE_EXTENSIONS
-    from yolofleet.storage import open_storage
+    """Return what a source is: shards, another file, a YAML file, or a folder or zip of labels or images.
 
-    if url.lower().endswith(ANNOTATION_ENDINGS):
-        return "shards" if url.lower().endswith(TAR_ENDINGS) else "file"
-    endings = {entry.key.lower().rpartition(".")[2] for entry in open_storage(url).list()}
-    if "tar" in endings:
+    A folder of both is mixed, and a zip of both an archive. A folder of neither is taken for a file, as is one that is
+    not there.
+    """
+    from yolofleet.data.class_names import YAML_ENDINGS
+    from yolofleet.data.problems import ProblemLog
+    from yolofleet.data.read_source import COCO_ENDINGS, TAR_ENDINGS
+    from yolofleet.data.source_folder import is_image_name, open_source
+
+    name = url.lower()
+    if name.endswith(ANNOTATION_ENDINGS):
+        if name.endswith(YAML_ENDINGS):
+            return "yaml"
+        return "shards" if name.endswith(TAR_ENDINGS) and not name.endswith(COCO_ENDINGS) else "file"
+    keys = [entry.key.lower() for entry in open_source(url, ProblemLog(), follow_links=True).list()]
+    if any(key.endswith(".tar") for key in keys):
         return "shards"
-    has_labels, has_images = bool(endings & {"txt", "xml"}), bool(endings & set(IMAGE_EXTENSIONS))
-    return ("mixed" if has_images else "labels") if has_labels else ("images" if has_images else "file")
+    has_labels, has_images = any(map(_is_label_name, keys)), any(map(is_image_name, keys))
+    if has_labels and has_images:
+        return "archive" if name.endswith(".zip") else "mixed"
+    if has_labels or has_images:
+        return "labels" if has_labels else "images"
+    return "shards" if name.endswith(".zip") else "file"
+
+
+def _is_label_name(key: str) -> bool:
+    from yolofleet.data.read_source import COCO_ENDINGS
+
+    return key.endswith((".txt", ".xml", *COCO_ENDINGS)) and not key.rpartition("/")[2].startswith("readme")
+
+
+def name_sources(pairs: list[tuple[str, str | None]]) -> list[str]:
+    """Return a name for each source: its annotations, with the split where only that one is read."""
+    from yolofleet.data.read_source import HELD_IN_ANNOTATIONS
+
+    return [f"{name} {images}" if images in HELD_IN_ANNOTATIONS else name for name, images in pairs]
 
 
 def short_names(urls: list[str]) -> list[str]:
