@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from yolofleet.cli.data import _inspection_lines
 from yolofleet.cli.main import main
 
 
@@ -35,6 +36,14 @@ def test_from_drawing_to_inspecting(capsys: pytest.CaptureFixture[str], drawn: P
     assert found["num_boxes"] == built["boxes"] == sum(found["class_counts"].values())
     code, text, _ = run(capsys, "inspect", out)
     assert code == 0 and "every digest is right" in text and "boxes by class" in text
+
+
+def test_counts_are_shown_in_the_order_of_numbers_or_the_most_first() -> None:
+    facts = {"url": "x", "digest": "", "verified": True, "num_images": 1, "shards": 1, "bytes": 1, "image_sizes": {}}
+    for names, order in ((["10", "9", "2"], ["2", "9", "10"]), (["a", "2"], ["2", "a"]), (["²", "9" * 5000], None)):
+        counts = {name: number for number, name in enumerate(names, start=1)}
+        lines = list(_inspection_lines({**facts, "class_counts": counts, "objects_per_image": {}, "box_sides": {}}))
+        assert [line.split()[0] for line in lines[3 : 3 + len(names)]] == (order or names)
 
 
 def test_damage_is_found_and_reported(capsys: pytest.CaptureFixture[str], drawn: Path, tmp_path: Path) -> None:

@@ -204,9 +204,11 @@ def _inspection_lines(facts: dict[str, Any]) -> Iterator[str]:
         counts: dict[str, int] = facts[key]
         largest = max(counts.values(), default=0) or 1
         yield f"{title}:"
-        numeric = all(name.isdigit() for name in counts)
-        for name, count in sorted(counts.items(), key=lambda item: int(item[0]) if numeric else -item[1]):
-            yield f"  {name:>24} {count:>9,} {'#' * round(40 * count / largest)}"
+        names = sorted(counts, key=lambda name: -counts[name])
+        if all(name.isdigit() for name in names):  # of more digits than int() takes, too, where they name classes
+            names.sort(key=lambda name: (len(name), name))
+        for name in names:
+            yield f"  {name:>24} {counts[name]:>9,} {'#' * round(40 * counts[name] / largest)}"
 
 
 def read_dataset(
