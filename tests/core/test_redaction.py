@@ -138,21 +138,10 @@ def test_names_of_secrets() -> None:
 
 
 def test_a_long_text_takes_linear_time() -> None:
-    for unit in (
-        "http:",
-        "http://a:b ",
-        "http://",
-        "a:",
-        "%41",
-        "?a=1&",
-        "(a:",
-        "1:2,",
-        "postgresql:1/",
-        "?token=",
-        "'",
-    ):
-        for text in (unit * 20_000, unit * 20_000 + "@x"):
-            assert redact(redact(text)) == redact(text)
+    units = ("http:", "http://a:b ", "http://", "a:", "%41", "?a=1&", "(a:", "1:2,", "postgresql:1/", "?token=", "'")
+    texts = [unit * 20_000 + end for unit in units for end in ("", "@x")]
+    for text in [*texts, ",;:" * 20_000 + "?@x", "'1:." * 20_000 + "?@x"]:
+        assert redact(redact(text)) == redact(text)
 
 
 @pytest.fixture

@@ -34,7 +34,8 @@ OPENING = re.compile(
 )
 """What stands before a user part: a scheme, also with a slash too few or escaped, or two slashes alone."""
 AUTHORITY = re.compile(r"(?:[^\s/?#\\\"']|\\(?![nrt\\/\"'])|[\"'](?![,:;)\]}>\s]|\Z))*")
-PORT = re.compile(r":(?:\d{0,5}|PORT)[,;.:)\]}]*(?=[\s/?#\\\"'<>`]|\Z)")
+PORT = re.compile(r":(?:\d{0,5}|PORT)[,;.:)\]}]{0,8}(?=[\s/?#\\\"'<>`]|\Z)")
+"""With a few marks that may stand behind it in a sentence; among many, each would be read to the end of all again."""
 IPV6_HOST = re.compile(r"\[[\w:.%-]{2,60}\](?::\d{0,5})?(?![^\s/?#\\\"'<>`,;.:)\]}])")
 FIELD = re.compile(r"(?P<separator>[?&;#]|(?<![^\s\"'({\[,]))(?P<name>[^\s?&;#=/\"'<>]{1,100})=(?![\s&;#]|\Z)")
 VALUE = re.compile(r"(?:[^\s\"']|[\"'](?![,:;)\]}>]*(?:\s|\Z)))+")
