@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from yolofleet.cli.main import main
 from yolofleet.core.errors import UserError
-from yolofleet.specs.base import apply_overrides
+from yolofleet.specs.base import apply_overrides, refuse_secrets
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.yaml_document import DocumentError, parse_yaml, read_yaml, write_yaml
 
@@ -117,6 +117,18 @@ def test_aliases_and_merges_stand_for_what_they_name() -> None:
     first = {"x": 1, "y": 2}
     expected = {"a": first, "b": {"x": 1, "y": 3}, "c": {"x": 1, "y": 4, "z": 6}, "d": [first, first]}
     assert parse_yaml(text, source="x") == expected
+
+
+def test_a_merge_takes_each_key_once_and_the_strongest_value() -> None:
+    own = ", ".join(f"k{number}: 0" for number in range(25_000))
+    found = parse_yaml(f"{{<<: [{'{a: 0}, ' * 16_000}], {own}}}", source="x")
+    assert len(found) == 25_001 and next(iter(found)) == "a"
+    found = parse_yaml("{y: 4, <<: [{x: 1, y: 2}, {z: 6, x: 5}]}", source="x")
+    assert list(found.items()) == [("z", 6), ("x", 1), ("y", 4)]
+
+
+def test_a_huge_key_is_no_part_of_every_path() -> None:
+    refuse_secrets({"k" * 4_000_000: {f"k{number}": 0 for number in range(25_000)}}, "file.yaml")
 
 
 def test_off_yes_no_and_on_are_text_and_true_is_not() -> None:

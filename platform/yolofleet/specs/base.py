@@ -82,7 +82,8 @@ def refuse_secrets(value: Any, source: str, key: str = "") -> None:
     if isinstance(value, dict):
         for name, item in value.items():
             refuse_secrets(str(name), source, f"a key of {key or 'the file'}")
-            refuse_secrets(item, source, f"{key}.{name}" if key else str(name))
+            within = cut(str(name), 80)  # of a huge key, a path for each of its many keys would be too much
+            refuse_secrets(item, source, f"{key}.{within}" if key else within)
     elif isinstance(value, list):
         for item in value:
             refuse_secrets(item, source, key)

@@ -190,9 +190,11 @@ class _Builder:
     def _end(self) -> None:
         group = self._groups.pop()
         value = group.value
-        for mapping in group.merged:
-            assert isinstance(value, dict)
-            value = {**mapping, **value}
+        if group.merged:
+            merged: dict[Any, Any] = {}  # into one: a copy for each mapping would take quadratic time
+            for mapping in (*reversed(group.merged), value):
+                merged.update(mapping)
+            value = merged
         if group.anchor is not None:
             self._anchors[group.anchor] = (value, self._nodes - group.nodes_before)
         self._add(value)
