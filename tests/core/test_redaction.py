@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import holds_secret, names_secret, redact, redact_error, redact_url, redact_values
 from yolofleet.core.terminal import guard_output
-from yolofleet.core.text import first_line, one_line
+from yolofleet.core.text import cut, first_line, fit, one_line, short, visible
 
 WORDS = tuple(f"zq{number}w" for number in range(4))
 """A secret is made of these, with odd characters between them: none may be left."""
@@ -69,6 +69,17 @@ def test_no_part_of_a_secret_is_left_in_any_text(url: str, before: str, after: s
         check(shown)
     check(one_line(text, 80) + first_line(ValueError(text)) + redact(json.dumps([text, {"uri": url}])))
     check(json.dumps(redact_values({"uri": [url, {text: (url, 1, None)}]})))
+
+
+LONG = st.builds("{}://{}:{}{}@host{}".format, SCHEMES, USERS, secrets(ANY), st.sampled_from(("", "x" * 60)), TAILS)
+
+
+@given(LONG | URLS | ENCODED, st.integers(20, 120))
+def test_a_text_is_cut_without_its_secrets(url: str, most: int) -> None:
+    """Of what is left after a cut, nothing might show any more that a secret begins there."""
+    text = f"tracking.uri:{url}"
+    check(" ".join((cut(url, most), cut(text, most), visible(text, most), fit(text, width=most), one_line(text, most))))
+    check(" ".join(short(value, most) for value in (url, text, [url, {url: url}])))
 
 
 @given(URLS | ENCODED | WITH_BLANKS | BLANK_FIELDS)

@@ -107,6 +107,20 @@ JSON = st.recursive(
 )
 
 
+SECRET = "S3cr3tP4ssw0rd" * 3
+URL = f"https://mlflow:{SECRET}@mlflow.internal"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"{{'{URL}': 1, '{URL}': 2}}", f"'{URL}': [a, 010]", f'a: "{URL}\\0"', f"a: !<{URL}> b", f"'{URL}': {{a: 1"],
+)
+def test_no_message_holds_a_part_of_a_password(text: str) -> None:
+    with pytest.raises(DocumentError) as caught:
+        parse_yaml(text, source="file.yaml")
+    assert SECRET[:3] not in str(caught.value)
+
+
 @given(JSON)
 def test_what_is_written_reads_back_as_the_same(document: Any) -> None:
     assert parse_yaml(write_yaml(document), source="x") == document
@@ -192,3 +206,12 @@ def test_overrides_set_nested_values_and_leave_the_original_alone() -> None:
 def test_bad_overrides_are_refused(override: str) -> None:
     with pytest.raises(DocumentError, match="override"):
         apply_overrides({"epochs": 3}, [override])
+
+
+@pytest.mark.parametrize(
+    "override", [f"tracking.uri:{URL}", f"a..b={URL}", f"tracking={URL}]", "tracking.uri.x=1", "tracking.all.x=1"]
+)
+def test_no_refused_override_shows_a_part_of_a_password(override: str) -> None:
+    with pytest.raises(DocumentError, match="override") as caught:
+        apply_overrides({"tracking": {"uri": URL, "all": [URL]}}, [override, "tracking=["])
+    assert SECRET[:3] not in str(caught.value)

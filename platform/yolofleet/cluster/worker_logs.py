@@ -13,6 +13,7 @@ from typing import Literal
 from yolofleet.cluster.service import ANSWER_TIMEOUT_SECONDS
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.ray_runtime import own_token
+from yolofleet.core.redaction import redact
 from yolofleet.core.text import first_line, one_line
 from yolofleet.storage import open_storage
 from yolofleet.tracking.json_lines import Row, read_rows
@@ -106,6 +107,6 @@ def worker_lines(address: str, worker: WorkerProcess, stream: Stream, *, tail: i
                 )
             for line in answer.iter_lines(decode_unicode=False):
                 if not line.startswith(RAY_MARKS):
-                    yield line.decode(errors="replace")[:MOST_LINE_CHARACTERS]
+                    yield redact(line.decode(errors="replace"))[:MOST_LINE_CHARACTERS]
     except requests.RequestException as error:
         raise WorkError(f"{worker}: {address} does not answer ({first_line(error)})") from error

@@ -1,4 +1,7 @@
-"""Parts of messages: the nearest valid spelling, a number and its noun, a long list cut short, an error on one line."""
+"""Parts of messages: the nearest valid spelling, a number and its noun, a long list cut short, an error on one line.
+
+Whatever cuts a text here leaves out its secrets first: half of a URL shows no longer that its other half is a password.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from unicodedata import east_asian_width
 
-from yolofleet.core.redaction import redact
+from yolofleet.core.redaction import redact, redact_url
 
 ES_ENDINGS = ("s", "x", "sh", "tch")
 """The nouns with these endings have "es" in the plural: class, box, batch, but not epoch."""
@@ -67,12 +70,14 @@ def plural(count: float, noun: str, many: str | None = None, *, form: str = ",")
 
 
 def cut(text: str, most: int = 40) -> str:
-    """Return a text as it is, or its first `most` characters and its length."""
+    """Return a value from outside without secrets, or the first `most` characters of that and its length."""
+    text = redact_url(text)
     return text if len(text) <= most else f"{text[:most]}... ({plural(len(text), 'character')})"
 
 
 def fit(text: str, end: str = "", *, width: int) -> str:
-    """Return a text and its end, in a width; the words that do not fit are left out whole."""
+    """Return a text without secrets and its end, in a width; the words that do not fit are left out whole."""
+    text = redact(text)
     if len(text) + len(end) <= width:
         return text + end
     room = max(width - len(end) - 2, 1)
@@ -126,18 +131,29 @@ def share_text(share: float, *, decimals: int = 0, kind: str = "%") -> str:
     return shown
 
 
-_BOUNDED = reprlib.Repr()
+class _Bounded(reprlib.Repr):
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(redact_url(x), level)
+
+
+_BOUNDED = _Bounded()
 _BOUNDED.maxstring = _BOUNDED.maxother = 80
 
 
 def short(value: object, most: int = 80) -> str:
-    """Return how a value from outside is written, cut inside as well: it may be huge, or nested very deeply."""
+    """Return how a value from outside is written, without secrets.
+
+    It is cut inside as well, for it may be huge, or nested very deeply.
+    """
     return _BOUNDED.repr(value)[:most]
 
 
 def visible(text: str, most: int) -> str:
-    """Return the start of a text with everything escaped that would move a cursor, break a line or not be UTF-8."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    """Return the start of a text with everything escaped that would move a cursor, break a line or not be UTF-8.
+
+    Secrets are left out.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in redact(text)[:most])
 
 
 def one_line(text: object, most: int = 300) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
+from yolofleet.core.text import short
 from yolofleet.evaluation.protocol import COCO_PROTOCOL, Protocol
 from yolofleet.evaluation.result_records import read_columns
 
@@ -81,7 +82,7 @@ class Detections:
             for key, value in zip(RECORD_KEYS, ids, strict=False):
                 if not isinstance(value, int) or abs(value) >= 2**63:
                     where = f"{source}: record {number} of {len(records)}"
-                    raise UserError(f"{where}: {key} is {value!r:.40}; it must be a whole number")
+                    raise UserError(f"{where}: {key} is {short(value, 40)}; it must be a whole number")
         return Detections(
             image_ids=np.array(columns.image_ids, np.int64),
             category_ids=np.array(columns.category_ids, np.int64),

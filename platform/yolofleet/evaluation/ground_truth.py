@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more, plural
+from yolofleet.core.text import and_more, plural, short
 from yolofleet.evaluation.id_index import UNKNOWN, IdIndex
 from yolofleet.evaluation.json_file import read_json
 from yolofleet.evaluation.result_records import Note, is_finite, is_id
@@ -158,18 +158,18 @@ def read_ground_truth(path: Path) -> GroundTruth:
 def _annotation_problem(entry: Any, fields: tuple[str, ...]) -> str | None:
     """Return the first mistake of an image, a category or an annotation, if there is one."""
     if not isinstance(entry, dict):
-        return f"is {entry!r:.40}, not an object"
+        return f"is {short(entry, 40)}, not an object"
     for field in fields:
         if field not in entry:
             return f"has no '{field}'"
         if field.endswith("id") and not is_id(entry[field]):
-            return f"has {field} {entry[field]!r:.40}; it must be a whole number or a name"
+            return f"has {field} {short(entry[field], 40)}; it must be a whole number or a name"
     if "bbox" in fields:
         bbox = entry["bbox"]
         if not isinstance(bbox, list) or len(bbox) != 4 or not all(is_finite(value) for value in bbox):
-            return f"has bbox {bbox!r:.60}; it must be four numbers x, y, width, height in pixels"
+            return f"has bbox {short(bbox, 60)}; it must be four numbers x, y, width, height in pixels"
         if not is_finite(0 if entry.get("area") is None else entry["area"]):
-            return f"has area {entry['area']!r:.40}; it must be a number"
+            return f"has area {short(entry['area'], 40)}; it must be a number"
         if (entry.get("iscrowd") or 0) not in (0, 1):
-            return f"has iscrowd {entry['iscrowd']!r:.40}; it must be 0 or 1"
+            return f"has iscrowd {short(entry['iscrowd'], 40)}; it must be 0 or 1"
     return None

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import and_more, plural
+from yolofleet.core.redaction import redact
+from yolofleet.core.text import and_more, plural, short
 from yolofleet.evaluation.average_precision import AveragePrecision
 from yolofleet.evaluation.detections import Detections
 from yolofleet.evaluation.ground_truth import Entries, GroundTruth
@@ -134,7 +135,7 @@ def _match(values: list[Any], entries: Entries, listed: Any, key: str, path: Pat
         if others := [value for value, is_known in pairs if is_known and type(value) not in kinds]:
             text = (
                 f"{plural(len(others), 'record writes', 'records write')} {key} in another form than the ground truth "
-                f"({others[0]!r:.60}): matched {'by name' if found.way == 'name' else 'as whole numbers'}"
+                f"({short(others[0], 60)}): matched {'by name' if found.way == 'name' else 'as whole numbers'}"
             )
             notes.append(Note(kind=f"{key}_matched", count=len(others), text=text))
     if found.clash:
@@ -266,9 +267,9 @@ def _note_unknown(
     if not len(unknown):
         return
     distinct = list(dict.fromkeys(values[row] for row in unknown.tolist()))
-    named = and_more([f"{value!r:.40}" for value in distinct], MOST_NAMED)
+    named = and_more([f"{redact(repr(value)):.40}" for value in distinct], MOST_NAMED)
     pairs = zip(entries.index.ids, entries.index.names, strict=True)
-    known = and_more([f"{number!r:.40} ({name})" if name else f"{number!r:.40}" for number, name in pairs], 3)
+    known = and_more([f"{redact(repr(number)):.40}" + (f" ({name})" if name else "") for number, name in pairs], 3)
     if len(unknown) == len(rows):
         raise UserError(
             f"{path}: no {key} of its {plural(len(rows), 'record')} is in the ground truth: it has {known or 'none'}, "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.text import plural
+from yolofleet.core.text import plural, short
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "image_id": ("image_id", "file_name", "filename", "image_name", "img_id", "image"),
@@ -238,19 +238,19 @@ def _parse(value: Any) -> float:
 def _problem(record: Any, keys: Mapping[str, str]) -> str | None:
     """Return the first mistake of a COCO result record, if there is one."""
     if not isinstance(record, Mapping):
-        return f"it is {record!r:.60}, not an object with image_id, category_id, bbox and score"
+        return f"it is {short(record, 60)}, not an object with image_id, category_id, bbox and score"
     missing = [field for field, key in keys.items() if key not in record]
     if missing:
         hint = "; is this a file of ground truth?" if missing == ["score"] else ""
         return f"it has no {' and no '.join(missing)}{hint}"
     for field in ("image_id", "category_id"):
         if not is_id(value := record[keys[field]]):
-            return f"{keys[field]} is {value!r:.40}; it must be a whole number or a name"
+            return f"{keys[field]} is {short(value, 40)}; it must be a whole number or a name"
     bbox = record[keys["bbox"]]
     if not isinstance(bbox, list | tuple) or len(bbox) != 4 or not all(map(_is_numeric, bbox)):
-        return f"{keys['bbox']} is {bbox!r:.80}; it must be four finite numbers x, y, width, height in pixels"
+        return f"{keys['bbox']} is {short(bbox)}; it must be four finite numbers x, y, width, height in pixels"
     if not _is_numeric(record[keys["score"]]):
-        return f"{keys['score']} is {record[keys['score']]!r:.40}; it must be a finite number"
+        return f"{keys['score']} is {short(record[keys['score']], 40)}; it must be a finite number"
     return None
 
 

@@ -17,7 +17,7 @@ from yolofleet.core.byte_sizes import parse_bytes
 from yolofleet.core.errors import UserError
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import STARS, holds_secret, names_secret, redact_url, redact_values
-from yolofleet.core.text import cut, did_you_mean, one_line, plural
+from yolofleet.core.text import cut, did_you_mean, one_line, plural, short
 from yolofleet.specs.yaml_document import MOST_LEVELS, AnyFile, DocumentError, parse_yaml, read_yaml
 
 MOST_ERRORS_SHOWN = 8
@@ -248,7 +248,7 @@ def apply_overrides(document: dict[str, Any], overrides: list[str]) -> dict[str,
             if not isinstance(inner, dict):
                 where = ".".join(keys[: depth + 1])
                 raise DocumentError(
-                    f"override {cut(override)!r}: '{where}' is {cut(repr(inner))}, not a mapping with keys of its own"
+                    f"override {cut(override)!r}: '{where}' is {short(inner, 40)}, not a mapping with keys of its own"
                 )
             group = inner
         group[keys[-1]] = value

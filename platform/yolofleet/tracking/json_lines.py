@@ -222,8 +222,9 @@ def _read_part(storage: Storage, name: str, cursor: Cursor) -> tuple[list[Row], 
     for position, row in enumerate(rows):
         if row is None:
             where = cursor.offset_bytes + sum(len(line) + 1 for line in lines[:position])
+            seen = short(lines[position].decode(errors="replace"))
             raise CorruptLogError(
-                f"{storage.url}/{key}: the line at byte {where} is not a JSON row: {lines[position][:80]!r}; "
+                f"{storage.url}/{key}: the line at byte {where} is not a JSON row: {seen}; "
                 "rows follow it, so it was not an interrupted write: repair or remove the line"
             )
     if lines:
