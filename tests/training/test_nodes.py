@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from yolofleet.core.errors import UserError
 from yolofleet.specs.cluster import ClusterSpec
+from yolofleet.training.supervision import placement_groups
+from yolofleet.training.supervision.group_room import group_room
 from yolofleet.training.supervision.nodes import (
     NodeOffer,
     evaluates_separately,
@@ -15,6 +21,7 @@ from yolofleet.training.supervision.nodes import (
     num_slots,
     offers_of_groups,
 )
+from yolofleet.training.supervision.placement_groups import SETTLE_SECONDS, returns_room
 
 
 def node(cpus: float = 4, gpus: float = 0, **labels: str) -> NodeOffer:
@@ -73,6 +80,56 @@ def test_labels_narrow_the_choice() -> None:
     assert has_room(cluster, [node(kind="stable")])
     with pytest.raises(UserError, match=r"on nodes labelled \{'kind': 'stable'\}"):
         has_room(cluster, [node(kind="spot"), node()])
+
+
+@pytest.mark.parametrize(
+    ("fields", "nodes", "room"),
+    [
+        ({"workers": 4, "placement": "STRICT_SPREAD"}, [node(8), node(8)], 2),
+        ({"workers": 6, "placement": "STRICT_PACK"}, [node(4), node(4)], 4),
+        ({"workers": 2, "first_worker_labels": {"spot": "no"}}, [node(4, spot="yes")], 0),
+        ({"workers": 5, "placement": "STRICT_PACK", "evaluation": "apart"}, [node(4), node(2)], 5),
+    ],
+)
+def test_what_its_placement_never_allows_is_refused_and_waited_for_where_it_may_come(
+    fields: dict[str, Any], nodes: list[NodeOffer], room: int
+) -> None:
+    cluster = ClusterSpec(**fields)
+    with pytest.raises(UserError) as refusal:
+        has_room(cluster, nodes)
+    shown = f"cluster.placement = {cluster.placement}" if "placement" in fields else "on a node labelled {'spot': 'no'}"
+    assert shown in str(refusal.value) and f"the cluster has room for {room} (its nodes" in str(refusal.value)
+    assert ("for another cluster.placement" in str(refusal.value)) == ("placement" in fields)
+    assert not has_room(cluster, nodes, [NodeOffer({"CPU": 9}, count=4, labels={"spot": "no"})])
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=3),
+    st.sampled_from(["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]),
+    st.booleans(),
+    st.integers(0, 1),
+)
+def test_a_group_of_nodes_has_the_room_of_so_many_nodes(
+    groups: list[tuple[int, int, bool]], placement: str, is_labelled: bool, beside: int
+) -> None:
+    offers = [NodeOffer({"CPU": cpus}, count, {"spot": str(is_spot)}) for cpus, count, is_spot in groups]
+    apiece = [replace(offer, count=1) for offer in offers for _ in range(offer.count)]
+    first = {"spot": "False"} if is_labelled else {}
+    one, other = (group_room(part, {"CPU": 1}, {}, first, placement).slots(beside) for part in (offers, apiece))
+    assert one == other
+
+
+def test_room_that_is_no_room_for_the_group_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers' start is then not charged as a failure."""
+    clock = itertools.count(0.0, SETTLE_SECONDS / 2)
+    monkeypatch.setattr(placement_groups.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(placement_groups.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(placement_groups, "remove_orphaned_groups", lambda: None)
+    monkeypatch.setattr(placement_groups, "free_offers", lambda: [node(8, spot="yes"), node(8, spot="yes")])
+    assert returns_room(ClusterSpec(workers=3), 3)
+    assert not returns_room(ClusterSpec(workers=3, first_worker_labels={"spot": "no"}), 3)
+    assert not returns_room(ClusterSpec(workers=3, placement="STRICT_SPREAD"), 3)
+    assert returns_room(ClusterSpec(workers=2, placement="STRICT_SPREAD", evaluation="apart"), 2)
 
 
 def test_many_nodes_are_not_all_listed() -> None:

@@ -17,7 +17,14 @@ from yolofleet.training.supervision import ray_workers
 from yolofleet.training.supervision.heartbeats import WorkerStatus
 from yolofleet.training.supervision.network_interface import interface_of
 from yolofleet.training.supervision.nodes import NodeOffer
-from yolofleet.training.supervision.ray_workers import FAILURE_KEY, _classify, _free_slots, _scaling, train_worker
+from yolofleet.training.supervision.ray_workers import (
+    FAILURE_KEY,
+    _classify,
+    _free_slots,
+    _may_grow,
+    _scaling,
+    train_worker,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,16 @@ def test_resources_of_the_previous_group_are_waited_for_but_not_those_of_others(
     cluster = Cluster(monkeypatch, returned_at=returned_at, listed_at=listed_at, free=free)
     assert _free_slots(ClusterSpec(workers=(1, 2)), [NodeOffer({"CPU": 2})]) == slots
     assert cluster.now == pytest.approx(until, abs=0.5)
+
+
+def test_a_group_with_a_strict_placement_has_as_many_workers_as_can_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = [NodeOffer({"CPU": 8}), NodeOffer({"CPU": 4})]
+    monkeypatch.setattr(ray_workers, "free_offers", lambda: offers)
+    cluster = ClusterSpec(workers=(1, 9), placement="STRICT_SPREAD")
+    assert _free_slots(cluster, offers) == 2
+    assert _free_slots(cluster.model_copy(update={"placement": "STRICT_PACK"}), offers) == 8
+    may_grow = [_may_grow(cluster, workers, None) for workers in (1, 2)]
+    assert [ask is not None and ask() for ask in may_grow] == [True, False]
 
 
 def test_the_first_worker_may_have_labels_of_its_own() -> None:

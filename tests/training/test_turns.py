@@ -2,73 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from training.tickets import Work, node, occupied_nodes, run, turns
 from yolofleet.specs.base import SpecError
 from yolofleet.specs.cluster import QuotaSpec
-from yolofleet.training.supervision.turns import Node, Spent, Ticket, Turn, compete, decide, in_order
+from yolofleet.training.supervision.turns import Spent, Ticket, Turn, compete, decide, in_order
 
 MOST_ROUNDS = 400
-
-
-def node(cpus: int, gpus: int = 0, **labels: str) -> Node:
-    total = {"CPU": float(cpus), "GPU": float(gpus)}
-    return Node(f"node-{cpus}-{gpus}", total, dict(total), labels)
-
-
-def run(name: str, workers: int, **fields: object) -> Ticket:
-    given = {"user": "ada", "fewest": workers, "most": workers, "waits": True, **fields}
-    return Ticket(name, name, **given)  # type: ignore[arg-type]
-
-
-@dataclass
-class Work:
-    """A run of some rounds, or a search of some trials of some rounds, as its driver would ask for it."""
-
-    ticket: Ticket
-    rounds: int
-    trials: int = 0
-    running: list[int] = field(default_factory=list)
-    """Rounds left of each trial."""
-
-    def take_turn(self, turn: Turn) -> None:
-        """Start what the turn allows."""
-        step = self.ticket.step
-        if self.ticket.waits and turn.slots < self.ticket.fewest:
-            return
-        if self.ticket.shares:
-            while self.trials and (len(self.running) + 1) * step <= turn.slots:
-                self.trials -= 1
-                self.running.append(self.rounds)
-        elif self.ticket.waits:
-            self.running = [self.rounds]
-        used = max(1, len(self.running)) * step if self.ticket.shares else self.ticket.fewest
-        self.ticket = replace(self.ticket, waits=False, holds=used)
-
-    def work(self) -> bool:
-        """Let a round pass; returns whether it is over."""
-        if self.ticket.waits:
-            return False
-        self.running = [left - 1 for left in self.running if left > 1]
-        if self.ticket.shares:
-            self.ticket = replace(self.ticket, holds=max(1, len(self.running)) * self.ticket.step)
-        return not self.running and not self.trials
-
-
-def occupied_nodes(nodes: list[Node], works: list[Work]) -> list[Node]:
-    """The nodes with what the works use taken from them; fails where there is less."""
-    free = [dict(one.total) for one in nodes]
-    for work in works:
-        for _ in range(work.ticket.holds):
-            fits = [one for one in free if all(one[kind] >= amount for kind, amount in work.ticket.wanted.items())]
-            assert fits, f"{work.ticket.name} was given more than there is"
-            for kind, amount in work.ticket.wanted.items():
-                fits[0][kind] -= amount
-    return [replace(one, free=left) for one, left in zip(nodes, free, strict=True)]
 
 
 works = st.lists(
@@ -120,21 +65,6 @@ def test_all_work_ends_in_order_and_never_uses_more_than_there_is(
         if not there and moment >= 6:
             return
     pytest.fail(f"these starve: {[work.ticket.name for work in there]}")
-
-
-def turns(*tickets: Ticket, nodes: list[Node] | None = None, quotas: str | None = None, **occupied: int) -> list[int]:
-    """The slots of each ticket, in the order given; the free resources are those that nobody occupies."""
-    nodes = nodes or [node(3)]
-    left = occupied_nodes(nodes, [Work(replace(t, holds=occupied.get(t.id, 0)), 1) for t in tickets])
-    spec = QuotaSpec.parse(quota(quotas), source="quotas.yaml") if quotas else None
-    given = decide(tickets, left, occupied, spec)
-    return [given[ticket.id].slots for ticket in tickets]
-
-
-def quota(text: str) -> dict[str, object]:
-    """``users ada gpus 2`` as a document."""
-    scope, name, kind, amount = text.split()
-    return {scope: {name: {kind: float(amount)}}}
 
 
 def test_the_first_one_that_does_not_fit_is_not_overtaken_where_it_may_run() -> None:
@@ -208,9 +138,60 @@ def test_a_ticket_that_lacks_nodes_keeps_nothing_from_others() -> None:
     assert turns(run("large", 4), run("small", 1, arrival=1.0)) == [0, 1]
 
 
-@pytest.mark.parametrize(("placement", "expected"), [("PACK", 3), ("STRICT_SPREAD", 0), ("STRICT_PACK", 0)])
-def test_strict_placements_need_their_nodes(placement: str, expected: int) -> None:
-    assert turns(run("run", 3, placement=placement), nodes=[node(2), node(2)]) == [expected]
+def test_a_run_that_starts_again_keeps_the_room_that_it_had() -> None:
+    again = run("again", 1, most=2, kept=2, arrival=9.0)
+    high, same = run("high", 2, priority=5), run("same", 1, arrival=1.0)
+    assert turns(again, high, same) == [2, 0, 0]
+    assert turns(again, replace(high, fewest=1), quotas="users ada cpus 2") == [2, 0], "so does its share of a quota"
+    assert turns(again, replace(high, user="bob"), nodes=[node(2)]) == [2, 0]
+    grown = replace(again, fewest=3, most=3, kept=3)
+    assert turns(grown, high, same, nodes=[node(2)]) == [0, 2, 0], "unless it lacks nodes"
+    away = replace(grown, holds=3, kept=0, waits=False)
+    assert turns(away, high, same, nodes=[node(2)]) == [0, 2, 0], "and from when they are lost"
+    asked = decide([again], [replace(node(2), free={})], {"again": 2})["again"].reason
+    assert asked == "it needs 1 slot of 1 CPU, 0 free; held by its own workers, which are ending (2)"
+
+
+def test_a_run_that_has_not_asked_for_its_turn_has_none() -> None:
+    assert turns(run("checks", 1, waits=False), run("other", 2, arrival=1.0)) == [0, 2]
+
+
+def test_who_only_comes_after_another_is_not_said_to_wait_for_other_work() -> None:
+    nodes = [node(2, pool="a"), replace(node(2, pool="b"), free={"CPU": 0.0})]
+    holder = run("holder", 2, holds=2, waits=False, labels={"pool": "b"})
+    large, small = run("large", 4), run("small", 1, arrival=1.0, labels={"pool": "a"})
+    given = decide([holder, large, small], nodes, {"holder": 2})
+    assert given["small"].reason == "it needs 1 slot of 1 CPU, 2 free; before it large of ada"
+
+
+@pytest.mark.parametrize(
+    ("fields", "quotas", "slots"),
+    [
+        ({}, None, 4),
+        ({"user": "bob"}, "users bob cpus 4", 4),
+        ({"user": "bob"}, "users bob cpus 0", 8),
+        ({"user": "bob", "waits": False, "holds": 1}, "users bob cpus 1", 7),
+        ({}, "users ada cpus 8", 4),  # they share a quota: what it gives back, the other may have
+        ({"priority": -1}, None, 8),
+        ({"labels": {"pool": "none"}}, None, 8),
+        ({"fewest": 9, "step": 9, "most": 9}, None, 8),
+        ({"waits": False, "holds": 3, "step": 3, "most": 6}, None, 5),  # a step more would be beyond its share
+    ],
+)
+def test_a_search_comes_down_for_another_that_can_use_what_it_gives_back(
+    fields: dict[str, object], quotas: str | None, slots: int
+) -> None:
+    other = run("other", 1, arrival=1.0, **{"most": 8, "shares": True, **fields})
+    search = run("search", 1, most=8, holds=8 - other.holds, waits=False, shares=True)
+    assert turns(search, other, nodes=[node(8)], quotas=quotas, search=search.holds, other=other.holds)[0] == slots
+
+
+def test_a_search_has_an_equal_part_of_what_those_who_can_work_use() -> None:
+    search = run("search", 1, most=8, holds=8, waits=False, shares=True)
+    waits, low = run("waits", 1, user="bob"), [run(f"low-{index}", 1, priority=-1) for index in range(5)]
+    held = [run(f"held-{index}", 1, user="eve") for index in range(5)]
+    given = turns(search, waits, *low, *held, nodes=[node(8)], quotas="users eve cpus 0", search=8)
+    assert given[0] == 4, "half"
 
 
 def test_gpu_and_cpu_work_on_other_nodes_do_not_compete() -> None:
@@ -249,3 +230,36 @@ def test_a_quota_of_hours_says_where_they_are_counted() -> None:
 def test_a_quota_that_is_wrong_names_its_key() -> None:
     with pytest.raises(SpecError, match=r"quotas\.yaml: users\.ada\.gpu: unknown key .* did you mean 'gpus'"):
         QuotaSpec.parse({"users": {"ada": {"gpu": 1}}}, source="quotas.yaml")
+
+
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(0, 1), st.integers(0, 9)), max_size=4),
+)
+def test_searches_leave_no_room_idle_that_one_of_them_may_use(
+    cpus: list[int], drawn: list[tuple[int, int, int, int]]
+) -> None:
+    nodes = [node(count) for count in cpus]
+    document = {"users": {str(index): {"cpus": limit} for index, (*_, limit) in enumerate(drawn)}}
+    quotas = QuotaSpec.parse(document, source="quotas.yaml")
+    tickets = [
+        run(str(index), step, step=step, most=step * trials, priority=priority, user=str(index), shares=True)
+        for index, (step, trials, priority, _) in enumerate(drawn)
+    ]
+    for _ in range(MOST_ROUNDS):
+        before = list(tickets)
+        for index, ticket in enumerate(tickets):
+            works = [Work(one, 1) for one in tickets]
+            turn = decide(tickets, occupied_nodes(nodes, works), {one.id: one.holds for one in tickets}, quotas)
+            slots = turn[ticket.id].slots
+            if slots or not ticket.waits:
+                tickets[index] = replace(ticket, waits=False, holds=slots)
+        if tickets == before:
+            break
+    else:
+        pytest.fail("they never settle")
+    idle = sum(cpus) - sum(one.holds for one in tickets)
+    waits = any(one.waits and one.step <= min(int(document["users"][one.user]["cpus"]), sum(cpus)) for one in tickets)
+    for one in tickets:
+        most = min(one.most, document["users"][one.user]["cpus"] // one.step * one.step)
+        assert waits or one.holds >= most or idle < max(other.step for other in tickets), "room is idle"

@@ -68,8 +68,10 @@ def ticket_of(cluster: ClusterSpec, name: str, url: str, *, most: int, step: int
         arrival=max(float(sent), time.time() - LONGEST_START_SECONDS) if sent else 0.0,
         wanted=wanted_resources(cluster),
         labels=dict(cluster.labels),
+        first_labels=dict(cluster.first_worker_labels) if cluster.most_workers > 1 or not shares else None,
         placement="PACK" if shares else cluster.placement,
         fewest=step if shares else cluster.fewest_slots,
+        beside=0 if shares else cluster.slots_for_evaluation,
         most=most,
         step=step,
         shares=shares,
@@ -114,6 +116,8 @@ class Admission:
     def wait(self, limit_seconds: float | None, check_stop: Callable[[], object], request: Request) -> bool:
         """Wait until the fewest slots are free and it is this ticket's turn; they are then held.
 
+        A run that starts again has its turn at once, with all slots that it had, where those are still free.
+
         Args:
             limit_seconds: How long; None: without limit.
             check_stop: Raises where the driver was asked to stop.
@@ -128,7 +132,9 @@ class Admission:
         """
         began, reason = time.monotonic(), None
         grows = bool(growth_offers())
-        self._change(holds=0, waits=True, most=self._most if self._ticket.shares else self._ticket.fewest)
+        kept = self._ticket.holds or self._ticket.kept
+        most = self._most if self._ticket.shares else max(self._ticket.fewest, kept)
+        self._change(holds=0, kept=kept, waits=True, most=most)
         try:
             while (turn := self._next_turn(request if grows else None)).slots < self._ticket.fewest:
                 if turn.reason not in (None, reason):
@@ -141,7 +147,7 @@ class Admission:
                 time.sleep(POLL_SECONDS)
                 if turn.lacks_nodes and not self._ticket.shares:
                     return False
-            self.hold(self._ticket.fewest)
+            self.hold(turn.slots)
         finally:
             self._change(waits=False)
             if grows:
@@ -189,7 +195,7 @@ class Admission:
 
     def hold(self, slots: int) -> None:
         """Keep so many slots, and give back the others."""
-        self._change(holds=slots, most=self._most if self._ticket.shares else slots)
+        self._change(holds=slots, kept=0, most=self._most if self._ticket.shares else slots)
 
     @property
     def holds(self) -> int:

@@ -22,6 +22,7 @@ from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.yaml_document import read_yaml
 from yolofleet.storage import StorageError, open_storage
+from yolofleet.training.supervision.group_room import STRICT, GroupRoom, group_room
 
 MOST_OFFERS_SHOWN = 8
 LAUNCHER_FILE = "ray_bootstrap_config.yaml"
@@ -77,15 +78,20 @@ def worker_labels(cluster: ClusterSpec, num_workers: int) -> list[dict[str, str]
 
 
 def num_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> int:
-    """Return how many of the job's workers have room in the offers."""
+    """Return how many such workers the offers have room for, whatever groups they form."""
     wanted = wanted_resources(cluster)
     return sum(offer.slots(wanted, cluster.labels) for offer in offers)
 
 
+def room_for(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> GroupRoom:
+    """Return the room that the offers have for a group of the job's workers."""
+    wanted = wanted_resources(cluster)
+    return group_room(offers, wanted, cluster.labels, cluster.first_worker_labels, cluster.placement)
+
+
 def fits(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
-    """Return whether the fewest workers, the first one on a node of its own kind, have room in the offers."""
-    wanted, first = wanted_resources(cluster), cluster.labels | cluster.first_worker_labels
-    return num_slots(cluster, offers) >= cluster.fewest_slots and any(offer.slots(wanted, first) for offer in offers)
+    """Return whether the fewest workers, placed as the job asks, and the evaluation beside them have room."""
+    return room_for(cluster, offers).slots(cluster.slots_for_evaluation) >= cluster.fewest_slots
 
 
 def evaluates_separately(cluster: ClusterSpec, offers: Sequence[NodeOffer]) -> bool:
@@ -115,26 +121,27 @@ def has_room(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequenc
 
 def shortage(cluster: ClusterSpec, nodes: Sequence[NodeOffer], may_grow: Sequence[NodeOffer] = ()) -> str:
     """Return what is asked for, what is there, and the cure."""
-    wanted = wanted_resources(cluster)
+    wanted, beside = wanted_resources(cluster), cluster.slots_for_evaluation
     each = " and ".join(f"{amount:g} {kind}" for kind, amount in wanted.items())
     labelled = f" on nodes labelled {dict(cluster.labels)}" if cluster.labels else ""
     if cluster.first_worker_labels:
         labelled += f", the first one on a node labelled {cluster.labels | cluster.first_worker_labels}"
-    if cluster.slots_for_evaluation:
+    if cluster.placement in STRICT:
+        labelled += f" with cluster.placement = {cluster.placement}"
+    if beside:
         labelled += " and the same resources once more for cluster.evaluation = apart"
     lines = [
         f"cluster.workers asks for at least {plural(cluster.fewest_workers, 'worker')} of {each} each{labelled}, but "
-        f"the cluster has room for {num_slots(cluster, nodes)} (its nodes: {_describe(nodes)})"
+        f"the cluster has room for {room_for(cluster, nodes).slots(beside)} (its nodes: {_describe(nodes)})"
     ]
     if may_grow:
-        lines.append(
-            f"grown as far as its autoscaler may it has room for {num_slots(cluster, may_grow)} ({_describe(may_grow)})"
-        )
+        grown = room_for(cluster, may_grow).slots(beside)
+        lines.append(f"grown as far as its autoscaler may it has room for {grown} ({_describe(may_grow)})")
     if wanted.get("GPU") and not any(offer.resources.get("GPU") for offer in (*nodes, *may_grow)):
         lines.append("there is no GPU at all: set cluster.gpus_per_worker=0 to train on CPUs")
-    lines.append(
-        "ask for fewer workers, for less per worker (cluster.cpus_per_worker, cluster.gpus_per_worker), or add nodes"
-    )
+    placement = ", for another cluster.placement" if cluster.placement in STRICT else ""
+    less = "for less per worker (cluster.cpus_per_worker, cluster.gpus_per_worker)"
+    lines.append(f"ask for fewer workers, {less}{placement}, or add nodes")
     return ". ".join(line[:1].upper() + line[1:] if number else line for number, line in enumerate(lines))
 
 

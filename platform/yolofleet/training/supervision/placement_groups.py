@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from yolofleet.specs.cluster import ClusterSpec
-from yolofleet.training.supervision.nodes import free_offers, num_slots
+from yolofleet.training.supervision.nodes import free_offers, room_for
 
 SETTLE_SECONDS = 15.0
 """How long a group may take to give its resources back."""
@@ -34,8 +34,8 @@ class PlacementGroupRecord:
     """Whether that actor is gone; Ray says so of the driver's own groups, too."""
     state: str
     """Ray's word for its state."""
-    placed: tuple[dict[str, float], ...] = ()
-    """Resources of each bundle that has a node."""
+    placed: tuple[tuple[str, dict[str, float]], ...] = ()
+    """Ray's id of the node and the resources of each bundle that has a node."""
 
 
 def orphaned_groups(groups: Iterable[PlacementGroupRecord], job: str) -> list[PlacementGroupRecord]:
@@ -62,9 +62,9 @@ def holds_placement_groups() -> bool:
 
 
 def returns_room(cluster: ClusterSpec, num_workers: int) -> bool:
-    """Return whether so many workers have room once this driver's ended groups have given back what they had."""
+    """Return whether a group of so many workers has room once this driver's ended ones have given back theirs."""
     end = time.monotonic() + SETTLE_SECONDS
-    while num_slots(cluster, free_offers()) < num_workers:
+    while room_for(cluster, free_offers()).slots() < num_workers:
         remove_orphaned_groups()
         if time.monotonic() > end:
             return False
@@ -87,7 +87,9 @@ def list_placement_groups() -> list[PlacementGroupRecord]:
             maker=None if maker.is_nil() else maker.hex(),
             maker_is_dead=bool(entry.creator_actor_dead),
             state=str(PlacementGroupTableData.PlacementGroupState.Name(entry.state)),
-            placed=tuple(dict(bundle.unit_resources) for bundle in entry.bundles if bundle.node_id),
+            placed=tuple(
+                (bundle.node_id.hex(), dict(bundle.unit_resources)) for bundle in entry.bundles if bundle.node_id
+            ),
         )
         for entry in entries
         for maker in (ray.ActorID(entry.creator_actor_id),)

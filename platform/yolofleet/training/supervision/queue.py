@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -63,11 +64,15 @@ class ClusterView:
 def view_cluster() -> ClusterView:
     """Ask Ray for the nodes that stay, what they have free, and which bundles are placed."""
     free, bundles = free_resources(), dict[str, list[dict[str, float]]]()
+    placed: defaultdict[str, dict[str, list[dict[str, float]]]] = defaultdict(dict)
     for group in (group for group in list_placement_groups() if group.state != REMOVED):
-        bundles.setdefault(group.job, []).extend(group.placed)
+        for node_id, bundle in group.placed:
+            bundles.setdefault(group.job, []).append(bundle)
+            placed[node_id].setdefault(group.job, []).append(bundle)
     nodes = [
-        Node(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {}), node.get("Labels") or {})
+        Node(node["NodeManagerAddress"], node["Resources"], free.get(id, {}), node.get("Labels") or {}, placed[id])
         for node in staying_nodes()
+        for id in (node["NodeID"],)
     ]
     return ClusterView(nodes, bundles)
 

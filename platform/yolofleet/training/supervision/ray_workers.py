@@ -23,6 +23,7 @@ from yolofleet.storage.lock import FencingToken, LockLostError
 from yolofleet.tracking.run_directory import RunDirectory
 from yolofleet.training.loop.worker_group import WorkerGroup
 from yolofleet.training.loop.worker_progress import KnownProgress, WorkerProgress
+from yolofleet.training.supervision.group_room import STRICT
 from yolofleet.training.supervision.heartbeats import WorkerStatus, own_status, report_heartbeats
 from yolofleet.training.supervision.network_interface import ConnectedTorchConfig
 from yolofleet.training.supervision.nodes import (
@@ -30,7 +31,7 @@ from yolofleet.training.supervision.nodes import (
     alive_offers,
     evaluates_separately,
     free_offers,
-    num_slots,
+    room_for,
     wanted_resources,
     worker_labels,
 )
@@ -138,8 +139,7 @@ def train_once(
     run.append_event("starting", workers=scaling.num_workers, settled_seconds=settled)
     left: str | None = None
     failure: Exception | None = None
-    may_grow = None if admission is None else (lambda: admission.peek() > admission.holds)
-    with GroupWatch(job, run, board, stop_reason, may_grow) as watch:
+    with GroupWatch(job, run, board, stop_reason, _may_grow(job.cluster, scaling.num_workers, admission)) as watch:
         try:
             with kept_handlers(), announced_interrupt(announce, "the workers end, which takes some seconds"):
                 left = trainer.fit().return_value
@@ -172,13 +172,12 @@ def _free_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer], admission: Ad
     """Return how many workers have room now on the nodes that stay; a group of one size takes all that it asks for."""
     if cluster.fewest_workers == cluster.most_workers:
         return cluster.most_workers
-    wanted = min(cluster.most_workers, num_slots(cluster, offers) - cluster.slots_for_evaluation)
+    beside = cluster.slots_for_evaluation
+    wanted = min(cluster.most_workers, room_for(cluster, offers).slots(beside) - beside)
     began = returned = time.monotonic()
 
     def count() -> int:
-        if admission is None:
-            return num_slots(cluster, free_offers())
-        return admission.claim() - cluster.slots_for_evaluation
+        return (room_for(cluster, free_offers()).slots(beside) if admission is None else admission.claim()) - beside
 
     while (free := count()) < wanted:
         remove_orphaned_groups()
@@ -188,6 +187,15 @@ def _free_slots(cluster: ClusterSpec, offers: Sequence[NodeOffer], admission: Ad
             break
         time.sleep(0.2)
     return min(free, wanted)
+
+
+def _may_grow(cluster: ClusterSpec, num_workers: int, admission: Admission | None) -> Callable[[], bool] | None:
+    """Return what says whether there is room for more workers; None: what is free on the nodes does."""
+    if admission is not None:
+        return lambda: admission.peek() > admission.holds
+    if cluster.placement in STRICT:  # what is free on a node that has a worker may be no room for another
+        return lambda: room_for(cluster, free_offers()).slots() > num_workers
+    return None
 
 
 def _scaling(cluster: ClusterSpec, slots: int) -> Any:
