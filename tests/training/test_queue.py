@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from training.tickets import Cluster, ticket
-from yolofleet.training.supervision.queue import LEASE_SECONDS, read_quotas
+from yolofleet.training.supervision import queue as queue_module
+from yolofleet.training.supervision.queue import LEASE_SECONDS, SETTLE_SECONDS, ClusterView, TicketQueue, read_quotas
 
 
 @pytest.fixture
@@ -57,6 +59,35 @@ def test_the_ticket_of_a_driver_that_died_is_forgotten(cluster: Cluster) -> None
     assert cluster.slots("next", 1) == 0, "it is behind the dead one, which is not known to be dead"
     cluster.now += LEASE_SECONDS + 1
     assert cluster.slots("next", 1) == 1
+
+
+def test_a_clock_that_is_set_forgets_nobody_and_keeps_no_dead_one(monkeypatch: Any) -> None:
+    wall, running = [1e9], [0.0]
+    clock = SimpleNamespace(time=lambda: wall[0], monotonic=lambda: running[0])
+    monkeypatch.setattr(queue_module, "time", clock)
+    cluster = Cluster()
+    cluster.queue = TicketQueue(cluster.view, cluster.quotas)
+    cluster.slots("dead", 3)
+    running[0] += SETTLE_SECONDS
+    wall[0] += 3600
+    assert cluster.slots("next", 1) == 0, "the other is still before it"
+    wall[0] -= 7200
+    running[0] += LEASE_SECONDS + 1
+    assert cluster.slots("next", 1) == 1
+
+
+def test_drivers_that_could_not_be_heard_while_the_queue_looked_at_the_cluster_are_not_forgotten(
+    cluster: Cluster, monkeypatch: Any
+) -> None:
+    assert cluster.slots("first", 3) == 3
+    view = cluster.view
+
+    def slow() -> ClusterView:
+        cluster.now += LEASE_SECONDS + 1
+        return view()
+
+    monkeypatch.setattr(cluster.queue, "_view", slow)
+    assert [cluster.slots(name, 1) for name in ("second", "third")] == [0, 0]
 
 
 def test_a_restarted_run_is_ahead_of_those_that_came_later(cluster: Cluster) -> None:

@@ -83,7 +83,7 @@ class TicketQueue:
     Args:
         view: Looks at the cluster.
         quotas: Reads the quotas.
-        clock: Seconds since 1970.
+        clock: Seconds since 1970; None: the system's, and for how long something takes one that is never set.
         spent: Says how many GPU hours were used.
     """
 
@@ -91,25 +91,34 @@ class TicketQueue:
         self,
         view: Callable[[], ClusterView] = view_cluster,
         quotas: Callable[[], QuotaSpec] | None = None,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
         spent: Callable[[QuotaSpec], Spent] | None = None,
     ) -> None:
         self._view = view
         self._quotas = quotas or read_quotas
-        self._clock = clock
-        self._spent = spent or Ledger(clock=clock).look
+        self._clock = clock or time.time
+        self._elapsed = clock or time.monotonic
+        self._spent = spent or Ledger(clock=self._clock).look
         self._first_asked: float | None = None
         self._tickets: dict[str, Ticket] = {}
         self._seen: dict[str, float] = {}
         self._granted: dict[str, int] = {}
+        self._deaf_seconds = 0.0
+        """How long it took to answer so far, in which no other driver was heard."""
 
     def ask(self, ticket: Ticket) -> Answer:
         """Take a driver's ticket, and answer what it may use now."""
-        now = self._clock()
+        began = self._elapsed()
+        try:
+            return self._answer(ticket, began - self._deaf_seconds)
+        finally:
+            self._deaf_seconds += self._elapsed() - began
+
+    def _answer(self, ticket: Ticket, now: float) -> Answer:
         if self._first_asked is None:
             self._first_asked = now
-        known = self._tickets.get(ticket.id)
-        arrival = known.arrival if known is not None else min(ticket.arrival or now, now)
+        known, sent = self._tickets.get(ticket.id), self._clock()
+        arrival = known.arrival if known is not None else min(ticket.arrival or sent, sent)
         ticket = replace(ticket, arrival=arrival)
         for id in [id for id, seen in self._seen.items() if now - seen > LEASE_SECONDS]:
             self.leave(id)
