@@ -176,6 +176,12 @@ def test_a_run_that_waits_for_nodes_keeps_nothing_from_others(cluster: Cluster, 
     assert cluster.slots("other", 2) == 2
 
 
+def test_a_queue_that_only_listens_is_no_reason_to_give_up(cluster: Cluster, naps: list[Any]) -> None:
+    cluster.restart_queue()
+    naps += [cluster.settle]
+    assert wait(Driver(cluster, ticket("run", 2)), limit=-1.0)
+
+
 def test_a_search_begins_trials_within_its_slots_and_gives_way_at_their_ends(
     cluster: Cluster, naps: list[Any], monkeypatch: Any
 ) -> None:

@@ -142,7 +142,8 @@ class Admission:
                     note(f"{WAITING}{reason}")
                     self._on_event("waiting", reason=f"{WAITING}{reason}")
                 check_stop()
-                if limit_seconds is not None and time.monotonic() - began > limit_seconds:
+                # Without a reason, the queue has just started and only listens.
+                if limit_seconds is not None and turn.reason and time.monotonic() - began > limit_seconds:
                     raise WorkError(f"no room within cluster.wait_for_room_seconds = {limit_seconds:g}: {reason}")
                 time.sleep(POLL_SECONDS)
                 if turn.lacks_nodes and not self._ticket.shares:
