@@ -253,7 +253,7 @@ def decide(
 
 
 def _anywhere(ticket: Ticket) -> Ticket:
-    """Return the ticket for slots beside its group, which has its place; each trial of a search is a group."""
+    """Return the ticket for slots beside a group that runs, on any node; each trial of a search is a group."""
     return ticket if ticket.shares else replace(ticket, placement="PACK", first_labels=None)
 
 
