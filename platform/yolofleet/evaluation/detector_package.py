@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from pydantic import Field
@@ -28,7 +28,9 @@ from yolofleet.models.tensor_file import FileHeader, TensorFileError, read_heade
 from yolofleet.models.weight_differences import compare_weights, count_names
 from yolofleet.specs.base import Spec
 from yolofleet.specs.model import ModelTable
-from yolofleet.storage import Storage
+
+if TYPE_CHECKING:  # the code that serves a detector has no storage
+    from yolofleet.storage import Storage
 
 FORMAT = 1
 WEIGHTS_NAME = "model.safetensors"
