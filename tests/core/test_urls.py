@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from yolofleet.core.errors import UserError
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import split_url
 from yolofleet.registry.version_files import local_folder
 from yolofleet.registry.versions import RegistryError
 

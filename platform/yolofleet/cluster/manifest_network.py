@@ -10,7 +10,7 @@ from typing import Any
 
 from yolofleet.cluster.manifest_pods import METRICS_PORT, PORTS, RUN_LABEL, labels
 from yolofleet.cluster.manifest_work import HTTPS_PORT, Work, port_of
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import split_url
 from yolofleet.specs.kubernetes import KubernetesSpec
 
 DNS_PORT = 53

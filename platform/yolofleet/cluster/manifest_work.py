@@ -15,7 +15,7 @@ from yolofleet.cluster.bundle import read_model_table
 from yolofleet.cluster.manifest_sizes import Demand, PodSize, pod_size, worker_bytes, workers_in_pod
 from yolofleet.core.errors import UserError
 from yolofleet.core.registered_names import registered_uri
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import split_url
 from yolofleet.search.feasibility import profile_job
 from yolofleet.search.space import Space, even_point
 from yolofleet.specs.data import CacheSpec

@@ -10,7 +10,9 @@ import re
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from unicodedata import east_asian_width
+from urllib.parse import SplitResult, urlsplit
 
+from yolofleet.core.errors import UserError
 from yolofleet.core.redaction import redact, redact_url
 
 ES_ENDINGS = ("s", "x", "sh", "tch")
@@ -171,3 +173,24 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, without secrets, cut after 300 characters; else its type."""
     lines = redact(str(error)).splitlines()
     return lines[0][:300] if lines else type(error).__name__
+
+
+def split_url(url: str, error: type[UserError] = UserError) -> SplitResult:
+    """Return the parts of a URL, or of a path; its port is a number.
+
+    Args:
+        url: Any text.
+        error: What to raise.
+
+    Raises:
+        UserError: Its host or port cannot be read, as in ``http://[::1:5000``; the error has the given type.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        raise error(
+            f"{redact_url(url)}: its host or port is wrong; a port is a number, and brackets belong around an IPv6 "
+            "address alone: write http://HOST:PORT or s3://BUCKET/FOLDER"
+        ) from None
+    return parts

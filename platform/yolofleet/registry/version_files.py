@@ -29,7 +29,7 @@ from urllib.parse import unquote
 from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import DETECTOR_CARD_NAME
 from yolofleet.core.local_files import CACHE_VARIABLE, cache_folder
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import split_url
 from yolofleet.registry.package import ARCHIVE_NAME, ARCHIVED, CODE_FOLDER, DETECTOR_FOLDER, open_archive
 from yolofleet.registry.proof import PROOF_NAME, Proof, file_sha256, read_proof
 from yolofleet.registry.versions import RegistryError, Version, find_version

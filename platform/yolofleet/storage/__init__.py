@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import holds_secret, redact_url
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import split_url
 from yolofleet.storage.local import FileStorage
 from yolofleet.storage.objects import (
     ObjectChangedError,

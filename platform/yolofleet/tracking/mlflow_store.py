@@ -23,8 +23,7 @@ from yolofleet.core.errors import UserError, WorkError, is_installed, require_pa
 from yolofleet.core.local_files import local_path
 from yolofleet.core.redaction import is_ambiguous, redact, redact_error, redact_url
 from yolofleet.core.retry import retry
-from yolofleet.core.text import one_line
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import one_line, split_url
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -21,8 +21,7 @@ from yolofleet.cluster.doctor.nodes import ExaminedNode
 from yolofleet.core.background import within
 from yolofleet.core.errors import UserError, WorkError
 from yolofleet.core.redaction import redact
-from yolofleet.core.text import one_line, plural
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import one_line, plural, split_url
 from yolofleet.specs.cluster import ClusterSpec
 from yolofleet.specs.job import JobSpec
 from yolofleet.specs.tracking import TrackingSpec

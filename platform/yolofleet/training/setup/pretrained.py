@@ -22,8 +22,7 @@ from yolofleet.core.errors import UserError
 from yolofleet.core.file_names import TRAINING_FORM
 from yolofleet.core.local_files import file_sha256
 from yolofleet.core.registered_names import MODELS_PREFIX
-from yolofleet.core.text import and_more, plural
-from yolofleet.core.urls import split_url
+from yolofleet.core.text import and_more, plural, split_url
 from yolofleet.data.anchors import Anchors
 from yolofleet.data.class_names import coco_classes
 from yolofleet.data.manifest import Manifest
