@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +85,7 @@ def test_no_file_holds_a_secret() -> None:
 
 
 def test_a_ray_of_our_own_has_a_token_and_a_dashboard_on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # an imported Ray would keep the mode for all later tests
     names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
     for name in names:
         monkeypatch.setenv(name, "")
